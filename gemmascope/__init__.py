@@ -1,0 +1,1 @@
+"""gemmascope: look inside Gemma 2."""

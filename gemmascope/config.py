@@ -1,0 +1,195 @@
+"""GemmaConfig: the shape of a Gemma 2 model, in the words of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gemmascope.errors import ConfigError
+
+Kind = Literal["local", "global"]
+
+_KINDS: dict[str, Kind] = {"sliding_attention": "local", "full_attention": "global"}
+
+# What transformers' Gemma2Config assumes for a field that config.json leaves out.
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256,
+    "max_position_embeddings": 8192, "sliding_window": 4096, "rms_norm_eps": 1e-6,
+    "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "bos_token_id": 2, "eos_token_id": 1,
+    "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """The shape of a Gemma 2 model.
+
+    kinds: "local" or "global" for each layer; a local layer's query sees the `window` latest keys, its own included.
+    context: the longest prompt in positions. query_scalar: scores are divided by its square root. attn_cap and
+    final_cap: soft caps of the attention scores and of the logits, None for no cap.
+    """
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    vocab_size: int
+    kinds: tuple[Kind, ...]
+    window: int
+    context: int
+    query_scalar: float
+    attn_cap: float | None = 50.0
+    final_cap: float | None = 30.0
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    bos_id: int = 2
+    eos_ids: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        positive = (
+            "d_model",
+            "n_heads",
+            "n_kv_heads",
+            "d_head",
+            "d_mlp",
+            "vocab_size",
+            "window",
+            "context",
+            "query_scalar",
+        )
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive; given {getattr(self, name)!r}")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"{self.n_heads} query heads cannot be shared out evenly to {self.n_kv_heads} kv heads")
+        if self.d_head % 2:
+            raise ConfigError(f"RoPE rotates pairs, so d_head must be even; given {self.d_head}")
+        if not self.kinds or set(self.kinds) - {"local", "global"}:
+            raise ConfigError(f"every layer is 'local' or 'global', and there is at least one; given {self.kinds!r}")
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.kinds)
+
+    @property
+    def heads_per_kv(self) -> int:
+        """How many query heads read each key-value head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters, the tied embedding counted once."""
+        attention = self.d_model * self.d_head * (2 * self.n_heads + 2 * self.n_kv_heads)
+        layer = attention + 3 * self.d_model * self.d_mlp + 4 * self.d_model
+        return self.vocab_size * self.d_model + self.n_layers * layer + self.d_model
+
+    def size_of(self, axis: str, n_pos: int) -> int:
+        """Length of a site's axis for a run of n_pos positions."""
+        sizes = {"pos": n_pos, "q_pos": n_pos, "k_pos": n_pos, "head": self.n_heads, "kv_head": self.n_kv_heads,
+                 "d_head": self.d_head, "d_model": self.d_model, "d_mlp": self.d_mlp, "vocab": self.vocab_size}  # fmt: skip
+        return sizes[axis]
+
+    def window_of(self, layer: int) -> int | None:
+        """How many keys a query of this layer sees, its own included; None for a global layer: all of them."""
+        return self.window if self.kinds[layer] == "local" else None
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> GemmaConfig:
+        """From the content of a transformers config.json (of transformers 4 or 5). ConfigError if it is no Gemma 2."""
+        model_type = given.get("model_type")
+        if model_type != "gemma2":
+            names = ", ".join(given.get("architectures") or []) or "no architecture named"
+            raise ConfigError(f"this is not a Gemma 2 checkpoint: model_type is {model_type!r} ({names}), not 'gemma2'")
+        c = {**_DEFAULTS, **given}
+        _refuse_variants(c)
+        try:
+            return cls(
+                d_model=c["hidden_size"],
+                n_heads=c["num_attention_heads"],
+                n_kv_heads=c["num_key_value_heads"],
+                d_head=c["head_dim"] or c["hidden_size"] // c["num_attention_heads"],
+                d_mlp=c["intermediate_size"],
+                vocab_size=c["vocab_size"],
+                kinds=_kinds(c),
+                window=c["sliding_window"],
+                context=c["max_position_embeddings"],
+                query_scalar=c["query_pre_attn_scalar"],
+                attn_cap=c["attn_logit_softcapping"],
+                final_cap=c["final_logit_softcapping"],
+                norm_eps=c["rms_norm_eps"],
+                rope_theta=_rope_theta(c),
+                bos_id=2 if c["bos_token_id"] is None else c["bos_token_id"],
+                eos_ids=_as_tuple(c["eos_token_id"]),
+            )
+        except TypeError as error:
+            raise ConfigError(f"config.json holds a value of the wrong type: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a transformers config.json for this shape."""
+        names = {kind: name for name, kind in _KINDS.items()}
+        return {
+            "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "vocab_size": self.vocab_size,
+            "hidden_size": self.d_model, "intermediate_size": self.d_mlp, "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads, "num_key_value_heads": self.n_kv_heads, "head_dim": self.d_head,
+            "layer_types": [names[kind] for kind in self.kinds], "sliding_window": self.window,
+            "max_position_embeddings": self.context, "query_pre_attn_scalar": self.query_scalar,
+            "attn_logit_softcapping": self.attn_cap, "final_logit_softcapping": self.final_cap,
+            "rms_norm_eps": self.norm_eps, "rope_theta": self.rope_theta, "hidden_activation": "gelu_pytorch_tanh",
+            "attention_bias": False, "tie_word_embeddings": True, "bos_token_id": self.bos_id,
+            "eos_token_id": self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids), "pad_token_id": 0,
+        }  # fmt: skip
+
+
+def _kinds(c: Mapping[str, Any]) -> tuple[Kind, ...]:
+    n_layers, types = c["num_hidden_layers"], c.get("layer_types")
+    if types is None:  # configs written before transformers 4.53 do not list them: even layers slide
+        types = ["sliding_attention" if layer % 2 == 0 else "full_attention" for layer in range(n_layers)]
+    if unknown := set(types) - set(_KINDS):
+        raise ConfigError(f"layer_types holds {sorted(map(str, unknown))}; known are {sorted(_KINDS)}")
+    if len(types) != n_layers:
+        raise ConfigError(f"layer_types lists {len(types)} layers and num_hidden_layers is {n_layers}")
+    return tuple(_KINDS[name] for name in types)
+
+
+def _rope(c: Mapping[str, Any]) -> Mapping[str, Any]:
+    """RoPE's own fields: transformers 5 writes rope_parameters, transformers 4 rope_theta and rope_scaling."""
+    return c.get("rope_parameters") or c.get("rope_scaling") or {}
+
+
+def _rope_theta(c: Mapping[str, Any]) -> float:
+    return float(_rope(c).get("rope_theta") or c.get("rope_theta") or 10000.0)
+
+
+def _refuse_variants(c: Mapping[str, Any]) -> None:
+    rope_type = _rope(c).get("rope_type", _rope(c).get("type", "default"))
+    activation = c["hidden_activation"] or c.get("hidden_act")
+    checks = {
+        f"hidden_activation {activation!r} (Gemma 2 has 'gelu_pytorch_tanh')": activation == "gelu_pytorch_tanh",
+        "attention_bias true (Gemma 2 has none)": not c["attention_bias"],
+        "tie_word_embeddings false (Gemma 2 unembeds with its embedding)": c["tie_word_embeddings"],
+        f"RoPE of type {rope_type!r} (Gemma 2 has 'default')": rope_type == "default",
+        "use_bidirectional_attention (Gemma 2 is causal)": not c.get("use_bidirectional_attention"),
+    }
+    if wrong := [name for name, fine in checks.items() if not fine]:
+        raise ConfigError(f"this model is of type 'gemma2' but differs from Gemma 2: {'; '.join(wrong)}")
+
+
+def _as_tuple(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _preset(n_layers: int, d_model: int, heads: tuple[int, int], d_head: int, d_mlp: int, query_scalar: int) -> GemmaConfig:
+    kinds: tuple[Kind, ...] = tuple("local" if layer % 2 == 0 else "global" for layer in range(n_layers))
+    return GemmaConfig(d_model, *heads, d_head, d_mlp, 256000, kinds, window=4096, context=8192, query_scalar=query_scalar)
+
+
+PRESETS: dict[str, GemmaConfig] = {
+    "2b": _preset(26, 2304, (8, 4), 256, 9216, 256),
+    "9b": _preset(42, 3584, (16, 8), 256, 14336, 256),
+    "27b": _preset(46, 4608, (32, 16), 128, 36864, 144),
+}

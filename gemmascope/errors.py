@@ -1,0 +1,35 @@
+"""The errors of gemmascope: one base class, and one class for each door that bad input can come to."""
+
+from __future__ import annotations
+
+
+class GemmascopeError(Exception):
+    """Base of every error that gemmascope raises on purpose: what was given, what there is, what to do."""
+
+
+class SiteError(GemmascopeError, LookupError):
+    """A site, layer, head or position that is not there."""
+
+
+class ConfigError(GemmascopeError, ValueError):
+    """A configuration that does not describe a Gemma 2 which this package can run."""
+
+
+class CheckpointError(GemmascopeError, ValueError):
+    """A checkpoint that cannot be found, read or trusted."""
+
+
+class PromptError(GemmascopeError, ValueError):
+    """A prompt, or a wanted token, that the model or its tokenizer cannot take."""
+
+
+class TapError(GemmascopeError, ValueError):
+    """A tap that returned something the model cannot go on with."""
+
+
+class EditError(GemmascopeError, ValueError):
+    """An edit that cannot be applied to the run it was given for."""
+
+
+class TraceError(GemmascopeError, ValueError):
+    """A trace that cannot be read, saved or opened as asked."""

@@ -1,0 +1,163 @@
+"""Gemma 2, layer by layer over rows. Module names are the checkpoint's, so weights load with no table of names.
+
+Source: "Gemma 2: Improving Open Language Models at a Practical Size" (arXiv 2408.00118) and transformers' Gemma2ForCausalLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemmascope.config import GemmaConfig
+from gemmascope.model.attention import Attend
+from gemmascope.model.layout import NO_ROWS, Layout
+from gemmascope.model.maths import rms_norm, rms_scale, rotate, soft_cap
+from gemmascope.model.tap import SILENT, BoundTap, Tap
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight), in float32."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        return rms_norm(x, self.weight, self.eps)
+
+    def gain(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """The diagonal of the linear map that this norm is on the rows x: multiply by it to go through the norm. Float32."""
+        return rms_scale(x, self.eps) * (1.0 + self.weight.float())
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RoPE and a soft cap; local layers see a window of keys."""
+
+    def __init__(self, config: GemmaConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        d_q, d_kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+        self.q_proj = nn.Linear(config.d_model, d_q, bias=False)
+        self.k_proj = nn.Linear(config.d_model, d_kv, bias=False)
+        self.v_proj = nn.Linear(config.d_model, d_kv, bias=False)
+        self.o_proj = nn.Linear(d_q, config.d_model, bias=False)
+        self.attend = Attend(config.query_scalar**-0.5, config.attn_cap, config.window_of(layer))
+
+    def forward(
+        self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
+    ) -> tuple[Float[Tensor, "row d_model"], Tensor]:
+        q, k, v = (
+            tap(site, rearrange(project(x), "row (head d) -> row head d", d=self.config.d_head))
+            for site, project in (("q", self.q_proj), ("k", self.k_proj), ("v", self.v_proj))
+        )
+        cos, sin = layout.rope(self.config.d_head, self.config.rope_theta)
+        q, k = tap("q_rot", rotate(q, cos, sin)), tap("k_rot", rotate(k, cos, sin))
+        z = tap("z", self.attend(q, k, v, layout, tap))
+        return self.o_proj(rearrange(z, "row head d -> row (head d)")), z
+
+    def head_outputs(self, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row head d_model"]:
+        """What each head adds to the attention output, before the post-norm: they sum to it."""
+        w_o = rearrange(self.o_proj.weight, "d_model (head d) -> head d d_model", head=self.config.n_heads)
+        return einsum(z, w_o, "row head d, head d d_model -> row head d_model")
+
+
+class MLP(nn.Module):
+    """GeGLU: down(gelu(gate) * up), with GELU's tanh form."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_mlp, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_mlp, bias=False)
+        self.down_proj = nn.Linear(config.d_mlp, config.d_model, bias=False)
+
+    def forward(self, x: Float[Tensor, "row d_model"], tap: BoundTap) -> Float[Tensor, "row d_model"]:
+        gate, up = tap("mlp_gate", self.gate_proj(x)), tap("mlp_up", self.up_proj(x))
+        out: Tensor = self.down_proj(tap("mlp_act", F.gelu(gate, approximate="tanh") * up))
+        return out
+
+
+class Layer(nn.Module):
+    """One layer: attention, then MLP, each between two norms, each added to the stream."""
+
+    def __init__(self, config: GemmaConfig, index: int) -> None:
+        super().__init__()
+        self.index, self.kind = index, config.kinds[index]
+        self.self_attn = Attention(config, index)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.pre_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.post_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
+
+    def forward(self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap) -> Float[Tensor, "row d_model"]:
+        x = tap("resid_pre", x)
+        x = tap("resid_mid", x + self._attention(x, layout, tap))
+        mlp = tap("mlp_raw", self.mlp(tap("mlp_in", self.pre_feedforward_layernorm(x)), tap))
+        return tap("resid_post", x + tap("mlp_out", self.post_feedforward_layernorm(mlp)))
+
+    def _attention(self, x: Tensor, layout: Layout, tap: BoundTap) -> Tensor:
+        raw, z = self.self_attn(tap("attn_in", self.input_layernorm(x)), layout, tap)
+        raw = tap("attn_raw", raw)
+        out = self.post_attention_layernorm(raw)
+        if tap.wants("head_out"):
+            heads = self.head_out(raw, z)
+            changed = tap("head_out", heads)
+            if changed is not heads:  # what a tap writes to a head joins the sum; untouched heads change no bit
+                out = out + (changed - heads).sum(1)
+        return tap("attn_out", out)
+
+    def head_out(
+        self, raw: Float[Tensor, "row d_model"], z: Float[Tensor, "row head d_head"]
+    ) -> Float[Tensor, "row head d_model"]:
+        """What each head adds to the stream: through the post-norm, its scale frozen at that of the whole output."""
+        gain = self.post_attention_layernorm.gain(raw)
+        return (self.self_attn.head_outputs(z).float() * gain[:, None]).to(raw.dtype)
+
+
+class Torso(nn.Module):
+    """What the checkpoint calls `model`: embedding, layers, last norm."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+
+
+class Gemma2(nn.Module):
+    """The network: token ids to rows, rows through the layers, rows to soft-capped logits."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Torso(config)
+
+    def forward(self, ids: Int[Tensor, " row"], layout: Layout, tap: Tap = SILENT) -> Float[Tensor, "row d_model"]:
+        """One pass: the stream after the last layer, before the last norm, for every row."""
+        x = self.embed(ids, layout, tap)
+        for layer in self.layers():
+            x = layer(x, layout, tap.at(layer.index, layout))
+        return x
+
+    def layers(self) -> Iterator[Layer]:
+        """The layers in the order of a pass."""
+        return iter(self.model.layers)  # type: ignore[arg-type]
+
+    def embed(self, ids: Int[Tensor, " row"], layout: Layout, tap: Tap = SILENT) -> Float[Tensor, "row d_model"]:
+        """Token embeddings times sqrt(d_model), which is rounded to the weights' dtype as in training."""
+        x = self.model.embed_tokens(ids)
+        scale = torch.tensor(self.config.d_model**0.5, dtype=x.dtype)
+        return tap.at(None, layout)("embed", x * scale.item())
+
+    def unembed(self, x: Float[Tensor, "row d_model"], tap: BoundTap | None = None) -> Float[Tensor, "row vocab"]:
+        """Last norm, unembedding, soft cap: the float32 logits of rows x of the stream."""
+        tap = tap or SILENT.at(None, NO_ROWS)
+        final = tap("final", self.model.norm(x))
+        raw = tap("logits_raw", F.linear(final, self.model.embed_tokens.weight).float())
+        return tap("logits", soft_cap(raw, self.config.final_cap))

@@ -1,0 +1,53 @@
+"""The pure functions of Gemma 2: norm, RoPE, soft cap, which keys a query sees. No state, no modules."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def rms_norm(
+    x: Float[Tensor, "*rows d_model"], weight: Float[Tensor, " d_model"], eps: float
+) -> Float[Tensor, "*rows d_model"]:
+    """x over its root mean square, times (1 + weight), computed in float32 and returned in x's dtype."""
+    x32 = x.float()
+    return (x32 * rms_scale(x32, eps) * (1.0 + weight.float())).to(x.dtype)
+
+
+def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*rows 1"]:
+    """What an RMS norm multiplies each row of x by, before its gain. Float32."""
+    return torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(x / cap): x squeezed into (-cap, cap). cap None: x as it is."""
+    if cap is None:
+        return x
+    return torch.tanh(x / cap) * cap
+
+
+def rope_table(
+    positions: Int[Tensor, " row"], d_head: int, theta: float
+) -> tuple[Float[Tensor, "row d_head"], Float[Tensor, "row d_head"]]:
+    """Cosines and sines that rotate a query or key at each position, float32. Halves pair up, as in the checkpoint."""
+    exponents = torch.arange(0, d_head, 2, dtype=torch.float32, device=positions.device) / d_head
+    angles = positions[:, None].float() * (1.0 / theta**exponents)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    x: Float[Tensor, "row heads d_head"], cos: Float[Tensor, "row d_head"], sin: Float[Tensor, "row d_head"]
+) -> Float[Tensor, "row heads d_head"]:
+    """x turned by its position's angles (RoPE)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x * cos[:, None].to(x.dtype) + turned * sin[:, None].to(x.dtype)
+
+
+def visible(q_pos: Int[Tensor, " q"], k_pos: Int[Tensor, " k"], window: int | None) -> Bool[Tensor, "q k"]:
+    """Which keys each query sees: none ahead of it and, under a window, only the `window` latest, its own included."""
+    distance = q_pos[:, None] - k_pos[None, :]
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)

@@ -1,0 +1,161 @@
+"""Model: a network with its tokenizer and its name. What `gs.load` returns and every function takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gemmascope.config import GemmaConfig
+from gemmascope.errors import PromptError
+from gemmascope.model.gemma2 import Gemma2, Layer
+from gemmascope.model.layout import Layout
+from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
+from gemmascope.sites import find_layer
+from gemmascope.tokens import Message, Tokenizer
+
+Prompt = str | Sequence[int] | Tensor | Sequence[Message]
+
+
+class Model:
+    """A Gemma 2 that can be looked into.
+
+    name: what it was loaded as. network: the layers. tokenizer: None for a model that came without one, whose prompts
+    are token ids.
+    """
+
+    def __init__(self, network: Gemma2, tokenizer: Tokenizer | None, name: str) -> None:
+        self.network, self._tokenizer, self.name = network, tokenizer, name
+
+    @property
+    def config(self) -> GemmaConfig:
+        return self.network.config
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.n_layers
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.model.embed_tokens.weight.dtype
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises PromptError for a model that came without one."""
+        if self._tokenizer is None:
+            raise PromptError(
+                f"the model {self.name!r} came without a tokenizer: "
+                "give prompts as token ids, or load it with gs.load(..., tokenizer=FOLDER)"
+            )
+        return self._tokenizer
+
+    def layer(self, index: int) -> Layer:
+        """One layer; a negative index counts from the end. SiteError if there is none."""
+        return list(self.layers())[find_layer(index, self.n_layers)]
+
+    def layers(self) -> Iterator[Layer]:
+        """The layers in the order of a pass."""
+        return self.network.layers()
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters, the tied embedding counted once."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    def run(self, prompt: Prompt, tap: TapFn | Tap | None = None) -> Float[Tensor, "pos vocab"]:
+        """The soft-capped logits of one prompt at every position, in float32.
+
+        tap: a function fn(site, layer, value) -> value that sees every site exactly once per layer, in the order of the
+        table of sites, with its axes; what it returns is what the model goes on with. layer is None for embed, final,
+        logits_raw and logits. Edge sites come whole, so a long prompt needs the room for its scores.
+        Raises PromptError for a bad prompt, TapError for a tap that returns something else than such a value.
+        """
+        used = SILENT if tap is None else tap if isinstance(tap, Tap) else FunctionTap(tap)
+        ids = self.ids(prompt)
+        layout = Layout.of_lengths([len(ids)], self.device)
+        with torch.no_grad():
+            return self.network.unembed(self.network(ids, layout, used), used.at(None, layout))
+
+    def ids(self, prompt: Prompt) -> Int[Tensor, " pos"]:
+        """The token ids of a prompt, on the model's device.
+
+        prompt: text (<bos> is put in front unless it is there), chat messages, or token ids, which are taken as they are.
+        Raises PromptError for an empty prompt, ids that are no token of the model, or more of them than its context.
+        """
+        if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) > 0 and isinstance(prompt[0], Mapping)):
+            ids = torch.tensor(self.tokenizer.ids(prompt))  # type: ignore[arg-type]
+        else:
+            ids = _as_ids(prompt)
+        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        last, context = self.config.vocab_size - 1, self.config.context
+        if len(wrong):
+            raise PromptError(f"token id {int(wrong[0])} is outside {self.name!r}'s vocabulary: ids go from 0 to {last}")
+        if (excess := len(ids) - context) > 0:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens and {self.name!r} a context of {context}: shorten it by {excess}"
+            )
+        return ids.to(self.device)
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """Each token as text; without a tokenizer, its number."""
+        numbers = ids.tolist()
+        return [str(i) for i in numbers] if self._tokenizer is None else self._tokenizer.texts(numbers)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the configuration, the dtype and 64 values of every parameter: tells models apart quickly."""
+        digest = hashlib.sha256(repr((self.config, self.dtype)).encode())
+        for name, parameter in self.network.named_parameters():
+            flat = parameter.detach().reshape(-1)
+            evenly = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long()
+            sample = flat[evenly.to(flat.device)]
+            digest.update(name.encode())
+            digest.update(sample.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Model({self.name!r}: {c.n_layers} layers, d_model {c.d_model}, "
+            f"{c.n_heads} heads over {c.n_kv_heads} kv heads of {c.d_head}, "
+            f"vocabulary {c.vocab_size}, window {c.window}, context {c.context}; "
+            f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device})"
+        )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _as_ids(prompt: Any) -> Tensor:
+    if not isinstance(prompt, Tensor) and not _is_list(prompt) and not hasattr(prompt, "__array__"):
+        raise PromptError(f"a prompt is text, token ids or chat messages; given {type(prompt).__name__}")
+    if len(prompt) == 0:
+        raise PromptError("the prompt is empty: give at least one token id")
+    if not isinstance(prompt, Tensor):
+        if not all(hasattr(i, "__index__") and not isinstance(i, bool) for i in prompt):
+            raise PromptError(f"token ids are whole numbers; given {list(prompt)[:5]!r}")
+        prompt = torch.tensor([i.__index__() for i in prompt])
+    if prompt.dim() == 2 and len(prompt) == 1:  # the batch axis that transformers' tokenizers put in front
+        prompt = prompt[0]
+    if prompt.dim() != 1:
+        raise PromptError(f"the token ids of one prompt have one axis, [pos]; given shape {tuple(prompt.shape)}")
+    if prompt.is_floating_point() or prompt.is_complex() or prompt.dtype == torch.bool:
+        raise PromptError(f"token ids are whole numbers; given a tensor of {prompt.dtype}")
+    if len(prompt) == 0:
+        raise PromptError("the prompt is empty: give at least one token id")
+    ids: Tensor = prompt.long()
+    return ids

@@ -1,0 +1,91 @@
+"""Taps: the one mechanism by which anything looks into a pass, or changes it.
+
+A tap sees a site's value as it is made and returns the value that the model goes on with. It is an argument of the
+forward, never state on the model: nothing to reset, and safe in threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gemmascope.errors import TapError
+from gemmascope.model.layout import Block, Layout
+
+TapFn = Callable[[str, int | None, Tensor], Tensor]
+
+
+class Tap:
+    """Lets every value pass. Subclasses look, or write.
+
+    Values come flat: a row site has all rows of the pass, [row, ...]; an edge site (scores, scores_capped, pattern)
+    comes block by block, [count, head, q_pos, k_pos]. layer is None for the sites outside the layers.
+    """
+
+    def wants(self, site: str, layer: int | None) -> bool:
+        """Whether to make a site that the forward does not need: the edge sites, and head_out."""
+        return False
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        return value
+
+    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
+        return value
+
+    def at(self, layer: int | None, layout: Layout) -> BoundTap:
+        return BoundTap(self, layer, layout)
+
+
+class BoundTap:
+    """A tap at one layer of one pass: what the layer's code calls."""
+
+    __slots__ = ("layer", "layout", "tap")
+
+    def __init__(self, tap: Tap, layer: int | None, layout: Layout) -> None:
+        self.tap, self.layer, self.layout = tap, layer, layout
+
+    def __call__(self, site: str, value: Tensor) -> Tensor:
+        return self.tap.rows(site, self.layer, value, self.layout)
+
+    def edges(self, site: str, value: Tensor, block: Block) -> Tensor:
+        assert self.layer is not None
+        return self.tap.edges(site, self.layer, value, block)
+
+    def wants(self, site: str) -> bool:
+        return self.tap.wants(site, self.layer)
+
+
+SILENT = Tap()
+
+
+class FunctionTap(Tap):
+    """A user's function fn(site, layer, value) -> value as a tap: it sees every site of one prompt, once a layer.
+
+    Values have the axes of the table of sites, without a batch axis.
+    """
+
+    def __init__(self, fn: TapFn) -> None:
+        if not callable(fn):
+            raise TapError(f"a tap is a function fn(site, layer, value) -> value; given {type(fn).__name__}")
+        self.fn = fn
+
+    def wants(self, site: str, layer: int | None) -> bool:
+        return True
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        return self._checked(site, layer, value)
+
+    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
+        return self._checked(site, layer, value[0])[None]
+
+    def _checked(self, site: str, layer: int | None, value: Tensor) -> Tensor:
+        result = self.fn(site, layer, value)
+        where = f"the tap at '{site}'" + ("" if layer is None else f" of layer {layer}")
+        if not isinstance(result, Tensor):
+            raise TapError(
+                f"{where} returned {type(result).__name__}; return the value to go on with (unchanged: the one it was given)"
+            )
+        if result.shape != value.shape:
+            raise TapError(f"{where} returned shape {tuple(result.shape)}; the site has {tuple(value.shape)}")
+        return result.to(device=value.device, dtype=value.dtype)

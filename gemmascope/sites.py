@@ -1,0 +1,184 @@
+"""The sites of a Gemma 2 forward pass: one table that look-up, validation, labels and documents are driven by.
+
+A site is a named value of the forward pass. The order of the table is the order in which a pass makes the values,
+and so the order in which a tap sees them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gemmascope.errors import SiteError
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named value of the forward pass.
+
+    name: what users type. axes: what its dimensions are, for one run. meaning: one line for the documents.
+    in_layer: whether there is one of it in every layer. hook: its name in TransformerLens, where the number there
+    is the same one. on_request: made only if a tap wants it, because it costs more than the forward does.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    meaning: str
+    in_layer: bool = True
+    hook: str | None = None
+    on_request: bool = False
+
+    @property
+    def heads(self) -> str | None:
+        """Which heads this site has: "head" (query heads), "kv_head", or None."""
+        return next((axis for axis in self.axes if axis in ("head", "kv_head")), None)
+
+    @property
+    def is_edges(self) -> bool:
+        """Whether the site lives on attention edges, (query position, key position), rather than on rows."""
+        return "k_pos" in self.axes
+
+
+def _site(
+    name: str, axes: str, meaning: str, hook: str | None = None, *, in_layer: bool = True, on_request: bool = False
+) -> Site:
+    return Site(name, tuple(axes.split()), meaning, in_layer, hook, on_request)
+
+
+_TABLE = (
+    _site("embed", "pos d_model", "token embedding x sqrt(d_model): where the stream begins", "hook_embed", in_layer=False),
+    _site("resid_pre", "pos d_model", "the stream before a layer", "hook_resid_pre"),
+    _site("attn_in", "pos d_model", "the stream after the layer's input norm"),
+    _site("q", "pos head d_head", "queries, before RoPE", "attn.hook_q"),
+    _site("k", "pos kv_head d_head", "keys, before RoPE", "attn.hook_k"),
+    _site("v", "pos kv_head d_head", "values", "attn.hook_v"),
+    _site("q_rot", "pos head d_head", "queries after RoPE", "attn.hook_rot_q"),
+    _site("k_rot", "pos kv_head d_head", "keys after RoPE", "attn.hook_rot_k"),
+    _site("scores", "head q_pos k_pos", "scaled dot products, before the soft cap", on_request=True),
+    _site("scores_capped", "head q_pos k_pos", "after the soft cap, before the mask", on_request=True),
+    _site("pattern", "head q_pos k_pos", "attention probabilities", "attn.hook_pattern", on_request=True),
+    _site("z", "pos head d_head", "what each head read, before W_O", "attn.hook_z"),
+    _site("attn_raw", "pos d_model", "attention output before the post-norm"),
+    _site(
+        "head_out",
+        "pos head d_model",
+        "what each head adds to the stream, through the post-norm with its scale frozen",
+        on_request=True,
+    ),
+    _site("attn_out", "pos d_model", "attention output after the post-norm: what joins the stream", "hook_attn_out"),
+    _site("resid_mid", "pos d_model", "the stream between attention and MLP", "hook_resid_mid"),
+    _site("mlp_in", "pos d_model", "the stream after the pre-MLP norm"),
+    _site("mlp_gate", "pos d_mlp", "gate, before GELU", "mlp.hook_pre"),
+    _site("mlp_up", "pos d_mlp", "up projection", "mlp.hook_pre_linear"),
+    _site("mlp_act", "pos d_mlp", "gelu(gate) x up: the neurons", "mlp.hook_post"),
+    _site("mlp_raw", "pos d_model", "MLP output before the post-norm"),
+    _site("mlp_out", "pos d_model", "MLP output after the post-norm: what joins the stream", "hook_mlp_out"),
+    _site("resid_post", "pos d_model", "the stream after a layer", "hook_resid_post"),
+    _site("final", "pos d_model", "the stream after the last norm", in_layer=False),
+    _site("logits_raw", "pos vocab", "logits before the final soft cap", in_layer=False),
+    _site("logits", "pos vocab", "logits after the final soft cap", in_layer=False),
+)
+
+SITES: dict[str, Site] = {site.name: site for site in _TABLE}
+LAYER_SITES: tuple[str, ...] = tuple(site.name for site in _TABLE if site.in_layer)
+EDGE_SITES: tuple[str, ...] = tuple(site.name for site in _TABLE if site.is_edges)
+
+_BY_HOOK = {site.hook: site.name for site in _TABLE if site.hook} | {"hook_mlp_in": "resid_mid"}
+
+# Names of TransformerLens that look like one of ours but are another number. To answer them would be to lie.
+_OTHER_NUMBER = {
+    "attn.hook_attn_scores": "has -inf at masked keys there; 'scores' (before the cap) and 'scores_capped' are unmasked",
+    "attn.hook_result": "leaves out Gemma 2's post-norm there; 'head_out' goes through it and adds up to 'attn_out'",
+    "ln1.hook_normalized": "is before the norm's gain there; 'attn_in' is after it",
+    "ln2.hook_normalized": "is before the norm's gain there; 'mlp_in' is after it",
+    "ln_final.hook_normalized": "is before the norm's gain there; 'final' is after it",
+    "hook_attn_in": "is a copy of the stream for every head there; the stream is 'resid_pre', its norm 'attn_in'",
+}
+
+
+@dataclass(frozen=True)
+class Address:
+    """A site at a layer. layer is None for the sites outside the layers. Prints as its dotted string."""
+
+    site: Site
+    layer: int | None
+
+    def __str__(self) -> str:
+        return self.site.name if self.layer is None else f"layers.{self.layer}.{self.site.name}"
+
+
+def find_site(name: object) -> Site:
+    """The site of that name. SiteError with the near names for an unknown one."""
+    if isinstance(name, Site):
+        return name
+    if isinstance(name, str) and name in SITES:
+        return SITES[name]
+    raise SiteError(_unknown(name))
+
+
+def find(key: object, n_layers: int, layer: int | None = None) -> Address:
+    """The address that a key means, in a model of n_layers layers.
+
+    key: "embed"; ("pattern", 5); "layers.5.pattern"; "blocks.5.attn.hook_pattern" (TransformerLens); a negative
+    layer counts from the end. layer: for a bare site name. Raises SiteError for an unknown site or layer.
+    """
+    if isinstance(key, tuple):
+        if len(key) != 2:
+            raise SiteError(f"a site is looked up as ('site', layer), such as ('pattern', 5); given {key!r}")
+        name, layer = key
+        # cache["resid_post", 5] and cache[utils.get_act_name("resid_post", 5)] are both TransformerLens idioms.
+        return find(name, n_layers, layer)
+    if not isinstance(key, str):
+        raise SiteError(_unknown(key))
+    if dotted := re.fullmatch(r"(?:layers|blocks)\.(-?\d+)\.(.+)", key):
+        at, rest = int(dotted[1]), dotted[2]
+        if layer is not None and layer != at:
+            raise SiteError(f"{key!r} names layer {at}, and layer {layer} was given as well; give one of them")
+        return _address(find_site(_translate(rest)), at, n_layers)
+    return _address(find_site(_translate(key)), layer, n_layers)
+
+
+def find_layer(layer: object, n_layers: int) -> int:
+    """layer as a number from 0, negative ones counted from the end. SiteError if the model has no such layer."""
+    if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+        raise SiteError(f"a layer is a whole number, {_layer_range(n_layers)}; given {layer!r}")
+    number: int = layer.__index__()
+    if not -n_layers <= number < n_layers:
+        raise SiteError(f"there is no layer {number}: layers go {_layer_range(n_layers)}")
+    return number % n_layers
+
+
+def _layer_range(n_layers: int) -> str:
+    return f"from 0 to {n_layers - 1} (or from -1 to -{n_layers}, counted from the end)"
+
+
+def _address(site: Site, layer: int | None, n_layers: int) -> Address:
+    if not site.in_layer:
+        if layer is not None:
+            raise SiteError(f"'{site.name}' is outside the layers: ask for it without one; given layer {layer!r}")
+        return Address(site, None)
+    if layer is None:
+        raise SiteError(f"'{site.name}' is in every layer: say which, {_layer_range(n_layers)}")
+    return Address(site, find_layer(layer, n_layers))
+
+
+def _translate(name: str) -> str:
+    if name in _OTHER_NUMBER:
+        raise SiteError(f"TransformerLens' {name!r} {_OTHER_NUMBER[name]}; use the site that you mean")
+    return _BY_HOOK.get(name, name)
+
+
+def _unknown(name: object) -> str:
+    near = near_names(str(name), list(SITES))
+    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"there is no site {name!r}.{meant} The sites are: {', '.join(SITES)}"
+
+
+def near_names(name: str, known: Sequence[str]) -> list[str]:
+    """Up to three of the known names that look or sound like name, for an error message."""
+    lower = name.lower().replace("hook_", "")
+    inside = [k for k in known if len(lower) > 2 and (lower in k.lower() or k.lower() in lower.split("."))]
+    close = difflib.get_close_matches(lower, known, n=3, cutoff=0.5)
+    return list(dict.fromkeys([*inside, *close]))[:3]
