@@ -52,14 +52,20 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
     ) -> tuple[Float[Tensor, "row d_model"], Tensor]:
+        q, k, v = self.queries_keys_values(x, layout, tap)
+        z = tap("z", self.attend(q, k, v, layout, tap))
+        return self.o_proj(rearrange(z, "row head d -> row (head d)")), z
+
+    def queries_keys_values(
+        self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
+    ) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "row kv_head d_head"], Float[Tensor, "row kv_head d_head"]]:
+        """The queries and keys, after RoPE, and the values."""
         q, k, v = (
             tap(site, rearrange(project(x), "row (head d) -> row head d", d=self.config.d_head))
             for site, project in (("q", self.q_proj), ("k", self.k_proj), ("v", self.v_proj))
         )
         cos, sin = layout.rope(self.config.d_head, self.config.rope_theta)
-        q, k = tap("q_rot", rotate(q, cos, sin)), tap("k_rot", rotate(k, cos, sin))
-        z = tap("z", self.attend(q, k, v, layout, tap))
-        return self.o_proj(rearrange(z, "row head d -> row (head d)")), z
+        return tap("q_rot", rotate(q, cos, sin)), tap("k_rot", rotate(k, cos, sin)), v
 
     def head_outputs(self, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row head d_model"]:
         """What each head adds to the attention output, before the post-norm: they sum to it."""

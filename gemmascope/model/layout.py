@@ -20,11 +20,15 @@ from gemmascope.model.maths import rope_table
 
 @dataclass(frozen=True)
 class Block:
-    """`count` runs of `length` rows each, side by side from row `first` of the pass, each from position 0."""
+    """`count` runs of `length` rows each, side by side from row `first` of the pass, each from position 0.
+
+    run: the number of the first of them in the pass.
+    """
 
     first: int
     count: int
     length: int
+    run: int = 0
 
     @property
     def rows(self) -> slice:
@@ -42,10 +46,10 @@ class Layout:
     @classmethod
     def of_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
         """The layout of whole prompts, in the order given. Neighbours of equal length share a block."""
-        blocks, first = [], 0
+        blocks, first, run = [], 0, 0
         for length, same in groupby(lengths):
-            blocks.append(Block(first, len(list(same)), length))
-            first = blocks[-1].rows.stop
+            blocks.append(Block(first, len(list(same)), length, run))
+            first, run = blocks[-1].rows.stop, run + blocks[-1].count
         positions = [torch.arange(b.length, device=device).repeat(b.count) for b in blocks]
         return cls(tuple(blocks), torch.cat(positions))
 

@@ -59,6 +59,27 @@ class BoundTap:
 SILENT = Tap()
 
 
+class Chain(Tap):
+    """Taps one after the other: each sees what the one before it returned."""
+
+    def __init__(self, *taps: Tap) -> None:
+        self.taps = taps
+
+    def wants(self, site: str, layer: int | None) -> bool:
+        return any(tap.wants(site, layer) for tap in self.taps)
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        for tap in self.taps:
+            value = tap.rows(site, layer, value, layout)
+        return value
+
+    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
+        for tap in self.taps:
+            if tap.wants(site, layer):
+                value = tap.edges(site, layer, value, block)
+        return value
+
+
 class FunctionTap(Tap):
     """A user's function fn(site, layer, value) -> value as a tap: it sees every site of one prompt, once a layer.
 

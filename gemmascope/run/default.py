@@ -1,0 +1,27 @@
+"""The model a function uses when it is given none: nano, loaded once."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from gemmascope.errors import GemmascopeError
+from gemmascope.model.model import Model
+
+
+@cache
+def nano() -> Model:
+    """The embedded model, loaded at the first call."""
+    from gemmascope.weights.load import load
+
+    return load("nano")
+
+
+def model_or_nano(model: Model | None) -> Model:
+    """The model given, or nano for None. GemmascopeError for anything else, with what to do."""
+    if model is None:
+        return nano()
+    if not isinstance(model, Model):
+        raise GemmascopeError(
+            f"model is what gs.load returns; given {type(model).__name__}: load it first, model=gs.load({model!r})"
+        )
+    return model

@@ -1,0 +1,78 @@
+"""Passes: runs carried through the layers together, and the taps that keep and edit values on the way."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from gemmascope.model.layout import Block, Layout
+from gemmascope.model.model import Model
+from gemmascope.model.tap import Chain, Tap
+from gemmascope.run.edits import BoundEdit
+
+
+class Editing(Tap):
+    """Writes each run's edits where they belong, in the order given. edits[i]: those of run i of the pass."""
+
+    def __init__(self, edits: Sequence[Sequence[BoundEdit]]) -> None:
+        self.at_site: dict[tuple[str, int | None], list[tuple[int, BoundEdit]]] = defaultdict(list)
+        for run, of_run in enumerate(edits):
+            for edit in of_run:
+                self.at_site[edit.address.site.name, edit.address.layer].append((run, edit))
+
+    def wants(self, site: str, layer: int | None) -> bool:
+        return (site, layer) in self.at_site
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        for run, edit in self.at_site.get((site, layer), ()):
+            span = layout.spans[run]
+            value = torch.cat((value[: span.start], edit.written(value[span]), value[span.stop :]))
+        return value
+
+    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
+        for run, edit in self.at_site.get((site, layer), ()):
+            at = run - block.run
+            if 0 <= at < block.count:
+                value = torch.cat((value[:at], edit.written(value[at])[None], value[at + 1 :]))
+        return value
+
+
+class Keeping(Tap):
+    """Keeps the values of some sites, run by run: kept[run][site, layer]. A lone run's values are kept without a copy."""
+
+    def __init__(self, sites: Collection[str], n_runs: int = 1) -> None:
+        self.sites = frozenset(sites)
+        self.kept: list[dict[tuple[str, int | None], Tensor]] = [{} for _ in range(n_runs)]
+
+    def wants(self, site: str, layer: int | None) -> bool:
+        return site in self.sites
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        if site in self.sites:
+            for kept, span in zip(self.kept, layout.spans, strict=True):
+                kept[site, layer] = value if len(self.kept) == 1 else value[span].clone()
+        return value
+
+    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
+        for i in range(block.count):
+            self.kept[block.run + i][site, layer] = value[i]
+        return value
+
+
+def streams(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[list[Tensor]]:
+    """The residual stream of every run, from one pass: n_layers + 1 tensors [pos, d_model] each.
+
+    Entry l is what enters layer l (an edit at its resid_pre is still to come), the last what leaves the last layer.
+    """
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    layout = Layout.of_lengths([len(prompts[i]) for i in by_length], model.device)
+    keeping = Keeping(("embed", "resid_post"), len(prompts))
+    with torch.no_grad():
+        model.network(
+            torch.cat([prompts[i] for i in by_length]), layout, Chain(Editing([edits[i] for i in by_length]), keeping)
+        )
+    found = {i: list(kept.values()) for i, kept in zip(by_length, keeping.kept, strict=True)}
+    return [found[i] for i in range(len(prompts))]

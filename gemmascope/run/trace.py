@@ -1,0 +1,270 @@
+"""Trace: what a run leaves behind.
+
+It keeps the residual stream; whatever else is asked for is had by re-running one layer from its kept input.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gemmascope.errors import PromptError, SiteError
+from gemmascope.model.layout import Layout
+from gemmascope.model.maths import soft_cap
+from gemmascope.model.model import Model, Prompt
+from gemmascope.model.tap import Chain, Tap
+from gemmascope.run.default import model_or_nano
+from gemmascope.run.edits import BoundEdit, Edit
+from gemmascope.run.passes import Editing, Keeping, streams
+from gemmascope.run.where import Head, Pos, find_heads, find_positions
+from gemmascope.sites import EDGE_SITES, SITES, Site, find
+
+if TYPE_CHECKING:
+    import xarray
+
+# A re-run layer keeps all its sites if they are smaller than this, in bytes; else only the one asked for.
+KEEP_WHOLE_LAYER = 256 * 2**20
+KEPT_LAYERS = 4
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What is known of a layer: its number, "local" or "global", and how many keys a query sees (None: all)."""
+
+    index: int
+    kind: str
+    window: int | None
+
+
+class Trace:
+    """A run and its residual stream. Made by gs.trace.
+
+    t["pattern", 5] reads a site of a layer, with the axes of the table of sites; negative layers count from the end;
+    dotted strings and TransformerLens' names are read as well. ids: the token ids [pos]. stream: n_layers + 1 tensors
+    [pos, d_model], the stream at the entry of each layer and after the last.
+    """
+
+    def __init__(
+        self, model: Model, ids: Int[Tensor, " pos"], stream: Sequence[Tensor], edits: Sequence[BoundEdit] = ()
+    ) -> None:
+        self.model, self.ids, self.stream, self._edits = model, ids, tuple(stream), tuple(edits)
+        self._layout = Layout.of_lengths([len(ids)], model.device)
+        # Sites of the layers re-run last, by layer; None stands for what follows the last layer.
+        self._rerun: OrderedDict[int | None, dict[str, Tensor]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """The value of a site: t["pattern", 5], t["layers.5.pattern"], t["blocks.5.attn.hook_pattern"], t["logits"].
+
+        Raises SiteError for a site or layer that is not there, with the near names.
+        """
+        address = find(key, self.model.n_layers)
+        return self._read(address.site, address.layer)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits of the run, in the order given."""
+        return tuple(bound.edit for bound in self._edits)
+
+    @property
+    def tokens(self) -> list[str]:
+        """Each token as text: '<bos>', ' Mary'."""
+        return self.model.texts(self.ids)
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        config = self.model.config
+        return tuple(LayerInfo(i, kind, config.window_of(i)) for i, kind in enumerate(config.kinds))
+
+    @property
+    def logits(self) -> Float[Tensor, "pos vocab"]:
+        """The soft-capped logits at every position, float32."""
+        return self["logits"]
+
+    @cached_property
+    def next_logits(self) -> Float[Tensor, " vocab"]:
+        """The soft-capped logits of the next token, after the last position. Float32. Unembeds that position only."""
+        return self._unembed(len(self) - 1)
+
+    def top(self, k: int = 5, pos: int = -1) -> list[tuple[str, int, float]]:
+        """The k likeliest tokens to follow a position: (token, id, probability), the likeliest first."""
+        at = self._position(pos)
+        logits = self.next_logits if at == len(self) - 1 else self._unembed(at)
+        if not 0 < k <= len(logits):
+            raise SiteError(f"k goes from 1 to {len(logits)}, the size of the vocabulary; given {k!r}")
+        probs, ids = logits.softmax(-1).topk(k)
+        return [(text, int(i), float(p)) for text, i, p in zip(self.model.texts(ids), ids, probs, strict=True)]
+
+    def lens(self, pos: int | None = -1) -> xarray.DataArray:
+        """The logit lens: soft-capped logits read from the stream after every layer, through the last norm.
+
+        pos: the position to read, -1 for the last; None for all. Axes (layer, vocab) or (layer, pos, vocab); the last
+        layer's are the logits, unless an edit comes after the layers. Source: nostalgebraist, "interpreting GPT: the logit
+        lens" (2020).
+        """
+        import xarray
+
+        at = slice(None) if pos is None else self._position(pos)
+        with torch.no_grad():
+            read = [self.model.network.unembed(x[at]) for x in self.stream[1:]]
+        dims = ("layer", "vocab") if pos is not None else ("layer", "pos", "vocab")
+        coords: dict[str, Any] = {"layer": range(len(read)), "kind": ("layer", list(self.model.config.kinds))}
+        if pos is None:
+            coords |= {"pos": range(len(self)), "token": ("pos", self.tokens)}
+        return xarray.DataArray(torch.stack(read).cpu().numpy(), dims=dims, coords=coords, name="soft-capped logit")
+
+    def edges(self, site: str | Site, layer: int, *, head: Head = None, q_pos: Pos = None) -> Float[Tensor, "*head_q k_pos"]:
+        """Some heads' rows of an edge site (scores, scores_capped, pattern), without building the others.
+
+        A single head or query position drops its axis, as in indexing; otherwise [head, q_pos, k_pos]. SiteError for
+        another kind of site, or a place that is not there.
+        """
+        address = find((site, layer), self.model.n_layers)
+        if not address.site.is_edges:
+            name = address.site.name
+            raise SiteError(
+                f"'{name}' has no edges; those that do are {', '.join(EDGE_SITES)}. Read it as t[{name!r}, {layer}]"
+            )
+        assert address.layer is not None
+        heads = find_heads(head, address.site, self.model)
+        rows = find_positions(q_pos, self.model, self.ids)
+        assert heads is not None
+        if address.site.name in self._rerun.get(address.layer, {}) or self._edits_at(address.layer, EDGE_SITES):
+            value = self._read(address.site, address.layer)[heads][:, rows]
+        else:
+            value = self._some_edges(address.site.name, address.layer, heads, rows)
+        single_head, single_row = isinstance(head, int), isinstance(q_pos, (int, str))
+        return value[0 if single_head else slice(None)][..., 0 if single_row else slice(None), :]
+
+    def save(self, path: Any) -> None:
+        """Write the trace to a file for gs.open_trace: safetensors with JSON, no pickle. An existing file is replaced."""
+        from gemmascope.run.saving import save_trace
+
+        save_trace(self, path)
+
+    def __repr__(self) -> str:
+        from gemmascope.run.showing import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        from gemmascope.run.showing import as_html
+
+        return as_html(self)
+
+    def _position(self, pos: int) -> int:
+        return find_positions(int(pos), self.model, self.ids)[0]
+
+    def _read(self, site: Site, layer: int | None) -> Tensor:
+        kept = self._kept(site.name, layer)
+        if kept is not None:
+            return kept.clone()
+        found = self._rerun.get(layer, {})
+        if site.name not in found:
+            found = {**found, **self._run_layer(layer, self._worth_keeping(site, layer))}
+            if _n_bytes(found) > KEEP_WHOLE_LAYER:
+                return found[site.name]  # the caller's alone: too large to keep, and to copy
+            self._rerun[layer] = found
+        self._rerun.move_to_end(layer)
+        while len(self._rerun) > KEPT_LAYERS:
+            self._rerun.popitem(last=False)
+        return found[site.name].clone()  # so that writing to what was read changes no number read later
+
+    def _kept(self, site: str, layer: int | None) -> Tensor | None:
+        """A site that is an entry of the stream, which is kept as it stood before the edits at resid_pre."""
+        if site == "embed":
+            return self.stream[0]
+        if layer is None or site not in ("resid_pre", "resid_post"):
+            return None
+        if site == "resid_post":
+            return self.stream[layer + 1]
+        return None if self._edits_at(layer, ("resid_pre",)) else self.stream[layer]
+
+    def _edits_at(self, layer: int, sites: Sequence[str]) -> bool:
+        return any(edit.address.layer == layer and edit.address.site.name in sites for edit in self._edits)
+
+    def _worth_keeping(self, asked: Site, layer: int | None) -> list[str]:
+        """The sites to keep from a re-run: all of the layer's if they are small, else only the one asked for."""
+        others = [s for s in SITES.values() if s.in_layer == (layer is not None) and s.name not in ("embed", "head_out")]
+        size = self.model.config.size_of
+        n_bytes = 4 * sum(torch.Size(size(axis, len(self)) for axis in s.axes).numel() for s in others)
+        return list({asked.name, *(s.name for s in others if 2 * n_bytes <= KEEP_WHOLE_LAYER)})
+
+    def _run_layer(self, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:
+        keeping = Keeping(sites)
+        with torch.no_grad():
+            if layer is None:
+                self.model.network.unembed(self.stream[-1], self._tap(keeping).at(None, self._layout))
+            else:
+                self.model.layer(layer)(self.stream[layer], self._layout, self._tap(keeping).at(layer, self._layout))
+        return {name: value for (name, _), value in keeping.kept[0].items()}
+
+    def _tap(self, keeping: Tap) -> Tap:
+        return Chain(Editing([self._edits]), keeping)
+
+    def _unembed(self, pos: int) -> Tensor:
+        if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in self._edits):
+            return self["logits"][pos]
+        with torch.no_grad():
+            return self.model.network.unembed(self.stream[-1][pos])
+
+    def _some_edges(self, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
+        module, tap = self.model.layer(layer), self._tap(Tap()).at(layer, self._layout)
+        attend, group = module.self_attn.attend, self.model.config.heads_per_kv
+        with torch.no_grad():
+            x = tap("attn_in", module.input_layernorm(tap("resid_pre", self.stream[layer])))
+            q, k, _ = module.self_attn.queries_keys_values(x, self._layout, tap)
+            q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
+            value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")
+            if site != "scores":
+                value = soft_cap(value, attend.cap)
+            if site == "pattern":
+                positions = self._layout.positions
+                value = attend.pattern(value, positions[rows], positions, k.dtype)
+        return value
+
+
+def _n_bytes(values: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in values.values())
+
+
+@overload
+def trace(prompt: str, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Trace: ...
+@overload
+def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any: ...
+def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any:
+    """Run a prompt through the model once, and keep what is needed to look at any site of the run.
+
+    prompt: text (<bos> is put in front), token ids (a list or tensor, taken as they are), chat messages, or a list of
+    prompts, which are carried through the layers in one pass and give a list of traces. model: None means nano.
+    edits: changes to the run, or to each of the runs.
+    Raises PromptError for a bad prompt, SiteError or EditError for an edit that does not fit.
+    """
+    model = model_or_nano(model)
+    if edits and isinstance(edits, Edit):
+        raise PromptError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
+    return traces(model, prompt, edits) if is_many(prompt) else traces(model, [prompt], edits)[0]
+
+
+def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:
+    """Traces of several prompts from one pass, each with the edits."""
+    ids = [model.ids(prompt) for prompt in prompts]
+    bound = [[edit.bind(model, i) for edit in edits] for i in ids]
+    return [Trace(model, i, s, e) for i, s, e in zip(ids, streams(model, ids, bound), bound, strict=True)]
+
+
+def is_many(prompt: Any) -> bool:
+    """Whether this is a list of prompts rather than one prompt: texts, lists or tensors of ids, or conversations."""
+    if isinstance(prompt, (str, bytes, Tensor)) or not isinstance(prompt, Sequence) or not prompt:
+        return False
+    return all(isinstance(p, (str, Sequence)) or (isinstance(p, Tensor) and p.dim() > 0) for p in prompt)

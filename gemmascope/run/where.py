@@ -1,0 +1,109 @@
+"""Where an edit acts: positions and heads as users write them, looked up in a run.
+
+pos: a number (negative ones count from the end), a slice, a list of numbers, a token that occurs once in the prompt,
+or None for all. head: a number, a list, or None for all; at k, k_rot and v it counts key-value heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from gemmascope.errors import SiteError
+from gemmascope.model.model import Model
+from gemmascope.sites import Site, near_names
+
+Pos = int | slice | Iterable[int] | str | None
+Head = int | Iterable[int] | None
+
+
+def find_positions(pos: Any, model: Model, ids: Tensor) -> list[int]:
+    """The positions meant by pos in a run of these ids, in the order given. SiteError for one that is not there."""
+    n_pos = len(ids)
+    if pos is None:
+        return list(range(n_pos))
+    if isinstance(pos, slice):
+        found = list(range(n_pos))[pos]
+        if not found:
+            raise SiteError(f"the slice {_show_slice(pos)} holds none of the {n_pos} positions (0 to {n_pos - 1})")
+        return found
+    if isinstance(pos, str):
+        return [_find_token(pos, model, ids)]
+    return [_number(p, n_pos, "position") for p in _listed(pos, "pos")]
+
+
+def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
+    """The heads meant by head at a site; None at a site without heads. SiteError for one that is not there."""
+    config = model.config
+    if site.heads is None:
+        if head is not None:
+            raise SiteError(f"'{site.name}' has no heads: leave head out; given head={head!r}")
+        return None
+    n_heads = config.n_heads if site.heads == "head" else config.n_kv_heads
+    if head is None:
+        return list(range(n_heads))
+    heads = _listed(head, "head")
+    if site.heads == "kv_head" and any(_is_number(h) and n_heads <= h < config.n_heads for h in heads):
+        shared = config.heads_per_kv
+        raise SiteError(
+            f"'{site.name}' has {n_heads} kv heads, 0 to {n_heads - 1}; given head={head!r}. "
+            f"Each kv head serves {shared} query heads: query head h reads kv head h // {shared}"
+        )
+    return [_number(h, n_heads, "kv head" if site.heads == "kv_head" else "head") for h in heads]
+
+
+def parting(model: Model, ids: Tensor, other: Tensor) -> str:
+    """Where two prompts part, for an error about lengths that differ: the first token that differs, and both texts."""
+    a, b = model.texts(ids), model.texts(other)
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    here = f"part at position {at}, at {a[at : at + 1]} and {b[at : at + 1]}"
+    return f"they have {len(a)} and {len(b)} tokens and {here}. The run: {a}. The other: {b}"
+
+
+def _find_token(text: str, model: Model, ids: Tensor) -> int:
+    texts = model.texts(ids)
+    places = [i for i, t in enumerate(texts) if t == text]
+    if len(places) == 1:
+        return places[0]
+    if places:
+        raise SiteError(f"the token {text!r} occurs {len(places)} times, at positions {places}: give the position's number")
+    near = near_names(text, list(dict.fromkeys(texts)))
+    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise SiteError(f"the token {text!r} is not in the prompt.{meant} Its tokens are {texts}")
+
+
+def _listed(given: Any, name: str) -> list[Any]:
+    if isinstance(given, Tensor):
+        given = given.tolist()
+    if isinstance(given, str) or not (_is_number(given) or isinstance(given, Iterable)):
+        raise SiteError(f"{name} is a number or a list of numbers; given {given!r}")
+    listed = [given] if _is_number(given) else list(given)
+    if not listed:
+        raise SiteError(f"{name} is an empty list: name at least one, or leave it out for all")
+    if len(set(listed)) < len(listed):
+        raise SiteError(f"{name} names one twice: {listed}")
+    return listed
+
+
+def _is_number(given: Any) -> bool:
+    if isinstance(given, Tensor):
+        return given.dim() == 0 and not given.is_floating_point()
+    return hasattr(given, "__index__") and not isinstance(given, bool)
+
+
+def _number(given: Any, size: int, what: str) -> int:
+    if not _is_number(given):
+        raise SiteError(f"a {what} is a whole number; given {given!r}")
+    number = int(given)
+    if not -size <= number < size:
+        raise SiteError(
+            f"there is no {what} {number}: {what}s go from 0 to {size - 1} (or from -1 to -{size}, from the end)"
+        )
+    return number % size
+
+
+def _show_slice(s: slice) -> str:
+    parts = [s.start, s.stop] if s.step is None else [s.start, s.stop, s.step]
+    return ":".join("" if p is None else str(p) for p in parts)
