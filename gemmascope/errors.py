@@ -19,6 +19,10 @@ class CheckpointError(GemmascopeError, ValueError):
     """A checkpoint that cannot be found, read or trusted."""
 
 
+class DeviceError(GemmascopeError, ValueError):
+    """A device or number format that is not there, or that Gemma 2 cannot compute with."""
+
+
 class PromptError(GemmascopeError, ValueError):
     """A prompt, or a wanted token, that the model or its tokenizer cannot take."""
 

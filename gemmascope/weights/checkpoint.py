@@ -1,0 +1,155 @@
+"""A checkpoint folder in the transformers layout: its configuration, and what it must hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmascope.config import GemmaConfig
+from gemmascope.errors import CheckpointError, ConfigError
+from gemmascope.weights.shards import Shards, Stored
+
+_EXPECTED = (
+    "config.json, model.safetensors (or model.safetensors.index.json and the shards that it names), "
+    "and tokenizer.json or tokenizer.model"
+)
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+class Checkpoint:
+    """An open checkpoint folder. Opening reads configuration and headers, and no tensor.
+
+    config: the shape. dtype_name: the number format that config.json names, if it names one.
+    Use it as a context manager: leaving closes the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError, or ConfigError for another architecture; both name the file at fault."""
+        self.folder = folder
+        self.config, self.dtype_name = read_config(folder)
+        self._index = _index(folder)
+        self._shards = Shards(_shard_paths(folder, self._index))
+
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        return self._shards.stored
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The number formats that the tensors are stored in."""
+        return {stored.dtype for stored in self.stored.values()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the dtype it is stored in."""
+        return self._shards.read(name)
+
+    def require(self, shapes: Mapping[str, torch.Size]) -> None:
+        """CheckpointError unless the tensors are exactly these; a second copy of the embedding as lm_head may be there."""
+        if missing := [name for name in shapes if name not in self.stored]:
+            raise CheckpointError(f"{self.folder}: {_naming(missing, 'missing')}; {self._place(missing[0])}")
+        if extra := [name for name in self.stored if name not in shapes and name != HEAD]:
+            shard = self.stored[extra[0]].shard.name
+            raise CheckpointError(f"{self.folder}: {_naming(extra, 'unknown to Gemma 2 of this config')}; it is in {shard}")
+        expected = {**shapes, HEAD: shapes[EMBEDDING]}
+        for name, stored in self.stored.items():
+            if stored.shape != tuple(expected[name]):
+                raise CheckpointError(
+                    f"{self.folder}: tensor {name!r} of {stored.shard.name} has shape {list(stored.shape)}; "
+                    f"config.json asks for {list(expected[name])}"
+                )
+
+    def _place(self, missing: str) -> str:
+        """Where a missing tensor should have been."""
+        if missing in self._index:
+            return f"the index says it is in {self._index[missing]}, and it is not"
+        files = sorted({stored.shard.name for stored in self.stored.values()})
+        return f"there are {len(self.stored)} tensors in {', '.join(files)}"
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._shards.close()
+
+
+def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
+    """The configuration of a checkpoint folder, and the dtype its config.json names (None: names none).
+
+    Raises CheckpointError for a folder without a readable config.json, ConfigError for one of another architecture.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json. {_wanted(folder)}")
+    given = read_json(path)
+    try:
+        config = GemmaConfig.from_dict(given)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    name = given.get("dtype") or given.get("torch_dtype")
+    generation = folder / "generation_config.json"
+    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    return with_ends(config, ends), name if isinstance(name, str) else None
+
+
+def with_ends(config: GemmaConfig, ends: int | list[int] | None) -> GemmaConfig:
+    """The config with the end tokens of a generation config: chat checkpoints may name <end_of_turn> only there."""
+    if ends is None:
+        return config
+    return dataclasses.replace(config, eos_ids=tuple(ends) if isinstance(ends, list) else (ends,))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. CheckpointError if it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor name -> shard name; empty for a checkpoint in one file."""
+    path = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not path.is_file():
+        return {}
+    names = read_json(path).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
+        raise CheckpointError(f"{path} has no weight_map from tensor names to shards")
+    if outside := [shard for shard in names.values() if Path(shard).name != shard]:
+        raise CheckpointError(f"{path} names a shard outside its folder: {outside[0]!r}")
+    return names
+
+
+def _shard_paths(folder: Path, index: Mapping[str, str]) -> list[Path]:
+    if index:
+        return [folder / shard for shard in sorted(set(index.values()))]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    if pickled:
+        raise CheckpointError(
+            f"{folder} has its weights only as {pickled[0]}, a pickle, which can run code and is not opened: "
+            "convert it with transformers: from_pretrained(folder), then save_pretrained(new_folder)"
+        )
+    raise CheckpointError(f"{folder} has a config.json and no weights. {_wanted(folder)}")
+
+
+def _wanted(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"Expected: {_EXPECTED}. There is no such folder"
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"Expected: {_EXPECTED}. There is: {', '.join(names[:8]) or 'nothing'}{', ...' if names[8:] else ''}"
+
+
+def _naming(names: list[str], what: str) -> str:
+    more = f" (and {len(names) - 1} more: {', '.join(names[1:4])}{', ...' if len(names) > 4 else ''})" if names[1:] else ""
+    return f"tensor {names[0]!r} is {what}{more}"

@@ -1,0 +1,118 @@
+"""Checkpoints from the Hugging Face hub: what is fetched, and what to do when that fails."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from gemmascope.errors import CheckpointError
+from gemmascope.weights.checkpoint import read_config
+
+KNOWN = tuple(f"google/gemma-2-{size}{tuned}" for size in ("2b", "9b", "27b") for tuned in ("", "-it"))
+
+_CONFIG = ("config.json", "generation_config.json")
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_NANO = 'gs.load("nano") needs no access and no network'
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form owner/name."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
+
+
+def fetch(repo: str) -> Path:
+    """The folder of a hub id in the hub's cache, fetched if it is not there. Only what loading needs is fetched.
+
+    The configuration comes first: another architecture is refused before its weights are downloaded. Without a network
+    the cached folder serves. Raises CheckpointError with what to do, ConfigError for another architecture.
+    """
+    folder = _snapshot(repo, _CONFIG)
+    read_config(folder)
+    return _snapshot(repo, (*_WEIGHTS, *_TOKENIZER), revision=folder.name)
+
+
+def fetch_tokenizer(repo: str) -> Path:
+    """The folder of a hub id with at least its tokenizer's files. Raises CheckpointError with what to do."""
+    return _snapshot(repo, _TOKENIZER)
+
+
+def suggestion(name: str) -> str:
+    """' Did you mean ...?' for a name close to one of Google's Gemma 2 repositories, else an empty text."""
+    plain = {_plain(known.split("/")[1]): known for known in KNOWN}
+    near = difflib.get_close_matches(_plain(name.split("/")[-1]), plain, n=2, cutoff=0.75)
+    found = [plain[key] for key in near if plain[key] != name]
+    return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _snapshot(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _explained(repo):
+        return Path(snapshot_download(repo, allow_patterns=list(files), revision=revision))
+
+
+@contextmanager
+def _explained(repo: str) -> Iterator[None]:
+    """Turns the hub library's errors into CheckpointError. Their classes moved between versions, their names did not."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise CheckpointError(f"{repo!r} is no hub id: {error}") from error
+    except OSError as error:
+        raise CheckpointError(_reason(repo, error)) from error
+    except Exception as error:
+        # the transport's own errors, which are not OSErrors in every version: requests, httpx, httpx2
+        if type(error).__module__.split(".")[0] not in ("requests", "httpx", "httpx2", "urllib3"):
+            raise
+        raise CheckpointError(_broken_off(repo, error)) from error
+
+
+def _reason(repo: str, error: OSError) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    if isinstance(error, GatedRepoError):
+        return f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then {login}, and call again. {_NANO}"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"{repo!r} is no folder here, and no repository on {constants.ENDPOINT} that you can see."
+            f"{suggestion(repo)} If it is private, {login}. {_NANO}"
+        )
+    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        return (
+            f"{repo} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it: "
+            f"unset it, or fetch the repository where there is a network. {_NANO}"
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"{constants.ENDPOINT} cannot be reached and {repo} is not, or not wholly, in the cache "
+            f"{constants.HF_HUB_CACHE}: {_first_line(error)}. Call again with a network. {_NANO}"
+        )
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status in (401, 403):
+        return f"{constants.ENDPOINT} refuses access to {repo} with the token you gave: {login} again. {_NANO}"
+    return _broken_off(repo, error)
+
+
+def _broken_off(repo: str, error: Exception) -> str:
+    # The hub library keeps no part of a file across calls (some versions do), but every file that arrived whole.
+    return (
+        f"fetching {repo} broke off: {_first_line(error)}. "
+        "The files that had arrived are kept: call again, and it goes on with the rest"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

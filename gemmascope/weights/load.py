@@ -1,0 +1,160 @@
+"""gs.load: a Gemma 2 from the package, a folder, the hub, or memory."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gemmascope.config import GemmaConfig
+from gemmascope.errors import CheckpointError, DeviceError
+from gemmascope.model.gemma2 import Gemma2
+from gemmascope.model.model import Model
+from gemmascope.tokens import Tokenizer
+from gemmascope.weights.adopt import adopt, empty_network, is_gemma, put
+from gemmascope.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
+from gemmascope.weights.hub import fetch, fetch_tokenizer, is_hub_id, suggestion
+from gemmascope.weights.placing import choose_device, choose_dtype
+
+NANO = Path(__file__).parent.parent / "nano" / "checkpoint"
+
+_SOURCES = "a folder in the transformers layout, a hub id (owner/name), 'nano', or a transformers Gemma2ForCausalLM"
+_CHUNK = 1 << 20  # values looked at together when a tensor is checked: bounds what that allocates
+
+
+def load(
+    source: Any = "nano",
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    tokenizer: Any = None,
+    check: bool = False,
+) -> Model:
+    """A Gemma 2, ready to be looked into.
+
+    source: "nano" (or None), the small trained model inside the package; a folder in the transformers layout; a hub id
+        such as "google/gemma-2-2b", fetched once into the hub's cache (HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE
+        count); or a transformers Gemma2ForCausalLM, whose parameters are shared, not copied. A folder that exists is
+        taken before a hub id of the same name.
+    device: "auto" is cuda if there is one, else the CPU; for a model in memory, where it is. "meta" builds the network
+        and checks names and shapes, and reads no values.
+    dtype: "auto" is float32 if any tensor is stored in float16, else what config.json names if that is bfloat16 or
+        float32, else bfloat16 if every tensor is stored so, else float32; for a model in memory, what it is in.
+        float16 is refused: Gemma 2 overflows in it.
+    tokenizer: a folder, a hub id or a fast tokenizer of transformers, instead of the source's own. A source without
+        any loads as well; its prompts are then token ids.
+    check: look at every value for NaN and infinity.
+
+    Memory while loading: at most the model's own size and one tensor. Raises CheckpointError, ConfigError (another
+    architecture) or DeviceError (a device or dtype that cannot be); nothing half loaded stays behind.
+    """
+    if check and str(device) == "meta":
+        raise DeviceError("check=True looks at the values, and device='meta' reads none: leave one of them out")
+    if is_gemma(source):
+        return _from_memory(source, device, dtype, tokenizer, check)
+    folder, name = _locate(source)
+    with Checkpoint(folder) as checkpoint:
+        words = _own_words(folder, checkpoint.config) if tokenizer is None else _words(tokenizer, checkpoint.config)
+        network = _network(
+            checkpoint, choose_device(device), choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes), check
+        )
+    return Model(network, words, name)
+
+
+@cache
+def nano() -> Model:
+    """The model inside the package, loaded once: what functions take for model=None."""
+    return load("nano")
+
+
+def _from_memory(source: Any, device: str | torch.device, dtype: str | torch.dtype, tokenizer: Any, check: bool) -> Model:
+    network = adopt(source, device, dtype)
+    words = None if tokenizer is None else _words(tokenizer, network.config)
+    if check:
+        for name, parameter in network.named_parameters():
+            _require_finite(parameter, f"parameter {name!r}")
+    return Model(network, words, getattr(source.config, "name_or_path", "") or type(source).__name__)
+
+
+def _locate(source: Any) -> tuple[Path, str]:
+    """The folder of a source, fetched if it is a hub id, and the name that its model goes by."""
+    if source is None or source == "nano":
+        return NANO, "nano"
+    if not isinstance(source, (str, os.PathLike)):
+        raise CheckpointError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path, str(source)
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the folder that holds it, with its config.json")
+    if isinstance(source, str) and is_hub_id(source):
+        return fetch(source), source
+    raise CheckpointError(
+        f"{str(source)!r} is no folder that exists and no hub id.{suggestion(str(source))} A source is {_SOURCES}"
+    )
+
+
+def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, check: bool) -> Gemma2:
+    """The network of a checkpoint: built without memory, then filled tensor by tensor."""
+    network = empty_network(checkpoint.config)
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    checkpoint.require(shapes)
+    if device.type == "meta":
+        return network.to(dtype)
+    _require_tied(checkpoint)
+    for name in shapes:
+        tensor = checkpoint.read(name)
+        if check:
+            _require_finite(tensor, f"tensor {name!r} of {checkpoint.stored[name].shard}")
+        put(network, name, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
+    return network
+
+
+def _require_tied(checkpoint: Checkpoint) -> None:
+    """Gemma 2 unembeds with its embedding; a copy of it under the head's name may lie in the file, nothing else."""
+    if HEAD in checkpoint.stored and not torch.equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING)):
+        raise CheckpointError(
+            f"{HEAD!r} of {checkpoint.stored[HEAD].shard} differs from the embedding. Gemma 2 unembeds with its embedding, "
+            "so this model cannot be run as one"
+        )
+
+
+def _require_finite(tensor: Tensor, what: str) -> None:
+    flat = tensor.detach().reshape(-1)
+    for start in range(0, len(flat), _CHUNK):
+        bad = (~flat[start : start + _CHUNK].isfinite()).nonzero()
+        if len(bad):
+            index = start + int(bad[0])
+            raise CheckpointError(f"{what} holds {flat[index].item()} as value {index} of {len(flat)}")
+
+
+def _own_words(folder: Path, config: GemmaConfig) -> Tokenizer | None:
+    """The tokenizer in a checkpoint's folder; None if there is none: the model then takes token ids."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    return _words(folder, config)
+
+
+def _words(given: Any, config: GemmaConfig) -> Tokenizer:
+    """The tokenizer that was given as a folder, a hub id or an object. CheckpointError if it is not this model's."""
+    if isinstance(given, Tokenizer):
+        words = given
+    elif isinstance(given, (str, os.PathLike)):
+        folder = Path(given).expanduser()
+        if not folder.is_dir():
+            if not is_hub_id(str(given)):
+                raise CheckpointError(f"tokenizer={str(given)!r} is no folder that exists and no hub id")
+            folder = fetch_tokenizer(str(given))
+        words = Tokenizer.from_folder(folder, config.bos_id)
+    else:
+        words = Tokenizer.from_transformers(given, config.bos_id)
+    if words.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {words.vocab_size} tokens and the model an embedding for {config.vocab_size}: "
+            "they do not belong together"
+        )
+    return words

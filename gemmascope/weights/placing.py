@@ -1,0 +1,69 @@
+"""Where a model lives and in which numbers it computes: the choices behind device= and dtype=."""
+
+from __future__ import annotations
+
+import torch
+
+from gemmascope.errors import DeviceError
+
+_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FLOAT16 = ("float16", "half", "fp16", "f16")
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device to load to; "auto" is cuda if there is one, else the CPU. DeviceError for one that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise DeviceError(
+            f"device={device!r} is no device; give 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or 'meta'"
+        ) from error
+    if chosen.type == "cuda":
+        _require_cuda(chosen)
+    elif chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(f"device={device!r} was asked for and this machine has no Apple GPU; give 'auto' or 'cpu'")
+    elif chosen.type not in ("cpu", "mps", "meta"):
+        raise DeviceError(f"device={device!r} is not supported; give 'auto', 'cpu', 'cuda', 'mps' or 'meta'")
+    return chosen
+
+
+def _require_cuda(device: torch.device) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        why = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA GPU here"
+        raise DeviceError(f"device={str(device)!r} was asked for and {why}; give 'auto' or 'cpu'")
+    if device.index is not None and device.index >= count:
+        raise DeviceError(f"device={str(device)!r} was asked for and there are {count} GPUs, cuda:0 to cuda:{count - 1}")
+
+
+def asked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The dtype that dtype= names; None for "auto". DeviceError for one that Gemma 2 cannot compute in."""
+    if dtype == "auto":
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name in _FLOAT16:
+        raise no_float16()
+    if name not in _NAMES:
+        raise DeviceError(f"dtype={dtype!r} is not offered; give 'auto', 'bfloat16' or 'float32', or torch's own")
+    return _NAMES[name]
+
+
+def no_float16() -> DeviceError:
+    return DeviceError(
+        "Gemma 2 cannot compute in float16: its residual stream exceeds 65504, the largest float16, and becomes "
+        "infinite. Use 'bfloat16' (the same size), 'float32' or 'auto'"
+    )
+
+
+def choose_dtype(dtype: str | torch.dtype, configured: str | None, stored: set[torch.dtype]) -> torch.dtype:
+    """The dtype to compute in, from what was asked for, what config.json says and what the tensors are stored in."""
+    asked = asked_dtype(dtype)
+    if asked is not None:
+        return asked
+    if torch.float16 in stored:  # float32 holds every float16, bfloat16 does not
+        return torch.float32
+    if configured in _NAMES:
+        return _NAMES[configured]
+    return torch.bfloat16 if stored == {torch.bfloat16} else torch.float32
