@@ -42,10 +42,10 @@ def fetch_tokenizer(repo: str) -> Path:
 
 def suggestion(name: str) -> str:
     """' Did you mean ...?' for a name close to one of Google's Gemma 2 repositories, else an empty text."""
-    plain = {_plain(known.split("/")[1]): known for known in KNOWN}
-    near = difflib.get_close_matches(_plain(name.split("/")[-1]), plain, n=2, cutoff=0.75)
-    found = [plain[key] for key in near if plain[key] != name]
-    return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
+    wanted, plain = _plain(name.split("/")[-1]), {_plain(known.split("/")[1]): known for known in KNOWN}
+    near = [wanted] if wanted in plain else difflib.get_close_matches(wanted, plain, n=2, cutoff=0.75)
+    found = [repr(plain[key]) for key in near if plain[key] != name]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
 def _plain(name: str) -> str:
