@@ -86,9 +86,9 @@ def _locate(source: Any) -> tuple[Path, str]:
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and source != "":  # Path("") is the current folder; nobody means that
         return path, str(source)
-    if path.exists():
+    if path.is_file():
         raise CheckpointError(f"{path} is a file; give the folder that holds it, with its config.json")
     if isinstance(source, str) and is_hub_id(source):
         return fetch(source), source
