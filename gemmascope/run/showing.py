@@ -57,7 +57,7 @@ def summarise(trace: Trace) -> Summary:
 
 def _answers(trace: Trace) -> list[tuple[int, str, str, float]]:
     with torch.no_grad():
-        best = [trace.model.network.unembed(x[-1]).softmax(-1).max(-1) for x in trace.stream[1:]]
+        best = [trace.model.network.unembed(x[-1:])[0].softmax(-1).max(-1) for x in trace.stream[1:]]
     texts = trace.model.texts(torch.stack([b.indices for b in best]))
     return [
         (layer.index, layer.kind, shown(t), float(b.values)) for layer, t, b in zip(trace.layers, texts, best, strict=True)

@@ -6,7 +6,7 @@ It keeps the residual stream; whatever else is asked for is had by re-running on
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
@@ -16,7 +16,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.errors import PromptError, SiteError
+from gemmascope.errors import EditError, SiteError
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
@@ -91,21 +91,22 @@ class Trace:
         """The soft-capped logits at every position, float32."""
         return self["logits"]
 
-    @cached_property
+    @property
     def next_logits(self) -> Float[Tensor, " vocab"]:
         """The soft-capped logits of the next token, after the last position. Float32. Unembeds that position only."""
-        return self._unembed(len(self) - 1)
+        return self._last.clone()
 
-    def top(self, k: int = 5, pos: int = -1) -> list[tuple[str, int, float]]:
+    def top(self, k: int = 5, pos: int | str = -1) -> list[tuple[str, int, float]]:
         """The k likeliest tokens to follow a position: (token, id, probability), the likeliest first."""
         at = self._position(pos)
-        logits = self.next_logits if at == len(self) - 1 else self._unembed(at)
-        if not 0 < k <= len(logits):
-            raise SiteError(f"k goes from 1 to {len(logits)}, the size of the vocabulary; given {k!r}")
+        size = self.model.config.vocab_size
+        if not hasattr(k, "__index__") or isinstance(k, bool) or not 0 < k <= size:
+            raise SiteError(f"k is a whole number from 1 to {size}, the size of the vocabulary; given {k!r}")
+        logits = self._last if at == len(self) - 1 else self._unembed(at)
         probs, ids = logits.softmax(-1).topk(k)
         return [(text, int(i), float(p)) for text, i, p in zip(self.model.texts(ids), ids, probs, strict=True)]
 
-    def lens(self, pos: int | None = -1) -> xarray.DataArray:
+    def lens(self, pos: int | str | None = -1) -> xarray.DataArray:
         """The logit lens: soft-capped logits read from the stream after every layer, through the last norm.
 
         pos: the position to read, -1 for the last; None for all. Axes (layer, vocab) or (layer, pos, vocab); the last
@@ -114,16 +115,20 @@ class Trace:
         """
         import xarray
 
-        at = slice(None) if pos is None else self._position(pos)
+        rows = list(range(len(self))) if pos is None else [self._position(pos)]
         with torch.no_grad():
-            read = [self.model.network.unembed(x[at]) for x in self.stream[1:]]
-        dims = ("layer", "vocab") if pos is not None else ("layer", "pos", "vocab")
-        coords: dict[str, Any] = {"layer": range(len(read)), "kind": ("layer", list(self.model.config.kinds))}
-        if pos is None:
-            coords |= {"pos": range(len(self)), "token": ("pos", self.tokens)}
-        return xarray.DataArray(torch.stack(read).cpu().numpy(), dims=dims, coords=coords, name="soft-capped logit")
+            read = torch.stack([self.model.network.unembed(x[rows]) for x in self.stream[1:]]).cpu().numpy()
+        texts = self.tokens
+        coords = {
+            "layer": range(len(read)),
+            "kind": ("layer", list(self.model.config.kinds)),
+            "pos": rows,
+            "token": ("pos", [texts[row] for row in rows]),
+        }
+        lens = xarray.DataArray(read, dims=("layer", "pos", "vocab"), coords=coords, name="soft-capped logit")
+        return lens if pos is None else lens.isel(pos=0)
 
-    def edges(self, site: str | Site, layer: int, *, head: Head = None, q_pos: Pos = None) -> Float[Tensor, "*head_q k_pos"]:
+    def edges(self, site: str, layer: int, *, head: Head = None, q_pos: Pos = None) -> Float[Tensor, "*head_q k_pos"]:
         """Some heads' rows of an edge site (scores, scores_capped, pattern), without building the others.
 
         A single head or query position drops its axis, as in indexing; otherwise [head, q_pos, k_pos]. SiteError for
@@ -143,8 +148,7 @@ class Trace:
             value = self._read(address.site, address.layer)[heads][:, rows]
         else:
             value = self._some_edges(address.site.name, address.layer, heads, rows)
-        single_head, single_row = isinstance(head, int), isinstance(q_pos, (int, str))
-        return value[0 if single_head else slice(None)][..., 0 if single_row else slice(None), :]
+        return value[0 if _is_one(head) else slice(None)][..., 0 if _is_one(q_pos) else slice(None), :]
 
     def save(self, path: Any) -> None:
         """Write the trace to a file for gs.open_trace: safetensors with JSON, no pickle. An existing file is replaced."""
@@ -162,8 +166,14 @@ class Trace:
 
         return as_html(self)
 
-    def _position(self, pos: int) -> int:
-        return find_positions(int(pos), self.model, self.ids)[0]
+    def _position(self, pos: Any) -> int:
+        if not _is_one(pos) and not isinstance(pos, float):
+            raise SiteError(f"one position is read at a time: its number, or a token that occurs once; given {pos!r}")
+        return find_positions(pos, self.model, self.ids)[0]
+
+    @cached_property
+    def _last(self) -> Tensor:
+        return self._unembed(len(self) - 1)
 
     def _read(self, site: Site, layer: int | None) -> Tensor:
         kept = self._kept(site.name, layer)
@@ -194,8 +204,16 @@ class Trace:
         return any(edit.address.layer == layer and edit.address.site.name in sites for edit in self._edits)
 
     def _worth_keeping(self, asked: Site, layer: int | None) -> list[str]:
-        """The sites to keep from a re-run: all of the layer's if they are small, else only the one asked for."""
-        others = [s for s in SITES.values() if s.in_layer == (layer is not None) and s.name not in ("embed", "head_out")]
+        """The sites to keep from a re-run: those of the layer that come with the one asked for, if they are small.
+
+        Edge sites come apart from the others: a layer that makes them whole does not go in chunks as the pass did, and
+        rounds differently in what follows.
+        """
+        others = [
+            s
+            for s in SITES.values()
+            if s.in_layer == (layer is not None) and s.is_edges == asked.is_edges and s.name not in ("embed", "head_out")
+        ]
         size = self.model.config.size_of
         n_bytes = 4 * sum(torch.Size(size(axis, len(self)) for axis in s.axes).numel() for s in others)
         return list({asked.name, *(s.name for s in others if 2 * n_bytes <= KEEP_WHOLE_LAYER)})
@@ -216,7 +234,7 @@ class Trace:
         if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in self._edits):
             return self["logits"][pos]
         with torch.no_grad():
-            return self.model.network.unembed(self.stream[-1][pos])
+            return self.model.network.unembed(self.stream[-1][pos : pos + 1])[0]
 
     def _some_edges(self, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
         module, tap = self.model.layer(layer), self._tap(Tap()).at(layer, self._layout)
@@ -232,6 +250,11 @@ class Trace:
                 positions = self._layout.positions
                 value = attend.pattern(value, positions[rows], positions, k.dtype)
         return value
+
+
+def _is_one(place: Any) -> bool:
+    """Whether a head or position is one rather than several: a number of any kind, or a token."""
+    return isinstance(place, str) or (hasattr(place, "__index__") and getattr(place, "ndim", 0) == 0)
 
 
 def _n_bytes(values: Mapping[str, Tensor]) -> int:
@@ -251,9 +274,19 @@ def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()
     Raises PromptError for a bad prompt, SiteError or EditError for an edit that does not fit.
     """
     model = model_or_nano(model)
-    if edits and isinstance(edits, Edit):
-        raise PromptError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
+    edits = _listed(edits)
     return traces(model, prompt, edits) if is_many(prompt) else traces(model, [prompt], edits)[0]
+
+
+def _listed(edits: Any) -> tuple[Edit, ...]:
+    if isinstance(edits, Edit):
+        raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
+    if not isinstance(edits, Iterable):
+        raise EditError(f"edits is a list of edits; given {edits!r}")
+    listed = tuple(edits)  # every run of the pass goes through them, so an iterator would not do
+    if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:
+        raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {wrong[0]!r}")
+    return listed
 
 
 def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:
