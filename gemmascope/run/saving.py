@@ -22,8 +22,9 @@ VERSION = 1
 def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write a trace to a file, aside first and then renamed, so that a broken write leaves the old file whole.
 
-    Raises TraceError for a trace with an edit by a function, which is no data.
+    Raises TraceError for a trace with an edit by a function, which is no data, and for a place that cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -38,6 +39,9 @@ def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     try:
         save_file({k: v.clone() for k, v in tensors.items()}, aside, metadata={"gemmascope.trace": json.dumps(about)})
         os.replace(aside, path)
+    except (SafetensorError, OSError) as error:
+        why = error if path.parent.is_dir() else f"there is no folder {path.parent}"
+        raise TraceError(f"cannot write {path}: {why}") from error
     finally:
         aside.unlink(missing_ok=True)
 
@@ -47,27 +51,35 @@ def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> T
 
     Raises TraceError for a file that is no trace, and for another model than the one that wrote it, naming both.
     """
+    model = model_or_nano(model)
+    about, tensors = _read(Path(path))
+    try:
+        _check(about, path, model)
+        ids = tensors["ids"].to(model.device)
+        stream = [tensors[f"stream.{i}"].to(model.device) for i in range(model.n_layers + 1)]
+        edits = [_rebuild(d, tensors.get(f"edit.{i}")).bind(model, ids) for i, d in enumerate(about["edits"])]
+    except KeyError as error:
+        raise TraceError(f"{path} is a damaged trace: it has no {error}") from error
+    return Trace(model, ids, stream, edits)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
-    model = model_or_nano(model)
-    if not Path(path).is_file():
-        raise TraceError(f"there is no file {path}")
+    if not path.is_file():
+        raise TraceError(f"{path} is a folder; give the file" if path.is_dir() else f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("gemmascope.trace", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, ValueError) as error:
-        raise TraceError(f"{path} is not a trace: {error}") from error
-    _check(about, path, model)
-    ids = tensors["ids"].to(model.device)
-    stream = [tensors[f"stream.{i}"].to(model.device) for i in range(model.n_layers + 1)]
-    edits = [_rebuild(d, tensors.get(f"edit.{i}")).bind(model, ids) for i, d in enumerate(about["edits"])]
-    return Trace(model, ids, stream, edits)
-
-
-def _check(about: Any, path: Any, model: Model) -> None:
-    if about is None:
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TraceError(f"{path} is not a trace, or a part of one: {error}") from error
+    if not isinstance(about, dict):
         raise TraceError(f"{path} is a safetensors file, but no trace: it was not written by Trace.save")
+    return about, tensors
+
+
+def _check(about: dict[str, Any], path: Any, model: Model) -> None:
     if about["version"] != VERSION:
         raise TraceError(
             f"{path} is a trace of format {about['version']}; this version of gemmascope reads format {VERSION}"
