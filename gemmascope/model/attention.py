@@ -2,17 +2,20 @@
 
 Exact, in plain torch: scale, soft cap, mask, softmax in float32. Query rows go in chunks, each with the keys cut to
 what those rows can see, so that the causal half and the window come for free and no prompt needs its whole score matrix
-at once. When a tap wants the scores or the pattern of a layer, they are made whole, and what the tap returns is used.
+at once. Runs that start later read the keys before them in one product for all runs of a block. When a tap wants the
+scores or the pattern of a layer, they are made whole, and what the tap returns is used.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.model.layout import Block, Layout
+from gemmascope.model.layout import Block, Earlier, Layout
 from gemmascope.model.maths import soft_cap, visible
 from gemmascope.model.tap import BoundTap
 from gemmascope.sites import EDGE_SITES
@@ -30,19 +33,25 @@ class Attend:
 
     def __call__(
         self,
-        q: Float[Tensor, "row head d_head"],
+        q: Float[Tensor, "asked head d_head"],
         k: Float[Tensor, "row kv_head d_head"],
         v: Float[Tensor, "row kv_head d_head"],
         layout: Layout,
         tap: BoundTap,
-    ) -> Float[Tensor, "row head d_head"]:
-        whole = any(tap.wants(site) for site in EDGE_SITES)
-        parts = []
-        for block in layout.blocks:
-            q_b = rearrange(q[block.rows], "(run q) (kv group) d -> run kv group q d", run=block.count, kv=k.shape[1])
+    ) -> Float[Tensor, "asked head d_head"]:
+        wanted = any(tap.wants(site) for site in EDGE_SITES)
+        parts, at = [], 0
+        for i, block in enumerate(layout.blocks):
+            stop = at + block.count * block.asked
+            q_b = rearrange(q[at:stop], "(run q) (kv group) d -> run kv group q d", run=block.count, kv=k.shape[1])
             k_b, v_b = (rearrange(x[block.rows], "(run k) kv d -> run kv k d", run=block.count) for x in (k, v))
-            z = self._whole(q_b, k_b, v_b, block, tap) if whole else self._chunked(q_b, k_b, v_b)
+            earlier = layout.earlier[i] if block.start else None
+            if wanted or (earlier is not None and not self._bounded):
+                z = self._whole(q_b, *_joined(k_b, v_b, earlier, block), block, tap)
+            else:
+                z = self._chunked(q_b, k_b, v_b, block) if earlier is None else self._after(q_b, k_b, v_b, earlier, block)
             parts.append(rearrange(z, "run kv group q d -> (run q) (kv group) d"))
+            at = stop
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def scores(
@@ -70,19 +79,52 @@ class Attend:
         """The earliest key that a query at this position sees."""
         return 0 if self.window is None else max(0, q_pos - self.window + 1)
 
-    def _chunked(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        n_pos = q.shape[3]
-        positions = torch.arange(n_pos, device=q.device)
-        per_row = q.shape[0] * q.shape[1] * q.shape[2] * n_pos
-        step = min(CHUNK_ROWS, max(1, CHUNK_ELEMENTS // per_row))
+    @property
+    def _bounded(self) -> bool:
+        """Whether exp(score) of a capped score can be summed in float32 as it is: exp(80) is 5e34."""
+        return self.cap is not None and self.cap <= 80
+
+    def _chunked(self, q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
+        """Runs from position 0: query rows in chunks, the keys of each cut to what it sees."""
+        positions = torch.arange(block.length, device=q.device)
         parts = []
-        for start in range(0, n_pos, step):
-            stop = min(start + step, n_pos)
+        for rows in _chunks(q, block.length):
+            start, stop = rows.start + block.length - block.asked, rows.stop + block.length - block.asked
             seen = slice(self.first_seen(start), stop)
-            capped = soft_cap(self.scores(q[..., start:stop, :], k[..., seen, :]), self.cap)
+            capped = soft_cap(self.scores(q[..., rows, :], k[..., seen, :]), self.cap)
             pattern = self.pattern(capped, positions[start:stop], positions[seen], v.dtype)
             parts.append(self.read(pattern, v[..., seen, :]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+
+    def _after(self, q: Tensor, k: Tensor, v: Tensor, earlier: Earlier, block: Block) -> Tensor:
+        """Runs that start later. The scores against the earlier keys, which all runs of the block share, are one product.
+
+        The two halves meet as weights exp(score - top) and their sums, where top bounds every score: the soft cap.
+        """
+        parts = []
+        for rows in _chunks(q, block.stop):
+            start, stop = rows.start + block.stop - block.asked, rows.stop + block.stop - block.asked
+            first = max(self.first_seen(start), earlier.first)
+            k_early, v_early = earlier.between(min(first, block.start), block.start)
+            q_rows = q[..., rows, :] * self.scale
+            own = slice(max(0, first - block.start), stop - block.start)
+            shared = rearrange(q_rows, "run kv group q d -> kv (run group q) d") @ k_early.mT
+            shared = rearrange(shared, "kv (run group q) k -> run kv group q k", run=block.count, group=q.shape[2])
+            weights = self._weights(shared, (start, stop), (min(first, block.start), block.start))
+            near = rearrange(q_rows, "run kv group q d -> run kv (group q) d") @ k[..., own, :].mT
+            near = rearrange(near, "run kv (group q) k -> run kv group q k", group=q.shape[2])
+            own_weights = self._weights(near, (start, stop), (block.start + own.start, stop))
+            total = weights.sum(-1, keepdim=True) + own_weights.sum(-1, keepdim=True)
+            read = rearrange(weights.to(v.dtype), "run kv group q k -> kv (run group q) k") @ v_early
+            read = rearrange(read, "kv (run group q) d -> run kv group q d", run=block.count, group=q.shape[2])
+            parts.append(((read.float() + self.read(own_weights.to(v.dtype), v[..., own, :]).float()) / total).to(v.dtype))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+
+    def _weights(self, scores: Tensor, q_pos: tuple[int, int], k_pos: tuple[int, int]) -> Tensor:
+        """exp(capped score), float32, zero where a key is not seen. The cap keeps it far from overflow."""
+        scores = soft_cap(scores.float(), self.cap)
+        hidden = _hidden(q_pos, k_pos, self.window, scores.device)
+        return scores.exp() if hidden is None else scores.exp().masked_fill(hidden, 0.0)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, block: Block, tap: BoundTap) -> Tensor:
         def tapped(site: str, value: Tensor) -> Tensor:
@@ -91,7 +133,37 @@ class Attend:
             flat = tap.edges(site, rearrange(value, "run kv group q k -> run (kv group) q k"), block)
             return rearrange(flat, "run (kv group) q k -> run kv group q k", kv=k.shape[1])
 
-        positions = torch.arange(block.length, device=q.device)
+        positions = torch.arange(block.stop, device=q.device)
+        q_pos, k_pos = positions[block.stop - block.asked :], positions[block.stop - k.shape[2] :]
         scores = tapped("scores", self.scores(q, k))
         capped = tapped("scores_capped", soft_cap(scores, self.cap))
-        return self.read(tapped("pattern", self.pattern(capped, positions, positions, v.dtype)), v)
+        return self.read(tapped("pattern", self.pattern(capped, q_pos, k_pos, v.dtype)), v)
+
+
+def _chunks(q: Tensor, n_keys: int) -> list[slice]:
+    """Slices of the query rows whose scores against n_keys keys fit the chunk."""
+    n_rows, per_row = q.shape[3], q.shape[0] * q.shape[1] * q.shape[2] * n_keys
+    step = min(CHUNK_ROWS, max(1, CHUNK_ELEMENTS // per_row))
+    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+
+
+def _joined(k: Tensor, v: Tensor, earlier: Earlier | None, block: Block) -> tuple[Tensor, Tensor]:
+    """Keys and values of a block with the earlier ones in front."""
+    if earlier is None:
+        return k, v
+    early = earlier.between(earlier.first, block.start)
+    k_all, v_all = (torch.cat((e.expand(block.count, *e.shape), own), dim=2) for e, own in zip(early, (k, v), strict=True))
+    return k_all, v_all
+
+
+def _hidden(q_pos: tuple[int, int], k_pos: tuple[int, int], window: int | None, device: torch.device) -> Tensor | None:
+    """True where a query does not see a key; None where every query sees every key."""
+    if q_pos[0] >= k_pos[1] - 1 and (window is None or q_pos[1] - 1 - k_pos[0] < window):
+        return None
+    small = (q_pos[1] - q_pos[0]) * (k_pos[1] - k_pos[0]) <= 2**18
+    return (_made_hidden if small else _made_hidden.__wrapped__)(q_pos, k_pos, window, device)
+
+
+@lru_cache(maxsize=512)
+def _made_hidden(q_pos: tuple[int, int], k_pos: tuple[int, int], window: int | None, device: torch.device) -> Tensor:
+    return ~visible(torch.arange(*q_pos, device=device), torch.arange(*k_pos, device=device), window)

@@ -61,11 +61,12 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "row kv_head d_head"], Float[Tensor, "row kv_head d_head"]]:
         """The queries and keys, after RoPE, and the values."""
         q, k, v = (
-            tap(site, rearrange(project(x), "row (head d) -> row head d", d=self.config.d_head))
-            for site, project in (("q", self.q_proj), ("k", self.k_proj), ("v", self.v_proj))
+            tap(site, rearrange(project(rows), "row (head d) -> row head d", d=self.config.d_head))
+            for site, project, rows in (("q", self.q_proj, layout.asking(x)), ("k", self.k_proj, x), ("v", self.v_proj, x))
         )
         cos, sin = layout.rope(self.config.d_head, self.config.rope_theta)
-        return tap("q_rot", rotate(q, cos, sin)), tap("k_rot", rotate(k, cos, sin)), v
+        q_rot = tap("q_rot", rotate(q, layout.asking(cos), layout.asking(sin)))
+        return q_rot, tap("k_rot", rotate(k, cos, sin)), v
 
     def head_outputs(self, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row head d_model"]:
         """What each head adds to the attention output, before the post-norm: they sum to it."""
@@ -103,7 +104,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap) -> Float[Tensor, "row d_model"]:
         x = tap("resid_pre", x)
-        x = tap("resid_mid", x + self._attention(x, layout, tap))
+        x = tap("resid_mid", layout.asking(x) + self._attention(x, layout, tap))
         mlp = tap("mlp_raw", self.mlp(tap("mlp_in", self.pre_feedforward_layernorm(x)), tap))
         return tap("resid_post", x + tap("mlp_out", self.post_feedforward_layernorm(mlp)))
 

@@ -1,46 +1,77 @@
 """The layout of a pass: which run and position each row is, and which keys it may see.
 
 A pass carries the rows of many runs, flat, with no padding. Runs that start at the same position and have the same
-length stand side by side in a block, so that attention over them is one batched product.
+length stand side by side in a block, so that attention over them is one batched product. A run that starts later than
+position 0 reads the keys of the positions before it from elsewhere: from its parent in a sweep, or from a cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.model.maths import rope_table
 
 
 @dataclass(frozen=True)
-class Block:
-    """`count` runs of `length` rows each, side by side from row `first` of the pass, each from position 0.
+class Earlier:
+    """Keys, after RoPE, and values of the positions from `first` on, which later rows of one layer may read."""
 
-    run: the number of the first of them in the pass.
+    k: Float[Tensor, "kv_head k_pos d_head"]
+    v: Float[Tensor, "kv_head k_pos d_head"]
+    first: int = 0
+
+    def between(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the positions start to stop - 1."""
+        return self.k[:, start - self.first : stop - self.first], self.v[:, start - self.first : stop - self.first]
+
+
+@dataclass(frozen=True)
+class Block:
+    """`count` runs of `length` rows each, side by side from row `first` of the pass, each from position `start`.
+
+    run: the number of the first of them in the pass. asked: how many of each run's last rows go on after attention;
+    the rows before them are there for their keys only.
     """
 
     first: int
     count: int
     length: int
     run: int = 0
+    start: int = 0
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.asked:
+            object.__setattr__(self, "asked", self.length)
 
     @property
     def rows(self) -> slice:
         return slice(self.first, self.first + self.count * self.length)
 
+    @property
+    def stop(self) -> int:
+        """The position after the last row of a run."""
+        return self.start + self.length
+
 
 @dataclass(frozen=True)
 class Layout:
-    """The blocks of a pass, in the order of their rows, and the position of every row."""
+    """The blocks of a pass, in the order of their rows, and the position of every row.
+
+    earlier: for each block, the keys and values of the positions before its start; None where it starts at 0. It holds
+    those of one layer: a pass gives every layer its own layout.with_earlier(...).
+    """
 
     blocks: tuple[Block, ...]
     positions: Int[Tensor, " row"]
+    earlier: tuple[Earlier | None, ...] = ()
     _ropes: dict[tuple[int, float], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -50,8 +81,17 @@ class Layout:
         for length, same in groupby(lengths):
             blocks.append(Block(first, len(list(same)), length, run))
             first, run = blocks[-1].rows.stop, run + blocks[-1].count
-        positions = [torch.arange(b.length, device=device).repeat(b.count) for b in blocks]
+        return cls.of_blocks(blocks, device)
+
+    @classmethod
+    def of_blocks(cls, blocks: Sequence[Block], device: torch.device | str = "cpu") -> Layout:
+        """The layout of these blocks, which follow each other row by row."""
+        positions = [torch.arange(b.start, b.stop, device=device).repeat(b.count) for b in blocks]
         return cls(tuple(blocks), torch.cat(positions))
+
+    def with_earlier(self, earlier: Sequence[Earlier | None]) -> Layout:
+        """This layout, with the earlier keys and values of one layer for each block."""
+        return replace(self, earlier=tuple(earlier))
 
     @property
     def n_rows(self) -> int:
@@ -63,6 +103,27 @@ class Layout:
         return tuple(
             slice(b.first + i * b.length, b.first + (i + 1) * b.length) for b in self.blocks for i in range(b.count)
         )
+
+    @cached_property
+    def asked_stops(self) -> tuple[int, ...]:
+        """For each run, where its rows end among those that go on after attention."""
+        return tuple(accumulate(b.asked for b in self.blocks for _ in range(b.count)))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The position of each run's first row."""
+        return tuple(b.start for b in self.blocks for _ in range(b.count))
+
+    def asking(self, x: Float[Tensor, "row ..."]) -> Float[Tensor, "asked ..."]:
+        """The rows of x that go on after attention: all, unless some blocks ask for fewer."""
+        return x if self._asked is None else x[self._asked]
+
+    @cached_property
+    def _asked(self) -> Tensor | None:
+        if all(b.asked == b.length for b in self.blocks):
+            return None
+        rows = torch.arange(self.n_rows, device=self.positions.device)
+        return torch.cat([rows[b.rows].view(b.count, b.length)[:, -b.asked :].flatten() for b in self.blocks])
 
     def rope(self, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
         """Cosines and sines of every row's angles, made once a pass."""

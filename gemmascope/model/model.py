@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -141,21 +143,36 @@ def _is_list(value: Any) -> bool:
 
 
 def _as_ids(prompt: Any) -> Tensor:
-    if not isinstance(prompt, Tensor) and not _is_list(prompt) and not hasattr(prompt, "__array__"):
+    ids = prompt if isinstance(prompt, Tensor) else _tensor_of(prompt)
+    if ids.dim() == 2 and len(ids) == 1:  # the batch axis that transformers' tokenizers put in front
+        ids = ids[0]
+    if ids.dim() != 1:
+        raise PromptError(f"the token ids of one prompt have one axis, [pos]; given shape {tuple(ids.shape)}")
+    if len(ids) == 0:
+        raise PromptError("the prompt is empty: give at least one token id")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise PromptError(f"token ids are whole numbers; given a tensor of {ids.dtype}")
+    return ids.long()
+
+
+def _tensor_of(prompt: Any) -> Tensor:
+    if hasattr(prompt, "__array__"):  # numpy's arrays, and those of whoever speaks their protocol
+        array = np.asarray(prompt)
+        if array.dtype.kind not in "iu":
+            raise PromptError(f"token ids are whole numbers; given an array of {array.dtype}")
+        return torch.from_numpy(array.astype(np.int64))
+    if not _is_list(prompt):
         raise PromptError(f"a prompt is text, token ids or chat messages; given {type(prompt).__name__}")
-    if len(prompt) == 0:
-        raise PromptError("the prompt is empty: give at least one token id")
-    if not isinstance(prompt, Tensor):
-        if not all(hasattr(i, "__index__") and not isinstance(i, bool) for i in prompt):
-            raise PromptError(f"token ids are whole numbers; given {list(prompt)[:5]!r}")
-        prompt = torch.tensor([i.__index__() for i in prompt])
-    if prompt.dim() == 2 and len(prompt) == 1:  # the batch axis that transformers' tokenizers put in front
-        prompt = prompt[0]
-    if prompt.dim() != 1:
-        raise PromptError(f"the token ids of one prompt have one axis, [pos]; given shape {tuple(prompt.shape)}")
-    if prompt.is_floating_point() or prompt.is_complex() or prompt.dtype == torch.bool:
-        raise PromptError(f"token ids are whole numbers; given a tensor of {prompt.dtype}")
-    if len(prompt) == 0:
-        raise PromptError("the prompt is empty: give at least one token id")
-    ids: Tensor = prompt.long()
-    return ids
+    return torch.tensor([_whole(i) for i in prompt], dtype=torch.long)
+
+
+def _whole(value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise PromptError(f"token ids are whole numbers; given {value!r}") from error
+    if isinstance(value, bool):  # Python counts with it, but nobody means a token by True
+        raise PromptError(f"token ids are whole numbers; given {value!r}")
+    if abs(number) >= 2**63:  # more than a tensor of them can hold
+        raise PromptError(f"token id {number} is outside any vocabulary")
+    return number

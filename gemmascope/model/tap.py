@@ -95,6 +95,8 @@ class FunctionTap(Tap):
         return True
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        if site == "head_out":  # the layer goes on with the change alone: its own copy must not see a write in place
+            value = value.clone()
         return self._checked(site, layer, value)
 
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:

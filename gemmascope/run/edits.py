@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -226,6 +227,10 @@ class Custom(Edit):
         return super().__repr__().replace("gs.custom(", "gs.edit(", 1)
 
 
+# What is written here reaches other rows through the attention of the same layer.
+_SPREADING = frozenset(("embed", "resid_pre", "attn_in", "k", "k_rot", "v"))
+
+
 @dataclass(frozen=True)
 class BoundEdit:
     """An edit whose places are numbers and whose source is checked: ready to be written to its run.
@@ -238,23 +243,43 @@ class BoundEdit:
     places: tuple[Tensor, ...]
     values: Tensor | None
 
-    def written(self, value: Tensor, first: int = 0) -> Tensor:
-        """A copy of a run's value of the site with the edit written; positions before `first` are not in it."""
-        axis = 1 if self.address.site.is_edges else 0
-        places, values = self.places, self.values
-        there = (places[axis] >= first) & (places[axis] < first + value.shape[axis])
-        if not bool(there.all()):
-            places = tuple(p[there] - first if i == axis else p for i, p in enumerate(places))
-            values = None if values is None else values.movedim(axis, 0)[there].movedim(0, axis)
-        elif first:
-            places = tuple(p - first if i == axis else p for i, p in enumerate(places))
+    @property
+    def positions(self) -> Tensor:
+        """The positions whose rows the edit changes at its layer: those named; query positions at edge sites."""
+        return self.places[1 if self.address.site.is_edges else 0]
+
+    @cached_property
+    def spreads(self) -> bool:
+        """Whether the edit can change, within its layer, other rows than those it names, or needs them to be there."""
+        if not self.address.site.is_edges:
+            return self.address.site.name in _SPREADING
+        if isinstance(self.edit, Custom):
+            return True  # its function sees all the keys that it names
+        if self.values is None or self.address.site.name != "pattern":
+            return False
+        _, q_pos, k_pos = self.places
+        return bool(self.values[:, k_pos[None] > q_pos[:, None]].any())  # a weight on a key ahead of its query
+
+    @cached_property
+    def reach(self) -> tuple[int, int]:
+        """The first position whose row the edit changes at its layer, and the one after the last."""
+        return int(self.positions.min()), int(self.positions.max()) + 1
+
+    def write_to(self, value: Tensor, first: int = 0) -> None:
+        """Write the edit to a run's value of the site, in place. The value begins at position `first`."""
+        places, values = list(self.places), self.values
+        firsts = (0, first, 0) if self.address.site.is_edges else (first, 0)
+        for axis, offset in enumerate(firsts[: len(places)]):
+            places[axis] = places[axis] - offset
+            there = (places[axis] >= 0) & (places[axis] < value.shape[axis])
+            if not bool(there.all()):
+                places[axis] = places[axis][there]
+                values = None if values is None else values.movedim(axis, 0)[there].movedim(0, axis)
         index = _mesh(places)
-        new = value.clone()
-        new[index] = self.edit.write(value[index], values).to(value.dtype)
-        return new
+        value[index] = self.edit.write(value[index], values).to(value.dtype)
 
 
-def _mesh(places: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _mesh(places: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Indices that select the outer product of the places."""
     n = len(places)
     return tuple(p.view(*(-1 if i == j else 1 for j in range(n))) for i, p in enumerate(places))

@@ -27,16 +27,18 @@ class Editing(Tap):
         return (site, layer) in self.at_site
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        for run, edit in self.at_site.get((site, layer), ()):
-            span = layout.spans[run]
-            value = torch.cat((value[: span.start], edit.written(value[span]), value[span.stop :]))
+        if found := self.at_site.get((site, layer)):
+            value = value.clone()
+            for run, edit in found:
+                edit.write_to(value[layout.spans[run]], layout.starts[run])
         return value
 
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
-        for run, edit in self.at_site.get((site, layer), ()):
-            at = run - block.run
-            if 0 <= at < block.count:
-                value = torch.cat((value[:at], edit.written(value[at])[None], value[at + 1 :]))
+        if found := self.at_site.get((site, layer)):
+            value = value.clone()
+            for run, edit in found:
+                if 0 <= run - block.run < block.count:
+                    edit.write_to(value[run - block.run], block.start)
         return value
 
 
