@@ -1,0 +1,86 @@
+"""Small random Gemma 2 checkpoints, made by transformers, whose weights are so large that both soft caps bite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from gemmascope.config import GemmaConfig
+from gemmascope.model.gemma2 import Gemma2
+from gemmascope.model.model import Model
+from gemmascope.model.tap import TapFn
+
+KINDS = {"l": "sliding_attention", "g": "full_attention"}
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 4, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def checkpoint(kinds: str = "lg", seed: int = 0, **shape: Any) -> Gemma2ForCausalLM:
+    """A random checkpoint in float32. kinds: a letter for each layer, l(ocal) or g(lobal). shape: fields of its config."""
+    config = Gemma2Config(
+        **{**SHAPE, **shape}, num_hidden_layers=len(kinds), layer_types=[KINDS[kind] for kind in kinds],
+        attn_implementation="eager",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Gemma2ForCausalLM(config).eval()
+        _enlarge(model)
+    return model
+
+
+@torch.no_grad()
+def _enlarge(model: Gemma2ForCausalLM) -> None:
+    c = model.config
+    # Standard deviations of about 10 for scores and 12 for logits, with tails beyond their caps of 50 and 30. Larger
+    # scores would make a float32 model chaotic: an oracle of the same precision would then differ as much from itself.
+    size = (10 * (c.query_pre_attn_scalar / c.head_dim) ** 0.5) ** 0.5
+    for name, p in model.named_parameters():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            p.normal_(std=size / c.hidden_size**0.5)
+        elif name.endswith("embed_tokens.weight"):
+            p.normal_(std=12 / c.hidden_size**0.5)
+        elif p.dim() == 2:
+            p.normal_(std=p.shape[1] ** -0.5)
+        elif "post_" in name:  # a post-norm's gain decides how much a sublayer weighs in the stream
+            p.uniform_(1, 4)
+        else:
+            p.uniform_(-0.4, 0.4)
+
+
+def config_of(source: Gemma2ForCausalLM) -> GemmaConfig:
+    return GemmaConfig.from_dict(source.config.to_dict())
+
+
+def model_of(source: Gemma2ForCausalLM) -> Model:
+    """Our model over the checkpoint's own tensors, without the loader: what the loader does has its own tests."""
+    network = Gemma2(config_of(source))
+    weights = {name: tensor for name, tensor in source.state_dict().items() if name != "lm_head.weight"}
+    network.load_state_dict(weights, strict=True, assign=True)
+    return Model(network.eval(), None, "random")
+
+
+def every_site(model: Model, ids: Sequence[int], change: TapFn | None = None) -> dict[tuple[str, int | None], Tensor]:
+    """All that a user's tap sees, by (site, layer). change: what it returns for a value; without it, the value."""
+    seen: dict[tuple[str, int | None], Tensor] = {}
+
+    def tap(site: str, layer: int | None, value: Tensor) -> Tensor:
+        assert (site, layer) not in seen, f"{site} of layer {layer} was visited twice"
+        value = value if change is None else change(site, layer, value)
+        seen[site, layer] = value.clone()
+        return value
+
+    model.run(ids, tap=tap)
+    return seen
+
+
+def prompt(length: int, vocab_size: int = SHAPE["vocab_size"], seed: int = 0) -> list[int]:
+    """Random token ids."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab_size, (length,), generator=draw).tolist()
