@@ -134,7 +134,7 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
         raise SiteError(_unknown(key))
     if dotted := re.fullmatch(r"(?:layers|blocks)\.(-?\d+)\.(.+)", key):
         at, rest = int(dotted[1]), dotted[2]
-        if layer is not None and layer != at:
+        if layer is not None and find_layer(layer, n_layers) != find_layer(at, n_layers):
             raise SiteError(f"{key!r} names layer {at}, and layer {layer} was given as well; give one of them")
         return _address(find_site(_translate(rest)), at, n_layers)
     return _address(find_site(_translate(key)), layer, n_layers)
