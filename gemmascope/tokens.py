@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,7 +64,14 @@ class Tokenizer:
         return self.backend.size
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text as they stand: no <bos> is added."""
+        """The ids of a text as they stand: no <bos> is added. PromptError for a text that is no valid Unicode."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # json.loads and os.listdir make such texts
+            half = text[error.start]
+            raise PromptError(
+                f"the text holds half a character, {half!r}, at {error.start}: it cannot be encoded"
+            ) from error
         return self.backend.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -176,7 +184,7 @@ class PieceBackend:
         self.bos: int | None = bos if bos >= 0 else None
         self.size: int = self._inner.vocab_size()
         # sentencepiece reads "<bos>" in a text as letters; tokenizer.json reads it as the token. The latter is the rule.
-        self._controls = {self._inner.id_to_piece(i): i for i in range(self.size) if self._inner.is_control(i)}
+        self._controls = {self._inner.id_to_piece(i): i for i in range(self.size) if self.is_special(i)}
 
     def encode(self, text: str) -> list[int]:
         for name, token_id in self._controls.items():
@@ -189,7 +197,7 @@ class PieceBackend:
         parts: list[str] = []
         run: list[int] = []
         for token_id in [*ids, -1]:
-            if token_id >= 0 and not self._inner.is_control(token_id):
+            if 0 <= token_id < self.size and not self.is_special(token_id):
                 run.append(token_id)
                 continue
             parts.append(str(self._inner.decode(run)) if run else "")
@@ -201,7 +209,7 @@ class PieceBackend:
         return _unspaced(self._inner.id_to_piece(token_id)) if token_id < self.size else f"<id {token_id}>"
 
     def is_special(self, token_id: int) -> bool:
-        return bool(self._inner.is_control(token_id) or self._inner.is_unknown(token_id))
+        return token_id < self.size and bool(self._inner.is_control(token_id) or self._inner.is_unknown(token_id))
 
 
 def _unspaced(piece: str) -> str:
@@ -209,17 +217,26 @@ def _unspaced(piece: str) -> str:
 
 
 def _chat_of_folder(folder: Path) -> Callable[[Sequence[Message]], str] | None:
-    settings = folder / "tokenizer_config.json"
-    in_config = settings.is_file() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
-    if not in_config and not (folder / "chat_template.jinja").is_file():
+    if not _has_template(folder):
         return None
 
-    def render(messages: Sequence[Message]) -> str:
+    @cache
+    def loaded() -> Callable[[Sequence[Message]], str]:
         from transformers import AutoTokenizer
 
-        return _chat_of(AutoTokenizer.from_pretrained(folder))(messages)
+        return _chat_of(AutoTokenizer.from_pretrained(folder))
 
-    return render
+    return lambda messages: loaded()(messages)
+
+
+def _has_template(folder: Path) -> bool:
+    settings = folder / "tokenizer_config.json"
+    if (folder / "chat_template.jinja").is_file() or not settings.is_file():
+        return (folder / "chat_template.jinja").is_file()
+    try:
+        return bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{settings} cannot be read as a JSON object: {error}") from error
 
 
 def _chat_of(tokenizer: Any) -> Callable[[Sequence[Message]], str]:
