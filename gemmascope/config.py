@@ -49,20 +49,16 @@ class GemmaConfig:
     eos_ids: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
-        positive = (
-            "d_model",
-            "n_heads",
-            "n_kv_heads",
-            "d_head",
-            "d_mlp",
-            "vocab_size",
-            "window",
-            "context",
-            "query_scalar",
-        )
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive; given {getattr(self, name)!r}")
+        for name in ("d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "vocab_size", "window", "context"):
+            _require(name, getattr(self, name), int, "a whole number above 0")
+        for name in ("query_scalar", "norm_eps", "rope_theta"):
+            _require(name, getattr(self, name), (int, float), "a number above 0")
+        for name in ("attn_cap", "final_cap"):
+            if getattr(self, name) is not None:
+                _require(name, getattr(self, name), (int, float), "a number above 0, or None for no cap")
+        for token_id in (self.bos_id, *self.eos_ids):
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+                raise ConfigError(f"bos_id and eos_ids are token ids; given {token_id!r}")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"{self.n_heads} query heads cannot be shared out evenly to {self.n_kv_heads} kv heads")
         if self.d_head % 2:
@@ -101,16 +97,16 @@ class GemmaConfig:
         """From the content of a transformers config.json (of transformers 4 or 5). ConfigError if it is no Gemma 2."""
         model_type = given.get("model_type")
         if model_type != "gemma2":
-            names = ", ".join(given.get("architectures") or []) or "no architecture named"
+            names = ", ".join(map(str, _as_tuple(given.get("architectures")))) or "no architecture named"
             raise ConfigError(f"this is not a Gemma 2 checkpoint: model_type is {model_type!r} ({names}), not 'gemma2'")
         c = {**_DEFAULTS, **given}
-        _refuse_variants(c)
         try:
+            _refuse_variants(c)
             return cls(
                 d_model=c["hidden_size"],
                 n_heads=c["num_attention_heads"],
                 n_kv_heads=c["num_key_value_heads"],
-                d_head=c["head_dim"] or c["hidden_size"] // c["num_attention_heads"],
+                d_head=c["hidden_size"] // c["num_attention_heads"] if c["head_dim"] is None else c["head_dim"],
                 d_mlp=c["intermediate_size"],
                 vocab_size=c["vocab_size"],
                 kinds=_kinds(c),
@@ -124,8 +120,10 @@ class GemmaConfig:
                 bos_id=2 if c["bos_token_id"] is None else c["bos_token_id"],
                 eos_ids=_as_tuple(c["eos_token_id"]),
             )
-        except TypeError as error:
-            raise ConfigError(f"config.json holds a value of the wrong type: {error}") from error
+        except ConfigError:
+            raise
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise ConfigError(f"the config holds a value of the wrong type: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a transformers config.json for this shape."""
@@ -141,6 +139,11 @@ class GemmaConfig:
             "attention_bias": False, "tie_word_embeddings": True, "bos_token_id": self.bos_id,
             "eos_token_id": self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids), "pad_token_id": 0,
         }  # fmt: skip
+
+
+def _require(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:  # type: ignore[operator]
+        raise ConfigError(f"{name} must be {what}; given {value!r}")
 
 
 def _kinds(c: Mapping[str, Any]) -> tuple[Kind, ...]:
@@ -171,13 +174,15 @@ def _refuse_variants(c: Mapping[str, Any]) -> None:
         "attention_bias true (Gemma 2 has none)": not c["attention_bias"],
         "tie_word_embeddings false (Gemma 2 unembeds with its embedding)": c["tie_word_embeddings"],
         f"RoPE of type {rope_type!r} (Gemma 2 has 'default')": rope_type == "default",
+        "RoPE that differs between layers (Gemma 2 has one)": not any(isinstance(v, Mapping) for v in _rope(c).values()),
+        "RoPE of a part of each head (Gemma 2 turns all of it)": _rope(c).get("partial_rotary_factor", 1) == 1,
         "use_bidirectional_attention (Gemma 2 is causal)": not c.get("use_bidirectional_attention"),
     }
     if wrong := [name for name, fine in checks.items() if not fine]:
         raise ConfigError(f"this model is of type 'gemma2' but differs from Gemma 2: {'; '.join(wrong)}")
 
 
-def _as_tuple(value: Any) -> tuple[int, ...]:
+def _as_tuple(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
