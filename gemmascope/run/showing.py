@@ -1,13 +1,14 @@
-"""How a trace shows itself: as text in a terminal, as HTML in a notebook. The same four things in both.
+"""How a trace shows itself: as text in a terminal, as HTML in a notebook, as data for a program. The same in all three.
 
-Tokens, the model, the likeliest next tokens, and what each layer would answer.
+Tokens, the model, the edits, the likeliest next tokens, and what each layer would answer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
 
 import torch
 
@@ -19,92 +20,151 @@ if TYPE_CHECKING:
 N_TOP = 5
 # A long prompt is shown by its two ends.
 HEAD_TOKENS, TAIL_TOKENS = 40, 40
+# Invisible, but what is round them reads otherwise without them: 👩‍👧, and letters of Indic scripts.
+_JOINERS = "\u200c\u200d"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A token that may come next, and its probability."""
+
+    text: str
+    id: int
+    probability: float
+
+    @property
+    def share(self) -> str:
+        return f"{self.probability:.1%}" if self.probability >= 0.0005 else "<0.1%"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one layer would answer, the likeliest first. window: how many keys a query sees, None for all."""
+
+    layer: int
+    kind: str
+    window: int | None
+    top: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a trace shows. Tokens as they are drawn; shares between 0 and 1."""
+    """What a trace shows. tokens: text, id, and whether it is a control token such as <bos>."""
 
     model: str
-    n_tokens: int
-    tokens: list[tuple[str, bool]]
-    left_out: int
-    edits: list[str]
-    top: list[tuple[str, float]]
-    layers: list[tuple[int, str, str, float]]
-    window: int
+    tokens: tuple[tuple[str, int, bool], ...]
+    edits: tuple[str, ...]
+    top: tuple[Answer, ...]
+    layers: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        n = len(self.tokens)
+        return f"{n} token" if n == 1 else f"{n} tokens"
 
 
 def summarise(trace: Trace) -> Summary:
     """Collect what a trace shows: one unembedding per layer of the last position."""
-    texts, ids = trace.tokens, trace.ids.tolist()
-    special = [trace.model.has_tokenizer and trace.model.tokenizer.is_special(i) for i in ids]
-    tokens = [(shown(text), s) for text, s in zip(texts, special, strict=True)]
-    left_out = max(0, len(tokens) - HEAD_TOKENS - TAIL_TOKENS)
-    if left_out:
-        tokens = tokens[:HEAD_TOKENS] + tokens[-TAIL_TOKENS:]
+    model, ids = trace.model, trace.ids.tolist()
+    special = [model.has_tokenizer and model.tokenizer.is_special(i) for i in ids]
+    with torch.no_grad():
+        read = [model.network.unembed(x[-1:])[0] for x in trace.stream[1:]]
     return Summary(
-        model=trace.model.name,
-        n_tokens=len(ids),
-        tokens=tokens,
-        left_out=left_out,
-        edits=[repr(edit) for edit in trace.edits],
-        top=[(shown(text), p) for text, _, p in trace.top(min(N_TOP, trace.model.config.vocab_size))],
-        layers=_answers(trace),
-        window=trace.model.config.window,
+        model=model.name,
+        tokens=tuple(zip(trace.tokens, ids, special, strict=True)),
+        edits=tuple(repr(edit) for edit in trace.edits),
+        top=tuple(Answer(*answer) for answer in trace.top(min(N_TOP, model.config.vocab_size))),
+        layers=tuple(
+            Row(info.index, info.kind, info.window, _answers(trace, logits))
+            for info, logits in zip(trace.layers, read, strict=True)
+        ),
     )
 
 
-def _answers(trace: Trace) -> list[tuple[int, str, str, float]]:
-    with torch.no_grad():
-        best = [trace.model.network.unembed(x[-1:])[0].softmax(-1).max(-1) for x in trace.stream[1:]]
-    texts = trace.model.texts(torch.stack([b.indices for b in best]))
-    return [
-        (layer.index, layer.kind, shown(t), float(b.values)) for layer, t, b in zip(trace.layers, texts, best, strict=True)
-    ]
+def _answers(trace: Trace, logits: torch.Tensor) -> tuple[Answer, ...]:
+    probabilities, ids = logits.softmax(-1).topk(min(N_TOP, len(logits)))
+    texts = trace.model.texts(ids)
+    return tuple(Answer(*answer) for answer in zip(texts, ids.tolist(), probabilities.tolist(), strict=True))
+
+
+def as_data(trace: Trace) -> dict[str, Any]:
+    """What a trace shows, as JSON holds it: tokens as they are, probabilities between 0 and 1."""
+
+    def answers(top: tuple[Answer, ...]) -> list[dict[str, Any]]:
+        return [{"text": a.text, "id": a.id, "probability": a.probability} for a in top]
+
+    s = summarise(trace)
+    return {
+        "model": s.model,
+        "tokens": [{"pos": pos, "text": text, "id": i} for pos, (text, i, _) in enumerate(s.tokens)],
+        "edits": list(s.edits),
+        "top": answers(s.top),
+        "layers": [
+            {"layer": row.layer, "kind": row.kind, "window": row.window, "top": answers(row.top)} for row in s.layers
+        ],
+    }
 
 
 def as_text(trace: Trace) -> str:
-    """The text form, for a terminal."""
+    """The text form, for a terminal. No token can move its cursor or turn its text round."""
     s = summarise(trace)
-    words = [f"[{text}]" if special else text for text, special in s.tokens]
-    if s.left_out:
-        words.insert(HEAD_TOKENS, f"… {s.left_out} more …")
-    width = max(len(text) for _, _, text, _ in s.layers)
+    words = [_drawn(text) for text, _, _ in s.tokens]
+    top, layers = [_drawn(a.text) for a in s.top], [_drawn(row.top[0].text) for row in s.layers]
+    wide = max(map(_columns, layers))
     lines = [
-        f"Trace of {s.model}: {s.n_tokens} token{'s' if s.n_tokens > 1 else ''}",
-        "  " + " ".join(words),
-        *(f"  edit {edit}" for edit in s.edits),
-        "next   " + "   ".join(f"{text} {p:.1%}" for text, p in s.top),
+        f"Trace of {_spelled(s.model)}: {s.title}",
+        "  " + " ".join(_ends(words, f"… {len(words) - HEAD_TOKENS - TAIL_TOKENS} more …")),
+        *(f"  edit {_spelled(edit)}" for edit in s.edits),
+        "next   " + "   ".join(f"{text} {a.share}" for text, a in zip(top, s.top, strict=True)),
         "layer  kind    would answer",
-        *(f"{layer:>5}  {kind:<6}  {text:<{width}}  {p:>6.1%}" for layer, kind, text, p in s.layers),
+        *(
+            f"{row.layer:>5}  {row.kind:<6}  {text}{' ' * (wide - _columns(text))}  {row.top[0].share:>6}"
+            for text, row in zip(layers, s.layers, strict=True)
+        ),
     ]
     return "\n".join(lines)
+
+
+def _ends(parts: list[str], between: str) -> list[str]:
+    """The parts, or of many the first and last of them."""
+    if len(parts) <= HEAD_TOKENS + TAIL_TOKENS:
+        return parts
+    return [*parts[:HEAD_TOKENS], between, *parts[-TAIL_TOKENS:]]
+
+
+def _drawn(token: str) -> str:
+    """A token as it is drawn: a space as ·, and nothing that a reader cannot see or that moves what is round it."""
+    return _spelled(shown(token))
+
+
+def _spelled(text: str) -> str:
+    """Text with its escape codes and marks of direction spelled out, as \\x1b or \\u202e."""
+    joins = _JOINERS if len(text) > 1 else ""
+    return "".join(c if c.isprintable() or c in joins else c.encode("unicode_escape").decode() for c in text)
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def as_html(trace: Trace) -> str:
     """A self-contained piece of HTML. Every token is escaped: prompt text is text."""
     s = summarise(trace)
-    chips = [_chip(text, special) for text, special in s.tokens]
-    if s.left_out:
-        chips.insert(HEAD_TOKENS, f"<i>… {s.left_out} more …</i>")
-    edits = "".join(f"<div class='gs-edit'>edit <code>{escape(edit)}</code></div>" for edit in s.edits)
-    top = "".join(f"<tr><td>{_chip(text)}</td>{_bar(p)}</tr>" for text, p in s.top)
-    rows = "".join(
-        f"<tr><td>{layer}</td><td class='gs-{kind}'>{_KIND_MARKS[kind]} {kind}</td><td>{_chip(text)}</td>{_bar(p)}</tr>"
-        for layer, kind, text, p in s.layers
-    )
+    chips = [_chip(text, special) for text, _, special in s.tokens]
+    edits = "".join(f"<div class='gs-edit'>edit <code>{escape(_spelled(edit))}</code></div>" for edit in s.edits)
+    top = "".join(f"<tr><td>{_chip(a.text)}</td>{_bar(a)}</tr>" for a in s.top)
     return (
-        f"<div class='gs-trace'>{_STYLE}<div><b>Trace</b> of <b>{escape(s.model)}</b>, {s.n_tokens} tokens</div>"
-        f"<div class='gs-tokens'>{' '.join(chips)}</div>{edits}<div class='gs-columns'>"
-        f"<table><caption>next token</caption>{top}</table>"
-        f"<table><caption>what each layer would answer</caption>{rows}</table></div></div>"
+        f"<div class='gs-trace'>{_STYLE}<div><b>Trace</b> of <b>{escape(_spelled(s.model))}</b>, {s.title}</div>"
+        f"<div class='gs-tokens'>{' '.join(_ends(chips, f'<i>… {len(chips) - HEAD_TOKENS - TAIL_TOKENS} more …</i>'))}</div>"
+        f"{edits}<div class='gs-columns'><table><caption>next token</caption>{top}</table>"
+        f"<table><caption>what each layer would answer</caption>{''.join(map(_row, s.layers))}</table></div></div>"
     )
 
 
 def as_page(trace: Trace) -> str:
     """A whole, self-contained HTML page."""
-    title = f"<title>Trace of {escape(trace.model.name)}</title>"
+    title = f"<title>Trace of {escape(_spelled(trace.model.name))}</title>"
     head = f"<meta charset='utf-8'><meta name='color-scheme' content='light dark'>{title}"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{as_html(trace)}</body></html>\n"
 
@@ -112,14 +172,15 @@ def as_page(trace: Trace) -> str:
 # Local and global are told apart by a mark as well as by the word.
 _KIND_MARKS = {"local": "▭", "global": "◯"}
 
+# A chip is isolated, so that a token in another direction turns itself round and not the row of tokens.
 _STYLE = """<style>
 .gs-trace{font:14px/1.5 system-ui,sans-serif;max-width:62em}
 .gs-trace .gs-chip{font-family:ui-monospace,monospace;background:rgba(128,128,128,.16);
- border-radius:3px;padding:0 3px;white-space:pre}
+ border-radius:3px;padding:0 3px;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate}
 .gs-trace .gs-special{outline:1px dashed rgba(128,128,128,.8);background:none}
 .gs-trace .gs-tokens{margin:.4em 0;line-height:1.9}
 .gs-trace .gs-columns{display:flex;flex-wrap:wrap;gap:2.5em}
-.gs-trace table{border-collapse:collapse;margin:0}
+.gs-trace table{border-collapse:collapse;margin:0;align-self:flex-start}
 .gs-trace caption{text-align:left;opacity:.75;padding:.2em 0;white-space:nowrap}
 .gs-trace td{padding:1px 8px 1px 0;text-align:left;vertical-align:middle;border:0;background:none}
 .gs-trace .gs-bar{display:inline-block;height:.7em;background:#3b76c4;border-radius:2px;margin-right:6px}
@@ -127,9 +188,16 @@ _STYLE = """<style>
 </style>"""
 
 
+def _row(row: Row) -> str:
+    sees = "every position before it" if row.window is None else f"the {row.window} latest positions"
+    kind = f"<td class='gs-{row.kind}' title='a query sees {sees}'>{_KIND_MARKS[row.kind]} {row.kind}</td>"
+    return f"<tr><td>{row.layer}</td>{kind}<td>{_chip(row.top[0].text)}</td>{_bar(row.top[0])}</tr>"
+
+
 def _chip(text: str, special: bool = False) -> str:
-    return f"<span class='gs-chip{' gs-special' if special else ''}'>{escape(text)}</span>"
+    return f"<span class='gs-chip{' gs-special' if special else ''}'>{escape(_drawn(text))}</span>"
 
 
-def _bar(share: float) -> str:
-    return f"<td class='gs-share'><span class='gs-bar' style='width:{120 * share:.1f}px'></span>{share:.1%}</td>"
+def _bar(answer: Answer) -> str:
+    width = f"width:{120 * answer.probability:.1f}px"
+    return f"<td class='gs-share'><span class='gs-bar' style='{width}'></span>{answer.share}</td>"
