@@ -1,0 +1,127 @@
+"""The command line: the functions of the package, one subcommand each.
+
+A subcommand is two functions here: `_add_NAME` says its arguments, `_NAME` runs it and returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemmascope import __version__
+from gemmascope.errors import GemmascopeError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+# As a shell reports a program that a signal ended: 128 and the signal's number.
+BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+
+_ABOUT = "Look inside Gemma 2: every value of the forward pass, and what changes when you change it."
+_EXAMPLES = """\
+examples:
+  gemmascope trace "The capital of France is"
+  gemmascope trace --help
+
+The model is nano, a small trained Gemma 2 inside the package, unless --model names another one.
+"""
+
+_TRACE = """\
+Run a prompt once and show its tokens, the likeliest next tokens, and what each layer would answer: the residual
+stream after the layer, read as if it were the last."""
+_TRACE_EXAMPLES = """\
+examples:
+  gemmascope trace "When Mary and John went to the store, John gave a drink to"
+  gemmascope trace "The capital of France is" --model google/gemma-2-2b
+  gemmascope trace "The capital of France is" --html trace.html
+  gemmascope trace "The capital of France is" --json | jq '.layers[].top[0].text'
+  gemmascope trace -- "-7 is less than"        a prompt that begins with a dash
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 2 for bad input, which is told in one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a token that the terminal's encoding lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _run(argv)
+        finally:
+            _flush()
+    except BrokenPipeError:
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (GemmascopeError, OSError) as error:
+        print("gemmascope:", *str(error).split("\n"), file=sys.stderr)
+        return BAD_INPUT
+
+
+def _flush() -> None:
+    """Write out what was printed, where a closed pipe or a full disk is caught, and not at the interpreter's end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.run is None:
+        parser.print_help(sys.stderr)
+        return BAD_INPUT
+    status: int = args.run(args)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter  # keeps the examples' lines
+    parser = argparse.ArgumentParser("gemmascope", description=_ABOUT, epilog=_EXAMPLES, formatter_class=plain)
+    parser.add_argument("--version", action="version", version=f"gemmascope {__version__}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_trace(commands)
+    return parser
+
+
+def _add_trace(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "trace",
+        help="run a prompt and show what each layer would answer",
+        description=_TRACE,
+        epilog=_TRACE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to run; <bos> is put in front of it")
+    parser.add_argument("--model", default="nano", help="'nano', a hub id, or a checkpoint's folder (default: nano)")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write a self-contained page to FILE")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+    parser.set_defaults(run=_trace)
+
+
+def _trace(args: argparse.Namespace) -> int:
+    if args.html is not None and not args.html.parent.is_dir():  # said before a large model is loaded for nothing
+        raise FileNotFoundError(f"cannot write {args.html}: there is no folder {args.html.parent}")
+    from gemmascope.run.showing import as_data, as_page, as_text
+    from gemmascope.run.trace import trace
+    from gemmascope.weights.load import load
+
+    t = trace(args.prompt, model=load(args.model))
+    print(json.dumps(as_data(t), indent=2) if args.json else as_text(t))
+    if args.html is not None:
+        args.html.write_text(as_page(t), encoding="utf-8")
+        print(f"wrote {args.html}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The command line: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pieces import worded
+
+import gemmascope as gs
+from gemmascope.__main__ import main
+from gemmascope.run.showing import as_data, as_page
+from gemmascope.weights import load as load_module
+
+TEXT = "When Mary and John went to the store, John gave a drink to"
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A small random model in the place of every model; what was asked for."""
+    asked: list[str] = []
+
+    def load(source: str) -> Any:
+        asked.append(source)
+        return worded()
+
+    monkeypatch.setattr(load_module, "load", load)
+    return asked
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "gemmascope", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, **options)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_trace_prints_the_text_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", TEXT]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{gs.trace(TEXT, model=worded())!r}\n"
+    assert err == ""
+
+
+@pytest.mark.parametrize(("given", "asked"), [((), "nano"), (("--model", "google/gemma-2-2b"), "google/gemma-2-2b")])
+def test_model_is_what_load_takes(given: tuple[str, ...], asked: str, loaded: list[str]) -> None:
+    assert main(["trace", TEXT, *given]) == 0
+    assert loaded == [asked]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "When\n<img src=x onerror=alert(1)>😀", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out) == as_data(gs.trace("When\n<img src=x onerror=alert(1)>😀", model=worded()))
+    assert out.isascii()  # whatever the encoding of the pipe
+
+
+@pytest.mark.usefixtures("loaded")
+def test_html_is_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", TEXT, "--html", str(tmp_path / "t.html")]) == 0
+    out, err = capsys.readouterr()
+    assert (tmp_path / "t.html").read_text(encoding="utf-8") == as_page(gs.trace(TEXT, model=worded()))
+    assert out.startswith("Trace of random: 15 tokens\n")
+    assert err == f"wrote {tmp_path / 't.html'}\n"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_prompt_may_begin_with_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "--json", "--", "<!-- When"]) == 0
+    assert [t["text"] for t in json.loads(capsys.readouterr().out)["tokens"]] == ["<bos>", "<!--", " ", "When"]
+
+
+# -- how it ends --
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trace", ""], "gemmascope: the prompt is empty: give at least one character of text"),
+        (["trace", "When" * 64], "gemmascope: the prompt has 65 tokens and 'random' a context of 64: shorten it by 1"),
+        (["trace", TEXT, "--html", "/no/such/folder/t.html"], "there is no folder /no/such/folder"),
+        (["trace", TEXT, "--html", "/"], "Is a directory"),
+    ],
+)
+@pytest.mark.usefixtures("loaded")
+def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_is_not_there_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", TEXT, "--model", "./no/such/folder"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gemmascope: './no/such/folder' is no folder that exists and no hub id")
+    assert err.count("\n") == 1
+
+
+def test_an_error_of_many_lines_is_told_in_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def load(source: str) -> None:
+        raise gs.GemmascopeError("one\ntwo")
+
+    monkeypatch.setattr(load_module, "load", load)
+    assert main(["trace", TEXT]) == 2
+    assert capsys.readouterr().err == "gemmascope: one two\n"
+
+
+def test_ctrl_c_is_status_130_and_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(load_module, "load", lambda source: signal.raise_signal(signal.SIGINT))
+    assert main(["trace", TEXT]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe closed by its reader is another error there")
+@pytest.mark.usefixtures("loaded")
+def test_a_closed_pipe_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["trace", TEXT]) == 141
+    assert capfd.readouterr().err == ""  # and closing it, as the interpreter does at its end, says nothing
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.usefixtures("loaded")
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["trace", TEXT]) == 2
+    assert capfd.readouterr().err == "gemmascope: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_an_encoding_without_the_characters_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["trace", "When Mary😀"]) == 0
+    assert rb"<bos> When \xb7Mary \U0001f600" in written.getvalue()
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.stdout, done.stderr, done.returncode) == (f"gemmascope {gs.__version__}\n", "", 0)
+
+
+def test_without_a_command_it_says_what_there_is() -> None:
+    done = run()
+    assert (done.stdout, done.returncode) == ("", 2)
+    assert done.stderr == run("--help").stdout
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("trace", "--help")])
+def test_help_is_readable_in_a_terminal_of_120_columns_and_loads_nothing(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, env={**os.environ, "COLUMNS": "120", "PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0
+    assert "examples:" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert " torch\n" not in done.stderr
+
+
+@pytest.mark.nano
+def test_the_first_command_of_the_readme() -> None:
+    done = run("trace", TEXT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.startswith("Trace of nano: 15 tokens\n  <bos> When ·Mary ·and ·John")
+    assert "next   ·Mary " in done.stdout
