@@ -61,7 +61,7 @@ def _snapshot(repo: str, files: Sequence[str], revision: str | None = None) -> P
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Turns the hub library's errors into CheckpointError. Their classes moved between versions, their names did not."""
+    """Turns the errors of fetching into CheckpointError."""
     from huggingface_hub.errors import HFValidationError
 
     try:
@@ -70,14 +70,11 @@ def _explained(repo: str) -> Iterator[None]:
         raise CheckpointError(f"{repo!r} is no hub id: {error}") from error
     except OSError as error:
         raise CheckpointError(_reason(repo, error)) from error
-    except Exception as error:
-        # the transport's own errors, which are not OSErrors in every version: requests, httpx, httpx2
-        if type(error).__module__.split(".")[0] not in ("requests", "httpx", "httpx2", "urllib3"):
-            raise
+    except Exception as error:  # the transports' own errors, of several libraries: httpx, httpx2, hf_xet
         raise CheckpointError(_broken_off(repo, error)) from error
 
 
-def _reason(repo: str, error: OSError) -> str:
+def _reason(repo: str, error: Exception) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -115,4 +112,4 @@ def _broken_off(repo: str, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
