@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
@@ -50,8 +51,20 @@ def adopt(source: Any, device: str | torch.device, dtype: str | torch.dtype) -> 
 
 def empty_network(config: GemmaConfig) -> Gemma2:
     """A network of this shape on the meta device: it takes no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInit():
         return Gemma2(config).eval()
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves torch.nn.init out: on the meta device it draws nothing, and importing what it needs there takes a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
 
 
 def put(network: Gemma2, name: str, parameter: nn.Parameter) -> None:
