@@ -21,15 +21,33 @@ _WHERE = {
     "GemmaConfig": "gemmascope.config",
     "GemmascopeError": "gemmascope.errors",
     "SITES": "gemmascope.sites",
+    "patch": "gemmascope.run.make_edits",
+    "ablate": "gemmascope.run.make_edits",
+    "add": "gemmascope.run.make_edits",
+    "scale": "gemmascope.run.make_edits",
+    "knockout": "gemmascope.run.make_edits",
+    "edit": "gemmascope.run.make_edits",
+    "sweep": "gemmascope.run.sweep",
+    "SweepResult": "gemmascope.run.result",
+    "open_sweep": "gemmascope.run.result",
+    "logit_diff": "gemmascope.analysis.metrics",
+    "answer_prob": "gemmascope.analysis.metrics",
+    "answer_logprob": "gemmascope.analysis.metrics",
+    "rank": "gemmascope.analysis.metrics",
+    "kl_from": "gemmascope.analysis.metrics",
 }
 _SUBMODULES = ("errors", "prompts", "sites")
 
 if TYPE_CHECKING:
     from gemmascope import errors, prompts, sites
+    from gemmascope.analysis.metrics import answer_logprob, answer_prob, kl_from, logit_diff, rank
     from gemmascope.config import GemmaConfig
     from gemmascope.errors import GemmascopeError
     from gemmascope.model.model import Model
+    from gemmascope.run.make_edits import ablate, add, edit, knockout, patch, scale
+    from gemmascope.run.result import SweepResult, open_sweep
     from gemmascope.run.saving import open_trace
+    from gemmascope.run.sweep import sweep
     from gemmascope.run.trace import Trace, trace
     from gemmascope.sites import SITES
     from gemmascope.weights.load import load
@@ -39,12 +57,26 @@ __all__ = [
     "GemmaConfig",
     "GemmascopeError",
     "Model",
+    "SweepResult",
     "Trace",
+    "ablate",
+    "add",
+    "answer_logprob",
+    "answer_prob",
+    "edit",
     "errors",
+    "kl_from",
+    "knockout",
     "load",
+    "logit_diff",
+    "open_sweep",
     "open_trace",
+    "patch",
     "prompts",
+    "rank",
+    "scale",
     "sites",
+    "sweep",
     "trace",
 ]
 

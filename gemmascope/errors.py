@@ -37,3 +37,11 @@ class EditError(GemmascopeError, ValueError):
 
 class TraceError(GemmascopeError, ValueError):
     """A trace that cannot be read, saved or opened as asked."""
+
+
+class MetricError(GemmascopeError, ValueError):
+    """A metric that cannot be computed, or that returned something else than one number per run."""
+
+
+class SweepError(GemmascopeError, ValueError):
+    """A sweep that cannot be run, continued or read as asked."""

@@ -227,6 +227,9 @@ class Custom(Edit):
         return super().__repr__().replace("gs.custom(", "gs.edit(", 1)
 
 
+# A tensor of at most so many numbers is printed whole.
+SHOWN_NUMBERS = 16
+
 # What is written here reaches other rows through the attention of the same layer.
 _SPREADING = frozenset(("embed", "resid_pre", "attn_in", "k", "k_rot", "v"))
 
@@ -324,8 +327,11 @@ def _mean(how: str, reference: Sequence[Trace], target: Target) -> Tensor:
 
 def _source_text(source: Trace | Tensor) -> str:
     if isinstance(source, Tensor):
+        if source.numel() <= SHOWN_NUMBERS:
+            return f"torch.tensor({source.tolist()!r})"
         return f"<tensor {list(source.shape)}>"
-    return f"<trace of {len(source.ids)} tokens>"
+    edits = f", edits={list(source.edits)!r}" if source.edits else ""
+    return f"gs.trace({source.ids.tolist()}, model=model{edits})"
 
 
 __all__ = ["Ablate", "Add", "BoundEdit", "Custom", "Edit", "EditError", "Knockout", "Patch", "Scale", "SiteError"]

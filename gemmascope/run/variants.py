@@ -108,7 +108,7 @@ class _Bin:
     def join(self, joining: Sequence[tuple[_Member, Tensor]]) -> None:
         """Take members in, each in its planned place, so that rows of one base and start lie side by side."""
         place = {member.index: i for i, member in enumerate(self.planned)}
-        held = [] if self.x is None else self.x.split([m.whole_run().stop - m.start for m in self.members])
+        held = [] if self.x is None else torch.split(self.x, [len(m.base_run.ids) - m.start for m in self.members])
         rows = [*zip(self.members, held, strict=True), *joining]
         rows.sort(key=lambda pair: place[pair[0].index])
         self.members = [member for member, _ in rows]
@@ -228,4 +228,5 @@ def _layout(runs: Sequence[_Run], device: torch.device) -> Layout:
 
 
 def _earlier(k: Tensor, v: Tensor) -> Earlier:
-    return Earlier(*(rearrange(x, "pos kv_head d_head -> kv_head pos d_head").contiguous() for x in (k, v)))
+    k, v = (rearrange(x, "pos kv_head d_head -> kv_head pos d_head").contiguous() for x in (k, v))
+    return Earlier(k, v)

@@ -1,0 +1,40 @@
+"""The Python that asks a question again: what `result.code()` gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from gemmascope.model.model import Model
+from gemmascope.run.metric import metric_text
+
+# What a call leaves out, because it is what the function does anyway.
+_DEFAULTS: dict[str, Any] = {"into": "corrupt", "window": 1, "steps": 1}
+
+
+def call_text(function: str, model: Model, positional: tuple[Any, ...], named: dict[str, Any]) -> str:
+    """A script that loads the model and makes the call. positional: the two prompts, or lists of them, and the metric."""
+    *prompts, metric = positional
+    arguments = [*map(prompt_text, prompts), metric_text(metric)]
+    for name, value in named.items():
+        if value is not None and value != [] and _DEFAULTS.get(name) != value:
+            arguments.append(f"{name}={_plain(value)!r}")
+    lines = "".join(f"    {argument},\n" for argument in [*arguments, "model=model"])
+    needs_torch = "import torch\n" if "torch.tensor(" in lines else ""
+    return f"import gemmascope as gs\n{needs_torch}\nmodel = gs.load({model.name!r})\nresult = gs.{function}(\n{lines})\n"
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt, or a list of prompts, as Python."""
+    return repr(_plain(prompt))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, range):
+        return list(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(v) for v in value)
+    return value

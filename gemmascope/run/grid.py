@@ -1,0 +1,162 @@
+"""Grids: which cells a sweep has, and the edits that each cell makes.
+
+A cell is a choice along each axis of `by`; along the other axes all its places are edited together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemmascope.errors import SweepError
+from gemmascope.model.model import Model
+from gemmascope.run.edits import Ablate, BoundEdit, Edit, Patch
+from gemmascope.run.where import find_heads, find_positions
+from gemmascope.sites import Address, Site, find_layer, find_site
+
+if TYPE_CHECKING:
+    from gemmascope.run.trace import Trace
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which layers, positions and heads a sweep covers, as users write them. None means all."""
+
+    layer: Any = None
+    pos: Any = None
+    head: Any = None
+    q_pos: Any = None
+    k_pos: Any = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a sweep over one base run.
+
+    axes: the axes of the grid, by name, with the numbers along each. rest: the same for the axes that are not of the grid.
+    window: how many neighbouring layers a cell edits, centred on its own.
+    """
+
+    site: Site
+    axes: dict[str, list[int]]
+    rest: dict[str, list[int]]
+    window: int = 1
+
+    @classmethod
+    def over(cls, site: str, by: Sequence[str], places: Places, window: int, model: Model, ids: Tensor) -> Grid:
+        """The grid that was asked for. SweepError for an axis the site does not have, SiteError for a place not there."""
+        found = find_site(site)
+        if not found.in_layer:
+            raise SweepError(f"'{found.name}' is outside the layers, so there is no grid over it: use gs.trace with an edit")
+        numbers = _numbers(found, places, model, ids)
+        wanted = _axis_names(by, found, numbers)
+        if window < 1 or window > model.n_layers:
+            raise SweepError(f"window is a number of layers from 1 to {model.n_layers}; given {window}")
+        rest = {name: n for name, n in numbers.items() if name not in wanted}
+        return cls(found, {name: numbers[name] for name in wanted}, rest, window)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(numbers) for numbers in self.axes.values())
+
+    @property
+    def n_cells(self) -> int:
+        return int(np.prod(self.shape))
+
+    def cells(self) -> Iterator[dict[str, list[int]]]:
+        """For each cell, the numbers that it edits along every axis, layers included."""
+        for choice in product(*self.axes.values()):
+            yield {**self.rest, **{name: [number] for name, number in zip(self.axes, choice, strict=True)}}
+
+    def layers_of(self, cell: dict[str, list[int]], n_layers: int) -> list[int]:
+        """The layers that a cell edits: its own, or the window around it as far as there are layers."""
+        if "layer" not in self.axes:
+            return cell["layer"]
+        first = cell["layer"][0] - (self.window - 1) // 2
+        return [layer for layer in range(first, first + self.window) if 0 <= layer < n_layers]
+
+
+class CellEdits:
+    """Makes the edits of a cell: patches from a source, or a constant."""
+
+    def __init__(self, grid: Grid, model: Model, n_pos: int, source: Trace | None, constant: float | None) -> None:
+        self.grid, self.model, self.n_pos, self.source, self.constant = grid, model, n_pos, source, constant
+        self._value: tuple[int, Tensor] | None = None
+        self._tensors: dict[tuple[int, ...], Tensor] = {}
+
+    def of(self, cell: dict[str, list[int]]) -> tuple[BoundEdit, ...]:
+        """The edits of a cell; none where it names only edges that the mask hides."""
+        layers = self.grid.layers_of(cell, self.model.n_layers)
+        return tuple(edit for layer in layers if (edit := self._edit(layer, cell)) is not None)
+
+    def _edit(self, layer: int, cell: dict[str, list[int]]) -> BoundEdit | None:
+        names = [axis for axis in self.grid.site.axes if axis in cell]
+        if self.grid.site.is_edges and not self._any_seen(layer, cell):
+            return None
+        places = tuple(self._tensor(cell[name]) for name in names)
+        mesh = tuple(p.view(*(-1 if i == j else 1 for j in range(len(places)))) for i, p in enumerate(places))
+        value = self._site_value(layer)[mesh]
+        words: dict[str, Any] = {"head" if name == "kv_head" else name: cell[name] for name in names}
+        edit: Edit
+        if self.source is not None:
+            edit = Patch(site=self.grid.site.name, source=self.source, layer=layer, **words)
+        else:
+            edit = Ablate(site=self.grid.site.name, value=self.constant or 0.0, layer=layer, **words)
+        return BoundEdit(edit, Address(self.grid.site, layer), places, value)
+
+    def _site_value(self, layer: int) -> Tensor:
+        """What cells write at a layer, the whole site: read once for all cells of the layer."""
+        if self._value is None or self._value[0] != layer:
+            if self.source is not None:
+                value = self.source[self.grid.site.name, layer]
+            else:
+                size = [self.model.config.size_of(axis, self.n_pos) for axis in self.grid.site.axes]
+                value = torch.full((), self.constant or 0.0, dtype=self.model.dtype, device=self.model.device).expand(size)
+            self._value = (layer, value)
+        return self._value[1]
+
+    def _tensor(self, numbers: list[int]) -> Tensor:
+        key = tuple(numbers)
+        if key not in self._tensors:
+            self._tensors[key] = torch.tensor(numbers, device=self.model.device)
+        return self._tensors[key]
+
+    def _any_seen(self, layer: int, cell: dict[str, list[int]]) -> bool:
+        window = self.model.config.window_of(layer) or self.model.config.context + 1
+        return any(0 <= q - k < window for q in cell["q_pos"] for k in cell["k_pos"])
+
+
+def _numbers(site: Site, places: Places, model: Model, ids: Tensor) -> dict[str, list[int]]:
+    """Every axis that cells can be laid along, in the order of the site's axes, with the numbers covered."""
+    layers = range(model.n_layers) if places.layer is None else places.layer
+    listed = [layers] if hasattr(layers, "__index__") else list(layers)
+    numbers = {"layer": [find_layer(layer, model.n_layers) for layer in listed]}
+    if not numbers["layer"]:
+        raise SweepError("layer is an empty list: name at least one, or leave it out for all")
+    heads = find_heads(places.head, site, model)
+    edges = {"q_pos": places.q_pos, "k_pos": places.k_pos}
+    if site.is_edges and places.pos is not None:
+        raise SweepError(f"'{site.name}' lives on attention edges: say q_pos and k_pos instead of pos")
+    if not site.is_edges and any(value is not None for value in edges.values()):
+        raise SweepError(f"'{site.name}' has positions, not edges: say pos instead of q_pos and k_pos")
+    for axis in site.axes:
+        if axis in ("head", "kv_head"):
+            assert heads is not None
+            numbers[axis] = heads
+        elif axis in ("pos", "q_pos", "k_pos"):
+            numbers[axis] = find_positions(edges.get(axis, places.pos), model, ids)
+    return numbers
+
+
+def _axis_names(by: Sequence[str], site: Site, numbers: dict[str, list[int]]) -> list[str]:
+    asked = [by] if isinstance(by, str) else list(by)
+    names = [site.heads if name == "head" and site.heads else name for name in asked]
+    if not names or len(set(names)) < len(names) or set(names) - set(numbers):
+        raise SweepError(f"by names axes of '{site.name}', each once: {', '.join(numbers)}; given {tuple(asked)}")
+    return names

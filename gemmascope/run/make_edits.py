@@ -1,0 +1,103 @@
+"""The calls that make edits: patch, ablate, add, scale, knockout, edit. Each checks what can be checked without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from gemmascope.run.edits import Ablate, Add, Custom, Knockout, Patch, Scale
+from gemmascope.run.where import Head, Pos
+
+if TYPE_CHECKING:
+    from gemmascope.run.trace import Trace
+
+
+def patch(
+    site: str,
+    source: Trace | Tensor,
+    *,
+    layer: int | None = None,
+    pos: Pos = None,
+    head: Head = None,
+    q_pos: Pos = None,
+    k_pos: Pos = None,
+) -> Patch:
+    """Replace a site's values by those of another run, or by a tensor.
+
+    source: a Trace, read at the same site, layer and places; or a tensor of the shape of what it replaces, or of its
+    last axes. layer: the layer, negative from the end; none for embed, final and logits. pos: a number, slice, list, or a
+    token that occurs once; None for all. head: a number or list; None for all; at k, k_rot and v it counts kv heads.
+    q_pos, k_pos: instead of pos, at the edge sites scores, scores_capped and pattern.
+    Errors come when the edit meets a run: SiteError for a place that is not there, EditError for a source that does not fit.
+    """
+    return Patch(site=site, source=source, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
+
+
+def ablate(
+    site: str,
+    *,
+    layer: int | None = None,
+    pos: Pos = None,
+    head: Head = None,
+    value: float | str = 0.0,
+    reference: Sequence[Trace] = (),
+    q_pos: Pos = None,
+    k_pos: Pos = None,
+) -> Ablate:
+    """Replace a site's values by a constant, or by their mean over reference traces.
+
+    value: a number; "mean", over all positions but the first of all references (<bos> carries a huge value of its own);
+    or "mean_by_pos", over the references at each position, which must have the run's length. Places as in gs.patch.
+    """
+    return Ablate(
+        site=site, layer=layer, pos=pos, head=head, value=value, reference=tuple(reference), q_pos=q_pos, k_pos=k_pos
+    )
+
+
+def add(
+    site: str, vector: Tensor, *, layer: int | None = None, pos: Pos = None, head: Head = None, scale: float = 1.0
+) -> Add:
+    """Add scale x vector to a site's values: steering. vector: the shape of the places, or of its last axes."""
+    return Add(site=site, vector=vector, layer=layer, pos=pos, head=head, scale=scale)
+
+
+def scale(
+    site: str,
+    factor: float,
+    *,
+    layer: int | None = None,
+    pos: Pos = None,
+    head: Head = None,
+    q_pos: Pos = None,
+    k_pos: Pos = None,
+) -> Scale:
+    """Multiply a site's values by a factor. Places as in gs.patch."""
+    return Scale(site=site, factor=float(factor), layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
+
+
+def knockout(*, layer: int, head: Head = None, q_pos: Pos = None, k_pos: Pos = None) -> Knockout:
+    """Cut attention edges before the softmax: these queries of these heads no longer see these keys. None means all.
+
+    EditError, when it meets a run, if a query would be left without any key.
+    """
+    return Knockout(layer=layer, head=head, q_pos=q_pos, k_pos=k_pos)
+
+
+def edit(
+    site: str,
+    fn: Callable[[Tensor], Tensor],
+    *,
+    layer: int | None = None,
+    pos: Pos = None,
+    head: Head = None,
+    q_pos: Pos = None,
+    k_pos: Pos = None,
+) -> Custom:
+    """Pass a site's values at some places through a function of one's own.
+
+    fn: takes the values there, with the axes of the site ([pos, head, d_head] for a head's positions), and returns
+    a tensor of that shape.
+    """
+    return Custom(site=site, fn=fn, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)

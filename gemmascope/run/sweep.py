@@ -1,0 +1,240 @@
+"""Sweeps: a grid of runs, each one edit away from a base run, and a metric; all of them in one pass.
+
+Activation patching (Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024) in both directions, and ablation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemmascope.errors import SweepError
+from gemmascope.model.model import Model
+from gemmascope.run.code import call_text
+from gemmascope.run.default import model_or_nano
+from gemmascope.run.edits import Edit
+from gemmascope.run.grid import CellEdits, Grid, Places
+from gemmascope.run.journal import Journal
+from gemmascope.run.memory import rows_within
+from gemmascope.run.metric import Metric, bind_metric, measure, metric_text
+from gemmascope.run.result import Question, SweepResult
+from gemmascope.run.trace import Trace, is_many, trace
+from gemmascope.run.variants import Base, Variant, final_rows
+from gemmascope.run.where import parting
+
+# Logits held at once, in elements: 64 MB.
+LOGIT_ELEMENTS = 2**24
+INTO = ("corrupt", "clean")
+
+
+def sweep(
+    clean: Any,
+    corrupt: Any,
+    metric: Any,
+    *,
+    site: str,
+    by: Sequence[str] = ("layer", "pos"),
+    into: str = "corrupt",
+    ablate: float | None = None,
+    layer: Any = None,
+    pos: Any = None,
+    head: Any = None,
+    q_pos: Any = None,
+    k_pos: Any = None,
+    window: int = 1,
+    edits: Sequence[Edit] = (),
+    model: Model | None = None,
+    memory: int | str | None = None,
+    progress: bool = True,
+    out: str | Path | None = None,
+) -> SweepResult:
+    """Patch every cell of a grid, each in a run of its own, and measure what it changes: all runs in one pass.
+
+    clean, corrupt: two prompts of equal length, or lists of them (pairs). metric: gs.logit_diff(...) or a function of
+    soft-capped logits [run, vocab] -> [run]; for pairs, a list with one for each. site: where to patch. by: the axes of
+    the grid, of layer, pos, head (kv heads at k and v), q_pos and k_pos; along the others all places are patched together.
+    into: the run that is patched: "corrupt" (with clean values: what restores the answer?) or "clean" (with corrupted
+    ones: what breaks it?). ablate: a constant to write instead; then the clean run is changed and corrupt is None.
+    layer, pos, head, q_pos, k_pos: a subset, written as in gs.patch. window: layers that a cell patches, centred on its
+    own. edits: made to the base run and to all its variants. memory: how much the variants may take, such as "2GiB"; by
+    default a quarter of what is free. progress: whether to show a bar. out: a file for the finished cells; a second call
+    with the same file goes on where it stopped. Interrupting returns what is finished, the other cells NaN.
+    Raises PromptError, SiteError, EditError, MetricError or SweepError for what does not fit, before anything is run.
+    """
+    model = model_or_nano(model)
+    places = Places(layer, pos, head, q_pos, k_pos)
+    pairs = _pairs(clean, corrupt, metric, into, ablate, model)
+    plans = [_Plan.of(pair, Grid.over(site, by, places, window, model, pair.base), model, edits) for pair in pairs]
+    shapes = {plan.grid.shape for plan in plans}
+    if len(shapes) > 1:
+        raise SweepError(
+            f"the pairs give grids of different shapes, {sorted(shapes)}: use prompts of one length, or leave pos out of by"
+        )
+    max_rows = rows_within(memory, model)
+    asked = {"site": site, "by": by, "into": into, "ablate": ablate, **vars(places), "window": window, "edits": list(edits)}
+    question = Question(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        kinds=list(model.config.kinds),
+        tokens=model.texts(pairs[0].base),
+        site=site,
+        axes=plans[0].grid.axes,
+        metric=metric_text(metric),
+        into=into,
+        has_source=ablate is None,
+        code=call_text("sweep", model, (clean, corrupt, metric), asked),
+        digest=_digest(plans),
+    )
+    result = SweepResult.empty(question, len(plans))
+    _run_all(plans, model, result, Journal.open(out, result), max_rows, progress)
+    return result
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two runs and the metric between them. source is None for an ablation."""
+
+    base: Tensor
+    source: Tensor | None
+    metric: Metric
+    constant: float | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One pair's share of a sweep: its base run, the cells and the edits that each makes."""
+
+    pair: _Pair
+    grid: Grid
+    base: Base
+    source: Trace | None
+    edits: CellEdits
+
+    @classmethod
+    def of(cls, pair: _Pair, grid: Grid, model: Model, edits: Sequence[Edit]) -> _Plan:
+        base = Base(pair.base, tuple(edit.bind(model, pair.base) for edit in edits), len(pair.base) - 1)
+        source = None if pair.source is None else trace(pair.source, model=model)
+        return cls(pair, grid, base, source, CellEdits(grid, model, len(pair.base), source, pair.constant))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One cell of one pair."""
+
+    pair: int
+    cell: int
+    variant: Variant
+
+    def rows(self, plans: Sequence[_Plan]) -> int:
+        return len(plans[self.pair].base.ids) - min(edit.reach[0] for edit in self.variant.edits)
+
+
+def _run_all(
+    plans: Sequence[_Plan], model: Model, result: SweepResult, journal: Journal, max_rows: int, progress: bool
+) -> None:
+    from tqdm.auto import tqdm
+
+    # A bar that appears after a second and takes the place of none: a quick sweep shows nothing.
+    with tqdm(total=result.values.size, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not progress) as bar:
+        bar.update(int(result.finished.sum()))
+        try:
+            for i, plan in enumerate(plans):
+                if plan.source is not None:
+                    result.source_metric[i] = measure(plan.pair.metric, plan.source.next_logits[None])[0].item()
+            for chunk in _chunks(_jobs(plans, result), plans, max_rows):
+                _run_chunk(chunk, plans, model, result)
+                journal.write(result, [(job.pair, job.cell) for job in chunk])
+                bar.update(len(chunk))
+        except KeyboardInterrupt:
+            warnings.warn(f"interrupted: {result.progress_text()}; the other cells are NaN", stacklevel=3)
+
+
+def _digest(plans: Sequence[_Plan]) -> str:
+    """Tells the numbers that went in apart: token ids, and what the edits of the base write."""
+    found = hashlib.sha256()
+    for plan in plans:
+        values = [plan.pair.base, plan.pair.source, *(edit.values for edit in plan.base.edits)]
+        found.update(b"".join(v.cpu().contiguous().numpy().tobytes() for v in values if v is not None))
+    return found.hexdigest()[:16]
+
+
+def _jobs(plans: Sequence[_Plan], result: SweepResult) -> Iterator[_Job]:
+    """The cells still to be run. Those that name only edges which the mask hides have no run: they stay NaN."""
+    for i, plan in enumerate(plans):
+        for number, cell in enumerate(plan.grid.cells()):
+            if not result.finished[i].flat[number] and (edits := plan.edits.of(cell)):
+                yield _Job(i, number, Variant(i, edits))
+
+
+def _chunks(jobs: Iterator[_Job], plans: Sequence[_Plan], max_rows: int) -> Iterator[list[_Job]]:
+    """Jobs in lists of at most max_rows rows, and of one job at least."""
+    chunk: list[_Job] = []
+    n_rows = 0
+    for job in jobs:
+        rows = job.rows(plans)
+        if chunk and n_rows + rows > max_rows:
+            yield chunk
+            chunk, n_rows = [], 0
+        chunk.append(job)
+        n_rows += rows
+    if chunk or not any(plan.grid.n_cells for plan in plans):
+        yield chunk
+
+
+def _run_chunk(chunk: Sequence[_Job], plans: Sequence[_Plan], model: Model, result: SweepResult) -> None:
+    pairs = sorted({job.pair for job in chunk})
+    place = {pair: at for at, pair in enumerate(pairs)}
+    variants = [Variant(place[job.pair], job.variant.edits) for job in chunk]
+    base_rows, rows = final_rows(model, [plans[pair].base for pair in pairs], variants)
+    for pair in pairs:
+        metric = plans[pair].pair.metric
+        mine = [at for at, job in enumerate(chunk) if job.pair == pair]
+        result.base_metric[pair] = _measured(model, metric, base_rows[[place[pair]]])[0]
+        result.values[pair].flat[[chunk[at].cell for at in mine]] = _measured(model, metric, rows[mine])
+
+
+def _measured(model: Model, metric: Metric, rows: Tensor) -> np.ndarray[Any, Any]:
+    """The metric of the runs whose stream ends in these rows, unembedded a few at a time."""
+    step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
+    with torch.no_grad():
+        parts = [measure(metric, model.network.unembed(part)) for part in torch.split(rows, step)]
+    found: np.ndarray[Any, Any] = torch.cat(parts).cpu().numpy()
+    return found
+
+
+def _pairs(clean: Any, corrupt: Any, metric: Any, into: str, ablate: float | None, model: Model) -> list[_Pair]:
+    """The runs of each pair as token ids. Every mistake in the call that can be found here is."""
+    if into not in INTO:
+        raise SweepError(f"into is the run to patch, 'corrupt' or 'clean'; given {into!r}")
+    if (corrupt is None) != (ablate is not None):
+        raise SweepError("give a corrupted prompt to patch from, or ablate=VALUE with corrupt=None: one of the two")
+    many = is_many(clean)
+    if corrupt is not None and is_many(corrupt) != many:
+        raise SweepError("give clean and corrupt as two prompts, or as two lists of prompts")
+    cleans = list(clean) if many else [clean]
+    corrupts = [None] * len(cleans) if corrupt is None else list(corrupt) if many else [corrupt]
+    metrics = list(metric) if isinstance(metric, (list, tuple)) else [metric] * len(cleans)
+    if not len(cleans) == len(corrupts) == len(metrics):
+        raise SweepError(f"there are {len(cleans)} clean prompts, {len(corrupts)} corrupted ones and {len(metrics)} metrics")
+    return [
+        _pair(a, b, bind_metric(m, model), into, ablate, model) for a, b, m in zip(cleans, corrupts, metrics, strict=True)
+    ]
+
+
+def _pair(clean: Any, corrupt: Any, metric: Metric, into: str, ablate: float | None, model: Model) -> _Pair:
+    clean_ids = model.ids(clean)
+    if ablate is not None:
+        return _Pair(clean_ids, None, metric, float(ablate))
+    corrupt_ids = model.ids(corrupt)
+    if len(clean_ids) != len(corrupt_ids):
+        raise SweepError(f"the positions of the two prompts must match: {parting(model, clean_ids, corrupt_ids)}")
+    base, source = (corrupt_ids, clean_ids) if into == "corrupt" else (clean_ids, corrupt_ids)
+    return _Pair(base, source, metric, None)
