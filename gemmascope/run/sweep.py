@@ -5,7 +5,6 @@ Activation patching (Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 20
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,23 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit
-from gemmascope.run.grid import CellEdits, Grid, Places
+from gemmascope.run.grid import Grid, Places
 from gemmascope.run.journal import Journal
 from gemmascope.run.memory import rows_within
-from gemmascope.run.metric import Metric, bind_metric, measure, metric_text
-from gemmascope.run.result import Question, SweepResult
-from gemmascope.run.trace import Trace, is_many, trace
-from gemmascope.run.variants import Base, Variant, final_rows
-from gemmascope.run.where import parting
+from gemmascope.run.metric import Metric, measure
+from gemmascope.run.pairs import Plan, pairs_of, question_of
+from gemmascope.run.result import SweepResult
+from gemmascope.run.variants import Variant, final_rows
 
 # Logits held at once, in elements: 64 MB.
 LOGIT_ELEMENTS = 2**24
-INTO = ("corrupt", "clean")
 
 
 def sweep(
@@ -71,58 +67,14 @@ def sweep(
     """
     model = model_or_nano(model)
     places = Places(layer, pos, head, q_pos, k_pos)
-    pairs = _pairs(clean, corrupt, metric, into, ablate, model)
-    plans = [_Plan.of(pair, Grid.over(site, by, places, window, model, pair.base), model, edits) for pair in pairs]
-    shapes = {plan.grid.shape for plan in plans}
-    if len(shapes) > 1:
-        raise SweepError(
-            f"the pairs give grids of different shapes, {sorted(shapes)}: use prompts of one length, or leave pos out of by"
-        )
+    pairs = pairs_of(clean, corrupt, metric, into, ablate, model)
+    plans = [Plan.of(pair, Grid.over(site, by, places, window, model, pair.base), model, edits) for pair in pairs]
     max_rows = rows_within(memory, model)
     asked = {"site": site, "by": by, "into": into, "ablate": ablate, **vars(places), "window": window, "edits": list(edits)}
-    question = Question(
-        model=model.name,
-        fingerprint=model.fingerprint,
-        kinds=list(model.config.kinds),
-        tokens=model.texts(pairs[0].base),
-        site=site,
-        axes=plans[0].grid.axes,
-        metric=metric_text(metric),
-        into=into,
-        has_source=ablate is None,
-        code=call_text("sweep", model, (clean, corrupt, metric), asked),
-        digest=_digest(plans),
-    )
+    question = question_of(plans, metric, into, call_text("sweep", model, (clean, corrupt, metric), asked), model)
     result = SweepResult.empty(question, len(plans))
     _run_all(plans, model, result, Journal.open(out, result), max_rows, progress)
     return result
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Two runs and the metric between them. source is None for an ablation."""
-
-    base: Tensor
-    source: Tensor | None
-    metric: Metric
-    constant: float | None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One pair's share of a sweep: its base run, the cells and the edits that each makes."""
-
-    pair: _Pair
-    grid: Grid
-    base: Base
-    source: Trace | None
-    edits: CellEdits
-
-    @classmethod
-    def of(cls, pair: _Pair, grid: Grid, model: Model, edits: Sequence[Edit]) -> _Plan:
-        base = Base(pair.base, tuple(edit.bind(model, pair.base) for edit in edits), len(pair.base) - 1)
-        source = None if pair.source is None else trace(pair.source, model=model)
-        return cls(pair, grid, base, source, CellEdits(grid, model, len(pair.base), source, pair.constant))
 
 
 @dataclass(frozen=True)
@@ -133,12 +85,12 @@ class _Job:
     cell: int
     variant: Variant
 
-    def rows(self, plans: Sequence[_Plan]) -> int:
+    def rows(self, plans: Sequence[Plan]) -> int:
         return len(plans[self.pair].base.ids) - min(edit.reach[0] for edit in self.variant.edits)
 
 
 def _run_all(
-    plans: Sequence[_Plan], model: Model, result: SweepResult, journal: Journal, max_rows: int, progress: bool
+    plans: Sequence[Plan], model: Model, result: SweepResult, journal: Journal, max_rows: int, progress: bool
 ) -> None:
     from tqdm.auto import tqdm
 
@@ -157,16 +109,7 @@ def _run_all(
             warnings.warn(f"interrupted: {result.progress_text()}; the other cells are NaN", stacklevel=3)
 
 
-def _digest(plans: Sequence[_Plan]) -> str:
-    """Tells the numbers that went in apart: token ids, and what the edits of the base write."""
-    found = hashlib.sha256()
-    for plan in plans:
-        values = [plan.pair.base, plan.pair.source, *(edit.values for edit in plan.base.edits)]
-        found.update(b"".join(v.cpu().contiguous().numpy().tobytes() for v in values if v is not None))
-    return found.hexdigest()[:16]
-
-
-def _jobs(plans: Sequence[_Plan], result: SweepResult) -> Iterator[_Job]:
+def _jobs(plans: Sequence[Plan], result: SweepResult) -> Iterator[_Job]:
     """The cells still to be run. Those that name only edges which the mask hides have no run: they stay NaN."""
     for i, plan in enumerate(plans):
         for number, cell in enumerate(plan.grid.cells()):
@@ -174,7 +117,7 @@ def _jobs(plans: Sequence[_Plan], result: SweepResult) -> Iterator[_Job]:
                 yield _Job(i, number, Variant(i, edits))
 
 
-def _chunks(jobs: Iterator[_Job], plans: Sequence[_Plan], max_rows: int) -> Iterator[list[_Job]]:
+def _chunks(jobs: Iterator[_Job], plans: Sequence[Plan], max_rows: int) -> Iterator[list[_Job]]:
     """Jobs in lists of at most max_rows rows, and of one job at least."""
     chunk: list[_Job] = []
     n_rows = 0
@@ -189,7 +132,7 @@ def _chunks(jobs: Iterator[_Job], plans: Sequence[_Plan], max_rows: int) -> Iter
         yield chunk
 
 
-def _run_chunk(chunk: Sequence[_Job], plans: Sequence[_Plan], model: Model, result: SweepResult) -> None:
+def _run_chunk(chunk: Sequence[_Job], plans: Sequence[Plan], model: Model, result: SweepResult) -> None:
     pairs = sorted({job.pair for job in chunk})
     place = {pair: at for at, pair in enumerate(pairs)}
     variants = [Variant(place[job.pair], job.variant.edits) for job in chunk]
@@ -208,33 +151,3 @@ def _measured(model: Model, metric: Metric, rows: Tensor) -> np.ndarray[Any, Any
         parts = [measure(metric, model.network.unembed(part)) for part in torch.split(rows, step)]
     found: np.ndarray[Any, Any] = torch.cat(parts).cpu().numpy()
     return found
-
-
-def _pairs(clean: Any, corrupt: Any, metric: Any, into: str, ablate: float | None, model: Model) -> list[_Pair]:
-    """The runs of each pair as token ids. Every mistake in the call that can be found here is."""
-    if into not in INTO:
-        raise SweepError(f"into is the run to patch, 'corrupt' or 'clean'; given {into!r}")
-    if (corrupt is None) != (ablate is not None):
-        raise SweepError("give a corrupted prompt to patch from, or ablate=VALUE with corrupt=None: one of the two")
-    many = is_many(clean)
-    if corrupt is not None and is_many(corrupt) != many:
-        raise SweepError("give clean and corrupt as two prompts, or as two lists of prompts")
-    cleans = list(clean) if many else [clean]
-    corrupts = [None] * len(cleans) if corrupt is None else list(corrupt) if many else [corrupt]
-    metrics = list(metric) if isinstance(metric, (list, tuple)) else [metric] * len(cleans)
-    if not len(cleans) == len(corrupts) == len(metrics):
-        raise SweepError(f"there are {len(cleans)} clean prompts, {len(corrupts)} corrupted ones and {len(metrics)} metrics")
-    return [
-        _pair(a, b, bind_metric(m, model), into, ablate, model) for a, b, m in zip(cleans, corrupts, metrics, strict=True)
-    ]
-
-
-def _pair(clean: Any, corrupt: Any, metric: Metric, into: str, ablate: float | None, model: Model) -> _Pair:
-    clean_ids = model.ids(clean)
-    if ablate is not None:
-        return _Pair(clean_ids, None, metric, float(ablate))
-    corrupt_ids = model.ids(corrupt)
-    if len(clean_ids) != len(corrupt_ids):
-        raise SweepError(f"the positions of the two prompts must match: {parting(model, clean_ids, corrupt_ids)}")
-    base, source = (corrupt_ids, clean_ids) if into == "corrupt" else (clean_ids, corrupt_ids)
-    return _Pair(base, source, metric, None)

@@ -1,0 +1,114 @@
+"""Pairs: a run to patch and a run to patch from, with the metric between them; and what a grid over them asks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gemmascope.errors import SweepError
+from gemmascope.model.model import Model
+from gemmascope.run.edits import Edit
+from gemmascope.run.grid import CellEdits, Grid
+from gemmascope.run.metric import Metric, bind_metric, metric_text
+from gemmascope.run.result import Question
+from gemmascope.run.trace import Trace, is_many, trace
+from gemmascope.run.variants import Base
+from gemmascope.run.where import parting
+
+INTO = ("corrupt", "clean")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs, as token ids, and the metric between them. base: the one to patch. source: None for an ablation."""
+
+    base: Tensor
+    source: Tensor | None
+    metric: Metric
+    constant: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One pair's share of a question: its base run, the cells of the grid and the edits that each makes."""
+
+    pair: Pair
+    grid: Grid
+    base: Base
+    source: Trace | None
+    edits: CellEdits
+
+    @classmethod
+    def of(cls, pair: Pair, grid: Grid, model: Model, edits: Sequence[Edit]) -> Plan:
+        base = Base(pair.base, tuple(edit.bind(model, pair.base) for edit in edits), len(pair.base) - 1)
+        source = None if pair.source is None else trace(pair.source, model=model)
+        return cls(pair, grid, base, source, CellEdits(grid, model, len(pair.base), source, pair.constant))
+
+
+def question_of(
+    plans: Sequence[Plan], metric: Any, into: str, code: str, model: Model, estimate: str | None = None
+) -> Question:
+    """What the plans ask, as data. SweepError for pairs whose grids differ in shape."""
+    shapes = {plan.grid.shape for plan in plans}
+    if len(shapes) > 1:
+        raise SweepError(
+            f"the pairs give grids of different shapes, {sorted(shapes)}: use prompts of one length, or leave pos out of by"
+        )
+    first = plans[0]
+    return Question(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        kinds=list(model.config.kinds),
+        tokens=model.texts(first.pair.base),
+        site=first.grid.site.name,
+        axes=first.grid.axes,
+        metric=metric_text(metric),
+        into=into,
+        has_source=first.pair.source is not None,
+        code=code,
+        digest=_digest(plans),
+        estimate=estimate,
+    )
+
+
+def _digest(plans: Sequence[Plan]) -> str:
+    """Tells the numbers that went in apart: token ids, and what the edits of the base write."""
+    found = hashlib.sha256()
+    for plan in plans:
+        values = [plan.pair.base, plan.pair.source, *(edit.values for edit in plan.base.edits)]
+        found.update(b"".join(v.cpu().float().contiguous().numpy().tobytes() for v in values if v is not None))
+    return found.hexdigest()[:16]
+
+
+def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablate: float | None, model: Model) -> list[Pair]:
+    """The runs of each pair as token ids. Every mistake in the call that can be found here is."""
+    if into not in INTO:
+        raise SweepError(f"into is the run to patch, 'corrupt' or 'clean'; given {into!r}")
+    if (corrupt is None) != (ablate is not None):
+        raise SweepError("give a corrupted prompt to patch from, or ablate=VALUE with corrupt=None: one of the two")
+    many = is_many(clean)
+    if corrupt is not None and is_many(corrupt) != many:
+        raise SweepError("give clean and corrupt as two prompts, or as two lists of prompts")
+    cleans = list(clean) if many else [clean]
+    corrupts = [None] * len(cleans) if corrupt is None else list(corrupt) if many else [corrupt]
+    metrics = list(metric) if isinstance(metric, (list, tuple)) else [metric] * len(cleans)
+    if not len(cleans) == len(corrupts) == len(metrics):
+        raise SweepError(f"there are {len(cleans)} clean prompts, {len(corrupts)} corrupted ones and {len(metrics)} metrics")
+    return [
+        _pair(a, b, bind_metric(m, model), into, ablate, model) for a, b, m in zip(cleans, corrupts, metrics, strict=True)
+    ]
+
+
+def _pair(clean: Any, corrupt: Any, metric: Metric, into: str, ablate: float | None, model: Model) -> Pair:
+    clean_ids = model.ids(clean)
+    if ablate is not None:
+        return Pair(clean_ids, None, metric, float(ablate))
+    corrupt_ids = model.ids(corrupt)
+    if len(clean_ids) != len(corrupt_ids):
+        raise SweepError(f"the positions of the two prompts must match: {parting(model, clean_ids, corrupt_ids)}")
+    base, source = (corrupt_ids, clean_ids) if into == "corrupt" else (clean_ids, corrupt_ids)
+    return Pair(base, source, metric, None)
