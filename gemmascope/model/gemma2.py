@@ -51,14 +51,14 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
-    ) -> tuple[Float[Tensor, "row d_model"], Tensor]:
+    ) -> tuple[Float[Tensor, "asked d_model"], Float[Tensor, "asked head d_head"]]:
         q, k, v = self.queries_keys_values(x, layout, tap)
         z = tap("z", self.attend(q, k, v, layout, tap))
         return self.o_proj(rearrange(z, "row head d -> row (head d)")), z
 
     def queries_keys_values(
         self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
-    ) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "row kv_head d_head"], Float[Tensor, "row kv_head d_head"]]:
+    ) -> tuple[Float[Tensor, "asked head d_head"], Float[Tensor, "row kv_head d_head"], Float[Tensor, "row kv_head d_head"]]:
         """The queries and keys, after RoPE, and the values."""
         q, k, v = (
             tap(site, rearrange(project(rows), "row (head d) -> row head d", d=self.config.d_head))
@@ -102,7 +102,7 @@ class Layer(nn.Module):
         self.pre_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
         self.post_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
 
-    def forward(self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap) -> Float[Tensor, "row d_model"]:
+    def forward(self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap) -> Float[Tensor, "asked d_model"]:
         x = tap("resid_pre", x)
         x = tap("resid_mid", layout.asking(x) + self._attention(x, layout, tap))
         mlp = tap("mlp_raw", self.mlp(tap("mlp_in", self.pre_feedforward_layernorm(x)), tap))
