@@ -28,6 +28,7 @@ _WHERE = {
     "knockout": "gemmascope.run.make_edits",
     "edit": "gemmascope.run.make_edits",
     "sweep": "gemmascope.run.sweep",
+    "attribute": "gemmascope.analysis.attribution",
     "SweepResult": "gemmascope.run.result",
     "open_sweep": "gemmascope.run.result",
     "logit_diff": "gemmascope.analysis.metrics",
@@ -40,6 +41,7 @@ _SUBMODULES = ("errors", "prompts", "sites")
 
 if TYPE_CHECKING:
     from gemmascope import errors, prompts, sites
+    from gemmascope.analysis.attribution import attribute
     from gemmascope.analysis.metrics import answer_logprob, answer_prob, kl_from, logit_diff, rank
     from gemmascope.config import GemmaConfig
     from gemmascope.errors import GemmascopeError
@@ -63,6 +65,7 @@ __all__ = [
     "add",
     "answer_logprob",
     "answer_prob",
+    "attribute",
     "edit",
     "errors",
     "kl_from",

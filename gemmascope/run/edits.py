@@ -101,7 +101,7 @@ class Target:
 
     def select(self, value: Tensor) -> Tensor:
         """The selected places of a site's value."""
-        return value[_mesh(self.places)]
+        return value[mesh(self.places)]
 
     def fit(self, value: Tensor, what: str) -> Tensor:
         """A source for the selected values: of their shape, or of its last axes and then the same along the others."""
@@ -278,11 +278,11 @@ class BoundEdit:
             if not bool(there.all()):
                 places[axis] = places[axis][there]
                 values = None if values is None else values.movedim(axis, 0)[there].movedim(0, axis)
-        index = _mesh(places)
+        index = mesh(places)
         value[index] = self.edit.write(value[index], values).to(value.dtype)
 
 
-def _mesh(places: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def mesh(places: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Indices that select the outer product of the places."""
     n = len(places)
     return tuple(p.view(*(-1 if i == j else 1 for j in range(n))) for i, p in enumerate(places))

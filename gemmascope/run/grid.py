@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
-from gemmascope.run.edits import Ablate, BoundEdit, Edit, Patch
+from gemmascope.run.edits import Ablate, BoundEdit, Edit, Patch, mesh
 from gemmascope.run.where import find_heads, find_positions
 from gemmascope.sites import Address, Site, find_layer, find_site
 
@@ -87,7 +87,7 @@ class CellEdits:
 
     def __init__(self, grid: Grid, model: Model, n_pos: int, source: Trace | None, constant: float | None) -> None:
         self.grid, self.model, self.n_pos, self.source, self.constant = grid, model, n_pos, source, constant
-        self._value: tuple[int, Tensor] | None = None
+        self._values: dict[int, Tensor] = {}
         self._tensors: dict[tuple[int, ...], Tensor] = {}
 
     def of(self, cell: dict[str, list[int]]) -> tuple[BoundEdit, ...]:
@@ -95,41 +95,49 @@ class CellEdits:
         layers = self.grid.layers_of(cell, self.model.n_layers)
         return tuple(edit for layer in layers if (edit := self._edit(layer, cell)) is not None)
 
+    def index_of(self, cell: dict[str, list[int]]) -> tuple[Tensor, ...]:
+        """Indices of a cell's places, their outer product, into a value of the site."""
+        return mesh([self._tensor(cell[axis]) for axis in self.grid.site.axes if axis in cell])
+
+    def any_seen(self, layer: int, cell: dict[str, list[int]]) -> bool:
+        """Whether a cell names, at an edge site, at least one edge that the mask lets through; True at other sites."""
+        if not self.grid.site.is_edges:
+            return True
+        window = self.model.config.window_of(layer) or self.model.config.context + 1
+        return any(0 <= q - k < window for q in cell["q_pos"] for k in cell["k_pos"])
+
+    def site_value(self, layer: int) -> Tensor:
+        """What cells write at a layer, the whole site: read once for all cells of the layer."""
+        if layer not in self._values:
+            if self.source is not None:
+                value = self.source[self.grid.site.name, layer]
+            else:
+                size = [self.model.config.size_of(axis, self.n_pos) for axis in self.grid.site.axes]
+                value = torch.full((), self.constant or 0.0, dtype=self.model.dtype, device=self.model.device).expand(size)
+            self._values[layer] = value
+            held = self.grid.window if "layer" in self.grid.axes else len(self.grid.rest["layer"])
+            if len(self._values) > held:
+                del self._values[next(iter(self._values))]
+        return self._values[layer]
+
     def _edit(self, layer: int, cell: dict[str, list[int]]) -> BoundEdit | None:
-        names = [axis for axis in self.grid.site.axes if axis in cell]
-        if self.grid.site.is_edges and not self._any_seen(layer, cell):
+        if not self.any_seen(layer, cell):
             return None
-        places = tuple(self._tensor(cell[name]) for name in names)
-        mesh = tuple(p.view(*(-1 if i == j else 1 for j in range(len(places)))) for i, p in enumerate(places))
-        value = self._site_value(layer)[mesh]
+        names = [axis for axis in self.grid.site.axes if axis in cell]
         words: dict[str, Any] = {"head" if name == "kv_head" else name: cell[name] for name in names}
         edit: Edit
         if self.source is not None:
             edit = Patch(site=self.grid.site.name, source=self.source, layer=layer, **words)
         else:
             edit = Ablate(site=self.grid.site.name, value=self.constant or 0.0, layer=layer, **words)
-        return BoundEdit(edit, Address(self.grid.site, layer), places, value)
-
-    def _site_value(self, layer: int) -> Tensor:
-        """What cells write at a layer, the whole site: read once for all cells of the layer."""
-        if self._value is None or self._value[0] != layer:
-            if self.source is not None:
-                value = self.source[self.grid.site.name, layer]
-            else:
-                size = [self.model.config.size_of(axis, self.n_pos) for axis in self.grid.site.axes]
-                value = torch.full((), self.constant or 0.0, dtype=self.model.dtype, device=self.model.device).expand(size)
-            self._value = (layer, value)
-        return self._value[1]
+        places = tuple(self._tensor(cell[name]) for name in names)
+        return BoundEdit(edit, Address(self.grid.site, layer), places, self.site_value(layer)[mesh(places)])
 
     def _tensor(self, numbers: list[int]) -> Tensor:
         key = tuple(numbers)
         if key not in self._tensors:
             self._tensors[key] = torch.tensor(numbers, device=self.model.device)
         return self._tensors[key]
-
-    def _any_seen(self, layer: int, cell: dict[str, list[int]]) -> bool:
-        window = self.model.config.window_of(layer) or self.model.config.context + 1
-        return any(0 <= q - k < window for q in cell["q_pos"] for k in cell["k_pos"])
 
 
 def _numbers(site: Site, places: Places, model: Model, ids: Tensor) -> dict[str, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,10 +152,16 @@ class SweepResult:
         return self.question.code
 
     def save(self, path: str | Path) -> None:
-        """Write the result to a file for gs.open_sweep. SweepError if the file holds another sweep."""
+        """Write the result to a file for gs.open_sweep. JSON; an existing file is replaced, once the new one is whole."""
         pairs, cells = np.nonzero(self.finished.reshape(len(self.values), -1))
-        journal = Journal.open(path, SweepResult.empty(self.question, len(self.values)))
-        journal.write(self, list(zip(pairs.tolist(), cells.tolist(), strict=True)))
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            journal = Journal.open(aside, self)
+            journal.write(self, list(zip(pairs.tolist(), cells.tolist(), strict=True)))
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def progress_text(self) -> str:
         return f"{int(self.finished.sum())} of {self.values.size} cells finished"

@@ -30,7 +30,7 @@ def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     tensors = {"ids": trace.ids, **{f"stream.{i}": x.contiguous() for i, x in enumerate(trace.stream)}}
     described = []
-    for i, bound in enumerate(trace._edits):
+    for i, bound in enumerate(trace.bound_edits):
         described.append(_describe(bound))
         if bound.values is not None:
             tensors[f"edit.{i}"] = bound.values.contiguous()

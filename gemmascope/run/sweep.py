@@ -112,7 +112,8 @@ def _run_all(
 def _jobs(plans: Sequence[Plan], result: SweepResult) -> Iterator[_Job]:
     """The cells still to be run. Those that name only edges which the mask hides have no run: they stay NaN."""
     for i, plan in enumerate(plans):
-        for number, cell in enumerate(plan.grid.cells()):
+        # Layer by layer, whatever the order of the axes: the source's values are read a layer at a time.
+        for number, cell in sorted(enumerate(plan.grid.cells()), key=lambda pair: pair[1]["layer"][0]):
             if not result.finished[i].flat[number] and (edits := plan.edits.of(cell)):
                 yield _Job(i, number, Variant(i, edits))
 

@@ -55,8 +55,8 @@ class Trace:
     def __init__(
         self, model: Model, ids: Int[Tensor, " pos"], stream: Sequence[Tensor], edits: Sequence[BoundEdit] = ()
     ) -> None:
-        self.model, self.ids, self.stream, self._edits = model, ids, tuple(stream), tuple(edits)
-        self._layout = Layout.of_lengths([len(ids)], model.device)
+        self.model, self.ids, self.stream, self.bound_edits = model, ids, tuple(stream), tuple(edits)
+        self.layout = Layout.of_lengths([len(ids)], model.device)
         # Sites of the layers re-run last, by layer; None stands for what follows the last layer.
         self._rerun: OrderedDict[int | None, dict[str, Tensor]] = OrderedDict()
 
@@ -74,7 +74,7 @@ class Trace:
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The edits of the run, in the order given."""
-        return tuple(bound.edit for bound in self._edits)
+        return tuple(bound.edit for bound in self.bound_edits)
 
     @property
     def tokens(self) -> list[str]:
@@ -150,6 +150,16 @@ class Trace:
             value = self._some_edges(address.site.name, address.layer, heads, rows)
         return value[0 if _is_one(head) else slice(None)][..., 0 if _is_one(q_pos) else slice(None), :]
 
+    def grad(self, metric: Any, sites: Any) -> Any:
+        """The gradient of a metric of the next token with respect to sites of the run.
+
+        metric: as in gs.sweep. sites: one site, as in t[...], which gives a tensor of the shape of its value; or a list of
+        them, which gives a dict. SiteError for a site that is not there, or that comes after the layers.
+        """
+        from gemmascope.run.gradients import gradient
+
+        return gradient(self, metric, sites)
+
     def save(self, path: Any) -> None:
         """Write the trace to a file for gs.open_trace: safetensors with JSON, no pickle. An existing file is replaced."""
         from gemmascope.run.saving import save_trace
@@ -201,7 +211,7 @@ class Trace:
         return None if self._edits_at(layer, ("resid_pre",)) else self.stream[layer]
 
     def _edits_at(self, layer: int, sites: Sequence[str]) -> bool:
-        return any(edit.address.layer == layer and edit.address.site.name in sites for edit in self._edits)
+        return any(edit.address.layer == layer and edit.address.site.name in sites for edit in self.bound_edits)
 
     def _worth_keeping(self, asked: Site, layer: int | None) -> list[str]:
         """The sites to keep from a re-run: those of the layer that come with the one asked for, if they are small.
@@ -222,32 +232,32 @@ class Trace:
         keeping = Keeping(sites)
         with torch.no_grad():
             if layer is None:
-                self.model.network.unembed(self.stream[-1], self._tap(keeping).at(None, self._layout))
+                self.model.network.unembed(self.stream[-1], self._tap(keeping).at(None, self.layout))
             else:
-                self.model.layer(layer)(self.stream[layer], self._layout, self._tap(keeping).at(layer, self._layout))
+                self.model.layer(layer)(self.stream[layer], self.layout, self._tap(keeping).at(layer, self.layout))
         return {name: value for (name, _), value in keeping.kept[0].items()}
 
     def _tap(self, keeping: Tap) -> Tap:
-        return Chain(Editing([self._edits]), keeping)
+        return Chain(Editing([self.bound_edits]), keeping)
 
     def _unembed(self, pos: int) -> Tensor:
-        if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in self._edits):
+        if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in self.bound_edits):
             return self["logits"][pos]
         with torch.no_grad():
             return self.model.network.unembed(self.stream[-1][pos : pos + 1])[0]
 
     def _some_edges(self, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
-        module, tap = self.model.layer(layer), self._tap(Tap()).at(layer, self._layout)
+        module, tap = self.model.layer(layer), self._tap(Tap()).at(layer, self.layout)
         attend, group = module.self_attn.attend, self.model.config.heads_per_kv
         with torch.no_grad():
             x = tap("attn_in", module.input_layernorm(tap("resid_pre", self.stream[layer])))
-            q, k, _ = module.self_attn.queries_keys_values(x, self._layout, tap)
+            q, k, _ = module.self_attn.queries_keys_values(x, self.layout, tap)
             q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
             value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")
             if site != "scores":
                 value = soft_cap(value, attend.cap)
             if site == "pattern":
-                positions = self._layout.positions
+                positions = self.layout.positions
                 value = attend.pattern(value, positions[rows], positions, k.dtype)
         return value
 

@@ -1,0 +1,111 @@
+"""Attribution patching: a gradient estimate of the grid that gs.sweep computes exactly.
+
+effect of a cell ~ (what would be written - what is there) . gradient of the metric there.
+Source: Nanda, "Attribution patching" (2023); Syed et al., arXiv 2310.10348; with several steps, integrated gradients
+(Sundararajan et al., arXiv 1703.01365) along the straight line between the two activations of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmascope.errors import SweepError
+from gemmascope.model.model import Model
+from gemmascope.run.code import call_text
+from gemmascope.run.default import model_or_nano
+from gemmascope.run.edits import Edit, Patch
+from gemmascope.run.gradients import gradients
+from gemmascope.run.grid import Grid, Places
+from gemmascope.run.metric import measure
+from gemmascope.run.pairs import Plan, pairs_of, question_of
+from gemmascope.run.passes import streams
+from gemmascope.run.result import SweepResult
+from gemmascope.run.trace import Trace
+
+
+def attribute(
+    clean: Any,
+    corrupt: Any,
+    metric: Any,
+    *,
+    site: str,
+    by: Sequence[str] = ("layer", "pos"),
+    steps: int = 1,
+    into: str = "corrupt",
+    ablate: float | None = None,
+    layer: Any = None,
+    pos: Any = None,
+    head: Any = None,
+    q_pos: Any = None,
+    k_pos: Any = None,
+    edits: Sequence[Edit] = (),
+    model: Model | None = None,
+) -> SweepResult:
+    """Estimate what gs.sweep with the same arguments would find, from gradients: one backward pass for all cells.
+
+    steps: 1 takes the gradient at the run that is patched. More take its mean along the line from there to the source,
+    a layer at a time (integrated gradients, at the midpoints of as many equal parts): n_layers x steps backward passes,
+    and then the cells of a layer add up to the effect of patching them all at once, the better the more steps.
+    The other arguments, the result and the errors are those of gs.sweep.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise SweepError(f"steps is a whole number of 1 or more; given {steps!r}")
+    model = model_or_nano(model)
+    places = Places(layer, pos, head, q_pos, k_pos)
+    pairs = pairs_of(clean, corrupt, metric, into, ablate, model)
+    plans = [Plan.of(pair, Grid.over(site, by, places, 1, model, pair.base), model, edits) for pair in pairs]
+    asked = {"site": site, "by": by, "steps": steps, "into": into, "ablate": ablate, **vars(places), "edits": list(edits)}
+    how = "gradient" if steps == 1 else f"integrated gradients, {steps} steps"
+    code = call_text("attribute", model, (clean, corrupt, metric), asked)
+    result = SweepResult.empty(question_of(plans, metric, into, code, model, how), len(plans))
+    for i, plan in enumerate(plans):
+        _fill(result, i, plan, model, steps)
+    return result
+
+
+def _fill(result: SweepResult, i: int, plan: Plan, model: Model, steps: int) -> None:
+    stream = streams(model, [plan.base.ids], [plan.base.edits])[0]
+    base = Trace(model, plan.base.ids, stream, plan.base.edits)
+    result.base_metric[i] = measure(plan.pair.metric, base.next_logits[None])[0].item()
+    if plan.source is not None:
+        result.source_metric[i] = measure(plan.pair.metric, plan.source.next_logits[None])[0].item()
+    estimates = _estimates(plan, base, steps)
+    for number, cell in enumerate(plan.grid.cells()):
+        seen = [layer for layer in cell["layer"] if plan.edits.any_seen(layer, cell)]
+        if seen:  # a cell of edges that the mask hides stays NaN, as in a sweep
+            change = sum(float(estimates[layer][plan.edits.index_of(cell)].sum()) for layer in seen)
+            result.values[i].flat[number] = result.base_metric[i] + change
+
+
+def _estimates(plan: Plan, base: Trace, steps: int) -> dict[int, Tensor]:
+    """For every layer of the grid, the estimated effect of each of its places: float64, the d axes summed over."""
+    site = plan.grid.site
+    layers = plan.grid.axes.get("layer", plan.grid.rest.get("layer", []))
+    at_base = gradients(base, plan.pair.metric, {(site.name, layer) for layer in layers}) if steps == 1 else {}
+    found = {}
+    for layer in layers:
+        there = base[site.name, layer]
+        change = plan.edits.site_value(layer).to(there.dtype) - there
+        grad = at_base[site.name, layer] if steps == 1 else _mean_gradient(plan, base, layer, change, steps)
+        d_axes = [i for i, axis in enumerate(site.axes) if axis.startswith("d_")]
+        product = change.double() * grad.double()
+        found[layer] = product.sum(d_axes) if d_axes else product
+    return found
+
+
+def _mean_gradient(plan: Plan, base: Trace, layer: int, change: Tensor, steps: int) -> Tensor:
+    """The mean gradient on the way from the base's values of a layer to the source's, at the places of the grid."""
+    name, model = plan.grid.site.name, base.model
+    covered = torch.zeros_like(change)
+    covered[plan.edits.index_of({**plan.grid.rest, **plan.grid.axes})] = 1.0
+    total = torch.zeros_like(change)
+    for step in range(steps):
+        value = base[name, layer] + change * covered * ((step + 0.5) / steps)
+        edits = (*base.bound_edits, Patch(site=name, source=value, layer=layer).bind(model, base.ids))
+        moved = Trace(model, base.ids, streams(model, [base.ids], [edits])[0], edits)
+        total += gradients(moved, plan.pair.metric, {(name, layer)})[name, layer]
+    return total / steps

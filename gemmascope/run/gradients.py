@@ -1,0 +1,111 @@
+"""Gradients of a metric with respect to the sites of a run.
+
+The forward kept the stream at every layer's entry; backward re-runs each layer from there with gradients on, the last
+one first. So no graph spans two layers, and layers that stream in are asked for once, in reverse order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmascope.errors import EditError, SiteError
+from gemmascope.model.layout import Block, Layout
+from gemmascope.model.tap import Chain, Tap
+from gemmascope.run.metric import Metric, bind_metric, measure
+from gemmascope.run.passes import Editing
+from gemmascope.run.trace import Trace
+from gemmascope.sites import Address, find
+
+Key = tuple[str, int | None]
+
+
+class _Grabbing(Tap):
+    """Puts a copy of each wanted site's value in the graph's way, so that a gradient can be asked at it."""
+
+    def __init__(self, wanted: Collection[Key]) -> None:
+        self.wanted, self.held = frozenset(wanted), dict[Key, Tensor]()
+
+    def wants(self, site: str, layer: int | None) -> bool:
+        return (site, layer) in self.wanted
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        return self._grab(site, layer, value) if (site, layer) in self.wanted else value
+
+    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
+        return self._grab(site, layer, value[0])[None]
+
+    def _grab(self, site: str, layer: int | None, value: Tensor) -> Tensor:
+        copy = value.clone()
+        if not copy.requires_grad:  # an edit wrote all of it: nothing before it matters to it, but what follows does
+            copy.requires_grad_()
+        self.held[site, layer] = copy
+        return copy
+
+
+def gradient(trace: Trace, metric: Any, sites: Any) -> Any:
+    """The gradient of a metric of the next token with respect to sites of the run, each of the shape of its value.
+
+    metric: as in gs.sweep. sites: one site, as in t[...], which gives a tensor; or a list of them, which gives a dict.
+    Raises SiteError for a site that is not there, or that comes after the layers.
+    """
+    many = isinstance(sites, list)
+    addresses = {key: _before_the_end(find(key, trace.model.n_layers)) for key in (sites if many else [sites])}
+    found = gradients(trace, bind_metric(metric, trace.model), {_key(a) for a in addresses.values()})
+    if many:
+        return {key: found[_key(address)] for key, address in addresses.items()}
+    return found[_key(addresses[sites])]
+
+
+def gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Key, Tensor]:
+    """The gradient of a bound metric at each wanted (site, layer)."""
+    found: dict[Key, Tensor] = {}
+    grad = _at_the_end(trace, metric)
+    lowest = min((layer for _, layer in wanted if layer is not None), default=0)
+    if ("embed", None) in wanted:
+        lowest = 0
+    for layer in reversed(range(lowest, trace.model.n_layers)):
+        here = [key for key in wanted if key[1] == layer]
+        grad, grads = _through_layer(trace, layer, grad, here)
+        found.update(grads)
+    if ("embed", None) in wanted:
+        found["embed", None] = grad
+    return found
+
+
+def _at_the_end(trace: Trace, metric: Metric) -> Tensor:
+    """The gradient at the stream after the last layer: only the last position's logits are asked."""
+    if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in trace.bound_edits):
+        raise EditError("the run has an edit after its layers (final, logits_raw or logits), which gradients do not pass")
+    with torch.enable_grad():
+        last = trace.stream[-1][-1:].detach().requires_grad_()
+        value = measure(metric, trace.model.network.unembed(last))
+        (grad,) = torch.autograd.grad(value.sum(), last)
+    return torch.cat((torch.zeros_like(trace.stream[-1][:-1]), grad))
+
+
+def _through_layer(trace: Trace, layer: int, grad: Tensor, wanted: Collection[Key]) -> tuple[Tensor, dict[Key, Tensor]]:
+    grabbing = _Grabbing(wanted)
+    tap = Chain(Editing([trace.bound_edits]), grabbing)
+    with torch.enable_grad():
+        x = trace.stream[layer].detach().requires_grad_()
+        y = trace.model.layer(layer)(x, trace.layout, tap.at(layer, trace.layout))
+        held = list(grabbing.held.items())
+        grads = torch.autograd.grad(y, [x, *(value for _, value in held)], grad, allow_unused=True)
+    down, *at_sites = (
+        torch.zeros_like(v) if g is None else g for g, v in zip(grads, [x, *(v for _, v in held)], strict=True)
+    )
+    return down, {key: g for (key, _), g in zip(held, at_sites, strict=True)}
+
+
+def _before_the_end(address: Address) -> Address:
+    if address.layer is None and address.site.name != "embed":
+        raise SiteError(f"'{address}' comes after the layers: gradients are had at embed and at the sites of the layers")
+    return address
+
+
+def _key(address: Address) -> Key:
+    return address.site.name, address.layer
