@@ -79,11 +79,12 @@ class _Member:
         self.index, self.base, self.base_run = index, variant.base, bases[variant.base]
         self.own_edits, self.edits = variant.edits, (*self.base_run.edits, *variant.edits)
         self.layer = min(edit.address.layer or 0 for edit in variant.edits)
-        # A user's function in the base must see all the rows that it names, so they all come along.
-        by_function = [edit for edit in self.base_run.edits if isinstance(edit.edit, Custom)]
-        self.start = min(edit.reach[0] for edit in (*variant.edits, *by_function))
+        # A user's function in the base must see all the rows that it names, and a query whose pattern was written sees
+        # keys ahead of it: such rows all come along.
+        wide = [e for e in self.base_run.edits if isinstance(e.edit, Custom) or (e.address.site.is_edges and e.spreads)]
+        self.start = min(edit.reach[0] for edit in (*variant.edits, *wide))
         here = [edit for edit in variant.edits if (edit.address.layer or 0) == self.layer]
-        spreads = by_function or any(edit.spreads for edit in here)
+        spreads = wide or any(edit.spreads for edit in here)
         self.confined = None if spreads else (min(e.reach[0] for e in here), max(e.reach[1] for e in here))
 
     def edits_at(self, layer: int | None) -> list[BoundEdit]:

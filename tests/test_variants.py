@@ -1,0 +1,226 @@
+"""Variants: a run that joins a pass where it begins to differ is the run that gs.trace makes of the same edits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import checkpoint, model_of, prompt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import error
+from torch import Tensor
+
+import gemmascope as gs
+from gemmascope.model.gemma2 import Layer
+from gemmascope.model.model import Model
+from gemmascope.run import variants as variants_module
+from gemmascope.run.edits import Edit
+from gemmascope.run.variants import Base, Variant, final_rows
+from gemmascope.sites import LAYER_SITES, SITES
+
+CLOSE = 1e-5
+N_POS = 9
+Bases = Sequence[tuple[list[int], Sequence[Edit], int]]
+
+
+@cache
+def model(kinds: str = "lgl", kv: int = 4) -> Model:
+    return model_of(checkpoint(kinds, num_key_value_heads=kv))
+
+
+def run(m: Model, bases: Bases, variants: Sequence[tuple[int, Sequence[Edit]]]) -> tuple[Tensor, Tensor]:
+    """final_rows of these bases (ids, edits, wanted position) and variants (number of the base, edits)."""
+    ids = [m.ids(prompt) for prompt, _, _ in bases]
+    bound = [Base(i, tuple(e.bind(m, i) for e in edits), pos) for i, (_, edits, pos) in zip(ids, bases, strict=True)]
+    return final_rows(m, bound, [Variant(base, tuple(e.bind(m, ids[base]) for e in edits)) for base, edits in variants])
+
+
+def alone(m: Model, bases: Bases, variant: tuple[int, Sequence[Edit]]) -> Tensor:
+    """The same row, from a trace of its own."""
+    base, edits = variant
+    ids, base_edits, pos = bases[base]
+    return gs.trace(ids, model=m, edits=[*base_edits, *edits]).stream[-1][pos]
+
+
+def assert_alone(m: Model, bases: Bases, variants: Sequence[tuple[int, Sequence[Edit]]]) -> None:
+    of_bases, found = run(m, bases, variants)
+    one = torch.ones(1)  # the scale of a stream of which edits left next to nothing
+    runs = [*((of_bases[i], (i, ())) for i in range(len(bases))), *zip(found, variants, strict=True)]
+    for row, variant in runs:
+        assert error(torch.cat((row, one)), torch.cat((alone(m, bases, variant), one))) <= CLOSE, variant
+
+
+# -- any edits, anywhere --
+
+
+def minus_mean(value: Tensor) -> Tensor:
+    """A function that mixes all the places it is given: each of them must be there."""
+    return value - value.mean(tuple(range(value.dim() - 1)), keepdim=True) + 0.1
+
+
+FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (torch.tanh, minus_mean, lambda value: value.flip(0))
+
+
+@st.composite
+def an_edit(draw: Any, m: Model, n_pos: int, functions: bool = True) -> Edit:
+    site = SITES[draw(st.sampled_from(("embed", *LAYER_SITES)))]
+    some = lambda n: st.lists(st.integers(0, n - 1), min_size=1, max_size=3, unique=True)  # noqa: E731
+    places: dict[str, Any] = {"layer": draw(st.integers(0, m.n_layers - 1)) if site.in_layer else None}
+    if site.heads:
+        places["head"] = draw(st.none() | some(m.config.size_of(site.heads, n_pos)))
+    for axis in ("q_pos", "k_pos") if site.is_edges else ("pos",):
+        places[axis] = draw(st.none() | some(n_pos) | st.just(slice(n_pos // 2, None)) | st.just(-1))
+    size = m.config.size_of(site.axes[-1], n_pos)
+    kinds = ["add", "scale", "ablate", "knockout"] + (["edit"] if functions else []) + ([] if site.is_edges else ["patch"])
+    kind = draw(st.sampled_from(kinds))
+    if kind == "knockout" and n_pos > 1:
+        q_pos = draw(st.integers(1, n_pos - 1))
+        k_pos = draw(st.lists(st.integers(0, q_pos - 1), min_size=1, unique=True))
+        return gs.knockout(layer=places["layer"] or 0, head=draw(st.none() | some(8)), q_pos=q_pos, k_pos=k_pos)
+    if kind == "edit":
+        return gs.edit(site.name, draw(st.sampled_from(FUNCTIONS)), **places)
+    if kind == "patch":
+        vector = torch.randn(size, generator=torch.Generator().manual_seed(draw(st.integers(0, 9))))
+        return gs.patch(site.name, vector, **places)
+    if kind == "add" and not site.is_edges:
+        vector = torch.randn(size, generator=torch.Generator().manual_seed(draw(st.integers(0, 9))))
+        return gs.add(site.name, vector, **places, scale=0.5)
+    if kind == "ablate":
+        return gs.ablate(site.name, **places, value=draw(st.sampled_from([0.0, 0.25])))
+    return gs.scale(site.name, 0.5, **places)
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(kinds=st.sampled_from(["lgl", "gl", "l", "g"]), kv=st.sampled_from([8, 4, 2]), data=st.data())
+def test_variants_of_several_bases_are_runs_of_their_own(kinds: str, kv: int, data: Any) -> None:
+    m = model(kinds, kv)
+    bases = []
+    for seed in range(data.draw(st.integers(1, 2))):
+        n_pos = data.draw(st.integers(1, N_POS))
+        edits = data.draw(st.lists(an_edit(m, n_pos), max_size=2))
+        bases.append((prompt(n_pos, seed=seed), edits, data.draw(st.integers(0, n_pos - 1) | st.just(n_pos - 1))))
+    numbers = data.draw(st.lists(st.integers(0, len(bases) - 1), min_size=1, max_size=5))
+    variants = [(i, data.draw(st.lists(an_edit(m, len(bases[i][0])), min_size=1, max_size=3))) for i in numbers]
+    assert_alone(m, bases, variants)
+
+
+# -- each site, each place --
+
+
+def edits_at(site: str, layer: int | None, pos: int) -> list[Edit]:
+    """An edit at one place of a site, and one that must come with others."""
+    info = SITES[site]
+    if info.is_edges:
+        return [
+            gs.scale(site, 0.5, layer=layer, q_pos=pos),
+            gs.ablate(site, layer=layer, head=3, q_pos=pos, k_pos=max(0, pos - 1)),
+            gs.edit(site, minus_mean, layer=layer, head=[1, 2], q_pos=slice(pos, None)),
+        ]
+    head = {"head": 1} if info.heads else {}
+    return [
+        gs.ablate(site, layer=layer, pos=pos, **head, value=0.25),
+        gs.scale(site, 2.0, layer=layer, pos=slice(pos, None)),
+        gs.edit(site, minus_mean, layer=layer, pos=slice(pos, None, 2), **head),
+    ]
+
+
+@pytest.mark.parametrize("wanted", [N_POS - 1, 5])
+@pytest.mark.parametrize("site", ["embed", *LAYER_SITES])
+def test_a_variant_at_any_place_is_a_run_of_its_own(site: str, wanted: int) -> None:
+    """First and last layer, first and last position, behind the window of 4 and within it, all in one pass."""
+    layers = range(3) if SITES[site].in_layer else [None]
+    variants = [(0, [edit]) for layer in layers for pos in (0, 3, wanted, N_POS - 1) for edit in edits_at(site, layer, pos)]
+    assert_alone(model(), [(prompt(N_POS), (), wanted)], variants)
+
+
+def test_edits_at_several_layers_join_at_the_first() -> None:
+    edits: list[Edit] = [
+        gs.ablate("z", layer=1, pos=4, head=2),
+        gs.scale("resid_post", 0.5, layer=0, pos=6),
+        gs.ablate("mlp_act", layer=2, pos=[2, 7]),
+        gs.knockout(layer=1, head=3, q_pos=-1, k_pos=5),
+    ]
+    bases = [(prompt(N_POS), (), N_POS - 1), (prompt(7, seed=1), [gs.scale("v", 2.0, layer=1, pos=3)], 5)]
+    variants = [(base, edits[:n]) for base in (0, 1) for n in (1, 2, 4) if base == 0 or n < 3]
+    assert_alone(model(), bases, variants)
+
+
+def test_a_base_whose_edit_looks_ahead_takes_its_variants_along() -> None:
+    """A weight on a key ahead of its query: what a variant changes on the right then reaches rows on the left."""
+    ahead = gs.ablate("pattern", layer=1, head=2, q_pos=3, k_pos=7, value=0.5)
+    variants: list[tuple[int, list[Edit]]] = [
+        (0, [gs.ablate("resid_post", layer=0, pos=7)]),
+        (0, [gs.ablate("z", layer=1, pos=3, head=1)]),
+        (0, [gs.ablate("attn_out", layer=1, pos=[2, 3])]),
+        (0, [gs.ablate("v", layer=1, pos=7)]),
+    ]
+    assert_alone(model("lgg"), [(prompt(N_POS), [ahead], 5)], variants)
+
+
+# -- the pass --
+
+
+def some_variants() -> list[tuple[int, list[Edit]]]:
+    return [
+        (base, [gs.ablate(site, layer=layer, pos=pos)])
+        for base in (0, 1) for site in ("resid_pre", "mlp_out") for layer in range(3) for pos in (0, 4, 6)
+    ]  # fmt: skip
+
+
+BASES: Bases = [(prompt(N_POS), (), N_POS - 1), (prompt(7, seed=1), (), 6)]
+
+
+def test_the_base_runs_are_untouched_by_their_variants() -> None:
+    with_variants, _ = run(model(), BASES, some_variants())
+    without, nothing = run(model(), BASES, [])
+    assert torch.equal(with_variants, without)
+    assert nothing.shape == (0, 32)
+
+
+def test_an_edit_after_the_wanted_position_changes_nothing() -> None:
+    _, found = run(model(), [(prompt(N_POS), (), 4)], [(0, [gs.ablate("resid_pre", layer=0, pos=5)])])
+    assert torch.equal(found[0], run(model(), [(prompt(N_POS), (), 4)], [])[0][0])
+
+
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_the_rows_that_go_together_do_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, together = run(model(), BASES, some_variants())
+    monkeypatch.setattr(variants_module, "BIN_ROWS", rows)
+    _, apart = run(model(), BASES, some_variants())
+    assert error(apart, together) <= CLOSE
+
+
+def test_each_layer_is_asked_for_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    layers = Model.layers
+
+    def counting(self: Model) -> Any:
+        for layer in layers(self):
+            asked.append(layer.index)
+            yield layer
+
+    monkeypatch.setattr(Model, "layers", counting)
+    run(model(), BASES, some_variants())
+    assert asked == [0, 1, 2]
+
+
+def test_a_variant_costs_the_rows_that_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below its first layer and left of its first position it is its base."""
+    rows = [0, 0, 0]
+    forward = Layer.forward
+
+    def counting(layer: Layer, x: Tensor, *rest: Any) -> Tensor:
+        rows[layer.index] += len(x)
+        return forward(layer, x, *rest)
+
+    monkeypatch.setattr(Layer, "forward", counting)
+    base = [(prompt(N_POS), (), N_POS - 1)]
+    run(model(), base, [(0, [gs.ablate("resid_pre", layer=1, pos=5)])])
+    assert rows == [9, 9 + 4, 9 + 4]
+    rows[:] = [0, 0, 0]
+    run(model(), base, [(0, [gs.ablate("resid_post", layer=1, pos=5)])])
+    assert rows == [9, 9 + 1, 9 + 4]
