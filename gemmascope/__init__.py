@@ -28,6 +28,7 @@ _WHERE = {
     "knockout": "gemmascope.run.make_edits",
     "edit": "gemmascope.run.make_edits",
     "sweep": "gemmascope.run.sweep",
+    "path_sweep": "gemmascope.run.path",
     "attribute": "gemmascope.analysis.attribution",
     "SweepResult": "gemmascope.run.result",
     "open_sweep": "gemmascope.run.result",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from gemmascope.errors import GemmascopeError
     from gemmascope.model.model import Model
     from gemmascope.run.make_edits import ablate, add, edit, knockout, patch, scale
+    from gemmascope.run.path import path_sweep
     from gemmascope.run.result import SweepResult, open_sweep
     from gemmascope.run.saving import open_trace
     from gemmascope.run.sweep import sweep
@@ -75,6 +77,7 @@ __all__ = [
     "open_sweep",
     "open_trace",
     "patch",
+    "path_sweep",
     "prompts",
     "rank",
     "scale",

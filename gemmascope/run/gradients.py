@@ -93,12 +93,10 @@ def _through_layer(trace: Trace, layer: int, grad: Tensor, wanted: Collection[Ke
     with torch.enable_grad():
         x = trace.stream[layer].detach().requires_grad_()
         y = trace.model.layer(layer)(x, trace.layout, tap.at(layer, trace.layout))
-        held = list(grabbing.held.items())
-        grads = torch.autograd.grad(y, [x, *(value for _, value in held)], grad, allow_unused=True)
-    down, *at_sites = (
-        torch.zeros_like(v) if g is None else g for g, v in zip(grads, [x, *(v for _, v in held)], strict=True)
-    )
-    return down, {key: g for (key, _), g in zip(held, at_sites, strict=True)}
+        inputs = [x, *grabbing.held.values()]
+        grads = torch.autograd.grad(y, inputs, grad, allow_unused=True)
+    down, *at_sites = (torch.zeros_like(v) if g is None else g for g, v in zip(grads, inputs, strict=True))
+    return down, dict(zip(grabbing.held, at_sites, strict=True))
 
 
 def _before_the_end(address: Address) -> Address:

@@ -6,7 +6,7 @@ Activation patching (Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 20
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from gemmascope.model.model import Model
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import Edit
+from gemmascope.run.edits import BoundEdit, Edit
 from gemmascope.run.grid import Grid, Places
 from gemmascope.run.journal import Journal
 from gemmascope.run.memory import rows_within
@@ -26,6 +26,9 @@ from gemmascope.run.metric import Metric, measure
 from gemmascope.run.pairs import Plan, pairs_of, question_of
 from gemmascope.run.result import SweepResult
 from gemmascope.run.variants import Variant, final_rows
+
+# What gives a cell its edits.
+Maker = Callable[[dict[str, list[int]]], tuple[BoundEdit, ...]]
 
 # Logits held at once, in elements: 64 MB.
 LOGIT_ELEMENTS = 2**24
@@ -73,7 +76,7 @@ def sweep(
     asked = {"site": site, "by": by, "into": into, "ablate": ablate, **vars(places), "window": window, "edits": list(edits)}
     question = question_of(plans, metric, into, call_text("sweep", model, (clean, corrupt, metric), asked), model)
     result = SweepResult.empty(question, len(plans))
-    _run_all(plans, model, result, Journal.open(out, result), max_rows, progress)
+    run_cells(plans, [plan.edits.of for plan in plans], result, model, How(max_rows, progress, Journal.open(out, result)))
     return result
 
 
@@ -89,32 +92,40 @@ class _Job:
         return len(plans[self.pair].base.ids) - min(edit.reach[0] for edit in self.variant.edits)
 
 
-def _run_all(
-    plans: Sequence[Plan], model: Model, result: SweepResult, journal: Journal, max_rows: int, progress: bool
-) -> None:
+@dataclass(frozen=True)
+class How:
+    """How cells are run: rows that one pass may carry, whether a bar is shown, and where finished cells are written."""
+
+    max_rows: int
+    progress: bool
+    journal: Journal
+
+
+def run_cells(plans: Sequence[Plan], makers: Sequence[Maker], result: SweepResult, model: Model, how: How) -> None:
+    """Run the cells that a result lacks, and fill it. makers: for each plan, what gives a cell its edits."""
     from tqdm.auto import tqdm
 
     # A bar that appears after a second and takes the place of none: a quick sweep shows nothing.
-    with tqdm(total=result.values.size, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not progress) as bar:
+    with tqdm(total=result.values.size, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not how.progress) as bar:
         bar.update(int(result.finished.sum()))
         try:
             for i, plan in enumerate(plans):
                 if plan.source is not None:
                     result.source_metric[i] = measure(plan.pair.metric, plan.source.next_logits[None])[0].item()
-            for chunk in _chunks(_jobs(plans, result), plans, max_rows):
+            for chunk in _chunks(_jobs(plans, makers, result), plans, how.max_rows):
                 _run_chunk(chunk, plans, model, result)
-                journal.write(result, [(job.pair, job.cell) for job in chunk])
+                how.journal.write(result, [(job.pair, job.cell) for job in chunk])
                 bar.update(len(chunk))
         except KeyboardInterrupt:
             warnings.warn(f"interrupted: {result.progress_text()}; the other cells are NaN", stacklevel=3)
 
 
-def _jobs(plans: Sequence[Plan], result: SweepResult) -> Iterator[_Job]:
-    """The cells still to be run. Those that name only edges which the mask hides have no run: they stay NaN."""
-    for i, plan in enumerate(plans):
+def _jobs(plans: Sequence[Plan], makers: Sequence[Maker], result: SweepResult) -> Iterator[_Job]:
+    """The cells still to be run. Those without edits, which name only edges that the mask hides, stay NaN."""
+    for i, (plan, edits_of) in enumerate(zip(plans, makers, strict=True)):
         # Layer by layer, whatever the order of the axes: the source's values are read a layer at a time.
         for number, cell in sorted(enumerate(plan.grid.cells()), key=lambda pair: pair[1]["layer"][0]):
-            if not result.finished[i].flat[number] and (edits := plan.edits.of(cell)):
+            if not result.finished[i].flat[number] and (edits := edits_of(cell)):
                 yield _Job(i, number, Variant(i, edits))
 
 

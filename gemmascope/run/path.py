@@ -1,0 +1,162 @@
+"""Path patching: a sender's effect on the answer through one receiver only, everything between them frozen.
+
+What the sender writes in the other run is added to the stream that the receiver reads; nothing else between the two sees
+it. The receiver's queries, keys or values are computed from that stream and patched, and the run goes on from there.
+Source: Wang et al., "Interpretability in the wild" (arXiv 2211.00593); Goldowsky-Dill et al. (arXiv 2304.05969).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from gemmascope.errors import SweepError
+from gemmascope.model.gemma2 import Layer
+from gemmascope.model.model import Model
+from gemmascope.run.code import call_text
+from gemmascope.run.default import model_or_nano
+from gemmascope.run.edits import BoundEdit, Patch
+from gemmascope.run.grid import Grid, Places
+from gemmascope.run.journal import Journal
+from gemmascope.run.memory import rows_within
+from gemmascope.run.pairs import Plan, pairs_of, question_of
+from gemmascope.run.result import SweepResult
+from gemmascope.run.sweep import How, run_cells
+from gemmascope.run.trace import Trace, trace
+from gemmascope.run.where import find_heads
+from gemmascope.sites import find
+
+SENDERS = ("z", "attn_out", "mlp_out")
+RECEIVERS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """Heads of a layer that read the sender's change at q, k or v; or the end of the stream ("resid_post" of the last)."""
+
+    site: str
+    layer: int
+    heads: list[int] | None
+
+
+def path_sweep(
+    clean: Any,
+    corrupt: Any,
+    metric: Any,
+    *,
+    sender: str = "z",
+    receiver: Any = "final",
+    by: Sequence[str] = ("layer", "head"),
+    into: str = "corrupt",
+    layer: Any = None,
+    pos: Any = None,
+    head: Any = None,
+    model: Model | None = None,
+    memory: int | str | None = None,
+    progress: bool = True,
+) -> SweepResult:
+    """Patch every cell of a grid of senders, and measure its effect through the receivers alone.
+
+    sender: "z" (heads), "attn_out" or "mlp_out". receiver: ("q" | "k" | "v", layer, head or heads or None for all; kv heads
+    at k and v), a list of such, or "final": the sender's own words to the unembedding. by, into, layer, pos, head,
+    memory, progress, the other arguments and the result: as in gs.sweep. A sender that comes at or after the layer of
+    every receiver has no path: its cell stays NaN.
+    """
+    if sender not in SENDERS:
+        raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {sender!r}")
+    model = model_or_nano(model)
+    receivers = _receivers(receiver, model)
+    pairs = pairs_of(clean, corrupt, metric, into, None, model)
+    places = Places(layer=layer, pos=pos, head=head)
+    plans = [Plan.of(pair, Grid.over(sender, by, places, 1, model, pair.base), model, ()) for pair in pairs]
+    asked = {"sender": sender, "receiver": receiver, "by": by, "into": into, "layer": layer, "pos": pos, "head": head}
+    code = call_text("path_sweep", model, (clean, corrupt, metric), asked)
+    result = SweepResult.empty(question_of(plans, metric, into, code, model), len(plans))
+    paths = [_Paths(plan, receivers, model) for plan in plans]
+    run_cells(plans, [path.of for path in paths], result, model, How(rows_within(memory, model), progress, Journal(None)))
+    return result
+
+
+class _Paths:
+    """Makes the edits of a cell: at each receiver after the sender, what it reads with the sender's change."""
+
+    def __init__(self, plan: Plan, receivers: Sequence[Receiver], model: Model) -> None:
+        self.plan, self.receivers, self.model = plan, receivers, model
+        self.base: Trace = trace(plan.base.ids, model=model)
+
+    def of(self, cell: dict[str, list[int]]) -> tuple[BoundEdit, ...]:
+        if not any(layer < r.layer or r.site == "resid_post" for layer in cell["layer"] for r in self.receivers):
+            return ()
+        changes = {layer: self._change(layer, cell) for layer in cell["layer"]}
+        return tuple(edit for r in self.receivers if (edit := self._read(r, changes)) is not None)
+
+    def _change(self, layer: int, cell: dict[str, list[int]]) -> Tensor:
+        """What the sender adds to the stream in the source's run less what it adds in the base's. [pos, d_model]"""
+        name = self.plan.grid.site.name
+        index = self.plan.edits.index_of(cell)
+        value = self.base[name, layer]
+        value[index] = self.plan.edits.site_value(layer)[index]
+        if name != "z":
+            return value - self.base[name, layer]
+        with torch.no_grad():
+            return _attn_out(self.model.layer(layer), value) - self.base["attn_out", layer]
+
+    def _read(self, receiver: Receiver, changes: dict[int, Tensor]) -> BoundEdit | None:
+        """The receiver's value with the changes before it, as an edit of its rows from the first change on."""
+        at_end = receiver.site == "resid_post"
+        before = [change for layer, change in changes.items() if layer < receiver.layer or at_end]
+        if not before:
+            return None
+        change = torch.stack(before).sum(0)
+        rows = torch.nonzero(change.any(-1))[:, 0]
+        if not len(rows):
+            rows = torch.tensor([len(change) - 1], device=change.device)
+        if at_end:
+            value = (self.base.stream[-1] + change)[rows]
+            places: tuple[Tensor, ...] = (rows,)
+        else:
+            value, places = self._projected(receiver, change, rows)
+        words = {"head": receiver.heads} if receiver.heads else {}
+        edit = Patch(site=receiver.site, source=value, layer=receiver.layer, pos=rows.tolist(), **words)
+        address = find((receiver.site, receiver.layer), self.model.n_layers)
+        return BoundEdit(edit, address, places, value)
+
+    def _projected(self, receiver: Receiver, change: Tensor, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        layer = self.model.layer(receiver.layer)
+        project = getattr(layer.self_attn, f"{receiver.site}_proj")
+        with torch.no_grad():
+            flat = project(layer.input_layernorm((self.base.stream[receiver.layer] + change)[rows]))
+        heads = torch.tensor(receiver.heads, device=flat.device)
+        value = rearrange(flat, "pos (head d) -> pos head d", d=self.model.config.d_head)[:, receiver.heads]
+        return value, (rows, heads)
+
+
+def _attn_out(layer: Layer, z: Tensor) -> Tensor:
+    """What attention adds to the stream for given z: W_O and the post-norm, its scale as it comes out."""
+    raw = layer.self_attn.o_proj(rearrange(z, "pos head d -> pos (head d)"))
+    out: Tensor = layer.post_attention_layernorm(raw)
+    return out
+
+
+def _receivers(given: Any, model: Model) -> list[Receiver]:
+    listed = given if isinstance(given, list) else [given]
+    if not listed:
+        raise SweepError("receiver is an empty list: name at least one")
+    return [receiver for one in listed for receiver in _receiver(one, model)]
+
+
+def _receiver(given: Any, model: Model) -> Iterator[Receiver]:
+    if given == "final":
+        yield Receiver("resid_post", model.n_layers - 1, None)
+        return
+    if not isinstance(given, tuple) or len(given) not in (2, 3) or given[0] not in RECEIVERS:
+        raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {given!r}")
+    address = find((given[0], given[1]), model.n_layers)
+    heads = find_heads(given[2] if len(given) == 3 else None, address.site, model)
+    assert address.layer is not None
+    yield Receiver(given[0], address.layer, heads)
