@@ -1,0 +1,81 @@
+"""Path patching, against the definition: traces with everything between sender and receiver frozen by edits."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import checkpoint, model_of, prompt
+
+import gemmascope as gs
+from gemmascope.errors import SiteError, SweepError
+from gemmascope.model.model import Model
+from gemmascope.run.edits import Edit
+
+CLEAN, CORRUPT = prompt(9, seed=1), prompt(9, seed=2)
+METRIC = gs.logit_diff(5, 9)
+
+
+@cache
+def model() -> Model:
+    return model_of(checkpoint("lgll"))
+
+
+def by_definition(sender: Edit, receivers: list[tuple[str, int, Any]] | None) -> float:
+    """The metric of the corrupted run, the sender's change reaching only the receivers (None: the end of the stream)."""
+    base = gs.trace(CORRUPT, model=model())
+    last = 4 if receivers is None else max(layer for _, layer, _ in receivers)
+    assert sender.layer is not None
+    frozen: list[Edit] = [sender]
+    for layer in range(sender.layer, last):
+        frozen += [gs.patch("attn_out", base, layer=layer)] if layer > sender.layer else []
+        frozen += [gs.patch("mlp_out", base, layer=layer)] if layer > sender.layer or sender.site != "mlp_out" else []
+    arriving = gs.trace(CORRUPT, model=model(), edits=frozen)
+    if receivers is not None:
+        late = [(site, layer, heads) for site, layer, heads in receivers if layer > sender.layer]
+        arriving = gs.trace(CORRUPT, model=model(), edits=[gs.patch(s, arriving, layer=a, head=h) for s, a, h in late])
+    return float(arriving.next_logits[5] - arriving.next_logits[9])
+
+
+RECEIVERS: list[Any] = [[("q", 3, [1, 6])], [("v", 2, None)], [("k", 3, 1)], [("q", 1, 0), ("k", 3, None), ("v", 3, 2)], None]
+
+
+@pytest.mark.parametrize("receivers", RECEIVERS, ids=str)
+@pytest.mark.parametrize("sender", ["z", "attn_out", "mlp_out"])
+def test_a_path_is_its_definition(sender: str, receivers: Any) -> None:
+    by = ("layer", "head") if sender == "z" else ("layer",)
+    s = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender=sender, receiver=receivers or "final", by=by, model=model())
+    other = gs.trace(CLEAN, model=model())
+    last = 4 if receivers is None else max(layer for _, layer, _ in receivers)
+    for layer in range(last):
+        for head in [0, 7] if sender == "z" else [None]:
+            expected = by_definition(gs.patch(sender, other, layer=layer, head=head), receivers)
+            found = s.values[0, layer] if head is None else s.values[0, layer, head]
+            assert found == pytest.approx(expected, abs=3e-4), (layer, head)
+    assert np.isnan(s.values[0, last:]).all(), "a sender at or after its receivers has no path: not run, rather than 0"
+    assert float(np.nanstd(s.values)) > 1e-2
+
+
+def test_a_sender_at_one_position() -> None:
+    s = gs.path_sweep(CLEAN, CORRUPT, METRIC, receiver=("v", 2), by=("layer", "pos"), head=[2, 3], model=model())
+    sender = gs.patch("z", gs.trace(CLEAN, model=model()), layer=1, pos=4, head=[2, 3])
+    assert s.effect.dims == ("layer", "pos")
+    assert s.values[0, 1, 4] == pytest.approx(by_definition(sender, [("v", 2, None)]), abs=3e-4)
+
+
+def test_bad_input() -> None:
+    def ask(**asked: Any) -> Any:
+        return gs.path_sweep(CLEAN, CORRUPT, METRIC, model=model(), **asked)
+
+    with pytest.raises(SweepError, match="a sender writes to the stream: z, attn_out, mlp_out; given 'q'"):
+        ask(sender="q")
+    with pytest.raises(SweepError, match="a receiver is"):
+        ask(receiver=("z", 3))
+    with pytest.raises(SweepError, match="receiver is an empty list"):
+        ask(receiver=[])
+    with pytest.raises(SiteError, match="there is no layer 9"):
+        ask(receiver=("q", 9))
+    with pytest.raises(SiteError, match="'k' has 4 kv heads, 0 to 3; given head=6"):
+        ask(receiver=("k", 3, 6))
