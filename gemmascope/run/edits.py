@@ -6,10 +6,10 @@ and token ids), its places are looked up and its source is checked, before anyth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -225,6 +225,18 @@ class Custom(Edit):
 
     def __repr__(self) -> str:
         return super().__repr__().replace("gs.custom(", "gs.edit(", 1)
+
+
+def listed_edits(edits: Any) -> tuple[Edit, ...]:
+    """Edits as they were given to a function, checked to be a list of edits. EditError for anything else."""
+    if isinstance(edits, Edit):
+        raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
+    if not isinstance(edits, Iterable):
+        raise EditError(f"edits is a list of edits; given {edits!r}")
+    listed = tuple(edits)  # every run of the pass goes through them, so an iterator would not do
+    if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:
+        raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {wrong[0]!r}")
+    return listed
 
 
 # A tensor of at most so many numbers is printed whole.

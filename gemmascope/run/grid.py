@@ -5,7 +5,7 @@ A cell is a choice along each axis of `by`; along the other axes all its places 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.errors import SweepError
+from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.edits import Ablate, BoundEdit, Edit, Patch, mesh
 from gemmascope.run.where import find_heads, find_positions
@@ -56,8 +56,10 @@ class Grid:
             raise SweepError(f"'{found.name}' is outside the layers, so there is no grid over it: use gs.trace with an edit")
         numbers = _numbers(found, places, model, ids)
         wanted = _axis_names(by, found, numbers)
-        if window < 1 or window > model.n_layers:
-            raise SweepError(f"window is a number of layers from 1 to {model.n_layers}; given {window}")
+        if not hasattr(window, "__index__") or not 1 <= window <= model.n_layers:
+            raise SweepError(f"window is a number of layers from 1 to {model.n_layers}; given {window!r}")
+        if window > 1 and "layer" not in wanted:
+            raise SweepError(f"window needs layer in by: without it a cell edits all its layers; given by={by!r}")
         rest = {name: n for name, n in numbers.items() if name not in wanted}
         return cls(found, {name: numbers[name] for name in wanted}, rest, window)
 
@@ -142,11 +144,7 @@ class CellEdits:
 
 def _numbers(site: Site, places: Places, model: Model, ids: Tensor) -> dict[str, list[int]]:
     """Every axis that cells can be laid along, in the order of the site's axes, with the numbers covered."""
-    layers = range(model.n_layers) if places.layer is None else places.layer
-    listed = [layers] if hasattr(layers, "__index__") else list(layers)
-    numbers = {"layer": [find_layer(layer, model.n_layers) for layer in listed]}
-    if not numbers["layer"]:
-        raise SweepError("layer is an empty list: name at least one, or leave it out for all")
+    numbers = {"layer": _layers(places.layer, model.n_layers)}
     heads = find_heads(places.head, site, model)
     edges = {"q_pos": places.q_pos, "k_pos": places.k_pos}
     if site.is_edges and places.pos is not None:
@@ -162,8 +160,21 @@ def _numbers(site: Site, places: Places, model: Model, ids: Tensor) -> dict[str,
     return numbers
 
 
+def _layers(given: Any, n_layers: int) -> list[int]:
+    if given is None:
+        return list(range(n_layers))
+    given = given.tolist() if hasattr(given, "tolist") else given
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    numbers = [find_layer(layer, n_layers) for layer in listed]
+    if not numbers:
+        raise SweepError("layer is an empty list: name at least one, or leave it out for all")
+    if len(set(numbers)) < len(numbers):
+        raise SiteError(f"layer names one twice: {listed}")
+    return numbers
+
+
 def _axis_names(by: Sequence[str], site: Site, numbers: dict[str, list[int]]) -> list[str]:
-    asked = [by] if isinstance(by, str) else list(by)
+    asked = list(by) if isinstance(by, Iterable) and not isinstance(by, str) else [by]
     names = [site.heads if name == "head" and site.heads else name for name in asked]
     if not names or len(set(names)) < len(names) or set(names) - set(numbers):
         raise SweepError(f"by names axes of '{site.name}', each once: {', '.join(numbers)}; given {tuple(asked)}")

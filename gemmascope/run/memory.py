@@ -51,8 +51,9 @@ def rows_within(memory: int | str | None, model: Model) -> int:
     at_work = BIN_ROWS * (3 * config.d_mlp * size + 4 * config.n_heads * config.d_head * size + 4 * config.d_model * 4)
     per_row = 2 * config.d_model * size  # the row, and the one that takes its place
     rows = (budget - at_work) // per_row
-    if rows < config.context and rows < BIN_ROWS:
-        needed = at_work + BIN_ROWS * per_row
+    least = min(config.context, BIN_ROWS)  # a variant has no more rows than the context
+    if rows < least:
+        needed = at_work + least * per_row
         raise SweepError(
             f"memory of {budget:,} bytes is too little for a pass of {model.name!r}: it needs {needed:,} bytes at least"
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -106,9 +108,15 @@ def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablate: float | N
 def _pair(clean: Any, corrupt: Any, metric: Metric, into: str, ablate: float | None, model: Model) -> Pair:
     clean_ids = model.ids(clean)
     if ablate is not None:
-        return Pair(clean_ids, None, metric, float(ablate))
+        return Pair(clean_ids, None, metric, _finite(ablate))
     corrupt_ids = model.ids(corrupt)
     if len(clean_ids) != len(corrupt_ids):
         raise SweepError(f"the positions of the two prompts must match: {parting(model, clean_ids, corrupt_ids)}")
     base, source = (corrupt_ids, clean_ids) if into == "corrupt" else (clean_ids, corrupt_ids)
     return Pair(base, source, metric, None)
+
+
+def _finite(ablate: Any) -> float:
+    if not isinstance(ablate, Real) or not math.isfinite(ablate):
+        raise SweepError(f"ablate is a finite number; given {ablate!r}")
+    return float(ablate)

@@ -15,17 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemmascope.errors import SweepError
+from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
+from gemmascope.model.tap import SILENT
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import BoundEdit, Edit
+from gemmascope.run.edits import BoundEdit, Custom, Edit, listed_edits
 from gemmascope.run.grid import Grid, Places
 from gemmascope.run.journal import Journal
 from gemmascope.run.memory import rows_within
-from gemmascope.run.metric import Metric, measure
+from gemmascope.run.metric import measure
 from gemmascope.run.pairs import Plan, pairs_of, question_of
+from gemmascope.run.passes import Editing
 from gemmascope.run.result import SweepResult
-from gemmascope.run.variants import Variant, final_rows
+from gemmascope.run.variants import Base, Variant, final_rows
 
 # What gives a cell its edits.
 Maker = Callable[[dict[str, list[int]]], tuple[BoundEdit, ...]]
@@ -68,7 +72,7 @@ def sweep(
     with the same file goes on where it stopped. Interrupting returns what is finished, the other cells NaN.
     Raises PromptError, SiteError, EditError, MetricError or SweepError for what does not fit, before anything is run.
     """
-    model = model_or_nano(model)
+    model, edits = model_or_nano(model), listed_edits(edits)
     places = Places(layer, pos, head, q_pos, k_pos)
     pairs = pairs_of(clean, corrupt, metric, into, ablate, model)
     plans = [Plan.of(pair, Grid.over(site, by, places, window, model, pair.base), model, edits) for pair in pairs]
@@ -76,6 +80,8 @@ def sweep(
     asked = {"site": site, "by": by, "into": into, "ablate": ablate, **vars(places), "window": window, "edits": list(edits)}
     question = question_of(plans, metric, into, call_text("sweep", model, (clean, corrupt, metric), asked), model)
     result = SweepResult.empty(question, len(plans))
+    for plan in plans:
+        _refuse_wide_functions(_after_layers(plan.base))
     run_cells(plans, [plan.edits.of for plan in plans], result, model, How(max_rows, progress, Journal.open(out, result)))
     return result
 
@@ -150,16 +156,39 @@ def _run_chunk(chunk: Sequence[_Job], plans: Sequence[Plan], model: Model, resul
     variants = [Variant(place[job.pair], job.variant.edits) for job in chunk]
     base_rows, rows = final_rows(model, [plans[pair].base for pair in pairs], variants)
     for pair in pairs:
-        metric = plans[pair].pair.metric
+        plan = plans[pair]
         mine = [at for at, job in enumerate(chunk) if job.pair == pair]
-        result.base_metric[pair] = _measured(model, metric, base_rows[[place[pair]]])[0]
-        result.values[pair].flat[[chunk[at].cell for at in mine]] = _measured(model, metric, rows[mine])
+        result.base_metric[pair] = _measured(model, plan, base_rows[[place[pair]]])[0]
+        result.values[pair].flat[[chunk[at].cell for at in mine]] = _measured(model, plan, rows[mine])
 
 
-def _measured(model: Model, metric: Metric, rows: Tensor) -> np.ndarray[Any, Any]:
-    """The metric of the runs whose stream ends in these rows, unembedded a few at a time."""
+def _measured(model: Model, plan: Plan, rows: Tensor) -> np.ndarray[Any, Any]:
+    """The metric of a plan's runs whose stream ends in these rows, unembedded a few at a time."""
     step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
     with torch.no_grad():
-        parts = [measure(metric, model.network.unembed(part)) for part in torch.split(rows, step)]
+        parts = [measure(plan.pair.metric, _logits(model, plan.base, part)) for part in torch.split(rows, step)]
     found: np.ndarray[Any, Any] = torch.cat(parts).cpu().numpy()
     return found
+
+
+def _logits(model: Model, base: Base, rows: Tensor) -> Tensor:
+    """The soft-capped logits of runs at the base's wanted position, with the edits that come after the layers."""
+    edits = _after_layers(base)
+    layout = Layout.of_blocks([Block(0, len(rows), 1, start=base.pos)], model.device)
+    tap = Editing([edits] * len(rows)) if edits else SILENT
+    return model.network.unembed(rows, tap.at(None, layout))
+
+
+def _after_layers(base: Base) -> list[BoundEdit]:
+    """The base's edits of final and of the logits, as far as they name the wanted position."""
+    after = [edit for edit in base.edits if edit.address.layer is None and edit.address.site.name != "embed"]
+    return [edit for edit in after if base.pos in edit.positions.tolist()]
+
+
+def _refuse_wide_functions(edits: Sequence[BoundEdit]) -> None:
+    for edit in edits:
+        if isinstance(edit.edit, Custom) and len(edit.positions) > 1:
+            raise SweepError(
+                f"after the layers a sweep computes the last position only, and the function of {edit.edit!r} names "
+                f"{len(edit.positions)}: give it pos=-1"
+            )

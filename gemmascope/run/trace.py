@@ -6,7 +6,7 @@ It keeps the residual stream; whatever else is asked for is had by re-running on
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
@@ -16,13 +16,13 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.errors import EditError, SiteError
+from gemmascope.errors import SiteError
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import BoundEdit, Edit
+from gemmascope.run.edits import BoundEdit, Edit, listed_edits
 from gemmascope.run.passes import Editing, Keeping, streams
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import EDGE_SITES, SITES, Site, find
@@ -284,19 +284,8 @@ def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()
     Raises PromptError for a bad prompt, SiteError or EditError for an edit that does not fit.
     """
     model = model_or_nano(model)
-    edits = _listed(edits)
+    edits = listed_edits(edits)
     return traces(model, prompt, edits) if is_many(prompt) else traces(model, [prompt], edits)[0]
-
-
-def _listed(edits: Any) -> tuple[Edit, ...]:
-    if isinstance(edits, Edit):
-        raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
-    if not isinstance(edits, Iterable):
-        raise EditError(f"edits is a list of edits; given {edits!r}")
-    listed = tuple(edits)  # every run of the pass goes through them, so an iterator would not do
-    if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:
-        raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {wrong[0]!r}")
-    return listed
 
 
 def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:

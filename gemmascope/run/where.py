@@ -31,7 +31,7 @@ def find_positions(pos: Any, model: Model, ids: Tensor) -> list[int]:
         return found
     if isinstance(pos, str):
         return [_find_token(pos, model, ids)]
-    return [_number(p, n_pos, "position") for p in _listed(pos, "pos")]
+    return _numbers(_listed(pos, "pos"), n_pos, "pos", "position")
 
 
 def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
@@ -51,7 +51,7 @@ def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
             f"'{site.name}' has {n_heads} kv heads, 0 to {n_heads - 1}; given head={head!r}. "
             f"Each kv head serves {shared} query heads: query head h reads kv head h // {shared}"
         )
-    return [_number(h, n_heads, "kv head" if site.heads == "kv_head" else "head") for h in heads]
+    return _numbers(heads, n_heads, "head", "kv head" if site.heads == "kv_head" else "head")
 
 
 def parting(model: Model, ids: Tensor, other: Tensor) -> str:
@@ -82,9 +82,14 @@ def _listed(given: Any, name: str) -> list[Any]:
     listed = [given] if _is_number(given) else list(given)
     if not listed:
         raise SiteError(f"{name} is an empty list: name at least one, or leave it out for all")
-    if len(set(listed)) < len(listed):
-        raise SiteError(f"{name} names one twice: {listed}")
     return listed
+
+
+def _numbers(listed: list[Any], size: int, name: str, what: str) -> list[int]:
+    numbers = [_number(given, size, what) for given in listed]
+    if len(set(numbers)) < len(numbers):
+        raise SiteError(f"{name} names one twice: {listed}")
+    return numbers
 
 
 def _is_number(given: Any) -> bool:
