@@ -79,6 +79,17 @@ def test_text_shows_tokens_model_answers_and_layers() -> None:
     assert len({line.index("%") for line in layers}) == 1
 
 
+def test_columns_stand_under_each_other_whatever_the_width_of_the_characters() -> None:
+    model = model_with(["文字" if i % 2 else "é" for i in range(58)])
+    widths = set()
+    for first in range(3, 60):
+        layers = as_text(gs.trace([2, first], model=model)).split("\n")[-3:]
+        ends = {sum(2 if char in "文字" else 1 for char in line) for line in layers}
+        assert len(ends) == 1
+        widths |= {"文" in line for line in layers} if len({"文" in line for line in layers}) == 2 else set()
+    assert widths == {True, False}  # both stood in one table
+
+
 def test_html_shows_the_same() -> None:
     t = gs.trace(TEXT, model=worded(), edits=[Ablate(site="z", layer=1, pos=3, head=2)])
     page, words = Page(t._repr_html_()), " ".join(Page(t._repr_html_()).text)
@@ -155,10 +166,10 @@ def test_a_model_and_an_edit_with_markup_in_their_names_are_text() -> None:
         return x
 
     nasty.__name__ = "<script>alert(1)</script>\x1b[2J"
-    t = gs.trace("When", model=model_with(list(STORY), "<b>bold</b>"), edits=[Custom(site="z", fn=nasty, layer=0)])
+    t = gs.trace("When", model=model_with(list(STORY), "<u>name</u>"), edits=[Custom(site="z", fn=nasty, layer=0)])
     assert_only_text(t)
     assert "<script>" not in as_page(t)
-    assert "&lt;b&gt;bold" in as_page(t)
+    assert as_page(t).count("&lt;u&gt;name") == 2  # the title, and the heading
 
 
 def test_a_long_prompt_is_shown_by_its_ends() -> None:
