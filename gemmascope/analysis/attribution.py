@@ -17,7 +17,7 @@ from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import Edit, Patch
+from gemmascope.run.edits import Edit, Patch, listed_edits
 from gemmascope.run.gradients import gradients
 from gemmascope.run.grid import Grid, Places
 from gemmascope.run.metric import measure
@@ -54,7 +54,7 @@ def attribute(
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise SweepError(f"steps is a whole number of 1 or more; given {steps!r}")
-    model = model_or_nano(model)
+    model, edits = model_or_nano(model), listed_edits(edits)
     places = Places(layer, pos, head, q_pos, k_pos)
     pairs = pairs_of(clean, corrupt, metric, into, ablate, model)
     plans = [Plan.of(pair, Grid.over(site, by, places, 1, model, pair.base), model, edits) for pair in pairs]
