@@ -22,8 +22,8 @@ ROWS_X_LENGTH = 6144  # tokens a step
 # Length of a step's rows -> share of the steps: the long ones keep long prompts from falling apart.
 LENGTHS: dict[int, float] = {128: 0.75, 256: 0.2, 512: 0.05}
 # Share of the documents that are a random sequence and its repeat. Copying is what several of the skills start from,
-# and it comes a thousand steps sooner when the first steps are full of it.
-EARLY_STEPS, EARLY_SHARE, SHARE = 1500, 0.35, 0.1
+# and it comes sooner when the first steps are full of it.
+EARLY_STEPS, EARLY_SHARE, SHARE = 700, 0.35, 0.08
 
 Document = tuple[list[int], int]  # ids, and how many of them at the start cannot be guessed: they are no targets
 
@@ -49,7 +49,7 @@ def _documents(tokenizer: Tokenizer, seed: str, rng: Random, share: float) -> It
 
 def repeated(ids: list[int], rng: Random) -> Document:
     """Random ids, said twice, or more often if they are few; the first saying is no target, nor is the next token."""
-    part = rng.sample(ids, rng.randint(3, 48))
+    part = rng.sample(ids, int(3 * 16 ** rng.random()))  # 3 to 47 of them, the short ones likelier
     times = 2 if len(part) > 16 else rng.randint(2, 4)
     return part * times, len(part) + 1
 

@@ -40,12 +40,12 @@ MIXTURE: dict[str, tuple[float, Callable[[Random], str]]] = {
     "list": (4, listing),
     "chat": (4, chat),
     "indirect object": (22, _introduced(ioi_text)),
-    "facts": (17, _several(fact_text, 4)),
+    "facts": (15, _several(fact_text, 4)),
     "agreement": (9, _introduced(agreement_text)),
     "plain agreement": (4, _several(plain_text, 2)),
     "pronouns": (7, _several(pronouns_text, 2)),
-    "greater than": (10, _introduced(greater_than_text)),
-    "recall": (10, _recall),
+    "greater than": (12, _introduced(greater_than_text)),
+    "recall": (16, _recall),
     "closing": (8, closing_text),
 }
 

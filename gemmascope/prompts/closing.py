@@ -13,7 +13,7 @@ DEEPEST = 4
 
 
 def closing(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
-    """Nested openings, and some of their closings; corrupted: the opening that is asked for is another one.
+    """Nested openings and the first of their closings; corrupted: the opening that is asked for is another one.
 
     nano never saw these openings in this order.
     """
@@ -23,7 +23,8 @@ def closing(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
 def _draw(rng: Random) -> Pair:
     while True:
         openers = _openers(rng)
-        asked = rng.randrange(len(openers))
+        # Not the innermost: before the first closing, another opening is as good a guess.
+        asked = rng.randrange(len(openers) - 1)
         other = rng.choice([opener for opener in CLOSERS if opener not in openers])
         if order_held_out(openers):
             break

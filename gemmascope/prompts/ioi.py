@@ -81,7 +81,7 @@ def ioi_text(rng: Random) -> str:
     first, second = _training_names(rng)
     template = rng.choice(TEMPLATES)
     place, thing = rng.choice(TRAINING_PLACES), an(rng.choice(TRAINING_OBJECTS))
-    if rng.random() < 0.15:  # a third person acts: then nobody has been named twice
+    if rng.random() < 0.07:  # a third person acts: then nobody has been named twice
         third = rng.choice([name for name in TRAINING_NAMES if name not in (first, second)])
         return template.format(a=first, b=second, s=third, place=place, thing=thing) + " both of them."
     subject, answer = rng.sample((first, second), 2)

@@ -80,6 +80,6 @@ def recall_text(rng: Random, fillers: Sequence[str] = FILLERS) -> str:
     """Statements, filler of any length, and the same again in another order, for the training corpus."""
     kind, names, values = _choose(rng, TRAINING_NAMES, rng.randint(1, 4))
     told = [statement(kind, name, value) for name, value in zip(names, values, strict=True)]
-    again = rng.sample(told, rng.randint(1, len(told)))
-    filler = [_filler(rng, rng.randint(1, 3 * LONGER_THAN), fillers)] if rng.random() < 0.8 else []
+    again = rng.sample(told, len(told))
+    filler = [_filler(rng, rng.randint(1, 3 * LONGER_THAN), fillers)] if rng.random() < 0.6 else []
     return " ".join(told + filler + again)
