@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from gemmascope.model.model import Model
 from gemmascope.run.metric import metric_text
 
@@ -17,9 +15,9 @@ def call_text(function: str, model: Model, positional: tuple[Any, ...], named: d
     """A script that loads the model and makes the call. positional: the two prompts, or lists of them, and the metric."""
     *prompts, metric = positional
     arguments = [*map(prompt_text, prompts), metric_text(metric)]
-    for name, value in named.items():
+    for name, value in ((name, plain(value)) for name, value in named.items()):
         if value is not None and value != [] and _DEFAULTS.get(name) != value:
-            arguments.append(f"{name}={_plain(value)!r}")
+            arguments.append(f"{name}={value!r}")
     lines = "".join(f"    {argument},\n" for argument in [*arguments, "model=model"])
     needs_torch = "import torch\n" if "torch.tensor(" in lines else ""
     return f"import gemmascope as gs\n{needs_torch}\nmodel = gs.load({model.name!r})\nresult = gs.{function}(\n{lines})\n"
@@ -27,14 +25,15 @@ def call_text(function: str, model: Model, positional: tuple[Any, ...], named: d
 
 def prompt_text(prompt: Any) -> str:
     """A prompt, or a list of prompts, as Python."""
-    return repr(_plain(prompt))
+    return repr(plain(prompt))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
+def plain(value: Any) -> Any:
+    """A value as Python prints it: tensors, arrays and their numbers, alone or in lists, as lists and numbers."""
+    if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, range):
         return list(value)
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(v) for v in value)
+        return type(value)(plain(v) for v in value)
     return value

@@ -6,8 +6,9 @@ and token ids), its places are looked up and its source is checked, before anyth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from gemmascope.errors import EditError, SiteError
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
+from gemmascope.run.code import plain
 from gemmascope.run.where import Head, Pos, find_heads, find_positions, parting
 from gemmascope.sites import Address, find
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Edit:
     """A change to a run. At row sites pos and head say where, at edge sites (scores, pattern, ...) head, q_pos and k_pos."""
 
@@ -76,9 +78,17 @@ class Edit:
     def __repr__(self) -> str:
         name = type(self).__name__.lower()
         where = [
-            f"{k}={getattr(self, k)!r}" for k in ("layer", "pos", "head", "q_pos", "k_pos") if getattr(self, k) is not None
+            f"{k}={plain(getattr(self, k))!r}"
+            for k in ("layer", "pos", "head", "q_pos", "k_pos")
+            if getattr(self, k) is not None
         ]
         return f"gs.{name}({', '.join([*self._arguments(), *where])})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.site))
 
     def _refuse(self, argument: str, why: str) -> None:
         if getattr(self, argument) is not None:
@@ -107,7 +117,8 @@ class Target:
         """A source for the selected values: of their shape, or of its last axes and then the same along the others."""
         value = torch.as_tensor(value).to(self.model.device)
         shape, axes = self.shape(), self.address.site.axes
-        squeezed = value.reshape(shape) if value.numel() == torch.Size(shape).numel() else value
+        long = [n for n in value.shape if n > 1]  # an axis of one place may be left out, or be there
+        squeezed = value.reshape(shape) if long == [n for n in shape if n > 1] else value
         if tuple(squeezed.shape) != shape[len(shape) - squeezed.dim() :]:
             raise EditError(
                 f"{what} has shape {tuple(value.shape)}; '{self.address}' at the places named takes {shape} "
@@ -116,7 +127,7 @@ class Target:
         return squeezed.expand(shape)
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Patch(Edit):
     source: Trace | Tensor
 
@@ -127,13 +138,15 @@ class Patch(Edit):
     def _values(self, target: Target) -> Tensor:
         if isinstance(self.source, Tensor):
             return target.fit(self.source, "the source tensor")
+        if not hasattr(self.source, "ids"):
+            raise EditError(f"a source is a trace or a tensor; given {type(self.source).__name__}")
         return _of_trace(self.source, target)
 
     def _arguments(self) -> list[str]:
         return [repr(self.site), _source_text(self.source)]
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Ablate(Edit):
     value: float | str = 0.0
     reference: Sequence[Trace] = ()
@@ -151,11 +164,11 @@ class Ablate(Edit):
 
     def __repr__(self) -> str:
         rest = [] if self.value == 0.0 else [f"value={self.value!r}"]
-        rest += [f"reference=<{len(self.reference)} traces>"] if self.reference else []
+        rest += [f"reference={_traces_text(self.reference)}"] if self.reference else []
         return super().__repr__()[:-1] + "".join(f", {part}" for part in rest) + ")"
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Add(Edit):
     vector: Tensor
     scale: float = 1.0
@@ -165,6 +178,8 @@ class Add(Edit):
         return old + values
 
     def _values(self, target: Target) -> Tensor:
+        if not isinstance(self.vector, Tensor):
+            raise EditError(f"the vector is a tensor; given {type(self.vector).__name__}")
         return target.fit(self.vector, "the vector") * self.scale
 
     def _arguments(self) -> list[str]:
@@ -174,18 +189,22 @@ class Add(Edit):
         return super().__repr__() if self.scale == 1.0 else super().__repr__()[:-1] + f", scale={self.scale!r})"
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Scale(Edit):
     factor: float
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         return old * self.factor
 
+    def _values(self, target: Target) -> None:
+        if not math.isfinite(self.factor):
+            raise EditError(f"factor is a finite number; given {self.factor!r}")
+
     def _arguments(self) -> list[str]:
         return [repr(self.site), repr(self.factor)]
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Knockout(Edit):
     site: str = "scores_capped"
 
@@ -207,9 +226,9 @@ class Knockout(Edit):
         return []
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Custom(Edit):
-    fn: Callable[[Tensor], Tensor] = field(compare=False)
+    fn: Callable[[Tensor], Tensor]
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         new = self.fn(old)
@@ -239,8 +258,8 @@ def listed_edits(edits: Any) -> tuple[Edit, ...]:
     return listed
 
 
-# A tensor of at most so many numbers is printed whole.
-SHOWN_NUMBERS = 16
+# A tensor of at most so many numbers is printed whole, and references of at most so many tokens together.
+SHOWN_NUMBERS, SHOWN_TOKENS = 16, 256
 
 # What is written here reaches other rows through the attention of the same layer.
 _SPREADING = frozenset(("embed", "resid_pre", "attn_in", "k", "k_rot", "v"))
@@ -339,11 +358,32 @@ def _mean(how: str, reference: Sequence[Trace], target: Target) -> Tensor:
 
 def _source_text(source: Trace | Tensor) -> str:
     if isinstance(source, Tensor):
-        if source.numel() <= SHOWN_NUMBERS:
-            return f"torch.tensor({source.tolist()!r})"
-        return f"<tensor {list(source.shape)}>"
+        if source.numel() > SHOWN_NUMBERS:
+            return f"<tensor {list(source.shape)}>"
+        as_read = source.dtype in (torch.float32, torch.int64, torch.bool)
+        return f"torch.tensor({source.tolist()!r}{'' if as_read else f', dtype={source.dtype}'})"
+    if not hasattr(source, "ids"):
+        return f"<{type(source).__name__}>"
     edits = f", edits={list(source.edits)!r}" if source.edits else ""
     return f"gs.trace({source.ids.tolist()}, model=model{edits})"
+
+
+def _traces_text(traces: Sequence[Trace]) -> str:
+    if sum(len(trace) for trace in traces) > SHOWN_TOKENS:
+        return f"<{len(traces)} traces>"
+    return f"[{', '.join(map(_source_text, traces))}]"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two arguments of edits are equal: tensors by their numbers, traces by model, tokens and edits."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.device == b.device and bool(torch.equal(a, b))
+    if hasattr(a, "ids") and hasattr(b, "ids"):
+        return bool(a.model is b.model and a.ids.tolist() == b.ids.tolist() and a.edits == b.edits)
+    a, b = plain(a), plain(b)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
 
 
 __all__ = ["Ablate", "Add", "BoundEdit", "Custom", "Edit", "EditError", "Knockout", "Patch", "Scale", "SiteError"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from gemmascope.errors import EditError
 from gemmascope.run.edits import Ablate, Add, Custom, Knockout, Patch, Scale
 from gemmascope.run.where import Head, Pos
 
@@ -51,16 +52,29 @@ def ablate(
     value: a number; "mean", over all positions but the first of all references (<bos> carries a huge value of its own);
     or "mean_by_pos", over the references at each position, which must have the run's length. Places as in gs.patch.
     """
+    if hasattr(reference, "ids"):
+        raise EditError("reference is a list of traces; given one: write reference=[trace]")
+    value = value if isinstance(value, str) else _number("value", value)
     return Ablate(
         site=site, layer=layer, pos=pos, head=head, value=value, reference=tuple(reference), q_pos=q_pos, k_pos=k_pos
     )
 
 
 def add(
-    site: str, vector: Tensor, *, layer: int | None = None, pos: Pos = None, head: Head = None, scale: float = 1.0
+    site: str,
+    vector: Tensor,
+    *,
+    layer: int | None = None,
+    pos: Pos = None,
+    head: Head = None,
+    scale: float = 1.0,
+    q_pos: Pos = None,
+    k_pos: Pos = None,
 ) -> Add:
     """Add scale x vector to a site's values: steering. vector: the shape of the places, or of its last axes."""
-    return Add(site=site, vector=vector, layer=layer, pos=pos, head=head, scale=scale)
+    return Add(
+        site=site, vector=vector, layer=layer, pos=pos, head=head, scale=_number("scale", scale), q_pos=q_pos, k_pos=k_pos
+    )
 
 
 def scale(
@@ -74,7 +88,7 @@ def scale(
     k_pos: Pos = None,
 ) -> Scale:
     """Multiply a site's values by a factor. Places as in gs.patch."""
-    return Scale(site=site, factor=float(factor), layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
+    return Scale(site=site, factor=_number("factor", factor), layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
 
 
 def knockout(*, layer: int, head: Head = None, q_pos: Pos = None, k_pos: Pos = None) -> Knockout:
@@ -101,3 +115,10 @@ def edit(
     a tensor of that shape.
     """
     return Custom(site=site, fn=fn, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
+
+
+def _number(name: str, given: Any) -> float:
+    try:
+        return float(given)
+    except (TypeError, ValueError) as error:
+        raise EditError(f"{name} is a number; given {given!r}") from error

@@ -75,7 +75,7 @@ def _find_token(text: str, model: Model, ids: Tensor) -> int:
 
 
 def _listed(given: Any, name: str) -> list[Any]:
-    if isinstance(given, Tensor):
+    if hasattr(given, "tolist"):  # tensors, numpy's arrays and their numbers
         given = given.tolist()
     if isinstance(given, str) or not (_is_number(given) or isinstance(given, Iterable)):
         raise SiteError(f"{name} is a number or a list of numbers; given {given!r}")
