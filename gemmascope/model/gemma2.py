@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import Attend
 from gemmascope.model.layout import NO_ROWS, Layout
-from gemmascope.model.maths import rms_norm, rms_scale, rotate, soft_cap
+from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate, soft_cap
 from gemmascope.model.tap import SILENT, BoundTap, Tap
 
 
@@ -85,7 +85,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "row d_model"], tap: BoundTap) -> Float[Tensor, "row d_model"]:
         gate, up = tap("mlp_gate", self.gate_proj(x)), tap("mlp_up", self.up_proj(x))
-        out: Tensor = self.down_proj(tap("mlp_act", F.gelu(gate, approximate="tanh") * up))
+        out: Tensor = self.down_proj(tap("mlp_act", gelu_gate(gate, up)))
         return out
 
 

@@ -12,12 +12,21 @@ def rms_norm(
 ) -> Float[Tensor, "*rows d_model"]:
     """x over its root mean square, times (1 + weight), computed in float32 and returned in x's dtype."""
     x32 = x.float()
-    return (x32 * rms_scale(x32, eps) * (1.0 + weight.float())).to(x.dtype)
+    scaled, gain = x32 * rms_scale(x32, eps), 1.0 + weight.float()
+    # In place where no gradient is recorded: a pass over memory less, and the same numbers.
+    return (scaled * gain if torch.is_grad_enabled() else scaled.mul_(gain)).to(x.dtype)
 
 
 def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*rows 1"]:
     """What an RMS norm multiplies each row of x by, before its gain. Float32."""
-    return torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+    x32 = x.float()
+    return torch.rsqrt(torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
+
+
+def gelu_gate(gate: Float[Tensor, "row d_mlp"], up: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:
+    """gelu(gate) x up, with GELU's tanh form."""
+    active = torch.nn.functional.gelu(gate, approximate="tanh")
+    return active * up if torch.is_grad_enabled() else active.mul_(up)  # in place: a pass over memory less
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
