@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from gemmascope.errors import GemmascopeError
 from gemmascope.model.model import Model
-
-
-@cache
-def nano() -> Model:
-    """The embedded model, loaded at the first call."""
-    from gemmascope.weights.load import load
-
-    return load("nano")
 
 
 def model_or_nano(model: Model | None) -> Model:
     """The model given, or nano for None. GemmascopeError for anything else, with what to do."""
     if model is None:
+        from gemmascope.weights.load import nano
+
         return nano()
     if not isinstance(model, Model):
-        raise GemmascopeError(
-            f"model is what gs.load returns; given {type(model).__name__}: load it first, model=gs.load({model!r})"
-        )
+        raise GemmascopeError(f"model is what gs.load returns; given {type(model).__name__}: load it first, with gs.load(...)")
     return model
