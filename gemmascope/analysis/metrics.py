@@ -6,9 +6,9 @@ a model, its answers are looked up; any function of that shape is a metric as we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gemmascope.errors import MetricError, PromptError
 from gemmascope.model.model import Model
+from gemmascope.run.code import plain
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
@@ -40,7 +41,7 @@ class AnswerMetric:
         return lambda logits: self.rule(logits, ids[0], against)
 
     def __repr__(self) -> str:
-        return f"gs.{self.name}({', '.join(map(repr, self.answers))})"
+        return f"gs.{self.name}({', '.join(repr(plain(answer)) for answer in self.answers)})"
 
 
 def logit_diff(answer: Answer, against: Answer) -> AnswerMetric:
@@ -73,6 +74,8 @@ class KLFrom:
 
     def bind(self, model: Model) -> Callable[[Logits], PerRun]:
         """The metric, for a model with the vocabulary of the trace's. MetricError for another."""
+        if not hasattr(self.trace, "next_logits"):
+            raise MetricError(f"gs.kl_from takes a trace; given {type(self.trace).__name__}")
         if model.config.vocab_size != self.trace.model.config.vocab_size:
             theirs, ours = self.trace.model.config.vocab_size, model.config.vocab_size
             raise MetricError(f"the trace has a vocabulary of {theirs} tokens and {model.name!r} one of {ours}")
@@ -90,10 +93,15 @@ def kl_from(trace: Trace) -> KLFrom:
 
 def answer_ids(answer: Answer, model: Model) -> list[int]:
     """The token ids of one answer or several. PromptError for a text that is not one token, or an id that is none."""
-    answers = [answer] if isinstance(answer, (str, int)) else list(answer)
+    given: Any = plain(answer)
+    answers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     if not answers:
         raise PromptError("the list of answers is empty")
-    ids = [model.tokenizer.single(a) if isinstance(a, str) else int(a) for a in answers]
+    if odd := [a for a in answers if isinstance(a, bool) or not isinstance(a, (str, int))]:
+        raise PromptError(f"an answer is a text that is one token, or a token id; given {odd[0]!r}")
+    ids = [model.tokenizer.single(a) if isinstance(a, str) else a for a in answers]
+    if len(set(ids)) < len(ids):
+        raise PromptError(f"the answers name a token twice: {answers}")
     if wrong := [i for i in ids if not 0 <= i < model.config.vocab_size]:
         raise PromptError(f"token id {wrong[0]} is outside the vocabulary: ids go from 0 to {model.config.vocab_size - 1}")
     return ids
