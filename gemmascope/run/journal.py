@@ -35,8 +35,11 @@ class Journal:
             _check_same(path, result)
             read_cells(path, result)
             _drop_torn_line(path)
-        else:
+            return cls(path)
+        try:
             path.write_text(json.dumps(_about(result)) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise SweepError(f"{path} cannot be written: {error}") from error
         return cls(path)
 
     def write(self, result: SweepResult, cells: Sequence[tuple[int, int]]) -> None:
@@ -59,25 +62,30 @@ def read_about(path: str | Path) -> dict[str, Any]:
             about = json.loads(file.readline())
     except (OSError, ValueError) as error:
         raise SweepError(f"{path} is not a sweep that can be read: {error}") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") != FORMAT or not {"question", "n_pairs"} <= about.keys():
         raise SweepError(f"{path} is not a sweep of this version of gemmascope (format {FORMAT})")
     return about
 
 
 def read_cells(path: str | Path, result: SweepResult) -> None:
     """Fill a result with the finished cells of a file."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()[1:]
-    for i, line in enumerate(lines):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            if i < len(lines) - 1:
-                raise SweepError(f"line {i + 2} of {path} is damaged") from None
-            break  # cut off while it was written
+    *lines, _torn = Path(path).read_text(encoding="utf-8").split("\n")  # a whole line ends in a newline
+    for at, line in enumerate(lines[1:], start=2):
+        if not _take(line, result):
+            raise SweepError(f"line {at} of {path} is damaged")
+
+
+def _take(line: str, result: SweepResult) -> bool:
+    """Fill a result with what a line says; False if it cannot be read."""
+    try:
+        found = json.loads(line)
         for pair, number, value in found["cells"]:
             result.values[pair].flat[number] = value
         for pair, base, source in found["baselines"]:
             result.base_metric[pair], result.source_metric[pair] = base, source
+    except (ValueError, KeyError, TypeError, IndexError):
+        return False
+    return True
 
 
 def _about(result: SweepResult) -> dict[str, Any]:
@@ -97,6 +105,8 @@ def _check_same(path: Path, result: SweepResult) -> None:
 
 def _drop_torn_line(path: Path) -> None:
     """Drop a last line that was cut off, so that the next one stands on its own."""
-    text = path.read_text(encoding="utf-8")
-    if not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    whole, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    if not newline:  # the first line, which could be read: only its end is missing
+        path.write_text(torn + "\n", encoding="utf-8")
+    elif torn:
+        path.write_text(whole + "\n", encoding="utf-8")

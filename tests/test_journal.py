@@ -1,0 +1,296 @@
+"""Journals: a sweep that was cut short goes on where it stopped, and a file that is not its own is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import checkpoint, model_of, prompt
+from reference import error
+from torch import Tensor
+
+import gemmascope as gs
+from gemmascope.errors import SweepError
+from gemmascope.model.model import Model
+from gemmascope.run import memory as memory_module
+from gemmascope.run import sweep as sweep_module
+from gemmascope.run.result import SweepResult
+from gemmascope.run.variants import final_rows
+
+CLOSE = 1e-5
+N_POS = 7
+
+
+@cache
+def model(seed: int = 0) -> Model:
+    return model_of(checkpoint("lgl", seed))
+
+
+class Metric:
+    """A metric that notes how many runs it is asked for, and that the user may lose patience with."""
+
+    __name__ = "patient"
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.asked: list[int] = []
+        self.stop_after = stop_after
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        self.asked.append(len(logits))
+        if self.stop_after is not None and len(self.asked) > self.stop_after:
+            raise KeyboardInterrupt
+        return logits[:, 5] - logits[:, 9]
+
+
+def sweep(out: Path | None, metric: Any = None, **asked: Any) -> SweepResult:
+    plain: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "model": model()}
+    clean, corrupt = prompt(N_POS), prompt(N_POS, seed=1)
+    return gs.sweep(clean, corrupt, metric or Metric(), out=out, **{**plain, **asked})
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many variants each pass had. Passes are small: of about ten rows."""
+    sizes: list[int] = []
+
+    def counting(m: Model, bases: Any, variants: Any) -> Any:
+        sizes.append(len(variants))
+        return final_rows(m, bases, variants)
+
+    monkeypatch.setattr(sweep_module, "final_rows", counting)
+    monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 10)
+    return sizes
+
+
+def interrupted(out: Path | None, **asked: Any) -> SweepResult:
+    """A sweep stopped in its second chunk: the source is asked for first, then the base and the cells of each chunk."""
+    with pytest.warns(UserWarning, match=r"interrupted: \d+ of 21 cells finished; the other cells are NaN"):
+        return sweep(out, Metric(stop_after=4), **asked)
+
+
+def test_an_interrupted_sweep_keeps_its_finished_cells(runs: list[int]) -> None:
+    whole = sweep(None)
+    runs.clear()
+    part = interrupted(None)
+    assert len(runs) == 2
+    assert part.finished.sum() == runs[0] > 0
+    assert np.array_equal(part.values[part.finished], whole.values[part.finished])
+    assert np.array_equal(np.isnan(part.effect.values), ~part.finished[0])
+    assert part.progress_text() == f"{runs[0]} of 21 cells finished"
+    assert f"{runs[0]} of 21 cells finished" in repr(part)
+    assert part.clean == whole.clean
+    assert part.corrupt == whole.corrupt
+
+
+def test_an_interrupt_leaves_the_model_as_it_was(runs: list[int]) -> None:
+    before, weights = gs.trace(prompt(N_POS), model=model()).logits, {n: p.clone() for n, p in named().items()}
+    interrupted(None)
+    assert torch.equal(gs.trace(prompt(N_POS), model=model()).logits, before)
+    assert all(torch.equal(weights[name], p) for name, p in named().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model().network.modules())
+
+
+def named() -> dict[str, Tensor]:
+    return dict(model().network.named_parameters())
+
+
+def test_an_interrupt_before_the_first_chunk_leaves_no_cell(runs: list[int], tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="interrupted: 0 of 21 cells finished"):
+        s = sweep(tmp_path / "s.json", Metric(stop_after=0))
+    assert runs == []
+    assert np.isnan(s.values).all()
+    assert "0 of 21 cells finished" in repr(s)
+    assert error(sweep(tmp_path / "s.json").values, sweep(None).values) <= CLOSE
+
+
+def test_a_second_call_runs_only_the_rest(runs: list[int], tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    whole = sweep(None)
+    runs.clear()
+    part = interrupted(out)
+    done = int(part.finished.sum())
+    assert gs.open_sweep(out).finished.sum() == done
+    runs.clear()
+    metric = Metric()
+    rest = sweep(out, metric)
+    assert sum(runs) == 21 - done
+    assert sum(metric.asked) == 1 + len(runs) + 21 - done  # the source, the base in every chunk, the cells
+    assert error(rest.values, whole.values) <= CLOSE
+    assert np.array_equal(rest.values[part.finished], part.values[part.finished])
+    assert error(rest.base_metric, whole.base_metric) <= CLOSE
+    runs.clear()
+    assert np.array_equal(sweep(out).values, rest.values)
+    assert runs == []
+    assert np.array_equal(gs.open_sweep(out).values, rest.values)
+
+
+def test_a_sweep_of_pairs_goes_on_where_it_stopped(runs: list[int], tmp_path: Path) -> None:
+    pairs = [prompt(N_POS, seed=s) for s in (0, 1, 2)], [prompt(N_POS, seed=s) for s in (3, 4, 5)]
+    asked: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "head": [0, 5], "model": model()}
+    whole = gs.sweep(*pairs, Metric(), **asked)
+    with pytest.warns(UserWarning, match="interrupted"):
+        part = gs.sweep(*pairs, Metric(stop_after=9), out=tmp_path / "s.json", **asked)
+    assert 0 < part.finished.sum() < 18
+    assert np.isnan(part.effect.values).any()
+    rest = gs.sweep(*pairs, Metric(), out=tmp_path / "s.json", **asked)
+    assert error(rest.values, whole.values) <= CLOSE
+    assert error(rest.stderr.values, whole.stderr.values) <= CLOSE
+    assert error(gs.open_sweep(tmp_path / "s.json").effect.values, whole.effect.values) <= CLOSE
+
+
+def test_an_error_in_a_chunk_keeps_those_before_it(runs: list[int], tmp_path: Path) -> None:
+    class Failing(Metric):
+        def __call__(self, logits: Tensor) -> Tensor:
+            if len(self.asked) == 4:
+                raise RuntimeError("out of memory")
+            return super().__call__(logits)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        sweep(tmp_path / "s.json", Failing())
+    assert gs.open_sweep(tmp_path / "s.json").finished.sum() == runs[0]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30])
+def test_a_torn_last_line_is_survived(cut: int, runs: list[int], tmp_path: Path) -> None:
+    """cut: how many characters a crash left out. With one the line is whole, but for the newline."""
+    out = tmp_path / "s.json"
+    whole = sweep(out)
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines)[:-cut])
+    torn = gs.open_sweep(out)
+    last = len(json.loads(lines[-1])["cells"])
+    assert torn.finished.sum() == 21 - last
+    runs.clear()
+    rest = sweep(out)
+    assert sum(runs) == last
+    assert error(rest.values, whole.values) <= CLOSE
+    assert out.read_text().splitlines()[:-1] == [line.rstrip("\n") for line in lines[:-1]]
+    assert np.array_equal(gs.open_sweep(out).values, rest.values)
+
+
+def test_a_first_line_without_its_end_is_survived(runs: list[int], tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    sweep(out)
+    out.write_text(out.read_text().splitlines()[0])
+    assert gs.open_sweep(out).finished.sum() == 0
+    rest = sweep(out)
+    assert np.array_equal(gs.open_sweep(out).values, rest.values)
+    assert rest.finished.all()
+
+
+def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    out.touch()
+    s = sweep(out)
+    assert s.finished.all()
+    assert np.array_equal(gs.open_sweep(out).values, s.values)
+
+
+def test_a_journal_is_json(tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    s = sweep(out)
+    about, *chunks = [json.loads(line) for line in out.read_text().splitlines()]
+    assert about["question"]["site"] == "resid_pre"
+    assert [cell for chunk in chunks for cell in chunk["cells"]] == [[0, i, x] for i, x in enumerate(s.values.flat)]
+
+
+# -- files of something else --
+
+OTHER: list[tuple[Callable[[Path], Any], str]] = [
+    (lambda out: sweep(out, site="resid_post"), "holds another sweep .*site: 'resid_post' there, 'resid_pre' here"),
+    (lambda out: sweep(out, into="clean"), "holds another sweep .*into: 'clean' there, 'corrupt' here"),
+    (lambda out: sweep(out, metric=gs.logit_diff(5, 9)), r"metric: 'gs.logit_diff\(5, 9\)' there, 'patient' here"),
+    (lambda out: sweep(out, pos=[1, 2]), r"holds another sweep \(axes: \{'layer': \[0, 1, 2\], 'pos': \[1, 2\]\} there"),
+    (lambda out: sweep(out, by=("pos", "layer")), "holds another sweep"),
+    (lambda out: sweep(out, window=2), "holds another sweep .*window=2"),
+    (lambda out: sweep(out, edits=[gs.ablate("z", layer=1)]), "holds another sweep .*gs.ablate"),
+    (lambda out: sweep(out, model=model(1)), "holds another sweep .*fingerprint"),
+    (lambda out: gs.sweep(prompt(N_POS, seed=2), prompt(N_POS, seed=1), Metric(), site="resid_pre", model=model(), out=out),
+     "holds another sweep"),
+    (lambda out: gs.sweep([prompt(N_POS)], [prompt(N_POS, seed=1)], Metric(), site="resid_pre", model=model(), out=out),
+     "holds another sweep"),
+    (lambda out: out.write_text("a page of notes\n"), "s.json is not a sweep that can be read"),
+    (lambda out: out.write_text('{"format": "gemmascope.sweep.0"}\n'), "not a sweep of this version .*gemmascope.sweep.1"),
+    (lambda out: out.write_text("[1, 2]\n"), "not a sweep of this version"),
+    (lambda out: out.write_bytes(b"\x80\x81\n"), "s.json is not a sweep that can be read"),
+    (lambda out: out.mkdir(), "s.json is not a sweep that can be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("write", "message"), OTHER, ids=[message[:60] for _, message in OTHER])
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(write: Any, message: str, tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    write(out)
+    before = out.read_bytes() if out.is_file() else None
+    with pytest.raises(SweepError, match=message):
+        sweep(out)
+    assert (out.read_bytes() if out.is_file() else None) == before
+
+
+def test_edits_with_other_numbers_are_another_sweep(tmp_path: Path) -> None:
+    """Too many numbers to be printed: the digest tells them apart."""
+    sweep(tmp_path / "s.json", edits=[gs.add("resid_post", torch.ones(32), layer=0)])
+    with pytest.raises(SweepError, match=r"holds another sweep \(other prompts or edits\): give another file, or remove"):
+        sweep(tmp_path / "s.json", edits=[gs.add("resid_post", torch.ones(32) * 2, layer=0)])
+
+
+DAMAGE: list[tuple[Callable[[list[str]], list[str]], str]] = [
+    (lambda lines: [lines[0], lines[1][:40], *lines[2:]], "line 2 of .*s.json is damaged"),
+    (lambda lines: [lines[0], "7", *lines[1:]], "line 2 of .*s.json is damaged"),
+    (lambda lines: [lines[0], '{"cells": [[0, 99, 1.0]], "baselines": []}', *lines[1:]], "line 2 of .*s.json is damaged"),
+    (lambda lines: [lines[0], '{"cells": [[4, 0, 1.0]], "baselines": []}'], "line 2 of .*s.json is damaged"),
+    (lambda lines: [lines[0], '{"cells": [[0, 0, "x"]], "baselines": []}'], "line 2 of .*s.json is damaged"),
+    (lambda lines: ['{"format": "gemmascope.sweep.1", "n_pairs": 1, "question": {}}'], "is not a sweep that can be read"),
+    (lambda lines: ['{"format": "gemmascope.sweep.1"}'], "not a sweep of this version"),
+    (lambda lines: [lines[0][:50]], "is not a sweep that can be read"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
+def test_a_damaged_file_is_refused(damage: Any, message: str, runs: list[int], tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    sweep(out)
+    out.write_text("\n".join(damage(out.read_text().splitlines())) + "\n")
+    with pytest.raises(SweepError, match=message):
+        gs.open_sweep(out)
+
+
+def test_a_file_that_is_not_there_or_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=r"is not a sweep that can be read: .*No such file"):
+        gs.open_sweep(tmp_path / "none.json")
+    with pytest.raises(SweepError, match=r"none.s.json cannot be written: .*No such file"):
+        sweep(tmp_path / "none" / "s.json")
+
+
+# -- saving --
+
+
+def test_a_saved_result_is_the_result(tmp_path: Path) -> None:
+    for s in (sweep(None), sweep(None, site="pattern", by=("head", "q_pos", "k_pos"), head=[1], layer=0)):
+        s.save(tmp_path / "s.json")
+        again = gs.open_sweep(tmp_path / "s.json")
+        assert again.question == s.question
+        assert np.array_equal(again.values, s.values, equal_nan=True)
+        assert again.effect.identical(s.effect)
+        assert (again.clean, again.corrupt, again.code(), repr(again)) == (s.clean, s.corrupt, s.code(), repr(s))
+        assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
+
+
+def test_an_ablation_and_a_part_of_a_sweep_are_saved(runs: list[int], tmp_path: Path) -> None:
+    part = interrupted(None)
+    part.save(tmp_path / "part.json")
+    assert np.array_equal(gs.open_sweep(tmp_path / "part.json").values, part.values, equal_nan=True)
+    rest = sweep(tmp_path / "part.json")  # and a sweep goes on from what was saved
+    assert rest.finished.all()
+    ablated = gs.sweep(prompt(5), None, Metric(), site="z", by="head", ablate=0.0, model=model())
+    ablated.save(tmp_path / "ablated.json")
+    again = gs.open_sweep(tmp_path / "ablated.json")
+    assert again.effect.identical(ablated.effect)
+    with pytest.raises(SweepError, match="an ablation has no corrupted run"):
+        again.corrupt  # noqa: B018
