@@ -27,7 +27,7 @@ def sweep_figure(result: SweepResult, *, normalized: bool = False) -> Any:
     if values.ndim > 2:
         axes = ", ".join(map(str, values.dims))
         raise SweepError(f"a heat map has two axes; this sweep has {values.ndim} ({axes}): plot result.effect.sel(...)")
-    unit = "share of the gap" if normalized else f"change of {result.question.metric}"
+    unit = "share of the gap" if normalized else _text(f"change of {result.question.metric}")
     bound = float(np.nanmax(np.abs(values.values), initial=0.0)) or 1.0
     names = [str(dim) for dim in values.dims]
     if len(names) == 1:

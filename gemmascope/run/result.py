@@ -179,7 +179,7 @@ class SweepResult:
         top = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index[:k])
         lines = []
         for _, row in top.iterrows():
-            where = [f"{axis} {row[axis]}" + self._token(axis, int(row[axis])) for axis in self.question.axes]
+            where = [f"{axis} {int(row[axis])}" + self._token(axis, int(row[axis])) for axis in self.question.axes]
             lines.append(f"  {row['effect']:+.4g}  {', '.join(where)}")
         return "\n".join(lines)
 
@@ -200,6 +200,9 @@ class SweepResult:
 def open_sweep(path: str | Path) -> SweepResult:
     """The result in a file that SweepResult.save or gs.sweep(out=...) wrote. SweepError if it is no such file."""
     about = read_about(path)
-    result = SweepResult.empty(Question(**about["question"]), about["n_pairs"])
+    try:
+        result = SweepResult.empty(Question(**about["question"]), about["n_pairs"])
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SweepError(f"{path} is not a sweep that can be read: {error}") from error
     read_cells(path, result)
     return result

@@ -1,0 +1,144 @@
+"""Heat maps of sweeps: integer axes with tokens as text, a scale around zero, and no colour where there is no number."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from pieces import ODD, worded
+from torch import Tensor
+
+import gemmascope as gs
+from gemmascope.errors import SweepError
+from gemmascope.run.result import SweepResult
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+
+
+@cache
+def patched(site: str = "resid_pre", by: tuple[str, ...] = ("layer", "pos"), **asked: Any) -> SweepResult:
+    return gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site=site, by=by, model=worded(), **asked)
+
+
+def valid(figure: Any) -> dict[str, Any]:
+    """The figure as plotly's JSON reads it back, checked by plotly."""
+    assert isinstance(figure, go.Figure)
+    data: dict[str, Any] = json.loads(figure.to_json())
+    go.Figure(data, skip_invalid=False)
+    return data
+
+
+def test_a_sweep_by_layer_and_position_is_a_heat_map() -> None:
+    s = patched()
+    figure = s.plot()
+    valid(figure)
+    (drawn,) = figure.data
+    assert isinstance(drawn, go.Heatmap)
+    assert np.array_equal(drawn.z, s.effect.values)
+    assert list(drawn.x) == list(range(15))
+    assert list(drawn.y) == [0, 1, 2]
+    x, y = figure.layout.xaxis, figure.layout.yaxis
+    assert list(x.tickvals) == list(range(15))
+    assert list(x.ticktext)[:4] == ["&lt;bos&gt;", "When", "·Mary", "·and"]
+    assert list(y.ticktext) == ["0 l", "1 g", "2 l"]
+    assert (x.title.text, y.title.text) == ("position", "layer")
+    assert figure.layout.title.text == "resid_pre patched into the corrupt run"
+    assert x.type is None or x.type == "linear"
+
+
+def test_tokens_that_repeat_keep_their_columns() -> None:
+    figure = patched().plot()
+    text = list(figure.layout.xaxis.ticktext)
+    assert text.count("·Mary") == 2
+    assert len(set(figure.data[0].x)) == 15
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_colours_diverge_around_zero(normalized: bool) -> None:
+    s = patched()
+    drawn = s.plot(normalized=normalized).data[0]
+    values = s.normalized if normalized else s.effect
+    assert np.array_equal(drawn.z, values.values)
+    assert drawn.zmax == -drawn.zmin == np.abs(values.values).max()
+    scale = drawn.colorscale
+    assert [stop for stop, _ in scale] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert scale[2][1] == "#f7f7f7"  # nothing changed: neither colour
+    unit = drawn.colorbar.title.text
+    assert unit == ("share of the gap" if normalized else "change of gs.logit_diff(' Mary', ' John')")
+
+
+def test_what_was_not_run_has_no_colour() -> None:
+    s = patched("pattern", ("q_pos", "k_pos"), layer=0, head=1)
+    figure = s.plot()
+    data = valid(figure)
+    drawn = figure.data[0]
+    assert np.array_equal(np.isnan(drawn.z), np.isnan(s.effect.values))
+    assert np.isnan(drawn.z).sum() == 15 * 15 - sum(min(4, q + 1) for q in range(15))
+    assert drawn.hoverongaps is False
+    assert figure.layout.plot_bgcolor not in [colour for _, colour in drawn.colorscale]
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("key position", "query position")
+    assert data["data"][0]["type"] == "heatmap"
+    empty = SweepResult(s.question, np.full_like(s.values, np.nan), s.base_metric, s.source_metric).plot().data[0]
+    assert np.isnan(empty.z).all()
+    assert empty.zmax > 0
+
+
+def test_a_sweep_over_one_axis_is_a_bar_chart() -> None:
+    s = gs.sweep(CLEAN, None, gs.rank(" Mary"), site="v", by="head", ablate=0.0, model=worded())
+    figure = s.plot()
+    valid(figure)
+    (drawn,) = figure.data
+    assert isinstance(drawn, go.Bar)
+    assert np.array_equal(drawn.y, s.effect.values)
+    assert list(drawn.x) == [0, 1, 2, 3]
+    assert [colour == "#2166ac" for colour in drawn.marker.color] == (s.effect.values >= 0).tolist()
+    assert figure.layout.xaxis.title.text == "kv head"
+    assert figure.layout.yaxis.title.text == "change of gs.rank(' Mary')"
+    assert figure.layout.title.text == "v ablated"
+    by_pos = patched("resid_pre", ("pos",)).plot()
+    assert by_pos.layout.xaxis.ticktext[0] == "&lt;bos&gt;"
+
+
+def test_more_than_two_axes_are_refused() -> None:
+    s = patched("z", ("layer", "pos", "head"), layer=0)
+    with pytest.raises(SweepError, match=r"has two axes; this sweep has 3 \(layer, pos, head\): plot result.effect.sel"):
+        s.plot()
+
+
+def test_there_is_no_plot_of_shares_without_a_gap() -> None:
+    s = gs.sweep(CLEAN, CLEAN, gs.rank(" Mary"), site="resid_pre", model=worded())
+    with pytest.raises(SweepError, match="there is no gap to explain"):
+        s.plot(normalized=True)
+
+
+def test_text_is_never_markup() -> None:
+    ids = worded().tokenizer.encode("".join(ODD[:8]))
+
+    def odd(logits: Tensor) -> Tensor:
+        return logits[:, 0]
+
+    odd.__name__ = "<b>odd</b>"
+    s = gs.sweep(ids, [*ids[:-1], 5], odd, site="resid_pre", by=("layer", "pos"), model=worded())
+    figure = s.plot()
+    ticks, hovers = list(figure.layout.xaxis.ticktext), [text for row in figure.data[0].customdata for text in row]
+    unit = figure.data[0].colorbar.title.text
+    assert unit == "change of &lt;b&gt;odd&lt;/b&gt;"
+    for text in (*ticks, *(hover.replace("<br>", "") for hover in hovers)):
+        assert "<" not in text
+        assert ">" not in text
+    assert ticks[0] == "&lt;img·src=x·onerror=alert(1)&gt;"
+    assert ticks[3] == "&amp;amp;"
+    page = figure.to_html(full_html=False, include_plotlyjs=False)
+    assert "<img src" not in page
+    assert "</script><!--" not in page
+
+
+def test_a_cell_says_where_it_is() -> None:
+    hover = patched().plot().data[0].customdata
+    assert np.shape(hover)[:2] == (3, 15)
+    assert hover[1][2] == "layer 1: 1 g<br>position 2: ·Mary"
