@@ -18,13 +18,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 import gemmascope as gs
+from gemmascope.nano import CHECKPOINT
 
 N_LAYERS, D_MODEL, N_HEADS, D_HEAD, D_MLP, VOCAB = 12, 512, 8, 64, 2048, 8192
 LOOP_CELLS = 96
 METRIC = gs.logit_diff(11, 12)
+
+Cells = Sequence[tuple[int, int]]
 
 
 def checkpoint() -> Gemma2ForCausalLM:
@@ -52,11 +55,17 @@ def seconds(function: Callable[[], Any], rounds: int) -> float:
 
 
 @torch.no_grad()
-def hooked_loop(source: Gemma2ForCausalLM, clean: torch.Tensor, corrupt: torch.Tensor, cells: Sequence[tuple[int, ...]], site: str) -> list[float]:
+def hooked_loop(
+    source: Gemma2ForCausalLM, clean: torch.Tensor, corrupt: torch.Tensor, cells: Cells, site: str
+) -> list[float]:
     """What other toolkits do: one whole forward for every cell, with a hook that patches it."""
     kept: dict[int, torch.Tensor] = {}
     modules = [layer if site == "resid_pre" else layer.self_attn.o_proj for layer in source.model.layers]
-    handles = [m.register_forward_pre_hook(lambda _, args, i=i, **k: kept.__setitem__(i, args[0])) for i, m in enumerate(modules)]
+
+    def keep(layer: int) -> Callable[..., None]:
+        return lambda module, args: kept.__setitem__(layer, args[0])
+
+    handles = [module.register_forward_pre_hook(keep(layer)) for layer, module in enumerate(modules)]
     source(clean[None], use_cache=False)
     for handle in handles:
         handle.remove()
@@ -123,13 +132,33 @@ def compare(source: Gemma2ForCausalLM, length: int, site: str, dtype: torch.dtyp
 
 
 def transformer_lens(source: Gemma2ForCausalLM, length: int) -> None:
-    """The same sweep in TransformerLens, where it is installed."""
+    """The same resid_pre sweep in TransformerLens, float32, where it is installed."""
     try:
-        from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
+        from transformer_lens import patching
+        from transformer_lens.model_bridge import TransformerBridge
     except ImportError:
         print("TransformerLens is not installed: not compared")
         return
-    print("TransformerLens is installed; it has no way to take a model without a hub name: not compared")
+    # It wants a name and a tokenizer, and uses neither here.
+    words = AutoTokenizer.from_pretrained(CHECKPOINT)
+    theirs = TransformerBridge.boot_transformers("google/gemma-2-2b", hf_model=copy.deepcopy(source), tokenizer=words)
+    clean, corrupt = prompt(length, 1)[None], prompt(length, 2)[None]
+
+    def metric(logits: torch.Tensor) -> torch.Tensor:
+        return logits[0, -1, 11] - logits[0, -1, 12]
+
+    with torch.no_grad():
+        _, cache = theirs.run_with_cache(clean)
+        start = time.perf_counter()
+        found = patching.get_act_patch_resid_pre(theirs, corrupt, cache, metric)
+    spent = time.perf_counter() - start
+    model = gs.load(source)
+    ours = seconds(lambda: gs.sweep(clean[0], corrupt[0], METRIC, site="resid_pre", model=model, progress=False), 3)
+    result = gs.sweep(clean[0], corrupt[0], METRIC, site="resid_pre", model=model, progress=False)
+    apart = (torch.tensor(result.values[0]) - found).abs().max() / found.abs().max()
+    print(
+        f"resid_pre {length} positions float32: TransformerLens {spent:.2f} s, one pass {ours:.2f} s; apart by {apart:.0e}"
+    )
 
 
 def table(source: Gemma2ForCausalLM) -> None:
@@ -149,9 +178,11 @@ def table(source: Gemma2ForCausalLM) -> None:
 
 def one_cell() -> None:
     """What a click in the widget costs: one exact cell on nano, the metric included."""
-    clean, corrupt = "When Mary and John went to the store, John gave a drink to", "When Mary and John went to the store, Mary gave a drink to"
+    clean = "When Mary and John went to the store, John gave a drink to"
+    corrupt = "When Mary and John went to the store, Mary gave a drink to"
     asked = {"site": "z", "by": ("layer", "head"), "layer": 3, "head": 1, "progress": False}
-    spent = [seconds(lambda: gs.sweep(clean, corrupt, gs.logit_diff(" Mary", " John"), **asked), 1) for _ in range(41)]
+    metric = gs.logit_diff(" Mary", " John")
+    spent = [seconds(lambda: gs.sweep(clean, corrupt, metric, **asked), 1) for _ in range(41)]
     print(f"one exact cell on nano: median {1e3 * statistics.median(spent):.1f} ms (aim: under 20 ms)")
 
 
