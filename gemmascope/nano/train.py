@@ -25,7 +25,7 @@ from gemmascope.nano.vocabulary import save_tokenizer, train_tokenizer
 from gemmascope.tokens import Tokenizer
 
 SEED = 20
-STEPS = 3000
+STEPS = 2400
 WARM_UP = 150
 DECAY = 0.35  # share of the steps, at the end, in which the learning rate goes to zero
 MUON_RATE, ADAM_RATE = 5e-3, 2e-3
