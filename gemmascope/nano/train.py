@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from gemmascope.config import GemmaConfig
@@ -185,8 +185,10 @@ class Run:
         gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient) / self.workers)
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient) / self.workers)
+            start += gradient.numel()
 
     def skills(self) -> dict[str, float]:
         return measure(self.net, self.tokenizer, 200, seed=SEED)
@@ -221,7 +223,7 @@ def main() -> None:
     if given.workers == 1:
         work(0, *arguments)
     else:
-        mp.spawn(work, arguments, given.workers)
+        spawn(work, arguments, given.workers)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
