@@ -165,9 +165,10 @@ def test_a_base_whose_edit_looks_ahead_takes_its_variants_along() -> None:
 
 
 def some_variants() -> list[tuple[int, list[Edit]]]:
+    layers = [(site, layer) for site in ("resid_pre", "mlp_out") for layer in range(3)]
     return [
         (base, [gs.ablate(site, layer=layer, pos=pos)])
-        for base in (0, 1) for site in ("resid_pre", "mlp_out") for layer in range(3) for pos in (0, 4, 6)
+        for base in (0, 1) for site, layer in [("embed", None), *layers] for pos in (0, 4, 6)
     ]  # fmt: skip
 
 
