@@ -13,5 +13,7 @@ def model_or_nano(model: Model | None) -> Model:
 
         return nano()
     if not isinstance(model, Model):
-        raise GemmascopeError(f"model is what gs.load returns; given {type(model).__name__}: load it first, with gs.load(...)")
+        raise GemmascopeError(
+            f"model is what gs.load returns; given {type(model).__name__}: load it first, with gs.load(...)"
+        )
     return model

@@ -64,9 +64,7 @@ def gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Key
     """The gradient of a bound metric at each wanted (site, layer)."""
     found: dict[Key, Tensor] = {}
     grad = _at_the_end(trace, metric)
-    lowest = min((layer for _, layer in wanted if layer is not None), default=0)
-    if ("embed", None) in wanted:
-        lowest = 0
+    lowest = min(layer or 0 for _, layer in wanted)
     for layer in reversed(range(lowest, trace.model.n_layers)):
         here = [key for key in wanted if key[1] == layer]
         grad, grads = _through_layer(trace, layer, grad, here)
