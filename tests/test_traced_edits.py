@@ -41,8 +41,7 @@ def assert_honoured(t: Trace, site: str, layer: int | None, change: Callable[[Te
     """t is the run in which a user's tap changes that site: at every site, in every layer, bit for bit."""
     seen = every_site(t.model, t.ids.tolist(), lambda s, at, v: change(v.clone()) if (s, at) == (site, layer) else v)
     plain = every_site(t.model, t.ids.tolist())
-    assert not torch.equal(seen[site, layer], plain[site, layer])
-    assert not torch.equal(seen["logits", None], plain["logits", None])
+    assert not torch.equal(seen[site, layer], plain[site, layer])  # logits may agree: a norm undoes a change of scale
     for (name, at), value in seen.items():
         assert torch.equal(t[name if at is None else (name, at)], value), (name, at)
     assert error(t.next_logits, seen["logits", None][-1]) <= CLOSE
@@ -63,8 +62,9 @@ OPERATIONS: dict[str, tuple[Callable[..., Edit], Callable[[Tensor, Tensor], Tens
 }
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
-@given(site=st.sampled_from(list(SITES)), operation=st.sampled_from(list(OPERATIONS)), data=st.data())
+@pytest.mark.parametrize("site", SITES)
+@settings(deadline=None, max_examples=3, derandomize=True)
+@given(operation=st.sampled_from(list(OPERATIONS)), data=st.data())
 def test_every_site_of_a_trace_honours_an_edit_anywhere(site: str, operation: str, data: Any) -> None:
     layer, info = (data.draw(st.integers(0, 2)) if SITES[site].in_layer else None), SITES[site]
     sizes = {axis: model().config.size_of(axis, N_POS) for axis in info.axes}
