@@ -147,6 +147,8 @@ def test_a_source_may_leave_out_the_axes_of_one_place_and_those_along_which_it_i
     ]:
         t = gs.trace(prompt(N_POS), model=model(), edits=[gs.patch("z", source, **where)])
         assert error(t["z", 1][[4, 6]][:, [0, 5, 7]], expected) <= CLOSE
+    head = gs.trace(prompt(N_POS), model=model(), edits=[gs.patch("z", full[:, 0], layer=1, pos=[4, 6], head=5)])
+    assert error(head["z", 1][[4, 6], 5], full[:, 0]) <= CLOSE
     one = gs.trace(prompt(N_POS), model=model(), edits=[gs.patch("z", full[0], layer=1, pos=[4], head=[0, 5, 7])])
     assert error(one["z", 1][4, [0, 5, 7]], full[0]) <= CLOSE
 
