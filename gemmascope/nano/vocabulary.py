@@ -1,7 +1,7 @@
 """nano's tokenizer: byte-pair encoding in the style of Gemma's, trained on the words of the corpus.
 
-A space is `▁`, digits stand alone, text that no merge covers falls back to bytes. Every word of the corpus becomes one
-token, so that a prompt's tokens are its words.
+A space is `▁`, digits stand alone, text that no merge covers falls back to bytes. Every word that is not very rare in the
+corpus becomes one token, so that a prompt's tokens are its words.
 """
 
 from __future__ import annotations
