@@ -101,11 +101,13 @@ class Attend:
 
         The two halves meet as weights exp(score - top) and their sums, where top bounds every score: the soft cap.
         """
-        parts = []
+        # On a CPU the first bfloat16 product of a shape costs milliseconds, and every start and count is another shape.
+        parts, dtype, at_work = [], v.dtype, torch.float32 if v.device.type == "cpu" else v.dtype
+        q, k, v = q.to(at_work), k.to(at_work), v.to(at_work)
         for rows in _chunks(q, block.stop):
             start, stop = rows.start + block.stop - block.asked, rows.stop + block.stop - block.asked
             first = max(self.first_seen(start), earlier.first)
-            k_early, v_early = earlier.between(min(first, block.start), block.start)
+            k_early, v_early = (x.to(at_work) for x in earlier.between(min(first, block.start), block.start))
             q_rows = q[..., rows, :] * self.scale
             own = slice(max(0, first - block.start), stop - block.start)
             shared = rearrange(q_rows, "run kv group q d -> kv (run group q) d") @ k_early.mT
@@ -117,7 +119,7 @@ class Attend:
             total = weights.sum(-1, keepdim=True) + own_weights.sum(-1, keepdim=True)
             read = rearrange(weights.to(v.dtype), "run kv group q k -> kv (run group q) k") @ v_early
             read = rearrange(read, "kv (run group q) d -> run kv group q d", run=block.count, group=q.shape[2])
-            parts.append(((read.float() + self.read(own_weights.to(v.dtype), v[..., own, :]).float()) / total).to(v.dtype))
+            parts.append(((read.float() + self.read(own_weights.to(v.dtype), v[..., own, :]).float()) / total).to(dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
     def _weights(self, scores: Tensor, q_pos: tuple[int, int], k_pos: tuple[int, int]) -> Tensor:
