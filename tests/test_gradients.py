@@ -100,7 +100,9 @@ def test_gradients_are_taken_in_the_edited_run() -> None:
     assert bool((t.grad(METRIC, ("z", 2))[:, 3] != 0).any())  # what would happen if the ablated head spoke
 
 
-@pytest.mark.parametrize(("site", "by"), [("resid_pre", ("layer", "pos")), ("z", ("layer", "head")), ("pattern", ("layer", "head"))])
+@pytest.mark.parametrize(
+    ("site", "by"), [("resid_pre", ("layer", "pos")), ("z", ("layer", "head")), ("pattern", ("layer", "head"))]
+)
 def test_an_estimate_is_the_sweep_to_first_order(site: str, by: tuple[str, ...]) -> None:
     """With a source a hair away from the base, the sweep of each cell is its estimate."""
     base = gs.trace(CLEAN, model=model())

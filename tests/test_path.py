@@ -39,7 +39,13 @@ def by_definition(sender: Edit, receivers: list[tuple[str, int, Any]] | None) ->
     return float(arriving.next_logits[5] - arriving.next_logits[9])
 
 
-RECEIVERS: list[Any] = [[("q", 3, [1, 6])], [("v", 2, None)], [("k", 3, 1)], [("q", 1, 0), ("k", 3, None), ("v", 3, 2)], None]
+RECEIVERS: list[Any] = [
+    [("q", 3, [1, 6])],
+    [("v", 2, None)],
+    [("k", 3, 1)],
+    [("q", 1, 0), ("k", 3, None), ("v", 3, 2)],
+    None,
+]
 
 
 @pytest.mark.parametrize("receivers", RECEIVERS, ids=str)
