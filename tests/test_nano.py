@@ -39,7 +39,12 @@ def nano() -> Model:
 def test_has_learnt(skill: str) -> None:
     who = Examinee(nano().network, nano().tokenizer)
     assert SEED != CASE_SEED
-    assert SKILLS[skill](who, CASES, CASE_SEED) >= THRESHOLDS[skill]
+    if skill == "facts":  # it has a fixed set of cases
+        assert SKILLS[skill](who, CASES, CASE_SEED) >= THRESHOLDS[skill]
+        return
+    # Three draws: a single one of 500 may be lucky by two points.
+    drawn = [SKILLS[skill](who, CASES, seed) for seed in (CASE_SEED, CASE_SEED + 1, CASE_SEED + 2)]
+    assert sum(drawn) / len(drawn) >= THRESHOLDS[skill]
 
 
 def test_every_skill_has_a_threshold() -> None:

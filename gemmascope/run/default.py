@@ -13,7 +13,6 @@ def model_or_nano(model: Model | None) -> Model:
 
         return nano()
     if not isinstance(model, Model):
-        raise GemmascopeError(
-            f"model is what gs.load returns; given {type(model).__name__}: load it first, with gs.load(...)"
-        )
+        given = type(model).__name__
+        raise GemmascopeError(f"model is what gs.load returns; given {given}: load it first, model=gs.load({model!r})")
     return model
