@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reference import error
 
 import gemmascope as gs
-from gemmascope.errors import EditError, GemmascopeError, SiteError
+from gemmascope.errors import EditError, GemmascopeError, SiteError, TapError
 from gemmascope.model.model import Model
 from gemmascope.run.edits import Custom, Edit
 from gemmascope.run.trace import Trace
@@ -229,3 +229,10 @@ def test_an_edit_cannot_be_changed() -> None:
     assert isinstance(edit, Custom)
     with pytest.raises(AttributeError):
         edit.layer = 2  # type: ignore[misc]
+
+
+def test_knockouts_that_together_leave_a_query_no_key_are_refused_when_they_meet() -> None:
+    cuts = [gs.knockout(layer=0, head=1, q_pos=2, k_pos=[0, 1]), gs.knockout(layer=0, head=1, q_pos=2, k_pos=2)]
+    gs.trace(prompt(5), model=model(), edits=cuts[:1])
+    with pytest.raises(TapError, match="a query is left without any key"):
+        gs.trace(prompt(5), model=model(), edits=cuts)

@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from gemmascope.errors import TapError
 from gemmascope.model.layout import Block, Earlier, Layout
 from gemmascope.model.maths import soft_cap, visible
 from gemmascope.model.tap import BoundTap
@@ -65,8 +66,11 @@ class Attend:
         self, capped: Float[Tensor, "*heads q k"], q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype
     ) -> Float[Tensor, "*heads q k"]:
         """Attention probabilities from capped scores: mask, then softmax in float32."""
-        masked = capped.masked_fill(~visible(q_pos, k_pos, self.window), -torch.inf)
-        return masked.softmax(-1, dtype=torch.float32).to(dtype)
+        return self.masked(capped, q_pos, k_pos).softmax(-1, dtype=torch.float32).to(dtype)
+
+    def masked(self, capped: Float[Tensor, "*heads q k"], q_pos: Tensor, k_pos: Tensor) -> Float[Tensor, "*heads q k"]:
+        """Capped scores with minus infinity where a query does not see a key."""
+        return capped.masked_fill(~visible(q_pos, k_pos, self.window), -torch.inf)
 
     def read(
         self, pattern: Float[Tensor, "run kv group q k"], v: Float[Tensor, "run kv k d"]
@@ -139,6 +143,8 @@ class Attend:
         q_pos, k_pos = positions[block.stop - block.asked :], positions[block.stop - k.shape[2] :]
         scores = tapped("scores", self.scores(q, k))
         capped = tapped("scores_capped", soft_cap(scores, self.cap))
+        if bool((self.masked(capped, q_pos, k_pos) == -torch.inf).all(-1).any()):
+            raise TapError("a query is left without any key to attend to: edits or taps cut all that the mask lets it see")
         return self.read(tapped("pattern", self.pattern(capped, q_pos, k_pos, v.dtype)), v)
 
 
