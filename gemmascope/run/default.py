@@ -13,6 +13,7 @@ def model_or_nano(model: Model | None) -> Model:
 
         return nano()
     if not isinstance(model, Model):
-        given = type(model).__name__
-        raise GemmascopeError(f"model is what gs.load returns; given {given}: load it first, model=gs.load({model!r})")
+        raise GemmascopeError(
+            f"model is what gs.load returns; given {type(model).__name__}: load it first, model=gs.load({model!r})"
+        )
     return model
