@@ -267,9 +267,9 @@ class Chunks:
         self.sizes: list[int] = []
         final_rows = variants_module.final_rows
 
-        def counting(m: Model, bases: Any, variants: Sequence[Any]) -> Any:
+        def counting(m: Model, bases: Any, variants: Sequence[Any], sources: Any) -> Any:
             self.sizes.append(len(variants))
-            return final_rows(m, bases, variants)
+            return final_rows(m, bases, variants, sources)
 
         monkeypatch.setattr(sweep_module, "final_rows", counting)
 
@@ -326,7 +326,7 @@ def test_only_wanted_positions_are_unembedded(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(type(model().network), "unembed", counting)
     carried()
-    assert sum(rows) == 2 + 2 + 54  # the sources, the bases, the cells
+    assert sum(rows) == 4 + 2 + 2 + 54  # the trials of the metric, the sources, the bases, the cells
     monkeypatch.setattr(sweep_module, "LOGIT_ELEMENTS", 61 * 5)  # not more than five at once
     rows.clear()
     carried()
@@ -429,7 +429,7 @@ BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
     ({"corrupt": None, "ablate": "mean"}, SweepError, "ablate is a finite number; given 'mean'"),
     ({"metric": 3}, MetricError, r"a metric is a function of soft-capped logits \[run, vocab\] -> \[run\].*given 3"),
     ({"metric": gs.logit_diff(" Mary", ",\n")}, PromptError, r"an answer is one token; ',\\n' is 2: \[',', '\\n'\]"),
-    ({"metric": lambda logits: logits}, MetricError, r"returned \(1, 61\) for logits of shape \(1, 61\).*shape \(1,\)"),
+    ({"metric": lambda logits: logits}, MetricError, r"returned \(2, 61\) for logits of shape \(2, 61\).*shape \(2,\)"),
     ({"metric": lambda logits: 3.0}, MetricError, "the metric returned float"),
     ({"metric": lambda logits: logits[:, 0] * torch.nan}, MetricError, "the metric returned NaN"),
     ({"edits": [gs.ablate("z", layer=4)]}, SiteError, "there is no layer 4"),

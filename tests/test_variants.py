@@ -36,7 +36,9 @@ def run(m: Model, bases: Bases, variants: Sequence[tuple[int, Sequence[Edit]]]) 
     """final_rows of these bases (ids, edits, wanted position) and variants (number of the base, edits)."""
     ids = [m.ids(prompt) for prompt, _, _ in bases]
     bound = [Base(i, tuple(e.bind(m, i) for e in edits), pos) for i, (_, edits, pos) in zip(ids, bases, strict=True)]
-    return final_rows(m, bound, [Variant(base, tuple(e.bind(m, ids[base]) for e in edits)) for base, edits in variants])
+    given = [Variant(base, tuple(e.bind(m, ids[base]) for e in edits)) for base, edits in variants]
+    ends = final_rows(m, bound, given)
+    return ends.bases, ends.variants
 
 
 def alone(m: Model, bases: Bases, variant: tuple[int, Sequence[Edit]]) -> Tensor:

@@ -57,7 +57,7 @@ def attribute(
     model, edits = model_or_nano(model), listed_edits(edits)
     places = Places(layer, pos, head, q_pos, k_pos)
     pairs = pairs_of(clean, corrupt, metric, into, ablate, model)
-    plans = [Plan.of(pair, Grid.over(site, by, places, 1, model, pair.base), model, edits) for pair in pairs]
+    plans = [Plan.of(pair, Grid.over(site, by, places, 1, model, pair.base), model, edits, traced=True) for pair in pairs]
     asked = {"site": site, "by": by, "steps": steps, "into": into, "ablate": ablate, **vars(places), "edits": list(edits)}
     how = "gradient" if steps == 1 else f"integrated gradients, {steps} steps"
     code = call_text("attribute", model, (clean, corrupt, metric), asked)
@@ -71,8 +71,7 @@ def _fill(result: SweepResult, i: int, plan: Plan, model: Model, steps: int) -> 
     stream = streams(model, [plan.base.ids], [plan.base.edits])[0]
     base = Trace(model, plan.base.ids, stream, plan.base.edits)
     result.base_metric[i] = measure(plan.pair.metric, base.next_logits[None])[0].item()
-    if plan.source is not None:
-        result.source_metric[i] = measure(plan.pair.metric, plan.source.next_logits[None])[0].item()
+    result.source_metric[i] = plan.traced_metric()
     estimates = _estimates(plan, base, steps)
     for number, cell in enumerate(plan.grid.cells()):
         seen = [layer for layer in cell["layer"] if plan.edits.any_seen(layer, cell)]
@@ -89,7 +88,7 @@ def _estimates(plan: Plan, base: Trace, steps: int) -> dict[int, Tensor]:
     found = {}
     for layer in layers:
         there = base[site.name, layer]
-        change = plan.edits.site_value(layer).to(there.dtype) - there
+        change = plan.edits.whole(layer).to(there.dtype) - there
         grad = at_base[site.name, layer] if steps == 1 else _mean_gradient(plan, base, layer, change, steps)
         d_axes = [i for i, axis in enumerate(site.axes) if axis.startswith("d_")]
         product = change.double() * grad.double()

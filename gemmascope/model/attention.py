@@ -2,13 +2,11 @@
 
 Exact, in plain torch: scale, soft cap, mask, softmax in float32. Query rows go in chunks, each with the keys cut to
 what those rows can see, so that the causal half and the window come for free and no prompt needs its whole score matrix
-at once. Runs that start later read the keys before them in one product for all runs of a block. When a tap wants the
-scores or the pattern of a layer, they are made whole, and what the tap returns is used.
+at once. Where runs start later than position 0, later.py has the way. When a tap wants the scores or the pattern of a
+layer, they are made whole, and what the tap returns is used.
 """
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import torch
 from einops import rearrange
@@ -16,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.errors import TapError
+from gemmascope.model.later import Later
 from gemmascope.model.layout import Block, Earlier, Layout
 from gemmascope.model.maths import soft_cap, visible
 from gemmascope.model.tap import BoundTap
@@ -24,6 +23,9 @@ from gemmascope.sites import EDGE_SITES
 # Scores held at once, in elements: 32 MB in float32. Measured on two cores: larger chunks leave the cache.
 CHUNK_ELEMENTS = 8 * 2**20
 CHUNK_ROWS = 256
+
+# Scores up to here can be summed as exp(score) in float32 as they are: exp(80) is 5e34.
+EXPONENT = 80
 
 
 class Attend:
@@ -40,17 +42,22 @@ class Attend:
         layout: Layout,
         tap: BoundTap,
     ) -> Float[Tensor, "asked head d_head"]:
-        wanted = any(tap.wants(site) for site in EDGE_SITES)
+        whole = any(tap.wants(site) for site in EDGE_SITES)
+        if not whole and any(block.start for block in layout.blocks):
+            if self.cap is not None and self.cap <= EXPONENT:
+                return Later(self.scale, self.cap, self.window)(q, k, v, layout)
+            whole = True
         parts, at = [], 0
         for i, block in enumerate(layout.blocks):
             stop = at + block.count * block.asked
             q_b = rearrange(q[at:stop], "(run q) (kv group) d -> run kv group q d", run=block.count, kv=k.shape[1])
             k_b, v_b = (rearrange(x[block.rows], "(run k) kv d -> run kv k d", run=block.count) for x in (k, v))
             earlier = layout.earlier[i] if block.start else None
-            if wanted or (earlier is not None and not self._bounded):
-                z = self._whole(q_b, *_joined(k_b, v_b, earlier, block), block, tap)
-            else:
-                z = self._chunked(q_b, k_b, v_b, block) if earlier is None else self._after(q_b, k_b, v_b, earlier, block)
+            z = (
+                self._whole(q_b, *_joined(k_b, v_b, earlier, block), block, tap)
+                if whole
+                else self._chunked(q_b, k_b, v_b, block)
+            )
             parts.append(rearrange(z, "run kv group q d -> (run q) (kv group) d"))
             at = stop
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -83,11 +90,6 @@ class Attend:
         """The earliest key that a query at this position sees."""
         return 0 if self.window is None else max(0, q_pos - self.window + 1)
 
-    @property
-    def _bounded(self) -> bool:
-        """Whether exp(score) of a capped score can be summed in float32 as it is: exp(80) is 5e34."""
-        return self.cap is not None and self.cap <= 80
-
     def _chunked(self, q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
         """Runs from position 0: query rows in chunks, the keys of each cut to what it sees."""
         positions = torch.arange(block.length, device=q.device)
@@ -99,38 +101,6 @@ class Attend:
             pattern = self.pattern(capped, positions[start:stop], positions[seen], v.dtype)
             parts.append(self.read(pattern, v[..., seen, :]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
-
-    def _after(self, q: Tensor, k: Tensor, v: Tensor, earlier: Earlier, block: Block) -> Tensor:
-        """Runs that start later. The scores against the earlier keys, which all runs of the block share, are one product.
-
-        The two halves meet as weights exp(score - top) and their sums, where top bounds every score: the soft cap.
-        """
-        # On a CPU the first bfloat16 product of a shape costs milliseconds, and every start and count is another shape.
-        parts, dtype, at_work = [], v.dtype, torch.float32 if v.device.type == "cpu" else v.dtype
-        q, k, v = q.to(at_work), k.to(at_work), v.to(at_work)
-        for rows in _chunks(q, block.stop):
-            start, stop = rows.start + block.stop - block.asked, rows.stop + block.stop - block.asked
-            first = max(self.first_seen(start), earlier.first)
-            k_early, v_early = (x.to(at_work) for x in earlier.between(min(first, block.start), block.start))
-            q_rows = q[..., rows, :] * self.scale
-            own = slice(max(0, first - block.start), stop - block.start)
-            shared = rearrange(q_rows, "run kv group q d -> kv (run group q) d") @ k_early.mT
-            shared = rearrange(shared, "kv (run group q) k -> run kv group q k", run=block.count, group=q.shape[2])
-            weights = self._weights(shared, (start, stop), (min(first, block.start), block.start))
-            near = rearrange(q_rows, "run kv group q d -> run kv (group q) d") @ k[..., own, :].mT
-            near = rearrange(near, "run kv (group q) k -> run kv group q k", group=q.shape[2])
-            own_weights = self._weights(near, (start, stop), (block.start + own.start, stop))
-            total = weights.sum(-1, keepdim=True) + own_weights.sum(-1, keepdim=True)
-            read = rearrange(weights.to(v.dtype), "run kv group q k -> kv (run group q) k") @ v_early
-            read = rearrange(read, "kv (run group q) d -> run kv group q d", run=block.count, group=q.shape[2])
-            parts.append(((read.float() + self.read(own_weights.to(v.dtype), v[..., own, :]).float()) / total).to(dtype))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
-
-    def _weights(self, scores: Tensor, q_pos: tuple[int, int], k_pos: tuple[int, int]) -> Tensor:
-        """exp(capped score), float32, zero where a key is not seen. The cap keeps it far from overflow."""
-        scores = soft_cap(scores.float(), self.cap)
-        hidden = _hidden(q_pos, k_pos, self.window, scores.device)
-        return scores.exp() if hidden is None else scores.exp().masked_fill(hidden, 0.0)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, block: Block, tap: BoundTap) -> Tensor:
         def tapped(site: str, value: Tensor) -> Tensor:
@@ -162,16 +132,3 @@ def _joined(k: Tensor, v: Tensor, earlier: Earlier | None, block: Block) -> tupl
     early = earlier.between(earlier.first, block.start)
     k_all, v_all = (torch.cat((e.expand(block.count, *e.shape), own), dim=2) for e, own in zip(early, (k, v), strict=True))
     return k_all, v_all
-
-
-def _hidden(q_pos: tuple[int, int], k_pos: tuple[int, int], window: int | None, device: torch.device) -> Tensor | None:
-    """True where a query does not see a key; None where every query sees every key."""
-    if q_pos[0] >= k_pos[1] - 1 and (window is None or q_pos[1] - 1 - k_pos[0] < window):
-        return None
-    small = (q_pos[1] - q_pos[0]) * (k_pos[1] - k_pos[0]) <= 2**18
-    return (_made_hidden if small else _made_hidden.__wrapped__)(q_pos, k_pos, window, device)
-
-
-@lru_cache(maxsize=512)
-def _made_hidden(q_pos: tuple[int, int], k_pos: tuple[int, int], window: int | None, device: torch.device) -> Tensor:
-    return ~visible(torch.arange(*q_pos, device=device), torch.arange(*k_pos, device=device), window)

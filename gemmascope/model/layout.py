@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -66,13 +67,14 @@ class Layout:
     """The blocks of a pass, in the order of their rows, and the position of every row.
 
     earlier: for each block, the keys and values of the positions before its start; None where it starts at 0. It holds
-    those of one layer: a pass gives every layer its own layout.with_earlier(...).
+    those of one layer: a pass gives every layer its own layout.with_earlier(...). made: what is the same in every layer,
+    such as the angles of RoPE, from where it was needed first.
     """
 
     blocks: tuple[Block, ...]
     positions: Int[Tensor, " row"]
     earlier: tuple[Earlier | None, ...] = ()
-    _ropes: dict[tuple[int, float], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
@@ -127,9 +129,11 @@ class Layout:
 
     def rope(self, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
         """Cosines and sines of every row's angles, made once a pass."""
-        if (d_head, theta) not in self._ropes:
-            self._ropes[d_head, theta] = rope_table(self.positions, d_head, theta)
-        return self._ropes[d_head, theta]
+        key = ("rope", d_head, theta)
+        if key not in self.made:
+            self.made[key] = rope_table(self.positions, d_head, theta)
+        found: tuple[Tensor, Tensor] = self.made[key]
+        return found
 
 
 # For a computation outside any pass, such as reading logits from rows of a stream.

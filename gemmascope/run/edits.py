@@ -7,27 +7,29 @@ and token ids), its places are looked up and its source is checked, before anyth
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from gemmascope.errors import EditError, SiteError
+from gemmascope.errors import EditError
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
+from gemmascope.run.bound import BoundEdit, Feed, Target
 from gemmascope.run.code import plain
-from gemmascope.run.where import Head, Pos, find_heads, find_positions, parting
-from gemmascope.sites import Address, find
+from gemmascope.run.sources import mean_of, of_trace
+from gemmascope.run.where import Head, Pos, find_heads, find_positions
+from gemmascope.sites import find
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Edit:
+class Edit(ABC):
     """A change to a run. At row sites pos and head say where, at edge sites (scores, pattern, ...) head, q_pos and k_pos."""
 
     site: str
@@ -36,6 +38,9 @@ class Edit:
     head: Head = None
     q_pos: Pos = None
     k_pos: Pos = None
+
+    # Whether the edit must be given all the places that it names at once, wherever else the run equals another.
+    needs_all: ClassVar[bool] = False
 
     def bind(self, model: Model, ids: Tensor) -> BoundEdit:
         """This edit, on a run of these ids.
@@ -63,9 +68,9 @@ class Edit:
             raise EditError(f"the source of {self!r} holds NaN or infinity")
         return BoundEdit(self, address, places, values)
 
+    @abstractmethod
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         """What stands there after the edit. old and values: the selected places, in the axes of the site."""
-        raise NotImplementedError
 
     def _values(self, target: Target) -> Tensor | None:
         """What is to be written, [the selected places], or None if it follows from what stands there."""
@@ -95,41 +100,9 @@ class Edit:
             raise EditError(f"{why.format(self.site)}; given {argument}={getattr(self, argument)!r}")
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where an edit will be written: a run, an address in it, and the places on the site's axes."""
-
-    model: Model
-    ids: Tensor
-    address: Address
-    places: tuple[Tensor, ...]
-
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the selected values."""
-        axes = self.address.site.axes[len(self.places) :]
-        return (*map(len, self.places), *(self.model.config.size_of(axis, len(self.ids)) for axis in axes))
-
-    def select(self, value: Tensor) -> Tensor:
-        """The selected places of a site's value."""
-        return value[mesh(self.places)]
-
-    def fit(self, value: Tensor, what: str) -> Tensor:
-        """A source for the selected values: of their shape, or of its last axes and then the same along the others."""
-        value = torch.as_tensor(value).to(self.model.device)
-        shape, axes = self.shape(), self.address.site.axes
-        long = [n for n in value.shape if n > 1]  # an axis of one place may be left out, or be there
-        squeezed = value.reshape(shape) if long == [n for n in shape if n > 1] else value
-        if tuple(squeezed.shape) != shape[len(shape) - squeezed.dim() :]:
-            raise EditError(
-                f"{what} has shape {tuple(value.shape)}; '{self.address}' at the places named takes {shape} "
-                f"({', '.join(axes)}), or the last axes of that"
-            )
-        return squeezed.expand(shape)
-
-
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Patch(Edit):
-    source: Trace | Tensor
+    source: Trace | Tensor | Feed
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         assert values is not None
@@ -138,9 +111,9 @@ class Patch(Edit):
     def _values(self, target: Target) -> Tensor:
         if isinstance(self.source, Tensor):
             return target.fit(self.source, "the source tensor")
-        if not hasattr(self.source, "ids"):
+        if isinstance(self.source, Feed) or not hasattr(self.source, "ids"):
             raise EditError(f"a source is a trace or a tensor; given {type(self.source).__name__}")
-        return _of_trace(self.source, target)
+        return of_trace(self.source, target)
 
     def _arguments(self) -> list[str]:
         return [repr(self.site), _source_text(self.source)]
@@ -157,7 +130,7 @@ class Ablate(Edit):
 
     def _values(self, target: Target) -> Tensor:
         if isinstance(self.value, str):
-            return _mean(self.value, self.reference, target)
+            return mean_of(self.value, self.reference, target)
         if self.reference:
             raise EditError("a reference is only for value='mean' or 'mean_by_pos'")
         return torch.full((), float(self.value), device=target.model.device).expand(target.shape())
@@ -229,6 +202,7 @@ class Knockout(Edit):
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Custom(Edit):
     fn: Callable[[Tensor], Tensor]
+    needs_all = True
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         new = self.fn(old)
@@ -261,108 +235,14 @@ def listed_edits(edits: Any) -> tuple[Edit, ...]:
 # A tensor of at most so many numbers is printed whole, and references of at most so many tokens together.
 SHOWN_NUMBERS, SHOWN_TOKENS = 16, 256
 
-# What is written here reaches other rows through the attention of the same layer.
-_SPREADING = frozenset(("embed", "resid_pre", "attn_in", "k", "k_rot", "v"))
 
-
-@dataclass(frozen=True)
-class BoundEdit:
-    """An edit whose places are numbers and whose source is checked: ready to be written to its run.
-
-    places: the selected numbers along the first axes of the site. values: what to write, or None.
-    """
-
-    edit: Edit
-    address: Address
-    places: tuple[Tensor, ...]
-    values: Tensor | None
-
-    @property
-    def positions(self) -> Tensor:
-        """The positions whose rows the edit changes at its layer: those named; query positions at edge sites."""
-        return self.places[1 if self.address.site.is_edges else 0]
-
-    @cached_property
-    def spreads(self) -> bool:
-        """Whether the edit can change, within its layer, other rows than those it names, or needs them to be there."""
-        if not self.address.site.is_edges:
-            return self.address.site.name in _SPREADING
-        if isinstance(self.edit, Custom):
-            return True  # its function sees all the keys that it names
-        if self.values is None or self.address.site.name != "pattern":
-            return False
-        _, q_pos, k_pos = self.places
-        return bool(self.values[:, k_pos[None] > q_pos[:, None]].any())  # a weight on a key ahead of its query
-
-    @cached_property
-    def reach(self) -> tuple[int, int]:
-        """The first position whose row the edit changes at its layer, and the one after the last."""
-        return int(self.positions.min()), int(self.positions.max()) + 1
-
-    def write_to(self, value: Tensor, first: int = 0) -> None:
-        """Write the edit to a run's value of the site, in place. The value begins at position `first`."""
-        places, values = list(self.places), self.values
-        firsts = (0, first, 0) if self.address.site.is_edges else (first, 0)
-        for axis, offset in enumerate(firsts[: len(places)]):
-            places[axis] = places[axis] - offset
-            there = (places[axis] >= 0) & (places[axis] < value.shape[axis])
-            if not bool(there.all()):
-                places[axis] = places[axis][there]
-                values = None if values is None else values.movedim(axis, 0)[there].movedim(0, axis)
-        index = mesh(places)
-        value[index] = self.edit.write(value[index], values).to(value.dtype)
-
-
-def mesh(places: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Indices that select the outer product of the places."""
-    n = len(places)
-    return tuple(p.view(*(-1 if i == j else 1 for j in range(n))) for i, p in enumerate(places))
-
-
-def _of_trace(source: Trace, target: Target) -> Tensor:
-    ids, there = target.ids, source.ids
-    axes = range(1, 3) if target.address.site.is_edges else range(1)
-    if any(len(target.places[axis]) == len(ids) for axis in axes) and len(ids) != len(there):
-        raise EditError(f"the source's positions must match the run's: {parting(target.model, ids, there)}")
-    if any(int(target.places[axis].max()) >= len(there) for axis in axes):
-        last = max(int(target.places[axis].max()) for axis in axes)
-        raise EditError(f"the source has no position {last}: {parting(target.model, ids, there)}")
-    value: Tensor = source[target.address.site.name, target.address.layer]
-    if value.shape[-1] != target.shape()[-1] and not target.address.site.is_edges:
-        raise EditError(
-            f"the source is a trace of {source.model.name!r}, whose '{target.address}' has shape {tuple(value.shape)}"
-        )
-    return target.select(value.to(target.model.device))
-
-
-def _mean(how: str, reference: Sequence[Trace], target: Target) -> Tensor:
-    if how not in ("mean", "mean_by_pos"):
-        raise EditError(f"value is a number, 'mean' or 'mean_by_pos'; given {how!r}")
-    if not reference:
-        raise EditError(f"value={how!r} needs reference=[traces] to take the mean over")
-    site, layer = target.address.site, target.address.layer
-    if how == "mean_by_pos" or site.is_edges:
-        for trace in reference:
-            if len(trace.ids) != len(target.ids):
-                raise EditError(
-                    f"a mean at each position needs equal lengths: {parting(target.model, target.ids, trace.ids)}"
-                )
-        return target.select(torch.stack([trace[site.name, layer] for trace in reference]).mean(0))
-    # <bos> carries a huge, prompt-independent value: it would swamp the mean of the others.
-    rows = torch.cat([trace[site.name, layer][1:] for trace in reference])
-    if not len(rows):
-        raise EditError("the reference has no position after its first one to take the mean over")
-    mean = rows.mean(0)
-    return (mean if len(target.places) == 1 else mean[target.places[1]]).expand(target.shape())
-
-
-def _source_text(source: Trace | Tensor) -> str:
+def _source_text(source: Trace | Tensor | Feed) -> str:
     if isinstance(source, Tensor):
         if source.numel() > SHOWN_NUMBERS:
             return f"<tensor {list(source.shape)}>"
         as_read = source.dtype in (torch.float32, torch.int64, torch.bool)
         return f"torch.tensor({source.tolist()!r}{'' if as_read else f', dtype={source.dtype}'})"
-    if not hasattr(source, "ids"):
+    if isinstance(source, Feed) or not hasattr(source, "ids"):
         return f"<{type(source).__name__}>"
     edits = f", edits={list(source.edits)!r}" if source.edits else ""
     return f"gs.trace({source.ids.tolist()}, model=model{edits})"
@@ -384,6 +264,3 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
-
-
-__all__ = ["Ablate", "Add", "BoundEdit", "Custom", "Edit", "EditError", "Knockout", "Patch", "Scale", "SiteError"]

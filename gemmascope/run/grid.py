@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.run.edits import Ablate, BoundEdit, Edit, Patch, mesh
+from gemmascope.run.bound import BoundEdit, Fed, Feed, mesh
+from gemmascope.run.edits import Ablate, Patch
 from gemmascope.run.where import find_heads, find_positions
 from gemmascope.sites import Address, Site, find_layer, find_site
 
@@ -71,6 +72,11 @@ class Grid:
     def n_cells(self) -> int:
         return int(np.prod(self.shape))
 
+    @property
+    def layers_at_once(self) -> list[int]:
+        """Layers whose values the cells of a layer need together."""
+        return list(range(self.window)) if "layer" in self.axes else self.rest["layer"]
+
     def cells(self) -> Iterator[dict[str, list[int]]]:
         """For each cell, the numbers that it edits along every axis, layers included."""
         for choice in product(*self.axes.values()):
@@ -84,18 +90,72 @@ class Grid:
         return [layer for layer in range(first, first + self.window) if 0 <= layer < n_layers]
 
 
-class CellEdits:
-    """Makes the edits of a cell: patches from a source, or a constant."""
+# The places of an edit, by the names of its arguments.
+Words = dict[str, Any]
 
-    def __init__(self, grid: Grid, model: Model, n_pos: int, source: Trace | None, constant: float | None) -> None:
-        self.grid, self.model, self.n_pos, self.source, self.constant = grid, model, n_pos, source, constant
+
+class Constant:
+    """The same number, written everywhere."""
+
+    def __init__(self, value: float, site: Site, model: Model, n_pos: int) -> None:
+        self.value = value
+        size = [model.config.size_of(axis, n_pos) for axis in site.axes]
+        self._whole = torch.full((), value, dtype=model.dtype, device=model.device).expand(size)
+
+    def whole(self, layer: int) -> Tensor:
+        return self._whole
+
+    def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
+        made = Ablate(site=site.name, value=self.value, layer=layer, **words)
+        return BoundEdit(made, Address(site, layer), places, self._whole[mesh(places)])
+
+
+class FromTrace:
+    """A site's values in a trace: read once for all the cells of a layer."""
+
+    def __init__(self, trace: Trace, site: Site, n_held: int) -> None:
+        self.trace, self.site, self.n_held = trace, site, n_held
         self._values: dict[int, Tensor] = {}
+
+    def whole(self, layer: int) -> Tensor:
+        if layer not in self._values:
+            self._values[layer] = self.trace[self.site.name, layer]
+            if len(self._values) > self.n_held:
+                del self._values[next(iter(self._values))]
+        return self._values[layer]
+
+    def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
+        made = Patch(site=site.name, source=self.trace, layer=layer, **words)
+        return BoundEdit(made, Address(site, layer), places, self.whole(layer)[mesh(places)])
+
+
+class FromPass:
+    """A site's values in a run of the pass that carries the cells' runs."""
+
+    def __init__(self) -> None:
+        self.feed = Feed()
+
+    def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
+        made = Patch(site=site.name, source=self.feed, layer=layer, **words)
+        return BoundEdit(made, Address(site, layer), places, Fed(self.feed, layer, places))
+
+
+class CellEdits:
+    """Makes the edits of a cell, of what its supply has to write."""
+
+    def __init__(self, grid: Grid, model: Model, supply: Constant | FromTrace | FromPass) -> None:
+        self.grid, self.model, self.supply = grid, model, supply
         self._tensors: dict[tuple[int, ...], Tensor] = {}
 
     def of(self, cell: dict[str, list[int]]) -> tuple[BoundEdit, ...]:
         """The edits of a cell; none where it names only edges that the mask hides."""
         layers = self.grid.layers_of(cell, self.model.n_layers)
-        return tuple(edit for layer in layers if (edit := self._edit(layer, cell)) is not None)
+        return tuple(self._edit(layer, cell) for layer in layers if self.any_seen(layer, cell))
+
+    def whole(self, layer: int) -> Tensor:
+        """What cells write at a layer: the whole site. Not to be had from a pass that is still to come."""
+        assert not isinstance(self.supply, FromPass)
+        return self.supply.whole(layer)
 
     def index_of(self, cell: dict[str, list[int]]) -> tuple[Tensor, ...]:
         """Indices of a cell's places, their outer product, into a value of the site."""
@@ -108,32 +168,10 @@ class CellEdits:
         window = self.model.config.window_of(layer) or self.model.config.context + 1
         return any(0 <= q - k < window for q in cell["q_pos"] for k in cell["k_pos"])
 
-    def site_value(self, layer: int) -> Tensor:
-        """What cells write at a layer, the whole site: read once for all cells of the layer."""
-        if layer not in self._values:
-            if self.source is not None:
-                value = self.source[self.grid.site.name, layer]
-            else:
-                size = [self.model.config.size_of(axis, self.n_pos) for axis in self.grid.site.axes]
-                value = torch.full((), self.constant or 0.0, dtype=self.model.dtype, device=self.model.device).expand(size)
-            self._values[layer] = value
-            held = self.grid.window if "layer" in self.grid.axes else len(self.grid.rest["layer"])
-            if len(self._values) > held:
-                del self._values[next(iter(self._values))]
-        return self._values[layer]
-
-    def _edit(self, layer: int, cell: dict[str, list[int]]) -> BoundEdit | None:
-        if not self.any_seen(layer, cell):
-            return None
+    def _edit(self, layer: int, cell: dict[str, list[int]]) -> BoundEdit:
         names = [axis for axis in self.grid.site.axes if axis in cell]
-        words: dict[str, Any] = {"head" if name == "kv_head" else name: cell[name] for name in names}
-        edit: Edit
-        if self.source is not None:
-            edit = Patch(site=self.grid.site.name, source=self.source, layer=layer, **words)
-        else:
-            edit = Ablate(site=self.grid.site.name, value=self.constant or 0.0, layer=layer, **words)
-        places = tuple(self._tensor(cell[name]) for name in names)
-        return BoundEdit(edit, Address(self.grid.site, layer), places, self.site_value(layer)[mesh(places)])
+        words = {"head" if name == "kv_head" else name: cell[name] for name in names}
+        return self.supply.edit(layer, self.grid.site, tuple(self._tensor(cell[name]) for name in names), words)
 
     def _tensor(self, numbers: list[int]) -> Tensor:
         key = tuple(numbers)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import MetricError
+from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 
 Metric = Callable[[Tensor], Tensor]
@@ -36,6 +37,16 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
     if bool(torch.isnan(value).any()):
         raise MetricError("the metric returned NaN")
     return value.double()
+
+
+def try_metric(metric: Metric, model: Model, ids: Tensor) -> None:
+    """MetricError for a metric that returns no number a run, found before any layer is run.
+
+    It is shown logits of a kind: those of the embeddings of a prompt's last tokens.
+    """
+    ids = ids[-2:]
+    with torch.no_grad():
+        measure(metric, model.network.unembed(model.network.embed(ids, Layout.of_lengths([len(ids)], model.device))))
 
 
 def metric_text(metric: Any) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from numbers import Real
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.edits import Edit
-from gemmascope.run.grid import CellEdits, Grid
-from gemmascope.run.metric import Metric, bind_metric, metric_text
+from gemmascope.run.grid import CellEdits, Constant, FromPass, FromTrace, Grid
+from gemmascope.run.metric import Metric, bind_metric, measure, metric_text
 from gemmascope.run.result import Question
-from gemmascope.run.trace import Trace, is_many, trace
-from gemmascope.run.variants import Base
+from gemmascope.run.trace import is_many, trace
+from gemmascope.run.variants import Base, Source
 from gemmascope.run.where import parting
 
 INTO = ("corrupt", "clean")
@@ -41,14 +41,34 @@ class Plan:
     pair: Pair
     grid: Grid
     base: Base
-    source: Trace | None
     edits: CellEdits
 
     @classmethod
-    def of(cls, pair: Pair, grid: Grid, model: Model, edits: Sequence[Edit]) -> Plan:
+    def of(cls, pair: Pair, grid: Grid, model: Model, edits: Sequence[Edit], *, traced: bool = False) -> Plan:
+        """traced: run the source now, and keep its trace; else it is to ride along in the pass of the cells."""
         base = Base(pair.base, tuple(edit.bind(model, pair.base) for edit in edits), len(pair.base) - 1)
-        source = None if pair.source is None else trace(pair.source, model=model)
-        return cls(pair, grid, base, source, CellEdits(grid, model, len(pair.base), source, pair.constant))
+        supply: Constant | FromTrace | FromPass
+        if pair.source is None:
+            supply = Constant(pair.constant or 0.0, grid.site, model, len(pair.base))
+        elif traced:
+            supply = FromTrace(trace(pair.source, model=model), grid.site, len(grid.layers_at_once))
+        else:
+            supply = FromPass()
+        return cls(pair, grid, base, CellEdits(grid, model, supply))
+
+    @property
+    def source(self) -> Source | None:
+        """The run that must ride along for the cells to be patched from."""
+        supply = self.edits.supply
+        if not isinstance(supply, FromPass):
+            return None
+        assert self.pair.source is not None
+        return Source(self.pair.source, self.grid.site.name, supply.feed)
+
+    def traced_metric(self) -> float:
+        """The metric of a traced source; NaN for an ablation."""
+        supply = self.edits.supply
+        return measure(self.pair.metric, supply.trace.next_logits[None])[0].item() if isinstance(supply, FromTrace) else nan
 
 
 def question_of(
@@ -82,7 +102,7 @@ def _digest(plans: Sequence[Plan]) -> str:
     found = hashlib.sha256()
     for plan in plans:
         values = [plan.pair.base, plan.pair.source, *(edit.values for edit in plan.base.edits)]
-        found.update(b"".join(v.cpu().float().contiguous().numpy().tobytes() for v in values if v is not None))
+        found.update(b"".join(v.cpu().float().contiguous().numpy().tobytes() for v in values if isinstance(v, Tensor)))
     return found.hexdigest()[:16]
 
 
@@ -117,6 +137,6 @@ def _pair(clean: Any, corrupt: Any, metric: Metric, into: str, ablate: float | N
 
 
 def _finite(ablate: Any) -> float:
-    if not isinstance(ablate, Real) or not math.isfinite(ablate):
+    if not isinstance(ablate, Real) or not isfinite(ablate):
         raise SweepError(f"ablate is a finite number; given {ablate!r}")
     return float(ablate)

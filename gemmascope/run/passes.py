@@ -11,7 +11,7 @@ from torch import Tensor
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.edits import BoundEdit
+from gemmascope.run.bound import BoundEdit
 
 
 class Editing(Tap):

@@ -18,9 +18,10 @@ from torch import Tensor
 from gemmascope.errors import SweepError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
+from gemmascope.run.bound import BoundEdit
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import BoundEdit, Patch
+from gemmascope.run.edits import Patch
 from gemmascope.run.grid import Grid, Places
 from gemmascope.run.journal import Journal
 from gemmascope.run.memory import rows_within
@@ -73,10 +74,11 @@ def path_sweep(
     receivers = _receivers(receiver, model)
     pairs = pairs_of(clean, corrupt, metric, into, None, model)
     places = Places(layer=layer, pos=pos, head=head)
-    plans = [Plan.of(pair, Grid.over(sender, by, places, 1, model, pair.base), model, ()) for pair in pairs]
+    plans = [Plan.of(pair, Grid.over(sender, by, places, 1, model, pair.base), model, (), traced=True) for pair in pairs]
     asked = {"sender": sender, "receiver": receiver, "by": by, "into": into, "layer": layer, "pos": pos, "head": head}
     code = call_text("path_sweep", model, (clean, corrupt, metric), asked)
     result = SweepResult.empty(question_of(plans, metric, into, code, model), len(plans))
+    result.source_metric[:] = [plan.traced_metric() for plan in plans]
     paths = [_Paths(plan, receivers, model) for plan in plans]
     run_cells(plans, [path.of for path in paths], result, model, How(rows_within(memory, model), progress, Journal(None)))
     return result
@@ -100,7 +102,7 @@ class _Paths:
         name = self.plan.grid.site.name
         index = self.plan.edits.index_of(cell)
         value = self.base[name, layer]
-        value[index] = self.plan.edits.site_value(layer)[index]
+        value[index] = self.plan.edits.whole(layer)[index]
         if name != "z":
             return value - self.base[name, layer]
         with torch.no_grad():

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gemmascope.errors import TraceError
 from gemmascope.model.model import Model
+from gemmascope.run.bound import BoundEdit
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import Ablate, Add, BoundEdit, Custom, Edit, Knockout, Patch, Scale
+from gemmascope.run.edits import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
 from gemmascope.run.trace import Trace
 
 VERSION = 1
@@ -32,7 +33,7 @@ def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     described = []
     for i, bound in enumerate(trace.bound_edits):
         described.append(_describe(bound))
-        if bound.values is not None:
+        if isinstance(bound.values, Tensor):  # a trace has no other: a feed is a sweep's
             tensors[f"edit.{i}"] = bound.values.contiguous()
     about = {"version": VERSION, "model": trace.model.name, "fingerprint": trace.model.fingerprint, "edits": described}
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")

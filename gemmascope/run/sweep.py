@@ -19,13 +19,14 @@ from gemmascope.errors import SweepError
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
+from gemmascope.run.bound import BoundEdit
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import BoundEdit, Custom, Edit, listed_edits
+from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.grid import Grid, Places
 from gemmascope.run.journal import Journal
 from gemmascope.run.memory import rows_within
-from gemmascope.run.metric import measure
+from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.pairs import Plan, pairs_of, question_of
 from gemmascope.run.passes import Editing
 from gemmascope.run.result import SweepResult
@@ -82,6 +83,7 @@ def sweep(
     result = SweepResult.empty(question, len(plans))
     for plan in plans:
         _refuse_wide_functions(_after_layers(plan.base))
+        try_metric(plan.pair.metric, model, plan.base.ids)
     run_cells(plans, [plan.edits.of for plan in plans], result, model, How(max_rows, progress, Journal.open(out, result)))
     return result
 
@@ -115,9 +117,6 @@ def run_cells(plans: Sequence[Plan], makers: Sequence[Maker], result: SweepResul
     with tqdm(total=result.values.size, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not how.progress) as bar:
         bar.update(int(result.finished.sum()))
         try:
-            for i, plan in enumerate(plans):
-                if plan.source is not None:
-                    result.source_metric[i] = measure(plan.pair.metric, plan.source.next_logits[None])[0].item()
             for chunk in _chunks(_jobs(plans, makers, result), plans, how.max_rows):
                 _run_chunk(chunk, plans, model, result)
                 how.journal.write(result, [(job.pair, job.cell) for job in chunk])
@@ -154,12 +153,18 @@ def _run_chunk(chunk: Sequence[_Job], plans: Sequence[Plan], model: Model, resul
     pairs = sorted({job.pair for job in chunk})
     place = {pair: at for at, pair in enumerate(pairs)}
     variants = [Variant(place[job.pair], job.variant.edits) for job in chunk]
-    base_rows, rows = final_rows(model, [plans[pair].base for pair in pairs], variants)
+    sourced = {pair: source for pair in pairs if (source := plans[pair].source) is not None}
+    ends = final_rows(model, [plans[pair].base for pair in pairs], variants, list(sourced.values()))
+    for pair, row in zip(sourced, ends.sources, strict=True):
+        if np.isnan(result.source_metric[pair]):
+            with torch.no_grad():
+                logits = model.network.unembed(row[None])
+            result.source_metric[pair] = measure(plans[pair].pair.metric, logits)[0].item()
     for pair in pairs:
         plan = plans[pair]
         mine = [at for at, job in enumerate(chunk) if job.pair == pair]
-        result.base_metric[pair] = _measured(model, plan, base_rows[[place[pair]]])[0]
-        result.values[pair].flat[[chunk[at].cell for at in mine]] = _measured(model, plan, rows[mine])
+        result.base_metric[pair] = _measured(model, plan, ends.bases[[place[pair]]])[0]
+        result.values[pair].flat[[chunk[at].cell for at in mine]] = _measured(model, plan, ends.variants[mine])
 
 
 def _measured(model: Model, plan: Plan, rows: Tensor) -> np.ndarray[Any, Any]:
@@ -187,7 +192,7 @@ def _after_layers(base: Base) -> list[BoundEdit]:
 
 def _refuse_wide_functions(edits: Sequence[BoundEdit]) -> None:
     for edit in edits:
-        if isinstance(edit.edit, Custom) and len(edit.positions) > 1:
+        if edit.edit.needs_all and len(edit.positions) > 1:
             raise SweepError(
                 f"after the layers a sweep computes the last position only, and the function of {edit.edit!r} names "
                 f"{len(edit.positions)}: give it pos=-1"

@@ -21,8 +21,9 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.tap import Chain, Tap
+from gemmascope.run.bound import BoundEdit
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import BoundEdit, Edit, listed_edits
+from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.passes import Editing, Keeping, streams
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import EDGE_SITES, SITES, Site, find
