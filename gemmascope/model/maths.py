@@ -51,8 +51,14 @@ def rotate(
 ) -> Float[Tensor, "row heads d_head"]:
     """x turned by its position's angles (RoPE)."""
     first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos[:, None].to(x.dtype) + turned * sin[:, None].to(x.dtype)
+    cos, sin = (table[:, None, : x.shape[-1] // 2].to(x.dtype) for table in (cos, sin))
+    if torch.is_grad_enabled():
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turned = torch.empty_like(x)  # in place: a tenth of the time, which goes to fresh memory
+    left, right = turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=right).addcmul_(first, sin)
+    return turned
 
 
 def visible(q_pos: Int[Tensor, " q"], k_pos: Int[Tensor, " k"], window: int | None) -> Bool[Tensor, "q k"]:
