@@ -216,7 +216,7 @@ OTHER: list[tuple[Callable[[Path], Any], str]] = [
     (lambda out: gs.sweep([prompt(N_POS)], [prompt(N_POS, seed=1)], Metric(), site="resid_pre", model=model(), out=out),
      "holds another sweep"),
     (lambda out: out.write_text("a page of notes\n"), "s.json is not a sweep that can be read"),
-    (lambda out: out.write_text('{"format": "gemmascope.sweep.0"}\n'), "not a sweep of this version .*gemmascope.sweep.1"),
+    (lambda out: out.write_text('{"format": "gemmascope.sweep.0"}\n'), "not a sweep of this version .*gemmascope.sweep.2"),
     (lambda out: out.write_text("[1, 2]\n"), "not a sweep of this version"),
     (lambda out: out.write_bytes(b"\x80\x81\n"), "s.json is not a sweep that can be read"),
     (lambda out: out.mkdir(), "s.json is not a sweep that can be read"),
@@ -246,8 +246,8 @@ DAMAGE: list[tuple[Callable[[list[str]], list[str]], str]] = [
     (lambda lines: [lines[0], '{"cells": [[0, 99, 1.0]], "baselines": []}', *lines[1:]], "line 2 of .*s.json is damaged"),
     (lambda lines: [lines[0], '{"cells": [[4, 0, 1.0]], "baselines": []}'], "line 2 of .*s.json is damaged"),
     (lambda lines: [lines[0], '{"cells": [[0, 0, "x"]], "baselines": []}'], "line 2 of .*s.json is damaged"),
-    (lambda lines: ['{"format": "gemmascope.sweep.1", "n_pairs": 1, "question": {}}'], "is not a sweep that can be read"),
-    (lambda lines: ['{"format": "gemmascope.sweep.1"}'], "not a sweep of this version"),
+    (lambda lines: ['{"format": "gemmascope.sweep.2", "n_pairs": 1, "question": {}}'], "is not a sweep that can be read"),
+    (lambda lines: ['{"format": "gemmascope.sweep.2"}'], "not a sweep of this version"),
     (lambda lines: [lines[0][:50]], "is not a sweep that can be read"),
 ]
 

@@ -62,6 +62,7 @@ def test_a_path_is_its_definition(sender: str, receivers: Any) -> None:
             assert found == pytest.approx(expected, abs=3e-4), (layer, head)
     assert np.isnan(s.values[0, last:]).all(), "a sender at or after its receivers has no path: not run, rather than 0"
     assert float(np.nanstd(s.values)) > 1e-2
+    assert s.progress_text() == f"{s.finished.sum()} of {s.finished.sum()} cells finished"
 
 
 def test_a_sender_at_one_position() -> None:

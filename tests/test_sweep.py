@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -373,6 +374,22 @@ def test_an_edge_that_is_masked_has_no_number(site: str) -> None:
     assert (s.effect.values[np.stack(seen)] != 0).any()
     wide = sweep(prompt(7), prompt(7, seed=1), site=site, by=("layer", "q_pos", "k_pos"), window=2)
     assert (~np.isnan(wide.effect.values) == np.stack([seen[1], seen[1], seen[2]])).all()
+
+
+def test_cells_that_cannot_be_run_are_not_counted(bars: list[Any], tmp_path: Path) -> None:
+    """28 of 49 edges lie behind the diagonal, 22 of them in the window of 4; a cell is a layer and two pairs of prompts."""
+    pairs = [[prompt(7, seed=s) for s in seeds] for seeds in ((0, 1), (2, 3))]
+    asked: dict[str, Any] = {"site": "pattern", "by": ("layer", "q_pos", "k_pos"), "layer": [0, 1]}
+    s = sweep(*pairs, **asked)
+    assert s.progress_text() == "100 of 100 cells finished"
+    assert [(bar.total, bar.done) for bar in bars] == [(100, 100)]
+    s.save(tmp_path / "s.json")
+    assert gs.open_sweep(tmp_path / "s.json").progress_text() == s.progress_text()
+    assert gs.attribute(*pairs, METRIC, model=model(), **asked).progress_text() == s.progress_text()
+    wide = sweep(*pairs, **asked, window=3, out=tmp_path / "wide.json")
+    assert wide.progress_text() == "112 of 112 cells finished"
+    assert sweep(*pairs, **asked, window=3, out=tmp_path / "wide.json").progress_text() == wide.progress_text()
+    assert (bars[-1].total, bars[-1].done) == (112, 112)
 
 
 # -- bad input --

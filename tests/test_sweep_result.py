@@ -197,23 +197,9 @@ def test_code_names_a_function_of_ones_own() -> None:
 # -- the bar --
 
 
-def test_progress_is_shown_unless_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tqdm.auto
-
-    bars: list[Any] = []
-
-    class Bar(tqdm.auto.tqdm):  # type: ignore[type-arg,misc]
-        def __init__(self, **asked: Any) -> None:
-            bars.append((asked, self))
-            super().__init__(**{**asked, "disable": True})
-            self.done = 0
-
-        def update(self, n: float | None = 1) -> None:
-            self.done += n
-
-    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+def test_progress_is_shown_unless_it_is_not_wanted(bars: list[Any]) -> None:
     asked: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "model": model()}
     gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **asked)
     gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **asked, progress=False)
-    assert [bar["disable"] for bar, _ in bars] == [False, True]
-    assert all(bar["total"] == shown.done == 15 for bar, shown in bars)
+    assert [bar.asked["disable"] for bar in bars] == [False, True]
+    assert all(bar.total == bar.done == 15 for bar in bars)

@@ -61,7 +61,8 @@ def attribute(
     asked = {"site": site, "by": by, "steps": steps, "into": into, "ablate": ablate, **vars(places), "edits": list(edits)}
     how = "gradient" if steps == 1 else f"integrated gradients, {steps} steps"
     code = call_text("attribute", model, (clean, corrupt, metric), asked)
-    result = SweepResult.empty(question_of(plans, metric, into, code, model, how), len(plans))
+    n_cells = sum(plan.n_cells for plan in plans)
+    result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells, how), len(plans))
     for i, plan in enumerate(plans):
         _fill(result, i, plan, model, steps)
     return result

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,10 +66,6 @@ class Grid:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(len(numbers) for numbers in self.axes.values())
-
-    @property
-    def n_cells(self) -> int:
-        return int(np.prod(self.shape))
 
     @property
     def layers_at_once(self) -> list[int]:
@@ -151,6 +146,10 @@ class CellEdits:
         """The edits of a cell; none where it names only edges that the mask hides."""
         layers = self.grid.layers_of(cell, self.model.n_layers)
         return tuple(self._edit(layer, cell) for layer in layers if self.any_seen(layer, cell))
+
+    def can_run(self, cell: dict[str, list[int]]) -> bool:
+        """Whether a cell has edits at all: whether it names more than edges that the mask hides."""
+        return any(self.any_seen(layer, cell) for layer in self.grid.layers_of(cell, self.model.n_layers))
 
     def whole(self, layer: int) -> Tensor:
         """What cells write at a layer: the whole site. Not to be had from a pass that is still to come."""

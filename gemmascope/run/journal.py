@@ -16,7 +16,7 @@ from gemmascope.errors import SweepError
 if TYPE_CHECKING:
     from gemmascope.run.result import SweepResult
 
-FORMAT = "gemmascope.sweep.1"
+FORMAT = "gemmascope.sweep.2"
 
 
 class Journal:

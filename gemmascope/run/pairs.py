@@ -57,6 +57,11 @@ class Plan:
         return cls(pair, grid, base, CellEdits(grid, model, supply))
 
     @property
+    def n_cells(self) -> int:
+        """How many cells can have a value."""
+        return sum(map(self.edits.can_run, self.grid.cells()))
+
+    @property
     def source(self) -> Source | None:
         """The run that must ride along for the cells to be patched from."""
         supply = self.edits.supply
@@ -72,9 +77,9 @@ class Plan:
 
 
 def question_of(
-    plans: Sequence[Plan], metric: Any, into: str, code: str, model: Model, estimate: str | None = None
+    plans: Sequence[Plan], metric: Any, into: str, code: str, model: Model, n_cells: int, estimate: str | None = None
 ) -> Question:
-    """What the plans ask, as data. SweepError for pairs whose grids differ in shape."""
+    """What the plans ask, as data. n_cells: how many cells can have a value. SweepError for grids of different shapes."""
     shapes = {plan.grid.shape for plan in plans}
     if len(shapes) > 1:
         raise SweepError(
@@ -88,6 +93,7 @@ def question_of(
         tokens=model.texts(first.pair.base),
         site=first.grid.site.name,
         axes=first.grid.axes,
+        n_cells=n_cells,
         metric=metric_text(metric),
         into=into,
         has_source=first.pair.source is not None,

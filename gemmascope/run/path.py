@@ -44,6 +44,10 @@ class Receiver:
     layer: int
     heads: list[int] | None
 
+    def hears(self, layer: int) -> bool:
+        """Whether what a sender writes in this layer comes before it."""
+        return layer < self.layer or self.site == "resid_post"
+
 
 def path_sweep(
     clean: Any,
@@ -77,7 +81,8 @@ def path_sweep(
     plans = [Plan.of(pair, Grid.over(sender, by, places, 1, model, pair.base), model, (), traced=True) for pair in pairs]
     asked = {"sender": sender, "receiver": receiver, "by": by, "into": into, "layer": layer, "pos": pos, "head": head}
     code = call_text("path_sweep", model, (clean, corrupt, metric), asked)
-    result = SweepResult.empty(question_of(plans, metric, into, code, model), len(plans))
+    n_cells = sum(_has_path(cell, receivers) for plan in plans for cell in plan.grid.cells())
+    result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells), len(plans))
     result.source_metric[:] = [plan.traced_metric() for plan in plans]
     paths = [_Paths(plan, receivers, model) for plan in plans]
     run_cells(plans, [path.of for path in paths], result, model, How(rows_within(memory, model), progress, Journal(None)))
@@ -92,7 +97,7 @@ class _Paths:
         self.base: Trace = trace(plan.base.ids, model=model)
 
     def of(self, cell: dict[str, list[int]]) -> tuple[BoundEdit, ...]:
-        if not any(layer < r.layer or r.site == "resid_post" for layer in cell["layer"] for r in self.receivers):
+        if not _has_path(cell, self.receivers):
             return ()
         changes = {layer: self._change(layer, cell) for layer in cell["layer"]}
         return tuple(edit for r in self.receivers if (edit := self._read(r, changes)) is not None)
@@ -110,15 +115,14 @@ class _Paths:
 
     def _read(self, receiver: Receiver, changes: dict[int, Tensor]) -> BoundEdit | None:
         """The receiver's value with the changes before it, as an edit of its rows from the first change on."""
-        at_end = receiver.site == "resid_post"
-        before = [change for layer, change in changes.items() if layer < receiver.layer or at_end]
+        before = [change for layer, change in changes.items() if receiver.hears(layer)]
         if not before:
             return None
         change = torch.stack(before).sum(0)
         rows = torch.nonzero(change.any(-1))[:, 0]
         if not len(rows):
             rows = torch.tensor([len(change) - 1], device=change.device)
-        if at_end:
+        if receiver.site == "resid_post":
             value = (self.base.stream[-1] + change)[rows]
             places: tuple[Tensor, ...] = (rows,)
         else:
@@ -136,6 +140,10 @@ class _Paths:
         heads = torch.tensor(receiver.heads, device=flat.device)
         value = rearrange(flat, "pos (head d) -> pos head d", d=self.model.config.d_head)[:, receiver.heads]
         return value, (rows, heads)
+
+
+def _has_path(cell: dict[str, list[int]], receivers: Sequence[Receiver]) -> bool:
+    return any(receiver.hears(layer) for layer in cell["layer"] for receiver in receivers)
 
 
 def _attn_out(layer: Layer, z: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ class Question:
     """What was asked, as data that JSON holds: to label the axes, to tell two sweeps apart and to write the call again.
 
     model: its name, and fingerprint. kinds: "local" or "global" of every layer. tokens: those of the run that is patched.
-    axes: for each axis of the grid the numbers along it. code: the call. digest: of every number that went in: token ids
-    and the values that edits write. estimate: None for a sweep, else how the grid was estimated.
+    axes: for each axis of the grid the numbers along it. n_cells: how many cells, of all pairs, can have a value. code:
+    the call. digest: of every number that went in: token ids and the values that edits write. estimate: None for a
+    sweep, else how the grid was estimated.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Question:
     tokens: list[str]
     site: str
     axes: dict[str, list[int]]
+    n_cells: int
     metric: str
     into: str
     has_source: bool
@@ -52,8 +54,8 @@ class Question:
 class SweepResult:
     """A metric for every cell of a grid.
 
-    values: the metric of each cell's run, float64 [pair, *grid]; NaN where a cell was not run. base_metric: of the run
-    that is patched, [pair]; source_metric: of the run patched from, NaN for an ablation.
+    values: the metric of each cell's run, float64 [pair, *grid]; NaN where a cell was not run, or cannot be.
+    base_metric: of the run that is patched, [pair]; source_metric: of the run patched from, NaN for an ablation.
     """
 
     question: Question
@@ -164,7 +166,7 @@ class SweepResult:
             aside.unlink(missing_ok=True)
 
     def progress_text(self) -> str:
-        return f"{int(self.finished.sum())} of {self.values.size} cells finished"
+        return f"{int(self.finished.sum())} of {self.question.n_cells} cells finished"
 
     def __repr__(self) -> str:
         q = self.question

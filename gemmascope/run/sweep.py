@@ -79,8 +79,9 @@ def sweep(
     plans = [Plan.of(pair, Grid.over(site, by, places, window, model, pair.base), model, edits) for pair in pairs]
     max_rows = rows_within(memory, model)
     asked = {"site": site, "by": by, "into": into, "ablate": ablate, **vars(places), "window": window, "edits": list(edits)}
-    question = question_of(plans, metric, into, call_text("sweep", model, (clean, corrupt, metric), asked), model)
-    result = SweepResult.empty(question, len(plans))
+    code = call_text("sweep", model, (clean, corrupt, metric), asked)
+    n_cells = sum(plan.n_cells for plan in plans)
+    result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells), len(plans))
     for plan in plans:
         _refuse_wide_functions(_after_layers(plan.base))
         try_metric(plan.pair.metric, model, plan.base.ids)
@@ -114,7 +115,8 @@ def run_cells(plans: Sequence[Plan], makers: Sequence[Maker], result: SweepResul
     from tqdm.auto import tqdm
 
     # A bar that appears after a second and takes the place of none: a quick sweep shows nothing.
-    with tqdm(total=result.values.size, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not how.progress) as bar:
+    n_cells = result.question.n_cells
+    with tqdm(total=n_cells, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not how.progress) as bar:
         bar.update(int(result.finished.sum()))
         try:
             for chunk in _chunks(_jobs(plans, makers, result), plans, how.max_rows):
@@ -145,7 +147,7 @@ def _chunks(jobs: Iterator[_Job], plans: Sequence[Plan], max_rows: int) -> Itera
             chunk, n_rows = [], 0
         chunk.append(job)
         n_rows += rows
-    if chunk or not any(plan.grid.n_cells for plan in plans):
+    if chunk:
         yield chunk
 
 
