@@ -23,6 +23,10 @@ class DeviceError(GemmascopeError, ValueError):
     """A device or number format that is not there, or that Gemma 2 cannot compute with."""
 
 
+class BudgetError(GemmascopeError, ValueError):
+    """An amount of memory, or room on a disk, that is too small for what was asked."""
+
+
 class PromptError(GemmascopeError, ValueError):
     """A prompt, or a wanted token, that the model or its tokenizer cannot take."""
 

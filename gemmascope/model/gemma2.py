@@ -5,7 +5,9 @@ Source: "Gemma 2: Improving Open Language Models at a Practical Size" (arXiv 240
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Protocol
 
 import torch
 from einops import einsum, rearrange
@@ -127,34 +129,86 @@ class Layer(nn.Module):
         return (self.self_attn.head_outputs(z).float() * gain[:, None]).to(raw.dtype)
 
 
+class Embedding(nn.Embedding):
+    """The table of tokens, which Gemma 2 reads both ways: ids to rows, and rows to logits."""
+
+    def logits(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """The products of rows with every token's embedding, before the soft cap."""
+        return F.linear(x, self.weight)
+
+    def sample(self, at: Tensor) -> Tensor:
+        """Some numbers of the table, by their places in it laid out flat. float32."""
+        return self.weight.detach().reshape(-1)[at].float()
+
+
+class Supply(Protocol):
+    """Where the layers come from when they are not all at hand as they are computed with: packed, or still to be read."""
+
+    def layers(self, reverse: bool) -> Iterator[Layer]:
+        """The layers one after the other. Each is good until the next is asked for, or the iterator is closed."""
+
+    def layer(self, index: int) -> Layer:
+        """One layer, with weights of its own."""
+
+    def sample(self, index: int, name: str, at: Tensor) -> Tensor:
+        """Some numbers of a layer's parameter, by their places in it laid out flat. float32."""
+
+
 class Torso(nn.Module):
     """What the checkpoint calls `model`: embedding, layers, last norm."""
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_tokens = Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
 
 
 class Gemma2(nn.Module):
-    """The network: token ids to rows, rows through the layers, rows to soft-capped logits."""
+    """The network: token ids to rows, rows through the layers, rows to soft-capped logits.
+
+    supply: what brings the layers, where their parameters here are empty; None where they are here. work: bytes that the
+    rows of a pass may take, where a budget says so.
+    """
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
         self.config = config
         self.model = Torso(config)
+        self.supply: Supply | None = None
+        self.work: int | None = None
 
     def forward(self, ids: Int[Tensor, " row"], layout: Layout, tap: Tap = SILENT) -> Float[Tensor, "row d_model"]:
         """One pass: the stream after the last layer, before the last norm, for every row."""
         x = self.embed(ids, layout, tap)
-        for layer in self.layers():
-            x = layer(x, layout, tap.at(layer.index, layout))
+        with closing(self.layers()) as layers:
+            for layer in layers:
+                x = layer(x, layout, tap.at(layer.index, layout))
         return x
 
-    def layers(self) -> Iterator[Layer]:
-        """The layers in the order of a pass."""
-        return iter(self.model.layers)  # type: ignore[arg-type]
+    def layers(self, reverse: bool = False) -> Generator[Layer]:
+        """The layers in the order of a pass, or in reverse. Each is good until the next is asked for.
+
+        Close it (contextlib.closing) where a pass may end early: layers that stream in hold memory and a thread.
+        """
+        if self.supply is not None:
+            yield from self.supply.layers(reverse)
+        else:
+            yield from reversed(self.model.layers) if reverse else self.model.layers  # type: ignore[misc]
+
+    def sample(self, name: str, at: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Some numbers of a parameter, by their places in it laid out flat. float32, on the CPU."""
+        if name == "model.embed_tokens.weight":
+            return self.model.embed_tokens.sample(at).cpu()
+        _, kind, number, rest = [*name.split(".", 3), "", ""][:4]
+        if self.supply is not None and kind == "layers":
+            return self.supply.sample(int(number), rest, at)
+        parameter = self.get_parameter(name).detach().reshape(-1)
+        return parameter[at.to(parameter.device)].float().cpu()
+
+    def layer(self, index: int) -> Layer:
+        """The layer of this number, from 0, for as long as it is held."""
+        return self.model.layers[index] if self.supply is None else self.supply.layer(index)  # type: ignore[return-value]
 
     def embed(self, ids: Int[Tensor, " row"], layout: Layout, tap: Tap = SILENT) -> Float[Tensor, "row d_model"]:
         """Token embeddings times sqrt(d_model), which is rounded to the weights' dtype as in training."""
@@ -166,5 +220,5 @@ class Gemma2(nn.Module):
         """Last norm, unembedding, soft cap: the float32 logits of rows x of the stream."""
         tap = tap or SILENT.at(None, NO_ROWS)
         final = tap("final", self.model.norm(x))
-        raw = tap("logits_raw", F.linear(final, self.model.embed_tokens.weight).float())
+        raw = tap("logits_raw", self.model.embed_tokens.logits(final).float())
         return tap("logits", soft_cap(raw, self.config.final_cap))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -44,11 +44,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.network.model.embed_tokens.weight.device
+        return self.network.model.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.network.model.embed_tokens.weight.dtype
+        return self.network.model.norm.weight.dtype
 
     @property
     def has_tokenizer(self) -> bool:
@@ -65,12 +65,15 @@ class Model:
         return self._tokenizer
 
     def layer(self, index: int) -> Layer:
-        """One layer; a negative index counts from the end. SiteError if there is none."""
-        return list(self.layers())[find_layer(index, self.n_layers)]
+        """One layer; a negative index counts from the end. SiteError if there is none.
 
-    def layers(self) -> Iterator[Layer]:
-        """The layers in the order of a pass."""
-        return self.network.layers()
+        Its weights are those that a pass computes with, quantised ones as the numbers they stand for.
+        """
+        return self.network.layer(find_layer(index, self.n_layers))
+
+    def layers(self, reverse: bool = False) -> Generator[Layer]:
+        """The layers in the order of a pass, or in reverse; each is good until the next is asked for."""
+        return self.network.layers(reverse)
 
     @property
     def n_params(self) -> int:
@@ -121,11 +124,10 @@ class Model:
         """A digest of the configuration, the dtype and 64 values of every parameter: tells models apart quickly."""
         digest = hashlib.sha256(repr((self.config, self.dtype)).encode())
         for name, parameter in self.network.named_parameters():
-            flat = parameter.detach().reshape(-1)
-            evenly = torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), dtype=torch.float64).long()
-            sample = flat[evenly.to(flat.device)]
+            size = parameter.numel()
+            evenly = torch.linspace(0, size - 1, min(64, size), dtype=torch.float64).long()
             digest.update(name.encode())
-            digest.update(sample.float().cpu().numpy().tobytes())
+            digest.update(self.network.sample(name, evenly).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:

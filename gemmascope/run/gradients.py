@@ -7,12 +7,14 @@ one first. So no graph spans two layers, and layers that stream in are asked for
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemmascope.errors import EditError, SiteError
+from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.metric import Metric, bind_metric, measure
@@ -65,10 +67,13 @@ def gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Key
     found: dict[Key, Tensor] = {}
     grad = _at_the_end(trace, metric)
     lowest = min(layer or 0 for _, layer in wanted)
-    for layer in reversed(range(lowest, trace.model.n_layers)):
-        here = [key for key in wanted if key[1] == layer]
-        grad, grads = _through_layer(trace, layer, grad, here)
-        found.update(grads)
+    with closing(trace.model.layers(reverse=True)) as layers:
+        for layer in layers:
+            here = [key for key in wanted if key[1] == layer.index]
+            grad, grads = _through_layer(trace, layer, grad, here)
+            found.update(grads)
+            if layer.index == lowest:
+                break
     if ("embed", None) in wanted:
         found["embed", None] = grad
     return found
@@ -85,12 +90,12 @@ def _at_the_end(trace: Trace, metric: Metric) -> Tensor:
     return torch.cat((torch.zeros_like(trace.stream[-1][:-1]), grad))
 
 
-def _through_layer(trace: Trace, layer: int, grad: Tensor, wanted: Collection[Key]) -> tuple[Tensor, dict[Key, Tensor]]:
+def _through_layer(trace: Trace, layer: Layer, grad: Tensor, wanted: Collection[Key]) -> tuple[Tensor, dict[Key, Tensor]]:
     grabbing = _Grabbing(wanted)
     tap = Chain(Editing([trace.bound_edits]), grabbing)
     with torch.enable_grad():
-        x = trace.stream[layer].detach().requires_grad_()
-        y = trace.model.layer(layer)(x, trace.layout, tap.at(layer, trace.layout))
+        x = trace.stream[layer.index].detach().requires_grad_()
+        y = layer(x, trace.layout, tap.at(layer.index, trace.layout))
         inputs = [x, *grabbing.held.values()]
         grads = torch.autograd.grad(y, inputs, grad, allow_unused=True)
     down, *at_sites = (torch.zeros_like(v) if g is None else g for g, v in zip(grads, inputs, strict=True))

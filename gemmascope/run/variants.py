@@ -8,6 +8,7 @@ are patched from ride along: every layer is asked for once, whoever needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import NamedTuple
@@ -145,20 +146,25 @@ class _Pass:
 
     def run(self) -> Ends:
         x = self.model.network.embed(torch.cat(self.lead_ids), self.leads, self.editing)
-        for layer in self.model.layers():
-            y, earlier = self._lead(layer, x)
-            joiners = [m for m in self.members if m.layer == layer.index]
-            self._join((m, self._entering(m, x)) for m in joiners if m.confined is None)
-            for batch in _batches([m for m in self.planned if m.index in self.joined], _Member.whole_run):
-                self._through_layer(layer, batch, earlier)
-            changed = self._confined(layer, [m for m in joiners if m.confined is not None], x, y, earlier)
-            self._join(changed) if layer.index < self.last else self._finish(changed)
-            x = y
+        with closing(self.model.layers()) as layers:
+            for layer in layers:
+                x = self._through_one(layer, x)
         ends = zip(self.leads.spans, (*(base.n_after for base in self.bases), *(1 for _ in self.sources)), strict=True)
         wanted = x[[span.stop - n_after for span, n_after in ends]]
         for member in self.untouched:
             self.final[member.index] = wanted[member.base]
         return Ends(wanted[: len(self.bases)], self.final, wanted[len(self.bases) :])
+
+    def _through_one(self, layer: Layer, x: Tensor) -> Tensor:
+        """Carry all runs through a layer. x: the leads' rows at its entry; returned: those at its exit."""
+        y, earlier = self._lead(layer, x)
+        joiners = [m for m in self.members if m.layer == layer.index]
+        self._join((m, self._entering(m, x)) for m in joiners if m.confined is None)
+        for batch in _batches([m for m in self.planned if m.index in self.joined], _Member.whole_run):
+            self._through_layer(layer, batch, earlier)
+        changed = self._confined(layer, [m for m in joiners if m.confined is not None], x, y, earlier)
+        self._join(changed) if layer.index < self.last else self._finish(changed)
+        return y
 
     def _empty(self, n_rows: int) -> Tensor:
         return torch.empty(n_rows, self.model.config.d_model, dtype=self.model.dtype, device=self.model.device)

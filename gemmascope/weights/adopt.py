@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
-from gemmascope.model.gemma2 import Gemma2
+from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.weights.checkpoint import with_ends
 from gemmascope.weights.placing import asked_dtype, choose_device, no_float16
 
@@ -53,6 +54,13 @@ def empty_network(config: GemmaConfig) -> Gemma2:
     """A network of this shape on the meta device: it takes no memory."""
     with torch.device("meta"), _NoInit():
         return Gemma2(config).eval()
+
+
+def empty_layers(config: GemmaConfig, dtype: torch.dtype, indices: Iterable[int] | None = None) -> list[Layer]:
+    """Layers of this shape on the meta device: all, or those of these numbers."""
+    with torch.device("meta"), _NoInit():
+        chosen = range(config.n_layers) if indices is None else indices
+        return [Layer(config, index).to(dtype).eval().requires_grad_(False) for index in chosen]
 
 
 class _NoInit(TorchFunctionMode):

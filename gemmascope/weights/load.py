@@ -16,9 +16,12 @@ from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.model import Model
 from gemmascope.tokens import Tokenizer
 from gemmascope.weights.adopt import adopt, empty_network, is_gemma, put
+from gemmascope.weights.budget import parse_bytes
 from gemmascope.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
 from gemmascope.weights.hub import fetch, fetch_tokenizer, is_hub_id, suggestion
 from gemmascope.weights.placing import choose_device, choose_dtype
+from gemmascope.weights.store import Store, is_store
+from gemmascope.weights.streamed import int8_store, network_of_checkpoint, network_of_store, require_weights
 
 NANO = Path(__file__).parent.parent / "nano" / "checkpoint"
 
@@ -30,6 +33,9 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    weights: str = "auto",
+    memory: int | str | None = None,
+    cache: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     check: bool = False,
 ) -> Model:
@@ -44,24 +50,54 @@ def load(
     dtype: "auto" is float32 if any tensor is stored in float16, else what config.json names if that is bfloat16 or
         float32, else bfloat16 if every tensor is stored so, else float32; for a model in memory, what it is in.
         float16 is refused: Gemma 2 overflows in it.
+    weights: "auto" is what is stored; "int8" quantises the layers' matrices (groups of 128, symmetric), once, into a cache
+        folder, and computes in dtype with the numbers that they stand for. A folder that gemmascope quantize wrote is
+        a source, and is int8.
+    memory: bytes that the model may take on the device, such as "20GiB". What fits stays there; the other layers are
+        brought as a pass goes, from host memory or from their files. None: everything stays.
+    cache: the folder for the int8 weights; by default one in GEMMASCOPE_CACHE or ~/.cache/gemmascope.
     tokenizer: a folder, a hub id or a fast tokenizer of transformers, instead of the source's own. A source without
         any loads as well; its prompts are then token ids.
     check: look at every value for NaN and infinity.
 
-    Memory while loading: at most the model's own size and one tensor. Raises CheckpointError, ConfigError (another
-    architecture) or DeviceError (a device or dtype that cannot be); nothing half loaded stays behind.
+    Memory while loading: at most the model's own size and one tensor; while quantising, one layer in int8 and two tensors.
+    Raises CheckpointError, ConfigError (another architecture), DeviceError (a device, dtype or weights that cannot be) or
+    BudgetError (too little memory, with the least; no room on the disk); nothing half loaded stays behind.
     """
     if check and str(device) == "meta":
         raise DeviceError("check=True looks at the values, and device='meta' reads none: leave one of them out")
+    require_weights(weights)
+    budget = None if memory is None else parse_bytes(memory)
     if is_gemma(source):
+        _refuse_in_memory(weights, memory)
         return _from_memory(source, device, dtype, tokenizer, check)
     folder, name = _locate(source)
+    if weights == "int8" or is_store(folder):
+        return _in_int8(int8_store(folder, name, cache), name, device, dtype, tokenizer, budget)
     with Checkpoint(folder) as checkpoint:
         words = _own_words(folder, checkpoint.config) if tokenizer is None else _words(tokenizer, checkpoint.config)
-        network = _network(
-            checkpoint, choose_device(device), choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes), check
-        )
+        place, numbers = choose_device(device), choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
+        if budget is not None and place.type != "meta":
+            _require_tied(checkpoint)
+            return Model(network_of_checkpoint(checkpoint, place, numbers, budget), words, name)
+        network = _network(checkpoint, place, numbers, check)
     return Model(network, words, name)
+
+
+def _in_int8(
+    store: Store, name: str, device: str | torch.device, dtype: str | torch.dtype, tokenizer: Any, budget: int | None
+) -> Model:
+    words = _own_words(store.folder, store.config) if tokenizer is None else _words(tokenizer, store.config)
+    numbers = choose_dtype(dtype, store.dtype_name, {store.dtype})
+    return Model(network_of_store(store, choose_device(device), numbers, budget), words, name)
+
+
+def _refuse_in_memory(weights: str, memory: int | str | None) -> None:
+    if weights != "auto" or memory is not None:
+        raise DeviceError(
+            "a model that is in memory is shared as it is: for int8 weights or a memory budget, call "
+            "model.save_pretrained(folder) and load the folder"
+        )
 
 
 @cache

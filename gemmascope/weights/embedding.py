@@ -1,0 +1,75 @@
+"""An embedding that stays in its file: rows are read as they are asked for, and logits are made a part at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gemmascope.weights.packed import Piece, Span, stamp_of
+
+# Bytes of the table that are held at once.
+PART = 64 * 2**20
+
+
+class FileEmbedding(nn.Module):
+    """The table of tokens in a file. path: a safetensors file; data: where its tensors begin; piece: the table's.
+
+    `weight` is empty here: what needs the whole table reads it with `read`.
+    """
+
+    def __init__(self, path: Path, data: int, piece: Piece, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.path, self.offset, self.piece, self.dtype, self.device = path, data + piece.start, piece, dtype, device
+        self.stamp = stamp_of(path)
+        self.weight = nn.Parameter(torch.empty(piece.shape, dtype=dtype, device="meta"), requires_grad=False)
+        self.rows_at_once = max(1, PART // (piece.shape[1] * piece.dtype.itemsize))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        numbers, places = torch.unique(ids, return_inverse=True)
+        rows = [self.read(int(i), int(i) + 1) for i in numbers]
+        return torch.cat(rows)[places].to(self.device)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The products of rows with every token's embedding, before the soft cap."""
+        found: Tensor = _Logits.apply(x, self)
+        return found
+
+    def sample(self, at: Tensor) -> Tensor:
+        width = self.piece.shape[1]
+        return torch.cat([self.read(int(i) // width, int(i) // width + 1)[0, int(i) % width][None] for i in at]).float()
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """The table, a part at a time: which tokens, and their rows. A part is good until the next."""
+        buffer = torch.empty(self.rows_at_once * self.piece.shape[1] * self.piece.dtype.itemsize, dtype=torch.uint8)
+        for start in range(0, self.piece.shape[0], self.rows_at_once):
+            stop = min(start + self.rows_at_once, self.piece.shape[0])
+            yield slice(start, stop), self.read(start, stop, buffer).to(self.device)
+
+    def read(self, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
+        """The rows of the tokens start to stop - 1, on the CPU."""
+        width = self.piece.shape[1] * self.piece.dtype.itemsize
+        n_bytes = (stop - start) * width
+        buffer = torch.empty(n_bytes, dtype=torch.uint8) if buffer is None else buffer[:n_bytes]
+        Span(self.path, self.offset + start * width, n_bytes, 0, self.stamp).read(memoryview(buffer.numpy()))
+        return buffer.view(self.piece.dtype).view(stop - start, -1).to(self.dtype)
+
+
+class _Logits(torch.autograd.Function):
+    """x @ table.T, the table read a part at a time; backward reads it again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: FileEmbedding) -> Tensor:
+        ctx.table = table
+        out = x.new_empty(len(x), table.piece.shape[0])
+        for tokens, rows in table.parts():
+            out[:, tokens] = x @ rows.T
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return sum((grad[:, tokens] @ rows for tokens, rows in ctx.table.parts()), grad.new_zeros(())), None

@@ -1,0 +1,217 @@
+"""Packed layers: the bytes of a layer as they lie in files, in one flat buffer, and the tensors that they hold.
+
+A layer's bytes come from one safetensors file of a store, or from places in the shards of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gemmascope.config import GemmaConfig
+from gemmascope.errors import CheckpointError
+from gemmascope.weights.int8 import GROUP, dequantise, n_groups
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I8": torch.int8}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+SCALE = ".scale"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor in a buffer of bytes: where it begins, and what it is."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def n_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.n_bytes
+
+    def view(self, buffer: Tensor) -> Tensor:
+        """The tensor, in the memory of the buffer."""
+        return buffer[self.start : self.stop].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes of a file, `at` their place in the buffer. stamp: what the file looked like when it was described."""
+
+    path: Path
+    offset: int
+    n_bytes: int
+    at: int
+    stamp: tuple[int, int, int]
+
+    def read(self, buffer: memoryview) -> None:
+        """Read into the buffer of the whole layer. CheckpointError for a file that changed, is gone or is cut short."""
+        target = buffer[self.at : self.at + self.n_bytes]
+        try:
+            file = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error}") from error
+        try:
+            done = 0
+            while done < self.n_bytes:
+                count = os.preadv(file, [target[done:]], self.offset + done)
+                if count == 0:
+                    raise CheckpointError(f"{self.path} is cut short: it ends at {self.offset + done:,} bytes")
+                done += count
+            if stamp_of(self.path) != self.stamp:
+                raise CheckpointError(f"{self.path} changed while it was in use: load the model again")
+        finally:
+            os.close(file)
+
+
+def stamp_of(path: Path) -> tuple[int, int, int]:
+    """What tells a file from the same file changed: size, time of the last change, inode."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A layer's bytes: where they are read from, and the tensors in them, by the names within the layer.
+
+    sha256: of all the bytes, where it is known.
+    """
+
+    spans: tuple[Span, ...]
+    pieces: tuple[Piece, ...]
+    sha256: str | None = None
+    checked: list[bool] = field(default_factory=list, compare=False, repr=False)
+
+    @cached_property
+    def n_bytes(self) -> int:
+        return max(piece.stop for piece in self.pieces)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Piece]:
+        return {piece.name: piece for piece in self.pieces}
+
+    def read(self, buffer: memoryview) -> None:
+        """Read the layer into a buffer. The first time, its checksum is taken, if there is one to compare with."""
+        for span in self.spans:
+            span.read(buffer)
+        if self.sha256 is not None and not self.checked:
+            if hashlib.sha256(buffer[: self.n_bytes]).hexdigest() != self.sha256:
+                raise CheckpointError(
+                    f"{self.spans[0].path} is damaged: its checksum is not the manifest's; convert it anew"
+                )
+            self.checked.append(True)
+
+    def sample(self, name: str, at: Tensor, dtype: torch.dtype) -> Tensor:
+        """Some numbers of a tensor, by their places in it laid out flat, as they are in dtype."""
+        piece = self.by_name[name]
+        values = self._values(piece, at)
+        if scales := self.by_name.get(name + SCALE):
+            rows, columns = at // piece.shape[1], at % piece.shape[1]
+            values = values.float() * self._values(scales, rows * scales.shape[1] + columns // GROUP).float()
+        return values.to(dtype).float()
+
+    def _values(self, piece: Piece, at: Tensor) -> Tensor:
+        size = piece.dtype.itemsize
+        found = b"".join(self._bytes(piece.start + int(i) * size, size) for i in at)
+        return torch.frombuffer(bytearray(found), dtype=piece.dtype)
+
+    def _bytes(self, start: int, n_bytes: int) -> bytes:
+        for span in self.spans:
+            if span.at <= start < span.at + span.n_bytes:
+                with span.path.open("rb", buffering=0) as file:
+                    return os.pread(file.fileno(), n_bytes, span.offset + start - span.at)
+        raise AssertionError(f"byte {start} lies in no span")
+
+    def ready(self, dtype: torch.dtype) -> bool:
+        """Whether the tensors can be computed with where they lie."""
+        return all(piece.dtype == dtype for piece in self.pieces)
+
+    def unpack(self, buffer: Tensor, into: Mapping[str, Tensor]) -> None:
+        """Write every tensor as the numbers that it stands for."""
+        for name, target in into.items():
+            value = self.by_name[name].view(buffer)
+            if name + SCALE in self.by_name:
+                dequantise(value, self.by_name[name + SCALE].view(buffer), target)
+            else:
+                target.copy_(value)
+
+
+def laid_out(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[Piece]:
+    """The pieces of a buffer that holds these tensors without holes, wide numbers first, so that each is aligned."""
+    names = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
+    sizes = [torch.Size(tensors[name][1]).numel() * tensors[name][0].itemsize for name in names]
+    starts = accumulate([0, *sizes])
+    return [Piece(name, *tensors[name], start) for name, start in zip(names, starts, strict=False)]
+
+
+def header_of(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file has before these bytes."""
+    described = {
+        p.name: {"dtype": CODES[p.dtype], "shape": list(p.shape), "data_offsets": [p.start, p.stop]} for p in pieces
+    }
+    text = json.dumps({"__metadata__": dict(metadata), **described}).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def pieces_in(path: Path) -> tuple[dict[str, Piece], int]:
+    """The tensors in a safetensors file, and where its data begins. CheckpointError if it is none."""
+    try:
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > path.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+            pieces = {
+                name: Piece(name, DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0])
+                for name, entry in header.items()
+                if name != "__metadata__"
+            }
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise CheckpointError(f"{path} is no safetensors file that can be read: {error}") from error
+    return pieces, 8 + length
+
+
+# The matrices of a layer, and its norms.
+MATRICES = tuple(f"self_attn.{x}_proj.weight" for x in "qkvo") + tuple(
+    f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")
+)
+NORMS = tuple(f"{x}_layernorm.weight" for x in ("input", "post_attention", "pre_feedforward", "post_feedforward"))
+
+
+def layer_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a layer."""
+    d, d_q, d_kv, d_mlp = config.d_model, config.n_heads * config.d_head, config.n_kv_heads * config.d_head, config.d_mlp
+    shapes = ((d_q, d), (d_kv, d), (d_kv, d), (d, d_q), (d_mlp, d), (d_mlp, d), (d, d_mlp))
+    return dict(zip(MATRICES, shapes, strict=True)) | dict.fromkeys(NORMS, (d,))
+
+
+def int8_layout(config: GemmaConfig, norms: torch.dtype) -> list[Piece]:
+    """A layer in int8: matrices and their scales, norms in a dtype of their own."""
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name, shape in layer_shapes(config).items():
+        tensors[name] = (torch.int8 if name in MATRICES else norms, shape)
+        if name in MATRICES:
+            tensors[name + SCALE] = (torch.float16, (shape[0], n_groups(shape[1])))
+    return laid_out(tensors)
+
+
+def plain_layout(config: GemmaConfig, dtype: torch.dtype) -> list[Piece]:
+    """A layer in one dtype throughout."""
+    return laid_out({name: (dtype, shape) for name, shape in layer_shapes(config).items()})
