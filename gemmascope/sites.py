@@ -118,6 +118,19 @@ def find_site(name: object) -> Site:
     raise SiteError(_unknown(name))
 
 
+def read_name(name: object) -> tuple[Site, int | None]:
+    """The site that a name means, and the layer if the name says one.
+
+    name: "z"; "layers.5.z"; "attn.hook_z" or "blocks.5.attn.hook_z" (TransformerLens). Raises SiteError for an unknown
+    one, and for a name that stands for another number in TransformerLens.
+    """
+    if not isinstance(name, str):
+        return find_site(name), None
+    if dotted := re.fullmatch(r"(?:layers|blocks)\.(-?\d+)\.(.+)", name):
+        return find_site(_translate(dotted[2])), int(dotted[1])
+    return find_site(_translate(name)), None
+
+
 def find(key: object, n_layers: int, layer: int | None = None) -> Address:
     """The address that a key means, in a model of n_layers layers.
 
@@ -132,12 +145,10 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
         return find(name, n_layers, layer)
     if not isinstance(key, str):
         raise SiteError(_unknown(key))
-    if dotted := re.fullmatch(r"(?:layers|blocks)\.(-?\d+)\.(.+)", key):
-        at, rest = int(dotted[1]), dotted[2]
-        if layer is not None and find_layer(layer, n_layers) != find_layer(at, n_layers):
-            raise SiteError(f"{key!r} names layer {at}, and layer {layer} was given as well; give one of them")
-        return _address(find_site(_translate(rest)), at, n_layers)
-    return _address(find_site(_translate(key)), layer, n_layers)
+    site, at = read_name(key)
+    if at is not None and layer is not None and find_layer(layer, n_layers) != find_layer(at, n_layers):
+        raise SiteError(f"{key!r} names layer {at}, and layer {layer} was given as well; give one of them")
+    return _address(site, layer if at is None else at, n_layers)
 
 
 def find_layer(layer: object, n_layers: int) -> int:

@@ -72,6 +72,17 @@ def test_a_sender_at_one_position() -> None:
     assert s.values[0, 1, 4] == pytest.approx(by_definition(sender, [("v", 2, None)]), abs=3e-4)
 
 
+def test_names_of_transformerlens_are_read() -> None:
+    ours = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="z", layer=1, receiver=[("q", 3), ("v", 2, 1)], model=model())
+    theirs: list[Any] = ["blocks.3.attn.hook_q", ("attn.hook_v", 2, 1)]
+    told = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="blocks.1.attn.hook_z", receiver=theirs, model=model())
+    assert told.question.axes == ours.question.axes
+    assert np.array_equal(told.values, ours.values)
+    one = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("blocks.2.attn.hook_v", None, 1), model=model())
+    other = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("v", 2, 1), model=model())
+    assert np.array_equal(one.values, other.values)
+
+
 def test_bad_input() -> None:
     def ask(**asked: Any) -> Any:
         return gs.path_sweep(CLEAN, CORRUPT, METRIC, model=model(), **asked)
@@ -80,6 +91,18 @@ def test_bad_input() -> None:
         ask(sender="q")
     with pytest.raises(SweepError, match="a receiver is"):
         ask(receiver=("z", 3))
+    with pytest.raises(SiteError, match=r"'attn.hook_result' leaves out Gemma 2's post-norm"):
+        ask(sender="blocks.1.attn.hook_result")
+    with pytest.raises(SiteError, match=r"'blocks.1.attn.hook_z' names layer 1, and layer=2 was given as well"):
+        ask(sender="blocks.1.attn.hook_z", layer=2)
+    with pytest.raises(SiteError, match=r"'blocks.3.attn.hook_q' names layer 3, and layer 2 was given as well"):
+        ask(receiver=("blocks.3.attn.hook_q", 2, 1))
+    with pytest.raises(SweepError, match=r"names its layer: give it alone, or as .* None, head"):
+        ask(receiver=("blocks.3.attn.hook_q", 1))
+    with pytest.raises(SiteError, match=r"'q' is in every layer: say which"):
+        ask(receiver="q")
+    with pytest.raises(SweepError, match=r"a receiver is .* given 3"):
+        ask(receiver=3)
     with pytest.raises(SweepError, match="receiver is an empty list"):
         ask(receiver=[])
     with pytest.raises(SiteError, match="there is no layer 9"):

@@ -178,6 +178,19 @@ def test_places_are_written_as_in_an_edit() -> None:
     )
 
 
+@pytest.mark.parametrize("ask", [sweep, lambda *given, **asked: gs.attribute(*given, METRIC, model=model(), **asked)])
+def test_names_of_transformerlens_are_read_as_in_a_trace(ask: Any) -> None:
+    clean, corrupt = prompt(5), prompt(5, seed=1)
+    for name, layer in [("attn.hook_z", None), ("blocks.2.attn.hook_z", 2), ("layers.-1.z", 2)]:
+        told, ours = (ask(clean, corrupt, site=site, by=("layer", "head"), layer=layer) for site in (name, "z"))
+        assert (told.question.site, told.question.axes) == ("z", ours.question.axes)
+        assert np.array_equal(told.values, ours.values)
+    alone = ask(clean, corrupt, site="blocks.2.hook_mlp_out", by="pos", layer=[-1])
+    assert np.array_equal(alone.values, ask(clean, corrupt, site="mlp_out", by="pos", layer=2).values)
+    with pytest.raises(SiteError, match=r"'blocks.2.hook_mlp_out' names layer 2, and layer=\[1, 2\] was given as well"):
+        ask(clean, corrupt, site="blocks.2.hook_mlp_out", by="pos", layer=[1, 2])
+
+
 def test_kv_heads_are_an_axis_of_their_own() -> None:
     s = sweep(prompt(5), prompt(5, seed=1), site="k", by=("head",))
     assert s.question.axes == {"kv_head": [0, 1, 2, 3]}
@@ -421,6 +434,12 @@ BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
     ({"site": "residpre"}, SiteError, "there is no site 'residpre'. Did you mean 'resid_pre'"),
     ({"site": "embed"}, SweepError, "'embed' is outside the layers, so there is no grid over it: use gs.trace with an edit"),
     ({"site": "logits"}, SweepError, "'logits' is outside the layers"),
+    ({"site": "hook_embed"}, SweepError, "'embed' is outside the layers"),
+    ({"site": "blocks.0.attn.hook_result"}, SiteError, "TransformerLens' 'attn.hook_result' leaves out Gemma 2's post-norm"),
+    ({"site": "attn.hook_attn_scores"}, SiteError, "has -inf at masked keys there"),
+    ({"site": "blocks.3.hook_resid_pre"}, SiteError, "there is no layer 3"),
+    ({"site": "blocks.1.hook_resid_pre", "layer": 2}, SiteError, "names layer 1, and layer=2 was given as well"),
+    ({"site": ("z", 1)}, SiteError, "there is no site"),
     ({"layer": 3}, SiteError, "there is no layer 3: layers go from 0 to 2"),
     ({"layer": [0, -3]}, SiteError, "layer names one twice"),
     ({"layer": []}, SweepError, "layer is an empty list"),

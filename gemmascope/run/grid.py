@@ -6,7 +6,7 @@ A cell is a choice along each axis of `by`; along the other axes all its places 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit, Fed, Feed, mesh
 from gemmascope.run.edits import Ablate, Patch
 from gemmascope.run.where import find_heads, find_positions
-from gemmascope.sites import Address, Site, find_layer, find_site
+from gemmascope.sites import Address, Site, find_layer, read_name
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
@@ -50,10 +50,15 @@ class Grid:
 
     @classmethod
     def over(cls, site: str, by: Sequence[str], places: Places, window: int, model: Model, ids: Tensor) -> Grid:
-        """The grid that was asked for. SweepError for an axis the site does not have, SiteError for a place not there."""
-        found = find_site(site)
+        """The grid that was asked for. SweepError for an axis the site does not have, SiteError for a place not there.
+
+        site: its name here or in TransformerLens, which may say the layer as well.
+        """
+        found, at = read_name(site)
         if not found.in_layer:
             raise SweepError(f"'{found.name}' is outside the layers, so there is no grid over it: use gs.trace with an edit")
+        if at is not None:
+            places = replace(places, layer=_named_layer(site, at, places.layer, model.n_layers))
         numbers = _numbers(found, places, model, ids)
         wanted = _axis_names(by, found, numbers)
         if not hasattr(window, "__index__") or not 1 <= window <= model.n_layers:
@@ -195,6 +200,14 @@ def _numbers(site: Site, places: Places, model: Model, ids: Tensor) -> dict[str,
         elif axis in ("pos", "q_pos", "k_pos"):
             numbers[axis] = find_positions(edges.get(axis, places.pos), model, ids)
     return numbers
+
+
+def _named_layer(name: str, at: int, given: Any, n_layers: int) -> int:
+    """The layer that a site's name says. SiteError if another was given."""
+    found = find_layer(at, n_layers)
+    if given is not None and _layers(given, n_layers) != [found]:
+        raise SiteError(f"{name!r} names layer {at}, and layer={given!r} was given as well; give one of them")
+    return found
 
 
 def _layers(given: Any, n_layers: int) -> list[int]:

@@ -30,7 +30,7 @@ from gemmascope.run.result import SweepResult
 from gemmascope.run.sweep import How, run_cells
 from gemmascope.run.trace import Trace, trace
 from gemmascope.run.where import find_heads
-from gemmascope.sites import find
+from gemmascope.sites import find, read_name
 
 SENDERS = ("z", "attn_out", "mlp_out")
 RECEIVERS = ("q", "k", "v")
@@ -68,11 +68,12 @@ def path_sweep(
     """Patch every cell of a grid of senders, and measure its effect through the receivers alone.
 
     sender: "z" (heads), "attn_out" or "mlp_out". receiver: ("q" | "k" | "v", layer, head or heads or None for all; kv heads
-    at k and v), a list of such, or "final": the sender's own words to the unembedding. by, into, layer, pos, head,
-    memory, progress, the other arguments and the result: as in gs.sweep. A sender that comes at or after the layer of
-    every receiver has no path: its cell stays NaN.
+    at k and v), a list of such, or "final": the sender's own words to the unembedding. TransformerLens' names are read
+    as well; "blocks.5.attn.hook_q" alone is a receiver. by, into, layer, pos, head, memory, progress, the other arguments
+    and the result: as in gs.sweep. A sender that comes at or after the layer of every receiver has no path: its cell
+    stays NaN.
     """
-    if sender not in SENDERS:
+    if read_name(sender)[0].name not in SENDERS:
         raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {sender!r}")
     model = model_or_nano(model)
     receivers = _receivers(receiver, model)
@@ -164,9 +165,12 @@ def _receiver(given: Any, model: Model) -> Iterator[Receiver]:
     if given == "final":
         yield Receiver("resid_post", model.n_layers - 1, None)
         return
-    if not isinstance(given, tuple) or len(given) not in (2, 3) or given[0] not in RECEIVERS:
+    parts = (given,) if isinstance(given, str) else given
+    if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or read_name(parts[0])[0].name not in RECEIVERS:
         raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {given!r}")
-    address = find((given[0], given[1]), model.n_layers)
-    heads = find_heads(given[2] if len(given) == 3 else None, address.site, model)
+    if len(parts) == 2 and read_name(parts[0])[1] is not None:  # is the number its layer once more, or a head?
+        raise SweepError(f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {given!r}")
+    address = find(parts[0], model.n_layers, parts[1] if len(parts) > 1 else None)
+    heads = find_heads(parts[2] if len(parts) == 3 else None, address.site, model)
     assert address.layer is not None
-    yield Receiver(given[0], address.layer, heads)
+    yield Receiver(address.site.name, address.layer, heads)

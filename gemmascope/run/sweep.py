@@ -63,8 +63,9 @@ def sweep(
     """Patch every cell of a grid, each in a run of its own, and measure what it changes: all runs in one pass.
 
     clean, corrupt: two prompts of equal length, or lists of them (pairs). metric: gs.logit_diff(...) or a function of
-    soft-capped logits [run, vocab] -> [run]; for pairs, a list with one for each. site: where to patch. by: the axes of
-    the grid, of layer, pos, head (kv heads at k and v), q_pos and k_pos; along the others all places are patched together.
+    soft-capped logits [run, vocab] -> [run]; for pairs, a list with one for each. site: where to patch, by its name here
+    or in TransformerLens, which may say the layer ("blocks.5.attn.hook_z"). by: the axes of the grid, of layer, pos, head
+    (kv heads at k and v), q_pos and k_pos; along the others all places are patched together.
     into: the run that is patched: "corrupt" (with clean values: what restores the answer?) or "clean" (with corrupted
     ones: what breaks it?). ablate: a constant to write instead; then the clean run is changed and corrupt is None.
     layer, pos, head, q_pos, k_pos: a subset, written as in gs.patch. window: layers that a cell patches, centred on its
