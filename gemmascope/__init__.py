@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 # The public names, by the module that holds them.
 _WHERE = {
     "load": "gemmascope.weights.load",
+    "quantize": "gemmascope.weights.streamed",
     "trace": "gemmascope.run.trace",
     "Trace": "gemmascope.run.trace",
     "open_trace": "gemmascope.run.saving",
@@ -30,6 +31,8 @@ _WHERE = {
     "sweep": "gemmascope.run.sweep",
     "path_sweep": "gemmascope.run.path",
     "attribute": "gemmascope.analysis.attribution",
+    "compare": "gemmascope.analysis.compare",
+    "Comparison": "gemmascope.analysis.comparison",
     "SweepResult": "gemmascope.run.result",
     "open_sweep": "gemmascope.run.result",
     "logit_diff": "gemmascope.analysis.metrics",
@@ -43,6 +46,8 @@ _SUBMODULES = ("errors", "prompts", "sites")
 if TYPE_CHECKING:
     from gemmascope import errors, prompts, sites
     from gemmascope.analysis.attribution import attribute
+    from gemmascope.analysis.compare import compare
+    from gemmascope.analysis.comparison import Comparison
     from gemmascope.analysis.metrics import answer_logprob, answer_prob, kl_from, logit_diff, rank
     from gemmascope.config import GemmaConfig
     from gemmascope.errors import GemmascopeError
@@ -55,9 +60,11 @@ if TYPE_CHECKING:
     from gemmascope.run.trace import Trace, trace
     from gemmascope.sites import SITES
     from gemmascope.weights.load import load
+    from gemmascope.weights.streamed import quantize
 
 __all__ = [
     "SITES",
+    "Comparison",
     "GemmaConfig",
     "GemmascopeError",
     "Model",
@@ -68,6 +75,7 @@ __all__ = [
     "answer_logprob",
     "answer_prob",
     "attribute",
+    "compare",
     "edit",
     "errors",
     "kl_from",

@@ -35,6 +35,9 @@ The model is nano, a small trained Gemma 2 inside the package, unless --model na
 _TRACE = """\
 Run a prompt once and show its tokens, the likeliest next tokens, and what each layer would answer: the residual
 stream after the layer, read as if it were the last."""
+_QUANTIZE = """\
+Write a checkpoint's int8 weights to a folder, once: groups of 128 along the input, a file for each layer. The folder is
+then a model: gemmascope trace --model TARGET, or gs.load(TARGET, memory="20GiB"). An interrupted run goes on."""
 _TRACE_EXAMPLES = """\
 examples:
   gemmascope trace "When Mary and John went to the store, John gave a drink to"
@@ -90,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_trace(commands)
+    _add_quantize(commands)
     return parser
 
 
@@ -120,6 +124,22 @@ def _trace(args: argparse.Namespace) -> int:
     if args.html is not None:
         args.html.write_text(as_page(t), encoding="utf-8")
         print(f"wrote {args.html}", file=sys.stderr)
+    return 0
+
+
+def _add_quantize(commands: Commands) -> None:
+    parser = commands.add_parser("quantize", help="write a checkpoint's int8 weights to a folder", description=_QUANTIZE)
+    parser.add_argument("source", metavar="SOURCE", help="a hub id, or a checkpoint's folder")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="a new folder, or one where this was interrupted")
+    parser.set_defaults(run=_quantize)
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    from gemmascope.weights.streamed import quantize
+
+    folder = quantize(args.source, args.target)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"wrote {folder}: {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} files")
     return 0
 
 

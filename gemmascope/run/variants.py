@@ -23,9 +23,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Chain
 from gemmascope.run.bound import BoundEdit, Feed
 from gemmascope.run.passes import Editing, Keeping
-
-# Rows that go through a layer at once, so that what lies between two products stays in the cache. Measured on two cores.
-BIN_ROWS = 1024
+from gemmascope.weights.budget import BIN_ROWS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemmascope.weights.packed import Piece, Span, stamp_of
+from gemmascope.weights.packed import Piece, Span, bytes_of, stamp_of
 
 # Bytes of the table that are held at once.
 PART = 64 * 2**20
@@ -35,7 +35,7 @@ class FileEmbedding(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The products of rows with every token's embedding, before the soft cap."""
-        found: Tensor = _Logits.apply(x, self)
+        found: Tensor = _Logits.apply(x, self)  # type: ignore[no-untyped-call]
         return found
 
     def sample(self, at: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class FileEmbedding(nn.Module):
         width = self.piece.shape[1] * self.piece.dtype.itemsize
         n_bytes = (stop - start) * width
         buffer = torch.empty(n_bytes, dtype=torch.uint8) if buffer is None else buffer[:n_bytes]
-        Span(self.path, self.offset + start * width, n_bytes, 0, self.stamp).read(memoryview(buffer.numpy()))
+        Span(self.path, self.offset + start * width, n_bytes, 0, self.stamp).read(bytes_of(buffer))
         return buffer.view(self.piece.dtype).view(stop - start, -1).to(self.dtype)
 
 

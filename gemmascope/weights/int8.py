@@ -30,7 +30,7 @@ def quantise(
     for at in range(0, len(weight), TILE):
         rows = slice(at, at + TILE)
         tile = weight[rows].float()
-        largest = torch.stack([group.abs().amax(1) for group in tile.split(GROUP, dim=1)], dim=1)
+        largest = torch.stack([group.abs().amax(1) for group in torch.split(tile, GROUP, dim=1)], dim=1)
         scale[rows] = _scales(largest, name)
         step = scale[rows].float().repeat_interleave(GROUP, dim=1)[:, : tile.shape[1]]
         q[rows] = torch.where(step > 0, tile / step, 0.0).round_().clamp_(-127, 127).to(torch.int8)

@@ -18,14 +18,11 @@ from gemmascope.tokens import Tokenizer
 from gemmascope.weights.adopt import adopt, empty_network, is_gemma, put
 from gemmascope.weights.budget import parse_bytes
 from gemmascope.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
-from gemmascope.weights.hub import fetch, fetch_tokenizer, is_hub_id, suggestion
+from gemmascope.weights.hub import fetch_tokenizer, is_hub_id
+from gemmascope.weights.locate import locate
 from gemmascope.weights.placing import choose_device, choose_dtype
 from gemmascope.weights.store import Store, is_store
 from gemmascope.weights.streamed import int8_store, network_of_checkpoint, network_of_store, require_weights
-
-NANO = Path(__file__).parent.parent / "nano" / "checkpoint"
-
-_SOURCES = "a folder in the transformers layout, a hub id (owner/name), 'nano', or a transformers Gemma2ForCausalLM"
 
 
 def load(
@@ -71,7 +68,7 @@ def load(
     if is_gemma(source):
         _refuse_in_memory(weights, memory)
         return _from_memory(source, device, dtype, tokenizer, check)
-    folder, name = _locate(source)
+    folder, name = locate(source)
     if weights == "int8" or is_store(folder):
         return _in_int8(int8_store(folder, name, cache), name, device, dtype, tokenizer, budget)
     with Checkpoint(folder) as checkpoint:
@@ -113,24 +110,6 @@ def _from_memory(source: Any, device: str | torch.device, dtype: str | torch.dty
         for name, parameter in network.named_parameters():
             _require_finite(parameter, f"parameter {name!r}")
     return Model(network, words, getattr(source.config, "name_or_path", "") or type(source).__name__)
-
-
-def _locate(source: Any) -> tuple[Path, str]:
-    """The folder of a source, fetched if it is a hub id, and the name that its model goes by."""
-    if source is None or source == "nano":
-        return NANO, "nano"
-    if not isinstance(source, (str, os.PathLike)):
-        raise CheckpointError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")
-    path = Path(source).expanduser()
-    if path.is_dir() and source != "":  # Path("") is the current folder; nobody means that
-        return path, str(source)
-    if path.is_file():
-        raise CheckpointError(f"{path} is a file; give the folder that holds it, with its config.json")
-    if isinstance(source, str) and is_hub_id(source):
-        return fetch(source), source
-    raise CheckpointError(
-        f"{str(source)!r} is no folder that exists and no hub id.{suggestion(str(source))} A source is {_SOURCES}"
-    )
 
 
 def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, check: bool) -> Gemma2:

@@ -80,6 +80,11 @@ class Span:
             os.close(file)
 
 
+def bytes_of(buffer: Tensor) -> memoryview:
+    """The bytes of a tensor of uint8 on the CPU, to be read and written in place."""
+    return memoryview(buffer.numpy().data)
+
+
 def stamp_of(path: Path) -> tuple[int, int, int]:
     """What tells a file from the same file changed: size, time of the last change, inode."""
     found = path.stat()

@@ -27,9 +27,11 @@ from gemmascope.weights.packed import (
     Packed,
     Piece,
     Span,
+    bytes_of,
     header_of,
     int8_layout,
     laid_out,
+    layer_shapes,
     pieces_in,
     stamp_of,
 )
@@ -128,7 +130,7 @@ class _Writer:
             with aside.open("wb") as file:
                 file.write(header_of(pieces, {"format": FORMAT, "identity": str(self.manifest["identity"])}))
                 for part in parts:
-                    data = memoryview(part.numpy())
+                    data = bytes_of(part)
                     digest.update(data)
                     file.write(data)
                 file.flush()
@@ -194,7 +196,7 @@ class Store:
         for name, about in self.manifest["files"].items():
             if not _whole(folder / name, about):
                 raise CheckpointError(
-                    f"{folder / name} is damaged: {about['bytes']:,} bytes should be there; convert it anew"
+                    f"{folder / name} is damaged: it should have {about['bytes']:,} bytes; convert it anew"
                 )
         outer, self.outer_data = pieces_in(folder / OUTER)
         if outer.keys() != {EMBEDDING, NORM}:
@@ -213,7 +215,7 @@ class Store:
     def outer_tensor(self, name: str) -> Tensor:
         piece, path = self.outer[name], self.folder / OUTER
         buffer = torch.empty(piece.n_bytes, dtype=torch.uint8)
-        Span(path, self.outer_data + piece.start, piece.n_bytes, 0, stamp_of(path)).read(memoryview(buffer.numpy()))
+        Span(path, self.outer_data + piece.start, piece.n_bytes, 0, stamp_of(path)).read(bytes_of(buffer))
         return buffer.view(piece.dtype).view(piece.shape)
 
     def require_outer(self) -> None:
@@ -261,19 +263,16 @@ def _whole(path: Path, about: Mapping[str, Any]) -> bool:
 
 def plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[Packed]:
     """Every layer's bytes in the shards of a checkpoint, as they are stored."""
-    from gemmascope.weights.packed import layer_shapes
-
     where = {path: pieces_in(path) for path in {stored.shard for stored in checkpoint.stored.values()}}
     stamps = {path: stamp_of(path) for path in where}
     found = []
     for index in range(config.n_layers):
         names = {name: f"model.layers.{index}.{name}" for name in layer_shapes(config)}
-        layout = laid_out(
-            {name: (checkpoint.stored[full].dtype, checkpoint.stored[full].shape) for name, full in names.items()}
-        )
+        stored = {name: checkpoint.stored[full] for name, full in names.items()}
+        layout = laid_out({name: (one.dtype, one.shape) for name, one in stored.items()})
         spans = []
         for piece in layout:
-            path = checkpoint.stored[names[piece.name]].shard
+            path = stored[piece.name].shard
             pieces, data = where[path]
             spans.append(Span(path, data + pieces[names[piece.name]].start, piece.n_bytes, piece.start, stamps[path]))
         found.append(Packed(tuple(spans), tuple(layout)))

@@ -21,7 +21,7 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.weights.adopt import empty_layers
-from gemmascope.weights.packed import Packed
+from gemmascope.weights.packed import Packed, bytes_of
 
 Arrival = Any
 
@@ -49,7 +49,7 @@ class HostLane:
         return torch.empty(n_bytes, dtype=torch.uint8)
 
     def bring(self, packed: Packed, index: int, slot: Tensor) -> None:
-        packed.read(memoryview(slot.numpy())[: packed.n_bytes])
+        packed.read(bytes_of(slot)[: packed.n_bytes])
 
     def arrive(self, arrival: Arrival) -> None:
         pass
@@ -82,7 +82,8 @@ class Stream:
         self.empty = [dict(shell.named_parameters()) for shell in self.shells]
         self.ready = all(packed.ready(dtype) for packed in layers)
         self._handed: WeakValueDictionary[int, Layer] = WeakValueDictionary()
-        self._lock, self._owner, self._pass = threading.Lock(), 0, None  # type: int | None, _Pass | None
+        self._lock, self._owner = threading.Lock(), 0
+        self._pass: _Pass | None = None
         self.kept = {index: self._read_kept(index) for index in sorted(kept)}
         n_streamed = len(layers) - len(self.kept)
         largest = max((packed.n_bytes for packed in layers), default=0)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from gemmascope.config import GemmaConfig
-from gemmascope.errors import DeviceError
+from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.weights.adopt import empty_network, put
-from gemmascope.weights.budget import Share, Sizes, share_out
+from gemmascope.weights.budget import Share, Sizes, free_bytes, share_out
 from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint
 from gemmascope.weights.embedding import FileEmbedding
+from gemmascope.weights.locate import locate
 from gemmascope.weights.packed import Packed, Piece, pieces_in
 from gemmascope.weights.store import NORM, OUTER, Store, convert, identity_of, is_store, plain_layers
 from gemmascope.weights.stream import HostLane, Lane, Stream
@@ -48,6 +49,21 @@ def int8_store(folder: Path, name: str, cache: str | os.PathLike[str] | None) ->
         target = cache_folder(cache, name, identity_of(checkpoint))
         convert(checkpoint, target, name, shown_progress())
     return Store(target)
+
+
+def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
+    """Write a checkpoint's int8 weights to a folder, which is then a source for gs.load.
+
+    source: a folder in the transformers layout, or a hub id. target: a new or empty folder, or one in which a conversion
+    of the same checkpoint was interrupted: it goes on there. Holds one layer in int8 and two tensors in memory.
+    Raises CheckpointError for a source that cannot be read, changes meanwhile or is int8 already, and for a target that
+    holds something else; BudgetError, before writing, for a disk without the room.
+    """
+    folder, name = locate(source)
+    if is_store(folder):
+        raise CheckpointError(f"{folder} is int8 already: load it with gs.load")
+    int8_store(folder, name, target)
+    return Path(target).expanduser()
 
 
 def shown_progress() -> Callable[[int, int], None]:
@@ -109,16 +125,22 @@ def _network(
         put(network, EMBEDDING, nn.Parameter(read(EMBEDDING).to(device, dtype), requires_grad=False))
     else:
         network.model.embed_tokens = FileEmbedding(*table, dtype, device)  # type: ignore[assignment]
-    network.supply = Stream(config, layers, dtype, device, share.kept, lane=_lane(device))
+    brought = {index: packed for index, packed in enumerate(layers) if index not in share.kept}
+    network.supply = Stream(config, layers, dtype, device, share.kept, lane=_lane(device, brought))
     network.work = share.work or None
     return network
 
 
-def _lane(device: torch.device) -> Lane:
+def _lane(device: torch.device, brought: dict[int, Packed]) -> Lane:
+    """The way of layers to a device. For a GPU, as many as half of the free host memory takes wait there."""
     if device.type == "cpu":
         return HostLane()
     if device.type == "cuda":
         from gemmascope.weights.cuda import CudaLane
 
-        return CudaLane(device)
+        room, hold = free_bytes(torch.device("cpu")) // 2, {}
+        for index, packed in brought.items():
+            if packed.n_bytes <= room:
+                hold[index], room = packed, room - packed.n_bytes
+        return CudaLane(device, hold)
     raise DeviceError(f"layers stream to a CPU or a CUDA device; given {device}")
