@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemmascope.weights.packed import Piece, Span, bytes_of, stamp_of
+from gemmascope.weights.packed import PAGE, Piece, Span, bytes_of, room, stamp_of
 
 # Bytes of the table that are held at once.
 PART = 64 * 2**20
@@ -26,7 +27,9 @@ class FileEmbedding(nn.Module):
         self.path, self.offset, self.piece, self.dtype, self.device = path, data + piece.start, piece, dtype, device
         self.stamp = stamp_of(path)
         self.weight = nn.Parameter(torch.empty(piece.shape, dtype=dtype, device="meta"), requires_grad=False)
-        self.rows_at_once = max(1, PART // (piece.shape[1] * piece.dtype.itemsize))
+        self.width = piece.shape[1] * piece.dtype.itemsize
+        step = PAGE // math.gcd(PAGE, self.width)  # so many rows are whole pages
+        self.rows_at_once = max(1, PART // (self.width * step)) * step
 
     def forward(self, ids: Tensor) -> Tensor:
         numbers, places = torch.unique(ids, return_inverse=True)
@@ -44,18 +47,18 @@ class FileEmbedding(nn.Module):
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
         """The table, a part at a time: which tokens, and their rows. A part is good until the next."""
-        buffer = torch.empty(self.rows_at_once * self.piece.shape[1] * self.piece.dtype.itemsize, dtype=torch.uint8)
+        buffer = room(self.rows_at_once * self.width)
         for start in range(0, self.piece.shape[0], self.rows_at_once):
             stop = min(start + self.rows_at_once, self.piece.shape[0])
             yield slice(start, stop), self.read(start, stop, buffer).to(self.device)
 
     def read(self, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
         """The rows of the tokens start to stop - 1, on the CPU."""
-        width = self.piece.shape[1] * self.piece.dtype.itemsize
-        n_bytes = (stop - start) * width
-        buffer = torch.empty(n_bytes, dtype=torch.uint8) if buffer is None else buffer[:n_bytes]
-        Span(self.path, self.offset + start * width, n_bytes, 0, self.stamp).read(bytes_of(buffer))
-        return buffer.view(self.piece.dtype).view(stop - start, -1).to(self.dtype)
+        n_bytes = (stop - start) * self.width
+        direct = buffer is not None  # a part of the whole table, which should not push other things out of the page cache
+        buffer = torch.empty(n_bytes, dtype=torch.uint8) if buffer is None else buffer
+        Span(self.path, self.offset + start * self.width, n_bytes, 0, self.stamp).read(bytes_of(buffer), direct=direct)
+        return buffer[:n_bytes].view(self.piece.dtype).view(stop - start, -1).to(self.dtype)
 
 
 class _Logits(torch.autograd.Function):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 SCALE = ".scale"
+
+PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,15 @@ class Span:
     at: int
     stamp: tuple[int, int, int]
 
-    def read(self, buffer: memoryview) -> None:
-        """Read into the buffer of the whole layer. CheckpointError for a file that changed, is gone or is cut short."""
-        target = buffer[self.at : self.at + self.n_bytes]
+    def read(self, buffer: memoryview, *, direct: bool = False) -> None:
+        """Read into the buffer of the whole layer. CheckpointError for a file that changed, is gone or is cut short.
+
+        direct: past the page cache where the place in the file allows it. The buffer is then of `room(...)`.
+        """
+        direct = direct and self.offset % PAGE == 0 and self.at % PAGE == 0
+        target = buffer[self.at : self.at + (_paged(self.n_bytes) if direct else self.n_bytes)]
         try:
-            file = os.open(self.path, os.O_RDONLY)
+            file = _opened(self.path, direct)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error}") from error
         try:
@@ -78,6 +85,23 @@ class Span:
                 raise CheckpointError(f"{self.path} changed while it was in use: load the model again")
         finally:
             os.close(file)
+
+
+def _opened(path: Path, direct: bool) -> int:
+    """A file to be read; past the page cache, where the file system knows how."""
+    try:
+        return os.open(path, os.O_RDONLY | (getattr(os, "O_DIRECT", 0) if direct else 0))
+    except OSError:
+        return os.open(path, os.O_RDONLY)
+
+
+def _paged(n_bytes: int) -> int:
+    return -(-n_bytes // PAGE) * PAGE
+
+
+def room(n_bytes: int) -> Tensor:
+    """A buffer of whole pages for so many bytes, uint8, into which the disk may write by itself."""
+    return torch.frombuffer(mmap.mmap(-1, _paged(max(1, n_bytes))), dtype=torch.uint8)
 
 
 def bytes_of(buffer: Tensor) -> memoryview:
@@ -111,10 +135,10 @@ class Packed:
     def by_name(self) -> Mapping[str, Piece]:
         return {piece.name: piece for piece in self.pieces}
 
-    def read(self, buffer: memoryview) -> None:
+    def read(self, buffer: memoryview, *, direct: bool = False) -> None:
         """Read the layer into a buffer. The first time, its checksum is taken, if there is one to compare with."""
         for span in self.spans:
-            span.read(buffer)
+            span.read(buffer, direct=direct and len(self.spans) == 1)
         if self.sha256 is not None and not self.checked:
             if hashlib.sha256(buffer[: self.n_bytes]).hexdigest() != self.sha256:
                 raise CheckpointError(
@@ -171,7 +195,7 @@ def header_of(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> bytes:
         p.name: {"dtype": CODES[p.dtype], "shape": list(p.shape), "data_offsets": [p.start, p.stop]} for p in pieces
     }
     text = json.dumps({"__metadata__": dict(metadata), **described}).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % PAGE)  # the data begins at a page, as reading past the page cache wants it
     return struct.pack("<Q", len(text)) + text
 
 

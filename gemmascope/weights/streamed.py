@@ -134,7 +134,7 @@ def _network(
 def _lane(device: torch.device, brought: dict[int, Packed]) -> Lane:
     """The way of layers to a device. For a GPU, as many as half of the free host memory takes wait there."""
     if device.type == "cpu":
-        return HostLane()
+        return HostLane(direct=sum(packed.n_bytes for packed in brought.values()) > free_bytes(device) // 2)
     if device.type == "cuda":
         from gemmascope.weights.cuda import CudaLane
 

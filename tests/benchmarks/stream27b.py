@@ -48,7 +48,10 @@ def write(folder: Path, config: GemmaConfig) -> None:
     (folder / "config.json").write_text(json.dumps({**config.to_dict(), "dtype": "bfloat16"}))
     layout = int8_layout(config, torch.bfloat16)
     own = config.n_layers if shutil.disk_usage(folder).free > (config.n_layers + 6) * layout[-1].stop else LINKED
-    print(f"{own} files of their own for {config.n_layers} layers" + ("" if own == config.n_layers else ", hard links for the rest"))
+    print(
+        f"{own} files of their own for {config.n_layers} layers"
+        + ("" if own == config.n_layers else ", hard links for the rest")
+    )
     files = {OUTER: _write_outer(folder, config)}
     torch.manual_seed(0)
     buffer = torch.empty(layout[-1].stop, dtype=torch.uint8)
@@ -71,7 +74,9 @@ def write(folder: Path, config: GemmaConfig) -> None:
 
 
 def _write_outer(folder: Path, config: GemmaConfig) -> dict[str, Any]:
-    layout = laid_out({EMBEDDING: (torch.bfloat16, (config.vocab_size, config.d_model)), NORM: (torch.bfloat16, (config.d_model,))})
+    layout = laid_out(
+        {EMBEDDING: (torch.bfloat16, (config.vocab_size, config.d_model)), NORM: (torch.bfloat16, (config.d_model,))}
+    )
     table = torch.empty(config.vocab_size, config.d_model, dtype=torch.bfloat16).normal_(std=0.02)
     norm = torch.zeros(config.d_model, dtype=torch.bfloat16)
     parts = [{EMBEDDING: table, NORM: norm}[piece.name].reshape(-1).view(torch.uint8) for piece in layout]
@@ -92,7 +97,7 @@ def _save(path: Path, layout: Any, parts: list[torch.Tensor]) -> dict[str, Any]:
 
 def forget(folder: Path) -> None:
     """Drop the folder's files from the page cache."""
-    for path in folder.glob("*.safetensors"):
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.dat")]:
         file = os.open(path, os.O_RDONLY)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
@@ -111,7 +116,7 @@ def read_all(model: gs.Model) -> None:
     slot = supply.slots[0] if supply.slots else None
     for index, packed in enumerate(supply.packed):
         if index not in supply.kept:
-            packed.read(memoryview(slot.numpy())[: packed.n_bytes])
+            packed.read(memoryview(slot.numpy()), direct=supply.lane.direct)
     table: Any = model.network.model.embed_tokens
     if hasattr(table, "parts"):
         for _ in table.parts():
@@ -133,6 +138,29 @@ def computing(model: gs.Model, function: Callable[[], Any]) -> float:
     function()
     supply.lane = lane
     return time.perf_counter() - start
+
+
+def offloaded(config: GemmaConfig, ids: torch.Tensor, folder: Path) -> None:
+    """The same forward in transformers with accelerate's disk offload, bfloat16: two layers, scaled to all of them."""
+    try:
+        from accelerate import disk_offload
+    except ImportError:
+        print("accelerate is not installed: not compared")
+        return
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    few = replace(config, kinds=config.kinds[:2], vocab_size=8192)
+    theirs = Gemma2ForCausalLM._from_config(Gemma2Config(**few.to_dict()), dtype=torch.bfloat16).eval()
+    disk_offload(theirs, folder / "offload", execution_device="cpu")
+    ids = ids % few.vocab_size
+    with torch.no_grad():
+        theirs(ids[None])
+        spent = timed(folder / "offload", lambda: theirs(ids[None]))
+    shutil.rmtree(folder / "offload")
+    print(
+        f"accelerate's disk offload, bfloat16: {spent:.1f} s for 2 layers and no vocabulary to speak of, "
+        f"{spent * config.n_layers / 2:.0f} s scaled to {config.n_layers} layers"
+    )
 
 
 def report(name: str, wall: float, reading: float, compute: float) -> None:
@@ -159,8 +187,11 @@ def main() -> None:
         os.wait()
     model = gs.load(given.folder, memory=given.memory)
     supply: Any = model.network.supply
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; memory={given.memory}: {len(supply.kept)} of "
-          f"{config.n_layers} layers stay, the embedding {'in its file' if hasattr(model.network.model.embed_tokens, 'parts') else 'stays'}")  # fmt: skip
+    where = "in its file" if hasattr(model.network.model.embed_tokens, "parts") else "stays"
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; memory={given.memory}: {len(supply.kept)} of "
+        f"{config.n_layers} layers stay, the embedding {where}; past the page cache: {supply.lane.direct}"
+    )
     ids = torch.randint(config.vocab_size, (N_TOKENS,), generator=torch.Generator().manual_seed(1))
     other = ids.roll(1)
 
@@ -175,7 +206,9 @@ def main() -> None:
     reading = timed(given.folder, lambda: read_all(model))
     compute = computing(model, trace)
     report(f"trace of {N_TOKENS} tokens, {config.n_layers} layers", wall, reading, compute)
+    offloaded(config, ids, given.folder)
     if not given.no_sweep:
+
         def sweep() -> None:
             gs.sweep(ids, other, gs.logit_diff(11, 12), site="resid_pre", model=model, progress=False)
 

@@ -1,0 +1,69 @@
+"""What only a GPU can show: layers that arrive by copies of their own, and page-locked memory. Skipped without CUDA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gemmascope as gs
+from gemmascope.model.model import Model
+from gemmascope.weights.stream import Stream
+from tests.checkpoints import checkpoint, prompt
+from tests.reference import error
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+METRIC = gs.logit_diff(5, 9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gpu")
+    checkpoint("lglgl").save_pretrained(path / "source")
+    gs.quantize(path / "source", path / "int8")
+    return path
+
+
+def streamed(folder: Path, kind: str, kept: tuple[int, ...], held: tuple[int, ...], ahead: int = 1) -> Model:
+    from gemmascope.weights.cuda import CudaLane
+
+    model = gs.load(folder / kind, device="cuda", memory="1GiB")
+    supply: Any = model.network.supply
+    device = torch.device("cuda")
+    lane = CudaLane(device, {index: supply.packed[index] for index in held})
+    model.network.supply = Stream(model.config, supply.packed, torch.float32, device, kept, ahead, lane)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["source", "int8"])
+@pytest.mark.parametrize(("kept", "held", "ahead"), [((), (), 1), ((), (0, 1, 2, 3, 4), 1), ((1,), (0, 2), 3)])
+def test_streamed_equals_resident(folder: Path, kind: str, kept: Any, held: Any, ahead: int) -> None:
+    one, other = gs.load(folder / kind, device="cuda"), streamed(folder, kind, kept, held, ahead)
+    for _ in range(3):
+        a, b = (gs.trace(prompt(13), model=model) for model in (one, other))
+        assert torch.equal(a.logits, b.logits)
+    found = [
+        gs.sweep(prompt(9), prompt(9, seed=1), METRIC, site="z", by=("layer", "head"), model=m).values for m in (one, other)
+    ]
+    assert (found[0] == found[1]).all()
+    grads = [gs.trace(prompt(9), model=m).grad(METRIC, ("resid_pre", 0)) for m in (one, other)]
+    assert torch.equal(*grads)
+
+
+def test_the_gpu_gives_what_the_cpu_gives(folder: Path) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    one, other = (gs.load(folder / "source", device=device) for device in ("cpu", "cuda"))
+    assert error(gs.trace(prompt(13), model=other).logits.cpu(), gs.trace(prompt(13), model=one).logits) <= 1e-4
+    found = [gs.sweep(prompt(9), prompt(9, seed=1), METRIC, site="resid_pre", model=m).values for m in (one, other)]
+    assert abs(found[0] - found[1]).max() <= 1e-4 * abs(found[0]).max()
+
+
+def test_page_locked_memory_is_of_the_exact_size() -> None:
+    from gemmascope.weights.cuda import locked
+
+    buffer = locked(3 * 2**20 + 17)
+    assert len(buffer) == 3 * 2**20 + 17
+    assert buffer.is_pinned()

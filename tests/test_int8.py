@@ -1,0 +1,258 @@
+"""int8 weights: no weight off by more than half a step, and stores that are whole, of this source, or refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import weakref
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import gemmascope as gs
+import gemmascope.weights.store as store_module
+from gemmascope.errors import BudgetError, CheckpointError, DeviceError
+from gemmascope.weights.checkpoint import Checkpoint
+from gemmascope.weights.int8 import GROUP, dequantise, n_groups, quantise
+from gemmascope.weights.packed import MATRICES
+from gemmascope.weights.store import MANIFEST, OUTER, layer_file
+from tests.checkpoints import checkpoint, prompt
+from tests.reference import error
+
+
+def int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    q = torch.empty(weight.shape, dtype=torch.int8)
+    scale = torch.empty(len(weight), n_groups(weight.shape[1]), dtype=torch.float16)
+    quantise(weight, q, scale, "w")
+    return q, scale
+
+
+def back(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    found = torch.empty(q.shape, dtype=dtype)
+    dequantise(q, scale, found)
+    return found
+
+
+def draw(kind: str, rows: int, columns: int, seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    weight = torch.randn(rows, columns)
+    if kind == "heavy":
+        weight = weight / torch.rand(rows, columns).clamp_min(1e-4)
+    if kind == "tiny":  # scales near float16's smallest numbers
+        weight = weight * 1e-6
+    if kind == "zeros":
+        weight[:, ::2] = 0
+        weight[::3] = 0
+    return weight
+
+
+@pytest.mark.parametrize("kind", ["plain", "heavy", "tiny", "zeros"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 128), (70, 300), (130, 256), (64, 127)])
+def test_no_weight_is_off_by_more_than_half_a_step(kind: str, rows: int, columns: int) -> None:
+    for seed in range(5):
+        weight = draw(kind, rows, columns, seed)
+        q, scale = int8(weight)
+        step = scale.double().repeat_interleave(GROUP, 1)[:, :columns]
+        assert bool(((weight.double() - q.double() * step).abs() <= step / 2 * (1 + 1e-6)).all())
+        assert int(q.max()) <= 127
+        assert int(q.min()) >= -127
+
+
+@pytest.mark.parametrize("columns", [128, 300, 7])
+def test_what_is_computed_with_is_the_scale_times_the_number(columns: int) -> None:
+    q, scale = int8(draw("plain", 70, columns, 0))
+    exact = q.float() * scale.float().repeat_interleave(GROUP, 1)[:, :columns]
+    assert torch.equal(back(q, scale), exact)
+    assert torch.equal(back(q, scale, torch.bfloat16), exact.bfloat16())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e8])
+def test_weights_that_cannot_be_quantised_are_refused(value: float) -> None:
+    weight = torch.randn(3, 200)
+    weight[1, 150] = value
+    with pytest.raises(CheckpointError, match="'w'"):
+        int8(weight)
+
+
+# -- stores --
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    checkpoint("lgl", head_dim=16, hidden_size=160).save_pretrained(tmp_path / "source", max_shard_size="120KB")
+    return tmp_path / "source"
+
+
+def test_a_store_holds_what_its_format_says(source: Path, tmp_path: Path) -> None:
+    gs.quantize(source, tmp_path / "q")
+    whole = {k: v for path in source.glob("*.safetensors") for k, v in load_file(path).items()}
+    outer = load_file(tmp_path / "q" / OUTER)
+    assert all(torch.equal(outer[name], whole[name]) for name in outer)
+    for index in range(3):
+        layer = load_file(tmp_path / "q" / layer_file(index))  # safetensors itself reads it
+        for name, value in layer.items():
+            if name in MATRICES:
+                q, scale = int8(whole[f"model.layers.{index}.{name}"])
+                assert torch.equal(value, q)
+                assert torch.equal(layer[f"{name}.scale"], scale)
+            elif not name.endswith(".scale"):
+                assert torch.equal(value, whole[f"model.layers.{index}.{name}"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_model_is_gemma_with_the_rounded_weights(source: Path, tmp_path: Path, dtype: str) -> None:
+    model = gs.load(source, weights="int8", cache=tmp_path / "q", dtype=dtype)
+    whole = checkpoint("lgl", head_dim=16, hidden_size=160).to(getattr(torch, dtype))
+    for index in range(3):
+        for name, parameter in model.layer(index).named_parameters():
+            mine = whole.get_parameter(f"model.layers.{index}.{name}")
+            if name in MATRICES:
+                exact = checkpoint("lgl", head_dim=16, hidden_size=160).get_parameter(f"model.layers.{index}.{name}")
+                assert torch.equal(parameter, back(*int8(exact.detach()), getattr(torch, dtype)))
+            else:
+                assert torch.equal(parameter, mine)
+            mine.data.copy_(parameter)
+    ids = prompt(20)
+    with torch.no_grad():
+        theirs = whole(torch.tensor([ids])).logits[0].float()
+    assert error(model.run(ids), theirs) <= (1e-5 if dtype == "float32" else 0.05)
+
+
+def test_int8_is_made_once_and_then_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path / "cache"))
+    first = gs.load(source, weights="int8").run(prompt(9))
+    monkeypatch.setattr(store_module, "quantise", None)
+    assert torch.equal(gs.load(source, weights="int8").run(prompt(9)), first)
+    assert len(list((tmp_path / "cache" / "int8").iterdir())) == 1
+
+
+def test_an_interrupted_conversion_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gs.quantize(source, tmp_path / "whole")
+    calls = 0
+    fill = store_module._Writer._fill
+
+    def impatient(self: Any, index: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        fill(self, index)
+
+    monkeypatch.setattr(store_module._Writer, "_fill", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        gs.quantize(source, tmp_path / "q")
+    with pytest.raises(CheckpointError, match="not finished"):
+        gs.load(tmp_path / "q")
+    gs.quantize(source, tmp_path / "q")
+    assert calls == 2 + 2  # layer 0 was kept; layer 1 was begun anew
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "q" / path.name).read_bytes()
+    assert not list((tmp_path / "q").glob(".*"))
+
+
+def test_a_conversion_holds_one_tensor_of_the_source_at_a_time(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    read = Checkpoint.read
+    most = 0
+
+    def watched(self: Checkpoint, name: str) -> Tensor:
+        nonlocal most
+        tensor = read(self, name)
+        alive.append(weakref.ref(tensor))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "read", watched)
+    gs.quantize(source, tmp_path / "q")
+    assert most <= 2
+
+
+Damage = Callable[[Path], object]
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def _note(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+DAMAGE: list[tuple[Damage, str]] = [
+    (lambda q: _cut(q / layer_file(1)), r"layer-01.safetensors is damaged: it should have"),
+    (lambda q: _flip(q / layer_file(1)), r"layer-01.safetensors is damaged: its checksum"),
+    (lambda q: _flip(q / OUTER), r"outer.safetensors is damaged: its checksum"),
+    (lambda q: (q / layer_file(2)).unlink(), r"layer-02.safetensors is damaged"),
+    (lambda q: _note(q / MANIFEST, format="gemmascope.int8.0"), "another version.*int8.0"),
+    (lambda q: (q / MANIFEST).write_text("[]"), "JSON list"),
+    (lambda q: shutil.copyfile(q / layer_file(0), q / layer_file(1)), "layer-01.safetensors is damaged: its checksum"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
+def test_a_damaged_store_is_named_and_refused(damage: Damage, message: str, source: Path, tmp_path: Path) -> None:
+    gs.quantize(source, tmp_path / "q")
+    damage(tmp_path / "q")
+    with pytest.raises(CheckpointError, match=message):
+        gs.load(tmp_path / "q").run(prompt(5))
+
+
+def test_a_folder_of_something_else_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("all of it")
+    with pytest.raises(CheckpointError, match="not empty"):
+        gs.quantize(source, tmp_path / "full")
+    gs.quantize(source, tmp_path / "q")
+    checkpoint("lgl", 1, head_dim=16, hidden_size=160).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        gs.quantize(tmp_path / "other", tmp_path / "q")
+    with pytest.raises(CheckpointError, match="int8 already"):
+        gs.quantize(tmp_path / "q", tmp_path / "p")
+
+
+def test_a_source_that_changes_is_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = store_module._Writer._fill
+
+    def changing(self: Any, index: int) -> None:
+        fill(self, index)
+        path = sorted(source.glob("*.safetensors"))[0]
+        save_file({k: v.clone() for k, v in load_file(path).items()}, path)
+
+    monkeypatch.setattr(store_module._Writer, "_fill", changing)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        gs.quantize(source, tmp_path / "q")
+
+
+def test_a_full_disk_is_found_before_writing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
+    with pytest.raises(BudgetError, match=r"needs [\d,]+ bytes and the disk has 1,000 free: nothing was written"):
+        gs.quantize(source, tmp_path / "q")
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize(("weights", "said"), [("int4", "4 bits are not offered"), ("fp8", "give 'auto'")])
+def test_other_weights_are_refused(weights: str, said: str) -> None:
+    with pytest.raises(DeviceError, match=said):
+        gs.load(weights=weights)
+
+
+def test_a_model_in_memory_is_shared_as_it_is() -> None:
+    for asked in ({"weights": "int8"}, {"memory": "1GiB"}):
+        with pytest.raises(DeviceError, match="save_pretrained"):
+            gs.load(checkpoint("lg"), **asked)
