@@ -240,6 +240,25 @@ def test_edits_with_other_numbers_are_another_sweep(tmp_path: Path) -> None:
         sweep(tmp_path / "s.json", edits=[gs.add("resid_post", torch.ones(32) * 2, layer=0)])
 
 
+@pytest.mark.parametrize("how", ["mean", "mean_by_pos"])
+def test_means_over_other_runs_are_another_sweep(how: str, tmp_path: Path) -> None:
+    """References too long to be printed, and one of another model: the digest tells them apart."""
+
+    def ask(*prompts: list[int], other: Model | None = None, edits: Any = ()) -> SweepResult:
+        reference = [gs.trace(ids, model=other or model(), edits=edits) for ids in prompts * 20]
+        asked: dict[str, Any] = {"ablate": how, "reference": reference, "site": "z", "by": "head", "model": model()}
+        return gs.sweep(prompt(N_POS), None, Metric(), out=tmp_path / "s.json", **asked)
+
+    one, two = prompt(N_POS, seed=1), prompt(N_POS, seed=2)
+    first = ask(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)])
+    assert np.array_equal(ask(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)]).values, first.values)
+    for change in ({}, {"edits": [gs.add("resid_pre", -torch.ones(32), layer=0)]}, {"other": model(1)}):
+        with pytest.raises(SweepError, match="holds another sweep"):
+            ask(one, two, **change)
+    with pytest.raises(SweepError, match="holds another sweep"):
+        ask(one, prompt(N_POS, seed=3), edits=[gs.add("resid_pre", torch.ones(32), layer=0)])
+
+
 DAMAGE: list[tuple[Callable[[list[str]], list[str]], str]] = [
     (lambda lines: [lines[0], lines[1][:40], *lines[2:]], "line 2 of .*s.json is damaged"),
     (lambda lines: [lines[0], "7", *lines[1:]], "line 2 of .*s.json is damaged"),

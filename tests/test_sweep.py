@@ -21,13 +21,14 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
-from gemmascope.errors import EditError, GemmascopeError, MetricError, PromptError, SiteError, SweepError
+from gemmascope.errors import BudgetError, EditError, GemmascopeError, MetricError, PromptError, SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run import memory as memory_module
 from gemmascope.run import sweep as sweep_module
 from gemmascope.run import variants as variants_module
 from gemmascope.run.edits import Edit
 from gemmascope.run.result import SweepResult
+from gemmascope.run.trace import Trace
 from gemmascope.sites import LAYER_SITES, SITES
 
 CLOSE = 1e-5
@@ -67,8 +68,11 @@ def cells(s: SweepResult) -> list[tuple[tuple[int, ...], dict[str, int]]]:
 class Loop:
     """The plain way: one gs.trace with edits for each cell."""
 
-    def __init__(self, m: Model, base: list[int], source: list[int] | None, base_edits: Sequence[Edit], constant: float):
-        self.m, self.base, self.base_edits, self.constant = m, base, base_edits, constant
+    def __init__(
+        self, m: Model, base: list[int], source: list[int] | None, base_edits: Sequence[Edit] = (), **written: Any
+    ) -> None:
+        """written: what an ablation writes, as gs.ablate is told."""
+        self.m, self.base, self.base_edits, self.written = m, base, base_edits, written
         self.source = None if source is None else gs.trace(source, model=m)
 
     def seen(self, site: str, layer: int, places: dict[str, Any]) -> bool:
@@ -87,7 +91,7 @@ class Loop:
         if self.source is not None:
             edits: list[Edit] = [gs.patch(site, self.source, layer=layer, **places) for layer in layers]
         else:
-            edits = [gs.ablate(site, value=self.constant, layer=layer, **places) for layer in layers]
+            edits = [gs.ablate(site, **self.written, layer=layer, **places) for layer in layers]
         return float(diff(gs.trace(self.base, model=self.m, edits=[*self.base_edits, *edits]).next_logits))
 
 
@@ -126,7 +130,7 @@ def test_a_sweep_is_the_loop_of_single_edited_runs(site: str, by: tuple[str, ...
     """All layers and positions of a prompt longer than the window of 4, two query heads to a kv head."""
     clean, corrupt = prompt(N_POS), prompt(N_POS, seed=1)
     s = sweep(clean, corrupt, site=site, by=by, **subset)
-    assert_loop(s, Loop(model(), corrupt, clean, (), 0.0), subset)
+    assert_loop(s, Loop(model(), corrupt, clean), subset)
     assert abs(s.clean - float(diff(gs.trace(clean, model=model()).next_logits))) <= 1e-4
 
 
@@ -153,12 +157,27 @@ def test_any_sweep_is_the_loop(kinds: str, kv: int, n_pos: int, data: Any) -> No
     window = data.draw(st.integers(1, m.n_layers)) if "layer" in by else 1
     edits = data.draw(st.lists(st.sampled_from(base_edits(n_pos)), max_size=2, unique_by=repr))
     clean, corrupt = prompt(n_pos), prompt(n_pos, seed=1)
-    into = data.draw(st.sampled_from(["corrupt", "clean", "ablation"]))
-    how: dict[str, Any] = {"ablate": 0.25} if into == "ablation" else {"into": into}
-    how |= {"site": site, "by": by, "window": window, "edits": edits, "model": m}
-    s = sweep(clean, None if into == "ablation" else corrupt, **how, **subset)
-    base, source = {"corrupt": (corrupt, clean), "clean": (clean, corrupt), "ablation": (clean, None)}[into]
-    assert_loop(s, Loop(m, base, source, edits, 0.25), subset, window)
+    means = ["mean_by_pos"] + (["mean"] if n_pos > 1 else [])
+    into = data.draw(st.sampled_from(["corrupt", "clean", 0.25, *means]))
+    how: dict[str, Any] = {"site": site, "by": by, "window": window, "edits": edits, "model": m}
+    if into in ("corrupt", "clean"):
+        base, source = (corrupt, clean) if into == "corrupt" else (clean, corrupt)
+        s, loop = sweep(clean, corrupt, into=into, **how, **subset), Loop(m, base, source, edits)
+    else:
+        reference = [gs.trace(prompt(n_pos, seed=s), model=m) for s in (7, 8)] if into in means else []
+        s = sweep(clean, None, ablate=into, reference=reference, **how, **subset)
+        loop = Loop(m, clean, None, edits, value=into, reference=reference)
+    assert_loop(s, loop, subset, window)
+
+
+@pytest.mark.parametrize(("site", "by"), [("resid_post", ("layer", "pos")), ("v", ("layer", "head")), ("mlp_out", ("pos",))])
+def test_a_mean_may_be_over_runs_of_other_lengths_with_edits_of_their_own(site: str, by: tuple[str, ...]) -> None:
+    reference = gs.trace([prompt(n, seed=n) for n in (4, 1, 7)], model=model(), edits=[gs.scale("mlp_out", 2.0, layer=0)])
+    s = sweep(prompt(N_POS), site=site, by=by, ablate="mean", reference=iter(reference))
+    assert_loop(s, Loop(model(), prompt(N_POS), None, value="mean", reference=reference))
+    cleans = [prompt(N_POS), prompt(N_POS, seed=5)]
+    pairs = sweep(cleans, site=site, by=by, ablate="mean", reference=reference)
+    assert_loop(pairs, Loop(model(), cleans[1], None, value="mean", reference=reference), pair=1)
 
 
 def test_places_are_written_as_in_an_edit() -> None:
@@ -206,7 +225,7 @@ def test_edits_after_the_layers_are_made_to_every_run() -> None:
     ]
     clean, corrupt = prompt(N_POS), prompt(N_POS, seed=1)
     s = sweep(clean, corrupt, site="resid_post", by=("layer", "pos"), pos=[0, 8], edits=edits)
-    assert_loop(s, Loop(model(), corrupt, clean, edits, 0.0), {"pos": [0, 8]})
+    assert_loop(s, Loop(model(), corrupt, clean, edits), {"pos": [0, 8]})
 
 
 # -- against transformers --
@@ -410,6 +429,12 @@ def test_cells_that_cannot_be_run_are_not_counted(bars: list[Any], tmp_path: Pat
 TEXT = "When Mary and John went to the store, John gave a drink to"
 SHORT = "When Mary and John went to the store, Mary gave a drink"
 PAIR: dict[str, Any] = {"clean": TEXT, "corrupt": TEXT.replace(" Mary", " John"), "metric": METRIC, "site": "resid_pre"}
+
+
+def short(n_pos: int, **shape: int) -> list[Trace]:
+    return [gs.trace(prompt(n_pos), model=model_of(checkpoint("lgl", **shape)))]
+
+
 BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
     ({"corrupt": SHORT}, SweepError,
      r"positions of the two prompts must match: they have 15 and 14 tokens and part at position 10, at \[' John'\] and "
@@ -461,8 +486,18 @@ BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
     ({"into": "base"}, SweepError, "into is the run to patch, 'corrupt' or 'clean'; given 'base'"),
     ({"ablate": 0.0}, SweepError, "or ablate=VALUE with corrupt=None: one of the two"),
     ({"corrupt": None}, SweepError, "or ablate=VALUE with corrupt=None: one of the two"),
-    ({"corrupt": None, "ablate": float("nan")}, SweepError, "ablate is a finite number; given nan"),
-    ({"corrupt": None, "ablate": "mean"}, SweepError, "ablate is a finite number; given 'mean'"),
+    ({"corrupt": None, "ablate": float("nan")}, SweepError, "ablate is a finite number, 'mean' or .*; given nan"),
+    ({"corrupt": None, "ablate": "zero"}, SweepError, "ablate is a finite number, 'mean' or 'mean_by_pos'; given 'zero'"),
+    ({"corrupt": None, "ablate": "mean"}, EditError, r"'mean' needs reference=\[traces\] to take the mean over"),
+    ({"corrupt": None, "ablate": "mean", "reference": [TEXT]}, EditError, "made by gs.trace; it holds 'When Mary"),
+    ({"corrupt": None, "ablate": "mean", "reference": TEXT}, EditError, "reference is a list of traces; given 'When Mary"),
+    ({"corrupt": None, "ablate": "mean", "reference": short(1)}, EditError, "no position after its first one"),
+    ({"corrupt": None, "ablate": "mean_by_pos", "reference": short(4)}, EditError,
+     "a mean at each position needs equal lengths: they have 15 and 4 tokens"),
+    ({"corrupt": None, "ablate": "mean", "reference": short(4, head_dim=6), "site": "z", "by": "head"}, EditError,
+     "a trace of 'random', whose 'layers.0.z' has other sizes than that of 'random'"),
+    ({"corrupt": None, "ablate": 0.0, "reference": short(4)}, SweepError, "a reference is only for ablate='mean'"),
+    ({"reference": short(4)}, SweepError, "a reference is only for ablate='mean' or 'mean_by_pos'; given ablate=None"),
     ({"metric": 3}, MetricError, r"a metric is a function of soft-capped logits \[run, vocab\] -> \[run\].*given 3"),
     ({"metric": gs.logit_diff(" Mary", ",\n")}, PromptError, r"an answer is one token; ',\\n' is 2: \[',', '\\n'\]"),
     ({"metric": lambda logits: logits}, MetricError, r"returned \(2, 61\) for logits of shape \(2, 61\).*shape \(2,\)"),
@@ -475,8 +510,8 @@ BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
      "the function of gs.edit.'logits', tanh. names 15: give it pos=-1"),
     ({"edits": gs.ablate("z", layer=1)}, EditError, "edits is a list of edits; given one"),
     ({"edits": ["z"]}, EditError, "edits is a list of edits.*it holds 'z'"),
-    ({"memory": "lots"}, SweepError, "memory is a number of bytes or a text such as '2GiB' or '500MB'; given 'lots'"),
-    ({"memory": 0}, SweepError, "memory is a number of bytes"),
+    ({"memory": "lots"}, BudgetError, "memory is a number of bytes or a text such as '2GiB' or '500MB'; given 'lots'"),
+    ({"memory": 0}, BudgetError, "memory is a number of bytes"),
     ({"memory": "100 kB"}, SweepError,
      r"memory of 100,000 bytes is too little for a pass of 'random': it needs [\d,]+ bytes"),
     ({"model": "nano"}, GemmascopeError, "model is what gs.load returns"),

@@ -144,6 +144,7 @@ def test_a_result_over_heads_prints_whole_numbers() -> None:
 # -- as code --
 
 NEWER = gs.trace(CLEAN, model=worded())
+EDITED = gs.trace([4, 5, 6], model=worded(), edits=[gs.scale("z", 0.5, layer=0)])
 ASKED: list[tuple[Any, Any, Any, dict[str, Any]]] = [
     (CLEAN, CORRUPT, METRIC, {"site": "resid_pre", "by": ("layer", "pos")}),
     (CLEAN, CORRUPT, gs.answer_prob([" Mary", 6]), {"site": "z", "by": ["layer", "head"], "into": "clean", "window": 2}),
@@ -160,6 +161,7 @@ ASKED: list[tuple[Any, Any, Any, dict[str, Any]]] = [
         gs.knockout(layer=1, head=2, q_pos=-1, k_pos=" went"),
         gs.ablate("mlp_out", layer=1, pos=-1, value="mean", reference=[NEWER]),
     ]}),
+    (CLEAN, None, METRIC, {"site": "z", "by": ("layer", "head"), "ablate": "mean", "reference": [NEWER, EDITED]}),
 ]  # fmt: skip
 
 

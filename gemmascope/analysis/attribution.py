@@ -17,13 +17,14 @@ from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import Edit, Patch, listed_edits
+from gemmascope.run.edits import Edit, Patch, listed_edits, traces_said
 from gemmascope.run.gradients import gradients
 from gemmascope.run.grid import Grid, Places
 from gemmascope.run.metric import measure
-from gemmascope.run.pairs import Plan, pairs_of, question_of
+from gemmascope.run.pairs import Ablation, Plan, pairs_of, question_of
 from gemmascope.run.passes import streams
 from gemmascope.run.result import SweepResult
+from gemmascope.run.sources import listed_reference
 from gemmascope.run.trace import Trace
 
 
@@ -36,7 +37,8 @@ def attribute(
     by: Sequence[str] = ("layer", "pos"),
     steps: int = 1,
     into: str = "corrupt",
-    ablate: float | None = None,
+    ablate: float | str | None = None,
+    reference: Sequence[Trace] = (),
     layer: Any = None,
     pos: Any = None,
     head: Any = None,
@@ -54,11 +56,12 @@ def attribute(
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise SweepError(f"steps is a whole number of 1 or more; given {steps!r}")
-    model, edits = model_or_nano(model), listed_edits(edits)
+    model, edits, reference = model_or_nano(model), listed_edits(edits), listed_reference(reference)
     places = Places(layer, pos, head, q_pos, k_pos)
-    pairs = pairs_of(clean, corrupt, metric, into, ablate, model)
+    pairs = pairs_of(clean, corrupt, metric, into, Ablation.of(ablate, reference), model)
     plans = [Plan.of(pair, Grid.over(site, by, places, 1, model, pair.base), model, edits, traced=True) for pair in pairs]
-    asked = {"site": site, "by": by, "steps": steps, "into": into, "ablate": ablate, **vars(places), "edits": list(edits)}
+    asked: dict[str, Any] = {"site": site, "by": by, "steps": steps, "into": into, "ablate": ablate, **vars(places)}
+    asked |= {"reference": traces_said(reference), "edits": list(edits)}
     how = "gradient" if steps == 1 else f"integrated gradients, {steps} steps"
     code = call_text("attribute", model, (clean, corrupt, metric), asked)
     n_cells = sum(plan.n_cells for plan in plans)

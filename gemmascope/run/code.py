@@ -11,6 +11,12 @@ from gemmascope.run.metric import metric_text
 _DEFAULTS: dict[str, Any] = {"into": "corrupt", "window": 1, "steps": 1}
 
 
+class Said(str):
+    """Python that prints as it stands: of a value whose own repr is for people."""
+
+    __repr__ = str.__str__
+
+
 def call_text(function: str, model: Model, positional: tuple[Any, ...], named: dict[str, Any]) -> str:
     """A script that loads the model and makes the call. positional: the two prompts, or lists of them, and the metric."""
     *prompts, metric = positional

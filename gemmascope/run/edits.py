@@ -19,7 +19,7 @@ from gemmascope.errors import EditError
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit, Feed, Target
-from gemmascope.run.code import plain
+from gemmascope.run.code import Said, plain
 from gemmascope.run.sources import mean_of, of_trace
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import find
@@ -252,6 +252,11 @@ def _traces_text(traces: Sequence[Trace]) -> str:
     if sum(len(trace) for trace in traces) > SHOWN_TOKENS:
         return f"<{len(traces)} traces>"
     return f"[{', '.join(map(_source_text, traces))}]"
+
+
+def traces_said(traces: Sequence[Trace]) -> Said | None:
+    """Reference traces as an argument of a call; None for none."""
+    return Said(_traces_text(tuple(traces))) if traces else None
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.run.bound import BoundEdit, Fed, Feed, mesh
-from gemmascope.run.edits import Ablate, Patch
+from gemmascope.run.bound import BoundEdit, mesh
+from gemmascope.run.supply import Supply, Whole
 from gemmascope.run.where import find_heads, find_positions
-from gemmascope.sites import Address, Site, find_layer, read_name
-
-if TYPE_CHECKING:
-    from gemmascope.run.trace import Trace
+from gemmascope.sites import Site, find_layer, read_name
 
 
 @dataclass(frozen=True)
@@ -90,60 +87,10 @@ class Grid:
         return [layer for layer in range(first, first + self.window) if 0 <= layer < n_layers]
 
 
-# The places of an edit, by the names of its arguments.
-Words = dict[str, Any]
-
-
-class Constant:
-    """The same number, written everywhere."""
-
-    def __init__(self, value: float, site: Site, model: Model, n_pos: int) -> None:
-        self.value = value
-        size = [model.config.size_of(axis, n_pos) for axis in site.axes]
-        self._whole = torch.full((), value, dtype=model.dtype, device=model.device).expand(size)
-
-    def whole(self, layer: int) -> Tensor:
-        return self._whole
-
-    def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
-        made = Ablate(site=site.name, value=self.value, layer=layer, **words)
-        return BoundEdit(made, Address(site, layer), places, self._whole[mesh(places)])
-
-
-class FromTrace:
-    """A site's values in a trace: read once for all the cells of a layer."""
-
-    def __init__(self, trace: Trace, site: Site, n_held: int) -> None:
-        self.trace, self.site, self.n_held = trace, site, n_held
-        self._values: dict[int, Tensor] = {}
-
-    def whole(self, layer: int) -> Tensor:
-        if layer not in self._values:
-            self._values[layer] = self.trace[self.site.name, layer]
-            if len(self._values) > self.n_held:
-                del self._values[next(iter(self._values))]
-        return self._values[layer]
-
-    def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
-        made = Patch(site=site.name, source=self.trace, layer=layer, **words)
-        return BoundEdit(made, Address(site, layer), places, self.whole(layer)[mesh(places)])
-
-
-class FromPass:
-    """A site's values in a run of the pass that carries the cells' runs."""
-
-    def __init__(self) -> None:
-        self.feed = Feed()
-
-    def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
-        made = Patch(site=site.name, source=self.feed, layer=layer, **words)
-        return BoundEdit(made, Address(site, layer), places, Fed(self.feed, layer, places))
-
-
 class CellEdits:
     """Makes the edits of a cell, of what its supply has to write."""
 
-    def __init__(self, grid: Grid, model: Model, supply: Constant | FromTrace | FromPass) -> None:
+    def __init__(self, grid: Grid, model: Model, supply: Supply) -> None:
         self.grid, self.model, self.supply = grid, model, supply
         self._tensors: dict[tuple[int, ...], Tensor] = {}
 
@@ -158,7 +105,7 @@ class CellEdits:
 
     def whole(self, layer: int) -> Tensor:
         """What cells write at a layer: the whole site. Not to be had from a pass that is still to come."""
-        assert not isinstance(self.supply, FromPass)
+        assert isinstance(self.supply, Whole)
         return self.supply.whole(layer)
 
     def index_of(self, cell: dict[str, list[int]]) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gemmascope.errors import EditError
 from gemmascope.run.edits import Ablate, Add, Custom, Knockout, Patch, Scale
+from gemmascope.run.sources import listed_reference
 from gemmascope.run.where import Head, Pos
 
 if TYPE_CHECKING:
@@ -52,12 +53,9 @@ def ablate(
     value: a number; "mean", over all positions but the first of all references (<bos> carries a huge value of its own);
     or "mean_by_pos", over the references at each position, which must have the run's length. Places as in gs.patch.
     """
-    if hasattr(reference, "ids"):
-        raise EditError("reference is a list of traces; given one: write reference=[trace]")
+    reference = listed_reference(reference)
     value = value if isinstance(value, str) else _number("value", value)
-    return Ablate(
-        site=site, layer=layer, pos=pos, head=head, value=value, reference=tuple(reference), q_pos=q_pos, k_pos=k_pos
-    )
+    return Ablate(site=site, layer=layer, pos=pos, head=head, value=value, reference=reference, q_pos=q_pos, k_pos=k_pos)
 
 
 def add(

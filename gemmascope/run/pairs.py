@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
@@ -13,11 +12,14 @@ from torch import Tensor
 
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
+from gemmascope.run.digest import Digest
 from gemmascope.run.edits import Edit
-from gemmascope.run.grid import CellEdits, Constant, FromPass, FromTrace, Grid
+from gemmascope.run.grid import CellEdits, Grid
 from gemmascope.run.metric import Metric, bind_metric, measure, metric_text
 from gemmascope.run.result import Question
-from gemmascope.run.trace import is_many, trace
+from gemmascope.run.sources import MEANS
+from gemmascope.run.supply import Constant, FromPass, FromTrace, MeanOf, Supply
+from gemmascope.run.trace import Trace, is_many, trace
 from gemmascope.run.variants import Base, Source
 from gemmascope.run.where import parting
 
@@ -25,13 +27,38 @@ INTO = ("corrupt", "clean")
 
 
 @dataclass(frozen=True)
+class Ablation:
+    """What is written where nothing is patched: a number, or a mean ("mean", "mean_by_pos") over reference traces."""
+
+    value: float | str
+    reference: tuple[Trace, ...] = ()
+
+    @classmethod
+    def of(cls, value: Any, reference: tuple[Trace, ...]) -> Ablation | None:
+        """An ablation as it was given to a sweep; None for none. SweepError for what cannot be one."""
+        is_mean = isinstance(value, str) and value in MEANS
+        if reference and not is_mean:
+            raise SweepError(f"a reference is only for ablate='mean' or 'mean_by_pos'; given ablate={value!r}")
+        if value is None or is_mean:
+            return None if value is None else cls(value, reference)
+        if not isinstance(value, Real) or not isfinite(value):
+            raise SweepError(f"ablate is a finite number, 'mean' or 'mean_by_pos'; given {value!r}")
+        return cls(float(value))
+
+    def supply(self, grid: Grid, model: Model, ids: Tensor) -> Supply:
+        """What gives the cells their edits in a run of these ids."""
+        if isinstance(self.value, str):
+            return MeanOf(self.value, self.reference, grid.site, model, ids, len(grid.layers_at_once))
+        return Constant(self.value, grid.site, model, len(ids))
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Two runs, as token ids, and the metric between them. base: the one to patch. source: None for an ablation."""
+    """A run to patch and a run to patch from, as token ids, or what to write there instead; and the metric between them."""
 
     base: Tensor
-    source: Tensor | None
+    source: Tensor | Ablation
     metric: Metric
-    constant: float | None
 
 
 @dataclass(frozen=True)
@@ -47,9 +74,9 @@ class Plan:
     def of(cls, pair: Pair, grid: Grid, model: Model, edits: Sequence[Edit], *, traced: bool = False) -> Plan:
         """traced: run the source now, and keep its trace; else it is to ride along in the pass of the cells."""
         base = Base(pair.base, tuple(edit.bind(model, pair.base) for edit in edits), len(pair.base) - 1)
-        supply: Constant | FromTrace | FromPass
-        if pair.source is None:
-            supply = Constant(pair.constant or 0.0, grid.site, model, len(pair.base))
+        supply: Supply
+        if isinstance(pair.source, Ablation):
+            supply = pair.source.supply(grid, model, pair.base)
         elif traced:
             supply = FromTrace(trace(pair.source, model=model), grid.site, len(grid.layers_at_once))
         else:
@@ -67,7 +94,7 @@ class Plan:
         supply = self.edits.supply
         if not isinstance(supply, FromPass):
             return None
-        assert self.pair.source is not None
+        assert isinstance(self.pair.source, Tensor)
         return Source(self.pair.source, self.grid.site.name, supply.feed)
 
     def traced_metric(self) -> float:
@@ -96,7 +123,7 @@ def question_of(
         n_cells=n_cells,
         metric=metric_text(metric),
         into=into,
-        has_source=first.pair.source is not None,
+        has_source=isinstance(first.pair.source, Tensor),
         code=code,
         digest=_digest(plans),
         estimate=estimate,
@@ -104,19 +131,25 @@ def question_of(
 
 
 def _digest(plans: Sequence[Plan]) -> str:
-    """Tells the numbers that went in apart: token ids, and what the edits of the base write."""
-    found = hashlib.sha256()
+    """Tells apart what went in: token ids, what the edits of the base write, and the runs that a mean is over."""
+    found = Digest()
     for plan in plans:
-        values = [plan.pair.base, plan.pair.source, *(edit.values for edit in plan.base.edits)]
-        found.update(b"".join(v.cpu().float().contiguous().numpy().tobytes() for v in values if isinstance(v, Tensor)))
-    return found.hexdigest()[:16]
+        source = plan.pair.source
+        found.run(plan.pair.base, plan.base.edits)
+        if isinstance(source, Tensor):
+            found.run(source, ())
+        else:
+            for trace in source.reference:
+                found.add(trace.model.fingerprint)
+                found.run(trace.ids, trace.bound_edits)
+    return found.text()
 
 
-def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablate: float | None, model: Model) -> list[Pair]:
+def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablation: Ablation | None, model: Model) -> list[Pair]:
     """The runs of each pair as token ids. Every mistake in the call that can be found here is."""
     if into not in INTO:
         raise SweepError(f"into is the run to patch, 'corrupt' or 'clean'; given {into!r}")
-    if (corrupt is None) != (ablate is not None):
+    if (corrupt is None) != (ablation is not None):
         raise SweepError("give a corrupted prompt to patch from, or ablate=VALUE with corrupt=None: one of the two")
     many = is_many(clean)
     if corrupt is not None and is_many(corrupt) != many:
@@ -127,22 +160,16 @@ def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablate: float | N
     if not len(cleans) == len(corrupts) == len(metrics):
         raise SweepError(f"there are {len(cleans)} clean prompts, {len(corrupts)} corrupted ones and {len(metrics)} metrics")
     return [
-        _pair(a, b, bind_metric(m, model), into, ablate, model) for a, b, m in zip(cleans, corrupts, metrics, strict=True)
+        _pair(a, b, bind_metric(m, model), into, ablation, model) for a, b, m in zip(cleans, corrupts, metrics, strict=True)
     ]
 
 
-def _pair(clean: Any, corrupt: Any, metric: Metric, into: str, ablate: float | None, model: Model) -> Pair:
+def _pair(clean: Any, corrupt: Any, metric: Metric, into: str, ablation: Ablation | None, model: Model) -> Pair:
     clean_ids = model.ids(clean)
-    if ablate is not None:
-        return Pair(clean_ids, None, metric, _finite(ablate))
+    if ablation is not None:
+        return Pair(clean_ids, ablation, metric)
     corrupt_ids = model.ids(corrupt)
     if len(clean_ids) != len(corrupt_ids):
         raise SweepError(f"the positions of the two prompts must match: {parting(model, clean_ids, corrupt_ids)}")
     base, source = (corrupt_ids, clean_ids) if into == "corrupt" else (clean_ids, corrupt_ids)
-    return Pair(base, source, metric, None)
-
-
-def _finite(ablate: Any) -> float:
-    if not isinstance(ablate, Real) or not isfinite(ablate):
-        raise SweepError(f"ablate is a finite number; given {ablate!r}")
-    return float(ablate)
+    return Pair(base, source, metric)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gemmascope.errors import EditError
+from gemmascope.model.model import Model
 from gemmascope.run.bound import Target
 from gemmascope.run.where import parting
 
@@ -33,23 +34,54 @@ def of_trace(source: Trace, target: Target) -> Tensor:
     return target.select(value.to(target.model.device))
 
 
-def mean_of(how: str, reference: Sequence[Trace], target: Target) -> Tensor:
-    """The mean of a site over traces: over all positions but the first ("mean"), or at each ("mean_by_pos")."""
-    if how not in ("mean", "mean_by_pos"):
+MEANS = ("mean", "mean_by_pos")
+
+
+def listed_reference(reference: Any) -> tuple[Trace, ...]:
+    """The traces to take a mean over as they were given, checked to be a list of traces. EditError for anything else."""
+    if hasattr(reference, "ids"):
+        raise EditError("reference is a list of traces; given one: write reference=[trace]")
+    if isinstance(reference, str) or not isinstance(reference, Iterable):
+        raise EditError(f"reference is a list of traces; given {reference!r}")
+    listed = tuple(reference)
+    if wrong := [given for given in listed if not hasattr(given, "ids")]:
+        raise EditError(f"reference is a list of traces, made by gs.trace; it holds {wrong[0]!r}")
+    return listed
+
+
+def check_reference(how: str, reference: Sequence[Trace], target: Target) -> None:
+    """EditError for traces that no mean of this kind can be taken over."""
+    if how not in MEANS:
         raise EditError(f"value is a number, 'mean' or 'mean_by_pos'; given {how!r}")
     if not reference:
-        raise EditError(f"value={how!r} needs reference=[traces] to take the mean over")
-    site, layer = target.address.site, target.address.layer
-    if how == "mean_by_pos" or site.is_edges:
-        for trace in reference:
-            if len(trace.ids) != len(target.ids):
-                raise EditError(
-                    f"a mean at each position needs equal lengths: {parting(target.model, target.ids, trace.ids)}"
-                )
-        return target.select(torch.stack([trace[site.name, layer] for trace in reference]).mean(0))
-    # <bos> carries a huge, prompt-independent value: it would swamp the mean of the others.
-    rows = torch.cat([trace[site.name, layer][1:] for trace in reference])
-    if not len(rows):
+        raise EditError(f"{how!r} needs reference=[traces] to take the mean over")
+    for trace in reference:
+        if _sizes(trace.model, target) != _sizes(target.model, target):
+            raise EditError(
+                f"the reference holds a trace of {trace.model.name!r}, whose '{target.address}' has other sizes "
+                f"than that of {target.model.name!r}"
+            )
+        if _by_position(how, target) and len(trace.ids) != len(target.ids):
+            raise EditError(f"a mean at each position needs equal lengths: {parting(target.model, target.ids, trace.ids)}")
+    if not _by_position(how, target) and all(len(trace.ids) == 1 for trace in reference):
         raise EditError("the reference has no position after its first one to take the mean over")
-    mean = rows.mean(0)
+
+
+def mean_of(how: str, reference: Sequence[Trace], target: Target) -> Tensor:
+    """The mean of a site over traces: over all positions but the first ("mean"), or at each ("mean_by_pos")."""
+    check_reference(how, reference, target)
+    values = [trace[target.address.site.name, target.address.layer].to(target.model.device) for trace in reference]
+    if _by_position(how, target):
+        return target.select(torch.stack(values).mean(0))
+    # <bos> carries a huge, prompt-independent value: it would swamp the mean of the others.
+    mean = torch.cat([value[1:] for value in values]).mean(0)
     return (mean if len(target.places) == 1 else mean[target.places[1]]).expand(target.shape())
+
+
+def _by_position(how: str, target: Target) -> bool:
+    return how == "mean_by_pos" or target.address.site.is_edges
+
+
+def _sizes(model: Model, target: Target) -> list[int]:
+    """The sizes of a site in a model, but for its positions."""
+    return [model.config.size_of(axis, 0) for axis in target.address.site.axes if not axis.endswith("pos")]

@@ -22,14 +22,16 @@ from gemmascope.model.tap import SILENT
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import Edit, listed_edits
+from gemmascope.run.edits import Edit, listed_edits, traces_said
 from gemmascope.run.grid import Grid, Places
 from gemmascope.run.journal import Journal
 from gemmascope.run.memory import rows_within
 from gemmascope.run.metric import measure, try_metric
-from gemmascope.run.pairs import Plan, pairs_of, question_of
+from gemmascope.run.pairs import Ablation, Plan, pairs_of, question_of
 from gemmascope.run.passes import Editing
 from gemmascope.run.result import SweepResult
+from gemmascope.run.sources import listed_reference
+from gemmascope.run.trace import Trace
 from gemmascope.run.variants import Base, Variant, final_rows
 
 # What gives a cell its edits.
@@ -47,7 +49,8 @@ def sweep(
     site: str,
     by: Sequence[str] = ("layer", "pos"),
     into: str = "corrupt",
-    ablate: float | None = None,
+    ablate: float | str | None = None,
+    reference: Sequence[Trace] = (),
     layer: Any = None,
     pos: Any = None,
     head: Any = None,
@@ -67,19 +70,22 @@ def sweep(
     or in TransformerLens, which may say the layer ("blocks.5.attn.hook_z"). by: the axes of the grid, of layer, pos, head
     (kv heads at k and v), q_pos and k_pos; along the others all places are patched together.
     into: the run that is patched: "corrupt" (with clean values: what restores the answer?) or "clean" (with corrupted
-    ones: what breaks it?). ablate: a constant to write instead; then the clean run is changed and corrupt is None.
+    ones: what breaks it?). ablate: what to write instead, the clean run then being changed and corrupt None: a number, or
+    "mean" or "mean_by_pos" over reference, a list of traces, as in gs.ablate.
     layer, pos, head, q_pos, k_pos: a subset, written as in gs.patch. window: layers that a cell patches, centred on its
     own. edits: made to the base run and to all its variants. memory: how much the variants may take, such as "2GiB"; by
     default a quarter of what is free. progress: whether to show a bar. out: a file for the finished cells; a second call
     with the same file goes on where it stopped. Interrupting returns what is finished, the other cells NaN.
-    Raises PromptError, SiteError, EditError, MetricError or SweepError for what does not fit, before anything is run.
+    Raises PromptError, SiteError, EditError, MetricError, BudgetError or SweepError for what does not fit, before
+    anything is run.
     """
-    model, edits = model_or_nano(model), listed_edits(edits)
+    model, edits, reference = model_or_nano(model), listed_edits(edits), listed_reference(reference)
     places = Places(layer, pos, head, q_pos, k_pos)
-    pairs = pairs_of(clean, corrupt, metric, into, ablate, model)
+    pairs = pairs_of(clean, corrupt, metric, into, Ablation.of(ablate, reference), model)
     plans = [Plan.of(pair, Grid.over(site, by, places, window, model, pair.base), model, edits) for pair in pairs]
     max_rows = rows_within(memory, model)
-    asked = {"site": site, "by": by, "into": into, "ablate": ablate, **vars(places), "window": window, "edits": list(edits)}
+    asked: dict[str, Any] = {"site": site, "by": by, "into": into, "ablate": ablate, **vars(places), "window": window}
+    asked |= {"reference": traces_said(reference), "edits": list(edits)}
     code = call_text("sweep", model, (clean, corrupt, metric), asked)
     n_cells = sum(plan.n_cells for plan in plans)
     result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells), len(plans))
