@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,24 @@ def test_a_sweep_uses_the_room_that_the_budget_leaves(folder: Path) -> None:
     model.network.work = 10
     with pytest.raises(SweepError, match="memory of 10 bytes"):
         gs.sweep(prompt(9), prompt(9, seed=1), METRIC, site="z", model=model, by=("layer", "head"))
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_running_out_of_memory_says_what_was_planned(folder: Path, swept: bool) -> None:
+    model = gs.load(folder / "int8", memory="1GiB")
+    planned = model.network.work
+
+    held: list[weakref.ref[Tensor]] = []
+
+    def full(value: Tensor) -> Tensor:
+        held.append(weakref.ref(value))
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    edits = [gs.edit("mlp_out", full, layer=2)]
+    asked: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "edits": edits, "model": model}
+    with pytest.raises(BudgetError, match=f"{planned:,} bytes were planned.*tried to allocate") as told:
+        gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **asked) if swept else gs.trace(prompt(9), model=model, edits=edits)
+    assert told.value is not None
+    assert [ref() for ref in held] == [None]  # though the error, and with it the traceback, is held here
+    assert threads() == []
+    gs.trace(prompt(9), model=model)

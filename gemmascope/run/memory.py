@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from gemmascope.errors import SweepError
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gemmascope.errors import BudgetError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.weights.budget import BIN_ROWS, free_bytes, parse_bytes, rows_in, work_bytes
 
 # More rows at once gain nothing on weights that lie still, and finished cells, a bar that moves and an interrupt cost
 # a chunk: some seconds of a small model.
 RESIDENT_ROWS = 32 * BIN_ROWS
+
+
+@contextmanager
+def told_when_full(model: Model) -> Iterator[None]:
+    """Around a pass: BudgetError, with what was planned and what was taken, where the device's memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        device = model.device
+        taken = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        planned = f"{model.network.work:,} bytes were planned for its rows" if model.network.work else "no budget was given"
+        traceback.clear_frames(error.__traceback__)  # else a traceback that is held, as notebooks do, holds the tensors
+        raise BudgetError(
+            f"{device} ran out of memory in a pass of {model.name!r}: {planned}, and {taken:,} bytes were taken in all. "
+            f"Give a smaller memory= to the sweep, or load the model with a budget, memory=. ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def rows_within(memory: int | str | None, model: Model) -> int:
@@ -26,4 +48,4 @@ def rows_within(memory: int | str | None, model: Model) -> int:
         raise SweepError(
             f"memory of {budget:,} bytes is too little for a pass of {model.name!r}: it needs {needed:,} bytes at least"
         )
-    return min(rows, RESIDENT_ROWS)
+    return rows if model.network.supply is not None else min(rows, RESIDENT_ROWS)

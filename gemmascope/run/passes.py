@@ -12,6 +12,7 @@ from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.bound import BoundEdit
+from gemmascope.run.memory import told_when_full
 
 
 class Editing(Tap):
@@ -72,7 +73,7 @@ def streams(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[Bo
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     layout = Layout.of_lengths([len(prompts[i]) for i in by_length], model.device)
     keeping = Keeping(("embed", "resid_post"), len(prompts))
-    with torch.no_grad():
+    with torch.no_grad(), told_when_full(model):
         model.network(
             torch.cat([prompts[i] for i in by_length]), layout, Chain(Editing([edits[i] for i in by_length]), keeping)
         )

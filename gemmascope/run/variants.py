@@ -22,6 +22,7 @@ from gemmascope.model.layout import Block, Earlier, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Chain
 from gemmascope.run.bound import BoundEdit, Feed
+from gemmascope.run.memory import told_when_full
 from gemmascope.run.passes import Editing, Keeping
 from gemmascope.weights.budget import BIN_ROWS
 
@@ -68,7 +69,7 @@ class Ends:
 
 def final_rows(model: Model, bases: Sequence[Base], variants: Sequence[Variant], sources: Sequence[Source] = ()) -> Ends:
     """One pass of all these runs. The layers are the outer loop: each is asked for once."""
-    with torch.no_grad():
+    with torch.no_grad(), told_when_full(model):
         return _Pass(model, bases, variants, sources).run()
 
 
