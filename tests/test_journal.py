@@ -236,8 +236,49 @@ def test_a_file_of_something_else_is_refused_and_left_as_it_is(write: Any, messa
 def test_edits_with_other_numbers_are_another_sweep(tmp_path: Path) -> None:
     """Too many numbers to be printed: the digest tells them apart."""
     sweep(tmp_path / "s.json", edits=[gs.add("resid_post", torch.ones(32), layer=0)])
-    with pytest.raises(SweepError, match=r"holds another sweep \(other prompts or edits\): give another file, or remove"):
+    with pytest.raises(
+        SweepError, match=r"another sweep \(other prompts or edits, or a function .*\): give another file, or remove"
+    ):
         sweep(tmp_path / "s.json", edits=[gs.add("resid_post", torch.ones(32) * 2, layer=0)])
+
+
+def weigh(logits: Tensor) -> Tensor:
+    return logits[:, 5] - logits[:, 9]
+
+
+def other_weigh(logits: Tensor) -> Tensor:
+    return logits[:, 5] - logits[:, 8]
+
+
+other_weigh.__name__ = "weigh"
+
+
+def test_functions_of_one_name_with_other_code_are_other_sweeps(runs: list[int], tmp_path: Path) -> None:
+    """A metric, and an edit of the base: the file holds their names, and the digest what they do."""
+    told = "other prompts or edits, or a function with other code"
+    whole = sweep(tmp_path / "metric.json", weigh)
+    assert np.array_equal(sweep(tmp_path / "metric.json", weigh).values, whole.values)
+    with pytest.raises(SweepError, match=told):
+        sweep(tmp_path / "metric.json", other_weigh)
+
+    def halved(factor: float) -> Any:
+        return gs.edit("z", lambda value: value * factor, layer=0)
+
+    whole = sweep(tmp_path / "edit.json", edits=[halved(0.5)])
+    assert np.array_equal(sweep(tmp_path / "edit.json", edits=[halved(0.5)]).values, whole.values)
+    with pytest.raises(SweepError, match=told):
+        sweep(tmp_path / "edit.json", edits=[halved(0.25)])
+    with pytest.raises(SweepError, match="holds another sweep"):
+        sweep(tmp_path / "edit.json")
+
+
+def test_metrics_from_other_runs_are_other_sweeps(tmp_path: Path) -> None:
+    """Two runs that print alike, their edits being too large to be printed."""
+    runs = [gs.trace(prompt(4), model=model(), edits=[gs.add("z", torch.full((8, 12), x), layer=0)]) for x in (1.0, 2.0)]
+    whole = sweep(tmp_path / "s.json", gs.kl_from(runs[0]))
+    assert np.array_equal(sweep(tmp_path / "s.json", gs.kl_from(runs[0])).values, whole.values)
+    with pytest.raises(SweepError, match="holds another sweep"):
+        sweep(tmp_path / "s.json", gs.kl_from(runs[1]))
 
 
 @pytest.mark.parametrize("how", ["mean", "mean_by_pos"])

@@ -20,6 +20,7 @@ from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit, Feed, Target
 from gemmascope.run.code import Said, plain
+from gemmascope.run.metric import name_of
 from gemmascope.run.sources import mean_of, of_trace
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import find
@@ -214,7 +215,7 @@ class Custom(Edit):
         return new
 
     def _arguments(self) -> list[str]:
-        return [repr(self.site), getattr(self.fn, "__name__", repr(self.fn))]
+        return [repr(self.site), name_of(self.fn)]
 
     def __repr__(self) -> str:
         return super().__repr__().replace("gs.custom(", "gs.edit(", 1)

@@ -98,9 +98,8 @@ def _check_same(path: Path, result: SweepResult) -> None:
         return
     differing = [k for k, v in here["question"].items() if there["question"].get(k) != v and k != "digest"]
     said = "; ".join(f"{k}: {there['question'].get(k)!r} there, {here['question'][k]!r} here" for k in differing[:3])
-    raise SweepError(
-        f"{path} holds another sweep ({said or 'other prompts or edits'}): give another file, or remove this one"
-    )
+    said = said or "other prompts or edits, or a function with other code"
+    raise SweepError(f"{path} holds another sweep ({said}): give another file, or remove this one")
 
 
 def _drop_torn_line(path: Path) -> None:

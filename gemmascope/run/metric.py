@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,4 +54,11 @@ def metric_text(metric: Any) -> str:
     """The metric as Python: the call that makes it, or the name of a user's function."""
     if isinstance(metric, (list, tuple)):
         return f"[{', '.join(map(metric_text, metric))}]"
-    return repr(metric) if hasattr(metric, "bind") else str(getattr(metric, "__name__", repr(metric)))
+    return repr(metric) if hasattr(metric, "bind") else name_of(metric)
+
+
+def name_of(fn: Any) -> str:
+    """The name under which a user's function appears; of a callable object its class's."""
+    if isinstance(fn, functools.partial):
+        return name_of(fn.func)
+    return str(getattr(fn, "__name__", type(fn).__name__))

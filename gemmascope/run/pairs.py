@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from numbers import Real
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
-from gemmascope.run.digest import Digest
+from gemmascope.run.digest import Part, digest, of_metric, of_run, of_trace
 from gemmascope.run.edits import Edit
 from gemmascope.run.grid import CellEdits, Grid
 from gemmascope.run.metric import Metric, bind_metric, measure, metric_text
@@ -125,24 +125,22 @@ def question_of(
         into=into,
         has_source=isinstance(first.pair.source, Tensor),
         code=code,
-        digest=_digest(plans),
+        digest=digest(_parts(plans, metric)),
         estimate=estimate,
     )
 
 
-def _digest(plans: Sequence[Plan]) -> str:
-    """Tells apart what went in: token ids, what the edits of the base write, and the runs that a mean is over."""
-    found = Digest()
+def _parts(plans: Sequence[Plan], metric: Any) -> Iterator[Part]:
+    """What went in and the code does not say: token ids, what edits write, the runs that a mean is over, functions."""
+    yield from of_metric(metric)
     for plan in plans:
         source = plan.pair.source
-        found.run(plan.pair.base, plan.base.edits)
+        yield from of_run(plan.pair.base, plan.base.edits)
         if isinstance(source, Tensor):
-            found.run(source, ())
+            yield from of_run(source, ())
         else:
-            for trace in source.reference:
-                found.add(trace.model.fingerprint)
-                found.run(trace.ids, trace.bound_edits)
-    return found.text()
+            for one in source.reference:
+                yield from of_trace(one)
 
 
 def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablation: Ablation | None, model: Model) -> list[Pair]:

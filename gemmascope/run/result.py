@@ -31,8 +31,8 @@ class Question:
 
     model: its name, and fingerprint. kinds: "local" or "global" of every layer. tokens: those of the run that is patched.
     axes: for each axis of the grid the numbers along it. n_cells: how many cells, of all pairs, can have a value. code:
-    the call. digest: of every number that went in: token ids and the values that edits write. estimate: None for a
-    sweep, else how the grid was estimated.
+    the call. digest: of what the call does not say: token ids, the values that edits write, the code of functions.
+    estimate: None for a sweep, else how the grid was estimated.
     """
 
     model: str
