@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "load": "gemmascope.weights.load",
     "quantize": "gemmascope.weights.streamed",
+    "plan": "gemmascope.weights.plan",
     "trace": "gemmascope.run.trace",
     "Trace": "gemmascope.run.trace",
     "open_trace": "gemmascope.run.saving",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from gemmascope.run.trace import Trace, trace
     from gemmascope.sites import SITES
     from gemmascope.weights.load import load
+    from gemmascope.weights.plan import plan
     from gemmascope.weights.streamed import quantize
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "open_trace",
     "patch",
     "path_sweep",
+    "plan",
     "prompts",
     "rank",
     "scale",

@@ -46,6 +46,16 @@ examples:
   gemmascope trace "The capital of France is" --json | jq '.layers[].top[0].text'
   gemmascope trace -- "-7 is less than"        a prompt that begins with a dash
 """
+_PLAN = """\
+Say what a model takes in memory, part by part, which of its layers stay on the device, on which GPUs it fits, and how
+much it takes by quantisation and context. Nothing is loaded, and for Google's models nothing is fetched."""
+_PLAN_EXAMPLES = """\
+examples:
+  gemmascope plan google/gemma-2-27b --context 8192
+  gemmascope plan 27b --weights int8 --memory 20GiB
+  gemmascope plan path/to/checkpoint --probe
+  gemmascope plan 9b --json | jq '.peaks'
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_trace(commands)
     _add_quantize(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -140,6 +151,36 @@ def _quantize(args: argparse.Namespace) -> int:
     folder = quantize(args.source, args.target)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"wrote {folder}: {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} files")
+    return 0
+
+
+def _add_plan(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="say what a model takes in memory and on which GPUs it fits",
+        description=_PLAN,
+        epilog=_PLAN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a hub id of Google's, '2b', '9b', '27b', 'nano', or a folder")
+    parser.add_argument("--weights", default="auto", help="auto (as stored), bf16, float32 or int8 (default: auto)")
+    parser.add_argument("--context", metavar="N", type=int, help="positions of the prompt (default: the model's most)")
+    parser.add_argument("--memory", metavar="BYTES", help="what gs.load will be given, such as 20GiB (default: no limit)")
+    parser.add_argument("--rows", metavar="N", type=int, help="rows of a sweep's chunk (default: what the memory holds)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--dtype", default="auto", help="bfloat16 or float32 to compute in (default: auto)")
+    parser.add_argument("--probe", action="store_true", help="measure this machine for some seconds and predict times")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from gemmascope.weights.plan import plan
+    from gemmascope.weights.planned import table_text
+
+    options = ("weights", "context", "memory", "rows", "device", "dtype", "probe")
+    found = plan(args.source, **{name: getattr(args, name) for name in options})
+    print(json.dumps(found.to_dict(), indent=2) if args.json else f"{found}\n\n{table_text(found.table())}")
     return 0
 
 

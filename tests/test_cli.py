@@ -77,6 +77,25 @@ def test_a_prompt_may_begin_with_a_dash(capsys: pytest.CaptureFixture[str]) -> N
     assert [t["text"] for t in json.loads(capsys.readouterr().out)["tokens"]] == ["<bos>", "<!--", " ", "When"]
 
 
+def test_plan_prints_the_plan_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--context", "4096", "--weights", "int8", "--memory", "20GiB", "--rows", "64", "--device", "cpu"]
+    assert main(["plan", "google/gemma-2-27b", *options]) == 0
+    out = capsys.readouterr().out
+    p = gs.plan("google/gemma-2-27b", context=4096, weights="int8", memory="20GiB", rows=64, device="cpu")
+    assert out.startswith(f"{p}\n\n")
+    bf16, int8 = out.splitlines()[-2:]
+    assert [line.split()[0] for line in (bf16, int8)] == ["bfloat16", "int8"]
+    totals = [row["total"] / 1e9 for row in p.table()]
+    assert [float(number) for line in (bf16, int8) for number in line.split()[1::2]] == pytest.approx(totals, abs=0.005)
+
+
+def test_plan_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "2b", "--json", "--memory", "3GB", "--dtype", "float32", "--weights", "int8"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    p = gs.plan("2b", memory="3GB", dtype="float32", weights="int8")
+    assert {**data, "free": p.free} == json.loads(json.dumps(p.to_dict()))
+
+
 # -- how it ends --
 
 
@@ -87,6 +106,10 @@ def test_a_prompt_may_begin_with_a_dash(capsys: pytest.CaptureFixture[str]) -> N
         (["trace", "When" * 64], "gemmascope: the prompt has 65 tokens and 'random' a context of 64: shorten it by 1"),
         (["trace", TEXT, "--html", "/no/such/folder/t.html"], "there is no folder /no/such/folder"),
         (["trace", TEXT, "--html", "/"], "Is a directory"),
+        (["plan", "gemma-3"], "gemmascope: 'gemma-3' is no folder that exists and no model that is known."),
+        (["plan", "2b", "--weights", "int4"], "gemmascope: weights='int4' is not offered (4 bits are not offered"),
+        (["plan", "2b", "--memory", "1MB"], "gemmascope: memory of 1,000,000 bytes is too little"),
+        (["plan", "2b", "--context", "9000"], "gemmascope: context=9,000 is more than '2b' takes: at most 8,192 positions"),
     ],
 )
 @pytest.mark.usefixtures("loaded")
@@ -162,7 +185,7 @@ def test_without_a_command_it_says_what_there_is() -> None:
     assert done.stderr == run("--help").stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("trace", "--help")])
+@pytest.mark.parametrize("arguments", [("--help",), ("trace", "--help"), ("plan", "--help")])
 def test_help_is_readable_in_a_terminal_of_120_columns_and_loads_nothing(arguments: tuple[str, ...]) -> None:
     done = run(*arguments, env={**os.environ, "COLUMNS": "120", "PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == 0

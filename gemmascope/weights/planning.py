@@ -1,0 +1,111 @@
+"""What is planned for: a source's shape and number formats, found without reading a weight and without a network."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemmascope.config import PRESETS, GemmaConfig
+from gemmascope.errors import CheckpointError, DeviceError
+from gemmascope.model.model import Model
+from gemmascope.weights.adopt import is_gemma
+from gemmascope.weights.checkpoint import Checkpoint, read_config
+from gemmascope.weights.hub import KNOWN, suggestion
+from gemmascope.weights.locate import NANO
+from gemmascope.weights.placing import asked_dtype, choose_dtype
+from gemmascope.weights.store import is_store
+
+_PLAIN = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that may be loaded. stored: the dtype of its weights as they lie there, or of what is not int8 of them."""
+
+    name: str
+    config: GemmaConfig
+    stored: torch.dtype
+    int8: bool = False
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Number formats: of the weights where they lie, of the others if they are int8, and what is computed in."""
+
+    int8: bool
+    stored: torch.dtype
+    dtype: torch.dtype
+
+    @property
+    def weights(self) -> str:
+        return "int8" if self.int8 else str(self.stored).removeprefix("torch.")
+
+
+def find_source(given: Any) -> Source:
+    """The source that is named. CheckpointError for one that is not known, with those that are."""
+    if isinstance(given, Model):
+        return Source(given.name, given.config, given.dtype, _in_int8(given))
+    if is_gemma(given):
+        return Source(type(given).__name__, GemmaConfig.from_dict(given.config.to_dict()), given.dtype)
+    if given is None or given == "nano":
+        return _of_folder(NANO, "nano")
+    if not isinstance(given, (str, os.PathLike)):
+        raise CheckpointError(f"cannot plan for a {type(given).__name__}; {_known()}")
+    path = Path(given).expanduser()
+    if path.is_dir() and given != "":
+        return _of_folder(path, str(given))
+    if preset := re.fullmatch(r"(?:(?:google/)?gemma-2-)?(2b|9b|27b)(?:-it)?", str(given).lower()):
+        return Source(str(given), PRESETS[preset[1]], torch.bfloat16)
+    raise CheckpointError(
+        f"{str(given)!r} is no folder that exists and no model that is known.{suggestion(str(given))} {_known()}"
+    )
+
+
+def find_formats(source: Source, weights: Any, dtype: str | torch.dtype) -> Formats:
+    """The formats that were asked for, or the source's. DeviceError for those that are not offered."""
+    asked = asked_dtype(dtype)
+    if weights == "auto":
+        return Formats(source.int8, source.stored, asked or source.stored)
+    if weights == "int8":
+        return Formats(True, source.stored, asked or source.stored)
+    if not isinstance(weights, str) or weights not in _PLAIN:
+        why = " (4 bits are not offered: they change what is found)" if "4" in str(weights) else ""
+        raise DeviceError(f"weights={weights!r} is not offered{why}; give 'auto' for what is stored, 'int8', {_names()}")
+    if source.int8:
+        raise DeviceError(
+            f"{source.name!r} holds int8 weights: give 'auto' or 'int8', or plan for the checkpoint they came from"
+        )
+    return Formats(False, _PLAIN[weights], asked or _PLAIN[weights])
+
+
+def _names() -> str:
+    return " or ".join(map(repr, _PLAIN))
+
+
+def _known() -> str:
+    return (
+        f"Known without a network are {', '.join(map(repr, (*KNOWN, *PRESETS, 'nano')))}; "
+        "for another model give the folder of its config.json, or the model itself"
+    )
+
+
+def _of_folder(folder: Path, name: str) -> Source:
+    """A checkpoint's folder, or one that has its config.json alone."""
+    config, named = read_config(folder)
+    try:
+        with Checkpoint(folder) as checkpoint:
+            dtypes = checkpoint.dtypes
+    except CheckpointError:  # the weights are not there, or not whole
+        dtypes = set()
+    return Source(name, config, choose_dtype("auto", named, dtypes), is_store(folder), folder)
+
+
+def _in_int8(model: Model) -> bool:
+    layers = getattr(model.network.supply, "packed", ())
+    return any(piece.dtype == torch.int8 for packed in layers for piece in packed.pieces)
