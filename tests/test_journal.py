@@ -18,6 +18,7 @@ from torch import Tensor
 import gemmascope as gs
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
+from gemmascope.run import journal as journal_module
 from gemmascope.run import memory as memory_module
 from gemmascope.run import sweep as sweep_module
 from gemmascope.run.result import SweepResult
@@ -182,6 +183,37 @@ def test_a_first_line_without_its_end_is_survived(runs: list[int], tmp_path: Pat
     rest = sweep(out)
     assert np.array_equal(gs.open_sweep(out).values, rest.values)
     assert rest.finished.all()
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("at", ["write_text", "replace"])
+@pytest.mark.parametrize("before", [None, "", "torn"])
+def test_a_crash_leaves_no_part_of_a_line(at: str, before: str | None, tmp_path: Path, monkeypatch: Any) -> None:
+    """In the middle of writing a new file, or of dropping a torn line from one: what was there is there."""
+    out = tmp_path / "s.json"
+    if before is not None:
+        out.touch()
+    if before == "torn":
+        sweep(out)
+        out.write_text(out.read_text()[:-20])
+    there = out.read_bytes() if out.exists() else None
+    write_text = Path.write_text
+
+    def crash(path: Path, text: str = "", **asked: Any) -> None:
+        if isinstance(path, Path) and at == "write_text":
+            write_text(path, text[:10], **asked)
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Path, "write_text") if at == "write_text" else (journal_module.os, "replace")), crash)
+        with pytest.raises(Crash):
+            sweep(out)
+    assert (out.read_bytes() if out.exists() else None) == there
+    assert sweep(out).finished.all()
+    assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
 
 
 def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:

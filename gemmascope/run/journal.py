@@ -6,6 +6,7 @@ A line that a crash cut off is left out on reading; its cells are run again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,7 @@ class Journal:
             _drop_torn_line(path)
             return cls(path)
         try:
-            path.write_text(json.dumps(_about(result)) + "\n", encoding="utf-8")
+            _put(path, json.dumps(_about(result)) + "\n")
         except OSError as error:
             raise SweepError(f"{path} cannot be written: {error}") from error
         return cls(path)
@@ -106,6 +107,16 @@ def _drop_torn_line(path: Path) -> None:
     """Drop a last line that was cut off, so that the next one stands on its own."""
     whole, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")
     if not newline:  # the first line, which could be read: only its end is missing
-        path.write_text(torn + "\n", encoding="utf-8")
+        _put(path, torn + "\n")
     elif torn:
-        path.write_text(whole + "\n", encoding="utf-8")
+        _put(path, whole + "\n")
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a file aside and rename it, so that a crash leaves the old file or the new one, and never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
