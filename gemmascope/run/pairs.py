@@ -149,6 +149,8 @@ def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablation: Ablatio
         raise SweepError(f"into is the run to patch, 'corrupt' or 'clean'; given {into!r}")
     if (corrupt is None) != (ablation is not None):
         raise SweepError("give a corrupted prompt to patch from, or ablate=VALUE with corrupt=None: one of the two")
+    _refuse_traces("clean", clean)
+    _refuse_traces("corrupt", corrupt)
     many = is_many(clean)
     if corrupt is not None and is_many(corrupt) != many:
         raise SweepError("give clean and corrupt as two prompts, or as two lists of prompts")
@@ -160,6 +162,17 @@ def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablation: Ablatio
     return [
         _pair(a, b, bind_metric(m, model), into, ablation, model) for a, b, m in zip(cleans, corrupts, metrics, strict=True)
     ]
+
+
+def _refuse_traces(name: str, given: Any) -> None:
+    """SweepError for a trace, or a list that holds one, where a prompt is to be run."""
+    listed = list(given) if isinstance(given, (list, tuple)) else [given]
+    if found := [one for one in listed if isinstance(one, Trace)]:
+        holds = "is" if given is found[0] else "holds"
+        edited = "; edits= are made to the run that is patched" if found[0].edits else ""
+        raise SweepError(
+            f"{name} {holds} a trace, and a sweep runs its prompts itself: give the prompt, or the trace's .ids{edited}"
+        )
 
 
 def _pair(clean: Any, corrupt: Any, metric: Metric, into: str, ablation: Ablation | None, model: Model) -> Pair:
