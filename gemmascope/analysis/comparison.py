@@ -125,7 +125,7 @@ class Comparison:
             ("stream", f"cosine at least {_place(self.cosine, np.argmin, '.6f')}; relative error at most "
                        f"{_place(self.relative_error, np.argmax, '.3g')}; <bos> left out"),
             ("heads", f"{shared} of the {self.top} strongest shared ({self.head_agreement_by_chance * self.top:.2g} by "
-                      f"chance), rank correlation {self.head_rank_correlation:.3g}, {done}"),
+                      f"chance), rank correlation {self.head_rank_correlation:.4f}, {done}"),
         ]  # fmt: skip
 
     def _prompts(self) -> list[tuple[str, str, str]]:
