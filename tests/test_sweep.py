@@ -285,6 +285,34 @@ def test_a_sweep_is_the_loop_of_hooks_in_transformers(site: str, by: tuple[str, 
     assert np.ptp(expected) > 0.1
 
 
+# -- in bfloat16 --
+
+
+def cell_by_cell(m: Model, clean: list[int], corrupt: list[int], site: str, s: SweepResult) -> np.ndarray[Any, Any]:
+    """The numbers of a sweep, from a run of its own for each cell."""
+    loop, found = Loop(m, corrupt, clean), np.zeros(s.values[0].shape)
+    for index, cell in cells(s):
+        found[index] = loop.cell(site, [cell["layer"]], {axis: n for axis, n in cell.items() if axis != "layer"})
+    return found
+
+
+@pytest.mark.parametrize(("site", "by"), [("resid_pre", ("layer", "pos")), ("z", ("layer", "head"))])
+def test_a_sweep_in_bfloat16_is_no_further_from_float32_than_single_runs_are(site: str, by: tuple[str, ...]) -> None:
+    """Their products round elsewhere, so that either is nearer in one cell; over many they are as near."""
+    ours, loops = [], []
+    for kinds, seed in itertools.product(("lgl", "gl"), range(5)):
+        m16, m32 = model_of(checkpoint(kinds, seed).bfloat16()), model_of(checkpoint(kinds, seed).bfloat16().float())
+        clean, corrupt = prompt(N_POS, seed=seed), prompt(N_POS, seed=seed + 50)
+        s, exact = (sweep(clean, corrupt, site=site, by=by, model=m) for m in (m16, m32))
+        assert np.isfinite(s.values).all()
+        assert np.isfinite([s.clean, s.corrupt]).all()
+        ours.append((s.values[0] - exact.values[0]).ravel())
+        loops.append((cell_by_cell(m16, clean, corrupt, site, s) - exact.values[0]).ravel())
+    our, loop = np.concatenate(ours), np.concatenate(loops)
+    assert 0 < np.square(our).mean() ** 0.5 <= 1.2 * np.square(loop).mean() ** 0.5
+    assert np.abs(our).max() <= 1.5 * np.abs(loop).max()
+
+
 # -- how it is carried --
 
 
