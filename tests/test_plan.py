@@ -295,6 +295,23 @@ def test_what_stays_is_what_gs_load_keeps(memory: int | None, n_kept: int, tmp_p
     assert part(p, "scratch") == sum(value.nbytes for value in supply.scratch.values())
 
 
+@pytest.mark.parametrize("named", [None, "bfloat16", "float32"])
+@pytest.mark.parametrize("stored", ["bfloat16", "float32", "float16"])
+def test_formats_are_those_of_gs_load(stored: str, named: str | None, tmp_path: Path) -> None:
+    checkpoint("lg").to(getattr(torch, stored)).save_pretrained(tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | ({"dtype": named} if named else {})))
+    for source in (tmp_path / "source", gs.quantize(tmp_path / "source", tmp_path / "int8")):
+        model, p = gs.load(source, memory="100MB"), plan(source, memory="100MB")
+        supply: Any = model.network.supply
+        assert p.formats.dtype == model.dtype
+        assert part(p, "layers that stay") == sum(packed.n_bytes for packed in supply.packed)
+        assert part(p, "scratch") == sum(value.nbytes for value in supply.scratch.values())
+        assert part(p, "embedding") == model.network.model.embed_tokens.weight.nbytes
+        assert plan(model, memory="100MB").parts == p.parts
+
+
 def test_a_model_in_memory_is_a_source(tmp_path: Path) -> None:
     theirs = checkpoint("lg")
     model = model_of(theirs)

@@ -124,9 +124,13 @@ def _timing(plan: Plan) -> list[str]:
         return []
     return [
         f"Measured here: {plan.rates}.",
-        f"Predicted: a trace of {plan.context:,} positions {plan.seconds[TRACE]:.2g} s; "
-        f"a sweep's chunk of {plan.rows:,} rows through every layer {plan.seconds[SWEEP]:.2g} s.",
+        f"Predicted: a trace of {plan.context:,} positions {_time(plan.seconds[TRACE])}; "
+        f"a sweep's chunk of {plan.rows:,} rows through every layer {_time(plan.seconds[SWEEP])}.",
     ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _aligned(rows: list[list[str]], right: range = range(1, 2)) -> list[str]:

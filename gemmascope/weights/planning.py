@@ -14,22 +14,27 @@ from gemmascope.config import PRESETS, GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.model import Model
 from gemmascope.weights.adopt import is_gemma
-from gemmascope.weights.checkpoint import Checkpoint, read_config
+from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint, read_config
 from gemmascope.weights.hub import KNOWN, suggestion
 from gemmascope.weights.locate import NANO
+from gemmascope.weights.packed import NORMS, Piece
 from gemmascope.weights.placing import asked_dtype, choose_dtype
-from gemmascope.weights.store import is_store
+from gemmascope.weights.store import Store, is_store
 
 _PLAIN = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model that may be loaded. stored: the dtype of its weights as they lie there, or of what is not int8 of them."""
+    """A model that may be loaded. stored: the dtype of its weights as they lie there, or of what is not int8 of them.
+
+    computed: the dtype that gs.load computes in unless another is asked for.
+    """
 
     name: str
     config: GemmaConfig
     stored: torch.dtype
+    computed: torch.dtype
     int8: bool = False
     folder: Path | None = None
 
@@ -50,9 +55,9 @@ class Formats:
 def find_source(given: Any) -> Source:
     """The source that is named. CheckpointError for one that is not known, with those that are."""
     if isinstance(given, Model):
-        return Source(given.name, given.config, given.dtype, _in_int8(given))
+        return Source(given.name, given.config, _stored(given), given.dtype, _in_int8(given))
     if is_gemma(given):
-        return Source(type(given).__name__, GemmaConfig.from_dict(given.config.to_dict()), given.dtype)
+        return Source(type(given).__name__, GemmaConfig.from_dict(given.config.to_dict()), given.dtype, given.dtype)
     if given is None or given == "nano":
         return _of_folder(NANO, "nano")
     if not isinstance(given, (str, os.PathLike)):
@@ -61,7 +66,7 @@ def find_source(given: Any) -> Source:
     if path.is_dir() and given != "":
         return _of_folder(path, str(given))
     if preset := re.fullmatch(r"(?:(?:google/)?gemma-2-)?(2b|9b|27b)(?:-it)?", str(given).lower()):
-        return Source(str(given), PRESETS[preset[1]], torch.bfloat16)
+        return Source(str(given), PRESETS[preset[1]], torch.bfloat16, torch.bfloat16)
     raise CheckpointError(
         f"{str(given)!r} is no folder that exists and no model that is known.{suggestion(str(given))} {_known()}"
     )
@@ -71,9 +76,9 @@ def find_formats(source: Source, weights: Any, dtype: str | torch.dtype) -> Form
     """The formats that were asked for, or the source's. DeviceError for those that are not offered."""
     asked = asked_dtype(dtype)
     if weights == "auto":
-        return Formats(source.int8, source.stored, asked or source.stored)
+        return Formats(source.int8, source.stored, asked or source.computed)
     if weights == "int8":
-        return Formats(True, source.stored, asked or source.stored)
+        return Formats(True, source.stored, asked or source.computed)
     if not isinstance(weights, str) or weights not in _PLAIN:
         why = " (4 bits are not offered: they change what is found)" if "4" in str(weights) else ""
         raise DeviceError(f"weights={weights!r} is not offered{why}; give 'auto' for what is stored, 'int8', {_names()}")
@@ -96,16 +101,31 @@ def _known() -> str:
 
 
 def _of_folder(folder: Path, name: str) -> Source:
-    """A checkpoint's folder, or one that has its config.json alone."""
+    """A store, a checkpoint's folder, or one that has its config.json alone."""
+    if is_store(folder):
+        store = Store(folder)
+        computed = choose_dtype("auto", store.dtype_name, {store.dtype})
+        return Source(name, store.config, store.dtype, computed, int8=True, folder=folder)
     config, named = read_config(folder)
     try:
         with Checkpoint(folder) as checkpoint:
-            dtypes = checkpoint.dtypes
+            stored = {name: one.dtype for name, one in checkpoint.stored.items()}
     except CheckpointError:  # the weights are not there, or not whole
-        dtypes = set()
-    return Source(name, config, choose_dtype("auto", named, dtypes), is_store(folder), folder)
+        stored = {}
+    computed = choose_dtype("auto", named, set(stored.values()))
+    return Source(name, config, stored.get(EMBEDDING, computed), computed, folder=folder)
 
 
 def _in_int8(model: Model) -> bool:
+    return any(piece.dtype == torch.int8 for piece in _packed(model))
+
+
+def _stored(model: Model) -> torch.dtype:
+    """What a model's layers lie in, or their norms if they are int8."""
+    return next((piece.dtype for piece in _packed(model) if piece.name in NORMS), model.dtype)
+
+
+def _packed(model: Model) -> list[Piece]:
+    """The tensors of a layer of a model whose layers are packed; none for another."""
     layers = getattr(model.network.supply, "packed", ())
-    return any(piece.dtype == torch.int8 for packed in layers for piece in packed.pieces)
+    return list(layers[0].pieces) if layers else []
