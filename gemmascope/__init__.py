@@ -90,6 +90,7 @@ __all__ = [
     "path_sweep",
     "plan",
     "prompts",
+    "quantize",
     "rank",
     "scale",
     "sites",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Float16, Int8
 from torch import Tensor
+from torch.nn import functional as F
 
 from gemmascope.errors import CheckpointError
 
@@ -27,13 +28,14 @@ def quantise(
     weight: Float[Tensor, "out in"], q: Int8[Tensor, "out in"], scale: Float16[Tensor, "out group"], name: str
 ) -> None:
     """Write a matrix's int8 numbers and their scales into q and scale. CheckpointError for one that cannot be."""
+    missing = -weight.shape[1] % GROUP  # of the last group: as zeros, which change no scale
     for at in range(0, len(weight), TILE):
         rows = slice(at, at + TILE)
-        tile = weight[rows].float()
-        largest = torch.stack([group.abs().amax(1) for group in torch.split(tile, GROUP, dim=1)], dim=1)
-        scale[rows] = _scales(largest, name)
-        step = scale[rows].float().repeat_interleave(GROUP, dim=1)[:, : tile.shape[1]]
-        q[rows] = torch.where(step > 0, tile / step, 0.0).round_().clamp_(-127, 127).to(torch.int8)
+        tile = F.pad(weight[rows].float(), (0, missing)).view(-1, n_groups(weight.shape[1]), GROUP)  # [row, group, GROUP]
+        scale[rows] = _scales(tile.abs().amax(2), name)
+        step = scale[rows, :, None].float()
+        numbers = torch.where(step > 0, tile / step, 0.0).round_().clamp_(-127, 127)
+        q[rows] = numbers.flatten(1)[:, : weight.shape[1]].to(torch.int8)
 
 
 def _scales(largest: Tensor, name: str) -> Tensor:
