@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import install_import_hook
 
@@ -13,6 +15,9 @@ install_import_hook("gemmascope", "shapes.checked")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+if TYPE_CHECKING:
+    from gemmascope.model.gemma2 import Gemma2, Layer
 
 # Products this small are no faster on two threads, and much slower where other work shares the cores.
 torch.set_num_threads(1)
@@ -36,3 +41,33 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
     return made
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of every layer that is asked for, as it is. A layer may run only while a pass goes through it."""
+    from gemmascope.model.gemma2 import Gemma2, Layer
+
+    asked: list[int] = []
+    passing: list[int] = []
+    layers, layer, forward = Gemma2.layers, Gemma2.layer, Layer.forward
+
+    def one_by_one(self: Gemma2, reverse: bool = False) -> Iterator[Layer]:
+        with closing(layers(self, reverse)) as each:
+            for found in each:
+                asked.append(found.index)
+                passing[:] = [found.index]
+                yield found
+                passing.clear()
+
+    def by_number(self: Gemma2, index: int) -> Layer:
+        asked.append(index)
+        return layer(self, index)
+
+    def guarded(self: Layer, *given: Any) -> Any:
+        assert passing == [self.index], f"layer {self.index} runs, and a pass goes through {passing}"
+        return forward(self, *given)
+
+    for owner, name, counting in ((Gemma2, "layers", one_by_one), (Gemma2, "layer", by_number), (Layer, "forward", guarded)):
+        monkeypatch.setattr(owner, name, counting)
+    return asked
