@@ -1,0 +1,65 @@
+"""What a plan says a run takes, beside what a process of its own took."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gemmascope as gs
+from gemmascope.config import PRESETS
+from tests.sparse import write
+
+N_POS = 512
+
+# Peaks are of resident memory: what the libraries take is there before the model, and is left out.
+SCRIPT = """
+import sys, json
+import torch
+import gemmascope as gs
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+gs.sweep("<bos> a", "<bos> b", gs.answer_prob(5), site="z", by=("layer", "head"), progress=False)
+before = peak()
+model = gs.load(sys.argv[1], dtype="bfloat16", memory=int(sys.argv[2]) or None)
+ids = list(range(5, 5 + int(sys.argv[3])))
+if sys.argv[4] == "trace":
+    gs.trace(ids, model=model).top(1)
+else:
+    gs.sweep(ids, ids[::-1], gs.answer_prob(7), site="resid_pre", model=model, layer=[0, 1, 2], progress=False)
+print(json.dumps(peak() - before))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of zeros, large enough to be seen beside the libraries."""
+    path = tmp_path_factory.mktemp("peaks")
+    shape: dict[str, Any] = {"d_model": 1024, "n_heads": 8, "n_kv_heads": 4, "d_head": 128, "d_mlp": 12288, "vocab_size": 8192}
+    config = replace(PRESETS["2b"], kinds=PRESETS["2b"].kinds[:6], **shape)
+    write(path / "source", config.to_dict())
+    gs.quantize(path / "source", path / "int8")
+    return path
+
+
+def measured(folder: Path, memory: int, n_pos: int, task: str) -> int:
+    given = [sys.executable, "-c", SCRIPT, str(folder), str(memory), str(n_pos), task]
+    found: int = json.loads(subprocess.run(given, capture_output=True, check=True, text=True).stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory"), [("int8", 0), ("int8", 400_000_000), ("int8", 520_000_000), ("source", 500_000_000)]
+)
+def test_the_predicted_peak_is_the_measured_one(folder: Path, kind: str, memory: int) -> None:
+    plan = gs.plan(folder / kind, weights="int8" if kind == "int8" else "auto", context=N_POS, memory=memory or None)
+    found = measured(folder / kind, memory, N_POS, "trace")
+    assert found == pytest.approx(plan.peaks["trace"], rel=0.15)
