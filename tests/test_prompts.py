@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from gemmascope import prompts
+import gemmascope
+from gemmascope import nano, prompts
 from gemmascope.prompts import Pair, Pairs
 from gemmascope.prompts.pairs import Encoder, nano_tokenizer, unfit
 from gemmascope.prompts.splits import HELD_OUT_NAMES
+from gemmascope.weights import locate
 
 Family = Callable[[int, int, Encoder | None], Pairs]
 FAMILIES: dict[str, Family] = {
@@ -153,3 +156,14 @@ def test_the_classic_prompt_is_aligned() -> None:
 
     assert CLASSIC.clean == "When Mary and John went to the store, John gave a drink to"
     assert unfit(CLASSIC, nano_tokenizer()) is None
+
+
+def test_the_folder_of_nano_is_written_down_once() -> None:
+    """A source file that spelled it out itself would not follow when it moves."""
+    package = Path(gemmascope.__file__).parent
+    there = [
+        path.relative_to(package).as_posix() for path in package.rglob("*.py") if '"nano" / "checkpoint"' in path.read_text()
+    ]
+    assert there == ["weights/locate.py"]
+    assert nano.CHECKPOINT is locate.NANO
+    assert (nano.CHECKPOINT / "tokenizer.json").is_file()

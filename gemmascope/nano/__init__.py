@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from gemmascope.prompts.pairs import NANO as CHECKPOINT
+from gemmascope.weights.locate import NANO as CHECKPOINT
 
 __all__ = ["CHECKPOINT"]

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from random import Random
 from typing import Protocol, overload
 
-NANO = Path(__file__).resolve().parent.parent / "nano" / "checkpoint"
 DRAWS_PER_PAIR = 20  # how often a case is drawn anew before a family gives up on a tokenizer
 
 
@@ -108,5 +106,6 @@ def _repeat(draw: Callable[[Random], Pair], rng: Random, times: int) -> Iterator
 def nano_tokenizer() -> Encoder:
     """The tokenizer of the embedded model."""
     from gemmascope.tokens import Tokenizer
+    from gemmascope.weights.locate import NANO
 
     return Tokenizer.from_folder(NANO)
