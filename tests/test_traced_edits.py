@@ -247,7 +247,7 @@ BAD: list[tuple[Callable[[], Any], type[GemmascopeError], str]] = [
     (lambda: Patch(site="resid_pre", source=NAN, layer=1, pos=1), EditError, "holds NaN or infinity"),
     (lambda: Add(site="resid_pre", vector=NAN / 0, layer=1, pos=1), EditError, "holds NaN or infinity"),
     (lambda: Ablate(site="z", layer=1, value="median"), EditError, "'mean' or 'mean_by_pos'; given 'median'"),
-    (lambda: Ablate(site="z", layer=1, value="mean"), EditError, r"value='mean' needs reference=\[traces\]"),
+    (lambda: Ablate(site="z", layer=1, value="mean"), EditError, r"'mean' needs reference=\[traces\]"),
     (lambda: Knockout(layer=1, head=1, q_pos=0, k_pos=0), EditError, "would leave position 0 nothing to attend to"),
     (lambda: Knockout(layer=0, q_pos=9, k_pos=slice(0, 10)), EditError, "would leave position 9 nothing to attend to"),
     (lambda: Custom(site="z", fn=lambda z: z[:1], layer=1), EditError, r"returned \(1, 8, 12\).*shape \(15, 8, 12\)"),
