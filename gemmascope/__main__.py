@@ -118,6 +118,8 @@ def _add_trace(commands: Commands) -> None:
     )
     parser.add_argument("prompt", metavar="PROMPT", help="the text to run; <bos> is put in front of it")
     parser.add_argument("--model", default="nano", help="'nano', a hub id, or a checkpoint's folder (default: nano)")
+    parser.add_argument("--weights", default="auto", help="'auto' for what is stored, or 'int8' (default: auto)")
+    parser.add_argument("--memory", help="what the model may take, such as 20GiB: the rest streams in")
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write a self-contained page to FILE")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
     parser.set_defaults(run=_trace)
@@ -130,7 +132,7 @@ def _trace(args: argparse.Namespace) -> int:
     from gemmascope.run.trace import trace
     from gemmascope.weights.load import load
 
-    t = trace(args.prompt, model=load(args.model))
+    t = trace(args.prompt, model=load(args.model, weights=args.weights, memory=args.memory))
     print(json.dumps(as_data(t), indent=2) if args.json else as_text(t))
     if args.html is not None:
         args.html.write_text(as_page(t), encoding="utf-8")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import checkpoint
 from pieces import worded
 
 import gemmascope as gs
@@ -26,7 +28,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A small random model in the place of every model; what was asked for."""
     asked: list[str] = []
 
-    def load(source: str) -> Any:
+    def load(source: str, **_: Any) -> Any:
         asked.append(source)
         return worded()
 
@@ -129,7 +131,7 @@ def test_a_model_that_is_not_there_is_one_line_and_status_2(capsys: pytest.Captu
 
 
 def test_an_error_of_many_lines_is_told_in_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def load(source: str) -> None:
+    def load(source: str, **_: Any) -> None:
         raise gs.GemmascopeError("one\ntwo")
 
     monkeypatch.setattr(load_module, "load", load)
@@ -138,7 +140,7 @@ def test_an_error_of_many_lines_is_told_in_one(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_ctrl_c_is_status_130_and_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def load(source: str) -> None:
+    def load(source: str, **_: Any) -> None:
         raise KeyboardInterrupt  # a signal would do nothing where the tests run in the background
 
     monkeypatch.setattr(load_module, "load", load)
@@ -200,3 +202,15 @@ def test_the_first_command_of_the_readme() -> None:
     assert (done.stderr, done.returncode) == ("", 0)
     assert done.stdout.startswith("Trace of nano: 15 tokens\n  <bos> When ·Mary ·and ·John")
     assert "next   ·Mary " in done.stdout
+
+
+def test_a_model_larger_than_its_budget_is_quantised_and_traced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint("lgl").save_pretrained(tmp_path / "source")
+    assert main(["quantize", str(tmp_path / "source"), str(tmp_path / "int8")]) == 0
+    assert re.search(r"wrote .*int8: [\d.]+ GB in 4 files", capsys.readouterr().out)
+    assert main(["quantize", str(tmp_path / "source"), str(tmp_path / "source")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["trace", "a b", "--weights", "int4"]) == 2
+    assert "not offered" in capsys.readouterr().err
+    assert main(["trace", "a b", "--model", str(tmp_path / "int8"), "--memory", "20B"]) == 2
+    assert "too little: this model needs" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import weakref
 from collections import namedtuple
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import checkpoint, prompt
+from reference import error
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,8 +26,6 @@ from gemmascope.weights.checkpoint import Checkpoint
 from gemmascope.weights.int8 import GROUP, dequantise, n_groups, quantise
 from gemmascope.weights.packed import MATRICES
 from gemmascope.weights.store import MANIFEST, OUTER, layer_file
-from tests.checkpoints import checkpoint, prompt
-from tests.reference import error
 
 
 def int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,9 +153,9 @@ def test_an_interrupted_conversion_goes_on(source: Path, tmp_path: Path, monkeyp
         gs.load(tmp_path / "q")
     gs.quantize(source, tmp_path / "q")
     assert calls == 2 + 2  # layer 0 was kept; layer 1 was begun anew
-    for path in (tmp_path / "whole").iterdir():
+    for path in (tmp_path / "whole").glob("[!.]*"):
         assert path.read_bytes() == (tmp_path / "q" / path.name).read_bytes()
-    assert not list((tmp_path / "q").glob(".*"))
+    assert not list((tmp_path / "q").glob(".*.part"))
 
 
 def test_a_conversion_holds_one_tensor_of_the_source_at_a_time(
@@ -243,7 +244,7 @@ def test_a_full_disk_is_found_before_writing(source: Path, tmp_path: Path, monke
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
     with pytest.raises(BudgetError, match=r"needs [\d,]+ bytes and the disk has 1,000 free: nothing was written"):
         gs.quantize(source, tmp_path / "q")
-    assert not (tmp_path / "q").exists()
+    assert [path.name for path in (tmp_path / "q").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(("weights", "said"), [("int4", "4 bits are not offered"), ("fp8", "give 'auto'")])
@@ -256,3 +257,80 @@ def test_a_model_in_memory_is_shared_as_it_is() -> None:
     for asked in ({"weights": "int8"}, {"memory": "1GiB"}):
         with pytest.raises(DeviceError, match="save_pretrained"):
             gs.load(checkpoint("lg"), **asked)
+
+
+def test_a_head_that_is_not_the_embedding_is_refused(source: Path, tmp_path: Path) -> None:
+    whole = {k: v for path in source.glob("*.safetensors") for k, v in load_file(path).items()}
+    for path in source.glob("model*"):
+        path.unlink()
+    whole["lm_head.weight"] = 2 * whole["model.embed_tokens.weight"]
+    save_file(whole, source / "model.safetensors")
+    with pytest.raises(CheckpointError, match="differs from the embedding"):
+        gs.load(source, weights="int8", cache=tmp_path / "q")
+    with pytest.raises(CheckpointError, match="differs from the embedding"):
+        gs.quantize(source, tmp_path / "p")
+
+
+def test_quantising_again_mends_a_damaged_file(source: Path, tmp_path: Path) -> None:
+    gs.quantize(source, tmp_path / "q")
+    whole = gs.load(tmp_path / "q").run(prompt(5))
+    _flip(tmp_path / "q" / layer_file(1))
+    (tmp_path / "q" / layer_file(2)).unlink()
+    gs.quantize(source, tmp_path / "q")
+    assert torch.equal(gs.load(tmp_path / "q").run(prompt(5)), whole)
+
+
+def test_loads_at_once_and_a_finished_cache_that_is_only_read(source: Path, tmp_path: Path) -> None:
+    def load(found: list[Tensor]) -> None:
+        found.extend(gs.load(source, weights="int8", cache=tmp_path / "q").run(prompt(5)) for _ in range(5))
+
+    found: list[list[Tensor]] = [[] for _ in range(4)]
+    threads = [threading.Thread(target=load, args=(mine,)) for mine in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert all(len(mine) == 5 and all(torch.equal(one, found[0][0]) for one in mine) for mine in found)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "q").glob("[!.]*")}
+    load([])
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "q").glob("[!.]*")}
+
+
+def test_an_edited_source_is_quantised_anew(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path / "cache"))
+    before = gs.load(source, weights="int8").layer(1).input_layernorm.weight.clone()
+    for path in source.glob("*.safetensors"):
+        values = load_file(path)
+        if "model.layers.1.input_layernorm.weight" in values:
+            values["model.layers.1.input_layernorm.weight"] += 1
+            save_file(values, path, metadata={"format": "pt"})
+    assert torch.equal(gs.load(source, weights="int8").layer(1).input_layernorm.weight, before + 1)
+
+
+BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"device": "meta"}, DeviceError, "stream on a CPU or a CUDA device"),
+    ({"dtype": "float16"}, DeviceError, "float16"),
+    ({"memory": 10}, BudgetError, "too little: this model needs"),
+    ({"memory": "lots"}, BudgetError, "lots"),
+]
+
+
+@pytest.mark.parametrize(("asked", "kind", "message"), BAD_CALLS)
+def test_a_call_that_cannot_be_is_refused_before_anything_is_quantised(
+    asked: dict[str, Any], kind: type[Exception], message: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=message):
+        gs.load(source, weights="int8", cache=tmp_path / "q", **asked)
+    assert not (tmp_path / "q").exists()
+
+
+def test_an_interrupt_before_the_first_file_can_go_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impatient(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.shutil, "copyfile", impatient)
+        with pytest.raises(KeyboardInterrupt):
+            gs.quantize(source, tmp_path / "q")
+    gs.quantize(source, tmp_path / "q")
+    assert gs.load(tmp_path / "q").config.eos_ids == gs.load(source).config.eos_ids

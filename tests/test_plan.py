@@ -183,7 +183,7 @@ def test_a_sweep_without_a_budget_has_the_rows_of_one_without() -> None:
     size=st.sampled_from(SIZES),
     weights=st.sampled_from(("auto", "int8")),
     context=st.integers(1, 8192),
-    budgets=st.tuples(st.integers(9 * 10**9, 90 * 10**9), st.integers(0, 10**10)),
+    budgets=st.tuples(st.integers(3 * 10**9, 90 * 10**9), st.integers(0, 10**10)),
 )
 def test_laws_of_a_budget(size: str, weights: str, context: int, budgets: tuple[int, int]) -> None:
     less, more = (plan(size, weights=weights, context=context, memory=n) for n in (budgets[0], sum(budgets)))
@@ -369,6 +369,7 @@ def test_a_card_that_is_not_known_is_told() -> None:
     with pytest.raises(gs.errors.BudgetError, match=r"no card that is known.*RTX 4090"):
         plan("2b").fits("Voodoo 2")
     assert plan("2b").fits("rtx4090").card.name == "RTX 4090 24 GB"
+    assert plan("2b").fits("A100").card.name == "A100 40 GB"  # of several, the smallest
     assert plan("2b").fits("24GB").card.n_bytes == 24 * 10**9
     assert not plan("27b").fits("8GB")
 
@@ -426,7 +427,8 @@ def test_the_html_says_the_same_and_a_folder_name_is_text(tmp_path: Path) -> Non
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(PRESETS["2b"].to_dict()))
-    p = plan(folder)
+    known = rates.Rates(str(folder), read=1.0, copy=1.0, dequantise=1.0, prompt=1.0, chunk=1.0)
+    p = dataclasses.replace(plan(folder), rates=known)
     html = p._repr_html_()
     page = Page(html)
     assert page.tags == {"div", "style", "b", "table", "tr", "th", "td"}
@@ -435,7 +437,9 @@ def test_the_html_says_the_same_and_a_folder_name_is_text(tmp_path: Path) -> Non
     for one in p.parts:
         assert one.name in said
         assert one.note in said
-    assert "<img src=x onerror=alert(1)>" in said
+    for task in ("a trace", "generating", "a sweep"):
+        assert f"{task}{p.peaks['generate' if task == 'generating' else task[2:]] / 1e9:.2f} GB" in said
+    assert said.count("<img src=x onerror=alert(1)>") == 2  # the name, and where the disk was measured
     assert "<img" not in html
 
 

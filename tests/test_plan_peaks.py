@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparse import write
 
 import gemmascope as gs
 from gemmascope.config import PRESETS
-from tests.sparse import write
 
 N_POS = 512
 
@@ -43,7 +43,8 @@ print(json.dumps(peak() - before))
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of zeros, large enough to be seen beside the libraries."""
     path = tmp_path_factory.mktemp("peaks")
-    shape: dict[str, Any] = {"d_model": 1024, "n_heads": 8, "n_kv_heads": 4, "d_head": 128, "d_mlp": 12288, "vocab_size": 8192}
+    heads: dict[str, Any] = {"n_heads": 8, "n_kv_heads": 4, "d_head": 128}
+    shape: dict[str, Any] = {"d_model": 1024, "d_mlp": 12288, "vocab_size": 8192, **heads}
     config = replace(PRESETS["2b"], kinds=PRESETS["2b"].kinds[:6], **shape)
     write(path / "source", config.to_dict())
     gs.quantize(path / "source", path / "int8")

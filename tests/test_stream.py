@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import checkpoint, prompt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +24,6 @@ from gemmascope.model.model import Model
 from gemmascope.weights.budget import Sizes, share_out
 from gemmascope.weights.embedding import FileEmbedding
 from gemmascope.weights.stream import HostLane, Stream
-from tests.checkpoints import checkpoint, prompt
 
 KINDS, METRIC = "lglgl", gs.logit_diff(5, 9)
 
@@ -285,3 +286,53 @@ def test_running_out_of_memory_says_what_was_planned(folder: Path, swept: bool) 
     assert [ref() for ref in held] == [None]  # though the error, and with it the traceback, is held here
     assert threads() == []
     gs.trace(prompt(9), model=model)
+
+
+def test_the_end_of_an_old_pass_leaves_a_new_one_alone(folder: Path) -> None:
+    model = streamed(folder, "int8", (), 1)
+    old = model.layers()
+    next(old)
+    new = model.layers()
+    layer = next(new)
+    del old
+    assert not layer.mlp.up_proj.weight.is_meta
+    new.close()
+    assert threads() == []
+
+
+def test_a_pass_of_a_thread_that_is_gone_is_ended(folder: Path) -> None:
+    model = streamed(folder, "int8", (), 1)
+    left: list[Any] = []
+
+    def leave() -> None:
+        left.append(model.layers())
+        next(left[0])
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    whole = gs.trace(prompt(9), model=resident(folder, "int8"))
+    assert torch.equal(gs.trace(prompt(9), model=model).logits, whole.logits)
+
+
+def test_a_pass_that_cannot_start_leaves_no_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = streamed(folder, "int8", (), 1)
+
+    def no_thread(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gemmascope.weights.stream.ThreadPoolExecutor", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            gs.trace(prompt(9), model=model)
+    gs.trace(prompt(9), model=model)
+
+
+def test_files_are_read_past_the_page_cache_where_that_was_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags: list[int] = []
+    opened = os.open
+    monkeypatch.setattr("os.open", lambda path, flag, *rest: (flags.append(flag), opened(path, flag, *rest))[1])
+    for direct in (True, False):
+        flags.clear()
+        gs.trace(prompt(9), model=streamed(folder, "int8", (0, 1, 2), 1, direct=direct))
+        assert any(flag & os.O_DIRECT for flag in flags) == direct

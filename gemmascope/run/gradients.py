@@ -17,6 +17,7 @@ from gemmascope.errors import EditError, SiteError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Chain, Tap
+from gemmascope.run.memory import told_when_full
 from gemmascope.run.metric import Metric, bind_metric, measure
 from gemmascope.run.passes import Editing
 from gemmascope.run.trace import Trace
@@ -67,7 +68,7 @@ def gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Key
     found: dict[Key, Tensor] = {}
     grad = _at_the_end(trace, metric)
     lowest = min(layer or 0 for _, layer in wanted)
-    with closing(trace.model.layers(reverse=True)) as layers:
+    with told_when_full(trace.model), closing(trace.model.layers(reverse=True)) as layers:
         for layer in layers:
             here = [key for key in wanted if key[1] == layer.index]
             grad, grads = _through_layer(trace, layer, grad, here)

@@ -22,7 +22,9 @@ def told_when_full(model: Model) -> Iterator[None]:
     """Around a pass: BudgetError, with what was planned and what was taken, where the device's memory runs out."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # a CPU's
+            raise
         device = model.device
         taken = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         planned = f"{model.network.work:,} bytes were planned for its rows" if model.network.work else "no budget was given"

@@ -24,6 +24,7 @@ from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
+from gemmascope.run.memory import told_when_full
 from gemmascope.run.passes import Editing, Keeping, streams
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import EDGE_SITES, SITES, Site, find
@@ -231,7 +232,7 @@ class Trace:
 
     def _run_layer(self, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:
         keeping = Keeping(sites)
-        with torch.no_grad():
+        with torch.no_grad(), told_when_full(self.model):
             if layer is None:
                 self.model.network.unembed(self.stream[-1], self._tap(keeping).at(None, self.layout))
             else:

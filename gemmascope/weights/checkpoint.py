@@ -153,3 +153,12 @@ def _wanted(folder: Path) -> str:
 def _naming(names: list[str], what: str) -> str:
     more = f" (and {len(names) - 1} more: {', '.join(names[1:4])}{', ...' if len(names) > 4 else ''})" if names[1:] else ""
     return f"tensor {names[0]!r} is {what}{more}"
+
+
+def require_tied(checkpoint: Checkpoint) -> None:
+    """Gemma 2 unembeds with its embedding; a copy of it under the head's name may lie in the file, nothing else."""
+    if HEAD in checkpoint.stored and not torch.equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING)):
+        raise CheckpointError(
+            f"{HEAD!r} of {checkpoint.stored[HEAD].shard} differs from the embedding. Gemma 2 unembeds with its embedding, "
+            "so this model cannot be run as one"
+        )

@@ -7,6 +7,8 @@ nothing is allocated on the way.
 from __future__ import annotations
 
 import mmap
+import threading
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -23,13 +25,20 @@ class CudaLane:
         self.device, self.copies = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.held = {index: self._read(packed, locked(packed.n_bytes)) for index, packed in (hold or {}).items()}
         self.staging: list[Tensor] = []
-        self.copied: dict[int, torch.cuda.Event] = {}
+        self.lock = threading.Lock()
         self.unused: dict[int, torch.cuda.Event] = {}
+        self.copied: dict[int, torch.cuda.Event] = {}
 
     def slot(self, n_bytes: int) -> Tensor:
-        return torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
+        slot = torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
+        self.released(slot)  # steps under way may still read what was in this memory before
+        return slot
 
     def bring(self, packed: Packed, index: int, slot: Tensor) -> torch.cuda.Event:
+        with self.lock:  # a layer may be asked for by itself while a pass is under way
+            return self._brought(packed, index, slot)
+
+    def _brought(self, packed: Packed, index: int, slot: Tensor) -> torch.cuda.Event:
         source = self.held[index] if index in self.held else self._staged(packed)
         with torch.cuda.stream(self.copies):
             if slot.data_ptr() in self.unused:
@@ -50,10 +59,13 @@ class CudaLane:
 
     def _staged(self, packed: Packed) -> Tensor:
         """The layer's bytes in one of two page-locked buffers, once what was in it has been copied."""
-        if len(self.staging) < 2 or len(self.staging[0]) < packed.n_bytes:
-            self.staging.append(locked(packed.n_bytes))
-        buffer = self.staging[0]
-        self.staging = [*self.staging[1:], buffer]
+        if len(self.staging) < 2:
+            buffer = locked(packed.n_bytes)
+        else:
+            buffer = self.staging.pop(0)
+            if len(buffer) < packed.n_bytes:
+                buffer = locked(packed.n_bytes)
+        self.staging.append(buffer)
         if buffer.data_ptr() in self.copied:  # waits in the thread that brings, not in the pass
             self.copied[buffer.data_ptr()].synchronize()
         return self._read(packed, buffer)
@@ -69,5 +81,14 @@ def locked(n_bytes: int) -> Tensor:
     buffer = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping
     status = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), n_bytes, 0)  # type: ignore[no-untyped-call]
     if int(status) != 0:
-        raise DeviceError(f"{n_bytes:,} bytes of host memory cannot be page-locked (CUDA error {int(status)})")
+        raise DeviceError(
+            f"{n_bytes:,} bytes of host memory cannot be page-locked (CUDA error {int(status)}): raise the limit of locked "
+            "memory (ulimit -l), or give a larger memory= so that more layers stay on the device"
+        )
+    weakref.finalize(buffer, _unlock, buffer.data_ptr(), memory)
     return buffer
+
+
+def _unlock(address: int, memory: mmap.mmap) -> None:
+    """Give page-locked memory back. memory: the mapping, held until then."""
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]

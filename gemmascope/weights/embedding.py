@@ -75,4 +75,5 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
-        return sum((grad[:, tokens] @ rows for tokens, rows in ctx.table.parts()), grad.new_zeros(())), None
+        total = sum((grad[:, tokens] @ rows).float() for tokens, rows in ctx.table.parts())  # in float32: there are many
+        return torch.as_tensor(total).to(grad.dtype), None

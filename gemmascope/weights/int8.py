@@ -56,7 +56,11 @@ def _next_up(scale: Float16[Tensor, "out group"]) -> Float16[Tensor, "out group"
 
 def dequantise(q: Int8[Tensor, "out in"], scale: Float16[Tensor, "out group"], into: Float[Tensor, "out in"]) -> None:
     """Write the numbers that a quantised matrix stands for, scale x q, rounded to the dtype of `into`."""
-    if q.device.type != "cpu" or q.shape[1] % GROUP:
+    if q.device.type != "cpu" and q.shape[1] % GROUP == 0:
+        by_group = (*scale.shape, GROUP)
+        torch.mul(q.view(by_group), scale.float()[..., None], out=into.view(by_group))
+        return
+    if q.shape[1] % GROUP:
         step = scale.float().repeat_interleave(GROUP, dim=1)[:, : q.shape[1]]
         into.copy_(q * step)
         return

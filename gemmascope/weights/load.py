@@ -17,12 +17,12 @@ from gemmascope.model.model import Model
 from gemmascope.tokens import Tokenizer
 from gemmascope.weights.adopt import adopt, empty_network, is_gemma, put
 from gemmascope.weights.budget import parse_bytes
-from gemmascope.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
+from gemmascope.weights.checkpoint import Checkpoint, require_tied
 from gemmascope.weights.hub import fetch_tokenizer, is_hub_id
 from gemmascope.weights.locate import locate
-from gemmascope.weights.placing import choose_device, choose_dtype
+from gemmascope.weights.placing import asked_dtype, choose_device, choose_dtype
 from gemmascope.weights.store import Store, is_store
-from gemmascope.weights.streamed import int8_store, network_of_checkpoint, network_of_store, require_weights
+from gemmascope.weights.streamed import Wanted, int8_store, network_of_checkpoint, network_of_store, require_weights
 
 
 def load(
@@ -70,12 +70,17 @@ def load(
         return _from_memory(source, device, dtype, tokenizer, check)
     folder, name = locate(source)
     if weights == "int8" or is_store(folder):
-        return _in_int8(int8_store(folder, name, cache), name, device, dtype, tokenizer, budget)
+        store = int8_store(folder, name, cache, Wanted(choose_device(device), asked_dtype(dtype), budget))
+        return _in_int8(store, name, device, dtype, tokenizer, budget)
     with Checkpoint(folder) as checkpoint:
         words = _own_words(folder, checkpoint.config) if tokenizer is None else _words(tokenizer, checkpoint.config)
         place, numbers = choose_device(device), choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
         if budget is not None and place.type != "meta":
-            _require_tied(checkpoint)
+            if check:
+                raise DeviceError(
+                    "check=True looks at every value, and with memory= most of them stay in their files: leave one out"
+                )
+            require_tied(checkpoint)
             return Model(network_of_checkpoint(checkpoint, place, numbers, budget), words, name)
         network = _network(checkpoint, place, numbers, check)
     return Model(network, words, name)
@@ -119,22 +124,13 @@ def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, c
     checkpoint.require(shapes)
     if device.type == "meta":
         return network.to(dtype)
-    _require_tied(checkpoint)
+    require_tied(checkpoint)
     for name in shapes:
         tensor = checkpoint.read(name)
         if check:
             _require_finite(tensor, f"tensor {name!r} of {checkpoint.stored[name].shard}")
         put(network, name, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
     return network
-
-
-def _require_tied(checkpoint: Checkpoint) -> None:
-    """Gemma 2 unembeds with its embedding; a copy of it under the head's name may lie in the file, nothing else."""
-    if HEAD in checkpoint.stored and not torch.equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING)):
-        raise CheckpointError(
-            f"{HEAD!r} of {checkpoint.stored[HEAD].shard} differs from the embedding. Gemma 2 unembeds with its embedding, "
-            "so this model cannot be run as one"
-        )
 
 
 def _require_finite(tensor: Tensor, what: str) -> None:

@@ -142,7 +142,7 @@ class Packed:
         if self.sha256 is not None and not self.checked:
             if hashlib.sha256(buffer[: self.n_bytes]).hexdigest() != self.sha256:
                 raise CheckpointError(
-                    f"{self.spans[0].path} is damaged: its checksum is not the manifest's; convert it anew"
+                    f"{self.spans[0].path} is damaged: its checksum is not the manifest's; remove it, and quantise again"
                 )
             self.checked.append(True)
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ _BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer
            "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")  # fmt: skip
 
 
+# Opens a bar of so many files, and gives what is called after each.
+Bar = Callable[[int], AbstractContextManager[Callable[[], None]]]
+
+
 def is_store(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
@@ -53,34 +58,54 @@ def layer_file(index: int) -> str:
 
 
 def identity_of(checkpoint: Checkpoint) -> str:
-    """A digest that tells checkpoints apart: the names, shapes and dtypes of all tensors, and bytes from all over them."""
-    digest = hashlib.sha256()
+    """A digest that tells checkpoints apart: the names, shapes and dtypes of all tensors, bytes from all over them, and
+    each file's size and the time of its last change, so that an edit of any weight is seen."""
+    digest = hashlib.sha256(FORMAT.encode())
     for name, stored in sorted(checkpoint.stored.items()):
         digest.update(repr((name, stored.shape, str(stored.dtype))).encode())
     for path in sorted({stored.shard for stored in checkpoint.stored.values()}):
-        size = path.stat().st_size
+        size, changed, _ = stamp_of(path)
+        digest.update(f"{size} {changed}".encode())
         with path.open("rb", buffering=0) as file:
             for i in range(4096):
                 digest.update(os.pread(file.fileno(), 64, i * max(0, size - 64) // 4095))
     return digest.hexdigest()
 
 
-def convert(checkpoint: Checkpoint, target: Path, source: str, told: Callable[[int, int], None] | None = None) -> None:
-    """Write a checkpoint in int8 to a folder. told: is called with the files done and their number, as it goes.
+def is_whole(target: Path, identity: str) -> bool:
+    """Whether a folder holds the finished conversion of the checkpoint of this identity, its files of the right size."""
+    if not is_store(target):
+        return False
+    there = _manifest(target)
+    files = there["files"].items()
+    return there["identity"] == identity and bool(there.get("complete")) and all(_sized(target / n, a) for n, a in files)
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """While this lasts no other process converts into the folder: it waits."""
+    import fcntl
+
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def convert(checkpoint: Checkpoint, target: Path, source: str, bar: Bar) -> None:
+    """Write a checkpoint in int8 to a folder. bar: opens a bar of so many files, and gives what is called after each.
 
     Holds a layer in int8 and one tensor of the source at a time. Raises CheckpointError for a folder that holds
     something else and for a source that changes meanwhile, BudgetError for a disk without the room, before writing.
     """
     writer = _Writer(checkpoint, target, source)
     files = [OUTER, *(layer_file(i) for i in range(checkpoint.config.n_layers))]
-    for at, name in enumerate(files):
-        if told is not None:
-            told(at, len(files))
-        if name not in writer.files:
-            writer.write(name)
+    with bar(len(files)) as done:
+        for name in files:
+            if name not in writer.files:
+                writer.write(name)
+            done()
     writer.finish()
-    if told is not None:
-        told(len(files), len(files))
 
 
 class _Writer:
@@ -92,20 +117,21 @@ class _Writer:
         self.manifest = {"format": FORMAT, "group": GROUP, "source": source, "identity": identity_of(checkpoint)}
         self.files = self._done()
         self.outer = laid_out({name: (self._dtype(name), self._shape(name)) for name in (EMBEDDING, NORM)})
-        self.layer = int8_layout(checkpoint.config, self._dtype(f"model.layers.0.{_first_norm()}"))
+        norms = {stored.dtype for name, stored in checkpoint.stored.items() if name.endswith("layernorm.weight")}
+        self.layer = int8_layout(checkpoint.config, norms.pop() if len(norms) == 1 else torch.float32)
         self._require_room()
         target.mkdir(parents=True, exist_ok=True)
+        self._note()
         for name in _BESIDE:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, target / name)
-        self._note()
         self.buffer = torch.empty(self.layer[-1].stop, dtype=torch.uint8)
 
     def write(self, name: str) -> None:
         """Write a file and note it in the manifest."""
         if name == OUTER:
-            parts = [self.checkpoint.read(piece.name).contiguous().reshape(-1).view(torch.uint8) for piece in self.outer]
-            self._save(name, self.outer, parts)
+            parts = [_finite(self.checkpoint.read(piece.name), piece.name) for piece in self.outer]
+            self._save(name, self.outer, [part.contiguous().reshape(-1).view(torch.uint8) for part in parts])
         else:
             self._fill(int(name[6:-12]))
             self._save(name, self.layer, [self.buffer])
@@ -122,7 +148,7 @@ class _Writer:
             if name in MATRICES:
                 quantise(weight, into, pieces[name + SCALE].view(self.buffer), f"model.layers.{index}.{name}")
             else:
-                into.copy_(weight)
+                into.copy_(_finite(weight, f"model.layers.{index}.{name}"))
 
     def _save(self, name: str, pieces: list[Piece], parts: list[Tensor]) -> None:
         aside, digest = self.target / f".{name}.part", hashlib.sha256()
@@ -149,9 +175,9 @@ class _Writer:
         os.replace(aside, self.target / MANIFEST)
 
     def _done(self) -> dict[str, dict[str, Any]]:
-        """The files that an earlier, interrupted conversion of the same checkpoint has written."""
+        """The files that an earlier conversion of the same checkpoint has written, but for damaged ones."""
         if not is_store(self.target):
-            if self.target.is_dir() and any(self.target.iterdir()):
+            if self.target.is_dir() and any(not path.name.startswith(".") for path in self.target.iterdir()):
                 raise CheckpointError(f"{self.target} is not empty and holds no conversion: give an empty or a new folder")
             return {}
         there = _manifest(self.target)
@@ -194,9 +220,9 @@ class Store:
             raise CheckpointError(f"{folder} is a conversion that was not finished: run it again, and it goes on")
         self.config, self.dtype_name = read_config(folder)
         for name, about in self.manifest["files"].items():
-            if not _whole(folder / name, about):
+            if not _sized(folder / name, about):
                 raise CheckpointError(
-                    f"{folder / name} is damaged: it should have {about['bytes']:,} bytes; convert it anew"
+                    f"{folder / name} is damaged: it should have {about['bytes']:,} bytes; remove it, and quantise again"
                 )
         outer, self.outer_data = pieces_in(folder / OUTER)
         if outer.keys() != {EMBEDDING, NORM}:
@@ -220,13 +246,9 @@ class Store:
 
     def require_outer(self) -> None:
         """CheckpointError unless the file of the embedding has the checksum of the manifest."""
-        digest, path = hashlib.sha256(), self.folder / OUTER
-        with path.open("rb") as file:
-            file.seek(self.outer_data)
-            while part := file.read(2**24):
-                digest.update(part)
-        if digest.hexdigest() != self.manifest["files"][OUTER]["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its checksum is not the manifest's; convert it anew")
+        path = self.folder / OUTER
+        if _sum_of(path, self.outer_data) != self.manifest["files"][OUTER]["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its checksum is not the manifest's; remove it, and quantise again")
 
     def _layer(self, index: int) -> Packed:
         name = layer_file(index)
@@ -250,15 +272,39 @@ def _manifest(folder: Path) -> dict[str, Any]:
     found = read_json(folder / MANIFEST)
     if found.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder} is a store of another version ({found.get('format')!r}, this one reads {FORMAT!r}): convert it anew"
+            f"{folder} is a store of another version ({found.get('format')!r}, not {FORMAT!r}): give another folder, "
+            "or remove this one"
         )
-    if not {"identity", "source", "files"} <= found.keys():
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: convert it anew")
+    files = found.get("files")
+    described = isinstance(files, dict) and all({"bytes", "sha256"} <= about.keys() for about in files.values())
+    if not {"identity", "source"} <= found.keys() or not described:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: give another folder, or remove this one")
     return found
 
 
-def _whole(path: Path, about: Mapping[str, Any]) -> bool:
+def _sized(path: Path, about: Mapping[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == about["bytes"]
+
+
+def _whole(path: Path, about: Mapping[str, Any]) -> bool:
+    return _sized(path, about) and _sum_of(path, pieces_in(path)[1]) == about["sha256"]
+
+
+def _sum_of(path: Path, data: int) -> str:
+    """The checksum of a file's data."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(data)
+        while part := file.read(2**24):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _finite(tensor: Tensor, name: str) -> Tensor:
+    low, high = tensor.aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        raise CheckpointError(f"tensor {name!r} holds NaN or infinity")
+    return tensor
 
 
 def plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[Packed]:

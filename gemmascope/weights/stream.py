@@ -114,8 +114,6 @@ class Stream:
                 if self.ready:
                     going.release(slot)
         finally:
-            for index in order:
-                _filled(self.shells[index], self.empty[index])
             self._end(going)
 
     def layer(self, index: int) -> Layer:
@@ -171,19 +169,34 @@ class Stream:
         }
 
     def _begin(self, order: Sequence[int]) -> _Pass:
-        if self._owner == threading.get_ident() and self._pass is not None:
-            self._pass.close()  # left open, such as by an error whose traceback is still held
-        else:
-            self._lock.acquire()
-            self._owner = threading.get_ident()
-        self._pass = _Pass(self, [index for index in order if index not in self.kept])
+        """A new pass, when no other thread has one under way. One of this thread, or of one that is gone, is ended."""
+        while not self._lock.acquire(blocking=False):
+            if self._owner == threading.get_ident() or self._owner not in {t.ident for t in threading.enumerate()}:
+                break
+            if self._lock.acquire(timeout=0.1):
+                break
+        if self._pass is not None:  # left open, such as by an error whose traceback is still held
+            self._pass.close()
+            self._empty()
+        self._owner = threading.get_ident()
+        try:
+            self._pass = _Pass(self, [index for index in order if index not in self.kept])
+        except BaseException:
+            self._pass, self._owner = None, 0
+            self._lock.release()
+            raise
         return self._pass
 
     def _end(self, going: _Pass) -> None:
         going.close()
         if self._pass is going:
+            self._empty()
             self._pass, self._owner = None, 0
             self._lock.release()
+
+    def _empty(self) -> None:
+        for shell, nothing in zip(self.shells, self.empty, strict=True):
+            _filled(shell, nothing)
 
 
 class _Pass:

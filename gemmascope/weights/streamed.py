@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,11 +16,12 @@ from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.weights.adopt import empty_network, put
 from gemmascope.weights.budget import Share, Sizes, free_bytes, share_out
-from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint
+from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint, require_tied
 from gemmascope.weights.embedding import FileEmbedding
 from gemmascope.weights.locate import locate
 from gemmascope.weights.packed import Packed, Piece, pieces_in
-from gemmascope.weights.store import NORM, OUTER, Store, convert, identity_of, is_store, plain_layers
+from gemmascope.weights.placing import choose_dtype
+from gemmascope.weights.store import NORM, OUTER, Store, alone, convert, identity_of, is_store, is_whole, plain_layers
 from gemmascope.weights.stream import HostLane, Lane, Stream
 
 WEIGHTS = ("auto", "int8")
@@ -40,15 +43,42 @@ def cache_folder(cache: str | os.PathLike[str] | None, name: str, identity: str)
     return Path(base).expanduser() / "int8" / f"{plain}-{identity[:16]}"
 
 
-def int8_store(folder: Path, name: str, cache: str | os.PathLike[str] | None) -> Store:
+@dataclass(frozen=True)
+class Wanted:
+    """How a model is to be loaded: what can be refused before hours of conversion is."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+    memory: int | None
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """DeviceError for a device to which nothing streams, BudgetError for too little memory."""
+        _require_streaming(self.device)
+        stored = checkpoint.stored[EMBEDDING].dtype
+        dtype = choose_dtype(self.dtype or "auto", checkpoint.dtype_name, checkpoint.dtypes)
+        _share(checkpoint.config, Sizes.of(checkpoint.config, "int8", dtype, stored), dtype, self.memory)
+
+
+def int8_store(folder: Path, name: str, cache: str | os.PathLike[str] | None, wanted: Wanted) -> Store:
     """The store of a checkpoint: the folder itself if it is one, else one in the cache, made now if it is not whole."""
     if is_store(folder):
         return Store(folder)
     with Checkpoint(folder) as checkpoint:
-        checkpoint.require({name: p.shape for name, p in empty_network(checkpoint.config).named_parameters()})
-        target = cache_folder(cache, name, identity_of(checkpoint))
-        convert(checkpoint, target, name, shown_progress())
+        wanted.check(checkpoint)
+        identity = identity_of(checkpoint)
+        target = cache_folder(cache, name, identity)
+        if not is_whole(target, identity):
+            _convert(checkpoint, target, name, identity)
     return Store(target)
+
+
+def _convert(checkpoint: Checkpoint, target: Path, name: str, identity: str, *, again: bool = False) -> None:
+    """Convert, unless another process has done so meanwhile. again: look for damage in what is there."""
+    checkpoint.require({name: p.shape for name, p in empty_network(checkpoint.config).named_parameters()})
+    require_tied(checkpoint)
+    with alone(target):
+        if again or not is_whole(target, identity):
+            convert(checkpoint, target, name, shown_progress)
 
 
 def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
@@ -62,23 +92,19 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     folder, name = locate(source)
     if is_store(folder):
         raise CheckpointError(f"{folder} is int8 already: load it with gs.load")
-    int8_store(folder, name, target)
-    return Path(target).expanduser()
+    path = Path(target).expanduser()
+    with Checkpoint(folder) as checkpoint:
+        _convert(checkpoint, path, name, identity_of(checkpoint), again=True)
+    return path
 
 
-def shown_progress() -> Callable[[int, int], None]:
-    """A bar of files, for a conversion that takes more than a second."""
+@contextmanager
+def shown_progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar of files, for a conversion that takes more than a second. Gives what is called after each."""
     from tqdm.auto import tqdm
 
-    bar = tqdm(desc="int8", unit="file", delay=1.0, leave=False)
-
-    def told(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return told
+    with tqdm(total=total, desc="int8", unit="file", delay=1.0, leave=False) as bar:
+        yield lambda: bar.update(1) and None
 
 
 def network_of_store(store: Store, device: torch.device, dtype: torch.dtype, memory: int | None) -> Gemma2:
@@ -119,6 +145,7 @@ def _network(
     dtype: torch.dtype,
     share: Share,
 ) -> Gemma2:
+    _require_streaming(device)
     network = empty_network(config).to(dtype).requires_grad_(False)
     put(network, NORM, nn.Parameter(read(NORM).to(device, dtype), requires_grad=False))
     if share.embedded:
@@ -131,16 +158,19 @@ def _network(
     return network
 
 
+def _require_streaming(device: torch.device) -> None:
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"layers are unpacked and stream on a CPU or a CUDA device; given device={str(device)!r}")
+
+
 def _lane(device: torch.device, brought: dict[int, Packed]) -> Lane:
     """The way of layers to a device. For a GPU, as many as half of the free host memory takes wait there."""
     if device.type == "cpu":
         return HostLane(direct=sum(packed.n_bytes for packed in brought.values()) > free_bytes(device) // 2)
-    if device.type == "cuda":
-        from gemmascope.weights.cuda import CudaLane
+    from gemmascope.weights.cuda import CudaLane
 
-        room, hold = free_bytes(torch.device("cpu")) // 2, {}
-        for index, packed in brought.items():
-            if packed.n_bytes <= room:
-                hold[index], room = packed, room - packed.n_bytes
-        return CudaLane(device, hold)
-    raise DeviceError(f"layers stream to a CPU or a CUDA device; given {device}")
+    free, hold = free_bytes(torch.device("cpu")) // 2, {}
+    for index, packed in brought.items():
+        if packed.n_bytes <= free:
+            hold[index], free = packed, free - packed.n_bytes
+    return CudaLane(device, hold)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import checkpoint, prompt
+from reference import error
 
 import gemmascope as gs
 from gemmascope.model.model import Model
 from gemmascope.weights.stream import Stream
-from tests.checkpoints import checkpoint, prompt
-from tests.reference import error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
