@@ -4,7 +4,7 @@ Aims: float32 at 16 positions 14 times faster than the loop, at 128 positions 5.
 bfloat16 on a machine with AMX 25 and 12 times against the float32 loop. The floor: the sweep's rows times the arithmetic
 of a layer, at the rate of matrix products measured in the same run.
 
-Run: python tests/benchmarks/sweep.py [--lengths 16 128] [--dtype float32 bfloat16] [--table] [--cell]
+Run: python tests/benchmarks/sweep.py [--lengths 16 128] [--dtype float32 bfloat16] [--table] [--cell] [--profile]
 The loop of a long prompt is timed on some cells, spread evenly, and scaled to all; it says so.
 """
 
@@ -176,6 +176,26 @@ def table(source: Gemma2ForCausalLM) -> None:
         print(f"{length:9d} {rows:8d} {spent:9.3f} {rows / spent:8.0f}", flush=True)
 
 
+def where_time_goes(source: Gemma2ForCausalLM, length: int) -> None:
+    """The kinds of operations in a resid_pre sweep, float32, by torch's profiler, which itself takes some time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    model, clean, corrupt = gs.load(source), prompt(length, 1), prompt(length, 2)
+
+    def sweep() -> Any:
+        return gs.sweep(clean, corrupt, METRIC, site="resid_pre", model=model, progress=False)
+
+    plain = seconds(sweep, 3)
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        sweep()
+    spent = {event.key: event.self_cpu_time_total / 1e6 for event in found.key_averages()}
+    kinds = {"products": ("aten::mm", "aten::bmm", "aten::addmm"), "GELU": ("aten::gelu",)}
+    parts = {kind: sum(spent.get(name, 0.0) for name in names) for kind, names in kinds.items()}
+    parts["all else"] = sum(spent.values()) - sum(parts.values())
+    said = ", ".join(f"{kind} {took:.2f} s" for kind, took in parts.items())
+    print(f"resid_pre {length} positions float32: {plain:.2f} s; profiled: {said}")
+
+
 def one_cell() -> None:
     """What a click in the widget costs: one exact cell on nano, the metric included."""
     clean = "When Mary and John went to the store, John gave a drink to"
@@ -193,6 +213,7 @@ def main() -> None:
     parser.add_argument("--sites", nargs="*", default=["resid_pre", "z"])
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--cell", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     source = checkpoint()
@@ -204,6 +225,8 @@ def main() -> None:
         table(source)
     if given.cell:
         one_cell()
+    if given.profile:
+        where_time_goes(source, 16)
     if given.lengths:
         transformer_lens(source, given.lengths[0])
 
