@@ -334,3 +334,17 @@ def test_an_interrupt_before_the_first_file_can_go_on(source: Path, tmp_path: Pa
             gs.quantize(source, tmp_path / "q")
     gs.quantize(source, tmp_path / "q")
     assert gs.load(tmp_path / "q").config.eos_ids == gs.load(source).config.eos_ids
+
+
+def test_a_quantised_model_says_so_and_its_sweeps_code_loads_it_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path / "cache"))
+    model = gs.load(source, weights="int8", memory="1GiB")
+    assert "weights='int8', memory='1GiB'" in repr(model)
+    assert "weights" not in repr(gs.load(source))
+    asked: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "progress": False}
+    s = gs.sweep(prompt(9), prompt(9, seed=1), gs.logit_diff(5, 9), model=model, **asked)
+    made: dict[str, Any] = {}
+    exec(s.code(), made)
+    assert (made["result"].values == s.values).all()

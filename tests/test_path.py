@@ -109,3 +109,13 @@ def test_bad_input() -> None:
         ask(receiver=("q", 9))
     with pytest.raises(SiteError, match="'k' has 4 kv heads, 0 to 3; given head=6"):
         ask(receiver=("k", 3, 6))
+
+
+def test_a_receiver_that_no_sender_reaches_is_refused() -> None:
+    with pytest.raises(SweepError, match="no sender comes before"):
+        gs.path_sweep(CLEAN, CORRUPT, METRIC, receiver=("q", 0, None), model=model())
+
+
+def test_a_sender_without_heads_is_laid_out_by_position() -> None:
+    s = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="mlp_out", model=model(), progress=False)
+    assert s.effect.dims == ("layer", "pos")

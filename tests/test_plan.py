@@ -396,7 +396,7 @@ def test_the_sentence_says_whether_it_fits_and_what_to_do() -> None:
     assert "It fits: " in repr(plan("2b", memory="80GB"))
     over = plan("27b", weights="int8", memory="24GiB")
     assert "It does not fit: " in repr(over)
-    given = repr(over).split("With memory='")[1].split("'")[0]
+    given = repr(over).split("(memory='")[1].split("'")[0]
     better = plan("27b", weights="int8", memory=given)
     assert better.total <= parse_bytes("24GiB")
     assert f"{len(better.kept)} layers stay" in repr(over)

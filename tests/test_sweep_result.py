@@ -126,7 +126,7 @@ def test_a_result_prints_what_was_asked_and_its_strongest_cells() -> None:
     lines = repr(s).splitlines()
     asked = "sweep of resid_post in random: 3 layer x 15 pos, gs.logit_diff(' Mary', ' John'), 45 of 45 cells finished"
     assert lines[0] == asked
-    assert lines[1] == f"clean {s.clean:.4g}, corrupt {s.corrupt:.4g}"
+    assert lines[1] == f"clean {s.clean:.4g}, corrupt {s.corrupt:.4g}; patched: corrupt"
     frame = s.to_dataframe()
     strongest = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index).iloc[0]
     shown = strongest["token"].replace(" ", "·")

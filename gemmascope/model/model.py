@@ -27,12 +27,14 @@ Prompt = str | Sequence[int] | Tensor | Sequence[Message]
 class Model:
     """A Gemma 2 that can be looked into.
 
-    name: what it was loaded as. network: the layers. tokenizer: None for a model that came without one, whose prompts
-    are token ids.
+    name: what it was loaded as; asked: what gs.load was asked for besides, as its arguments. network: the layers.
+    tokenizer: None for a model that came without one, whose prompts are token ids.
     """
 
-    def __init__(self, network: Gemma2, tokenizer: Tokenizer | None, name: str) -> None:
-        self.network, self._tokenizer, self.name = network, tokenizer, name
+    def __init__(
+        self, network: Gemma2, tokenizer: Tokenizer | None, name: str, asked: Mapping[str, Any] | None = None
+    ) -> None:
+        self.network, self._tokenizer, self.name, self.asked = network, tokenizer, name, dict(asked or {})
 
     @property
     def config(self) -> GemmaConfig:
@@ -136,7 +138,8 @@ class Model:
             f"Model({self.name!r}: {c.n_layers} layers, d_model {c.d_model}, "
             f"{c.n_heads} heads over {c.n_kv_heads} kv heads of {c.d_head}, "
             f"vocabulary {c.vocab_size}, window {c.window}, context {c.context}; "
-            f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device})"
+            f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device}"
+            f"{''.join(f', {name}={value!r}' for name, value in self.asked.items())})"
         )
 
 

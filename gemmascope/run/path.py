@@ -56,7 +56,7 @@ def path_sweep(
     *,
     sender: str = "z",
     receiver: Any = "final",
-    by: Sequence[str] = ("layer", "head"),
+    by: Sequence[str] | None = None,
     into: str = "corrupt",
     layer: Any = None,
     pos: Any = None,
@@ -69,20 +69,23 @@ def path_sweep(
 
     sender: "z" (heads), "attn_out" or "mlp_out". receiver: ("q" | "k" | "v", layer, head or heads or None for all; kv heads
     at k and v), a list of such, or "final": the sender's own words to the unembedding. TransformerLens' names are read
-    as well; "blocks.5.attn.hook_q" alone is a receiver. by, into, layer, pos, head, memory, progress, the other arguments
-    and the result: as in gs.sweep. A sender that comes at or after the layer of every receiver has no path: its cell
-    stays NaN.
+    as well; "blocks.5.attn.hook_q" alone is a receiver. by: ("layer", "head") for z, else ("layer", "pos"). into, layer,
+    pos, head, memory, progress, the other arguments and the result: as in gs.sweep. A sender that comes at or after the
+    layer of every receiver has no path: its cell stays NaN. SweepError if none has one.
     """
     if read_name(sender)[0].name not in SENDERS:
         raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {sender!r}")
     model = model_or_nano(model)
     receivers = _receivers(receiver, model)
+    by = by or (("layer", "head") if read_name(sender)[0].name == "z" else ("layer", "pos"))
     pairs = pairs_of(clean, corrupt, metric, into, None, model)
     places = Places(layer=layer, pos=pos, head=head)
     plans = [Plan.of(pair, Grid.over(sender, by, places, 1, model, pair.base), model, (), traced=True) for pair in pairs]
     asked = {"sender": sender, "receiver": receiver, "by": by, "into": into, "layer": layer, "pos": pos, "head": head}
     code = call_text("path_sweep", model, (clean, corrupt, metric), asked)
     n_cells = sum(_has_path(cell, receivers) for plan in plans for cell in plan.grid.cells())
+    if not n_cells:
+        raise SweepError(f"no sender comes before the receiver {receiver!r}: take a later receiver, or earlier layers")
     result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells), len(plans))
     result.source_metric[:] = [plan.traced_metric() for plan in plans]
     paths = [_Paths(plan, receivers, model) for plan in plans]

@@ -24,6 +24,9 @@ Array = np.ndarray[Any, Any]
 # Baselines nearer to each other than this share of their size leave nothing to explain.
 NO_GAP = 1e-6
 
+# A metric longer than this is cut where the result shows itself: one for each of many pairs would fill the page.
+SHOWN_METRIC = 100
+
 
 @dataclass(frozen=True)
 class Question:
@@ -170,10 +173,14 @@ class SweepResult:
 
     def __repr__(self) -> str:
         q = self.question
-        kind = f"estimate ({q.estimate})" if q.estimate else "sweep"
+        kind = f"estimate ({q.estimate})" if q.estimate else "path sweep" if "gs.path_sweep(" in q.code else "sweep"
+        kind = kind if q.has_source else f"ablation {kind}"
+        pairs = f" of {len(self.values)} pairs" if len(self.values) > 1 else ""
+        metric = q.metric if len(q.metric) <= SHOWN_METRIC else f"{q.metric[:SHOWN_METRIC]}..."
         grid = " x ".join(f"{len(n)} {axis}" for axis, n in q.axes.items())
-        ends = f"clean {self.clean:.4g}" + (f", corrupt {self.corrupt:.4g}" if q.has_source else "")
-        return f"{kind} of {q.site} in {q.model}: {grid}, {q.metric}, {self.progress_text()}\n{ends}\n{self._best()}"
+        ends = f"clean {self.clean:.4g}" + (f", corrupt {self.corrupt:.4g}; patched: {q.into}" if q.has_source else "")
+        said = f"{kind} of {q.site} in {q.model}{pairs}: {grid}, {metric}, {self.progress_text()}"
+        return f"{said}\n{ends}\n{self._best()}"
 
     def _best(self, k: int = 5) -> str:
         """The strongest cells, a line each."""

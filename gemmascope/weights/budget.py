@@ -113,8 +113,9 @@ def share_out(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int
         raise BudgetError(
             f"memory of {memory:,} bytes is too little: this model needs {least:,} bytes at least, {sizes.scratch:,} of "
             f"them for one layer as it is computed with, {min(sizes.n_layers, ahead + 1) * sizes.layer:,} for layers on "
-            f"their way and {least_work:,} for the rows of a pass. weights='int8' halves the layers on their way, "
-            "dtype='bfloat16' the layer that is computed with"
+            f"their way, {sizes.part:,} for a part of the embedding and {least_work:,} for the rows of a pass"
+            + ("" if sizes.scratch else ". weights='int8' would halve the layers on their way")
+            + ("" if dtype == torch.bfloat16 else ". dtype='bfloat16' would halve what is computed with")
         )
     work = min(work_bytes(config, dtype, GOOD_ROWS), least_work + memory - least)
     embedded = sizes.weights(0, ahead, embedded=True) + work <= memory

@@ -71,7 +71,7 @@ def load(
     folder, name = locate(source)
     if weights == "int8" or is_store(folder):
         store = int8_store(folder, name, cache, Wanted(choose_device(device), asked_dtype(dtype), budget))
-        return _in_int8(store, name, device, dtype, tokenizer, budget)
+        return _in_int8(store, name, device, dtype, tokenizer, budget, _asked(weights, memory, cache))
     with Checkpoint(folder) as checkpoint:
         words = _own_words(folder, checkpoint.config) if tokenizer is None else _words(tokenizer, checkpoint.config)
         place, numbers = choose_device(device), choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
@@ -81,17 +81,29 @@ def load(
                     "check=True looks at every value, and with memory= most of them stay in their files: leave one out"
                 )
             require_tied(checkpoint)
-            return Model(network_of_checkpoint(checkpoint, place, numbers, budget), words, name)
+            return Model(network_of_checkpoint(checkpoint, place, numbers, budget), words, name, {"memory": memory})
         network = _network(checkpoint, place, numbers, check)
     return Model(network, words, name)
 
 
 def _in_int8(
-    store: Store, name: str, device: str | torch.device, dtype: str | torch.dtype, tokenizer: Any, budget: int | None
+    store: Store,
+    name: str,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    tokenizer: Any,
+    budget: int | None,
+    asked: dict[str, Any],
 ) -> Model:
     words = _own_words(store.folder, store.config) if tokenizer is None else _words(tokenizer, store.config)
     numbers = choose_dtype(dtype, store.dtype_name, {store.dtype})
-    return Model(network_of_store(store, choose_device(device), numbers, budget), words, name)
+    return Model(network_of_store(store, choose_device(device), numbers, budget), words, name, asked)
+
+
+def _asked(weights: str, memory: int | str | None, cache: Any) -> dict[str, Any]:
+    """What tells a loaded model from what its source alone gives, as arguments of gs.load."""
+    given = {"weights": None if weights == "auto" else weights, "memory": memory, "cache": cache and str(cache)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _refuse_in_memory(weights: str, memory: int | str | None) -> None:

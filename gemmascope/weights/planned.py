@@ -114,7 +114,7 @@ def _fitting(plan: Plan) -> str:
     beginning = f"It does not fit: {gigabytes(plan.total)} are needed and {what} is {gigabytes(plan.limit)}."
     if share := plan.demand.share_within(plan.limit):
         given = memory_text(share.weights + share.work)
-        return f"{beginning} With memory={given!r} for gs.load it does: {len(share.kept)} layers stay."
+        return f"{beginning} gs.load(memory={given!r}) leaves it room: {len(share.kept)} layers stay."
     smaller = "a shorter context" if plan.weights == "int8" else "int8 weights, a shorter context"
     return f"{beginning} At least {gigabytes(plan.demand.least)} are needed: take {smaller}, or a larger device."
 
