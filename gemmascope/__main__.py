@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,21 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _added(
+    commands: Commands, run: Callable[[argparse.Namespace], int], about: str, description: str, examples: str | None = None
+) -> argparse.ArgumentParser:
+    """The parser of a subcommand, which goes by the name of the function that runs it."""
+    plain = argparse.RawDescriptionHelpFormatter  # keeps the lines of the description and of the examples
+    name = run.__name__.removeprefix("_")
+    parser = commands.add_parser(name, help=about, description=description, epilog=examples, formatter_class=plain)
+    parser.set_defaults(run=run)
+    return parser
+
+
 def _add_trace(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "trace",
-        help="run a prompt and show what each layer would answer",
-        description=_TRACE,
-        epilog=_TRACE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _added(commands, _trace, "run a prompt and show what each layer would answer", _TRACE, _TRACE_EXAMPLES)
     parser.add_argument("prompt", metavar="PROMPT", help="the text to run; <bos> is put in front of it")
     parser.add_argument("--model", default="nano", help="'nano', a hub id, or a checkpoint's folder (default: nano)")
     parser.add_argument("--weights", default="auto", help="'auto' for what is stored, or 'int8' (default: auto)")
     parser.add_argument("--memory", help="what the model may take, such as 20GiB: the rest streams in")
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write a self-contained page to FILE")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
-    parser.set_defaults(run=_trace)
 
 
 def _trace(args: argparse.Namespace) -> int:
@@ -141,10 +145,9 @@ def _trace(args: argparse.Namespace) -> int:
 
 
 def _add_quantize(commands: Commands) -> None:
-    parser = commands.add_parser("quantize", help="write a checkpoint's int8 weights to a folder", description=_QUANTIZE)
+    parser = _added(commands, _quantize, "write a checkpoint's int8 weights to a folder", _QUANTIZE)
     parser.add_argument("source", metavar="SOURCE", help="a hub id, or a checkpoint's folder")
     parser.add_argument("target", metavar="TARGET", type=Path, help="a new folder, or one where this was interrupted")
-    parser.set_defaults(run=_quantize)
 
 
 def _quantize(args: argparse.Namespace) -> int:
@@ -157,13 +160,8 @@ def _quantize(args: argparse.Namespace) -> int:
 
 
 def _add_plan(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "plan",
-        help="say what a model takes in memory and on which GPUs it fits",
-        description=_PLAN,
-        epilog=_PLAN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "say what a model takes in memory and on which GPUs it fits"
+    parser = _added(commands, _plan, about, _PLAN, _PLAN_EXAMPLES)
     parser.add_argument("source", metavar="SOURCE", help="a hub id of Google's, '2b', '9b', '27b', 'nano', or a folder")
     parser.add_argument("--weights", default="auto", help="auto (as stored), bf16, float32 or int8 (default: auto)")
     parser.add_argument("--context", metavar="N", type=int, help="positions of the prompt (default: the model's most)")
@@ -173,7 +171,6 @@ def _add_plan(commands: Commands) -> None:
     parser.add_argument("--dtype", default="auto", help="bfloat16 or float32 to compute in (default: auto)")
     parser.add_argument("--probe", action="store_true", help="measure this machine for some seconds and predict times")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
-    parser.set_defaults(run=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import gemmascope as gs
-import gemmascope.weights.store as store_module
+import gemmascope.weights.convert as convert_module
 from gemmascope.errors import BudgetError, CheckpointError, DeviceError
 from gemmascope.weights.checkpoint import Checkpoint
 from gemmascope.weights.int8 import GROUP, dequantise, n_groups, quantise
@@ -129,7 +129,7 @@ def test_the_model_is_gemma_with_the_rounded_weights(source: Path, tmp_path: Pat
 def test_int8_is_made_once_and_then_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path / "cache"))
     first = gs.load(source, weights="int8").run(prompt(9))
-    monkeypatch.setattr(store_module, "quantise", None)
+    monkeypatch.setattr(convert_module, "quantise", None)
     assert torch.equal(gs.load(source, weights="int8").run(prompt(9)), first)
     assert len(list((tmp_path / "cache" / "int8").iterdir())) == 1
 
@@ -137,7 +137,7 @@ def test_int8_is_made_once_and_then_read(source: Path, tmp_path: Path, monkeypat
 def test_an_interrupted_conversion_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gs.quantize(source, tmp_path / "whole")
     calls = 0
-    fill = store_module._Writer._fill
+    fill = convert_module._Writer._fill
 
     def impatient(self: Any, index: int) -> None:
         nonlocal calls
@@ -146,7 +146,7 @@ def test_an_interrupted_conversion_goes_on(source: Path, tmp_path: Path, monkeyp
             raise KeyboardInterrupt
         fill(self, index)
 
-    monkeypatch.setattr(store_module._Writer, "_fill", impatient)
+    monkeypatch.setattr(convert_module._Writer, "_fill", impatient)
     with pytest.raises(KeyboardInterrupt):
         gs.quantize(source, tmp_path / "q")
     with pytest.raises(CheckpointError, match="not finished"):
@@ -227,21 +227,21 @@ def test_a_folder_of_something_else_is_refused(source: Path, tmp_path: Path) -> 
 
 
 def test_a_source_that_changes_is_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = store_module._Writer._fill
+    fill = convert_module._Writer._fill
 
     def changing(self: Any, index: int) -> None:
         fill(self, index)
         path = sorted(source.glob("*.safetensors"))[0]
         save_file({k: v.clone() for k, v in load_file(path).items()}, path)
 
-    monkeypatch.setattr(store_module._Writer, "_fill", changing)
+    monkeypatch.setattr(convert_module._Writer, "_fill", changing)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         gs.quantize(source, tmp_path / "q")
 
 
 def test_a_full_disk_is_found_before_writing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
+    monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
     with pytest.raises(BudgetError, match=r"needs [\d,]+ bytes and the disk has 1,000 free: nothing was written"):
         gs.quantize(source, tmp_path / "q")
     assert [path.name for path in (tmp_path / "q").iterdir()] == [".lock"]
@@ -329,7 +329,7 @@ def test_an_interrupt_before_the_first_file_can_go_on(source: Path, tmp_path: Pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.shutil, "copyfile", impatient)
+        patch.setattr(convert_module.shutil, "copyfile", impatient)
         with pytest.raises(KeyboardInterrupt):
             gs.quantize(source, tmp_path / "q")
     gs.quantize(source, tmp_path / "q")

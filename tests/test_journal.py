@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch import Tensor
 import gemmascope as gs
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
-from gemmascope.run import journal as journal_module
 from gemmascope.run import memory as memory_module
 from gemmascope.run import sweep as sweep_module
 from gemmascope.run.result import SweepResult
@@ -208,7 +208,7 @@ def test_a_crash_leaves_no_part_of_a_line(at: str, before: str | None, tmp_path:
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((Path, "write_text") if at == "write_text" else (journal_module.os, "replace")), crash)
+        patch.setattr(*((Path, "write_text") if at == "write_text" else (os, "replace")), crash)
         with pytest.raises(Crash):
             sweep(out)
     assert (out.read_bytes() if out.exists() else None) == there

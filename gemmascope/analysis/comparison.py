@@ -147,17 +147,9 @@ class Comparison:
 
 def rank_correlation(x: Array, y: Array) -> float:
     """Spearman's rank correlation, equal numbers sharing their mean rank. NaN where all of x or all of y are equal."""
-    ranks = np.stack([_ranks(x), _ranks(y)])
-    ranks -= ranks.mean(1, keepdims=True)
-    sizes = np.sqrt((ranks**2).sum(1))
-    return float(ranks[0] @ ranks[1] / sizes.prod()) if sizes.all() else float("nan")
+    import pandas
 
-
-def _ranks(values: Array) -> Array:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last: Array = np.cumsum(count)
-    ranks: Array = (last - (count - 1) / 2)[place]
-    return ranks
+    return float(pandas.Series(x).rank().corr(pandas.Series(y).rank()))
 
 
 def _strongest(effect: xarray.DataArray, k: int) -> list[tuple[int, int]]:

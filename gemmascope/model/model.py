@@ -21,6 +21,9 @@ from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
 from gemmascope.sites import find_layer
 from gemmascope.tokens import Message, Tokenizer
 
+# How many numbers of a tensor of weights are looked at to tell it from another.
+SAMPLED = 64
+
 Prompt = str | Sequence[int] | Tensor | Sequence[Message]
 
 
@@ -123,13 +126,11 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the configuration, the dtype and 64 values of every parameter: tells models apart quickly."""
+        """A digest of the configuration, the dtype and SAMPLED values of every parameter: tells models apart quickly."""
         digest = hashlib.sha256(repr((self.config, self.dtype)).encode())
         for name, parameter in self.network.named_parameters():
-            size = parameter.numel()
-            evenly = torch.linspace(0, size - 1, min(64, size), dtype=torch.float64).long()
             digest.update(name.encode())
-            digest.update(self.network.sample(name, evenly).numpy().tobytes())
+            digest.update(self.network.sample(name, sampled_places(parameter.numel())).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
@@ -141,6 +142,11 @@ class Model:
             f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device}"
             f"{''.join(f', {name}={value!r}' for name, value in self.asked.items())})"
         )
+
+
+def sampled_places(size: int) -> Int[Tensor, " n"]:
+    """Some places of a tensor of this size laid out flat, evenly over it: enough to tell weights apart quickly."""
+    return torch.linspace(0, size - 1, min(SAMPLED, size), dtype=torch.float64).long()
 
 
 def _is_list(value: Any) -> bool:

@@ -16,14 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gemmascope.model.model import sampled_places
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.edits import Custom
 from gemmascope.run.trace import Trace
 
 Part = str | bytes
-
-# Of a module's weights so many numbers each are looked at: it may be a whole model.
-SAMPLED = 64
 
 
 def digest(parts: Iterable[Part]) -> str:
@@ -148,8 +146,7 @@ def _sample(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     flat = value.detach().flatten()
-    evenly = torch.linspace(0, flat.numel() - 1, min(SAMPLED, flat.numel()), dtype=torch.float64).long()
-    return flat[evenly.to(flat.device)]
+    return flat[sampled_places(flat.numel()).to(flat.device)]
 
 
 def _contents(cell: CellType) -> Any:

@@ -6,13 +6,13 @@ A line that a crash cut off is left out on reading; its cells are run again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemmascope.errors import SweepError
+from gemmascope.replacing import replacing
 
 if TYPE_CHECKING:
     from gemmascope.run.result import SweepResult
@@ -113,10 +113,5 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def _put(path: Path, text: str) -> None:
-    """Write a file aside and rename it, so that a crash leaves the old file or the new one, and never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

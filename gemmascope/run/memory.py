@@ -10,11 +10,7 @@ import torch
 
 from gemmascope.errors import BudgetError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.weights.budget import BIN_ROWS, free_bytes, parse_bytes, rows_in, work_bytes
-
-# More rows at once gain nothing on weights that lie still, and finished cells, a bar that moves and an interrupt cost
-# a chunk: some seconds of a small model.
-RESIDENT_ROWS = 32 * BIN_ROWS
+from gemmascope.weights.budget import BIN_ROWS, RESIDENT_ROWS, free_bytes, parse_bytes, rows_in, work_bytes
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -99,6 +100,7 @@ class _Paths:
     def __init__(self, plan: Plan, receivers: Sequence[Receiver], model: Model) -> None:
         self.plan, self.receivers, self.model = plan, receivers, model
         self.base: Trace = trace(plan.base.ids, model=model)
+        self.layer = lru_cache(maxsize=2)(model.layer)  # a sender's and a receiver's: a layer that streams is read anew
 
     def of(self, cell: dict[str, list[int]]) -> tuple[BoundEdit, ...]:
         if not _has_path(cell, self.receivers):
@@ -115,7 +117,7 @@ class _Paths:
         if name != "z":
             return value - self.base[name, layer]
         with torch.no_grad():
-            return _attn_out(self.model.layer(layer), value) - self.base["attn_out", layer]
+            return _attn_out(self.layer(layer), value) - self.base["attn_out", layer]
 
     def _read(self, receiver: Receiver, changes: dict[int, Tensor]) -> BoundEdit | None:
         """The receiver's value with the changes before it, as an edit of its rows from the first change on."""
@@ -137,7 +139,7 @@ class _Paths:
         return BoundEdit(edit, address, places, value)
 
     def _projected(self, receiver: Receiver, change: Tensor, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        layer = self.model.layer(receiver.layer)
+        layer = self.layer(receiver.layer)
         project = getattr(layer.self_attn, f"{receiver.site}_proj")
         with torch.no_grad():
             flat = project(layer.input_layernorm((self.base.stream[receiver.layer] + change)[rows]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemmascope.errors import SweepError
+from gemmascope.replacing import replacing
 from gemmascope.run.journal import Journal, read_about, read_cells
 from gemmascope.tokens import shown
 
@@ -159,14 +159,9 @@ class SweepResult:
     def save(self, path: str | Path) -> None:
         """Write the result to a file for gs.open_sweep. JSON; an existing file is replaced, once the new one is whole."""
         pairs, cells = np.nonzero(self.finished.reshape(len(self.values), -1))
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
+        with replacing(Path(path)) as aside:
             journal = Journal.open(aside, self)
             journal.write(self, list(zip(pairs.tolist(), cells.tolist(), strict=True)))
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def progress_text(self) -> str:
         return f"{int(self.finished.sum())} of {self.question.n_cells} cells finished"

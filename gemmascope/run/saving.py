@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gemmascope.errors import TraceError
 from gemmascope.model.model import Model
+from gemmascope.replacing import replacing
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
@@ -36,15 +37,12 @@ def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
         if isinstance(bound.values, Tensor):  # a trace has no other: a feed is a sweep's
             tensors[f"edit.{i}"] = bound.values.contiguous()
     about = {"version": VERSION, "model": trace.model.name, "fingerprint": trace.model.fingerprint, "edits": described}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file({k: v.clone() for k, v in tensors.items()}, aside, metadata={"gemmascope.trace": json.dumps(about)})
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            save_file({k: v.clone() for k, v in tensors.items()}, aside, metadata={"gemmascope.trace": json.dumps(about)})
     except (SafetensorError, OSError) as error:
         why = error if path.parent.is_dir() else f"there is no folder {path.parent}"
         raise TraceError(f"cannot write {path}: {why}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> Trace:

@@ -56,6 +56,11 @@ def empty_network(config: GemmaConfig) -> Gemma2:
         return Gemma2(config).eval()
 
 
+def parameter_shapes(config: GemmaConfig) -> dict[str, torch.Size]:
+    """The shape of every parameter of a network, by its name in a checkpoint."""
+    return {name: parameter.shape for name, parameter in empty_network(config).named_parameters()}
+
+
 def empty_layers(config: GemmaConfig, dtype: torch.dtype, indices: Iterable[int] | None = None) -> list[Layer]:
     """Layers of this shape on the meta device: all, or those of these numbers."""
     with torch.device("meta"), _NoInit():

@@ -24,6 +24,10 @@ BIN_ROWS = 1024
 # spent on them than on layers that stay. A sweep of 46 layers x 16 positions of 27B is 11,776.
 GOOD_ROWS = 16 * BIN_ROWS
 
+# The most rows that a sweep's chunk carries where no layer streams: more at once gain nothing on weights that lie still,
+# and finished cells, a bar that moves and an interrupt cost a chunk, some seconds of a small model.
+RESIDENT_ROWS = 32 * BIN_ROWS
+
 
 def parse_bytes(given: Any) -> int:
     """A number of bytes, or a text such as "2GiB" or "500 MB", in bytes. BudgetError for anything else."""
@@ -101,12 +105,15 @@ def rows_in(config: GemmaConfig, dtype: torch.dtype, work: int) -> int:
     return (work - work_bytes(config, dtype, 0)) // (2 * config.d_model * dtype.itemsize)
 
 
-def share_out(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int, ahead: int = 1) -> Share:
+def share_out(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int | None, ahead: int = 1) -> Share:
     """What stays on the device within an amount of memory: room for rows, then the embedding, then as many layers as fit.
 
-    The layers that stay are spread evenly, so that computing them hides the bringing of those between. BudgetError, with
-    the least amount, for one that is too small.
+    memory None: everything stays. The layers that stay are spread evenly, so that computing them hides the bringing of
+    those between. BudgetError, with the least amount, for one that is too small.
     """
+    if memory is None:
+        whole = sizes.weights(sizes.n_layers, ahead, embedded=True)
+        return Share(tuple(range(sizes.n_layers)), embedded=True, weights=whole, work=0)
     least_work = work_bytes(config, dtype, min(config.context, BIN_ROWS))
     least = sizes.weights(0, ahead, embedded=False) + least_work
     if memory < least:

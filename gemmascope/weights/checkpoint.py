@@ -162,3 +162,14 @@ def require_tied(checkpoint: Checkpoint) -> None:
             f"{HEAD!r} of {checkpoint.stored[HEAD].shard} differs from the embedding. Gemma 2 unembeds with its embedding, "
             "so this model cannot be run as one"
         )
+
+
+def require_finite(tensor: Tensor, what: str) -> None:
+    """CheckpointError, with the place and the number of them, for NaN or infinity in a tensor."""
+    low, high = tensor.detach().aminmax()  # NaN comes through, and unlike isfinite() this allocates nothing
+    if not (low.isfinite() and high.isfinite()):
+        where = (~tensor.detach().isfinite()).nonzero()
+        value = tensor.detach()[tuple(where[0])].item()
+        raise CheckpointError(
+            f"{what} holds {value} at {where[0].tolist()}, and {len(where) - 1} more NaN or infinite values"
+        )

@@ -12,12 +12,9 @@ import torch
 
 from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import CHUNK_ELEMENTS, CHUNK_ROWS
-from gemmascope.weights.budget import BIN_ROWS, Share, Sizes
+from gemmascope.weights.budget import Share, Sizes
 
 TRACE, GENERATE, SWEEP = TASKS = ("trace", "generate", "sweep")
-
-# The most rows that a sweep's chunk carries where no layer streams, as in run/memory.py.
-MOST_ROWS = 32 * BIN_ROWS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
@@ -17,7 +17,7 @@ from gemmascope.model.model import Model
 from gemmascope.tokens import Tokenizer
 from gemmascope.weights.adopt import adopt, empty_network, is_gemma, put
 from gemmascope.weights.budget import parse_bytes
-from gemmascope.weights.checkpoint import Checkpoint, require_tied
+from gemmascope.weights.checkpoint import Checkpoint, require_finite, require_tied
 from gemmascope.weights.hub import fetch_tokenizer, is_hub_id
 from gemmascope.weights.locate import locate
 from gemmascope.weights.placing import asked_dtype, choose_device, choose_dtype
@@ -125,7 +125,7 @@ def _from_memory(source: Any, device: str | torch.device, dtype: str | torch.dty
     words = None if tokenizer is None else _words(tokenizer, network.config)
     if check:
         for name, parameter in network.named_parameters():
-            _require_finite(parameter, f"parameter {name!r}")
+            require_finite(parameter, f"parameter {name!r}")
     return Model(network, words, getattr(source.config, "name_or_path", "") or type(source).__name__)
 
 
@@ -140,19 +140,9 @@ def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, c
     for name in shapes:
         tensor = checkpoint.read(name)
         if check:
-            _require_finite(tensor, f"tensor {name!r} of {checkpoint.stored[name].shard}")
+            require_finite(tensor, f"tensor {name!r} of {checkpoint.stored[name].shard}")
         put(network, name, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
     return network
-
-
-def _require_finite(tensor: Tensor, what: str) -> None:
-    low, high = tensor.detach().aminmax()  # NaN comes through, and unlike isfinite() this allocates nothing
-    if not (low.isfinite() and high.isfinite()):
-        where = (~tensor.detach().isfinite()).nonzero()
-        value = tensor.detach()[tuple(where[0])].item()
-        raise CheckpointError(
-            f"{what} holds {value} at {where[0].tolist()}, and {len(where) - 1} more NaN or infinite values"
-        )
 
 
 def _own_words(folder: Path, config: GemmaConfig) -> Tokenizer | None:

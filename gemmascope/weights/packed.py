@@ -22,9 +22,10 @@ from torch import Tensor
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError
 from gemmascope.weights.int8 import GROUP, dequantise, n_groups
+from gemmascope.weights.shards import DTYPES
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I8": torch.int8}
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+PACKED_DTYPES = {**DTYPES, "I8": torch.int8}
+CODES = {dtype: code for code, dtype in PACKED_DTYPES.items()}
 
 SCALE = ".scale"
 
@@ -208,7 +209,7 @@ def pieces_in(path: Path) -> tuple[dict[str, Piece], int]:
                 raise ValueError("the header is longer than the file")
             header = json.loads(file.read(length))
             pieces = {
-                name: Piece(name, DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0])
+                name: Piece(name, PACKED_DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0])
                 for name, entry in header.items()
                 if name != "__metadata__"
             }

@@ -50,6 +50,12 @@ def asked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     return _NAMES[name]
 
 
+def not_offered(weights: object, offered: str) -> DeviceError:
+    """The error for weights= that are none of those offered."""
+    why = " (4 bits are not offered: they change what is found)" if "4" in str(weights) else ""
+    return DeviceError(f"weights={weights!r} is not offered{why}; give 'auto' for what is stored, {offered}")
+
+
 def no_float16() -> DeviceError:
     return DeviceError(
         "Gemma 2 cannot compute in float16: its residual stream exceeds 65504, the largest float16, and becomes "

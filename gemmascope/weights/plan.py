@@ -10,9 +10,9 @@ import torch
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
-from gemmascope.weights.budget import Share, Sizes, free_bytes, parse_bytes, rows_in, share_out, work_bytes
+from gemmascope.weights.budget import RESIDENT_ROWS, Share, Sizes, free_bytes, parse_bytes, rows_in, share_out, work_bytes
 from gemmascope.weights.cards import CARDS, DRIVER, Demand, Fit, find_card
-from gemmascope.weights.costs import GENERATE, MOST_ROWS, SWEEP, TASKS, TRACE, Part, run_parts, weight_parts
+from gemmascope.weights.costs import GENERATE, SWEEP, TASKS, TRACE, Part, run_parts, weight_parts
 from gemmascope.weights.placing import choose_device
 from gemmascope.weights.planning import Formats, find_formats, find_source
 from gemmascope.weights.rates import Rates, probe
@@ -165,7 +165,8 @@ def plan(
     if n_pos > config.context:
         raise BudgetError(f"context={n_pos:,} is more than {found.name!r} takes: at most {config.context:,} positions")
     budget = None if memory is None else parse_bytes(memory)
-    share = _share(config, formats, budget)
+    sizes = _sizes(config, formats, streams=budget is not None)
+    share = share_out(config, sizes, formats.dtype, budget)
     n_rows = _rows(config, formats.dtype, share, budget) if rows is None else _whole("rows", rows)
     return Plan(
         name=found.name,
@@ -177,7 +178,7 @@ def plan(
         memory=budget,
         free=None if place.type in ("meta", "mps") else free_bytes(place),
         share=share,
-        parts=_parts(config, formats, share, budget, n_pos, n_rows),
+        parts=_parts(config, formats, sizes, share, n_pos, n_rows),
         held_to=(TRACE, GENERATE) if rows is None else TASKS,
         rates=_probed(config, formats, place, found.folder, (n_pos, n_rows)) if probe else None,
     )
@@ -199,28 +200,19 @@ def _sizes(config: GemmaConfig, formats: Formats, *, streams: bool) -> Sizes:
     return Sizes.of(config, formats.weights, formats.dtype, stored)
 
 
-def _share(config: GemmaConfig, formats: Formats, memory: int | None) -> Share:
-    if memory is not None:
-        return share_out(config, _sizes(config, formats, streams=True), formats.dtype, memory)
-    weights = _sizes(config, formats, streams=False).weights(config.n_layers, 1, embedded=True)
-    return Share(tuple(range(config.n_layers)), True, weights, 0)
-
-
 def _rows(config: GemmaConfig, dtype: torch.dtype, share: Share, memory: int | None) -> int:
-    return MOST_ROWS if memory is None else rows_in(config, dtype, share.work)
+    return RESIDENT_ROWS if memory is None else rows_in(config, dtype, share.work)
 
 
-def _parts(
-    config: GemmaConfig, formats: Formats, share: Share, memory: int | None, context: int, rows: int
-) -> tuple[Part, ...]:
-    sizes = _sizes(config, formats, streams=memory is not None)
+def _parts(config: GemmaConfig, formats: Formats, sizes: Sizes, share: Share, context: int, rows: int) -> tuple[Part, ...]:
     chunk = Part("sweep chunk", work_bytes(config, formats.dtype, rows), f"{rows:,} rows", (SWEEP,))
     of_run = run_parts(config, formats.dtype, context)
     return (*weight_parts(config, sizes, share, formats.dtype), *of_run, chunk)
 
 
 def _row(config: GemmaConfig, formats: Formats, context: int) -> dict[str, Any]:
-    parts = _parts(config, formats, _share(config, formats, None), None, context, 1)
+    sizes = _sizes(config, formats, streams=False)
+    parts = _parts(config, formats, sizes, share_out(config, sizes, formats.dtype, None), context, 1)
     size = {part.name: part.n_bytes for part in parts}
     weights = sum(part.n_bytes for part in parts if set(part.tasks) == set(TASKS))
     beside = size["keys and values"], size["activations"] + size["logits"]

@@ -18,7 +18,7 @@ from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint, read_config
 from gemmascope.weights.hub import KNOWN, suggestion
 from gemmascope.weights.locate import NANO
 from gemmascope.weights.packed import NORMS, Piece
-from gemmascope.weights.placing import asked_dtype, choose_dtype
+from gemmascope.weights.placing import asked_dtype, choose_dtype, not_offered
 from gemmascope.weights.store import Store, is_store
 
 _PLAIN = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -80,17 +80,12 @@ def find_formats(source: Source, weights: Any, dtype: str | torch.dtype) -> Form
     if weights == "int8":
         return Formats(True, source.stored, asked or source.computed)
     if not isinstance(weights, str) or weights not in _PLAIN:
-        why = " (4 bits are not offered: they change what is found)" if "4" in str(weights) else ""
-        raise DeviceError(f"weights={weights!r} is not offered{why}; give 'auto' for what is stored, 'int8', {_names()}")
+        raise not_offered(weights, f"'int8', {' or '.join(map(repr, _PLAIN))}")
     if source.int8:
         raise DeviceError(
             f"{source.name!r} holds int8 weights: give 'auto' or 'int8', or plan for the checkpoint they came from"
         )
     return Formats(False, _PLAIN[weights], asked or _PLAIN[weights])
-
-
-def _names() -> str:
-    return " or ".join(map(repr, _PLAIN))
 
 
 def _known() -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gemmascope.errors import CheckpointError
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# By their names in the headers of safetensors files.
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,12 @@ class Shards:
 
 
 def _dtype(code: str, name: str, path: Path) -> torch.dtype:
-    if code not in _DTYPES:
+    if code not in DTYPES:
         raise CheckpointError(
-            f"tensor {name!r} of {path} is stored as {code}; known are {', '.join(_DTYPES)}. "
+            f"tensor {name!r} of {path} is stored as {code}; known are {', '.join(DTYPES)}. "
             "A quantised checkpoint cannot be loaded: give the original one"
         )
-    return _DTYPES[code]
+    return DTYPES[code]
 
 
 def _why(path: Path) -> str | None:

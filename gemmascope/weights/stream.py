@@ -59,10 +59,10 @@ class HostLane:
         packed.read(bytes_of(slot), direct=self.direct)
 
     def arrive(self, arrival: Arrival) -> None:
-        pass
+        """Nothing is to be waited for: what brings a layer here has read all of it."""
 
     def released(self, slot: Tensor) -> None:
-        pass
+        """Nothing is to be noted: the steps of a pass are over when they return."""
 
 
 class Stream:
@@ -145,8 +145,6 @@ class Stream:
         return self.scratch
 
     def _own_weights(self, index: int) -> Mapping[str, Tensor]:
-        if self.ready and index in self.kept:
-            return self._unpacked(index, self.kept[index])
         slot = self.kept.get(index)
         if slot is None:
             slot = self._read_kept(index)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +13,15 @@ from torch import Tensor, nn
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.gemma2 import Gemma2
-from gemmascope.weights.adopt import empty_network, put
+from gemmascope.weights.adopt import empty_network, parameter_shapes, put
 from gemmascope.weights.budget import Share, Sizes, free_bytes, share_out
 from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint, require_tied
+from gemmascope.weights.convert import alone, convert, identity_of
 from gemmascope.weights.embedding import FileEmbedding
 from gemmascope.weights.locate import locate
-from gemmascope.weights.packed import Packed, Piece, pieces_in
-from gemmascope.weights.placing import choose_dtype
-from gemmascope.weights.store import NORM, OUTER, Store, alone, convert, identity_of, is_store, is_whole, plain_layers
+from gemmascope.weights.packed import Packed, Piece, Span, laid_out, layer_shapes, pieces_in, stamp_of
+from gemmascope.weights.placing import choose_dtype, not_offered
+from gemmascope.weights.store import NORM, OUTER, Store, is_store, is_whole
 from gemmascope.weights.stream import HostLane, Lane, Stream
 
 WEIGHTS = ("auto", "int8")
@@ -30,8 +30,7 @@ WEIGHTS = ("auto", "int8")
 def require_weights(weights: str) -> None:
     """DeviceError for weights= that are not offered."""
     if weights not in WEIGHTS:
-        why = " (4 bits are not offered: they change what is found)" if "4" in str(weights) else ""
-        raise DeviceError(f"weights={weights!r} is not offered{why}; give 'auto' for what is stored, or 'int8'")
+        raise not_offered(weights, "or 'int8'")
 
 
 def cache_folder(cache: str | os.PathLike[str] | None, name: str, identity: str) -> Path:
@@ -56,7 +55,7 @@ class Wanted:
         _require_streaming(self.device)
         stored = checkpoint.stored[EMBEDDING].dtype
         dtype = choose_dtype(self.dtype or "auto", checkpoint.dtype_name, checkpoint.dtypes)
-        _share(checkpoint.config, Sizes.of(checkpoint.config, "int8", dtype, stored), dtype, self.memory)
+        share_out(checkpoint.config, Sizes.of(checkpoint.config, "int8", dtype, stored), dtype, self.memory)
 
 
 def int8_store(folder: Path, name: str, cache: str | os.PathLike[str] | None, wanted: Wanted) -> Store:
@@ -74,11 +73,11 @@ def int8_store(folder: Path, name: str, cache: str | os.PathLike[str] | None, wa
 
 def _convert(checkpoint: Checkpoint, target: Path, name: str, identity: str, *, again: bool = False) -> None:
     """Convert, unless another process has done so meanwhile. again: look for damage in what is there."""
-    checkpoint.require({name: p.shape for name, p in empty_network(checkpoint.config).named_parameters()})
+    checkpoint.require(parameter_shapes(checkpoint.config))
     require_tied(checkpoint)
     with alone(target):
         if again or not is_whole(target, identity):
-            convert(checkpoint, target, name, shown_progress)
+            convert(checkpoint, target, name, identity)
 
 
 def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
@@ -98,42 +97,44 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     return path
 
 
-@contextmanager
-def shown_progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar of files, for a conversion that takes more than a second. Gives what is called after each."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="int8", unit="file", delay=1.0, leave=False) as bar:
-        yield lambda: bar.update(1) and None
-
-
 def network_of_store(store: Store, device: torch.device, dtype: torch.dtype, memory: int | None) -> Gemma2:
     """A network in int8: layers packed on the device as far as memory goes, the others brought as a pass goes."""
     store.require_outer()
     sizes = Sizes.of(store.config, "int8", dtype, store.dtype)
-    share = _share(store.config, sizes, dtype, memory)
+    share = share_out(store.config, sizes, dtype, memory)
     table = (store.folder / OUTER, store.outer_data, store.outer[EMBEDDING])
     return _network(store.config, store.layers(), store.outer_tensor, table, device, dtype, share)
 
 
 def network_of_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, memory: int) -> Gemma2:
     """A network whose layers are read from a checkpoint's own files, where they do not fit in memory."""
-    network = empty_network(checkpoint.config)
-    checkpoint.require({name: parameter.shape for name, parameter in network.named_parameters()})
-    layers = plain_layers(checkpoint, checkpoint.config)
+    checkpoint.require(parameter_shapes(checkpoint.config))
+    layers = _plain_layers(checkpoint, checkpoint.config)
     stored = checkpoint.stored[EMBEDDING]
     same = all(packed.ready(dtype) for packed in layers)
     sizes = Sizes.of(checkpoint.config, "stored", dtype, dtype if same else stored.dtype)
     pieces, data = pieces_in(stored.shard)
-    share = _share(checkpoint.config, sizes, dtype, memory)
+    share = share_out(checkpoint.config, sizes, dtype, memory)
     table = (stored.shard, data, pieces[EMBEDDING])
     return _network(checkpoint.config, layers, checkpoint.read, table, device, dtype, share)
 
 
-def _share(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int | None) -> Share:
-    if memory is None:
-        return Share(tuple(range(config.n_layers)), True, sizes.weights(config.n_layers, 1, embedded=True), 0)
-    return share_out(config, sizes, dtype, memory)
+def _plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[Packed]:
+    """Every layer's bytes in the shards of a checkpoint, as they are stored."""
+    where = {path: pieces_in(path) for path in {stored.shard for stored in checkpoint.stored.values()}}
+    stamps = {path: stamp_of(path) for path in where}
+    found = []
+    for index in range(config.n_layers):
+        names = {name: f"model.layers.{index}.{name}" for name in layer_shapes(config)}
+        stored = {name: checkpoint.stored[full] for name, full in names.items()}
+        layout = laid_out({name: (one.dtype, one.shape) for name, one in stored.items()})
+        spans = []
+        for piece in layout:
+            path = stored[piece.name].shard
+            pieces, data = where[path]
+            spans.append(Span(path, data + pieces[names[piece.name]].start, piece.n_bytes, piece.start, stamps[path]))
+        found.append(Packed(tuple(spans), tuple(layout)))
+    return found
 
 
 def _network(

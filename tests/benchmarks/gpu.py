@@ -55,10 +55,6 @@ def seconds(function: Callable[[], Any], device: torch.device, rounds: int = 3) 
     return statistics.median(times[1:])
 
 
-class Computing(NoReading):
-    """Slots as they are: a pass with it only computes. On a GPU too: no copy is made, and nothing is waited for."""
-
-
 def streaming(supply: Any) -> None:
     """Bring every streamed layer, and compute nothing."""
     for index in range(len(supply.packed)):
@@ -84,7 +80,7 @@ def streamed(folder: Path, memory: str, device: torch.device) -> None:
             gs.trace(ids, model=model)
 
         wall = seconds(run, device)
-        lane, supply.lane = supply.lane, Computing()
+        lane, supply.lane = supply.lane, NoReading()
         computing = seconds(run, device)
         supply.lane = lane
         ratio = wall / max(bringing, computing)
