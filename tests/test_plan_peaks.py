@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,7 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(folder: Path, memory: int, n_pos: int, task: str) -> int:
     given = [sys.executable, "-c", SCRIPT, str(folder), str(memory), str(n_pos), task]
-    found: int = json.loads(subprocess.run(given, capture_output=True, check=True, text=True).stdout)
+    # glibc gives arrays above 32 MB back at once, such as those of a real model, and holds on to smaller ones as it likes.
+    plain = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
+    found: int = json.loads(subprocess.run(given, capture_output=True, check=True, text=True, env=plain).stdout)
     return found
 
 
@@ -63,9 +65,4 @@ def measured(folder: Path, memory: int, n_pos: int, task: str) -> int:
 )
 def test_the_predicted_peak_is_the_measured_one(folder: Path, kind: str, memory: int) -> None:
     plan = gs.plan(folder / kind, weights="int8" if kind == "int8" else "auto", context=N_POS, memory=memory or None)
-    predicted, found = plan.peaks["trace"], math.inf
-    for _ in range(3):  # what the allocator happens to hold on to differs from process to process, and only adds
-        found = min(found, measured(folder / kind, memory, N_POS, "trace"))
-        if found <= 1.15 * predicted:
-            break
-    assert found == pytest.approx(predicted, rel=0.15)
+    assert measured(folder / kind, memory, N_POS, "trace") == pytest.approx(plan.peaks["trace"], rel=0.15)
