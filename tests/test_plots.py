@@ -45,9 +45,9 @@ def test_a_sweep_by_layer_and_position_is_a_heat_map() -> None:
     x, y = figure.layout.xaxis, figure.layout.yaxis
     assert list(x.tickvals) == list(range(15))
     assert list(x.ticktext)[:4] == ["&lt;bos&gt;", "When", "·Mary", "·and"]
-    assert list(y.ticktext) == ["0 l", "1 g", "2 l"]
-    assert (x.title.text, y.title.text) == ("position", "layer")
-    assert figure.layout.title.text == "resid_pre patched into the corrupt run"
+    assert list(y.ticktext) == ["0", "1 ◆", "2"]
+    assert (x.title.text, y.title.text) == ("position", "layer (◆ global)")
+    assert figure.layout.title.text == f"resid_pre patched into the corrupt run, {s.question.model}"
     assert x.type is None or x.type == "linear"
 
 
@@ -76,14 +76,18 @@ def test_what_was_not_run_has_no_colour() -> None:
     s = patched("pattern", ("q_pos", "k_pos"), layer=0, head=1)
     figure = s.plot()
     data = valid(figure)
-    drawn = figure.data[0]
+    hatch, drawn = figure.data
+    assert hatch.fillpattern.shape == "/"
+    corners = [(x, y) for x, y in zip(hatch.x, hatch.y, strict=True) if x is not None]
+    cells = {(round(y + 0.5), round(x + 0.5)) for x, y in corners[::5]}  # each begins at its left, low corner
+    assert cells == set(map(tuple, np.argwhere(np.isnan(s.effect.values)).tolist()))
     assert np.array_equal(np.isnan(drawn.z), np.isnan(s.effect.values))
     assert np.isnan(drawn.z).sum() == 15 * 15 - sum(min(4, q + 1) for q in range(15))
     assert drawn.hoverongaps is False
-    assert figure.layout.plot_bgcolor not in [colour for _, colour in drawn.colorscale]
+    assert figure.layout.yaxis.autorange == "reversed"  # the first query on top
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("key position", "query position")
-    assert data["data"][0]["type"] == "heatmap"
-    empty = SweepResult(s.question, np.full_like(s.values, np.nan), s.base_metric, s.source_metric).plot().data[0]
+    assert [one["type"] for one in data["data"]] == ["scatter", "heatmap"]
+    empty = SweepResult(s.question, np.full_like(s.values, np.nan), s.base_metric, s.source_metric).plot().data[1]
     assert np.isnan(empty.z).all()
     assert empty.zmax > 0
 
@@ -99,7 +103,8 @@ def test_a_sweep_over_one_axis_is_a_bar_chart() -> None:
     assert [colour == "#2166ac" for colour in drawn.marker.color] == (s.effect.values >= 0).tolist()
     assert figure.layout.xaxis.title.text == "kv head"
     assert figure.layout.yaxis.title.text == "change of gs.rank(' Mary')"
-    assert figure.layout.title.text == "v ablated"
+    assert figure.layout.title.text == f"v ablated, {s.question.model}"
+    assert figure.layout.title.subtitle.text == "ablate=0.0"
     by_pos = patched("resid_pre", ("pos",)).plot()
     assert by_pos.layout.xaxis.ticktext[0] == "&lt;bos&gt;"
 
@@ -141,4 +146,4 @@ def test_text_is_never_markup() -> None:
 def test_a_cell_says_where_it_is() -> None:
     hover = patched().plot().data[0].customdata
     assert np.shape(hover)[:2] == (3, 15)
-    assert hover[1][2] == "layer 1: 1 g<br>position 2: ·Mary"
+    assert hover[1][2] == "layer 1, global<br>position 2: ·Mary"
