@@ -19,6 +19,8 @@ _WHERE = {
     "trace": "gemmascope.run.trace",
     "Trace": "gemmascope.run.trace",
     "open_trace": "gemmascope.run.saving",
+    "generate": "gemmascope.run.generate",
+    "Generation": "gemmascope.run.generation",
     "Model": "gemmascope.model.model",
     "GemmaConfig": "gemmascope.config",
     "GemmascopeError": "gemmascope.errors",
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from gemmascope.config import GemmaConfig
     from gemmascope.errors import GemmascopeError
     from gemmascope.model.model import Model
+    from gemmascope.run.generate import generate
+    from gemmascope.run.generation import Generation
     from gemmascope.run.make_edits import ablate, add, edit, knockout, patch, scale
     from gemmascope.run.path import path_sweep
     from gemmascope.run.result import SweepResult, open_sweep
@@ -69,6 +73,7 @@ __all__ = [
     "Comparison",
     "GemmaConfig",
     "GemmascopeError",
+    "Generation",
     "Model",
     "SweepResult",
     "Trace",
@@ -80,6 +85,7 @@ __all__ = [
     "compare",
     "edit",
     "errors",
+    "generate",
     "kl_from",
     "knockout",
     "load",

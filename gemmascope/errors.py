@@ -49,3 +49,7 @@ class MetricError(GemmascopeError, ValueError):
 
 class SweepError(GemmascopeError, ValueError):
     """A sweep that cannot be run, continued or read as asked."""
+
+
+class GenerationError(GemmascopeError, ValueError):
+    """A text that cannot be generated as asked."""

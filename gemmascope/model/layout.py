@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gemmascope.model.kept import Kept
 from gemmascope.model.maths import rope_table
 
 
@@ -67,13 +68,15 @@ class Layout:
     """The blocks of a pass, in the order of their rows, and the position of every row.
 
     earlier: for each block, the keys and values of the positions before its start; None where it starts at 0. It holds
-    those of one layer: a pass gives every layer its own layout.with_earlier(...). made: what is the same in every layer,
-    such as the angles of RoPE, from where it was needed first.
+    those of one layer: a pass gives every layer its own layout.with_earlier(...). kept: where the keys of one layer stay
+    from pass to pass, for runs that go on with one row each; given in the same way. made: what is the same in every
+    layer, such as the angles of RoPE, from where it was needed first.
     """
 
     blocks: tuple[Block, ...]
     positions: Int[Tensor, " row"]
     earlier: tuple[Earlier | None, ...] = ()
+    kept: Kept | None = None
     made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -94,6 +97,10 @@ class Layout:
     def with_earlier(self, earlier: Sequence[Earlier | None]) -> Layout:
         """This layout, with the earlier keys and values of one layer for each block."""
         return replace(self, earlier=tuple(earlier))
+
+    def with_kept(self, kept: Kept) -> Layout:
+        """This layout, of one new row for each run, with the keys and values that one layer keeps."""
+        return replace(self, kept=kept)
 
     @property
     def n_rows(self) -> int:

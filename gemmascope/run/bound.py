@@ -127,6 +127,8 @@ class BoundEdit:
             if not bool(there.all()):
                 places[axis] = places[axis][there]
                 values = None if values is None else values.movedim(axis, 0)[there].movedim(0, axis)
+        if not all(map(len, places)):  # a user's function is not asked about nothing
+            return
         index = mesh(places)
         value[index] = self.edit.write(value[index], values).to(value.dtype)
 

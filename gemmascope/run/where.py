@@ -34,6 +34,34 @@ def find_positions(pos: Any, model: Model, ids: Tensor) -> list[int]:
     return _numbers(_listed(pos, "pos"), n_pos, "pos", "position")
 
 
+def find_positions_ahead(pos: Any, model: Model, prompt: Tensor, n_total: int) -> list[int] | None:
+    """The positions meant by pos in a run that begins with a prompt and may come to have n_total; None for all of them.
+
+    Tokens are looked up in the prompt, negative numbers count from its end; numbers beyond it are positions to come, and
+    an open slice goes on through them. SiteError for a position that cannot be there.
+    """
+    n_prompt = len(prompt)
+    if pos is None:
+        return None
+    if isinstance(pos, str):
+        return find_positions(pos, model, prompt)
+    if isinstance(pos, slice):
+        start, stop = (at + n_prompt if at is not None and at < 0 else at for at in (pos.start, pos.stop))
+        found = list(range(n_total))[max(0, start or 0) : stop : pos.step]
+        if not found:
+            raise SiteError(f"the slice {_show_slice(pos)} holds none of the {n_total} positions that there may be")
+        return found
+    listed = _listed(pos, "pos")
+    far = [at for at in listed if _is_number(at) and not -n_prompt <= int(at) < n_total]
+    if far:
+        raise SiteError(
+            f"there is no position {far[0]}: the prompt has {n_prompt} tokens and up to {n_total - n_prompt} are generated, so "
+            f"positions go from 0 to {n_total - 1} (or from -1 to -{n_prompt}, from the prompt's end)"
+        )
+    ahead = [int(at) + n_prompt if _is_number(at) and int(at) < 0 else at for at in listed]
+    return _numbers(ahead, n_total, "pos", "position")
+
+
 def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
     """The heads meant by head at a site; None at a site without heads. SiteError for one that is not there."""
     config = model.config

@@ -1,0 +1,57 @@
+"""Sampling: which token comes next, given the logits of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gemmascope.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temperature: 0 for the likeliest token; top_p: the share of probability that is drawn from."""
+
+    temperature: float
+    top_p: float
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.temperature) or not 0 <= self.temperature < float("inf"):
+            raise GenerationError(
+                f"temperature is a number from 0 (the likeliest token, always) upwards; given {self.temperature!r}"
+            )
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise GenerationError(
+                f"top_p is a number above 0 and up to 1 (all tokens), a share of probability; given {self.top_p!r}"
+            )
+
+    def probabilities(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
+        """The distribution that a token is drawn from, float64 on the CPU.
+
+        softmax(logits / temperature), cut to the fewest likeliest tokens whose probability reaches top_p. Source: Holtzman
+        et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751).
+        """
+        logits = logits.double().cpu()
+        if self.temperature == 0:
+            return torch.nn.functional.one_hot(logits.argmax(), len(logits)).double()
+        probs = ((logits - logits.max()) / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            likeliest, order = probs.sort(descending=True, stable=True)
+            before = likeliest.cumsum(-1) - likeliest
+            probs = probs.index_fill(0, order[before >= self.top_p], 0.0)
+        return probs / probs.sum()
+
+    def draw(self, logits: Float[Tensor, " vocab"], generator: torch.Generator) -> int:
+        """One token id."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        return int(torch.multinomial(self.probabilities(logits), 1, generator=generator))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
