@@ -1,0 +1,85 @@
+"""python -m gemmascope.workshop.build: the notebooks from their sources, each as an exercise and as a solution.
+
+A source is a jupytext script in notebooks/source. A cell tagged "exercise" is what a learner starts from, a cell tagged
+"solution" after it what it may become: the exercise version leaves the solution out, the solution version the exercise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gemmascope.errors import GemmascopeError
+from gemmascope.replacing import replacing
+
+VERSIONS = ("exercise", "solution")
+_LEFT_OUT = {"exercise": "solution", "solution": "exercise"}
+
+
+def notebook(source: Path, version: str) -> Any:
+    """One version of a notebook, as nbformat has it, without outputs. The same source gives the same bytes.
+
+    GemmascopeError for a source whose exercises and solutions do not follow each other.
+    """
+    import jupytext
+    import nbformat
+
+    read = jupytext.read(source, fmt="py:percent")
+    _require_pairs(source, read.cells)
+    made = nbformat.v4.new_notebook()
+    made.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in read.cells:
+        if _LEFT_OUT[version] in _tags(cell):
+            continue
+        new = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
+        metadata = {"tags": _tags(cell)} if _tags(cell) else {}
+        made.cells.append(new(cell.source, id=f"{source.stem[:40]}-{len(made.cells)}", metadata=metadata))
+    return made
+
+
+def text_of(source: Path, version: str) -> str:
+    """One version of a notebook, as its file."""
+    import nbformat
+
+    return str(nbformat.writes(notebook(source, version))) + "\n"
+
+
+def targets(folder: Path) -> Iterator[tuple[Path, str, Path]]:
+    """The source, the version and the file of every notebook of a folder (notebooks/)."""
+    for source in sorted((folder / "source").glob("*.py")):
+        yield source, "exercise", folder / f"{source.stem}.ipynb"
+        yield source, "solution", folder / "solutions" / f"{source.stem}.ipynb"
+
+
+def build(folder: Path) -> list[Path]:
+    """Write every notebook of a folder; the files that were not as they are now."""
+    written = []
+    (folder / "solutions").mkdir(exist_ok=True)
+    for source, version, target in targets(folder):
+        text = text_of(source, version)
+        if not target.exists() or target.read_text(encoding="utf-8") != text:
+            with replacing(target) as aside:
+                aside.write_text(text, encoding="utf-8")
+            written.append(target)
+    return written
+
+
+def _tags(cell: Any) -> list[str]:
+    return list(cell.metadata.get("tags", []))
+
+
+def _require_pairs(source: Path, cells: list[Any]) -> None:
+    for before, cell in zip([None, *cells], cells, strict=False):
+        if "solution" in _tags(cell) and (before is None or "exercise" not in _tags(before)):
+            start = cell.source.splitlines()[0] if cell.source else ""
+            raise GemmascopeError(f"{source}: the solution that begins {start!r} does not follow its exercise")
+
+
+if __name__ == "__main__":
+    for path in build(Path(sys.argv[1] if len(sys.argv) > 1 else "notebooks")):
+        print(f"wrote {path}")

@@ -1,0 +1,124 @@
+"""setup(): whether this machine is ready for the workshop, a line for each thing, with its exact fix."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+# The least versions that the notebooks were run with, as pyproject.toml asks for them.
+LEAST = {
+    "torch": "2.6", "transformers": "4.53", "xarray": "2024.1", "plotly": "5.24", "jupyterlab": "4.2", "ipywidgets": "8.1",
+    "anywidget": "0.9.13",
+}  # fmt: skip
+FREE_BYTES = 2 * 10**9
+PROMPT, ANSWER = "When Mary and John went to the store, John gave a drink to", " Mary"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that was looked at. fix: what to do about it; empty where it is as it should be."""
+
+    name: str
+    found: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{'fix' if self.fix else 'ok ':4}{self.name:14}{self.found}" + (f": {self.fix}" if self.fix else "")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What setup() found. ok: whether everything is as it should be."""
+
+    items: tuple[Item, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not any(item.fix for item in self.items)
+
+    def __repr__(self) -> str:
+        wrong = sum(bool(item.fix) for item in self.items)
+        end = "ready" if self.ok else f"{wrong} to fix; run the line again after it, in a fresh kernel"
+        return "\n".join([*map(str, self.items), end])
+
+
+def setup() -> Setup:
+    """Look at what the workshop needs: versions, the model, memory, cores, the front end. Needs no network."""
+    looks: list[Callable[[], Item]] = [
+        _python,
+        *(partial(_package, name) for name in LEAST),
+        _model,
+        _memory,
+        _cores,
+        _front_end,
+    ]
+    return Setup(tuple(look() for look in looks))
+
+
+def _python() -> Item:
+    version = ".".join(map(str, sys.version_info[:3]))
+    fix = "" if sys.version_info >= (3, 10) else "install Python 3.10 or later, and make the virtual environment with it"
+    return Item("python", version, fix)
+
+
+def _package(name: str) -> Item:
+    install = f'{sys.executable} -m pip install "{name}>={LEAST[name]}"'
+    try:
+        version = str(importlib.import_module(name).__version__)
+    except ImportError:
+        return Item(name, "not there", install)
+    return Item(name, version, "" if _numbers(version) >= _numbers(LEAST[name]) else install)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int("".join(c for c in part if c.isdigit()) or 0) for part in version.split("+")[0].split(".")[:3]]
+
+
+def _model() -> Item:
+    import gemmascope
+
+    try:
+        token, _, prob = gemmascope.trace(PROMPT).top(1)[0]
+    except Exception as error:  # whatever it is, the rest of the list is still to be looked at
+        return Item("nano", f"does not run ({type(error).__name__}: {error})", f"{sys.executable} -m pip install -e . again")
+    fix = "" if token == ANSWER else "its files were changed: install the package again from a fresh clone"
+    return Item("nano", f"answers {token!r} with probability {prob:.2f}", fix)
+
+
+def _memory() -> Item:
+    import torch
+
+    from gemmascope.weights.budget import free_bytes
+
+    free = free_bytes(torch.device("cpu"))
+    fix = "" if free >= FREE_BYTES else f"close other programs: {FREE_BYTES / 1e9:.0f} GB are enough for every notebook"
+    return Item("memory", f"{free / 1e9:.1f} GB free", fix)
+
+
+def _cores() -> Item:
+    n = os.cpu_count() or 1
+    return Item("cores", f"{n}" + ("" if n > 1 else ", so everything takes about twice as long as the notebooks say"))
+
+
+def _front_end() -> Item:
+    """Whether widgets that are shown here can answer: a Jupyter kernel with comms."""
+    found = kernel()
+    if found is None:
+        return Item(
+            "front end", "no notebook", "run this in a notebook: gemmascope lab (widgets need one, the rest does not)"
+        )
+    return Item("front end", f"{type(found).__module__.split('.')[0]} kernel, where widgets can answer")
+
+
+def kernel() -> Any:
+    """The Jupyter kernel that this runs in; None outside of one."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    return getattr(get_ipython(), "kernel", None)
