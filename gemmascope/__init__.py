@@ -27,6 +27,7 @@ _WHERE = {
     "SITES": "gemmascope.sites",
     "patch": "gemmascope.run.make_edits",
     "ablate": "gemmascope.run.make_edits",
+    "ablate_direction": "gemmascope.run.make_edits",
     "add": "gemmascope.run.make_edits",
     "scale": "gemmascope.run.make_edits",
     "knockout": "gemmascope.run.make_edits",
@@ -38,6 +39,10 @@ _WHERE = {
     "Comparison": "gemmascope.analysis.comparison",
     "SweepResult": "gemmascope.run.result",
     "open_sweep": "gemmascope.run.result",
+    "direction": "gemmascope.analysis.steering",
+    "Direction": "gemmascope.analysis.direction",
+    "strength_sweep": "gemmascope.analysis.strengths",
+    "StrengthSweep": "gemmascope.analysis.strength_result",
     "logit_diff": "gemmascope.analysis.metrics",
     "answer_prob": "gemmascope.analysis.metrics",
     "answer_logprob": "gemmascope.analysis.metrics",
@@ -51,13 +56,17 @@ if TYPE_CHECKING:
     from gemmascope.analysis.attribution import attribute
     from gemmascope.analysis.compare import compare
     from gemmascope.analysis.comparison import Comparison
+    from gemmascope.analysis.direction import Direction
     from gemmascope.analysis.metrics import answer_logprob, answer_prob, kl_from, logit_diff, rank
+    from gemmascope.analysis.steering import direction
+    from gemmascope.analysis.strength_result import StrengthSweep
+    from gemmascope.analysis.strengths import strength_sweep
     from gemmascope.config import GemmaConfig
     from gemmascope.errors import GemmascopeError
     from gemmascope.model.model import Model
     from gemmascope.run.generate import generate
     from gemmascope.run.generation import Generation
-    from gemmascope.run.make_edits import ablate, add, edit, knockout, patch, scale
+    from gemmascope.run.make_edits import ablate, ablate_direction, add, edit, knockout, patch, scale
     from gemmascope.run.path import path_sweep
     from gemmascope.run.result import SweepResult, open_sweep
     from gemmascope.run.saving import open_trace
@@ -71,18 +80,22 @@ if TYPE_CHECKING:
 __all__ = [
     "SITES",
     "Comparison",
+    "Direction",
     "GemmaConfig",
     "GemmascopeError",
     "Generation",
     "Model",
+    "StrengthSweep",
     "SweepResult",
     "Trace",
     "ablate",
+    "ablate_direction",
     "add",
     "answer_logprob",
     "answer_prob",
     "attribute",
     "compare",
+    "direction",
     "edit",
     "errors",
     "generate",
@@ -100,6 +113,7 @@ __all__ = [
     "rank",
     "scale",
     "sites",
+    "strength_sweep",
     "sweep",
     "trace",
 ]

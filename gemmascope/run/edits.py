@@ -117,7 +117,7 @@ class Patch(Edit):
         return of_trace(self.source, target)
 
     def _arguments(self) -> list[str]:
-        return [repr(self.site), _source_text(self.source)]
+        return [repr(self.site), source_text(self.source)]
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -157,7 +157,7 @@ class Add(Edit):
         return target.fit(self.vector, "the vector") * self.scale
 
     def _arguments(self) -> list[str]:
-        return [repr(self.site), _source_text(self.vector)]
+        return [repr(self.site), source_text(self.vector)]
 
     def __repr__(self) -> str:
         return super().__repr__() if self.scale == 1.0 else super().__repr__()[:-1] + f", scale={self.scale!r})"
@@ -237,7 +237,8 @@ def listed_edits(edits: Any) -> tuple[Edit, ...]:
 SHOWN_NUMBERS, SHOWN_TOKENS = 16, 256
 
 
-def _source_text(source: Trace | Tensor | Feed) -> str:
+def source_text(source: Trace | Tensor | Feed) -> str:
+    """What an edit writes as Python; a tensor of many numbers by its shape."""
     if isinstance(source, Tensor):
         if source.numel() > SHOWN_NUMBERS:
             return f"<tensor {list(source.shape)}>"
@@ -252,7 +253,7 @@ def _source_text(source: Trace | Tensor | Feed) -> str:
 def _traces_text(traces: Sequence[Trace]) -> str:
     if sum(len(trace) for trace in traces) > SHOWN_TOKENS:
         return f"<{len(traces)} traces>"
-    return f"[{', '.join(map(_source_text, traces))}]"
+    return f"[{', '.join(map(source_text, traces))}]"
 
 
 def traces_said(traces: Sequence[Trace]) -> Said | None:

@@ -1,4 +1,7 @@
-"""The calls that make edits: patch, ablate, add, scale, knockout, edit. Each checks what can be checked without a run."""
+"""The calls that make edits: patch, ablate, ablate_direction, add, scale, knockout, edit.
+
+Each checks what can be checked without a run.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from gemmascope.errors import EditError
 from gemmascope.run.edits import Ablate, Add, Custom, Knockout, Patch, Scale
+from gemmascope.run.projection import AblateDirection, HasVector
 from gemmascope.run.sources import listed_reference
 from gemmascope.run.where import Head, Pos
 
@@ -56,6 +60,19 @@ def ablate(
     reference = listed_reference(reference)
     value = value if isinstance(value, str) else _number("value", value)
     return Ablate(site=site, layer=layer, pos=pos, head=head, value=value, reference=reference, q_pos=q_pos, k_pos=k_pos)
+
+
+def ablate_direction(
+    site: str, vector: Tensor | HasVector, *, layer: int | None = None, pos: Pos = None, head: Head = None
+) -> AblateDirection:
+    """Remove a direction from a site's values: x - (x . u) u, u being the vector over its length.
+
+    vector: one vector of the site's last axis (d_model; d_head at a site with heads, the same for all heads named), or
+    what gs.direction returns. Places as in gs.patch; for all layers write one edit for each. EditError, when it meets a
+    run, for zeros, NaN or another width.
+    """
+    found: Any = vector if isinstance(vector, Tensor) else getattr(vector, "vector", vector)
+    return AblateDirection(site=site, vector=found, layer=layer, pos=pos, head=head)
 
 
 def add(

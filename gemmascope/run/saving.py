@@ -16,6 +16,7 @@ from gemmascope.replacing import replacing
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
+from gemmascope.run.projection import AblateDirection
 from gemmascope.run.trace import Trace
 
 VERSION = 1
@@ -105,12 +106,15 @@ def _describe(bound: BoundEdit) -> dict[str, Any]:
 
 
 def _rebuild(described: dict[str, Any], values: Tensor | None) -> Edit:
-    kinds = {"Patch": Patch, "Ablate": Ablate, "Add": Add, "Scale": Scale, "Knockout": Knockout}
+    made = (Patch, Ablate, AblateDirection, Add, Scale, Knockout)
+    kinds: dict[str, type[Edit]] = {kind.__name__: kind for kind in made}
     arguments = dict(described)
     kind = kinds[arguments.pop("kind")]
     if kind is Patch:
         arguments["source"] = values
     if kind is Add:
         arguments["vector"] = values if values is not None else torch.zeros(())
+    if kind is AblateDirection and values is not None:
+        arguments["vector"] = values.flatten(0, -2)[0]  # written as it was laid out for the places: the same at each
     edit: Edit = kind(**arguments)
     return edit
