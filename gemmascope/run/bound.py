@@ -116,8 +116,11 @@ class BoundEdit:
         """The first position whose row the edit changes at its layer, and the one after the last."""
         return int(self.positions.min()), int(self.positions.max()) + 1
 
-    def write_to(self, value: Tensor, first: int = 0) -> None:
-        """Write the edit to a run's value of the site, in place. The value begins at position `first`."""
+    def write_to(self, value: Tensor, first: int = 0, read: Tensor | None = None) -> None:
+        """Write the edit to a run's value of the site, in place. The value begins at position `first`.
+
+        read: of an edit that reads another site, the run's rows there, which begin at that position too.
+        """
         values = self.values.read() if isinstance(self.values, Fed) else self.values
         places = list(self.places)
         firsts = (0, first, 0) if self.address.site.is_edges else (first, 0)
@@ -129,6 +132,8 @@ class BoundEdit:
                 values = None if values is None else values.movedim(axis, 0)[there].movedim(0, axis)
         if not all(map(len, places)):  # a user's function is not asked about nothing
             return
+        if read is not None:
+            values = read[places[0]]
         index = mesh(places)
         value[index] = self.edit.write(value[index], values).to(value.dtype)
 

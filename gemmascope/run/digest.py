@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from gemmascope.model.model import sampled_places
 from gemmascope.run.bound import BoundEdit
-from gemmascope.run.edits import Custom
 from gemmascope.run.trace import Trace
 
 Part = str | bytes
@@ -40,8 +39,8 @@ def of_run(ids: Tensor, edits: Iterable[BoundEdit]) -> Iterator[Part]:
         yield repr(edit.edit)
         if isinstance(edit.values, Tensor):
             yield from _of_tensor(edit.values)
-        if isinstance(edit.edit, Custom):
-            yield from _Walk().of(edit.edit.fn)
+        if edit.edit.unsaid is not None:
+            yield from _Walk().of(edit.edit.unsaid)
 
 
 def of_trace(trace: Trace) -> Iterator[Part]:

@@ -43,6 +43,16 @@ class Edit(ABC):
     # Whether the edit must be given all the places that it names at once, wherever else the run equals another.
     needs_all: ClassVar[bool] = False
 
+    @property
+    def reads(self) -> str | None:
+        """Another site of the layer, with rows and made before the one written, whose rows come to write as its values."""
+        return None
+
+    @property
+    def unsaid(self) -> Any:
+        """What tells this edit from another and stands neither in its call nor in what it writes, for a digest."""
+        return None
+
     def bind(self, model: Model, ids: Tensor) -> BoundEdit:
         """This edit, on a run of these ids.
 
@@ -204,6 +214,10 @@ class Knockout(Edit):
 class Custom(Edit):
     fn: Callable[[Tensor], Tensor]
     needs_all = True
+
+    @property
+    def unsaid(self) -> Any:
+        return self.fn
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         new = self.fn(old)

@@ -16,13 +16,19 @@ from gemmascope.run.memory import told_when_full
 
 
 class Editing(Tap):
-    """Writes each run's edits where they belong, in the order given. edits[i]: those of run i of the pass."""
+    """Writes each run's edits where they belong, in the order given. edits[i]: those of run i of the pass.
+
+    An edit may read another site of its layer, made before the one that it writes: that value is held for it on the way.
+    """
 
     def __init__(self, edits: Sequence[Sequence[BoundEdit]]) -> None:
         self.at_site: dict[tuple[str, int | None], list[tuple[int, BoundEdit]]] = defaultdict(list)
+        self.held: dict[tuple[str, int | None], Tensor | None] = {}
         for run, of_run in enumerate(edits):
             for edit in of_run:
                 self.at_site[edit.address.site.name, edit.address.layer].append((run, edit))
+                if edit.edit.reads is not None:
+                    self.held[edit.edit.reads, edit.address.layer] = None
 
     def wants(self, site: str, layer: int | None) -> bool:
         return (site, layer) in self.at_site
@@ -31,7 +37,11 @@ class Editing(Tap):
         if found := self.at_site.get((site, layer)):
             value = value.clone()
             for run, edit in found:
-                edit.write_to(value[layout.spans[run]], layout.starts[run])
+                span = layout.spans[run]
+                read = None if edit.edit.reads is None else self.held[edit.edit.reads, layer]
+                edit.write_to(value[span], layout.starts[run], None if read is None else read[span])
+        if (site, layer) in self.held:
+            self.held[site, layer] = value
         return value
 
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:

@@ -21,6 +21,9 @@ from gemmascope.run.trace import Trace
 
 VERSION = 1
 
+# The edits that a file can hold.
+SAVED = (Patch, Ablate, AblateDirection, Add, Scale, Knockout)
+
 
 def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write a trace to a file, aside first and then renamed, so that a broken write leaves the old file whole.
@@ -98,6 +101,11 @@ def _describe(bound: BoundEdit) -> dict[str, Any]:
         raise TraceError(
             f"a trace with an edit by a function cannot be saved: {edit!r}. Save the values, and patch them instead"
         )
+    if not isinstance(edit, SAVED):
+        raise TraceError(
+            f"a trace with this edit cannot be saved, because the file would not hold what it needs: {edit!r}. Save what it "
+            f"writes, t[{bound.address.site.name!r}, {bound.address.layer}], and patch that instead"
+        )
     names = ("head", "q_pos", "k_pos") if bound.address.site.is_edges else ("pos", "head")
     places = {name: place.tolist() for name, place in zip(names, bound.places, strict=False)}
     kind = "Patch" if isinstance(edit, Ablate) and isinstance(edit.value, str) else type(edit).__name__
@@ -106,8 +114,7 @@ def _describe(bound: BoundEdit) -> dict[str, Any]:
 
 
 def _rebuild(described: dict[str, Any], values: Tensor | None) -> Edit:
-    made = (Patch, Ablate, AblateDirection, Add, Scale, Knockout)
-    kinds: dict[str, type[Edit]] = {kind.__name__: kind for kind in made}
+    kinds: dict[str, type[Edit]] = {kind.__name__: kind for kind in SAVED}
     arguments = dict(described)
     kind = kinds[arguments.pop("kind")]
     if kind is Patch:
