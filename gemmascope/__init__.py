@@ -43,6 +43,16 @@ _WHERE = {
     "Direction": "gemmascope.analysis.direction",
     "strength_sweep": "gemmascope.analysis.strengths",
     "StrengthSweep": "gemmascope.analysis.strength_result",
+    "lens": "gemmascope.analysis.lens",
+    "Lens": "gemmascope.analysis.lens",
+    "direct_logits": "gemmascope.analysis.direct",
+    "DirectLogits": "gemmascope.analysis.direct",
+    "load_sae": "gemmascope.dictionaries.load",
+    "Dictionary": "gemmascope.dictionaries.dictionary",
+    "Features": "gemmascope.dictionaries.activations",
+    "splice": "gemmascope.dictionaries.splice",
+    "feature_sweep": "gemmascope.dictionaries.features",
+    "FeatureSweep": "gemmascope.dictionaries.features",
     "logit_diff": "gemmascope.analysis.metrics",
     "answer_prob": "gemmascope.analysis.metrics",
     "answer_logprob": "gemmascope.analysis.metrics",
@@ -56,12 +66,19 @@ if TYPE_CHECKING:
     from gemmascope.analysis.attribution import attribute
     from gemmascope.analysis.compare import compare
     from gemmascope.analysis.comparison import Comparison
+    from gemmascope.analysis.direct import DirectLogits, direct_logits
     from gemmascope.analysis.direction import Direction
+    from gemmascope.analysis.lens import Lens, lens
     from gemmascope.analysis.metrics import answer_logprob, answer_prob, kl_from, logit_diff, rank
     from gemmascope.analysis.steering import direction
     from gemmascope.analysis.strength_result import StrengthSweep
     from gemmascope.analysis.strengths import strength_sweep
     from gemmascope.config import GemmaConfig
+    from gemmascope.dictionaries.activations import Features
+    from gemmascope.dictionaries.dictionary import Dictionary
+    from gemmascope.dictionaries.features import FeatureSweep, feature_sweep
+    from gemmascope.dictionaries.load import load_sae
+    from gemmascope.dictionaries.splice import splice
     from gemmascope.errors import GemmascopeError
     from gemmascope.model.model import Model
     from gemmascope.run.generate import generate
@@ -80,10 +97,15 @@ if TYPE_CHECKING:
 __all__ = [
     "SITES",
     "Comparison",
+    "Dictionary",
+    "DirectLogits",
     "Direction",
+    "FeatureSweep",
+    "Features",
     "GemmaConfig",
     "GemmascopeError",
     "Generation",
+    "Lens",
     "Model",
     "StrengthSweep",
     "SweepResult",
@@ -95,13 +117,17 @@ __all__ = [
     "answer_prob",
     "attribute",
     "compare",
+    "direct_logits",
     "direction",
     "edit",
     "errors",
+    "feature_sweep",
     "generate",
     "kl_from",
     "knockout",
+    "lens",
     "load",
+    "load_sae",
     "logit_diff",
     "open_sweep",
     "open_trace",
@@ -113,6 +139,7 @@ __all__ = [
     "rank",
     "scale",
     "sites",
+    "splice",
     "strength_sweep",
     "sweep",
     "trace",

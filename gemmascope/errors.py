@@ -53,3 +53,7 @@ class SweepError(GemmascopeError, ValueError):
 
 class GenerationError(GemmascopeError, ValueError):
     """A text that cannot be generated as asked."""
+
+
+class DictionaryError(GemmascopeError, ValueError):
+    """A sparse dictionary that cannot be found, read, or used with the model, layer or run that it was given."""

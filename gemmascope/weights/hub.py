@@ -40,6 +40,33 @@ def fetch_tokenizer(repo: str) -> Path:
     return _snapshot(repo, _TOKENIZER)
 
 
+def fetch_file(repo: str, name: str) -> Path:
+    """One file of a repository by its path there, fetched if it is not in the cache. CheckpointError with what to do."""
+    return _snapshot(repo, (name,)) / name
+
+
+def files_of(repo: str) -> list[str]:
+    """The paths of a repository's files; without a network, of those in the cache. CheckpointError with what to do."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with _explained(repo):
+        try:
+            if not constants.HF_HUB_OFFLINE:
+                return sorted(HfApi(endpoint=constants.ENDPOINT).list_repo_files(repo))
+        except HfHubHTTPError:  # the hub answered, and said no
+            raise
+        except Exception as error:  # the transports' own errors, of several libraries
+            if not _is_connection(error):
+                raise
+        folder = Path(snapshot_download(repo, local_files_only=True))
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _is_connection(error: Exception) -> bool:
+    return isinstance(error, OSError) or any(word in type(error).__name__ for word in ("Connect", "Timeout"))
+
+
 def suggestion(name: str) -> str:
     """' Did you mean ...?' for a name close to one of Google's Gemma 2 repositories, else an empty text."""
     wanted, plain = _plain(name.split("/")[-1]), {_plain(known.split("/")[1]): known for known in KNOWN}

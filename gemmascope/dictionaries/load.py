@@ -1,0 +1,121 @@
+"""gs.load_sae: a sparse dictionary from the package, a folder or the hub, in Gemma Scope's format."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemmascope.dictionaries.catalogue import EMBEDDING, PARAMS
+from gemmascope.dictionaries.dictionary import Dictionary, Tie, TrainedFor
+from gemmascope.dictionaries.locate import Asked, Found, locate
+from gemmascope.dictionaries.npz import read_params
+from gemmascope.errors import DictionaryError
+from gemmascope.model.model import Model
+from gemmascope.weights.placing import choose_device
+
+# Beside the params.npz of a dictionary that gemmascope.dictionaries.train made.
+ABOUT = "about.json"
+
+
+def load_sae(
+    source: str | os.PathLike[str] = "nano",
+    *,
+    layer: int | str | None = None,
+    width: int | str | None = None,
+    l0: int | str | None = None,
+    site: str | None = None,
+    model: Model | None = None,
+    device: str | torch.device = "auto",
+    any_model: bool = False,
+) -> Dictionary:
+    """A dictionary of features (a JumpReLU autoencoder or transcoder), ready to encode traces.
+
+    source: "nano", the one inside the package; a hub id such as "google/gemma-scope-2b-pt-res" (-mlp, -att, -transcoders;
+        -canonical), of which one file is fetched; a copy of such a repository in a folder; or a folder with params.npz.
+    layer, width, l0: which one, where there are several: 20 (or "embedding"), 16384 or "16k", 71 (or "canonical").
+    site: what it reconstructs, where the names of its folders do not say it: "resid_post", "mlp_out", "z" (all heads side by
+        side), another site with rows, or "transcoder" (reads the MLP's input, writes mlp_out).
+    model: the model that it is to be used with, to have it checked now rather than at the first use.
+    device: "auto" is the model's if one is given, else cuda if there is one, else the CPU. Numbers are kept in float32.
+    any_model: let it be used with other models than the one it was trained for, where the shapes fit. A dictionary of a
+        pretrained Gemma 2 may be used with the instruction-tuned one of its size, and the other way round, without that.
+    The files are read without pickle. Raises DictionaryError for a source or a choice that is not there, a file that is no
+    such dictionary, or a model it was not trained for; CheckpointError where fetching fails.
+    """
+    found = locate(source, Asked(layer, width, l0))
+    about = _about(found.path.with_name(ABOUT))
+    place = model.device if model is not None and str(device) == "auto" else choose_device(device)
+    arrays = {name: torch.from_numpy(array).to(place, torch.float32) for name, array in read_params(found.path).items()}
+    made = Dictionary(
+        **arrays,
+        site=_site(found, site, about),
+        layer=_layer(found, layer, about),
+        call=_call(source, found, Asked(layer, width, l0), site, any_model),
+        trained_for=_trained_for(found, about),
+        concepts={int(tie["feature"]): _tie(tie) for tie in about.get("concepts", ())},
+        any_model=any_model,
+    )
+    if model is not None:
+        made.require_fit(model)
+    return made
+
+
+def _site(found: Found, given: str | None, about: Mapping[str, Any]) -> str:
+    """The site that the names say, or that was given. DictionaryError if they differ, or if neither says it."""
+    told = (
+        "embed" if found.entry and found.entry.layer == EMBEDDING else found.suite.site if found.suite else about.get("site")
+    )
+    if told is None and given is None:
+        raise DictionaryError(
+            f"nothing in the path of {found.path} says what it reconstructs: say site='resid_post', 'mlp_out', 'z' or "
+            "'transcoder'"
+        )
+    if None not in (told, given) and told != given:
+        raise DictionaryError(f"{found.name} is of '{told}', and site={given!r} was given: leave it out, or load another")
+    return str(told or given)
+
+
+def _layer(found: Found, given: int | str | None, about: Mapping[str, Any]) -> int | None:
+    layer = found.entry.layer if found.entry else about.get("layer", given)
+    if layer is None:
+        raise DictionaryError(f"nothing in the path of {found.path} says which layer it is of: say layer=")
+    if given is not None and layer != given:
+        raise DictionaryError(f"{found.name} was trained for layer {layer}, and layer={given!r} was given")
+    if layer == EMBEDDING:
+        return None
+    if isinstance(layer, bool) or not hasattr(layer, "__index__") or int(layer) < 0:
+        raise DictionaryError(f"a dictionary's layer is a whole number from 0, or 'embedding'; given {layer!r}")
+    return int(layer)
+
+
+def _trained_for(found: Found, about: Mapping[str, Any]) -> TrainedFor:
+    if found.suite is not None:
+        return TrainedFor(found.suite.model, found.suite.size)
+    return TrainedFor(about.get("model"), None, about.get("fingerprint"))
+
+
+def _call(source: Any, found: Found, asked: Asked, site: str | None, any_model: bool) -> str:
+    """The call that loads this dictionary again."""
+    said = [repr(str(source))]
+    said += [f"{name}={value!r}" for name, value in {**vars(asked), "site": site}.items() if value is not None]
+    return f"gs.load_sae({', '.join(said)}{', any_model=True' if any_model else ''})"
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What stands in the file that training writes beside a dictionary; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return dict(about)
+    except (ValueError, TypeError) as error:
+        raise DictionaryError(f"{path} is not what training writes beside a {PARAMS}: {error}") from error
+
+
+def _tie(given: Mapping[str, Any]) -> Tie:
+    return Tie(str(given["concept"]), float(given["precision"]), float(given["recall"]))
