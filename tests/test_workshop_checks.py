@@ -66,16 +66,16 @@ def test_other_failures_say_what_happened() -> None:
     def broken(x: Any, *rest: Any) -> Any:
         raise ValueError("boom")
 
-    assert fails(check.ex_1_1, unwritten) == "1.1: still to be written; it returns soft-capped logits [vocab]"
-    assert "your function raised ValueError: boom" in fails(check.ex_1_1, broken)
-    assert "your function returned nothing" in fails(check.ex_1_1, lambda *_: None)
-    assert "the shape is [3] and should be [40]" in fails(check.ex_1_1, lambda *_: torch.zeros(3))
-    assert "your function returned str" in fails(check.ex_1_1, lambda *_: "a")
-    assert "the shape is right, and 100% of the numbers are not" in fails(check.ex_1_1, lambda *_: torch.full((40,), 9.0))
-    assert "give the function itself" in fails(check.ex_1_1, torch.zeros(3))
+    assert fails(check.ex_1_2, unwritten) == "1.2: still to be written; it returns soft-capped logits [vocab]"
+    assert "your function raised ValueError: boom" in fails(check.ex_1_2, broken)
+    assert "your function returned nothing" in fails(check.ex_1_2, lambda *_: None)
+    assert "the shape is [3] and should be [40]" in fails(check.ex_1_2, lambda *_: torch.zeros(3))
+    assert "your function returned str" in fails(check.ex_1_2, lambda *_: "a")
+    assert "the shape is right, and 100% of the numbers are not" in fails(check.ex_1_2, lambda *_: torch.full((40,), 9.0))
+    assert "give the function itself" in fails(check.ex_1_2, torch.zeros(3))
     assert "return the trace of the patched run" in fails(check.ex_3_2, lambda *_: torch.zeros(40))
-    nan = check.ex_1_1.right(*check.ex_1_1.inputs(0)) * torch.nan
-    assert "of the numbers are not" in fails(check.ex_1_1, lambda *_: nan)
+    nan = check.ex_1_2.right(*check.ex_1_2.inputs(0)) * torch.nan
+    assert "of the numbers are not" in fails(check.ex_1_2, lambda *_: nan)
 
 
 def test_an_answer_that_writes_to_its_arguments_is_judged_by_what_it_returns() -> None:

@@ -33,7 +33,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         return rms_norm(x, self.weight, self.eps)
 
-    def gain(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    def gain(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """The diagonal of the linear map that this norm is on the rows x: multiply by it to go through the norm. Float32."""
         return rms_scale(x, self.eps) * (1.0 + self.weight.float())
 

@@ -69,7 +69,41 @@ ex_0_2 = Exercise(
 )
 
 
-# 1.1: the lens by hand
+# 1.1: what a layer added, from a trace
+
+
+def _traced(seed: int) -> tuple[Trace, int]:
+    return trace(random_ids(seed), model=small_model(seed % 8)), seed % 3
+
+
+def _added(t: Any, layer: int) -> Tensor:
+    added: Tensor = t["attn_out", layer] + t["mlp_out", layer]
+    return added
+
+
+ex_1_1 = Exercise(
+    "1.1",
+    _traced,
+    _added,
+    [
+        Wrong(
+            lambda t, layer: t["attn_raw", layer] + t["mlp_raw", layer],
+            "*_raw is before Gemma 2's post-norms: what joins the stream is *_out",
+        ),
+        Wrong(
+            lambda t, layer: t["resid_post", layer],
+            "this is the stream after the layer: the stream before it is still in it",
+        ),
+        Wrong(lambda t, layer: t["mlp_out", layer], "the attention's part is missing"),
+        Wrong(
+            lambda t, layer: t["resid_pre", layer] - t["resid_post", layer], "the sign is turned round: after less before"
+        ),
+    ],
+    "what the layer added to the stream [pos, d_model]",
+)
+
+
+# 1.2: the lens by hand
 
 
 def _stream(seed: int) -> tuple[Tensor, Tensor, Tensor, float, float]:
@@ -80,8 +114,8 @@ def _lens(x: Tensor, weight: Tensor, embedding: Tensor, eps: float, cap: float) 
     return soft_cap(embedding @ (x * rms_scale(x, eps) * (1 + weight)), cap)
 
 
-ex_1_1 = Exercise(
-    "1.1",
+ex_1_2 = Exercise(
+    "1.2",
     _stream,
     _lens,
     [
@@ -111,7 +145,7 @@ ex_1_1 = Exercise(
 )
 
 
-# 1.2: what each sublayer wrote towards an answer
+# 1.3: what each sublayer wrote towards an answer
 
 
 def _written(seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -124,8 +158,8 @@ def _contributions(parts: Tensor, weight: Tensor, direction: Tensor, eps: float)
     return (parts * gain) @ direction
 
 
-ex_1_2 = Exercise(
-    "1.2",
+ex_1_3 = Exercise(
+    "1.3",
     _written,
     _contributions,
     [
@@ -141,38 +175,4 @@ ex_1_2 = Exercise(
         ),
     ],
     "what each part wrote [part]",
-)
-
-
-# 1.3: what a layer added, from a trace
-
-
-def _traced(seed: int) -> tuple[Trace, int]:
-    return trace(random_ids(seed), model=small_model(seed % 8)), seed % 3
-
-
-def _added(t: Any, layer: int) -> Tensor:
-    added: Tensor = t["attn_out", layer] + t["mlp_out", layer]
-    return added
-
-
-ex_1_3 = Exercise(
-    "1.3",
-    _traced,
-    _added,
-    [
-        Wrong(
-            lambda t, layer: t["attn_raw", layer] + t["mlp_raw", layer],
-            "*_raw is before Gemma 2's post-norms: what joins the stream is *_out",
-        ),
-        Wrong(
-            lambda t, layer: t["resid_post", layer],
-            "this is the stream after the layer: the stream before it is still in it",
-        ),
-        Wrong(lambda t, layer: t["mlp_out", layer], "the attention's part is missing"),
-        Wrong(
-            lambda t, layer: t["resid_pre", layer] - t["resid_post", layer], "the sign is turned round: after less before"
-        ),
-    ],
-    "what the layer added to the stream [pos, d_model]",
 )

@@ -1,0 +1,266 @@
+"""The lens: logits read from the stream between layers, as if what follows were not there.
+
+Source: nostalgebraist, "interpreting GPT: the logit lens" (2020). Rows are unembedded a few at a time, and of each only
+what is asked for is kept: the logits of all entries of a long prompt would not fit in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gemmascope.analysis.metrics import Answer, answer_ids
+from gemmascope.errors import SiteError
+from gemmascope.model.maths import soft_cap
+from gemmascope.run.replay import replay
+from gemmascope.run.trace import Trace
+from gemmascope.run.where import Head, Pos, find_heads, find_positions
+from gemmascope.sites import find_site, read_name
+from gemmascope.tokens import shown
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+PARTS = ("attn_out", "mlp_out", "head_out")
+EVERY = "stream"
+
+# Logits held at once, in elements: 64 MB.
+LOGIT_ELEMENTS = 2**24
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Lens:
+    """What a lens read. Made by gs.lens.
+
+    site: what was read; entries: (site, layer) of each row of the arrays, layer None for the embedding. positions: those
+    that were read. ids, logits: of the top tokens [entry, pos, top]. entropy: of the distribution, in nats [entry, pos].
+    answers: the token that is followed, with its logit, probability and rank (0 for the likeliest), each [entry, pos].
+    """
+
+    trace: Trace
+    site: str
+    head: int | None
+    entries: tuple[tuple[str, int | None], ...]
+    positions: tuple[int, ...]
+    ids: Int[Tensor, "entry pos top"]
+    top_logits: Float[Tensor, "entry pos top"]
+    probs: Float[Tensor, "entry pos top"]
+    entropies: Float[Tensor, "entry pos"]
+    answer: int | None
+    followed: tuple[Float[Tensor, "entry pos"], ...]
+
+    @property
+    def top_tokens(self) -> xarray.DataArray:
+        """The likeliest tokens as text, (layer, pos, top)."""
+        import numpy as np
+
+        texts = [self.trace.model.texts(row) for row in self.ids.flatten(0, 1)]
+        return self._labelled(np.array(texts, dtype=object).reshape(self.ids.shape), "token", top=True)
+
+    @property
+    def top_ids(self) -> xarray.DataArray:
+        """Their token ids, (layer, pos, top)."""
+        return self._labelled(self.ids.cpu().numpy(), "token id", top=True)
+
+    @property
+    def top_probs(self) -> xarray.DataArray:
+        """Their probabilities, (layer, pos, top)."""
+        return self._labelled(self.probs.cpu().numpy(), "probability", top=True)
+
+    @property
+    def entropy(self) -> xarray.DataArray:
+        """Entropy of the distribution, in nats, (layer, pos)."""
+        return self._labelled(self.entropies.cpu().numpy(), "entropy (nats)")
+
+    @property
+    def answer_logit(self) -> xarray.DataArray:
+        """Soft-capped logit of the answer that is followed, (layer, pos). SiteError where none is."""
+        return self._labelled(self._follow()[0].cpu().numpy(), "soft-capped logit")
+
+    @property
+    def answer_prob(self) -> xarray.DataArray:
+        """Probability of the answer that is followed, (layer, pos)."""
+        return self._labelled(self._follow()[1].cpu().numpy(), "probability")
+
+    @property
+    def answer_rank(self) -> xarray.DataArray:
+        """How many tokens are likelier than the answer, (layer, pos): 0 where it is the likeliest."""
+        return self._labelled(self._follow()[2].cpu().numpy(), "rank")
+
+    def follow(self, answer: str | int) -> Lens:
+        """The same lens, following another answer."""
+        return lens(self.trace, self.site, self.ids.shape[-1], pos=list(self.positions), head=self.head, answer=answer)
+
+    def logits(self, pos: int | str = -1) -> xarray.DataArray:
+        """All soft-capped logits at one position, (layer, vocab)."""
+        at = find_positions([pos] if isinstance(pos, int) else pos, self.trace.model, self.trace.ids)
+        read = [_logits(self.trace, site, rows[at], at) for (site, _), rows in _entries(self.trace, self.site, self.head)]
+        found = self._labelled(torch.stack(read).cpu().numpy(), "soft-capped logit", positions=at, vocab=True)
+        return found.isel(pos=0)
+
+    def plot(self, colour: str = "probability", *, of_answer: bool | None = None) -> Any:
+        """A plotly heat map: the top token in each cell, over its probability, or the "rank" or "entropy"."""
+        from gemmascope.plots.lens import lens_figure
+
+        return lens_figure(self, colour, self.answer is not None if of_answer is None else of_answer)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for each entry and position: its top token, that one's probability, the entropy, the answer's rank."""
+        import pandas
+
+        rows = []
+        for i, (site, layer) in enumerate(self.entries):
+            for j, position in enumerate(self.positions):
+                row: dict[str, Any] = {"site": site, "layer": layer, "pos": position, "token": self.trace.tokens[position]}
+                row |= {"top": self.trace.model.texts(self.ids[i, j, :1])[0], "prob": float(self.probs[i, j, 0])}
+                row |= {"entropy": float(self.entropies[i, j])}
+                if self.followed:
+                    row |= {"answer_prob": float(self.followed[1][i, j]), "answer_rank": int(self.followed[2][i, j])}
+                rows.append(row)
+        return pandas.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        of = "" if self.head is None else f", head {self.head}"
+        last = self.positions[-1]
+        about = f"lens on {self.site}{of} of {self.trace.model.name}: after position {last} ({self._shown(last)})"
+        lines = [about]
+        for i, (site, layer) in enumerate(self.entries):
+            name = site if layer is None else f"{site} {layer}" if self.site == EVERY else f"layer {layer}"
+            texts = self.trace.model.texts(self.ids[i, -1])
+            tops = "  ".join(f"{shown(text)} {prob:.2f}" for text, prob in zip(texts, self.probs[i, -1], strict=True))
+            rank = f"  answer's rank {int(self.followed[2][i, -1])}" if self.followed else ""
+            lines.append(f"  {name:14} {tops}{rank}")
+        return "\n".join(lines)
+
+    @cached_property
+    def coords(self) -> dict[str, Any]:
+        """Labels of the entries: layer numbers and kinds; for the whole stream, the sites as well."""
+        kinds = self.trace.model.config.kinds
+        if self.site == EVERY:
+            layers = [-1 if layer is None else layer for _, layer in self.entries]
+            return {"site": ("entry", [s for s, _ in self.entries]), "layer": ("entry", layers)}
+        layers = [layer for _, layer in self.entries if layer is not None]
+        return {"layer": layers, "kind": ("layer", [kinds[n] for n in layers])}
+
+    def _shown(self, position: int) -> str:
+        return shown(self.trace.tokens[position])
+
+    def _follow(self) -> tuple[Tensor, ...]:
+        if not self.followed:
+            raise SiteError("this lens follows no answer: gs.lens(trace, answer=' Mary'), or .follow(' Mary')")
+        return self.followed
+
+    def _labelled(
+        self, values: Any, name: str, *, top: bool = False, positions: Any = None, vocab: bool = False
+    ) -> xarray.DataArray:
+        import xarray
+
+        positions = list(self.positions if positions is None else positions)
+        dims = ["entry" if self.site == EVERY else "layer", "pos", *(["top"] if top else []), *(["vocab"] if vocab else [])]
+        tokens = ("pos", [self.trace.tokens[p] for p in positions])
+        coords = {**self.coords, "pos": positions, "token": tokens}
+        return xarray.DataArray(values, dims=dims, coords=coords, name=name)
+
+
+def lens(
+    trace: Trace, site: str = "resid_post", top: int = 5, *, pos: Pos = None, head: Head = None, answer: Any = None
+) -> Lens:
+    """Read logits from the stream between layers, through the last norm, the unembedding and the soft cap.
+
+    site: "resid_pre", "resid_mid" or "resid_post", of every layer; "stream" for the embedding and then the stream after
+    every sublayer. Or a part of it: "attn_out", "mlp_out", or "head_out" of one head; a part goes through the last norm
+    with the scale that it had in that run at that position, so that logits of parts, before the cap, add up.
+    top: how many tokens are kept at each place. pos: positions to read, as in gs.patch; None for all. answer: a token to
+    follow. At the last layer's "resid_post" the lens gives the logits, unless an edit comes after the layers.
+    Raises SiteError or PromptError for what is not there.
+    """
+    if not isinstance(trace, Trace):
+        raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {type(trace).__name__}")
+    size = trace.model.config.vocab_size
+    if not hasattr(top, "__index__") or isinstance(top, bool) or not 0 < top <= size:
+        raise SiteError(f"top is a whole number from 1 to {size}, the size of the vocabulary; given {top!r}")
+    name = site if site == EVERY else read_name(site)[0].name
+    if name not in (*STREAM, *PARTS, EVERY):
+        raise SiteError(f"a lens reads {', '.join((*STREAM, EVERY, *PARTS))}; given {site!r}")
+    one = _one_head(trace, name, head)
+    positions = find_positions(pos, trace.model, trace.ids)
+    wanted = None if answer is None else _one_answer(answer, trace)
+    entries, read = [], []
+    for entry, rows in _entries(trace, name, one):
+        entries.append(entry)
+        read.append(_read_rows(trace, entry[0], rows, positions, int(top), wanted))
+    ids, logits, probs, entropies, *followed = (torch.stack(values) for values in zip(*read, strict=True))
+    places = tuple(entries), tuple(positions)
+    return Lens(trace, name, one, *places, ids, logits, probs, entropies, wanted, tuple(followed))
+
+
+def _one_head(trace: Trace, site: str, head: Head) -> int | None:
+    if site != "head_out":
+        if head is not None:
+            raise SiteError(f"'{site}' has no heads: leave head out, or read site='head_out'; given head={head!r}")
+        return None
+    heads = find_heads(head, find_site(site), trace.model)
+    if head is None or heads is None or len(heads) != 1:
+        raise SiteError(
+            f"'head_out' is read one head at a time: say head=, 0 to {trace.model.config.n_heads - 1}; given {head!r}"
+        )
+    return heads[0]
+
+
+def _one_answer(answer: Answer, trace: Trace) -> int:
+    ids = answer_ids(answer, trace.model)
+    if len(ids) != 1:
+        raise SiteError(f"a lens follows one answer at a time; given {answer!r}")
+    return ids[0]
+
+
+def _entries(trace: Trace, site: str, head: int | None) -> Iterator[tuple[tuple[str, int | None], Tensor]]:
+    """What is read, in the order of the pass: ((site, layer), rows [pos, d_model])."""
+    if site == "resid_post":
+        for layer in range(trace.model.n_layers):
+            yield (site, layer), trace.stream[layer + 1]
+        return
+    if site == EVERY:
+        yield ("embed", None), trace.stream[0]
+    sites = ("resid_mid", "resid_post") if site == EVERY else (site,)
+    for at, found in replay(trace, sites):
+        for one in sites:
+            yield (one, at.index), found[one] if head is None else found[one][:, head]
+
+
+def _read_rows(
+    trace: Trace, site: str, rows: Tensor, positions: Sequence[int], top: int, answer: int | None
+) -> tuple[Tensor, ...]:
+    """Ids, logits and probabilities of the top tokens, the entropy; the answer's logit, probability and rank."""
+    step = max(1, LOGIT_ELEMENTS // trace.model.config.vocab_size)
+    parts = []
+    for start in range(0, len(positions), step):
+        at = positions[start : start + step]
+        logits = _logits(trace, site, rows[at], at)
+        logprobs = logits.log_softmax(-1)
+        best = logits.topk(top)
+        found = [best.indices, best.values, logprobs.gather(-1, best.indices).exp(), -(logprobs.exp() * logprobs).sum(-1)]
+        if answer is not None:
+            of_answer = logits[:, answer]
+            found += [of_answer, logprobs[:, answer].exp(), (logits > of_answer[:, None]).sum(-1).float()]
+        parts.append(found)
+    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+
+def _logits(trace: Trace, site: str, rows: Tensor, positions: Sequence[int]) -> Float[Tensor, "row vocab"]:
+    """The soft-capped logits of rows of a site, which stand at these positions."""
+    network = trace.model.network
+    with torch.no_grad():
+        if site not in PARTS:
+            return network.unembed(rows)
+        gain = network.model.norm.gain(trace.stream[-1][list(positions)])
+        raw = network.model.embed_tokens.logits((rows.float() * gain).to(rows.dtype)).float()
+        return soft_cap(raw, trace.model.config.final_cap)

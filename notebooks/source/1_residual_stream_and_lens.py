@@ -1,0 +1,170 @@
+# %% [markdown]
+# # 1 · The residual stream and the lens
+#
+# **You will** follow the stream from layer to layer, read it as if each layer were the last (the *logit lens*), and find out
+# which parts of the model wrote the answer.
+#
+# **Time:** 45 minutes: the stream 10, the lens 20, who wrote it 15.
+
+# %%
+import plotly.express as px
+import torch
+
+import gemmascope as gs
+from gemmascope.workshop import check, predict
+
+model = gs.load("nano")
+prompt = "When Mary and John went to the store, John gave a drink to"
+answer, other = " Mary", " John"
+t = gs.trace(prompt, model=model)
+t
+
+# %% [markdown]
+# ## 1.1 The stream is a sum
+#
+# Every layer reads the stream and adds to it, twice: attention, then MLP. Nothing is ever overwritten. In Gemma 2 each
+# addition goes through a norm of its own first (the *post-norm*), so what is added is called `attn_out` and `mlp_out`; the
+# products before those norms are `attn_raw` and `mlp_raw`.
+
+# %%
+layer = 2
+after = t["resid_pre", layer] + t["attn_out", layer] + t["mlp_out", layer]
+print("the stream after the layer less that sum:", float((t["resid_post", layer] - after).abs().max()))
+
+# %% [markdown]
+# **Exercise 1.1** (5 minutes, ●○○) What did a whole layer add?
+#
+# <details><summary>Hint 1</summary>Two sites, added.</details>
+# <details><summary>Hint 2</summary>`*_out`, not `*_raw`: only what went through the post-norm joins the stream.</details>
+
+
+# %% tags=["exercise"]
+def added_by(t, layer: int):
+    """What a layer added to the stream. t: a trace. Returns a tensor [pos, d_model]."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def added_by(t, layer: int):
+    return t["attn_out", layer] + t["mlp_out", layer]
+
+
+# %% tags=["check"]
+check.ex_1_1(added_by)
+
+# %% [markdown]
+# ## 1.2 The lens: what would it answer now?
+#
+# The last norm and the unembedding turn the last layer's stream into logits. Nothing stops us from giving them the stream of
+# an earlier layer.
+
+# %%
+guess = predict(
+    "1.2",
+    f"From which layer on will the lens name {answer!r} at the last position?",
+    [f"after layer {n}" for n in range(model.n_layers)] + ["never"],
+)
+guess
+
+# %% [markdown]
+# **Exercise 1.2** (10 minutes, ●●○) Write the lens for one row of the stream. Three steps: the last norm, the unembedding, the
+# soft cap.
+#
+# * Gemma's norm: `x / rms(x) * (1 + weight)`, where `rms(x)` is the root of the mean square (plus `eps`, inside the root).
+# * The unembedding is the embedding again: a product with every token's row.
+# * The soft cap squeezes logits into (-cap, cap), smoothly.
+#
+# <details><summary>Hint 1</summary>`x.square().mean()` is the mean square.</details>
+# <details><summary>Hint 2</summary>`cap * torch.tanh(logits / cap)`.</details>
+
+
+# %% tags=["exercise"]
+def lens(x, weight, embedding, eps: float, cap: float):
+    """The soft-capped logits read from one row of the stream.
+
+    x: [d_model]. weight: of the last norm [d_model]. embedding: [vocab, d_model]. Returns a tensor [vocab].
+    """
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def lens(x, weight, embedding, eps: float, cap: float):
+    normed = x / (x.square().mean() + eps).sqrt() * (1 + weight)
+    return cap * torch.tanh(embedding @ normed / cap)
+
+
+# %% tags=["check"]
+check.ex_1_2(lens)
+
+# %% [markdown]
+# `gs.lens` does this at every layer and position:
+
+# %%
+read = gs.lens(t, answer=answer)
+read
+
+# %%
+read.plot()
+
+# %%
+ranks = read.answer_rank.isel(pos=-1).squeeze().values.tolist()
+first = next((n for n in range(len(ranks)) if all(rank == 0 for rank in ranks[n:])), None)
+print(f"rank of {answer!r} at the last position, layer by layer: {ranks}")
+print(guess.reveal("never" if first is None else f"after layer {first}"))
+
+# %% [markdown]
+# ## 1.3 Who wrote the answer?
+#
+# Because the stream is a sum and the last norm multiplies each coordinate by a number, every part's share of the logit can be
+# told exactly, as long as the norm's numbers are those of the whole stream.
+#
+# **Exercise 1.3** (10 minutes, ●●○) Given the parts of the stream, what did each contribute along a direction?
+#
+# <details><summary>Hint 1</summary>The scale of the norm is 1 / rms of the **sum** of the parts.</details>
+# <details><summary>Hint 2</summary>The contributions must add up to the direction's product with the normed sum.</details>
+
+
+# %% tags=["exercise"]
+def contributions(parts, weight, direction, eps: float):
+    """What each part wrote along a direction, through the last norm.
+
+    parts: [part, d_model], which add up to the stream. weight: of the last norm [d_model]. direction: [d_model].
+    Returns a tensor [part].
+    """
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def contributions(parts, weight, direction, eps: float):
+    whole = parts.sum(0)
+    gain = (1 + weight) / (whole.square().mean() + eps).sqrt()
+    return (parts * gain) @ direction
+
+
+# %% tags=["check"]
+check.ex_1_3(contributions)
+
+# %%
+wrote = gs.direct_logits(t, answer, against=other, by="sublayer")
+wrote
+
+# %%
+wrote.plot()
+
+# %%
+heads = gs.direct_logits(t, answer, against=other, by="head")
+heads.plot()
+
+# %% [markdown]
+# <details><summary>What you should see</summary>A few parts with tall bars and many near nothing. The bars are in logits
+# *before* the soft cap; what the cap takes away is said beside their sum.</details>
+#
+# ## Conclude
+#
+# *Claim:* "The answer is written by attention; MLPs write little of it." Which number decides, and what does it say?
+
+# %%
+by = heads.parts.sum().item()
+rest = heads.rest.sum().item()
+print(f"all heads together: {by:+.2f}   embedding and MLPs: {rest:+.2f}   together: {heads.total:+.2f} (before the cap)")
+print(f"the claim that attention writes more than half of it is {'borne out' if by > (by + rest) / 2 else 'refuted'} here")

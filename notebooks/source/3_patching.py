@@ -1,0 +1,192 @@
+# %% [markdown]
+# # 3 · Patching: by hand, then a sweep
+#
+# **You will** change a run at one place and see what changes; then ask the same question at every layer and position at once.
+#
+# **Time:** 60 minutes: the idea 10, an edit by hand 15, with the package 10, sweeps 25.
+
+# %%
+import torch
+
+import gemmascope as gs
+from gemmascope.workshop import check, predict
+
+model = gs.load("nano")
+clean = "When Mary and John went to the store, John gave a drink to"
+corrupt = "When Mary and John went to the store, Mary gave a drink to"
+answer, other = " Mary", " John"
+metric = gs.logit_diff(answer, other)
+
+
+def measured(trace) -> float:
+    """The logit of the answer less that of the other, for the token that comes next."""
+    return float(metric.bind(model)(trace.next_logits[None])[0])
+
+
+run = gs.trace(clean, model=model)
+print(f"clean {measured(run):+.2f}   corrupted {measured(gs.trace(corrupt, model=model)):+.2f}")
+
+# %% [markdown]
+# ## 3.1 The idea
+#
+# Two prompts that differ in one token, and lead to opposite answers. Take the **corrupted** run, and at one site, layer and
+# position put in what the **clean** run had there. If the answer comes back, what decides it passes through that place.
+#
+# **Exercise 3.1** (5 minutes, ●○○) The patch itself: what the run goes on with.
+#
+# <details><summary>Hint 1</summary>A copy of the value, with one row exchanged.</details>
+# <details><summary>Hint 2</summary>`value.clone()`, then write to it at `pos`.</details>
+
+
+# %% tags=["exercise"]
+def patched_value(value, clean, pos: int):
+    """A run's value at a site, with one position as in the clean run.
+
+    value, clean: [pos, d_model], of the run and of the clean run. Returns a tensor of that shape.
+    """
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def patched_value(value, clean, pos: int):
+    new = value.clone()
+    new[pos] = clean[pos]
+    return new
+
+
+# %% tags=["check"]
+check.ex_3_1(patched_value)
+
+# %% [markdown]
+# **Exercise 3.2** (8 minutes, ●●○) The same with the package: `gs.patch(site, source, layer=..., pos=...)` is an edit, and
+# `gs.trace(prompt, edits=[...])` a run with edits. Patch the stream before a layer (`resid_pre`).
+#
+# <details><summary>Hint 1</summary>The source is the trace of the clean prompt; the prompt that is run is the corrupted
+# one.</details>
+# <details><summary>Hint 2</summary>Without `pos=` an edit is made at every position.</details>
+
+
+# %% tags=["exercise"]
+def patched_run(model, clean, corrupt, layer: int, pos: int):
+    """The corrupted run with the clean stream before one layer, at one position. Returns a trace."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def patched_run(model, clean, corrupt, layer: int, pos: int):
+    source = gs.trace(clean, model=model)
+    return gs.trace(corrupt, model=model, edits=[gs.patch("resid_pre", source, layer=layer, pos=pos)])
+
+
+# %% tags=["check"]
+check.ex_3_2(patched_run)
+
+# %%
+guess = predict(
+    "3.2",
+    "The prompts differ at one position. Patched there before layer 0, how much of the answer comes back?",
+    ["none of it", "about half", "all of it"],
+)
+guess
+
+# %%
+tokens = run.tokens
+differs = next(n for n, (a, b) in enumerate(zip(tokens, gs.trace(corrupt, model=model).tokens, strict=True)) if a != b)
+edit = gs.patch("resid_pre", run, layer=0, pos=differs)
+back = gs.trace(corrupt, model=model, edits=[edit])
+share = (measured(back) - measured(gs.trace(corrupt, model=model))) / (measured(run) - measured(gs.trace(corrupt, model=model)))
+print(f"they differ at position {differs}; patched there: {measured(back):+.2f}, {share:.0%} of the gap")
+print(guess.reveal("all of it" if share > 0.9 else "none of it" if share < 0.1 else "about half"))
+
+# %% [markdown]
+# ## 3.2 A share of the gap
+#
+# **Exercise 3.3** (4 minutes, ●○○) Make the number comparable: 0 where nothing was restored, 1 where the run is as the clean
+# one.
+#
+# <details><summary>Hint 1</summary>The gap is the clean metric less the corrupted one.</details>
+
+
+# %% tags=["exercise"]
+def share_of_gap(patched, clean: float, corrupt: float):
+    """patched: the metric of patched runs [layer, pos]; clean, corrupt: of those runs. Returns shares [layer, pos]."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def share_of_gap(patched, clean: float, corrupt: float):
+    return (patched - corrupt) / (clean - corrupt)
+
+
+# %% tags=["check"]
+check.ex_3_3(share_of_gap)
+
+# %% [markdown]
+# ## 3.3 Everywhere at once
+#
+# **Exercise 3.4** (12 minutes, ●●●) The loop that a sweep is: for every layer and position, the patched run's metric less the
+# corrupted run's. Answers are given as token ids here.
+#
+# <details><summary>Hint 1</summary>`gs.trace(...).next_logits` is `[vocab]`: take two of its numbers.</details>
+# <details><summary>Hint 2</summary>Trace the clean prompt once, before the loops.</details>
+
+
+# %% tags=["exercise"]
+def sweep_by_hand(model, clean, corrupt, answer: int, other: int):
+    """What patching the stream before every layer, at every position, changes. Returns a tensor [layer, pos]."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def sweep_by_hand(model, clean, corrupt, answer: int, other: int):
+    def difference(trace):
+        return float(trace.next_logits[answer] - trace.next_logits[other])
+
+    source, start = gs.trace(clean, model=model), difference(gs.trace(corrupt, model=model))
+    effect = torch.zeros(model.n_layers, len(source))
+    for layer in range(model.n_layers):
+        for pos in range(len(source)):
+            edit = gs.patch("resid_pre", source, layer=layer, pos=pos)
+            effect[layer, pos] = difference(gs.trace(corrupt, model=model, edits=[edit])) - start
+    return effect
+
+
+# %% tags=["check"]
+check.ex_3_4(sweep_by_hand)
+
+# %% [markdown]
+# The same in one call. Every cell is a run of its own, and all of them share one pass through the model:
+
+# %%
+s = gs.sweep(clean, corrupt, metric, site="resid_pre", by=("layer", "pos"), model=model)
+s
+
+# %%
+s.plot(normalized=True)
+
+# %% [markdown]
+# <details><summary>What you should see</summary>Blue at the position where the prompts differ, in the first layers; then at the
+# last position, in the later ones; nearly nothing elsewhere. In between the information was carried from one to the other.
+# Which layer does that?</details>
+#
+# ## 3.4 Which heads carry it?
+
+# %%
+heads = gs.sweep(clean, corrupt, metric, site="z", by=("layer", "head"), model=model)
+heads.plot(normalized=True)
+
+# %%
+heads
+
+# %% [markdown]
+# ## Conclude
+#
+# *Claim:* "One head moves the information from the changed name to the last position; without it the model cannot answer."
+# Restoring is one test; the claim is about *need*. Take the strongest head out of the **clean** run and see.
+
+# %%
+best = abs(heads.effect).stack(cell=("layer", "head")).idxmax().item()
+without = gs.trace(clean, model=model, edits=[gs.patch("z", gs.trace(corrupt, model=model), layer=best[0], head=best[1])])
+print(f"strongest: layer {best[0]} head {best[1]}, which restores {float(heads.normalized.sel(layer=best[0], head=best[1])):.0%}")
+print(f"the clean run {measured(run):+.2f}; with that head's corrupted reading {measured(without):+.2f}")
+print("the claim is", "borne out" if measured(without) < 0 else "refuted", "on this pair: the sign of the metric decides")
