@@ -171,6 +171,23 @@ def test_patching_every_stream_from_another_run_makes_it_that_run() -> None:
     assert not torch.equal(t["pattern", 0], other["pattern", 0])
 
 
+def test_a_mean_is_taken_once_for_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = gs.trace([prompt(N_POS, seed=i) for i in range(4)], model=model())
+    read: list[Any] = []
+    look = Trace.__getitem__
+    monkeypatch.setattr(Trace, "__getitem__", lambda self, key: read.append(key) or look(self, key))
+    edit = gs.ablate("z", layer=1, head=2, value="mean", reference=reference)
+    runs = gs.trace([prompt(N_POS, seed=i) for i in range(5, 9)], model=model(), edits=[edit])
+    assert read == [("z", 1)] * len(reference)
+    monkeypatch.undo()
+    alone = gs.trace(
+        prompt(N_POS, seed=6), model=model(), edits=[gs.ablate("z", layer=1, head=2, value="mean", reference=reference)]
+    )
+    assert torch.allclose(runs[1].logits, alone.logits, atol=1e-4)
+    other = edit.bind(model(), torch.tensor(prompt(5)))  # another run, with other places: the same mean
+    assert torch.allclose(other.values[0, 0], torch.cat([t["z", 1][1:, 2] for t in reference]).mean(0), atol=1e-6)
+
+
 def test_a_mean_leaves_out_the_first_position_and_a_mean_by_position_does_not() -> None:
     reference = gs.trace([prompt(5, seed=1), prompt(7, seed=2)], model=model())
     t = gs.trace(prompt(N_POS), model=model(), edits=[Ablate(site="z", layer=1, head=3, value="mean", reference=reference)])

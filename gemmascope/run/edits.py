@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -135,13 +136,18 @@ class Ablate(Edit):
     value: float | str = 0.0
     reference: Sequence[Trace] = ()
 
+    @cached_property
+    def _means(self) -> dict[tuple[str, int | None], Tensor]:
+        """The means that were taken so far: a list of runs with this edit takes each once."""
+        return {}
+
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         assert values is not None
         return values
 
     def _values(self, target: Target) -> Tensor:
         if isinstance(self.value, str):
-            return mean_of(self.value, self.reference, target)
+            return mean_of(self.value, self.reference, target, self._means)
         if self.reference:
             raise EditError("a reference is only for value='mean' or 'mean_by_pos'")
         return torch.full((), float(self.value), device=target.model.device).expand(target.shape())

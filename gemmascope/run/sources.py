@@ -67,15 +67,28 @@ def check_reference(how: str, reference: Sequence[Trace], target: Target) -> Non
         raise EditError("the reference has no position after its first one to take the mean over")
 
 
-def mean_of(how: str, reference: Sequence[Trace], target: Target) -> Tensor:
-    """The mean of a site over traces: over all positions but the first ("mean"), or at each ("mean_by_pos")."""
+def mean_of(
+    how: str, reference: Sequence[Trace], target: Target, made: dict[tuple[str, int | None], Tensor] | None = None
+) -> Tensor:
+    """The mean of a site over traces: over all positions but the first ("mean"), or at each ("mean_by_pos").
+
+    made: the means that were taken of this reference before, by site and layer: for many runs, one is taken once.
+    """
     check_reference(how, reference, target)
-    values = [trace[target.address.site.name, target.address.layer].to(target.model.device) for trace in reference]
+    made = {} if made is None else made
+    address = (target.address.site.name, target.address.layer)
+    if address not in made:
+        made[address] = _mean(reference, target, by_pos=_by_position(how, target))
+    mean = made[address].to(target.model.device)
     if _by_position(how, target):
-        return target.select(torch.stack(values).mean(0))
-    # <bos> carries a huge, prompt-independent value: it would swamp the mean of the others.
-    mean = torch.cat([value[1:] for value in values]).mean(0)
+        return target.select(mean)
     return (mean if len(target.places) == 1 else mean[target.places[1]]).expand(target.shape())
+
+
+def _mean(reference: Sequence[Trace], target: Target, *, by_pos: bool) -> Tensor:
+    values = [trace[target.address.site.name, target.address.layer] for trace in reference]
+    # <bos> carries a huge, prompt-independent value: it would swamp the mean of the other positions.
+    return torch.stack(values).mean(0) if by_pos else torch.cat([value[1:] for value in values]).mean(0)
 
 
 def _by_position(how: str, target: Target) -> bool:
