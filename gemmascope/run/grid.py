@@ -32,6 +32,9 @@ class Places:
     k_pos: Any = None
 
 
+EVERYWHERE = Places()
+
+
 @dataclass(frozen=True)
 class Grid:
     """The cells of a sweep over one base run.

@@ -56,6 +56,9 @@ class Journal:
             file.write(json.dumps(line) + "\n")
 
 
+NOWHERE = Journal(None)
+
+
 def read_about(path: str | Path) -> dict[str, Any]:
     """The question that a file's sweep answers. SweepError if the file is no sweep."""
     try:

@@ -24,11 +24,10 @@ from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Patch
 from gemmascope.run.grid import Grid, Places
-from gemmascope.run.journal import Journal
 from gemmascope.run.memory import rows_within
 from gemmascope.run.pairs import Plan, pairs_of, question_of
 from gemmascope.run.result import SweepResult
-from gemmascope.run.sweep import How, run_cells
+from gemmascope.run.sweep import Sweeping, run_all
 from gemmascope.run.trace import Trace, trace
 from gemmascope.run.where import find_heads
 from gemmascope.sites import find, read_name
@@ -90,7 +89,7 @@ def path_sweep(
     result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells), len(plans))
     result.source_metric[:] = [plan.traced_metric() for plan in plans]
     paths = [_Paths(plan, receivers, model) for plan in plans]
-    run_cells(plans, [path.of for path in paths], result, model, How(rows_within(memory, model), progress, Journal(None)))
+    run_all(Sweeping(plans, [path.of for path in paths], result, model, rows_within(memory, model)), progress)
     return result
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.errors import SweepError
-from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
-from gemmascope.model.tap import SILENT
-from gemmascope.run.bound import BoundEdit
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits, traces_said
-from gemmascope.run.grid import Grid, Places
-from gemmascope.run.journal import Journal
+from gemmascope.run.ends import ending_logits, refuse_wide_functions
+from gemmascope.run.grid import EVERYWHERE, Grid, Places
+from gemmascope.run.jobs import Cost, Job, Maker, chunked, jobs_of, lacking
+from gemmascope.run.journal import NOWHERE, Journal
 from gemmascope.run.memory import rows_within
 from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.pairs import Ablation, Plan, pairs_of, question_of
-from gemmascope.run.passes import Editing
-from gemmascope.run.result import SweepResult
+from gemmascope.run.result import Array, SweepResult
 from gemmascope.run.sources import listed_reference
 from gemmascope.run.trace import Trace
-from gemmascope.run.variants import Base, Variant, final_rows
-
-# What gives a cell its edits.
-Maker = Callable[[dict[str, list[int]]], tuple[BoundEdit, ...]]
+from gemmascope.run.variants import Variant, final_rows
 
 # Logits held at once, in elements: 64 MB.
 LOGIT_ELEMENTS = 2**24
@@ -79,86 +73,114 @@ def sweep(
     Raises PromptError, SiteError, EditError, MetricError, BudgetError or SweepError for what does not fit, before
     anything is run.
     """
-    model, edits, reference = model_or_nano(model), listed_edits(edits), listed_reference(reference)
-    places = Places(layer, pos, head, q_pos, k_pos)
-    pairs = pairs_of(clean, corrupt, metric, into, Ablation.of(ablate, reference), model)
-    plans = [Plan.of(pair, Grid.over(site, by, places, window, model, pair.base), model, edits) for pair in pairs]
+    asked = Asked(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos), window)
+    sweeping = prepare(clean, corrupt, metric, asked, edits=edits, model=model, memory=memory)
+    run_all(replace(sweeping, journal=Journal.open(out, sweeping.result)), progress)
+    return sweeping.result
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a sweep is asked for, but for its runs and metric. Each as an argument of gs.sweep."""
+
+    site: str
+    by: Sequence[str] = ("layer", "pos")
+    into: str = "corrupt"
+    ablate: float | str | None = None
+    reference: tuple[Trace, ...] = ()
+    places: Places = EVERYWHERE
+    window: int = 1
+
+    def as_arguments(self) -> dict[str, Any]:
+        """As they stand in the call that repeats it."""
+        plain = {"site": self.site, "by": self.by, "into": self.into, "ablate": self.ablate, **vars(self.places)}
+        return plain | {"window": self.window, "reference": traces_said(self.reference)}
+
+
+def prepare(
+    clean: Any,
+    corrupt: Any,
+    metric: Any,
+    asked: Asked,
+    *,
+    edits: Sequence[Edit] = (),
+    model: Model | None = None,
+    memory: int | str | None = None,
+) -> Sweeping:
+    """A sweep that has been checked and not run: its cells are counted. The arguments and errors are those of gs.sweep."""
+    model, edits = model_or_nano(model), listed_edits(edits)
+    pairs = pairs_of(clean, corrupt, metric, asked.into, Ablation.of(asked.ablate, asked.reference), model)
+    grids = [Grid.over(asked.site, asked.by, asked.places, asked.window, model, pair.base) for pair in pairs]
+    plans = [Plan.of(pair, grid, model, edits) for pair, grid in zip(pairs, grids, strict=True)]
     max_rows = rows_within(memory, model)
-    asked: dict[str, Any] = {"site": site, "by": by, "into": into, "ablate": ablate, **vars(places), "window": window}
-    asked |= {"reference": traces_said(reference), "edits": list(edits)}
-    code = call_text("sweep", model, (clean, corrupt, metric), asked)
+    code = call_text("sweep", model, (clean, corrupt, metric), {**asked.as_arguments(), "edits": list(edits)})
     n_cells = sum(plan.n_cells for plan in plans)
-    result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells), len(plans))
+    result = SweepResult.empty(question_of(plans, metric, asked.into, code, model, n_cells), len(plans))
     for plan in plans:
-        _refuse_wide_functions(_after_layers(plan.base))
+        refuse_wide_functions(plan.base)
         try_metric(plan.pair.metric, model, plan.base.ids)
-    run_cells(plans, [plan.edits.of for plan in plans], result, model, How(max_rows, progress, Journal.open(out, result)))
-    return result
+    return Sweeping(plans, [plan.edits.of for plan in plans], result, model, max_rows)
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One cell of one pair."""
+class Sweeping:
+    """A sweep that is ready to run, all of it or some of its cells, chunk by chunk into one result.
 
-    pair: int
-    cell: int
-    variant: Variant
+    makers: for each plan, what gives a cell its edits. max_rows: how many rows one pass may carry. journal: where
+    finished cells are written.
+    """
 
-    def rows(self, plans: Sequence[Plan]) -> int:
-        return len(plans[self.pair].base.ids) - min(edit.reach[0] for edit in self.variant.edits)
-
-
-@dataclass(frozen=True)
-class How:
-    """How cells are run: rows that one pass may carry, whether a bar is shown, and where finished cells are written."""
-
+    plans: Sequence[Plan]
+    makers: Sequence[Maker]
+    result: SweepResult
+    model: Model
     max_rows: int
-    progress: bool
-    journal: Journal
+    journal: Journal = NOWHERE
+
+    def chunks(self, cells: Array | None = None, rows: Callable[[], int] | None = None) -> Iterator[list[tuple[int, int]]]:
+        """Run the cells that the result lacks, and fill it: each step runs a chunk and gives its cells (pair, number).
+
+        cells: which to run, bool [*grid]; None for all. rows: how many rows the next chunk may carry, asked before each;
+        never more than max_rows. Whoever takes the steps may stop after any of them: what is done is done.
+        """
+        limit = rows or (lambda: self.max_rows)
+        jobs = jobs_of(self.plans, self.makers, self.result, cells)
+        for chunk in chunked(jobs, self.plans, lambda: min(limit(), self.max_rows)):
+            _run_chunk(chunk, self.plans, self.model, self.result)
+            done = [(job.pair, job.cell) for job in chunk]
+            self.journal.write(self.result, done)
+            yield done
+
+    def cost(self, cells: Array | None = None) -> Cost:
+        """What the cells that the result lacks would take; those of `cells`, bool [*grid], or all."""
+        return sum((self.cost_of(i, cell) for i, _, cell in lacking(self.plans, self.result, cells)), Cost())
+
+    def cost_of(self, pair: int, cell: dict[str, list[int]]) -> Cost:
+        """What one cell takes; nothing where it cannot be run."""
+        plan = self.plans[pair]
+        if not plan.edits.can_run(cell):
+            return Cost()
+        n_rows = len(plan.base.ids) - min(cell["q_pos" if plan.grid.site.is_edges else "pos"])
+        n_layers = self.model.n_layers
+        return Cost(1, n_rows, n_rows * (n_layers - min(plan.grid.layers_of(cell, n_layers))))
 
 
-def run_cells(plans: Sequence[Plan], makers: Sequence[Maker], result: SweepResult, model: Model, how: How) -> None:
-    """Run the cells that a result lacks, and fill it. makers: for each plan, what gives a cell its edits."""
+def run_all(sweeping: Sweeping, progress: bool) -> None:
+    """Run the cells that a sweep's result lacks. progress: whether to show a bar."""
     from tqdm.auto import tqdm
 
     # A bar that appears after a second and takes the place of none: a quick sweep shows nothing.
-    n_cells = result.question.n_cells
-    with tqdm(total=n_cells, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not how.progress) as bar:
+    result = sweeping.result
+    with tqdm(total=result.question.n_cells, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not progress) as bar:
         bar.update(int(result.finished.sum()))
         try:
-            for chunk in _chunks(_jobs(plans, makers, result), plans, how.max_rows):
-                _run_chunk(chunk, plans, model, result)
-                how.journal.write(result, [(job.pair, job.cell) for job in chunk])
-                bar.update(len(chunk))
+            for done in sweeping.chunks():
+                bar.update(len(done))
         except KeyboardInterrupt:
             warnings.warn(f"interrupted: {result.progress_text()}; the other cells are NaN", stacklevel=3)
 
 
-def _jobs(plans: Sequence[Plan], makers: Sequence[Maker], result: SweepResult) -> Iterator[_Job]:
-    """The cells still to be run. Those without edits, which name only edges that the mask hides, stay NaN."""
-    for i, (plan, edits_of) in enumerate(zip(plans, makers, strict=True)):
-        # Layer by layer, whatever the order of the axes: the source's values are read a layer at a time.
-        for number, cell in sorted(enumerate(plan.grid.cells()), key=lambda pair: pair[1]["layer"][0]):
-            if not result.finished[i].flat[number] and (edits := edits_of(cell)):
-                yield _Job(i, number, Variant(i, edits))
-
-
-def _chunks(jobs: Iterator[_Job], plans: Sequence[Plan], max_rows: int) -> Iterator[list[_Job]]:
-    """Jobs in lists of at most max_rows rows, and of one job at least."""
-    chunk: list[_Job] = []
-    n_rows = 0
-    for job in jobs:
-        rows = job.rows(plans)
-        if chunk and n_rows + rows > max_rows:
-            yield chunk
-            chunk, n_rows = [], 0
-        chunk.append(job)
-        n_rows += rows
-    if chunk:
-        yield chunk
-
-
-def _run_chunk(chunk: Sequence[_Job], plans: Sequence[Plan], model: Model, result: SweepResult) -> None:
+def _run_chunk(chunk: Sequence[Job], plans: Sequence[Plan], model: Model, result: SweepResult) -> None:
     pairs = sorted({job.pair for job in chunk})
     place = {pair: at for at, pair in enumerate(pairs)}
     variants = [Variant(place[job.pair], job.variant.edits) for job in chunk]
@@ -180,29 +202,6 @@ def _measured(model: Model, plan: Plan, rows: Tensor) -> np.ndarray[Any, Any]:
     """The metric of a plan's runs whose stream ends in these rows, unembedded a few at a time."""
     step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
     with torch.no_grad():
-        parts = [measure(plan.pair.metric, _logits(model, plan.base, part)) for part in torch.split(rows, step)]
+        parts = [measure(plan.pair.metric, ending_logits(model, plan.base, part)) for part in torch.split(rows, step)]
     found: np.ndarray[Any, Any] = torch.cat(parts).cpu().numpy()
     return found
-
-
-def _logits(model: Model, base: Base, rows: Tensor) -> Tensor:
-    """The soft-capped logits of runs at the base's wanted position, with the edits that come after the layers."""
-    edits = _after_layers(base)
-    layout = Layout.of_blocks([Block(0, len(rows), 1, start=base.pos)], model.device)
-    tap = Editing([edits] * len(rows)) if edits else SILENT
-    return model.network.unembed(rows, tap.at(None, layout))
-
-
-def _after_layers(base: Base) -> list[BoundEdit]:
-    """The base's edits of final and of the logits, as far as they name the wanted position."""
-    after = [edit for edit in base.edits if edit.address.layer is None and edit.address.site.name != "embed"]
-    return [edit for edit in after if base.pos in edit.positions.tolist()]
-
-
-def _refuse_wide_functions(edits: Sequence[BoundEdit]) -> None:
-    for edit in edits:
-        if edit.edit.needs_all and len(edit.positions) > 1:
-            raise SweepError(
-                f"after the layers a sweep computes the last position only, and the function of {edit.edit!r} names "
-                f"{len(edit.positions)}: give it pos=-1"
-            )
