@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import checkpoint, model_of, prompt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pieces import worded
+from reference import Array, Reference
 from torch import Tensor
+from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
 from gemmascope.analysis.direct import BY
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
+from gemmascope.model.attention import Attend
+from gemmascope.model.gemma2 import Embedding, Layer
+from gemmascope.model.model import Model
 
 EDITS: dict[str, list[Any]] = {
     "none": [],
@@ -63,50 +72,164 @@ def test_the_parts_add_up_to_the_logit_before_the_cap(by: str, edits: str, seed:
         assert found.cap_effect == pytest.approx(capped - total, abs=2e-4 * size)
 
 
-@pytest.mark.parametrize("shape", [{}, {"num_key_value_heads": 8}, {"num_key_value_heads": 1}])
-def test_each_part_is_what_a_plain_computation_gives(shape: dict[str, int]) -> None:
-    t = run(seed=3, **shape)
-    network, config, pos = t.model.network, t.model.config, 6
-    x = t["resid_post", -1][pos].double()
-    norm = network.model.norm
-    along = network.model.embed_tokens.weight[4].double() * (1 + norm.weight.double())
-    along = along / (x.square().mean() + norm.eps).sqrt()
+# -- beside a plain float64 forward, with edits of every kind: each multiplies what stands there --
 
-    def through(norm: Any, before: Tensor, part: Tensor) -> Tensor:
-        scale = (before.double().square().mean() + norm.eps).sqrt()
-        return part.double() / scale * (1 + norm.weight.double())
+POOL: list[Any] = [
+    gs.scale("embed", 3.0, pos=[1, -1]),
+    *(gs.scale(site, 0.5, layer=1, pos=[2, -1]) for site in ("resid_pre", "resid_mid", "resid_post")),
+    gs.scale("resid_post", -2.0, layer=0),
+    gs.scale("v", 2.0, layer=1, head=0, pos=3),
+    gs.scale("pattern", 0.25, layer=0, head=[1, 4], q_pos=-1, k_pos=[0, -1]),
+    gs.scale("z", -1.0, layer=1, head=1, pos=-1),
+    *(gs.scale("head_out", 4.0, layer=layer, head=[0, 5], pos=[0, -1]) for layer in (0, 1)),
+    *(gs.scale(site, 2.0, layer=0, pos=-1) for site in ("attn_raw", "attn_out", "mlp_raw", "mlp_out", "mlp_act")),
+    gs.scale("attn_out", 0.0, layer=1, pos=-1),
+    gs.scale("mlp_raw", 3.0, layer=1, pos=0),
+]
 
-    by = {name: gs.direct_logits(t, 4, by=name, pos=pos) for name in BY}
-    assert float(by["sublayer"].parts.sel(part="embed")) == pytest.approx(
-        (t["embed"][pos].double() @ along).item(), abs=1e-4
-    )
-    for n in range(3):
-        layer = t.model.layer(n)
-        for site in ("attn_out", "mlp_out"):
-            part = float(by["sublayer"].parts.sel(part=f"layers.{n}.{site}"))
-            assert part == pytest.approx((t[site, n][pos].double() @ along).item(), abs=1e-4)
-        w_o = layer.self_attn.o_proj.weight
-        for head in range(config.n_heads):
-            columns = slice(head * config.d_head, (head + 1) * config.d_head)
-            sources = [
-                t["pattern", n][head, pos, k] * t["v", n][k, head // config.heads_per_kv] @ w_o[:, columns].T
-                for k in range(9)
-            ]
-            wrote = [(through(layer.post_attention_layernorm, t["attn_raw", n][pos], s) @ along).detach() for s in sources]
-            assert np.allclose(by["token"].parts.sel(layer=n, head=head), [w.item() for w in wrote], atol=1e-4)
-            assert float(by["head"].parts.sel(layer=n, head=head)) == pytest.approx(float(sum(wrote)), abs=2e-4)
-        neurons = t["mlp_act", n][pos][:, None] * layer.mlp.down_proj.weight.T
-        wrote = through(layer.post_feedforward_layernorm, t["mlp_raw", n][pos], neurons) @ along
-        assert np.allclose(by["neuron"].parts.sel(layer=n), wrote.detach(), atol=1e-4)
+
+@cache
+def pair(kinds: str, kv: int) -> tuple[Gemma2ForCausalLM, Model]:
+    source = checkpoint(kinds, seed=kv, num_key_value_heads=kv)
+    return source, model_of(source)
+
+
+class Plain:
+    """The parts of a run at a position, by name, from the float64 sites of a plain forward with the same edits."""
+
+    def __init__(self, source: Gemma2ForCausalLM, ids: list[int], edits: list[Any], pos: int) -> None:
+        self.reference, self.ids, self.edits, self.pos = Reference(source), ids, edits, pos
+        self.seen = self.reference.run(ids, self._changed)
+        self.w, self.eps = self.reference.weights, source.config.rms_norm_eps
+        self.layers = range(source.config.num_hidden_layers)
+
+    def _changed(self, site: str, layer: int | None, value: Array) -> Array:
+        for edit in self.edits:
+            if (edit.site, edit.layer) == (site, layer):
+                asked = (edit.head, edit.q_pos, edit.k_pos) if site == "pattern" else (edit.pos, edit.head)
+                places = [
+                    np.arange(size) if at is None else np.atleast_1d(at)
+                    for at, size in zip(asked, value.shape, strict=False)
+                ]
+                value[np.ix_(*places)] *= edit.factor
+        return value
+
+    def edited(self, site: str, layer: int | None) -> bool:
+        here = [e for e in self.edits if (e.site, e.layer) == (site, layer)]
+        return any(e.pos is None or self.pos in np.arange(len(self.ids))[np.atleast_1d(e.pos)] for e in here)
+
+    def at(self, site: str, layer: int | None) -> Array:
+        found: Array = self.seen[site, layer][self.pos]
+        return found
+
+    def gain(self, x: Array, name: str) -> Array:
+        found: Array = (1 + self.w[name]) / np.sqrt(np.mean(x**2) + self.eps)
+        return found
+
+    def along(self, answer: list[int], against: list[int]) -> Array:
+        table = self.w["model.embed_tokens.weight"]
+        wanted: Array = table[answer].mean(0) - (table[against].mean(0) if against else 0)
+        found: Array = wanted * self.gain(self.at("resid_post", self.layers[-1]), "model.norm.weight")
+        return found
+
+    def stream_edits(self) -> dict[str, Array]:
+        own = self.w["model.embed_tokens.weight"][self.ids[self.pos]] * np.sqrt(len(self.w["model.norm.weight"]))
+        found = {"embed": own}
+        before = self.at("embed", None)
+        if self.edited("embed", None):
+            found["edit at embed"] = before - own
+        for n in self.layers:
+            for site, joins in (("resid_pre", None), ("resid_mid", "attn_out"), ("resid_post", "mlp_out")):
+                written = before if joins is None else before + self.at(joins, n)
+                before = self.at(site, n)
+                if self.edited(site, n):
+                    found[f"edit at layers.{n}.{site}"] = before - written
+        return found
+
+    def split(self, by: str, n: int) -> Array:
+        """[..., d_model]: what is split of a layer, each piece on its own."""
+        at = f"model.layers.{n}."
+        if by == "head":
+            return self.at("head_out", n)
+        if by == "neuron":
+            gain = self.gain(self.at("mlp_raw", n), at + "post_feedforward_layernorm.weight")
+            return self.at("mlp_act", n)[:, None] * self.w[at + "mlp.down_proj.weight"].T * gain
+        gain = self.gain(self.at("attn_raw", n), at + "post_attention_layernorm.weight")
+        pattern, v, w_o = self.seen["pattern", n], self.seen["v", n], self.w[at + "self_attn.o_proj.weight"]
+        n_heads, d = len(pattern), v.shape[2]
+        found = np.zeros((n_heads, len(self.ids), len(gain)))
+        for head in range(n_heads):
+            for k in range(len(self.ids)):
+                read = pattern[head, self.pos, k] * v[k, head * v.shape[1] // n_heads]
+                found[head, k] = w_o[:, head * d : (head + 1) * d] @ read * gain
+        return found
+
+
+WRITERS = {
+    "head": ("attn_raw", "attn_out"),
+    "neuron": ("mlp_raw", "mlp_out"),
+    "token": ("z", "attn_raw", "head_out", "attn_out"),
+}
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    kinds=st.sampled_from(["lg", "gg", "gll"]), kv=st.sampled_from([8, 4, 1]), by=st.sampled_from(BY),
+    length=st.integers(4, 9), last=st.booleans(), data=st.data(),
+    edits=st.lists(st.sampled_from(POOL), max_size=4, unique_by=id),
+)  # fmt: skip
+def test_every_part_is_that_of_a_plain_forward(
+    kinds: str, kv: int, length: int, by: str, edits: list[Any], last: bool, data: Any
+) -> None:
+    pos = length - 1 if last else data.draw(st.integers(0, length - 1))
+    answer = data.draw(st.lists(st.integers(0, 29), min_size=1, max_size=3, unique=True))
+    against = data.draw(st.lists(st.integers(30, 60), max_size=2, unique=True))
+    source, model = pair(kinds, kv)
+    plain = Plain(source, prompt(length), edits, pos)
+    along = plain.along(answer, against)
+    rest = plain.stream_edits()
+    splits = []
+    for n in plain.layers:
+        if by == "sublayer":
+            rest |= {f"layers.{n}.{site}": plain.at(site, n) for site in ("attn_out", "mlp_out")}
+            continue
+        whole, other = ("mlp_out", "attn_out") if by == "neuron" else ("attn_out", "mlp_out")
+        split = plain.split(by, n)
+        splits.append(split @ along)
+        rest[f"layers.{n}.{other}"] = plain.at(other, n)
+        if names := [site for site in WRITERS[by] if plain.edited(site, n)]:
+            name = " and ".join(f"layers.{n}.{site}" for site in names)
+            rest[f"edit at {name}"] = plain.at(whole, n) - split.reshape(-1, len(along)).sum(0)
+
+    found = gs.direct_logits(gs.trace(prompt(length), model=model, edits=edits), answer, against or None, by, pos=pos)
+    ours = found.rest.to_series().to_dict() | (found.parts.to_series().to_dict() if by == "sublayer" else {})
+    assert set(ours) == set(rest)
+    sizes = [abs(float(part @ along)) for part in rest.values()] + [float(np.abs(s).max()) for s in splits]
+    for name, part in rest.items():
+        assert abs(ours[name] - part @ along) <= 1e-4 * max(sizes), name
+    if by != "sublayer":
+        assert np.abs(found.parts.values - np.array(splits)).max() <= 1e-4 * max(sizes)
+    raw = plain.seen["logits_raw", None][pos]
+    total = raw[answer].mean() - (raw[against].mean() if against else 0.0)
+    assert abs(found.total - total) <= 1e-4 * max(sizes)
+    assert abs(float(found.parts.sum() + found.rest.sum()) - total) <= 1e-4 * max(sizes)
+    capped = plain.seen["logits", None][pos]
+    assert found.capped == pytest.approx(capped[answer].mean() - (capped[against].mean() if against else 0.0), abs=1e-3)
 
 
 def test_what_an_edit_wrote_stands_under_its_name() -> None:
-    t = run("stream")
-    rest = gs.direct_logits(t, 3, by="head").rest
-    names = {"edit at layers.1.resid_pre", "edit at layers.0.resid_mid", "edit at layers.1.resid_post"}
-    assert names < set(rest["part"].values.tolist())
-    plain = gs.direct_logits(run(), 3, by="sublayer")
-    assert plain.rest.size == 0
+    names = {"edit at layers.1.resid_pre", "edit at layers.0.resid_mid", "edit at layers.1.resid_post", "edit at embed"}
+    assert names < set(gs.direct_logits(run("stream"), 3, by="head").rest["part"].values.tolist())
+    assert set(gs.direct_logits(run("stream"), 3).rest["part"].values.tolist()) == names
+    assert gs.direct_logits(run(), 3).rest.size == 0
+
+
+def test_an_edit_of_other_positions_wrote_nothing_here() -> None:
+    edits = [gs.scale(site, 2.0, layer=1, pos=[1, 2]) for site in ("resid_mid", "attn_out", "mlp_raw")]
+    t = gs.trace(prompt(9), model=model_of(checkpoint("lgl")), edits=edits)
+    for by in BY:
+        assert not any("edit" in name for name in gs.direct_logits(t, 3, by=by).rest["part"].values)
+    assert gs.direct_logits(t, 3, pos=2).rest["part"].values.tolist() == ["edit at layers.1.resid_mid"]
 
 
 def test_of_a_bfloat16_model_the_stream_s_rounding_is_a_part() -> None:
@@ -118,12 +241,46 @@ def test_of_a_bfloat16_model_the_stream_s_rounding_is_a_part() -> None:
         assert found.total == pytest.approx(raw(t, [3], [5]), abs=0.5)
 
 
-@pytest.mark.parametrize("by", ["sublayer", "head", "neuron"])
-def test_layers_are_gone_through_once(by: str, asked: list[int]) -> None:
-    t = run()
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("edits", EDITS)
+def test_layers_are_gone_through_once(by: str, edits: str, asked: list[int]) -> None:
+    t = run(edits)
     asked.clear()
-    gs.direct_logits(t, 3, by=by)
+    gs.direct_logits(t, 3, by=by, pos=4)
     assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["source", "int8"])
+def test_streamed_equals_resident(kind: str, tmp_path: Path) -> None:
+    checkpoint("lgl").save_pretrained(tmp_path / "source")
+    gs.quantize(tmp_path / "source", tmp_path / "int8")
+    for edits in EDITS.values():
+        one, other = (
+            gs.trace(prompt(9), model=gs.load(tmp_path / kind, memory=memory), edits=edits) for memory in ("1GiB", None)
+        )
+        for by in BY:
+            a, b = (gs.direct_logits(t, 3, [5, 6], by) for t in (one, other))
+            assert a.parts.identical(b.parts)
+            assert a.rest.identical(b.rest)
+            assert (a.total, a.capped) == (b.total, b.capped)
+
+
+def test_only_what_the_position_needs_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    t, rows, logits = run(), [], Embedding.logits
+
+    def refused(*given: Any) -> None:
+        raise AssertionError("values of all positions were made")
+
+    def counted(table: Embedding, x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return logits(table, x)
+
+    monkeypatch.setattr(Layer, "head_out", refused)
+    monkeypatch.setattr(Attend, "_whole", refused)
+    monkeypatch.setattr(Embedding, "logits", counted)
+    for by in BY:
+        gs.direct_logits(t, 3, by=by, pos=4)
+    assert rows == [1, 1, 1, 1]
 
 
 def test_labels_tables_and_pictures() -> None:
@@ -153,6 +310,9 @@ def test_labels_tables_and_pictures() -> None:
         ({"answer": " Mary", "by": "layer"}, SiteError, "by is one of sublayer, head, neuron, token; given 'layer'"),
         ({"answer": " Mary", "pos": 44}, SiteError, "there is no position 44"),
         ({"answer": " Mary", "pos": [1, 2]}, SiteError, "read at one position"),
+        ({"answer": [" Mary", " John"], "against": [" went", " John"]}, SiteError, "share a token"),
+        ({"answer": []}, PromptError, "the list of answers is empty"),
+        ({"answer": " Mary", "pos": True}, SiteError, "a position is a whole number"),
     ],
 )
 def test_what_does_not_fit_is_refused(asked_for: dict[str, Any], error: type[GemmascopeError], message: str) -> None:
@@ -169,7 +329,10 @@ def test_edits_after_the_stream_and_what_is_no_trace_are_refused() -> None:
         gs.direct_logits("When Mary", " Mary")  # type: ignore[arg-type]
 
 
-def test_torch_is_left_alone() -> None:
-    with torch.enable_grad():
-        found = gs.direct_logits(run(), 3, by="neuron")
-    assert isinstance(found.total, float)
+def test_a_single_token_is_a_prompt() -> None:
+    t = gs.trace([7], model=model_of(checkpoint("lg")))
+    for by in BY:
+        found = gs.direct_logits(t, 3, by=by)
+        assert float(found.parts.sum() + found.rest.sum()) == pytest.approx(raw(t, [3], []), rel=1e-4, abs=1e-3)
+    with torch.enable_grad():  # as a notebook has it
+        assert isinstance(gs.direct_logits(t, 3, by="neuron").total, float)

@@ -7,20 +7,18 @@ Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); Wang 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.analysis.metrics import Answer, answer_ids
+from gemmascope.analysis.parts import Reading
 from gemmascope.errors import SiteError
-from gemmascope.model.gemma2 import Layer
 from gemmascope.run.code import plain
-from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.run.where import find_positions
 from gemmascope.tokens import shown
@@ -56,11 +54,12 @@ class DirectLogits:
 
     def top(self, k: int = 10) -> list[tuple[str, float]]:
         """The parts, the rest's among them, that wrote most for or against the answer: (its name, what it wrote)."""
+        import numpy as np
+
         flat = self.parts.values.reshape(-1)
-        names = self.rest["part"].values.tolist()
-        strongest = sorted(range(len(flat)), key=lambda i: -abs(flat[i]))[:k]
-        found = [(self._name(i), float(flat[i])) for i in strongest]
-        found += [(str(name), float(value)) for name, value in zip(names, self.rest.values, strict=True)]
+        strongest = np.argsort(-np.abs(flat), kind="stable")[:k]  # of a large model's neurons there are millions
+        found = [(self._name(int(i)), float(flat[i])) for i in strongest]
+        found += [(str(part), float(value)) for part, value in zip(self.rest["part"].values, self.rest.values, strict=True)]
         return sorted(found, key=lambda pair: -abs(pair[1]))[:k]
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -101,7 +100,10 @@ def direct_logits(
     answer, against: a text that is one token, a token id, or several, whose mean is taken; against is subtracted.
     by: "sublayer" (the embedding, every attention and MLP), "head", "neuron", or "token" (what each source token gave
     through each head). pos: the position whose next token it is about. What edits wrote into the stream stands in the rest
-    under their own names. Raises SiteError, PromptError for what is not there.
+    under their own names ("edit at layers.2.resid_post"); so does what they made of a sublayer's output beyond its heads or
+    neurons. The layers are run again once.
+    PromptError for an answer that is no token; SiteError for a position that is not there, another split, answers on both
+    sides, and a run with edits after the layers (final, logits_raw, logits), which no part of the stream wrote.
     """
     if not isinstance(trace, Trace):
         raise SiteError(
@@ -120,10 +122,19 @@ def direct_logits(
     positions = find_positions([pos] if hasattr(pos, "__index__") else pos, trace.model, trace.ids)
     if len(positions) != 1:
         raise SiteError(f"contributions are read at one position; given pos={pos!r}")
-    reading = _Reading(trace, positions[0], _direction(trace, ids, others, positions[0]))
-    return reading.result(
-        by, ids, others, f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")
-    )
+    at = positions[0]
+    reading = Reading(trace, at, _direction(trace, ids, others, at))
+    parts, rest = _labelled(trace, by, reading.split(by), reading.rest)
+    towards = f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")
+    about = f"direct logits in {trace.model.name}, {towards}, at position {at} ({shown(trace.tokens[at])})"
+    return DirectLogits(parts, rest, reading.along(trace.stream[-1]), _capped(trace, ids, others, at), by, about)
+
+
+def _capped(trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int) -> float:
+    """The soft-capped logit difference that the model returns at a position."""
+    with torch.no_grad():
+        logits = trace.model.network.unembed(trace.stream[-1][pos : pos + 1])[0]
+    return float(logits[list(ids)].mean() - (logits[list(others)].mean() if others else 0.0))
 
 
 def _direction(trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int) -> Float[Tensor, " d_model"]:
@@ -136,115 +147,26 @@ def _direction(trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int
         return along
 
 
-@dataclass
-class _Reading:
-    """One trace at one position, and the direction that parts are multiplied with. rest: what is in no split part."""
+def _labelled(trace: Trace, by: str, parts: Tensor, rest: dict[str, float]) -> tuple[xarray.DataArray, xarray.DataArray]:
+    """The split parts with their labels, and the rest; the embedding is a sublayer's peer."""
+    import xarray
 
-    trace: Trace
-    pos: int
-    direction: Tensor
-    rest: dict[str, float] = field(default_factory=dict)
-    rounding: float = 0.0
+    about: dict[str, Any] = {"name": "wrote", "attrs": {"long_name": UNIT}}
+    if by == "sublayer":
+        named = {"embed": rest["embed"]}
+        rest = {part: value for part, value in rest.items() if part != "embed"}
+        for layer, (attn, mlp) in enumerate(parts.tolist()):
+            named |= {f"layers.{layer}.attn_out": attn, f"layers.{layer}.mlp_out": mlp}
+        return _by_name(named, about), _by_name(rest, about)
+    dims = {"head": ("layer", "head"), "neuron": ("layer", "d_mlp"), "token": ("layer", "head", "k_pos")}[by]
+    coords: dict[str, Any] = {dim: range(n) for dim, n in zip(dims, parts.shape, strict=True)}
+    coords["kind"] = ("layer", list(trace.model.config.kinds))
+    if by == "token":
+        coords["k_token"] = ("k_pos", trace.tokens)
+    return xarray.DataArray(parts.numpy(), dims=dims, coords=coords, **about), _by_name(rest, about)
 
-    def result(self, by: str, ids: Sequence[int], others: Sequence[int], towards: str) -> DirectLogits:
-        split: Callable[[Layer, dict[str, Tensor]], Tensor] = {
-            "sublayer": self._sublayers, "head": self._heads, "neuron": self._neurons, "token": self._tokens
-        }[by]  # fmt: skip
-        self.rest["embed"] = self._along(self.trace.stream[0])
-        own = {"sublayer": (), "head": ("head_out",), "neuron": ("mlp_act", "mlp_raw"), "token": ("v", "attn_raw")}[by]
-        found = []
-        with torch.no_grad():
-            for layer, values in replay(self.trace, ("resid_pre", "attn_out", "resid_mid", "mlp_out", *own)):
-                found.append(split(layer, values))
-                self._written_by_edits(layer.index, values)
-        if self.trace.model.dtype != torch.float32:
-            self.rest["rounding of the stream"] = self.rounding
-        parts = torch.stack(found).cpu()
-        total, logits = (
-            self._along(self.trace.stream[-1]),
-            self.trace["logits"][self.pos] if self.pos < len(self.trace) - 1 else self.trace.next_logits,
-        )
-        capped = float(logits[list(ids)].mean() - (logits[list(others)].mean() if others else 0.0))
-        token = shown(self.trace.tokens[self.pos])
-        about = f"direct logits in {self.trace.model.name}, {towards}, at position {self.pos} ({token})"
-        return DirectLogits(*self._labelled(by, parts), total, capped, by, about)
 
-    def _along(self, rows: Tensor) -> float:
-        """What a value of the stream, [pos, d_model], is along the direction at the position."""
-        return float(rows[self.pos].float() @ self.direction)
+def _by_name(values: dict[str, float], about: dict[str, Any]) -> xarray.DataArray:
+    import xarray
 
-    def _edited(self, layer: int, *sites: str) -> list[str]:
-        there = {(e.address.site.name, e.address.layer) for e in self.trace.bound_edits}
-        return [site for site in sites if (site, layer) in there]
-
-    def _written_by_edits(self, layer: int, values: dict[str, Tensor]) -> None:
-        """What edits wrote to the stream itself, beside what sublayers did; without edits that is rounding."""
-        entry, exit = self.trace.stream[layer], self.trace.stream[layer + 1]
-        sums = {
-            "resid_pre": (values["resid_pre"], (entry,)),
-            "resid_mid": (values["resid_mid"], (values["resid_pre"], values["attn_out"])),
-            "resid_post": (exit, (values["resid_mid"], values["mlp_out"])),
-        }
-        for site, (there, written) in sums.items():
-            change = self._along(there) - sum(map(self._along, written))
-            if self._edited(layer, site):
-                self.rest[f"edit at layers.{layer}.{site}"] = change
-            else:
-                self.rounding += change
-
-    def _remainder(self, layer: int, site: str, value: Tensor, split: Tensor, *sites: str) -> None:
-        """What edits made of a sublayer's output beyond its split parts."""
-        if edited := self._edited(layer, *sites):
-            self.rest[f"edit at layers.{layer}.{edited[-1]}"] = self._along(value) - float(split.sum())
-        elif self.trace.model.dtype != torch.float32:
-            self.rounding += self._along(value) - float(split.sum())
-
-    def _sublayers(self, layer: Layer, values: dict[str, Tensor]) -> Tensor:
-        return torch.tensor([self._along(values["attn_out"]), self._along(values["mlp_out"])])
-
-    def _heads(self, layer: Layer, values: dict[str, Tensor]) -> Tensor:
-        self.rest[f"layers.{layer.index}.mlp_out"] = self._along(values["mlp_out"])
-        split = values["head_out"][self.pos].float() @ self.direction
-        self._remainder(layer.index, "attn_out", values["attn_out"], split, "attn_raw", "attn_out")
-        return split
-
-    def _neurons(self, layer: Layer, values: dict[str, Tensor]) -> Tensor:
-        self.rest[f"layers.{layer.index}.attn_out"] = self._along(values["attn_out"])
-        gain = layer.post_feedforward_layernorm.gain(values["mlp_raw"][self.pos])
-        split = values["mlp_act"][self.pos].float() * ((gain * self.direction) @ layer.mlp.down_proj.weight.float())
-        self._remainder(layer.index, "mlp_out", values["mlp_out"], split, "mlp_raw", "mlp_out")
-        return split
-
-    def _tokens(self, layer: Layer, values: dict[str, Tensor]) -> Tensor:
-        self.rest[f"layers.{layer.index}.mlp_out"] = self._along(values["mlp_out"])
-        config = self.trace.model.config
-        pattern = self.trace.edges("pattern", layer.index, q_pos=self.pos).float()
-        gain = layer.post_attention_layernorm.gain(values["attn_raw"][self.pos])
-        w_o = rearrange(layer.self_attn.o_proj.weight.float(), "d_model (head d) -> head d d_model", head=config.n_heads)
-        reads = einsum(w_o, gain * self.direction, "head d d_model, d_model -> head d")
-        v = values["v"].float().repeat_interleave(config.heads_per_kv, dim=1)
-        split = pattern * einsum(v, reads, "k_pos head d, head d -> head k_pos")
-        self._remainder(layer.index, "attn_out", values["attn_out"], split, "z", "head_out", "attn_raw", "attn_out")
-        return split
-
-    def _labelled(self, by: str, parts: Tensor) -> tuple[xarray.DataArray, xarray.DataArray]:
-        import xarray
-
-        numbers = range(len(parts))
-        kinds = ("layer", list(self.trace.model.config.kinds))
-        attrs = {"long_name": UNIT}
-        if by == "sublayer":
-            names = ["embed", *(f"layers.{n}.{site}" for n in numbers for site in ("attn_out", "mlp_out"))]
-            values = [self.rest.pop("embed"), *parts.flatten().tolist()]
-            split = xarray.DataArray(values, dims=("part",), coords={"part": names}, name="wrote", attrs=attrs)
-        else:
-            dims = {"head": ("layer", "head"), "neuron": ("layer", "d_mlp"), "token": ("layer", "head", "k_pos")}[by]
-            coords: dict[str, Any] = {dim: range(n) for dim, n in zip(dims, parts.shape, strict=True)}
-            coords["kind"] = kinds
-            if by == "token":
-                coords["k_token"] = ("k_pos", self.trace.tokens)
-            split = xarray.DataArray(parts.numpy(), dims=dims, coords=coords, name="wrote", attrs=attrs)
-        rest = xarray.DataArray(
-            list(self.rest.values()), dims=("part",), coords={"part": list(self.rest)}, name="wrote", attrs=attrs
-        )
-        return split, rest
+    return xarray.DataArray(list(values.values()), dims=("part",), coords={"part": list(values)}, **about)
