@@ -43,6 +43,11 @@ _WHERE = {
     "Direction": "gemmascope.analysis.direction",
     "strength_sweep": "gemmascope.analysis.strengths",
     "StrengthSweep": "gemmascope.analysis.strength_result",
+    "head_scores": "gemmascope.analysis.heads",
+    "HeadScores": "gemmascope.analysis.heads",
+    "attention_summary": "gemmascope.analysis.attention_summary",
+    "AttentionSummary": "gemmascope.analysis.attention_summary",
+    "composition": "gemmascope.analysis.composition",
     "lens": "gemmascope.analysis.lens",
     "Lens": "gemmascope.analysis.lens",
     "direct_logits": "gemmascope.analysis.direct",
@@ -63,11 +68,14 @@ _SUBMODULES = ("errors", "prompts", "sites")
 
 if TYPE_CHECKING:
     from gemmascope import errors, prompts, sites
+    from gemmascope.analysis.attention_summary import AttentionSummary, attention_summary
     from gemmascope.analysis.attribution import attribute
     from gemmascope.analysis.compare import compare
     from gemmascope.analysis.comparison import Comparison
+    from gemmascope.analysis.composition import composition
     from gemmascope.analysis.direct import DirectLogits, direct_logits
     from gemmascope.analysis.direction import Direction
+    from gemmascope.analysis.heads import HeadScores, head_scores
     from gemmascope.analysis.lens import Lens, lens
     from gemmascope.analysis.metrics import answer_logprob, answer_prob, kl_from, logit_diff, rank
     from gemmascope.analysis.steering import direction
@@ -96,6 +104,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SITES",
+    "AttentionSummary",
     "Comparison",
     "Dictionary",
     "DirectLogits",
@@ -105,6 +114,7 @@ __all__ = [
     "GemmaConfig",
     "GemmascopeError",
     "Generation",
+    "HeadScores",
     "Lens",
     "Model",
     "StrengthSweep",
@@ -115,14 +125,17 @@ __all__ = [
     "add",
     "answer_logprob",
     "answer_prob",
+    "attention_summary",
     "attribute",
     "compare",
+    "composition",
     "direct_logits",
     "direction",
     "edit",
     "errors",
     "feature_sweep",
     "generate",
+    "head_scores",
     "kl_from",
     "knockout",
     "lens",

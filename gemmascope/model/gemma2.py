@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import Attend
+from gemmascope.model.factors import Factors, ov_of, qk_of
 from gemmascope.model.layout import NO_ROWS, Layout
 from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate, soft_cap
 from gemmascope.model.tap import SILENT, BoundTap, Tap
@@ -127,6 +128,23 @@ class Layer(nn.Module):
         """What each head adds to the stream: through the post-norm, its scale frozen at that of the whole output."""
         gain = self.post_attention_layernorm.gain(raw)
         return (self.self_attn.head_outputs(z).float() * gain[:, None]).to(raw.dtype)
+
+    def ov(self, head: int, *, gains: bool = True) -> Factors:
+        """What a query head writes for what stands where it reads: row @ left @ right.
+
+        gains: with those of the norm before it, so that row is a row of the stream over its root mean square, and of the
+        post-norm, whose scale depends on the run and is left out. Without them row is attn_in and the product attn_raw's
+        part. SiteError for a head that is not there.
+        """
+        return ov_of(self, head, gains=gains)
+
+    def qk(self, head: int, *, distance: int = 0, gains: bool = True) -> Factors:
+        """A query head's scores, before the soft cap: query row @ left @ right @ key row, for a key so many positions back.
+
+        RoPE turns queries and keys by their positions, so the matrix depends on their distance. gains: with the gain of
+        the norm before it, on both sides, so that the rows are rows of the stream over their root mean square.
+        """
+        return qk_of(self, head, distance, gains=gains)
 
 
 class Embedding(nn.Embedding):

@@ -1,0 +1,111 @@
+"""What the attention of a run is like, head by head: how spread, how far back, how much of it rests on <bos>."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gemmascope.errors import SiteError
+from gemmascope.run.trace import Trace
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+MEASURES = {
+    "entropy": "entropy of attention (nats)",
+    "distance": "mean distance (positions)",
+    "on_bos": "share on the first position",
+    "beyond_window": "share beyond the window",
+}
+
+# Edges held at once, in elements: 256 MB.
+EDGES = 2**26
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AttentionSummary:
+    """Measures of every head's attention. Made by gs.attention_summary.
+
+    by_query: an xarray.Dataset with entropy (nats), distance (positions), on_bos and beyond_window (shares), each
+    (layer, head, q_pos). mean: the same over the queries but the first, which can look nowhere else, (layer, head).
+    """
+
+    by_query: xarray.Dataset
+    model: str
+    window: int
+
+    @property
+    def mean(self) -> xarray.Dataset:
+        later = self.by_query.isel(q_pos=slice(1, None)) if self.by_query.sizes["q_pos"] > 1 else self.by_query
+        return later.mean("q_pos")
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for each head, with its means."""
+        return self.mean.to_dataframe().reset_index()
+
+    def plot(self, measure: str = "entropy") -> Any:
+        """A plotly heat map of one measure, layer by head."""
+        from gemmascope.plots.labelled import labelled_figure
+
+        if measure not in MEASURES:
+            raise SiteError(f"measure is one of {', '.join(MEASURES)}; given {measure!r}")
+        bound = 1.0 if measure in ("on_bos", "beyond_window") else None
+        title = f"attention, {self.model}, mean over queries without the first"
+        return labelled_figure(self.mean[measure], title=title, unit=MEASURES[measure], diverging=False, bound=bound)
+
+    def __repr__(self) -> str:
+        mean, n_pos = self.mean, self.by_query.sizes["q_pos"]
+        cuts = "cuts nothing off here" if n_pos <= self.window else "is shorter than the prompt"
+        lines = [f"attention in {self.model}, {n_pos} positions; the window of {self.window} {cuts}"]
+        for layer in range(mean.sizes["layer"]):
+            row = {name: mean[name].isel(layer=layer) for name in MEASURES}
+            values = ", ".join(f"{name} {float(v.min()):.2f} to {float(v.max()):.2f}" for name, v in row.items())
+            lines.append(f"  layer {layer} {mean['kind'].values[layer]:6} {values}")
+        return "\n".join(lines)
+
+
+def attention_summary(trace: Trace) -> AttentionSummary:
+    """Entropy, mean distance, the share on <bos> and the share beyond the window, of every head's attention.
+
+    beyond_window: attention to keys that a local layer would not see; 0 in local layers. SiteError for what is no trace.
+    """
+    if not isinstance(trace, Trace):
+        raise SiteError(f"a summary is of a trace: gs.attention_summary(gs.trace(prompt)); given {type(trace).__name__}")
+    config = trace.model.config
+    step = max(1, EDGES // (config.n_heads * len(trace)))
+    layers = []
+    for layer in range(trace.model.n_layers):
+        rows = [list(range(start, min(start + step, len(trace)))) for start in range(0, len(trace), step)]
+        parts = [_measures(trace.edges("pattern", layer, q_pos=at).float(), at, config.window) for at in rows]
+        layers.append(torch.cat(parts, -1))
+    return AttentionSummary(_labelled(trace, torch.stack(layers, 1)), trace.model.name, config.window)
+
+
+def _measures(pattern: Tensor, rows: list[int], window: int) -> Tensor:
+    """The four measures of some query rows, [measure, head, q_pos]. pattern: [head, q_pos, k_pos]."""
+    q_pos = torch.tensor(rows, device=pattern.device)
+    distance = (q_pos[:, None] - torch.arange(pattern.shape[-1], device=pattern.device)).clamp(min=0)
+    entropy = -torch.special.xlogy(pattern, pattern).sum(-1)
+    beyond = (pattern * (distance >= window)).sum(-1)
+    return torch.stack([entropy, (pattern * distance).sum(-1), pattern[..., 0], beyond]).cpu()
+
+
+def _labelled(trace: Trace, values: Tensor) -> xarray.Dataset:
+    import xarray
+
+    coords: dict[str, Any] = {
+        "layer": range(trace.model.n_layers),
+        "kind": ("layer", list(trace.model.config.kinds)),
+        "head": range(trace.model.config.n_heads),
+        "q_pos": range(len(trace)),
+        "q_token": ("q_pos", trace.tokens),
+    }
+    dims = ("layer", "head", "q_pos")
+    measures = {
+        name: (dims, value.numpy(), {"long_name": MEASURES[name]}) for name, value in zip(MEASURES, values, strict=True)
+    }
+    return xarray.Dataset(measures, coords=coords)
