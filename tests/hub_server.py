@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/\w+", path):
             self._about(found[1], self._tree)
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/revision/\w+)?", path):
-            self._about(found[1], lambda folder, repo=found[1]: {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": []})
+            self._about(found[1], lambda folder, repo=found[1]: self._info(folder, repo))
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/\w+/(.+)", path):
             self._file(found[1], found[2])
         else:
@@ -87,10 +87,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(200, json.dumps(answer(self.server.repos[repo])).encode(), {"Content-Type": "application/json"})
 
+    def _info(self, folder: Path, repo: str) -> dict[str, Any]:
+        siblings = [{"rfilename": file["path"]} for file in self._tree(folder)]
+        return {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}
+
     def _tree(self, folder: Path) -> list[dict[str, Any]]:
         return [
-            {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": _etag(path)}
-            for path in sorted(folder.iterdir())
+            {"type": "file", "path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "oid": _etag(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
         ]
 
     def _file(self, repo: str, name: str) -> None:

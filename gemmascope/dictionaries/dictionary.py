@@ -53,10 +53,11 @@ class TrainedFor:
 
 @dataclass(frozen=True)
 class Tie:
-    """A feature's tie to a concept, measured on texts: of the tokens where it is active, the share that are of the concept
-    (precision), and the share of the concept's tokens where it is active (recall)."""
+    """A feature's tie to a concept, measured on texts: of the tokens where its activation is above so much, the share that
+    are of the concept (precision), and the share of the concept's tokens where it is (recall)."""
 
     concept: str
+    above: float
     precision: float
     recall: float
 
@@ -71,8 +72,8 @@ class Dictionary:
     """
 
     W_enc: Float[Tensor, "d_in feature"]
-    b_enc: Float[Tensor, " feature"]
     W_dec: Float[Tensor, "feature d_out"]
+    b_enc: Float[Tensor, " feature"]
     b_dec: Float[Tensor, " d_out"]
     threshold: Float[Tensor, " feature"]
     site: str

@@ -50,9 +50,8 @@ def load_sae(
     found = locate(source, Asked(layer, width, l0))
     about = _about(found.path.with_name(ABOUT))
     place = model.device if model is not None and str(device) == "auto" else choose_device(device)
-    arrays = {name: torch.from_numpy(array).to(place, torch.float32) for name, array in read_params(found.path).items()}
     made = Dictionary(
-        **arrays,
+        **as_tensors(read_params(found.path), place),
         site=_site(found, site, about),
         layer=_layer(found, layer, about),
         call=_call(source, found, Asked(layer, width, l0), site, any_model),
@@ -63,6 +62,11 @@ def load_sae(
     if model is not None:
         made.require_fit(model)
     return made
+
+
+def as_tensors(arrays: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
+    """The arrays of a dictionary as it keeps them: by name, in float32, on a device."""
+    return {name: torch.from_numpy(array).to(device, torch.float32) for name, array in arrays.items()}
 
 
 def _site(found: Found, given: str | None, about: Mapping[str, Any]) -> str:
@@ -118,4 +122,4 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _tie(given: Mapping[str, Any]) -> Tie:
-    return Tie(str(given["concept"]), float(given["precision"]), float(given["recall"]))
+    return Tie(str(given["concept"]), *(float(given[name]) for name in ("above", "precision", "recall")))

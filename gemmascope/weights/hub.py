@@ -53,13 +53,15 @@ def files_of(repo: str) -> list[str]:
     with _explained(repo):
         try:
             if not constants.HF_HUB_OFFLINE:
-                return sorted(HfApi(endpoint=constants.ENDPOINT).list_repo_files(repo))
+                about = HfApi(endpoint=constants.ENDPOINT).model_info(repo)
+                return sorted(file.rfilename for file in about.siblings or ())
         except HfHubHTTPError:  # the hub answered, and said no
             raise
         except Exception as error:  # the transports' own errors, of several libraries
             if not _is_connection(error):
                 raise
-        folder = Path(snapshot_download(repo, local_files_only=True))
+        # Its folder in the cache, which need not be whole: of no file is it asked whether it is there.
+        folder = Path(snapshot_download(repo, local_files_only=True, allow_patterns=["-"]))
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 

@@ -1,0 +1,182 @@
+"""The dictionary inside the package: what it keeps of nano, the concepts that its features tie to, and how it is trained."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import checkpoint, model_of
+
+import gemmascope as gs
+from gemmascope.dictionaries import train
+from gemmascope.dictionaries.concepts import CONCEPTS, labels
+from gemmascope.dictionaries.dictionary import Dictionary
+from gemmascope.dictionaries.load import ABOUT
+from gemmascope.dictionaries.locate import NANO
+from gemmascope.dictionaries.npz import read_params
+from gemmascope.dictionaries.ties import Texts, ties_of
+from gemmascope.errors import DictionaryError
+from gemmascope.nano.corpus import texts
+
+FEW_DOZEN = 36
+
+
+@cache
+def fresh() -> Texts:
+    """Texts that neither trained the dictionary nor chose its ties."""
+    return Texts.of(gs.load_sae("nano"), gs.load(), "test", 700)
+
+
+# -- the concepts' own rules --
+
+
+def marked(concept: str, text: str) -> list[str]:
+    tokens = text.split("|")
+    return [token for token, holds in zip(tokens, labels(tokens)[:, list(CONCEPTS).index(concept)], strict=True) if holds]
+
+
+@pytest.mark.parametrize(
+    ("concept", "text", "wanted"),
+    [
+        ("a place", "<bos>|Anna| went| to| the| park|.", [" park"]),
+        ("a woman's name", "<bos>|Anna| met| John|.", ["Anna"]),
+        ("a name said before", "<bos>|Anna| and| John|.| John| gave| Anna", [" John", " Anna"]),
+        ("a name for the first time", "<bos>|Anna| and| John|.| John| gave| Anna", ["Anna", " John"]),
+        ("a plural right after the", "<bos>|The| keys| near| the| keys|,| keys", [" keys", " keys"]),
+        ("inside a bracket", '<bos>| the| (|the| red|"|hat|"|)|.', [" (", "the", " red", '"', "hat", '"']),
+        ("inside a quote", '<bos>| the| (|the| red| "|hat|"|)|.', [' "', "hat"]),
+        ("a colour inside a bracket or quote", "<bos>| red| [|the| blue| hat|]| red", [" blue"]),
+        ("a colour inside a bracket", '<bos>| "|the| red| [|the| blue| hat|]|"', []),
+        ("digit 3 of a number", "<bos>|In| |1|7|4|1| to| |1|8", ["4"]),
+        ("right before a name", "<bos>| met| John| and| Anna", [" met", " and"]),
+        ("the in front of a place", "<bos>|The| park| near| the| hat", ["The"]),
+        ("the user's turn", "<bos>|<start_of_turn>|user|\n|Hi|<end_of_turn>|\n|<start_of_turn>|model|\n|Yes", ["\n", "Hi"]),
+        ("the first word of a sentence", "<bos>|Anna| ran|.| She| fell|.", ["Anna", " She"]),
+    ],
+)
+def test_a_concept_marks_its_tokens(concept: str, text: str, wanted: list[str]) -> None:
+    assert marked(concept, text) == wanted
+
+
+# -- what ships --
+
+
+@pytest.mark.nano
+def test_the_package_holds_one_small_dictionary_in_gemma_scopes_format() -> None:
+    (path,) = NANO.rglob("params.npz")
+    assert sum(file.stat().st_size for file in NANO.rglob("*") if file.is_file()) < 1_500_000
+    assert path.relative_to(NANO).parts[:2] == ("layer_3", "width_1k")
+    d = gs.load_sae()
+    assert np.array_equal(read_params(path)["W_dec"].astype(np.float32), d.W_dec.numpy())
+    assert (d.site, d.layer, d.n_features, d.d_in) == ("resid_post", 3, 1024, 128)
+    assert (d.threshold > 0).all()
+    assert torch.allclose(d.W_dec.norm(dim=1), torch.ones(1024), atol=2e-3)
+    with pytest.raises(DictionaryError, match=r"trained for nano, 'resid_post' of layer 3.*given 'random'"):
+        d.require_fit(model_of(checkpoint("lglg")))
+    with pytest.raises(DictionaryError, match=r"whose weights or dtype differ .*any_model=True"):
+        d.require_fit(gs.load(dtype="bfloat16"))
+    gs.load_sae(any_model=True).require_fit(gs.load(dtype="bfloat16"))
+
+
+@pytest.mark.nano
+def test_what_it_keeps_of_nano() -> None:
+    assert fresh().explained >= 0.88
+    assert 8 <= len(fresh().pos) / fresh().n_rows <= 12
+    found = gs.load_sae().loss_recovered(list(islice(texts("another seed"), 60)))
+    assert found.recovered >= 0.985
+    assert found.added <= 0.12
+
+
+@pytest.mark.nano
+def test_a_few_dozen_features_tie_to_a_concept_on_fresh_texts() -> None:
+    d = gs.load_sae()
+    again = {feature: fresh().tie(feature, tie.concept, tie.above) for feature, tie in d.concepts.items()}
+    assert all(tie.precision >= 0.7 and tie.recall >= 0.4 for tie in again.values())  # rare words: some luck either way
+    good = {feature: tie for feature, tie in again.items() if tie.precision >= 0.8 and tie.recall >= 0.5}
+    assert len(good) >= FEW_DOZEN + 14
+    concepts = {tie.concept for tie in good.values()}
+    assert len(concepts) >= FEW_DOZEN - 4
+    assert concepts >= {
+        "a place", "a person's name", "a name said before", "a plural right after the", "a verb with a plural subject",
+        "a colour inside a bracket or quote", "the in front of what a bracket or quote holds", "a colour", "a country",
+        "a month", "digit 1 of a number",
+    }  # fmt: skip
+    strangers = {feature: fresh().tie(feature, "a month", tie.above) for feature, tie in d.concepts.items()}
+    assert sum(tie.precision > 0.5 for tie in strangers.values()) <= 1  # a tie is to its own concept
+
+
+@pytest.mark.nano
+def test_features_of_a_prompt_and_a_sweep_over_them() -> None:
+    d = gs.load_sae()
+    found = d.encode(gs.trace("When Mary and John went to the store, John gave a drink to"))
+    assert "a place" in [concept for _, _, concept in found.top(5, " store")]
+    assert found.explained > 0.8
+    assert "a name said before" in [concept for _, _, concept in found.top(5, 10)]
+    s = gs.feature_sweep(d, "When Mary and John went to the store, John gave a drink to", gs.logit_diff(" Mary", " John"))
+    assert set(s.effect.dims) == {"feature"}
+    feature = s.top(1)[0][0]["feature"]
+    changed = gs.trace(found.ids, edits=[gs.splice(d, {feature: 0.0})]).next_logits
+    mary, john = (gs.load().tokenizer.single(name) for name in (" Mary", " John"))
+    assert abs(float(changed[mary] - changed[john]) - s.base - s.top(1)[0][1]) <= 1e-4
+
+
+# -- how it is made --
+
+
+@pytest.mark.nano
+def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ROWS": 4000, "BATCH": 64, "FEATURES": 96, "ACTIVE": 6, "THRESHOLD_ROWS": 32}.items():
+        monkeypatch.setattr(train, name, value)
+    runs = []
+    for name in ("straight", "stopped"):
+        (tmp_path / name).mkdir()
+        runs.append(train.Run(tmp_path / name, gs.load(), 40))
+    runs[0].train()
+    runs[1].train(17)
+    resumed = train.Run(tmp_path / "stopped", gs.load(), 40)
+    assert resumed.step == 17
+    resumed.train()
+    for name, array in runs[0].arrays().items():
+        assert np.array_equal(array, resumed.arrays()[name]), name
+
+
+@pytest.mark.nano
+def test_the_form_of_gemma_scope_computes_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ROWS": 4000, "BATCH": 64, "FEATURES": 96, "ACTIVE": 6, "THRESHOLD_ROWS": 32}.items():
+        monkeypatch.setattr(train, name, value)
+    run = train.Run(tmp_path, gs.load(), 60)
+    run.train()
+    w = {name: weight.detach() for name, weight in run.weights.items()}
+    rows = run.rows[:200].float()
+    pre = ((rows - run.mean) / run.scale @ w["W_enc"] + w["b_enc"]).relu()
+    wanted = ((pre * (pre > run.threshold)) @ w["W_dec"] + w["b_dec"]) * run.scale + run.mean
+    arrays = {name: torch.from_numpy(array.astype(np.float32)) for name, array in run.arrays().items()}
+    found = Dictionary(**arrays, site="resid_post", layer=3).encode(rows).reconstruction  # type: ignore[arg-type]
+    near = (found - wanted).norm(dim=1) <= 1e-2 * wanted.norm(dim=1)  # float16, and a few that cross the threshold
+    assert float(near.float().mean()) >= 0.95
+
+
+@pytest.mark.nano
+def test_ties_are_what_a_count_says() -> None:
+    found, d = fresh(), gs.load_sae()
+    column = list(CONCEPTS).index("a place")
+    feature = next(f for f, tie in d.concepts.items() if tie.concept == "a place")
+    above = d.concepts[feature].above
+    rows = set(found.pos[(found.feature == feature) & (found.value > above)].tolist())
+    places = set(found.holds[:, column].nonzero().flatten().tolist())
+    tie = found.tie(feature, "a place", above)
+    assert tie.precision == round(len(rows & places) / len(rows), 3)
+    assert tie.recall == round(len(rows & places) / len(places), 3)
+    assert set(ties_of(found, found)) >= {feature}
+
+
+def test_the_table_beside_the_weights_is_read(tmp_path: Path) -> None:
+    (path,) = NANO.rglob(ABOUT)
+    d = gs.load_sae(path.parent)
+    assert len(d.concepts) >= FEW_DOZEN
+    assert {tie.concept for tie in d.concepts.values()} <= set(CONCEPTS)
+    assert f"{len(d.concepts)} features tied to a concept" in repr(d)
