@@ -1,0 +1,646 @@
+"""The patching lab without a front end: its numbers are those of gs.sweep, whatever is asked when, and by whom."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import checkpoint, model_of, prompt
+from pieces import Pieces, worded
+from reference import error
+
+import gemmascope as gs
+from gemmascope.errors import GemmascopeError, PromptError, SiteError, SweepError
+from gemmascope.model.model import Model
+from gemmascope.run import memory as memory_module
+from gemmascope.run.jobs import Cost
+from gemmascope.run.sweep import Asked, prepare
+from gemmascope.sites import LAYER_SITES
+from gemmascope.tokens import Tokenizer
+from gemmascope.widgets import pace as pace_module
+from gemmascope.widgets.aligned import aligned_data
+from gemmascope.widgets.board import ESTIMATED, EXACT, NOT_RUN, UNDER_WAY, cells_of
+from gemmascope.widgets.experiment import Experiment
+from gemmascope.widgets.pace import Pace
+from gemmascope.widgets.session import LabSession
+from gemmascope.widgets.settings import Settings, grids_of
+from gemmascope.widgets.worker import Turns, turns_of
+
+CLOSE = 1e-5
+N_POS = 7
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+
+
+@cache
+def model(kinds: str = "lgl") -> Model:
+    return model_of(checkpoint(kinds))
+
+
+def lab(m: Model | None = None, **asked: Any) -> LabSession:
+    """A lab about two prompts of ids."""
+    return LabSession(prompt(N_POS), prompt(N_POS, seed=1), 5, 9, model=m or model(), **asked)
+
+
+def exact(m: Model | None = None, **asked: Any) -> np.ndarray[Any, Any]:
+    """The effects that gs.sweep finds."""
+    clean, corrupt = prompt(N_POS), prompt(N_POS, seed=1)
+    found = gs.sweep(clean, corrupt, gs.logit_diff(5, 9), model=m or model(), **{"site": "resid_pre", **asked}).effect.values
+    return np.asarray(found)
+
+
+def worded_lab(clean: Any = CLEAN, corrupt: Any = CORRUPT, answer: Any = " Mary", against: Any = " John") -> LabSession:
+    return LabSession(clean, corrupt, answer, against, model=worded())
+
+
+@pytest.fixture
+def one_cell_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 1)
+
+
+# -- numbers --
+
+
+@pytest.mark.parametrize("site", LAYER_SITES)
+def test_a_lab_finds_what_a_sweep_finds(site: str) -> None:
+    for by in grids_of(site):
+        found = lab(site=site, by=by)
+        expected = exact(site=site, by=by)
+        result = found.run()
+        assert list(result.question.axes) == list(by)
+        assert (np.isnan(expected) == np.isnan(result.effect.values)).all()
+        board = found.board()
+        assert board is not None
+        for values in (result.effect.values, board.values):
+            assert error(np.nan_to_num(values), np.nan_to_num(expected)) <= CLOSE
+        assert (board.marks == np.where(np.isnan(expected), NOT_RUN, EXACT)).all()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"into": "clean"}, {"layers": "local"}, {"layers": "global"}, {"metric": "answer_prob"}, {"by": ("pos", "layer")}],
+    ids=str,
+)
+def test_every_setting_is_that_of_a_sweep(asked: dict[str, Any]) -> None:
+    words: dict[str, Any] = {name: value for name, value in asked.items() if name in ("into", "by")}
+    words |= {"layer": {"local": [0, 2], "global": [1]}[asked["layers"]]} if "layers" in asked else {}
+    metric = gs.answer_prob(5) if "metric" in asked else gs.logit_diff(5, 9)
+    expected = gs.sweep(prompt(N_POS), prompt(N_POS, seed=1), metric, site="mlp_out", model=model(), **words)
+    found = lab(site="mlp_out", **asked)
+    assert error(found.run().effect.values, expected.effect.values) <= CLOSE
+    assert found.code() == expected.code()
+    assert found.experiment is not None
+    baselines = found.experiment.baselines
+    assert baselines == {
+        "clean": pytest.approx(expected.clean, rel=1e-5),
+        "corrupt": pytest.approx(expected.corrupt, rel=1e-5),
+    }
+
+
+PARTS: list[tuple[str, Any, Any, Any]] = [
+    ("cell", 1, 3, (slice(1, 2), slice(3, 4))),
+    ("row", 2, None, (slice(2, 3), slice(None))),
+    ("column", None, 0, (slice(None), slice(0, 1))),
+    ("rectangle", (2, 1), (3, 5), (slice(1, 3), slice(3, 6))),
+    ("all", None, None, (slice(None), slice(None))),
+]
+
+
+@pytest.mark.parametrize(("what", "row", "column", "place"), PARTS, ids=[part[0] for part in PARTS])
+def test_parts_of_a_grid_fill_one_result(what: str, row: Any, column: Any, place: Any) -> None:
+    expected, found = exact(), lab()
+    found.run("cell", 0, 6)
+    found.run(what, row, column)
+    board = found.board()
+    assert board is not None
+    wanted = np.zeros((3, N_POS), bool)
+    wanted[place] = True
+    wanted[0, 6] = True
+    assert ((board.marks == EXACT) == wanted).all()
+    assert (found.experiment.result.finished[0] == wanted).all()  # type: ignore[union-attr]
+    assert error(board.values[wanted], expected[wanted]) <= CLOSE
+    assert np.isnan(board.values[~wanted]).all()
+
+
+def test_a_cell_is_run_once(one_cell_a_chunk: None) -> None:
+    found = lab()
+    found.run("row", 1)
+    counted: list[int] = []
+    found.listener = lambda event: counted.append(len(found.experiment.result.finished.nonzero()[0]))  # type: ignore[union-attr]
+    found.run("rectangle", (0, 1), (0, 1))
+    assert sorted(set(counted)) == [7, 8, 9]
+    assert found.expected("row", 1) == (0, 0.0)
+    assert found.expected("all")[0] == 12
+
+
+def test_an_estimate_gives_way_to_exact_numbers() -> None:
+    found = lab()
+    estimated = gs.attribute(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), site="resid_pre", model=model())
+    assert error(found.run("estimate").effect.values, estimated.effect.values) <= CLOSE
+    board = found.board()
+    assert board is not None
+    assert (board.marks == ESTIMATED).all()
+    found.run("row", 1)
+    found.run("estimate")
+    board = found.board()
+    assert board is not None
+    assert (board.marks == [[ESTIMATED] * N_POS, [EXACT] * N_POS, [ESTIMATED] * N_POS]).all()
+    assert error(board.values[1], exact()[1]) <= CLOSE
+    assert error(board.values[[0, 2]], estimated.effect.values[[0, 2]]) <= CLOSE
+    assert np.isnan(found.run("cell", 1, 1).effect.values[0]).all()  # the result holds what is exact, and no estimate
+
+
+def test_edges_that_the_mask_hides_are_not_counted() -> None:
+    found = lab(site="pattern", by=("q_pos", "k_pos"))
+    found.wait()
+    assert found.expected()[0] == N_POS * (N_POS + 1) // 2
+    found.run("rectangle", (0, 1), (1, 6))
+    board = found.board()
+    assert board is not None
+    assert (np.argwhere(board.marks == EXACT) == [[1, 1]]).all()
+    assert not (board.marks == UNDER_WAY).any()
+
+
+def test_a_kv_head_is_an_axis() -> None:
+    assert lab(site="k").settings.by == ("layer", "kv_head")
+    assert lab(site="k", by=("layer", "head")).settings.by == ("layer", "kv_head")
+    assert lab(site="k").run().question.axes["kv_head"] == [0, 1, 2, 3]
+
+
+# -- threads --
+
+
+def test_a_cancel_ends_within_a_chunk_and_keeps_what_is_done(one_cell_a_chunk: None) -> None:
+    found = lab()
+    found.wait()
+    kinds: list[str] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        kinds.append(event["kind"])
+        if found.experiment is not None and found.experiment.result.finished.sum() == 4:
+            found.cancel()
+
+    found.listener = watch
+    job = found.start()
+    assert job.ended.wait(30)
+    assert found.experiment is not None
+    assert found.experiment.result.finished.sum() == 4  # not one chunk more
+    assert (found.experiment.board.marks == EXACT).sum() == 4
+    assert not found.experiment.board.under_way.any()
+    assert kinds[-1] == "cancelled"
+    assert not found.is_busy
+    found.listener = None
+    assert error(found.run().effect.values, exact()) <= CLOSE  # and it goes on where it stopped
+
+
+def test_a_click_goes_before_the_rest_of_a_long_job(one_cell_a_chunk: None) -> None:
+    found = lab()
+    found.wait()
+    order: list[int] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        assert found.experiment is not None
+        done = np.flatnonzero(found.experiment.result.finished[0])
+        order.extend(n for n in done if n not in order)
+        if len(order) == 2 and not found.experiment.result.finished[0, 2, 6]:
+            found.click(2, 6)
+
+    found.listener = watch
+    found.start()
+    found.wait(30)
+    assert order.index(2 * N_POS + 6) == 2
+    assert len(order) == 3 * N_POS
+
+
+def test_a_click_is_answered_in_the_thread_that_asked() -> None:
+    found = lab()
+    found.wait()
+    threads: list[Any] = []
+    found.listener = lambda event: threads.append((event["kind"], threading.current_thread()))
+    found.experiment.pace.row_layer = 1e-9  # type: ignore[union-attr]
+    found.click(1, 2)
+    assert threads == [("cells", threading.main_thread())] * 2 + [("done", threading.main_thread())]
+    board = found.board()
+    assert board is not None
+    assert abs(board.exact[1, 2] - exact()[1, 2]) <= 1e-4
+    threads.clear()
+    found.click(1, 2)  # there is nothing to do
+    assert threads == []
+    found.experiment.pace.row_layer = 1.0  # type: ignore[union-attr]
+    found.click(1, 3)  # it would take too long: the worker's
+    found.wait(30)
+    assert threading.main_thread() not in [thread for _, thread in threads]
+    turns_of(model()).take_if_free()  # another lab is at work: the worker waits for its turn
+    found.experiment.pace.row_layer = 1e-9  # type: ignore[union-attr]
+    found.click(1, 4)
+    assert found.is_busy
+    turns_of(model()).give_back()
+    found.wait(30)
+    board = found.board()
+    assert board is not None
+    assert (board.marks[1, 2:5] == EXACT).all()
+
+
+def test_what_is_computed_for_an_older_question_is_not_told(one_cell_a_chunk: None) -> None:
+    found = lab()
+    found.wait()
+    told: list[tuple[int, str]] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        told.append((event["seq"], event["kind"]))
+        if event == {**event, "seq": 1, "kind": "cells"} and found.seq == 1 and len(told) > 2:
+            found.set(into="clean")
+
+    found.listener = watch
+    old = found.start()
+    assert old.ended.wait(30)
+    found.wait(30)
+    first = [seq for seq, _ in told].index(2)
+    assert {seq for seq, _ in told[first:]} == {2}
+    assert {seq for seq, _ in told[:first]} == {1}
+    assert old.cancelled
+    board = found.board()
+    assert board is not None
+    assert board.is_blank
+    assert found.settings.into == "clean"
+    (kept,) = found.experiments()
+    assert kept.settings.into == "corrupt"
+    assert 0 < kept.result.finished.sum() < 3 * N_POS
+    assert error(found.run().effect.values, exact(into="clean")) <= CLOSE
+    assert [one.settings.into for one in found.experiments()] == ["corrupt", "clean"]
+
+
+def test_events_are_numbered() -> None:
+    found = lab()
+    events: list[dict[str, Any]] = []
+    found.wait()
+    found.listener = events.append
+    found.run("row", 0)
+    found.set(site="z")
+    found.run("estimate")
+    numbers = [event["number"] for event in events]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert [event["seq"] for event in events] == sorted(event["seq"] for event in events)
+
+
+def test_two_labs_of_one_model_take_turns_and_find_what_sweeps_find(one_cell_a_chunk: None) -> None:
+    labs = [lab(site=site) for site in ("resid_pre", "z")]
+    turns: list[int] = []
+    for i, one in enumerate(labs):
+        one.wait()
+        one.listener = lambda event, i=i: turns.append(i)
+    jobs = [one.start() for one in labs]
+    assert all(job.ended.wait(60) for job in jobs)
+    for one in labs:
+        expected = exact(site=one.settings.site, by=one.settings.by)
+        assert error(one.experiment.result.effect.values, expected) <= CLOSE  # type: ignore[union-attr]
+    changes = sum(a != b for a, b in itertools.pairwise(turns))
+    assert changes > len(turns) / 3  # none of them goes through while the others wait
+
+
+def test_turns_are_given_in_the_order_in_which_they_were_asked_for() -> None:
+    turns, order = Turns(), list[int]()
+    assert turns.take_if_free()
+    assert not turns.take_if_free()
+
+    def wait(i: int) -> None:
+        with turns.turn():
+            order.append(i)
+
+    threads = []
+    for i in range(4):
+        threads.append(threading.Thread(target=wait, args=(i,)))
+        threads[-1].start()
+        while len(turns._waiting) < i + 2:
+            pass
+    turns.give_back()
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3]
+
+
+def test_the_callers_grad_mode_does_not_matter() -> None:
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode():
+            found = lab()
+            found.wait()
+            found.experiment.pace.row_layer = 1e-9  # type: ignore[union-attr]
+            found.click(0, 0)
+            estimated = found.run("estimate")
+            assert np.isfinite(estimated.values).all()
+            assert torch.is_grad_enabled() == (mode is torch.enable_grad)
+
+
+def test_labs_of_many_threads_can_be_read_while_they_work(one_cell_a_chunk: None) -> None:
+    found, expected = lab(), exact()
+    job = found.start()
+    while not job.ended.is_set():
+        board = found.board()
+        time.sleep(0.005)
+        if board is not None:
+            there = board.marks == EXACT
+            assert (there == ~np.isnan(board.values)).all()
+            assert error(board.values[there], expected[there]) <= CLOSE if there.any() else True
+    found.wait()
+
+
+# -- errors --
+
+
+def failing(found: LabSession, error: Exception) -> None:
+    def fail(*_: Any) -> Iterator[Any]:
+        raise error
+        yield
+
+    found.experiment.chunks = fail  # type: ignore[method-assign,union-attr,assignment]
+
+
+def test_an_error_in_a_job_is_shown_and_raised_where_python_waits() -> None:
+    found = lab()
+    found.wait()
+    kinds: list[str] = []
+    found.listener = lambda event: kinds.append(event["kind"])
+    failing(found, RuntimeError("no more memory"))
+    found.start()
+    with pytest.raises(RuntimeError, match="no more memory"):
+        found.wait()
+    assert "RuntimeError: no more memory" in (found.error or "")
+    assert kinds[-1] == "error"
+    found.wait()  # it was told once
+    failing(found, SweepError("take fewer cells"))
+    with pytest.raises(SweepError, match="take fewer cells"):
+        found.run("row", 0)
+    assert found.error == "take fewer cells"
+    assert not found.experiment.board.under_way.any()  # type: ignore[union-attr]
+    found.set(into="clean")
+    assert found.error is None
+    assert error(found.run().effect.values, exact(into="clean")) <= CLOSE
+
+
+def test_a_listener_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError("the page is gone")
+
+    found = lab(listener=fail)
+    assert error(found.run().effect.values, exact()) <= CLOSE
+    assert "the page is gone" in caplog.text
+
+
+def test_waiting_ends_when_its_time_is_up() -> None:
+    found = lab()
+    found.wait()
+    with turns_of(model()).turn():
+        with pytest.raises(SweepError, match=r"row 1 did not end within 0.01 s; it goes on: lab.wait\(\) or lab.cancel\(\)"):
+            found.run("row", 1, timeout=0.01)
+        with pytest.raises(SweepError, match=r"did not end within 0\.01 s"):
+            found.wait(timeout=0.01)
+        found.cancel()
+    found.wait(30)
+    assert found.board().is_blank  # type: ignore[union-attr]
+
+
+BAD: list[tuple[Callable[[LabSession], Any], type[GemmascopeError], str]] = [
+    (lambda x: x.run("cells"), SweepError, "what to run is one of 'all', 'row', .* or 'estimate'; given 'cells'"),
+    (lambda x: x.run("cell", 3, 0), SweepError, "there is no row 3: the grid has 3, from 0 to 2"),
+    (lambda x: x.run("cell", 0, -1), SweepError, "there is no column -1: the grid has 7, from 0 to 6"),
+    (lambda x: x.run("cell", 0), SweepError, "column is a number, counted from 0 along the grid; given None"),
+    (lambda x: x.run("rectangle", (0, 3), (0, 1)), SweepError, r"there is no row \(0, 3\)"),
+    (lambda x: x.click(0, 7), SweepError, "there is no column 7"),
+    (lambda x: x.look(9, 0), SweepError, "there is no row 9"),
+    (lambda x: x.expected("row", 5), SweepError, "there is no row 5"),
+    (lambda x: x.set(sit="z"), SweepError, "a lab has no setting 'sit'; it has clean, corrupt, answer, against, site"),
+    (lambda x: x.set(site="zz"), SiteError, "there is no site 'zz'"),
+    (lambda x: x.set(site="embed"), SweepError, "a lab's site is one of resid_pre, .*, of all layers; given 'embed'"),
+    (lambda x: x.set(site="blocks.1.attn.hook_z"), SweepError, "of all layers; given 'blocks.1.attn.hook_z'"),
+    (lambda x: x.set(by=("layer", "head")), SweepError, r"two axes of 'resid_pre', rows and columns: \('layer', 'pos'\)"),
+    (lambda x: x.set(by="layer"), SweepError, "two axes of 'resid_pre'"),
+    (lambda x: x.set(into="both"), SweepError, "into is one of 'corrupt', 'clean'; given 'both'"),
+    (lambda x: x.set(layers="odd"), SweepError, "layers is one of 'all', 'local', 'global'; given 'odd'"),
+    (lambda x: x.set(metric="rank"), SweepError, "metric is one of 'logit_diff', 'answer_prob', 'answer_logprob'; given"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ask", "wrong", "message"), BAD, ids=[message[:40] for *_, message in BAD])
+def test_what_cannot_be_is_refused_and_changes_nothing(ask: Any, wrong: type[Exception], message: str) -> None:
+    found = lab()
+    found.wait()
+    settings, seq = found.settings, found.seq
+    with pytest.raises(wrong, match=message):
+        ask(found)
+    assert (found.settings, found.seq, found.is_busy) == (settings, seq, False)
+
+
+def test_a_kind_of_layer_that_is_not_there_is_shown_and_raised() -> None:
+    found = lab(model("gg"), layers="local")
+    with pytest.raises(SweepError, match="'random' has no local layers: take all of them"):
+        found.run()
+    assert found.error == "'random' has no local layers: take all of them"
+    assert not found.can_run
+    found.set(layers="all")
+    assert found.can_run
+    assert error(found.run().effect.values, exact(model("gg"))) <= CLOSE
+
+
+# -- what is looked at first --
+
+
+@cache
+def split_model() -> Model:
+    """A model whose ' Maryanne' is two tokens, and whose 'Mary' is another token than ' Mary'."""
+    pieces = ["When", " Mary", " and", " John", " went", "anne", "Mary", "John", " ", "\n"]
+    return Model(worded().network, Tokenizer(Pieces(pieces), bos_id=2), "split")
+
+
+GOOD: dict[str, Any] = {"clean": "When Mary went", "corrupt": "When John went", "answer": " Mary", "against": " John"}
+CHECKS: list[tuple[dict[str, Any], list[tuple[str, str, str]]]] = [
+    ({}, []),
+    ({"clean": "When Mary went ", "corrupt": "When John went "}, [
+        ("warning", "clean", "the prompt ends in ' ': Gemma's words bring their space, so after it none can .* Remove it"),
+        ("warning", "corrupt", "the prompt ends in ' '")]),
+    ({"clean": "When Mary went \n", "corrupt": "When John went \n"}, [
+        ("warning", "clean", r"the prompt ends in ' \\n'"), ("warning", "corrupt", "the prompt ends in")]),
+    ({"answer": "Mary"}, [("warning", "answer", "'Mary' has no space in front: after a word the model says ' Mary'")]),
+    ({"answer": "Mary", "clean": "When Mary went ", "corrupt": "When John went "}, [
+        ("warning", "clean", "ends in"), ("warning", "corrupt", "ends in")]),
+    ({"against": " Maryanne"}, [
+        ("error", "against", r"an answer is one token; ' Maryanne' is 2: \[' Mary', 'anne'\]")]),
+    ({"answer": " When", "against": " anne"}, [
+        ("error", "answer", "' When' is 2: .*; 'When' is one token: was that meant"), ("error", "against", "' anne' is 2")]),
+    ({"answer": " John"}, [("error", "against", "the two answers are the same token: their difference is 0 everywhere")]),
+    ({"answer": " John", "metric": "answer_prob"}, []),
+    ({"answer": 99}, [("error", "answer", "token id 99 is outside the vocabulary")]),
+    ({"corrupt": ""}, [("error", "corrupt", "the prompt is empty")]),
+    ({"corrupt": "When Maryanne went"}, [
+        ("error", "corrupt", r"have 4 and 5 tokens, and each position needs its partner. At position 2 the corrupted "
+         r"prompt's ' Maryanne' splits into 2 tokens, \[' Mary', 'anne'\], where the other has 1, \[' Mary'\]: take a")]),
+    ({"clean": "When Johnanne went", "corrupt": "When Mary went"}, [
+        ("error", "corrupt", r"At position 2 the clean prompt's ' Johnanne' splits into 2 tokens, \[' John', 'anne'\], "
+         r"where the other has 1, \[' Mary'\]")]),
+    ({"corrupt": "When Mary went and John"}, [
+        ("error", "corrupt", r"From position 4 on the corrupted prompt has \[' and', ' John'\] more: add as much")]),
+    ({"corrupt": "When Mary went"}, [("warning", "corrupt", "the two prompts are the same: patching changes nothing")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "expected"), CHECKS, ids=[repr(asked)[:50] for asked, _ in CHECKS])
+def test_every_remark_says_what_to_do(asked: dict[str, Any], expected: list[tuple[str, str, str]]) -> None:
+    found = LabSession(**{**GOOD, **asked}, model=split_model())
+    assert [(remark.level, remark.about) for remark in found.checks] == [(level, about) for level, about, _ in expected]
+    for remark, (_, _, text) in zip(found.checks, expected, strict=True):
+        assert re.search(text, remark.text), remark.text
+    assert found.can_run == all(level != "error" for level, _, _ in expected)
+    if not found.can_run:
+        with pytest.raises(GemmascopeError):
+            found.run("cell", 0, 0)
+        with pytest.raises(GemmascopeError):
+            found.code()
+        found.set(**GOOD, metric="logit_diff")  # and it can be mended
+    assert np.isfinite(found.run("cell", 0, 0).values[0, 0, 0])
+
+
+def test_a_wrong_prompt_raises_what_a_sweep_raises() -> None:
+    with pytest.raises(SweepError, match="the positions of the two prompts must match: they have 4 and 5 tokens"):
+        LabSession(**{**GOOD, "corrupt": "When Maryanne went"}, model=split_model()).run()
+    with pytest.raises(PromptError, match="' Maryanne' is 2"):
+        LabSession(**{**GOOD, "answer": " Maryanne"}, model=split_model()).run()
+    with pytest.raises(SweepError, match="the two answers are the same token"):
+        LabSession(**{**GOOD, "answer": " John"}, model=split_model()).run()
+
+
+def test_prompts_are_laid_beside_each_other() -> None:
+    m = split_model()
+    rows = aligned_data(m, *(m.ids(text).tolist() for text in ("When Mary went", "When John went")))
+    assert [row["same"] for row in rows] == [True, True, False, True]
+    assert rows[0]["clean"] == {"pos": 0, "text": "<bos>", "special": True}
+    assert [rows[2][name]["text"] for name in ("clean", "corrupt")] == [" Mary", " John"]
+    rows = aligned_data(m, *(m.ids(text).tolist() for text in ("When Mary went", "When Maryanne went")))
+    assert [(row["clean"] or {}).get("pos") for row in rows] == [0, 1, 2, None, 3]
+    assert [(row["corrupt"] or {}).get("pos") for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["same"] for row in rows] == [True, True, True, False, True]
+    assert aligned_data(model(), [3, 4], [3, 5])[1]["corrupt"] == {"pos": 1, "text": "5", "special": False}
+
+
+def test_answers_are_swapped() -> None:
+    found = worded_lab()
+    before = found.run("cell", 1, 4).effect.values[1, 4]
+    found.swap()
+    assert (found.settings.answer, found.settings.against) == (" John", " Mary")
+    assert found.run("cell", 1, 4).effect.values[1, 4] == pytest.approx(-before, rel=1e-4)
+
+
+# -- looking into a cell --
+
+
+@pytest.mark.parametrize("into", ["corrupt", "clean"])
+@pytest.mark.parametrize(("site", "cell", "head"), [("q", (1, 3), 3), ("pattern", (2, 7), 7), ("k", (0, 2), 4)])
+def test_a_cells_detail_is_that_of_a_run_with_its_patch(into: str, site: str, cell: tuple[int, int], head: int) -> None:
+    found = worded_lab()
+    found.set(site=site, into=into)
+    found.look(*cell)
+    found.wait()
+    detail = found.detail
+    assert detail is not None
+    runs = {"clean": gs.trace(CLEAN, model=worded()), "corrupt": gs.trace(CORRUPT, model=worded())}
+    base, source = runs[into], runs["clean" if into == "corrupt" else "corrupt"]
+    patched = gs.trace(base.ids, model=worded(), edits=[gs.patch(site, source, layer=cell[0], head=cell[1])])
+    for name, run in {**runs, "patched": patched}.items():
+        assert error(detail.patterns[name], run["pattern", cell[0]][head].numpy()) <= CLOSE
+    assert detail.pattern_of == f"layer {cell[0]} ({worded().config.kinds[cell[0]]}), head {head}"
+    for token, before, after in detail.top:
+        at = [worded().tokenizer.text(i) for i in range(61)].index(token)
+        assert before == pytest.approx(float(base.next_logits.softmax(-1)[at]), abs=1e-6)
+        assert after == pytest.approx(float(patched.next_logits.softmax(-1)[at]), abs=1e-5)
+    assert [text for text, *_ in detail.top][:5] == [text for text, *_ in patched.top(5)]
+    assert {text for text, *_ in base.top(5)} <= {text for text, *_ in detail.top}
+
+
+def test_a_cell_of_no_head_has_answers_only() -> None:
+    found = worded_lab()
+    found.look(1, 4)
+    found.wait()
+    assert found.detail is not None
+    assert found.detail.patterns == {}
+    assert found.detail.place == 'layer 1 (global), position 4 " John"'
+    assert len(found.detail.top) >= 5
+    found.set(site="z", by=("pos", "head"))  # a head of all layers
+    found.look(3, 1)
+    found.wait()
+    assert found.detail.patterns == {}
+
+
+# -- time --
+
+
+def test_chunks_of_a_resident_model_take_a_moment_and_of_a_streamed_one_all_there_is_room_for() -> None:
+    pace = Pace(model(), 14)
+    assert pace.seconds(Cost(3, 21, 63), 1000) is None
+    assert pace.rows(1000) == 1000
+    pace.take(Cost(), 14 * 3 * 1e-3)
+    assert pace.row_layer == pytest.approx(1e-3)
+    assert pace.seconds(Cost(3, 21, 63), 1000) == pytest.approx((63 + 14 * 3) * 1e-3)
+    assert pace.seconds(Cost(), 1000) == 0
+    assert pace.rows(1000) == int(pace_module.CHUNK / 1e-3 / 3)
+    assert pace.rows(10) == 10
+    pace.take(Cost(3, 21, 63), (63 + 42) * 2e-3)  # the newer measure counts twice
+    assert pace.row_layer == pytest.approx(5e-3 / 3)
+    pace.streams = True
+    pace.take(Cost(), 2.0)
+    assert pace.rows(1000) == 1000
+    assert pace.seconds(Cost(300, 2500, 7500), 1000) == 6.0
+
+
+def test_what_cells_take_is_known_before_they_run() -> None:
+    found = lab()
+    found.wait()
+    n_cells, seconds = found.expected()
+    assert n_cells == 3 * N_POS
+    assert seconds is not None
+    assert 0 < seconds < 60
+    cost = found.experiment.sweeping.cost()  # type: ignore[union-attr]
+    assert cost.n_cells == n_cells
+    assert cost.n_rows == 3 * sum(range(1, N_POS + 1))
+    assert cost.row_layers == (3 + 2 + 1) * sum(range(1, N_POS + 1))
+    assert found.expected("rectangle", (0, 1), (2, 3))[0] == 4
+
+
+@pytest.mark.parametrize("asked", [{"site": "resid_pre"}, {"site": "pattern", "by": ("q_pos", "k_pos")}], ids=str)
+def test_a_sweeps_cost_is_what_its_chunks_carry(asked: dict[str, Any]) -> None:
+    sweeping = prepare(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), Asked(**asked), model=model())
+    whole = sweeping.cost()
+    mask = cells_of(sweeping.plans[0].grid.shape, "column", None, 2)  # type: ignore[arg-type]
+    part = sweeping.cost(mask)
+    done = [pair for chunk in sweeping.chunks(mask, lambda: 9) for pair in chunk]
+    assert len(done) == part.n_cells == sweeping.result.finished.sum()
+    rest = sweeping.cost()
+    assert (rest.n_cells, rest.n_rows) == (whole.n_cells - part.n_cells, whole.n_rows - part.n_rows)
+    assert list(sweeping.chunks(mask)) == []
+
+
+# -- files --
+
+
+def test_a_lab_gives_the_code_and_a_table() -> None:
+    found = worded_lab()
+    found.run("estimate")
+    found.run("row", 1)
+    assert found.code() == gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", model=worded()).code()
+    frame = found.experiment.to_dataframe()  # type: ignore[union-attr]
+    assert frame.columns.tolist() == ["layer", "pos", "kind", "token", "effect", "is"]
+    assert frame["is"].tolist() == ["estimated"] * 15 + ["exact"] * 15 + ["estimated"] * 15
+    assert np.array_equal(frame["effect"].to_numpy(), found.board().values.reshape(-1))  # type: ignore[union-attr]
+
+
+def test_an_experiment_is_made_without_a_run(asked: list[int]) -> None:
+    made = Experiment(Settings(prompt(N_POS), prompt(N_POS, seed=1), 5, 9), model())
+    assert asked == []
+    made.run_baselines()
+    made.run_baselines()
+    assert asked == [0, 1, 2]
