@@ -172,7 +172,13 @@ WRITERS = {
 }
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("edit", POOL, ids=str)
+def test_beside_any_edit_every_part_is_that_of_a_plain_forward(by: str, edit: Any) -> None:
+    agrees("gl", 4, 6, by, [edit], 5, [3], [40])
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
 @given(
     kinds=st.sampled_from(["lg", "gg", "gll"]), kv=st.sampled_from([8, 4, 1]), by=st.sampled_from(BY),
     length=st.integers(4, 9), last=st.booleans(), data=st.data(),
@@ -184,11 +190,16 @@ def test_every_part_is_that_of_a_plain_forward(
     pos = length - 1 if last else data.draw(st.integers(0, length - 1))
     answer = data.draw(st.lists(st.integers(0, 29), min_size=1, max_size=3, unique=True))
     against = data.draw(st.lists(st.integers(30, 60), max_size=2, unique=True))
+    agrees(kinds, kv, length, by, edits, pos, answer, against)
+
+
+def agrees(
+    kinds: str, kv: int, length: int, by: str, edits: list[Any], pos: int, answer: list[int], against: list[int]
+) -> None:
     source, model = pair(kinds, kv)
     plain = Plain(source, prompt(length), edits, pos)
     along = plain.along(answer, against)
-    rest = plain.stream_edits()
-    splits = []
+    rest, splits = plain.stream_edits(), []
     for n in plain.layers:
         if by == "sublayer":
             rest |= {f"layers.{n}.{site}": plain.at(site, n) for site in ("attn_out", "mlp_out")}
@@ -200,20 +211,18 @@ def test_every_part_is_that_of_a_plain_forward(
         if names := [site for site in WRITERS[by] if plain.edited(site, n)]:
             name = " and ".join(f"layers.{n}.{site}" for site in names)
             rest[f"edit at {name}"] = plain.at(whole, n) - split.reshape(-1, len(along)).sum(0)
+    expected = {name: float(part @ along) for name, part in rest.items()}
+    size = max(max(map(abs, expected.values())), *(float(np.abs(split).max()) for split in splits), 0.0)
 
     found = gs.direct_logits(gs.trace(prompt(length), model=model, edits=edits), answer, against or None, by, pos=pos)
     ours = found.rest.to_series().to_dict() | (found.parts.to_series().to_dict() if by == "sublayer" else {})
-    assert set(ours) == set(rest)
-    sizes = [abs(float(part @ along)) for part in rest.values()] + [float(np.abs(s).max()) for s in splits]
-    for name, part in rest.items():
-        assert abs(ours[name] - part @ along) <= 1e-4 * max(sizes), name
-    if by != "sublayer":
-        assert np.abs(found.parts.values - np.array(splits)).max() <= 1e-4 * max(sizes)
-    raw = plain.seen["logits_raw", None][pos]
+    assert set(ours) == set(expected)
+    assert all(abs(ours[name] - value) <= 1e-4 * size for name, value in expected.items())
+    assert by == "sublayer" or np.abs(found.parts.values - np.array(splits)).max() <= 1e-4 * size
+    raw, capped = (plain.at(site, None) for site in ("logits_raw", "logits"))
     total = raw[answer].mean() - (raw[against].mean() if against else 0.0)
-    assert abs(found.total - total) <= 1e-4 * max(sizes)
-    assert abs(float(found.parts.sum() + found.rest.sum()) - total) <= 1e-4 * max(sizes)
-    capped = plain.seen["logits", None][pos]
+    assert abs(found.total - total) <= 1e-4 * size
+    assert abs(float(found.parts.sum() + found.rest.sum()) - total) <= 1e-4 * size
     assert found.capped == pytest.approx(capped[answer].mean() - (capped[against].mean() if against else 0.0), abs=1e-3)
 
 
@@ -327,6 +336,20 @@ def test_edits_after_the_stream_and_what_is_no_trace_are_refused() -> None:
         gs.direct_logits(t, 3)
     with pytest.raises(SiteError, match=r"gs.direct_logits\(gs.trace\(prompt\), ...\); given str"):
         gs.direct_logits("When Mary", " Mary")  # type: ignore[arg-type]
+
+
+def test_the_picture_says_how_much_it_does_not_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemmascope.plots.direct.MOST", 5)
+    for by in ("head", "neuron", "token"):
+        found = gs.direct_logits(run("mlp"), 3, 5, by)
+        figure = found.plot()
+        drawn = np.sum(figure.data[-1].z if figure.data[-1].type == "heatmap" else figure.data[-1].y)
+        assert f"; {found.total - drawn:+.3g} of it in parts not drawn" in figure.layout.title.subtitle.text
+    edited = gs.direct_logits(run("stream"), 3)
+    figure = edited.plot()
+    assert "edit at layers.1.resid_pre" in figure.layout.xaxis.ticktext
+    assert sum(figure.data[0].y) == pytest.approx(edited.total, rel=1e-4)
+    assert "not drawn" not in figure.layout.title.subtitle.text
 
 
 def test_a_single_token_is_a_prompt() -> None:

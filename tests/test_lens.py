@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import checkpoint, model_of, prompt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pieces import worded
+from reference import error
 from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.errors import PromptError, SiteError
+from gemmascope.model.gemma2 import Embedding, Layer
 from gemmascope.model.model import Model
-from gemmascope.run.replay import replay
 
 KINDS = ("lg", "lgl", "ggl")
+SITES = ("resid_pre", "resid_mid", "resid_post")
 
 
 def run(kinds: str = "lgl", seed: int = 0, length: int = 11, edits: Any = ()) -> gs.Trace:
@@ -33,17 +38,22 @@ def plain(model: Model, rows: Tensor) -> Tensor:
     return (30 * torch.tanh(x @ embedding.T / 30)).detach()
 
 
-def edited() -> list[gs.run.edits.Edit]:  # type: ignore[name-defined]
-    return [gs.ablate("z", layer=0, head=1), gs.scale("resid_pre", 0.5, layer=1, pos=3), gs.scale("resid_mid", 2.0, layer=1)]
+EDITS: list[Any] = [
+    gs.ablate("z", layer=0, head=1),
+    gs.scale("resid_pre", 0.5, layer=1, pos=0),
+    gs.scale("resid_mid", 2.0, layer=1),
+    gs.scale("head_out", 2.0, layer=1, head=2),
+    gs.scale("resid_post", 0.5, layer=0, pos=-1),
+]
 
 
 @pytest.mark.parametrize("kinds", KINDS)
-@pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post"])
+@pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("with_edits", [False, True])
 def test_the_lens_is_what_the_last_norm_and_the_unembedding_make_of_the_stream(
     kinds: str, site: str, with_edits: bool
 ) -> None:
-    t = run(kinds, edits=edited() if with_edits else ())
+    t = run(kinds, edits=EDITS if with_edits else ())
     found = gs.lens(t, site, top=4, answer=7)
     for layer in range(t.model.n_layers):
         logits = plain(t.model, t[site, layer])
@@ -59,7 +69,7 @@ def test_the_lens_is_what_the_last_norm_and_the_unembedding_make_of_the_stream(
 
 @pytest.mark.parametrize("with_edits", [False, True])
 def test_at_the_last_layer_the_lens_gives_the_logits(with_edits: bool) -> None:
-    t = run(edits=edited() if with_edits else ())
+    t = run(edits=EDITS if with_edits else ())
     found = gs.lens(t, pos=-1)
     assert np.array_equal(found.logits(-1).isel(layer=-1), t.next_logits)
     assert found.top_tokens.isel(layer=-1, pos=0).values.tolist() == [token for token, _, _ in t.top(5)]
@@ -79,25 +89,99 @@ def test_the_whole_stream_has_an_entry_after_every_sublayer() -> None:
         assert np.allclose(found.answer_logit[i], plain(t.model, stream)[:, 5], atol=1e-4)
 
 
-@pytest.mark.parametrize("site", ["attn_out", "mlp_out", "head_out"])
-def test_a_part_goes_through_the_norm_as_it_was_in_the_run(site: str) -> None:
-    t = run("lgl", edits=edited())
-    head = 3 if site == "head_out" else None
-    found = gs.lens(t, site, head=head, answer=2)
-    norm, embedding = t.model.network.model.norm, t.model.network.model.embed_tokens.weight.detach()
+def part(t: gs.Trace, site: str, head: int | None, answer: int) -> Tensor:
+    """[layer, pos]: a part through the last norm with the scale of the run, the unembedding and the cap, in float64."""
+    norm, embedding = t.model.network.model.norm, t.model.network.model.embed_tokens.weight.detach().double()
     x = t["resid_post", -1].double()
     gain = (1 + norm.weight.detach().double()) / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-    for layer in range(3):
-        part = t[site, layer] if head is None else t[site, layer][:, head]
-        expected = 30 * torch.tanh((part.double() * gain) @ embedding[2].double() / 30)
-        assert np.allclose(found.answer_logit.sel(layer=layer), expected, atol=1e-4)
-        assert np.allclose(found.logits(3).sel(layer=layer)[2], expected[3], atol=1e-4)
+    rows = [t[site, layer] if head is None else t[site, layer][:, head] for layer in range(t.model.n_layers)]
+    return 30 * torch.tanh((torch.stack(rows).double() * gain) @ embedding[answer] / 30)
+
+
+@pytest.mark.parametrize(("site", "head"), [("attn_out", None), ("mlp_out", None), ("head_out", 3), ("head_out", 2)])
+@pytest.mark.parametrize("with_edits", [False, True])
+def test_a_part_goes_through_the_norm_as_it_was_in_the_run(site: str, head: int | None, with_edits: bool) -> None:
+    t = run("lgl", edits=EDITS if with_edits else ())
+    found, expected = gs.lens(t, site, head=head, answer=2), part(t, site, head, 2)
+    assert np.allclose(found.answer_logit, expected, atol=1e-4)
+    assert np.allclose(found.logits(3)[:, 2], expected[:, 3], atol=1e-4)
+
+
+@settings(deadline=None, max_examples=8, derandomize=True)
+@given(
+    kinds=st.sampled_from(KINDS), kv=st.sampled_from([8, 2]), length=st.integers(1, 9), pos=st.integers(-1, 0),
+    edits=st.lists(st.sampled_from(EDITS), max_size=3, unique_by=id),
+)  # fmt: skip
+def test_before_the_cap_the_lenses_of_all_parts_add_up(kinds: str, kv: int, length: int, pos: int, edits: Any) -> None:
+    t = gs.trace(prompt(length), model=model_of(checkpoint(kinds, seed=kv, num_key_value_heads=kv)), edits=edits)
+    assert isinstance(t, gs.Trace)
+    found = [uncapped(gs.lens(t, "head_out", head=head).logits(pos).values) for head in range(8)]
+    assert error(sum(found), uncapped(gs.lens(t, "attn_out").logits(pos).values)) <= 1e-4
+    along = gs.direct_logits(t, 7, pos=pos).parts
+    for site in ("attn_out", "mlp_out"):
+        raw = uncapped(gs.lens(t, site).logits(pos).values)[:, 7]
+        wrote = np.array([float(along.sel(part=f"layers.{layer}.{site}")) for layer in range(len(kinds))])
+        assert np.abs(raw - wrote).max() <= 1e-4 * np.abs(along).max()
+
+
+def uncapped(logits: Any) -> Any:
+    """Logits before the cap."""
+    assert np.abs(logits).max() < 29.99  # nearer to it float32 no longer tells how far they were
+    return 30 * np.arctanh(logits.astype(np.float64) / 30)
+
+
+def test_an_edit_after_the_layers_is_not_in_the_lens() -> None:
+    t = run(edits=[gs.scale("final", 0.5), gs.scale("logits", 2.0)])
+    assert np.allclose(
+        gs.lens(t, answer=3).answer_logit.isel(layer=-1), plain(t.model, t["resid_post", -1])[:, 3], atol=1e-4
+    )
+    assert np.array_equal(gs.lens(t, answer=3).answer_logit, gs.lens(run(), answer=3).answer_logit)
+
+
+def test_of_a_bfloat16_model_the_last_layer_gives_its_logits() -> None:
+    t = gs.trace(prompt(9), model=model_of(checkpoint("lgl").bfloat16()))
+    found = gs.lens(t, "stream", answer=3)
+    assert found.entropy.dtype == np.float32
+    assert np.array_equal(found.answer_logit[-1], t.logits[:, 3])
+    for site in ("attn_out", "mlp_out"):
+        assert np.abs(gs.lens(t, site, answer=3).answer_logit - part(t, site, None, 3).numpy()).max() <= 0.5
+
+
+@pytest.mark.parametrize("kind", ["source", "int8"])
+def test_streamed_equals_resident(kind: str, tmp_path: Path) -> None:
+    checkpoint("lgl").save_pretrained(tmp_path / "source")
+    gs.quantize(tmp_path / "source", tmp_path / "int8")
+    one, other = (
+        gs.trace(prompt(9), model=gs.load(tmp_path / kind, memory=memory), edits=EDITS) for memory in ("1GiB", None)
+    )
+    for site in (*SITES, "stream", "attn_out", "mlp_out", "head_out"):
+        a, b = (gs.lens(t, site, head=2 if site == "head_out" else None, answer=5) for t in (one, other))
+        for name in ("top_ids", "top_probs", "entropy", "answer_rank", "answer_logit"):
+            assert getattr(a, name).identical(getattr(b, name))
+
+
+def test_the_logits_of_a_few_rows_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    t, rows, logits = run(length=40), [], Embedding.logits
+
+    def counted(table: Embedding, x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return logits(table, x)
+
+    def refused(*given: Any) -> None:
+        raise AssertionError("the outputs of all heads were made")
+
+    monkeypatch.setattr(Embedding, "logits", counted)
+    monkeypatch.setattr(Layer, "head_out", refused)
+    monkeypatch.setattr("gemmascope.analysis.rows.LOGIT_ELEMENTS", 61 * 7)
+    for site in ("stream", "head_out"):
+        gs.lens(t, site, head=1 if site == "head_out" else None, answer=1)
+    assert max(rows) == 7
 
 
 def test_rows_in_parts_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     t = run(length=13)
     whole = gs.lens(t, answer=1)
-    monkeypatch.setattr("gemmascope.analysis.lens.LOGIT_ELEMENTS", 61 * 3)
+    monkeypatch.setattr("gemmascope.analysis.rows.LOGIT_ELEMENTS", 61 * 3)
     parts = gs.lens(t, answer=1)
     assert np.array_equal(whole.top_ids, parts.top_ids)
     assert np.allclose(whole.answer_prob, parts.answer_prob, atol=1e-6)
@@ -119,22 +203,12 @@ def test_positions_and_labels() -> None:
     assert "answer's rank" in repr(found)
 
 
-def test_a_streamed_model_goes_through_its_layers_once(asked: list[int]) -> None:
+def test_layers_are_gone_through_once(asked: list[int]) -> None:
     t = run("lgl")
-    asked.clear()
-    gs.lens(t, "stream")
-    assert asked == [0, 1, 2]
-
-
-@pytest.mark.parametrize("with_edits", [False, True])
-def test_a_replay_gives_what_the_trace_gives(with_edits: bool) -> None:
-    t = run(edits=edited() if with_edits else ())
-    sites = ("resid_pre", "z", "mlp_act", "attn_out", "pattern", "head_out")
-    for layer, values in replay(t, sites):
-        for site in sites:
-            assert torch.allclose(values[site], t[site, layer.index], atol=1e-5), (site, layer.index)
-    with pytest.raises(SiteError, match="'logits' is not in the layers"):
-        next(replay(t, ["logits"]))
+    for site in ("stream", "resid_pre", "head_out"):
+        asked.clear()
+        gs.lens(t, site, head=1 if site == "head_out" else None)
+        assert asked == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +216,10 @@ def test_a_replay_gives_what_the_trace_gives(with_edits: bool) -> None:
     [
         ({"site": "z"}, SiteError, "a lens reads resid_pre, resid_mid, resid_post, stream, attn_out"),
         ({"site": "residpost"}, SiteError, "Did you mean 'resid_post'"),
+        ({"site": "blocks.1.hook_resid_post"}, SiteError, "every layer: give the site without one, 'resid_post'; given"),
+        ({"answer": 61}, PromptError, "token id 61 is outside the vocabulary"),
+        ({"top": 2.5}, SiteError, "top is a whole number from 1 to 61"),
+        ({"site": "head_out", "head": 8}, SiteError, "there is no head 8"),
         ({"top": 0}, SiteError, "top is a whole number from 1 to 61"),
         ({"top": 62}, SiteError, "top is a whole number from 1 to 61"),
         ({"head": 1}, SiteError, "'resid_post' has no heads"),
@@ -164,6 +242,9 @@ def test_a_prompt_is_no_trace_and_without_an_answer_there_is_nothing_to_follow()
     t = gs.trace("When Mary and John", model=worded())
     with pytest.raises(SiteError, match="follows no answer"):
         gs.lens(t).answer_rank  # noqa: B018
+    for pos in ([0, 1], None, slice(0, 2)):
+        with pytest.raises(SiteError, match="one position at a time"):
+            gs.lens(t).logits(pos)  # type: ignore[arg-type]
 
 
 def test_the_picture_has_the_top_token_in_every_cell() -> None:
@@ -175,6 +256,7 @@ def test_the_picture_has_the_top_token_in_every_cell() -> None:
         assert np.shape(heat.text) == array.shape
     assert np.array_equal(gs.lens(t).plot().data[-1].z, gs.lens(t).top_probs.isel(top=0))
     whole = gs.lens(t, "stream").plot()
-    assert list(whole.layout.yaxis.ticktext)[:2] == ["embed", "0 resid_mid"]
+    assert list(whole.layout.yaxis.ticktext)[:4] == ["embed", "0 resid_mid", "0 resid_post", "1 ◆ resid_mid"]
+    assert "1 ◆ resid_mid" in whole.data[-1].customdata[3][0]
     with pytest.raises(SiteError, match="colour is one of"):
         found.plot("logit")

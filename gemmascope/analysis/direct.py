@@ -78,7 +78,7 @@ class DirectLogits:
     def __repr__(self) -> str:
         ends = f"{self.total:+.4g} before the soft cap, {self.capped:+.4g} after it: the cap changes {self.cap_effect:+.4g}"
         lines = [f"  {value:+.4g}  {name}" for name, value in self.top()]
-        n_rest = f" and {len(self.rest)} other parts" if len(self.rest) else ""
+        n_rest = f" and {len(self.rest)} other part{'s' if len(self.rest) > 1 else ''}" if len(self.rest) else ""
         return "\n".join([f"{self.about}, by {self.by}: {self.parts.size}{n_rest}", ends, *lines])
 
     def _name(self, flat: int) -> str:

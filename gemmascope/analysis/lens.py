@@ -1,12 +1,10 @@
 """The lens: logits read from the stream between layers, as if what follows were not there.
 
-Source: nostalgebraist, "interpreting GPT: the logit lens" (2020). Rows are unembedded a few at a time, and of each only
-what is asked for is kept: the logits of all entries of a long prompt would not fit in memory.
+Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,9 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.analysis.metrics import Answer, answer_ids
+from gemmascope.analysis.rows import EVERY, PARTS, STREAM, entries_of, logits_of, read_rows
 from gemmascope.errors import SiteError
-from gemmascope.model.maths import soft_cap
-from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import find_site, read_name
@@ -27,13 +24,6 @@ from gemmascope.tokens import shown
 if TYPE_CHECKING:
     import pandas
     import xarray
-
-STREAM = ("resid_pre", "resid_mid", "resid_post")
-PARTS = ("attn_out", "mlp_out", "head_out")
-EVERY = "stream"
-
-# Logits held at once, in elements: 64 MB.
-LOGIT_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -55,7 +45,7 @@ class Lens:
     probs: Float[Tensor, "entry pos top"]
     entropies: Float[Tensor, "entry pos"]
     answer: int | None
-    followed: tuple[Float[Tensor, "entry pos"], ...]
+    followed: tuple[Tensor, ...]
 
     @property
     def top_tokens(self) -> xarray.DataArray:
@@ -100,9 +90,13 @@ class Lens:
         return lens(self.trace, self.site, self.ids.shape[-1], pos=list(self.positions), head=self.head, answer=answer)
 
     def logits(self, pos: int | str = -1) -> xarray.DataArray:
-        """All soft-capped logits at one position, (layer, vocab)."""
-        at = find_positions([pos] if isinstance(pos, int) else pos, self.trace.model, self.trace.ids)
-        read = [_logits(self.trace, site, rows[at], at) for (site, _), rows in _entries(self.trace, self.site, self.head)]
+        """All soft-capped logits at one position, which need not be one of those read, (layer, vocab)."""
+        at = find_positions(pos, self.trace.model, self.trace.ids)
+        if len(at) != 1:
+            raise SiteError(f"all logits are given at one position at a time; given pos={pos!r}")
+        read = [
+            logits_of(self.trace, site, rows[at], at) for (site, _), rows in entries_of(self.trace, self.site, self.head)
+        ]
         found = self._labelled(torch.stack(read).cpu().numpy(), "soft-capped logit", positions=at, vocab=True)
         return found.isel(pos=0)
 
@@ -142,11 +136,14 @@ class Lens:
 
     @cached_property
     def coords(self) -> dict[str, Any]:
-        """Labels of the entries: layer numbers and kinds; for the whole stream, the sites as well."""
+        """Labels of the entries: layer numbers and kinds; for the whole stream the sites as well, -1 for no layer."""
         kinds = self.trace.model.config.kinds
         if self.site == EVERY:
-            layers = [-1 if layer is None else layer for _, layer in self.entries]
-            return {"site": ("entry", [s for s, _ in self.entries]), "layer": ("entry", layers)}
+            return {
+                "site": ("entry", [site for site, _ in self.entries]),
+                "layer": ("entry", [-1 if layer is None else layer for _, layer in self.entries]),
+                "kind": ("entry", ["" if layer is None else kinds[layer] for _, layer in self.entries]),
+            }
         layers = [layer for _, layer in self.entries if layer is not None]
         return {"layer": layers, "kind": ("layer", [kinds[n] for n in layers])}
 
@@ -179,8 +176,9 @@ def lens(
     every sublayer. Or a part of it: "attn_out", "mlp_out", or "head_out" of one head; a part goes through the last norm
     with the scale that it had in that run at that position, so that logits of parts, before the cap, add up.
     top: how many tokens are kept at each place. pos: positions to read, as in gs.patch; None for all. answer: a token to
-    follow. At the last layer's "resid_post" the lens gives the logits, unless an edit comes after the layers.
-    Raises SiteError or PromptError for what is not there.
+    follow. Edits of the run are in what is read; at the last layer's "resid_post" it gives the run's logits. Those that
+    come after the layers (final, logits_raw, logits) are not: a lens reads every layer the same way.
+    SiteError for a site, head, position or number of tokens that is not there, PromptError for an answer that is no token.
     """
     if not isinstance(trace, Trace):
         raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {type(trace).__name__}")
@@ -190,13 +188,15 @@ def lens(
     name = site if site == EVERY else read_name(site)[0].name
     if name not in (*STREAM, *PARTS, EVERY):
         raise SiteError(f"a lens reads {', '.join((*STREAM, EVERY, *PARTS))}; given {site!r}")
+    if site != EVERY and read_name(site)[1] is not None:
+        raise SiteError(f"a lens reads every layer: give the site without one, {name!r}; given {site!r}")
     one = _one_head(trace, name, head)
     positions = find_positions(pos, trace.model, trace.ids)
     wanted = None if answer is None else _one_answer(answer, trace)
     entries, read = [], []
-    for entry, rows in _entries(trace, name, one):
+    for entry, rows in entries_of(trace, name, one):
         entries.append(entry)
-        read.append(_read_rows(trace, entry[0], rows, positions, int(top), wanted))
+        read.append(read_rows(trace, entry[0], rows, positions, int(top), wanted))
     ids, logits, probs, entropies, *followed = (torch.stack(values) for values in zip(*read, strict=True))
     places = tuple(entries), tuple(positions)
     return Lens(trace, name, one, *places, ids, logits, probs, entropies, wanted, tuple(followed))
@@ -220,47 +220,3 @@ def _one_answer(answer: Answer, trace: Trace) -> int:
     if len(ids) != 1:
         raise SiteError(f"a lens follows one answer at a time; given {answer!r}")
     return ids[0]
-
-
-def _entries(trace: Trace, site: str, head: int | None) -> Iterator[tuple[tuple[str, int | None], Tensor]]:
-    """What is read, in the order of the pass: ((site, layer), rows [pos, d_model])."""
-    if site == "resid_post":
-        for layer in range(trace.model.n_layers):
-            yield (site, layer), trace.stream[layer + 1]
-        return
-    if site == EVERY:
-        yield ("embed", None), trace.stream[0]
-    sites = ("resid_mid", "resid_post") if site == EVERY else (site,)
-    for at, found in replay(trace, sites):
-        for one in sites:
-            yield (one, at.index), found[one] if head is None else found[one][:, head]
-
-
-def _read_rows(
-    trace: Trace, site: str, rows: Tensor, positions: Sequence[int], top: int, answer: int | None
-) -> tuple[Tensor, ...]:
-    """Ids, logits and probabilities of the top tokens, the entropy; the answer's logit, probability and rank."""
-    step = max(1, LOGIT_ELEMENTS // trace.model.config.vocab_size)
-    parts = []
-    for start in range(0, len(positions), step):
-        at = positions[start : start + step]
-        logits = _logits(trace, site, rows[at], at)
-        logprobs = logits.log_softmax(-1)
-        best = logits.topk(top)
-        found = [best.indices, best.values, logprobs.gather(-1, best.indices).exp(), -(logprobs.exp() * logprobs).sum(-1)]
-        if answer is not None:
-            of_answer = logits[:, answer]
-            found += [of_answer, logprobs[:, answer].exp(), (logits > of_answer[:, None]).sum(-1).float()]
-        parts.append(found)
-    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
-
-
-def _logits(trace: Trace, site: str, rows: Tensor, positions: Sequence[int]) -> Float[Tensor, "row vocab"]:
-    """The soft-capped logits of rows of a site, which stand at these positions."""
-    network = trace.model.network
-    with torch.no_grad():
-        if site not in PARTS:
-            return network.unembed(rows)
-        gain = network.model.norm.gain(trace.stream[-1][list(positions)])
-        raw = network.model.embed_tokens.logits((rows.float() * gain).to(rows.dtype)).float()
-        return soft_cap(raw, trace.model.config.final_cap)

@@ -18,13 +18,23 @@ MOST = 24
 def direct_figure(found: DirectLogits) -> Any:
     """Bars for sublayers and the strongest neurons, heat maps for heads and for heads' sources."""
     unit = str(found.parts.attrs["long_name"])
-    drawn, which = {"sublayer": (found.parts, ""), "head": (found.parts, "")}.get(found.by) or _strongest(found)
+    drawn, which = _drawn(found)
     title = f"{found.about}{which}"
     figure = labelled_figure(drawn, title=title, unit=unit, diverging=True)
     cap = f"together {found.total:+.3g} before the soft cap, {found.capped:+.3g} after it"
-    rest = f"; {float(found.rest.sum()):+.3g} of it in parts not drawn" if found.rest.size else ""
+    hidden = drawn.size < found.parts.size + found.rest.size
+    rest = f"; {found.total - float(drawn.sum()):+.3g} of it in parts not drawn" if hidden else ""
     figure.update_layout(title_subtitle={"text": cap + rest, "font_size": 12})
     return figure
+
+
+def _drawn(found: DirectLogits) -> tuple[Any, str]:
+    """What a picture has room for, and what the title says of it. What edits wrote stands beside sublayers."""
+    import xarray
+
+    if found.by == "sublayer":
+        return xarray.concat([found.parts, found.rest], dim="part") if found.rest.size else found.parts, ""
+    return (found.parts, "") if found.by == "head" else _strongest(found)
 
 
 def _strongest(found: DirectLogits) -> tuple[Any, str]:

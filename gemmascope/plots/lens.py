@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gemmascope.errors import SiteError
-from gemmascope.plots.labelled import labelled_figure, text
+from gemmascope.plots.labelled import GLOBAL, labelled_figure, text
 from gemmascope.tokens import shown
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ def lens_figure(found: Lens, colour: str, of_answer: bool) -> Any:
     if colour not in COLOURS:
         raise SiteError(f"colour is one of {', '.join(COLOURS)}; given {colour!r}")
     array, unit = _drawn(found, colour, of_answer)
+    if found.site == "stream":
+        array = array.assign_coords(entry=_names(array))
     figure = labelled_figure(array, title=_title(found, of_answer), unit=unit, diverging=False, bound=_bound(colour))
     tokens = found.top_tokens.values[..., 0]
     if tokens.shape[1] <= MOST_COLUMNS:
@@ -29,7 +31,8 @@ def lens_figure(found: Lens, colour: str, of_answer: bool) -> Any:
         heat = figure.data[-1]
         heat.text, heat.texttemplate, heat.textfont = cells, "%{text}", {"size": 10}
     if found.site == "stream":
-        figure.update_yaxes(title="stream after", tickvals=list(range(len(found.entries))), ticktext=_names(found))
+        ticks = {"tickmode": "array", "tickvals": list(range(len(found.entries))), "ticktext": _names(array)}
+        figure.update_yaxes(title=f"stream ({GLOBAL} global layer)", **ticks)
     return figure
 
 
@@ -46,8 +49,11 @@ def _bound(colour: str) -> float | None:
     return 1.0 if colour == "probability" else None
 
 
-def _names(found: Lens) -> list[str]:
-    return [site if layer is None else f"{layer} {site}" for site, layer in found.entries]
+def _names(array: Any) -> list[str]:
+    """Each entry of the stream: 'embed', '3 ◆ resid_mid'."""
+    entries = zip(*(array[label].values.tolist() for label in ("layer", "kind", "site")), strict=True)
+    return [f"{layer} {GLOBAL if kind == 'global' else ''} {site}".replace("  ", " ") if kind else site
+            for layer, kind, site in entries]  # fmt: skip
 
 
 def _title(found: Lens, of_answer: bool) -> str:
