@@ -75,7 +75,9 @@ def test_axes_labels_and_tables() -> None:
     frame = found.to_dataframe()
     assert list(frame.columns) == ["pos", "token", "feature", "activation", "concept"]
     assert len(frame) == len(found.value)
-    assert set(frame.loc[frame.feature == 3, "concept"]) == {"a place"}
+    of_three = frame[frame.feature == 3]
+    assert (of_three.concept.notna() == (of_three.activation > 0.5)).all()
+    assert set(of_three.concept.dropna()) == {"a place"}
     assert "concept" not in sae().encode(trace()).acts.coords
 
 

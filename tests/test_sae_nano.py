@@ -129,7 +129,8 @@ def test_features_of_a_prompt_and_a_sweep_over_them() -> None:
 
 @pytest.mark.nano
 def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ROWS": 4000, "BATCH": 64, "FEATURES": 96, "ACTIVE": 6, "THRESHOLD_ROWS": 32}.items():
+    small = {"ROWS": 4000, "BATCH": 64, "FEATURES": 96, "ACTIVE": 2, "THRESHOLD_ROWS": 32, "DEAD_AFTER": 2, "WIDE": 1.0}
+    for name, value in small.items():
         monkeypatch.setattr(train, name, value)
     runs = []
     for name in ("straight", "stopped"):
@@ -139,6 +140,7 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path,
     runs[1].train(17)
     resumed = train.Run(tmp_path / "stopped", gs.load(), 40)
     assert resumed.step == 17
+    assert (resumed.asleep > 2).any()  # the loss that revives features is at work
     resumed.train()
     for name, array in runs[0].arrays().items():
         assert np.array_equal(array, resumed.arrays()[name]), name

@@ -107,6 +107,7 @@ class Features:
     def top(self, k: int = 5, pos: int | str = -1) -> list[tuple[int, float, str | None]]:
         """The k strongest features at a position: (feature, activation, concept or None), the strongest first.
 
+        A concept is named where the activation is above what the feature's tie to it asks for.
         pos: a number, or a token that occurs once. SiteError for a position that is not there.
         """
         if isinstance(k, bool) or not hasattr(k, "__index__") or k < 1:
@@ -114,7 +115,7 @@ class Features:
         here = self.pos == self._position(pos)
         strongest = self.value[here].sort(descending=True)
         features = self.feature[here][strongest.indices][:k].tolist()
-        return [(f, v, self._concept(f)) for f, v in zip(features, strongest.values.tolist(), strict=False)]
+        return [(f, v, self._concept(f, v)) for f, v in zip(features, strongest.values.tolist(), strict=False)]
 
     @cached_property
     def reconstruction(self) -> Float[Tensor, "pos d_out"]:
@@ -137,7 +138,7 @@ class Features:
         return float(1 - error.square().sum() / total) if len(x) > 1 else float("nan")
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row for each activation: pos, token, feature, activation, and the feature's concept if it has one."""
+        """One row for each activation: pos, token, feature, activation, and the concept as in top."""
         import pandas
 
         pos, feature = self.pos.tolist(), self.feature.tolist()
@@ -147,7 +148,7 @@ class Features:
                 "token": [self.tokens[p] for p in pos],
                 "feature": feature,
                 "activation": self.value.tolist(),
-                "concept": [self._concept(f) for f in feature],
+                "concept": [self._concept(f, v) for f, v in zip(feature, self.value.tolist(), strict=True)],
             }
         )
 
@@ -165,7 +166,8 @@ class Features:
 
     def __repr__(self) -> str:
         d, n = self.dictionary, len(self)
-        head = f"Features of {n} position{'s' * (n != 1)} in {d.call}: {len(self.active)} of {d.n_features:,} are active, "
+        active = len(set(self.feature[self.pos >= self.first].tolist()))
+        head = f"Features of {n} position{'s' * (n != 1)} in {d.call}: {active} of {d.n_features:,} are active, "
         l0 = torch.bincount(self.pos, minlength=n)[self.first :].float().mean()
         told = "" if self.target is None else f"; explained {self.explained:.1%} of the variance"
         lines = [head + f"{l0:.1f} a position{told}{' (<bos> left out)' if self.first else ''}"]
@@ -191,9 +193,10 @@ class Features:
             raise DictionaryError("a transcoder's rows say nothing of the output they stand for: encode a trace instead")
         return self.target
 
-    def _concept(self, feature: int) -> str | None:
+    def _concept(self, feature: int, value: float) -> str | None:
+        """The concept of an activation: its feature's, where it is as large as the tie to that asks for."""
         tie = self.dictionary.concepts.get(feature)
-        return tie.concept if tie else None
+        return tie.concept if tie and value > tie.above else None
 
     def _pos_coords(self) -> dict[str, Any]:
         return {"pos": range(len(self)), "token": ("pos", list(self.tokens))}
