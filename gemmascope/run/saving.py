@@ -101,7 +101,7 @@ def _describe(bound: BoundEdit) -> dict[str, Any]:
         raise TraceError(
             f"a trace with an edit by a function cannot be saved: {edit!r}. Save the values, and patch them instead"
         )
-    if not isinstance(edit, SAVED):
+    if type(edit) not in SAVED:
         raise TraceError(
             f"a trace with this edit cannot be saved, because the file would not hold what it needs: {edit!r}. Save what it "
             f"writes, t[{bound.address.site.name!r}, {bound.address.layer}], and patch that instead"
