@@ -43,7 +43,7 @@ class Attend:
         tap: BoundTap,
     ) -> Float[Tensor, "asked head d_head"]:
         if layout.kept is not None:
-            layout.kept.take(k, v, layout.positions)
+            layout.kept.take(k, v, layout.positions, layout.made)
             return layout.kept.attend(q, layout.positions, self.scale, self.cap, layout.made)
         whole = any(tap.wants(site) for site in EDGE_SITES)
         if not whole and any(block.start for block in layout.blocks):

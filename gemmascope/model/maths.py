@@ -11,16 +11,18 @@ def rms_norm(
     x: Float[Tensor, "*rows d_model"], weight: Float[Tensor, " d_model"], eps: float
 ) -> Float[Tensor, "*rows d_model"]:
     """x over its root mean square, times (1 + weight), computed in float32 and returned in x's dtype."""
-    x32 = x.float()
-    scaled, gain = x32 * rms_scale(x32, eps), 1.0 + weight.float()
+    x32, weight = x.float(), weight.float()
+    scaled = x32 * rms_scale(x32, eps)
     # In place where no gradient is recorded: a pass over memory less, and the same numbers.
-    return (scaled * gain if torch.is_grad_enabled() else scaled.mul_(gain)).to(x.dtype)
+    return (scaled.addcmul(scaled, weight) if torch.is_grad_enabled() else scaled.addcmul_(scaled, weight)).to(x.dtype)
 
 
 def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*rows 1"]:
     """What an RMS norm multiplies each row of x by, before its gain. Float32."""
-    x32 = x.float()
-    return torch.rsqrt(torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
+    norm = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
+    if torch.is_grad_enabled():
+        return torch.rsqrt(norm.square() / x.shape[-1] + eps)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # in place: of one row, each tensor made is a cost
 
 
 def gelu_gate(gate: Float[Tensor, "row d_mlp"], up: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:

@@ -51,7 +51,8 @@ class Decoder:
         """One more position for every run that goes on; the soft-capped logits after it, [run, vocab]."""
         layout = self._next_rows()
         layouts = [self._reading(layout, layer) for layer in range(self.model.n_layers)]
-        x = self._pass(torch.tensor(tokens, device=self.model.device), self.going, layouts, _Stepping(self._kept))
+        storing = _Stepping(self._kept) if self._whole else None
+        x = self._pass(torch.tensor(tokens, device=self.model.device), self.going, layouts, storing)
         for run in self.going:
             self.lengths[run] += 1
         return self._logits(x)
@@ -69,9 +70,11 @@ class Decoder:
         parts = [[x[spans[run]] for x in stream] for spans, stream in self._passes if run in spans]
         return [torch.cat(entry) for entry in zip(*parts, strict=True)]
 
-    def _pass(self, ids: Tensor, runs: Sequence[int], layouts: Sequence[Layout], storing: Tap) -> Tensor:
+    def _pass(self, ids: Tensor, runs: Sequence[int], layouts: Sequence[Layout], storing: Tap | None) -> Tensor:
         """Carry rows through the layers, and keep the stream at the entry of each. layouts: one for each layer."""
-        tap = Chain(Editing([self.edits[run] for run in runs]), storing)
+        # Without edits nothing is asked at every site: of one row, that is a cost.
+        editing = [Editing([self.edits[run] for run in runs])] if any(self.edits[run] for run in runs) else []
+        tap = Chain(*editing, *([storing] if storing else []))
         with torch.no_grad(), told_when_full(self.model), closing(self.model.layers()) as layers:
             stream = [self.model.network.embed(ids, layouts[0], tap)]
             for layer in layers:
@@ -134,5 +137,5 @@ class _Stepping(Tap):
             self.v = value
         elif site == "k_rot" and layout.kept is None:
             assert layer is not None
-            self.kept[layer].take(value, self.v, layout.positions)
+            self.kept[layer].take(value, self.v, layout.positions, layout.made)
         return value

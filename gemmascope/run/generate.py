@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gemmascope.errors import EditError, GenerationError
+from gemmascope.errors import GenerationError
 from gemmascope.model.model import Model
+from gemmascope.run.ahead import bind_ahead, cut
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.decoding import Decoder
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.generation import Generation
 from gemmascope.run.sampling import Sampling
+from gemmascope.run.showing import legible
 from gemmascope.run.stopping import Stopping, Writing
 from gemmascope.run.trace import is_many
-from gemmascope.run.where import find_positions_ahead
 
 Show = bool | Callable[[str], Any]
 
-_PLACES = ("pos", "q_pos", "k_pos")
+MOST_SEED = 2**63
 
 
 def generate(
@@ -45,11 +46,11 @@ def generate(
     edits: as in gs.trace, at absolute positions, in the prompt and in what is generated alike. A token is looked up in the
     prompt and a negative number counts from its end; numbers beyond it are positions to come, an open slice goes on
     through them, and pos=None means every position. A user's function (gs.edit) sees the rows of each pass: the prompt's
-    together, then each new position's alone.
+    together, then each new position's alone, at edge sites with the keys so far.
     temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), cut to the share
     top_p of probability. seed: of the draws; run i of several draws with seed + i, as it would alone. stop: texts or token
-    ids that end it, besides the model's own end tokens. show: True prints the text as it comes; a function is given each
-    piece of it.
+    ids that end it, besides the model's own end tokens (after chat messages also the end of a turn); a stop text may begin
+    and end inside tokens, and stays in the text. show: True prints the text as it comes; a function is given each piece.
     Interrupting returns what there is. Raises PromptError, SiteError, EditError or GenerationError for what does not fit,
     before anything is run.
     """
@@ -57,35 +58,32 @@ def generate(
     sampling = Sampling(temperature, top_p)
     many = is_many(prompt)
     prompts = list(prompt) if many else [prompt]
-    if show and many:
-        raise GenerationError(f"the text of one prompt is shown as it comes; given {len(prompts)}: leave show out")
-    if show and not model.has_tokenizer:
-        raise GenerationError(f"the model {model.name!r} came without a tokenizer, so there is no text to show")
-    _require_whole("max_new_tokens", max_new_tokens, 1)
-    _require_whole("seed", seed, 0)
-    runs = [_Run.of(one, i, model, edits, max_new_tokens, stop, seed) for i, one in enumerate(prompts)]
-    shown = _printed if show is True else show if callable(show) else _unseen
-    found = _Loop(runs, sampling, shown, model, max_new_tokens).run()
-    if show is True:
-        print()
+    shown = _shown(show, model, prompts if many else None)
+    n_new = _whole("max_new_tokens", max_new_tokens, 1)
+    seed = _whole("seed", seed, 0, MOST_SEED - len(prompts))
+    runs = [_Run.of(one, model, edits, n_new, stop, seed + i) for i, one in enumerate(prompts)]
+    try:
+        found = _Loop(runs, sampling, shown, model, n_new).run()
+    finally:
+        if show is True:
+            print()
     return found if many else found[0]
 
 
 @dataclass
 class _Run:
-    """One prompt on its way. edits: with their positions as numbers; new and logprobs: what was drawn so far."""
+    """One prompt on its way. new: the tokens that were drawn so far, each with its logarithm of probability."""
 
     prompt: Tensor
-    edits: tuple[Edit, ...]
+    edits: tuple[BoundEdit, ...]
     n_total: int
     writing: Writing
     generator: torch.Generator
-    new: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    new: list[tuple[int, float]] = field(default_factory=list)
     stopped: str | None = None
 
     @classmethod
-    def of(cls, prompt: Any, number: int, model: Model, edits: Sequence[Edit], n_new: int, stop: Any, seed: int) -> _Run:
+    def of(cls, prompt: Any, model: Model, edits: Sequence[Edit], n_new: int, stop: Any, seed: int) -> _Run:
         ids = model.ids(prompt)
         context = model.config.context
         if len(ids) + n_new > context:
@@ -96,15 +94,14 @@ class _Run:
                 f"past it; {do}"
             )
         n_total = len(ids) + n_new
-        placed = tuple(_placed(edit, model, ids, n_total) for edit in edits)
+        bound = tuple(bind_ahead(edit, model, ids, n_total) for edit in edits)
         tokenizer = model.tokenizer if model.has_tokenizer else None
-        writing = Writing(tokenizer, Stopping.of(stop, prompt, model))
-        return cls(ids, placed, n_total, writing, torch.Generator().manual_seed(seed + number))
+        writing = Writing(tokenizer, Stopping.of(stop, prompt, model), ids.tolist())
+        return cls(ids, bound, n_total, writing, torch.Generator().manual_seed(seed))
 
     def take(self, token: int, logprob: float, n_new: int) -> str:
         """Take a token; the text that is whole with it."""
-        self.new.append(token)
-        self.logprobs.append(logprob)
+        self.new.append((token, logprob))
         piece, self.stopped = self.writing.add(token)
         if self.stopped is None and len(self.new) == n_new:
             self.stopped = "length"
@@ -119,73 +116,63 @@ class _Loop:
         self, runs: Sequence[_Run], sampling: Sampling, show: Callable[[str], Any], model: Model, n_new: int
     ) -> None:
         self.runs, self.sampling, self.show, self.model, self.n_new = runs, sampling, show, model, n_new
-        bound = [[_bound(edit, run, model) for edit in run.edits] for run in runs]
-        self.decoder = Decoder(model, [run.prompt for run in runs], bound, max(run.n_total for run in runs))
+        n_total = max(run.n_total for run in runs)
+        self.decoder = Decoder(model, [run.prompt for run in runs], [run.edits for run in runs], n_total)
 
     def run(self) -> list[Generation]:
         try:
             logits = self.decoder.prefill()
             while going := self._draw(logits):
                 self.decoder.keep(going)
-                logits = self.decoder.step([self.runs[number].new[-1] for number in self.decoder.going])
+                logits = self.decoder.step([self.runs[number].new[-1][0] for number in self.decoder.going])
         except KeyboardInterrupt:
             n_new = sum(len(run.new) for run in self.runs)
             if not n_new:
                 raise
-            warnings.warn(f"interrupted after {n_new} new tokens", stacklevel=4)
+            warnings.warn(f"interrupted after {n_new} new tokens", stacklevel=3)
         return [self._generation(number) for number in range(len(self.runs))]
 
     def _draw(self, logits: Tensor) -> list[int]:
         """A token for every run that goes on; the places of those that still do."""
-        logprobs = logits.log_softmax(-1)
-        for place, number in enumerate(self.decoder.going):
-            run = self.runs[number]
-            token = self.sampling.draw(logits[place], run.generator)
-            self.show(run.take(token, float(logprobs[place, token]), self.n_new))
-        return [place for place, number in enumerate(self.decoder.going) if self.runs[number].stopped is None]
+        runs = [self.runs[number] for number in self.decoder.going]
+        tokens = self.sampling.draw(logits, [run.generator for run in runs])
+        found = logits.log_softmax(-1).gather(1, torch.tensor(tokens, device=logits.device)[:, None])
+        for run, token, logprob in zip(runs, tokens, found[:, 0].tolist(), strict=True):
+            self.show(run.take(token, logprob, self.n_new))
+        return [place for place, run in enumerate(runs) if run.stopped is None]
 
     def _generation(self, number: int) -> Generation:
         run = self.runs[number]
-        ids = torch.cat((run.prompt, torch.tensor(run.new, dtype=torch.long, device=run.prompt.device)))
-        edits = tuple(edit for edit in (_cut(edit, len(ids)) for edit in run.edits) if edit is not None)
-        stream = tuple(self.decoder.stream(number))
-        return Generation(self.model, ids, len(run.prompt), tuple(run.logprobs), run.stopped or "interrupted", edits, stream)
+        if run.stopped is None:
+            self.show(run.writing.rest())
+        new = torch.tensor([token for token, _ in run.new], dtype=torch.long, device=run.prompt.device)
+        ids = torch.cat((run.prompt, new))
+        edits = tuple(bound for bound in (cut(edit, self.model, ids) for edit in run.edits) if bound is not None)
+        stream = tuple(entry[: len(ids)] for entry in self.decoder.stream(number))
+        return Generation(
+            self.model, ids, len(run.prompt), run.writing.text, tuple(logprob for _, logprob in run.new),
+            run.stopped or "interrupted", edits, stream,
+        )  # fmt: skip
 
 
-def _placed(edit: Edit, model: Model, prompt: Tensor, n_total: int) -> Edit:
-    """An edit with its positions as numbers, which mean the same while the run grows."""
-    return replace(edit, **{name: find_positions_ahead(getattr(edit, name), model, prompt, n_total) for name in _PLACES})
+def _shown(show: Any, model: Model, several: Sequence[Any] | None) -> Callable[[str], Any]:
+    """What is done with each piece of text. GenerationError where there is no one text."""
+    if show is False:
+        return lambda piece: None
+    if show is not True and not callable(show):
+        raise GenerationError(f"show is True, False, or a function that is given each piece of text; given {show!r}")
+    if several is not None:
+        raise GenerationError(f"the text of one prompt is shown as it comes; given {len(several)}: leave show out")
+    if not model.has_tokenizer:
+        raise GenerationError(f"the model {model.name!r} came without a tokenizer, so there is no text to show")
+    if show is True:
+        return lambda piece: print(legible(piece), end="", flush=True)
+    return show  # type: ignore[no-any-return]
 
 
-def _cut(edit: Edit, n_pos: int) -> Edit | None:
-    """An edit as far as there are positions; None where there are none of its own."""
-    places = {name: getattr(edit, name) for name in _PLACES}
-    there = {name: None if at is None else [n for n in at if n < n_pos] for name, at in places.items()}
-    return None if any(at == [] for at in there.values()) else replace(edit, **there)
-
-
-def _bound(edit: Edit, run: _Run, model: Model) -> BoundEdit:
-    """An edit bound to as many positions as the run may come to have."""
-    to_come = run.prompt.new_zeros(run.n_total - len(run.prompt))
-    try:
-        return edit.bind(model, torch.cat((run.prompt, to_come)))
-    except EditError as error:
-        if edit.pos is not None or edit.q_pos is not None:
-            raise
-        raise EditError(
-            f"{error} (in generation an edit without a position is made at all {run.n_total} positions, the generated ones "
-            f"included; for the prompt alone say pos=slice(0, {len(run.prompt)}))"
-        ) from error
-
-
-def _printed(piece: str) -> None:
-    print(piece, end="", flush=True)
-
-
-def _unseen(piece: str) -> None:
-    pass
-
-
-def _require_whole(name: str, given: Any, least: int) -> None:
-    if isinstance(given, bool) or not isinstance(given, int) or given < least:
-        raise GenerationError(f"{name} is a whole number from {least} upwards; given {given!r}")
+def _whole(name: str, given: Any, least: int, most: int | None = None) -> int:
+    whole = hasattr(given, "__index__") and not isinstance(given, bool) and getattr(given, "ndim", 0) == 0
+    if not whole or int(given) < least or (most is not None and int(given) > most):
+        upwards = "upwards" if most is None else f"to {most}"
+        raise GenerationError(f"{name} is a whole number from {least} {upwards}; given {given!r}")
+    return int(given)

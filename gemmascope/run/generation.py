@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from gemmascope.run.bound import BoundEdit
 from gemmascope.run.edits import Edit
 from gemmascope.run.memory import told_when_full
 from gemmascope.run.passes import Editing
+from gemmascope.run.showing import legible
 from gemmascope.run.trace import Trace
 from gemmascope.tokens import shown
 
@@ -26,34 +28,26 @@ from gemmascope.tokens import shown
 class Generation:
     """A prompt and the tokens that were generated after it.
 
-    ids: those of the prompt and the new ones [pos]. n_prompt: how many of them are the prompt's. logprobs: for each new
-    token, the natural logarithm of its probability in the model's own distribution (temperature 1, all tokens). stopped:
-    why it ended: "length", "interrupted", the token or the text that it ended at. edits: those of the run, with their
-    positions as numbers. stream: of the positions that went through the layers, as in a trace.
+    ids: those of the prompt and the new ones [pos]. n_prompt: how many of them are the prompt's. text: what was generated,
+    without the prompt and without the control token that it ended at; "" where the model has no tokenizer. logprobs: for
+    each new token, the natural logarithm of its probability in the model's own distribution (temperature 1, all tokens).
+    stopped: why it ended: "length", "interrupted", "token '<eos>'", "text '.'". stream: of the positions that went through
+    the layers, as in a trace.
     """
 
     model: Model
     ids: Int[Tensor, " pos"]
     n_prompt: int
+    text: str
     logprobs: tuple[float, ...]
     stopped: str
-    edits: tuple[Edit, ...]
+    bound_edits: tuple[BoundEdit, ...]
     stream: tuple[Tensor, ...]
 
     @property
     def new_ids(self) -> Int[Tensor, " new"]:
         """The ids that were generated, the one that it stopped at included."""
         return self.ids[self.n_prompt :]
-
-    @property
-    def text(self) -> str:
-        """What was generated, as text: without the prompt, and without a control token at its end."""
-        ids = self.new_ids.tolist()
-        if ids and self.model.tokenizer.is_special(ids[-1]):
-            ids = ids[:-1]
-        first = max(0, self.n_prompt - 1)  # some decoders drop a space at the very start
-        before = self.model.tokenizer.decode(self.ids[first : self.n_prompt].tolist())
-        return self.model.tokenizer.decode([*self.ids[first : self.n_prompt].tolist(), *ids])[len(before) :]
 
     @property
     def prompt(self) -> str:
@@ -65,41 +59,53 @@ class Generation:
         """Each token as text, the prompt's first."""
         return self.model.texts(self.ids)
 
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits of the run, with their positions as numbers; without those at positions that it did not come to."""
+        return tuple(bound.edit for bound in self.bound_edits)
+
     def trace(self) -> Trace:
         """The trace of the whole text, with the run's edits. Only the last token's row is run: the others were."""
         return self._trace
 
     @cached_property
     def _trace(self) -> Trace:
-        bound = [edit.bind(self.model, self.ids) for edit in self.edits]
         stream = self.stream
         if len(stream[0]) < len(self.ids):
-            stream = with_last_row(self.model, self.ids, stream, bound)
-        return Trace(self.model, self.ids, stream, bound)
+            stream = with_last_row(self.model, self.ids, stream, self.bound_edits)
+        return Trace(self.model, self.ids, stream, self.bound_edits)
+
+    def _about(self) -> str:
+        return f"{self.n_prompt} tokens and {len(self.new_ids)} new ones, stopped: {self.stopped}"
 
     def __repr__(self) -> str:
-        new = len(self.new_ids)
-        about = f"Generation in {self.model.name!r}: {self.n_prompt} tokens and {new} new ones, stopped: {self.stopped}"
-        if not self.model.has_tokenizer:
-            return f"{about}\n{self.ids.tolist()}"
-        return f"{about}\n{self.prompt}{self.text}"
+        text = legible(f"{self.prompt}{self.text}") if self.model.has_tokenizer else str(self.ids.tolist())
+        return f"Generation by {legible(self.model.name)}: {self._about()}\n{text}"
 
     def _repr_html_(self) -> str:
-        parts = []
-        for at, token in enumerate(self.tokens):
-            title = f"position {at}"
-            if at >= self.n_prompt:
-                logprob = self.logprobs[at - self.n_prompt]
-                title += f", probability {torch.tensor(logprob).exp().item():.3g}"
-            weight = "font-weight:600;border-bottom:2px solid #2171b5" if at >= self.n_prompt else "opacity:.75"
-            drawn = html.escape(shown(token))
-            parts.append(f'<span title="{title}" style="{weight};white-space:pre-wrap">{drawn}</span>')
-        about = f"{self.n_prompt} tokens and {len(self.new_ids)} new ones (underlined), stopped: {self.stopped}"
+        drawn = [_drawn(token, pos) for pos, token in enumerate(self.tokens[: self.n_prompt])]
+        new = zip(self.tokens[self.n_prompt :], self.logprobs, strict=True)
+        drawn += [_drawn(token, pos, logprob) for pos, (token, logprob) in enumerate(new, self.n_prompt)]
+        about = html.escape(legible(f"by {self.model.name}: {self._about()}"))
         return (
-            '<div style="font-family:monospace;line-height:1.7">'
-            + " ".join(parts)
-            + f'<div style="opacity:.75">{html.escape(about)}</div></div>'
+            f'<div style="max-width:62em;font:14px/1.5 system-ui,sans-serif"><div><b>Generation</b> {about}</div>'
+            f'<div style="margin:.4em 0;line-height:1.9">{" ".join(drawn)}</div></div>'
         )
+
+
+# A bar under each new token is as dark as the token was likely.
+_CHIP = "font-family:ui-monospace,monospace;padding:0 3px;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
+
+
+def _drawn(token: str, pos: int, logprob: float | None = None) -> str:
+    """A token as HTML. logprob: of one that was generated."""
+    if logprob is None:
+        title, style = f"position {pos}", "opacity:.75"
+    else:
+        probability = math.exp(logprob)
+        title = f"position {pos}, probability {probability:.3g}"
+        style = f"font-weight:600;border-bottom:3px solid rgba(59,118,196,{0.15 + 0.85 * probability:.2f})"
+    return f'<span title="{title}" style="{_CHIP};{style}">{html.escape(legible(shown(token)))}</span>'
 
 
 def with_last_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -46,11 +47,12 @@ class Sampling:
             probs = probs.index_fill(0, order[before >= self.top_p], 0.0)
         return probs / probs.sum()
 
-    def draw(self, logits: Float[Tensor, " vocab"], generator: torch.Generator) -> int:
-        """One token id."""
+    def draw(self, logits: Float[Tensor, "run vocab"], generators: Sequence[torch.Generator]) -> list[int]:
+        """A token id for each run."""
         if self.temperature == 0:
-            return int(logits.argmax())
-        return int(torch.multinomial(self.probabilities(logits), 1, generator=generator))
+            return [int(token) for token in logits.argmax(-1).tolist()]
+        drawn = zip(logits, generators, strict=True)
+        return [int(torch.multinomial(self.probabilities(row), 1, generator=generator)) for row, generator in drawn]
 
 
 def _is_number(value: Any) -> bool:

@@ -143,6 +143,11 @@ def _spelled(text: str) -> str:
     return "".join(c if c.isprintable() or c in joins else c.encode("unicode_escape").decode() for c in text)
 
 
+def legible(text: str) -> str:
+    """Text of any length as a terminal can take it: lines stay lines, escape codes are spelled out."""
+    return "".join(c if c in "\n\t" else _spelled(c) for c in text) if not text.isprintable() else text
+
+
 def _columns(text: str) -> int:
     """How many columns of a terminal a text takes."""
     return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)

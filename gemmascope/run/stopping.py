@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,18 @@ from gemmascope.tokens import Tokenizer
 
 END_OF_TURN = "<end_of_turn>"
 
-# A character is at most so many lone bytes; and so many tokens before one are enough to read it as in the whole text.
-MOST_BYTES, BEFORE = 4, 8
+# A character is at most so many lone bytes.
+MOST_BYTES = 4
 
 REPLACEMENT = "\ufffd"  # what a decoder writes where bytes are no character, or not yet
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """ids: tokens that end a text. texts: texts that do."""
+    """ids: tokens that end a text. silent: those of them that are no part of it. texts: texts that end it."""
 
     ids: frozenset[int]
+    silent: frozenset[int]
     texts: tuple[str, ...]
 
     @classmethod
@@ -31,74 +32,96 @@ class Stopping:
 
         GenerationError for a text that no sequence of tokens holds, or anything that is neither a text nor an id.
         """
-        listed = [stop] if isinstance(stop, (str, int)) else list(stop) if isinstance(stop, Sequence) else [stop]
-        ids = set(model.config.eos_ids)
+        ends = set(model.config.eos_ids)
         if _is_chat(prompt):
-            ids |= _end_of_turn(model.tokenizer)
+            ends |= _control(END_OF_TURN, model.tokenizer)
+        asked: set[int] = set()
         texts = []
-        for one in listed:
-            if isinstance(one, int) and not isinstance(one, bool) and 0 <= one < model.config.vocab_size:
-                ids.add(one)
-            elif isinstance(one, str):
+        for one in _listed(stop):
+            if isinstance(one, str):
                 _require_possible(one, model)
-                texts.append(one)
+                control = _control(one, model.tokenizer)
+                asked |= control
+                texts += [] if control else [one]
             else:
-                raise GenerationError(f"stop is a text, a token id, or a list of such; given {one!r}")
-        return cls(frozenset(ids), tuple(texts))
+                asked.add(_token(one, model))
+        silent = ends | {i for i in asked if model.has_tokenizer and _is_control(i, model.tokenizer)}
+        return cls(frozenset(ends | asked), frozenset(silent), tuple(texts))
 
 
 class Writing:
-    """The text of one run's new tokens, as they come."""
+    """The text of one run's new tokens, as they come.
 
-    def __init__(self, tokenizer: Tokenizer | None, stopping: Stopping) -> None:
+    before: the prompt's ids, for a decoder that drops the space at the very start of what it is given.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, stopping: Stopping, before: Sequence[int]) -> None:
         self.tokenizer, self.stopping = tokenizer, stopping
         self.text = ""
-        self._ids: list[int] = []
-        self._written = 0  # tokens whose text was given out
+        self._said = list(before[-1:])  # the tokens whose text was given out last
+        self._held: list[int] = []  # those after them, whose text was not
 
     def add(self, token: int) -> tuple[str, str | None]:
         """Take a token: the text that is whole with it, and why the run ends here, or None if it goes on."""
-        self._ids.append(token)
+        if token not in self.stopping.silent:
+            self._held.append(token)
         if token in self.stopping.ids:
-            return self.rest(), f"token {token}" if self.tokenizer is None else self.tokenizer.text(token)
-        piece = self._whole_piece()
-        before, self.text = len(self.text), self.text + piece
+            return self.rest(), f"token {token if self.tokenizer is None else repr(self.tokenizer.text(token))}"
+        piece = self._piece()
+        if piece.endswith(REPLACEMENT) and len(self._held) < MOST_BYTES:
+            return "", None
+        before = len(self.text)
+        self._say(piece)
         for text in self.stopping.texts:
             if text in self.text[max(0, before - len(text) + 1) :]:
-                return piece, repr(text)
+                return piece, f"text {text!r}"
         return piece, None
 
     def rest(self) -> str:
         """The text of tokens that were held back because a character was not whole."""
-        if self.tokenizer is None or self._written == len(self._ids) or self._ids[-1] in self.stopping.ids:
-            return ""
-        return self._piece()
+        return self._say(self._piece())
 
-    def _whole_piece(self) -> str:
-        if self.tokenizer is None:
-            return ""
-        waiting = len(self._ids) - self._written
-        piece = self._piece()
-        if piece.endswith(REPLACEMENT) and waiting < MOST_BYTES:
-            return ""
-        self._written = len(self._ids)
+    def _say(self, piece: str) -> str:
+        self.text += piece
+        if self._held:
+            self._said, self._held = self._held, []
         return piece
 
     def _piece(self) -> str:
-        """The text of the tokens that are still to be given out, read after the ones before them."""
-        assert self.tokenizer is not None
-        first = max(0, self._written - BEFORE)
-        before = self.tokenizer.decode(self._ids[first : self._written])
-        return self.tokenizer.decode(self._ids[first:])[len(before) :]
+        """The text of the tokens held back, read after the ones before them."""
+        if self.tokenizer is None or not self._held:
+            return ""
+        before = self.tokenizer.decode(self._said)
+        return self.tokenizer.decode([*self._said, *self._held])[len(before) :]
+
+
+def _listed(stop: Any) -> list[Any]:
+    if isinstance(stop, (str, Mapping)) or not isinstance(stop, Iterable):
+        return [stop]
+    return list(stop)
+
+
+def _token(given: Any, model: Model) -> int:
+    if not hasattr(given, "__index__") or isinstance(given, bool):
+        raise GenerationError(f"stop is a text, a token id, or a list of such; given {given!r}")
+    size = model.config.vocab_size
+    if not 0 <= int(given) < size:
+        raise GenerationError(f"stop={int(given)} is no token of {model.name!r}: ids go from 0 to {size - 1}")
+    return int(given)
 
 
 def _is_chat(prompt: Any) -> bool:
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
-def _end_of_turn(tokenizer: Tokenizer) -> set[int]:
-    ids = tokenizer.encode(END_OF_TURN)
-    return set(ids) if len(ids) == 1 else set()
+def _control(text: str, tokenizer: Tokenizer) -> set[int]:
+    """The control token that a text is; none if it is text."""
+    ids = tokenizer.encode(text)
+    return set(ids) if len(ids) == 1 and _is_control(ids[0], tokenizer) else set()
+
+
+def _is_control(token: int, tokenizer: Tokenizer) -> bool:
+    return tokenizer.is_special(token) or tokenizer.text(token) == END_OF_TURN  # which some tokenizers say is text
 
 
 def _require_possible(text: str, model: Model) -> None:
@@ -109,7 +132,7 @@ def _require_possible(text: str, model: Model) -> None:
     except PromptError as error:
         raise GenerationError(f"stop={text!r} cannot be looked for: {error}") from error
     if not possible:
-        raise GenerationError(f"the stop text {text!r} cannot occur: no sequence of {model.name!r}'s tokens holds it")
+        raise GenerationError(f"the stop text {text!r} cannot occur: no sequence of tokens of {model.name!r} holds it")
 
 
 def can_occur(text: str, tokenizer: Tokenizer) -> bool:

@@ -46,8 +46,7 @@ def find_positions_ahead(pos: Any, model: Model, prompt: Tensor, n_total: int) -
     if isinstance(pos, str):
         return find_positions(pos, model, prompt)
     if isinstance(pos, slice):
-        start, stop = (at + n_prompt if at is not None and at < 0 else at for at in (pos.start, pos.stop))
-        found = list(range(n_total))[max(0, start or 0) : stop : pos.step]
+        found = _slice_ahead(pos, n_prompt, n_total)
         if not found:
             raise SiteError(f"the slice {_show_slice(pos)} holds none of the {n_total} positions that there may be")
         return found
@@ -55,11 +54,19 @@ def find_positions_ahead(pos: Any, model: Model, prompt: Tensor, n_total: int) -
     far = [at for at in listed if _is_number(at) and not -n_prompt <= int(at) < n_total]
     if far:
         raise SiteError(
-            f"there is no position {far[0]}: the prompt has {n_prompt} tokens and up to {n_total - n_prompt} are generated, so "
-            f"positions go from 0 to {n_total - 1} (or from -1 to -{n_prompt}, from the prompt's end)"
+            f"there is no position {far[0]}: the prompt has {n_prompt} tokens and up to {n_total - n_prompt} are generated, "
+            f"so positions go from 0 to {n_total - 1} (or from -1 to -{n_prompt}, from the prompt's end)"
         )
     ahead = [int(at) + n_prompt if _is_number(at) and int(at) < 0 else at for at in listed]
     return _numbers(ahead, n_total, "pos", "position")
+
+
+def _slice_ahead(pos: slice, n_prompt: int, n_total: int) -> list[int]:
+    """What a slice holds of n_total positions, with negative numbers counted from the end of the prompt."""
+    ends = [at + n_prompt if at is not None and at < 0 else at for at in (pos.start, pos.stop)]
+    # A number before the beginning would count from the end again.
+    start, stop = (-n_total - 1 if at is not None and at < 0 else at for at in ends)
+    return list(range(n_total))[start : stop : pos.step]
 
 
 def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
