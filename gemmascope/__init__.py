@@ -58,6 +58,12 @@ _WHERE = {
     "splice": "gemmascope.dictionaries.splice",
     "feature_sweep": "gemmascope.dictionaries.features",
     "FeatureSweep": "gemmascope.dictionaries.features",
+    "attention_view": "gemmascope.widgets.attention",
+    "lens_view": "gemmascope.widgets.lens",
+    "stream_view": "gemmascope.widgets.stream",
+    "sae_view": "gemmascope.widgets.grids",
+    "sweep_view": "gemmascope.widgets.grids",
+    "View": "gemmascope.widgets.page",
     "logit_diff": "gemmascope.analysis.metrics",
     "answer_prob": "gemmascope.analysis.metrics",
     "answer_logprob": "gemmascope.analysis.metrics",
@@ -101,6 +107,11 @@ if TYPE_CHECKING:
     from gemmascope.weights.load import load
     from gemmascope.weights.plan import plan
     from gemmascope.weights.streamed import quantize
+    from gemmascope.widgets.attention import attention_view
+    from gemmascope.widgets.grids import sae_view, sweep_view
+    from gemmascope.widgets.lens import lens_view
+    from gemmascope.widgets.page import View
+    from gemmascope.widgets.stream import stream_view
 
 __all__ = [
     "SITES",
@@ -120,12 +131,14 @@ __all__ = [
     "StrengthSweep",
     "SweepResult",
     "Trace",
+    "View",
     "ablate",
     "ablate_direction",
     "add",
     "answer_logprob",
     "answer_prob",
     "attention_summary",
+    "attention_view",
     "attribute",
     "compare",
     "composition",
@@ -139,6 +152,7 @@ __all__ = [
     "kl_from",
     "knockout",
     "lens",
+    "lens_view",
     "load",
     "load_sae",
     "logit_diff",
@@ -150,11 +164,14 @@ __all__ = [
     "prompts",
     "quantize",
     "rank",
+    "sae_view",
     "scale",
     "sites",
     "splice",
+    "stream_view",
     "strength_sweep",
     "sweep",
+    "sweep_view",
     "trace",
 ]
 

@@ -1,0 +1,41 @@
+// Arrays as Python packed them: {dtype, shape, scale, data}, data in base64 of raw deflate, or the bytes themselves.
+
+const KINDS = { float32: Float32Array, uint16: Uint16Array, uint8: Uint8Array };
+
+/** The numbers of a packed array, times its scale where it has one. A promise: browsers unpack in the background. */
+export async function unpack(packed) {
+  const bytes = typeof packed.data === "string" ? await inflate(packed.data) : packed.data;
+  return numbers(bytes, packed.dtype, packed.scale);
+}
+
+/** Bytes (a DataView, a buffer or an array of bytes) as numbers of a kind. */
+export function numbers(bytes, dtype, scale = 1) {
+  const buffer = bytes.buffer ?? bytes;
+  const start = bytes.byteOffset ?? 0;
+  const length = bytes.byteLength;
+  const Kind = KINDS[dtype];
+  // A view may begin anywhere, and a typed array only where its numbers would.
+  const raw = new Kind(buffer.slice(start, start + length));
+  return scale === 1 ? raw : Float32Array.from(raw, (n) => n * scale);
+}
+
+async function inflate(text) {
+  const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** A pattern [q][k] in full from its rows of what a query sees: keys max(0, q - window + 1) to q, one row after the other. */
+export function fromRows(rows, n, window) {
+  const full = new Float32Array(n * n);
+  let at = 0;
+  for (let q = 0; q < n; q++) for (let k = Math.max(0, q - window + 1); k <= q; k++) full[q * n + k] = rows[at++];
+  return full;
+}
+
+/** How many numbers those rows are. */
+export function rowsLength(n, window) {
+  let length = 0;
+  for (let q = 0; q < n; q++) length += Math.min(window, q + 1);
+  return length;
+}

@@ -1,0 +1,106 @@
+// Small pieces of a page: elements whose text is text, and the style that all components share.
+
+const STYLE = `
+.gs{font:13px/1.45 system-ui,sans-serif;position:relative;max-width:100%;padding:2px 0}
+.gs *{box-sizing:border-box}
+.gs-title{font-weight:600;font-size:14px}
+.gs-note{margin:2px 0 6px}
+.gs-bar{display:flex;flex-wrap:wrap;gap:6px;align-items:center;margin:4px 0}
+.gs button,.gs select{font:inherit;padding:2px 8px;border-radius:4px;border:1px solid;background:transparent;color:inherit;cursor:pointer}
+.gs select option{color:#1a1a1a;background:#fff}
+.gs button[aria-pressed=true]{border-width:2px;font-weight:600;padding:1px 7px}
+.gs button:disabled{opacity:.5;cursor:default}
+.gs canvas{display:block;max-width:100%;outline-offset:2px}
+.gs :focus-visible{outline:2px solid var(--gs-accent)}
+.gs-tip{position:absolute;pointer-events:none;z-index:9;padding:4px 7px;border-radius:4px;border:1px solid;max-width:300px;white-space:pre-wrap;font-size:12px}
+.gs-live{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.gs-scroll{overflow:auto;max-height:420px;max-width:100%}
+.gs table{border-collapse:collapse;font-size:12px}
+.gs th,.gs td{border:1px solid var(--gs-line);padding:1px 6px;text-align:right;background:transparent;color:inherit}
+.gs-row{display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start}
+.gs-thumb{display:inline-flex;flex-direction:column;align-items:center}
+.gs-chip{font-family:ui-monospace,monospace;font-size:12px;border:1px solid var(--gs-line);border-radius:4px;padding:0 4px;margin:1px;display:inline-block}
+.gs-special{border-style:double;border-width:3px}
+`;
+
+/** An element with attributes and children; strings become text, never markup. */
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** The root of a component in an element, emptied and with the shared style. */
+export function rootIn(el, spec) {
+  const root = make("div", { class: "gs", role: "group", "aria-label": spec.title ?? "" });
+  root.append(make("style", {}, STYLE));
+  if (spec.title) root.append(make("div", { class: "gs-title" }, spec.title));
+  if (spec.note) root.append(make("div", { class: "gs-note" }, spec.note));
+  el.replaceChildren(root);
+  return root;
+}
+
+/** Paint a root in a theme's colours. */
+export function paint(root, colours) {
+  root.style.color = colours.ink;
+  root.style.background = colours.ground;
+  root.style.setProperty("--gs-accent", colours.accent);
+  root.style.setProperty("--gs-line", colours.line);
+}
+
+/** A canvas of this size in CSS pixels, sharp on every screen; returns its context. */
+export function sized(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.ceil(width * ratio);
+  canvas.height = Math.ceil(height * ratio);
+  canvas.style.width = `${Math.ceil(width)}px`;
+  canvas.style.height = `${Math.ceil(height)}px`;
+  const ctx = canvas.getContext("2d");
+  ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
+  return ctx;
+}
+
+/** A box of text beside the pointer. */
+export function tooltip(root) {
+  const box = make("div", { class: "gs-tip", role: "presentation", hidden: true });
+  root.append(box);
+  return {
+    show(text, x, y, colours) {
+      box.textContent = text;
+      box.hidden = false;
+      box.style.background = colours.ground;
+      box.style.borderColor = colours.line;
+      const room = root.clientWidth - box.offsetWidth - 4;
+      box.style.left = `${Math.max(0, Math.min(x + 14, room))}px`;
+      box.style.top = `${y + 16}px`;
+    },
+    hide() {
+      box.hidden = true;
+    },
+    get text() {
+      return box.hidden ? null : box.textContent;
+    },
+  };
+}
+
+/** Wait for the first width and for later ones, and for changes of the theme; draw then. Returns a function that stops it. */
+export function whenSeen(root, stopTheme, drawn) {
+  let width = 0;
+  const seen = new ResizeObserver(() => {
+    if (Math.abs(root.clientWidth - width) > 1) {
+      width = root.clientWidth;
+      drawn();
+    }
+  });
+  seen.observe(root);
+  const stop = stopTheme(drawn);
+  return () => {
+    seen.disconnect();
+    stop();
+  };
+}

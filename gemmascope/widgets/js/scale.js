@@ -1,0 +1,62 @@
+// Numbers to colours and to text. Colours are ColorBrewer's RdBu and Blues, told apart by the colour-blind.
+
+const DIVERGING = {
+  light: [[178, 24, 43], [239, 138, 98], [247, 247, 247], [103, 169, 207], [33, 102, 172]],
+  dark: [[255, 110, 110], [168, 60, 70], [42, 44, 48], [48, 104, 160], [110, 180, 255]],
+};
+const SEQUENTIAL = {
+  light: [[247, 251, 255], [198, 219, 239], [107, 174, 214], [33, 113, 181], [8, 48, 107]],
+  dark: [[32, 36, 42], [28, 66, 110], [40, 110, 180], [110, 175, 230], [225, 240, 255]],
+};
+
+/** Where a value stands on a scale {kind, low, high}: 0 to 1, cut off at the ends; null for no number. */
+export function place(value, scale) {
+  if (value === null || Number.isNaN(value)) return null;
+  const span = scale.high - scale.low || 1;
+  return Math.min(1, Math.max(0, (value - scale.low) / span));
+}
+
+/** The colour of a value on a scale, [red, green, blue]; null for no number. dark: for a dark page. */
+export function colour(value, scale, dark = false) {
+  const at = place(value, scale);
+  if (at === null) return null;
+  const stops = (scale.kind === "diverging" ? DIVERGING : SEQUENTIAL)[dark ? "dark" : "light"];
+  const x = at * (stops.length - 1);
+  const i = Math.min(stops.length - 2, Math.floor(x));
+  return stops[i].map((from, k) => Math.round(from + (stops[i + 1][k] - from) * (x - i)));
+}
+
+/** [r, g, b] as CSS. */
+export function css(rgb) {
+  return `rgb(${rgb[0]},${rgb[1]},${rgb[2]})`;
+}
+
+/** Black or white, whichever can be read on a colour. */
+export function inkOn(rgb) {
+  const light = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] > 0.18 ? "#000000" : "#ffffff";
+}
+
+/** A number as people read it: four digits, and a real minus sign. */
+export function format(value, sign = false) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "not run";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  const size = Math.abs(value);
+  let text;
+  if (size === 0) text = "0";
+  else if (size >= 1e6 || size < 1e-4) text = size.toExponential(2);
+  else text = String(Number(size.toPrecision(4)));
+  return (value < 0 ? "−" : sign && value > 0 ? "+" : "") + text;
+}
+
+/** Round numbers between low and high, about n of them. */
+export function ticks(low, high, n = 5) {
+  if (!(high > low)) return [low];
+  const rough = (high - low) / n;
+  const ten = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((m) => m * ten).find((s) => s >= rough * 0.999);
+  const first = Math.ceil(low / step - 1e-9);
+  const found = [];
+  for (let i = first; i * step <= high + step * 1e-6; i++) found.push(Number((i * step).toPrecision(12)));
+  return found;
+}

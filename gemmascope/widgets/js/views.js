@@ -1,0 +1,33 @@
+// Static views: a spec and packed arrays, as a page holds them, become the component that draws them.
+
+import { unpack } from "./arrays.js";
+import { attention } from "./attention.js";
+import { grid } from "./grid.js";
+import { lens } from "./lens.js";
+import { lines } from "./lines.js";
+
+async function unpacked(arrays) {
+  const names = Object.keys(arrays);
+  const all = await Promise.all(names.map((name) => unpack(arrays[name])));
+  return Object.fromEntries(names.map((name, i) => [name, all[i]]));
+}
+
+const VIEWS = {
+  grid: (el, spec, data) => grid(el, spec, { marks: null, ...data }),
+  lens: (el, spec, data) => lens(el, spec, data),
+  lines: (el, spec, data) => lines(el, spec, data.values),
+  attention: (el, spec, data) => {
+    const of = (name) => spec.layers.map((layer) => data[`${name}${layer.index}`]);
+    return attention(el, spec, of("first"), spec.other ? of("second") : null);
+  },
+};
+
+/** Draw a view in an element. What goes wrong is said there, in the place of the picture. */
+export async function mount(el, spec, arrays) {
+  try {
+    return VIEWS[spec.view](el, spec, await unpacked(arrays));
+  } catch (error) {
+    el.append(`This picture could not be drawn: ${error.message}. Use a browser of 2023 or later.`);
+    throw error;
+  }
+}
