@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ _ABOUT = "Look inside Gemma 2: every value of the forward pass, and what changes
 _EXAMPLES = """\
 examples:
   gemmascope trace "The capital of France is"
+  gemmascope generate "The capital of France is"
   gemmascope trace --help
 
 The model is nano, a small trained Gemma 2 inside the package, unless --model names another one.
@@ -45,6 +47,16 @@ examples:
   gemmascope trace "The capital of France is" --html trace.html
   gemmascope trace "The capital of France is" --json | jq '.layers[].top[0].text'
   gemmascope trace -- "-7 is less than"        a prompt that begins with a dash
+"""
+_GENERATE = """\
+Go on with a prompt, token by token, and print the text as it comes: the likeliest token each time, or tokens drawn at a
+temperature. Interrupting (Ctrl-C) keeps what there is."""
+_GENERATE_EXAMPLES = """\
+examples:
+  gemmascope generate "The capital of France is"
+  gemmascope generate "Mary and John went to the" --temperature 0.8 --top-p 0.95 --seed 1 --max-new-tokens 64
+  gemmascope generate "Name three rivers:" --stop "." --stop "!" --model google/gemma-2-2b
+  gemmascope generate "The capital of France is" --json | jq '.new[].probability'
 """
 _PLAN = """\
 Say what a model takes in memory, part by part, which of its layers stay on the device, on which GPUs it fits, and how
@@ -103,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_trace(commands)
+    _add_generate(commands)
     _add_quantize(commands)
     _add_plan(commands)
     return parser
@@ -119,12 +132,16 @@ def _added(
     return parser
 
 
-def _add_trace(commands: Commands) -> None:
-    parser = _added(commands, _trace, "run a prompt and show what each layer would answer", _TRACE, _TRACE_EXAMPLES)
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to run; <bos> is put in front of it")
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="nano", help="'nano', a hub id, or a checkpoint's folder (default: nano)")
     parser.add_argument("--weights", default="auto", help="'auto' for what is stored, or 'int8' (default: auto)")
     parser.add_argument("--memory", help="what the model may take, such as 20GiB: the rest streams in")
+
+
+def _add_trace(commands: Commands) -> None:
+    parser = _added(commands, _trace, "run a prompt and show what each layer would answer", _TRACE, _TRACE_EXAMPLES)
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to run; <bos> is put in front of it")
+    _add_model(parser)
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write a self-contained page to FILE")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
 
@@ -142,6 +159,33 @@ def _trace(args: argparse.Namespace) -> int:
         args.html.write_text(as_page(t), encoding="utf-8")
         print(f"wrote {args.html}", file=sys.stderr)
     return 0
+
+
+def _add_generate(commands: Commands) -> None:
+    parser = _added(commands, _generate, "go on with a prompt, token by token", _GENERATE, _GENERATE_EXAMPLES)
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on with; <bos> is put in front of it")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=32, help="the most tokens (default: 32)")
+    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 for the likeliest (default: 0)")
+    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="draw from this share (default: 1, all)")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end at this text; may be repeated")
+    _add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from gemmascope.run.generate import generate
+    from gemmascope.weights.load import load
+
+    model = load(args.model, weights=args.weights, memory=args.memory)
+    options = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
+    asked = {name: getattr(args, name) for name in options}
+    with warnings.catch_warnings():  # the exit status says that it was interrupted
+        warnings.simplefilter("ignore", UserWarning)
+        found = generate(args.prompt, model=model, show=not args.json, **asked)
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    return INTERRUPTED if found.stopped == "interrupted" else 0
 
 
 def _add_quantize(commands: Commands) -> None:

@@ -21,7 +21,7 @@ ODD = (
 class Pieces:
     """The backend: the longest piece that fits comes first, and a text that holds anything else is an error."""
 
-    bos = 2
+    bos: int | None = 2
 
     def __init__(self, pieces: Sequence[str]) -> None:
         self.pieces = ["<pad>", "<eos>", "<bos>", *pieces]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -17,7 +18,8 @@ from pieces import worded
 
 import gemmascope as gs
 from gemmascope.__main__ import main
-from gemmascope.run.showing import as_data, as_page
+from gemmascope.run.decoding import Decoder
+from gemmascope.run.showing import as_data, as_page, legible
 from gemmascope.weights import load as load_module
 
 TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -79,6 +81,50 @@ def test_a_prompt_may_begin_with_a_dash(capsys: pytest.CaptureFixture[str]) -> N
     assert [t["text"] for t in json.loads(capsys.readouterr().out)["tokens"]] == ["<bos>", "<!--", " ", "When"]
 
 
+@pytest.mark.usefixtures("loaded")
+def test_generate_prints_the_text_as_it_comes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    real = Decoder.step
+
+    def step(self: Decoder, tokens: Any) -> Any:
+        printed.append(capsys.readouterr().out)
+        return real(self, tokens)
+
+    monkeypatch.setattr(Decoder, "step", step)
+    assert main(["generate", TEXT, "--max-new-tokens", "5", "--temperature", "9", "--seed", "3", "--top-p", "0.9"]) == 0
+    last = capsys.readouterr().out
+    assert len(printed) == 4
+    assert all(printed)  # each token before the next one is made
+    text = gs.generate(TEXT, model=worded(), max_new_tokens=5, temperature=9, seed=3, top_p=0.9).text
+    assert "".join(printed[:4]) + last == f"{legible(text)}\n"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_generate_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    stops = [" a", "<!--", " John", " Mary", " to", " the", ",", "\n"]
+    g = gs.generate("When Mary", model=worded(), max_new_tokens=20, temperature=30, stop=stops)
+    assert g.stopped.startswith("text ")
+    options = ["--max-new-tokens", "20", "--temperature", "30", *(f"--stop={stop}" for stop in stops)]
+    assert main(["generate", "When Mary", "--json", *options]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data == g.to_dict()
+    assert (data["text"], data["stopped"]) == (g.text, g.stopped)
+    assert [token["id"] for token in data["prompt"] + data["new"]] == g.ids.tolist()
+    assert [token["probability"] for token in data["new"]] == pytest.approx([math.exp(p) for p in g.logprobs])
+
+
+@pytest.mark.usefixtures("loaded")
+def test_ctrl_c_in_a_generation_leaves_its_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: Decoder, tokens: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Decoder, "step", step)
+    assert main(["generate", "When Mary"]) == 130
+    out, err = capsys.readouterr()
+    assert out == legible(gs.generate("When Mary", model=worded(), max_new_tokens=1).text) + "\n"
+    assert err == ""
+
+
 def test_plan_prints_the_plan_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--context", "4096", "--weights", "int8", "--memory", "20GiB", "--rows", "64", "--device", "cpu"]
     assert main(["plan", "google/gemma-2-27b", *options]) == 0
@@ -108,6 +154,9 @@ def test_plan_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["trace", "When" * 64], "gemmascope: the prompt has 65 tokens and 'random' a context of 64: shorten it by 1"),
         (["trace", TEXT, "--html", "/no/such/folder/t.html"], "there is no folder /no/such/folder"),
         (["trace", TEXT, "--html", "/"], "Is a directory"),
+        (["generate", "When", "--temperature", "-1"], "gemmascope: temperature is a number from 0"),
+        (["generate", "When", "--max-new-tokens", "64"], "64 new ones would go past it; ask for 62 at most"),
+        (["generate", "When", "--top-p", "nan"], "gemmascope: top_p is a number above 0 and up to 1"),
         (["plan", "gemma-3"], "gemmascope: 'gemma-3' is no folder that exists and no model that is known."),
         (["plan", "2b", "--weights", "int4"], "gemmascope: weights='int4' is not offered (4 bits are not offered"),
         (["plan", "2b", "--memory", "1MB"], "gemmascope: memory of 1,000,000 bytes is too little"),
@@ -187,7 +236,7 @@ def test_without_a_command_it_says_what_there_is() -> None:
     assert done.stderr == run("--help").stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("trace", "--help"), ("plan", "--help")])
+@pytest.mark.parametrize("arguments", [("--help",), ("trace", "--help"), ("generate", "--help"), ("plan", "--help")])
 def test_help_is_readable_in_a_terminal_of_120_columns_and_loads_nothing(arguments: tuple[str, ...]) -> None:
     done = run(*arguments, env={**os.environ, "COLUMNS": "120", "PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == 0

@@ -24,7 +24,7 @@ from gemmascope.run.generation import Generation
 from gemmascope.weights.stream import Stream
 
 CLOSE = 1e-5
-ENDLESS = {"eos_token_id": None}
+ENDLESS: dict[str, Any] = {"eos_token_id": None}
 
 
 @cache
@@ -124,7 +124,8 @@ EDITS: list[list[Edit]] = [
 def uncached(given: Model, ids: Sequence[int], edits: Sequence[Edit]) -> Tensor:
     """The logits of the next token from the whole text run again, with the edits at positions that are there."""
     there = [edit for edit in (up_to(edit, len(ids)) for edit in edits) if edit is not None]
-    return gs.trace(list(ids), model=given, edits=there).next_logits
+    found: Tensor = gs.trace(list(ids), model=given, edits=there).next_logits
+    return found
 
 
 def up_to(edit: Edit, n_pos: int) -> Edit | None:

@@ -19,7 +19,7 @@ from tokenizers_made import CHAT_TEMPLATE, with_json, with_pieces
 import gemmascope as gs
 from gemmascope.errors import GenerationError
 from gemmascope.model.model import Model
-from gemmascope.run import generate as generate_module
+from gemmascope.run.sampling import Sampling
 from gemmascope.run.stopping import Stopping, Writing, can_occur
 from gemmascope.tokens import Tokenizer
 
@@ -54,7 +54,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             found.append(tokens[number])
         return found
 
-    monkeypatch.setattr(generate_module.Sampling, "draw", draw)
+    monkeypatch.setattr(Sampling, "draw", draw)
     return tokens
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -75,6 +76,21 @@ class Generation:
             stream = with_last_row(self.model, self.ids, stream, self.bound_edits)
         return Trace(self.model, self.ids, stream, self.bound_edits)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What was generated, as JSON holds it: tokens as they are, probabilities between 0 and 1."""
+        tokens = [
+            {"pos": pos, "text": text, "id": int(i)} for pos, (text, i) in enumerate(zip(self.tokens, self.ids, strict=True))
+        ]
+        new = zip(tokens[self.n_prompt :], self.logprobs, strict=True)
+        return {
+            "model": self.model.name,
+            "prompt": tokens[: self.n_prompt],
+            "new": [{**token, "probability": math.exp(logprob)} for token, logprob in new],
+            "text": self.text,
+            "stopped": self.stopped,
+            "edits": [repr(edit) for edit in self.edits],
+        }
+
     def _about(self) -> str:
         return f"{self.n_prompt} tokens and {len(self.new_ids)} new ones, stopped: {self.stopped}"
 
@@ -87,13 +103,14 @@ class Generation:
         new = zip(self.tokens[self.n_prompt :], self.logprobs, strict=True)
         drawn += [_drawn(token, pos, logprob) for pos, (token, logprob) in enumerate(new, self.n_prompt)]
         about = html.escape(legible(f"by {self.model.name}: {self._about()}"))
+        legend = "the stronger a new token's bar, the likelier it was"
         return (
             f'<div style="max-width:62em;font:14px/1.5 system-ui,sans-serif"><div><b>Generation</b> {about}</div>'
-            f'<div style="margin:.4em 0;line-height:1.9">{" ".join(drawn)}</div></div>'
+            f'<div style="margin:.4em 0;line-height:1.9">{" ".join(drawn)}</div>'
+            f'<div style="opacity:.75">{legend}</div></div>'
         )
 
 
-# A bar under each new token is as dark as the token was likely.
 _CHIP = "font-family:ui-monospace,monospace;padding:0 3px;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
 
 
