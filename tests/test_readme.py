@@ -71,10 +71,11 @@ def test_continuous_integration_runs_the_command_of_the_readme() -> None:
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(block("example") + block("second example"), names)
+    exec(block("example") + block("second example") + block("third example"), names)
     t = names["t"]
     assert isinstance(t, gs.Trace)
     assert t.layers[1].kind == "global"
     assert t.lens().dims == ("layer", "vocab")
     assert gs.open_trace("mary.trace").top(3) == t.top(3)
     assert names["s"].effect.dims == ("layer", "pos")  # type: ignore[attr-defined]
+    assert names["sae"].n_features > 900  # type: ignore[attr-defined]

@@ -1,0 +1,65 @@
+"""A headless Chromium for the tests, which may speak to this machine alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+# Set where browser tests must run, as in continuous integration: without a browser they fail there.
+REQUIRED = os.environ.get("GEMMASCOPE_BROWSER") == "required"
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+
+
+def executable() -> str:
+    """The path of a Chromium. Without one the test is skipped, or fails where browser tests are required."""
+    found = next((path for path in map(shutil.which, _NAMES) if path), None)
+    if found is None:
+        why = f"there is no browser: none of {', '.join(_NAMES)} is on the path (apt-get install chromium)"
+        if REQUIRED:
+            pytest.fail(why)
+        pytest.skip(why)
+    return found
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A running Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    path = executable()
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=list(_ARGUMENTS))
+        try:
+            yield chromium
+        finally:
+            chromium.close()
+
+
+@contextmanager
+def page_of(chromium: Any, *, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
+    """A page whose requests beyond this machine are stopped and listed in page.beyond, errors in page.errors."""
+    context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.beyond, page.errors = [], []
+
+    def gate(route: Any) -> None:
+        url = route.request.url
+        if url.startswith(("file:", "data:", "blob:", "http://127.0.0.1", "http://localhost", "ws://127.0.0.1")):
+            route.continue_()
+        else:
+            page.beyond.append(url)
+            route.abort()
+
+    context.route("**/*", gate)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("dialog", lambda dialog: (page.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    try:
+        yield page
+    finally:
+        context.close()

