@@ -37,15 +37,16 @@ def model() -> Model:
     return pair()[1]
 
 
-def theirs(source: Gemma2ForCausalLM, ids: Sequence[int], n_new: int) -> list[int]:
-    """What transformers goes on with, greedily."""
+def theirs(source: Gemma2ForCausalLM, ids: Sequence[int], n_new: int) -> tuple[list[int], Tensor]:
+    """What transformers goes on with, greedily: all ids, and the logits [new, vocab] that the new ones were taken from."""
     source.generation_config.eos_token_id = source.config.eos_token_id
     given = torch.tensor([list(ids)])
     kept = source.config.sliding_window > 1  # its cache of a window of 1 keeps keys that the window has left
     asked: dict[str, Any] = {"max_new_tokens": n_new, "do_sample": False, "pad_token_id": 0, "use_cache": kept}
+    asked |= {"return_dict_in_generate": True, "output_logits": True}
     with torch.no_grad():
         found = source.generate(given, attention_mask=torch.ones_like(given), **asked)
-    return found[0].tolist()  # type: ignore[no-any-return]
+    return found.sequences[0].tolist(), torch.cat(found.logits)
 
 
 # -- against transformers --
@@ -69,7 +70,9 @@ def test_greedy_tokens_are_those_of_transformers(kinds: str, shape: dict[str, An
         ids = prompt(n_prompt, seed=seed)
         n_new = 64 - n_prompt  # exactly the context, so the window's slots are taken many times over
         g = gs.generate(ids, model=ours, max_new_tokens=n_new)
-        assert g.ids.tolist() == theirs(source, ids, n_new)
+        expected, logits = theirs(source, ids, n_new)
+        assert g.ids.tolist() == expected
+        assert error(g.trace().logits[n_prompt - 1 : -1], logits) <= 2 * CLOSE  # both of them from keys kept
         assert g.stopped == "length"
         assert (len(g.new_ids), g.n_prompt) == (n_new, n_prompt)
 
@@ -81,7 +84,7 @@ def test_an_end_token_ends_it_where_it_ends_transformers(seed: int) -> None:
     end = new[6]
     source = checkpoint("lgl", seed, eos_token_id=end)
     g = gs.generate(prompt(5, seed=seed), model=model_of(source), max_new_tokens=20)
-    assert g.ids.tolist() == theirs(source, prompt(5, seed=seed), 20)
+    assert g.ids.tolist() == theirs(source, prompt(5, seed=seed), 20)[0]
     assert len(g.new_ids) == new.index(end) + 1
     assert g.stopped == f"token {end}"
 
@@ -382,7 +385,7 @@ def test_a_generation_shows_itself_as_text_and_as_html_that_nothing_breaks_out_o
 def test_one_token_is_enough_on_either_side() -> None:
     source, ours = pair()
     g = gs.generate([5], model=ours, max_new_tokens=1)
-    assert g.ids.tolist() == theirs(source, [5], 1)
+    assert g.ids.tolist() == theirs(source, [5], 1)[0]
     assert torch.equal(g.trace()["resid_post", 2][:1], gs.trace([5], model=ours)["resid_post", 2])
     assert error(g.trace().logits, gs.trace(g.ids, model=ours).logits) <= CLOSE
 
@@ -443,7 +446,20 @@ def test_the_text_of_several_prompts_is_not_shown() -> None:
         gs.generate(["When", "When Mary"], model=worded(), show=print)
 
 
-@pytest.mark.parametrize("place", [3, -5, slice(2, None), slice(None, None, -1), slice(-3, 1, -1), slice(None, -2), [0, -1]])
+@pytest.mark.parametrize(
+    "place",
+    [
+        3,
+        -5,
+        slice(2, None),
+        slice(None, None, -1),
+        slice(5, -20, -1),
+        slice(-20, 4),
+        slice(-3, 1, -1),
+        slice(None, -2),
+        [0, -1],
+    ],
+)
 def test_positions_ahead_are_those_of_the_prompt_where_nothing_is_to_come(place: Any) -> None:
     from gemmascope.run.where import find_positions, find_positions_ahead
 

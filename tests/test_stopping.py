@@ -19,6 +19,7 @@ from tokenizers_made import CHAT_TEMPLATE, with_json, with_pieces
 import gemmascope as gs
 from gemmascope.errors import GenerationError
 from gemmascope.model.model import Model
+from gemmascope.run.decoding import Decoder
 from gemmascope.run.sampling import Sampling
 from gemmascope.run.stopping import Stopping, Writing, can_occur
 from gemmascope.tokens import Tokenizer
@@ -230,3 +231,21 @@ def test_text_is_printed_as_it_comes_and_moves_no_cursor(scripted: list[int], ca
     g = gs.generate("When", model=few(), max_new_tokens=3, show=True)
     assert g.text == " Mary\x1b[31m and"
     assert capsys.readouterr().out == " Mary\\x1b[31m and\n"
+
+
+def test_what_was_held_back_comes_when_it_is_interrupted(
+    gemmas: Model, scripted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Decoder.step
+
+    def step(self: Decoder, tokens: Sequence[int]) -> Any:
+        if tokens[0] == scripted[1]:
+            raise KeyboardInterrupt
+        return real(self, tokens)
+
+    monkeypatch.setattr(Decoder, "step", step)
+    tokens = [*gemmas.tokenizer.encode("the")[-1:], *spelled(gemmas, "€")]
+    with pytest.warns(UserWarning, match="interrupted after 2 new tokens"):
+        g = generated(gemmas, scripted, tokens)
+    assert (g.text, g.stopped) == (gemmas.tokenizer.decode(tokens[:2]), "interrupted")
+    assert g.text.endswith("\ufffd")
