@@ -48,6 +48,7 @@ _WHERE = {
     "attention_summary": "gemmascope.analysis.attention_summary",
     "AttentionSummary": "gemmascope.analysis.attention_summary",
     "composition": "gemmascope.analysis.composition",
+    "Composition": "gemmascope.analysis.composition",
     "lens": "gemmascope.analysis.lens",
     "Lens": "gemmascope.analysis.lens",
     "direct_logits": "gemmascope.analysis.direct",
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
     from gemmascope.analysis.attribution import attribute
     from gemmascope.analysis.compare import compare
     from gemmascope.analysis.comparison import Comparison
-    from gemmascope.analysis.composition import composition
+    from gemmascope.analysis.composition import Composition, composition
     from gemmascope.analysis.direct import DirectLogits, direct_logits
     from gemmascope.analysis.direction import Direction
     from gemmascope.analysis.heads import HeadScores, head_scores
@@ -117,6 +118,7 @@ __all__ = [
     "SITES",
     "AttentionSummary",
     "Comparison",
+    "Composition",
     "Dictionary",
     "DirectLogits",
     "Direction",

@@ -2,6 +2,7 @@
 induction by reading what the first one wrote.
 
 The stream has three parts: which token stands here, a constant, and which token stood before (written by the first head).
+The other heads have queries and keys at random, and write nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ INDUCTION = (1, 2)
 
 # The score of the key that is meant, before the soft cap of 50; others get little of it.
 PEAK = 45.0
+SCATTER = 2.0
 
 
 def planted() -> Model:
@@ -33,6 +35,7 @@ def planted() -> Model:
     with torch.no_grad():
         for weight in network.parameters():
             weight.zero_()
+        _scatter(network)
         # Every token is as long as every other, so every norm multiplies every row by the same number.
         table = network.model.embed_tokens.weight
         table[:, HERE] = torch.eye(VOCAB)
@@ -50,6 +53,15 @@ def _columns(weight: Tensor, head: int) -> Tensor:
     return weight[:, head * CONFIG.d_head : (head + 1) * CONFIG.d_head]
 
 
+def _scatter(network: Gemma2) -> None:
+    """Random queries and keys in every head: scores of a deviation of about SCATTER."""
+    draw = torch.Generator().manual_seed(0)
+    size = (SCATTER * CONFIG.query_scalar**0.5 / CONFIG.d_head**0.5) ** 0.5 / CONFIG.d_model**0.5
+    for layer in network.model.layers:
+        for project in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            project.weight.normal_(std=size, generator=draw)
+
+
 def _plant_previous(network: Gemma2) -> None:
     """Queries and keys are constant; the key is turned one position further, so that RoPE makes the most of distance 1."""
     layer_number, head = PREVIOUS
@@ -60,6 +72,8 @@ def _plant_previous(network: Gemma2) -> None:
     turns = CONFIG.rope_theta ** (-torch.arange(half) / half)  # radians a position
     # The two fastest pairs: what the first cannot tell apart (7 positions are nearly a full turn) the second does.
     size = (PEAK / 2 * CONFIG.query_scalar**0.5) ** 0.5 / stands_at
+    _rows(attention.q_proj.weight, head).zero_()
+    _rows(attention.k_proj.weight, kv_head).zero_()
     for pair in range(2):
         _rows(attention.q_proj.weight, head)[pair, CONSTANT] = size
         _rows(attention.k_proj.weight, kv_head)[pair, CONSTANT] = size * turns[pair].cos()
@@ -78,6 +92,8 @@ def _plant_induction(network: Gemma2) -> None:
     # A token's number in the stream is sqrt(d_model), and what the post-norm made of the token before is of that size too.
     stands_at = (CONFIG.d_model / 3) ** 0.5
     size = (PEAK * CONFIG.query_scalar**0.5) ** 0.5 / stands_at
+    _rows(attention.q_proj.weight, head).zero_()
+    _rows(attention.k_proj.weight, kv_head).zero_()
     _rows(attention.q_proj.weight, head)[slow, HERE] = torch.eye(VOCAB) * size
     _rows(attention.k_proj.weight, kv_head)[slow, BEFORE] = torch.eye(VOCAB) * size
     _rows(attention.v_proj.weight, kv_head)[:VOCAB, HERE] = torch.eye(VOCAB)

@@ -11,7 +11,7 @@ from checkpoints import checkpoint, model_of, prompt
 from pieces import worded
 
 import gemmascope as gs
-from gemmascope.errors import SiteError
+from gemmascope.errors import GemmascopeError, SiteError
 from gemmascope.model.model import Model
 
 SHAPES = ({}, {"num_key_value_heads": 8}, {"num_key_value_heads": 2})
@@ -82,9 +82,20 @@ def test_sharing_is_said() -> None:
     assert layer.ov(3).kv_head == 1
     assert layer.ov(3).shared_with == (2,)
     assert "query head 3, which reads kv head 1, shared with query head 2" in repr(layer.ov(3))
+    assert "Factors(qk at distance 2 of layer 0" in repr(layer.qk(3, distance=2))
+    assert "without the norms' gains" in repr(layer.qk(3, gains=False))
     assert "shared" not in repr(model({"num_key_value_heads": 8}).layer(0).ov(3))
     assert torch.equal(layer.ov(2).left, layer.ov(3).left)
     assert not torch.equal(layer.ov(2).right, layer.ov(3).right)
+
+
+@pytest.mark.parametrize("head", [-2, np.int64(6), torch.tensor(6)])
+def test_a_head_is_any_whole_number(head: Any) -> None:
+    layer = model().layer(0)
+    for found, same in ((layer.ov(head), layer.ov(6)), (layer.qk(head, distance=np.int64(3)), layer.qk(6, distance=3))):
+        assert (found.head, found.kv_head, found.distance) == (6, 3, same.distance)
+        assert torch.equal(found.left, same.left)
+        assert torch.equal(found.right, same.right)
 
 
 @pytest.mark.parametrize("kind", ["ov", "qk"])
@@ -101,45 +112,92 @@ def test_the_read_out_names_the_strongest_tokens(kind: str, monkeypatch: pytest.
             tokens = m.tokenizer.shown((sign * strengths).topk(4).indices.tolist())
             assert found.iloc[row][column] == " ".join(tokens)
         assert found.iloc[row]["value"] == pytest.approx(float(s[i]))
-    monkeypatch.setattr("gemmascope.model.factors.TOKENS", 7)
+    monkeypatch.setattr("gemmascope.model.gemma2.TOKENS", 7)
     assert factors.read_out(m, k=4, n=2).equals(found)
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "error", "message"),
+    [
+        ({"k": 0}, SiteError, "k is a whole number from 1 to 61; given 0"),
+        ({"n": 13}, SiteError, "n is a whole number from 1 to 12; given 13"),
+        ({"n": True}, SiteError, "n is a whole number"),
+        ({"model": None}, GemmascopeError, "of d_model 32; given NoneType"),
+        ({"model": model_of(checkpoint(hidden_size=48))}, GemmascopeError, "given 'random', whose d_model is 48"),
+    ],
+)
+def test_a_read_out_that_cannot_be_is_refused(asked_for: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        model().layer(0).ov(0).read_out(**{"model": model(), **asked_for})
 
 
 @pytest.mark.parametrize("kind", ["q", "k", "v"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_composition_is_the_norm_of_the_product_of_whole_matrices(kind: str, shape: dict[str, int]) -> None:
     m = model(shape, seed=1)
-    found = gs.composition(m, kind)
-    for s in range(3):
-        for r in range(3):
-            block = found.sel(from_layer=s, to_layer=r).values
+    found = gs.composition(m, kind).scores
+    written = {(layer, head): m.layer(layer).ov(head).matrix().double() for layer in range(3) for head in range(8)}
+    scores = {(layer, head): m.layer(layer).qk(head).matrix().double() for layer, head in written}
+    reading = {"q": scores, "k": {place: matrix.T for place, matrix in scores.items()}, "v": written}[kind]
+    for (s, a), send in written.items():
+        for (r, b), receive in reading.items():
+            score = float(found.loc[s, a, r, b])
             if s >= r:
-                assert np.isnan(block).all()
-                continue
-            for a in range(8):
-                written = m.layer(s).ov(a).matrix().double()
-                for b in range(8):
-                    read = (m.layer(r).ov(b) if kind == "v" else m.layer(r).qk(b)).matrix().double()
-                    read = read.T if kind == "k" else read
-                    expected = float((written @ read).norm() / (written.norm() * read.norm()))
-                    assert block[a, b] == pytest.approx(expected, rel=1e-3)
+                assert np.isnan(score)
+            else:
+                assert score == pytest.approx(float((send @ receive).norm() / (send.norm() * receive.norm())), rel=1e-3)
 
 
 def test_composition_of_some_layers_is_a_part_of_all(asked: list[int]) -> None:
     m = model()
-    whole = gs.composition(m, "v")
+    whole = gs.composition(m, "v").scores
     asked.clear()
-    part = gs.composition(m, "v", senders=[0, 1], receivers=[-1])
+    part = gs.composition(m, "v", senders=[1, 0], receivers=-1).scores
     assert asked == [0, 1, 2]
-    assert np.array_equal(part.values, whole.sel(from_layer=[0, 1], to_layer=[2]).values)
-    assert part["to_kv_head"].values.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert np.array_equal(part.values, whole.sel(from_layer=[1, 0], to_layer=[2]).values)
+    assert part["to_kv_head"].values.tolist() == part["from_kv_head"].values.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert (part["from_kind"].values.tolist(), part["to_kind"].values.tolist()) == (["global", "local"], ["local"])
+    asked.clear()
+    gs.composition(m, "q", receivers=1)
+    assert asked == [0, 1]  # what comes after the last receiver is left alone
+
+
+def test_composition_shows_itself() -> None:
+    found = gs.composition(model(), "k")
+    frame = found.to_dataframe()
+    assert len(frame) == 3 * 64
+    assert not frame["score"].isna().any()
+    best = found.best(4)
+    assert [pair[-1] for pair in best] == sorted(frame["score"], reverse=True)[:4]
+    for *place, score in best:
+        assert float(found.scores.loc[tuple(place)]) == score
+    a, b, c, d, _ = best[0]
+    assert f"layer {a} head {b} -> layer {c} head {d} (kv head {d // 2})" in repr(found)
+    drawn = found.plot()
+    assert np.array_equal(drawn.data[-1].z, found.scores.values.reshape(24, 24), equal_nan=True)
+    assert list(drawn.layout.xaxis.ticktext[8:10]) == ["1◆.0", "1◆.1"]
+
+
+def test_of_many_heads_the_largest_of_two_layers_is_drawn() -> None:
+    found = gs.composition(model_of(checkpoint("lglglgl")), "q")
+    z = np.array(found.plot().data[-1].z, dtype=float)
+    assert z.shape == (7, 7)
+    assert z[1, 4] == found.scores.loc[1, :, 4].max()
+    assert np.isnan(z[4, 1])
+    assert "largest of each two layers" in found.plot().layout.title.text
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: model().layer(0).ov(8), "there is no query head 8: they go from 0 to 7"),
-        (lambda: model().layer(0).qk(-1), "there is no query head -1"),
+        (lambda: model().layer(0).ov(8), r"there is no head 8: query heads go from 0 to 7 \(or from -1 to -8.*h // 2"),
+        (lambda: model().layer(0).qk(-9), "there is no head -9"),
+        (lambda: model().layer(0).qk(True), "a head is a whole number"),
+        (lambda: model().layer(0).qk(0, distance=1.0), "0 or more; given 1.0"),
+        (lambda: gs.composition(model(), "v", senders=[1], receivers=[0, 1]), "no sender comes before a receiver"),
+        (lambda: gs.composition(model(), "v", senders=[]), "senders is an empty list"),
+        (lambda: gs.composition(model(), "v", receivers=[2, -1]), "receivers names a layer twice"),
+        (lambda: gs.composition(model(), "v", receivers="2"), "receivers is a layer or a list of layers"),
         (lambda: model().layer(0).qk(0, distance=-1), "0 or more; given -1"),
         (lambda: gs.composition(model(), "o"), "kind is one of 'q', 'k', 'v'; given 'o'"),
         (lambda: gs.composition(model(), "q", senders=[9]), "there is no layer 9"),

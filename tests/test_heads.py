@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from planted import INDUCTION, PREVIOUS, planted
 
 import gemmascope as gs
 from gemmascope.analysis.heads import KINDS, random_prompts
-from gemmascope.errors import GemmascopeError, PromptError, SiteError
+from gemmascope.errors import BudgetError, GemmascopeError, PromptError, SiteError
 from gemmascope.model.model import Model
+from gemmascope.nano import circuits
+from gemmascope.weights.embedding import FileEmbedding
 
 
 def test_the_planted_heads_are_found() -> None:
@@ -26,16 +29,22 @@ def test_the_planted_heads_are_found() -> None:
         assert (layer, head) == where
         assert score > 0.95
         others = [s for (layer, head), s in np.ndenumerate(found.scores.values) if (layer, head) != where]
-        assert max(others) < 0.25  # the heads of zeros look everywhere alike
+        assert max(others) < 0.25  # the heads at random
 
 
 def test_the_planted_induction_head_copies_and_goes_through_its_keys() -> None:
     model = planted()
     assert gs.head_scores(model, "copying").scores.values[INDUCTION] > 0.95
     assert gs.head_scores(model, "copying").scores.values[PREVIOUS] == pytest.approx(0.0, abs=0.2)
-    through = {kind: float(gs.composition(model, kind)[0, PREVIOUS[1], 1, INDUCTION[1]]) for kind in "qkv"}
-    assert through["k"] > 0.1
+    found = {kind: gs.composition(model, kind) for kind in "qkv"}
+    through = {kind: float(c.scores.loc[0, PREVIOUS[1], 1, INDUCTION[1]]) for kind, c in found.items()}
+    assert through["k"] > 0.2
     assert through["q"] == through["v"] == 0.0
+    # The query heads of one kv head have the same keys, so the one beside it composes as much.
+    sharing = {INDUCTION[1], INDUCTION[1] + 1}
+    assert {(a, b, c) for a, b, c, *_ in found["k"].best(2)} == {(*PREVIOUS, 1)}
+    assert {d for *_, d, _ in found["k"].best(2)} == sharing
+    assert found["k"].best(3)[2][-1] < 0.8 * through["k"]
 
 
 def test_the_planted_model_completes_what_it_was_told() -> None:
@@ -99,10 +108,84 @@ def test_copying_is_the_sum_of_the_eigenvalues_of_the_whole_matrix(shape: dict[s
             assert float(scores[layer, head]) == pytest.approx(expected, abs=1e-3)
 
 
-def test_one_pass_for_all_prompts(asked: list[int]) -> None:
+def test_one_pass_for_all_prompts_and_kinds(asked: list[int]) -> None:
     model = model_of(checkpoint("lgl"))
-    gs.head_scores(model, "induction", n=5, length=6)
+    kinds = [kind for kind in KINDS if kind != "copying"]
+    found = gs.head_scores(model, kinds, n=5, length=6)
     assert asked == [0, 1, 2]
+    assert list(found) == kinds
+    for kind, one in found.items():
+        alone = gs.head_scores(model, kind, n=5, length=6)
+        assert (one.kind, one.over) == (alone.kind, alone.over)
+        assert one.scores.identical(alone.scores)
+    both = gs.head_scores(model, ("copying", "sink"), prompts=[[2, 5, 6]])
+    assert both["copying"].scores.identical(gs.head_scores(model, "copying").scores)
+
+
+def test_scores_in_parts_equal_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(checkpoint("lgl", vocab_size=9))
+    runs, kinds = [prompt(11, 9), prompt(5, 9, seed=1)], ["induction", "local_reach", "sink"]
+    whole = gs.head_scores(model, kinds, prompts=runs)
+    monkeypatch.setattr("gemmascope.analysis.patterns.EDGES", 8 * 11 * 2)
+    parts = gs.head_scores(model, kinds, prompts=runs)
+    for kind in kinds:
+        assert parts[kind].over == whole[kind].over
+        assert np.allclose(parts[kind].scores, whole[kind].scores, atol=1e-6)
+
+
+def test_of_a_bfloat16_model_scores_are_those_of_its_patterns() -> None:
+    model = model_of(checkpoint("lgl", vocab_size=9).bfloat16())
+    runs = [prompt(11, 9), prompt(7, 9, seed=1)]
+    for kind, found in gs.head_scores(model, ["induction", "sink"], prompts=runs).items():
+        assert found.scores.dtype == np.float32
+        assert np.abs(found.scores.values - plain_score(kind, model, runs)).max() <= 0.01
+
+
+def test_random_prompts_are_short_enough_for_the_window() -> None:
+    model = model_of(checkpoint("lgl"))  # of window 4
+    assert [len(ids) for ids in random_prompts(model, 2, None, 0)] == [7, 7]
+    for kind in ("induction", "duplicate_token"):
+        assert gs.head_scores(model, kind).over.endswith("queries")
+        far = gs.head_scores(model, kind, n=2, length=9)
+        assert "18 queries, of 18 of which local layers (window 4) see no key in question" in far.over
+        assert float(far.scores.sel(layer=[0, 2]).max()) == 0.0 < float(far.scores.sel(layer=1).min())
+    assert [len(ids) for ids in random_prompts(model_of(checkpoint("gg")), 1, None, 0)] == [49]
+
+
+@pytest.mark.parametrize("embedding_in_file", [False, True])
+def test_streamed_equals_resident(embedding_in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint("lgl").save_pretrained(tmp_path / "source")
+    memory: int | str = "1GiB"
+    if embedding_in_file:
+        for name, small in (
+            ("budget.BIN_ROWS", 8),
+            ("budget.GOOD_ROWS", 64),
+            ("budget.PART", 1000),
+            ("embedding.PART", 1000),
+        ):
+            monkeypatch.setattr(f"gemmascope.weights.{name}", small)
+        with pytest.raises(BudgetError) as told:
+            gs.load(tmp_path / "source", memory=1)
+        memory = int(str(told.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))
+    resident, streamed = gs.load(tmp_path / "source"), gs.load(tmp_path / "source", memory=memory)
+    assert isinstance(streamed.network.model.embed_tokens, FileEmbedding) == embedding_in_file
+    one, other = (gs.head_scores(m, list(KINDS), n=3, length=5) for m in (resident, streamed))
+    assert all(np.allclose(one[kind].scores, other[kind].scores, atol=1e-5) for kind in KINDS)
+    a, b = (gs.attention_summary(gs.trace(prompt(9), model=m)).by_query for m in (resident, streamed))
+    assert a.identical(b)
+    x, y = (m.layer(1).ov(3).read_out(m) for m in (resident, streamed))
+    assert x.equals(y)
+    assert np.array_equal(*(gs.composition(m, "k").scores for m in (resident, streamed)), equal_nan=True)
+
+
+@pytest.mark.nano
+def test_nano_has_the_heads_that_its_own_exam_finds() -> None:
+    model = gs.load()
+    found = gs.head_scores(model, ["induction", "previous_token"], n=4, length=circuits.REPEAT, seed=1)
+    assert np.allclose(found["induction"].scores, circuits.induction_scores(model, 4, 1), atol=1e-5)
+    # The exam looks at the second saying alone.
+    previous = circuits.previous_token_scores(model, 4, 1)
+    assert found["previous_token"].best(1)[0][:2] == divmod(int(previous.argmax()), model.config.n_heads)
 
 
 def test_the_same_seed_gives_the_same_prompts_of_ordinary_tokens() -> None:
@@ -122,7 +205,7 @@ def test_text_prompts_and_pictures() -> None:
     model = worded()
     found = gs.head_scores(model, "duplicate_token", prompts="When Mary and John went to the store, John gave a drink to")
     assert "duplicate_token scores of random" in repr(found)
-    assert found.over == "1 prompts, 2 queries"
+    assert found.over == "1 prompt, 2 queries, of 2 of which local layers (window 4) see no key in question"
     figure = found.plot()
     assert (figure.data[-1].zmin, figure.data[-1].zmax) == (0.0, 1.0)
     assert len(found.to_dataframe()) == 24
@@ -135,7 +218,12 @@ def test_text_prompts_and_pictures() -> None:
     ("asked_for", "error", "message"),
     [
         ({"kind": "inductoin"}, SiteError, "Did you mean 'induction'"),
-        ({"kind": "induction", "prompts": "When Mary and John"}, PromptError, "no token of these prompts asks for"),
+        ({"kind": ["sink", "inductoin"]}, SiteError, "Did you mean 'induction'"),
+        ({"kind": []}, SiteError, "the list of kinds is empty"),
+        ({"kind": None}, SiteError, "there is no kind of head None"),
+        ({"kind": "induction", "prompts": "When Mary and John"}, PromptError, "nothing to measure induction on .* repeat"),
+        ({"kind": "sink", "prompts": [[2], [2]]}, PromptError, "nothing to measure sink on .* two tokens or more"),
+        ({"prompts": [list(range(5)) * 13]}, PromptError, "65 tokens and 'random' a context of 64"),
         ({"kind": "copying", "prompts": "When Mary"}, PromptError, "read from the weights: leave prompts out"),
         ({"length": 32}, PromptError, "longer than the context of 64: 31 at most"),
         ({"length": 0}, PromptError, "length is a whole number from 1"),
@@ -150,7 +238,14 @@ def test_what_does_not_fit_is_refused(asked_for: dict[str, Any], error: type[Exc
         gs.head_scores(**{"model": worded(), **asked_for})
 
 
-@pytest.mark.parametrize("edits", [(), (gs.knockout(layer=1, head=2, q_pos=5, k_pos=[0, 1]),)])
+EDITS = (
+    (),
+    (gs.knockout(layer=1, head=2, q_pos=5, k_pos=[0, 1]),),
+    (gs.ablate("pattern", layer=0, head=3), gs.ablate("q", layer=2, head=1), gs.ablate("resid_pre", layer=1, pos=3)),
+)
+
+
+@pytest.mark.parametrize("edits", EDITS)
 def test_a_summary_is_what_a_loop_over_the_pattern_gives(edits: Any) -> None:
     model = model_of(checkpoint("lgl", seed=4))
     t = gs.trace(prompt(9), model=model, edits=edits)
@@ -174,10 +269,12 @@ def test_a_summary_is_what_a_loop_over_the_pattern_gives(edits: Any) -> None:
     assert float(found.by_query["beyond_window"].sel(layer=[0, 2]).max()) == 0.0
 
 
-def test_a_summary_in_parts_equals_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_summary_in_parts_equals_one_at_once(monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
     t = gs.trace(prompt(9), model=model_of(checkpoint("lgl")))
+    asked.clear()
     whole = gs.attention_summary(t).by_query
-    monkeypatch.setattr("gemmascope.analysis.attention_summary.EDGES", 8 * 9 * 2)
+    assert asked == [0, 1, 2]
+    monkeypatch.setattr("gemmascope.analysis.patterns.EDGES", 8 * 9 * 2)
     parts = gs.attention_summary(t).by_query
     assert all(np.allclose(whole[name], parts[name], atol=1e-6) for name in whole)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from gemmascope.analysis.patterns import Some, attend_of, patterns
 from gemmascope.errors import SiteError
+from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
+from gemmascope.sites import EDGE_SITES
 
 if TYPE_CHECKING:
     import pandas
@@ -21,9 +26,6 @@ MEASURES = {
     "on_bos": "share on the first position",
     "beyond_window": "share beyond the window",
 }
-
-# Edges held at once, in elements: 256 MB.
-EDGES = 2**26
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -71,24 +73,34 @@ class AttentionSummary:
 def attention_summary(trace: Trace) -> AttentionSummary:
     """Entropy, mean distance, the share on <bos> and the share beyond the window, of every head's attention.
 
-    beyond_window: attention to keys that a local layer would not see; 0 in local layers. SiteError for what is no trace.
+    beyond_window: attention to keys that a local layer would not see; 0 in local layers. on_bos: on the first position,
+    whatever stands there. One stream of the layers; patterns are made a few rows at a time, but for layers whose scores or
+    pattern the run's edits wrote. SiteError for what is no trace.
     """
     if not isinstance(trace, Trace):
         raise SiteError(f"a summary is of a trace: gs.attention_summary(gs.trace(prompt)); given {type(trace).__name__}")
-    config = trace.model.config
-    step = max(1, EDGES // (config.n_heads * len(trace)))
+    window = trace.model.config.window
+    written = {b.address.layer for b in trace.bound_edits if b.address.site.name in EDGE_SITES}
+    sites: list[str | tuple[str, int]] = ["q_rot", "k_rot", *(("pattern", layer) for layer in written if layer is not None)]
     layers = []
-    for layer in range(trace.model.n_layers):
-        rows = [list(range(start, min(start + step, len(trace)))) for start in range(0, len(trace), step)]
-        parts = [_measures(trace.edges("pattern", layer, q_pos=at).float(), at, config.window) for at in rows]
+    for layer, values in replay(trace, sites):
+        parts = [_measures(pattern, rows, window) for rows, pattern in _patterns(trace, layer.index, values)]
         layers.append(torch.cat(parts, -1))
-    return AttentionSummary(_labelled(trace, torch.stack(layers, 1)), trace.model.name, config.window)
+    return AttentionSummary(_labelled(trace, torch.stack(layers, 1)), trace.model.name, window)
 
 
-def _measures(pattern: Tensor, rows: list[int], window: int) -> Tensor:
-    """The four measures of some query rows, [measure, head, q_pos]. pattern: [head, q_pos, k_pos]."""
-    q_pos = torch.tensor(rows, device=pattern.device)
-    distance = (q_pos[:, None] - torch.arange(pattern.shape[-1], device=pattern.device)).clamp(min=0)
+def _patterns(trace: Trace, layer: int, values: Mapping[str, Tensor]) -> Iterable[Some]:
+    """Some query positions of a layer, and their rows of its pattern."""
+    if "pattern" in values:
+        return [(torch.arange(len(trace), device=values["pattern"].device), values["pattern"].float())]
+    return patterns(attend_of(trace.model.config, layer), values["q_rot"], values["k_rot"])
+
+
+def _measures(
+    pattern: Float[Tensor, "head q_pos k_pos"], rows: Int[Tensor, " q_pos"], window: int
+) -> Float[Tensor, "measure head q_pos"]:
+    """The measures of some query rows, on the CPU."""
+    distance = (rows[:, None] - torch.arange(pattern.shape[-1], device=pattern.device)).clamp(min=0)
     entropy = -torch.special.xlogy(pattern, pattern).sum(-1)
     beyond = (pattern * (distance >= window)).sum(-1)
     return torch.stack([entropy, (pattern * distance).sum(-1), pattern[..., 0], beyond]).cpu()

@@ -7,19 +7,19 @@ Induction Heads" (arXiv 2209.11895); Xiao et al., "Efficient Streaming Language 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from einops import einsum
 from torch import Tensor
 
-from gemmascope.analysis.head_kinds import TARGETS, targets
+from gemmascope.analysis.copying import copying
+from gemmascope.analysis.head_kinds import REACH, TARGETS, counted, weights
+from gemmascope.analysis.patterns import attend_of, patterns, rows_at_once
 from gemmascope.errors import PromptError, SiteError
-from gemmascope.model.factors import embeddings, normed_tokens
-from gemmascope.model.layout import Block, Layout
+from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.tap import Tap
 from gemmascope.run.default import model_or_nano
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     import pandas
     import xarray
 
-REACH, COPYING = "local_reach", "copying"
+COPYING = "copying"
 KINDS = (*TARGETS, REACH, COPYING)
+
+# Tokens that random prompts say twice, where every layer's window is long enough for them.
+LENGTH = 24
 
 _MEANING = {
     **{kind: words for kind, (_, words) in TARGETS.items()},
@@ -43,7 +46,7 @@ _MEANING = {
 
 @dataclass(frozen=True, repr=False, eq=False)
 class HeadScores:
-    """How far each head is of a kind. Made by gs.head_scores. scores: [layer, head], float32."""
+    """How far each head is of a kind. Made by gs.head_scores. scores: (layer, head), float32; over: what was looked at."""
 
     kind: str
     scores: xarray.DataArray
@@ -64,7 +67,7 @@ class HeadScores:
         """A plotly heat map, layer by head."""
         from gemmascope.plots.labelled import labelled_figure
 
-        bound = 1.0 if self.kind in TARGETS else None
+        bound = None if self.kind == REACH else 1.0
         title = f"{self.kind}, {self.model}: {self.over}"
         return labelled_figure(
             self.scores, title=title, unit=_MEANING[self.kind], diverging=self.kind == COPYING, bound=bound
@@ -75,57 +78,84 @@ class HeadScores:
         return f"{self.kind} scores of {self.model}: {_MEANING[self.kind]}; {self.over}\n{best}"
 
 
+@overload
 def head_scores(
     model: Model | None = None,
     kind: str = "induction",
     *,
+    prompts: Any = None,
+    n: int = 8,
+    length: int | None = None,
+    seed: int = 0,
+) -> HeadScores: ...
+@overload
+def head_scores(
+    model: Model | None = None,
+    *,
+    kind: list[str] | tuple[str, ...],
+    prompts: Any = None,
+    n: int = 8,
+    length: int | None = None,
+    seed: int = 0,
+) -> dict[str, HeadScores]: ...
+@overload
+def head_scores(
+    model: Model | None,
+    kind: list[str] | tuple[str, ...],
+    *,
+    prompts: Any = None,
+    n: int = 8,
+    length: int | None = None,
+    seed: int = 0,
+) -> dict[str, HeadScores]: ...
+def head_scores(
+    model: Model | None = None,
+    kind: str | list[str] | tuple[str, ...] = "induction",
+    *,
     prompts: Sequence[Prompt] | Prompt | None = None,
     n: int = 8,
-    length: int = 24,
+    length: int | None = None,
     seed: int = 0,
-) -> HeadScores:
+) -> HeadScores | dict[str, HeadScores]:
     """Score every head of every layer, in one pass over all prompts.
 
     kind: "previous_token", "duplicate_token", "induction" or "sink": the share of attention that goes to the keys in
     question, the mean over the queries that have any; "local_reach": the mean distance of attention, in positions, over all
     queries but the first; "copying": the sum of the eigenvalues of embedding, W_OV and unembedding, over the sum of their
-    sizes, from -1 to 1, with the norms' gains and without any prompt (Elhage et al. 2021).
+    sizes, from -1 to 1, with the norms' gains and without any prompt (Elhage et al. 2021). Several kinds give a dict, from
+    the same pass.
     prompts: texts or token ids; None for n random ones of <bos> and `length` ordinary tokens said twice. A local layer sees
-    its window only: of a length beyond it, no local head can complete what was said before.
+    its window only, so its heads cannot complete what was said further back: length None is short enough for the window,
+    24 at most. Queries whose keys in question are all beyond the window count all the same: the result says how many.
     Raises SiteError for an unknown kind, PromptError for prompts that have no such query, or are too long.
     """
     model = model_or_nano(model)
-    if kind not in KINDS:
-        near = near_names(str(kind), list(KINDS))
-        meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise SiteError(f"there is no kind of head {kind!r}.{meant} The kinds are {', '.join(KINDS)}")
-    if kind == COPYING:
-        if prompts is not None:
-            raise PromptError("copying is read from the weights: leave prompts out")
-        return HeadScores(kind, _labelled(model, copying(model)), model.name, "from the weights")
-    runs = random_prompts(model, n, length, seed) if prompts is None else _given(model, prompts)
-    weights = [_weights(kind, ids) for ids in runs]
-    n_queries = sum(int((w != 0).any(-1).sum()) if kind != REACH else max(0, len(w) - 1) for w in weights)
-    if not n_queries:
-        raise PromptError(f"no token of these prompts asks for {_MEANING[kind]}: give prompts in which tokens repeat")
-    tap = _Summing(model, weights)
-    _run(model, runs, tap)
-    over = f"{len(runs)} {'random prompts' if prompts is None else 'prompts'}, {n_queries} queries"
-    return HeadScores(kind, _labelled(model, torch.stack(tap.sums) / n_queries), model.name, over)
+    kinds = _kinds(kind)
+    looked_at = [kind for kind in kinds if kind != COPYING]
+    if not looked_at and prompts is not None:
+        raise PromptError("copying is read from the weights: leave prompts out")
+    found = _over_prompts(model, looked_at, prompts, (n, length, seed)) if looked_at else {}
+    if COPYING in kinds:
+        found[COPYING] = HeadScores(COPYING, _labelled(model, copying(model)), model.name, "from the weights")
+    return found[kind] if isinstance(kind, str) else {kind: found[kind] for kind in kinds}
 
 
-def random_prompts(model: Model, n: int, length: int, seed: int) -> list[list[int]]:
-    """n prompts of <bos> and `length` different ordinary tokens, said twice. PromptError if there is no room."""
-    for name, given in (("n", n), ("length", length)):
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise PromptError(f"{name} is a whole number from 1 upwards; given {given!r}")
+def random_prompts(model: Model, n: int, length: int | None, seed: int) -> list[list[int]]:
+    """n prompts of <bos> and `length` different ordinary tokens, said twice. PromptError if there is no room.
+
+    length: None for as many as a query of a local layer can see the first saying of, LENGTH at most.
+    """
     config = model.config
+    ordinary = _ordinary(model)
+    if length is None:
+        near = config.window - 1 if "local" in config.kinds else LENGTH
+        length = max(1, min(LENGTH, near, (config.context - 1) // 2, len(ordinary)))
+    for name, given in (("n", n), ("length", length)):
+        if isinstance(given, bool) or not hasattr(given, "__index__") or given < 1:
+            raise PromptError(f"{name} is a whole number from 1 upwards; given {given!r}")
     if 1 + 2 * length > config.context:
         most = (config.context - 1) // 2
         raise PromptError(f"{length} tokens said twice are longer than the context of {config.context}: {most} at most")
-    special = {config.bos_id, *config.eos_ids}
-    usable = range(min(config.vocab_size, model.tokenizer.vocab_size)) if model.has_tokenizer else range(config.vocab_size)
-    ordinary = [i for i in usable if i not in special and not (model.has_tokenizer and model.tokenizer.is_special(i))]
     if length > len(ordinary):
         raise PromptError(f"the vocabulary has {len(ordinary)} ordinary tokens; asked for {length} different ones")
     rng = Random(seed)
@@ -133,69 +163,84 @@ def random_prompts(model: Model, n: int, length: int, seed: int) -> list[list[in
     return [[config.bos_id, *part, *part] for part in parts]
 
 
-def copying(model: Model) -> Tensor:
-    """The copying score of every head, [layer, head].
-
-    The eigenvalues of (tokens x tokens) embedding @ OV @ unembedding, which are those of a d_head x d_head product.
-    """
-    final = 1 + model.network.model.norm.weight.detach().float()
-    both = sum(
-        normed_tokens(model, rows).mT @ rows
-        for rows in embeddings(model.network.model.embed_tokens, model.config.vocab_size)
-    )
-    assert isinstance(both, Tensor)
-    scores = torch.zeros(model.n_layers, model.config.n_heads)
-    with closing(model.layers()) as layers:
-        for layer in layers:
-            for head in range(model.config.n_heads):
-                ov = layer.ov(head)
-                # right: what is written, unembedded, met by the tokens as they are read
-                values = torch.linalg.eigvals((ov.right * final) @ both.mT @ ov.left)
-                size = values.abs().sum()
-                scores[layer.index, head] = values.real.sum() / size if size > 0 else 0.0
-    return scores
+def _ordinary(model: Model) -> list[int]:
+    """The ids that are no special token; of a model without a tokenizer, those that are neither <bos> nor an end."""
+    config = model.config
+    special = {config.bos_id, *config.eos_ids}
+    size = min(config.vocab_size, model.tokenizer.vocab_size) if model.has_tokenizer else config.vocab_size
+    return [i for i in range(size) if i not in special and not (model.has_tokenizer and model.tokenizer.is_special(i))]
 
 
-def _given(model: Model, prompts: Any) -> list[list[int]]:
-    listed = list(prompts) if is_many(prompts) else [prompts]
-    return [model.ids(prompt).tolist() for prompt in listed]
+def _kinds(kind: Any) -> list[str]:
+    kinds = [kind] if isinstance(kind, str) or not isinstance(kind, Sequence) else list(kind)
+    if not kinds:
+        raise SiteError(f"the list of kinds is empty: name at least one of {', '.join(KINDS)}")
+    for given in kinds:
+        if given not in KINDS:
+            near = near_names(str(given), list(KINDS))
+            meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise SiteError(f"there is no kind of head {given!r}.{meant} The kinds are {', '.join(KINDS)}")
+    return kinds
 
 
-def _weights(kind: str, ids: Sequence[int]) -> Tensor:
-    """What every edge of a prompt counts, [q_pos, k_pos]."""
-    if kind != REACH:
-        return targets(kind, ids).float()
-    at = torch.arange(len(ids))
-    return (at[:, None] - at[None, :]).clamp(min=0).float()
-
-
-def _run(model: Model, runs: Sequence[Sequence[int]], tap: Tap) -> None:
-    """One pass of these prompts, for what a tap sees."""
+def _over_prompts(model: Model, kinds: list[str], prompts: Any, random: tuple[Any, Any, Any]) -> dict[str, HeadScores]:
+    if prompts is None:
+        runs = [torch.tensor(ids, device=model.device) for ids in random_prompts(model, *random)]
+    else:
+        runs = [model.ids(prompt) for prompt in (prompts if is_many(prompts) else [prompts])]
+    which = f"{len(runs)} {'random ' if prompts is None else ''}prompt{'s' if len(runs) != 1 else ''}"
+    numbers = {kind: _counted(model, kind, runs) for kind in kinds}
+    tap = _Scoring(model, runs, kinds)
     layout = Layout.of_lengths([len(ids) for ids in runs], model.device)
-    flat = torch.tensor([i for ids in runs for i in ids], device=model.device)
     with torch.no_grad(), told_when_full(model):
-        model.network(flat, layout, tap)
+        model.network(torch.cat(runs), layout, tap)
+    found = {}
+    for kind, (n_queries, n_beyond) in numbers.items():
+        beyond = f", of {n_beyond} of which local layers (window {model.config.window}) see no key in question"
+        over = f"{which}, {n_queries} queries{beyond if n_beyond else ''}"
+        found[kind] = HeadScores(kind, _labelled(model, tap.sums[kind] / n_queries), model.name, over)
+    return found
 
 
-class _Summing(Tap):
-    """Adds up patterns as they are made, weighted by edge: sums[layer] is [head]. weights: [q_pos, k_pos] of each run."""
+def _counted(model: Model, kind: str, runs: Sequence[Tensor]) -> tuple[int, int]:
+    """How many queries count, and how many of them count for nothing in a local layer. PromptError for none."""
+    config = model.config
+    window = config.window if "local" in config.kinds else config.context
+    found = [counted(kind, ids, window, rows_at_once(config.n_heads, len(ids))) for ids in runs]
+    n_queries, n_beyond = (sum(numbers) for numbers in zip(*found, strict=True))
+    if not n_queries:
+        why = "of two tokens or more" if kind in ("sink", REACH) else "that are longer, or in which tokens repeat"
+        raise PromptError(f"these prompts have nothing to measure {kind} on ({_MEANING[kind]}): give prompts {why}")
+    return n_queries, n_beyond
 
-    def __init__(self, model: Model, weights: Sequence[Tensor]) -> None:
-        self.weights = [w.to(model.device) for w in weights]
-        self.sums = [torch.zeros(model.config.n_heads) for _ in range(model.n_layers)]
 
-    def wants(self, site: str, layer: int | None) -> bool:
-        return site == "pattern"
+class _Scoring(Tap):
+    """Adds up patterns, weighted by edge, as each layer makes its queries and keys. sums: by kind, [layer, head]."""
 
-    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
-        if site == "pattern":
-            weights = torch.stack(self.weights[block.run : block.run + block.count])
-            self.sums[layer] += einsum(value.float(), weights, "run head q k, run q k -> head").cpu()
+    def __init__(self, model: Model, runs: Sequence[Tensor], kinds: Sequence[str]) -> None:
+        self.config, self.runs = model.config, runs
+        shape = model.config.n_layers, model.config.n_heads
+        self.sums = {kind: torch.zeros(shape, dtype=torch.float64) for kind in kinds}
+        self.queries: Tensor | None = None
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        if site == "q_rot":
+            self.queries = value
+        elif site == "k_rot" and layer is not None and self.queries is not None:
+            for ids, span in zip(self.runs, layout.spans, strict=True):
+                self._add(layer, ids, self.queries[span], value[span])
+            self.queries = None
         return value
+
+    def _add(self, layer: int, ids: Tensor, q: Tensor, k: Tensor) -> None:
+        for rows, pattern in patterns(attend_of(self.config, layer), q, k):
+            for kind, sums in self.sums.items():
+                part = einsum(pattern, weights(kind, ids, rows), "head q k, q k -> head")
+                sums[layer] += part.double().cpu()
 
 
 def _labelled(model: Model, scores: Tensor) -> xarray.DataArray:
     import xarray
 
     coords = {"layer": range(model.n_layers), "kind": ("layer", list(model.config.kinds)), "head": range(scores.shape[1])}
-    return xarray.DataArray(scores.numpy(), dims=("layer", "head"), coords=coords, name="score")
+    return xarray.DataArray(scores.float().numpy(), dims=("layer", "head"), coords=coords, name="score")

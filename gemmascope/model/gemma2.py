@@ -22,6 +22,9 @@ from gemmascope.model.layout import NO_ROWS, Layout
 from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate, soft_cap
 from gemmascope.model.tap import SILENT, BoundTap, Tap
 
+# Rows of the table of tokens that are handed out at once.
+TOKENS = 8192
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * (1 + weight), in float32."""
@@ -134,7 +137,7 @@ class Layer(nn.Module):
 
         gains: with those of the norm before it, so that row is a row of the stream over its root mean square, and of the
         post-norm, whose scale depends on the run and is left out. Without them row is attn_in and the product attn_raw's
-        part. SiteError for a head that is not there.
+        part. A negative head counts from the end. SiteError for a head that is not there.
         """
         return ov_of(self, head, gains=gains)
 
@@ -142,7 +145,8 @@ class Layer(nn.Module):
         """A query head's scores, before the soft cap: query row @ left @ right @ key row, for a key so many positions back.
 
         RoPE turns queries and keys by their positions, so the matrix depends on their distance. gains: with the gain of
-        the norm before it, on both sides, so that the rows are rows of the stream over their root mean square.
+        the norm before it, on both sides, so that the rows are rows of the stream over their root mean square. SiteError for
+        a head that is not there, or a distance below 0.
         """
         return qk_of(self, head, distance, gains=gains)
 
@@ -153,6 +157,12 @@ class Embedding(nn.Embedding):
     def logits(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """The products of rows with every token's embedding, before the soft cap."""
         return F.linear(x, self.weight)
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """The table, a part at a time: which tokens, and their rows. A part is good until the next."""
+        for start in range(0, len(self.weight), TOKENS):
+            tokens = slice(start, min(start + TOKENS, len(self.weight)))
+            yield tokens, self.weight.detach()[tokens]
 
     def sample(self, at: Tensor) -> Tensor:
         """Some numbers of the table, by their places in it laid out flat. float32."""

@@ -1,0 +1,40 @@
+"""Attention patterns a few query rows at a time, so that no prompt needs its whole pattern at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gemmascope.config import GemmaConfig
+from gemmascope.model.attention import Attend
+from gemmascope.model.maths import soft_cap
+
+# Edges held at once, in elements: 32 MB in float32.
+EDGES = 8 * 2**20
+
+Some = tuple[Int[Tensor, " q_pos"], Float[Tensor, "head q_pos k_pos"]]
+
+
+def attend_of(config: GemmaConfig, layer: int) -> Attend:
+    """How a layer attends, from the configuration alone."""
+    return Attend(config.query_scalar**-0.5, config.attn_cap, config.window_of(layer))
+
+
+def patterns(attend: Attend, q: Float[Tensor, "pos head d_head"], k: Float[Tensor, "pos kv_head d_head"]) -> Iterator[Some]:
+    """The pattern of one run from its queries and keys after RoPE: some query positions, and their rows in float32."""
+    at = torch.arange(len(q), device=q.device)
+    keys = rearrange(k, "k kv d -> 1 kv k d")
+    for rows in torch.split(at, rows_at_once(q.shape[1], len(q))):
+        queries = rearrange(q[rows], "q (kv group) d -> 1 kv group q d", kv=k.shape[1])
+        capped = soft_cap(attend.scores(queries, keys), attend.cap)
+        pattern = attend.pattern(capped, rows, at, k.dtype).float()
+        yield rows, rearrange(pattern, "1 kv group q k -> (kv group) q k")
+
+
+def rows_at_once(n_heads: int, n_pos: int) -> int:
+    """How many query rows of a run are held at once."""
+    return max(1, EDGES // (n_heads * n_pos))
