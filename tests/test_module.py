@@ -66,7 +66,9 @@ def test_its_pure_functions() -> None:
     ]
     texts = [*ODD, *SHOWN_AS, *("".join(map(chr, rng.integers(1, 0x3000, 9))) for _ in range(50))]
     given = {"GS_PACKED": json.dumps(cases), "GS_SHOWN": json.dumps([(t, shown(t)) for t in texts])}
-    ran = subprocess.run([node(), "--test", str(TESTS)], env={**os.environ, **given}, capture_output=True, text=True)
+    files = [str(path) for path in sorted(TESTS.glob("*.test.mjs"))]
+    command = [node(), "--test", "--test-reporter=tap", *files]
+    ran = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
     assert "# skipped 0" in ran.stdout
 

@@ -1,4 +1,4 @@
-// The pure functions of the canvas module. Run with node --test tests/js; tests/test_module.py does.
+// The pure functions of the canvas module. Run with node --test tests/js/*.test.mjs; tests/test_module.py does.
 
 import assert from "node:assert/strict";
 import test from "node:test";
