@@ -174,15 +174,15 @@ def test_composition_shows_itself() -> None:
     a, b, c, d, _ = best[0]
     assert f"layer {a} head {b} -> layer {c} head {d} (kv head {d // 2})" in repr(found)
     drawn = found.plot()
-    assert np.array_equal(drawn.data[-1].z, found.scores.values.reshape(24, 24), equal_nan=True)
-    assert list(drawn.layout.xaxis.ticktext[8:10]) == ["1◆.0", "1◆.1"]
+    assert np.array_equal(drawn.data[-1].z, found.scores.values[:2, :, 1:].reshape(16, 16), equal_nan=True)
+    assert list(drawn.layout.xaxis.ticktext[7:9]) == ["1◆.7", "2.0"]
 
 
 def test_of_many_heads_the_largest_of_two_layers_is_drawn() -> None:
-    found = gs.composition(model_of(checkpoint("lglglgl")), "q")
+    found = gs.composition(model_of(checkpoint("lglglglg")), "q")
     z = np.array(found.plot().data[-1].z, dtype=float)
     assert z.shape == (7, 7)
-    assert z[1, 4] == found.scores.loc[1, :, 4].max()
+    assert z[1, 3] == found.scores.loc[1, :, 4].max()
     assert np.isnan(z[4, 1])
     assert "largest of each two layers" in found.plot().layout.title.text
 

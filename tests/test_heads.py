@@ -147,7 +147,7 @@ def test_random_prompts_are_short_enough_for_the_window() -> None:
     for kind in ("induction", "duplicate_token"):
         assert gs.head_scores(model, kind).over.endswith("queries")
         far = gs.head_scores(model, kind, n=2, length=9)
-        assert "18 queries, of 18 of which local layers (window 4) see no key in question" in far.over
+        assert "18 queries; in 18 of them local layers (window 4) see none of the keys in question" in far.over
         assert float(far.scores.sel(layer=[0, 2]).max()) == 0.0 < float(far.scores.sel(layer=1).min())
     assert [len(ids) for ids in random_prompts(model_of(checkpoint("gg")), 1, None, 0)] == [49]
 
@@ -205,9 +205,10 @@ def test_text_prompts_and_pictures() -> None:
     model = worded()
     found = gs.head_scores(model, "duplicate_token", prompts="When Mary and John went to the store, John gave a drink to")
     assert "duplicate_token scores of random" in repr(found)
-    assert found.over == "1 prompt, 2 queries, of 2 of which local layers (window 4) see no key in question"
+    assert found.over == "1 prompt, 2 queries; in 2 of them local layers (window 4) see none of the keys in question"
     figure = found.plot()
     assert (figure.data[-1].zmin, figure.data[-1].zmax) == (0.0, 1.0)
+    assert found.over in figure.layout.title.subtitle.text
     assert len(found.to_dataframe()) == 24
     best = found.best(3)
     assert [s for *_, s in best] == sorted((s for *_, s in best), reverse=True)

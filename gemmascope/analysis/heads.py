@@ -65,17 +65,18 @@ class HeadScores:
 
     def plot(self) -> Any:
         """A plotly heat map, layer by head."""
-        from gemmascope.plots.labelled import labelled_figure
+        from gemmascope.plots.heads import scores_figure
 
-        bound = None if self.kind == REACH else 1.0
-        title = f"{self.kind}, {self.model}: {self.over}"
-        return labelled_figure(
-            self.scores, title=title, unit=_MEANING[self.kind], diverging=self.kind == COPYING, bound=bound
-        )
+        return scores_figure(self)
+
+    @property
+    def meaning(self) -> str:
+        """What a score is, in words."""
+        return _MEANING[self.kind]
 
     def __repr__(self) -> str:
         best = "\n".join(f"  {score:6.3f}  layer {layer} head {head}" for layer, head, score in self.best())
-        return f"{self.kind} scores of {self.model}: {_MEANING[self.kind]}; {self.over}\n{best}"
+        return f"{self.kind} scores of {self.model}: {self.meaning}; {self.over}\n{best}"
 
 
 @overload
@@ -196,7 +197,7 @@ def _over_prompts(model: Model, kinds: list[str], prompts: Any, random: tuple[An
         model.network(torch.cat(runs), layout, tap)
     found = {}
     for kind, (n_queries, n_beyond) in numbers.items():
-        beyond = f", of {n_beyond} of which local layers (window {model.config.window}) see no key in question"
+        beyond = f"; in {n_beyond} of them local layers (window {model.config.window}) see none of the keys in question"
         over = f"{which}, {n_queries} queries{beyond if n_beyond else ''}"
         found[kind] = HeadScores(kind, _labelled(model, tap.sums[kind] / n_queries), model.name, over)
     return found

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def composition_figure(found: Composition) -> Any:
     """A heat map, senders down and receivers along: heads, or layers where there are more heads than ticks."""
-    scores = found.scores
+    scores = found.scores.dropna("from_layer", how="all").dropna("to_layer", how="all")
     n_heads = scores.sizes["from_head"]
     by_layer = max(scores.sizes["from_layer"], scores.sizes["to_layer"]) * n_heads > MOST_TICKS
     drawn = _by_layer(scores) if by_layer else _by_head(scores)
