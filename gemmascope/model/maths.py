@@ -22,7 +22,8 @@ def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*
     norm = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
     if torch.is_grad_enabled():
         return torch.rsqrt(norm.square() / x.shape[-1] + eps)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # in place: of one row, each tensor made is a cost
+    scale: Tensor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # in place: of one row, each tensor made is a cost
+    return scale
 
 
 def gelu_gate(gate: Float[Tensor, "row d_mlp"], up: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:

@@ -7,7 +7,6 @@
 # **Time:** 45 minutes: the stream 10, the lens 20, who wrote it 15.
 
 # %%
-import plotly.express as px
 import torch
 
 import gemmascope as gs

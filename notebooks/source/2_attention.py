@@ -209,5 +209,7 @@ def best(array):
 
 
 first, second = best(previous.scores), best(scores.scores)
-print(f"previous token: layer {first[0]} head {first[1]} ({first[2]:.2f}); induction: layer {second[0]} head {second[1]} ({second[2]:.2f})")
+print(
+    f"previous token: layer {first[0]} head {first[1]} ({first[2]:.2f}); induction: layer {second[0]} head {second[1]} ({second[2]:.2f})"
+)
 print("the order is as the claim has it" if first[0] < second[0] else "the order is not as the claim has it")

@@ -94,7 +94,9 @@ tokens = run.tokens
 differs = next(n for n, (a, b) in enumerate(zip(tokens, gs.trace(corrupt, model=model).tokens, strict=True)) if a != b)
 edit = gs.patch("resid_pre", run, layer=0, pos=differs)
 back = gs.trace(corrupt, model=model, edits=[edit])
-share = (measured(back) - measured(gs.trace(corrupt, model=model))) / (measured(run) - measured(gs.trace(corrupt, model=model)))
+share = (measured(back) - measured(gs.trace(corrupt, model=model))) / (
+    measured(run) - measured(gs.trace(corrupt, model=model))
+)
 print(f"they differ at position {differs}; patched there: {measured(back):+.2f}, {share:.0%} of the gap")
 print(guess.reveal("all of it" if share > 0.9 else "none of it" if share < 0.1 else "about half"))
 
@@ -187,6 +189,8 @@ heads
 # %%
 best = abs(heads.effect).stack(cell=("layer", "head")).idxmax().item()
 without = gs.trace(clean, model=model, edits=[gs.patch("z", gs.trace(corrupt, model=model), layer=best[0], head=best[1])])
-print(f"strongest: layer {best[0]} head {best[1]}, which restores {float(heads.normalized.sel(layer=best[0], head=best[1])):.0%}")
+print(
+    f"strongest: layer {best[0]} head {best[1]}, which restores {float(heads.normalized.sel(layer=best[0], head=best[1])):.0%}"
+)
 print(f"the clean run {measured(run):+.2f}; with that head's corrupted reading {measured(without):+.2f}")
 print("the claim is", "borne out" if measured(without) < 0 else "refuted", "on this pair: the sign of the metric decides")

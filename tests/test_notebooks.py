@@ -1,0 +1,111 @@
+"""The notebooks: built from one source, their solutions run end to end, their exercises fail where they should."""
+
+from __future__ import annotations
+
+import ast
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemmascope.errors import GemmascopeError
+from gemmascope.workshop.build import build, notebook, targets, text_of
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+SOURCES = sorted((NOTEBOOKS / "source").glob("*.py"))
+TARGETS = list(targets(NOTEBOOKS))
+
+pytestmark = pytest.mark.nano
+
+
+def tagged(source: Path, version: str, tag: str) -> list[Any]:
+    return [cell for cell in notebook(source, version).cells if tag in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.parametrize(("source", "version", "target"), TARGETS, ids=[f"{s.stem}-{v}" for s, v, _ in TARGETS])
+def test_every_notebook_is_what_its_source_gives(source: Path, version: str, target: Path) -> None:
+    assert target.read_text(encoding="utf-8") == text_of(source, version), "run python -m gemmascope.workshop.build"
+    assert not [cell for cell in json.loads(target.read_text())["cells"] if cell.get("outputs")]
+
+
+def test_no_notebook_is_without_a_source() -> None:
+    there = {*NOTEBOOKS.glob("*.ipynb"), *(NOTEBOOKS / "solutions").glob("*.ipynb")}
+    assert there == {target for _, _, target in TARGETS}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_the_exercise_version_holds_no_solution(source: Path) -> None:
+    exercises, solutions = tagged(source, "exercise", "exercise"), tagged(source, "solution", "solution")
+    assert len(exercises) == len(solutions) == len(tagged(source, "exercise", "check"))
+    text = "\n".join(cell.source for cell in notebook(source, "exercise").cells)
+    for cell in solutions:
+        for line in _body(cell.source):
+            assert line not in text, f"a line of the solution is in the exercise: {line!r}"
+    for cell in exercises:
+        assert "raise NotImplementedError" in cell.source
+        assert '"""' in cell.source
+
+
+def _body(code: str) -> Iterator[str]:
+    """The lines that say how: of every function, those that are no definition and no docstring, if long enough to tell."""
+    for function in ast.walk(ast.parse(code)):
+        if isinstance(function, ast.FunctionDef):
+            for statement in function.body:
+                line = ast.unparse(statement)
+                if len(line) > 20:
+                    yield from (part for part in line.splitlines() if len(part) > 20)
+
+
+class Run:
+    """A notebook that is run cell by cell, as nbclient does, with the time that each took and the error that it raised."""
+
+    def __init__(self, source: Path, version: str, folder: Path) -> None:
+        from nbclient import NotebookClient
+
+        self.notebook = notebook(source, version)
+        client = NotebookClient(self.notebook, timeout=120, allow_errors=True, resources={"metadata": {"path": str(folder)}})
+        self.seconds: list[float] = []
+        self.errors: dict[int, str] = {}
+        with client.setup_kernel():
+            for i, cell in enumerate(self.notebook.cells):
+                start = time.perf_counter()
+                client.execute_cell(cell, i)
+                self.seconds.append(time.perf_counter() - start)
+                found = [output for output in cell.get("outputs", []) if output.output_type == "error"]
+                if found:
+                    self.errors[i] = f"{found[0].ename}: {found[0].evalue}"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_a_solution_runs_from_the_first_to_the_last_cell(source: Path, tmp_path: Path) -> None:
+    run = Run(source, "solution", tmp_path)
+    assert run.errors == {}
+    assert max(run.seconds) < 20
+    assert sum(run.seconds) < 300
+    checks = [cell for cell in run.notebook.cells if "check" in cell.metadata.get("tags", [])]
+    for cell in checks:
+        assert "right, on 3 random inputs" in "".join(output.get("text", "") for output in cell.outputs)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_an_exercise_fails_at_its_checks_and_nowhere_else(source: Path, tmp_path: Path) -> None:
+    run = Run(source, "exercise", tmp_path)
+    checks = [i for i, cell in enumerate(run.notebook.cells) if "check" in cell.metadata.get("tags", [])]
+    assert list(run.errors) == checks
+    assert all("still to be written" in error for error in run.errors.values())
+
+
+def test_building_again_writes_nothing_and_a_solution_without_its_exercise_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    source = tmp_path / "source" / "a.py"
+    source.write_text('# %% tags=["exercise"]\nraise NotImplementedError\n\n# %% tags=["solution"]\nx = 1\n')
+    assert len(build(tmp_path)) == 2
+    assert build(tmp_path) == []
+    assert [c.source for c in notebook(source, "exercise").cells] == ["raise NotImplementedError"]
+    assert [c.source for c in notebook(source, "solution").cells] == ["x = 1"]
+    source.write_text('# %%\ny = 2\n\n# %% tags=["solution"]\nx = 1\n')
+    with pytest.raises(GemmascopeError, match="the solution that begins 'x = 1' does not follow its exercise"):
+        build(tmp_path)
