@@ -16,6 +16,9 @@ FILES = (
 LIVE_FILES = ("lab.js",)
 
 _IMPORT = re.compile(r"^import\s[^;]*?from\s+\"\./[\w.]+\";\n", re.MULTILINE)
+# A page holds the module once for every view: it goes without what only people read.
+_COMMENT = re.compile(r"^\s*//.*\n|^\s*/\*\*(?:[^*]|\*(?!/))*\*/\n", re.MULTILINE)
+_INDENT = re.compile(r"^[ \t]+", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=function|async function|const|class|let)", re.MULTILINE)
 
 
@@ -37,5 +40,7 @@ def _joined(names: tuple[str, ...]) -> str:
     parts = []
     for name in names:
         text = (FOLDER / name).read_text(encoding="utf-8")
-        parts.append(_EXPORT.sub("", _IMPORT.sub("", text)))
+        for left_out in (_IMPORT, _COMMENT, _EXPORT, _INDENT):
+            text = left_out.sub("", text)
+        parts.append(text)
     return "\n".join(parts)
