@@ -89,12 +89,13 @@ def test_a_score_is_what_a_loop_over_the_pattern_gives(kind: str) -> None:
     assert np.allclose(drawn.scores, plain_score(kind, model, random_prompts(model, 2, 4, 5)), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [{}, {"num_key_value_heads": 8}, {"num_key_value_heads": 1}])
-def test_copying_is_the_sum_of_the_eigenvalues_of_the_whole_matrix(shape: dict[str, int]) -> None:
+@pytest.mark.parametrize("shape", [{}, {"num_key_value_heads": 8}, {"num_key_value_heads": 1}, {"rms_norm_eps": 100.0}])
+def test_copying_is_the_sum_of_the_eigenvalues_of_the_whole_matrix(shape: dict[str, Any]) -> None:
     model = model_of(checkpoint("lg", seed=1, **shape))
     scores = gs.head_scores(model, "copying").scores
     table = model.network.model.embed_tokens.weight.detach().double()
-    read = table / (table * 32**0.5).square().mean(-1, keepdim=True).sqrt() * 32**0.5
+    read = table * 32**0.5
+    read = read / (read.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
     for layer in range(2):
         at = model.layer(layer)
         w_v, w_o = (w.detach().double() for w in (at.self_attn.v_proj.weight, at.self_attn.o_proj.weight))
@@ -150,6 +151,10 @@ def test_random_prompts_are_short_enough_for_the_window() -> None:
         assert "18 queries; in 18 of them local layers (window 4) see none of the keys in question" in far.over
         assert float(far.scores.sel(layer=[0, 2]).max()) == 0.0 < float(far.scores.sel(layer=1).min())
     assert [len(ids) for ids in random_prompts(model_of(checkpoint("gg")), 1, None, 0)] == [49]
+    # Of as many tokens as the window, the first saying is just out of sight, and what followed it is not.
+    edge = gs.head_scores(model, ["duplicate_token", "induction"], n=1, length=4)
+    assert "in 4 of them" in edge["duplicate_token"].over
+    assert edge["induction"].over.endswith("4 queries")
 
 
 @pytest.mark.parametrize("embedding_in_file", [False, True])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gemmascope.plots.labelled import GLOBAL, MOST_TICKS, labelled_figure
 
 if TYPE_CHECKING:
@@ -40,8 +38,8 @@ def _by_layer(scores: xarray.DataArray) -> xarray.DataArray:
     import xarray
 
     coords = {"sending layer": _layers(scores, "from"), "receiving layer": _layers(scores, "to")}
-    largest = np.fmax.reduce(scores.values, axis=(1, 3))  # NaN only where all are
-    return xarray.DataArray(largest, coords=coords, dims=list(coords))
+    # Of two layers either all heads have a score or none.
+    return xarray.DataArray(scores.values.max(axis=(1, 3)), coords=coords, dims=list(coords))
 
 
 def _layers(scores: xarray.DataArray, side: str) -> list[str]:
