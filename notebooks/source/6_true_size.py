@@ -12,6 +12,7 @@
 import tempfile
 from pathlib import Path
 
+import pandas
 import torch
 
 import gemmascope as gs
@@ -33,7 +34,7 @@ plan = gs.plan("27b", weights="bf16", context=1024, device="cpu")
 plan
 
 # %%
-table = plan.table()
+table = pandas.DataFrame(plan.table())
 table
 
 # %%
