@@ -31,8 +31,8 @@ def bind_ahead(edit: Edit, model: Model, prompt: Tensor, n_total: int) -> BoundE
         if edit.pos is not None or edit.q_pos is not None:
             raise
         raise EditError(
-            f"{error} (in generation an edit without a position is made at all {n_total} positions, the generated ones "
-            f"included; for the prompt alone say pos=slice(0, {len(prompt)}))"
+            f"in generation an edit without a position is made at all {n_total} positions, the generated ones included; for "
+            f"the prompt alone say pos=slice(0, {len(prompt)}). ({error})"
         ) from error
     if bound.address.site.name == "pattern" and bound.spreads and not edit.needs_all:
         raise EditError(
