@@ -65,6 +65,7 @@ _WHERE = {
     "sae_view": "gemmascope.widgets.grids",
     "sweep_view": "gemmascope.widgets.grids",
     "View": "gemmascope.widgets.page",
+    "patching_lab": "gemmascope.widgets.lab",
     "logit_diff": "gemmascope.analysis.metrics",
     "answer_prob": "gemmascope.analysis.metrics",
     "answer_logprob": "gemmascope.analysis.metrics",
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from gemmascope.weights.streamed import quantize
     from gemmascope.widgets.attention import attention_view
     from gemmascope.widgets.grids import sae_view, sweep_view
+    from gemmascope.widgets.lab import patching_lab
     from gemmascope.widgets.lens import lens_view
     from gemmascope.widgets.page import View
     from gemmascope.widgets.stream import stream_view
@@ -161,6 +163,7 @@ __all__ = [
     "open_sweep",
     "open_trace",
     "patch",
+    "patching_lab",
     "path_sweep",
     "plan",
     "prompts",

@@ -278,6 +278,25 @@ def test_what_is_computed_for_an_older_question_is_not_told(one_cell_a_chunk: No
     assert [one.settings.into for one in found.experiments()] == ["corrupt", "clean"]
 
 
+@pytest.mark.parametrize("what", ["estimate", "look"])
+def test_a_step_that_ends_after_its_question_is_not_told(what: str) -> None:
+    found = lab()
+    found.wait()
+    for name in ("estimate", "run_baselines"):  # the settings change while its numbers are computed
+        compute = getattr(found.experiment, name)
+        setattr(found.experiment, name, lambda compute=compute: (found.set(into="clean"), compute())[1])
+    told: list[tuple[int, str]] = []
+    found.listener = lambda event: told.append((event["seq"], event["kind"]))
+    old = found.start("estimate") if what == "estimate" else found.look(0, 0)
+    assert old.ended.wait(30)
+    found.wait(30)
+    first = told.index((2, "settings"))
+    assert {seq for seq, _ in told[first:]} == {2}
+    assert {"prepared", "baselines"} < {kind for _, kind in told[first:]}
+    assert found.detail is None
+    assert found.board().is_blank  # type: ignore[union-attr]
+
+
 def test_events_are_numbered() -> None:
     found = lab()
     events: list[dict[str, Any]] = []
@@ -328,15 +347,19 @@ def test_turns_are_given_in_the_order_in_which_they_were_asked_for() -> None:
 
 
 def test_the_callers_grad_mode_does_not_matter() -> None:
+    modes: list[bool] = []
     for mode in (torch.enable_grad, torch.no_grad):
         with mode():
             found = lab()
             found.wait()
+            found.listener = lambda event: modes.append(torch.is_grad_enabled()) if event["kind"] == "cells" else None
             found.experiment.pace.row_layer = 1e-9  # type: ignore[union-attr]
             found.click(0, 0)
             estimated = found.run("estimate")
             assert np.isfinite(estimated.values).all()
             assert torch.is_grad_enabled() == (mode is torch.enable_grad)
+    assert modes == [False] * len(modes)
+    assert len(modes) >= 6
 
 
 def test_labs_of_many_threads_can_be_read_while_they_work(one_cell_a_chunk: None) -> None:

@@ -33,7 +33,14 @@ class Detail:
     def as_data(self) -> dict[str, Any]:
         """As JSON holds it, but for the patterns."""
         top = [{"token": token, "before": before, "after": after} for token, before, after in self.top]
-        return {"row": self.row, "column": self.column, "place": self.place, "top": top, "pattern_of": self.pattern_of}
+        return {
+            "row": self.row,
+            "column": self.column,
+            "place": self.place,
+            "top": top,
+            "pattern_of": self.pattern_of,
+            "patterns": list(self.patterns),
+        }
 
 
 def detail_of(experiment: Experiment, row: int, column: int) -> Detail:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -53,7 +53,8 @@ class Experiment:
     @property
     def baselines(self) -> dict[str, float] | None:
         """The metric of the clean and the corrupted run, once they have been run."""
-        return {"clean": self.result.clean, "corrupt": self.result.corrupt} if self.traces else None
+        known = not np.isnan(self.result.base_metric[0])
+        return {"clean": self.result.clean, "corrupt": self.result.corrupt} if known else None
 
     def run_baselines(self) -> None:
         """Run both prompts in one pass: the metric's two ends, the runs to look into, and how long a pass takes."""
@@ -99,6 +100,11 @@ class Experiment:
         cost = Cost(*self._costs[cells & np.isnan(self.result.values[0])].sum(0).tolist())
         return cost.n_cells, self.pace.seconds(cost, self.sweeping.max_rows)
 
+    def seconds_each(self) -> Array:
+        """About how long each cell takes in a chunk of many, in seconds; NaN where nothing ran yet. [row, column]"""
+        found: Array = self._costs[..., 2] * self.pace.row_layer
+        return found
+
     @property
     def can_run(self) -> Array:
         """The cells that name more than edges which the mask hides, bool [row, column]."""
@@ -118,7 +124,3 @@ class Experiment:
     def forget_runs(self) -> None:
         """Let go of the two runs, which are large; the numbers stay."""
         self.traces = {}
-
-    def describe(self) -> dict[str, Any]:
-        """What it is, as data: the settings and the two ends of the metric."""
-        return {**self.settings.as_data(), "baselines": self.baselines}

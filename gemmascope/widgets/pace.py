@@ -39,6 +39,12 @@ class Pace:
         n_passes = math.ceil(cost.row_layers * self.row_layer / CHUNK)
         return (cost.row_layers + n_passes * self.lead_rows * self.n_layers) * self.row_layer
 
+    def estimate_seconds(self) -> float | None:
+        """About how long a gradient estimate takes: the prompts' pass, and one back, which costs three. None as above."""
+        if math.isnan(self.row_layer):
+            return None
+        return 4 * (self.one_pass if self.streams else self.lead_rows * self.n_layers * self.row_layer)
+
     def rows(self, max_rows: int) -> int:
         """How many rows the next chunk may carry: those of a moment, or as many as there is memory for if layers stream."""
         if self.streams or math.isnan(self.row_layer):

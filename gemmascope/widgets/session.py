@@ -100,6 +100,7 @@ class LabSession:
     def _keep(self) -> None:
         """Keep the experiment that ends in the history, if it found anything."""
         if self.experiment is not None and not self.experiment.board.is_blank:
+            self.experiment.forget_runs()
             self.history.append(self.experiment)
 
     # -- what there is to do --
@@ -161,6 +162,12 @@ class LabSession:
             raise failed
         return self.result
 
+    def wait_until_prepared(self, timeout: float | None = None) -> None:
+        """Wait until it is known whether the question can be run, and its prompts were; or for so many seconds."""
+        for job in self._worker.jobs:
+            if job.rank == FIRST:
+                job.ended.wait(timeout)
+
     # -- what was found --
 
     @property
@@ -170,7 +177,7 @@ class LabSession:
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._worker.jobs)
+        return self._worker.is_busy
 
     def board(self) -> Board | None:
         """A copy of every cell's number and what it is."""
@@ -179,6 +186,7 @@ class LabSession:
 
     def expected(self, what: str = "all", row: Any = None, column: Any = None) -> tuple[int, float | None]:
         """How many cells this would run, and about how many seconds it would take (None before the prompts were run)."""
+        self.wait_until_prepared()
         found = self._experiment()
         return found.expected(cells_of(found.shape, what, row, column))
 
@@ -239,7 +247,7 @@ class LabSession:
         with self.guard:
             if job.seq != self.seq:
                 return
-            if all(other is job for other in self._worker.jobs):
+            if not self._worker.is_busy:
                 self.progress = None
             if job.failed is not None:
                 self._failed, self.error = job.failed, told(job.failed)

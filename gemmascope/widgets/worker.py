@@ -67,7 +67,8 @@ def turns_of(model: Model) -> Turns:
 class Job:
     """Something to be done in steps. Lower ranks go first, also between two steps of another job. seq: whose it is.
 
-    ended: set when it is done, failed or was cancelled. failed: what a step raised.
+    over: whether it is done, failed or was cancelled; ended: set when whoever hears of that has heard. failed: what a step
+    raised.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Job:
     seq: int = 0
     number: int = 0
     cancelled: bool = False
+    over: bool = False
     failed: BaseException | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -95,6 +97,10 @@ class Worker:
         """Those that have not ended, the next one first."""
         with self._changed:
             return sorted(self._jobs, key=lambda job: (job.rank, job.number))
+
+    @property
+    def is_busy(self) -> bool:
+        return not all(job.over for job in self.jobs)
 
     def submit(self, job: Job) -> Job:
         with self._changed:
@@ -155,6 +161,7 @@ class Worker:
 
     def _end(self, job: Job) -> None:
         job.steps.close()
+        job.over = True
         try:
             self.on_end(job)
         finally:

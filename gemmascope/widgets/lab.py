@@ -1,0 +1,109 @@
+"""gs.patching_lab: activation patching by looking and clicking, over gs.sweep and gs.attribute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemmascope.errors import SweepError
+from gemmascope.model.model import Model
+from gemmascope.widgets.experiment import Experiment
+from gemmascope.widgets.lab_files import compared, save, view_of
+from gemmascope.widgets.lab_state import label_of
+from gemmascope.widgets.page import View
+from gemmascope.widgets.session import LabSession
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+
+class PatchingLab(LabSession):
+    """A patching lab: the last expression of a cell shows it. Everything that it shows can be had in Python as well.
+
+    run(what, row, column), wait(), cancel(), result; set(site="z"), swap(); code(), to_dataframe(), view(), save(path);
+    experiments(), compare(i, j).
+    """
+
+    _shown: Any = None
+
+    @property
+    def widget(self) -> ipywidgets.Widget:
+        """The live widget: controls over the grid. Made once. SweepError where ipywidgets or anywidget is missing."""
+        if self._shown is None:
+            try:
+                from gemmascope.widgets.live import LiveEnd
+                from gemmascope.widgets.panel import Panel
+
+                end = LiveEnd(self)
+                panel = Panel(self, end.push)
+                import ipywidgets
+            except ImportError as error:
+                raise SweepError(
+                    f"the live widget needs ipywidgets and anywidget: pip install gemmascope[lab] ({error})"
+                ) from error
+            end.settings_changed = panel.show
+            self._shown = ipywidgets.VBox([panel.box(), end.widget])
+        return self._shown
+
+    def view(self) -> View:
+        """The grid as it is now, as a picture that needs no kernel. SweepError where the question cannot be run."""
+        self.wait_until_prepared()
+        return view_of(self._experiment())
+
+    def compare(self, index: int = 0, other: int = -1) -> tuple[View, View]:
+        """Two of lab.experiments() on one scale. SweepError for one that is not there."""
+        found = self.experiments()
+        if not all(-len(found) <= n < len(found) for n in (index, other)):
+            raise SweepError(f"there are {len(found)} experiments with numbers; given {index} and {other}")
+        return compared(found[index], found[other])
+
+    def save(self, path: str | Path) -> None:
+        """Write the lab to a file: .html (a page), .csv (a table), .py (a script), .png (a picture; needs kaleido)."""
+        self.wait_until_prepared()
+        save(self, path)
+
+    def to_dataframe(self) -> Any:
+        """One row a cell: its place, its effect, and whether that is exact, estimated or not run."""
+        self.wait_until_prepared()
+        return self._experiment().to_dataframe()
+
+    def code(self) -> str:
+        self.wait_until_prepared()
+        return super().code()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        """The live widget, and beside it the grid as HTML and a text, for notebooks that are saved or exported."""
+        self.wait_until_prepared(timeout=2.0)
+        bundle = {"text/plain": repr(self), **self._static()}
+        try:
+            live = self.widget._repr_mimebundle_()
+        except SweepError:
+            return bundle
+        data, metadata = live if isinstance(live, tuple) else (live, {})
+        return {**(data or {}), **bundle}, metadata
+
+    def _static(self) -> dict[str, str]:
+        found: Experiment | None = self.experiment
+        return {} if found is None else {"text/html": view_of(found).to_html()}
+
+    def __repr__(self) -> str:
+        s = self.settings
+        lines = [f"PatchingLab of {self.model.name}: {s.site} by {', '.join(s.by)}, into the {s.into} run"]
+        lines += [f"  {remark.level}: {remark.text}" for remark in self.checks]
+        if self.experiment is not None:
+            lines.append(f"  {label_of(self.experiment)}; lab.run() computes every cell, lab.result holds what is exact")
+        return "\n".join(lines)
+
+
+def patching_lab(
+    clean: Any, corrupt: Any, answer: Any, against: Any, model: Model | None = None, **settings: Any
+) -> PatchingLab:
+    """A patching lab about two prompts and two answers: a grid of patches, estimated, then exact where one clicks.
+
+    clean, corrupt: two prompts of equal length. answer, against: what the metric is about, each one token (" Mary", with
+    its leading space). model: None means nano. settings: site, by (two axes), into, layers ("all", "local", "global"),
+    metric ("logit_diff", "answer_prob", "answer_logprob"), as they stand at first.
+    What cannot be run is shown in the lab, with what to do, and raised by lab.run(). SweepError or SiteError for a setting
+    that there is not. Nothing but the two prompts runs before it is asked for.
+    """
+    return PatchingLab(clean, corrupt, answer, against, model, **settings)

@@ -1,0 +1,80 @@
+"""Files of a patching lab: its script, its table, and its grid as a page that needs no kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemmascope.errors import SweepError
+from gemmascope.replacing import replacing
+from gemmascope.widgets.experiment import Experiment
+from gemmascope.widgets.lab_state import grid_spec, label_of
+from gemmascope.widgets.packing import packed
+from gemmascope.widgets.page import View, page
+from gemmascope.widgets.session import LabSession
+
+KINDS = (".html", ".csv", ".py", ".png")
+
+
+def view_of(experiment: Experiment, bound: float | None = None) -> View:
+    """An experiment's grid as a static view, its estimates marked. bound: of the scale, to compare it with another's."""
+    board = experiment.board.copy()
+    spec: dict[str, Any] = grid_spec(experiment, board)
+    if bound is not None:
+        spec["scale"] = {**spec["scale"], "low": -bound, "high": bound}
+    arrays = {"values": packed(board.values.astype(np.float32)), "marks": packed(board.marks)}
+    ends = experiment.baselines
+    said = "not run yet" if ends is None else f"clean {ends['clean']:.4g}, corrupt {ends['corrupt']:.4g}"
+    return View(spec, arrays, f"{label_of(experiment)}. {said}", _strongest(experiment))
+
+
+def compared(one: Experiment, other: Experiment) -> tuple[View, View]:
+    """Two experiments on one scale."""
+    bound = max(grid_spec(x, x.board)["scale"]["high"] for x in (one, other))
+    return view_of(one, bound), view_of(other, bound)
+
+
+def file_of(lab: LabSession, what: str) -> tuple[str, str]:
+    """The name and the text of a file: "py", "csv" or "html". SweepError for another, or while there is no experiment."""
+    code = lab.code()
+    found = lab.experiments()[-1] if lab.experiment is None else lab.experiment
+    if what == "py":
+        return "patching_lab.py", code
+    if what == "csv":
+        return "patching_lab.csv", found.to_dataframe().to_csv(index=False)
+    if what == "html":
+        return "patching_lab.html", page([view_of(found)])
+    raise SweepError(f"a lab is saved as .py, .csv or .html; given {what!r}")
+
+
+def save(lab: LabSession, path: str | Path) -> None:
+    """Write a lab to a file: .html (a page), .csv (a table), .py (a script), .png (a picture, with plotly's kaleido)."""
+    path = Path(path)
+    if path.suffix not in KINDS:
+        raise SweepError(f"a lab is saved as one of {', '.join(KINDS)}; given {str(path)!r}")
+    if path.suffix == ".png":
+        lab.code()
+        assert lab.result is not None
+        lab.result.plot().write_image(path)
+        return
+    _, text = file_of(lab, path.suffix[1:])
+    with replacing(path) as aside:
+        Path(aside).write_text(text, encoding="utf-8")
+
+
+def _strongest(experiment: Experiment, most: int = 5) -> list[list[str]]:
+    """The strongest cells in words, for where no picture is."""
+    from gemmascope.tokens import shown
+    from gemmascope.widgets.board import MARKS
+    from gemmascope.widgets.detail import place_of
+
+    values, marks = experiment.board.values, experiment.board.marks
+    order = np.argsort(-np.abs(np.nan_to_num(values)), axis=None)[:most]
+    rows = []
+    for number in order.tolist():
+        at = divmod(number, experiment.shape[1])
+        if not np.isnan(values[at]):
+            rows.append([shown(place_of(experiment, *at)).replace("·", " "), f"{values[at]:+.4g}", MARKS[marks[at]]])
+    return rows

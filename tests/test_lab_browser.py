@@ -1,0 +1,87 @@
+"""The patching lab in a real JupyterLab: what is clicked computes in Python, and what Python wrote appears."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import browser, page_of
+from jupyter import Lab, jupyterlab
+
+import gemmascope as gs
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+CELLS = [
+    f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab",
+    "print('the last cell is done')",
+]
+
+pytestmark = pytest.mark.nano
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["subshells", "main thread"])
+def lab(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=request.param) as found:
+        yield found
+
+
+@pytest.fixture
+def page(lab: Lab, chromium: Any) -> Iterator[Any]:
+    lab.write("patching.ipynb", CELLS)
+    with page_of(chromium) as found:
+        lab.open(found, "patching.ipynb")
+        lab.command(found, "notebook:run-all-cells")
+        found.get_by_text("the last cell is done", exact=True).wait_for(timeout=60_000)
+        found.wait_for_selector("[data-gemmascope-ready]", timeout=30_000)
+        yield found
+        assert found.beyond == []
+        assert found.errors == []
+
+
+def button(page: Any, name: str) -> Any:
+    return page.locator(".gs button").filter(has_text=re.compile(name)).first
+
+
+def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
+    exact = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", progress=False).effect
+    page.get_by_text("clean +11.86, corrupted −11.61").wait_for()
+    button(page, "Estimate").click()
+    button(page, "Show as table").click()
+    page.locator("tbody td", has_text="estimate").first.wait_for(timeout=20_000)
+    assert page.locator("tbody td", has_text="estimate").count() == 90
+    canvas = page.locator("canvas[role='application']").first
+    canvas.focus()
+    for key in ("Home", "PageUp", "End", "Enter"):  # the first key shows where the selection is
+        canvas.press(key)
+    cell = "tbody tr:nth-child(6) td:nth-child(16)"  # its row's label comes first
+    wait_until_exact(page, cell)
+    assert number(page, cell) == pytest.approx(float(exact[5, 14]), rel=1e-3)
+    assert page.locator("tbody td", has_text="estimate").count() == 89
+    button(page, "Exact: all").click()
+    wait_until_exact(page, "tbody td")
+    for row in range(6):
+        shown = number(page, f"tbody tr:nth-child({row + 1}) td:nth-child(12)")
+        assert shown == pytest.approx(float(exact[row, 10]), rel=1e-3, abs=1e-4)
+
+
+def wait_until_exact(page: Any, cells: str) -> None:
+    page.wait_for_function(
+        "cells => [...document.querySelectorAll(cells)].every(c => !/estimate|under way|not run/.test(c.innerText))",
+        arg=cells,
+        timeout=30_000,
+    )
+
+
+def number(page: Any, cell: str) -> float:
+    found = re.match(r"[+−]?[\d.]+(?:e[+-]?\d+)?", page.locator(cell).first.inner_text())
+    assert found
+    return float(found[0].replace("−", "-"))
