@@ -1,10 +1,11 @@
-"""Views: what they hold, how large they are, that text stays text, and what a browser draws of them."""
+"""Views: what they hold, beside the trace itself; how large they are, what they refuse, and that text stays text."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections.abc import Iterator
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import browser, page_of
 from checkpoints import checkpoint, model_of, prompt
+from dictionaries_made import dictionary
 from pieces import ODD, worded
 
 import gemmascope as gs
 from gemmascope.errors import DictionaryError, GemmascopeError, SiteError, SweepError
-from gemmascope.widgets.page import in_script, page
+from gemmascope.widgets.page import View, in_script
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
@@ -38,13 +39,21 @@ def odd() -> gs.Trace:
 
 def every_view(t: gs.Trace) -> list[gs.View]:
     sweep = gs.sweep(t.ids, [*t.ids.tolist()[:-1], 5], gs.logit_diff(3, 4), site="resid_pre", model=t.model, progress=False)
+    sae = dictionary(t.model.config.d_model, "resid_post", 1)
     return [
         gs.attention_view(t),
         gs.attention_view(t, compare=t, layer=1),
         gs.lens_view(t, answer=3),
         gs.stream_view(t, answer=3, against=4),
         gs.sweep_view(sweep),
+        gs.sae_view(sae.encode(t)),
     ]
+
+
+def unpacked(packed: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """What a page reads of an array."""
+    data = zlib.decompress(base64.b64decode(packed["data"]), -15)
+    return np.frombuffer(data, packed["dtype"]).reshape(packed["shape"]) * packed["scale"]
 
 
 class Elements(HTMLParser):
@@ -59,11 +68,11 @@ class Elements(HTMLParser):
 
 
 def test_a_view_is_a_page_part_with_all_it_needs() -> None:
-    for view in every_view(trace()):
+    for view, again in zip(every_view(trace()), every_view(trace()), strict=True):
         part = view._repr_html_()
         assert part.count("<script") == part.count("</script>") == 1
-        assert not re.search(r"""<[^>]*\s(?:src|href)\s*=|https?:|url\(|@import""", part)
-        assert view.to_html() != part  # each has a name of its own, so that one page can hold it twice
+        assert not re.search(r"""<[^>]*\s(?:src|href)\s*=|https?:|["'(]//|url\(|@import""", part)
+        assert part == again.to_html(), "a notebook that is run again is the same file"
         assert view.title in repr(view)
 
 
@@ -74,6 +83,8 @@ def test_text_is_never_markup() -> None:
         assert set(elements.tags) <= {"div", "script", "b", "p", "table", "tr", "td"}
         assert elements.tags.count("script") == 1
         assert "<img" not in view.to_html()
+        assert "\u202e" not in view.to_html()
+        assert "\x1b" not in view.to_html()
     assert json.loads(in_script({"</script>": ["<!--", "&amp;", "\u2028"]})) == {"</script>": ["<!--", "&amp;", "\u2028"]}
     assert "<" not in in_script("</script><!--")
 
@@ -84,29 +95,147 @@ def test_a_view_is_written_as_a_page_and_replaces_one(tmp_path: Path) -> None:
     gs.lens_view(trace()).save(path)
     text = path.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
+    assert "default-src 'none'" in text, "a page may ask nothing of any address"
     assert [p.name for p in tmp_path.iterdir()] == ["view.html"]
 
 
-def test_pages_stay_small() -> None:
+def wide(n: int = 200) -> gs.Trace:
     shape = {"num_attention_heads": 32, "num_key_value_heads": 16, "sliding_window": 64, "max_position_embeddings": 256}
-    wide = model_of(checkpoint("lg", **shape))
-    t = gs.trace(prompt(200), model=wide)
-    one = gs.attention_view(t, layers=[1])
-    assert len(one.to_html()) < 1_500_000
+    found = gs.trace(prompt(n), model=model_of(checkpoint("lg", **shape)))
+    assert isinstance(found, gs.Trace)
+    return found
+
+
+def test_pages_stay_small() -> None:
+    t = wide()
+    assert len(gs.attention_view(t, layers=[1]).to_html()) < 1_500_000
     both = gs.attention_view(t, layer=1)
-    assert len(both.to_html()) < 1_600_000
-    held = [layer["index"] for layer in both.spec["layers"]]
-    assert 1 in held
-    assert (len(held) == 2) == ("note" not in both.spec)
-    ten = [view for _ in range(2) for view in every_view(trace())]
+    assert len(both.to_html()) < 1_500_000
+    assert [layer["index"] for layer in both.spec["layers"]] == [0, 1]
+    ten = [view for _ in range(2) for view in every_view(trace())][:10]
     assert sum(len(view.to_html()) for view in ten) < 5_000_000
 
 
-def test_layers_without_room_are_left_out_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+# What views hold
+
+
+@pytest.mark.parametrize("kinds", ["lgl", "gll"])
+def test_attention_is_held_as_the_trace_has_it(kinds: str) -> None:
+    edits = [gs.ablate("z", layer=1, head=2)]
+    t = gs.trace(prompt(11), model=model_of(checkpoint(kinds)), edits=edits)
+    second = gs.trace(prompt(11, seed=5), model=t.model)
+    view = gs.attention_view(t, compare=second, layer=-1, head=-2, heads=[6, 1, 2])
+    assert (view.spec["heads"], view.spec["head"], view.spec["layer"]) == ([1, 2, 6], 2, 2)
+    for layer in range(3):
+        window = t.layers[layer].window or 11
+        for name, one in (("first", t), ("second", second)):
+            rows = unpacked(view.arrays[f"{name}{layer}"]).reshape(3, -1)
+            seen = [(q, k) for q in range(11) for k in range(max(0, q - window + 1), q + 1)]
+            expected = [one["pattern", layer][[1, 2, 6], q, k] for q, k in seen]
+            assert np.abs(rows - np.stack(expected, 1)).max() <= 0.51 / 65535
+
+
+def test_layers_without_room_are_not_computed_and_the_view_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    t = trace()
+    some = sum(len(packed["data"]) for packed in gs.attention_view(t, layers=[0, 2]).arrays.values())
+    monkeypatch.setattr("gemmascope.widgets.attention.MOST_BYTES", some)
+    view = gs.attention_view(t, layer=2)
+    assert [layer["index"] for layer in view.spec["layers"]] == [0, 2]
+    assert view.spec["layer"] == 1
+    assert view.spec["note"].endswith("of the page: layers 1. attention_view(trace, layers=[1]) shows them.")
     monkeypatch.setattr("gemmascope.widgets.attention.MOST_BYTES", 10)
-    view = gs.attention_view(trace(), layer=2)
-    assert [layer["index"] for layer in view.spec["layers"]] == [2]
-    assert view.spec["note"] == "2 layers are left out for the size of the page: layers=[...] chooses others."
+    monkeypatch.setattr("gemmascope.widgets.attention.replay", lambda *_: pytest.fail("there is no room for another layer"))
+    view = gs.attention_view(t, layer=1)
+    assert [layer["index"] for layer in view.spec["layers"]] == [1]
+    assert "layers 0, 2." in view.spec["note"]
+
+
+def test_a_layer_that_no_page_can_hold_is_refused_before_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemmascope.widgets.attention.LARGEST_LAYER", 2 * 2 * 54)
+    monkeypatch.setattr(gs.Trace, "__getitem__", lambda *_: pytest.fail("it was computed"))
+    with pytest.raises(SiteError, match=r"layer 0 of 15 positions and 3 heads is .* MB.*heads=\[0, 1\]"):
+        gs.attention_view(trace(), heads=[0, 1, 2])
+
+
+@pytest.mark.parametrize("site", ["resid_post", "stream"])
+def test_a_lens_view_holds_what_the_lens_read(site: str) -> None:
+    t = trace(edits=[gs.add("resid_pre", torch.ones(32), layer=1, pos=3)])
+    found = gs.lens(t, site, 4, answer=" Mary")
+    view = gs.lens_view(t, site=site, top=4, answer=" Mary", colour="rank")
+    words = np.array(view.spec["words"], dtype=object)
+    assert (words[unpacked(view.arrays["ids"]).astype(int)] == found.top_tokens.values).all()
+    assert np.abs(unpacked(view.arrays["probs"]) - found.top_probs.values).max() < 1e-5
+    assert np.abs(unpacked(view.arrays["prob"]) - found.answer_prob.values).max() < 1e-5
+    assert (unpacked(view.arrays["rank"]) == found.answer_rank.values).all()
+    assert np.allclose(unpacked(view.arrays["entropy"]), found.entropy.values)
+    assert [c["name"].split()[0] for c in view.spec["colours"]] == ["rank", "probability", "probability", "entropy"]
+    assert view.spec["follows"] == " Mary"
+
+
+def test_a_long_prompt_is_shown_by_its_last_positions_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemmascope.widgets.lens.MOST_TOKENS", 3 * 5 * 6)
+    monkeypatch.setattr("gemmascope.widgets.stream.MOST_NUMBERS", 4 * 3 * 6)
+    view = gs.lens_view(trace())
+    assert [label["hint"] for label in view.spec["columns"]][::5] == ["9: ,", "14: ·to"]
+    assert "positions 9 to 14 are shown" in view.spec["note"]
+    assert [label["hint"][0] for label in gs.lens_view(trace(), pos=[2, 4]).spec["columns"]] == ["2", "4"]
+    with pytest.raises(SiteError, match="room for 6 positions; given 7"):
+        gs.lens_view(trace(), pos=slice(0, 7))
+    for pos, held in ((-1, range(9, 15)), (2, range(0, 6)), (9, range(4, 10))):
+        stream = gs.stream_view(trace(), pos=pos)
+        assert [one["pos"] for one in stream.spec["positions"]] == list(held)
+        assert held[stream.spec["at"]] == pos % 15
+        assert f"positions {held[0]} to {held[-1]} are held" in stream.spec["note"]
+        assert np.allclose(unpacked(stream.arrays["values"])[0, :, 1], trace()["resid_post", 1][list(held)].norm(dim=-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stream_view_holds_the_direct_contributions_of_every_position(dtype: torch.dtype) -> None:
+    model = model_of(checkpoint("lgl"))
+    model.network.to(dtype)
+    edits = [gs.ablate("mlp_out", layer=1, pos=2), gs.add("attn_raw", torch.ones(32), layer=0)]
+    t = gs.trace(prompt(7), model=model, edits=edits)
+    values = unpacked(gs.stream_view(t, answer=[3, 4], against=9).arrays["values"])
+    for pos in range(7):
+        parts = gs.direct_logits(t, [3, 4], 9, pos=pos).parts
+        for series, site in ((4, "attn_out"), (5, "mlp_out")):
+            expected = parts.sel(part=[f"layers.{n}.{site}" for n in range(3)]).values
+            assert np.allclose(values[series, pos], expected, rtol=1e-4, atol=1e-4)
+    assert np.allclose(values[3, :, -1], 1, atol=1e-3)
+
+
+def test_a_view_of_features_holds_the_strongest(monkeypatch: pytest.MonkeyPatch) -> None:
+    t = trace()
+    features = dictionary(32, "resid_post", 1).encode(t)
+    view = gs.sae_view(features, most=5)
+    values = unpacked(view.arrays["values"])
+    names = [int(row["label"]) for row in view.spec["rows"]]
+    assert names == sorted(features.strongest(5))
+    assert np.allclose(values, features.acts.sel(feature=names).values.T)
+    assert view.spec["scale"]["high"] == pytest.approx(float(features.value[features.pos > 0].max()))
+    assert [column["special"] for column in view.spec["columns"]] == [True] + [False] * 14
+
+
+@pytest.mark.parametrize("ids", [[2], [2, 5]])
+def test_the_shortest_prompts_without_a_tokenizer(ids: list[int]) -> None:
+    for view in every_view_of_ids(gs.trace(ids, model=model_of(checkpoint("lg")))):
+        assert view.to_html()
+
+
+def every_view_of_ids(t: gs.Trace) -> list[View]:
+    return [gs.attention_view(t, compare=t), gs.lens_view(t, answer=3), gs.stream_view(t, answer=3)]
+
+
+def test_streamed_equals_resident(tmp_path: Path) -> None:
+    checkpoint("lgl").save_pretrained(tmp_path)
+    one, other = (gs.trace(prompt(9), model=gs.load(tmp_path, memory=memory)) for memory in ("1GiB", None))
+    for a, b in zip(every_view_of_ids(one), every_view_of_ids(other), strict=True):
+        assert a.arrays.keys() == b.arrays.keys()
+        for name in a.arrays:
+            assert np.allclose(unpacked(a.arrays[name]), unpacked(b.arrays[name]), atol=2e-5)
+
+
+# What they refuse
 
 
 def other() -> gs.Trace:
@@ -127,182 +256,26 @@ def by_head() -> gs.SweepResult:
         (lambda: gs.attention_view(trace(), layer=9), SiteError, "there is no layer 9"),
         (lambda: gs.attention_view(trace(), layer=0, layers=[1]), SiteError, "layer 0 is not among"),
         (lambda: gs.attention_view(trace(), head=8), SiteError, "heads go from 0 to 7"),
+        (lambda: gs.attention_view(trace(), heads=[1, 2], head=3), SiteError, r"head 3 is not among heads=\[1, 2\]"),
+        (lambda: gs.attention_view(trace(), heads=[]), SiteError, "head is an empty list"),
+        (lambda: gs.attention_view(trace(), layers=[]), SiteError, "layers is a list of numbers, at least one"),
+        (lambda: gs.attention_view(trace(), layers=1), SiteError, "layers is a list of numbers"),
+        (lambda: gs.attention_view([trace(), trace()]), SiteError, "a list of 2: take one of them"),
         (lambda: gs.attention_view(trace(), compare=other()), SiteError, "whose shape"),
-        (lambda: gs.lens_view("When"), SiteError, "a lens view is of a trace"),
+        (lambda: gs.lens_view("When"), SiteError, "trace is a trace, gs.trace"),
         (lambda: gs.lens_view(trace(), colour="red"), SiteError, "colour is one of"),
         (lambda: gs.lens_view(trace(), colour="rank"), SiteError, "rank needs answer="),
-        (lambda: gs.stream_view("When"), SiteError, "a stream view is of a trace"),
+        (lambda: gs.stream_view("When"), SiteError, "trace is a trace, gs.trace"),
         (lambda: gs.stream_view(trace(), against=" Mary"), SiteError, "is subtracted from an answer"),
+        (lambda: gs.lens_view(trace(), top=0), SiteError, "top is a whole number from 1 to 61"),
+        (lambda: gs.lens_view(trace(), head=1), SiteError, "has no heads"),
+        (lambda: gs.stream_view(trace(), answer=" Mary", against=" Mary"), SiteError, "share a token"),
         (lambda: gs.stream_view(trace(), pos=[1, 2]), SiteError, "one position is shown at first"),
         (lambda: gs.sae_view(trace()), DictionaryError, "what sae.encode"),
+        (lambda: gs.sae_view(dictionary(32, "resid_post", 1).encode(trace()), most=0), DictionaryError, "most is how many"),
         (lambda: gs.sweep_view(by_head()), SweepError, "a grid has two axes; this sweep has 1"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(call: Any, error: type[GemmascopeError], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
-
-
-# In a browser
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
-
-
-@pytest.fixture
-def shown(chromium: Any, tmp_path: Path) -> Iterator[Any]:
-    """A function that opens views on one page and gives the page, drawn."""
-    opened: list[Any] = []
-
-    def show(*views: gs.View, **asked: Any) -> Any:
-        path = tmp_path / f"{len(opened)}.html"
-        path.write_text(page(list(views)), encoding="utf-8")
-        manager = page_of(chromium, **asked)
-        found = manager.__enter__()
-        opened.append((manager, found))
-        found.goto(path.as_uri())
-        found.wait_for_function(f"document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === {len(views)}")
-        return found
-
-    yield show
-    for manager, found in opened:
-        assert found.errors == []
-        assert found.beyond == []
-        manager.__exit__(None, None, None)
-
-
-def pixel(page: Any, canvas: str, x: float, y: float) -> list[int]:
-    found: list[int] = page.evaluate(
-        """([canvas, x, y]) => {
-            const element = document.querySelector(canvas), ratio = window.devicePixelRatio;
-            return [...element.getContext("2d").getImageData(x * ratio, y * ratio, 1, 1).data].slice(0, 3);
-        }""",
-        [canvas, x, y],
-    )
-    return found
-
-
-def blues(value: float) -> np.ndarray[Any, Any]:
-    stops = np.array([[247, 251, 255], [198, 219, 239], [107, 174, 214], [33, 113, 181], [8, 48, 107]])
-    return np.array([np.interp(value, np.linspace(0, 1, 5), stops[:, i]) for i in range(3)])
-
-
-def cells_of(page: Any, canvas: str, label: str) -> tuple[float, float, float]:
-    """Where the first cell of a grid of attention is, and how large cells are: found by pointing, as a user would."""
-    box = page.locator(canvas).bounding_box()
-    found = []
-    for x in range(20, int(box["width"]) - 90, 3):
-        page.mouse.move(box["x"] + x, box["y"] + 12)
-        text = page.locator(".gs-tip:visible").all_inner_texts()
-        if text and label in text[0]:
-            found.append(x)
-    return min(found), max(found), box["x"]
-
-
-def test_the_lens_is_drawn_in_the_colours_of_its_numbers(shown: Any) -> None:
-    t = trace()
-    found = gs.lens(t, answer=3)
-    page = shown(gs.lens_view(t, answer=3), gs.lens_view(t, answer=3, colour="entropy"))
-    first, last, _ = cells_of(page, "canvas >> nth=0", "layer 2 (local), position 1: When")
-    prob = float(found.answer_prob.sel(layer=2).values[1])
-    colour = np.array(pixel(page, "canvas", (first + last) / 2, 9))
-    assert np.abs(colour - blues(prob)).max() <= 3
-    text = page.locator(".gs-tip:visible").all_inner_texts()
-    page.locator("canvas").first.focus()
-    for _ in range(3):
-        page.keyboard.press("ArrowRight")
-    said = page.locator(".gs-live").first.text_content()
-    assert "position 2: ·Mary" in said
-    assert f"{float(found.answer_prob.sel(layer=0).values[2]):.3f}"[:4] in said
-    assert text is not None
-
-
-def test_layers_and_heads_of_attention_are_chosen_by_keys(shown: Any) -> None:
-    t = trace()
-    page = shown(gs.attention_view(t))
-    assert page.locator(".gs-title").nth(1).inner_text() == "layer 0 (local), head 0"
-    page.get_by_role("button", name="0 local").focus()
-    page.keyboard.press("ArrowRight")
-    assert page.locator(".gs-title").nth(1).inner_text() == "layer 1 (global), head 0"
-    page.get_by_role("button", name="head 0").focus()
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowRight")
-    assert page.locator(".gs-title").nth(1).inner_text() == "layer 1 (global), head 2"
-    assert "every query sees all keys" in page.locator(".gs-note").first.inner_text()
-    canvas = page.locator("canvas[tabindex='0']")
-    canvas.focus()
-    page.keyboard.press("ArrowDown")  # the first key shows where the selection is
-    for _ in range(6):
-        page.keyboard.press("ArrowDown")
-    said = page.locator(".gs-live").last.text_content()
-    value = float(t["pattern", 1][2, 6, 0])
-    shown_value = re.search(r"\n(\S+)", said)
-    assert shown_value
-    assert float(shown_value[1].replace("−", "-")) == pytest.approx(value, abs=2e-5, rel=1e-3)
-
-
-def test_the_sentence_says_whether_the_window_cuts(shown: Any) -> None:
-    short, long = shown(gs.attention_view(trace("When Mary"))), shown(gs.attention_view(trace()))
-    assert "cuts nothing off: the prompt has 3" in short.locator(".gs-note").first.inner_text()
-    assert "a query sees 4 positions" in long.locator(".gs-note").first.inner_text()
-    assert "Colours leave out the first position" in long.locator(".gs-note").first.inner_text()
-    long.get_by_label("colours take in the first position").check()
-    assert "Colours leave out" not in long.locator(".gs-note").first.inner_text()
-
-
-def test_two_prompts_and_their_difference(shown: Any) -> None:
-    a, b = trace(), trace(CORRUPT)
-    page = shown(gs.attention_view(a, compare=b, layer=1, head=3))
-    page.get_by_label("which prompt").select_option("difference")
-    page.get_by_role("button", name="Show as table").click()
-    cell = page.locator("tbody tr").nth(12).locator("td").nth(10).inner_text()
-    expected = float(b["pattern", 1][3, 12, 10] - a["pattern", 1][3, 12, 10])
-    assert float(cell.replace("−", "-").replace("+", "")) == pytest.approx(expected, abs=3e-5)
-    other = shown(gs.attention_view(a, compare=trace("When Mary and John"), layer=1))
-    assert "15 and 5 tokens, so there is no difference to show" in other.locator(".gs-note").first.inner_text()
-
-
-def test_positions_of_the_stream_are_chosen_by_their_tokens(shown: Any) -> None:
-    t = trace()
-    page = shown(gs.stream_view(t, answer=3))
-    page.get_by_role("button", name="·store").click()
-    page.get_by_role("button", name="Show as table").click()
-    row = [float(c.replace("−", "-")) for c in page.locator("tbody tr").nth(1).locator("td").all_inner_texts()]
-    at = t.tokens.index(" store")
-    parts = gs.direct_logits(t, 3, pos=at).parts
-    expected = [
-        float(t["resid_post", 1][at].norm()),
-        float(t["attn_out", 1][at].norm()),
-        float(t["mlp_out", 1][at].norm()),
-        float(torch.cosine_similarity(t["resid_post", 1][at], t["resid_post", 2][at], dim=0)),
-        float(parts.sel(part="layers.1.attn_out")),
-        float(parts.sel(part="layers.1.mlp_out")),
-    ]
-    assert row == pytest.approx(expected, rel=1e-3)
-
-
-def test_a_sweep_s_cells_that_were_not_run_are_hatched_and_said(shown: Any) -> None:
-    s = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", model=worded(), progress=False)
-    s.values[0, 1, 3] = np.nan
-    page = shown(gs.sweep_view(s))
-    page.get_by_role("button", name="Show as table").click()
-    rows = page.locator("tbody tr")
-    assert rows.nth(1).locator("td").nth(3).inner_text() == "not run"
-    cell = rows.nth(2).locator("td").nth(10).inner_text().replace("−", "-").replace("+", "")
-    assert float(cell) == pytest.approx(float(s.effect[2, 10]), rel=1e-3, abs=1e-4)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 800])
-def test_every_view_is_drawn_with_odd_tokens_in_both_themes(shown: Any, scheme: str, width: int) -> None:
-    views = every_view(odd())
-    page = shown(*views, scheme=scheme, width=width)
-    ground = pixel(page, "canvas[tabindex='0']", 1, 1)
-    assert (sum(ground) > 700) == (scheme == "light")
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
-    text = page.locator("body").inner_text()
-    assert "<img·src=x·onerror=alert(1)>" in text
-    assert page.locator("img").count() == 0

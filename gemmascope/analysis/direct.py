@@ -105,20 +105,9 @@ def direct_logits(
     PromptError for an answer that is no token; SiteError for a position that is not there, another split, answers on both
     sides, and a run with edits after the layers (final, logits_raw, logits), which no part of the stream wrote.
     """
-    if not isinstance(trace, Trace):
-        raise SiteError(
-            f"contributions are read from a trace: gs.direct_logits(gs.trace(prompt), ...); given {type(trace).__name__}"
-        )
     if by not in BY:
         raise SiteError(f"by is one of {', '.join(BY)}; given {by!r}")
-    after = [e for e in trace.bound_edits if e.address.layer is None and e.address.site.name != "embed"]
-    if after:
-        raise SiteError(
-            f"{after[0].edit!r} changes the run after the stream, where no part of it wrote: trace it without that edit"
-        )
-    ids, others = answer_ids(answer, trace.model), [] if against is None else answer_ids(against, trace.model)
-    if set(ids) & set(others):
-        raise SiteError(f"answer and against share a token: {plain(answer)!r} and {plain(against)!r}")
+    ids, others = _asked(trace, answer, against)
     positions = find_positions([pos] if hasattr(pos, "__index__") else pos, trace.model, trace.ids)
     if len(positions) != 1:
         raise SiteError(f"contributions are read at one position; given pos={pos!r}")
@@ -130,6 +119,32 @@ def direct_logits(
     return DirectLogits(parts, rest, reading.along(trace.stream[-1]), _capped(trace, ids, others, at), by, about)
 
 
+def answer_directions(trace: Trace, answer: Answer, against: Answer | None = None) -> Float[Tensor, "pos d_model"]:
+    """What a part of the stream is multiplied with at each position to give what it wrote towards an answer.
+
+    A row of attn_out or mlp_out times its row here is the sublayer's part in gs.direct_logits at that position. Errors are
+    those of gs.direct_logits.
+    """
+    return _direction(trace, *_asked(trace, answer, against), slice(None))
+
+
+def _asked(trace: Trace, answer: Answer, against: Answer | None) -> tuple[list[int], list[int]]:
+    """The ids of the answer and of those against it, once what no part of a stream can be asked is refused."""
+    if not isinstance(trace, Trace):
+        raise SiteError(
+            f"contributions are read from a trace: gs.direct_logits(gs.trace(prompt), ...); given {type(trace).__name__}"
+        )
+    after = [e for e in trace.bound_edits if e.address.layer is None and e.address.site.name != "embed"]
+    if after:
+        raise SiteError(
+            f"{after[0].edit!r} changes the run after the stream, where no part of it wrote: trace it without that edit"
+        )
+    ids, others = answer_ids(answer, trace.model), [] if against is None else answer_ids(against, trace.model)
+    if set(ids) & set(others):
+        raise SiteError(f"answer and against share a token: {plain(answer)!r} and {plain(against)!r}")
+    return ids, others
+
+
 def _capped(trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int) -> float:
     """The soft-capped logit difference that the model returns at a position."""
     with torch.no_grad():
@@ -137,7 +152,9 @@ def _capped(trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int) -
     return float(logits[list(ids)].mean() - (logits[list(others)].mean() if others else 0.0))
 
 
-def _direction(trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int) -> Float[Tensor, " d_model"]:
+def _direction(
+    trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int | slice
+) -> Float[Tensor, "*positions d_model"]:
     """What a part of the stream is multiplied with: the answer's unembedding through the last norm as it was there."""
     network = trace.model.network
     with torch.no_grad():

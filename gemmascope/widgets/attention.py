@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from gemmascope.errors import SiteError
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
-from gemmascope.sites import find_layer
+from gemmascope.run.where import find_heads
+from gemmascope.sites import find_layer, find_site
 from gemmascope.tokens import shown
-from gemmascope.widgets.packing import Packed, probabilities, seen_rows
+from gemmascope.widgets.labels import require_trace, special_of
+from gemmascope.widgets.packing import Packed, probabilities, seen_numbers, seen_rows
 from gemmascope.widgets.page import View
 
-# What the patterns of a view may take, in bytes of its page; layers beyond it are left out, and the view says so.
+# What the patterns of a view may take, in bytes of its page: layers beyond it are left out, and the view says which. One
+# layer alone may take as much as a page can hold.
 MOST_BYTES = 1_200_000
+LARGEST_LAYER = 16_000_000
+
+Rows = dict[str, Packed]
 
 
 def attention_view(
@@ -22,88 +30,163 @@ def attention_view(
     *,
     compare: Trace | None = None,
     layer: int | None = None,
-    head: int = 0,
+    head: int | None = None,
     layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
     bos: bool = False,
 ) -> View:
-    """A picture of attention: all heads of a layer small, one of them large, with exact values under the pointer.
+    """A picture of attention: all heads of a layer small, one of them large, with its values under the pointer.
 
     compare: the trace of a second prompt, shown beside it; of prompts of one length their difference as well. layer, head:
-    what is large at first; by default the first layer. layers: which to hold; None for all, as far as MOST_BYTES go. bos:
-    whether colours take in the first position, on which much attention rests. SiteError for what is not there.
+    what is large at first; by default the first. layers, heads: which to hold; None for all heads, and for as many layers
+    as MOST_BYTES hold (the view names the others). bos: whether colours take in the first position, on which much
+    attention rests. Values are held in steps of 1/65535.
+    SiteError for what is not there, for a trace of a model of another shape, and for a layer too large for a page.
     """
-    for name, given in (("trace", trace), ("compare", compare)):
-        if not isinstance(given, Trace) and not (name == "compare" and given is None):
-            raise SiteError(f"{name} is a trace, gs.trace(prompt); given {type(given).__name__}")
-    if compare is not None and compare.model.config != trace.model.config:
-        raise SiteError(f"compare is a trace of {compare.model.name!r}, whose shape is not that of {trace.model.name!r}")
-    config = trace.model.config
-    if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < config.n_heads:
-        raise SiteError(f"there is no head {head!r}: heads go from 0 to {config.n_heads - 1}")
-    wanted = [find_layer(n, config.n_layers) for n in (range(config.n_layers) if layers is None else layers)]
-    first = wanted[0] if layer is None else find_layer(layer, config.n_layers)
+    require_trace(trace, "trace")
+    if compare is not None:
+        require_trace(compare, "compare")
+        if compare.model.config != trace.model.config:
+            raise SiteError(f"compare is of {compare.model.name!r}, whose shape is not that of {trace.model.name!r}")
+    n_layers = trace.model.config.n_layers
+    wanted = _layers(layers, n_layers)
+    first = wanted[0] if layer is None else find_layer(layer, n_layers)
     if first not in wanted:
         raise SiteError(f"layer {first} is not among layers={wanted}")
-    order = [first, *(n for n in wanted if n != first)]
-    arrays, held = _patterns({"first": trace, "second": compare}, order)
-    spec = _spec(trace, compare, sorted(held), first, head, bos, left_out=len(order) - len(held))
-    return View(spec, arrays, _summary(trace, spec))
+    held_heads = sorted(find_heads(heads, find_site("pattern"), trace.model) or [])
+    large = held_heads[0] if head is None else (find_heads(head, find_site("pattern"), trace.model) or [0])[0]
+    if large not in held_heads:
+        raise SiteError(f"head {large} is not among heads={held_heads}")
+    traces = {"first": trace} if compare is None else {"first": trace, "second": compare}
+    rows, table = _shown_at_first(traces, first, held_heads)
+    rows |= _others(traces, first, wanted, held_heads, rows)
+    held = [n for n in wanted if f"first{n}" in rows]
+    spec = _spec(traces, wanted, held, held_heads)
+    spec |= {"layer": held.index(first), "head": held_heads.index(large), "bos": bool(bos)}
+    return View(spec, rows, _summary(trace, spec, first), table)
 
 
-def _patterns(traces: dict[str, Trace | None], order: list[int]) -> tuple[dict[str, Packed], list[int]]:
-    """The packed patterns by name and layer, and the layers that there was room for; the first one always has it."""
-    rows: dict[int, dict[str, Packed]] = {n: {} for n in order}
+def _layers(layers: Any, n_layers: int) -> list[int]:
+    if layers is None:
+        return list(range(n_layers))
+    if isinstance(layers, str) or not hasattr(layers, "__iter__") or not (given := list(layers)):
+        raise SiteError(f"layers is a list of numbers, at least one; given {layers!r}")
+    return sorted({find_layer(n, n_layers) for n in given})
+
+
+def _shown_at_first(traces: dict[str, Trace], layer: int, heads: list[int]) -> tuple[Rows, list[list[str]]]:
+    """The patterns of the layer that is shown at first, and a small table of them for where there is no picture."""
+    rows: Rows = {}
+    table: list[list[str]] = []
     for name, trace in traces.items():
-        if trace is None:
-            continue
-        for layer, values in replay(trace, ["pattern"]):
-            if layer.index in rows:
-                seen = seen_rows(values["pattern"].float().cpu().numpy(), trace.model.config.window_of(layer.index))
-                rows[layer.index][f"{name}{layer.index}"] = probabilities(seen)
-    arrays: dict[str, Packed] = {}
-    held: list[int] = []
-    room = MOST_BYTES
-    for n in order:
-        room -= sum(len(packed["data"]) for packed in rows[n].values())
-        if room < 0 and held:
+        window = trace.model.config.window_of(layer)
+        size = 2 * len(heads) * seen_numbers(len(trace), window)
+        if size > LARGEST_LAYER:
+            raise SiteError(
+                f"layer {layer} of {len(trace)} positions and {len(heads)} heads is {size / 1e6:.0f} MB, and a page holds "
+                f"{LARGEST_LAYER / 1e6:.0f}: give some of the heads (heads=[0, 1]), or trace a shorter prompt"
+            )
+        pattern = trace["pattern", layer][heads].float().cpu().numpy()
+        rows[f"{name}{layer}"] = probabilities(seen_rows(pattern, window))
+        table = table or _most_seen(trace, heads, pattern)
+    return rows, table
+
+
+def _most_seen(trace: Trace, heads: list[int], pattern: np.ndarray[Any, Any]) -> list[list[str]]:
+    """What the last position looks at most in each head, the first position left aside."""
+    after = 1 if len(trace) > 1 else 0
+    rows = [["head", f"sees most from the last position ({shown(trace.tokens[-1])})", "probability"]]
+    for head, one in zip(heads, pattern[:, -1, after:], strict=True):
+        at = int(one.argmax()) + after
+        rows.append([str(head), f"{at}: {shown(trace.tokens[at])}", f"{one.max():.4f}"])
+    return rows
+
+
+def _others(traces: dict[str, Trace], first: int, wanted: list[int], heads: list[int], there: Rows) -> Rows:
+    """The patterns of the other layers, in order, as far as there is room for them."""
+    room = MOST_BYTES - _bytes(there.values())
+    chosen = _fitting(traces, first, wanted, there, room)
+    found: dict[int, Rows] = {n: {} for n in chosen}
+    for name, trace in traces.items():
+        for n, pattern in _patterns(trace, chosen):
+            seen = seen_rows(pattern[heads].float().cpu().numpy(), trace.model.config.window_of(n))
+            found[n][f"{name}{n}"] = probabilities(seen)
+    rows: Rows = {}
+    for n in chosen:  # what was expected to fit may turn out larger
+        room -= _bytes(found[n].values())
+        if room < 0:
             break
-        arrays |= rows[n]
-        held.append(n)
-    return arrays, held
+        rows |= found[n]
+    return rows
 
 
-def _spec(
-    trace: Trace, compare: Trace | None, held: list[int], first: int, head: int, bos: bool, left_out: int
-) -> dict[str, Any]:
+def _fitting(traces: dict[str, Trace], first: int, wanted: list[int], there: Rows, room: int) -> list[int]:
+    """Which layers may fit, going by nine tenths of the first one's bytes a number: the others are not computed."""
+
+    def numbers(n: int) -> int:
+        return sum(seen_numbers(len(trace), trace.model.config.window_of(n)) for trace in traces.values())
+
+    each = 0.9 * _bytes(there.values()) / numbers(first)
+    chosen = []
+    for n in wanted:
+        if n != first and (room := room - int(each * numbers(n))) >= 0:
+            chosen.append(n)
+        elif n != first:
+            break
+    return chosen
+
+
+def _patterns(trace: Trace, layers: list[int]) -> Iterator[tuple[int, Any]]:
+    if not layers:
+        return
+    for layer, values in replay(trace, [("pattern", n) for n in layers]):
+        if "pattern" in values:
+            yield layer.index, values["pattern"]
+        if layer.index == max(layers):
+            return  # the layers after it may have to be brought from files
+
+
+def _bytes(rows: Any) -> int:
+    return sum(len(packed["data"]) for packed in rows)
+
+
+def _spec(traces: dict[str, Trace], wanted: list[int], held: list[int], heads: list[int]) -> dict[str, Any]:
+    trace, compare = traces["first"], traces.get("second")
     infos = [trace.layers[n] for n in held]
     spec: dict[str, Any] = {
         "view": "attention",
-        "id": "gs-attention",
         "title": f"Attention in {trace.model.name}",
         "layers": [{"index": info.index, "kind": info.kind, "window": info.window} for info in infos],
-        "layer": held.index(first),
-        "head": head,
-        "n_heads": trace.model.config.n_heads,
-        "bos": bool(bos),
-        **_tokens(trace),
+        "heads": heads,
+        "tokens": trace.tokens,
+        "special": special_of(trace),
     }
-    if left_out:
-        spec["note"] = f"{left_out} layers are left out for the size of the page: layers=[...] chooses others."
+    notes = []
     if compare is not None:
-        spec["other"], spec["same"] = _tokens(compare), len(compare) == len(trace)
+        spec["other"] = {"tokens": compare.tokens, "special": special_of(compare)}
+        spec["same"] = len(compare) == len(trace)
         if not spec["same"]:
-            lengths = f"The prompts have {len(trace)} and {len(compare)} tokens, so there is no difference to show."
-            spec["note"] = f"{lengths} {spec.get('note', '')}".strip()
-    return spec
+            notes.append(f"The prompts have {len(trace)} and {len(compare)} tokens, so there is no difference to show.")
+    if left_out := [n for n in wanted if n not in held]:
+        some = f"layers={left_out[:2]} ..." if len(left_out) > 2 else f"layers={left_out}"
+        notes.append(
+            f"Left out for the size of the page: layers {_ranges(left_out)}. attention_view(trace, {some}) shows them."
+        )
+    return {**spec, "note": " ".join(notes)} if notes else spec
 
 
-def _tokens(trace: Trace) -> dict[str, Any]:
-    tokenizer = trace.model.tokenizer if trace.model.has_tokenizer else None
-    special = [tokenizer is not None and tokenizer.is_special(i) for i in trace.ids.tolist()]
-    return {"tokens": trace.tokens, "special": special}
+def _ranges(numbers: list[int]) -> str:
+    """Numbers as people write them: '2, 4 to 7'."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
-def _summary(trace: Trace, spec: dict[str, Any]) -> str:
+def _summary(trace: Trace, spec: dict[str, Any], first: int) -> str:
     kinds = ", ".join(f"{layer['index']} {layer['kind']}" for layer in spec["layers"])
     text = " ".join(shown(token) for token in trace.tokens)
-    return f"{len(trace)} tokens: {text}. Layers {kinds}; {spec['n_heads']} heads each."
+    return f"{len(trace)} tokens: {text}. Layers {kinds}; {len(spec['heads'])} heads. In layer {first}:"

@@ -65,28 +65,46 @@ def sae_view(features: Features, *, most: int = 24) -> View:
     """
     if not isinstance(features, Features):
         raise DictionaryError(f"a view of features is of what sae.encode(trace) returns; given {type(features).__name__}")
+    if isinstance(most, bool) or not hasattr(most, "__index__") or most < 1:
+        raise DictionaryError(f"most is how many features to show, a whole number above 0; given {most!r}")
     chosen = sorted(features.strongest(most))
     if not chosen:
         raise DictionaryError("no feature is active anywhere here")
     values = features.acts.sel(feature=chosen).values.T.astype(np.float32)
-    ties = features.dictionary.concepts
+    high = float(values[:, features.first :].max(initial=0.0)) or 1.0
+    aside = "; choice and colours leave the first position aside" if features.first else ""
     spec = {
         "view": "grid",
         "title": f"Features of {features.dictionary.call}",
-        "note": f"The {len(chosen)} strongest of {len(features.active)} active features, the first position's left aside.",
-        "rows": [
-            {
-                "label": f"{n} {ties[n].concept}" if n in ties else str(n),
-                "hint": f"feature {n}" + (f", {ties[n].concept}" if n in ties else ""),
-            }
-            for n in chosen
-        ],
-        "columns": [
-            {"label": token, "token": True, "hint": f"{i}: {shown(token)}"} for i, token in enumerate(features.tokens)
-        ],
+        "note": f"The {len(chosen)} strongest of {len(features.active)} active features{aside}.",
+        "rows": [_feature_label(features, n) for n in chosen],
+        "columns": _positions_of(features),
         "row_axis": "",
         "column_axis": "position",
-        "unit": "",
-        "scale": {"kind": "sequential", "low": 0.0, "high": float(values[:, features.first :].max(initial=0.0)) or 1.0},
+        "unit": "activation",
+        "scale": {"kind": "sequential", "low": 0.0, "high": high},
     }
-    return View(spec, {"values": packed(values)}, repr(features))
+    strongest = sorted(range(len(chosen)), key=lambda i: -float(values[i, features.first :].max(initial=0.0)))[:8]
+    rows = [["feature", "strongest at", "activation"], *(_strongest_row(features, chosen[i], values[i]) for i in strongest)]
+    return View(spec, {"values": packed(values)}, repr(features), rows)
+
+
+def _feature_label(features: Features, feature: int) -> dict[str, Any]:
+    tie = features.dictionary.concepts.get(feature)
+    named = f"{feature} {tie.concept}" if tie else str(feature)
+    return {"label": named, "hint": f"feature {named}"}
+
+
+def _positions_of(features: Features) -> list[dict[str, Any]]:
+    tokenizer = features.model.tokenizer if features.model is not None and features.model.has_tokenizer else None
+    ids = [] if features.ids is None else features.ids.tolist()
+    special = [tokenizer is not None and tokenizer.is_special(i) for i in ids] or [False] * len(features.tokens)
+    return [
+        {"label": token, "token": True, "special": one, "hint": f"{i}: {shown(token)}"}
+        for i, (token, one) in enumerate(zip(features.tokens, special, strict=True))
+    ]
+
+
+def _strongest_row(features: Features, feature: int, values: np.ndarray[Any, Any]) -> list[str]:
+    at = int(values[features.first :].argmax()) + features.first
+    return [str(_feature_label(features, feature)["label"]), f"{at}: {shown(features.tokens[at])}", f"{values[at]:.4g}"]

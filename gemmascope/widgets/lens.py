@@ -5,74 +5,111 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from gemmascope.analysis.lens import Lens, lens
 from gemmascope.errors import SiteError
 from gemmascope.run.trace import Trace
+from gemmascope.run.where import Pos, find_positions
 from gemmascope.tokens import shown
-from gemmascope.widgets.attention import _tokens
-from gemmascope.widgets.packing import packed
+from gemmascope.widgets.labels import position_labels, require_trace
+from gemmascope.widgets.packing import Packed, packed, probabilities
 from gemmascope.widgets.page import View
 
 COLOURS = ("probability", "rank", "entropy")
 
+# How many of the likeliest tokens a page holds, of all its cells together; each is named by two bytes.
+MOST_TOKENS = 60_000
+
 
 def lens_view(
-    trace: Trace, *, answer: str | int | None = None, site: str = "resid_post", colour: str = "probability", top: int = 5
+    trace: Trace,
+    *,
+    answer: str | int | None = None,
+    site: str = "resid_post",
+    colour: str = "probability",
+    top: int = 5,
+    pos: Pos = None,
+    head: int | None = None,
 ) -> View:
     """A picture of the lens: layer by position, the top token in each cell, the `top` likeliest under the pointer.
 
-    answer: a token to follow: its probability and rank can be the colour then. site: as in gs.lens. colour: what the colour
-    says at first: "probability" (of the answer, or of the top token), "rank" of the answer, or "entropy".
-    SiteError, PromptError for what is not there.
+    answer: a token to follow: its probability and rank can be the colour then. site, head: as in gs.lens. colour: what the
+    colour says at first: "probability" (of the answer, or of the top token), "rank" of the answer, or "entropy". pos:
+    positions, as in gs.patch; None for all, or for the last ones of a prompt that is too long for a page, which the view
+    then says. SiteError, PromptError for what is not there.
     """
-    if not isinstance(trace, Trace):
-        raise SiteError(f"a lens view is of a trace: gs.lens_view(gs.trace(prompt)); given {type(trace).__name__}")
+    require_trace(trace, "trace")
     if colour not in COLOURS or (colour == "rank" and answer is None):
         follow = " (rank needs answer=)" if colour == "rank" else ""
         raise SiteError(f"colour is one of {', '.join(COLOURS)}{follow}; given {colour!r}")
-    found = lens(trace, site, top, answer=answer)
-    values = _values(found, colour)
+    positions, clipped = _positions(trace, pos, site, top)
+    found = lens(trace, site, top, pos=positions, head=head, answer=answer)
+    arrays, words = _arrays(found)
     spec = {
         "view": "lens",
-        "title": f"Lens on {found.site} in {trace.model.name}",
-        "note": _note(found),
+        "title": f"Lens on {found.site}{'' if head is None else f' of head {found.head}'} in {trace.model.name}",
+        "note": _note(found, clipped),
         "rows": [_row(found, i) for i in range(len(found.entries))],
-        "columns": [
-            {"label": token, "token": True, "special": special, "hint": f"{i}: {shown(token)}"}
-            for i, (token, special) in enumerate(zip(*_tokens(trace).values(), strict=True))
-        ],
+        "columns": position_labels(trace, positions),
         "row_axis": "layer",
         "column_axis": "position",
         "up": True,
-        "unit": "",
-        "scale": {"kind": "sequential", "low": 0.0, "high": 1.0},
-        "texts": [[trace.model.texts(found.ids[i, j, :1])[0] for j in range(len(trace))] for i in range(len(found.entries))],
-        "hover": [[_hover(found, i, j) for j in range(len(trace))] for i in range(len(found.entries))],
-        "colours": {name: _scale(name, array) for name, array in values.items()},
+        "words": words,
+        "top": found.ids.shape[-1],
+        "follows": None if found.answer is None else trace.model.texts(torch.tensor([found.answer]))[0],
+        "colours": _colours(found, colour),
     }
-    last = len(trace) - 1
-    rows = [[str(_row(found, i)["label"]), *_hover(found, i, last)] for i in range(len(found.entries))]
-    return View(spec, {name: packed(array) for name, array in values.items()}, f"After {shown(trace.tokens[-1])}:", rows)
+    return View(spec, arrays, f"After {shown(trace.tokens[positions[-1]])}, at position {positions[-1]}:", _table(found))
 
 
-def _values(found: Lens, first: str) -> dict[str, np.ndarray[Any, Any]]:
-    """What the colour may say, the one asked for first."""
-    values = {"probability of the top token": found.probs[..., 0], "entropy": found.entropies}
-    names = {"probability": "probability of the top token", "entropy": "entropy"}
+def _positions(trace: Trace, pos: Pos, site: str, top: int) -> tuple[list[int], bool]:
+    """The positions that are shown, and whether a prompt's first ones had to be left out."""
+    n_layers, each = trace.model.n_layers, top if hasattr(top, "__index__") and top > 0 else 1
+    n_entries = 2 * n_layers + 1 if site == "stream" else n_layers
+    most = max(1, MOST_TOKENS // (n_entries * each))
+    positions = find_positions(pos, trace.model, trace.ids)
+    if len(positions) <= most:
+        return positions, False
+    if pos is not None:
+        room = f"a lens view of {n_entries} rows and top={top} has room for {most} positions"
+        raise SiteError(f"{room}; given {len(positions)}")
+    return positions[-most:], True
+
+
+def _arrays(found: Lens) -> tuple[dict[str, Packed], list[str]]:
+    """The numbers of the view, and the words that its ids are numbers of."""
+    ids, at = torch.unique(found.ids, return_inverse=True)
+    arrays = {
+        "ids": packed(at.cpu().numpy().astype(np.uint16)),
+        "probs": probabilities(found.probs.float().cpu().numpy()),
+        "top": probabilities(found.probs[..., 0].float().cpu().numpy()),
+        "entropy": packed(found.entropies.float().cpu().numpy()),
+    }
     if found.followed:
         _, prob, rank = found.followed
-        values |= {"probability of the answer": prob, "rank of the answer": rank}
-        names |= {"probability": "probability of the answer", "rank": "rank of the answer"}
-    start = names[first]
-    ordered = [start, *(name for name in values if name != start)]
-    return {name: values[name].float().cpu().numpy().astype(np.float32) for name in ordered}
+        arrays |= {"prob": probabilities(prob.float().cpu().numpy()), "rank": packed(rank.cpu().numpy().astype(np.float32))}
+    return arrays, found.trace.model.texts(ids)
 
 
-def _scale(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
-    high = 1.0 if name.startswith("probability") else float(array.max(initial=0.0)) or 1.0
-    units = {"entropy": "nats", "rank of the answer": "(0: the likeliest)"}
-    return {"unit": units.get(name, ""), "scale": {"kind": "sequential", "low": 0.0, "high": high}}
+def _colours(found: Lens, first: str) -> list[dict[str, Any]]:
+    """What the colour may say, the one asked for first. Ranks go by powers of ten, and 0, the best, stands out most."""
+    share: dict[str, Any] = {"decimals": 4, "scale": {"kind": "sequential", "low": 0.0, "high": 1.0}}
+    nats = {"kind": "sequential", "low": 0.0, "high": float(found.entropies.max()) or 1.0}
+    colours: list[dict[str, Any]] = [
+        {"name": "probability of the top token", "array": "top", "unit": "probability", **share},
+        {"name": "entropy", "array": "entropy", "unit": "nats", "scale": nats},
+    ]
+    if found.followed:
+        worst = max(1.0, float(found.followed[2].max()))
+        ranks = {"kind": "sequential", "low": 0.0, "high": worst, "log": True, "reverse": True}
+        colours = [
+            {"name": "probability of the answer", "array": "prob", "unit": "probability", **share},
+            {"name": "rank of the answer (0: the likeliest)", "array": "rank", "unit": "rank", "scale": ranks},
+            *colours,
+        ]
+    start = next(i for i, one in enumerate(colours) if one["name"].startswith(first))
+    return [colours[start], *(one for i, one in enumerate(colours) if i != start)]
 
 
 def _row(found: Lens, i: int) -> dict[str, Any]:
@@ -84,16 +121,25 @@ def _row(found: Lens, i: int) -> dict[str, Any]:
     return {"label": label, "kind": kind, "hint": f"{label} ({kind})"}
 
 
-def _hover(found: Lens, i: int, j: int) -> list[str]:
-    texts = found.trace.model.texts(found.ids[i, j])
-    lines = [f"{shown(text)}  {float(prob):.3f}" for text, prob in zip(texts, found.probs[i, j], strict=True)]
-    if found.followed:
-        lines.append(f"answer: {float(found.followed[1][i, j]):.3f}, rank {int(found.followed[2][i, j])}")
-    return lines
+def _table(found: Lens) -> list[list[str]]:
+    """What the layers would answer after the last position, for where there is no picture."""
+    rows = []
+    for i in range(len(found.entries)):
+        texts = found.trace.model.texts(found.ids[i, -1])
+        tops = [f"{shown(text)} {float(prob):.4f}" for text, prob in zip(texts, found.probs[i, -1], strict=True)]
+        rank = [f"rank of the answer {int(found.followed[2][i, -1])}"] if found.followed else []
+        rows.append([str(_row(found, i).get("hint", found.entries[i][0])), *tops, *rank])
+    return rows
 
 
-def _note(found: Lens) -> str:
-    if found.answer is None:
-        return "The likeliest token at each place."
-    token = shown(found.trace.model.tokenizer.text(found.answer)) if found.trace.model.has_tokenizer else str(found.answer)
-    return f"The likeliest token at each place, following {token}."
+def _note(found: Lens, clipped: bool) -> str:
+    follows = "" if found.answer is None else f", and how {_answer(found)} fares as the next one"
+    note = f"The likeliest next token at each place{follows}."
+    if clipped:
+        first, last = found.positions[0], found.positions[-1]
+        note += f" For the size of the page positions {first} to {last} are shown: pos= chooses others."
+    return note
+
+
+def _answer(found: Lens) -> str:
+    return shown(found.trace.model.texts(torch.tensor([found.answer]))[0])

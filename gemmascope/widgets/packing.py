@@ -30,6 +30,12 @@ def probabilities(array: Array) -> Packed:
     return packed(np.round(array.astype(np.float64) / STEP).astype(np.uint16), STEP)
 
 
+def seen_numbers(n_pos: int, window: int | None) -> int:
+    """How many numbers one head's pattern has: the keys that each query sees."""
+    width = min(window or n_pos, n_pos)
+    return n_pos * width - width * (width - 1) // 2
+
+
 def seen_rows(pattern: Array, window: int | None) -> Array:
     """Of patterns [head, q_pos, k_pos] what each query sees: keys max(0, q - window + 1) to q, flat, head by head."""
     n_pos = pattern.shape[-1]

@@ -6,20 +6,25 @@ that stand in its place are seen.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gemmascope.replacing import replacing
+from gemmascope.run.showing import legible
 from gemmascope.widgets.module import static_module
 from gemmascope.widgets.packing import Packed
 
+# A page may ask nothing of any address: the browser is told so, too.
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'">
+<title>{title}</title>
 <style>body{{margin:16px;background:#fff;color:#1a1a1a;font-family:system-ui,sans-serif}}
 @media (prefers-color-scheme:dark){{body{{background:#111316;color:#ececec}}}}</style></head>
 <body>
@@ -46,13 +51,13 @@ class View:
         return str(self.spec.get("title", "gemmascope"))
 
     def to_html(self) -> str:
-        """The view as a part of a page: self-contained, and as often on one page as one likes."""
-        name = f"gs-{secrets.token_hex(6)}"
-        call = f"mount(el, {in_script(self.spec)}, {in_script(self.arrays)})"
+        """The view as a part of a page: self-contained, as often on one page as one likes, and the same every time."""
+        given = f"{in_script(self.spec)}, {in_script(self.arrays)}"
+        name = f"gs-{hashlib.sha256(given.encode()).hexdigest()[:12]}"
         each = f'for (const el of document.querySelectorAll("[data-gs={name}]:not([data-gs-drawn])"))'
         return (
             f'<div data-gs="{name}">{self._plain()}</div>\n<script type="module">\n{static_module()}\n'
-            f'{each} {{ el.dataset.gsDrawn = "1"; {call}; }}\n</script>'
+            f'{each} {{ el.dataset.gsDrawn = "1"; mount(el, {given}); }}\n</script>'
         )
 
     def save(self, path: str | Path) -> None:
@@ -61,9 +66,9 @@ class View:
             Path(aside).write_text(page([self]), encoding="utf-8")
 
     def _plain(self) -> str:
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        rows = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
         table = f"<table>{rows}</table>" if rows else ""
-        return f"<b>{html.escape(self.title)}</b><p>{html.escape(self.summary)}</p>{table}"
+        return f'<b>{_text(self.title)}</b><p style="white-space:pre-wrap">{_text(self.summary)}</p>{table}'
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -76,6 +81,11 @@ def page(views: Sequence[View], before: str = "", title: str | None = None) -> s
     """A page of its own with these views, one under the other. before: HTML that comes first."""
     body = "\n".join([before, *(view.to_html() for view in views)])
     return _PAGE.format(title=html.escape(title or views[0].title), body=body)
+
+
+def _text(given: str) -> str:
+    """Text as HTML, with nothing in it that turns what is beside it round."""
+    return html.escape(legible(given))
 
 
 def in_script(value: Any) -> str:

@@ -4,12 +4,14 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { fromRows, numbers, rowsLength, unpack } from "../../gemmascope/widgets/js/arrays.js";
-import { largest } from "../../gemmascope/widgets/js/attention.js";
+import { largest, pooled, windowSentence } from "../../gemmascope/widgets/js/attention.js";
+import { says } from "../../gemmascope/widgets/js/grid.js";
+import { cellsOf } from "../../gemmascope/widgets/js/lens.js";
 import { rangeOf, seriesAt } from "../../gemmascope/widgets/js/lines.js";
 import { corner, hit, labelOf, layoutOf } from "../../gemmascope/widgets/js/matrix.js";
-import { colour, css, format, inkOn, place, ticks } from "../../gemmascope/widgets/js/scale.js";
+import { colour, colourAt, css, format, inkOn, place, ticks, ticksOf } from "../../gemmascope/widgets/js/scale.js";
 import { brushed, key, pointed, start } from "../../gemmascope/widgets/js/select.js";
-import { cut, shown } from "../../gemmascope/widgets/js/tokens.js";
+import { cut, fitted, legible, shown } from "../../gemmascope/widgets/js/tokens.js";
 
 const DIVERGING = { kind: "diverging", low: -2, high: 2 };
 const SEQUENTIAL = { kind: "sequential", low: 0, high: 1 };
@@ -27,6 +29,18 @@ test("what is no number has no colour", () => {
   assert.equal(place(null, SEQUENTIAL), null);
   assert.equal(place(0.25, SEQUENTIAL), 0.25);
   assert.equal(place(5, { low: 5, high: 5 }), 0);
+});
+
+test("ranks go by powers of ten, and the best stands out most", () => {
+  const scale = { kind: "sequential", low: 0, high: 999, log: true, reverse: true };
+  assert.equal(place(0, scale), 0);
+  assert.equal(place(999, scale), 1);
+  assert.ok(Math.abs(place(9, scale) - 1 / 3) < 1e-9);
+  assert.deepEqual(colour(0, scale), colour(1, SEQUENTIAL));
+  assert.deepEqual(colourAt(1, scale), colour(0, SEQUENTIAL));
+  assert.deepEqual(ticksOf(scale, 9), [0, 1, 10, 100]);
+  assert.deepEqual(ticksOf(scale, 2), [0, 10]);
+  assert.deepEqual(ticksOf({ low: 0, high: 1 }, 5), ticks(0, 1, 5));
 });
 
 test("colours grow steadily in both themes, and text on them can be read", () => {
@@ -57,6 +71,10 @@ test("numbers are written with four digits and a real minus", () => {
   assert.equal(format(0.0000123), "1.23e-5");
   assert.equal(format(NaN), "not run");
   assert.equal(format(-Infinity), "−∞");
+  assert.equal(format(0.123456, false, 4), "0.1235");
+  assert.equal(format(-0.25, true, 4), "−0.2500");
+  assert.equal(format(-0.00001, true, 4), "0.0000");
+  assert.equal(format(NaN, true, 4), "not run");
 });
 
 test("ticks are round, inside the range, and about as many as asked", () => {
@@ -78,10 +96,16 @@ test("tokens show their spaces, and are cut without breaking a character", () =>
   assert.equal(cut("abcdef", 4), "abc…");
   assert.equal(cut("😀😀😀", 3), "😀😀😀");
   assert.equal(cut("😀😀😀😀", 3), "😀😀…");
+  const measure = (text) => 10 * Array.from(text).length;
+  assert.equal(fitted("abcdef", 60, measure), "abcdef");
+  assert.equal(fitted("abcdef", 45, measure), "abc…");
+  for (let i = 20; i < 100; i++) assert.ok(measure(fitted("abcdefgh", i, measure)) <= i);
 });
 
-test("a special token stands in a frame, a global layer has its mark", () => {
-  assert.equal(labelOf({ label: "<bos>", token: true, special: true }), "[<bos>]");
+test("a global layer has its mark, and what turns text round is spelled out", () => {
+  assert.equal(labelOf({ label: "<bos>", token: true, special: true }), "<bos>");
+  assert.equal(labelOf({ label: "\u202eab", token: true }), "\\u202eab");
+  assert.equal(labelOf({ label: "a b\u0000" }), "a b\\x00");
   assert.equal(labelOf({ label: " a", token: true }), "·a");
   assert.equal(labelOf({ label: "3", kind: "global" }), "3 ◆");
   assert.equal(labelOf({ label: "3", kind: "local" }), "3");
@@ -105,6 +129,59 @@ test("a point is in the cell whose corner and size say so, whichever way rows ru
     const [, first] = corner(at, 0, 0);
     assert.equal(first === at.top, !up);
   }
+});
+
+test("labels never reach over the edge, and cells keep their least width however narrow the page", () => {
+  const measure = (text) => 7 * text.length;
+  const long = { rows: [{ label: "x".repeat(90) }], columns: Array.from({ length: 40 }, () => ({ label: "y".repeat(30) })), scale: SEQUENTIAL };
+  for (const width of [260, 800, 1280]) {
+    const at = layoutOf(long, width, measure);
+    assert.ok(at.room <= at.left - 6 && at.left <= Math.max(90, width * 0.3) + 32);
+    assert.ok(at.cw >= 6 && at.width >= at.right);
+    assert.ok(layoutOf({ ...long, texts: [] }, width, measure).cw >= 40);
+    assert.ok(layoutOf({ ...long, columns: Array.from({ length: 8000 }, () => ({ label: "" })) }, width, measure).width < 13000);
+  }
+});
+
+test("a cell says its place, its number and what that is, or why there is none", () => {
+  const grid = {
+    rows: [{ label: "0", kind: "local", hint: "0 (local)" }, { label: " a\u202e", token: true }], columns: [{ label: "<b>", token: true, hint: "4: <b>" }],
+    row_axis: "layer", column_axis: "position", unit: "nats", scale: DIVERGING,
+  };
+  const data = { values: [1.25, NaN], marks: [1, 2] };
+  assert.equal(says(grid, data, 0, 0), "layer 0 (local), position 4: <b>\n+1.25 nats\nestimate");
+  assert.equal(says(grid, data, 1, 0), "layer ·a\\u202e, position 4: <b>\nnot run");
+  assert.equal(says({ ...grid, measure: "entropy" }, { values: [1.25, 0] }, 0, 0).split("\n")[1], "entropy: +1.25");
+  assert.equal(says({ ...grid, outside: () => "outside the window" }, data, 0, 0).split("\n")[1], "outside the window");
+  assert.equal(says({ ...grid, outside: () => true }, data, 0, 0).split("\n")[1], "not seen");
+  assert.equal(says({ ...grid, hover: (r, c) => [`${r} ${c}`] }, data, 0, 0).split("\n").at(-1), "0 0");
+  assert.equal(says({ ...grid, texts: [[" go"], [""]] }, data, 0, 0).split("\n").at(-1), "·go");
+});
+
+test("a lens's cells are found among the words, with the answer's rank", () => {
+  const spec = { rows: [{}, {}], columns: [{}], words: [" a", "b"], top: 2, follows: "b" };
+  const data = { ids: Uint16Array.of(0, 1, 1, 0), probs: Float32Array.of(0.5, 0.25, 0.75, 0.125), prob: Float32Array.of(0.25, 0.75), rank: Float32Array.of(1, 0) };
+  const { texts, hover } = cellsOf(spec, data);
+  assert.deepEqual(texts, [[" a"], ["b"]]);
+  assert.deepEqual(hover(1, 0), ["b  0.7500", "·a  0.1250", "answer b: 0.7500, rank 0"]);
+  assert.deepEqual(cellsOf({ ...spec, follows: null }, data).hover(0, 0), ["·a  0.5000", "b  0.2500"]);
+});
+
+test("small pictures keep what is furthest from 0, and the sentence says what the window cuts", () => {
+  for (const [n, most] of [[5, 5], [7, 3], [200, 60], [4, 60]]) {
+    const pattern = Float32Array.from({ length: n * n }, (_, i) => (i % n <= Math.floor(i / n) ? Math.random() * 2 - 1 : 0));
+    const { size, values } = pooled(pattern, n, most);
+    assert.equal(size, Math.min(n, most));
+    const expected = new Float32Array(size * size);
+    pattern.forEach((v, i) => {
+      const at = Math.floor((Math.floor(i / n) * size) / n) * size + Math.floor(((i % n) * size) / n);
+      if (Math.abs(v) > Math.abs(expected[at])) expected[at] = v;
+    });
+    assert.deepEqual(values, expected);
+  }
+  assert.match(windowSentence({ window: null }, 9), /global: every query/);
+  assert.match(windowSentence({ window: 9 }, 9), /cuts nothing off: the prompt has 9/);
+  assert.match(windowSentence({ window: 8 }, 9), /a query sees 8 positions/);
 });
 
 test("keys move within the grid, shift brushes, Escape lets go", () => {
@@ -160,12 +237,17 @@ test("what Python packed is what is unpacked", { skip: !process.env.GS_PACKED },
 });
 
 test("Python and this module show tokens alike", { skip: !process.env.GS_SHOWN }, () => {
-  for (const [text, expected] of JSON.parse(process.env.GS_SHOWN)) assert.equal(shown(text), expected);
+  for (const [text, expected, drawn] of JSON.parse(process.env.GS_SHOWN)) {
+    assert.equal(shown(text), expected);
+    assert.equal(legible(text), drawn);
+  }
 });
 
 test("a series is found among all, and a range holds them and 0", () => {
   const data = Float32Array.from({ length: 24 }, (_, i) => i);
   assert.deepEqual([...seriesAt(data, 1, 2, { pos: 3, x: 4 })], [20, 21, 22, 23]);
-  assert.deepEqual(rangeOf([[3, NaN, 5], [-1]]), [-1, 5]);
+  const [low, high] = rangeOf([[3, NaN, 5], [-1]]);
+  assert.ok(low < -1 && low > -1.5 && high > 5 && high < 5.5);
+  assert.equal(rangeOf([[3, 5]])[0], 0);
   assert.deepEqual(rangeOf([[0, 0]]), [0, 1]);
 });

@@ -1,152 +1,188 @@
-// The attention view: heads of a layer as thumbnails, one of them large, one or two prompts and their difference.
+// The attention view: heads of a layer as thumbnails, one of them large, one or two prompts side by side and their difference.
 //
-// spec: {tokens, special, layers: [{index, kind, window}], n_heads, bos, other?: {tokens, special}, arrays per layer}
+// spec: {tokens, special, layers: [{index, kind, window}], heads: [numbers], layer, head: places in those lists, bos,
+//   other?: {tokens, special}, same?: whether both prompts have as many tokens}
 // data[layer] = rows of what queries see, head by head (see arrays.js); other[layer] the same of the second prompt.
 
 import { fromRows, rowsLength } from "./arrays.js";
 import { grid } from "./grid.js";
-import { make, paint, rootIn, sized } from "./page.js";
-import { colour, css } from "./scale.js";
+import { make, paint, rootIn, sized, walk } from "./page.js";
+import { colour, format } from "./scale.js";
 import { onTheme, theme } from "./theme.js";
+import { legible } from "./tokens.js";
 
-const THUMB = 62;
+const NAMES = { first: "first prompt", second: "second prompt", difference: "second less first" };
 
-/** The largest number of patterns [q][k], the first key left out unless bos. */
+/** The largest number of a pattern [q][k], whatever its sign, the first key left out unless bos. */
 export function largest(pattern, n, bos) {
   let most = 0;
   for (let q = 0; q < n; q++) for (let k = bos ? 0 : 1; k <= q; k++) most = Math.max(most, Math.abs(pattern[q * n + k]));
   return most;
 }
 
+/** A pattern [q][k] in at most so many places a side: of the numbers that share one, what is furthest from 0. */
+export function pooled(pattern, n, most) {
+  const size = Math.min(n, most);
+  const small = new Float32Array(size * size);
+  for (let q = 0; q < n; q++) {
+    const row = Math.floor((q * size) / n) * size;
+    for (let k = 0; k <= q; k++) {
+      const i = row + Math.floor((k * size) / n);
+      const value = pattern[q * n + k];
+      if (Math.abs(value) > Math.abs(small[i])) small[i] = value;
+    }
+  }
+  return { size, values: small };
+}
+
+/** What a layer lets a query see, in a sentence. */
+export function windowSentence(layer, n) {
+  if (layer.window === null) return "This layer is global: every query sees all keys before it.";
+  if (layer.window >= n) return `This layer is local, and its window of ${layer.window} positions cuts nothing off: the prompt has ${n}.`;
+  return `This layer is local: a query sees ${layer.window} positions, its own included; the stair is the window's edge.`;
+}
+
 export function attention(el, spec, data, other) {
   const root = rootIn(el, spec);
   const strip = make("div", { class: "gs-bar", role: "toolbar", "aria-label": "layers" });
-  const sentence = make("div", { class: "gs-note", "aria-live": "polite" });
   const options = make("div", { class: "gs-bar" });
   const thumbs = make("div", { class: "gs-bar", role: "toolbar", "aria-label": "heads" });
-  const large = make("div");
+  const sentence = make("div", { class: "gs-note", "aria-live": "polite" });
+  const large = make("div", { class: "gs-panels" });
   root.append(strip, options, thumbs, sentence, large);
-  const both = Boolean(other);
-  const same = both && spec.same;
+  const which = !other ? ["first"] : spec.same ? ["first", "second", "difference"] : ["first", "second"];
+  const prompts = { first: spec, second: spec.other, difference: spec };
   const state = { layer: spec.layer, head: spec.head, bos: spec.bos, show: "first" };
+  const most = Math.max(...which.map((name) => prompts[name].tokens.length));
+  large.style.setProperty("--gs-least", `${Math.max(340, 3 * most + 230)}px`);
+  const thumb = spec.heads.length <= 8 ? 92 : spec.heads.length <= 16 ? 72 : 60;
 
-  const buttons = spec.layers.map((layer, i) => {
+  const layerButtons = spec.layers.map((layer, i) => {
     const name = `${layer.index} ${layer.kind === "global" ? "◆ global" : "local"}`;
     return make("button", { type: "button", onclick: () => choose({ layer: i }), "data-lm-suppress-shortcuts": "true" }, name);
   });
-  strip.append(make("span", {}, "layer"), ...buttons);
-  walk(strip, buttons, (i) => choose({ layer: i }));
-  const bos = make("input", { type: "checkbox", id: `${spec.id}-bos`, onchange: () => choose({ bos: bos.checked }) });
+  strip.append(make("span", {}, "layer"), ...layerButtons);
+  const atLayer = walk(strip, layerButtons, (i) => choose({ layer: i }));
+  const bos = make("input", { type: "checkbox", onchange: () => choose({ bos: bos.checked }) });
   bos.checked = state.bos;
-  options.append(bos, make("label", { for: bos.id }, "colours take in the first position"));
-  if (both) {
-    const names = same ? { first: "first prompt", second: "second prompt", difference: "second less first" } : { first: "first prompt", second: "second prompt" };
-    const pick = make("select", { "aria-label": "which prompt", onchange: () => choose({ show: pick.value }) });
-    for (const [value, text] of Object.entries(names)) pick.append(make("option", { value }, text));
-    options.append(pick);
+  options.append(make("label", {}, bos, "colours take in the first position"));
+  if (other) {
+    const pick = make("select", { onchange: () => choose({ show: pick.value }) });
+    for (const name of which) pick.append(make("option", { value: name }, NAMES[name]));
+    options.append(make("label", {}, "small pictures: ", pick));
   }
-  const heads = Array.from({ length: spec.n_heads }, (_, head) => {
+  const heads = spec.heads.map((head, i) => {
     const canvas = make("canvas", { "aria-hidden": "true" });
-    const button = make("button", { type: "button", class: "gs-thumb", "aria-label": `head ${head}`, onclick: () => choose({ head }), "data-lm-suppress-shortcuts": "true" }, canvas, `${head}`);
+    const button = make("button", { type: "button", class: "gs-thumb", "aria-label": `head ${head}`, onclick: () => choose({ head: i }), "data-lm-suppress-shortcuts": "true" }, canvas, `${head}`);
     return { button, canvas };
   });
   thumbs.append(...heads.map((h) => h.button));
-  walk(thumbs, heads.map((h) => h.button), (head) => choose({ head }));
+  const atHead = walk(thumbs, heads.map((h) => h.button), (i) => choose({ head: i }));
 
-  let colours = theme();
-  let shown = null;
+  const panels = which.map((name) => {
+    const host = make("div");
+    large.append(host);
+    return { name, host, drawn: null };
+  });
   const seen = new Map();
+  let small = "";
 
-  /** A head's pattern in full, as it is to be drawn, with how many positions it has. */
-  function pattern(head) {
-    const key = `${state.layer} ${head} ${state.show}`;
+  /** A head's pattern in full: of a prompt, or the difference of both. Those of one layer are kept. */
+  function pattern(name, head) {
+    const key = `${name} ${head}`;
     if (!seen.has(key)) {
-      const [a, b] = [of(data, spec.tokens, head), both ? of(other, spec.other.tokens, head) : null];
-      const values = state.show === "first" ? a : state.show === "second" ? b : b.map((v, i) => v - a[i]);
+      const values = name === "difference" ? pattern("second", head).map((v, i) => v - pattern("first", head)[i]) : unrolled(name, head);
       seen.set(key, values);
     }
     return seen.get(key);
   }
-  function of(rows, tokens, head) {
-    const layer = spec.layers[state.layer];
-    const n = tokens.length;
-    const window = layer.window ?? n;
+  function unrolled(name, head) {
+    const n = prompts[name].tokens.length;
+    const window = spec.layers[state.layer].window ?? n;
     const length = rowsLength(n, window);
-    return fromRows(rows[state.layer].subarray(head * length, (head + 1) * length), n, window);
+    return fromRows((name === "first" ? data : other)[state.layer].subarray(head * length, (head + 1) * length), n, window);
   }
-  const prompt = () => (state.show === "second" ? spec.other : spec);
-
-  function specOf(values, thumb) {
-    const { tokens, special } = prompt();
-    const n = tokens.length;
+  /** The scale of a head: one for both prompts, so that they can be compared, another for their difference. */
+  function scaleOf(name, head) {
+    const of = (one) => largest(pattern(one, head), prompts[one].tokens.length, state.bos);
+    if (name !== "difference") return { kind: "sequential", low: 0, high: Math.max(of("first"), other ? of("second") : 0) || 1 };
+    const most = of(name) || 1;
+    return { kind: "diverging", low: -most, high: most };
+  }
+  function specOf(name) {
     const layer = spec.layers[state.layer];
-    const most = largest(values, n, state.bos) || 1;
-    const difference = state.show === "difference";
-    const ends = tokens.map((label, i) => ({ label, token: true, special: special[i], hint: `${i}: ${label}` }));
-    const blank = tokens.map(() => ({ label: "" }));
-    return {
-      title: thumb ? undefined : `layer ${layer.index} (${layer.kind}), head ${state.head}`,
-      rows: thumb ? blank : ends, columns: thumb ? blank : ends, square: true, window: layer.window,
-      row_axis: thumb ? "" : "query", column_axis: thumb ? "" : "key", unit: "",
-      scale: difference ? { kind: "diverging", low: -most, high: most } : { kind: "sequential", low: 0, high: most },
-      outside: (q, k) => k > q,
+    const { tokens, special } = prompts[name];
+    const label = (token, i) => {
+      const twin = name === "difference" ? spec.other.tokens[i] : token;
+      const differs = twin !== token;
+      return { label: legible(token) + (differs ? " ≠" : ""), special: special[i], hint: `${i}: ${legible(token)}${differs ? ` ≠ ${legible(twin)}` : ""}` };
     };
+    const ends = tokens.map(label);
+    const window = layer.window ?? tokens.length;
+    return {
+      title: `${other ? `${NAMES[name]}: ` : ""}layer ${layer.index} (${layer.kind}), head ${spec.heads[state.head]}`,
+      rows: ends, columns: ends, square: true, window: layer.window, row_axis: "query", column_axis: "key",
+      unit: other ? "" : "probability", measure: other ? NAMES[name] : "probability", decimals: 4, scale: scaleOf(name, state.head),
+      outside: (q, k) => (k > q ? "a later position: not seen" : q - k >= window ? "outside the window: not seen" : null),
+      hover: spec.same ? (q, k) => beside(name, q, k) : undefined,
+    };
+  }
+  /** What the other panels have at the same place. */
+  function beside(name, q, k) {
+    const i = q * spec.tokens.length + k;
+    return which.filter((one) => one !== name).map((one) => `${NAMES[one]} ${format(pattern(one, state.head)[i], one === "difference", 4)}`);
   }
 
   function choose(change) {
+    if ("layer" in change) seen.clear();
     Object.assign(state, change);
     render();
   }
   function render() {
-    colours = theme();
+    const colours = theme();
     paint(root, colours);
-    const layer = spec.layers[state.layer];
-    buttons.forEach((b, i) => b.setAttribute("aria-pressed", String(i === state.layer)));
-    heads.forEach((h, i) => h.button.setAttribute("aria-pressed", String(i === state.head)));
-    heads.forEach((h, head) => thumbnail(h.canvas, pattern(head)));
-    const n = prompt().tokens.length;
-    const cut = layer.window === null ? "This layer is global: every query sees all keys before it."
-      : layer.window >= n ? `This layer is local, and its window of ${layer.window} positions cuts nothing off: the prompt has ${n}.`
-      : `This layer is local: a query sees ${layer.window} positions, its own included; the stair is the window's edge.`;
+    atLayer(state.layer);
+    atHead(state.head);
+    const said = [state.layer, state.show, state.bos, colours.dark].join();
+    if (said !== small) heads.forEach((h, head) => thumbnail(h, head, colours));
+    small = said;
     const range = state.bos ? "" : " Colours leave out the first position, on which much attention rests.";
-    sentence.textContent = cut + range;
-    const values = pattern(state.head);
-    const next = specOf(values, false);
-    if (shown) {
-      shown.root.querySelector(".gs-title").textContent = next.title;
-      shown.update({ spec: next, values });
-    } else shown = grid(large, next, { values }, {}, { most: 26, least: 3 });
+    sentence.textContent = `${windowSentence(spec.layers[state.layer], most)}${range} Every head has colours of its own range.`;
+    for (const panel of panels) show(panel);
     el.dataset.gemmascopeReady = "1";
   }
-  function thumbnail(canvas, values) {
-    const n = prompt().tokens.length;
-    const { scale } = specOf(values, true);
-    const size = THUMB / n;
-    const ctx = sized(canvas, THUMB, THUMB);
-    for (let q = 0; q < n; q++) {
-      for (let k = 0; k <= q; k++) {
-        ctx.fillStyle = css(colour(values[q * n + k], scale, colours.dark));
-        ctx.fillRect(k * size, q * size, size + 0.3, size + 0.3);
-      }
+  function show(panel) {
+    const next = specOf(panel.name);
+    const values = pattern(panel.name, state.head);
+    if (panel.drawn) {
+      panel.drawn.root.querySelector(".gs-title").textContent = next.title;
+      return panel.drawn.update({ spec: next, values });
     }
-    ctx.strokeStyle = colours.line;
-    ctx.strokeRect(0.5, 0.5, THUMB - 1, THUMB - 1);
+    const follow = (row, column) => spec.same && panels.forEach((p) => p === panel || p.drawn.point(row, column));
+    panel.drawn = grid(panel.host, next, { values }, { select: follow }, { most: 28, least: 3 });
   }
-  onTheme(render);
+  function thumbnail({ button, canvas }, head, colours) {
+    const { tokens } = prompts[state.show];
+    const values = pattern(state.show, head);
+    const { size, values: dots } = pooled(values, tokens.length, thumb);
+    const scale = scaleOf(state.show, head);
+    const picture = new ImageData(size, size);
+    for (let q = 0; q < size; q++) for (let k = 0; k <= q; k++) picture.data.set([...colour(dots[q * size + k], scale, colours.dark), 255], 4 * (q * size + k));
+    const dot = document.createElement("canvas");
+    [dot.width, dot.height] = [size, size];
+    dot.getContext("2d").putImageData(picture, 0, 0);
+    const ctx = sized(canvas, thumb, thumb);
+    ctx.imageSmoothingEnabled = false;
+    ctx.drawImage(dot, 0, 0, thumb, thumb);
+    ctx.strokeStyle = colours.line;
+    ctx.strokeRect(0.5, 0.5, thumb - 1, thumb - 1);
+    button.title = `head ${spec.heads[head]}: up to ${format(scale.high, false, 4)}`;
+  }
+  const stop = onTheme(render);
   render();
-  return { choose, state, destroy: () => shown?.destroy() };
-}
-
-/** Arrow keys walk along buttons. */
-function walk(bar, buttons, chosen) {
-  bar.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    const at = buttons.indexOf(document.activeElement);
-    if (!step || at < 0) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const next = (at + step + buttons.length) % buttons.length;
-    buttons[next].focus();
-    chosen(next);
-  });
+  const destroy = () => {
+    stop();
+    panels.forEach((panel) => panel.drawn.destroy());
+  };
+  return { choose, state, destroy };
 }

@@ -3,32 +3,39 @@
 // grid(el, spec, data, on) draws it in el and returns
 //   update({spec?, values?, marks?})   other labels, numbers or marks, without losing the selection
 //   select(row, column)                select a cell, as a click does, but tell nobody
-//   selection()                        {row, column, brush: {rows, columns} | null}
-//   canvas, destroy()
-// spec: see packing.py; data: {values, marks?} flat, row by row. on: what is called, each optional:
+//   point(row, column)                 the same without a word to screen readers: for grids that follow another
+//   selection()                        {row, column, picked, brush: {rows, columns} | null}
+//   cellAt(row, column)                where a cell is on the canvas, {x, y, width, height} in CSS pixels
+//   canvas, root, bar, destroy()
+// spec: {title, note, rows, columns, row_axis, column_axis, unit, measure?: what a number is called in place of the unit, scale, up?, square?, window?, decimals?, texts?, hover?,
+//   outside?(row, column): why a cell has no number, or nothing}; rows, columns: {label, hint?, token?, special?, kind?};
+//   scale: {kind: "diverging" | "sequential", low, high, log?, reverse?, hidden?}
+// data: {values, marks?} flat, row by row. on: what is called, each optional:
 //   select(row, column), brush(rows, columns), clear(), activate(row, column) for Enter or a double click.
 
-import { draw, hit, labelOf, layoutOf, corner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
+import { draw, drawState, FONT, hit, labelOf, layoutOf, corner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
 import { make, paint, rootIn, sized, tooltip, whenSeen } from "./page.js";
 import { format } from "./scale.js";
 import { brushed, key, pointed, start } from "./select.js";
 import { onTheme, theme } from "./theme.js";
-import { shown } from "./tokens.js";
+import { legible, spelled } from "./tokens.js";
 
 const WORDS = { [NOT_RUN]: "not run", [ESTIMATED]: "estimate", [UNDER_WAY]: "under way" };
 
 /** What a cell says: its row and column in words, its number, whether that is an estimate. */
 export function says(spec, data, row, column) {
+  const of = (axis, label) => `${axis ?? ""} ${label.hint ? spelled(label.hint) : labelOf(label)}`.trim();
+  const place = `${of(spec.row_axis, spec.rows[row])}, ${of(spec.column_axis, spec.columns[column])}`;
+  const why = spec.outside?.(row, column);
+  if (why) return `${place}\n${why === true ? "not seen" : why}`;
   const i = row * spec.columns.length + column;
   const mark = data.marks ? data.marks[i] : 2;
-  const [r, c] = [spec.rows[row], spec.columns[column]];
-  const name = (axis, label) => `${axis} ${label.hint ?? labelOf(label)}`.trim();
-  const value = mark === NOT_RUN ? "not run" : format(data.values[i], spec.scale.low < 0);
+  const value = mark === NOT_RUN ? "not run" : format(data.values[i], spec.scale.low < 0, spec.decimals);
   const unit = spec.unit && value !== "not run" ? ` ${spec.unit}` : "";
-  const lines = [`${name(spec.row_axis ?? "", r)}, ${name(spec.column_axis ?? "", c)}`, value + unit];
+  const lines = [place, spec.measure ? `${spec.measure}: ${value}` : value + unit];
   if (WORDS[mark] && value !== "not run") lines.push(WORDS[mark]);
-  if (spec.texts) lines.push(shown(spec.texts[row][column]));
-  if (spec.hover) lines.push(...spec.hover[row][column]);
+  if (spec.hover) lines.push(...(typeof spec.hover === "function" ? spec.hover(row, column) : spec.hover[row][column]));
+  else if (spec.texts) lines.push(legible(spec.texts[row][column]));
   return lines.join("\n");
 }
 
@@ -39,8 +46,10 @@ export function grid(el, spec, data, on = {}, options = {}) {
   const table = make("div", { class: "gs-scroll", hidden: true });
   const toggle = make("button", { type: "button", "aria-pressed": "false", onclick: () => showTable(table.hidden) }, "Show as table");
   const bar = make("div", { class: "gs-bar" }, toggle);
-  root.append(canvas, bar, table, live);
+  const wide = make("div", { class: "gs-wide" }, canvas);
+  root.append(wide, bar, table, live);
   const tip = tooltip(root);
+  const base = document.createElement("canvas");
   let colours, at, ctx;
   let state = start();
   let picked = false;
@@ -53,12 +62,28 @@ export function grid(el, spec, data, on = {}, options = {}) {
     const measure = (text) => measured(canvas, text);
     at = layoutOf(spec, width, measure, options);
     ctx = sized(canvas, at.width, at.height);
+    rebase();
     canvas.setAttribute("aria-label", `${spec.title ?? "grid"}: ${at.rows} by ${at.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
     again();
     el.dataset.gemmascopeReady = "1";
   }
+  /** Draw the numbers aside; what is selected is then drawn over a copy, however many cells there are. */
+  function rebase() {
+    draw(sized(base, at.width, at.height), at, spec, data, colours);
+    again();
+  }
   function again() {
-    draw(ctx, at, spec, data, colours, { selected: picked ? state : null, brush: brushed(state) });
+    ctx.save();
+    ctx.resetTransform();
+    ctx.drawImage(base, 0, 0);
+    ctx.restore();
+    drawState(ctx, at, colours, { selected: picked ? state : null, brush: brushed(state) });
+  }
+  /** Show the box of words at a cell, which is brought into view. */
+  function tipAt(row, column) {
+    const [x, y] = corner(at, row, column);
+    if (x < wide.scrollLeft || x + at.cw > wide.scrollLeft + wide.clientWidth) wide.scrollLeft = x - wide.clientWidth / 2;
+    tip.show(says(spec, data, row, column), wide.offsetLeft + x + at.cw - wide.scrollLeft, wide.offsetTop + y, colours);
   }
   function tell(text) {
     live.textContent = text;
@@ -76,8 +101,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
   }
   function pointOf(event) {
     const box = canvas.getBoundingClientRect();
-    const scale = at.width / box.width;
-    return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+    return [((event.clientX - box.left) * at.width) / box.width, ((event.clientY - box.top) * at.height) / box.height];
   }
   function showTable(yes) {
     table.hidden = !yes;
@@ -101,7 +125,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
       state = pointed(state, ...cell, true);
       again();
     }
-    if (!cell || spec.outside?.(...cell)) return tip.hide();
+    if (!cell) return tip.hide();
     const box = root.getBoundingClientRect();
     tip.show(says(spec, data, ...cell), event.clientX - box.left, event.clientY - box.top, colours);
   });
@@ -110,6 +134,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     dragging = false;
     go(state);
   });
+  canvas.addEventListener("pointercancel", () => (dragging = false));
   canvas.addEventListener("pointerleave", () => tip.hide());
   canvas.addEventListener("dblclick", () => on.activate?.(state.row, state.column));
   canvas.addEventListener("keydown", (event) => {
@@ -130,8 +155,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
       return on.clear?.();
     }
     go(picked ? next : { ...state, from: null });
-    const [x, y] = corner(at, state.row, state.column);
-    tip.show(says(spec, data, state.row, state.column), canvas.offsetLeft + x + at.cw, canvas.offsetTop + y, colours);
+    tipAt(state.row, state.column);
   });
   canvas.addEventListener("blur", () => tip.hide());
 
@@ -150,11 +174,16 @@ export function grid(el, spec, data, on = {}, options = {}) {
         picked = false;
       }
       if (changes.spec) redraw();
-      else again();
+      else rebase();
       if (!table.hidden) showTable(true);
     },
     select(row, column) {
       go({ row, column, from: null }, true);
+    },
+    point(row, column) {
+      state = { row, column, from: null };
+      picked = true;
+      again();
     },
     selection: () => ({ row: state.row, column: state.column, picked, brush: brushed(state) }),
     cellAt: (row, column) => {
@@ -168,16 +197,17 @@ export function grid(el, spec, data, on = {}, options = {}) {
 let ruler = null;
 function measured(canvas, text) {
   ruler = ruler ?? canvas.ownerDocument.createElement("canvas").getContext("2d");
-  ruler.font = "12px system-ui, sans-serif";
+  ruler.font = FONT;
   return ruler.measureText(text).width;
 }
 
 /** The same numbers as a table that screen readers walk through. */
 function tableOf(spec, data) {
-  const head = make("tr", {}, make("th", {}, ""), ...spec.columns.map((c) => make("th", { scope: "col" }, labelOf(c))));
+  const heading = (label, scope) => make("th", { scope, class: label.special ? "gs-special" : null }, labelOf(label));
+  const head = make("tr", {}, make("th", {}, ""), ...spec.columns.map((c) => heading(c, "col")));
   const rows = spec.rows.map((r, i) => {
-    const cells = spec.columns.map((_, j) => make("td", {}, says(spec, data, i, j).split("\n").slice(1).join(" ")));
-    return make("tr", {}, make("th", { scope: "row" }, labelOf(r)), ...cells);
+    const cells = spec.columns.map((_, j) => make("td", {}, spec.outside?.(i, j) ? "" : says(spec, data, i, j).split("\n").slice(1).join("; ")));
+    return make("tr", {}, heading(r, "row"), ...cells);
   });
   return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
 }

@@ -1,16 +1,38 @@
 // The lens view: a grid of layers by positions with the top token in every cell; what the colour says is chosen.
 //
-// spec: a grid's, with texts and hover; colours: {name: {unit, scale}}; data: {name: values}.
+// spec: a grid's, with words: [the tokens that occur], top: how many a cell has, follows: the answer's text or null,
+//   colours: [{name, unit, scale, decimals?, array: its name in data}]
+// data: the arrays of colours, and ids (into words) and probs, each [layer, position, top]
 
 import { grid } from "./grid.js";
 import { make } from "./page.js";
+import { format } from "./scale.js";
+import { legible } from "./tokens.js";
+
+/** The words of each cell, and what it says: the likeliest tokens, and how the answer fares. */
+export function cellsOf(spec, data) {
+  const columns = spec.columns.length;
+  const at = (row, column) => row * columns + column;
+  const texts = spec.rows.map((_, r) => spec.columns.map((_, c) => spec.words[data.ids[at(r, c) * spec.top]]));
+  const hover = (row, column) => {
+    const i = at(row, column);
+    const lines = Array.from({ length: spec.top }, (_, k) => `${legible(spec.words[data.ids[i * spec.top + k]])}  ${format(data.probs[i * spec.top + k], false, 4)}`);
+    if (spec.follows !== null) lines.push(`answer ${legible(spec.follows)}: ${format(data.prob[i], false, 4)}, rank ${data.rank[i]}`);
+    return lines;
+  };
+  return { texts, hover };
+}
 
 export function lens(el, spec, data) {
-  const names = Object.keys(spec.colours);
-  const of = (name) => ({ ...spec, ...spec.colours[name] });
-  const shown = grid(el, of(names[0]), { values: data[names[0]] });
-  const pick = make("select", { "aria-label": "what the colour says", onchange: () => shown.update({ spec: of(pick.value), values: data[pick.value] }) });
-  for (const name of names) pick.append(make("option", { value: name }, `colour: ${name}`));
+  const cells = cellsOf(spec, data);
+  const of = (colour) => ({ ...spec, ...cells, ...colour, measure: colour.name });
+  const values = (colour) => data[colour.array];
+  const shown = grid(el, of(spec.colours[0]), { values: values(spec.colours[0]) });
+  const pick = make("select", { "aria-label": "what the colour says", onchange: () => {
+    const next = spec.colours[pick.selectedIndex];
+    shown.update({ spec: of(next), values: values(next) });
+  } });
+  for (const { name } of spec.colours) pick.append(make("option", {}, `colour: ${name}`));
   shown.bar.prepend(pick);
   return shown;
 }

@@ -1,16 +1,17 @@
 // Line charts: series over layers, each with its own mark, one panel under the other; a position is chosen by its token.
 //
-// spec: {x: [labels], panels: [{title, unit, series: [{name, kind}]}], tokens, special, pos}
-// data: values [panel series one after the other][pos][x], flat.
+// spec: {x: [labels], panels: [{title, unit, series: [names]}], positions: [{pos, token, special}], at: which of them first}
+// data: values [panel series one after the other][position][x], flat. A name has one mark and one colour in all panels.
 
-import { make, paint, rootIn, sized, tooltip, whenSeen } from "./page.js";
+import { FONT } from "./matrix.js";
+import { make, paint, rootIn, sized, tooltip, walk, whenSeen } from "./page.js";
 import { format, ticks } from "./scale.js";
 import { onTheme, theme } from "./theme.js";
-import { shown } from "./tokens.js";
+import { legible, spelled } from "./tokens.js";
 
 const MARKS = ["circle", "square", "triangle", "diamond"];
 const INKS = { light: ["#2166ac", "#b2182b", "#5b7f00", "#7b3294"], dark: ["#7db7ff", "#ff8a80", "#b9d94f", "#d3a3ff"] };
-const [LEFT, RIGHT, TOP, HEIGHT, FOOT] = [64, 150, 22, 150, 34];
+const LEFT = 64, RIGHT = 120, TOP = 30, HEIGHT = 150, FOOT = 36;
 
 /** The numbers of one series at a position, out of all. */
 export function seriesAt(data, series, pos, sizes) {
@@ -18,30 +19,27 @@ export function seriesAt(data, series, pos, sizes) {
   return data.subarray(start, start + sizes.x);
 }
 
-/** The least and largest of several lists, 0 among them, widened where they are one. */
+/** The least and largest of several lists, 0 among them, with a little air; widened where they are one. */
 export function rangeOf(lists) {
   let [low, high] = [0, 0];
   for (const list of lists) for (const v of list) if (Number.isFinite(v)) [low, high] = [Math.min(low, v), Math.max(high, v)];
-  return high > low ? [low, high] : [low, low + 1];
+  if (high === low) return [low, low + 1];
+  const air = (high - low) * 0.06;
+  return [low < 0 ? low - air : low, high > 0 ? high + air : high];
 }
 
 export function lines(el, spec, data) {
   const root = rootIn(el, spec);
-  const sizes = { pos: spec.tokens.length, x: spec.x.length };
-  let pos = spec.pos;
-  const chips = make("div", { class: "gs-bar", role: "toolbar", "aria-label": "positions" });
-  const buttons = spec.tokens.map((token, i) =>
-    make("button", { type: "button", class: spec.special[i] ? "gs-chip gs-special" : "gs-chip", title: `position ${i}`, onclick: () => choose(i), "data-lm-suppress-shortcuts": "true" }, shown(token)));
-  chips.append(...buttons);
-  chips.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    event.stopPropagation();
-    choose(Math.min(sizes.pos - 1, Math.max(0, pos + step)));
-    buttons[pos].focus();
-  });
-  const canvas = make("canvas", { tabindex: "0", role: "img" });
+  const sizes = { pos: spec.positions.length, x: spec.x.length };
+  const names = [...new Set(spec.panels.flatMap((panel) => panel.series))];
+  let pos = spec.at;
+  const chips = make("div", { class: "gs-bar gs-chips", role: "toolbar", "aria-label": "positions" });
+  const buttons = spec.positions.map(({ token, special, pos: number }, i) =>
+    make("button", { type: "button", class: special ? "gs-chip gs-special" : "gs-chip", title: `position ${number}`, onclick: () => choose(i), "data-lm-suppress-shortcuts": "true" }, legible(token)));
+  chips.append(make("span", {}, "position"), ...buttons);
+  const atChip = walk(chips, buttons, choose);
+  const here = () => `position ${spec.positions[pos].pos}, ${legible(spec.positions[pos].token)}`;
+  const canvas = make("canvas", { tabindex: "0", role: "application", "aria-roledescription": "line charts", "data-lm-suppress-shortcuts": "true" });
   const live = make("div", { class: "gs-live", "aria-live": "polite" });
   const table = make("div", { class: "gs-scroll", hidden: true });
   const toggle = make("button", { type: "button", "aria-pressed": "false", onclick: () => {
@@ -50,7 +48,7 @@ export function lines(el, spec, data) {
     fill();
   } }, "Show as table");
   if (sizes.pos > 1) root.append(chips);
-  root.append(canvas, make("div", { class: "gs-bar" }, toggle), table, live);
+  root.append(make("div", { class: "gs-wide" }, canvas), make("div", { class: "gs-bar" }, toggle), table, live);
   const tip = tooltip(root);
   let colours, width, ctx;
 
@@ -63,29 +61,33 @@ export function lines(el, spec, data) {
 
   function choose(next) {
     pos = next;
-    live.textContent = `position ${pos}, ${shown(spec.tokens[pos])}`;
+    live.textContent = here();
     redraw();
     fill();
   }
   function redraw() {
     colours = theme();
     paint(root, colours);
-    buttons.forEach((b, i) => b.setAttribute("aria-pressed", String(i === pos)));
+    atChip(pos);
     width = Math.max(320, root.clientWidth || 800);
     ctx = sized(canvas, width, spec.panels.length * (HEIGHT + TOP + FOOT));
-    ctx.font = "12px system-ui, sans-serif";
-    spec.panels.forEach((panel, i) => draw(panel, i));
-    canvas.setAttribute("aria-label", `${spec.title} at position ${pos}: ${spec.panels.map((p) => p.title).join("; ")}`);
+    ctx.fillStyle = colours.ground;
+    ctx.fillRect(0, 0, width, spec.panels.length * (HEIGHT + TOP + FOOT));
+    ctx.font = FONT;
+    spec.panels.forEach((panel, i) => chart(panel, i));
+    canvas.setAttribute("aria-label", `${spec.title} at ${here()}: ${spec.panels.map((p) => spelled(p.title)).join("; ")}. Arrow keys read a layer`);
     el.dataset.gemmascopeReady = "1";
   }
-  function draw(panel, i) {
+  function chart(panel, i) {
     const lists = numbers(i);
     const [low, high] = rangeOf(lists);
     const y = (v) => top(i) + HEIGHT - (HEIGHT * (v - low)) / (high - low);
     ctx.fillStyle = colours.ink;
     ctx.textAlign = "left";
     ctx.textBaseline = "alphabetic";
-    ctx.fillText(`${panel.title}${panel.unit ? ` (${panel.unit})` : ""}`, LEFT, top(i) - 8);
+    ctx.font = `600 ${FONT}`;
+    ctx.fillText(spelled(`${panel.title}${panel.unit ? ` (${panel.unit})` : ""}`), LEFT, top(i) - 9);
+    ctx.font = FONT;
     ctx.textBaseline = "middle";
     for (const tick of ticks(low, high, 4)) {
       ctx.strokeStyle = tick === 0 ? colours.faint : colours.line;
@@ -102,18 +104,19 @@ export function lines(el, spec, data) {
     spec.x.forEach((label, k) => k % every || ctx.fillText(label, x(k), top(i) + HEIGHT + 12));
     ctx.fillStyle = colours.faint;
     ctx.fillText(spec.x_axis, (LEFT + width - RIGHT) / 2, top(i) + HEIGHT + 27);
-    lists.forEach((list, s) => series(list, s, panel.series[s].name, y, i));
+    lists.forEach((list, s) => series(list, s, panel.series[s], y, i));
   }
   function series(list, s, name, y, panel) {
-    const ink = INKS[colours.dark ? "dark" : "light"][s % 4];
+    const kind = names.indexOf(name) % MARKS.length;
+    const ink = INKS[colours.dark ? "dark" : "light"][kind];
     ctx.strokeStyle = ctx.fillStyle = ink;
     ctx.lineWidth = 1.8;
     ctx.beginPath();
-    list.forEach((v, k) => Number.isFinite(v) && (k ? ctx.lineTo(x(k), y(v)) : ctx.moveTo(x(k), y(v))));
+    list.forEach((v, k) => Number.isFinite(v) && ctx.lineTo(x(k), y(v)));
     ctx.stroke();
-    list.forEach((v, k) => Number.isFinite(v) && mark(x(k), y(v), MARKS[s % 4]));
+    list.forEach((v, k) => Number.isFinite(v) && mark(x(k), y(v), MARKS[kind]));
     const [lx, ly] = [width - RIGHT + 18, top(panel) + 8 + s * 18];
-    mark(lx, ly, MARKS[s % 4]);
+    mark(lx, ly, MARKS[kind]);
     ctx.fillStyle = colours.ink;
     ctx.textAlign = "left";
     ctx.fillText(name, lx + 10, ly);
@@ -127,16 +130,19 @@ export function lines(el, spec, data) {
     ctx.fill();
   }
   function said(k) {
-    const all = spec.panels.flatMap((panel, i) => numbers(i).map((list, s) => `${panel.series[s].name} ${format(list[k])}`));
-    return [`${spec.x_axis} ${spec.x[k]}`, ...all].join("\n");
+    const lines = [`layer ${spec.x[k]}, ${here()}`];
+    spec.panels.forEach((panel, i) => {
+      lines.push(`${spelled(panel.title)}:`, ...numbers(i).map((list, s) => `  ${panel.series[s]} ${format(list[k])}`));
+    });
+    return lines.join("\n");
   }
   function fill() {
     if (table.hidden) return;
-    const head = make("tr", {}, make("th", {}, spec.x_axis), ...spec.panels.flatMap((p) => p.series.map((s) => make("th", { scope: "col" }, s.name))));
+    const head = make("tr", {}, make("th", {}, spec.x_axis), ...spec.panels.flatMap((p) => p.series.map((s) => make("th", { scope: "col" }, `${spelled(p.title)}: ${s}`))));
     const rows = spec.x.map((label, k) => make("tr", {}, make("th", { scope: "row" }, label), ...spec.panels.flatMap((_, i) => numbers(i).map((list) => make("td", {}, format(list[k]))))));
     table.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
-  let at = 0;
+  let at = -1;
   canvas.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();
     const k = Math.floor(((event.clientX - box.left - LEFT) / (width - LEFT - RIGHT)) * sizes.x);
@@ -153,7 +159,7 @@ export function lines(el, spec, data) {
     event.stopPropagation();
     at = Math.min(sizes.x - 1, Math.max(0, at + step));
     live.textContent = said(at);
-    tip.show(said(at), x(at), canvas.offsetTop + 30, colours);
+    tip.show(said(at), x(at), canvas.parentElement.offsetTop + 30, colours);
   });
   canvas.addEventListener("blur", () => tip.hide());
   const stop = whenSeen(root, onTheme, redraw);

@@ -1,35 +1,40 @@
 // A labelled matrix on a canvas: where its cells are, what is drawn in them, which of them a point is in.
 
-import { colour, css, format, inkOn, ticks } from "./scale.js";
-import { cut, shown } from "./tokens.js";
+import { colour, colourAt, css, format, inkOn, place, ticksOf } from "./scale.js";
+import { fitted, legible, spelled } from "./tokens.js";
 
 export const NOT_RUN = 0, ESTIMATED = 1, EXACT = 2, UNDER_WAY = 3;
-const FONT = "12px system-ui, sans-serif";
-const MONO = "12px ui-monospace, monospace";
+export const FONT = "12px system-ui, sans-serif";
+const SMALL = "11.5px system-ui, sans-serif";
+// Labels of columns that do not fit are turned by so much, and are at most so long.
+const TURN = Math.PI / 3.6, LONGEST = 126;
+// A canvas that is wider than this is not drawn everywhere; a square one that is higher than this is not seen at once.
+const WIDEST = 12000, HIGHEST = 760;
 
-/** A label as it is drawn: a token with its spaces visible, a special one in a frame, anything else as it is. */
+/** A label as it is drawn: a token with its spaces visible, anything else as it is; global layers have a mark. */
 export function labelOf(label) {
-  const text = label.token ? shown(label.label) : label.label;
-  return (label.special ? `[${text}]` : text) + (label.kind === "global" ? " ◆" : "");
+  return (label.token ? legible(label.label) : spelled(label.label)) + (label.kind === "global" ? " ◆" : "");
 }
 
-/** Where everything is, in CSS pixels, for a canvas of this width. measure: a text to its width. */
-export function layoutOf(spec, width, measure, { most = 34, least = 6 } = {}) {
+/** Where everything is, in CSS pixels, for a page of this width; the matrix may be wider. measure: a text to its width. */
+export function layoutOf(spec, width, measure, { most = 34, least = spec.texts ? 40 : 6 } = {}) {
   const rows = spec.rows.length;
   const columns = spec.columns.length;
-  const left = Math.min(150, 14 + Math.max(20, ...spec.rows.map((r) => measure(labelOf(r))))) + (spec.row_axis ? 18 : 0);
-  const right = spec.scale.hidden ? 8 : 78;
-  const free = Math.max(columns * least, width - left - right);
-  const wide = spec.texts ? 74 : most;
-  const cw = Math.min(wide, free / columns);
-  const ch = Math.min(spec.texts ? 24 : most, Math.max(least, spec.square ? cw : 22));
-  const longest = Math.max(10, ...spec.columns.map((c) => measure(labelOf(c))));
+  const axis = spec.row_axis ? 18 : 0;
+  const longestRow = Math.max(20, ...spec.rows.map((r) => measure(labelOf(r)) + (r.special ? 8 : 0)));
+  const left = Math.ceil(Math.min(longestRow, Math.max(90, width * 0.3))) + 14 + axis;
+  const right = spec.scale.hidden ? 8 : spec.unit ? 96 : 78;
+  const narrowest = Math.min(least, WIDEST / columns);
+  const widest = spec.texts ? 76 : spec.square ? Math.max(least, Math.min(most, HIGHEST / rows)) : most;
+  const cw = Math.min(widest, Math.max(narrowest, (width - left - right) / columns));
+  const ch = spec.square ? cw : Math.min(most, spec.texts ? 24 : 22);
+  const longest = Math.max(10, ...spec.columns.map((c) => measure(labelOf(c)) + (c.special ? 8 : 0)));
   const slanted = longest > cw - 4;
-  const bottom = (slanted ? Math.min(110, longest * 0.75 + 14) : 20) + (spec.column_axis ? 18 : 0);
+  const foot = (slanted ? Math.min(LONGEST, longest) * Math.sin(TURN) + 18 : 20) + (spec.column_axis ? 18 : 0);
   return {
     left, top: 6, cw, ch, rows, columns, slanted, up: Boolean(spec.up),
-    width: left + cw * columns + right, height: 6 + ch * rows + bottom, bottom: 6 + ch * rows,
-    right: left + cw * columns,
+    width: left + cw * columns + right, height: 6 + ch * rows + foot, bottom: 6 + ch * rows,
+    right: left + cw * columns, room: left - axis - 12,
   };
 }
 
@@ -47,8 +52,8 @@ export function hit(at, x, y) {
   return [at.up ? at.rows - 1 - line : line, column];
 }
 
-/** Draw all of it. data: {values, marks?}; state: {selected, brush, hover}. */
-export function draw(ctx, at, spec, data, colours, state = {}) {
+/** Draw all of it but what is selected. data: {values, marks?}. */
+export function draw(ctx, at, spec, data, colours) {
   ctx.clearRect(0, 0, at.width, at.height);
   ctx.fillStyle = colours.ground;
   ctx.fillRect(0, 0, at.width, at.height);
@@ -56,18 +61,22 @@ export function draw(ctx, at, spec, data, colours, state = {}) {
   edges(ctx, at, spec, colours);
   labels(ctx, at, spec, colours);
   if (!spec.scale.hidden) bar(ctx, at, spec, colours);
-  if (state.brush) frame(ctx, at, state.brush.rows, state.brush.columns, colours.accent, [5, 3]);
-  if (state.selected) frame(ctx, at, [state.selected.row, state.selected.row], [state.selected.column, state.selected.column], colours.mark, []);
+}
+
+/** Draw what is selected: state {brush, selected}. */
+export function drawState(ctx, at, colours, { brush, selected }) {
+  if (brush) frame(ctx, at, brush.rows, brush.columns, colours.accent, [5, 3]);
+  if (selected) frame(ctx, at, [selected.row, selected.row], [selected.column, selected.column], colours.mark, []);
 }
 
 function cell(ctx, at, spec, data, colours, r, c) {
+  if (spec.outside?.(r, c)) return;
   const [x, y] = corner(at, r, c);
   const i = r * at.columns + c;
   const value = data.values[i];
   const mark = data.marks ? data.marks[i] : EXACT;
   const gap = at.cw > 9 && at.ch > 9 ? 1 : 0;
   const [w, h] = [at.cw - gap, at.ch - gap];
-  if (spec.outside?.(r, c)) return;
   const rgb = mark === NOT_RUN ? null : colour(value, spec.scale, colours.dark);
   if (rgb === null) {
     hatch(ctx, x, y, w, h, colours.hatch);
@@ -75,14 +84,14 @@ function cell(ctx, at, spec, data, colours, r, c) {
     ctx.fillStyle = css(rgb);
     ctx.fillRect(x, y, w, h);
   }
-  if (mark === ESTIMATED && rgb) corner_mark(ctx, x, y, Math.min(w, h), inkOn(rgb));
+  if (mark === ESTIMATED && rgb) cornerMark(ctx, x, y, Math.min(w, h), inkOn(rgb));
   if (mark === UNDER_WAY) dots(ctx, x, y, w, h, rgb ? inkOn(rgb) : colours.ink);
   if (spec.texts && at.cw > 18) {
-    ctx.font = MONO;
+    ctx.font = SMALL;
     ctx.fillStyle = rgb ? inkOn(rgb) : colours.ink;
     ctx.textAlign = "center";
     ctx.textBaseline = "middle";
-    ctx.fillText(cut(shown(spec.texts[r][c]), Math.floor((w - 4) / 7.3)), x + w / 2, y + h / 2 + 0.5);
+    ctx.fillText(fitted(legible(spec.texts[r][c]), w - 3, (text) => ctx.measureText(text).width), x + w / 2, y + h / 2 + 0.5);
   }
 }
 
@@ -102,7 +111,7 @@ function hatch(ctx, x, y, w, h, ink) {
   ctx.restore();
 }
 
-function corner_mark(ctx, x, y, size, ink) {
+function cornerMark(ctx, x, y, size, ink) {
   const s = Math.max(4, size * 0.34);
   ctx.fillStyle = ink;
   ctx.beginPath();
@@ -139,35 +148,52 @@ function edges(ctx, at, spec, colours) {
 function labels(ctx, at, spec, colours) {
   ctx.font = FONT;
   ctx.textBaseline = "middle";
+  const measure = (text) => ctx.measureText(text).width;
   const rowsShown = every(at.ch, 13);
   spec.rows.forEach((label, r) => {
     if (r % rowsShown) return;
-    ctx.textAlign = "right";
-    ctx.fillStyle = colours.ink;
     const [x, y] = corner(at, r, 0);
-    ctx.fillText(cut(labelOf(label), 20), x - 6, y + at.ch / 2);
+    nameAt(ctx, label, { x: x - 6, y: y + at.ch / 2, align: "right", room: at.room, thick: at.ch * rowsShown }, measure, colours);
   });
   const columnsShown = every(at.cw, at.slanted ? 13 : 1);
   spec.columns.forEach((label, c) => {
     if (c % columnsShown) return;
+    const x = at.left + (c + 0.5) * at.cw;
     ctx.save();
-    ctx.fillStyle = colours.ink;
-    ctx.translate(at.left + (c + 0.5) * at.cw, at.bottom + 8);
-    if (at.slanted) ctx.rotate(-Math.PI / 3.6);
-    ctx.textAlign = at.slanted ? "right" : "center";
-    ctx.fillText(cut(labelOf(label), 20), 0, at.slanted ? 2 : 4);
+    ctx.translate(x, at.bottom + 8);
+    if (at.slanted) ctx.rotate(-TURN);
+    // Turned, the first labels reach to the left of their column, where the canvas ends.
+    const room = at.slanted ? Math.min(LONGEST, (x - 4) / Math.cos(TURN)) : at.cw;
+    const where = at.slanted ? { x: 0, y: 2, align: "right", thick: at.cw * columnsShown * Math.sin(TURN) } : { x: 0, y: 4, align: "center", thick: 16 };
+    nameAt(ctx, label, { ...where, room }, measure, colours);
     ctx.restore();
   });
   ctx.fillStyle = colours.faint;
   ctx.textAlign = "center";
   if (spec.column_axis) ctx.fillText(spec.column_axis, (at.left + at.right) / 2, at.height - 9);
-  if (spec.row_axis) {
-    ctx.save();
-    ctx.translate(10, (at.top + at.bottom) / 2);
-    ctx.rotate(-Math.PI / 2);
-    ctx.fillText(spec.row_axis, 0, 0);
-    ctx.restore();
-  }
+  if (spec.row_axis) upright(ctx, spec.row_axis, 10, (at.top + at.bottom) / 2);
+}
+
+/** A label at a point; a special token in a frame of its own, no thicker than there is room for. */
+function nameAt(ctx, label, { x, y, align, room, thick }, measure, colours) {
+  const text = fitted(labelOf(label), label.special ? room - 8 : room, measure);
+  ctx.fillStyle = colours.ink;
+  ctx.textAlign = align;
+  ctx.fillText(text, label.special && align === "right" ? x - 4 : x, y);
+  if (!label.special) return;
+  const width = measure(text) + 7;
+  const height = Math.min(16, Math.max(11, thick));
+  ctx.strokeStyle = colours.faint;
+  ctx.lineWidth = 1;
+  ctx.strokeRect(align === "right" ? x - width : x - width / 2, y - height / 2 - 0.5, width, height);
+}
+
+function upright(ctx, text, x, y) {
+  ctx.save();
+  ctx.translate(x, y);
+  ctx.rotate(-Math.PI / 2);
+  ctx.fillText(text, 0, 0);
+  ctx.restore();
 }
 
 function every(size, least) {
@@ -177,20 +203,26 @@ function every(size, least) {
 function bar(ctx, at, spec, colours) {
   const x = at.right + 14;
   const height = Math.min(180, Math.max(40, at.bottom - at.top));
-  const { low, high } = spec.scale;
   for (let i = 0; i < height; i++) {
-    ctx.fillStyle = css(colour(high - ((high - low) * i) / height, spec.scale, colours.dark));
+    ctx.fillStyle = css(colourAt(1 - i / height, spec.scale, colours.dark));
     ctx.fillRect(x, at.top + i, 12, 1.5);
   }
   ctx.strokeStyle = colours.line;
+  ctx.lineWidth = 1;
   ctx.strokeRect(x, at.top, 12, height);
   ctx.font = FONT;
   ctx.fillStyle = colours.ink;
   ctx.textAlign = "left";
   ctx.textBaseline = "middle";
-  for (const tick of ticks(low, high, Math.max(2, Math.floor(height / 34)))) {
-    ctx.fillText(format(tick, low < 0), x + 16, at.top + (height * (high - tick)) / (high - low || 1));
+  for (const tick of ticksOf(spec.scale, Math.max(2, Math.floor(height / 34)))) {
+    ctx.fillText(format(tick, spec.scale.low < 0), x + 16, Math.max(at.top + 4, at.top + height * (1 - place(tick, spec.scale))));
   }
+  if (!spec.unit) return;
+  ctx.fillStyle = colours.faint;
+  ctx.textAlign = "center";
+  const text = fitted(spec.unit, at.height - 8, (t) => ctx.measureText(t).width);
+  const half = ctx.measureText(text).width / 2;
+  upright(ctx, text, at.right + 86, Math.min(Math.max(at.top + height / 2, half + 2), at.height - half - 2));
 }
 
 function frame(ctx, at, rows, columns, ink, dash) {

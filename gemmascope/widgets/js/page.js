@@ -7,10 +7,12 @@ const STYLE = `
 .gs-note{margin:2px 0 6px}
 .gs-bar{display:flex;flex-wrap:wrap;gap:6px;align-items:center;margin:4px 0}
 .gs button,.gs select{font:inherit;padding:2px 8px;border-radius:4px;border:1px solid;background:transparent;color:inherit;cursor:pointer}
+.gs input[type=checkbox]{vertical-align:-2px;margin:0 4px 0 0}
 .gs select option{color:#1a1a1a;background:#fff}
 .gs button[aria-pressed=true]{border-width:2px;font-weight:600;padding:1px 7px}
 .gs button:disabled{opacity:.5;cursor:default}
-.gs canvas{display:block;max-width:100%;outline-offset:2px}
+.gs canvas{display:block;outline-offset:-2px}
+.gs-wide{overflow-x:auto;overflow-y:hidden;max-width:100%}
 .gs :focus-visible{outline:2px solid var(--gs-accent)}
 .gs-tip{position:absolute;pointer-events:none;z-index:9;padding:4px 7px;border-radius:4px;border:1px solid;max-width:300px;white-space:pre-wrap;font-size:12px}
 .gs-live{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
@@ -18,8 +20,12 @@ const STYLE = `
 .gs table{border-collapse:collapse;font-size:12px}
 .gs th,.gs td{border:1px solid var(--gs-line);padding:1px 6px;text-align:right;background:transparent;color:inherit}
 .gs-row{display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start}
-.gs-thumb{display:inline-flex;flex-direction:column;align-items:center}
-.gs-chip{font-family:ui-monospace,monospace;font-size:12px;border:1px solid var(--gs-line);border-radius:4px;padding:0 4px;margin:1px;display:inline-block}
+.gs-panels{display:grid;gap:10px;grid-template-columns:repeat(auto-fit,minmax(min(100%,var(--gs-least,340px)),1fr))}
+.gs-panels>div{min-width:0}
+.gs button.gs-thumb{display:inline-flex;flex-direction:column;align-items:center;padding:3px 4px 0;border-width:2px;border-color:transparent}
+.gs button.gs-thumb[aria-pressed=true]{border-color:var(--gs-accent);padding:3px 4px 0}
+.gs-chips{max-height:132px;overflow:auto}
+.gs-chip{font-family:ui-monospace,monospace;font-size:12px;border:1px solid var(--gs-line);border-radius:4px;padding:0 4px;margin:1px;display:inline-block;white-space:pre;unicode-bidi:isolate}
 .gs-special{border-style:double;border-width:3px}
 `;
 
@@ -86,6 +92,25 @@ export function tooltip(root) {
       return box.hidden ? null : box.textContent;
     },
   };
+}
+
+/** Arrow keys walk along a row of buttons, of which one can be tabbed to. Returns a function that says which one that is. */
+export function walk(bar, buttons, chosen) {
+  bar.addEventListener("keydown", (event) => {
+    const at = buttons.indexOf(document.activeElement);
+    const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (to === undefined || at < 0) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const next = Math.min(buttons.length - 1, Math.max(0, to));
+    buttons[next].focus();
+    chosen(next);
+  });
+  return (current) =>
+    buttons.forEach((button, i) => {
+      button.setAttribute("aria-pressed", String(i === current));
+      button.tabIndex = i === current ? 0 : -1;
+    });
 }
 
 /** Wait for the first width and for later ones, and for changes of the theme; draw then. Returns a function that stops it. */

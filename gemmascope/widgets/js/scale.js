@@ -9,19 +9,24 @@ const SEQUENTIAL = {
   dark: [[32, 36, 42], [28, 66, 110], [40, 110, 180], [110, 175, 230], [225, 240, 255]],
 };
 
-/** Where a value stands on a scale {kind, low, high}: 0 to 1, cut off at the ends; null for no number. */
+/** Where a value stands on a scale {kind, low, high, log?}: 0 to 1, cut off at the ends; null for no number. */
 export function place(value, scale) {
   if (value === null || Number.isNaN(value)) return null;
   const span = scale.high - scale.low || 1;
-  return Math.min(1, Math.max(0, (value - scale.low) / span));
+  const at = scale.log ? Math.log1p(Math.max(0, value - scale.low)) / Math.log1p(span) : (value - scale.low) / span;
+  return Math.min(1, Math.max(0, at));
 }
 
 /** The colour of a value on a scale, [red, green, blue]; null for no number. dark: for a dark page. */
 export function colour(value, scale, dark = false) {
   const at = place(value, scale);
-  if (at === null) return null;
+  return at === null ? null : colourAt(at, scale, dark);
+}
+
+/** The colour at a place of a scale, 0 to 1; where scale.reverse is set, what is low stands out. */
+export function colourAt(at, scale, dark = false) {
   const stops = (scale.kind === "diverging" ? DIVERGING : SEQUENTIAL)[dark ? "dark" : "light"];
-  const x = at * (stops.length - 1);
+  const x = (scale.reverse ? 1 - at : at) * (stops.length - 1);
   const i = Math.min(stops.length - 2, Math.floor(x));
   return stops[i].map((from, k) => Math.round(from + (stops[i + 1][k] - from) * (x - i)));
 }
@@ -37,16 +42,26 @@ export function inkOn(rgb) {
   return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] > 0.18 ? "#000000" : "#ffffff";
 }
 
-/** A number as people read it: four digits, and a real minus sign. */
-export function format(value, sign = false) {
+/** A number as people read it: four digits, or so many decimals, and a real minus sign. */
+export function format(value, sign = false, decimals = null) {
   if (value === null || value === undefined || Number.isNaN(value)) return "not run";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
   let text;
-  if (size === 0) text = "0";
+  if (decimals !== null) text = size.toFixed(decimals);
+  else if (size === 0) text = "0";
   else if (size >= 1e6 || size < 1e-4) text = size.toExponential(2);
   else text = String(Number(size.toPrecision(4)));
-  return (value < 0 ? "−" : sign && value > 0 ? "+" : "") + text;
+  return (value < 0 && Number(text) !== 0 ? "−" : sign && value > 0 ? "+" : "") + text;
+}
+
+/** What is written beside a scale: round numbers, or powers of ten where it is logarithmic. */
+export function ticksOf(scale, n) {
+  if (!scale.log) return ticks(scale.low, scale.high, n);
+  const found = [scale.low];
+  for (let step = 1; step <= scale.high - scale.low; step *= 10) found.push(scale.low + step);
+  const every = Math.ceil(found.length / Math.max(2, n));
+  return found.filter((_, i) => i % every === 0);
 }
 
 /** Round numbers between low and high, about n of them. */

@@ -11,19 +11,29 @@ export const DARK = {
 
 /** The colours that fit the page. */
 export function theme() {
-  const said = document.body?.dataset?.jpThemeLight;
-  if (said === "true") return LIGHT;
-  if (said === "false") return DARK;
-  const asked = document.documentElement.dataset.theme;
-  if (asked === "dark" || asked === "light") return asked === "dark" ? DARK : LIGHT;
-  return window.matchMedia("(prefers-color-scheme: dark)").matches ? DARK : LIGHT;
+  const dark = saidDark() ?? window.matchMedia("(prefers-color-scheme: dark)").matches;
+  return dark ? DARK : LIGHT;
+}
+
+/** What the page says of itself, each front end in its own way; null where it says nothing. */
+function saidDark() {
+  const [body, whole] = [document.body.dataset, document.documentElement];
+  const said = [
+    body.jpThemeLight && (body.jpThemeLight === "false" ? "dark" : "light"), // JupyterLab
+    body.vscodeThemeKind, // VS Code: "vscode-dark", "vscode-light", "vscode-high-contrast"
+    whole.dataset.theme ?? whole.getAttribute("theme"), // pages of documentation; Colab
+  ].find(Boolean);
+  if (!said) return null;
+  return /dark|high-contrast$/.test(said) ? true : /light/.test(said) ? false : null;
 }
 
 /** Call back when the page changes between light and dark. Returns a function that stops it. */
 export function onTheme(changed) {
   const query = window.matchMedia("(prefers-color-scheme: dark)");
   const seen = new MutationObserver(changed);
-  seen.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+  const watched = { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind", "data-theme", "theme"] };
+  seen.observe(document.body, watched);
+  seen.observe(document.documentElement, watched);
   query.addEventListener("change", changed);
   return () => {
     seen.disconnect();

@@ -1,0 +1,338 @@
+"""Views in a real browser, with the network stopped: numbers under the pointer, keys, colours, themes, text as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from browser import browser, page_of
+from checkpoints import checkpoint, model_of, prompt
+from test_views import CLEAN, CORRUPT, every_view, odd, trace, wide
+
+import gemmascope as gs
+from gemmascope.tokens import shown as shown_text
+from gemmascope.widgets.page import page as page_with
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture
+def shown(chromium: Any, tmp_path: Path) -> Iterator[Any]:
+    """A function that opens views on one page and gives the page, drawn. Nothing may ask the network, fail or alert."""
+    opened: list[Any] = []
+
+    def show(*views: gs.View, **asked: Any) -> Any:
+        path = tmp_path / f"{len(opened)}.html"
+        path.write_text(page_with(list(views)), encoding="utf-8")
+        manager = page_of(chromium, **asked)
+        found = manager.__enter__()
+        opened.append((manager, found))
+        found.goto(path.as_uri())
+        found.wait_for_function(f"document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === {len(views)}")
+        return found
+
+    yield show
+    for manager, found in opened:
+        assert found.errors == []
+        assert found.beyond == []
+        manager.__exit__(None, None, None)
+
+
+def number(text: str) -> float:
+    """A number as the module writes it."""
+    return float(text.replace("−", "-").replace("+", ""))
+
+
+class Pointer:
+    """A canvas whose cells are pointed at. A cell is found as people find it: by moving until the box of words names it."""
+
+    def __init__(self, page: Any, nth: int = 0) -> None:
+        self.page, self.canvas = page, page.locator("canvas[tabindex='0']").nth(nth)
+        self.box = self.canvas.bounding_box()
+
+    def says(self, x: float, y: float) -> str:
+        """What the box says at a point of the canvas; empty where there is no cell."""
+        self.page.mouse.move(self.box["x"] + x, self.box["y"] + y)
+        texts = self.page.locator(".gs-tip:visible").all_inner_texts()
+        return texts[0] if texts else ""
+
+    def find(self, place: str) -> tuple[float, float]:
+        """A point in the middle of the cell of that place, such as 'query 6: ·the, key 2: ·and'."""
+        found = self.canvas.evaluate(
+            """(canvas, [row, column]) => {
+                const box = canvas.getBoundingClientRect(), tip = canvas.closest(".gs").querySelector(".gs-tip");
+                const says = (x, y) => {
+                    const at = { clientX: box.left + x, clientY: box.top + y, bubbles: true };
+                    canvas.dispatchEvent(new PointerEvent("pointermove", at));
+                    return tip.hidden ? "" : tip.textContent.split("\\n")[0];
+                };
+                const steps = (size) => Array.from({ length: size / 4 }, (_, i) => 4 * i);
+                const some = steps(box.width).find((x) => says(x, 12));
+                const ys = steps(box.height).filter((y) => says(some, y).startsWith(row + ", "));
+                const xs = steps(box.width).filter((x) => says(x, ys[0]) === row + ", " + column);
+                const middle = (list) => list.reduce((a, b) => a + b) / list.length;
+                return [middle(xs), middle(ys)];
+            }""",
+            place.split(", ", 1),
+        )
+        return found[0], found[1]
+
+    def pixel(self, x: float, y: float) -> list[int]:
+        found: list[int] = self.canvas.evaluate(
+            """(element, [x, y]) => {
+                const ratio = window.devicePixelRatio;
+                return [...element.getContext("2d").getImageData(x * ratio, y * ratio, 1, 1).data].slice(0, 3);
+            }""",
+            [x, y],
+        )
+        return found
+
+
+def between(stops: list[str], value: float) -> np.ndarray[Any, Any]:
+    """The colour at a place of a scale, 0 to 1."""
+    rgb = np.array([[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in stops])
+    return np.array([np.interp(value, np.linspace(0, 1, len(stops)), rgb[:, i]) for i in range(3)])
+
+
+BLUES = ["#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]
+RED_BLUE = ["#b2182b", "#ef8a62", "#f7f7f7", "#67a9cf", "#2166ac"]
+
+
+def test_attention_under_the_pointer_is_the_trace_s_and_so_is_its_colour(shown: Any) -> None:
+    t = trace()
+    pattern = t["pattern", 1][3].numpy()
+    page = shown(gs.attention_view(t, layer=1, head=3))
+    cells = Pointer(page)
+    most = np.tril(pattern)[:, 1:].max()  # the first position is left out of the range
+    for q, k in ((6, 2), (14, 10), (9, 9), (3, 1)):
+        x, y = cells.find(f"query {q}: {shown_text(t.tokens[q])}, key {k}: {shown_text(t.tokens[k])}")
+        said = re.search(r"probability: (\S+)", cells.says(x, y))
+        assert said
+        assert number(said[1]) == pytest.approx(pattern[q, k], abs=6e-5)
+        page.mouse.move(0, 0)
+        assert np.abs(cells.pixel(x - 4, y - 4) - between(BLUES, min(1, pattern[q, k] / most))).max() <= 2
+    x, y = cells.find("query 2: ·Mary, key 8: ·store")
+    assert "a later position: not seen" in cells.says(x, y)
+
+
+def test_layers_and_heads_of_attention_are_chosen_by_keys(shown: Any) -> None:
+    t = trace()
+    page = shown(gs.attention_view(t))
+    title = page.locator(".gs-title").nth(1)
+    assert title.inner_text() == "layer 0 (local), head 0"
+    page.get_by_role("button", name="0 local").focus()
+    page.keyboard.press("ArrowRight")
+    assert title.inner_text() == "layer 1 (global), head 0"
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowRight")
+    assert title.inner_text() == "layer 2 (local), head 0"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")  # past the box of the first position: of each row of buttons one can be tabbed to
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert title.inner_text() == "layer 1 (global), head 2"
+    assert "every query sees all keys" in page.locator(".gs-note").first.inner_text()
+    page.locator("canvas[tabindex='0']").focus()
+    page.keyboard.press("ArrowDown")  # the first key shows where the selection is
+    for _ in range(6):
+        page.keyboard.press("ArrowDown")
+    said = page.locator(".gs-live").last.text_content()
+    assert said.startswith("query 6: ·to, key 0: <bos>\nprobability: ")
+    assert number(said.split(": ")[-1]) == pytest.approx(float(t["pattern", 1][2, 6, 0]), abs=6e-5)
+    page.keyboard.press("Escape")
+    assert page.locator(".gs-live").last.text_content() == "nothing selected"
+
+
+def test_the_sentence_says_whether_the_window_cuts(shown: Any) -> None:
+    short, long = shown(gs.attention_view(trace("When Mary"))), shown(gs.attention_view(trace()))
+    assert "cuts nothing off: the prompt has 3" in short.locator(".gs-note").first.inner_text()
+    assert "a query sees 4 positions" in long.locator(".gs-note").first.inner_text()
+    assert "Colours leave out the first position" in long.locator(".gs-note").first.inner_text()
+    cells = Pointer(long)
+    x, y = cells.find("query 14: ·to, key 9: ,")
+    assert "outside the window: not seen" in cells.says(x, y)
+    long.get_by_label("colours take in the first position").check()
+    assert "Colours leave out" not in long.locator(".gs-note").first.inner_text()
+
+
+def test_two_prompts_side_by_side_and_their_difference(shown: Any) -> None:
+    a, b = trace(), trace(CORRUPT)
+    first, second = a["pattern", 1][3].numpy(), b["pattern", 1][3].numpy()
+    page = shown(gs.attention_view(a, compare=b, layer=1, head=3))
+    titles = [text.split(":")[0] for text in page.locator(".gs-title").all_inner_texts()[1:]]
+    assert titles == ["first prompt", "second prompt", "second less first"]
+    cells = Pointer(page, 2)
+    x, y = cells.find("query 12: ·a, key 10: ·John ≠ ·Mary")
+    numbers = dict(re.findall(r"(second less first|first prompt|second prompt):? (\S+)", cells.says(x, y)))
+    assert number(numbers["first prompt"]) == pytest.approx(first[12, 10], abs=6e-5)
+    assert number(numbers["second prompt"]) == pytest.approx(second[12, 10], abs=6e-5)
+    assert number(numbers["second less first"]) == pytest.approx(second[12, 10] - first[12, 10], abs=8e-5)
+    page.mouse.move(0, 0)
+    most = np.abs(second - first)[:, 1:].max()
+    place = ((second - first)[12, 10] / most + 1) / 2
+    assert np.abs(cells.pixel(x - 2, y - 2) - between(RED_BLUE, place)).max() <= 3
+    page.mouse.click(cells.box["x"] + x, cells.box["y"] + y)  # what is selected in one is selected in all
+    page.locator("canvas[tabindex='0']").nth(0).focus()
+    page.keyboard.press("ArrowUp")
+    assert page.locator(".gs-live").nth(0).text_content().startswith("query 11: ·gave, key 10: ·John\n")
+    other = shown(gs.attention_view(a, compare=trace("When Mary and John"), layer=1))
+    assert "15 and 5 tokens, so there is no difference to show" in other.locator(".gs-note").first.inner_text()
+    assert other.locator("canvas[tabindex='0']").count() == 2
+
+
+def test_the_lens_is_drawn_in_the_colours_of_its_numbers(shown: Any) -> None:
+    t = trace()
+    found = gs.lens(t, answer=3)
+    page = shown(gs.lens_view(t, answer=3))
+    cells = Pointer(page)
+    x, y = cells.find("layer 1 (global), position 2: ·Mary")
+    prob, rank = float(found.answer_prob.sel(layer=1)[2]), int(found.answer_rank.sel(layer=1)[2])
+    tops = [f"{shown_text(token)}  {prob:.4f}" for token, prob, *_ in _tops(found, 1, 2)]
+    lines = cells.says(x, y).split("\n")
+    assert lines[1] == f"probability of the answer: {prob:.4f}"
+    assert lines[2:7] == tops
+    assert lines[7] == f"answer When: {prob:.4f}, rank {rank}"
+    page.mouse.move(0, 0)
+    assert np.abs(cells.pixel(x, y - 10) - between(BLUES, prob)).max() <= 2
+    page.get_by_label("what the colour says").select_option(label="colour: rank of the answer (0: the likeliest)")
+    worst = float(found.answer_rank.max())
+    assert np.abs(cells.pixel(x, y - 10) - between(BLUES, 1 - np.log1p(rank) / np.log1p(worst))).max() <= 2
+    page.get_by_label("what the colour says").select_option(label="colour: entropy")
+    entropy = found.entropy
+    assert np.abs(cells.pixel(x, y - 10) - between(BLUES, float(entropy.sel(layer=1)[2] / entropy.max()))).max() <= 2
+
+
+def _tops(found: gs.Lens, layer: int, pos: int) -> list[tuple[str, float]]:
+    tokens, probs = found.top_tokens.sel(layer=layer)[pos].values, found.top_probs.sel(layer=layer)[pos].values
+    return list(zip(map(str, tokens), map(float, probs), strict=True))
+
+
+def test_a_lens_wider_than_the_page_is_scrolled_and_its_cells_are_where_they_are_drawn(shown: Any) -> None:
+    t = wide(120)
+    found = gs.lens(t, answer=3)
+    page = shown(gs.lens_view(t, answer=3), width=800)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
+    page.locator("canvas").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("End")
+    live = page.locator(".gs-live").text_content()
+    assert live.startswith(f"layer 0 (local), position 119: {t.ids[119]}\n")
+    assert number(live.split("\n")[1].split(": ")[1]) == pytest.approx(float(found.answer_prob[0, 119]), abs=6e-5)
+    box = page.locator(".gs-wide").bounding_box()
+    tip = page.locator(".gs-tip:visible").bounding_box()
+    assert box["x"] <= tip["x"] <= box["x"] + box["width"]
+    page.mouse.move(box["x"] + 300, box["y"] + 20)
+    assert "layer 1 (global)" in page.locator(".gs-tip:visible").inner_text()
+
+
+def test_positions_of_the_stream_are_chosen_by_their_tokens(shown: Any) -> None:
+    t = trace()
+    page = shown(gs.stream_view(t, answer=3))
+    page.get_by_role("button", name="·store").click()
+    page.get_by_role("button", name="Show as table").click()
+    row = [number(c) for c in page.locator("tbody tr").nth(1).locator("td").all_inner_texts()]
+    at = t.tokens.index(" store")
+    parts = gs.direct_logits(t, 3, pos=at).parts
+    expected = [
+        float(t["resid_post", 1][at].norm()),
+        float(t["attn_out", 1][at].norm()),
+        float(t["mlp_out", 1][at].norm()),
+        float(torch.cosine_similarity(t["resid_post", 1][at], t["resid_post", 2][at], dim=0)),
+        float(parts.sel(part="layers.1.attn_out")),
+        float(parts.sel(part="layers.1.mlp_out")),
+    ]
+    assert row == pytest.approx(expected, rel=1e-3)
+    page.locator("canvas").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    said = page.locator(".gs-live").text_content()
+    assert said.startswith(f"layer 1 ◆, position {at}, ·store")
+    assert [number(n) for n in re.findall(r"(?:stream|attention|MLP) (\S+)$", said, re.MULTILINE)] == pytest.approx(
+        expected, rel=1e-3
+    )
+
+
+def test_a_sweep_s_cells_that_were_not_run_are_hatched_and_said(shown: Any) -> None:
+    s = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", model=trace().model, progress=False)
+    s.values[0, 1, 3] = np.nan
+    page = shown(gs.sweep_view(s))
+    cells = Pointer(page)
+    x, y = cells.find("layer 1 (global), position 3: ·and")
+    assert cells.says(x, y).endswith("\nnot run")
+    page.mouse.move(0, 0)
+    seen = {tuple(cells.pixel(x + dx, y)) for dx in range(-8, 8)}
+    assert len(seen) > 1, "hatched, not of one colour"
+    page.get_by_role("button", name="Show as table").click()
+    rows = page.locator("tbody tr")
+    assert rows.nth(1).locator("td").nth(3).inner_text() == "not run"
+    assert number(rows.nth(2).locator("td").nth(10).inner_text()) == pytest.approx(
+        float(s.effect[2, 10]), rel=1e-3, abs=1e-4
+    )
+
+
+def test_one_view_twice_on_a_page_is_drawn_twice(shown: Any) -> None:
+    view = gs.lens_view(trace())
+    page = shown(view, view)
+    assert page.locator("canvas").count() == 2
+
+
+def test_a_page_that_turns_dark_is_drawn_anew(shown: Any) -> None:
+    page = shown(gs.attention_view(trace()))
+    cells = Pointer(page)
+    light = cells.pixel(1, 1)
+    page.evaluate("document.body.dataset.jpThemeLight = 'false'")
+    page.wait_for_timeout(50)
+    assert sum(cells.pixel(1, 1)) < 100 < 700 < sum(light)
+
+
+def test_small_pictures_are_not_drawn_again_for_another_head(shown: Any) -> None:
+    page = shown(gs.attention_view(wide(), layers=[1]))
+    assert page.locator(".gs-thumb").count() == 32
+    drawn = page.evaluate(
+        """() => {
+            let n = 0;
+            const put = CanvasRenderingContext2D.prototype.putImageData;
+            CanvasRenderingContext2D.prototype.putImageData = function (...given) { n += 1; return put.apply(this, given); };
+            for (const b of document.querySelectorAll(".gs-thumb")) b.click();
+            return n;
+        }"""
+    )
+    assert drawn == 0, "they do not change with the head, and thirty-two of them take a third of a second"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 800])
+def test_every_view_is_drawn_with_odd_tokens_in_both_themes(shown: Any, scheme: str, width: int) -> None:
+    page = shown(*every_view(odd()), scheme=scheme, width=width)
+    assert (sum(Pointer(page).pixel(1, 1)) > 700) == (scheme == "light")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
+    for button in page.get_by_role("button", name="Show as table").all():
+        button.click()
+    text = page.locator("body").inner_text()
+    for token in ("<img·src=x·onerror=alert(1)>", "</script>", "<!--", "&amp;", r"\x1b[31m", r"\u202e", "שלום"):
+        assert token in text
+    assert page.locator("img").count() == 0
+
+
+def test_without_a_script_the_words_and_a_table_stand_there(chromium: Any, tmp_path: Path) -> None:
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    path = tmp_path / "page.html"
+    t = gs.trace(prompt(9), model=model_of(checkpoint("lg")))
+    path.write_text(page_with([gs.attention_view(t)]), encoding="utf-8")
+    page.goto(path.as_uri())
+    at = int(t["pattern", 0][5, -1, 1:].argmax()) + 1
+    assert page.locator("tr").nth(6).locator("td").all_inner_texts() == [
+        "5", f"{at}: {t.ids[at]}", f"{float(t['pattern', 0][5, -1, at]):.4f}"
+    ]  # fmt: skip
+    context.close()
