@@ -85,6 +85,7 @@ def test_text_is_never_markup() -> None:
         assert "<img" not in view.to_html()
         assert "\u202e" not in view.to_html()
         assert "\x1b" not in view.to_html()
+        assert not set("\x1b\x00\u202e") & set(repr(view))
     assert json.loads(in_script({"</script>": ["<!--", "&amp;", "\u2028"]})) == {"</script>": ["<!--", "&amp;", "\u2028"]}
     assert "<" not in in_script("</script><!--")
 

@@ -78,18 +78,23 @@ def _shown_at_first(traces: dict[str, Trace], layer: int, heads: list[int]) -> t
     """The patterns of the layer that is shown at first, and a small table of them for where there is no picture."""
     rows: Rows = {}
     table: list[list[str]] = []
+    window = traces["first"].model.config.window_of(layer)
+    for trace in traces.values():
+        _require_room(trace, layer, window, len(heads))
     for name, trace in traces.items():
-        window = trace.model.config.window_of(layer)
-        size = 2 * len(heads) * seen_numbers(len(trace), window)
-        if size > LARGEST_LAYER:
-            raise SiteError(
-                f"layer {layer} of {len(trace)} positions and {len(heads)} heads is {size / 1e6:.0f} MB, and a page holds "
-                f"{LARGEST_LAYER / 1e6:.0f}: give some of the heads (heads=[0, 1]), or trace a shorter prompt"
-            )
         pattern = trace["pattern", layer][heads].float().cpu().numpy()
         rows[f"{name}{layer}"] = probabilities(seen_rows(pattern, window))
         table = table or _most_seen(trace, heads, pattern)
     return rows, table
+
+
+def _require_room(trace: Trace, layer: int, window: int | None, n_heads: int) -> None:
+    size = 2 * n_heads * seen_numbers(len(trace), window)
+    if size > LARGEST_LAYER:
+        raise SiteError(
+            f"layer {layer} of {len(trace)} positions and {n_heads} heads is {size / 1e6:.0f} MB, and a page holds "
+            f"{LARGEST_LAYER / 1e6:.0f}: give some of the heads (heads=[0, 1]), or trace a shorter prompt"
+        )
 
 
 def _most_seen(trace: Trace, heads: list[int], pattern: np.ndarray[Any, Any]) -> list[list[str]]:

@@ -74,13 +74,13 @@ class View:
         return self.to_html()
 
     def __repr__(self) -> str:
-        return f"{self.title}\n{self.summary}"
+        return legible(f"{self.title}\n{self.summary}")
 
 
 def page(views: Sequence[View], before: str = "", title: str | None = None) -> str:
     """A page of its own with these views, one under the other. before: HTML that comes first."""
     body = "\n".join([before, *(view.to_html() for view in views)])
-    return _PAGE.format(title=html.escape(title or views[0].title), body=body)
+    return _PAGE.format(title=_text(title or views[0].title), body=body)
 
 
 def _text(given: str) -> str:

@@ -8,8 +8,9 @@ export const FONT = "12px system-ui, sans-serif";
 const SMALL = "11.5px system-ui, sans-serif";
 // Labels of columns that do not fit are turned by so much, and are at most so long.
 const TURN = Math.PI / 3.6, LONGEST = 126;
-// A canvas that is wider than this is not drawn everywhere; a square one that is higher than this is not seen at once.
-const WIDEST = 12000, HIGHEST = 760;
+// A canvas that is wider than this is not drawn everywhere; a square one that is higher than this is not seen at once, and
+// is no wider than it must be.
+const WIDEST = 12000, HIGHEST = 760, LARGEST = 1600;
 
 /** A label as it is drawn: a token with its spaces visible, anything else as it is; global layers have a mark. */
 export function labelOf(label) {
@@ -24,8 +25,8 @@ export function layoutOf(spec, width, measure, { most = 34, least = spec.texts ?
   const longestRow = Math.max(20, ...spec.rows.map((r) => measure(labelOf(r)) + (r.special ? 8 : 0)));
   const left = Math.ceil(Math.min(longestRow, Math.max(90, width * 0.3))) + 14 + axis;
   const right = spec.scale.hidden ? 8 : spec.unit ? 96 : 78;
-  const narrowest = Math.min(least, WIDEST / columns);
-  const widest = spec.texts ? 76 : spec.square ? Math.max(least, Math.min(most, HIGHEST / rows)) : most;
+  const narrowest = Math.min(least, (spec.square ? LARGEST : WIDEST) / columns);
+  const widest = spec.texts ? 76 : spec.square ? Math.max(narrowest, Math.min(most, HIGHEST / rows)) : most;
   const cw = Math.min(widest, Math.max(narrowest, (width - left - right) / columns));
   const ch = spec.square ? cw : Math.min(most, spec.texts ? 24 : 22);
   const longest = Math.max(10, ...spec.columns.map((c) => measure(labelOf(c)) + (c.special ? 8 : 0)));
