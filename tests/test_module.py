@@ -32,7 +32,7 @@ def node() -> str:
 
 
 def test_the_module_is_small_and_knows_no_address() -> None:
-    for text in (static_module(), module_text()):
+    for text in (static_module(), *map(module_text, LIVE_FILES)):
         assert len(text.encode()) < 60_000
         assert not re.search(
             r"\bhttps?:|\bwss?:|\bimport\s*\(|\bfetch\s*\(|XMLHttpRequest|innerHTML|document\.write|\beval\b", text
@@ -41,10 +41,14 @@ def test_the_module_is_small_and_knows_no_address() -> None:
 
 def test_every_file_of_the_module_is_in_it_once() -> None:
     there = {path.name for path in FOLDER.glob("*.js")}
-    assert there == {*FILES, *(name for name in LIVE_FILES if name in there)}
+    assert there == {*FILES, *LIVE_FILES}
     text = static_module()
-    assert "import {" not in text
-    assert "export " not in text
+    assert not re.search(r"^(import|export)\b", text, re.MULTILINE)
+    assert len(re.findall(r"^function (?:grid|layoutOf|attention|lens|lines)\b", text, re.MULTILINE)) == 5
+    live = module_text("lab.js")
+    assert re.findall(r"^(?:import|export)\b.*", live, re.MULTILINE) == ["export default { render };"]
+    assert "function grid(" in live
+    assert "function attention(" not in live, "a widget holds what it draws with"
     written = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in sorted(there))
     names = re.findall(r"^(?:export )?(?:async )?(?:function|const|let|class) (\w+)", written, re.MULTILINE)
     names += [n for line in re.findall(r"^const \[([\w, ]+)\]", written, re.MULTILINE) for n in line.split(", ")]
@@ -53,8 +57,9 @@ def test_every_file_of_the_module_is_in_it_once() -> None:
 
 def test_the_module_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "module.mjs"
-    path.write_text(static_module() + "\nexport { mount };\n", encoding="utf-8")
-    subprocess.run([node(), "--check", str(path)], check=True, capture_output=True)
+    for text in (static_module() + "\nexport { mount };\n", *map(module_text, LIVE_FILES)):
+        path.write_text(text, encoding="utf-8")
+        subprocess.run([node(), "--check", str(path)], check=True, capture_output=True)
 
 
 def test_its_pure_functions() -> None:

@@ -149,6 +149,11 @@ def test_layers_and_heads_of_attention_are_chosen_by_keys(shown: Any) -> None:
     said = page.locator(".gs-live").last.text_content()
     assert said.startswith("query 6: ·to, key 0: <bos>\nprobability: ")
     assert number(said.split(": ")[-1]) == pytest.approx(float(t["pattern", 1][2, 6, 0]), abs=6e-5)
+    page.get_by_role("button", name="Show as table").click()
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("tbody tr").all()]
+    expected = np.tril(t["pattern", 1][2].numpy())
+    assert np.abs(np.array([[number(c.split(" ")[-1] or "0") for c in row] for row in rows]) - expected).max() < 6e-5
+    page.locator("canvas[tabindex='0']").focus()
     page.keyboard.press("Escape")
     assert page.locator(".gs-live").last.text_content() == "nothing selected"
 
@@ -159,8 +164,10 @@ def test_the_sentence_says_whether_the_window_cuts(shown: Any) -> None:
     assert "a query sees 4 positions" in long.locator(".gs-note").first.inner_text()
     assert "Colours leave out the first position" in long.locator(".gs-note").first.inner_text()
     cells = Pointer(long)
-    x, y = cells.find("query 14: ·to, key 9: ,")
-    assert "outside the window: not seen" in cells.says(x, y)
+    x, y = cells.find("query 14: ·to, key 10: ·John")
+    assert cells.says(x, y).endswith("outside the window: not seen")
+    x, y = cells.find("query 14: ·to, key 11: ·gave")
+    assert re.search(r"probability: 0\.\d{4}$", cells.says(x, y))
     long.get_by_label("colours take in the first position").check()
     assert "Colours leave out" not in long.locator(".gs-note").first.inner_text()
 
@@ -230,7 +237,13 @@ def test_a_lens_wider_than_the_page_is_scrolled_and_its_cells_are_where_they_are
     assert number(live.split("\n")[1].split(": ")[1]) == pytest.approx(float(found.answer_prob[0, 119]), abs=6e-5)
     box = page.locator(".gs-wide").bounding_box()
     tip = page.locator(".gs-tip:visible").bounding_box()
-    assert box["x"] <= tip["x"] <= box["x"] + box["width"]
+    assert box["x"] <= tip["x"] <= box["x"] + box["width"] - tip["width"]
+    page.keyboard.press("Home")
+    for key in ["ArrowRight"] * 60 + ["ArrowLeft"] * 8:
+        page.keyboard.press(key)
+    before = page.locator(".gs-tip:visible").bounding_box()
+    page.keyboard.press("ArrowLeft")
+    assert before["x"] - page.locator(".gs-tip:visible").bounding_box()["x"] == pytest.approx(40, abs=1), "beside its cell"
     page.mouse.move(box["x"] + 300, box["y"] + 20)
     assert "layer 1 (global)" in page.locator(".gs-tip:visible").inner_text()
 
