@@ -90,6 +90,15 @@ def test_seen_rows_are_what_queries_see(window: int | None) -> None:
     assert 2 * seen_numbers(5, window) == len(expected)
 
 
+@pytest.mark.parametrize("spread", [0.1, 0.5, 1.0, 2.0])
+def test_a_layer_of_a_large_model_has_room_on_a_page_however_evenly_its_heads_look(spread: float) -> None:
+    """Patterns that rest on a few keys shrink well; these, the softmax of noise, are the least that do."""
+    scores = np.where(np.tri(200) > 0, np.random.default_rng(0).normal(size=(32, 200, 200)) * spread, -np.inf)
+    pattern = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    held = probabilities(seen_rows(pattern.astype(np.float32), None))
+    assert len(held["data"]) + len(static_module()) < 1_450_000
+
+
 def test_other_numbers_do_not_travel() -> None:
     with pytest.raises(TypeError, match="float32, uint16 or uint8; given float64"):
         packed(np.zeros(3))
