@@ -66,6 +66,10 @@ _WHERE = {
     "sweep_view": "gemmascope.widgets.grids",
     "View": "gemmascope.widgets.page",
     "patching_lab": "gemmascope.widgets.lab",
+    "head_lab": "gemmascope.widgets.head_lab",
+    "HeadLab": "gemmascope.widgets.head_lab",
+    "steer_lab": "gemmascope.widgets.steer_lab",
+    "SteerLab": "gemmascope.widgets.steer_lab",
     "logit_diff": "gemmascope.analysis.metrics",
     "answer_prob": "gemmascope.analysis.metrics",
     "answer_logprob": "gemmascope.analysis.metrics",
@@ -111,9 +115,11 @@ if TYPE_CHECKING:
     from gemmascope.weights.streamed import quantize
     from gemmascope.widgets.attention import attention_view
     from gemmascope.widgets.grids import sae_view, sweep_view
+    from gemmascope.widgets.head_lab import HeadLab, head_lab
     from gemmascope.widgets.lab import patching_lab
     from gemmascope.widgets.lens import lens_view
     from gemmascope.widgets.page import View
+    from gemmascope.widgets.steer_lab import SteerLab, steer_lab
     from gemmascope.widgets.stream import stream_view
 
 __all__ = [
@@ -129,9 +135,11 @@ __all__ = [
     "GemmaConfig",
     "GemmascopeError",
     "Generation",
+    "HeadLab",
     "HeadScores",
     "Lens",
     "Model",
+    "SteerLab",
     "StrengthSweep",
     "SweepResult",
     "Trace",
@@ -152,6 +160,7 @@ __all__ = [
     "errors",
     "feature_sweep",
     "generate",
+    "head_lab",
     "head_scores",
     "kl_from",
     "knockout",
@@ -173,6 +182,7 @@ __all__ = [
     "scale",
     "sites",
     "splice",
+    "steer_lab",
     "stream_view",
     "strength_sweep",
     "sweep",

@@ -16,7 +16,7 @@ from pieces import ODD
 
 from gemmascope.run.showing import _drawn
 from gemmascope.tokens import SHOWN_AS, shown
-from gemmascope.widgets.module import FILES, FOLDER, LIVE_FILES, module_text, static_module
+from gemmascope.widgets.module import FILES, FOLDER, LIVE_FILES, module_text, needed_by, static_module
 from gemmascope.widgets.packing import packed, probabilities, seen_numbers, seen_rows
 
 TESTS = Path(__file__).parent / "js"
@@ -49,10 +49,11 @@ def test_every_file_of_the_module_is_in_it_once() -> None:
     assert re.findall(r"^(?:import|export)\b.*", live, re.MULTILINE) == ["export default { render };"]
     assert "function grid(" in live
     assert "function attention(" not in live, "a widget holds what it draws with"
-    written = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in sorted(there))
-    names = re.findall(r"^(?:export )?(?:async )?(?:function|const|let|class) (\w+)", written, re.MULTILINE)
-    names += [n for line in re.findall(r"^const \[([\w, ]+)\]", written, re.MULTILINE) for n in line.split(", ")]
-    assert len(names) == len(set(names)), "the files share one scope"
+    for last in ("views.js", *LIVE_FILES):
+        joined = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in sorted(needed_by(last)))
+        names = re.findall(r"^(?:export )?(?:async )?(?:function|const|let|class) (\w+)", joined, re.MULTILINE)
+        names += [n for line in re.findall(r"^const \[([\w, ]+)\]", joined, re.MULTILINE) for n in line.split(", ")]
+        assert len(names) == len(set(names)), "the files share one scope"
 
 
 def test_the_module_can_be_read(tmp_path: Path) -> None:

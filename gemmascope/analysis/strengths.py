@@ -61,7 +61,7 @@ def strength_sweep(
     """
     model = model_or_nano(model)
     asked = _listed_strengths(strengths)
-    steering = _steering(vector, site, layer, head, pos)
+    steering = steering_edit(vector, site, layer, head, pos)
     ids = _ids(prompts, "prompts", model)
     metrics = _metrics(metric, ids, model)
     others = [] if texts is None else _ids(texts, "texts", model)
@@ -98,7 +98,7 @@ def _listed_strengths(given: Any) -> list[float]:
     return numbers
 
 
-def _steering(vector: Any, site: str | None, layer: int | None, head: Head, pos: Pos) -> Add:
+def steering_edit(vector: Any, site: str | None, layer: int | None, head: Head, pos: Pos) -> Add:
     """The edit that is scaled. A direction says where it is, unless the call does."""
     if isinstance(vector, Direction):
         head = vector.head if head is None and site in (None, vector.site) else head

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,17 @@ def generate(
     return found if many else found[0]
 
 
+def growing_text(prompt: Any, model: Model, edits: Sequence[Edit], max_new_tokens: int) -> Iterator[str]:
+    """The likeliest text after one prompt, as it grows: all of it so far, after every token. Errors as in generate, at once.
+
+    Without a tokenizer it is the ids. Whoever asks no further ends it: nothing is run before it is asked for.
+    """
+    n_new = _whole("max_new_tokens", max_new_tokens, 1)
+    run = _Run.of(prompt, model, listed_edits(edits), n_new, (), 0)
+    steps = _Loop([run], Sampling(0.0, 1.0), lambda piece: None, model, n_new).steps()
+    return (run.writing.text if model.has_tokenizer else " ".join(str(token) for token, _ in run.new) for _ in steps)
+
+
 @dataclass
 class _Run:
     """One prompt on its way. new: the tokens that were drawn so far, each with its logarithm of probability."""
@@ -119,12 +130,19 @@ class _Loop:
         n_total = max(run.n_total for run in runs)
         self.decoder = Decoder(model, [run.prompt for run in runs], [run.edits for run in runs], n_total)
 
+    def steps(self) -> Iterator[None]:
+        """Draw token after token; stops after each, with what there is in the runs."""
+        logits = self.decoder.prefill()
+        while going := self._draw(logits):
+            yield
+            self.decoder.keep(going)
+            logits = self.decoder.step([self.runs[number].new[-1][0] for number in self.decoder.going])
+        yield
+
     def run(self) -> list[Generation]:
         try:
-            logits = self.decoder.prefill()
-            while going := self._draw(logits):
-                self.decoder.keep(going)
-                logits = self.decoder.step([self.runs[number].new[-1][0] for number in self.decoder.going])
+            for _ in self.steps():
+                pass
         except KeyboardInterrupt:
             n_new = sum(len(run.new) for run in self.runs)
             if not n_new:

@@ -58,7 +58,7 @@ def detail_of(experiment: Experiment, row: int, column: int) -> Detail:
     runs = {**experiment.traces, "patched": patched} if at else {}
     patterns = {name: run.edges("pattern", at[0], head=at[1]).float().cpu().numpy() for name, run in runs.items() if at}
     said = f"layer {at[0]} ({model.config.kinds[at[0]]}), head {at[1]}" if at else ""
-    return Detail(row, column, place_of(experiment, row, column), _top(base, patched), patterns, said)
+    return Detail(row, column, place_of(experiment, row, column), likeliest(base, patched), patterns, said)
 
 
 def place_of(experiment: Experiment, row: int, column: int) -> str:
@@ -86,7 +86,8 @@ def _one_head(experiment: Experiment, cell: dict[str, list[int]]) -> tuple[int, 
     return cell["layer"][0], cell[heads][0] * shared
 
 
-def _top(base: Trace, patched: Trace) -> list[tuple[str, float, float]]:
+def likeliest(base: Trace, patched: Trace) -> list[tuple[str, float, float]]:
+    """The N_TOP likeliest next tokens of either run: (token, probability in the first, in the second)."""
     before, after = (run.next_logits.softmax(-1) for run in (base, patched))
     n_top = min(N_TOP, len(before))
     ids = dict.fromkeys([*after.topk(n_top).indices.tolist(), *before.topk(n_top).indices.tolist()])

@@ -14,10 +14,10 @@ FOLDER = Path(__file__).parent / "js"
 # In the order of who needs whom; a file's imports come from files before it.
 FILES = (
     "tokens.js", "scale.js", "theme.js", "arrays.js", "select.js", "matrix.js", "page.js", "grid.js", "attention.js",
-    "lens.js", "lines.js", "views.js",
+    "lens.js", "lines.js", "views.js", "talk.js", "copied.js", "answers.js",
 )  # fmt: skip
 # Each of these is what one live widget begins with: it exports the function render that anywidget asks for.
-LIVE_FILES = ("lab.js",)
+LIVE_FILES = ("lab.js", "head_lab.js", "steer_lab.js")
 
 _NEEDS = re.compile(r"^import\s[^;]*?from\s+\"\./([\w.]+)\";\n", re.MULTILINE)
 # A page holds the module once for every view: it goes without what only people read.
@@ -40,7 +40,7 @@ def module_text(live: str = "lab.js") -> str:
 
 def _joined(last: str) -> str:
     """A file and all that it needs as one module: what each exports is at hand for those after it."""
-    needed = _needed(last)
+    needed = needed_by(last)
     parts = []
     for name in (*FILES, *LIVE_FILES):
         if name not in needed:
@@ -52,7 +52,7 @@ def _joined(last: str) -> str:
     return "\n".join(parts)
 
 
-def _needed(name: str) -> set[str]:
+def needed_by(name: str) -> set[str]:
     """The names of a file and of those that it imports from, however far away."""
     direct = _NEEDS.findall((FOLDER / name).read_text(encoding="utf-8"))
-    return {name}.union(*map(_needed, direct))
+    return {name}.union(*map(needed_by, direct))

@@ -42,7 +42,8 @@ export function windowSentence(layer, n) {
   return `This layer is local: a query sees ${layer.window} positions, its own included; the stair is the window's edge.`;
 }
 
-export function attention(el, spec, data, other) {
+/** chosen(layer, head): called with their numbers when another head is large. */
+export function attention(el, spec, data, other, chosen = () => {}) {
   const root = rootIn(el, spec);
   const strip = make("div", { class: "gs-bar", role: "toolbar", "aria-label": "layers" });
   const options = make("div", { class: "gs-bar" });
@@ -149,6 +150,7 @@ export function attention(el, spec, data, other) {
     const range = state.bos ? "" : " Colours leave out the first position, on which much attention rests.";
     sentence.textContent = `${windowSentence(spec.layers[state.layer], most)}${range} Every head has colours of its own range.`;
     for (const panel of panels) show(panel);
+    chosen(spec.layers[state.layer].index, spec.heads[state.head]);
     el.dataset.gemmascopeReady = "1";
   }
   function show(panel) {

@@ -16,16 +16,16 @@ const VIEWS = {
   grid: (el, spec, data) => grid(el, spec, { marks: null, ...data }),
   lens: (el, spec, data) => lens(el, spec, data),
   lines: (el, spec, data) => lines(el, spec, data.values),
-  attention: (el, spec, data) => {
+  attention: (el, spec, data, on) => {
     const of = (name) => spec.layers.map((layer) => data[`${name}${layer.index}`]);
-    return attention(el, spec, of("first"), spec.other ? of("second") : null);
+    return attention(el, spec, of("first"), spec.other ? of("second") : null, on.chosen);
   },
 };
 
-/** Draw a view in an element. What goes wrong is said there, in the place of the picture. */
-export async function mount(el, spec, arrays) {
+/** Draw a view in an element. on: what a component tells of itself. What goes wrong is said in the picture's place. */
+export async function mount(el, spec, arrays, on = {}) {
   try {
-    return VIEWS[spec.view](el, spec, await unpacked(arrays));
+    return VIEWS[spec.view](el, spec, await unpacked(arrays), on);
   } catch (error) {
     el.append(`This picture could not be drawn: ${error.message}. Use a browser of 2023 or later.`);
     throw error;

@@ -1,0 +1,38 @@
+// The live steering lab: what a vector's strength, set with a slider of ipywidgets, does to answers and text.
+
+import { answers, trouble } from "./answers.js";
+import { copied } from "./copied.js";
+import { make, paint, rootIn } from "./page.js";
+import { talk } from "./talk.js";
+import { onTheme, theme } from "./theme.js";
+
+export function render({ model, el }) {
+  const root = rootIn(el, { title: "" });
+  const wrong = trouble();
+  const found = answers();
+  const said = make("div", { class: "gs-note" });
+  const status = make("div", { class: "gs-note", role: "status" });
+  const python = make("button", { type: "button", onclick: () => copied(root, model.get("state").code, status) }, "Copy Python");
+  root.append(wrong.element, said, found.element, make("div", { class: "gs-bar" }, python), status);
+
+  function refresh() {
+    const state = model.get("state");
+    wrong.update(state.error);
+    said.textContent = state.said;
+    found.update(state);
+    el.dataset.gemmascopeReady = "1";
+    el.dataset.gemmascopeBusy = String(state.busy);
+  }
+  const talking = talk(model, refresh, (is) => (status.textContent = is ? "The kernel is busy or gone: this is the last that was known." : ""));
+  const stop = onTheme(() => {
+    paint(root, theme());
+    root.style.setProperty("--gs-warn", theme().warn);
+  });
+  paint(root, theme());
+  root.style.setProperty("--gs-warn", theme().warn);
+  refresh();
+  return () => {
+    talking.stop();
+    stop();
+  };
+}

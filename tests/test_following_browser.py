@@ -1,0 +1,85 @@
+"""The head lab and the steering lab in a real JupyterLab: what is clicked or slid is computed in Python, and appears."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import browser, page_of
+from jupyter import Lab, jupyterlab
+
+import gemmascope as gs
+
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+ODD = "When <img src=x onerror=alert(1)> and </script> went"
+POSITIVE, NEGATIVE = ["Mary was", "Anna was"], ["John was", "Peter was"]
+CELLS = [
+    f"import gemmascope as gs\nheads = gs.head_lab({PROMPT!r}, ' Mary', ' John', max_new_tokens=6)\nheads",
+    f"d = gs.direction({POSITIVE}, {NEGATIVE}, layer=4)\n"
+    "steer = gs.steer_lab('Peter was tired because', d, strengths=(-4, 4), max_new_tokens=6)\nsteer",
+    "print('the last cell is done')",
+]
+
+pytestmark = pytest.mark.nano
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["subshells", "main thread"])
+def lab(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=request.param) as found:
+        yield found
+
+
+@pytest.fixture
+def page(lab: Lab, chromium: Any) -> Iterator[Any]:
+    lab.write("following.ipynb", CELLS)
+    with page_of(chromium) as found:
+        lab.open(found, "following.ipynb")
+        lab.command(found, "notebook:run-all-cells")
+        found.get_by_text("the last cell is done", exact=True).wait_for(timeout=60_000)
+        found.wait_for_selector("[data-gemmascope-pictures='1']", timeout=30_000)
+        yield found
+        assert found.beyond == []
+        assert found.errors == []
+
+
+def test_what_is_clicked_and_slid_is_computed(page: Any) -> None:
+    ablated = [gs.ablate("z", layer=2, head=3)]
+    ends = [gs.trace(PROMPT, edits=edits).next_logits for edits in ([], ablated)]
+    ids = [gs.load().tokenizer.single(name) for name in (" Mary", " John")]
+    before, after = (float(end[ids[0]] - end[ids[1]]) for end in ends)
+    page.get_by_role("button", name="2 local", exact=True).first.click()
+    page.get_by_role("button", name="head 3", exact=True).first.click()
+    page.get_by_text("layer 2, head 3:").wait_for()
+    page.get_by_role("button", name="Ablate (× 0)").click()
+    page.get_by_text(f"{before:.4g} before, {after:.4g} after").wait_for()
+    page.wait_for_selector("[data-gemmascope-pictures='2']")
+    page.get_by_text("Attention in nano, with the heads scaled").wait_for()
+    assert page.get_by_role("button", name="2 local", exact=True).first.get_attribute("aria-pressed") == "true"
+    text = gs.generate(PROMPT, edits=ablated, max_new_tokens=6).text
+    page.locator(".gs-text", has_text="text after").first.get_by_text(text, exact=True).wait_for()
+    page.get_by_role("button", name="layer 2 head 3 × 0").click()
+    page.get_by_text("No head is scaled").wait_for()
+    typed = page.locator(".jp-OutputArea input[type=text]").first
+    typed.fill(ODD)
+    typed.press("Enter")
+    page.wait_for_selector("[data-gemmascope-pictures='4']")
+    assert page.locator(".jp-OutputArea img").count() == 0
+    typed.fill("")
+    typed.press("Enter")
+    page.locator(".gs-error:visible").wait_for()
+
+    handle = page.locator(".noUi-handle")
+    handle.focus()
+    for _ in range(32):
+        handle.press("ArrowRight")
+    page.get_by_text("strength +4.00", exact=False).wait_for()
+    d = gs.direction(POSITIVE, NEGATIVE, layer=4)
+    steered = gs.generate("Peter was tired because", edits=[d.add(4.0)], max_new_tokens=6).text
+    page.locator(".gs-text", has_text="text after").last.get_by_text(steered, exact=True).wait_for()
