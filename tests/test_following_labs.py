@@ -15,6 +15,7 @@ import gemmascope as gs
 from gemmascope.errors import EditError, GemmascopeError, GenerationError, PromptError, SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.generate import growing_text
+from gemmascope.widgets.after import After
 from gemmascope.widgets.worker import turns_of
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -125,6 +126,40 @@ def test_the_latest_setting_wins_and_older_ones_end_early() -> None:
     lab.wait()
     lab.set(strength=5.0)
     assert lab.text == ids_after([gs.add("resid_post", lab.edit.vector, layer=1, scale=5.0)])
+
+
+def test_nothing_is_run_that_is_known_or_no_longer_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    texts: list[int] = []
+
+    def counted(function: Any, calls: list[int]) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            calls.append(1)
+            return function(*given, **named)
+
+        return call
+
+    lab = steering()
+    lab.wait()
+    monkeypatch.setattr("gemmascope.widgets.after.trace", counted(gs.trace, runs))
+    monkeypatch.setattr("gemmascope.widgets.after.growing_text", counted(growing_text, texts))
+    with turns_of(model()).turn():  # nothing can begin
+        for strength in (1.0, 2.0, 3.0, 4.0):
+            lab.set(strength=strength)
+    lab.wait()
+    assert (len(runs), len(texts)) == (1, 1), "the last strength alone, and what goes before it is known"
+
+
+def test_a_new_change_has_no_text_yet() -> None:
+    edits = [gs.scale("z", 0.0, layer=1, head=0)]
+    after = After.of(prompt(7), model(), 5)
+    for _ in (*after.traced([]), *after.written([])):
+        pass
+    assert after.as_data()["written"] == {"before": True, "after": True}
+    next(after.traced(edits))
+    data = after.as_data()
+    assert (data["text_before"], data["text_after"]) == (ids_after([]), None)
+    assert data["written"] == {"before": True, "after": False}
 
 
 def test_what_cannot_be_is_told_at_once_and_changes_nothing() -> None:

@@ -5,13 +5,14 @@ So labs of one model take turns, a click is answered between two chunks of a lon
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -55,6 +56,7 @@ class Turns:
 
 _TURNS: WeakKeyDictionary[Model, Turns] = WeakKeyDictionary()
 _GUARD = threading.Lock()
+_WORKERS: WeakSet[Worker] = WeakSet()
 
 
 def turns_of(model: Model) -> Turns:
@@ -91,6 +93,7 @@ class Worker:
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
+        _WORKERS.add(self)
 
     @property
     def jobs(self) -> list[Job]:
@@ -132,6 +135,12 @@ class Worker:
                 job.cancelled = True
             self._changed.notify_all()
 
+    def end(self, timeout: float) -> None:
+        """End every job and wait so many seconds for the step that is under way."""
+        self.cancel()
+        for job in self.jobs:
+            job.ended.wait(timeout)
+
     def _work(self) -> None:
         while (job := self._next()) is not None:
             if not job.cancelled:
@@ -168,3 +177,10 @@ class Worker:
             with self._changed:
                 self._jobs = [other for other in self._jobs if other is not job]
             job.ended.set()
+
+
+@atexit.register
+def _end_all() -> None:
+    """An interpreter that ends while a thread computes can crash."""
+    for worker in list(_WORKERS):
+        worker.end(timeout=10.0)
