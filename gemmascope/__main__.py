@@ -13,10 +13,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gemmascope import __version__
-from gemmascope.errors import GemmascopeError
+from gemmascope.errors import GemmascopeError, SweepError
+from gemmascope.replacing import replacing
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -29,6 +30,8 @@ _EXAMPLES = """\
 examples:
   gemmascope trace "The capital of France is"
   gemmascope generate "The capital of France is"
+  gemmascope patch "Mary and John left. John told" "Mary and John left. Mary told" --answer " Mary" --against " John"
+  gemmascope lab
   gemmascope trace --help
 
 The model is nano, a small trained Gemma 2 inside the package, unless --model names another one.
@@ -48,6 +51,26 @@ examples:
   gemmascope trace "The capital of France is" --json | jq '.layers[].top[0].text'
   gemmascope trace -- "-7 is less than"        a prompt that begins with a dash
 """
+_PATCH = """\
+Run two prompts, patch every cell of a grid from one run into the other, each in a run of its own, and say what
+becomes of the answer: the two baselines and the strongest cells."""
+_PATCH_EXAMPLES = """\
+examples:
+  gemmascope patch "Mary and John went. John told" "Mary and John went. Mary told" --answer " Mary" --against " John"
+  gemmascope patch CLEAN CORRUPT --answer " Mary" --against " John" --site z --by layer,head --html heads.html
+  gemmascope patch CLEAN CORRUPT --answer " Mary" --metric answer_prob --estimate --csv cells.csv
+  gemmascope patch CLEAN CORRUPT --answer " Mary" --against " John" --json | jq '.cells[0]'
+"""
+_LAB = """\
+Start JupyterLab on the notebooks: the workshop, the patching lab. It listens on the loopback address only, and asks
+for the token in the address that it prints, unless your own configuration of Jupyter says otherwise."""
+_LAB_EXAMPLES = """\
+examples:
+  gemmascope lab
+  gemmascope lab my-notebooks --port 8899 --no-browser
+  gemmascope lab --more=--LabApp.collaborative=False
+"""
+_METRICS = ("logit_diff", "answer_prob", "answer_logprob")
 _GENERATE = """\
 Go on with a prompt, token by token, and print the text as it comes: the likeliest token each time, or tokens drawn at a
 temperature. Interrupting (Ctrl-C) keeps what there is."""
@@ -115,9 +138,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_trace(commands)
+    _add_patch(commands)
     _add_generate(commands)
     _add_quantize(commands)
     _add_plan(commands)
+    _add_lab(commands)
     return parser
 
 
@@ -147,18 +172,101 @@ def _add_trace(commands: Commands) -> None:
 
 
 def _trace(args: argparse.Namespace) -> int:
-    if args.html is not None and not args.html.parent.is_dir():  # said before a large model is loaded for nothing
-        raise FileNotFoundError(f"cannot write {args.html}: there is no folder {args.html.parent}")
-    from gemmascope.run.showing import as_data, as_page, as_text
+    _require_room(args.html)
+    from gemmascope.run.showing import as_data, as_text
     from gemmascope.run.trace import trace
     from gemmascope.weights.load import load
 
     t = trace(args.prompt, model=load(args.model, weights=args.weights, memory=args.memory))
     print(json.dumps(as_data(t), indent=2) if args.json else as_text(t))
     if args.html is not None:
-        args.html.write_text(as_page(t), encoding="utf-8")
+        from gemmascope.widgets.pages import write_trace
+
+        write_trace(args.html, t)
         print(f"wrote {args.html}", file=sys.stderr)
     return 0
+
+
+def _require_room(*paths: Path | None) -> None:
+    """OSError for files that cannot be written: said before a large model is loaded for nothing."""
+    for path in paths:
+        if path is not None and path.is_dir():
+            raise IsADirectoryError(f"cannot write {path}: Is a directory; name a file in it")
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def _add_patch(commands: Commands) -> None:
+    parser = _added(commands, _patch, "patch every cell of a grid, and show what that changes", _PATCH, _PATCH_EXAMPLES)
+    parser.add_argument("clean", metavar="CLEAN", help="the prompt that has the answer")
+    parser.add_argument("corrupt", metavar="CORRUPT", help="the same with something changed, of equal length in tokens")
+    parser.add_argument("--answer", metavar="TOKEN", required=True, help='one token, with its leading space: " Mary"')
+    parser.add_argument("--against", metavar="TOKEN", help="the answer of the other prompt; needed by logit_diff")
+    parser.add_argument("--metric", choices=_METRICS, default="logit_diff", help="(default: logit_diff)")
+    parser.add_argument("--site", default="resid_pre", help="the site that is patched, such as z (default: resid_pre)")
+    parser.add_argument("--by", default="layer,pos", help="the grid's axes, such as layer,head (default: layer,pos)")
+    parser.add_argument("--into", choices=("corrupt", "clean"), default="corrupt", help="the run that is patched")
+    parser.add_argument("--estimate", action="store_true", help="by gradients (gs.attribute): every cell, roughly")
+    _add_model(parser)
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write the grid as a self-contained page to FILE")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="also write a line for each cell to FILE")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+
+
+def _patch(args: argparse.Namespace) -> int:
+    _require_room(args.html, args.csv)
+    by = tuple(axis.strip() for axis in args.by.split(",") if axis.strip())
+    from gemmascope.analysis.attribution import attribute
+    from gemmascope.run.sweep import sweep
+    from gemmascope.sites import find_site
+    from gemmascope.weights.load import load
+
+    find_site(args.site)
+    metric = _metric(args)
+    asked: dict[str, Any] = {"site": args.site, "by": by, "into": args.into}
+    asked["model"] = load(args.model, weights=args.weights, memory=args.memory)
+    if args.estimate:
+        result = attribute(args.clean, args.corrupt, metric, **asked)
+    else:
+        result = sweep(args.clean, args.corrupt, metric, **asked, progress=sys.stderr.isatty())
+    print(json.dumps(result.to_dict(), indent=2) if args.json else result)
+    if args.html is not None:
+        from gemmascope.widgets.pages import write_sweep
+
+        write_sweep(args.html, result)
+    if args.csv is not None:
+        with replacing(args.csv) as aside:
+            result.to_dataframe().to_csv(aside, index=False)
+    for path in (args.html, args.csv):
+        if path is not None:
+            print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
+def _metric(args: argparse.Namespace) -> object:
+    """The metric as asked. SweepError for answers that do not go with it."""
+    from gemmascope.analysis import metrics
+
+    needs = args.metric == "logit_diff"
+    if needs != (args.against is not None):
+        do = 'give --against " John", or --metric answer_prob' if needs else "leave it out, or take --metric logit_diff"
+        raise SweepError(f"--metric {args.metric} takes {'two answers' if needs else 'no --against'}: {do}")
+    make = getattr(metrics, args.metric)
+    return make(args.answer, args.against) if needs else make(args.answer)
+
+
+def _add_lab(commands: Commands) -> None:
+    parser = _added(commands, _lab, "start JupyterLab on the notebooks", _LAB, _LAB_EXAMPLES)
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, help="of notebooks (default: this clone's)")
+    parser.add_argument("--port", type=int, help="where it listens (default: the first that is free from 8888)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+    parser.add_argument("--more", metavar="ARG", action="append", default=[], help="an argument of JupyterLab's; repeatable")
+
+
+def _lab(args: argparse.Namespace) -> int:
+    from gemmascope.serving import lab_command, serve
+
+    return serve(lab_command(args.folder, args.port, args.more, opens_browser=not args.no_browser))
 
 
 def _add_generate(commands: Commands) -> None:

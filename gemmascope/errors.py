@@ -57,3 +57,7 @@ class GenerationError(GemmascopeError, ValueError):
 
 class DictionaryError(GemmascopeError, ValueError):
     """A sparse dictionary that cannot be found, read, or used with the model, layer or run that it was given."""
+
+
+class ServingError(GemmascopeError, ValueError):
+    """JupyterLab cannot be started as asked."""

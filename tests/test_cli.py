@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import functools
 import io
 import json
 import math
@@ -19,9 +21,10 @@ from pieces import worded
 import gemmascope as gs
 from gemmascope.__main__ import main
 from gemmascope.run.decoding import Decoder
-from gemmascope.run.showing import as_data, as_page, legible
+from gemmascope.run.showing import as_data, as_html, legible
 from gemmascope.weights import load as load_module
 
+VIEWS = (gs.lens_view, gs.attention_view, gs.stream_view)
 TEXT = "When Mary and John went to the store, John gave a drink to"
 
 
@@ -70,9 +73,52 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
 def test_html_is_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", TEXT, "--html", str(tmp_path / "t.html")]) == 0
     out, err = capsys.readouterr()
-    assert (tmp_path / "t.html").read_text(encoding="utf-8") == as_page(gs.trace(TEXT, model=worded()))
+    page = (tmp_path / "t.html").read_text(encoding="utf-8")
+    t = gs.trace(TEXT, model=worded())
+    assert all(part in page for part in (as_html(t), *(make(t).to_html() for make in VIEWS)))
     assert out.startswith("Trace of random: 15 tokens\n")
     assert err == f"wrote {tmp_path / 't.html'}\n"
+
+
+def test_a_view_that_has_no_room_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gemmascope.widgets.attention.LARGEST_LAYER", 100)
+    assert main(["trace", TEXT, "--html", str(tmp_path / "t.html")]) == 0
+    page = (tmp_path / "t.html").read_text(encoding="utf-8")
+    assert "gs.attention_view is not on this page: layer 0 of 15 positions" in page
+    assert gs.lens_view(gs.trace(TEXT, model=worded())).to_html() in page
+
+
+PATCH = ["patch", TEXT, TEXT.replace("John gave", "Mary gave"), "--answer", " Mary"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--estimate"], ["--site", "z", "--by", "layer, head", "--into", "clean"]])
+@pytest.mark.usefixtures("loaded")
+def test_patch_is_a_sweep(extra: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = {"site": "z", "by": ("layer", "head"), "into": "clean"} if "--site" in extra else {"site": "resid_pre"}
+    run = gs.attribute if "--estimate" in extra else functools.partial(gs.sweep, progress=False)
+    expected = run(PATCH[1], PATCH[2], gs.logit_diff(" Mary", " John"), model=worded(), **place)
+    files = ["--html", str(tmp_path / "s.html"), "--csv", str(tmp_path / "s.csv")]
+    assert main([*PATCH, "--against", " John", *extra, *files]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{expected!r}\n"
+    assert err == f"wrote {tmp_path / 's.html'}\nwrote {tmp_path / 's.csv'}\n"
+    assert gs.sweep_view(expected).to_html() in (tmp_path / "s.html").read_text(encoding="utf-8")
+    with (tmp_path / "s.csv").open(encoding="utf-8", newline="") as lines:
+        cells = list(csv.DictReader(lines))
+    assert [float(cell["effect"]) for cell in cells] == pytest.approx(expected.effect.values.ravel().tolist())
+    assert main([*PATCH, "--against", " John", *extra, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["clean"] == pytest.approx(expected.clean)
+    assert [cell["effect"] for cell in data["cells"]] == pytest.approx(expected.effect.values.ravel().tolist())
+
+
+@pytest.mark.usefixtures("loaded")
+def test_patch_by_probability_takes_one_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PATCH, "--metric", "answer_prob"]) == 0
+    expected = gs.sweep(PATCH[1], PATCH[2], gs.answer_prob(" Mary"), site="resid_pre", model=worded(), progress=False)
+    assert capsys.readouterr().out == f"{expected!r}\n"
 
 
 @pytest.mark.usefixtures("loaded")
@@ -154,6 +200,15 @@ def test_plan_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["trace", "When" * 64], "gemmascope: the prompt has 65 tokens and 'random' a context of 64: shorten it by 1"),
         (["trace", TEXT, "--html", "/no/such/folder/t.html"], "there is no folder /no/such/folder"),
         (["trace", TEXT, "--html", "/"], "Is a directory"),
+        (PATCH, 'gemmascope: --metric logit_diff takes two answers: give --against " John"'),
+        ([*PATCH, "--metric", "answer_prob", "--against", " John"], "takes no --against: leave it out"),
+        ([*PATCH, "--against", " John", "--site", "resid"], "gemmascope: "),
+        ([*PATCH, "--against", " John", "--by", "layer,row"], "gemmascope: "),
+        ([*PATCH, "--against", " John", "--csv", "/no/such/folder/t.csv"], "there is no folder /no/such/folder"),
+        (["lab", "/no/such/folder"], "gemmascope: there is no folder '/no/such/folder': give one that holds notebooks"),
+        (["lab", "--more=--ip=0.0.0.0"], "gemmascope: --ip is not passed on: this server is for this machine alone"),
+        (["lab", "--more=--IdentityProvider.token="], "gemmascope: --IdentityProvider.token is not passed on"),
+        (["lab", "--more=--ServerApp.password=x"], "gemmascope: --ServerApp.password is not passed on"),
         (["generate", "When", "--temperature", "-1"], "gemmascope: temperature is a number from 0"),
         (["generate", "When", "--max-new-tokens", "64"], "64 new ones would go past it; ask for 62 at most"),
         (["generate", "When", "--top-p", "nan"], "gemmascope: top_p is a number above 0 and up to 1"),
@@ -236,9 +291,9 @@ def test_without_a_command_it_says_what_there_is() -> None:
     assert done.stderr == run("--help").stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("trace", "--help"), ("generate", "--help"), ("plan", "--help")])
+@pytest.mark.parametrize("arguments", [(), ("trace",), ("patch",), ("generate",), ("plan",), ("lab",)])
 def test_help_is_readable_in_a_terminal_of_120_columns_and_loads_nothing(arguments: tuple[str, ...]) -> None:
-    done = run(*arguments, env={**os.environ, "COLUMNS": "120", "PYTHONPROFILEIMPORTTIME": "1"})
+    done = run(*arguments, "--help", env={**os.environ, "COLUMNS": "120", "PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == 0
     assert "examples:" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120

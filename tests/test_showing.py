@@ -15,7 +15,7 @@ from pieces import ODD, STORY, Pieces, worded
 import gemmascope as gs
 from gemmascope.model.model import Model
 from gemmascope.run.edits import Ablate, Custom
-from gemmascope.run.showing import as_data, as_page, as_text
+from gemmascope.run.showing import as_data, as_html, as_text
 from gemmascope.run.trace import Trace
 from gemmascope.tokens import Tokenizer, shown
 
@@ -99,7 +99,7 @@ def test_html_shows_the_same() -> None:
     for part in ("random", "15 tokens", "gs.ablate('z', layer=1, pos=3, head=2)", "▭ local", "◯ global"):
         assert part in words
     assert page.tags <= TAGS
-    assert "http" not in as_page(t)  # self-contained: nothing is fetched
+    assert "http" not in as_html(t)  # self-contained: nothing is fetched
 
 
 def test_data_is_json_with_tokens_as_they_are() -> None:
@@ -119,7 +119,7 @@ def test_data_is_json_with_tokens_as_they_are() -> None:
 
 
 def assert_only_text(t: Trace) -> None:
-    page = Page(as_page(t))
+    page = Page(as_html(t))
     assert page.tags <= TAGS
     assert page.attributes <= ATTRIBUTES
     assert page.comments == []
@@ -134,14 +134,14 @@ def test_odd_tokens_are_text(odd: str) -> None:
     t = gs.trace(f"When{odd}{odd}", model=worded())
     assert t.tokens == ["<bos>", "When", odd, odd]
     assert_only_text(t)
-    drawn = Page(as_page(t)).chips[2]
-    assert drawn == Page(as_page(t)).chips[3]
+    drawn = Page(as_html(t)).chips[2]
+    assert drawn == Page(as_html(t)).chips[3]
     assert drawn.replace("·", " ") == odd or odd in "\n\t" or any(not char.isprintable() for char in odd)
 
 
 def test_odd_tokens_are_drawn_so_that_they_can_be_seen() -> None:
     t = gs.trace("".join(ODD), model=worded())
-    drawn = dict(zip(ODD, Page(as_page(t)).chips[1:], strict=False))
+    drawn = dict(zip(ODD, Page(as_html(t)).chips[1:], strict=False))
     assert [drawn[x] for x in ("\n", "\t", " ", "\x1b[31m", "\x00", "\u202e")] == [
         "⏎",
         "⇥",
@@ -168,8 +168,8 @@ def test_a_model_and_an_edit_with_markup_in_their_names_are_text() -> None:
     nasty.__name__ = "<script>alert(1)</script>\x1b[2J"
     t = gs.trace("When", model=model_with(list(STORY), "<u>name</u>"), edits=[Custom(site="z", fn=nasty, layer=0)])
     assert_only_text(t)
-    assert "<script>" not in as_page(t)
-    assert as_page(t).count("&lt;u&gt;name") == 2  # the title, and the heading
+    assert "<script>" not in as_html(t)
+    assert as_html(t).count("&lt;u&gt;name") == 1
 
 
 def test_a_long_prompt_is_shown_by_its_ends() -> None:
@@ -177,8 +177,8 @@ def test_a_long_prompt_is_shown_by_its_ends() -> None:
     t = gs.trace(prompt(130), model=long)
     words = as_text(t).split("\n")[1].split()
     assert words == [*map(str, t.ids.tolist()[:40]), "…", "50", "more", "…", *map(str, t.ids.tolist()[-40:])]
-    assert "<i>… 50 more …</i>" in as_page(t)
-    assert len(Page(as_page(t)).chips) == 80 + 5 + 2
+    assert "<i>… 50 more …</i>" in as_html(t)
+    assert len(Page(as_html(t)).chips) == 80 + 5 + 2
     assert "more" not in as_text(gs.trace(prompt(80), model=long))
 
 

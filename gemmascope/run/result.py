@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,6 +146,13 @@ class SweepResult:
         frame = self.effect.to_dataframe(name="effect").reset_index()
         frame["metric"] = self.values.mean(0).reshape(-1)
         return frame
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON holds it: what was asked, the baselines, and a dictionary a cell; None for what was not run."""
+        q = self.question
+        ends = {"clean": self.clean, "corrupt": self.corrupt if q.has_source else None}
+        asked = {"model": q.model, "site": q.site, "metric": q.metric, "into": q.into, "estimate": q.estimate}
+        return {**asked, **ends, "cells": json.loads(self.to_dataframe().to_json(orient="records", double_precision=15))}
 
     def plot(self, *, normalized: bool = False) -> Any:
         """A plotly heat map, diverging around 0: blue raises the metric, red lowers it. Needs plotly."""

@@ -167,13 +167,6 @@ def as_html(trace: Trace) -> str:
     )
 
 
-def as_page(trace: Trace) -> str:
-    """A whole, self-contained HTML page."""
-    title = f"<title>Trace of {escape(_spelled(trace.model.name))}</title>"
-    head = f"<meta charset='utf-8'><meta name='color-scheme' content='light dark'>{title}"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{as_html(trace)}</body></html>\n"
-
-
 # Local and global are told apart by a mark as well as by the word.
 _KIND_MARKS = {"local": "▭", "global": "◯"}
 

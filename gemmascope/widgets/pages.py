@@ -1,0 +1,39 @@
+"""Pages that the command line writes: a trace and what there is to look into, a sweep."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from gemmascope.errors import GemmascopeError
+from gemmascope.replacing import replacing
+from gemmascope.run.result import SweepResult
+from gemmascope.run.showing import as_html
+from gemmascope.run.trace import Trace
+from gemmascope.widgets.attention import attention_view
+from gemmascope.widgets.grids import sweep_view
+from gemmascope.widgets.lens import lens_view
+from gemmascope.widgets.page import View, page
+from gemmascope.widgets.stream import stream_view
+
+
+def write_trace(path: Path, trace: Trace) -> None:
+    """Write a trace's summary, its lens, attention and stream as a page. A view that has no room is named, with why."""
+    views: list[View] = []
+    said = [as_html(trace)]
+    for make in (lens_view, attention_view, stream_view):
+        try:
+            views.append(make(trace))
+        except GemmascopeError as error:  # noqa: PERF203
+            said.append(f"<p>{escape(f'gs.{make.__name__} is not on this page: {error}')}</p>")
+    _write(path, page(views, "\n".join(said), title=f"Trace of {trace.model.name}"))
+
+
+def write_sweep(path: Path, result: SweepResult) -> None:
+    """Write a sweep's grid as a page."""
+    _write(path, page([sweep_view(result)]))
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as aside:
+        Path(aside).write_text(text, encoding="utf-8")

@@ -1,0 +1,114 @@
+"""gemmascope lab: a JupyterLab that answers on this machine alone, to whoever has the token."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from gemmascope import serving
+from gemmascope.errors import ServingError
+from gemmascope.serving import find_notebooks, lab_command
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def status(port: int, token: str = "", host: str = "127.0.0.1") -> int:
+    """The HTTP status of an answer; 0 if there is none."""
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/api/contents?token={token}", timeout=2) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_it_answers_here_alone_and_asks_for_the_token(tmp_path: Path) -> None:
+    (tmp_path / "a.ipynb").write_text("{}")
+    port = free_port()
+    places = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    command = [sys.executable, "-m", "gemmascope", "lab", str(tmp_path), "--port", str(port), "--no-browser"]
+    command += ["--more=--allow-root"] if os.geteuid() == 0 else []
+    server = subprocess.Popen(command, env={**os.environ, **places}, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: status(port) == 403, server)
+        running = json.loads(next((tmp_path / "RUNTIME").glob("jpserver-*.json")).read_text())
+        assert running["pid"] == server.pid, "it runs in the place of the command"
+        assert Path(running["root_dir"]) == tmp_path
+        assert len(running["token"]) > 20
+        assert (status(port, running["token"]), status(port, "guess")) == (200, 403)
+        assert running["hostname"] == "127.0.0.1"
+        assert status(port, running["token"], own_address()) == 0
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+
+
+def own_address() -> str:
+    """An address of this machine that is not the loopback's; where it has none, one at which nobody answers."""
+    for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET):
+        if not str(found[4][0]).startswith("127."):
+            return str(found[4][0])
+    return "127.0.0.2"
+
+
+def wait_until(is_so: object, server: subprocess.Popen[bytes]) -> None:
+    assert callable(is_so)
+    for _ in range(300):
+        assert server.poll() is None
+        if is_so():
+            return
+        time.sleep(0.2)
+    raise AssertionError("JupyterLab did not answer")
+
+
+OPENING = ["--ip=0.0.0.0", "--ServerApp.ip=*", "--NotebookApp.token=", "--ServerApp.token", "--password="]
+
+
+@pytest.mark.parametrize("given", OPENING)
+def test_nothing_opens_it_to_others(given: str, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="is not passed on"):
+        lab_command(tmp_path, None, ["--debug", given])
+
+
+def test_what_else_is_given_is_passed_on(tmp_path: Path) -> None:
+    command = lab_command(tmp_path, 9000, ["--debug", "--ServerApp.iopub_data_rate_limit=1e9"], opens_browser=False)
+    assert command[:3] == [sys.executable, "-m", "jupyterlab"]
+    assert {"--ServerApp.ip=127.0.0.1", "--ServerApp.port=9000", "--no-browser", "--debug"} <= set(command)
+    assert "--no-browser" not in lab_command(tmp_path, None, [])
+
+
+def test_the_notebooks_are_found_or_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_notebooks(None) == REPOSITORY / "notebooks"
+    here = tmp_path / "notebooks"
+    here.mkdir()
+    assert find_notebooks(None) == REPOSITORY / "notebooks", "an empty folder holds no notebooks"
+    (here / "mine.ipynb").write_text("{}")
+    assert find_notebooks(None) == here
+    (here / "mine.ipynb").unlink()
+    monkeypatch.setattr(serving, "__file__", str(tmp_path / "site-packages" / "gemmascope" / "serving.py"))
+    with pytest.raises(ServingError, match="they lie in the repository"):
+        find_notebooks(None)
+
+
+def test_without_jupyterlab_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ServingError, match=r'pip install "gemmascope\[lab\]"'):
+        lab_command(tmp_path, None, [])
