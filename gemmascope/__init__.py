@@ -64,6 +64,7 @@ _WHERE = {
     "stream_view": "gemmascope.widgets.stream",
     "sae_view": "gemmascope.widgets.grids",
     "sweep_view": "gemmascope.widgets.grids",
+    "plan_view": "gemmascope.widgets.plan_view",
     "View": "gemmascope.widgets.page",
     "patching_lab": "gemmascope.widgets.lab",
     "head_lab": "gemmascope.widgets.head_lab",
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from gemmascope.widgets.lab import patching_lab
     from gemmascope.widgets.lens import lens_view
     from gemmascope.widgets.page import View
+    from gemmascope.widgets.plan_view import plan_view
     from gemmascope.widgets.steer_lab import SteerLab, steer_lab
     from gemmascope.widgets.stream import stream_view
 
@@ -175,6 +177,7 @@ __all__ = [
     "patching_lab",
     "path_sweep",
     "plan",
+    "plan_view",
     "prompts",
     "quantize",
     "rank",

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "js"
 # In the order of who needs whom; a file's imports come from files before it.
 FILES = (
     "tokens.js", "scale.js", "theme.js", "arrays.js", "select.js", "matrix.js", "page.js", "grid.js", "attention.js",
-    "lens.js", "lines.js", "views.js", "talk.js", "copied.js", "answers.js",
+    "lens.js", "lines.js", "plan.js", "views.js", "talk.js", "copied.js", "answers.js",
 )  # fmt: skip
 # Each of these is what one live widget begins with: it exports the function render that anywidget asks for.
 LIVE_FILES = ("lab.js", "head_lab.js", "steer_lab.js")

@@ -8,6 +8,13 @@ export async function unpack(packed) {
   return numbers(bytes, packed.dtype, packed.scale);
 }
 
+/** All of a view's packed arrays, by name. A promise. */
+export async function unpacked(arrays) {
+  const names = Object.keys(arrays);
+  const all = await Promise.all(names.map((name) => unpack(arrays[name])));
+  return Object.fromEntries(names.map((name, i) => [name, all[i]]));
+}
+
 /** Bytes (a DataView, a buffer or an array of bytes) as numbers of a kind. */
 export function numbers(bytes, dtype, scale = 1) {
   const buffer = bytes.buffer ?? bytes;

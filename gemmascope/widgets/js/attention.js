@@ -42,6 +42,11 @@ export function windowSentence(layer, n) {
   return `This layer is local: a query sees ${layer.window} positions, its own included; the stair is the window's edge.`;
 }
 
+/** The patterns of each layer of a prompt, "first" or "second". */
+export function layersOf(spec, data, name) {
+  return spec.layers.map((layer) => data[`${name}${layer.index}`]);
+}
+
 /** chosen(layer, head): called with their numbers when another head is large. */
 export function attention(el, spec, data, other, chosen = () => {}) {
   const root = rootIn(el, spec);

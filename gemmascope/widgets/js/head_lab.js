@@ -1,13 +1,15 @@
 // The live head lab: patterns and lens of a prompt, heads that are switched off or scaled with a click, and the answer that moves.
 
+import { unpacked } from "./arrays.js";
+import { attention, layersOf } from "./attention.js";
 import { answers, trouble } from "./answers.js";
 import { copied } from "./copied.js";
+import { lens } from "./lens.js";
 import { make, paint, rootIn } from "./page.js";
 import { format } from "./scale.js";
 import { talk } from "./talk.js";
 import { onTheme, theme } from "./theme.js";
 import { legible } from "./tokens.js";
-import { mount } from "./views.js";
 
 const FACTORS = [[0, "Ablate (× 0)"], [0.5, "× 0.5"], [1, "× 1, as it is"], [2, "× 2"]];
 
@@ -89,7 +91,9 @@ export function render({ model, el }) {
         spec.layer = Math.max(0, spec.layers.findIndex((layer) => layer.index === at.layer));
         spec.head = Math.max(0, spec.heads.indexOf(at.head));
       }
-      made.push(await mount(fresh[i], spec, view.arrays, { chosen }));
+      const data = await unpacked(view.arrays);
+      const look = spec.view === "attention" ? attention(fresh[i], spec, layersOf(spec, data, "first"), null, chosen) : lens(fresh[i], spec, data);
+      made.push(look);
     }
     if (turn !== drawing) return made.forEach((look) => look.destroy());
     const focus = placeOfFocus();
