@@ -77,10 +77,10 @@ _WHERE = {
     "rank": "gemmascope.analysis.metrics",
     "kl_from": "gemmascope.analysis.metrics",
 }
-_SUBMODULES = ("errors", "prompts", "sites")
+_SUBMODULES = ("errors", "prompts", "sites", "workshop")
 
 if TYPE_CHECKING:
-    from gemmascope import errors, prompts, sites
+    from gemmascope import errors, prompts, sites, workshop
     from gemmascope.analysis.attention_summary import AttentionSummary, attention_summary
     from gemmascope.analysis.attribution import attribute
     from gemmascope.analysis.compare import compare
@@ -191,6 +191,7 @@ __all__ = [
     "sweep",
     "sweep_view",
     "trace",
+    "workshop",
 ]
 
 

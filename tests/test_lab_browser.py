@@ -41,14 +41,14 @@ def page(lab: Lab, chromium: Any) -> Iterator[Any]:
         lab.open(found, "patching.ipynb")
         lab.command(found, "notebook:run-all-cells")
         found.get_by_text("the last cell is done", exact=True).wait_for(timeout=60_000)
-        found.wait_for_selector("[data-gemmascope-ready]", timeout=30_000)
+        found.wait_for_selector(".gs-lab canvas[role=application]", timeout=30_000)
         yield found
         assert found.beyond == []
         assert found.errors == []
 
 
 def button(page: Any, name: str) -> Any:
-    return page.locator(".gs button").filter(has_text=re.compile(name)).first
+    return page.locator(".gs-lab button").filter(has_text=re.compile(name)).first
 
 
 def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
@@ -56,20 +56,20 @@ def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
     page.get_by_text("clean +11.86, corrupted −11.61").wait_for()
     button(page, "Estimate").click()
     button(page, "Show as table").click()
-    page.locator("tbody td", has_text="estimate").first.wait_for(timeout=20_000)
-    assert page.locator("tbody td", has_text="estimate").count() == 90
-    canvas = page.locator("canvas[role='application']").first
+    page.locator(".gs-lab tbody td", has_text="estimate").first.wait_for(timeout=20_000)
+    assert page.locator(".gs-lab tbody td", has_text="estimate").count() == 90
+    canvas = page.locator(".gs-lab canvas[role='application']").first
     canvas.focus()
     for key in ("Home", "PageUp", "End", "Enter"):  # the first key shows where the selection is
         canvas.press(key)
-    cell = "tbody tr:nth-child(6) td:nth-child(16)"  # its row's label comes first
+    cell = ".gs-lab tbody tr:nth-child(6) td:nth-child(16)"  # its row's label comes first
     wait_until_exact(page, cell)
     assert number(page, cell) == pytest.approx(float(exact[5, 14]), rel=1e-3)
-    assert page.locator("tbody td", has_text="estimate").count() == 89
+    assert page.locator(".gs-lab tbody td", has_text="estimate").count() == 89
     button(page, "Exact: all").click()
-    wait_until_exact(page, "tbody td")
+    wait_until_exact(page, ".gs-lab tbody td")
     for row in range(6):
-        shown = number(page, f"tbody tr:nth-child({row + 1}) td:nth-child(12)")
+        shown = number(page, f".gs-lab tbody tr:nth-child({row + 1}) td:nth-child(12)")
         assert shown == pytest.approx(float(exact[row, 10]), rel=1e-3, abs=1e-4)
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.workshop.build import build, notebook, targets, text_of
+from gemmascope.workshop.check import exercises
+from gemmascope.workshop.guide import guide_text
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SOURCES = sorted((NOTEBOOKS / "source").glob("*.py"))
@@ -96,6 +98,18 @@ def test_an_exercise_fails_at_its_checks_and_nowhere_else(source: Path, tmp_path
     checks = [i for i, cell in enumerate(run.notebook.cells) if "check" in cell.metadata.get("tags", [])]
     assert list(run.errors) == checks
     assert all("still to be written" in error for error in run.errors.values())
+
+
+def test_the_instructor_s_guide_names_what_the_checks_name(tmp_path: Path) -> None:
+    text = (NOTEBOOKS / "instructor.md").read_text(encoding="utf-8")
+    assert text == guide_text(text), "run python -m gemmascope.workshop.build"
+    messages = [wrong.message for exercise in exercises().values() for wrong in exercise.wrong]
+    assert len(messages) > 100
+    assert all(f"- {message}\n" in text for message in messages)
+    for source in SOURCES:
+        assert f"`{source.stem}`" in text
+    with pytest.raises(GemmascopeError, match="has no place for the usual errors"):
+        guide_text("# A guide")
 
 
 def test_building_again_writes_nothing_and_a_solution_without_its_exercise_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from browser import browser, page_of
 from checkpoints import checkpoint, model_of, prompt
+from pointer import BLUES, RED_BLUE, Pointer, between
 from test_views import CLEAN, CORRUPT, every_view, odd, trace, wide
 
 import gemmascope as gs
@@ -50,61 +51,6 @@ def shown(chromium: Any, tmp_path: Path) -> Iterator[Any]:
 def number(text: str) -> float:
     """A number as the module writes it."""
     return float(text.replace("−", "-").replace("+", ""))
-
-
-class Pointer:
-    """A canvas whose cells are pointed at. A cell is found as people find it: by moving until the box of words names it."""
-
-    def __init__(self, page: Any, nth: int = 0) -> None:
-        self.page, self.canvas = page, page.locator("canvas[tabindex='0']").nth(nth)
-        self.box = self.canvas.bounding_box()
-
-    def says(self, x: float, y: float) -> str:
-        """What the box says at a point of the canvas; empty where there is no cell."""
-        self.page.mouse.move(self.box["x"] + x, self.box["y"] + y)
-        texts = self.page.locator(".gs-tip:visible").all_inner_texts()
-        return texts[0] if texts else ""
-
-    def find(self, place: str) -> tuple[float, float]:
-        """A point in the middle of the cell of that place, such as 'query 6: ·the, key 2: ·and'."""
-        found = self.canvas.evaluate(
-            """(canvas, [row, column]) => {
-                const box = canvas.getBoundingClientRect(), tip = canvas.closest(".gs").querySelector(".gs-tip");
-                const says = (x, y) => {
-                    const at = { clientX: box.left + x, clientY: box.top + y, bubbles: true };
-                    canvas.dispatchEvent(new PointerEvent("pointermove", at));
-                    return tip.hidden ? "" : tip.textContent.split("\\n")[0];
-                };
-                const steps = (size) => Array.from({ length: size / 4 }, (_, i) => 4 * i);
-                const some = steps(box.width).find((x) => says(x, 12));
-                const ys = steps(box.height).filter((y) => says(some, y).startsWith(row + ", "));
-                const xs = steps(box.width).filter((x) => says(x, ys[0]) === row + ", " + column);
-                const middle = (list) => list.reduce((a, b) => a + b) / list.length;
-                return [middle(xs), middle(ys)];
-            }""",
-            place.split(", ", 1),
-        )
-        return found[0], found[1]
-
-    def pixel(self, x: float, y: float) -> list[int]:
-        found: list[int] = self.canvas.evaluate(
-            """(element, [x, y]) => {
-                const ratio = window.devicePixelRatio;
-                return [...element.getContext("2d").getImageData(x * ratio, y * ratio, 1, 1).data].slice(0, 3);
-            }""",
-            [x, y],
-        )
-        return found
-
-
-def between(stops: list[str], value: float) -> np.ndarray[Any, Any]:
-    """The colour at a place of a scale, 0 to 1."""
-    rgb = np.array([[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in stops])
-    return np.array([np.interp(value, np.linspace(0, 1, len(stops)), rgb[:, i]) for i in range(3)])
-
-
-BLUES = ["#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]
-RED_BLUE = ["#b2182b", "#ef8a62", "#f7f7f7", "#67a9cf", "#2166ac"]
 
 
 def test_attention_under_the_pointer_is_the_trace_s_and_so_is_its_colour(shown: Any) -> None:

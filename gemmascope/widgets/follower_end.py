@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gemmascope.widgets.follower import Follower
+from gemmascope.widgets.still import Still
 
 if TYPE_CHECKING:
     from anywidget import AnyWidget
@@ -35,6 +36,7 @@ def follower_class(live: str) -> type[AnyWidget]:
         _esm = module_text(live)
         state = traitlets.Dict().tag(sync=True)
         pictures = traitlets.Dict().tag(sync=True)
+        still = traitlets.Unicode().tag(sync=True)
 
     return Follows
 
@@ -52,13 +54,14 @@ class FollowerEnd:
         follower: Follower,
         state_of: Callable[[], dict[str, Any]],
         wishes: Wishes,
+        still: Still,
         pictures_of: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self.follower, self.wishes = follower, wishes
+        self.follower, self.wishes, self.still = follower, wishes, still
         self.state_of, self.pictures_of = state_of, pictures_of
         self._pushing = threading.RLock()
         self._pushed = 0.0
-        self.widget = follower_class(live)(state=self._state(), pictures=pictures_of())
+        self.widget = follower_class(live)(state=self._state(), pictures=pictures_of(), still=still.name)
         self.widget.on_msg(self._heard)
         follower.listener = self.hear
 
@@ -70,6 +73,8 @@ class FollowerEnd:
         """There is something new: push it, unless that was done a moment ago and more is to come."""
         if not self.follower.is_busy or time.perf_counter() - self._pushed >= SOONEST:
             self.push()
+        if not self.follower.is_busy:
+            self.still.later()
 
     def push(self) -> None:
         with self._pushing, self.widget.hold_sync():

@@ -20,7 +20,8 @@ from gemmascope.widgets.attention import attention_view
 from gemmascope.widgets.follower import Follower
 from gemmascope.widgets.lens import lens_view
 from gemmascope.widgets.page import View
-from gemmascope.widgets.shown_lab import Fields, finite, script, shown_lab, static_parts, text_of
+from gemmascope.widgets.shown_lab import Fields, display_lab, finite, script, shown_lab, text_of
+from gemmascope.widgets.still import Still
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -47,6 +48,7 @@ class HeadLab:
         self._n_views = 0
         self._after: After = After.of(prompt, self.model, max_new_tokens)
         self._shown: Any = None
+        self._still = Still(lambda: "\n".join(view.to_html() for view in self.views), lambda: repr(self))
         self._follower = Follower(self.model, self._steps)
         self.set(prompt=prompt, answer=answer, against=against)
 
@@ -179,7 +181,9 @@ class HeadLab:
                 "reset": lambda _: self.reset(),
                 "cancel": lambda _: self.cancel(),
             }
-            self._shown = shown_lab("head_lab.js", self._follower, self._fields, self._state, wishes, self._pictures)
+            self._shown = shown_lab(
+                "head_lab.js", self._follower, self._fields, self._state, wishes, self._still, self._pictures
+            )
         return self._shown
 
     def _fields(self) -> Sequence[Any]:
@@ -207,9 +211,9 @@ class HeadLab:
         views = [{"spec": dict(view.spec), "arrays": dict(view.arrays)} for view in self.views]
         return {"number": self._n_views, "views": views}
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        """The live widget, and beside it the pictures as HTML and a text, for notebooks that are saved or exported."""
-        return static_parts(self, self._follower, lambda: self.views)
+    def _ipython_display_(self) -> None:
+        """The live widget, and a still for notebooks that are saved, exported or have no front end for it."""
+        display_lab(self, self._follower, self._still)
 
     def __repr__(self) -> str:
         lines = [f"HeadLab of {self.model.name}: {self.prompt!r}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from gemmascope.widgets.lab_files import compared, save, view_of
 from gemmascope.widgets.lab_state import label_of
 from gemmascope.widgets.page import View
 from gemmascope.widgets.session import LabSession
+from gemmascope.widgets.still import Still
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -34,7 +36,7 @@ class PatchingLab(LabSession):
                 from gemmascope.widgets.live import LiveEnd
                 from gemmascope.widgets.panel import Panel
 
-                end = LiveEnd(self)
+                end = LiveEnd(self, self.still)
                 panel = Panel(self, end.push)
                 import ipywidgets
             except ImportError as error:
@@ -71,20 +73,23 @@ class PatchingLab(LabSession):
         self.wait_until_prepared()
         return super().code()
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        """The live widget, and beside it the grid as HTML and a text, for notebooks that are saved or exported."""
+    def _ipython_display_(self) -> None:
+        """The live widget, and a still of the grid for notebooks that are saved, exported or have no front end for it."""
         self.wait_until_prepared(timeout=2.0)
-        bundle = {"text/plain": repr(self), **self._static()}
         try:
-            live = self.widget._repr_mimebundle_()
+            widget = self.widget
         except SweepError:
-            return bundle
-        data, metadata = live if isinstance(live, tuple) else (live, {})
-        return {**(data or {}), **bundle}, metadata
+            widget = None
+        self.still.show(widget)
 
-    def _static(self) -> dict[str, str]:
+    @cached_property
+    def still(self) -> Still:
+        """What stands in the widget's place when there is no kernel."""
+        return Still(self._still_html, lambda: repr(self))
+
+    def _still_html(self) -> str:
         found: Experiment | None = self.experiment
-        return {} if found is None else {"text/html": view_of(found).to_html()}
+        return "" if found is None else view_of(found).to_html()
 
     def __repr__(self) -> str:
         s = self.settings

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gemmascope.widgets.lab_files import file_of
 from gemmascope.widgets.lab_state import arrays_of, as_bytes, grid_spec, state_of
 from gemmascope.widgets.session import Event, LabSession, told
+from gemmascope.widgets.still import Still
 
 if TYPE_CHECKING:
     from anywidget import AnyWidget
@@ -37,6 +38,7 @@ def live_class() -> type[AnyWidget]:
     class Live(anywidget.AnyWidget):  # type: ignore[misc,unused-ignore]
         _esm = module_text()
         state = traitlets.Dict().tag(sync=True)
+        still = traitlets.Unicode().tag(sync=True)
         values = traitlets.Bytes().tag(sync=True)
         marks = traitlets.Bytes().tag(sync=True)
         seconds = traitlets.Bytes().tag(sync=True)
@@ -51,12 +53,12 @@ def live_class() -> type[AnyWidget]:
 class LiveEnd:
     """Carries a lab's state to its widget, and the page's wishes to the lab."""
 
-    def __init__(self, lab: LabSession) -> None:
-        self.lab = lab
+    def __init__(self, lab: LabSession, still: Still) -> None:
+        self.lab, self.still = lab, still
         self._pushing = threading.RLock()
         self._pushed = 0.0
         self.settings_changed: Callable[[], None] = lambda: None
-        self.widget = live_class()(state=state_of(lab), **arrays_of(lab))
+        self.widget = live_class()(state=state_of(lab), still=still.name, **arrays_of(lab))
         self.widget.on_msg(self._heard)
         lab.listener = self.hear
 
@@ -69,6 +71,7 @@ class LiveEnd:
             self.push()
         if ends:
             self.widget.send({"type": "told", **event})
+            self.still.later()
 
     def push(self) -> None:
         """Send what changed: one message for all traits, so that labels and numbers go together."""

@@ -13,7 +13,7 @@ from gemmascope.errors import EditError, PromptError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.code import plain, prompt_text
 from gemmascope.widgets.follower import Follower
-from gemmascope.widgets.page import View
+from gemmascope.widgets.still import Still
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -88,6 +88,7 @@ def shown_lab(
     fields: Callable[[], Sequence[Any]],
     state: Callable[[], dict[str, Any]],
     wishes: Wishes,
+    still: Still,
     pictures: Callable[[], dict[str, Any]] = dict,
 ) -> ipywidgets.Widget:
     """The live widget: fields (ipywidgets, made here) over the page. SweepError where the packages for it are missing."""
@@ -96,24 +97,20 @@ def shown_lab(
 
         from gemmascope.widgets.follower_end import FollowerEnd
 
-        end = FollowerEnd(live, follower, state, wishes, pictures)
+        end = FollowerEnd(live, follower, state, wishes, still, pictures)
     except ImportError as error:
         raise SweepError(f"the live widget needs ipywidgets and anywidget: pip install gemmascope[lab] ({error})") from error
     return ipywidgets.VBox([*fields(), end.widget])
 
 
-def static_parts(lab: Any, follower: Follower, views: Callable[[], Sequence[View]]) -> Any:
-    """What a notebook keeps of a lab: the live widget, and beside it HTML that needs no kernel, and a text."""
+def display_lab(lab: Any, follower: Follower, still: Still) -> None:
+    """Show a lab as the output of a cell: live, and beside it a still for when there is no kernel."""
     follower.wait_for_first(FIRST)
-    bundle = {"text/plain": repr(lab)}
-    if found := views():
-        bundle["text/html"] = "\n".join(view.to_html() for view in found)
     try:
-        live = lab.widget._repr_mimebundle_()
+        widget = lab.widget
     except SweepError:
-        return bundle
-    data, metadata = live if isinstance(live, tuple) else (live, {})
-    return {**(data or {}), **bundle}, metadata
+        widget = None
+    still.show(widget)
 
 
 def text_of(token_id: int, model: Model) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -15,11 +16,13 @@ from gemmascope.model.model import Model
 from gemmascope.run.code import plain
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Add, Edit
+from gemmascope.run.showing import legible
 from gemmascope.run.trace import Trace
 from gemmascope.run.where import Head, Pos
 from gemmascope.widgets.after import After
 from gemmascope.widgets.follower import Follower
-from gemmascope.widgets.shown_lab import Fields, finite, script, shown_lab, static_parts
+from gemmascope.widgets.shown_lab import Fields, display_lab, finite, script, shown_lab
+from gemmascope.widgets.still import Still
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -41,6 +44,7 @@ class SteerLab:
         self.strength = 0.0
         self._after: After = After.of(prompt, self.model, max_new_tokens)
         self._shown: Any = None
+        self._still = Still(self._still_html, lambda: repr(self))
         self._follower = Follower(model, self._steps)
         self.set(prompt=prompt)
 
@@ -121,7 +125,7 @@ class SteerLab:
         """The live widget. Made once. SweepError where ipywidgets or anywidget is missing."""
         if self._shown is None:
             wishes = {"cancel": lambda _: self.cancel()}
-            self._shown = shown_lab("steer_lab.js", self._follower, self._fields, self._state, wishes)
+            self._shown = shown_lab("steer_lab.js", self._follower, self._fields, self._state, wishes, self._still)
         return self._shown
 
     def _fields(self) -> Sequence[Any]:
@@ -155,9 +159,13 @@ class SteerLab:
         length = abs(strength) * float(self.edit.vector.float().norm())
         return f"strength {strength:+.2f}: a vector of length {length:.3g} is added to {site}"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        """The live widget, and beside it a text, for notebooks that are saved or exported."""
-        return static_parts(self, self._follower, tuple)
+    def _still_html(self) -> str:
+        """The texts as HTML: text, whatever is in it."""
+        return f"<pre style='white-space:pre-wrap'>{escape(legible(repr(self)))}</pre>"
+
+    def _ipython_display_(self) -> None:
+        """The live widget, and a still for notebooks that are saved, exported or have no front end for it."""
+        display_lab(self, self._follower, self._still)
 
     def __repr__(self) -> str:
         lines = [f"SteerLab of {self.model.name}: {self.prompt!r}", f"  {self._said(self._after, self.strength)}"]

@@ -1,4 +1,5 @@
-"""python -m gemmascope.workshop.build: the notebooks from their sources, each as an exercise and as a solution.
+"""python -m gemmascope.workshop.build: the notebooks from their sources, each as an exercise and as a solution; and
+the part of the instructor's guide that comes from the checks.
 
 A source is a jupytext script in notebooks/source. A cell tagged "exercise" is what a learner starts from, a cell tagged
 "solution" after it what it may become: the exercise version leaves the solution out, the solution version the exercise.
@@ -13,6 +14,7 @@ from typing import Any
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.replacing import replacing
+from gemmascope.workshop.guide import write_guide
 
 VERSIONS = ("exercise", "solution")
 _LEFT_OUT = {"exercise": "solution", "solution": "exercise"}
@@ -66,7 +68,8 @@ def build(folder: Path) -> list[Path]:
             with replacing(target) as aside:
                 aside.write_text(text, encoding="utf-8")
             written.append(target)
-    return written
+    guide = folder / "instructor.md"
+    return [*written, guide] if guide.exists() and write_guide(guide) else written
 
 
 def _tags(cell: Any) -> list[str]:

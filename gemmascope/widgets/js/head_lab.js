@@ -5,7 +5,7 @@ import { attention, layersOf } from "./attention.js";
 import { answers, trouble } from "./answers.js";
 import { copied } from "./copied.js";
 import { lens } from "./lens.js";
-import { make, paint, rootIn } from "./page.js";
+import { hideStill, make, paint, rootIn } from "./page.js";
 import { format } from "./scale.js";
 import { talk } from "./talk.js";
 import { onTheme, theme } from "./theme.js";
@@ -20,6 +20,7 @@ const HEAD_STYLE = `
 
 export function render({ model, el }) {
   const root = rootIn(el, { title: "" });
+  hideStill(root, model);
   root.append(make("style", {}, HEAD_STYLE));
   const wrong = trouble();
   const found = answers();

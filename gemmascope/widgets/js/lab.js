@@ -6,10 +6,10 @@
 import { numbers } from "./arrays.js";
 import { grid } from "./grid.js";
 import { EXACT } from "./matrix.js";
-import { make, paint, rootIn } from "./page.js";
+import { hideStill, make, paint, rootIn } from "./page.js";
 import { format } from "./scale.js";
 import { onTheme, theme } from "./theme.js";
-import { cut, shown } from "./tokens.js";
+import { cut, legible } from "./tokens.js";
 
 const POLL_MS = 120;
 const SILENT_MS = 4000;
@@ -62,6 +62,7 @@ export function render({ model, el }) {
     return made;
   };
   root.append(make("style", {}, LAB_STYLE));
+  hideStill(root, model);
   const tokens = part("gs-pairs", { role: "list", "aria-label": "the two prompts, token by token" });
   const remarks = part("gs-remarks", { role: "list" });
   const ends = part("gs-ends");
@@ -144,11 +145,11 @@ export function render({ model, el }) {
     tokens.replaceChildren(...(state.tokens.length ? [sides] : []), ...state.tokens.map(pair));
   }
   function pair(column) {
-    const say = (token) => (token ? shown(token.text) : "nothing");
+    const say = (token) => (token ? legible(token.text) : "nothing");
     const label = column.same ? say(column.clean) : `differs: clean ${say(column.clean)}, corrupted ${say(column.corrupt)}`;
     const at = (column.clean ?? column.corrupt).pos;
     const chips = [column.clean, column.corrupt].map((token) =>
-      make("span", { class: `gs-chip${token?.special ? " gs-special" : ""}${token ? "" : " gs-none"}`, dir: "auto" }, token ? shown(token.text) : "–"),
+      make("span", { class: `gs-chip${token?.special ? " gs-special" : ""}${token ? "" : " gs-none"}`, dir: "auto" }, token ? legible(token.text) : "–"),
     );
     const attributes = { class: `gs-pair${column.same ? "" : " gs-differs"}`, role: "listitem", "aria-label": `${at}: ${label}`, title: `position ${at}` };
     return make("div", attributes, ...chips);
@@ -267,7 +268,7 @@ export function render({ model, el }) {
     const press = (label, act) => make("button", { type: "button", disabled: !state.code, onclick: act, "data-gs-do": label }, label);
     const choice = make("select", { "aria-label": "compare with an earlier run", onchange: (event) => send("compare", { index: event.target.value === "" ? null : Number(event.target.value) }) });
     choice.append(make("option", { value: "" }, "Compare with …"));
-    state.history.forEach((label, i) => choice.append(make("option", { value: String(i) }, `${i + 1}. ${shown(label).replaceAll("·", " ")}`)));
+    state.history.forEach((label, i) => choice.append(make("option", { value: String(i) }, `${i + 1}. ${legible(label).replaceAll("·", " ")}`)));
     files.replaceChildren(
       press("Copy Python", () => copy(state.code)),
       press("CSV", () => send("file", { what: "csv" })),
@@ -288,10 +289,10 @@ export function render({ model, el }) {
     const table = make(
       "table", { "aria-label": "likeliest answers before and after the patch" },
       line(["next token", "before", "after", "change"], "th"),
-      ...found.top.map((t) => line([cut(shown(t.token), 24), percent(t.before), percent(t.after), `${t.after >= t.before ? "▲" : "▼"} ${format(100 * (t.after - t.before), true)}`], "td")),
+      ...found.top.map((t) => line([cut(legible(t.token), 24), percent(t.before), percent(t.after), `${t.after >= t.before ? "▲" : "▼"} ${format(100 * (t.after - t.before), true)}`], "td")),
     );
     const patterns = make("div", { class: "gs-row gs-patterns" });
-    detail.replaceChildren(make("div", { class: "gs-title" }, `Patched: ${shown(found.place).replaceAll("·", " ")}`), table, patterns);
+    detail.replaceChildren(make("div", { class: "gs-title" }, `Patched: ${legible(found.place).replaceAll("·", " ")}`), table, patterns);
     looks.forEach((look) => look.destroy());
     looks = found.patterns.map((name, i) => {
       const host = make("div");

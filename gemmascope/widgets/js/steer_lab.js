@@ -2,12 +2,13 @@
 
 import { answers, trouble } from "./answers.js";
 import { copied } from "./copied.js";
-import { make, paint, rootIn } from "./page.js";
+import { hideStill, make, paint, rootIn } from "./page.js";
 import { talk } from "./talk.js";
 import { onTheme, theme } from "./theme.js";
 
 export function render({ model, el }) {
   const root = rootIn(el, { title: "" });
+  hideStill(root, model);
   const wrong = trouble();
   const found = answers();
   const said = make("div", { class: "gs-note" });

@@ -1,0 +1,261 @@
+"""The patching lab in a real JupyterLab: clicks, brushes, cancels, busy cells, two labs, odd words, themes, saved files."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import browser, page_of
+from jupyter import Lab, jupyterlab
+from pointer import RED_BLUE, Pointer, between
+
+import gemmascope as gs
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+LAB = ".gs-lab"
+TESTS = Path(__file__).parent
+
+# Slow enough that a sweep of all of it is under way for a while: 24 layers, 48 positions.
+SLOW = """\
+import torch, gemmascope as gs
+from transformers import Gemma2Config, Gemma2ForCausalLM
+torch.manual_seed(0)
+shape = dict(hidden_size=256, intermediate_size=1024, num_attention_heads=4, num_key_value_heads=2, head_dim=64)
+config = Gemma2Config(vocab_size=128, num_hidden_layers=24, bos_token_id=2, **shape)
+ids = [2, *range(10, 57)]
+slow = gs.patching_lab(ids, [2, 9, *ids[2:]], 5, 9, model=gs.load(Gemma2ForCausalLM(config).eval()))
+slow"""
+NANO = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab"
+ODD = f"""\
+import sys; sys.path.insert(0, {str(TESTS)!r})
+from pieces import ODD, worded
+import gemmascope as gs
+model = worded()
+tokens = [2, *model.tokenizer.encode("".join(ODD))]
+other = [2, *tokens[:0:-1]]
+odd = gs.patching_lab(tokens, other, ODD[0], ODD[1], model=model)
+odd"""
+DONE = "print('the last cell is done')"
+
+pytestmark = pytest.mark.nano
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["subshells", "main thread"])
+def server(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=request.param) as found:
+        yield found, request.param
+
+
+@pytest.fixture
+def opened(server: Any, chromium: Any) -> Iterator[Any]:
+    """A function that runs cells as a notebook and gives its page. Nothing may ask the network, fail or alert."""
+    made: list[Any] = []
+
+    def open_(*cells: str, name: str = "lab.ipynb", scheme: str = "light") -> Any:
+        lab: Lab = server[0]
+        lab.write(name, [*cells, DONE])
+        manager = page_of(chromium, scheme=scheme)
+        page = manager.__enter__()
+        made.append((manager, page))
+        lab.open(page, name)
+        lab.command(page, "notebook:run-all-cells")
+        page.get_by_text("the last cell is done", exact=True).wait_for(timeout=60_000)
+        n_labs = sum(cell.splitlines()[-1].isidentifier() for cell in cells)
+        page.wait_for_function(f"document.querySelectorAll('.gs-lab canvas[role=application]').length >= {n_labs}")
+        return page
+
+    yield open_
+    for manager, page in made:
+        assert (page.beyond, page.errors) == ([], [])
+        manager.__exit__(None, None, None)
+
+
+def press(page: Any, name: str, nth: int = 0) -> None:
+    page.locator(".gs-lab").nth(nth).locator("button").filter(has_text=re.compile(name)).first.click()
+
+
+def table(page: Any, nth: int = 0) -> list[list[str]]:
+    """The cells of a lab's table, as it is now."""
+    return (
+        page.locator(".gs-lab")
+        .nth(nth)
+        .evaluate(  # type: ignore[no-any-return]
+            "el => [...el.querySelectorAll('tbody tr')].map(r => [...r.querySelectorAll('td')].map(c => c.innerText))"
+        )
+    )
+
+
+def is_exact(text: str) -> bool:
+    return re.search("estimate|under way|not run", text) is None
+
+
+def wait_for(page: Any, condition: Any, seconds: float = 30.0) -> None:
+    for _ in range(int(seconds * 20)):
+        if condition():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("it did not come")
+
+
+def number(text: str) -> float:
+    found = re.match(r"[+−]?[\d.]+(?:e[+-]?\d+)?", text)
+    assert found, text
+    return float(found[0].replace("−", "-"))
+
+
+def test_a_click_and_a_brush_compute_what_they_cover(opened: Any) -> None:
+    exact = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", progress=False).effect.values
+    page = opened(NANO)
+    press(page, "Show as table")
+    cells = Pointer(page, within=LAB)
+    x, y = find(cells, 2, 10)
+    page.mouse.move(cells.box["x"] + x, cells.box["y"] + y)
+    page.mouse.down()
+    page.mouse.up()
+    wait_for(page, lambda: is_exact(table(page)[2][10]))
+    assert number(table(page)[2][10]) == pytest.approx(exact[2, 10], rel=1e-3)
+    assert sum(is_exact(cell) for row in table(page) for cell in row) == 1
+    (x, y), (to_x, to_y) = find(cells, 1, 9), find(cells, 3, 12)
+    page.mouse.move(cells.box["x"] + x, cells.box["y"] + y)
+    page.mouse.down()
+    page.mouse.move(cells.box["x"] + to_x, cells.box["y"] + to_y, steps=4)
+    page.mouse.up()
+    wait_for(page, lambda: sum(is_exact(cell) for row in table(page) for cell in row) >= 12)
+    shown = table(page)
+    done = np.array([[is_exact(cell) for cell in row] for row in shown])
+    expected = np.zeros_like(done)
+    expected[1:4, 9:13] = True
+    assert np.array_equal(done, expected)
+    for row, column in np.argwhere(done):
+        assert number(shown[row][column]) == pytest.approx(exact[row, column], rel=1e-3, abs=1e-4)
+    bound = np.abs(exact[done]).max()
+    page.mouse.move(0, 0)
+    cells.canvas.press("Escape")
+    for row, column in ((1, 9), (2, 11), (3, 12)):
+        x, y = find(cells, row, column)
+        page.mouse.move(0, 0)
+        wanted = between(RED_BLUE, 0.5 + exact[row, column] / (2 * bound))
+        assert np.abs(cells.pixel(x - 5, y - 4) - wanted).max() <= 3
+
+
+def find(cells: Pointer, layer: int, pos: int) -> tuple[float, float]:
+    """The middle of a cell of nano's grid."""
+    t = gs.trace(CORRUPT)
+    return cells.find(f"layer {layer} ({t.layers[layer].kind}), position {pos}: {t.tokens[pos].replace(' ', '·')}")
+
+
+def test_a_cancel_ends_within_a_chunk_and_keeps_what_is_done(opened: Any) -> None:
+    page = opened(SLOW)
+    press(page, "Show as table")
+    press(page, "Exact: all")
+    wait_for(page, lambda: sum(is_exact(cell) for row in table(page) for cell in row) > 0)
+    press(page, "Cancel")
+    page.get_by_text("cancelled: what was done is kept").wait_for(timeout=5000)
+    kept = [[is_exact(cell) for cell in row] for row in table(page)]
+    n_kept = sum(map(sum, kept))
+    assert 0 < n_kept < 24 * 48
+    page.wait_for_timeout(700)
+    assert [[is_exact(cell) for cell in row] for row in table(page)] == kept
+    assert not any("under way" in cell for row in table(page) for cell in row)
+    press(page, "Exact: all")
+    wait_for(page, lambda: sum(is_exact(cell) for row in table(page) for cell in row) > n_kept)
+    page.locator(".gs-lab canvas[role=application]").press("Escape")
+    page.get_by_text("cancelled: what was done is kept").wait_for(timeout=5000)
+    assert sum(is_exact(cell) for row in table(page) for cell in row) < 24 * 48
+
+
+def test_a_click_while_a_cell_runs_is_answered_and_until_then_the_page_says_why_not(opened: Any, server: Any) -> None:
+    """Whether it is answered beside the cell or after it is the kernel's to say: ipykernel 7.4 lets it wait."""
+    page = opened(NANO, "print('before')")
+    press(page, "Show as table")
+    canvas = page.locator(".gs-lab canvas[role=application]")
+    page.locator(".jp-Cell").last.locator(".cm-content").fill("import time; time.sleep(7); print('slept', 'well')")
+    server[0].command(page, "notebook:run-cell")
+    page.wait_for_timeout(500)
+    canvas.focus()
+    for key in ("Home", "PageUp", "End", "Enter"):
+        canvas.press(key)
+    status = page.locator(".gs-lab .gs-status")
+    wait_for(page, lambda: is_exact(table(page)[5][14]) or "The kernel is busy" in status.inner_text(), 8)
+    wait_for(page, lambda: is_exact(table(page)[5][14]), 15)
+    page.get_by_text("slept well", exact=True).wait_for()
+    wait_for(page, lambda: "The kernel is busy" not in status.inner_text(), 5)
+
+
+def test_two_labs_on_a_page_do_not_mix(opened: Any) -> None:
+    other = (
+        NANO.replace("lab", "lab2").replace("patching_lab2", "patching_lab").replace("' Mary', ' John'", "' John', ' Mary'")
+    )
+    page = opened(NANO, other)
+    for nth in (0, 1):
+        press(page, "Show as table", nth)
+    for nth in (0, 1):
+        press(page, "Exact: all", nth)
+    wait_for(page, lambda: all(is_exact(cell) for nth in (0, 1) for row in table(page, nth) for cell in row))
+    one, two = ([[number(cell) for cell in row] for row in table(page, nth)] for nth in (0, 1))
+    np.testing.assert_allclose(one, -np.array(two), rtol=1e-3, atol=1e-3)
+
+
+def test_odd_words_are_words(opened: Any) -> None:
+    page = opened(ODD)
+    chips = page.locator(".gs-lab .gs-chip").all_inner_texts()
+    for token in ("<img·src=x·onerror=alert(1)>", "</script>", "&amp;", r"\x1b[31m", r"\u202e", "שלום", "😀"):
+        assert token in chips
+    press(page, "Exact: all")
+    page.locator(".gs-lab canvas[role=application]").press("Enter")
+    page.locator(".gs-detail:visible").wait_for()
+    assert page.locator(".gs-lab img, .gs-lab script").count() == 0
+
+
+def test_what_is_saved_is_seen_without_a_kernel_and_as_a_page(
+    opened: Any, server: Any, chromium: Any, tmp_path: Path
+) -> None:
+    lab = server[0]
+    patched = float(
+        gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", progress=False).effect[0, 10]
+    )
+    page = opened(f"{NANO.removesuffix('lab')}_ = lab.run()", "lab.save('grid.html')", "lab", name="kept.ipynb")
+    lab.command(page, "docmanager:save")
+    path = lab.folder / "kept.ipynb"
+    wait_for(page, lambda: "the last cell is done" in str(json.loads(path.read_text())["cells"][-1]["outputs"]))
+    with page_of(chromium) as again:
+        lab.open(again, "kept.ipynb", kernel=False)
+        again.wait_for_selector("[data-gs][data-gemmascope-ready] canvas", timeout=30_000)
+        assert again.get_by_text("Error displaying widget").count() == 0
+        assert again.beyond == []
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--output-dir", str(tmp_path), str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    for exported in (lab.folder / "grid.html", tmp_path / "kept.html"):
+        with page_of(chromium) as static:
+            static.goto(exported.as_uri(), wait_until="domcontentloaded")
+            static.wait_for_selector("[data-gs][data-gemmascope-ready] canvas", timeout=20_000)
+            assert static.beyond == [] or exported.name == "kept.html"
+            cells = Pointer(static)
+            x, y = find(cells, 0, 10)
+            assert number(cells.says(x, y).splitlines()[1]) == pytest.approx(patched, rel=1e-3)
+
+
+def test_the_dark_theme_is_dark(opened: Any) -> None:
+    page = opened(NANO)
+    cells = Pointer(page, within=LAB)
+    light = cells.pixel(1, 1)
+    page.evaluate("() => { window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'}); }")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    wait_for(page, lambda: sum(cells.pixel(1, 1)) < 100)
+    assert sum(light) > 700
+    low = page.evaluate((TESTS / "js" / "contrast.js").read_text(encoding="utf-8"), [".gs-lab *", 4.5])
+    assert low == []
