@@ -36,7 +36,8 @@ def lab_command(folder: Path | None, port: int | None, more: Sequence[str], *, o
     if importlib.util.find_spec("jupyterlab") is None:
         raise ServingError('JupyterLab is not installed: pip install "gemmascope[lab]"')
     found = find_notebooks(folder)
-    options = [f"--ServerApp.ip={LOOPBACK}", f"--ServerApp.root_dir={found}"]
+    # Ctrl-C ends it at once, as it ends every other command.
+    options = [f"--ServerApp.ip={LOOPBACK}", f"--ServerApp.root_dir={found}", "--ServerApp.answer_yes=True"]
     options += [] if port is None else [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     options += [] if opens_browser else ["--no-browser"]
     return [sys.executable, "-m", "jupyterlab", *options, *more]

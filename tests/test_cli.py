@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import importlib
 import io
 import json
 import math
@@ -24,7 +25,7 @@ from gemmascope.run.decoding import Decoder
 from gemmascope.run.showing import as_data, as_html, legible
 from gemmascope.weights import load as load_module
 
-VIEWS = (gs.lens_view, gs.attention_view, gs.stream_view)
+VIEWS = (gs.attention_view, gs.lens_view, gs.stream_view)
 TEXT = "When Mary and John went to the store, John gave a drink to"
 
 
@@ -75,7 +76,8 @@ def test_html_is_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     out, err = capsys.readouterr()
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
     t = gs.trace(TEXT, model=worded())
-    assert all(part in page for part in (as_html(t), *(make(t).to_html() for make in VIEWS)))
+    places = [page.index(part) for part in (as_html(t), *(make(t).to_html() for make in VIEWS))]
+    assert places == sorted(places)
     assert out.startswith("Trace of random: 15 tokens\n")
     assert err == f"wrote {tmp_path / 't.html'}\n"
 
@@ -119,6 +121,54 @@ def test_patch_by_probability_takes_one_answer(capsys: pytest.CaptureFixture[str
     assert main([*PATCH, "--metric", "answer_prob"]) == 0
     expected = gs.sweep(PATCH[1], PATCH[2], gs.answer_prob(" Mary"), site="resid_pre", model=worded(), progress=False)
     assert capsys.readouterr().out == f"{expected!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--site", "resid"], "there is no site 'resid'. Did you mean 'resid_pre'"),
+        (["--site", "logits"], "'logits' is outside the layers"),
+        (["--by", "layer,row"], "by names axes of 'resid_pre', each once: layer, pos; given ('layer', 'row')"),
+        (["--by", "layer,"], "each once: layer, pos; given ('layer', '')"),
+        (
+            ["--site", "z", "--by", "layer,pos,head", "--html", "s.html"],
+            "a page shows a grid of two axes; --by layer,pos,head",
+        ),
+        (["--csv", "/no/such/folder/t.csv"], "there is no folder /no/such/folder"),
+        (["--html", "/no/such/folder/t.html"], "there is no folder /no/such/folder"),
+    ],
+)
+def test_what_cannot_be_patched_is_said_before_a_model_is_loaded(
+    extra: list[str], message: str, loaded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*PATCH, "--against", " John", *extra]) == 2
+    assert message in capsys.readouterr().err
+    assert loaded == []
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.usefixtures("loaded")
+def test_ctrl_c_in_a_sweep_keeps_its_finished_cells(
+    after: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_module = importlib.import_module("gemmascope.run.sweep")  # the package's own name is the function's
+    real = sweep_module._run_chunk
+    calls: list[int] = []
+
+    def chunk(*given: Any) -> None:
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        real(*given)
+
+    monkeypatch.setattr(sweep_module, "_run_chunk", chunk)
+    monkeypatch.setattr(sweep_module, "rows_within", lambda *_: 40)
+    path = tmp_path / "s.csv"
+    assert main([*PATCH, "--against", " John", "--csv", str(path)]) == 130
+    out, err = capsys.readouterr()
+    assert err == (f"wrote {path}\n" if after else "")
+    assert re.search(r", \d+ of 45 cells finished", out) if after else out == ""
+    assert path.exists() == bool(after)
 
 
 @pytest.mark.usefixtures("loaded")
@@ -202,13 +252,10 @@ def test_plan_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["trace", TEXT, "--html", "/"], "Is a directory"),
         (PATCH, 'gemmascope: --metric logit_diff takes two answers: give --against " John"'),
         ([*PATCH, "--metric", "answer_prob", "--against", " John"], "takes no --against: leave it out"),
-        ([*PATCH, "--against", " John", "--site", "resid"], "gemmascope: "),
-        ([*PATCH, "--against", " John", "--by", "layer,row"], "gemmascope: "),
-        ([*PATCH, "--against", " John", "--csv", "/no/such/folder/t.csv"], "there is no folder /no/such/folder"),
         (["lab", "/no/such/folder"], "gemmascope: there is no folder '/no/such/folder': give one that holds notebooks"),
-        (["lab", "--more=--ip=0.0.0.0"], "gemmascope: --ip is not passed on: this server is for this machine alone"),
-        (["lab", "--more=--IdentityProvider.token="], "gemmascope: --IdentityProvider.token is not passed on"),
-        (["lab", "--more=--ServerApp.password=x"], "gemmascope: --ServerApp.password is not passed on"),
+        (["lab", "--", "--ip=0.0.0.0"], "gemmascope: --ip is not passed on: this server is for this machine alone"),
+        (["lab", "--", "--debug", "--IdentityProvider.token="], "gemmascope: --IdentityProvider.token is not passed on"),
+        (["lab", "--no-browser", "--", "--ServerApp.password=x"], "gemmascope: --ServerApp.password is not passed on"),
         (["generate", "When", "--temperature", "-1"], "gemmascope: temperature is a number from 0"),
         (["generate", "When", "--max-new-tokens", "64"], "64 new ones would go past it; ask for 62 at most"),
         (["generate", "When", "--top-p", "nan"], "gemmascope: top_p is a number above 0 and up to 1"),

@@ -39,13 +39,15 @@ def status(port: int, token: str = "", host: str = "127.0.0.1") -> int:
         return 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no such terminals there")
 def test_it_answers_here_alone_and_asks_for_the_token(tmp_path: Path) -> None:
     (tmp_path / "a.ipynb").write_text("{}")
     port = free_port()
     places = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     command = [sys.executable, "-m", "gemmascope", "lab", str(tmp_path), "--port", str(port), "--no-browser"]
-    command += ["--more=--allow-root"] if os.geteuid() == 0 else []
-    server = subprocess.Popen(command, env={**os.environ, **places}, stderr=subprocess.DEVNULL)
+    command += ["--", "--allow-root"] if os.geteuid() == 0 else []
+    terminal, typed = os.openpty()  # at a terminal Ctrl-C is heard otherwise than in a script
+    server = subprocess.Popen(command, env={**os.environ, **places}, stdin=typed, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: status(port) == 403, server)
         running = json.loads(next((tmp_path / "RUNTIME").glob("jpserver-*.json")).read_text())
@@ -55,9 +57,16 @@ def test_it_answers_here_alone_and_asks_for_the_token(tmp_path: Path) -> None:
         assert (status(port, running["token"]), status(port, "guess")) == (200, 403)
         assert running["hostname"] == "127.0.0.1"
         assert status(port, running["token"], own_address()) == 0
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 0
+        assert status(port, running["token"]) == 0
+        assert not list((tmp_path / "RUNTIME").glob("jpserver-*.json")), "it tidied up behind itself"
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(20)
+        if server.poll() is None:
+            server.kill()
+            server.wait()
+        os.close(terminal)
+        os.close(typed)
 
 
 def own_address() -> str:

@@ -34,6 +34,9 @@ class Places:
 
 EVERYWHERE = Places()
 
+# Of a site's axes, those that cells can be laid along, beside the layers.
+_LAID = ("head", "kv_head", "pos", "q_pos", "k_pos")
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -54,13 +57,10 @@ class Grid:
 
         site: its name here or in TransformerLens, which may say the layer as well.
         """
-        found, at = read_name(site)
-        if not found.in_layer:
-            raise SweepError(f"'{found.name}' is outside the layers, so there is no grid over it: use gs.trace with an edit")
+        found, at, wanted = asked_axes(site, by)
         if at is not None:
             places = replace(places, layer=_named_layer(site, at, places.layer, model.n_layers))
         numbers = _numbers(found, places, model, ids)
-        wanted = _axis_names(by, found, numbers)
         if not hasattr(window, "__index__") or not 1 <= window <= model.n_layers:
             raise SweepError(f"window is a number of layers from 1 to {model.n_layers}; given {window!r}")
         if window > 1 and "layer" not in wanted:
@@ -173,9 +173,17 @@ def _layers(given: Any, n_layers: int) -> list[int]:
     return numbers
 
 
-def _axis_names(by: Sequence[str], site: Site, numbers: dict[str, list[int]]) -> list[str]:
+def asked_axes(site: str, by: Sequence[str]) -> tuple[Site, int | None, list[str]]:
+    """The site of a grid, the layer if its name says one, and the grid's axes: all that can be said without a model.
+
+    SiteError for no site, SweepError for one outside the layers and for axes that it does not have.
+    """
+    found, at = read_name(site)
+    if not found.in_layer:
+        raise SweepError(f"'{found.name}' is outside the layers, so there is no grid over it: use gs.trace with an edit")
+    there = ["layer", *(axis for axis in found.axes if axis in _LAID)]
     asked = list(by) if isinstance(by, Iterable) and not isinstance(by, str) else [by]
-    names = [site.heads if name == "head" and site.heads else name for name in asked]
-    if not names or len(set(names)) < len(names) or set(names) - set(numbers):
-        raise SweepError(f"by names axes of '{site.name}', each once: {', '.join(numbers)}; given {tuple(asked)}")
-    return names
+    names = [found.heads if name == "head" and found.heads else name for name in asked]
+    if not names or len(set(names)) < len(names) or set(names) - set(there):
+        raise SweepError(f"by names axes of '{found.name}', each once: {', '.join(there)}; given {tuple(asked)}")
+    return found, at, names

@@ -18,10 +18,10 @@ from gemmascope.widgets.stream import stream_view
 
 
 def write_trace(path: Path, trace: Trace) -> None:
-    """Write a trace's summary, its lens, attention and stream as a page. A view that has no room is named, with why."""
+    """Write a trace's summary, its attention, lens and stream as a page. A view that has no room is named, with why."""
     views: list[View] = []
     said = [as_html(trace)]
-    for make in (lens_view, attention_view, stream_view):
+    for make in (attention_view, lens_view, stream_view):
         try:
             views.append(make(trace))
         except GemmascopeError as error:  # noqa: PERF203
