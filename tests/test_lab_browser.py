@@ -64,6 +64,7 @@ def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
         canvas.press(key)
     cell = ".gs-lab tbody tr:nth-child(6) td:nth-child(16)"  # its row's label comes first
     wait_until_exact(page, cell)
+    assert "estimate" not in page.locator(".gs-lab .gs-tip").first.inner_text(), "what the cell says is what it holds now"
     assert number(page, cell) == pytest.approx(float(exact[5, 14]), rel=1e-3)
     assert page.locator(".gs-lab tbody td", has_text="estimate").count() == 89
     button(page, "Exact: all").click()

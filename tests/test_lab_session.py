@@ -576,6 +576,7 @@ def test_a_cells_detail_is_that_of_a_run_with_its_patch(into: str, site: str, ce
     patched = gs.trace(base.ids, model=worded(), edits=[gs.patch(site, source, layer=cell[0], head=cell[1])])
     for name, run in {**runs, "patched": patched}.items():
         assert error(detail.patterns[name], run["pattern", cell[0]][head].numpy()) <= CLOSE
+        assert detail.tokens[name] == run.tokens
     assert detail.pattern_of == f"layer {cell[0]} ({worded().config.kinds[cell[0]]}), head {head}"
     for token, before, after in detail.top:
         at = [worded().tokenizer.text(i) for i in range(61)].index(token)

@@ -20,7 +20,7 @@ class Detail:
     """place: the cell in words. top: (token, probability before, after) of what is likeliest before or after the patch.
 
     patterns: the attention probabilities [q_pos, k_pos] of one head in the "clean", "corrupt" and "patched" run; empty
-    where a cell is not about one head. pattern_of: which head that is.
+    where a cell is not about one head. pattern_of: which head that is. tokens: of each of these runs.
     """
 
     row: int
@@ -29,6 +29,7 @@ class Detail:
     top: list[tuple[str, float, float]]
     patterns: dict[str, Array]
     pattern_of: str
+    tokens: dict[str, list[str]]
 
     def as_data(self) -> dict[str, Any]:
         """As JSON holds it, but for the patterns."""
@@ -58,7 +59,8 @@ def detail_of(experiment: Experiment, row: int, column: int) -> Detail:
     runs = {**experiment.traces, "patched": patched} if at else {}
     patterns = {name: run.edges("pattern", at[0], head=at[1]).float().cpu().numpy() for name, run in runs.items() if at}
     said = f"layer {at[0]} ({model.config.kinds[at[0]]}), head {at[1]}" if at else ""
-    return Detail(row, column, place_of(experiment, row, column), likeliest(base, patched), patterns, said)
+    tokens = {name: run.tokens for name, run in runs.items()}
+    return Detail(row, column, place_of(experiment, row, column), likeliest(base, patched), patterns, said, tokens)
 
 
 def place_of(experiment: Experiment, row: int, column: int) -> str:

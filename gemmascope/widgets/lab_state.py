@@ -12,6 +12,7 @@ from gemmascope.run.result import Array
 from gemmascope.tokens import shown
 from gemmascope.widgets.aligned import aligned_data
 from gemmascope.widgets.board import Board
+from gemmascope.widgets.detail import Detail
 from gemmascope.widgets.experiment import Experiment
 from gemmascope.widgets.grids import AXES, labels_of
 from gemmascope.widgets.session import LabSession
@@ -39,7 +40,7 @@ def state_of(lab: LabSession) -> dict[str, Any]:
             "busy": lab.is_busy,
             "progress": lab.progress,
             "error": lab.error,
-            "detail": None if detail is None else {**detail.as_data(), "positions": _positions(lab)},
+            "detail": None if detail is None else {**detail.as_data(), "positions": _positions(detail)},
             "code": None if found is None else found.result.code(),
             "history": [label_of(one) for one in lab.experiments()],
         }
@@ -122,11 +123,12 @@ def _labels(experiment: Experiment, axis: str) -> list[dict[str, Any]]:
     return labels
 
 
-def _positions(lab: LabSession) -> list[dict[str, Any]]:
-    """The labels of the patched run's positions, for its patterns."""
-    assert lab.experiment is not None
-    tokens = lab.experiment.result.question.tokens
-    return [{"label": token, "token": True, "hint": f"{n}: {shown(token)}"} for n, token in enumerate(tokens)]
+def _positions(detail: Detail) -> dict[str, list[dict[str, Any]]]:
+    """The labels of each run's positions, for its pattern."""
+    return {
+        name: [{"label": token, "token": True, "hint": f"{n}: {shown(token)}"} for n, token in enumerate(tokens)]
+        for name, tokens in detail.tokens.items()
+    }
 
 
 def _tokens(model: Model, settings: Settings) -> list[dict[str, Any]]:

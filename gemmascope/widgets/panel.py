@@ -115,8 +115,8 @@ def _controls() -> dict[str, Any]:
         "against": w.Text(description="against", **short),
         "swap": w.Button(description="Swap answers", tooltip="exchange the two answers", layout=w.Layout(width="120px")),
         "metric": w.Dropdown(description="metric", options={WORDS[name]: name for name in METRICS}, **listed),
-        "site": w.Dropdown(description="site", options=sites, **listed),
+        "site": w.Dropdown(description="site", options=sites, **{**listed, "layout": w.Layout(width="330px")}),
         "by": w.Dropdown(description="grid", options={"layer × pos": ("layer", "pos")}, **listed),
-        "into": w.Dropdown(description="patch into", options=INTO, **{**listed, "layout": w.Layout(width="320px")}),
+        "into": w.Dropdown(description="patch into", options=INTO, **{**listed, "layout": w.Layout(width="370px")}),
         "layers": w.Dropdown(description="layers", options=list(LAYERS), **listed),
     }

@@ -49,6 +49,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
   const wide = make("div", { class: "gs-wide" }, canvas);
   root.append(wide, bar, table, live);
   const tip = tooltip(root);
+  let tipped = null; // the cell whose words are in the box
   const base = document.createElement("canvas");
   let colours, at, ctx;
   let state = start();
@@ -83,10 +84,11 @@ export function grid(el, spec, data, on = {}, options = {}) {
   function tipAt(row, column) {
     const [x, y] = corner(at, row, column);
     if (x < wide.scrollLeft || x + at.cw > wide.scrollLeft + wide.clientWidth) wide.scrollLeft = x - wide.clientWidth / 2;
+    tipped = [row, column];
     tip.show(says(spec, data, row, column), wide.offsetLeft + x + at.cw - wide.scrollLeft, wide.offsetTop + y, colours);
   }
   function tell(text) {
-    live.textContent = text;
+    if (live.textContent !== text) live.textContent = text;
   }
   function go(next, quiet = false) {
     state = next;
@@ -127,6 +129,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     }
     if (!cell) return tip.hide();
     const box = root.getBoundingClientRect();
+    tipped = cell;
     tip.show(says(spec, data, ...cell), event.clientX - box.left, event.clientY - box.top, colours);
   });
   canvas.addEventListener("pointerup", () => {
@@ -172,10 +175,13 @@ export function grid(el, spec, data, on = {}, options = {}) {
       if (`${spec.rows.length},${spec.columns.length}` !== shape) {
         state = start();
         picked = false;
+        tip.hide();
       }
       if (changes.spec) redraw();
       else rebase();
       if (!table.hidden) showTable(true);
+      if (tip.text !== null) tip.say(says(spec, data, ...tipped));
+      if (picked && !brushed(state)) tell(says(spec, data, state.row, state.column));
     },
     select(row, column) {
       go({ row, column, from: null }, true);

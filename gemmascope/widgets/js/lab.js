@@ -19,6 +19,7 @@ const LAB_STYLE = `
 .gs-pairs{display:flex;flex-wrap:wrap;gap:2px 0;margin:4px 0}
 .gs-pair{display:inline-flex;flex-direction:column;align-items:stretch;text-align:center}
 .gs-pair .gs-chip{white-space:pre;unicode-bidi:isolate;min-height:1.6em}
+.gs-pair .gs-special{border-style:solid;border-width:1px;outline:1px solid var(--gs-line);outline-offset:-4px;padding:0 6px}
 .gs-pair .gs-none{border-style:dotted;opacity:.7}
 .gs-differs .gs-chip{border:2px solid var(--gs-accent);border-radius:0;font-weight:700;text-decoration:underline}
 .gs-side{font-size:12px;padding:1px 6px 1px 0;text-align:right}
@@ -108,7 +109,7 @@ export function render({ model, el }) {
       polling = 0;
     } else if (message.type === "told" && message.seq === model.get("state").seq) {
       const words = { done: "done", cancelled: "cancelled: what was done is kept", error: "failed" }[message.kind];
-      if (words && message.what && message.what !== "prepare") status.textContent = `${message.what}: ${words}`;
+      if (words && message.what && !/^(prepare|the look)/.test(message.what)) status.textContent = `${message.what}: ${words}`;
     } else if (message.type === "file") saveAs(message.name, new Blob([message.text]));
   }
 
@@ -288,8 +289,8 @@ export function render({ model, el }) {
     const percent = (p) => (p >= 0.0005 ? `${(100 * p).toFixed(1)}%` : "<0.1%");
     const table = make(
       "table", { "aria-label": "likeliest answers before and after the patch" },
-      line(["next token", "before", "after", "change"], "th"),
-      ...found.top.map((t) => line([cut(legible(t.token), 24), percent(t.before), percent(t.after), `${t.after >= t.before ? "▲" : "▼"} ${format(100 * (t.after - t.before), true)}`], "td")),
+      line(["next token", "before", "after", "change, in %"], "th"),
+      ...found.top.map((t) => line([cut(legible(t.token), 24), percent(t.before), percent(t.after), `${t.after >= t.before ? "▲" : "▼"} ${format(100 * (t.after - t.before), true, 1)}`], "td")),
     );
     const patterns = make("div", { class: "gs-row gs-patterns" });
     detail.replaceChildren(make("div", { class: "gs-title" }, `Patched: ${legible(found.place).replaceAll("·", " ")}`), table, patterns);
@@ -297,10 +298,11 @@ export function render({ model, el }) {
     looks = found.patterns.map((name, i) => {
       const host = make("div");
       patterns.append(host);
-      const size = found.positions.length ** 2;
+      const positions = found.positions[name];
+      const size = positions.length ** 2;
       const values = numbers(model.get("patterns"), "float32").slice(i * size, (i + 1) * size);
       const title = `${found.pattern_of}, ${name} run`;
-      const spec = { title, rows: found.positions, columns: found.positions, row_axis: "query", column_axis: "key", square: true, unit: "", scale: { kind: "sequential", low: 0, high: 1 }, outside: (q, k) => k > q };
+      const spec = { title, rows: positions, columns: positions, row_axis: "query", column_axis: "key", square: true, unit: "", scale: { kind: "sequential", low: 0, high: 1 }, outside: (q, k) => k > q };
       return grid(host, spec, { values }, {}, { most: 16, least: 3 });
     });
   }

@@ -90,6 +90,9 @@ export function tooltip(root) {
       box.style.left = `${Math.max(0, Math.min(x + 14, room))}px`;
       box.style.top = `${y + 16}px`;
     },
+    say(text) {
+      box.textContent = text;
+    },
     hide() {
       box.hidden = true;
     },
