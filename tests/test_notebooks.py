@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import executable
+from PIL import Image
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.workshop.build import build, notebook, targets, text_of
 from gemmascope.workshop.check import exercises
 from gemmascope.workshop.guide import guide_text
+from gemmascope.workshop.pictures import MOST_BYTES, draw_pictures, image_of
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SOURCES = sorted((NOTEBOOKS / "source").glob("*.py"))
@@ -98,6 +102,37 @@ def test_an_exercise_fails_at_its_checks_and_nowhere_else(source: Path, tmp_path
     checks = [i for i, cell in enumerate(run.notebook.cells) if "check" in cell.metadata.get("tags", [])]
     assert list(run.errors) == checks
     assert all("still to be written" in error for error in run.errors.values())
+
+
+@pytest.mark.parametrize("source", [source for source in SOURCES if source.stem[0] in "12345"], ids=lambda s: s.stem)
+def test_the_expected_picture_is_where_both_versions_look_for_it(source: Path) -> None:
+    image = image_of(NOTEBOOKS, source)
+    assert image.read_bytes().startswith(b"\x89PNG")
+    assert image.stat().st_size < MOST_BYTES
+    assert len(tagged(source, "solution", "picture")) == 1
+    for _, version, target in (one for one in TARGETS if one[0] == source):
+        text = "\n".join(cell.source for cell in notebook(source, version).cells)
+        found = re.findall(r'<details><summary>Expected picture</summary><img src="([^"]+)" alt="[^"]+">', text)
+        assert [(target.parent / path).resolve() for path in found] == [image], version
+
+
+def test_pictures_are_drawn_from_what_a_solution_shows(tmp_path: Path) -> None:
+    executable()
+    (tmp_path / "source").mkdir()
+    source = tmp_path / "source" / "a.py"
+    shown = "import plotly.graph_objects as go\ngo.Figure(go.Bar(y=[1, 2]), layout={'height': 200})\n"
+    source.write_text(f'# %%\n1\n\n# %% tags=["picture"]\n{shown}')
+    (drawn,) = draw_pictures(tmp_path)
+    assert drawn == image_of(tmp_path, source)
+    with Image.open(drawn) as image:
+        assert image.size == (760, 200)
+        assert len(image.convert("RGB").getcolors()) > 5
+    source.write_text(source.read_text() * 2)
+    with pytest.raises(GemmascopeError, match="2 cells are tagged 'picture'"):
+        draw_pictures(tmp_path)
+    source.write_text('# %% tags=["picture"]\n1\n')
+    with pytest.raises(GemmascopeError, match="drew no figure and no HTML"):
+        draw_pictures(tmp_path)
 
 
 def test_the_instructor_s_guide_names_what_the_checks_name(tmp_path: Path) -> None:

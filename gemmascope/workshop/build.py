@@ -40,7 +40,7 @@ def notebook(source: Path, version: str) -> Any:
             continue
         new = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
         metadata = {"tags": _tags(cell)} if _tags(cell) else {}
-        made.cells.append(new(cell.source, id=f"{source.stem[:40]}-{len(made.cells)}", metadata=metadata))
+        made.cells.append(new(_text(cell, version), id=f"{source.stem[:40]}-{len(made.cells)}", metadata=metadata))
     return made
 
 
@@ -72,6 +72,12 @@ def build(folder: Path) -> list[Path]:
     return [*written, guide] if guide.exists() and write_guide(guide) else written
 
 
+def _text(cell: Any, version: str) -> str:
+    """A cell's text, with pictures where they are from there: solutions are a folder further down."""
+    text = str(cell.source)
+    return text.replace('<img src="images/', '<img src="../images/') if version == "solution" else text
+
+
 def _tags(cell: Any) -> list[str]:
     return list(cell.metadata.get("tags", []))
 
@@ -84,5 +90,12 @@ def _require_pairs(source: Path, cells: list[Any]) -> None:
 
 
 if __name__ == "__main__":
-    for path in build(Path(sys.argv[1] if len(sys.argv) > 1 else "notebooks")):
+    folders = [given for given in sys.argv[1:] if given != "--pictures"]
+    to_build = Path(folders[0] if folders else "notebooks")
+    for path in build(to_build):
         print(f"wrote {path}")
+    if "--pictures" in sys.argv:
+        from gemmascope.workshop.pictures import draw_pictures
+
+        for path in draw_pictures(to_build):
+            print(f"wrote {path}")

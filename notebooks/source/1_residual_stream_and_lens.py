@@ -102,8 +102,11 @@ check.ex_1_2(lens)
 read = gs.lens(t, answer=answer)
 read
 
-# %%
+# %% tags=["picture"]
 read.plot()
+
+# %% [markdown]
+# <details><summary>Expected picture</summary><img src="images/1_residual_stream_and_lens.png" alt="The lens, layer by layer and position by position"></details>
 
 # %%
 ranks = read.answer_rank.isel(pos=-1).squeeze().values.tolist()

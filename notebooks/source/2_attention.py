@@ -93,10 +93,12 @@ for name, run in (("this prompt", t), ("twice as long", longer)):
     print(f"{name}: {len(run)} tokens, so the window cuts {'something' if local else 'nothing'}")
 print(guess.reveal("yes" if len(t) > config.window else "no"))
 
-# %%
+# %% tags=["picture"]
 gs.attention_view(longer)
 
 # %% [markdown]
+# <details><summary>Expected picture</summary><img src="images/2_attention.png" alt="The pattern of a head of the first layer, a band along the diagonal, and its heads in small"></details>
+#
 # <details><summary>What you should see</summary>Choose layers with the arrow keys. In local layers the pattern is a band along
 # the diagonal, and the window's edge is drawn; in global layers it reaches back to the start. The first column, `&lt;bos&gt;`,
 # takes much of the attention of many heads and is left out of the colours.</details>

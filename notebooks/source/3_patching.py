@@ -163,10 +163,12 @@ check.ex_3_4(sweep_by_hand)
 s = gs.sweep(clean, corrupt, metric, site="resid_pre", by=("layer", "pos"), model=model)
 s
 
-# %%
+# %% tags=["picture"]
 s.plot(normalized=True)
 
 # %% [markdown]
+# <details><summary>Expected picture</summary><img src="images/3_patching.png" alt="What patching the stream restores, layer by position"></details>
+#
 # <details><summary>What you should see</summary>Blue at the position where the prompts differ, in the first layers; then at the
 # last position, in the later ones; nearly nothing elsewhere. In between the information was carried from one to the other.
 # Which layer does that?</details>

@@ -47,7 +47,7 @@ for pair in gs.prompts.ioi(200, 1, model.tokenizer):
 pairs = max(drawn.values(), key=len)
 print(f"{len(pairs)} pairs of {len(model.ids(pairs[0].clean))} tokens, such as:\n{pairs[0]}")
 
-# %%
+# %% tags=["picture"]
 few = pairs[:12]
 heads = gs.sweep(
     [pair.clean for pair in few],
@@ -61,6 +61,8 @@ heads = gs.sweep(
 heads.plot(normalized=True)
 
 # %% [markdown]
+# <details><summary>Expected picture</summary><img src="images/4_patching_lab.png" alt="What patching each head restores, the mean over pairs"></details>
+#
 # **Exercise 4.1** (5 minutes, ●○○) Name the k heads with the strongest effect, for or against.
 #
 # <details><summary>Hint 1</summary>`effect.flatten().abs().argsort(descending=True)`.</details>

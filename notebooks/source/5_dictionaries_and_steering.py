@@ -180,8 +180,11 @@ steered
 once = float(steered.to_dataframe().set_index("strength")["metric"][1.0])
 print(guess.reveal("yes" if once > 0 else "no"))
 
-# %%
+# %% tags=["picture"]
 steered.plot()
+
+# %% [markdown]
+# <details><summary>Expected picture</summary><img src="images/5_dictionaries_and_steering.png" alt="The metric and the perplexity, by the strength of steering"></details>
 
 # %%
 plain, pushed = (
