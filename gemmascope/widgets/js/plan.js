@@ -1,7 +1,7 @@
 // The memory planner: what was computed beforehand for a model, its weights, a context and a card is looked up and drawn.
 //
 // spec: {models, weights, contexts, cards: [{name, bytes, place}], driver, parts: names,
-//   cases: one for each model, weights, context and size of card, in this order: {how, said, load, task, total,
+//   cases: one for each model, weights, context and size of card, in this order: {how, said, do, total,
 //   parts: [[place in names, bytes]]}}
 
 import { make, paint, rootIn } from "./page.js";
@@ -15,17 +15,18 @@ const PLAN_STYLE = `
 .gs-limit{position:absolute;top:-18px;bottom:-6px;border-left:3px solid;padding-left:4px;font-size:12px;line-height:16px;white-space:nowrap}
 .gs-limit.gs-left{border-left:0;border-right:3px solid;padding:0 4px 0 0;transform:translateX(-100%)}
 .gs-verdict{font-weight:600;margin:4px 0}
-.gs code{font:12px ui-monospace,monospace;overflow-wrap:anywhere}
+.gs code{font:12px ui-monospace,monospace;overflow-wrap:anywhere;user-select:all}
 .gs-swatch{display:inline-block;min-width:18px;text-align:center;font-weight:600;color:#1a1a1a;margin-right:6px;border-radius:3px}
 .gs .gs-sizes td:first-child{text-align:left}
 `;
 // Light enough for dark digits in both themes; the digits, not the colours, tell the parts apart.
 const TINTS = ["#8ec1f0", "#b7dca4", "#f5c98b", "#d9b8e8", "#f2a9a0", "#a7dbe0", "#e3dc8a", "#c9c9c9", "#e0bfa4"];
-const SIGNS = { resident: "● fits whole", streams: "◐ fits, layers stream", no: "○ does not fit" };
+const SIGNS = { resident: "●", streams: "◐", no: "○" };
 
-/** Bytes in units of 10^9, or of 10^6 where that would be nothing. */
+/** Bytes in units of 10^9; of 10^6 or 10^3 where that would be nothing. As gemmascope/weights/planned.py writes them. */
 export function bytesText(n) {
-  return n >= 1e8 ? `${(n / 1e9).toFixed(2)} GB` : `${(n / 1e6).toFixed(2)} MB`;
+  const [unit, name] = n >= 1e8 ? [1e9, "GB"] : n >= 1e5 ? [1e6, "MB"] : [1e3, "kB"];
+  return `${(n / unit).toFixed(2)} ${name}`;
 }
 
 /** The place of a case: models, weights, contexts and sizes of cards count up from the last. */
@@ -38,7 +39,7 @@ export function plan(el, spec) {
   const root = rootIn(el, spec);
   root.append(make("style", {}, PLAN_STYLE));
   const at = { model: spec.models.length - 1, weights: spec.weights.length - 1, context: spec.contexts.length - 1, card: 2 % spec.cards.length };
-  const asks = make("div", { class: "gs-asks" });
+  const asks = make("div", { class: "gs-asks", "data-lm-suppress-shortcuts": "true" });
   const choice = (name, texts) => {
     const made = make("select", { "aria-label": name, onchange: () => set(name, made.selectedIndex) }, ...texts.map((text) => make("option", {}, text)));
     made.selectedIndex = at[name];
@@ -47,15 +48,15 @@ export function plan(el, spec) {
   choice("model", spec.models);
   choice("weights", spec.weights);
   const shownContext = make("output");
-  const slider = make("input", { type: "range", "aria-label": "context", min: "0", max: String(spec.contexts.length - 1), step: "1", oninput: () => set("context", Number(slider.value)), "data-lm-suppress-shortcuts": "true" });
+  const slider = make("input", { type: "range", "aria-label": "context", min: "0", max: String(spec.contexts.length - 1), step: "1", oninput: () => set("context", Number(slider.value)) });
   slider.value = String(at.context);
   asks.append(make("label", {}, "context", slider, shownContext));
   choice("card", spec.cards.map((card) => card.name));
   const memory = make("div", { class: "gs-memory", role: "img" });
   const verdict = make("div", { class: "gs-verdict", "aria-live": "polite" });
-  const call = make("code");
+  const todo = make("div", { class: "gs-note" });
   const table = make("table", { class: "gs-sizes" });
-  root.append(asks, memory, verdict, make("div", { class: "gs-note" }, call), table);
+  root.append(asks, memory, verdict, todo, table);
 
   function set(name, value) {
     at[name] = value;
@@ -81,10 +82,9 @@ export function plan(el, spec) {
     const end = (100 * room) / whole;
     const limit = make("div", { class: `gs-limit${end > 60 ? " gs-left" : ""}`, style: `left:${end}%;border-color:${colours.ink}` }, `${card.name}: ${bytesText(room)} to use`);
     memory.replaceChildren(...parts, limit);
-    const takes = `${bytesText(found.total)} at once, for ${found.task}`;
-    memory.setAttribute("aria-label", `${takes}, of ${bytesText(room)}`);
-    verdict.textContent = `${SIGNS[found.how]}: ${takes}${found.how === "resident" ? "" : `; ${found.said}`}`;
-    call.textContent = found.load;
+    memory.setAttribute("aria-label", `${bytesText(found.total)}, of ${bytesText(room)} to use on ${card.name}`);
+    verdict.textContent = `${SIGNS[found.how]} ${found.said}`;
+    todo.replaceChildren(found.how === "no" ? found.do : make("code", {}, found.do));
     const swatch = (name, i) => make("span", { class: "gs-swatch", style: `background:${TINTS[name % TINTS.length]}` }, String(i + 1));
     const rows = found.parts.map(([name, bytes], i) => make("tr", {}, make("td", {}, swatch(name, i), spec.parts[name]), make("td", {}, bytesText(bytes))));
     table.replaceChildren(...rows, make("tr", {}, make("th", {}, "together"), make("th", {}, bytesText(found.total))));
