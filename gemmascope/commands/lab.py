@@ -26,7 +26,7 @@ examples:
 def add(commands: Commands) -> None:
     """Say what it is and what it takes."""
     parser = added(commands, run, "start JupyterLab on the notebooks", _LAB, _LAB_EXAMPLES)
-    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, help="of notebooks (default: ./notebooks, or this clone's)")
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, help="default: ./notebooks, or this clone's")
     parser.add_argument("--port", type=int, help="where it listens (default: the first that is free from 8888)")
     parser.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
     parser.usage = "gemmascope lab [-h] [--port PORT] [--no-browser] [FOLDER] [-- ARGUMENTS OF JUPYTERLAB]"
