@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 from browser import executable
+from checkpoints import checkpoint
 from PIL import Image
 
+import gemmascope as gs
 from gemmascope.errors import GemmascopeError
 from gemmascope.workshop.build import build, notebook, targets, text_of
 from gemmascope.workshop.check import exercises
@@ -94,6 +97,24 @@ def test_a_solution_runs_from_the_first_to_the_last_cell(source: Path, tmp_path:
     checks = [cell for cell in run.notebook.cells if "check" in cell.metadata.get("tags", [])]
     for cell in checks:
         assert "right, on 3 random inputs" in "".join(output.get("text", "") for output in cell.outputs)
+
+
+def test_the_reference_on_heads_runs_on_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
+    """As it runs on 2B: only the name is changed. The checkpoint is transformers' own, random, with nano's tokenizer."""
+    nano = Path(gs.__file__).parent / "nano" / "checkpoint"
+    shape = {"vocab_size": gs.load().config.vocab_size, "sliding_window": 600, "max_position_embeddings": 1024}
+    checkpoint("gllgl", 3, **shape).save_pretrained(tmp_path / "other")
+    for path in nano.glob("*token*"):
+        shutil.copy(path, tmp_path / "other")
+    source = tmp_path / "heads.py"
+    text = (NOTEBOOKS / "source" / "heads_of_gemma_2.py").read_text(encoding="utf-8")
+    assert text.count('\nMODEL = "nano"\n') == 1
+    source.write_text(text.replace('\nMODEL = "nano"\n', f"\nMODEL = {str(tmp_path / 'other')!r}\n"), encoding="utf-8")
+    run = Run(source, "solution", tmp_path)
+    assert run.errors == {}
+    said = "".join(str(output.get("text", "")) for cell in run.notebook.cells for output in cell.get("outputs", []))
+    assert "local layers [1, 2, 4], with a window of 600 positions; global layers [0, 3]" in said
+    assert "the window of 600 is longer than 512 positions" in said
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
