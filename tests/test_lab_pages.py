@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import subprocess
@@ -21,6 +23,7 @@ import gemmascope as gs
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 LAB = ".gs-lab"
+SITES = {name: f"{name}: {site.meaning}" for name, site in gs.SITES.items()}
 TESTS = Path(__file__).parent
 
 # Slow enough that a sweep of all of it is under way for a while: 24 layers, 48 positions.
@@ -259,3 +262,34 @@ def test_the_dark_theme_is_dark(opened: Any) -> None:
     assert sum(light) > 700
     low = page.evaluate((TESTS / "js" / "contrast.js").read_text(encoding="utf-8"), [".gs-lab *", 4.5])
     assert low == []
+
+
+def test_what_is_taken_away_is_what_was_found_and_runs_are_compared(opened: Any, server: Any) -> None:
+    exact = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", progress=False).effect.values
+    page = opened(NANO)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    press(page, "Show as table")
+    press(page, "Exact: all")
+    wait_for(page, lambda: all(is_exact(cell) for row in table(page) for cell in row))
+    press(page, "Copy Python")
+    page.get_by_text("the Python of this experiment was copied").wait_for()
+    scope: dict[str, Any] = {}
+    exec(page.evaluate("navigator.clipboard.readText()"), scope)
+    np.testing.assert_allclose(scope["result"].effect.values, exact, atol=1e-4)
+    files = {}
+    for name in ("CSV", "HTML", "PNG"):
+        with page.expect_download() as download:
+            press(page, f"^{name}$")
+        files[name] = Path(download.value.path()).read_bytes()
+    cells = list(csv.DictReader(io.StringIO(files["CSV"].decode())))
+    np.testing.assert_allclose([float(cell["effect"]) for cell in cells], exact.ravel(), atol=1e-4)
+    assert files["HTML"].startswith(b"<!doctype html>")
+    assert files["PNG"].startswith(b"\x89PNG")
+    page.locator(".jp-OutputArea select").filter(has_text="resid_mid:").select_option(label=SITES["resid_mid"])
+    page.locator(".gs-lab").get_by_text("resid_mid patched into").wait_for()
+    press(page, "Exact: all")
+    compared = page.get_by_label("compare with an earlier run")
+    wait_for(page, lambda: compared.locator("option").count() == 3)
+    compared.select_option(index=1)
+    page.locator(".gs-lab").get_by_text("resid_pre patched into").wait_for()
+    assert page.locator(".gs-lab canvas[role=application]").count() == 2
