@@ -59,7 +59,8 @@ print(f"logits: at most {float((outputs.logits[0] - t.logits).abs().max()):.1e} 
 # %% [markdown]
 # ## 2 · The table of names
 #
-# Made from the table of sites that drives look-up in this toolkit; where the third column is empty TransformerLens has no hook.
+# Made from the table of sites that drives look-up in this toolkit. Where the third column is empty, no hook of TransformerLens
+# holds the same number.
 
 # %%
 names = [(name, " ".join(site.axes), site.hook or "", site.meaning) for name, site in gs.SITES.items()]
@@ -67,34 +68,59 @@ pd.set_option("display.max_colwidth", None)
 pd.DataFrame(names, columns=["site", "axes", "TransformerLens", "meaning"]).set_index("site")
 
 # %% [markdown]
+# A hook whose number differs from any site's is not answered with something near it: it is an error that says what differs, as
+# a name with a mistake in it is one that lists the near names.
+
+# %%
+for name in ("blocks.3.attn.hook_result", "blocks.3.attn.hook_attn_scores", "blocks.3.hook_resid_prev"):
+    try:
+        t[name]
+    except gs.GemmascopeError as error:
+        print(f"{name}: {str(error).split(' The sites are')[0]}")
+
+# %% [markdown]
 # And of calls:
 #
 # | TransformerLens | here |
 # |---|---|
-# | `HookedTransformer.from_pretrained("gemma-2-2b")` | `gs.load("google/gemma-2-2b")` |
+# | `HookedTransformer.from_pretrained("gemma-2-2b")`, or `TransformerBridge.boot_transformers("google/gemma-2-2b")` | `gs.load("google/gemma-2-2b")` |
 # | `tl_model.to_tokens(prompt)`, `to_str_tokens(prompt)` | `model.ids(prompt)`, `gs.trace(prompt, model=model).tokens` |
 # | `tl_model.run_with_cache(prompt)` | `gs.trace(prompt, model=model)` |
 # | `cache["pattern", 5]`, `cache["blocks.5.hook_resid_post"]` | `t["pattern", 5]`, `t["blocks.5.hook_resid_post"]` |
-# | `tl_model.run_with_hooks(tokens, fwd_hooks=[(name, hook)])` | `gs.trace(prompt, edits=[gs.edit(site, function, layer=5)])` |
+# | `tl_model.run_with_hooks(tokens, fwd_hooks=[(name, hook)])` | `gs.trace(prompt, model=model, edits=[gs.edit(site, function, layer=5)])` |
 # | a hook that writes `clean_cache[name][:, pos]` | `gs.patch(site, clean_trace, layer=5, pos=pos)` |
 # | a hook that writes zeros | `gs.ablate(site, layer=5, head=3)` |
 # | `patching.get_act_patch_resid_pre(...)` | `gs.sweep(clean, corrupt, metric, site="resid_pre")` |
 # | `patching.get_act_patch_attn_head_out_all_pos(...)` | `gs.sweep(clean, corrupt, metric, site="z", by=("layer", "head"))` |
-# | `cache.logit_attrs(...)`, `cache.stack_head_results(...)` | `gs.direct_logits(t, " Mary", against=" John", by="head")` |
+# | `patching.get_act_patch_attn_head_k_all_pos(...)`, and `v` | the same with `site="k"`: both count kv heads there |
+# | `patching.get_act_patch_attn_head_pattern_by_pos(...)` | `gs.sweep(..., site="pattern", by=("layer", "head", "q_pos"))` |
+# | `patching.generic_activation_patch(...)` | `gs.sweep` with any site and axes; `layer=`, `pos=`, `head=` name a part of the grid |
+# | `cache.accumulated_resid(apply_ln=True)`, times `W_U` | `gs.lens(t)`, soft cap included |
+# | `cache.decompose_resid(...)` with `cache.logit_attrs(...)` | `gs.direct_logits(t, " Mary", against=" John")` |
+# | `cache.stack_head_results(...)` with `cache.logit_attrs(...)` | `gs.direct_logits(t, " Mary", against=" John", by="head")` |
 # | `tl_model.generate(prompt)` | `gs.generate(prompt, model=model)` |
 #
 # What differs:
 #
 # - **No batch axis and no padding.** A list of prompts gives a list of traces.
-# - **Weights are as they are stored.** TransformerLens folds norms into weights and centres them unless it is told not to
-#   (`from_pretrained_no_processing`), so its stream differs by a constant; here nothing is folded.
+# - **`<bos>` is always there.** It is put in front of a text, and no option leaves it out: Gemma 2 breaks down without it. A
+#   list of token ids is taken as it is.
+# - **Weights are as they are stored.** `HookedTransformer.from_pretrained` folds the gain of a norm into the weights that read
+#   from it (`fold_ln`), so `W_Q` or `W_U` there are others than the checkpoint's; what it would centre in other models it leaves
+#   alone in Gemma 2, whose norms take no mean and whose logits are capped. Here nothing is folded, and `layer.ov(head)` and
+#   `layer.qk(head)` multiply the gains in when they are read, unless told not to.
+# - **What a cell holds.** A patching loop returns the metric of each patched run. `s.effect` is what the patch changed, that
+#   metric less the corrupted run's; `s.normalized` is the effect as a share of the gap, `s.clean` and `s.corrupt` the two ends.
 # - **Gemma 2's post-norms.** Each sublayer's output passes a norm before it joins the stream. `attn_out` is what joins;
 #   `head_out` goes through that norm with its scale frozen, so heads add up to `attn_out`.
 # - **Soft-capped logits.** `t.logits` are after the final soft cap; metrics read them; direct logits are before it, and say so.
 
 # %%
-apart = (t["head_out", 3].sum(1) - t["attn_out", 3]).abs().max()
+joins, before_norm = t["attn_out", 3], t["attn_raw", 3]
+apart = (t["head_out", 3].sum(1) - joins).abs().max()
 print(f"heads of layer 3 add up to what joins the stream, to {float(apart):.1e}")
+missed = float((before_norm - joins).norm() / joins.norm())
+print(f"heads taken before the post-norm, as in hook_result, would add up to something else: {missed:.0%} of its size away")
 
 # %% [markdown]
 # ## 3 · A patching loop
@@ -147,6 +173,48 @@ print(f"{n_layers * n_pos} cells: at most {same:.1e} apart; the loop took {loop_
 s.plot()
 
 # %% [markdown]
+# The same for heads, where the loop patches `hook_z` (`patching.get_act_patch_attn_head_out_all_pos`). In `transformers` what a
+# layer's heads read is what goes into `o_proj`, all heads side by side:
+
+# %%
+d_head, n_heads = model.config.d_head, model.config.n_heads
+into = [layer.self_attn.o_proj for layer in reference.model.layers]
+clean_z = {}
+handles = [
+    module.register_forward_pre_hook(lambda _, args, n=n: clean_z.update({n: args[0]})) for n, module in enumerate(into)
+]
+with torch.no_grad():
+    reference(clean_ids[None])
+for handle in handles:
+    handle.remove()
+
+
+def patched_head(layer: int, head: int) -> float:
+    """The logit difference of the corrupted run with what one head reads in the clean one, at all positions."""
+    columns = slice(head * d_head, (head + 1) * d_head)
+
+    def hook(module, args):
+        z = args[0].clone()
+        z[..., columns] = clean_z[layer][..., columns]
+        return (z,)
+
+    handle = into[layer].register_forward_pre_hook(hook)
+    try:
+        logits = reference(corrupt_ids[None]).logits[0, -1]
+    finally:
+        handle.remove()
+    return float(logits[mary] - logits[john])
+
+
+with torch.no_grad():
+    head_loop = torch.tensor([[patched_head(layer, head) for head in range(n_heads)] for layer in range(n_layers)])
+by_head = gs.sweep(
+    clean, corrupt, gs.logit_diff(" Mary", " John"), site="z", by=("layer", "head"), model=model, progress=False
+)
+same_heads = float((torch.tensor(by_head.effect.values) + by_head.corrupt - head_loop).abs().max())
+print(f"{n_layers * n_heads} heads: at most {same_heads:.1e} apart")
+
+# %% [markdown]
 # ## 4 · A hook of your own
 #
 # ```python
@@ -165,7 +233,8 @@ print(
 # %% [markdown]
 # ## Conclude
 #
-# *Claim:* "The sweep's numbers are those of the loop, to 0.0001." The number that decides:
+# *Claim:* "The sweeps' numbers are those of the loops, to 0.0001." The number that decides:
 
 # %%
-print(f"largest difference {same:.1e}: the claim is {'borne out' if same < 1e-4 else 'refuted'}")
+largest = max(same, same_heads)
+print(f"largest difference {largest:.1e}: the claim is {'borne out' if largest < 1e-4 else 'refuted'}")
