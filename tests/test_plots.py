@@ -109,6 +109,15 @@ def test_a_sweep_over_one_axis_is_a_bar_chart() -> None:
     assert by_pos.layout.xaxis.ticktext[0] == "&lt;bos&gt;"
 
 
+def test_the_metrics_of_many_pairs_do_not_overflow_the_scale() -> None:
+    same = [gs.logit_diff(" Mary", " John"), gs.logit_diff(" John", " Mary")] * 2
+    for metrics, said in ((same, "gs.logit_diff"), ([*same[:3], gs.answer_prob(" Mary")], "the metric")):
+        s = gs.sweep([CLEAN] * 4, None, metrics, site="z", by=("layer", "head"), ablate=0.0, model=worded())
+        figure = s.plot()
+        assert figure.data[0].colorbar.title.text == f"change of {said}"
+        assert figure.layout.title.text == f"z ablated, {s.question.model}, mean of 4 pairs"
+
+
 def test_more_than_two_axes_are_refused() -> None:
     s = patched("z", ("layer", "pos", "head"), layer=0)
     with pytest.raises(SweepError, match=r"has two axes; this sweep has 3 \(layer, pos, head\): plot result.effect.sel"):
