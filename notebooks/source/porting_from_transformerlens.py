@@ -120,7 +120,9 @@ joins, before_norm = t["attn_out", 3], t["attn_raw", 3]
 apart = (t["head_out", 3].sum(1) - joins).abs().max()
 print(f"heads of layer 3 add up to what joins the stream, to {float(apart):.1e}")
 missed = float((before_norm - joins).norm() / joins.norm())
-print(f"heads taken before the post-norm, as in hook_result, would add up to something else: {missed:.1f} times its size away")
+print(
+    f"heads taken before the post-norm, as in hook_result, would add up to something else: {missed:.1f} times its size away"
+)
 
 # %% [markdown]
 # ## 3 · A patching loop
