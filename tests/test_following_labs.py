@@ -160,6 +160,10 @@ def test_a_new_change_has_no_text_yet() -> None:
     data = after.as_data()
     assert (data["text_before"], data["text_after"]) == (ids_after([]), None)
     assert data["written"] == {"before": True, "after": False}
+    ends = [gs.trace(prompt(7), model=model(), edits=some).next_logits.softmax(-1) for some in ([], edits)]
+    assert {int(one["token"]) for one in data["top"]} == {int(i) for end in ends for i in end.topk(5).indices}
+    for one in data["top"]:
+        assert [one["before"], one["after"]] == pytest.approx([float(end[int(one["token"])]) for end in ends], rel=1e-5)
 
 
 def test_what_cannot_be_is_told_at_once_and_changes_nothing() -> None:
@@ -214,3 +218,25 @@ def test_two_labs_on_one_model_take_turns() -> None:
         thread.join()
     for n, lab in enumerate(labs):
         assert lab.text == ids_after([gs.add("resid_post", lab.edit.vector, layer=1, scale=float(n + 1))])
+
+
+@pytest.mark.nano
+def test_what_is_typed_is_read_as_it_was_written() -> None:
+    """Ids stay ids where there is a tokenizer, too; of a text, what looks like Python is a text."""
+    lab = gs.head_lab([2, 5, 6], max_new_tokens=3)
+    prompt_field, answer_field = (field for field in fields_of(lab.widget) if field.description in ("prompt", "answer"))
+    assert (prompt_field.value, answer_field.value) == ("[2, 5, 6]", "")
+    for typed, meant in (("[2, 7]", [2, 7]), ("When Mary", "When Mary"), ("[2, 7]", "[2, 7]")):
+        prompt_field.value = typed
+        assert lab.prompt == meant
+    answer_field.value = "5"
+    assert lab.answer == "5"
+    answer_field.value = ""
+    assert lab.answer is None
+    lab.wait()
+
+
+def fields_of(widget: Any) -> list[Any]:
+    """The text fields in a widget, however deep."""
+    found = [field for child in getattr(widget, "children", ()) for field in fields_of(child)]
+    return [widget, *found] if hasattr(widget, "continuous_update") else found

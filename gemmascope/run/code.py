@@ -26,9 +26,13 @@ def call_text(function: str, model: Model, positional: tuple[Any, ...], named: d
             arguments.append(f"{name}={value!r}")
     lines = "".join(f"    {argument},\n" for argument in [*arguments, "model=model"])
     needs_torch = "import torch\n" if "torch.tensor(" in lines else ""
+    return f"import gemmascope as gs\n{needs_torch}\n{load_text(model)}result = gs.{function}(\n{lines})\n"
+
+
+def load_text(model: Model) -> str:
+    """The line that loads a model, as it was asked for."""
     given = "".join(f", {name}={value!r}" for name, value in model.asked.items())
-    load = f"model = gs.load({model.name!r}{given})\n"
-    return f"import gemmascope as gs\n{needs_torch}\n{load}result = gs.{function}(\n{lines})\n"
+    return f"model = gs.load({model.name!r}{given})\n"
 
 
 def prompt_text(prompt: Any) -> str:

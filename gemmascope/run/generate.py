@@ -77,8 +77,12 @@ def growing_text(prompt: Any, model: Model, edits: Sequence[Edit], max_new_token
     """
     n_new = _whole("max_new_tokens", max_new_tokens, 1)
     run = _Run.of(prompt, model, listed_edits(edits), n_new, (), 0)
-    steps = _Loop([run], Sampling(0.0, 1.0), lambda piece: None, model, n_new).steps()
-    return (run.writing.text if model.has_tokenizer else " ".join(str(token) for token, _ in run.new) for _ in steps)
+    return _growing(run, model, n_new)
+
+
+def _growing(run: _Run, model: Model, n_new: int) -> Iterator[str]:
+    for _ in _Loop([run], Sampling(0.0, 1.0), lambda piece: None, model, n_new).steps():
+        yield run.writing.text if model.has_tokenizer else " ".join(str(token) for token, _ in run.new)
 
 
 @dataclass

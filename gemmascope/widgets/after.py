@@ -18,7 +18,7 @@ class After:
     """One prompt with and without edits.
 
     before, after: the traces, None until they are run. text_before, text_after: what the model goes on with, as far as it
-    is written yet; is_written: whether that is all.
+    is written yet; is_written: whether that is all. top: (token, probability before, after) of the likeliest next tokens.
     """
 
     model: Model
@@ -28,23 +28,21 @@ class After:
     after: Trace | None = None
     text_before: str | None = None
     text_after: str | None = None
+    top: list[tuple[str, float, float]] = field(default_factory=list)
     is_written: dict[str, bool] = field(default_factory=lambda: {"before": False, "after": False})
 
     @classmethod
-    def of(cls, prompt: Any, model: Model, max_new_tokens: int) -> After:
-        """Raises what gs.generate would for a prompt that cannot be gone on with. Nothing is run."""
-        growing_text(prompt, model, (), max_new_tokens)
+    def of(cls, prompt: Any, model: Model, max_new_tokens: int, edits: Sequence[Edit] = ()) -> After:
+        """Raises what gs.generate would for a prompt that cannot be gone on with, under these edits. Nothing is run."""
+        growing_text(prompt, model, edits, max_new_tokens)
         return cls(model, prompt, max_new_tokens)
-
-    def check(self, edits: Sequence[Edit]) -> None:
-        """Raises what running the prompt with these edits would. Nothing is run."""
-        growing_text(self.prompt, self.model, edits, self.max_new_tokens)
 
     def traced(self, edits: Sequence[Edit]) -> Generator[None]:
         """Run the prompt with these edits, and without any if that was not done yet."""
         if self.before is None:
             self.before = trace(self.prompt, model=self.model)
         self.after = trace(self.prompt, model=self.model, edits=list(edits)) if edits else self.before
+        self.top = likeliest(self.before, self.after)
         self.text_after, self.is_written["after"] = None, False
         yield
 
@@ -66,8 +64,5 @@ class After:
 
     def as_data(self) -> dict[str, Any]:
         """As JSON holds it: the likeliest next tokens with their probabilities before and after, and the texts."""
-        top: list[dict[str, Any]] = []
-        if self.before is not None and self.after is not None:
-            found = likeliest(self.before, self.after)
-            top = [{"token": token, "before": before, "after": after} for token, before, after in found]
+        top = [{"token": token, "before": before, "after": after} for token, before, after in self.top]
         return {"top": top, "text_before": self.text_before, "text_after": self.text_after, "written": dict(self.is_written)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gemmascope.model.model import Model
 from gemmascope.run.make_edits import patch
 from gemmascope.run.result import Array
@@ -93,8 +95,9 @@ def likeliest(base: Trace, patched: Trace) -> list[tuple[str, float, float]]:
     before, after = (run.next_logits.softmax(-1) for run in (base, patched))
     n_top = min(N_TOP, len(before))
     ids = dict.fromkeys([*after.topk(n_top).indices.tolist(), *before.topk(n_top).indices.tolist()])
-    return [(_text(base.model, i), float(before[i]), float(after[i])) for i in ids]
+    return [(token_text(base.model, i), float(before[i]), float(after[i])) for i in ids]
 
 
-def _text(model: Model, token_id: int) -> str:
-    return model.tokenizer.text(token_id) if model.has_tokenizer else str(token_id)
+def token_text(model: Model, token_id: int) -> str:
+    """A token as text; without a tokenizer, its id."""
+    return model.texts(torch.tensor([token_id]))[0]

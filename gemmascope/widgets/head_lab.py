@@ -12,24 +12,25 @@ from gemmascope.model.model import Model
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit
 from gemmascope.run.make_edits import scale
+from gemmascope.run.metric import bind_metric
 from gemmascope.run.trace import Trace
 from gemmascope.run.where import find_heads
 from gemmascope.sites import find_layer, find_site
 from gemmascope.widgets.after import After
 from gemmascope.widgets.attention import attention_view
-from gemmascope.widgets.follower import Follower
+from gemmascope.widgets.detail import token_text
+from gemmascope.widgets.fields import Fields
+from gemmascope.widgets.following_lab import FollowingLab, finite
 from gemmascope.widgets.lens import lens_view
 from gemmascope.widgets.page import View
-from gemmascope.widgets.shown_lab import Fields, display_lab, finite, script, shown_lab, text_of
-from gemmascope.widgets.still import Still
 
 if TYPE_CHECKING:
-    import ipywidgets
+    from gemmascope.widgets.follower_end import Wishes
 
 ASKED = ("prompt", "answer", "against")
 
 
-class HeadLab:
+class HeadLab(FollowingLab):
     """A prompt and its heads: the last expression of a cell shows it. Everything that it shows can be had in Python.
 
     set(prompt=, answer=, against=); scale(layer, head, by), reset(); wait(), cancel(). trace: with the heads as they are
@@ -37,19 +38,16 @@ class HeadLab:
     patterns and lens. edits, code().
     """
 
+    LIVE = "head_lab.js"
+
     def __init__(
         self, prompt: Any, answer: Any = None, against: Any = None, model: Model | None = None, max_new_tokens: int = 16
     ) -> None:
-        self.model = model_or_nano(model)
-        self.max_new_tokens = max_new_tokens
+        super().__init__(model_or_nano(model), max_new_tokens)
         self.prompt, self.answer, self.against = prompt, answer, against
         self.views: tuple[View, ...] = ()
         self._factors: dict[tuple[int, int], float] = {}
         self._n_views = 0
-        self._after: After = After.of(prompt, self.model, max_new_tokens)
-        self._shown: Any = None
-        self._still = Still(lambda: "\n".join(view.to_html() for view in self.views), lambda: repr(self))
-        self._follower = Follower(self.model, self._steps)
         self.set(prompt=prompt, answer=answer, against=against)
 
     # -- what is asked --
@@ -88,15 +86,6 @@ class HeadLab:
             self._factors.clear()
         self._follower.ask()
 
-    def wait(self, timeout: float | None = None) -> HeadLab:
-        """Wait until all follows from what was asked. Raises what went wrong, GemmascopeError when the time is up."""
-        self._follower.wait(timeout)
-        return self
-
-    def cancel(self) -> None:
-        """End what is under way; what is done stays."""
-        self._follower.cancel()
-
     # -- what was found --
 
     @property
@@ -110,32 +99,6 @@ class HeadLab:
         """The same as edits of a run."""
         return [scale("z", by, layer=layer, head=head) for (layer, head), by in self.factors.items()]
 
-    @property
-    def trace(self) -> Trace:
-        """The prompt's trace with the heads as they are scaled."""
-        self.wait()
-        assert self._after.after is not None
-        return self._after.after
-
-    @property
-    def base(self) -> Trace:
-        """Its trace without a change."""
-        self.wait()
-        assert self._after.before is not None
-        return self._after.before
-
-    @property
-    def text(self) -> str:
-        """What the model goes on with, the heads scaled."""
-        self.wait()
-        return self._after.text_after or ""
-
-    @property
-    def base_text(self) -> str:
-        """What it goes on with when nothing is changed."""
-        self.wait()
-        return self._after.text_before or ""
-
     def moved(self) -> tuple[str, float, float]:
         """The answer's metric: its name, its value without and with the change. Without an answer, the likeliest token's."""
         self.wait()
@@ -144,7 +107,7 @@ class HeadLab:
     def code(self) -> str:
         """The Python that makes this run again."""
         edits = [f"gs.scale('z', {by!r}, layer={layer}, head={head})" for (layer, head), by in self.factors.items()]
-        return script(self.model, self.prompt, edits, self.max_new_tokens)
+        return self._script(edits)
 
     # -- how it is found --
 
@@ -165,37 +128,18 @@ class HeadLab:
         assert after.after is not None
         if self.answer is None:
             token = int(after.before.next_logits.argmax())
-            return _measured(answer_prob(token), f"probability of {text_of(token, self.model)!r}", after)
+            return _measured(answer_prob(token), f"probability of {token_text(self.model, token)!r}", after)
         if self.against is None:
             return _measured(answer_prob(self.answer), f"probability of {self.answer!r}", after)
         return _measured(logit_diff(self.answer, self.against), f"logit of {self.answer!r} less {self.against!r}", after)
 
     # -- how it is shown --
 
-    @property
-    def widget(self) -> ipywidgets.Widget:
-        """The live widget. Made once. GemmascopeError where ipywidgets or anywidget is missing."""
-        if self._shown is None:
-            wishes = {
-                "scale": lambda m: self.scale(m["layer"], m["head"], m["by"]),
-                "reset": lambda _: self.reset(),
-                "cancel": lambda _: self.cancel(),
-            }
-            self._shown = shown_lab(
-                "head_lab.js", self._follower, self._fields, self._state, wishes, self._still, self._pictures
-            )
-        return self._shown
-
-    def _fields(self) -> Sequence[Any]:
+    def _controls(self) -> Sequence[Any]:
         return [Fields(self.model, lambda: {name: getattr(self, name) for name in ASKED}, self._typed).box()]
 
-    def _typed(self, name: str, value: Any) -> None:
-        try:
-            if isinstance(value, GemmascopeError):
-                raise value
-            self.set(**{name: value})
-        except GemmascopeError as error:
-            self._follower.refuse(error)
+    def _wishes(self) -> Wishes:
+        return {"scale": lambda m: self.scale(m["layer"], m["head"], m["by"]), "reset": lambda _: self.reset()}
 
     def _state(self) -> dict[str, Any]:
         with self._follower.guard:
@@ -211,9 +155,8 @@ class HeadLab:
         views = [{"spec": dict(view.spec), "arrays": dict(view.arrays)} for view in self.views]
         return {"number": self._n_views, "views": views}
 
-    def _ipython_display_(self) -> None:
-        """The live widget, and a still for notebooks that are saved, exported or have no front end for it."""
-        display_lab(self, self._follower, self._still)
+    def _still_html(self) -> str:
+        return "\n".join(view.to_html() for view in self.views)
 
     def __repr__(self) -> str:
         lines = [f"HeadLab of {self.model.name}: {self.prompt!r}"]
@@ -256,8 +199,6 @@ def _views(run: Trace, answer: Any) -> tuple[tuple[View, ...], GemmascopeError |
 
 
 def _measured(metric: Any, name: str, after: After) -> tuple[str, float, float]:
-    from gemmascope.run.metric import bind_metric
-
     bound = bind_metric(metric, after.model)
     before, now = (float(bound(run.next_logits[None])[0]) for run in (after.before, after.after) if run is not None)
     return name, before, now

@@ -76,11 +76,7 @@ class PatchingLab(LabSession):
     def _ipython_display_(self) -> None:
         """The live widget, and a still of the grid for notebooks that are saved, exported or have no front end for it."""
         self.wait_until_prepared(timeout=2.0)
-        try:
-            widget = self.widget
-        except SweepError:
-            widget = None
-        self.still.show(widget)
+        self.still.show(lambda: self.widget)
 
     @cached_property
     def still(self) -> Still:

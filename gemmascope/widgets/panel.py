@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import threading
 from typing import TYPE_CHECKING, Any
 
-from gemmascope.errors import GemmascopeError, PromptError
+from gemmascope.errors import GemmascopeError
 from gemmascope.sites import LAYER_SITES, SITES
+from gemmascope.widgets.fields import read, written
 from gemmascope.widgets.session import LabSession
 from gemmascope.widgets.settings import LAYERS, METRICS, grids_of
 
@@ -52,7 +52,7 @@ class Panel:
         self._showing.now = True
         try:
             for name in TEXTS:
-                c[name].value = _written(getattr(settings, name))
+                c[name].value = written(getattr(settings, name))
             c["site"].value = settings.site
             grids: dict[str, tuple[str, ...]] = {
                 " × ".join(axis.replace("_", " ") for axis in by): by for by in grids_of(settings.site)
@@ -82,23 +82,8 @@ class Panel:
         self.show()
         self.changed()
 
-    def _read(self, name: str, text: Any) -> Any:
-        """What was typed: a text; of what was no text, or for a model without a tokenizer, ids."""
-        was = getattr(self.lab.settings, name)
-        if name not in TEXTS or (isinstance(was, str) and self.lab.model.has_tokenizer):
-            return text
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
-            if self.lab.model.has_tokenizer:
-                return text
-            raise PromptError(f"{self.lab.model.name!r} has no tokenizer: write token ids, such as [2, 5, 9]") from error
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return repr(value.tolist() if hasattr(value, "tolist") else value)
+    def _read(self, name: str, given: Any) -> Any:
+        return read(given, getattr(self.lab.settings, name), self.lab.model) if name in TEXTS else given
 
 
 def _controls() -> dict[str, Any]:

@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from gemmascope.errors import SweepError
+
 # How long nothing new must have come before the still is made anew, in seconds: it is drawn again by the front end.
 SETTLED = 1.0
 
@@ -28,10 +30,14 @@ class Still:
         self._timer: threading.Timer | None = None
         self._shown: dict[str, str] = {}
 
-    def show(self, widget: Any) -> None:
-        """Show the still and the live widget as outputs of the cell that runs. widget: None if there can be none."""
+    def show(self, live: Callable[[], Any]) -> None:
+        """Show the still and the live widget as outputs of the cell that runs. live: makes it; SweepError if it cannot."""
         from IPython.display import display
 
+        try:
+            widget = live()
+        except SweepError:
+            widget = None
         self._shown = self._data()
         self._handle = display(self._shown, raw=True, display_id=True)
         if widget is not None:
