@@ -1,7 +1,7 @@
 // What becomes of a prompt: the likeliest next tokens before and after a change, and the text before and after.
 
 import { make } from "./page.js";
-import { format } from "./scale.js";
+import { format, percent } from "./scale.js";
 import { cut, legible, spelled } from "./tokens.js";
 
 const BARS = `
@@ -10,11 +10,6 @@ const BARS = `
 .gs-text b{display:block;font-size:12px}
 .gs-remark{margin:4px 0;padding:2px 6px;border-left:4px solid var(--gs-warn)}
 `;
-
-/** A share of one as people read it. */
-export function percent(p) {
-  return p >= 0.0005 ? `${(100 * p).toFixed(1)}%` : "<0.1%";
-}
 
 /** The part of a lab's page that shows them: {element, update(state)}. */
 export function answers() {

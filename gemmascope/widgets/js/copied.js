@@ -2,8 +2,8 @@
 
 import { make } from "./page.js";
 
-/** Copy a text, and say so in status. Pages that may not use the clipboard copy from a field that is there for a moment. */
-export async function copied(root, text, status) {
+/** Copy a text, and then say so in status. Pages that may not use the clipboard copy from a field that is there for a moment. */
+export async function copied(root, text, status, said) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
@@ -14,5 +14,5 @@ export async function copied(root, text, status) {
     document.execCommand("copy");
     box.remove();
   }
-  status.textContent = "The Python of this was copied.";
+  status.textContent = said;
 }

@@ -38,7 +38,7 @@ export function render({ model, el }) {
   const which = make("b");
   const buttons = FACTORS.map(([by, name]) => make("button", { type: "button", onclick: () => scaled(by) }, name));
   const other = make("input", { type: "number", step: "0.1", "aria-label": "another factor", onchange: () => other.value !== "" && scaled(Number(other.value)) });
-  const python = make("button", { type: "button", onclick: () => copied(root, model.get("state").code, status) }, "Copy Python");
+  const python = make("button", { type: "button", onclick: () => copied(root, model.get("state").code, status, "The Python of this was copied.") }, "Copy Python");
   tools.append(which, ...buttons, make("label", {}, "or × ", other), python);
 
   function scaled(by) {
@@ -121,11 +121,9 @@ export function render({ model, el }) {
     el.dataset.gemmascopeReady = "1";
     el.dataset.gemmascopeBusy = String(state.busy);
   }
-  const talking = talk(model, refresh, (is) => (status.textContent = is ? "The kernel is busy or gone: this is the last that was known." : ""));
-  function painted() {
-    paint(root, theme());
-    root.style.setProperty("--gs-warn", theme().warn);
-  }
+  const known = () => ({ number: model.get("state").number, pictures: model.get("pictures").number });
+  const talking = talk(model, ["state", "pictures"], status, { changed: refresh, poll: known });
+  const painted = () => paint(root, theme());
   const stop = onTheme(painted);
   painted();
   refresh();

@@ -1,18 +1,17 @@
 // The live patching lab: token chips, remarks, a grid that is clicked, brushed and walked through, and a cell's detail.
 //
-// Python's traits hold the state; what is asked travels as messages with the question's number, seq. What Python pushes from
-// a thread may not arrive everywhere, so the page asks ("poll") while something is under way: one question at a time.
+// Python's traits hold the state; what is asked travels as messages with the question's number, seq.
 
 import { numbers } from "./arrays.js";
+import { copied } from "./copied.js";
 import { grid } from "./grid.js";
 import { EXACT } from "./matrix.js";
 import { hideStill, make, paint, rootIn } from "./page.js";
-import { format } from "./scale.js";
+import { format, percent } from "./scale.js";
+import { talk } from "./talk.js";
 import { onTheme, theme } from "./theme.js";
 import { cut, legible } from "./tokens.js";
 
-const POLL_MS = 120;
-const SILENT_MS = 4000;
 const TRAITS = ["state", "values", "marks", "seconds", "patterns", "other", "other_values", "other_marks"];
 
 const LAB_STYLE = `
@@ -82,32 +81,13 @@ export function render({ model, el }) {
   let other = null;
   let looks = [];
   let pointer = false;
-  let polling = 0;
-  let asked = 0;
-  let answered = 0;
-  let pushed = 0;
 
   // -- talking to Python --
 
-  function send(type, more = {}) {
-    asked = performance.now();
-    model.send({ type, seq: state.seq, ...more });
-  }
-  const isWaiting = () => state.busy || asked > answered;
-  const timer = setInterval(() => {
-    const now = performance.now();
-    if (polling && now - polling > SILENT_MS) status.textContent = "The kernel is busy or gone: this is the last that was known.";
-    if (polling || !isWaiting() || now - Math.max(pushed, asked) < POLL_MS) return;
-    polling = now;
-    model.send({ type: "poll", seq: state.seq, number: state.number });
-  }, POLL_MS);
+  const send = (type, more = {}) => talking.send(type, { seq: state.seq, ...more });
 
   function heard(message) {
-    if (message.type === "polled") {
-      if (!message.busy) answered = Math.max(answered, polling);
-      if (performance.now() - polling > SILENT_MS) status.textContent = "";
-      polling = 0;
-    } else if (message.type === "told" && message.seq === model.get("state").seq) {
+    if (message.type === "told" && message.seq === model.get("state").seq) {
       const words = { done: "done", cancelled: "cancelled: what was done is kept", error: "failed" }[message.kind];
       if (words && message.what && !/^(prepare|the look)/.test(message.what)) status.textContent = `${message.what}: ${words}`;
     } else if (message.type === "file") saveAs(message.name, new Blob([message.text]));
@@ -115,20 +95,9 @@ export function render({ model, el }) {
 
   // -- drawing --
 
-  let stale = false;
-  function changed() {
-    pushed = performance.now();
-    if (stale) return;
-    stale = true;
-    queueMicrotask(() => {
-      stale = false;
-      refresh();
-    });
-  }
   function refresh() {
     const before = state;
     state = model.get("state");
-    if (!state.busy) answered = Math.max(answered, asked);
     if (!before || JSON.stringify(before.tokens) !== JSON.stringify(state.tokens) || !tokens.childNodes.length) drawTokens();
     remarks.replaceChildren(...state.checks.map(remark));
     ends.textContent = endsText();
@@ -271,7 +240,7 @@ export function render({ model, el }) {
     choice.append(make("option", { value: "" }, "Compare with …"));
     state.history.forEach((label, i) => choice.append(make("option", { value: String(i) }, `${i + 1}. ${legible(label).replaceAll("·", " ")}`)));
     files.replaceChildren(
-      press("Copy Python", () => copy(state.code)),
+      press("Copy Python", () => copied(root, state.code, status, "the Python of this experiment was copied")),
       press("CSV", () => send("file", { what: "csv" })),
       press("PNG", () => drawn?.canvas.toBlob((blob) => saveAs("patching_lab.png", blob))),
       press("HTML", () => send("file", { what: "html" })),
@@ -286,7 +255,6 @@ export function render({ model, el }) {
     if (!found || detail.dataset.said === JSON.stringify([found, state.seq])) return;
     detail.dataset.said = JSON.stringify([found, state.seq]);
     const line = (cells, tag) => make("tr", {}, ...cells.map((cell) => make(tag, {}, cell)));
-    const percent = (p) => (p >= 0.0005 ? `${(100 * p).toFixed(1)}%` : "<0.1%");
     const table = make(
       "table", { "aria-label": "likeliest answers before and after the patch" },
       line(["next token", "before", "after", "change, in %"], "th"),
@@ -315,35 +283,14 @@ export function render({ model, el }) {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     status.textContent = `${name} was saved by the browser`;
   }
-  async function copy(text) {
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      const box = make("textarea", { style: "position:fixed;opacity:0" });
-      box.value = text;
-      root.append(box);
-      box.select();
-      document.execCommand("copy");
-      box.remove();
-    }
-    status.textContent = "the Python of this experiment was copied";
-  }
-
-  function painted() {
-    const colours = theme();
-    paint(root, colours);
-    root.style.setProperty("--gs-warn", colours.warn);
-  }
-  for (const trait of TRAITS) model.on(`change:${trait}`, changed);
-  model.on("msg:custom", heard);
+  const talking = talk(model, TRAITS, status, { changed: refresh, poll: () => ({ seq: state.seq, number: state.number }), heard });
+  const painted = () => paint(root, theme());
   const stop = onTheme(painted);
   painted();
   refresh();
   return () => {
-    clearInterval(timer);
+    talking.stop();
     stop();
     [drawn, other, ...looks].forEach((made) => made?.destroy());
-    for (const trait of TRAITS) model.off(`change:${trait}`, changed);
-    model.off("msg:custom", heard);
   };
 }

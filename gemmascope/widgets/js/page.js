@@ -62,6 +62,7 @@ export function paint(root, colours) {
   root.style.background = colours.ground;
   root.style.setProperty("--gs-accent", colours.accent);
   root.style.setProperty("--gs-line", colours.line);
+  root.style.setProperty("--gs-warn", colours.warn);
 }
 
 /** A canvas of this size in CSS pixels, sharp on every screen; returns its context. */

@@ -55,6 +55,11 @@ export function format(value, sign = false, decimals = null) {
   return (value < 0 && Number(text) !== 0 ? "−" : sign && value > 0 ? "+" : "") + text;
 }
 
+/** A share of one as people read it. */
+export function percent(p) {
+  return p >= 0.0005 ? `${(100 * p).toFixed(1)}%` : "<0.1%";
+}
+
 /** What is written beside a scale: round numbers, or powers of ten where it is logarithmic. */
 export function ticksOf(scale, n) {
   if (!scale.log) return ticks(scale.low, scale.high, n);

@@ -13,7 +13,7 @@ export function render({ model, el }) {
   const found = answers();
   const said = make("div", { class: "gs-note" });
   const status = make("div", { class: "gs-note", role: "status" });
-  const python = make("button", { type: "button", onclick: () => copied(root, model.get("state").code, status) }, "Copy Python");
+  const python = make("button", { type: "button", onclick: () => copied(root, model.get("state").code, status, "The Python of this was copied.") }, "Copy Python");
   root.append(wrong.element, said, found.element, make("div", { class: "gs-bar" }, python), status);
 
   function refresh() {
@@ -24,13 +24,11 @@ export function render({ model, el }) {
     el.dataset.gemmascopeReady = "1";
     el.dataset.gemmascopeBusy = String(state.busy);
   }
-  const talking = talk(model, refresh, (is) => (status.textContent = is ? "The kernel is busy or gone: this is the last that was known." : ""));
-  const stop = onTheme(() => {
-    paint(root, theme());
-    root.style.setProperty("--gs-warn", theme().warn);
-  });
-  paint(root, theme());
-  root.style.setProperty("--gs-warn", theme().warn);
+  const known = () => ({ number: model.get("state").number, pictures: model.get("pictures").number });
+  const talking = talk(model, ["state", "pictures"], status, { changed: refresh, poll: known });
+  const painted = () => paint(root, theme());
+  const stop = onTheme(painted);
+  painted();
   refresh();
   return () => {
     talking.stop();

@@ -2,14 +2,17 @@
 // may not arrive everywhere, so the page asks ("poll") while something is under way: one question at a time.
 
 const ASK_MS = 120;
-const QUIET_MS = 4000;
+const SILENT_MS = 4000;
 
-/** changed(): draw the state anew. silent(is): the kernel has not answered for a while, or has again. */
-export function talk(model, changed, silent) {
+/**
+ * traits: what is told by; changed(): draw them anew. poll(): what goes with a question. heard(message): of any other kind.
+ * status: where it is said that the kernel has not answered for a while.
+ */
+export function talk(model, traits, status, { changed, poll, heard = () => {} }) {
   let asked = 0;
   let polling = 0;
   let arrived = 0;
-  let quiet = false;
+  let silent = false;
   let stale = false;
 
   function came() {
@@ -21,26 +24,26 @@ export function talk(model, changed, silent) {
       changed();
     });
   }
-  function say(is) {
-    if (is !== quiet) silent((quiet = is));
+  function fall(quiet) {
+    if (quiet !== silent) status.textContent = quiet ? "The kernel is busy or gone: this is the last that was known." : "";
+    silent = quiet;
   }
   const timer = setInterval(() => {
     const now = performance.now();
-    if (polling && now - polling > QUIET_MS) say(true);
+    if (polling && now - polling > SILENT_MS) fall(true);
     const waits = model.get("state").busy || asked > arrived;
     if (polling || !waits || now - Math.max(arrived, asked) < ASK_MS) return;
     polling = now;
-    model.send({ type: "poll", number: model.get("state").number, pictures: model.get("pictures").number });
+    model.send({ type: "poll", ...poll() });
   }, ASK_MS);
-  function heard(message) {
-    if (message.type !== "polled") return;
+  function listen(message) {
+    if (message.type !== "polled") return heard(message);
     if (!message.busy) arrived = Math.max(arrived, polling);
     polling = 0;
-    say(false);
+    fall(false);
   }
-  model.on("change:state", came);
-  model.on("change:pictures", came);
-  model.on("msg:custom", heard);
+  for (const trait of traits) model.on(`change:${trait}`, came);
+  model.on("msg:custom", listen);
   return {
     send(type, more = {}) {
       asked = performance.now();
@@ -48,9 +51,8 @@ export function talk(model, changed, silent) {
     },
     stop() {
       clearInterval(timer);
-      model.off("change:state", came);
-      model.off("change:pictures", came);
-      model.off("msg:custom", heard);
+      for (const trait of traits) model.off(`change:${trait}`, came);
+      model.off("msg:custom", listen);
     },
   };
 }
