@@ -15,12 +15,28 @@ install_import_hook("gemmascope", "shapes.checked")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from browser import browser  # noqa: E402
+from jupyter import Lab, jupyterlab  # noqa: E402
 
 if TYPE_CHECKING:
     from gemmascope.model.gemma2 import Gemma2, Layer
 
 # Products this small are no faster on two threads, and much slower where other work shares the cores.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A running Chromium, for the tests of one file: beside its event loop no notebook can be run."""
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["subshells", "main thread"])
+def lab(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A running JupyterLab, once under each setting of comms over subshells."""
+    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=request.param) as found:
+        yield found
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from typing import Any
 
 TOKEN = "a-token-of-the-tests"
 IDLE = "Python 3 (ipykernel) | Idle"
+DONE = "the last cell is done"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Lab:
         if kernel:
             # Run before it is idle, and a dialog asks which kernel is meant.
             page.get_by_text(IDLE, exact=True).wait_for(timeout=60_000)
+
+    def run(self, page: Any, name: str, cells: Sequence[str]) -> None:
+        """Write a notebook of these cells, open it in a page and run it, to its end: a last cell of its own says so."""
+        self.write(name, [*cells, f"print({DONE!r})"])
+        self.open(page, name)
+        self.command(page, "notebook:run-all-cells")
+        page.get_by_text(DONE, exact=True).wait_for(timeout=60_000)
 
     @staticmethod
     def command(page: Any, name: str) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import browser, page_of
-from jupyter import Lab, jupyterlab
+from browser import page_of
+from jupyter import Lab
 
 import gemmascope as gs
 
@@ -18,31 +18,15 @@ CELLS = [
     f"import gemmascope as gs\nheads = gs.head_lab({PROMPT!r}, ' Mary', ' John', max_new_tokens=6)\nheads",
     f"d = gs.direction({POSITIVE}, {NEGATIVE}, layer=4)\n"
     "steer = gs.steer_lab('Peter was tired because', d, strengths=(-4, 4), max_new_tokens=6)\nsteer",
-    "print('the last cell is done')",
 ]
 
 pytestmark = pytest.mark.nano
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["subshells", "main thread"])
-def lab(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=request.param) as found:
-        yield found
-
-
 @pytest.fixture
 def page(lab: Lab, chromium: Any) -> Iterator[Any]:
-    lab.write("following.ipynb", CELLS)
     with page_of(chromium) as found:
-        lab.open(found, "following.ipynb")
-        lab.command(found, "notebook:run-all-cells")
-        found.get_by_text("the last cell is done", exact=True).wait_for(timeout=60_000)
+        lab.run(found, "following.ipynb", CELLS)
         found.wait_for_selector("[data-gemmascope-pictures='1']", timeout=30_000)
         yield found
         assert found.beyond == []

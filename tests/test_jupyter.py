@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browser, page_of
+from browser import page_of
 from jupyter import Lab, jupyterlab
 
 CELLS = [
@@ -16,14 +16,7 @@ CELLS = [
     "gs.attention_view(t, layer=3, head=1)",
     "gs.lens_view(t, answer=' Mary')",
     "gs.stream_view(t, answer=' Mary', against=' John')",
-    "print('the last cell is done')",
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +27,8 @@ def lab(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
 
 @pytest.mark.nano
 def test_views_are_drawn_saved_and_seen_again_without_a_kernel(lab: Lab, chromium: Any) -> None:
-    lab.write("views.ipynb", CELLS)
     with page_of(chromium) as page:
-        lab.open(page, "views.ipynb")
-        lab.command(page, "notebook:run-all-cells")
-        page.get_by_text("the last cell is done", exact=True).wait_for(timeout=60_000)
+        lab.run(page, "views.ipynb", CELLS)
         page.wait_for_function("document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === 3", timeout=20_000)
         page.get_by_role("button", name="head 2", exact=True).click()
         page.get_by_text("layer 3 (global), head 2").wait_for()

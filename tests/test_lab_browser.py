@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import browser, page_of
-from jupyter import Lab, jupyterlab
+from browser import page_of
+from jupyter import Lab
 
 import gemmascope as gs
 
@@ -16,31 +16,15 @@ CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 CELLS = [
     f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab",
-    "print('the last cell is done')",
 ]
 
 pytestmark = pytest.mark.nano
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["subshells", "main thread"])
-def lab(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=request.param) as found:
-        yield found
-
-
 @pytest.fixture
 def page(lab: Lab, chromium: Any) -> Iterator[Any]:
-    lab.write("patching.ipynb", CELLS)
     with page_of(chromium) as found:
-        lab.open(found, "patching.ipynb")
-        lab.command(found, "notebook:run-all-cells")
-        found.get_by_text("the last cell is done", exact=True).wait_for(timeout=60_000)
+        lab.run(found, "patching.ipynb", CELLS)
         found.wait_for_selector(".gs-lab canvas[role=application]", timeout=30_000)
         yield found
         assert found.beyond == []

@@ -9,13 +9,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import browser, page_of
-from jupyter import Lab, jupyterlab
+from browser import page_of
+from jupyter import DONE, Lab
 from pointer import RED_BLUE, Pointer, between
 
 import gemmascope as gs
@@ -46,45 +47,28 @@ tokens = [2, *model.tokenizer.encode("".join(ODD))]
 other = [2, *tokens[:0:-1]]
 odd = gs.patching_lab(tokens, other, ODD[0], ODD[1], model=model)
 odd"""
-DONE = "print('the last cell is done')"
 
 pytestmark = pytest.mark.nano
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["subshells", "main thread"])
-def server(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=request.param) as found:
-        yield found, request.param
-
-
 @pytest.fixture
-def opened(server: Any, chromium: Any) -> Iterator[Any]:
+def opened(lab: Lab, chromium: Any) -> Iterator[Any]:
     """A function that runs cells as a notebook and gives its page. Nothing may ask the network, fail or alert."""
     made: list[Any] = []
 
-    def open_(*cells: str, name: str = "lab.ipynb", scheme: str = "light") -> Any:
-        lab: Lab = server[0]
-        lab.write(name, [*cells, DONE])
-        manager = page_of(chromium, scheme=scheme)
-        page = manager.__enter__()
-        made.append((manager, page))
-        lab.open(page, name)
-        lab.command(page, "notebook:run-all-cells")
-        page.get_by_text("the last cell is done", exact=True).wait_for(timeout=60_000)
-        n_labs = sum(cell.splitlines()[-1].isidentifier() for cell in cells)
-        page.wait_for_function(f"document.querySelectorAll('.gs-lab canvas[role=application]').length >= {n_labs}")
-        return page
+    with ExitStack() as pages:
 
-    yield open_
-    for manager, page in made:
-        assert (page.beyond, page.errors) == ([], [])
-        manager.__exit__(None, None, None)
+        def open_(*cells: str, name: str = "lab.ipynb") -> Any:
+            page = pages.enter_context(page_of(chromium))
+            made.append(page)
+            lab.run(page, name, cells)
+            n_labs = sum(cell.splitlines()[-1].isidentifier() for cell in cells)
+            page.wait_for_function(f"document.querySelectorAll('.gs-lab canvas[role=application]').length >= {n_labs}")
+            return page
+
+        yield open_
+        for page in made:
+            assert (page.beyond, page.errors) == ([], [])
 
 
 def press(page: Any, name: str, nth: int = 0) -> None:
@@ -181,13 +165,13 @@ def test_a_cancel_ends_within_a_chunk_and_keeps_what_is_done(opened: Any) -> Non
     assert sum(is_exact(cell) for row in table(page) for cell in row) < 24 * 48
 
 
-def test_a_click_while_a_cell_runs_is_answered_and_until_then_the_page_says_why_not(opened: Any, server: Any) -> None:
+def test_a_click_while_a_cell_runs_is_answered_and_until_then_the_page_says_why_not(opened: Any, lab: Lab) -> None:
     """Whether it is answered beside the cell or after it is the kernel's to say: ipykernel 7.4 lets it wait."""
     page = opened(NANO, "print('before')")
     press(page, "Show as table")
     canvas = page.locator(".gs-lab canvas[role=application]")
     page.locator(".jp-Cell").last.locator(".cm-content").fill("import time; time.sleep(7); print('slept', 'well')")
-    server[0].command(page, "notebook:run-cell")
+    lab.command(page, "notebook:run-cell")
     page.wait_for_timeout(500)
     canvas.focus()
     for key in ("Home", "PageUp", "End", "Enter"):
@@ -224,17 +208,14 @@ def test_odd_words_are_words(opened: Any) -> None:
     assert page.locator(".gs-lab img, .gs-lab script").count() == 0
 
 
-def test_what_is_saved_is_seen_without_a_kernel_and_as_a_page(
-    opened: Any, server: Any, chromium: Any, tmp_path: Path
-) -> None:
-    lab = server[0]
+def test_what_is_saved_is_seen_without_a_kernel_and_as_a_page(opened: Any, lab: Lab, chromium: Any, tmp_path: Path) -> None:
     patched = float(
         gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", progress=False).effect[0, 10]
     )
     page = opened(f"{NANO.removesuffix('lab')}_ = lab.run()", "lab.save('grid.html')", "lab", name="kept.ipynb")
     lab.command(page, "docmanager:save")
     path = lab.folder / "kept.ipynb"
-    wait_for(page, lambda: "the last cell is done" in str(json.loads(path.read_text())["cells"][-1]["outputs"]))
+    wait_for(page, lambda: DONE in str(json.loads(path.read_text())["cells"][-1]["outputs"]))
     with page_of(chromium) as again:
         lab.open(again, "kept.ipynb", kernel=False)
         again.wait_for_selector("[data-gs][data-gemmascope-ready] canvas", timeout=30_000)
@@ -264,7 +245,7 @@ def test_the_dark_theme_is_dark(opened: Any) -> None:
     assert low == []
 
 
-def test_what_is_taken_away_is_what_was_found_and_runs_are_compared(opened: Any, server: Any) -> None:
+def test_what_is_taken_away_is_what_was_found_and_runs_are_compared(opened: Any, lab: Lab) -> None:
     exact = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", progress=False).effect.values
     page = opened(NANO)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])

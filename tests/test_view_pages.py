@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import browser, page_of
+from browser import page_of
 from checkpoints import checkpoint, model_of, prompt
 from pointer import BLUES, RED_BLUE, Pointer, between
 from test_views import CLEAN, CORRUPT, every_view, odd, trace, wide
@@ -18,12 +18,6 @@ from test_views import CLEAN, CORRUPT, every_view, odd, trace, wide
 import gemmascope as gs
 from gemmascope.tokens import shown as shown_text
 from gemmascope.widgets.page import page as page_with
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as found:
-        yield found
 
 
 @pytest.fixture

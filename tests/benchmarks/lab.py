@@ -105,11 +105,8 @@ def main() -> None:
 def opened(pages: ExitStack, chromium: Any, lab: Any) -> Any:
     """A page with a patching lab about nano, quiet."""
     cell = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab"
-    lab.write("lab.ipynb", [cell, "print('the last cell is done')"])
     page = pages.enter_context(page_of(chromium))
-    lab.open(page, "lab.ipynb")
-    lab.command(page, "notebook:run-all-cells")
-    page.get_by_text("the last cell is done", exact=True).wait_for(timeout=60_000)
+    lab.run(page, "lab.ipynb", [cell])
     page.wait_for_selector(".gs-lab canvas[role=application]", timeout=30_000)
     time.sleep(3)
     return page
