@@ -18,6 +18,8 @@ MOST_SHOWN = 80
 
 # A logarithmic axis that spans less than this factor is numbered within its decades.
 MANY_DECADES = 1e3
+# Marks at 1, 2 and 5 of a decade are at most a factor of 2.5 apart: so much wider a span has two of them.
+FEW_TICKS = 6.25
 
 
 def direction_figure(found: Direction) -> Any:
@@ -99,8 +101,7 @@ def strengths_figure(found: StrengthSweep) -> Any:
             figure.add_hline(y=unsteered, line_color="#777777", line_dash="dot", row=row, col=1)
         figure.update_yaxes(title=text(_cut(title)), zeroline=False, row=row, col=1)
     seen = found.perplexity.values[np.isfinite(found.perplexity.values)]
-    narrow = seen.size > 0 and seen.max() < MANY_DECADES * seen.min()
-    figure.update_yaxes(type="log", dtick="D2" if narrow else None, row=2, col=1)
+    figure.update_yaxes(type="log", **_numbering(seen), row=2, col=1)
     figure.update_xaxes(zeroline=False)
     figure.update_xaxes(title="strength, in lengths of the vector", row=2, col=1)
     figure.update_layout(
@@ -112,6 +113,18 @@ def strengths_figure(found: StrengthSweep) -> Any:
         margin={"t": 90},
     )
     return figure
+
+
+def _numbering(seen: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """How a logarithmic axis over these numbers is marked, so that at least two marks are within them."""
+    if not seen.size or seen.max() >= MANY_DECADES * seen.min():
+        return {}
+    if seen.max() >= FEW_TICKS * seen.min() or seen.max() == seen.min():
+        return {"dtick": "D2"}
+    low, high = float(seen.min()), float(seen.max())
+    decade = 10.0 ** np.floor(np.log10(high - low))
+    step = next(n * decade for n in (2, 1, 0.5, 0.2) if (high - low) / (n * decade) >= 3)
+    return {"tickvals": [round(n * step, 10) for n in range(int(low // step), int(high // step) + 2)]}
 
 
 def _cut(label: str, most: int = 36) -> str:
