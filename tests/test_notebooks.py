@@ -53,6 +53,10 @@ def test_the_exercise_version_holds_no_solution(source: Path) -> None:
     for cell in solutions:
         for line in _body(cell.source):
             assert line not in text, f"a line of the solution is in the exercise: {line!r}"
+    for cell in tagged(source, "exercise", "check"):
+        number = re.findall(r"ex_(\d+_\d+)", cell.source)[0].replace("_", ".")
+        assert f'Exercise {number} in <a href="solutions/{source.stem}.ipynb">' in text
+        assert f"Exercise {number}" in "\n".join(one.source for one in notebook(source, "solution").cells)
     for cell in exercises:
         assert "raise NotImplementedError" in cell.source
         assert '"""' in cell.source

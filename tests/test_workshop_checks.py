@@ -84,3 +84,15 @@ def test_an_answer_that_writes_to_its_arguments_is_judged_by_what_it_returns() -
         return value
 
     check.ex_3_1(in_place, 1)
+
+
+def test_a_notebook_shows_the_sentence_and_no_traceback() -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    shell = InteractiveShell()
+    with capture_output() as shown:
+        shell.run_cell("from gemmascope.workshop import check\ncheck.ex_0_1(lambda *given: None)")
+    assert (
+        shown.stdout.strip() == "CheckFailed: 0.1: your function returned nothing; it returns the position, a whole number"
+    )

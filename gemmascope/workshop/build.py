@@ -7,6 +7,7 @@ A source is a jupytext script in notebooks/source. A cell tagged "exercise" is w
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,9 @@ def notebook(source: Path, version: str) -> Any:
         new = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
         metadata = {"tags": _tags(cell)} if _tags(cell) else {}
         made.cells.append(new(_text(cell, version), id=f"{source.stem[:40]}-{len(made.cells)}", metadata=metadata))
+        if version == "exercise" and "check" in _tags(cell):
+            where = nbformat.v4.new_markdown_cell(_pointer(source, cell), id=f"{source.stem[:40]}-{len(made.cells)}")
+            made.cells.append(where)
     return made
 
 
@@ -70,6 +74,13 @@ def build(folder: Path) -> list[Path]:
             written.append(target)
     guide = folder / "instructor.md"
     return [*written, guide] if guide.exists() and write_guide(guide) else written
+
+
+def _pointer(source: Path, check: Any) -> str:
+    """Where the solution of an exercise is: folded, and in another notebook, so that it is not read by chance."""
+    number = ".".join(re.findall(r"ex_(\d+)_(\d+)", check.source)[0])
+    target = f"solutions/{source.stem}.ipynb"
+    return f'<details><summary>Solution</summary>Exercise {number} in <a href="{target}">{target}</a>.</details>'
 
 
 def _text(cell: Any, version: str) -> str:

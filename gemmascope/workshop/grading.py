@@ -22,6 +22,10 @@ ROUNDS = 3
 class CheckFailed(GemmascopeError, AssertionError):
     """An answer that is not right yet, with what is wrong about it."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the sentence alone. Where the check stands in this package helps nobody."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 @dataclass(frozen=True)
 class Wrong:
