@@ -24,6 +24,7 @@ _WHERE = {
     "Model": "gemmascope.model.model",
     "GemmaConfig": "gemmascope.config",
     "GemmascopeError": "gemmascope.errors",
+    "GemmascopeWarning": "gemmascope.errors",
     "SITES": "gemmascope.sites",
     "patch": "gemmascope.run.make_edits",
     "ablate": "gemmascope.run.make_edits",
@@ -100,7 +101,7 @@ if TYPE_CHECKING:
     from gemmascope.dictionaries.features import FeatureSweep, feature_sweep
     from gemmascope.dictionaries.load import load_sae
     from gemmascope.dictionaries.splice import splice
-    from gemmascope.errors import GemmascopeError
+    from gemmascope.errors import GemmascopeError, GemmascopeWarning
     from gemmascope.model.model import Model
     from gemmascope.run.generate import generate
     from gemmascope.run.generation import Generation
@@ -136,6 +137,7 @@ __all__ = [
     "Features",
     "GemmaConfig",
     "GemmascopeError",
+    "GemmascopeWarning",
     "Generation",
     "HeadLab",
     "HeadScores",

@@ -1,10 +1,20 @@
-"""The errors of gemmascope: one base class, and one class for each door that bad input can come to."""
+"""The errors of gemmascope: one base class, and one class for each door that bad input can come to. And its warnings."""
 
 from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class GemmascopeError(Exception):
     """Base of every error that gemmascope raises on purpose: what was given, what there is, what to do."""
+
+
+class GemmascopeWarning(UserWarning):
+    """Something that runs and may not be meant. warnings.simplefilter("error", gs.GemmascopeWarning) makes it an error."""
 
 
 class SiteError(GemmascopeError, LookupError):
@@ -61,3 +71,11 @@ class DictionaryError(GemmascopeError, ValueError):
 
 class ServingError(GemmascopeError, ValueError):
     """JupyterLab cannot be started as asked."""
+
+
+def warn(message: str) -> None:
+    """Give a GemmascopeWarning at the line outside this package that led here: the user's."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, GemmascopeWarning, stacklevel=depth)

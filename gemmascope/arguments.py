@@ -1,0 +1,84 @@
+"""What users type, checked in one place: whole numbers and finite numbers, of Python, numpy or torch."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+from gemmascope.errors import GemmascopeError
+
+
+def whole_number(
+    given: Any, name: str, *, least: int | None = None, most: int | None = None, error: type[GemmascopeError]
+) -> int:
+    """A whole number as an int. Takes Python's and numpy's integers and 0-d integer tensors; True and 2.0 are refused.
+
+    Args:
+        given: What the user typed.
+        name: What it is called in the error, such as "top".
+        least: The smallest number allowed; None for no bound.
+        most: The largest number allowed; None for no bound.
+        error: The class to raise.
+
+    Raises:
+        error: It is no whole number, or outside the bounds. Says what was given and what is allowed.
+    """
+    if is_whole(given):
+        number = int(given)
+        if (least is None or number >= least) and (most is None or number <= most):
+            return number
+    raise error(f"{name} is a whole number{_bounds(least, most)}; given {_shown(given)}")
+
+
+def finite_number(given: Any, name: str, *, error: type[GemmascopeError]) -> float:
+    """A finite number as a float. Takes Python's and numpy's real numbers and 0-d tensors; True and texts are refused.
+
+    Raises:
+        error: It is no number, or NaN, infinite, or too large for a float. Says what was given.
+    """
+    if is_number(given):
+        try:
+            number = float(given)
+        except (OverflowError, RuntimeError):  # 10**400; a tensor on the meta device
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise error(f"{name} is a finite number; given {_shown(given)}")
+
+
+def is_whole(given: Any) -> bool:
+    """Whether this is one whole number: a Python or numpy integer or a 0-d integer tensor, and no boolean."""
+    if isinstance(given, bool) or not hasattr(given, "__index__") or getattr(given, "ndim", 0) != 0:
+        return False
+    if getattr(given, "is_meta", False):  # a tensor without values
+        return False
+    dtype = str(getattr(given, "dtype", ""))
+    return "bool" not in dtype and "float" not in dtype and "complex" not in dtype
+
+
+def is_number(given: Any) -> bool:
+    """Whether this is one real number, whole or not, and no boolean."""
+    if isinstance(given, bool) or getattr(given, "ndim", 0) != 0 or getattr(given, "is_meta", False):
+        return False
+    dtype = str(getattr(given, "dtype", ""))
+    if dtype:
+        return "bool" not in dtype and "complex" not in dtype and any(kind in dtype for kind in ("int", "float"))
+    return isinstance(given, Real)
+
+
+def _bounds(least: int | None, most: int | None) -> str:
+    if least is not None and most is not None:
+        return f" from {least} to {most}"
+    if least is not None:
+        return f" of at least {least}"
+    return "" if most is None else f" of at most {most}"
+
+
+def _shown(given: Any) -> str:
+    """What was given, for an error, at most some 80 letters of it."""
+    try:
+        text = repr(given)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = f"a whole number of {given.bit_length()} bits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
