@@ -74,8 +74,13 @@ class ServingError(GemmascopeError, ValueError):
 
 
 def warn(message: str) -> None:
-    """Give a GemmascopeWarning at the line outside this package that led here: the user's."""
+    """Give a GemmascopeWarning at the innermost line outside this package and the installed ones: the user's."""
     frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and _is_library(frame.f_code.co_filename):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, GemmascopeWarning, stacklevel=depth)
+
+
+def _is_library(filename: str) -> bool:
+    """Whether code is of this package, of an installed one (torch's decorators stand between), or made by one of those."""
+    return filename.startswith((_PACKAGE, "<@")) or "site-packages" in Path(filename).parts
