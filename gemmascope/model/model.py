@@ -30,14 +30,21 @@ Prompt = str | Sequence[int] | Tensor | Sequence[Message]
 class Model:
     """A Gemma 2 that can be looked into.
 
-    name: what it was loaded as; asked: what gs.load was asked for besides, as its arguments. network: the layers.
+    name: what it is called. source: what gs.load loads it from again; None for one that was made or given in memory.
+    asked: what gs.load was asked for besides, as its arguments. network: the layers.
     tokenizer: None for a model that came without one, whose prompts are token ids.
     """
 
     def __init__(
-        self, network: Gemma2, tokenizer: Tokenizer | None, name: str, asked: Mapping[str, Any] | None = None
+        self,
+        network: Gemma2,
+        tokenizer: Tokenizer | None,
+        name: str,
+        asked: Mapping[str, Any] | None = None,
+        source: str | None = None,
     ) -> None:
         self.network, self._tokenizer, self.name, self.asked = network, tokenizer, name, dict(asked or {})
+        self.source = source
 
     @property
     def config(self) -> GemmaConfig:

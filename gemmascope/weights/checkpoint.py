@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, ConfigError
+from gemmascope.reading import read_json
 from gemmascope.weights.shards import Shards, Stored
 
 _EXPECTED = (
@@ -103,17 +102,6 @@ def with_ends(config: GemmaConfig, ends: int | list[int] | None) -> GemmaConfig:
     if ends is None:
         return config
     return dataclasses.replace(config, eos_ids=tuple(ends) if isinstance(ends, list) else (ends,))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. CheckpointError if it holds anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, not an object")
-    return content
 
 
 def _index(folder: Path) -> dict[str, str]:

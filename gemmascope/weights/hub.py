@@ -24,13 +24,13 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
 
 
-def fetch(repo: str) -> Path:
+def fetch(repo: str, revision: str | None = None) -> Path:
     """The folder of a hub id in the hub's cache, fetched if it is not there. Only what loading needs is fetched.
 
     The configuration comes first: another architecture is refused before its weights are downloaded. Without a network
     the cached folder serves. Raises CheckpointError with what to do, ConfigError for another architecture.
     """
-    folder = _snapshot(repo, _CONFIG)
+    folder = _snapshot(repo, _CONFIG, revision)
     read_config(folder)
     return _snapshot(repo, (*_WEIGHTS, *_TOKENIZER), revision=folder.name)
 

@@ -16,6 +16,7 @@ from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.model import Model
 from gemmascope.tokens import Tokenizer
 from gemmascope.weights.adopt import adopt, empty_network, is_gemma, put
+from gemmascope.weights.asked import asked_of
 from gemmascope.weights.budget import parse_bytes
 from gemmascope.weights.checkpoint import Checkpoint, require_finite, require_tied
 from gemmascope.weights.hub import fetch_tokenizer, is_hub_id
@@ -35,6 +36,7 @@ def load(
     cache: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     check: bool = False,
+    revision: str | None = None,
 ) -> Model:
     """A Gemma 2, ready to be looked into.
 
@@ -56,6 +58,7 @@ def load(
     tokenizer: a folder, a hub id or a fast tokenizer of transformers, instead of the source's own. A source without
         any loads as well; its prompts are then token ids.
     check: look at every value for NaN and infinity.
+    revision: of a hub id, the branch, tag or commit to take, such as "main"; a commit pins the numbers.
 
     Memory while loading: at most the model's own size and one tensor; while quantising, one layer in int8 and two tensors.
     Raises CheckpointError, ConfigError (another architecture), DeviceError (a device, dtype or weights that cannot be) or
@@ -65,13 +68,16 @@ def load(
         raise DeviceError("check=True looks at the values, and device='meta' reads none: leave one of them out")
     require_weights(weights)
     budget = None if memory is None else parse_bytes(memory)
+    asked = asked_of(
+        device=device, dtype=dtype, weights=weights, memory=memory, cache=cache, tokenizer=tokenizer, revision=revision
+    )
     if is_gemma(source):
-        _refuse_in_memory(weights, memory)
-        return _from_memory(source, device, dtype, tokenizer, check)
-    folder, name = locate(source)
+        _refuse_in_memory(weights, memory, revision)
+        return _from_memory(source, device, dtype, tokenizer, check, asked)
+    folder, name = locate(source, revision)
     if weights == "int8" or is_store(folder):
         store = int8_store(folder, name, cache, Wanted(choose_device(device), asked_dtype(dtype), budget))
-        return _in_int8(store, name, device, dtype, tokenizer, budget, _asked(weights, memory, cache))
+        return _in_int8(store, name, device, dtype, tokenizer, budget, asked)
     with Checkpoint(folder) as checkpoint:
         words = _own_words(folder, checkpoint.config) if tokenizer is None else _words(tokenizer, checkpoint.config)
         place, numbers = choose_device(device), choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
@@ -81,9 +87,9 @@ def load(
                     "check=True looks at every value, and with memory= most of them stay in their files: leave one out"
                 )
             require_tied(checkpoint)
-            return Model(network_of_checkpoint(checkpoint, place, numbers, budget), words, name, {"memory": memory})
+            return Model(network_of_checkpoint(checkpoint, place, numbers, budget), words, name, asked, name)
         network = _network(checkpoint, place, numbers, check)
-    return Model(network, words, name)
+    return Model(network, words, name, asked, name)
 
 
 def _in_int8(
@@ -97,16 +103,12 @@ def _in_int8(
 ) -> Model:
     words = _own_words(store.folder, store.config) if tokenizer is None else _words(tokenizer, store.config)
     numbers = choose_dtype(dtype, store.dtype_name, {store.dtype})
-    return Model(network_of_store(store, choose_device(device), numbers, budget), words, name, asked)
+    return Model(network_of_store(store, choose_device(device), numbers, budget), words, name, asked, name)
 
 
-def _asked(weights: str, memory: int | str | None, cache: Any) -> dict[str, Any]:
-    """What tells a loaded model from what its source alone gives, as arguments of gs.load."""
-    given = {"weights": None if weights == "auto" else weights, "memory": memory, "cache": cache and str(cache)}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _refuse_in_memory(weights: str, memory: int | str | None) -> None:
+def _refuse_in_memory(weights: str, memory: int | str | None, revision: str | None) -> None:
+    if revision is not None:
+        raise CheckpointError("revision= is of a hub id, and a model that is in memory has none: leave it out")
     if weights != "auto" or memory is not None:
         raise DeviceError(
             "a model that is in memory is shared as it is: for int8 weights or a memory budget, call "
@@ -120,13 +122,15 @@ def nano() -> Model:
     return load("nano")
 
 
-def _from_memory(source: Any, device: str | torch.device, dtype: str | torch.dtype, tokenizer: Any, check: bool) -> Model:
+def _from_memory(
+    source: Any, device: str | torch.device, dtype: str | torch.dtype, tokenizer: Any, check: bool, asked: dict[str, Any]
+) -> Model:
     network = adopt(source, device, dtype)
     words = None if tokenizer is None else _words(tokenizer, network.config)
     if check:
         for name, parameter in network.named_parameters():
             require_finite(parameter, f"parameter {name!r}")
-    return Model(network, words, getattr(source.config, "name_or_path", "") or type(source).__name__)
+    return Model(network, words, getattr(source.config, "name_or_path", "") or type(source).__name__, asked)
 
 
 def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, check: bool) -> Gemma2:

@@ -14,8 +14,18 @@ NANO = Path(__file__).parent.parent / "nano" / "checkpoint"
 _SOURCES = "a folder in the transformers layout, a hub id (owner/name), 'nano', or a transformers Gemma2ForCausalLM"
 
 
-def locate(source: Any) -> tuple[Path, str]:
-    """The folder of a source, fetched if it is a hub id, and the name that its model goes by."""
+def locate(source: Any, revision: str | None = None) -> tuple[Path, str]:
+    """The folder of a source, fetched if it is a hub id, and the name that its model goes by.
+
+    CheckpointError for a source that is not there, and for a revision of something that has none.
+    """
+    found, name = _located(source, revision)
+    if revision is not None and not (isinstance(source, str) and is_hub_id(source) and found != Path(source).expanduser()):
+        raise CheckpointError(f"revision={revision!r} was given, and {name!r} is {found}: only a hub id has revisions")
+    return found, name
+
+
+def _located(source: Any, revision: str | None) -> tuple[Path, str]:
     if source is None or source == "nano":
         return NANO, "nano"
     if not isinstance(source, (str, os.PathLike)):
@@ -26,7 +36,7 @@ def locate(source: Any) -> tuple[Path, str]:
     if path.is_file():
         raise CheckpointError(f"{path} is a file; give the folder that holds it, with its config.json")
     if isinstance(source, str) and is_hub_id(source):
-        return fetch(source), source
+        return fetch(source, revision), source
     raise CheckpointError(
         f"{str(source)!r} is no folder that exists and no hub id.{suggestion(str(source))} A source is {_SOURCES}"
     )
