@@ -14,6 +14,8 @@ from gemmascope.errors import CheckpointError, GemmascopeError
 DEEPEST = 100
 # Configurations, indices and manifests take kilobytes; a tokenizer.json some 40 MB.
 LARGEST = 2**28
+# What a file begins with that git-lfs left in the place of a large one.
+_POINTER = b"version https://git-lfs"
 
 
 class _Refused(ValueError):
@@ -71,8 +73,8 @@ def read_bytes(path: Path, largest: int, *, error: type[GemmascopeError] = Check
             content = file.read(largest + 1)
     except (OSError, ValueError) as reason:
         raise error(f"{path} cannot be read: {_why(path, reason)}") from reason
-    if content.startswith(b"version https://git-lfs"):
-        raise error(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in {path.parent}")
+    if content.startswith(_POINTER):
+        raise error(_pointer(path))
     if len(content) > largest:
         raise error(f"{path} has more than {largest:,} bytes: that is no such file, and it is not read")
     return content
@@ -113,3 +115,31 @@ def _require_shallow(value: Any) -> None:
         if not level:
             return
     raise _Refused("it is nested too deeply")
+
+
+def is_there(path: Path, *, error: type[GemmascopeError] = CheckpointError) -> bool:
+    """Whether a file of this name is there. error for a folder, a device or a link that leads nowhere in its place."""
+    if os.path.isfile(path):
+        return True
+    if not os.path.lexists(path):
+        return False
+    if os.path.isdir(path):
+        raise error(f"{path} is a folder; a file of this name is expected there")
+    if os.path.islink(path):
+        raise error(f"{path} is a link to {os.readlink(path)}, which is not there or no file: fetch it again")
+    raise error(f"{path} is no regular file")
+
+
+def refuse_pointer(path: Path, *, error: type[GemmascopeError] = CheckpointError) -> None:
+    """error if a file, however large it should be, is the git-lfs pointer that stands for it, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {_why(path, reason)}") from reason
+    if start == _POINTER:
+        raise error(_pointer(path))
+
+
+def _pointer(path: Path) -> str:
+    return f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in {path.parent}"

@@ -80,6 +80,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         "eos_token": "<eos>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
+        "mask_token": None,  # transformers 5 would add one otherwise, which the model has no embedding for
         "additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"],
         "chat_template": _CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,

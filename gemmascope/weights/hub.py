@@ -15,7 +15,10 @@ KNOWN = tuple(f"google/gemma-2-{size}{tuned}" for size in ("2b", "9b", "27b") fo
 
 _CONFIG = ("config.json", "generation_config.json")
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
+    "chat_template.jinja",
+)  # fmt: skip
 _NANO = 'gs.load("nano") needs no access and no network'
 
 

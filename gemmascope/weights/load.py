@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from gemmascope.config import GemmaConfig
-from gemmascope.errors import CheckpointError, DeviceError
+from gemmascope.errors import CheckpointError, DeviceError, warn
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.model import Model
+from gemmascope.tokenizer_files import has_tokenizer
 from gemmascope.tokens import Tokenizer
 from gemmascope.weights.adopt import adopt, empty_network, is_gemma, put
 from gemmascope.weights.asked import asked_of
@@ -24,6 +25,9 @@ from gemmascope.weights.locate import locate
 from gemmascope.weights.placing import asked_dtype, choose_device, choose_dtype
 from gemmascope.weights.store import Store, is_store
 from gemmascope.weights.streamed import Wanted, int8_store, network_of_checkpoint, network_of_store, require_weights
+
+# A token that transformers adds to every Gemma tokenizer that has none, whether or not the model has room for it.
+_UNSAID = {"<mask>"}
 
 
 def load(
@@ -151,13 +155,13 @@ def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, c
 
 def _own_words(folder: Path, config: GemmaConfig) -> Tokenizer | None:
     """The tokenizer in a checkpoint's folder; None if there is none: the model then takes token ids."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if not has_tokenizer(folder):
         return None
     return _words(folder, config)
 
 
 def _words(given: Any, config: GemmaConfig) -> Tokenizer:
-    """The tokenizer that was given as a folder, a hub id or an object. CheckpointError if it is not this model's."""
+    """The tokenizer that was given as a folder, a hub id or an object. Warns of tokens that the model cannot embed."""
     if isinstance(given, Tokenizer):
         words = given
     elif isinstance(given, (str, os.PathLike)):
@@ -169,9 +173,21 @@ def _words(given: Any, config: GemmaConfig) -> Tokenizer:
         words = Tokenizer.from_folder(folder, config.bos_id)
     else:
         words = Tokenizer.from_transformers(given, config.bos_id)
-    if words.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer has {words.vocab_size} tokens and the model an embedding for {config.vocab_size}: "
-            "they do not belong together"
+    beyond = words.beyond(config.vocab_size)
+    if beyond.keys() - _UNSAID:
+        first = ", ".join(f"{name!r} ({i})" for name, i in list(beyond.items())[:3])
+        warn(
+            f"the tokenizer has {words.vocab_size} tokens and the model an embedding for {config.vocab_size}: {first}"
+            f"{' and others' if len(beyond) > 3 else ''} cannot be embedded, and a prompt with such a token is refused. "
+            "If it is another model's tokenizer, give the model's own"
         )
-    return words
+    _warn_of_bos(words, config)
+    return words.within(config.vocab_size)
+
+
+def _warn_of_bos(words: Tokenizer, config: GemmaConfig) -> None:
+    if words.bos_id != config.bos_id:
+        warn(
+            f"the tokenizer's <bos> is {words.text(words.bos_id)!r} (id {words.bos_id}) and the model's configuration says "
+            f"bos_token_id {config.bos_id}: prompts begin with the tokenizer's"
+        )
