@@ -322,7 +322,7 @@ def test_a_pass_that_cannot_start_leaves_no_lock(folder: Path, monkeypatch: pyte
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gemmascope.weights.stream.ThreadPoolExecutor", no_thread)
+        patch.setattr("threading.Thread.start", no_thread)
         with pytest.raises(RuntimeError, match="new thread"):
             gs.trace(prompt(9), model=model)
     gs.trace(prompt(9), model=model)

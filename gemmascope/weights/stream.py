@@ -7,12 +7,10 @@ apart. Where the bytes are not what is computed with (int8), they are unpacked i
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +19,9 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.weights.adopt import empty_layers
+from gemmascope.weights.bringing import Arrival, Bringer, Job
 from gemmascope.weights.packed import Packed, bytes_of, room
-
-Arrival = Any
+from gemmascope.weights.pass_lock import Holder, PassLock
 
 
 class Lane(Protocol):
@@ -69,8 +67,8 @@ class Stream:
     """The layers of a model, some kept, the others brought as a pass goes.
 
     layers: every layer's bytes. kept: the numbers of those that stay on the device. ahead: how many layers may be on
-    their way while one is computed. One pass goes at a time: a second thread waits, a second pass of the same thread
-    ends the first.
+    their way while one is computed. One pass goes at a time: a second thread waits, and a second pass of the same thread
+    ends one that was left open.
     """
 
     def __init__(
@@ -89,8 +87,7 @@ class Stream:
         self.empty = [dict(shell.named_parameters()) for shell in self.shells]
         self.ready = all(packed.ready(dtype) for packed in layers)
         self._handed: WeakValueDictionary[int, Layer] = WeakValueDictionary()
-        self._lock, self._owner = threading.Lock(), 0
-        self._pass: _Pass | None = None
+        self._lock = PassLock()
         self.kept = {index: self._read_kept(index) for index in sorted(kept)}
         n_streamed = len(layers) - len(self.kept)
         largest = max((packed.n_bytes for packed in layers), default=0)
@@ -100,28 +97,36 @@ class Stream:
     def layers(self, reverse: bool) -> Generator[Layer]:
         """The layers one after the other. Each is good until the next is asked for, or the generator is closed."""
         order = range(len(self.packed))[:: -1 if reverse else 1]
-        going = self._begin(order)
+        itself: list[ref[Generator[Layer]]] = []
+        found = self._layers(order, itself)
+        itself.append(ref(found))  # begins when it is asked for its first layer
+        return found
+
+    def _layers(self, order: Sequence[int], itself: list[ref[Generator[Layer]]]) -> Generator[Layer]:
+        going = _Pass(self, itself[0], [index for index in order if index not in self.kept])
         try:
+            self._lock.acquire(going)
+            going.begin()
             for index in order:
                 slot = self.kept[index] if index in self.kept else going.take(index)
                 weights = self._unpacked(index, slot)
                 if not self.ready:  # the bytes are no longer needed: the next layer's may take their place
                     going.release(slot)
-                yield _filled(self.shells[index], weights)
-                _filled(self.shells[index], self.empty[index])
-                if self._pass is not going:
-                    raise DeviceError("another pass over these layers began before this one ended: end one at a time")
+                yield going.lend(index, weights)
+                going.require_going()
+                going.take_back()
                 if self.ready:
                     going.release(slot)
         finally:
-            self._end(going)
+            self._lock.release(going)
+            going.bringer.join()
 
     def layer(self, index: int) -> Layer:
         """One layer, with weights of its own: they stay what they are whatever passes follow."""
         found = self._handed.get(index)
         if found is None:
             with torch.no_grad():
-                found = _filled(empty_layers(self.config, self.dtype, [index])[0], self._own_weights(index))
+                found = _filled(_copied(self.shells[index]), self._own_weights(index))
             self._handed[index] = found
         return found
 
@@ -166,70 +171,67 @@ class Stream:
             for name, meta in self.empty[0].items()
         }
 
-    def _begin(self, order: Sequence[int]) -> _Pass:
-        """A new pass, when no other thread has one under way. One of this thread, or of one that is gone, is ended."""
-        while not self._lock.acquire(blocking=False):
-            if self._owner == threading.get_ident() or self._owner not in {t.ident for t in threading.enumerate()}:
-                break
-            if self._lock.acquire(timeout=0.1):
-                break
-        if self._pass is not None:  # left open, such as by an error whose traceback is still held
-            self._pass.close()
-            self._empty()
-        self._owner = threading.get_ident()
-        try:
-            self._pass = _Pass(self, [index for index in order if index not in self.kept])
-        except BaseException:
-            self._pass, self._owner = None, 0
-            self._lock.release()
-            raise
-        return self._pass
 
-    def _end(self, going: _Pass) -> None:
-        going.close()
-        if self._pass is going:
-            self._empty()
-            self._pass, self._owner = None, 0
-            self._lock.release()
+class _Pass(Holder):
+    """The layers on their way in one pass: which slot each comes in, and the one that is being computed with."""
 
-    def _empty(self) -> None:
-        for shell, nothing in zip(self.shells, self.empty, strict=True):
-            _filled(shell, nothing)
-
-
-class _Pass:
-    """The layers on their way in one pass: which slot each comes in, and the thread that brings them."""
-
-    def __init__(self, stream: Stream, order: Sequence[int]) -> None:
+    def __init__(self, stream: Stream, generator: ref[Generator[Layer]], order: Sequence[int]) -> None:
+        super().__init__(generator)
         self.stream, self.to_come, self.free = stream, deque(order), deque(stream.slots)
-        self.coming: deque[tuple[int, Tensor, Future[Arrival]]] = deque()
-        self.thread = ThreadPoolExecutor(1, "gemmascope-stream") if order else None
-        self._ask()
+        self.coming: deque[Job] = deque()
+        self.bringer = Bringer(stream.bring, lambda: self.gone)
+        self.lent: Layer | None = None
+        self.read: Tensor | None = None
+
+    def begin(self) -> None:
+        if self.to_come:
+            self.bringer.thread.start()
+            self._ask()
 
     def take(self, index: int) -> Tensor:
         """The slot with this layer's bytes, once they are there."""
-        coming, slot, future = self.coming.popleft()
-        assert coming == index
-        self.stream.lane.arrive(future.result())
-        return slot
+        job = self.coming.popleft()
+        assert job.index == index
+        self.stream.lane.arrive(self.bringer.result(job))
+        self.read = job.slot
+        return job.slot
 
     def release(self, slot: Tensor) -> None:
         """Let a slot be filled anew. A kept layer's bytes are none."""
-        if any(slot is one for one in self.stream.slots):
+        if slot is self.read:
+            self.read = None
             self.stream.released(slot)
             self.free.append(slot)
             self._ask()
 
-    def close(self) -> None:
-        """End the thread, when what it is at is done."""
-        self.to_come.clear()
-        if self.thread is not None:
-            self.thread.shutdown(wait=True, cancel_futures=True)
+    def lend(self, index: int, weights: Mapping[str, Tensor]) -> Layer:
+        """A layer with these weights. It is this pass's own, so that no other pass can fill or empty it."""
+        self.lent = _filled(_copied(self.stream.shells[index]), weights)
+        return self.lent
+
+    def take_back(self) -> None:
+        """Empty the layer that was lent: a use of it is from here on an error, and not another layer's numbers."""
+        if self.lent is not None:
+            _filled(self.lent, self.stream.empty[self.lent.index])
+
+    def require_going(self) -> None:
+        """DeviceError if another pass has ended this one."""
+        if self.ended:
+            raise DeviceError("another pass over these layers began before this one ended: end one at a time")
+
+    def end(self) -> None:
+        if not self.ended and self.read is not None:  # steps under way may still read what it holds
+            self.stream.released(self.read)
+        self.bringer.stop()
+        super().end()
+
+    def settle(self) -> None:
+        self.bringer.wait()
+        self.take_back()
 
     def _ask(self) -> None:
-        while self.thread is not None and self.free and self.to_come:
-            index, slot = self.to_come.popleft(), self.free.popleft()
-            self.coming.append((index, slot, self.thread.submit(self.stream.bring, index, slot)))
+        while self.free and self.to_come:
+            self.coming.append(self.bringer.ask(self.to_come.popleft(), self.free.popleft()))
 
 
 def _parameter(value: Tensor) -> nn.Parameter:
@@ -242,3 +244,12 @@ def _filled(layer: Layer, weights: Mapping[str, Tensor]) -> Layer:
         path, _, leaf = name.rpartition(".")
         layer.get_submodule(path)._parameters[leaf] = value  # type: ignore[assignment]
     return layer
+
+
+def _copied(module: nn.Module) -> Any:
+    """A module over the same values, into which others can be put without the first one seeing them."""
+    made = module.__class__.__new__(module.__class__)
+    made.__dict__.update(module.__dict__)
+    made.__dict__["_parameters"] = dict(module._parameters)
+    made.__dict__["_modules"] = {name: child and _copied(child) for name, child in module._modules.items()}
+    return made

@@ -1,0 +1,218 @@
+"""Ctrl-C in a pass over layers that stream, wherever it comes: the next pass of any thread has the right numbers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import checkpoint, prompt
+from torch import Tensor
+
+import gemmascope as gs
+from gemmascope.errors import CheckpointError, DeviceError
+from gemmascope.model.model import Model
+from gemmascope.weights.stream import Stream
+
+IDS, SECONDS = prompt(9), 30
+
+# Steps that are interrupted in each test: some 1,500 are possible.
+STEPS = int(os.environ.get("GEMMASCOPE_STEPS", "16"))
+OURS = ("stream.py", "pass_lock.py", "bringing.py", "gemma2.py", "contextlib.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("interrupted")
+    checkpoint("lgl").save_pretrained(path / "source")
+    gs.quantize(path / "source", path / "int8")
+    return path
+
+
+@pytest.fixture(params=["int8", "source"])
+def model(folder: Path, request: pytest.FixtureRequest) -> Model:
+    """A model of which no layer stays."""
+    found = gs.load(folder / request.param, memory="1GiB")
+    supply: Any = found.network.supply
+    found.network.supply = Stream(found.config, supply.packed, torch.float32, torch.device("cpu"))
+    return found
+
+
+@pytest.fixture
+def whole(folder: Path, model: Model, request: pytest.FixtureRequest) -> Tensor:
+    kind = request.node.callspec.params["model"]
+    return gs.trace(IDS, model=gs.load(folder / kind)).logits
+
+
+def elsewhere(work: Callable[[], Any]) -> Any:
+    """What another thread finds. AssertionError if it is stuck."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    assert not thread.is_alive(), "the other thread waits"
+    assert found, "the other thread failed"
+    return found[0]
+
+
+def bringing() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "gemmascope-stream"]
+
+
+class Interrupting:
+    """KeyboardInterrupt at these steps (bytecodes of OURS) of what runs in this thread; counts them."""
+
+    def __init__(self, *at: int) -> None:
+        self.at, self.count = at, 0
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.endswith(OURS):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.count += 1
+            if self.count in self.at:
+                raise KeyboardInterrupt
+        return self
+
+    def run(self, work: Callable[[], Any]) -> BaseException | None:
+        """The interrupt that came out, with all that its traceback holds: notebooks keep the last one."""
+        sys.settrace(self)
+        try:
+            work()
+        except KeyboardInterrupt as error:
+            return error
+        finally:
+            sys.settrace(None)
+        return None
+
+
+@pytest.mark.parametrize("apart", [None, 1, 25], ids=["once", "twice in a row", "twice"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt while a generator is collected
+def test_an_interrupt_at_any_step_leaves_the_stream_to_others(model: Model, whole: Tensor, apart: int | None) -> None:
+    def work() -> Any:
+        return gs.trace(IDS, model=model)
+
+    work()
+    counting = Interrupting()
+    assert counting.run(work) is None
+    assert counting.count > 500
+    came = 0
+    for step in range(1, counting.count, counting.count // STEPS):
+        held = Interrupting(step, *([] if apart is None else [step + apart])).run(work)
+        came += held is not None
+        assert torch.equal(elsewhere(work).logits, whole), f"interrupted at step {step}"
+        assert torch.equal(work().logits, whole), f"interrupted at step {step}"
+        del held
+    assert came > STEPS // 2
+    gc.collect()
+    assert torch.equal(work().logits, whole)
+    assert bringing() == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal")
+def test_a_signal_while_it_waits_for_another_thread_ends_the_wait(model: Model, whole: Tensor) -> None:
+    inside, let_go = threading.Event(), threading.Event()
+
+    def slow(value: Tensor) -> Tensor:
+        inside.set()
+        let_go.wait(SECONDS)
+        return value
+
+    edits = [gs.edit("z", slow, layer=1)]
+    other = threading.Thread(target=lambda: gs.trace(IDS, model=model, edits=edits), daemon=True)
+    other.start()
+    assert inside.wait(SECONDS)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(KeyboardInterrupt):
+            gs.trace(IDS, model=model)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        let_go.set()
+    other.join(SECONDS)
+    assert not other.is_alive()
+    assert torch.equal(gs.trace(IDS, model=model).logits, whole)
+
+
+# -- passes that are left in the middle --
+
+
+def half(model: Model) -> Iterator[Any]:
+    left: Iterator[Any] = model.layers()
+    next(left)
+    return left
+
+
+@pytest.mark.parametrize("way", ["closed", "collected", "broken off", "failed"])
+def test_a_pass_that_is_left_half_way_is_no_obstacle(model: Model, whole: Tensor, way: str) -> None:
+    held: list[Any] = []
+    if way == "closed":
+        half(model).close()  # type: ignore[attr-defined]
+    elif way == "collected":
+        half(model)
+        gc.collect()
+    elif way == "broken off":
+        for _ in model.layers():
+            break
+    else:
+
+        def failing(site: str, layer: int | None, value: Tensor) -> Tensor:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError) as found:
+            model.run(IDS, tap=failing)
+        held.append(found)
+    assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
+    assert bringing() == []
+
+
+def test_a_pass_within_a_pass_says_so_and_the_outer_one_goes_on(model: Model, whole: Tensor) -> None:
+    said: list[str] = []
+
+    def nested(value: Tensor) -> Tensor:
+        with pytest.raises(DeviceError, match="one pass at a time") as told:
+            gs.trace(IDS, model=model)
+        said.append(str(told.value))
+        return value
+
+    assert torch.equal(gs.trace(IDS, model=model, edits=[gs.edit("z", nested, layer=1)]).logits, whole)
+    assert said
+    assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
+
+
+def test_a_file_that_goes_and_comes_back_is_an_error_and_then_none(model: Model, whole: Tensor, tmp_path: Path) -> None:
+    supply: Any = model.network.supply
+    path = supply.packed[1].spans[0].path
+    path.rename(tmp_path / "away")
+    try:
+        for _ in range(3):
+            with pytest.raises(CheckpointError, match="cannot be read"):
+                gs.trace(IDS, model=model)
+    finally:
+        (tmp_path / "away").rename(path)
+    assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
+
+
+def test_what_fails_in_the_thread_that_brings_is_the_callers_error(model: Model, whole: Tensor) -> None:
+    supply: Any = model.network.supply
+    bring = supply.lane.bring
+
+    def failing(*_: Any) -> None:
+        raise MemoryError("none left")
+
+    for _ in range(3):
+        supply.lane.bring = failing
+        with pytest.raises(MemoryError, match="none left"):
+            gs.trace(IDS, model=model)
+        supply.lane.bring = bring
+        assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
