@@ -69,6 +69,10 @@ class DictionaryError(GemmascopeError, ValueError):
     """A sparse dictionary that cannot be found, read, or used with the model, layer or run that it was given."""
 
 
+class FileError(GemmascopeError, OSError):
+    """A file, such as a page or a table, that cannot be written as asked."""
+
+
 class ServingError(GemmascopeError, ValueError):
     """JupyterLab cannot be started as asked."""
 

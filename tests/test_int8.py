@@ -329,7 +329,7 @@ def test_an_interrupt_before_the_first_file_can_go_on(source: Path, tmp_path: Pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert_module.shutil, "copyfile", impatient)
+        patch.setattr(convert_module, "read_bytes", impatient)
         with pytest.raises(KeyboardInterrupt):
             gs.quantize(source, tmp_path / "q")
     gs.quantize(source, tmp_path / "q")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,8 @@ from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.run import memory as memory_module
 from gemmascope.run import sweep as sweep_module
+from gemmascope.run.journal import Journal
+from gemmascope.run.journal_lines import FORMAT, sealed
 from gemmascope.run.result import SweepResult
 from gemmascope.run.variants import final_rows
 
@@ -164,7 +165,8 @@ def test_a_torn_last_line_is_survived(cut: int, runs: list[int], tmp_path: Path)
     whole = sweep(out)
     lines = out.read_text().splitlines(keepends=True)
     out.write_text("".join(lines)[:-cut])
-    torn = gs.open_sweep(out)
+    with pytest.warns(gs.GemmascopeWarning, match=f"the end of {out} is missing"):
+        torn = gs.open_sweep(out)
     last = len(json.loads(lines[-1])["cells"])
     assert torn.finished.sum() == 21 - last
     runs.clear()
@@ -189,31 +191,49 @@ class Crash(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("at", ["write_text", "replace"])
-@pytest.mark.parametrize("before", [None, "", "torn"])
-def test_a_crash_leaves_no_part_of_a_line(at: str, before: str | None, tmp_path: Path, monkeypatch: Any) -> None:
-    """In the middle of writing a new file, or of dropping a torn line from one: what was there is there."""
+@pytest.mark.parametrize("before", [None, ""])
+def test_a_crash_in_the_first_line_leaves_what_was_there(before: str | None, tmp_path: Path, monkeypatch: Any) -> None:
     out = tmp_path / "s.json"
     if before is not None:
         out.touch()
-    if before == "torn":
-        sweep(out)
-        out.write_text(out.read_text()[:-20])
     there = out.read_bytes() if out.exists() else None
-    write_text = Path.write_text
+    begin = Journal._append
 
-    def crash(path: Path, text: str = "", **asked: Any) -> None:
-        if isinstance(path, Path) and at == "write_text":
-            write_text(path, text[:10], **asked)
-        raise Crash
+    class Torn:
+        """A file that takes ten bytes, and then the process ends."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.calls = file, 0
+
+        def write(self, data: bytes) -> int:
+            self.calls += 1
+            if self.calls > 1:
+                raise Crash
+            return int(self.file.write(data[:10]))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    def crash(journal: Any, line: bytes) -> None:
+        journal._file = Torn(journal._file)
+        begin(journal, line)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((Path, "write_text") if at == "write_text" else (os, "replace")), crash)
+        patch.setattr(Journal, "_append", crash)
         with pytest.raises(Crash):
             sweep(out)
     assert (out.read_bytes() if out.exists() else None) == there
     assert sweep(out).finished.all()
     assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
+
+
+@pytest.mark.parametrize("kept", [1, 100])
+def test_a_first_line_that_a_killed_process_left_is_written_anew(kept: int, tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    sweep(out)
+    out.write_bytes(out.read_bytes()[:kept])
+    assert sweep(out).finished.all()
+    assert gs.open_sweep(out).finished.all()
 
 
 def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
@@ -248,7 +268,7 @@ OTHER: list[tuple[Callable[[Path], Any], str]] = [
     (lambda out: gs.sweep([prompt(N_POS)], [prompt(N_POS, seed=1)], Metric(), site="resid_pre", model=model(), out=out),
      "holds another sweep"),
     (lambda out: out.write_text("a page of notes\n"), "s.json is not a sweep that can be read"),
-    (lambda out: out.write_text('{"format": "gemmascope.sweep.0"}\n'), "not a sweep of this version .*gemmascope.sweep.2"),
+    (lambda out: out.write_text('{"format": "gemmascope.sweep.0"}\n'), "not a sweep of this version .*gemmascope.sweep.3"),
     (lambda out: out.write_text("[1, 2]\n"), "not a sweep of this version"),
     (lambda out: out.write_bytes(b"\x80\x81\n"), "s.json is not a sweep that can be read"),
     (lambda out: out.mkdir(), "s.json is not a sweep that can be read"),
@@ -332,14 +352,24 @@ def test_means_over_other_runs_are_another_sweep(how: str, tmp_path: Path) -> No
         ask(one, prompt(N_POS, seed=3), edits=[gs.add("resid_pre", torch.ones(32), layer=0)])
 
 
+def resealed(content: dict[str, Any]) -> str:
+    """A line whose checksum fits what it says."""
+    return sealed(content, "")[0].decode().rstrip()
+
+
 DAMAGE: list[tuple[Callable[[list[str]], list[str]], str]] = [
     (lambda lines: [lines[0], lines[1][:40], *lines[2:]], "line 2 of .*s.json is damaged"),
     (lambda lines: [lines[0], "7", *lines[1:]], "line 2 of .*s.json is damaged"),
     (lambda lines: [lines[0], '{"cells": [[0, 99, 1.0]], "baselines": []}', *lines[1:]], "line 2 of .*s.json is damaged"),
     (lambda lines: [lines[0], '{"cells": [[4, 0, 1.0]], "baselines": []}'], "line 2 of .*s.json is damaged"),
     (lambda lines: [lines[0], '{"cells": [[0, 0, "x"]], "baselines": []}'], "line 2 of .*s.json is damaged"),
-    (lambda lines: ['{"format": "gemmascope.sweep.2", "n_pairs": 1, "question": {}}'], "is not a sweep that can be read"),
-    (lambda lines: ['{"format": "gemmascope.sweep.2"}'], "not a sweep of this version"),
+    (lambda lines: [resealed({"format": FORMAT, "n_pairs": 1, "question": {}})], "is not a sweep that can be read"),
+    (lambda lines: [resealed({"format": FORMAT})], "is not a sweep that can be read"),
+    (lambda lines: [json.dumps({"format": FORMAT})], "line 1 of .*s.json is damaged"),
+    (
+        lambda lines: ['{"format": "gemmascope.sweep.2", "n_pairs": 1}'],
+        "written by gemmascope 0.1 .*run the sweep again",
+    ),
     (lambda lines: [lines[0][:50]], "is not a sweep that can be read"),
 ]
 
@@ -356,7 +386,7 @@ def test_a_damaged_file_is_refused(damage: Any, message: str, runs: list[int], t
 def test_a_file_that_is_not_there_or_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match=r"is not a sweep that can be read: .*No such file"):
         gs.open_sweep(tmp_path / "none.json")
-    with pytest.raises(SweepError, match=r"none.s.json cannot be written: .*No such file"):
+    with pytest.raises(SweepError, match=r"cannot write .*none.s.json: there is no folder .*none: make it first"):
         sweep(tmp_path / "none" / "s.json")
 
 

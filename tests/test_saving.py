@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from pieces import worded
 
 import gemmascope as gs
+from gemmascope import asides
 from gemmascope.errors import TraceError
 from gemmascope.model.model import Model
 from gemmascope.run.edits import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
+from gemmascope.run.saving import checksum
 from gemmascope.run.trace import Trace
 from gemmascope.sites import SITES
 
@@ -132,6 +135,7 @@ def write(path: Path, **about: Any) -> None:
     dropped = about.pop("without", "")
     tensors.pop(dropped, None)
     metadata = {key: value for key, value in {**metadata, **about}.items() if key != dropped}
+    metadata = {**metadata, "sha256": checksum(metadata, tensors)}
     safetensors.torch.save_file(tensors, path, metadata={"gemmascope.trace": json.dumps(metadata)})
 
 
@@ -151,7 +155,7 @@ NOT_TRACES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: safetensors.torch.save_file({"w": torch.ones(2)}, path, metadata={"format": "pt"}),
         "t.trace is a safetensors file, but no trace: it was not written by Trace.save",
     ),
-    "from the future": (lambda path: write(path, version=2), "trace of format 2; this version of gemmascope reads format 1"),
+    "from the future": (lambda path: write(path, version=3), "trace of format 3; this version of gemmascope reads format 2"),
     "no version": (lambda path: write(path, without="version"), "t.trace is a damaged trace: it has no 'version'"),
     "no layer": (lambda path: write(path, without="stream.2"), "t.trace is a damaged trace: it has no 'stream.2'"),
     "no ids": (lambda path: write(path, without="ids"), "t.trace is a damaged trace: it has no 'ids'"),
@@ -183,12 +187,11 @@ def test_a_broken_save_leaves_the_old_file_and_nothing_else(
     old = gs.trace(prompt(9), model=MODEL)
     old.save(path)
 
-    def broken(tensors: Any, to: Path, **rest: Any) -> None:
-        Path(to).write_bytes(b"half of it")
-        raise kind("the disk is full")
+    def broken(file: Any) -> None:
+        raise kind(errno.ENOSPC, "the disk is full")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", broken)
-    with pytest.raises((kind, TraceError), match="the disk is full"):
+    monkeypatch.setattr(asides, "sync", broken)
+    with pytest.raises(TraceError if kind is OSError else kind, match="the disk is full"):
         gs.trace(prompt(5), model=MODEL).save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["t.trace"]
     assert_same(gs.open_trace(path, model=MODEL), old)

@@ -33,9 +33,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def require_room(*paths: Path | None) -> None:
-    """OSError for files that cannot be written: said before a large model is loaded for nothing."""
+    """FileError for files that cannot be written: said before a large model is loaded for nothing."""
+    from gemmascope.writing import require_writable
+
     for path in paths:
-        if path is not None and path.is_dir():
-            raise IsADirectoryError(f"cannot write {path}: Is a directory; name a file in it")
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+        if path is not None:
+            require_writable(path)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from gemmascope.commands.arguments import INTERRUPTED, add_model, added, require_room
 from gemmascope.errors import SweepError
-from gemmascope.replacing import replacing
 
 if TYPE_CHECKING:
     from gemmascope.commands.arguments import Commands
@@ -45,7 +44,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("--estimate", action="store_true", help="by gradients (gs.attribute): every cell, roughly")
     add_model(parser)
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write the grid as a self-contained page to FILE")
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="also write a line for each cell to FILE")
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        type=Path,
+        help="also write a line for each cell to FILE; a text that begins with = + - @, a tab or a line's end gets an "
+        "apostrophe in front, so that no spreadsheet takes it for a formula",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
 
 
@@ -85,8 +90,10 @@ def _write(result: SweepResult, args: argparse.Namespace) -> None:
 
         write_sweep(args.html, result)
     if args.csv is not None:
-        with replacing(args.csv) as aside:
-            result.to_dataframe().to_csv(aside, index=False)
+        from gemmascope.tables import csv_text
+        from gemmascope.writing import write_file
+
+        write_file(args.csv, csv_text(result.to_dataframe()), through=True)
     for path in (args.html, args.csv):
         if path is not None:
             print(f"wrote {path}", file=sys.stderr)

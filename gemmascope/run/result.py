@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemmascope.errors import SweepError
-from gemmascope.replacing import replacing
-from gemmascope.run.journal import Journal, read_about, read_cells
+from gemmascope.errors import SweepError, warn
+from gemmascope.paths import asked_path
+from gemmascope.run.journal import fill_from, read_file, text_of
 from gemmascope.tokens import shown
+from gemmascope.writing import write_file
 
 if TYPE_CHECKING:
     import pandas
@@ -164,12 +165,17 @@ class SweepResult:
         """The Python that asks the same question again. A user's own metric or edit appears under its name."""
         return self.question.code
 
-    def save(self, path: str | Path) -> None:
-        """Write the result to a file for gs.open_sweep. JSON; an existing file is replaced, once the new one is whole."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result to a file for gs.open_sweep. JSON; an existing file is replaced, once the new one is whole.
+
+        Args:
+            path: The file, "~" being the home folder. A link is followed, and a file keeps its mode.
+
+        Raises:
+            SweepError: It cannot be written.
+        """
         pairs, cells = np.nonzero(self.finished.reshape(len(self.values), -1))
-        with replacing(Path(path)) as aside:
-            journal = Journal.open(aside, self)
-            journal.write(self, list(zip(pairs.tolist(), cells.tolist(), strict=True)))
+        write_file(path, text_of(self, list(zip(pairs.tolist(), cells.tolist(), strict=True))), error=SweepError)
 
     def progress_text(self) -> str:
         return f"{int(self.finished.sum())} of {self.question.n_cells} cells finished"
@@ -209,12 +215,24 @@ class SweepResult:
         return xarray.DataArray(values, dims=(*extra, *self.question.axes), coords=self.coords, name="effect", attrs=unit)
 
 
-def open_sweep(path: str | Path) -> SweepResult:
-    """The result in a file that SweepResult.save or gs.sweep(out=...) wrote. SweepError if it is no such file."""
-    about = read_about(path)
+def open_sweep(path: str | os.PathLike[str]) -> SweepResult:
+    """The result in a file that SweepResult.save or gs.sweep(out=...) wrote.
+
+    A last line that was cut off is left out, with a GemmascopeWarning.
+
+    Args:
+        path: The file, "~" being the home folder.
+
+    Raises:
+        SweepError: It is no such file, or a damaged one: says which line.
+    """
+    path = asked_path(path, error=SweepError, what="a sweep")
+    about, content = read_file(path)
     try:
         result = SweepResult.empty(Question(**about["question"]), about["n_pairs"])
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, MemoryError) as error:
         raise SweepError(f"{path} is not a sweep that can be read: {error}") from error
-    read_cells(path, result)
+    size, _ = fill_from(content, path, result)
+    if size < len(content) or int(result.finished.sum()) < about.get("saved", 0):
+        warn(f"the end of {path} is missing: it was cut off, or is being written. {result.progress_text()}")
     return result

@@ -5,16 +5,17 @@ Activation patching (Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 20
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gemmascope.errors import warn
 from gemmascope.model.model import Model
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
@@ -22,7 +23,7 @@ from gemmascope.run.edits import Edit, listed_edits, traces_said
 from gemmascope.run.ends import ending_logits, refuse_wide_functions
 from gemmascope.run.grid import EVERYWHERE, Grid, Places
 from gemmascope.run.jobs import Cost, Job, Maker, chunked, jobs_of, lacking
-from gemmascope.run.journal import NOWHERE, Journal
+from gemmascope.run.journal import NOWHERE, Journal, JournalStopped
 from gemmascope.run.memory import rows_within
 from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.pairs import Ablation, Plan, pairs_of, question_of
@@ -55,7 +56,7 @@ def sweep(
     model: Model | None = None,
     memory: int | str | None = None,
     progress: bool = True,
-    out: str | Path | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> SweepResult:
     """Patch every cell of a grid, each in a run of its own, and measure what it changes: all runs in one pass.
 
@@ -75,7 +76,15 @@ def sweep(
     """
     asked = Asked(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos), window)
     sweeping = prepare(clean, corrupt, metric, asked, edits=edits, model=model, memory=memory)
-    run_all(replace(sweeping, journal=Journal.open(out, sweeping.result)), progress)
+    journal = Journal()
+    try:
+        try:
+            journal.open(out, sweeping.result)
+            run_all(replace(sweeping, journal=journal), progress)
+        finally:
+            journal.close()
+    finally:  # again, because an interrupt may have come in the line before, and the file would stay locked
+        journal.close()
     return sweeping.result
 
 
@@ -178,6 +187,12 @@ def run_all(sweeping: Sweeping, progress: bool) -> None:
                 bar.update(len(done))
         except KeyboardInterrupt:
             warnings.warn(f"interrupted: {result.progress_text()}; the other cells are NaN", stacklevel=3)
+        except JournalStopped as stopped:
+            journal = sweeping.journal
+            warn(
+                f"{journal.path} stopped at {journal.n_cells} of {result.question.n_cells} cells: {stopped}. The sweep "
+                f"ended there: {result.progress_text()}; the other cells are NaN. A second call with the same file goes on"
+            )
 
 
 def _run_chunk(chunk: Sequence[Job], plans: Sequence[Plan], model: Model, result: SweepResult) -> None:

@@ -11,19 +11,22 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gemmascope.asides import PART
 from gemmascope.errors import BudgetError, CheckpointError
-from gemmascope.replacing import PART, replacing
+from gemmascope.locking import held
+from gemmascope.reading import LARGEST, read_bytes
 from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint, require_finite
 from gemmascope.weights.int8 import GROUP, quantise
 from gemmascope.weights.packed import MATRICES, SCALE, Piece, bytes_of, header_of, int8_layout, laid_out, stamp_of
 from gemmascope.weights.store import FORMAT, MANIFEST, NORM, OUTER, is_store, layer_file, read_manifest, whole_file
+from gemmascope.writing import Content, explained, make_folder, write_file
 
 # What comes along from the source: its shape and its words.
 _BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
@@ -48,11 +51,10 @@ def identity_of(checkpoint: Checkpoint) -> str:
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
     """While this lasts no other process converts into the folder: it waits."""
-    import fcntl
-
-    target.mkdir(parents=True, exist_ok=True)
-    with (target / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    make_folder(target, error=CheckpointError, full=BudgetError)
+    with ExitStack() as stack:
+        with explained(target / ".lock", CheckpointError, BudgetError):
+            stack.enter_context(held(target / ".lock"))
         yield
 
 
@@ -89,7 +91,7 @@ class _Writer:
         self._note()
         for name in _BESIDE:
             if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, target / name)
+                self._write(name, read_bytes(checkpoint.folder / name, LARGEST))
         self.buffer = torch.empty(self.layer[-1].stop, dtype=torch.uint8)
 
     def write_outer(self) -> None:
@@ -126,22 +128,25 @@ class _Writer:
 
     def _save(self, name: str, pieces: list[Piece], parts: list[Tensor]) -> None:
         digest = hashlib.sha256()
-        with replacing(self.target / name) as aside, aside.open("wb") as file:
-            file.write(header_of(pieces, {"format": FORMAT, "identity": str(self.manifest["identity"])}))
+
+        def content() -> Iterator[bytes | memoryview]:
+            yield header_of(pieces, {"format": FORMAT, "identity": str(self.manifest["identity"])})
             for part in parts:
                 data = bytes_of(part)
                 digest.update(data)
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+                yield data
             self._require_unchanged()
+
+        self._write(name, content())
         self.files[name] = {"bytes": (self.target / name).stat().st_size, "sha256": digest.hexdigest()}
         self._note()
 
     def _note(self) -> None:
         """Write the manifest as it stands."""
-        with replacing(self.target / MANIFEST) as aside:
-            aside.write_text(json.dumps({**self.manifest, "files": self.files}, indent=1), encoding="utf-8")
+        self._write(MANIFEST, json.dumps({**self.manifest, "files": self.files}, indent=1))
+
+    def _write(self, name: str, content: Content) -> None:
+        write_file(self.target / name, content, error=CheckpointError, full=BudgetError)
 
     def _done(self) -> dict[str, dict[str, Any]]:
         """The files that an earlier conversion of the same checkpoint has written, but for damaged ones."""

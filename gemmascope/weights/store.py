@@ -6,6 +6,7 @@ The manifest says which checkpoint the numbers come from and the checksum of eve
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from gemmascope.errors import CheckpointError
 from gemmascope.reading import read_json
 from gemmascope.weights.checkpoint import EMBEDDING, read_config
+from gemmascope.weights.int8 import GROUP
 from gemmascope.weights.packed import NORMS, Packed, Piece, Span, bytes_of, int8_layout, pieces_in, stamp_of
 
 MANIFEST, OUTER, NORM = "gemmascope.json", "outer.safetensors", "model.norm.weight"
@@ -100,11 +102,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is a store of another version ({found.get('format')!r}, not {FORMAT!r}): give another folder, "
             "or remove this one"
         )
-    files = found.get("files")
-    described = isinstance(files, dict) and all({"bytes", "sha256"} <= about.keys() for about in files.values())
-    if not {"identity", "source"} <= found.keys() or not described:
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: give another folder, or remove this one")
+    if why := _damage(found):
+        raise CheckpointError(
+            f"{folder / MANIFEST} is damaged: {why}. Remove the folder, and quantise again; or give another folder"
+        )
     return found
+
+
+def _damage(manifest: dict[str, Any]) -> str | None:
+    """What a conversion cannot have written in a manifest; None for nothing."""
+    files, complete = manifest.get("files"), manifest.get("complete", False)
+    for name in ("identity", "source"):
+        if not isinstance(manifest.get(name), str):
+            return f"it has no {name}"
+    if manifest.get("group") != GROUP or type(manifest["group"]) is not int:
+        return f"its groups are of {manifest.get('group')!r:.40}, and this version reads groups of {GROUP}"
+    if not isinstance(files, dict) or not isinstance(complete, bool):
+        return "it does not list its files"
+    for name, about in files.items():
+        if not (name == OUTER or re.fullmatch(r"layer-\d{2,}\.safetensors", name)):
+            return f"it lists {name[:80]!r}, which is no file of a store"
+        if not isinstance(about, dict) or type(about.get("bytes")) is not int or about["bytes"] < 0:
+            return f"it does not say how many bytes {name} has"
+        if not isinstance(about.get("sha256"), str) or not re.fullmatch(r"[0-9a-f]{64}", about["sha256"]):
+            return f"it has no checksum of {name}"
+    if complete and OUTER not in files:
+        return f"it does not list {OUTER}"
+    return None
 
 
 def _sized(path: Path, about: Mapping[str, Any]) -> bool:

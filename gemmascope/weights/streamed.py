@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.gemma2 import Gemma2
+from gemmascope.paths import asked_path
 from gemmascope.weights.adopt import empty_network, parameter_shapes, put
 from gemmascope.weights.budget import Share, Sizes, free_bytes, share_out
 from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint, require_tied
@@ -36,7 +37,7 @@ def require_weights(weights: str) -> None:
 def cache_folder(cache: str | os.PathLike[str] | None, name: str, identity: str) -> Path:
     """Where a checkpoint's int8 weights are kept: GEMMASCOPE_CACHE or ~/.cache/gemmascope, unless a folder is given."""
     if cache is not None:
-        return Path(cache).expanduser()
+        return asked_path(cache, error=CheckpointError, what="a folder")
     base = os.environ.get("GEMMASCOPE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "gemmascope"
     plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(name).name) or "model"
     return Path(base).expanduser() / "int8" / f"{plain}-{identity[:16]}"
@@ -91,7 +92,7 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     folder, name = locate(source)
     if is_store(folder):
         raise CheckpointError(f"{folder} is int8 already: load it with gs.load")
-    path = Path(target).expanduser()
+    path = asked_path(target, error=CheckpointError, what="a folder")
     with Checkpoint(folder) as checkpoint:
         _convert(checkpoint, path, name, identity_of(checkpoint), again=True)
     return path

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemmascope.errors import SweepError
@@ -59,8 +59,12 @@ class PatchingLab(LabSession):
             raise SweepError(f"there are {len(found)} experiments with numbers; given {index} and {other}")
         return compared(found[index], found[other])
 
-    def save(self, path: str | Path) -> None:
-        """Write the lab to a file: .html (a page), .csv (a table), .py (a script), .png (a picture; needs kaleido)."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the lab to a file: .html (a page), .csv (a table), .py (a script), .png (a picture; needs kaleido).
+
+        In a .csv, texts that a spreadsheet would take for a formula begin with an apostrophe (gemmascope.tables).
+        SweepError for a file that cannot be written.
+        """
         self.wait_until_prepared()
         save(self, path)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
 
 from gemmascope.errors import SweepError
-from gemmascope.replacing import replacing
+from gemmascope.paths import asked_path
+from gemmascope.tables import csv_text
 from gemmascope.widgets.experiment import Experiment
 from gemmascope.widgets.lab_state import grid_spec, label_of
 from gemmascope.widgets.packing import packed
 from gemmascope.widgets.page import View, page
 from gemmascope.widgets.session import LabSession
+from gemmascope.writing import require_writable, write_file
 
 KINDS = (".html", ".csv", ".py", ".png")
 
@@ -43,25 +45,28 @@ def file_of(lab: LabSession, what: str) -> tuple[str, str]:
     if what == "py":
         return "patching_lab.py", code
     if what == "csv":
-        return "patching_lab.csv", found.to_dataframe().to_csv(index=False)
+        return "patching_lab.csv", csv_text(found.to_dataframe())
     if what == "html":
         return "patching_lab.html", page([view_of(found)])
     raise SweepError(f"a lab is saved as .py, .csv or .html; given {what!r}")
 
 
-def save(lab: LabSession, path: str | Path) -> None:
+def save(lab: LabSession, path: str | os.PathLike[str]) -> None:
     """Write a lab to a file: .html (a page), .csv (a table), .py (a script), .png (a picture, with plotly's kaleido)."""
-    path = Path(path)
-    if path.suffix not in KINDS:
+    kind = asked_path(path, error=SweepError, what="a lab").suffix
+    if kind not in KINDS:
         raise SweepError(f"a lab is saved as one of {', '.join(KINDS)}; given {str(path)!r}")
-    if path.suffix == ".png":
-        lab.code()
-        assert lab.result is not None
-        lab.result.plot().write_image(path)
-        return
-    _, text = file_of(lab, path.suffix[1:])
-    with replacing(path) as aside:
-        Path(aside).write_text(text, encoding="utf-8")
+    require_writable(path, error=SweepError)
+    write_file(path, _picture(lab) if kind == ".png" else file_of(lab, kind[1:])[1], error=SweepError, through=True)
+
+
+def _picture(lab: LabSession) -> bytes:
+    lab.code()
+    assert lab.result is not None
+    try:
+        return bytes(lab.result.plot().to_image("png"))
+    except (ImportError, ValueError, RuntimeError, OSError) as error:  # no kaleido, or no browser for it
+        raise SweepError(f"a picture needs plotly's kaleido: pip install kaleido ({error}). Or save as .html") from error
 
 
 def _strongest(experiment: Experiment, most: int = 5) -> list[list[str]]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from gemmascope.replacing import replacing
 from gemmascope.run.showing import legible
 from gemmascope.widgets.module import static_module
 from gemmascope.widgets.packing import Packed
+from gemmascope.writing import write_file
 
 # A page may ask nothing of any address: the browser is told so, too.
 _PAGE = """<!doctype html>
@@ -60,10 +60,16 @@ class View:
             f'{each} {{ el.dataset.gsDrawn = "1"; mount(el, {given}); }}\n</script>'
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write the view as a page of its own; an existing file is replaced, once the new one is whole."""
-        with replacing(Path(path)) as aside:
-            Path(aside).write_text(page([self]), encoding="utf-8")
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the view as a page of its own; an existing file is replaced, once the new one is whole.
+
+        Args:
+            path: The file, "~" being the home folder. A link is followed; a pipe or a device is written to.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        write_file(path, page([self]), through=True)
 
     def _plain(self) -> str:
         rows = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)

@@ -6,7 +6,6 @@ from html import escape
 from pathlib import Path
 
 from gemmascope.errors import GemmascopeError
-from gemmascope.replacing import replacing
 from gemmascope.run.result import SweepResult
 from gemmascope.run.showing import as_html
 from gemmascope.run.trace import Trace
@@ -15,6 +14,7 @@ from gemmascope.widgets.grids import sweep_view
 from gemmascope.widgets.lens import lens_view
 from gemmascope.widgets.page import View, page
 from gemmascope.widgets.stream import stream_view
+from gemmascope.writing import write_file
 
 
 def write_trace(path: Path, trace: Trace) -> None:
@@ -26,14 +26,9 @@ def write_trace(path: Path, trace: Trace) -> None:
             views.append(make(trace))
         except GemmascopeError as error:  # noqa: PERF203
             said.append(f"<p>{escape(f'gs.{make.__name__} is not on this page: {error}')}</p>")
-    _write(path, page(views, "\n".join(said), title=f"Trace of {trace.model.name}"))
+    write_file(path, page(views, "\n".join(said), title=f"Trace of {trace.model.name}"), through=True)
 
 
 def write_sweep(path: Path, result: SweepResult) -> None:
     """Write a sweep's grid as a page."""
-    _write(path, page([sweep_view(result)]))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as aside:
-        Path(aside).write_text(text, encoding="utf-8")
+    write_file(path, page([sweep_view(result)]), through=True)

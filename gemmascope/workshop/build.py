@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gemmascope.errors import GemmascopeError
-from gemmascope.replacing import replacing
 from gemmascope.workshop.guide import write_guide
+from gemmascope.writing import make_folder, write_file
 
 VERSIONS = ("exercise", "solution")
 _LEFT_OUT = {"exercise": "solution", "solution": "exercise"}
@@ -65,12 +65,11 @@ def targets(folder: Path) -> Iterator[tuple[Path, str, Path]]:
 def build(folder: Path) -> list[Path]:
     """Write every notebook of a folder; the files that were not as they are now."""
     written = []
-    (folder / "solutions").mkdir(exist_ok=True)
+    make_folder(folder / "solutions")
     for source, version, target in targets(folder):
         text = text_of(source, version)
         if not target.exists() or target.read_text(encoding="utf-8") != text:
-            with replacing(target) as aside:
-                aside.write_text(text, encoding="utf-8")
+            write_file(target, text)
             written.append(target)
     guide = folder / "instructor.md"
     return [*written, guide] if guide.exists() and write_guide(guide) else written

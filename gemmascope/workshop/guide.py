@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gemmascope.errors import GemmascopeError
-from gemmascope.replacing import replacing
+from gemmascope.writing import write_file
 
 BEGIN, END = "<!-- usual errors: made by python -m gemmascope.workshop.build -->", "<!-- end of the usual errors -->"
 
@@ -34,6 +34,5 @@ def write_guide(path: Path) -> bool:
     text = path.read_text(encoding="utf-8")
     new = guide_text(text)
     if new != text:
-        with replacing(path) as aside:
-            aside.write_text(new, encoding="utf-8")
+        write_file(path, new)
     return new != text

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmascope.errors import GemmascopeError
-from gemmascope.replacing import replacing
+from gemmascope.writing import make_folder, write_file
 
 TAG = "picture"
 MOST_BYTES = 60_000
@@ -34,7 +34,7 @@ def draw_pictures(folder: Path) -> list[Path]:
     from playwright.sync_api import sync_playwright
 
     written = []
-    (folder / "images").mkdir(exist_ok=True)
+    make_folder(folder / "images")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=_chromium(), args=["--no-sandbox", "--disable-gpu"])
         try:
@@ -88,8 +88,7 @@ def _write(page: Any, html: str, path: Path) -> None:
     image = _of_few_colours(page.locator("#picture").screenshot(animations="disabled"))
     if len(image) > MOST_BYTES:
         raise GemmascopeError(f"{path}: the picture has {len(image)} bytes, {MOST_BYTES} at most: draw a smaller one")
-    with replacing(path) as aside:
-        aside.write_bytes(image)
+    write_file(path, image)
 
 
 def _of_few_colours(png: bytes) -> bytes:
