@@ -28,7 +28,7 @@ def whole_number(
         number = int(given)
         if (least is None or number >= least) and (most is None or number <= most):
             return number
-    raise error(f"{name} is a whole number{_bounds(least, most)}; given {_shown(given)}")
+    raise error(f"{name} is a whole number{_bounds(least, most)}; given {shown(given)}")
 
 
 def finite_number(given: Any, name: str, *, error: type[GemmascopeError]) -> float:
@@ -44,7 +44,7 @@ def finite_number(given: Any, name: str, *, error: type[GemmascopeError]) -> flo
             number = math.nan
         if math.isfinite(number):
             return number
-    raise error(f"{name} is a finite number; given {_shown(given)}")
+    raise error(f"{name} is a finite number; given {shown(given)}")
 
 
 def is_whole(given: Any) -> bool:
@@ -75,7 +75,7 @@ def _bounds(least: int | None, most: int | None) -> str:
     return "" if most is None else f" of at most {most}"
 
 
-def _shown(given: Any) -> str:
+def shown(given: Any) -> str:
     """What was given, for an error, at most some 80 letters of it."""
     try:
         text = repr(given)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gemmascope.arguments import is_number, is_whole, shown
 from gemmascope.errors import ConfigError
 
 Kind = Literal["local", "global"]
@@ -20,6 +21,24 @@ _DEFAULTS: dict[str, Any] = {
     "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "bos_token_id": 2, "eos_token_id": 1,
     "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True,
 }  # fmt: skip
+
+
+# How config.json calls the fields of GemmaConfig.
+_THEIRS = {
+    "d_model": "hidden_size", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads", "d_head": "head_dim",
+    "d_mlp": "intermediate_size", "vocab_size": "vocab_size", "window": "sliding_window",
+    "context": "max_position_embeddings", "query_scalar": "query_pre_attn_scalar", "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta", "attn_cap": "attn_logit_softcapping", "final_cap": "final_logit_softcapping",
+    "bos_id": "bos_token_id", "eos_ids": "eos_token_id",
+}  # fmt: skip
+
+# No Gemma comes near these. What is larger is damage, and is refused before anything is made in its size.
+_MOST = {
+    "d_model": 2**20, "n_heads": 2**14, "n_kv_heads": 2**14, "d_head": 2**16, "d_mlp": 2**24, "vocab_size": 2**28,
+    "window": 2**48, "context": 2**48, "query_scalar": 2.0**32, "attn_cap": 1e30, "final_cap": 1e30, "norm_eps": 1e30,
+    "rope_theta": 1e30,
+}  # fmt: skip
+MOST_LAYERS = 4096
 
 
 @dataclass(frozen=True)
@@ -58,13 +77,17 @@ class GemmaConfig:
                 _require(name, getattr(self, name), (int, float), "a number above 0, or None for no cap")
         for token_id in (self.bos_id, *self.eos_ids):
             if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-                raise ConfigError(f"bos_id and eos_ids are token ids; given {token_id!r}")
+                raise ConfigError(f"bos_id and eos_ids are token ids; given {shown(token_id)}")
+            if token_id > _MOST["vocab_size"]:
+                raise ConfigError(f"bos_id and eos_ids are token ids of a vocabulary; given {shown(token_id)}")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"{self.n_heads} query heads cannot be shared out evenly to {self.n_kv_heads} kv heads")
         if self.d_head % 2:
             raise ConfigError(f"RoPE rotates pairs, so d_head must be even; given {self.d_head}")
         if not self.kinds or set(self.kinds) - {"local", "global"}:
-            raise ConfigError(f"every layer is 'local' or 'global', and there is at least one; given {self.kinds!r}")
+            raise ConfigError(f"every layer is 'local' or 'global', and there is at least one; given {shown(self.kinds)}")
+        if len(self.kinds) > MOST_LAYERS:
+            raise ConfigError(f"a model has at most {MOST_LAYERS} layers; given {len(self.kinds):,}")
 
     @property
     def n_layers(self) -> int:
@@ -97,32 +120,36 @@ class GemmaConfig:
         """From the content of a transformers config.json (of transformers 4 or 5). ConfigError if it is no Gemma 2."""
         model_type = given.get("model_type")
         if model_type != "gemma2":
-            names = ", ".join(map(str, _as_tuple(given.get("architectures")))) or "no architecture named"
-            raise ConfigError(f"this is not a Gemma 2 checkpoint: model_type is {model_type!r} ({names}), not 'gemma2'")
+            names = (
+                ", ".join(str(name)[:80] for name in _as_tuple(given.get("architectures"))[:5]) or "no architecture named"
+            )
+            raise ConfigError(
+                f"this is not a Gemma 2 checkpoint: model_type is {shown(model_type)} ({names}), not 'gemma2'{_inner(given)}"
+            )
         c = {**_DEFAULTS, **given}
         try:
             _refuse_variants(c)
-            return cls(
-                d_model=c["hidden_size"],
-                n_heads=c["num_attention_heads"],
-                n_kv_heads=c["num_key_value_heads"],
-                d_head=c["hidden_size"] // c["num_attention_heads"] if c["head_dim"] is None else c["head_dim"],
-                d_mlp=c["intermediate_size"],
-                vocab_size=c["vocab_size"],
-                kinds=_kinds(c),
-                window=c["sliding_window"],
-                context=c["max_position_embeddings"],
-                query_scalar=c["query_pre_attn_scalar"],
-                attn_cap=c["attn_logit_softcapping"],
-                final_cap=c["final_logit_softcapping"],
-                norm_eps=c["rms_norm_eps"],
-                rope_theta=_rope_theta(c),
-                bos_id=2 if c["bos_token_id"] is None else c["bos_token_id"],
-                eos_ids=_as_tuple(c["eos_token_id"]),
-            )
-        except ConfigError:
-            raise
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            values = {
+                "d_model": c["hidden_size"],
+                "n_heads": c["num_attention_heads"],
+                "n_kv_heads": c["num_key_value_heads"],
+                "d_head": c["hidden_size"] // c["num_attention_heads"] if c["head_dim"] is None else c["head_dim"],
+                "d_mlp": c["intermediate_size"],
+                "vocab_size": c["vocab_size"],
+                "window": c["sliding_window"],
+                "context": c["max_position_embeddings"],
+                "query_scalar": c["query_pre_attn_scalar"],
+                "attn_cap": c["attn_logit_softcapping"],
+                "final_cap": c["final_logit_softcapping"],
+                "norm_eps": c["rms_norm_eps"],
+                "rope_theta": _rope_theta(c),
+                "bos_id": 2 if c["bos_token_id"] is None else c["bos_token_id"],
+                "eos_ids": _as_tuple(c["eos_token_id"]),
+            }
+            return cls(**values, kinds=_kinds(c))
+        except ConfigError as error:
+            raise ConfigError(_in_their_words(str(error))) from None
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ConfigError(f"the config holds a value of the wrong type: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,17 +168,33 @@ class GemmaConfig:
         }  # fmt: skip
 
 
-def _require(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:  # type: ignore[operator]
-        raise ConfigError(f"{name} must be {what}; given {value!r}")
+def _require(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    amount: Any = value if isinstance(value, kind) and not isinstance(value, bool) else 0
+    if not amount > 0:
+        raise ConfigError(f"{name} must be {what}; given {shown(value)}")
+    if amount > _MOST[name]:
+        raise ConfigError(f"{name} must be at most {_MOST[name]:,}; given {shown(value)}")
+
+
+def _in_their_words(message: str) -> str:
+    """The message, with what config.json calls the field that it begins with."""
+    name = message.split(" ", 1)[0]
+    theirs = "bos_token_id or eos_token_id" if name == "bos_id" else _THEIRS.get(name, name)
+    return message if theirs == name else f"{theirs}: {message}"
 
 
 def _kinds(c: Mapping[str, Any]) -> tuple[Kind, ...]:
     n_layers, types = c["num_hidden_layers"], c.get("layer_types")
+    if not is_whole(n_layers):
+        raise ConfigError(f"num_hidden_layers: the config holds a value of the wrong type: {shown(n_layers)}")
+    if n_layers > MOST_LAYERS:
+        raise ConfigError(f"num_hidden_layers: a model has at most {MOST_LAYERS} layers; given {shown(n_layers)}")
     if types is None:  # configs written before transformers 4.53 do not list them: even layers slide
         types = ["sliding_attention" if layer % 2 == 0 else "full_attention" for layer in range(n_layers)]
-    if unknown := set(types) - set(_KINDS):
-        raise ConfigError(f"layer_types holds {sorted(map(str, unknown))}; known are {sorted(_KINDS)}")
+    if not isinstance(types, (list, tuple)):
+        raise ConfigError(f"layer_types: the config holds a value of the wrong type: {shown(types)}")
+    if unknown := {str(name) for name in types if not isinstance(name, str) or name not in _KINDS}:
+        raise ConfigError(f"layer_types holds {shown(sorted(unknown))}; known are {sorted(_KINDS)}")
     if len(types) != n_layers:
         raise ConfigError(f"layer_types lists {len(types)} layers and num_hidden_layers is {n_layers}")
     return tuple(_KINDS[name] for name in types)
@@ -163,23 +206,40 @@ def _rope(c: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _rope_theta(c: Mapping[str, Any]) -> float:
-    return float(_rope(c).get("rope_theta") or c.get("rope_theta") or 10000.0)
+    given = (_rope(c).get("rope_theta"), c.get("rope_theta"), 10000.0)
+    value = next(theta for theta in given if theta is not None)
+    if not is_number(value):
+        raise ConfigError(f"rope_theta must be a number above 0; given {shown(value)}")
+    return float(value)
 
 
 def _refuse_variants(c: Mapping[str, Any]) -> None:
+    if not isinstance(_rope(c), Mapping):
+        raise ConfigError(f"rope_parameters: the config holds a value of the wrong type: {shown(_rope(c))}")
     rope_type = _rope(c).get("rope_type", _rope(c).get("type", "default"))
     activation = c["hidden_activation"] or c.get("hidden_act")
     checks = {
-        f"hidden_activation {activation!r} (Gemma 2 has 'gelu_pytorch_tanh')": activation == "gelu_pytorch_tanh",
+        f"hidden_activation {shown(activation)} (Gemma 2 has 'gelu_pytorch_tanh')": activation == "gelu_pytorch_tanh",
         "attention_bias true (Gemma 2 has none)": not c["attention_bias"],
-        "tie_word_embeddings false (Gemma 2 unembeds with its embedding)": c["tie_word_embeddings"],
-        f"RoPE of type {rope_type!r} (Gemma 2 has 'default')": rope_type == "default",
+        "tie_word_embeddings false (Gemma 2 unembeds with its embedding)": c["tie_word_embeddings"] is True,
+        f"RoPE of type {shown(rope_type)} (Gemma 2 has 'default')": rope_type == "default",
         "RoPE that differs between layers (Gemma 2 has one)": not any(isinstance(v, Mapping) for v in _rope(c).values()),
         "RoPE of a part of each head (Gemma 2 turns all of it)": _rope(c).get("partial_rotary_factor", 1) == 1,
         "use_bidirectional_attention (Gemma 2 is causal)": not c.get("use_bidirectional_attention"),
     }
     if wrong := [name for name, fine in checks.items() if not fine]:
         raise ConfigError(f"this model is of type 'gemma2' but differs from Gemma 2: {'; '.join(wrong)}")
+
+
+def _inner(given: Mapping[str, Any]) -> str:
+    """What to do with a model that has a Gemma 2 within it, such as PaliGemma 2."""
+    inner = given.get("text_config")
+    if not isinstance(inner, Mapping) or inner.get("model_type") != "gemma2":
+        return ""
+    return (
+        ". Its text model is a Gemma 2: load it whole with transformers, save that part with "
+        "model.language_model.save_pretrained(folder), and load the folder"
+    )
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from gemmascope.arguments import finite_number, whole_number
 from gemmascope.dictionaries.catalogue import EMBEDDING, PARAMS
 from gemmascope.dictionaries.dictionary import Dictionary, Tie, TrainedFor
 from gemmascope.dictionaries.locate import Asked, Found, locate
 from gemmascope.dictionaries.npz import read_params
 from gemmascope.errors import DictionaryError
 from gemmascope.model.model import Model
+from gemmascope.reading import is_there, read_json
 from gemmascope.weights.placing import choose_device
 
 # Beside the params.npz of a dictionary that gemmascope.dictionaries.train made.
@@ -32,6 +35,7 @@ def load_sae(
     model: Model | None = None,
     device: str | torch.device = "auto",
     any_model: bool = False,
+    revision: str | None = None,
 ) -> Dictionary:
     """A dictionary of features (a JumpReLU autoencoder or transcoder), ready to encode traces.
 
@@ -44,19 +48,26 @@ def load_sae(
     device: "auto" is the model's if one is given, else cuda if there is one, else the CPU. Numbers are kept in float32.
     any_model: let it be used with other models than the one it was trained for, where the shapes fit. A dictionary of a
         pretrained Gemma 2 may be used with the instruction-tuned one of its size, and the other way round, without that.
+    revision: of a hub id, the branch, tag or commit to take.
+    A dictionary of Gemma Scope at site embed was trained on embeddings as they are stored; here, as in a pass, they are
+    multiplied by sqrt(d_model), and the dictionary's weights are rescaled to match.
     The files are read without pickle. Raises DictionaryError for a source or a choice that is not there, a file that is no
     such dictionary, or a model it was not trained for; CheckpointError where fetching fails.
     """
-    found = locate(source, Asked(layer, width, l0))
+    found = locate(source, Asked(layer, width, l0), revision)
     about = _about(found.path.with_name(ABOUT))
     place = model.device if model is not None and str(device) == "auto" else choose_device(device)
+    where = _site(found, site, about)
+    tensors = as_tensors(read_params(found.path), place, found.path)
+    if where == "embed" and "site" not in about:  # gemmascope's own training sees embeddings as a pass does
+        tensors = for_scaled_embeddings(tensors, torch.float32 if model is None else model.dtype)
     made = Dictionary(
-        **as_tensors(read_params(found.path), place),
-        site=_site(found, site, about),
+        **tensors,
+        site=where,
         layer=_layer(found, layer, about),
-        call=_call(source, found, Asked(layer, width, l0), site, any_model),
+        call=_call(source, Asked(layer, width, l0), site, any_model, revision),
         trained_for=_trained_for(found, about),
-        concepts={int(tie["feature"]): _tie(tie) for tie in about.get("concepts", ())},
+        concepts=_concepts(about, found.path.with_name(ABOUT)),
         any_model=any_model,
     )
     if model is not None:
@@ -64,9 +75,24 @@ def load_sae(
     return made
 
 
-def as_tensors(arrays: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
-    """The arrays of a dictionary as it keeps them: by name, in float32, on a device."""
-    return {name: torch.from_numpy(array).to(device, torch.float32) for name, array in arrays.items()}
+def as_tensors(arrays: Mapping[str, Any], device: str | torch.device, path: Path | None = None) -> dict[str, Any]:
+    """The arrays of a dictionary as it keeps them: by name, in float32, on a device. DictionaryError for one too large."""
+    made = {name: torch.from_numpy(array).to(device, torch.float32) for name, array in arrays.items()}
+    for name, tensor in made.items():
+        if arrays[name].dtype == np.float64 and not bool(tensor.isfinite().all()):
+            raise DictionaryError(f"{path or 'the dictionary'}: {name} holds numbers in float64 that float32 cannot hold")
+    return made
+
+
+def for_scaled_embeddings(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """A dictionary of embeddings as they are stored, made one of the site embed, where they are times sqrt(d_model).
+
+    What it reads is divided by the factor, what it writes is multiplied; pre-activations, and with them b_enc and the
+    thresholds, stay. dtype: the model's, which rounds the factor: in bfloat16 sqrt(2304) stays 48, sqrt(3584) becomes 60.
+    """
+    factor = float(torch.tensor(len(tensors["W_enc"]) ** 0.5, dtype=dtype))
+    scaled = {"W_enc": 1 / factor, "W_dec": factor, "b_dec": factor}
+    return {name: tensor * scaled.get(name, 1) for name, tensor in tensors.items()}
 
 
 def _site(found: Found, given: str | None, about: Mapping[str, Any]) -> str:
@@ -103,23 +129,33 @@ def _trained_for(found: Found, about: Mapping[str, Any]) -> TrainedFor:
     return TrainedFor(about.get("model"), None, about.get("fingerprint"))
 
 
-def _call(source: Any, found: Found, asked: Asked, site: str | None, any_model: bool) -> str:
+def _call(source: Any, asked: Asked, site: str | None, any_model: bool, revision: str | None) -> str:
     """The call that loads this dictionary again."""
     said = [repr(str(source))]
-    said += [f"{name}={value!r}" for name, value in {**vars(asked), "site": site}.items() if value is not None]
+    given = {**vars(asked), "site": site, "revision": revision}
+    said += [f"{name}={value!r}" for name, value in given.items() if value is not None]
     return f"gs.load_sae({', '.join(said)}{', any_model=True' if any_model else ''})"
 
 
 def _about(path: Path) -> dict[str, Any]:
     """What stands in the file that training writes beside a dictionary; nothing where there is none."""
-    if not path.is_file():
+    if not is_there(path, error=DictionaryError):
         return {}
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return dict(about)
-    except (ValueError, TypeError) as error:
+        return read_json(path, error=DictionaryError)
+    except DictionaryError as error:
         raise DictionaryError(f"{path} is not what training writes beside a {PARAMS}: {error}") from error
 
 
+def _concepts(about: Mapping[str, Any], path: Path) -> dict[int, Tie]:
+    """The ties of features to concepts. DictionaryError if the file holds something else in their place."""
+    ties = about.get("concepts", ())
+    try:
+        return {whole_number(tie["feature"], "feature", least=0, error=DictionaryError): _tie(tie) for tie in ties}
+    except (DictionaryError, TypeError, KeyError, AttributeError, ValueError) as error:
+        raise DictionaryError(f"{path}: concepts hold something else than ties of features: {error!r}") from error
+
+
 def _tie(given: Mapping[str, Any]) -> Tie:
-    return Tie(str(given["concept"]), *(float(given[name]) for name in ("above", "precision", "recall")))
+    numbers = (finite_number(given[name], name, error=DictionaryError) for name in ("above", "precision", "recall"))
+    return Tie(str(given["concept"]), *numbers)

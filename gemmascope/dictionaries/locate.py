@@ -38,28 +38,34 @@ class Asked:
     l0: int | str | None = None
 
 
-def locate(source: object, asked: Asked) -> Found:
+def locate(source: object, asked: Asked, revision: str | None = None) -> Found:
     """The file that a source and a choice mean, fetched if it is on the hub. DictionaryError with what there is."""
     if source == "nano":
+        if revision is not None:
+            raise DictionaryError("revision= is of a hub id, and 'nano' has none: leave it out")
         return _in_folder(NANO, "nano", asked)
     if not isinstance(source, (str, os.PathLike)):
         raise DictionaryError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(source))
+    if revision is not None and (os.path.exists(path) or not is_hub_id(str(source))):
+        raise DictionaryError(
+            f"revision={revision!r} was given, and only a hub id has revisions; the source is {str(source)!r}"
+        )
+    if os.path.isfile(path):
         return _alone(path, str(source), asked)
-    if path.is_dir() and source != "":
+    if os.path.isdir(path) and source != "":
         return (
             _alone(path / PARAMS, str(source), asked) if (path / PARAMS).is_file() else _in_folder(path, str(source), asked)
         )
     if isinstance(source, str) and is_hub_id(source):
-        return _on_hub(source, asked)
+        return _on_hub(source, asked, revision)
     raise DictionaryError(f"{str(source)!r} is no folder that exists and no hub id. A source is {_SOURCES}")
 
 
-def _on_hub(repo: str, asked: Asked) -> Found:
-    entries = [entry for path in files_of(repo) if (entry := Entry.of(path))]
+def _on_hub(repo: str, asked: Asked, revision: str | None) -> Found:
+    entries = [entry for path in files_of(repo, revision) if (entry := Entry.of(path))]
     entry = choose(entries, repo, asked.layer, asked.width, asked.l0)
-    return Found(fetch_file(repo, entry.path), repo, Suite.of(repo), entry)
+    return Found(fetch_file(repo, entry.path, revision), repo, Suite.of(repo), entry)
 
 
 def _in_folder(folder: Path, name: str, asked: Asked) -> Found:

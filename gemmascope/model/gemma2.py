@@ -205,6 +205,7 @@ class Gemma2(nn.Module):
         self.model = Torso(config)
         self.supply: Supply | None = None
         self.work: int | None = None
+        self.adopted: tuple[object, ...] = ()  # a tuple, so that torch sees no second module in it
 
     def forward(self, ids: Int[Tensor, " row"], layout: Layout, tap: Tap = SILENT) -> Float[Tensor, "row d_model"]:
         """One pass: the stream after the last layer, before the last norm, for every row."""

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import shown
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, ConfigError
-from gemmascope.reading import read_json
+from gemmascope.reading import is_there, read_json
+from gemmascope.weights.names import EMBEDDING as EMBEDDING
+from gemmascope.weights.names import HEAD, by_plain_name
 from gemmascope.weights.shards import Shards, Stored
 
 _EXPECTED = (
     "config.json, model.safetensors (or model.safetensors.index.json and the shards that it names), "
     "and tokenizer.json or tokenizer.model"
 )
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 class Checkpoint:
@@ -35,10 +40,21 @@ class Checkpoint:
         self.config, self.dtype_name = read_config(folder)
         self._index = _index(folder)
         self._shards = Shards(_shard_paths(folder, self._index))
+        try:
+            names = by_plain_name(self._shards.stored, folder)
+            self.stored: Mapping[str, Stored] = {plain: self._shards.stored[name] for plain, name in names.items()}
+            self._require_layers()
+        except BaseException:
+            self._shards.close()
+            raise
 
-    @property
-    def stored(self) -> Mapping[str, Stored]:
-        return self._shards.stored
+    def _require_layers(self) -> None:
+        """CheckpointError if there are far fewer layers than config.json says: before a network of its size is made."""
+        there = {int(name.split(".")[2]) for name in self.stored if re.match(r"model\.layers\.\d{1,9}\.", name)}
+        if self.config.n_layers > 2 * max(there, default=0) + 64:
+            raise CheckpointError(
+                f"{self.folder}: config.json says num_hidden_layers {self.config.n_layers}, and its files hold {len(there)}"
+            )
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -47,7 +63,7 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU, in the dtype it is stored in."""
-        return self._shards.read(name)
+        return self._shards.read(self.stored[name].name)
 
     def require(self, shapes: Mapping[str, torch.Size]) -> None:
         """CheckpointError unless the tensors are exactly these; a second copy of the embedding as lm_head may be there."""
@@ -84,17 +100,53 @@ def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
     Raises CheckpointError for a folder without a readable config.json, ConfigError for one of another architecture.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    refuse_adapter(folder)
+    if not is_there(path):
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json. {_wanted(folder)}")
     given = read_json(path)
+    _refuse_quantised(given, path)
     try:
         config = GemmaConfig.from_dict(given)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     name = given.get("dtype") or given.get("torch_dtype")
     generation = folder / "generation_config.json"
-    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    return with_ends(config, ends), name if isinstance(name, str) else None
+    if is_there(generation):
+        try:
+            config = with_ends(config, read_json(generation).get("eos_token_id"))
+        except ConfigError as error:
+            raise ConfigError(f"{generation}: eos_token_id: {error}") from error
+    return config, name if isinstance(name, str) else None
+
+
+def refuse_adapter(folder: Path) -> None:
+    """CheckpointError if a folder holds an adapter: transformers would load it with its base, and other numbers come."""
+    names = [
+        name
+        for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+        if (folder / name).exists()
+    ]
+    if not names:
+        return
+    config = folder / "adapter_config.json"
+    base = read_json(config).get("base_model_name_or_path") if is_there(config) else None
+    beside = "beside a model" if os.path.lexists(folder / "config.json") else "and no model"
+    raise CheckpointError(
+        f"{folder} holds an adapter ({', '.join(names)}) {beside}. Merge it into its base"
+        f"{f' ({base})' if isinstance(base, str) else ''} first: with peft, "
+        "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new_folder); or remove it, if the model "
+        "without it is meant"
+    )
+
+
+def _refuse_quantised(given: Mapping[str, Any], path: Path) -> None:
+    about = given.get("quantization_config")
+    if about:
+        method = about.get("quant_method", "a method that it does not name") if isinstance(about, dict) else about
+        raise CheckpointError(
+            f"{path}: the checkpoint is quantised ({shown(method)}), which is not read: give the original one. "
+            "weights='int8' quantises it here"
+        )
 
 
 def with_ends(config: GemmaConfig, ends: int | list[int] | None) -> GemmaConfig:
@@ -107,7 +159,7 @@ def with_ends(config: GemmaConfig, ends: int | list[int] | None) -> GemmaConfig:
 def _index(folder: Path) -> dict[str, str]:
     """Tensor name -> shard name; empty for a checkpoint in one file."""
     path = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file() or not path.is_file():
+    if is_there(folder / "model.safetensors") or not is_there(path):
         return {}
     names = read_json(path).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
@@ -120,8 +172,12 @@ def _index(folder: Path) -> dict[str, str]:
 def _shard_paths(folder: Path, index: Mapping[str, str]) -> list[Path]:
     if index:
         return [folder / shard for shard in sorted(set(index.values()))]
-    if (folder / "model.safetensors").is_file():
+    if is_there(folder / "model.safetensors"):
         return [folder / "model.safetensors"]
+    if parts := sorted(path.name for path in folder.glob("model-*-of-*.safetensors")):
+        raise CheckpointError(f"{folder} has {parts[0]} and no model.safetensors.index.json, which says what it holds")
+    if packed := sorted(path.name for path in folder.glob("*.gguf")):
+        raise CheckpointError(f"{folder} has its weights only as {packed[0]}. {gguf_advice(folder, packed[0])}")
     pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     if pickled:
         raise CheckpointError(
@@ -131,10 +187,27 @@ def _shard_paths(folder: Path, index: Mapping[str, str]) -> list[Path]:
     raise CheckpointError(f"{folder} has a config.json and no weights. {_wanted(folder)}")
 
 
+def gguf_advice(folder: Path, name: str) -> str:
+    """What to do with a GGUF file."""
+    return (
+        "GGUF is not read. If it is not quantised to few bits, transformers converts it: "
+        f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, gguf_file={name!r}).save_pretrained(new_folder); "
+        "otherwise give the original checkpoint"
+    )
+
+
 def _wanted(folder: Path) -> str:
     if not folder.is_dir():
         return f"Expected: {_EXPECTED}. There is no such folder"
-    names = sorted(entry.name for entry in folder.iterdir())
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        return f"Expected: {_EXPECTED}. The folder cannot be listed: {error.strerror}"
+    names = [entry.name for entry in entries]
+    if packed := [name for name in names if name.endswith(".gguf")]:
+        return f"There is {packed[0]}. {gguf_advice(folder, packed[0])}"
+    if inner := [entry for entry in entries if os.path.isfile(entry / "config.json")]:
+        return f"Expected: {_EXPECTED}. There is one in {inner[0]}: was that meant?"
     return f"Expected: {_EXPECTED}. There is: {', '.join(names[:8]) or 'nothing'}{', ...' if names[8:] else ''}"
 
 

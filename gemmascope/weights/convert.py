@@ -22,8 +22,9 @@ from gemmascope.asides import PART
 from gemmascope.errors import BudgetError, CheckpointError
 from gemmascope.locking import held
 from gemmascope.reading import LARGEST, read_bytes
-from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint, require_finite
+from gemmascope.weights.checkpoint import Checkpoint, require_finite
 from gemmascope.weights.int8 import GROUP, quantise
+from gemmascope.weights.names import EMBEDDING
 from gemmascope.weights.packed import MATRICES, SCALE, Piece, bytes_of, header_of, int8_layout, laid_out, stamp_of
 from gemmascope.weights.store import FORMAT, MANIFEST, NORM, OUTER, is_store, layer_file, read_manifest, whole_file
 from gemmascope.writing import Content, explained, make_folder, write_file

@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from gemmascope.errors import CheckpointError
 from gemmascope.weights.checkpoint import read_config
 
 KNOWN = tuple(f"google/gemma-2-{size}{tuned}" for size in ("2b", "9b", "27b") for tuned in ("", "-it"))
 
-_CONFIG = ("config.json", "generation_config.json")
+_CONFIG = ("config.json", "generation_config.json", "adapter_config.json")
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _TOKENIZER = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
@@ -33,22 +35,23 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     The configuration comes first: another architecture is refused before its weights are downloaded. Without a network
     the cached folder serves. Raises CheckpointError with what to do, ConfigError for another architecture.
     """
-    folder = _snapshot(repo, _CONFIG, revision)
+    door = _Door()
+    folder = _snapshot(repo, _CONFIG, revision, door)
     read_config(folder)
-    return _snapshot(repo, (*_WEIGHTS, *_TOKENIZER), revision=folder.name)
+    return _snapshot(repo, (*_WEIGHTS, *_TOKENIZER), folder.name, door)
 
 
-def fetch_tokenizer(repo: str) -> Path:
+def fetch_tokenizer(repo: str, revision: str | None = None) -> Path:
     """The folder of a hub id with at least its tokenizer's files. Raises CheckpointError with what to do."""
-    return _snapshot(repo, _TOKENIZER)
+    return _snapshot(repo, _TOKENIZER, revision, _Door())
 
 
-def fetch_file(repo: str, name: str) -> Path:
+def fetch_file(repo: str, name: str, revision: str | None = None) -> Path:
     """One file of a repository by its path there, fetched if it is not in the cache. CheckpointError with what to do."""
-    return _snapshot(repo, (name,)) / name
+    return _snapshot(repo, (name,), revision, _Door()) / name
 
 
-def files_of(repo: str) -> list[str]:
+def files_of(repo: str, revision: str | None = None) -> list[str]:
     """The paths of a repository's files; without a network, of those in the cache. CheckpointError with what to do."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -56,15 +59,16 @@ def files_of(repo: str) -> list[str]:
     with _explained(repo):
         try:
             if not constants.HF_HUB_OFFLINE:
-                about = HfApi(endpoint=constants.ENDPOINT).model_info(repo)
+                about = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision)
                 return sorted(file.rfilename for file in about.siblings or ())
         except HfHubHTTPError:  # the hub answered, and said no
             raise
         except Exception as error:  # the transports' own errors, of several libraries
             if not _is_connection(error):
                 raise
+            _out_of_reach[constants.ENDPOINT] = monotonic()
         # Its folder in the cache, which need not be whole: of no file is it asked whether it is there.
-        folder = Path(snapshot_download(repo, local_files_only=True, allow_patterns=["-"]))
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["-"]))
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
@@ -84,11 +88,52 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _snapshot(repo: str, files: Sequence[str], revision: str | None = None) -> Path:
-    from huggingface_hub import snapshot_download
+@dataclass
+class _Door:
+    """One errand to the hub. local: whether the cache serves for all of it, the hub being out of reach; None: not known."""
+
+    local: bool | None = None
+
+
+# When each hub was last found out of reach. Asking it takes seconds, which the files of one question should wait once.
+_out_of_reach: dict[str, float] = {}
+_SECONDS = 60.0
+
+
+def _snapshot(repo: str, files: Sequence[str], revision: str | None, door: _Door) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def fetched(local: bool) -> Path:
+        return Path(snapshot_download(repo, allow_patterns=list(files), revision=revision, local_files_only=local))
 
     with _explained(repo):
-        return Path(snapshot_download(repo, allow_patterns=list(files), revision=revision))
+        if door.local is None and monotonic() - _out_of_reach.get(constants.ENDPOINT, -_SECONDS) < _SECONDS:
+            with suppress(LocalEntryNotFoundError):
+                return fetched(True)
+        if door.local is None:
+            door.local = _is_out_of_reach(repo, revision)
+        return fetched(door.local)
+
+
+def _is_out_of_reach(repo: str, revision: str | None) -> bool:
+    """Whether the hub does not answer. One request, which unlike those of fetching is not made again and again."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return True
+    try:
+        HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision)
+    except HfHubHTTPError as error:  # it answered: fetching says what, unless it is broken
+        return error.response is not None and error.response.status_code >= 500
+    except Exception as error:  # the transports' own errors, of several libraries
+        if not _is_connection(error):
+            raise
+        _out_of_reach[constants.ENDPOINT] = monotonic()
+        return True
+    _out_of_reach.pop(constants.ENDPOINT, None)
+    return False
 
 
 @contextmanager
@@ -108,7 +153,13 @@ def _explained(repo: str) -> Iterator[None]:
 
 def _reason(repo: str, error: Exception) -> str:
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     login = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, GatedRepoError):
@@ -118,6 +169,8 @@ def _reason(repo: str, error: Exception) -> str:
             f"{repo!r} is no folder here, and no repository on {constants.ENDPOINT} that you can see."
             f"{suggestion(repo)} If it is private, {login}. {_NANO}"
         )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no such revision on {constants.ENDPOINT}: {_first_line(error)}. Give a branch, a tag or a commit"
     if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
         return (
             f"{repo} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it: "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError, warn
@@ -21,10 +21,11 @@ from gemmascope.weights.asked import asked_of
 from gemmascope.weights.budget import parse_bytes
 from gemmascope.weights.checkpoint import Checkpoint, require_finite, require_tied
 from gemmascope.weights.hub import fetch_tokenizer, is_hub_id
-from gemmascope.weights.locate import locate
+from gemmascope.weights.locate import in_hub_cache, locate
 from gemmascope.weights.placing import asked_dtype, choose_device, choose_dtype
 from gemmascope.weights.store import Store, is_store
 from gemmascope.weights.streamed import Wanted, int8_store, network_of_checkpoint, network_of_store, require_weights
+from gemmascope.weights.unwrapping import unwrapped
 
 # A token that transformers adds to every Gemma tokenizer that has none, whether or not the model has room for it.
 _UNSAID = {"<mask>"}
@@ -46,7 +47,8 @@ def load(
 
     source: "nano" (or None), the small trained model inside the package; a folder in the transformers layout; a hub id
         such as "google/gemma-2-2b", fetched once into the hub's cache (HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE
-        count); or a transformers Gemma2ForCausalLM, whose parameters are shared, not copied. A folder that exists is
+        count); or a transformers Gemma2ForCausalLM, whose parameters are shared, not copied (a
+        Gemma2Model and a compiled model too; the head of a reward model is left out). A folder that exists is
         taken before a hub id of the same name.
     device: "auto" is cuda if there is one, else the CPU; for a model in memory, where it is. "meta" builds the network
         and checks names and shapes, and reads no values.
@@ -75,9 +77,12 @@ def load(
     asked = asked_of(
         device=device, dtype=dtype, weights=weights, memory=memory, cache=cache, tokenizer=tokenizer, revision=revision
     )
-    if is_gemma(source):
+    plain = unwrapped(source)
+    if is_gemma(plain):
         _refuse_in_memory(weights, memory, revision)
-        return _from_memory(source, device, dtype, tokenizer, check, asked)
+        model = _from_memory(plain, device, dtype, tokenizer, check, asked)
+        model.network.adopted = (plain,) if plain is not source else ()  # a head made here lives as long as the network
+        return model
     folder, name = locate(source, revision)
     if weights == "int8" or is_store(folder):
         store = int8_store(folder, name, cache, Wanted(choose_device(device), asked_dtype(dtype), budget))
@@ -149,8 +154,18 @@ def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, c
         tensor = checkpoint.read(name)
         if check:
             require_finite(tensor, f"tensor {name!r} of {checkpoint.stored[name].shard}")
-        put(network, name, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
+        moved = tensor.to(device, dtype)
+        if tensor.dtype == torch.float64:
+            _require_held(tensor, moved, f"tensor {name!r} of {checkpoint.stored[name].shard}")
+        put(network, name, nn.Parameter(moved, requires_grad=False))
     return network
+
+
+def _require_held(tensor: Tensor, moved: Tensor, what: str) -> None:
+    """CheckpointError for a number that is finite in float64 and infinite in the dtype that is computed in."""
+    if bool((tensor.isfinite() & moved.isinf().to(tensor.device)).any()):
+        largest = float(tensor.abs().nan_to_num(posinf=0).max())
+        raise CheckpointError(f"{what} holds {largest:.3g} in float64, which {moved.dtype} cannot hold")
 
 
 def _own_words(folder: Path, config: GemmaConfig) -> Tokenizer | None:
@@ -165,11 +180,18 @@ def _words(given: Any, config: GemmaConfig) -> Tokenizer:
     if isinstance(given, Tokenizer):
         words = given
     elif isinstance(given, (str, os.PathLike)):
-        folder = Path(given).expanduser()
-        if not folder.is_dir():
-            if not is_hub_id(str(given)):
-                raise CheckpointError(f"tokenizer={str(given)!r} is no folder that exists and no hub id")
+        folder = Path(os.path.expanduser(given))
+        if os.path.isdir(folder):
+            folder = in_hub_cache(folder)
+        elif is_hub_id(str(given)):
             folder = fetch_tokenizer(str(given))
+        else:
+            what = (
+                "is a file: give the folder that holds it"
+                if os.path.isfile(folder)
+                else "is no folder that exists and no hub id"
+            )
+            raise CheckpointError(f"tokenizer={str(given)!r} {what}")
         words = Tokenizer.from_folder(folder, config.bos_id)
     else:
         words = Tokenizer.from_transformers(given, config.bos_id)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError
+from gemmascope.reading import parse_json
 from gemmascope.weights.int8 import GROUP, dequantise, n_groups
 from gemmascope.weights.shards import DTYPES
 
@@ -207,13 +208,13 @@ def pieces_in(path: Path) -> tuple[dict[str, Piece], int]:
             length = struct.unpack("<Q", file.read(8))[0]
             if length > path.stat().st_size:
                 raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length), path)
             pieces = {
                 name: Piece(name, PACKED_DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0])
                 for name, entry in header.items()
                 if name != "__metadata__"
             }
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{path} is no safetensors file that can be read: {error}") from error
     return pieces, 8 + length
 

@@ -14,9 +14,10 @@ from gemmascope.config import PRESETS, GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.model import Model
 from gemmascope.weights.adopt import is_gemma
-from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint, read_config
+from gemmascope.weights.checkpoint import Checkpoint, read_config
 from gemmascope.weights.hub import KNOWN, suggestion
 from gemmascope.weights.locate import NANO
+from gemmascope.weights.names import EMBEDDING
 from gemmascope.weights.packed import NORMS, Piece
 from gemmascope.weights.placing import asked_dtype, choose_dtype, not_offered
 from gemmascope.weights.store import Store, is_store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,15 +12,17 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import CheckpointError
+from gemmascope.reading import is_there, parse_json
 
 # By their names in the headers of safetensors files.
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as the header of its file describes it."""
+    """A tensor as the header of its file describes it. name: what it is called there."""
 
+    name: str
     shard: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -49,11 +50,11 @@ class Shards:
     def _open(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
-        if not path.is_file():
+        if not is_there(path):
             raise CheckpointError(f"the shard {path.name} is not in {path.parent}: fetch it again")
         try:
             opened = safe_open(path, framework="pt", backend="pread")
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {_why(path) or error}") from error
         file = self._files[path] = self._closing.enter_context(opened)
         for name in file.keys():  # noqa: SIM118 (no mapping: a safe_open has no __iter__)
@@ -61,7 +62,7 @@ class Shards:
                 raise CheckpointError(f"tensor {name!r} lies in two files: {self.stored[name].shard.name} and {path.name}")
             header = file.get_slice(name)
             dtype = _dtype(header.get_dtype(), name, path)
-            self.stored[name] = Stored(path, tuple(header.get_shape()), dtype)
+            self.stored[name] = Stored(name, path, tuple(header.get_shape()), dtype)
 
     def read(self, name: str) -> Tensor:
         """The tensor of this name, on the CPU, in the dtype it is stored in. The caller owns its memory."""
@@ -82,7 +83,7 @@ class Shards:
 def _dtype(code: str, name: str, path: Path) -> torch.dtype:
     if code not in DTYPES:
         raise CheckpointError(
-            f"tensor {name!r} of {path} is stored as {code}; known are {', '.join(DTYPES)}. "
+            f"tensor {name!r} of {path} is stored as {code}; known are F32, BF16, F16. "
             "A quantised checkpoint cannot be loaded: give the original one"
         )
     return DTYPES[code]
@@ -90,6 +91,13 @@ def _dtype(code: str, name: str, path: Path) -> torch.dtype:
 
 def _why(path: Path) -> str | None:
     """What is wrong with a file that safetensors refuses, for the cases that happen to people; None for the others."""
+    try:
+        return _damage(path)
+    except OSError:  # not even readable: safetensors has said so
+        return None
+
+
+def _damage(path: Path) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -101,9 +109,9 @@ def _why(path: Path) -> str | None:
         if length > size - 8:
             return f"it is no safetensors file, or cut short within its header ({size:,} bytes are there)"
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length), path)
             ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return "its header is no safetensors header"
     cut = sorted((end, name) for name, end in ends.items() if end > size)
     if not cut:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from gemmascope.errors import CheckpointError
 from gemmascope.reading import read_json
-from gemmascope.weights.checkpoint import EMBEDDING, read_config
+from gemmascope.weights.checkpoint import read_config
 from gemmascope.weights.int8 import GROUP
+from gemmascope.weights.names import EMBEDDING
 from gemmascope.weights.packed import NORMS, Packed, Piece, Span, bytes_of, int8_layout, pieces_in, stamp_of
 
 MANIFEST, OUTER, NORM = "gemmascope.json", "outer.safetensors", "model.norm.weight"

@@ -16,10 +16,11 @@ from gemmascope.model.gemma2 import Gemma2
 from gemmascope.paths import asked_path
 from gemmascope.weights.adopt import empty_network, parameter_shapes, put
 from gemmascope.weights.budget import Share, Sizes, free_bytes, share_out
-from gemmascope.weights.checkpoint import EMBEDDING, Checkpoint, require_tied
+from gemmascope.weights.checkpoint import Checkpoint, require_tied
 from gemmascope.weights.convert import alone, convert, identity_of
 from gemmascope.weights.embedding import FileEmbedding
 from gemmascope.weights.locate import locate
+from gemmascope.weights.names import EMBEDDING
 from gemmascope.weights.packed import Packed, Piece, Span, laid_out, layer_shapes, pieces_in, stamp_of
 from gemmascope.weights.placing import choose_dtype, not_offered
 from gemmascope.weights.store import NORM, OUTER, Store, is_store, is_whole
@@ -116,7 +117,7 @@ def network_of_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: t
     sizes = Sizes.of(checkpoint.config, "stored", dtype, dtype if same else stored.dtype)
     pieces, data = pieces_in(stored.shard)
     share = share_out(checkpoint.config, sizes, dtype, memory)
-    table = (stored.shard, data, pieces[EMBEDDING])
+    table = (stored.shard, data, pieces[stored.name])
     return _network(checkpoint.config, layers, checkpoint.read, table, device, dtype, share)
 
 
@@ -133,7 +134,7 @@ def _plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[Packed]:
         for piece in layout:
             path = stored[piece.name].shard
             pieces, data = where[path]
-            spans.append(Span(path, data + pieces[names[piece.name]].start, piece.n_bytes, piece.start, stamps[path]))
+            spans.append(Span(path, data + pieces[stored[piece.name].name].start, piece.n_bytes, piece.start, stamps[path]))
         found.append(Packed(tuple(spans), tuple(layout)))
     return found
 
