@@ -35,9 +35,10 @@ _THEIRS = {
 # No Gemma comes near these. What is larger is damage, and is refused before anything is made in its size.
 _MOST = {
     "d_model": 2**20, "n_heads": 2**14, "n_kv_heads": 2**14, "d_head": 2**16, "d_mlp": 2**24, "vocab_size": 2**28,
-    "window": 2**48, "context": 2**48, "query_scalar": 2.0**32, "attn_cap": 1e30, "final_cap": 1e30, "norm_eps": 1e30,
-    "rope_theta": 1e30,
+    "window": 2**48, "context": 2**48, "query_scalar": 2.0**24, "attn_cap": 1e9, "final_cap": 1e9, "norm_eps": 1.0,
+    "rope_theta": 1e12,
 }  # fmt: skip
+_LEAST = {"query_scalar": 1e-6, "attn_cap": 1e-6, "final_cap": 1e-6, "rope_theta": 1e-6}
 MOST_LAYERS = 4096
 
 
@@ -172,6 +173,8 @@ def _require(name: str, value: Any, kind: type | tuple[type, ...], what: str) ->
     amount: Any = value if isinstance(value, kind) and not isinstance(value, bool) else 0
     if not amount > 0:
         raise ConfigError(f"{name} must be {what}; given {shown(value)}")
+    if amount < _LEAST.get(name, 0):
+        raise ConfigError(f"{name} must be at least {_LEAST[name]}; given {shown(value)}")
     if amount > _MOST[name]:
         raise ConfigError(f"{name} must be at most {_MOST[name]:,}; given {shown(value)}")
 

@@ -270,6 +270,6 @@ def test_a_model_in_memory_whose_head_is_its_own() -> None:
 
 def test_other_objects_are_refused() -> None:
     source = checkpoint("lg")
-    for wrong in (source.model, 3, ["google/gemma-2-2b"]):
+    for wrong in (source.model.norm, 3, ["google/gemma-2-2b"]):
         with pytest.raises(CheckpointError, match=f"cannot load a {type(wrong).__name__}; a source is a folder"):
             load(wrong)
