@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 from gemmascope import __version__
 from gemmascope.commands import generate, lab, patch, plan, quantize, trace
-from gemmascope.commands.arguments import BAD_INPUT, INTERRUPTED, PIPE_CLOSED
+from gemmascope.commands.arguments import BAD_INPUT, INTERRUPTED, PIPE_CLOSED, LegibleParser
 from gemmascope.errors import GemmascopeError
+from gemmascope.legible import legible
 
 COMMANDS = (trace, patch, generate, quantize, plan, lab)
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (GemmascopeError, OSError) as error:
-        print("gemmascope:", *str(error).split("\n"), file=sys.stderr)
+        print("gemmascope:", *legible(str(error)).split("\n"), file=sys.stderr)
         return BAD_INPUT
 
 
@@ -79,7 +80,7 @@ def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter  # keeps the examples' lines
-    parser = argparse.ArgumentParser("gemmascope", description=_ABOUT, epilog=_EXAMPLES, formatter_class=plain)
+    parser = LegibleParser("gemmascope", description=_ABOUT, epilog=_EXAMPLES, formatter_class=plain)
     parser.add_argument("--version", action="version", version=f"gemmascope {__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

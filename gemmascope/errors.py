@@ -6,15 +6,23 @@ import sys
 import warnings
 from pathlib import Path
 
+from gemmascope.legible import legible
+
 _PACKAGE = str(Path(__file__).parent)
 
 
 class GemmascopeError(Exception):
     """Base of every error that gemmascope raises on purpose: what was given, what there is, what to do."""
 
+    def __str__(self) -> str:
+        return legible(super().__str__())
+
 
 class GemmascopeWarning(UserWarning):
     """Something that runs and may not be meant. warnings.simplefilter("error", gs.GemmascopeWarning) makes it an error."""
+
+    def __str__(self) -> str:
+        return legible(super().__str__())
 
 
 class SiteError(GemmascopeError, LookupError):
@@ -73,6 +81,14 @@ class FileError(GemmascopeError, OSError):
     """A file, such as a page or a table, that cannot be written as asked."""
 
 
+class MissingPackageError(GemmascopeError, ImportError):
+    """A package that this needs, and most of gemmascope does not, is not installed."""
+
+
+class LabError(GemmascopeError, RuntimeError):
+    """A lab that is closed and was asked for more."""
+
+
 class ServingError(GemmascopeError, ValueError):
     """JupyterLab cannot be started as asked."""
 
@@ -82,7 +98,7 @@ def warn(message: str) -> None:
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and _is_library(frame.f_code.co_filename):
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, GemmascopeWarning, stacklevel=depth)
+    warnings.warn(legible(message), GemmascopeWarning, stacklevel=depth)
 
 
 def _is_library(filename: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gemmascope.errors import SiteError
+from gemmascope.legible import legibly
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Address:
     site: Site
     layer: int | None
 
+    @legibly
     def __str__(self) -> str:
         return self.site.name if self.layer is None else f"layers.{self.layer}.{self.site.name}"
 

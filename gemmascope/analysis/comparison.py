@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemmascope.errors import MetricError
+from gemmascope.legible import legibly, spelled
 
 if TYPE_CHECKING:
     import pandas
@@ -95,6 +96,7 @@ class Comparison:
 
         return nearness_figure(self)
 
+    @legibly
     def __repr__(self) -> str:
         lines = [f"  {name:<11} {text}" for name, text in self._summary()]
         rows = [f"  {kl:<11} {answers}  {text}" for kl, answers, text in self._prompts()]
@@ -116,8 +118,8 @@ class Comparison:
         done = "patching z" if self.patched else "setting z to 0"
         shared = round(self.head_agreement * self.top)
         return [
-            ("a", self.model_a),
-            ("b", self.model_b),
+            ("a", spelled(self.model_a)),
+            ("b", spelled(self.model_b)),
             ("KL(a || b)", f"next token {float(self.kl.mean()):.3g} nats, at most {float(self.kl.max()):.3g}; "
                            f"mean over all positions {self.kl_mean:.3g}"),
             ("answers", f"the same top answer in {int(self.agrees.sum())} of {self.agrees.size}; log-probability of a's "

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.errors import SiteError
+from gemmascope.legible import legibly, spelled
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.run.default import model_or_nano
@@ -56,13 +57,14 @@ class Composition:
 
         return composition_figure(self)
 
+    @legibly
     def __repr__(self) -> str:
         kv_heads = self.scores["to_kv_head"].values
         best = [
             f"  {score:6.3f}  layer {a} head {b} -> layer {c} head {d} (kv head {kv_heads[d]})"
             for a, b, c, d, score in self.best()
         ]
-        return "\n".join([f"composition through {KINDS[self.kind]} in {self.model}, 0 to 1", *best])
+        return "\n".join([f"composition through {KINDS[self.kind]} in {spelled(self.model)}, 0 to 1", *best])
 
 
 def composition(

@@ -18,6 +18,7 @@ from torch import Tensor
 from gemmascope.analysis.metrics import Answer, answer_ids
 from gemmascope.analysis.parts import Reading
 from gemmascope.errors import SiteError
+from gemmascope.legible import legibly, spelled
 from gemmascope.run.code import plain
 from gemmascope.run.trace import Trace
 from gemmascope.run.where import find_positions
@@ -75,6 +76,7 @@ class DirectLogits:
 
         return direct_figure(self)
 
+    @legibly
     def __repr__(self) -> str:
         ends = f"{self.total:+.4g} before the soft cap, {self.capped:+.4g} after it: the cap changes {self.cap_effect:+.4g}"
         lines = [f"  {value:+.4g}  {name}" for name, value in self.top()]
@@ -115,7 +117,7 @@ def direct_logits(
     reading = Reading(trace, at, _direction(trace, ids, others, at))
     parts, rest = _labelled(trace, by, reading.split(by), reading.rest)
     towards = f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")
-    about = f"direct logits in {trace.model.name}, {towards}, at position {at} ({shown(trace.tokens[at])})"
+    about = f"direct logits in {spelled(trace.model.name)}, {towards}, at position {at} ({shown(trace.tokens[at])})"
     return DirectLogits(parts, rest, reading.along(trace.stream[-1]), _capped(trace, ids, others, at), by, about)
 
 

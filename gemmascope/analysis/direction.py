@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gemmascope.analysis.probe import HeldOut, Probe
+from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
 from gemmascope.run.code import plain
 from gemmascope.run.edits import Add
@@ -143,8 +144,9 @@ class Direction:
     def where_text(self) -> str:
         head = "" if self.head is None else f", head {self.head}"
         pos = "all positions but the first" if self.pos is None else f"pos {plain(self.pos)!r}"
-        return f"{self.site} of layer {self.layer}{head}, {pos}, {self.model}"
+        return f"{self.site} of layer {self.layer}{head}, {pos}, {spelled(self.model)}"
 
+    @legibly
     def __repr__(self) -> str:
         n_positive, n_negative = (int((self.projections["class"] == name).sum()) for name in CLASSES)
         cosine = float(torch.cosine_similarity(self.vector.double(), self.probe.double(), dim=0))

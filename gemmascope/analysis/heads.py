@@ -19,6 +19,7 @@ from gemmascope.analysis.copying import copying
 from gemmascope.analysis.head_kinds import REACH, TARGETS, counted, weights
 from gemmascope.analysis.patterns import attend_of, patterns, rows_at_once
 from gemmascope.errors import PromptError, SiteError
+from gemmascope.legible import legibly, spelled
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.tap import Tap
@@ -74,9 +75,10 @@ class HeadScores:
         """What a score is, in words."""
         return _MEANING[self.kind]
 
+    @legibly
     def __repr__(self) -> str:
         best = "\n".join(f"  {score:6.3f}  layer {layer} head {head}" for layer, head, score in self.best())
-        return f"{self.kind} scores of {self.model}: {self.meaning}; {self.over}\n{best}"
+        return f"{self.kind} scores of {spelled(self.model)}: {self.meaning}; {self.over}\n{best}"
 
 
 @overload

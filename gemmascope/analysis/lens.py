@@ -16,6 +16,7 @@ from torch import Tensor
 from gemmascope.analysis.metrics import Answer, answer_ids
 from gemmascope.analysis.rows import EVERY, PARTS, STREAM, entries_of, logits_of, read_rows
 from gemmascope.errors import SiteError
+from gemmascope.legible import legibly, spelled
 from gemmascope.run.trace import Trace
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import find_site, read_name
@@ -121,10 +122,11 @@ class Lens:
                 rows.append(row)
         return pandas.DataFrame(rows)
 
+    @legibly
     def __repr__(self) -> str:
         of = "" if self.head is None else f", head {self.head}"
         last = self.positions[-1]
-        about = f"lens on {self.site}{of} of {self.trace.model.name}: after position {last} ({self._shown(last)})"
+        about = f"lens on {self.site}{of} of {spelled(self.trace.model.name)}: after position {last} ({self._shown(last)})"
         lines = [about]
         for i, (site, layer) in enumerate(self.entries):
             name = site if layer is None else f"{site} {layer}" if self.site == EVERY else f"layer {layer}"

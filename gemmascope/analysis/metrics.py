@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.errors import MetricError, PromptError
+from gemmascope.legible import legibly
 from gemmascope.model.model import Model
 from gemmascope.run.code import plain
 
@@ -40,6 +41,7 @@ class AnswerMetric:
         against = ids[1] if len(ids) > 1 else ids[0][:0]
         return lambda logits: self.rule(logits, ids[0], against)
 
+    @legibly
     def __repr__(self) -> str:
         return f"gs.{self.name}({', '.join(repr(plain(answer)) for answer in self.answers)})"
 
@@ -82,6 +84,7 @@ class KLFrom:
         reference = self.trace.next_logits.log_softmax(-1).to(model.device)
         return lambda logits: (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1)
 
+    @legibly
     def __repr__(self) -> str:
         return f"gs.kl_from(gs.trace({self.trace.ids.tolist()}, model=model, edits={list(self.trace.edits)!r}))"
 

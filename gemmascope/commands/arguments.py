@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from gemmascope.legible import legible, spelled
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 # As a shell reports a program that a signal ended: 128 and the signal's number.
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+
+
+class LegibleParser(argparse.ArgumentParser):
+    """A parser whose messages are legible, whatever was typed."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(legible(message), file)
+
+
+def wrote(path: Path) -> None:
+    """Say that a file was written."""
+    print(f"wrote {spelled(str(path))}", file=sys.stderr)
 
 
 def added(

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 _LAB = """\
 Start JupyterLab on the notebooks: the workshop, the patching lab. It listens on the loopback address only, and asks
-for the token in the address that it prints, unless your own configuration of Jupyter says otherwise."""
+for the token in the address that it prints, unless your own configuration of Jupyter says otherwise: its files, and
+JUPYTER_TOKEN, JUPYTER_CONFIG_DIR and JUPYTER_CONFIG_PATH, hold as they do for `jupyter lab`. Arguments that would
+open it are refused."""
 _LAB_EXAMPLES = """\
 examples:
   gemmascope lab
   gemmascope lab my-notebooks --port 8899 --no-browser
   gemmascope lab -- --ServerApp.iopub_data_rate_limit=1e9        what follows -- is JupyterLab's
+  gemmascope lab -- --allow-root              as root, such as in a container
 """
 
 
@@ -34,6 +37,8 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it, and return the exit status."""
-    from gemmascope.serving import lab_command, serve
+    from gemmascope.serving import lab_command, require_user, serve
 
-    return serve(lab_command(args.folder, args.port, args.further, opens_browser=not args.no_browser))
+    command = lab_command(args.folder, args.port, args.further, opens_browser=not args.no_browser)
+    require_user(args.further)
+    return serve(command)

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemmascope.commands.arguments import INTERRUPTED, add_model, added, require_room
+from gemmascope.commands.arguments import INTERRUPTED, add_model, added, require_room, wrote
 from gemmascope.errors import SweepError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _write(result: SweepResult, args: argparse.Namespace) -> None:
         write_file(args.csv, csv_text(result.to_dataframe()), through=True)
     for path in (args.html, args.csv):
         if path is not None:
-            print(f"wrote {path}", file=sys.stderr)
+            wrote(path)
 
 
 def _axes(args: argparse.Namespace) -> tuple[str, ...]:

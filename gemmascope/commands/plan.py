@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from gemmascope.commands.arguments import added
+from gemmascope.legible import legible
 
 if TYPE_CHECKING:
     from gemmascope.commands.arguments import Commands
@@ -46,5 +47,5 @@ def run(args: argparse.Namespace) -> int:
 
     options = ("weights", "context", "memory", "rows", "device", "dtype", "probe")
     found = plan(args.source, **{name: getattr(args, name) for name in options})
-    print(json.dumps(found.to_dict(), indent=2) if args.json else f"{found}\n\n{table_text(found.table())}")
+    print(json.dumps(found.to_dict(), indent=2) if args.json else legible(f"{found}\n\n{table_text(found.table())}"))
     return 0

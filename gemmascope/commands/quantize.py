@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmascope.commands.arguments import added
+from gemmascope.legible import spelled
 
 if TYPE_CHECKING:
     from gemmascope.commands.arguments import Commands
@@ -30,5 +31,5 @@ def run(args: argparse.Namespace) -> int:
 
     folder = quantize(args.source, args.target)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"wrote {folder}: {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} files")
+    print(f"wrote {spelled(str(folder))}: {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} files")
     return 0

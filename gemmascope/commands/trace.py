@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmascope.commands.arguments import add_model, added, require_room
+from gemmascope.commands.arguments import add_model, added, require_room, wrote
 
 if TYPE_CHECKING:
     from gemmascope.commands.arguments import Commands
@@ -49,5 +48,5 @@ def run(args: argparse.Namespace) -> int:
         from gemmascope.widgets.pages import write_trace
 
         write_trace(args.html, t)
-        print(f"wrote {args.html}", file=sys.stderr)
+        wrote(args.html)
     return 0

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gemmascope.dictionaries.dictionary import Dictionary
 from gemmascope.errors import DictionaryError
+from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
 from gemmascope.run.where import find_positions
 from gemmascope.tokens import shown
@@ -164,6 +165,7 @@ class Features:
         order = self.value[there].argsort(descending=True)
         return list(dict.fromkeys(self.feature[there][order].tolist()))[:n]
 
+    @legibly
     def __repr__(self) -> str:
         d, n = self.dictionary, len(self)
         active = len(set(self.feature[self.pos >= self.first].tolist()))
@@ -212,4 +214,4 @@ def feature_coords(dictionary: Dictionary, features: Sequence[int]) -> dict[str,
 
 
 def _said(feature: int, value: float, concept: str | None) -> str:
-    return f"{feature}{f' ({concept})' if concept else ''} {value:.3g}"
+    return f"{feature}{f' ({spelled(concept)})' if concept else ''} {value:.3g}"

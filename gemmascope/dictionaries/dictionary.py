@@ -22,6 +22,7 @@ from torch import Tensor
 from gemmascope.config import PRESETS
 from gemmascope.dictionaries.catalogue import TRANSCODER
 from gemmascope.errors import DictionaryError
+from gemmascope.legible import legibly, spelled
 from gemmascope.model.maths import rms_scale
 from gemmascope.model.model import Model, sampled_places
 from gemmascope.sites import find_site
@@ -45,10 +46,12 @@ class TrainedFor:
     size: str | None = None
     fingerprint: str | None = None
 
+    @legibly
     def __str__(self) -> str:
+        name = spelled(self.model or "a model that its files do not name")
         if self.size is None:
-            return f"{self.model or 'a model that its files do not name'}"
-        return f"{self.model} ({PRESETS[self.size].n_layers} layers, d_model {PRESETS[self.size].d_model})"
+            return name
+        return f"{name} ({PRESETS[self.size].n_layers} layers, d_model {PRESETS[self.size].d_model})"
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,7 @@ class Dictionary:
         where = "the MLP (a transcoder)" if self.is_transcoder else f"'{self.site}'"
         return where if self.layer is None else f"{where} of layer {self.layer}"
 
+    @legibly
     def __repr__(self) -> str:
         sizes = f"{self.d_in} -> {self.n_features:,} features -> {self.d_out}"
         tied = f"; {len(self.concepts)} features tied to a concept" if self.concepts else ""

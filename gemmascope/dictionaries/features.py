@@ -14,6 +14,7 @@ from gemmascope.dictionaries.activations import Features, feature_coords
 from gemmascope.dictionaries.dictionary import Dictionary
 from gemmascope.dictionaries.splice import feature_number, splice
 from gemmascope.errors import DictionaryError, SweepError
+from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model, Prompt
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
@@ -67,9 +68,10 @@ class FeatureSweep:
 
         return sweep_figure(self, most)
 
+    @legibly
     def __repr__(self) -> str:
         sizes = " x ".join(f"{n} {axis}" for axis, n in self.effect.sizes.items())
-        head = f"feature sweep of {self.sae.call} in {self.model}: {sizes}, set to {self.value:g}, {self.metric}"
+        head = f"feature sweep of {self.sae.call} in {spelled(self.model)}: {sizes}, set to {self.value:g}, {self.metric}"
         return "\n".join([head, f"as it is {self.base:.4g}", *(_line(*cell) for cell in self.top(5))])
 
 
@@ -204,6 +206,6 @@ def _measured(metric: Metric, model: Model, rows: Tensor) -> Tensor:
 
 
 def _line(where: dict[str, Any], effect: float) -> str:
-    concept = f" ({where['concept']})" if where.get("concept") else ""
+    concept = f" ({spelled(where['concept'])})" if where.get("concept") else ""
     at = f", pos {where['pos']} ({shown(where['token'])})" if "pos" in where else ""
     return f"  {effect:+.4g}  feature {where['feature']}{concept}{at}"

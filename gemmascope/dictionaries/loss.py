@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from gemmascope.dictionaries.dictionary import Dictionary
 from gemmascope.dictionaries.splice import splice
 from gemmascope.errors import DictionaryError
+from gemmascope.legible import legibly
 from gemmascope.model.model import Model
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Ablate, Edit
@@ -44,6 +45,7 @@ class LossRecovered:
         """The loss that the reconstruction adds, in nats a token."""
         return self.spliced - self.clean
 
+    @legibly
     def __repr__(self) -> str:
         return (
             f"loss recovered {self.recovered:.1%} over {self.n_tokens:,} tokens: clean {self.clean:.4f}, "

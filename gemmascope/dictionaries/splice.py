@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gemmascope.dictionaries.dictionary import Dictionary
 from gemmascope.errors import DictionaryError, EditError
+from gemmascope.legible import legibly
 from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.code import plain
@@ -61,6 +62,7 @@ class Splice(Edit):
         acts = d.activations(x).index_copy(1, changed, wanted.expand(len(x), -1))
         return d.decode(acts).to(old.device).reshape(old.shape)
 
+    @legibly
     def __repr__(self) -> str:
         said = [self.dictionary.call]
         said += [f"features={dict(self.features)!r}"] if self.features else []

@@ -14,6 +14,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from gemmascope.errors import GemmascopeError, SiteError
+from gemmascope.legible import legibly
 from gemmascope.model.maths import rms_scale, rope_table, rotate
 from gemmascope.tokens import shown
 
@@ -98,6 +99,7 @@ class Factors:
     def _as_written(self, model: Model, rows: Tensor) -> Tensor:
         return rows if self.kind == "qk" else rows * (1 + model.network.model.norm.weight.detach().float())
 
+    @legibly
     def __repr__(self) -> str:
         others = ", ".join(map(str, self.shared_with))
         shared = f", shared with query head{'s' if len(self.shared_with) > 1 else ''} {others}" if others else ""

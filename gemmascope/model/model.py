@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import PromptError
+from gemmascope.legible import legibly
 from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.layout import Layout
 from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
@@ -140,6 +141,7 @@ class Model:
             digest.update(self.network.sample(name, sampled_places(parameter.numel())).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @legibly
     def __repr__(self) -> str:
         c = self.config
         return (

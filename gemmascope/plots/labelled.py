@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemmascope.errors import GemmascopeError
+from gemmascope.legible import spelled
+from gemmascope.packages import plotly
 from gemmascope.tokens import shown
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ TITLES = {
     "layer": f"layer ({GLOBAL} global)",
 }  # fmt: skip
 TOKENS_OF = {"pos": "token", "q_pos": "q_token", "k_pos": "k_token"}
+
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "%{": "&#37;{"}
 
 # More ticks than this are left to plotly, which numbers some of them.
 MOST_TICKS, MOST_TOKENS = 48, 80
@@ -52,8 +56,14 @@ def labelled_figure(array: xarray.DataArray, *, title: str, unit: str, diverging
 
 
 def text(label: str) -> str:
-    """Text as plotly draws it: plotly reads a little HTML in labels, and a token is text."""
-    return label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Text as plotly draws it: a token is text.
+
+    plotly reads a little HTML in labels, TeX between two dollars where MathJax is loaded, and places for values after a
+    percent sign in hover texts. It draws what is written as an entity and looks for none of these in it.
+    """
+    for char, entity in _ENTITIES.items():
+        label = label.replace(char, entity)
+    return spelled(label)
 
 
 def axis_labels(array: xarray.DataArray, axis: str) -> list[str]:
@@ -80,8 +90,7 @@ def label_axis(update: Any, array: xarray.DataArray, axis: str) -> None:
 
 def hatched(array: xarray.DataArray) -> Any | None:
     """A trace that hatches the cells of a heat map that have no value; None where all have one."""
-    import plotly.graph_objects as go
-
+    go = plotly()
     rows, columns = (_numbers(array, str(axis)) for axis in array.dims)
     x: list[float | None] = []
     y: list[float | None] = []
@@ -115,8 +124,7 @@ def _range(array: xarray.DataArray, diverging: bool, bound: float | None) -> tup
 
 
 def _bars(array: xarray.DataArray, unit: str, diverging: bool) -> Any:
-    import plotly.graph_objects as go
-
+    go = plotly()
     axis = str(array.dims[0])
     colours = [(POSITIVE if v >= 0 else NEGATIVE) if diverging else PLAIN for v in array.values]
     labels = _places(array, axis)
@@ -129,8 +137,7 @@ def _bars(array: xarray.DataArray, unit: str, diverging: bool) -> Any:
 
 
 def _heat(array: xarray.DataArray, unit: str, scale: tuple[float, float, Any]) -> Any:
-    import plotly.graph_objects as go
-
+    go = plotly()
     rows, columns = map(str, array.dims)
     low, high, colours = scale
     drawn = go.Heatmap(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gemmascope.errors import SiteError
+from gemmascope.legible import spelled
 from gemmascope.plots.labelled import GLOBAL, labelled_figure, text
 from gemmascope.tokens import shown
 
@@ -27,7 +28,7 @@ def lens_figure(found: Lens, colour: str, of_answer: bool) -> Any:
     figure = labelled_figure(array, title=_title(found, of_answer), unit=unit, diverging=False, bound=_bound(colour))
     tokens = found.top_tokens.values[..., 0]
     if tokens.shape[1] <= MOST_COLUMNS:
-        cells = [[text(shown(str(token))[:MOST_LETTERS]) for token in row] for row in tokens]
+        cells = [[text(spelled(shown(str(token)))[:MOST_LETTERS]) for token in row] for row in tokens]
         heat = figure.data[-1]
         heat.text, heat.texttemplate, heat.textfont = cells, "%{text}", {"size": 10}
     if found.site == "stream":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gemmascope.packages import plotly
+
 if TYPE_CHECKING:
     from gemmascope.analysis.comparison import Comparison
 
@@ -12,9 +14,7 @@ COLOURS = ("#2166ac", "#b2182b")
 
 def nearness_figure(found: Comparison) -> Any:
     """A plotly figure of a comparison: cosine above and relative error below, one point for each entry of the stream."""
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    figure = plotly("subplots").make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     rows = [(found.cosine, "cosine"), (found.relative_error, "relative error |a - b| / |a|")]
     for row, ((values, title), colour) in enumerate(zip(rows, COLOURS, strict=True), start=1):
         figure.add_scatter(

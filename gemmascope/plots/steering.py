@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemmascope.packages import plotly
 from gemmascope.plots.labelled import NEGATIVE, PLAIN, POSITIVE, text
 from gemmascope.tokens import shown
 
@@ -24,8 +25,7 @@ FEW_TICKS = 6.25
 
 def direction_figure(found: Direction) -> Any:
     """A plotly figure of the prompts of a direction, a strip for each class: where they are along it."""
-    import plotly.graph_objects as go
-
+    go = plotly()
     frame = found.to_dataframe()
     figure = go.Figure()
     for row, (name, colour, sign) in enumerate((("negative", NEGATIVE, -1), ("positive", POSITIVE, 1))):
@@ -79,9 +79,7 @@ def _hover(prompt: str, log_odds: float) -> str:
 
 def strengths_figure(found: StrengthSweep) -> Any:
     """A plotly figure: the metric over strength above, perplexity below on a logarithmic axis; dots: the unsteered run."""
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    figure = plotly("subplots").make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     panels = (
         (found.metric, found.unsteered_metric, found.question, PLAIN),
         (found.perplexity, found.unsteered_perplexity, "perplexity", NEGATIVE),

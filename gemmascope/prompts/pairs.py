@@ -9,6 +9,8 @@ from functools import lru_cache
 from random import Random
 from typing import Protocol, overload
 
+from gemmascope.legible import legibly
+
 DRAWS_PER_PAIR = 20  # how often a case is drawn anew before a family gives up on a tokenizer
 
 
@@ -59,6 +61,7 @@ class Pairs(Sequence[Pair]):
     def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
         return self.pairs[index]
 
+    @legibly
     def __repr__(self) -> str:
         first = f", first: {self.pairs[0].clean!r} -> {self.pairs[0].answer!r}" if self.pairs else ""
         dropped = "".join(f"; {count} left out: {why}" for why, count in self.reasons.items())

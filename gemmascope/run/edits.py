@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import EditError
+from gemmascope.legible import legibly
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit, Feed, Target
@@ -92,6 +93,7 @@ class Edit(ABC):
         """The positional arguments of the call that makes this edit, printed."""
         return [repr(self.site)]
 
+    @legibly
     def __repr__(self) -> str:
         name = type(self).__name__.lower()
         where = [
@@ -152,6 +154,7 @@ class Ablate(Edit):
             raise EditError("a reference is only for value='mean' or 'mean_by_pos'")
         return torch.full((), float(self.value), device=target.model.device).expand(target.shape())
 
+    @legibly
     def __repr__(self) -> str:
         rest = [] if self.value == 0.0 else [f"value={self.value!r}"]
         rest += [f"reference={_traces_text(self.reference)}"] if self.reference else []
@@ -175,6 +178,7 @@ class Add(Edit):
     def _arguments(self) -> list[str]:
         return [repr(self.site), source_text(self.vector)]
 
+    @legibly
     def __repr__(self) -> str:
         return super().__repr__() if self.scale == 1.0 else super().__repr__()[:-1] + f", scale={self.scale!r})"
 
@@ -237,6 +241,7 @@ class Custom(Edit):
     def _arguments(self) -> list[str]:
         return [repr(self.site), name_of(self.fn)]
 
+    @legibly
     def __repr__(self) -> str:
         return super().__repr__().replace("gs.custom(", "gs.edit(", 1)
 

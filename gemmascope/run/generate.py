@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import GenerationError
+from gemmascope.legible import legible
 from gemmascope.model.model import Model
 from gemmascope.run.ahead import bind_ahead, cut
 from gemmascope.run.bound import BoundEdit
@@ -19,7 +20,6 @@ from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.generation import Generation
 from gemmascope.run.sampling import Sampling
-from gemmascope.run.showing import legible
 from gemmascope.run.stopping import Stopping, Writing
 from gemmascope.run.trace import is_many
 

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gemmascope.legible import legible, legibly, spelled
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.edits import Edit
 from gemmascope.run.memory import told_when_full
 from gemmascope.run.passes import Editing
-from gemmascope.run.showing import legible
 from gemmascope.run.trace import Trace
 from gemmascope.tokens import shown
 
@@ -94,15 +94,16 @@ class Generation:
     def _about(self) -> str:
         return f"{self.n_prompt} tokens and {len(self.new_ids)} new ones, stopped: {self.stopped}"
 
+    @legibly
     def __repr__(self) -> str:
         text = legible(f"{self.prompt}{self.text}") if self.model.has_tokenizer else str(self.ids.tolist())
-        return f"Generation by {legible(self.model.name)}: {self._about()}\n{text}"
+        return f"Generation by {spelled(self.model.name)}: {self._about()}\n{text}"
 
     def _repr_html_(self) -> str:
         drawn = [_drawn(token, pos) for pos, token in enumerate(self.tokens[: self.n_prompt])]
         new = zip(self.tokens[self.n_prompt :], self.logprobs, strict=True)
         drawn += [_drawn(token, pos, logprob) for pos, (token, logprob) in enumerate(new, self.n_prompt)]
-        about = html.escape(legible(f"by {self.model.name}: {self._about()}"))
+        about = html.escape(f"by {spelled(self.model.name)}: {self._about()}")
         legend = "the stronger a new token's bar, the likelier it was"
         return (
             f'<div style="max-width:62em;font:14px/1.5 system-ui,sans-serif"><div><b>Generation</b> {about}</div>'

@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from gemmascope.errors import EditError
+from gemmascope.legible import legibly
 from gemmascope.run.bound import Target
 from gemmascope.run.edits import Edit, source_text
 
@@ -54,5 +55,6 @@ class AblateDirection(Edit):
     def _arguments(self) -> list[str]:
         return [repr(self.site), source_text(self.vector)]
 
+    @legibly
     def __repr__(self) -> str:
         return super().__repr__().replace("gs.ablatedirection(", "gs.ablate_direction(", 1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemmascope.errors import SweepError, warn
+from gemmascope.legible import legibly, spelled
 from gemmascope.paths import asked_path
 from gemmascope.run.journal import fill_from, read_file, text_of
 from gemmascope.tokens import shown
@@ -180,6 +181,7 @@ class SweepResult:
     def progress_text(self) -> str:
         return f"{int(self.finished.sum())} of {self.question.n_cells} cells finished"
 
+    @legibly
     def __repr__(self) -> str:
         q = self.question
         kind = f"estimate ({q.estimate})" if q.estimate else "path sweep" if "gs.path_sweep(" in q.code else "sweep"
@@ -188,7 +190,7 @@ class SweepResult:
         metric = q.metric if len(q.metric) <= SHOWN_METRIC else f"{q.metric[:SHOWN_METRIC]}..."
         grid = " x ".join(f"{len(n)} {axis}" for axis, n in q.axes.items())
         ends = f"clean {self.clean:.4g}" + (f", corrupt {self.corrupt:.4g}; patched: {q.into}" if q.has_source else "")
-        said = f"{kind} of {q.site} in {q.model}{pairs}: {grid}, {metric}, {self.progress_text()}"
+        said = f"{kind} of {q.site} in {spelled(q.model)}{pairs}: {grid}, {metric}, {self.progress_text()}"
         return f"{said}\n{ends}\n{self._best()}"
 
     def _best(self, k: int = 5) -> str:

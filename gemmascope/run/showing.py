@@ -12,6 +12,8 @@ from unicodedata import east_asian_width
 
 import torch
 
+from gemmascope.legible import legible as legible
+from gemmascope.legible import spelled
 from gemmascope.tokens import shown
 
 if TYPE_CHECKING:
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 N_TOP = 5
 # A long prompt is shown by its two ends.
 HEAD_TOKENS, TAIL_TOKENS = 40, 40
-# Invisible, but what is round them reads otherwise without them: 👩‍👧, and letters of Indic scripts.
-_JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def as_text(trace: Trace) -> str:
     top, layers = [_drawn(a.text) for a in s.top], [_drawn(row.top[0].text) for row in s.layers]
     wide = max(map(_columns, layers))
     lines = [
-        f"Trace of {_spelled(s.model)}: {s.title}",
+        f"Trace of {spelled(s.model)}: {s.title}",
         "  " + " ".join(_ends(words, f"… {len(words) - HEAD_TOKENS - TAIL_TOKENS} more …")),
-        *(f"  edit {_spelled(edit)}" for edit in s.edits),
+        *(f"  edit {spelled(edit)}" for edit in s.edits),
         "next   " + "   ".join(f"{text} {a.share}" for text, a in zip(top, s.top, strict=True)),
         "layer  kind    would answer",
         *(
@@ -134,18 +134,7 @@ def _ends(parts: list[str], between: str) -> list[str]:
 
 def _drawn(token: str) -> str:
     """A token as it is drawn: a space as ·, and nothing that a reader cannot see or that moves what is round it."""
-    return _spelled(shown(token))
-
-
-def _spelled(text: str) -> str:
-    """Text with its escape codes and marks of direction spelled out, as \\x1b or \\u202e."""
-    joins = _JOINERS if len(text) > 1 else ""
-    return "".join(c if c.isprintable() or c in joins else c.encode("unicode_escape").decode() for c in text)
-
-
-def legible(text: str) -> str:
-    """Text of any length as a terminal can take it: lines stay lines, escape codes are spelled out."""
-    return "".join(c if c in "\n\t" else _spelled(c) for c in text) if not text.isprintable() else text
+    return spelled(shown(token))
 
 
 def _columns(text: str) -> int:
@@ -157,10 +146,10 @@ def as_html(trace: Trace) -> str:
     """A self-contained piece of HTML. Every token is escaped: prompt text is text."""
     s = summarise(trace)
     chips = [_chip(text, special) for text, _, special in s.tokens]
-    edits = "".join(f"<div class='gs-edit'>edit <code>{escape(_spelled(edit))}</code></div>" for edit in s.edits)
+    edits = "".join(f"<div class='gs-edit'>edit <code>{escape(spelled(edit))}</code></div>" for edit in s.edits)
     top = "".join(f"<tr><td>{_chip(a.text)}</td>{_bar(a)}</tr>" for a in s.top)
     return (
-        f"<div class='gs-trace'>{_STYLE}<div><b>Trace</b> of <b>{escape(_spelled(s.model))}</b>, {s.title}</div>"
+        f"<div class='gs-trace'>{_STYLE}<div><b>Trace</b> of <b>{escape(spelled(s.model))}</b>, {s.title}</div>"
         f"<div class='gs-tokens'>{' '.join(_ends(chips, f'<i>… {len(chips) - HEAD_TOKENS - TAIL_TOKENS} more …</i>'))}</div>"
         f"{edits}<div class='gs-columns'><table><caption>next token</caption>{top}</table>"
         f"<table><caption>what each layer would answer</caption>{''.join(map(_row, s.layers))}</table></div></div>"

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.errors import SiteError
+from gemmascope.legible import legibly
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
@@ -168,6 +169,7 @@ class Trace:
 
         save_trace(self, path)
 
+    @legibly
     def __repr__(self) -> str:
         from gemmascope.run.showing import as_text
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from gemmascope.legible import legibly
+
 
 class InMemory(str):
     """Stands for an object that was given, which no code can name again: <GemmaTokenizer in memory>, by its class."""
 
     __slots__ = ()
 
+    @legibly
     def __repr__(self) -> str:
         return f"<{self!s} in memory>"
 

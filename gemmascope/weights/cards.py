@@ -9,6 +9,7 @@ import torch
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
+from gemmascope.legible import legibly
 from gemmascope.weights.budget import GOOD_ROWS, Share, Sizes, parse_bytes, share_out, work_bytes
 
 # Of a card's memory: some 0.6 GB for the driver, the rest because a card reports somewhat less than its name says.
@@ -50,6 +51,7 @@ class Fit:
     def __bool__(self) -> bool:
         return self.how != "no"
 
+    @legibly
     def __str__(self) -> str:
         if self.how == "resident":
             return "resident"

@@ -10,6 +10,7 @@ import torch
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
+from gemmascope.legible import legibly
 from gemmascope.weights.budget import RESIDENT_ROWS, Share, Sizes, free_bytes, parse_bytes, rows_in, share_out, work_bytes
 from gemmascope.weights.cards import CARDS, DRIVER, Demand, Fit, find_card
 from gemmascope.weights.costs import GENERATE, SWEEP, TASKS, TRACE, Part, run_parts, weight_parts
@@ -123,6 +124,7 @@ class Plan:
 
         return as_data(self)
 
+    @legibly
     def __repr__(self) -> str:
         from gemmascope.weights.planned import as_text
 

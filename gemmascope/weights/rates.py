@@ -14,6 +14,7 @@ import torch
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
+from gemmascope.legible import legibly
 from gemmascope.weights.costs import operations
 from gemmascope.weights.int8 import dequantise, n_groups
 
@@ -52,6 +53,7 @@ class Rates:
     def to_dict(self) -> dict[str, str | float | None]:
         return asdict(self)
 
+    @legibly
     def __str__(self) -> str:
         found = [f"{self.read / 1e9:.2g} GB/s from the disk of {self.folder}"]
         found += [f"{self.copy / 1e9:.2g} GB/s to the GPU"] if self.copy else []

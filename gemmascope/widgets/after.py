@@ -62,6 +62,10 @@ class After:
         self.is_written["after"] = True
         yield
 
+    def forget_runs(self) -> None:
+        """Let go of the traces, which are large; the answers and the texts stay."""
+        self.before = self.after = None
+
     def as_data(self) -> dict[str, Any]:
         """As JSON holds it: the likeliest next tokens with their probabilities before and after, and the texts."""
         top = [{"token": token, "before": before, "after": after} for token, before, after in self.top]

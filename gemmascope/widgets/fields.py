@@ -45,10 +45,14 @@ class Fields:
 
         self.model, self.values, self.typed = model, values, typed
         self._showing = threading.local()
-        wide = {"layout": w.Layout(width="98%"), "style": {"description_width": "70px"}}
-        short = {"layout": w.Layout(width="200px"), "style": {"description_width": "70px"}}
+        style = {"description_width": "70px"}
         self.fields = {
-            name: w.Text(description=name, continuous_update=False, **(wide if name == "prompt" else short))
+            name: w.Text(
+                description=name,
+                continuous_update=False,
+                layout=w.Layout(width="98%" if name == "prompt" else "200px"),
+                style=style,
+            )
             for name in values()
         }
         self.show()

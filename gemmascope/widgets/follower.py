@@ -36,6 +36,7 @@ class Follower:
 
     def ask(self) -> None:
         """The settings have changed: end what is under way, and do it again."""
+        self.require_open()
         with self.guard:
             self._worker.cancel()
             self.seq += 1
@@ -46,6 +47,14 @@ class Follower:
     def cancel(self) -> None:
         """End what is under way, after its step."""
         self._worker.cancel()
+
+    def require_open(self) -> None:
+        """LabError once the lab is closed."""
+        self._worker.require_open()
+
+    def close(self) -> None:
+        """End what is under way, for good."""
+        self._worker.close()
 
     def refuse(self, error: BaseException) -> None:
         """Show an error of something that was asked for and cannot be."""
@@ -59,6 +68,7 @@ class Follower:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until nothing is under way. Raises what went wrong; GemmascopeError when the time is up."""
+        self.require_open()
         for job in self._worker.jobs:
             if not job.ended.wait(timeout):
                 raise GemmascopeError(f"{job.name} took longer than {timeout} s; it goes on: wait() waits, cancel() ends it")

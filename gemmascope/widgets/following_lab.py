@@ -7,17 +7,16 @@ from math import isfinite
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from gemmascope.errors import EditError, GemmascopeError, SweepError
+from gemmascope.errors import EditError, GemmascopeError
 from gemmascope.model.model import Model
 from gemmascope.run.code import load_text, prompt_text
 from gemmascope.run.trace import Trace
 from gemmascope.widgets.after import After
 from gemmascope.widgets.follower import Follower
+from gemmascope.widgets.shown import Shown
 from gemmascope.widgets.still import Still
 
 if TYPE_CHECKING:
-    import ipywidgets
-
     from gemmascope.widgets.follower_end import Wishes
 
 # How long a notebook waits for the first picture of a lab, in seconds: what comes later is in the live widget alone.
@@ -26,12 +25,13 @@ FIRST = 2.0
 LabT = TypeVar("LabT", bound="FollowingLab")
 
 
-class FollowingLab:
+class FollowingLab(Shown):
     """A lab in which all follows from its settings, and is done again when one of them changes.
 
     A lab of this kind says what can be set, and begins anew with `_follower.ask()`; which steps follow (`_steps`); and how
     it is shown: the file of its page (LIVE), the page's state, its wishes and its pictures, the controls above it, and the
-    HTML of its still.
+    HTML of its still. close(), or `with`, frees it. When the cell that shows it is run again, its widgets are closed, and
+    what it was computing ends; the lab itself goes once nothing refers to it.
     """
 
     LIVE: ClassVar[str]
@@ -39,7 +39,6 @@ class FollowingLab:
 
     def __init__(self, model: Model, max_new_tokens: int) -> None:
         self.model, self.max_new_tokens = model, max_new_tokens
-        self._shown: Any = None
         self._still = Still(self._still_html, lambda: repr(self))
         self._follower = Follower(model, self._steps)
 
@@ -81,23 +80,20 @@ class FollowingLab:
         self.wait()
         return self._after.text_before or ""
 
-    @property
-    def widget(self) -> ipywidgets.Widget:
-        """The live widget. Made once. SweepError where ipywidgets or anywidget is missing."""
-        if self._shown is None:
-            try:
-                import ipywidgets
+    def _parts(self) -> tuple[Sequence[Any], Callable[[], None]]:
+        from gemmascope.widgets.follower_end import FollowerEnd
 
-                from gemmascope.widgets.follower_end import FollowerEnd
+        wishes = {"cancel": lambda _: self.cancel(), **self._wishes()}
+        end = FollowerEnd(self.LIVE, self._follower, self._state, wishes, self._still, self._pictures)
+        return [*self._controls(), end.widget], self._silent
 
-                wishes = {"cancel": lambda _: self.cancel(), **self._wishes()}
-                end = FollowerEnd(self.LIVE, self._follower, self._state, wishes, self._still, self._pictures)
-            except ImportError as error:
-                raise SweepError(
-                    f"the live widget needs ipywidgets and anywidget: pip install gemmascope[lab] ({error})"
-                ) from error
-            self._shown = ipywidgets.VBox([*self._controls(), end.widget])
-        return self._shown
+    def _silent(self) -> None:
+        self._follower.listener = lambda: None
+        self._still.end()
+
+    def _end(self) -> None:
+        self._follower.close()
+        self._after.forget_runs()
 
     def _ipython_display_(self) -> None:
         """The live widget, and a still for notebooks that are saved, exported or have no front end for it."""

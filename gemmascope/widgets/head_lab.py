@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemmascope.analysis.metrics import answer_ids, answer_prob, logit_diff
 from gemmascope.errors import EditError, GemmascopeError, SweepError
+from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit
@@ -57,6 +58,7 @@ class HeadLab(FollowingLab):
 
         Raises PromptError, GenerationError or SweepError for what cannot be, and then nothing is changed.
         """
+        self._follower.require_open()
         if odd := sorted(set(changes) - set(ASKED)):
             raise SweepError(f"a head lab has no {odd[0]!r}; it has {', '.join(ASKED)}")
         asked = {name: changes.get(name, getattr(self, name)) for name in ASKED}
@@ -69,6 +71,7 @@ class HeadLab(FollowingLab):
 
     def scale(self, layer: int, head: int, by: float) -> None:
         """Multiply what a head reads (its z) by a number: 0 ablates it, 1 leaves it as it is. SiteError, EditError."""
+        self._follower.require_open()
         layer = find_layer(layer, self.model.n_layers)
         found = find_heads(head, find_site("z"), self.model) or []
         if len(found) != 1:
@@ -82,6 +85,7 @@ class HeadLab(FollowingLab):
 
     def reset(self) -> None:
         """Leave every head as it is."""
+        self._follower.require_open()
         with self._follower.guard:
             self._factors.clear()
         self._follower.ask()
@@ -135,6 +139,10 @@ class HeadLab(FollowingLab):
 
     # -- how it is shown --
 
+    def _end(self) -> None:
+        super()._end()
+        self.views = ()
+
     def _controls(self) -> Sequence[Any]:
         return [Fields(self.model, lambda: {name: getattr(self, name) for name in ASKED}, self._typed).box()]
 
@@ -158,8 +166,9 @@ class HeadLab(FollowingLab):
     def _still_html(self) -> str:
         return "\n".join(view.to_html() for view in self.views)
 
+    @legibly
     def __repr__(self) -> str:
-        lines = [f"HeadLab of {self.model.name}: {self.prompt!r}"]
+        lines = [f"HeadLab of {spelled(self.model.name)}: {self.prompt!r}{self._closed_text}"]
         lines += [f"  layer {layer} head {head} x {by:g}" for (layer, head), by in self.factors.items()]
         if not self._follower.is_busy and self._after.after is not None:
             name, before, after = self._moved(self._after)

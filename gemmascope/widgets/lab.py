@@ -3,49 +3,43 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gemmascope.errors import SweepError
+from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
 from gemmascope.widgets.experiment import Experiment
 from gemmascope.widgets.lab_files import compared, save, view_of
 from gemmascope.widgets.lab_state import label_of
 from gemmascope.widgets.page import View
 from gemmascope.widgets.session import LabSession
+from gemmascope.widgets.shown import Shown
 from gemmascope.widgets.still import Still
 
-if TYPE_CHECKING:
-    import ipywidgets
 
-
-class PatchingLab(LabSession):
+class PatchingLab(LabSession, Shown):
     """A patching lab: the last expression of a cell shows it. Everything that it shows can be had in Python as well.
 
     run(what, row, column), wait(), cancel(), result; set(site="z"), swap(); code(), to_dataframe(), view(), save(path);
-    experiments(), compare(i, j).
+    experiments(), compare(i, j); close(), or `with`, frees it. When the cell that shows it is run again, its widgets are
+    closed, and what it was computing ends; the lab itself goes once nothing refers to it.
     """
 
-    _shown: Any = None
+    def _parts(self) -> tuple[Sequence[Any], Callable[[], None]]:
+        """The controls over the grid."""
+        from gemmascope.widgets.live import LiveEnd
+        from gemmascope.widgets.panel import Panel
 
-    @property
-    def widget(self) -> ipywidgets.Widget:
-        """The live widget: controls over the grid. Made once. SweepError where ipywidgets or anywidget is missing."""
-        if self._shown is None:
-            try:
-                from gemmascope.widgets.live import LiveEnd
-                from gemmascope.widgets.panel import Panel
+        end = LiveEnd(self, self.still)
+        panel = Panel(self, end.push)
+        end.settings_changed = panel.show
+        return [panel.box(), end.widget], self._silent
 
-                end = LiveEnd(self, self.still)
-                panel = Panel(self, end.push)
-                import ipywidgets
-            except ImportError as error:
-                raise SweepError(
-                    f"the live widget needs ipywidgets and anywidget: pip install gemmascope[lab] ({error})"
-                ) from error
-            end.settings_changed = panel.show
-            self._shown = ipywidgets.VBox([panel.box(), end.widget])
-        return self._shown
+    def _silent(self) -> None:
+        self.listener = None
+        self.still.end()
 
     def view(self) -> View:
         """The grid as it is now, as a picture that needs no kernel. SweepError where the question cannot be run."""
@@ -91,9 +85,11 @@ class PatchingLab(LabSession):
         found: Experiment | None = self.experiment
         return "" if found is None else view_of(found).to_html()
 
+    @legibly
     def __repr__(self) -> str:
         s = self.settings
-        lines = [f"PatchingLab of {self.model.name}: {s.site} by {', '.join(s.by)}, into the {s.into} run"]
+        asked = f"{s.site} by {', '.join(s.by)}, into the {s.into} run"
+        lines = [f"PatchingLab of {spelled(self.model.name)}: {asked}{self._closed_text}"]
         lines += [f"  {remark.level}: {remark.text}" for remark in self.checks]
         if self.experiment is not None:
             lines.append(f"  {label_of(self.experiment)}; lab.run() computes every cell, lab.result holds what is exact")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
 import numpy as np
 
 from gemmascope.errors import SweepError
+from gemmascope.packages import needing
 from gemmascope.paths import asked_path
 from gemmascope.tables import csv_text
 from gemmascope.widgets.experiment import Experiment
@@ -63,10 +65,12 @@ def save(lab: LabSession, path: str | os.PathLike[str]) -> None:
 def _picture(lab: LabSession) -> bytes:
     lab.code()
     assert lab.result is not None
+    with needing("a PNG", "kaleido", install="kaleido"):
+        importlib.import_module("kaleido")
     try:
         return bytes(lab.result.plot().to_image("png"))
-    except (ImportError, ValueError, RuntimeError, OSError) as error:  # no kaleido, or no browser for it
-        raise SweepError(f"a picture needs plotly's kaleido: pip install kaleido ({error}). Or save as .html") from error
+    except (ValueError, RuntimeError, OSError) as error:  # kaleido has no browser, or does not go with this plotly
+        raise SweepError(f"plotly's kaleido could not draw the picture: {error}. Save it as .html instead") from error
 
 
 def _strongest(experiment: Experiment, most: int = 5) -> list[list[str]]:

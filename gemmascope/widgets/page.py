@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemmascope.run.showing import legible
+from gemmascope.legible import legible, legibly, spelled
 from gemmascope.widgets.module import static_module
 from gemmascope.widgets.packing import Packed
 from gemmascope.writing import write_file
@@ -72,21 +72,22 @@ class View:
         write_file(path, page([self]), through=True)
 
     def _plain(self) -> str:
-        rows = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        rows = "".join("<tr>" + "".join(f"<td>{_text(spelled(cell))}</td>" for cell in row) + "</tr>" for row in self.rows)
         table = f"<table>{rows}</table>" if rows else ""
-        return f'<b>{_text(self.title)}</b><p style="white-space:pre-wrap">{_text(self.summary)}</p>{table}'
+        return f'<b>{_text(spelled(self.title))}</b><p style="white-space:pre-wrap">{_text(self.summary)}</p>{table}'
 
     def _repr_html_(self) -> str:
         return self.to_html()
 
+    @legibly
     def __repr__(self) -> str:
-        return legible(f"{self.title}\n{self.summary}")
+        return f"{spelled(self.title)}\n{self.summary}"
 
 
 def page(views: Sequence[View], before: str = "", title: str | None = None) -> str:
     """A page of its own with these views, one under the other. before: HTML that comes first."""
     body = "\n".join([before, *(view.to_html() for view in views)])
-    return _PAGE.format(title=_text(title or views[0].title), body=body)
+    return _PAGE.format(title=_text(spelled(title or views[0].title)), body=body)
 
 
 def _text(given: str) -> str:

@@ -71,6 +71,7 @@ class LabSession:
 
     def set(self, **changes: Any) -> None:
         """Change settings: a new question; what is under way for the old one ends. Errors as in Settings.changed."""
+        self._worker.require_open()
         with self.guard:
             new = self.settings.changed(**changes)
             if new != self.settings:
@@ -111,6 +112,7 @@ class LabSession:
         row, column: where, counted from 0 along the grid; (first, last) for a rectangle. Returns the estimate, or all that
         is exact so far. Raises what gs.sweep would; an interrupt ends the computing and keeps what is done.
         """
+        self._worker.require_open()
         self._raise_checks()
         job = self.start(what, row, column)
         try:
@@ -127,6 +129,7 @@ class LabSession:
 
     def start(self, what: str = "all", row: Any = None, column: Any = None) -> Job:
         """Begin to compute, as in run, and do not wait."""
+        self._worker.require_open()
         self._check_place(what, row, column)
         if what == "estimate":
             return self._submit("the estimate", LONG, estimating(self, self.seq))
@@ -135,6 +138,7 @@ class LabSession:
 
     def click(self, row: int, column: int) -> None:
         """One exact cell: at once, in this thread, where that takes no longer than a blink; else by the worker."""
+        self._worker.require_open()
         self._check_place("cell", row, column)
         found = self.experiment
         if found is not None and found.traces and not found.pace.streams:
@@ -146,6 +150,7 @@ class LabSession:
 
     def look(self, row: int, column: int) -> Job:
         """Look into a cell: `detail` then holds its head's patterns and the likeliest answers."""
+        self._worker.require_open()
         self._check_place("cell", row, column)
         return self._submit(f"the look at cell {row}, {column}", LOOK, looking(self, self.seq, row, column))
 
@@ -153,8 +158,17 @@ class LabSession:
         """End what is under way, after the chunk that runs. What is done is kept."""
         self._worker.cancel()
 
+    def _end(self) -> None:
+        """End what is under way, for good, and let go of the two runs and of what was seen of a cell; the numbers stay."""
+        self._worker.close()
+        with self.guard:
+            if self.experiment is not None:
+                self.experiment.forget_runs()
+            self.detail = None
+
     def wait(self, timeout: float | None = None) -> SweepResult | None:
         """Wait until nothing is under way; the result so far. Raises what a job raised, and SweepError when time is up."""
+        self._worker.require_open()
         for job in self._worker.jobs:
             _wait(job, timeout)
         failed, self._failed = self._failed, None
@@ -256,6 +270,7 @@ class LabSession:
 
     def _experiment(self) -> Experiment:
         if self.experiment is None:
+            self._worker.require_open()
             self._raise_checks()
             raise SweepError("the question is still being prepared: lab.wait() waits for it")
         return self.experiment

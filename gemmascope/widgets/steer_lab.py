@@ -12,11 +12,11 @@ from torch import Tensor
 from gemmascope.analysis.direction import Direction
 from gemmascope.analysis.strengths import steering_edit
 from gemmascope.errors import SweepError
+from gemmascope.legible import legible, legibly, spelled
 from gemmascope.model.model import Model
 from gemmascope.run.code import plain
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Add, Edit
-from gemmascope.run.showing import legible
 from gemmascope.run.where import Head, Pos
 from gemmascope.widgets.after import After
 from gemmascope.widgets.fields import Fields
@@ -45,6 +45,7 @@ class SteerLab(FollowingLab):
 
         Raises PromptError, GenerationError, EditError or SweepError for what cannot be, and then nothing is changed.
         """
+        self._follower.require_open()
         if odd := sorted(set(changes) - {"prompt", "strength"}):
             raise SweepError(f"a steer lab has no {odd[0]!r}; it has prompt, strength")
         strength = finite("strength", changes.get("strength", self.strength))
@@ -103,8 +104,12 @@ class SteerLab(FollowingLab):
         """The texts as HTML: text, whatever is in it."""
         return f"<pre style='white-space:pre-wrap'>{escape(legible(repr(self)))}</pre>"
 
+    @legibly
     def __repr__(self) -> str:
-        lines = [f"SteerLab of {self.model.name}: {self.prompt!r}", f"  {self._said(self.strength)}"]
+        lines = [
+            f"SteerLab of {spelled(self.model.name)}: {self.prompt!r}{self._closed_text}",
+            f"  {self._said(self.strength)}",
+        ]
         if not self._follower.is_busy and self._after.text_after is not None:
             lines += [f"  before: {self._after.text_before!r}", f"  after:  {self._after.text_after!r}"]
         return "\n".join(lines)

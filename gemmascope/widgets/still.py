@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from gemmascope.errors import SweepError
+from gemmascope.errors import LabError, MissingPackageError, warn
 
 # How long nothing new must have come before the still is made anew, in seconds: it is drawn again by the front end.
 SETTLED = 1.0
@@ -31,12 +31,18 @@ class Still:
         self._shown: dict[str, str] = {}
 
     def show(self, live: Callable[[], Any]) -> None:
-        """Show the still and the live widget as outputs of the cell that runs. live: makes it; SweepError if it cannot."""
+        """Show the still and the live widget as outputs of the cell that runs. live: makes it.
+
+        Where it cannot be made, a warning says why, and the still stands alone.
+        """
         from IPython.display import display
 
         try:
             widget = live()
-        except SweepError:
+        except LabError:
+            widget = None
+        except MissingPackageError as error:
+            warn(f"{error}; what stands here does not answer to clicks")
             widget = None
         self._shown = self._data()
         self._handle = display(self._shown, raw=True, display_id=True)
@@ -52,6 +58,12 @@ class Still:
         self._timer = threading.Timer(SETTLED, self.update)
         self._timer.daemon = True
         self._timer.start()
+
+    def end(self) -> None:
+        """Leave the one that was shown as it is."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._handle = self._timer = None
 
     def update(self) -> None:
         """Put the still as it is now in the place of the one that was shown."""

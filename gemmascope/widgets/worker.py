@@ -16,7 +16,10 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
+from gemmascope.errors import LabError
 from gemmascope.model.model import Model
+
+CLOSED = "this lab is closed: what it found can still be read, and nothing more is computed; make a new one"
 
 # An idle thread ends after so many seconds, and is made anew when there is something to do.
 LINGER = 5.0
@@ -70,7 +73,7 @@ class Job:
     """Something to be done in steps. Lower ranks go first, also between two steps of another job. seq: whose it is.
 
     over: whether it is done, failed or was cancelled; ended: set when whoever hears of that has heard. failed: what a step
-    raised.
+    raised. on_end: who hears of it.
     """
 
     name: str
@@ -82,58 +85,114 @@ class Job:
     over: bool = False
     failed: BaseException | None = None
     ended: threading.Event = field(default_factory=threading.Event)
+    on_end: Callable[[Job], None] | None = None
+
+
+class Queue:
+    """The jobs of a worker that have not ended, and the thread that does them. The thread holds this, and not the worker.
+
+    So nothing but a job holds a lab: one that is dropped goes while its thread still waits for more to do.
+    """
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self.jobs: list[Job] = []
+        self.changed = threading.Condition()
+        self.thread: threading.Thread | None = None
+        self.is_closed = False
+
+    def add(self, job: Job) -> None:
+        """File a job. LabError once the lab is closed."""
+        with self.changed:
+            if self.is_closed:
+                raise LabError(CLOSED)
+            self.jobs.append(job)
+            if self.thread is None:
+                self.thread = threading.Thread(target=_work, args=(self,), name="gemmascope lab", daemon=True)
+                self.thread.start()
+            self.changed.notify_all()
+
+    def listed(self) -> list[Job]:
+        """Those that have not ended, the next one first."""
+        with self.changed:
+            return sorted(self.jobs, key=lambda job: (job.rank, job.number))
+
+    def next(self) -> Job | None:
+        """Wait for the next job; None, and the thread is none any more, if there was nothing to do for a while."""
+        with self.changed:
+            self.changed.wait_for(lambda: bool(self.jobs) or self.is_closed, timeout=LINGER)
+            if not self.jobs:
+                self.thread = None
+                return None
+        return self.listed()[0]
+
+    def end(self, job: Job) -> None:
+        """A job is over: tell whoever it belongs to, then whoever waits for it."""
+        job.steps.close()
+        job.over = True
+        on_end, job.on_end = job.on_end, None
+        try:
+            if on_end is not None:
+                on_end(job)
+        finally:
+            with self.changed:
+                self.jobs = [other for other in self.jobs if other is not job]
+            job.ended.set()
 
 
 class Worker:
     """Does jobs in a thread of its own. on_end: told of every job that ended, in the thread that ended it."""
 
     def __init__(self, model: Model, on_end: Callable[[Job], None]) -> None:
-        self.turns, self.on_end = turns_of(model), on_end
-        self._jobs: list[Job] = []
-        self._changed = threading.Condition()
+        self.on_end = on_end
+        self._queue = Queue(turns_of(model))
         self._numbers = itertools.count()
-        self._thread: threading.Thread | None = None
         _WORKERS.add(self)
 
     @property
     def jobs(self) -> list[Job]:
         """Those that have not ended, the next one first."""
-        with self._changed:
-            return sorted(self._jobs, key=lambda job: (job.rank, job.number))
+        return self._queue.listed()
 
     @property
     def is_busy(self) -> bool:
         return not all(job.over for job in self.jobs)
 
+    @property
+    def is_closed(self) -> bool:
+        return self._queue.is_closed
+
+    def require_open(self) -> None:
+        """LabError once the lab is closed."""
+        if self.is_closed:
+            raise LabError(CLOSED)
+
     def submit(self, job: Job) -> Job:
-        with self._changed:
-            job.number = next(self._numbers)
-            self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="gemmascope lab", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        job.number, job.on_end = next(self._numbers), self.on_end
+        self._queue.add(job)
         return job
 
     def now(self, job: Job) -> bool:
         """Do a short job in the calling thread, if nothing is under way anywhere on the model; else False."""
-        with self._changed:
-            if self._jobs or not self.turns.take_if_free():
+        turns = self._queue.turns
+        with self._queue.changed:
+            if self._queue.is_closed or self._queue.jobs or not turns.take_if_free():
                 return False
+        job.on_end = self.on_end
         try:
-            while self._step(job):
+            while _step(job):
                 pass
         finally:
-            self.turns.give_back()
-        self._end(job)
+            turns.give_back()
+        self._queue.end(job)
         return True
 
     def cancel(self) -> None:
         """End every job, the one under way after its step. What is done is kept."""
-        with self._changed:
-            for job in self._jobs:
+        with self._queue.changed:
+            for job in self._queue.jobs:
                 job.cancelled = True
-            self._changed.notify_all()
+            self._queue.changed.notify_all()
 
     def end(self, timeout: float) -> None:
         """End every job and wait so many seconds for the step that is under way."""
@@ -141,42 +200,46 @@ class Worker:
         for job in self.jobs:
             job.ended.wait(timeout)
 
-    def _work(self) -> None:
-        while (job := self._next()) is not None:
-            if not job.cancelled:
-                with self.turns.turn():
-                    more = not job.cancelled and self._step(job)
-            if job.cancelled or not more:
-                self._end(job)
+    def close(self, timeout: float = 10.0) -> None:
+        """End every job and the thread, and take no more of them. Waits so many seconds for the step that is under way."""
+        with self._queue.changed:
+            self._queue.is_closed = True
+        self.cancel()
+        thread = self._queue.thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
 
-    def _next(self) -> Job | None:
-        with self._changed:
-            if not self._changed.wait_for(lambda: bool(self._jobs), timeout=LINGER):
-                self._thread = None
-                return None
-        return self.jobs[0]
 
-    def _step(self, job: Job) -> bool:
-        """Take a job's next step; whether there are more. The grad mode is the thread's own, so it is set here."""
-        try:
-            with torch.no_grad():
-                next(job.steps)
-        except StopIteration:
-            return False
-        except Exception as error:  # whatever it is, it belongs to whoever asked, not to this thread
-            job.failed = error
-            return False
-        return True
+def _work(queue: Queue) -> None:
+    while _did_one(queue):
+        pass
 
-    def _end(self, job: Job) -> None:
-        job.steps.close()
-        job.over = True
-        try:
-            self.on_end(job)
-        finally:
-            with self._changed:
-                self._jobs = [other for other in self._jobs if other is not job]
-            job.ended.set()
+
+def _did_one(queue: Queue) -> bool:
+    """Take one step of the next job. A function of its own: while the thread waits, no variable holds a job."""
+    job = queue.next()
+    if job is None:
+        return False
+    more = False
+    if not job.cancelled:
+        with queue.turns.turn():
+            more = not job.cancelled and _step(job)
+    if job.cancelled or not more:
+        queue.end(job)
+    return True
+
+
+def _step(job: Job) -> bool:
+    """Take a job's next step; whether there are more. The grad mode is the thread's own, so it is set here."""
+    try:
+        with torch.no_grad():
+            next(job.steps)
+    except StopIteration:
+        return False
+    except Exception as error:  # whatever it is, it belongs to whoever asked, not to this thread
+        job.failed = error
+        return False
+    return True
 
 
 @atexit.register

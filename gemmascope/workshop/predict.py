@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemmascope.errors import GemmascopeError
+from gemmascope.legible import legibly
 from gemmascope.workshop.setup import kernel
 
 _KEPT: dict[str, Prediction] = {}
@@ -34,6 +35,7 @@ class Prediction:
         verdict = "as you guessed" if self.guessed == answer else f"you guessed {self.guessed!r}"
         return f"{self.number}: the numbers say {answer!r}; {verdict}"
 
+    @legibly
     def __repr__(self) -> str:
         choices = "\n".join(f"  {choice}" for choice in self.choices)
         guessed = f"guess: {self.guessed}" if self.guessed else ".guess(...) one of these, before you go on"

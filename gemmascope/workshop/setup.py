@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gemmascope.legible import legibly
+
 # The least versions that the notebooks were run with, as pyproject.toml asks for them.
 LEAST = {
     "torch": "2.6", "transformers": "4.53", "xarray": "2024.1", "plotly": "5.24", "jupyterlab": "4.2", "ipywidgets": "8.1",
@@ -27,6 +29,7 @@ class Item:
     found: str
     fix: str = ""
 
+    @legibly
     def __str__(self) -> str:
         return f"{'fix' if self.fix else 'ok ':4}{self.name:14}{self.found}" + (f": {self.fix}" if self.fix else "")
 
@@ -41,6 +44,7 @@ class Setup:
     def ok(self) -> bool:
         return not any(item.fix for item in self.items)
 
+    @legibly
     def __repr__(self) -> str:
         wrong = sum(bool(item.fix) for item in self.items)
         end = "ready" if self.ok else f"{wrong} to fix; run the line again after it, in a fresh kernel"

@@ -2,7 +2,7 @@
 
 import { make } from "./page.js";
 import { format, percent } from "./scale.js";
-import { cut, legible, spelled } from "./tokens.js";
+import { cut, legible, readable, spelled } from "./tokens.js";
 
 const BARS = `
 .gs-texts{display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));margin:6px 0}
@@ -44,7 +44,7 @@ export function trouble() {
     element,
     update(error) {
       element.hidden = !error;
-      element.replaceChildren(make("b", {}, "⛔ error "), error ? legible(error).replaceAll("·", " ") : "");
+      element.replaceChildren(make("b", {}, "⛔ error "), readable(error ?? ""));
     },
   };
 }

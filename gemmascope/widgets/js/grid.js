@@ -64,7 +64,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     at = layoutOf(spec, width, measure, options);
     ctx = sized(canvas, at.width, at.height);
     rebase();
-    canvas.setAttribute("aria-label", `${spec.title ?? "grid"}: ${at.rows} by ${at.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
+    canvas.setAttribute("aria-label", `${spelled(spec.title ?? "grid")}: ${at.rows} by ${at.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
     again();
     el.dataset.gemmascopeReady = "1";
   }

@@ -10,7 +10,7 @@ import { hideStill, make, paint, rootIn } from "./page.js";
 import { format, percent } from "./scale.js";
 import { talk } from "./talk.js";
 import { onTheme, theme } from "./theme.js";
-import { cut, legible } from "./tokens.js";
+import { cut, legible, readable } from "./tokens.js";
 
 const TRAITS = ["state", "values", "marks", "seconds", "patterns", "other", "other_values", "other_marks"];
 
@@ -100,9 +100,9 @@ export function render({ model, el }) {
     state = model.get("state");
     if (!before || JSON.stringify(before.tokens) !== JSON.stringify(state.tokens) || !tokens.childNodes.length) drawTokens();
     remarks.replaceChildren(...state.checks.map(remark));
-    ends.textContent = endsText();
+    ends.textContent = readable(endsText());
     wrong.hidden = !state.error;
-    wrong.replaceChildren(make("b", {}, "⛔ error "), state.error ?? "");
+    wrong.replaceChildren(make("b", {}, "⛔ error "), readable(state.error ?? ""));
     drawGrid();
     drawTools();
     drawDetail();

@@ -75,7 +75,7 @@ export function lines(el, spec, data) {
     ctx.fillRect(0, 0, width, spec.panels.length * (HEIGHT + TOP + FOOT));
     ctx.font = FONT;
     spec.panels.forEach((panel, i) => chart(panel, i));
-    canvas.setAttribute("aria-label", `${spec.title} at ${here()}: ${spec.panels.map((p) => spelled(p.title)).join("; ")}. Arrow keys read a layer`);
+    canvas.setAttribute("aria-label", `${spelled(spec.title)} at ${here()}: ${spec.panels.map((p) => spelled(p.title)).join("; ")}. Arrow keys read a layer`);
     el.dataset.gemmascopeReady = "1";
   }
   function chart(panel, i) {

@@ -1,5 +1,7 @@
 // Small pieces of a page: elements whose text is text, and the style that all components share.
 
+import { readable, spelled } from "./tokens.js";
+
 const STYLE = `
 .gs{font:13px/1.45 system-ui,sans-serif;position:relative;max-width:100%;padding:2px 0}
 .gs *{box-sizing:border-box}
@@ -11,6 +13,9 @@ const STYLE = `
 .gs select option{color:#1a1a1a;background:#fff}
 .gs button[aria-pressed=true]{border-width:2px;font-weight:600;padding:1px 7px}
 .gs button:disabled{opacity:.5;cursor:default}
+.gs .gs-gone{margin:4px 0;padding:3px 8px;border:2px solid var(--gs-warn);font-weight:600}
+.gs .gs-gone[hidden]{display:none}
+.gs-cut-off>:not(.gs-gone){opacity:.4;filter:grayscale(1);cursor:not-allowed}
 .gs canvas{display:block;outline-offset:-2px}
 .gs-wide{overflow-x:auto;overflow-y:hidden;max-width:100%}
 .gs :focus-visible{outline:2px solid var(--gs-accent)}
@@ -29,23 +34,26 @@ const STYLE = `
 .gs-special{border-style:double;border-width:3px}
 `;
 
-/** An element with attributes and children; strings become text, never markup. */
+// Attributes that are read out or shown.
+const SAID = ["title", "aria-label", "placeholder"];
+
+/** An element with attributes and children; strings become text, never markup, and nothing in them turns the page round. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, SAID.includes(name) ? readable(String(value)) : value);
   }
-  element.append(...children);
+  element.append(...children.map((child) => (typeof child === "string" ? readable(child) : child)));
   return element;
 }
 
 /** The root of a component in an element, emptied and with the shared style. */
 export function rootIn(el, spec) {
-  const root = make("div", { class: "gs", role: "group", "aria-label": spec.title ?? "" });
+  const root = make("div", { class: "gs", role: "group", "aria-label": spelled(spec.title ?? "") });
   root.append(make("style", {}, STYLE));
-  if (spec.title) root.append(make("div", { class: "gs-title" }, spec.title));
+  if (spec.title) root.append(make("div", { class: "gs-title" }, spelled(spec.title)));
   if (spec.note) root.append(make("div", { class: "gs-note" }, spec.note));
   el.replaceChildren(root);
   return root;

@@ -5,6 +5,7 @@ import { copied } from "./copied.js";
 import { hideStill, make, paint, rootIn } from "./page.js";
 import { talk } from "./talk.js";
 import { onTheme, theme } from "./theme.js";
+import { readable } from "./tokens.js";
 
 export function render({ model, el }) {
   const root = rootIn(el, { title: "" });
@@ -19,7 +20,7 @@ export function render({ model, el }) {
   function refresh() {
     const state = model.get("state");
     wrong.update(state.error);
-    said.textContent = state.said;
+    said.textContent = readable(state.said);
     found.update(state);
     el.dataset.gemmascopeReady = "1";
     el.dataset.gemmascopeBusy = String(state.busy);

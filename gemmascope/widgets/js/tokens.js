@@ -19,6 +19,11 @@ export function spelled(text) {
   return text.replace(UNSEEN, (char) => (joined && JOINERS.includes(char) ? char : escaped(char)));
 }
 
+/** Text of several lines as a page shows it: lines stay lines, all else that nobody sees is spelled out. */
+export function readable(text) {
+  return text.split(/([\n\t])/).map((part) => (part === "\n" || part === "\t" ? part : spelled(part))).join("");
+}
+
 /** A token as it is drawn: nothing in it is invisible or moves what is beside it. */
 export function legible(text) {
   return spelled(shown(text));

@@ -1,0 +1,104 @@
+"""Plots show text as text: no TeX between two dollars, no element, no place for a value, no control or mark of direction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import hostile
+import pytest
+from browser import page_of
+from hostile import UNFIT
+
+from gemmascope.plots.labelled import text
+
+# What our own labels may hold besides text.
+OWN = re.compile(r"<br>|<extra></extra>|&(?:amp|lt|gt|#36|#37);")
+PLACES = re.compile(r"%\{(?:customdata|text|x|y|z)(?::[^}]*)?\}")
+# As plotly.js looks for TeX, in lib/svg_text_utils.js.
+TEX = re.compile(r"([^$]*)([$]+[^$]*[$]+)([^$]*)")
+
+FIGURES = [name for name, make in hostile.SHOWN.items() if "lab" not in name and "view" not in name]
+
+
+@cache
+def figure(name: str) -> Any:
+    """Its picture; None for what has none."""
+    plot = getattr(hostile.SHOWN[name](), "plot", None)
+    return None if plot is None else plot()
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a figure, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from strings(one)
+    elif hasattr(value, "__iter__"):
+        for one in value:
+            yield from strings(one)
+
+
+def drawn() -> list[str]:
+    return [name for name in FIGURES if figure(name) is not None]
+
+
+def test_there_are_pictures_of_hostile_text() -> None:
+    assert len(drawn()) >= 12
+    everything = " ".join(one for name in drawn() for one in strings(figure(name).to_dict()))
+    for held in ("&#36;", "&lt;", r"\x1b", r"\u202e"):
+        assert held in everything
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_text_in_a_picture_is_text(name: str) -> None:
+    made = figure(name)
+    if made is None:
+        pytest.skip("it has no picture")
+    given = made.to_dict()
+    given["layout"].pop("template", None)
+    for one in strings(given):
+        assert UNFIT.search(one) is None, ascii(one)
+        assert "\n" not in one, ascii(one)
+        assert "$" not in one, one
+        bare = PLACES.sub("", OWN.sub("", one))
+        assert not re.search(r"<|&|%\{", bare), one
+
+
+@pytest.mark.parametrize("given", ["$x$", "a $ b $ c", "$$x$$", r"\$x$", "$ $", "&#36;x&#36;", "$\\unicode{41}$"])
+def test_plotly_reads_no_tex_in_it(given: str) -> None:
+    assert TEX.match(text(given)) is None
+
+
+def test_this_is_still_how_plotly_looks_for_tex() -> None:
+    import plotly.offline
+
+    assert "([^$]*)([$]+[^$]*[$]+)([^$]*)" in plotly.offline.get_plotlyjs()
+
+
+def test_a_dollar_is_drawn_as_a_dollar(chromium: Any) -> None:
+    import plotly.graph_objects as go
+
+    hostile_text = "$a$ <b>b</b> & $c$ %{x} \x1b\u202e"
+    made = go.Figure(go.Bar(x=[1], y=[1], customdata=[text(hostile_text)], name=text(hostile_text), showlegend=True))
+    made.update_traces(hovertemplate="%{customdata}<br>" + text("%{y} $h$") + "<extra></extra>")
+    made.update_layout(
+        title=text(f"title {hostile_text}"), xaxis={"tickvals": [1], "ticktext": [text(f"tick {hostile_text}")]}
+    )
+    with page_of(chromium) as page:
+        page.set_content(made.to_html(include_plotlyjs=True, include_mathjax=False))
+        page.evaluate("() => { window.MathJax = { Hub: { Queue() { throw Error('TeX was found'); } } }; }")
+        page.wait_for_selector(".gtitle")
+        page.evaluate("() => Plotly.redraw(document.querySelector('.plotly-graph-div'))")
+        bar = page.locator(".bars path").first.bounding_box()
+        page.mouse.move(bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] / 2)
+        page.wait_for_selector(".hovertext")
+        shown = r"$a$ <b>b</b> & $c$ %{x} \x1b\u202e"
+        assert page.locator(".gtitle").text_content() == f"title {shown}"
+        assert page.locator(".xtick text").text_content() == f"tick {shown}"
+        assert page.locator(".legendtext").text_content() == shown
+        assert page.locator(".hovertext").text_content() == f"{shown}%{{y}} $h$"
+        assert page.errors == []

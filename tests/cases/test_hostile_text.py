@@ -1,0 +1,126 @@
+"""Text from files and from the internet reaches screens as text: no escape code, no mark of direction, no forged line."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hostile
+import pytest
+from hostile import NAME, SHOWN, UNFIT
+
+import gemmascope as gs
+from gemmascope import errors
+from gemmascope.__main__ import main
+
+everything = pytest.mark.parametrize("make", SHOWN.values(), ids=SHOWN)
+ERRORS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Exception)]
+
+
+def clean(text: str) -> None:
+    found = UNFIT.search(text)
+    assert found is None, repr(text[max(0, found.start() - 40) : found.end() + 10])
+    assert not any(line.startswith("forged") for line in text.splitlines()), "a name began a line of its own"
+
+
+def test_the_pattern_finds_what_it_is_to_find() -> None:
+    assert len(UNFIT.findall(NAME)) > 8
+    assert UNFIT.search("·Mary ⏎ ◆ 中 é\n\tok") is None
+
+
+@everything
+def test_what_is_printed_holds_no_escapes(make: Callable[[], Any]) -> None:
+    shown = make()
+    clean(repr(shown))
+    clean(str(shown))
+
+
+@everything
+def test_what_a_notebook_shows_is_text(make: Callable[[], Any]) -> None:
+    to_html = getattr(make(), "_repr_html_", None) or getattr(make(), "_still_html", None)
+    if to_html is None:
+        pytest.skip("it has no HTML of its own")
+    written = to_html()
+    clean(re.sub(r"<script.*?</script>", "", written, flags=re.DOTALL))
+    assert "<img" not in written
+    for given in re.findall(r"mount\(el, (.*?)\); \}", written, flags=re.DOTALL):
+        clean(given)  # as JSON, with every such character spelled out
+
+
+def test_a_view_saved_as_a_page_has_a_clean_title(tmp_path: Path) -> None:
+    gs.attention_view(hostile.run()).save(tmp_path / "a.html")
+    clean((tmp_path / "a.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_errors_and_warnings_say_what_was_given_legibly(kind: type[Exception]) -> None:
+    clean(str(kind(f"there is no {NAME.replace(chr(10), '')}")))
+    assert str(kind("two\nlines")) == "two\nlines"
+
+
+def test_warnings_are_legible_as_python_prints_them() -> None:
+    with pytest.warns(gs.GemmascopeWarning) as caught:
+        errors.warn("beware of \x1b[31m\u202e")
+    shown = warnings.formatwarning(caught[0].message, caught[0].category, caught[0].filename, caught[0].lineno)
+    clean(shown)
+    assert r"\x1b[31m\u202e" in shown
+
+
+PATH = "no\x1b[31m\u202e\x9b\r/x"
+COMMANDS = [
+    ["trace", "x", "--model", PATH],
+    ["trace", "x", "--html", PATH],
+    ["patch", "a", "b", "--answer", PATH, "--against", "\x1b]0;x\x07"],
+    ["patch", "a", "b", "--answer", "x", "--against", "y", "--csv", PATH],
+    ["patch", "a", "b", "--answer", "x", "--metric", PATH],
+    ["patch", "a", "b", "--answer", "x", "--against", "y", "--site", PATH],
+    ["patch", "a", "b", "--answer", "x", "--against", "y", "--by", PATH],
+    ["generate", "x", "--model", PATH],
+    ["generate", "x", "--seed", PATH],
+    ["quantize", PATH, PATH],
+    ["plan", PATH],
+    ["plan", "2b", "--memory", PATH],
+    ["lab", PATH],
+    ["lab", "--", PATH],
+    [PATH],
+    ["trace", "x", PATH],
+    ["trace", "x", f"--{PATH}"],
+]
+
+
+@pytest.mark.parametrize("argv", COMMANDS, ids=lambda argv: " ".join(ascii(one) for one in argv[:3]))
+def test_the_command_line_prints_no_escapes(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(argv)
+    except SystemExit as end:  # argparse
+        status = int(end.code or 0)
+    said = capsys.readouterr()
+    assert status == 2
+    assert said.err
+    clean(said.out + said.err)
+
+
+def test_what_the_command_line_wrote_is_named_legibly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a\x1b[31m\u202e.html"
+    assert main(["trace", "Mary \x1b[2J\u202e\x9b went", "--html", str(path)]) == 0
+    said = capsys.readouterr()
+    clean(said.out + said.err)
+    assert path.is_file()
+
+
+def test_data_for_programs_is_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "a\u202eb\x7f", "--json"]) == 0
+    said = capsys.readouterr().out
+    clean(said)
+    assert len(json.loads(said)["tokens"]) > 3
+
+
+def test_a_generation_that_is_printed_as_it_comes_is_legible(capsys: pytest.CaptureFixture[str]) -> None:
+    gs.generate(hostile.IDS, model=hostile.model(), max_new_tokens=8, temperature=5.0, show=True)
+    said = capsys.readouterr().out
+    assert len(said) > 8
+    clean(said)

@@ -1,0 +1,273 @@
+"""Labs are freed: when they are closed, when nothing refers to them, and when the cell that shows them is run again."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import checkpoint, model_of
+
+import gemmascope as gs
+from gemmascope.errors import GemmascopeError, LabError
+from gemmascope.widgets import shown
+
+pytest.importorskip("ipywidgets")
+pytest.importorskip("anywidget")
+
+IDS = [2, 5, 9, 11, 7]
+OTHER = [2, 6, 9, 11, 7]
+
+
+@pytest.fixture(scope="module")
+def model() -> gs.Model:
+    return model_of(checkpoint("lg"))
+
+
+def patching(model: gs.Model) -> Any:
+    return gs.patching_lab(IDS, OTHER, 3, 4, model=model)
+
+
+def heads(model: gs.Model) -> Any:
+    return gs.head_lab(IDS, 3, model=model, max_new_tokens=2)
+
+
+def steering(model: gs.Model) -> Any:
+    vector = torch.ones(model.config.d_model)
+    return gs.steer_lab(IDS, vector, site="resid_post", layer=1, model=model, max_new_tokens=2)
+
+
+LABS = [patching, heads, steering]
+labs = pytest.mark.parametrize("make", LABS, ids=lambda make: make.__name__)
+
+
+def widgets() -> dict[str, Any]:
+    from ipywidgets.widgets.widget import _instances
+
+    return dict(_instances)
+
+
+def traces() -> int:
+    return sum(issubclass(type(one), gs.Trace) for one in gc.get_objects())
+
+
+@labs
+def test_ten_labs_that_nobody_refers_to_are_gone(make: Callable[[gs.Model], Any], model: gs.Model) -> None:
+    gc.collect()
+    widgets_before, traces_before = len(widgets()), traces()
+
+    def one() -> weakref.ref[Any]:
+        lab = make(model)
+        assert lab.widget is not None
+        lab.wait()
+        return weakref.ref(lab)
+
+    made = [one() for _ in range(10)]
+    gc.collect()
+    assert [ref() for ref in made] == [None] * 10
+    assert (len(widgets()), traces()) == (widgets_before, traces_before)
+
+
+@pytest.fixture
+def front_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A shell as a notebook has it: with a kernel, cells that have ids, and what IPython keeps of outputs."""
+    events: list[Callable[..., None]] = []
+
+    class Shell:
+        kernel = object()
+        cell: Any = "a"
+        parent: Any = None
+        events = SimpleNamespace(register=lambda name, heard: events.append(heard))
+        user_ns: Any
+        user_ns_hidden: Any
+
+        def __init__(self) -> None:
+            self.user_ns, self.user_ns_hidden, self.displayhook = {"_oh": {}}, {}, SimpleNamespace()
+
+        def get_parent(self) -> Any:
+            return {"metadata": {} if self.cell is None else {"cellId": self.cell}}
+
+        def run(self, cell: Any, show: Callable[[], Any]) -> Any:
+            """Run a cell whose last expression is a lab, or its widget."""
+            self.cell = cell
+            for heard in events:
+                heard(None)
+            lab = show()
+            if lab is None:
+                return None
+            number = len(self.user_ns["_oh"]) + 1
+            getattr(lab, "widget", lab)._repr_mimebundle_()
+            self.user_ns["_oh"][number] = lab
+            for space in (self.user_ns, self.user_ns_hidden):
+                space |= {"_": lab, f"_{number}": lab}
+            self.displayhook._ = lab
+            return lab
+
+    shell = Shell()
+    monkeypatch.setattr(shown, "_shell", lambda: shell)
+    monkeypatch.setattr(shown, "_BOXES", {})
+    monkeypatch.setattr(shown, "_HEARD", weakref.WeakSet())
+    before = widgets()
+    yield shell
+    for name, widget in widgets().items():
+        if name not in before:
+            widget.close()
+
+
+@labs
+def test_the_earlier_lab_of_a_cell_goes_when_it_is_run_again(
+    make: Callable[[gs.Model], Any], model: gs.Model, front_end: Any
+) -> None:
+    gc.collect()
+    before = len(widgets())
+    made = []
+    for _ in range(5):
+        made.append(weakref.ref(front_end.run("a", lambda: make(model))))
+        each = len(widgets()) - before if len(made) == 1 else each
+    made[-1]().wait()
+    gc.collect()
+    assert [ref() is None for ref in made] == [True] * 4 + [False]
+    assert len(widgets()) - before == each, "those of one lab"
+
+
+def test_a_widget_that_is_shown_by_itself_goes_as_well(model: gs.Model, front_end: Any) -> None:
+    made = [weakref.ref(front_end.run("a", lambda: patching(model).widget).owner) for _ in range(3)]
+    gc.collect()
+    assert [ref() is None for ref in made] == [True, True, False]
+
+
+def test_a_lab_that_the_user_keeps_survives_with_its_numbers(model: gs.Model, front_end: Any) -> None:
+    kept = front_end.run("a", lambda: patching(model))
+    found = kept.run("cell", 0, 0)
+    front_end.run("a", lambda: patching(model))
+    assert not kept.is_closed
+    assert kept.result.to_dataframe().equals(found.to_dataframe())
+    assert kept.run("cell", 1, 1).finished.sum() == 2
+    again = kept.widget
+    assert again.comm is not None, "shown again it has a widget again"
+
+
+def test_what_another_cell_or_another_widget_shows_stays(model: gs.Model, front_end: Any) -> None:
+    import ipywidgets
+
+    lab = front_end.run("a", lambda: patching(model))
+    box = front_end.run("b", lambda: lab).widget
+    front_end.run("a", lambda: patching(model))
+    assert lab.widget is box
+    other = front_end.run("c", lambda: patching(model))
+    holder = ipywidgets.VBox([other.widget])
+    box = other.widget
+    front_end.run("c", lambda: patching(model))
+    assert other.widget is box
+    holder.close()
+
+
+@pytest.mark.parametrize("cell", [None, "", 7])
+def test_where_the_cell_is_not_known_nothing_is_closed(cell: Any, model: gs.Model, front_end: Any) -> None:
+    first = front_end.run(cell, lambda: patching(model))
+    box = first.widget
+    front_end.run(cell, lambda: patching(model))
+    assert first.widget is box
+    assert box.comm is not None
+
+
+def test_computing_for_an_output_that_is_gone_ends(model: gs.Model, front_end: Any) -> None:
+    from gemmascope.widgets.worker import turns_of
+
+    lab = front_end.run("a", lambda: patching(model))
+    lab.wait()
+    with turns_of(model).turn():
+        job = lab.start("all")
+        front_end.run("a", lambda: None)
+    assert job.ended.wait(20)
+    assert job.cancelled
+
+
+@labs
+def test_a_closed_lab_lets_go_of_everything(make: Callable[[gs.Model], Any], model: gs.Model, front_end: Any) -> None:
+    gc.collect()
+    before, traces_before, threads = len(widgets()), traces(), threading.active_count()
+    lab = make(model)
+    box = lab.widget
+    lab.wait()
+    assert len(widgets()) > before
+    lab.close()
+    lab.close()
+    gc.collect()
+    assert lab.is_closed
+    assert (len(widgets()), traces()) == (before, traces_before)
+    assert threading.active_count() <= threads
+    assert box.comm is None
+
+
+@labs
+def test_with_closes_it(make: Callable[[gs.Model], Any], model: gs.Model) -> None:
+    with make(model) as lab:
+        lab.wait()
+        assert not lab.is_closed
+    assert lab.is_closed
+
+
+CALLS: dict[Callable[[gs.Model], Any], list[Callable[[Any], Any]]] = {
+    patching: [
+        lambda lab: lab.run(), lambda lab: lab.start("estimate"), lambda lab: lab.click(0, 0), lambda lab: lab.look(0, 0),
+        lambda lab: lab.set(site="z"), lambda lab: lab.swap(), lambda lab: lab.wait(), lambda lab: lab.widget,
+    ],
+    heads: [
+        lambda lab: lab.set(answer=5), lambda lab: lab.scale(0, 0, 2), lambda lab: lab.reset(), lambda lab: lab.wait(),
+        lambda lab: lab.trace, lambda lab: lab.base, lambda lab: lab.text, lambda lab: lab.moved(), lambda lab: lab.widget,
+    ],
+    steering: [
+        lambda lab: lab.set(strength=2), lambda lab: lab.wait(), lambda lab: lab.trace, lambda lab: lab.base_text,
+        lambda lab: lab.widget,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "call"), [(make, call) for make, calls in CALLS.items() for call in calls])
+def test_a_closed_lab_says_so(make: Callable[[gs.Model], Any], call: Callable[[Any], Any], model: gs.Model) -> None:
+    lab = make(model)
+    lab.close()
+    with pytest.raises(LabError, match="this lab is closed"):
+        call(lab)
+    assert issubclass(LabError, GemmascopeError)
+
+
+def test_what_a_closed_patching_lab_found_can_be_read(model: gs.Model) -> None:
+    with patching(model) as lab:
+        found = lab.run()
+    assert lab.result.to_dataframe().equals(found.to_dataframe())
+    assert len(lab.to_dataframe()) == found.question.n_cells
+    assert "gs.sweep(" in lab.code()
+    assert lab.view().to_html()
+    assert "closed" in repr(lab)
+
+
+@labs
+def test_a_closed_lab_can_be_printed_and_closed_while_it_computes(make: Callable[[gs.Model], Any], model: gs.Model) -> None:
+    from gemmascope.widgets.worker import turns_of
+
+    with turns_of(model).turn():
+        lab = make(model)
+        closing = threading.Thread(target=lab.close)
+        closing.start()
+    closing.join(20)
+    assert lab.is_closed
+    assert "closed" in repr(lab)
+
+
+def test_closing_the_widget_frees_the_lab_too(model: gs.Model, front_end: Any) -> None:
+    before = len(widgets())
+    lab = patching(model)
+    lab.widget.close()
+    gone = weakref.ref(lab)
+    lab.wait()
+    del lab
+    gc.collect()
+    assert gone() is None
+    assert len(widgets()) == before

@@ -1,0 +1,75 @@
+"""Labs in a real JupyterLab: one is alive for each cell that shows one, and what nobody answers does not look alive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from browser import page_of
+from jupyter import Lab
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+PATCHING = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab"
+HEADS = f"gs.head_lab({CLEAN!r}, ' Mary', ' John')"
+COUNT = """
+import gc
+from ipywidgets.widgets.widget import _instances
+from gemmascope.widgets.shown import Shown
+n_runs = globals().get("n_runs", 0) + 1
+gc.collect()
+alive = sorted(type(one).__name__ for one in gc.get_objects() if issubclass(type(one), Shown))
+print(f"run {n_runs}: {' and '.join(alive)}, {len(_instances)} widgets")
+"""
+N_RUNS = 5
+
+pytestmark = pytest.mark.nano
+
+
+def said(page: Any, text: str) -> str:
+    """The output that says this, once it is there."""
+    found = page.locator(".jp-OutputArea-output pre", has_text=text).first
+    found.wait_for(state="attached", timeout=30_000)
+    return str(found.text_content()).strip()
+
+
+def test_a_cell_that_is_run_five_times_has_one_lab(lab: Lab, chromium: Any) -> None:
+    with page_of(chromium) as page:
+        lab.run(page, "freed.ipynb", [PATCHING, HEADS, COUNT])
+        counts = [said(page, "run 1: ")]
+        for n in range(2, N_RUNS + 1):
+            lab.command(page, "notebook:run-all-cells")
+            counts.append(said(page, f"run {n}: "))
+        assert {one.partition(": ")[2] for one in counts} == {counts[0].partition(": ")[2]}, counts
+        assert "HeadLab and PatchingLab," in counts[0]
+        page.locator(".gs-lab").first.wait_for()
+        assert page.locator(".gs-lab").count() == 1
+        assert page.errors == []
+
+
+def test_a_closed_lab_leaves_its_picture(lab: Lab, chromium: Any) -> None:
+    with page_of(chromium) as page:
+        lab.run(page, "closed.ipynb", [PATCHING, "lab.run()\nlab.close()\nprint('it is', lab.is_closed)"])
+        assert said(page, "it is ") == "it is True"
+        page.locator(".gs-lab").wait_for(state="detached")
+        page.locator("[data-gs-still]").first.wait_for()
+        assert page.errors == []
+
+
+def test_after_a_restart_the_grid_does_not_look_alive(lab: Lab, chromium: Any) -> None:
+    with page_of(chromium) as page:
+        lab.run(page, "restarted.ipynb", [PATCHING])
+        canvas = page.locator(".gs-lab canvas[role=application]").first
+        canvas.wait_for(timeout=30_000)
+        notice = page.locator(".gs-lab .gs-gone")
+        assert notice.is_hidden()
+        restart = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+        page.evaluate(f"() => {{ {restart}; }}")
+        notice.wait_for(timeout=30_000)
+        assert "No answer from the kernel. Run the cell again" in notice.inner_text()
+        assert page.evaluate("() => document.querySelector('.gs-lab canvas').closest('[inert]') !== null")
+        assert float(page.evaluate("() => getComputedStyle(document.querySelector('.gs-lab .gs-grids')).opacity")) < 0.6
+        page.get_by_text("Python 3 (ipykernel) | Idle", exact=True).wait_for(timeout=60_000)
+        lab.command(page, "notebook:run-all-cells")
+        notice.wait_for(state="hidden", timeout=60_000)
+        assert page.errors == []
