@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,11 +33,13 @@ def lock(file: IO[Any], *, wait: bool) -> bool:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """While this lasts nobody else holds this file, which is made if it is not there, and stays: others wait."""
+    """While this lasts nobody else holds this file, which is made if it is not there, and stays: others wait, and say so."""
     file = path.open("w")
     try:
         try:
-            lock(file, wait=True)
+            if not lock(file, wait=False):
+                print(f"another process is at work in {path.parent}: waiting for it", file=sys.stderr)
+                lock(file, wait=True)
             yield
         finally:
             unlock(file)

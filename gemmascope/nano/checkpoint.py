@@ -23,6 +23,6 @@ def write(net: Gemma2, config_json: Mapping[str, Any], tokenizer_folder: Path, f
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     generation = {key: config_json[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, content in (("config.json", config_json), ("generation_config.json", generation)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / name, folder / name)

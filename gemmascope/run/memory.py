@@ -37,8 +37,7 @@ def rows_within(memory: int | str | None, model: Model) -> int:
     None: what the model was loaded to leave for them, or a quarter of what is free.
     SweepError for a budget too small for one bin of rows, with what is needed.
     """
-    default = model.network.work or free_bytes(model.device) // 4
-    budget = default if memory is None else parse_bytes(memory)
+    budget = (model.network.work or free_bytes(model.device) // 4) if memory is None else parse_bytes(memory)
     least = min(model.config.context, BIN_ROWS)  # a variant has no more rows than the context
     rows = rows_in(model.config, model.dtype, budget)
     if rows < least:

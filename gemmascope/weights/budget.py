@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.weights.embedding import PART
+from gemmascope.weights.limits import available_bytes
 from gemmascope.weights.packed import int8_layout, layer_shapes, plain_layout
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -84,12 +84,8 @@ class Share:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What is free on a device now, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", file.read())
-    return int(found[1]) * 1024 if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """What is free on a device now, in bytes. Every other device than a CUDA one has its memory from the host."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
 def work_bytes(config: GemmaConfig, dtype: torch.dtype, rows: int) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemmascope.weights.packed import PAGE, Piece, Span, bytes_of, room, stamp_of
+from gemmascope.weights.file_bytes import PAGE
+from gemmascope.weights.packed import Piece, Span, bytes_of, room, stamp_of
 
 # Bytes of the table that are held at once.
 PART = 64 * 2**20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +124,13 @@ def _refuse_in_memory(weights: str, memory: int | str | None, revision: str | No
         )
 
 
-@cache
+_LOADED: dict[str, Model] = {}
+
+
 def nano() -> Model:
-    """The model inside the package, loaded once: what functions take for model=None."""
-    return load("nano")
+    """The model inside the package: what functions take for model=None. Always the same one, in every thread."""
+    found = _LOADED.get("nano")
+    return _LOADED.setdefault("nano", load("nano")) if found is None else found
 
 
 def _from_memory(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from torch import Tensor
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError
 from gemmascope.reading import parse_json
+from gemmascope.weights.file_bytes import PAGE, read_into
 from gemmascope.weights.int8 import GROUP, dequantise, n_groups
 from gemmascope.weights.shards import DTYPES
 
@@ -29,8 +29,6 @@ PACKED_DTYPES = {**DTYPES, "I8": torch.int8}
 CODES = {dtype: code for code, dtype in PACKED_DTYPES.items()}
 
 SCALE = ".scale"
-
-PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -73,28 +71,14 @@ class Span:
         direct = direct and self.offset % PAGE == 0 and self.at % PAGE == 0
         target = buffer[self.at : self.at + (_paged(self.n_bytes) if direct else self.n_bytes)]
         try:
-            file = _opened(self.path, direct)
+            done = read_into(self.path, self.offset, target, self.n_bytes, direct=direct)
+            stamp = stamp_of(self.path)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error}") from error
-        try:
-            done = 0
-            while done < self.n_bytes:
-                count = os.preadv(file, [target[done:]], self.offset + done)
-                if count == 0:
-                    raise CheckpointError(f"{self.path} is cut short: it ends at {self.offset + done:,} bytes")
-                done += count
-            if stamp_of(self.path) != self.stamp:
-                raise CheckpointError(f"{self.path} changed while it was in use: load the model again")
-        finally:
-            os.close(file)
-
-
-def _opened(path: Path, direct: bool) -> int:
-    """A file to be read; past the page cache, where the file system knows how."""
-    try:
-        return os.open(path, os.O_RDONLY | (getattr(os, "O_DIRECT", 0) if direct else 0))
-    except OSError:
-        return os.open(path, os.O_RDONLY)
+        if done < self.n_bytes:
+            raise CheckpointError(f"{self.path} is cut short: it ends at {self.offset + done:,} bytes")
+        if stamp != self.stamp:
+            raise CheckpointError(f"{self.path} changed while it was in use: load the model again")
 
 
 def _paged(n_bytes: int) -> int:
@@ -103,7 +87,13 @@ def _paged(n_bytes: int) -> int:
 
 def room(n_bytes: int) -> Tensor:
     """A buffer of whole pages for so many bytes, uint8, into which the disk may write by itself."""
-    return torch.frombuffer(mmap.mmap(-1, _paged(max(1, n_bytes))), dtype=torch.uint8)
+    return torch.frombuffer(own_memory(_paged(max(1, n_bytes))), dtype=torch.uint8)
+
+
+def own_memory(n_bytes: int) -> mmap.mmap:
+    """Memory in whole pages. Private: mmap's default would be shared with forked processes, which would fill it, too."""
+    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    return mmap.mmap(-1, n_bytes, flags=private) if private else mmap.mmap(-1, n_bytes)
 
 
 def bytes_of(buffer: Tensor) -> memoryview:
@@ -165,8 +155,9 @@ class Packed:
     def _bytes(self, start: int, n_bytes: int) -> bytes:
         for span in self.spans:
             if span.at <= start < span.at + span.n_bytes:
-                with span.path.open("rb", buffering=0) as file:
-                    return os.pread(file.fileno(), n_bytes, span.offset + start - span.at)
+                found = bytearray(n_bytes)
+                Span(span.path, span.offset + start - span.at, n_bytes, 0, span.stamp).read(memoryview(found))
+                return bytes(found)
         raise AssertionError(f"byte {start} lies in no span")
 
     def ready(self, dtype: torch.dtype) -> bool:

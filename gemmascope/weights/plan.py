@@ -14,6 +14,7 @@ from gemmascope.legible import legibly
 from gemmascope.weights.budget import RESIDENT_ROWS, Share, Sizes, free_bytes, parse_bytes, rows_in, share_out, work_bytes
 from gemmascope.weights.cards import CARDS, DRIVER, Demand, Fit, find_card
 from gemmascope.weights.costs import GENERATE, SWEEP, TASKS, TRACE, Part, run_parts, weight_parts
+from gemmascope.weights.limits import measured_bytes
 from gemmascope.weights.placing import choose_device
 from gemmascope.weights.planning import Formats, find_formats, find_source
 from gemmascope.weights.rates import Rates, probe
@@ -178,12 +179,19 @@ def plan(
         context=n_pos,
         rows=n_rows,
         memory=budget,
-        free=None if place.type in ("meta", "mps") else free_bytes(place),
+        free=_free(place),
         share=share,
         parts=_parts(config, formats, sizes, share, n_pos, n_rows),
         held_to=(TRACE, GENERATE) if rows is None else TASKS,
         rates=_probed(config, formats, place, found.folder, (n_pos, n_rows)) if probe else None,
     )
+
+
+def _free(device: torch.device) -> int | None:
+    """What is free there; None where that is not known, or where it is not memory that a model is loaded into."""
+    if device.type in ("meta", "mps"):
+        return None
+    return free_bytes(device) if device.type == "cuda" else measured_bytes()
 
 
 def _probed(config: GemmaConfig, formats: Formats, device: torch.device, folder: Any, rows: tuple[int, int]) -> Rates:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +17,7 @@ from gemmascope.errors import BudgetError
 from gemmascope.legible import legibly
 from gemmascope.weights.costs import operations
 from gemmascope.weights.int8 import dequantise, n_groups
+from gemmascope.weights.packed import own_memory
 
 # What is read and copied to find a rate, in bytes, and the longest side of a matrix that is multiplied.
 SAMPLE, SIDE = 128 * 2**20, 4096
@@ -111,11 +112,10 @@ def _copy(device: torch.device) -> float:
 
 def _read(folder: Path) -> float:
     """Bytes a second from the disk, past the system's cache of files. BudgetError for a disk without the room."""
-    room = os.statvfs(folder)
-    if room.f_bavail * room.f_frsize < 2 * SAMPLE:
+    if shutil.disk_usage(folder).free < 2 * SAMPLE:
         raise BudgetError(f"the disk of {folder} has no room for a probe of {SAMPLE:,} bytes: plan without probe=True")
-    buffer = mmap.mmap(-1, 2**24)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    buffer = own_memory(2**24)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for _ in range(SAMPLE // len(buffer)):
             file.write(
                 os.urandom(2**16) * (len(buffer) // 2**16)
@@ -125,6 +125,7 @@ def _read(folder: Path) -> float:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         start = perf_counter()
-        for at in range(0, SAMPLE, len(buffer)):
-            os.preadv(file.fileno(), [buffer], at)
+        file.seek(0)
+        for _ in range(0, SAMPLE, len(buffer)):
+            file.readinto(buffer)
         return SAMPLE / (perf_counter() - start)

@@ -19,6 +19,7 @@ from gemmascope.weights.budget import Share, Sizes, free_bytes, share_out
 from gemmascope.weights.checkpoint import Checkpoint, require_tied
 from gemmascope.weights.convert import alone, convert, identity_of
 from gemmascope.weights.embedding import FileEmbedding
+from gemmascope.weights.limits import measured_bytes
 from gemmascope.weights.locate import locate
 from gemmascope.weights.names import EMBEDDING
 from gemmascope.weights.packed import Packed, Piece, Span, laid_out, layer_shapes, pieces_in, stamp_of
@@ -27,6 +28,9 @@ from gemmascope.weights.store import NORM, OUTER, Store, is_store, is_whole
 from gemmascope.weights.stream import HostLane, Lane, Stream
 
 WEIGHTS = ("auto", "int8")
+
+# What Windows takes for a device, whatever follows after a dot.
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
 
 
 def require_weights(weights: str) -> None:
@@ -40,8 +44,13 @@ def cache_folder(cache: str | os.PathLike[str] | None, name: str, identity: str)
     if cache is not None:
         return asked_path(cache, error=CheckpointError, what="a folder")
     base = os.environ.get("GEMMASCOPE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "gemmascope"
-    plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(name).name) or "model"
-    return Path(base).expanduser() / "int8" / f"{plain}-{identity[:16]}"
+    return Path(base).expanduser() / "int8" / f"{_plain(Path(name).name)}-{identity[:16]}"
+
+
+def _plain(name: str) -> str:
+    """A name that every file system takes as that of a folder, with room for what follows it."""
+    plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)[:80] or "model"
+    return f"_{plain}" if plain.split(".")[0].upper() in _DEVICES else plain
 
 
 @dataclass(frozen=True)
@@ -169,7 +178,8 @@ def _require_streaming(device: torch.device) -> None:
 def _lane(device: torch.device, brought: dict[int, Packed]) -> Lane:
     """The way of layers to a device. For a GPU, as many as half of the free host memory takes wait there."""
     if device.type == "cpu":
-        return HostLane(direct=sum(packed.n_bytes for packed in brought.values()) > free_bytes(device) // 2)
+        free = measured_bytes()
+        return HostLane(direct=free is not None and sum(packed.n_bytes for packed in brought.values()) > free // 2)
     from gemmascope.weights.cuda import CudaLane
 
     free, hold = free_bytes(torch.device("cpu")) // 2, {}

@@ -95,11 +95,11 @@ def _model() -> Item:
 
 
 def _memory() -> Item:
-    import torch
+    from gemmascope.weights.limits import measured_bytes
 
-    from gemmascope.weights.budget import free_bytes
-
-    free = free_bytes(torch.device("cpu"))
+    free = measured_bytes()
+    if free is None:
+        return Item("memory", f"cannot be measured here; {FREE_BYTES / 1e9:.0f} GB are enough for every notebook")
     fix = "" if free >= FREE_BYTES else f"close other programs: {FREE_BYTES / 1e9:.0f} GB are enough for every notebook"
     return Item("memory", f"{free / 1e9:.1f} GB free", fix)
 
