@@ -49,21 +49,27 @@ class _Aside:
     def __init__(self, target: str) -> None:
         name = f"{_prefix(target)}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{PART}"
         self.path = os.path.join(os.path.dirname(target), name)
+        self._file: BinaryIO | None = None
         self._finalizer = weakref.finalize(self, _unlink, self.path, os.getpid())
         _UNDER_WAY[name] = self
 
     def fill(self, pieces: Iterable[bytes | memoryview], mode: int | None) -> None:
         """Write the pieces to it and to the disk. mode: its mode; None for that of a new file."""
         first = 0o666 if mode is None else mode & 0o777
-        with open(self.path, "xb", opener=lambda name, flags: os.open(name, flags, first)) as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            sync(file)
+        self._file = open(self.path, "xb", opener=lambda name, flags: os.open(name, flags, first))  # noqa: SIM115
+        for piece in pieces:
+            self._file.write(piece)
+        self._file.flush()
+        sync(self._file)
+        self._file.close()
         if mode is not None:
             os.chmod(self.path, mode)
 
     def remove(self) -> None:
+        """As often as one likes; nothing where the file has taken its place."""
+        if self._file is not None:
+            with suppress(OSError):  # a full disk says so once more
+                self._file.close()
         _unlink(self.path, os.getpid())
         self._finalizer.detach()
 

@@ -50,7 +50,7 @@ def held(path: Path) -> Iterator[None]:
 
 def unlock(file: IO[Any]) -> None:
     """Let go of the lock, which a forked process may share."""
-    with suppress(ImportError, OSError):
+    with suppress(ImportError, OSError, ValueError):  # ValueError: it is closed already
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_UN)

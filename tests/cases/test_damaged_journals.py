@@ -1,0 +1,316 @@
+"""Damaged journals: a line that is not as it was written is an error that names it; an end that is missing is run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import checkpoint, model_of, prompt
+
+import gemmascope as gs
+from gemmascope.errors import SweepError
+from gemmascope.model.model import Model
+from gemmascope.run import memory as memory_module
+from gemmascope.run.journal import Journal
+from gemmascope.run.journal_lines import opened, sealed
+from gemmascope.run.result import SweepResult
+
+
+@cache
+def model() -> Model:
+    return model_of(checkpoint("lg"))
+
+
+def metric(logits: Any) -> Any:
+    return logits[:, 5] - logits[:, 9]
+
+
+def sweep(out: Path | None, **asked: Any) -> SweepResult:
+    return gs.sweep(prompt(5), prompt(5, seed=1), metric, **{"site": "resid_pre", "model": model(), "out": out, **asked})
+
+
+@pytest.fixture(autouse=True)
+def small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several lines a journal."""
+    monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 6)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    sweep(tmp_path / "s.json")
+    assert (tmp_path / "s.json").read_bytes().count(b"\n") > 3
+    return tmp_path / "s.json"
+
+
+def is_whole_or_refused(data: bytes, path: Path, whole: SweepResult) -> str:
+    """ "whole", "part" (with a warning), or "refused" with the file's name."""
+    path.write_bytes(data)
+    try:
+        with _noting() as noted:
+            found = gs.open_sweep(path)
+    except SweepError as error:
+        assert str(path) in str(error)  # noqa: PT017
+        return "refused"
+    assert np.array_equal(found.values[found.finished], whole.values[found.finished])
+    assert found.question == whole.question
+    return "whole" if found.finished.all() else "told" if noted else "part"
+
+
+def _noting() -> Any:
+    import warnings
+
+    context = warnings.catch_warnings(record=True)
+
+    class Noting:
+        def __enter__(self) -> Any:
+            noted = context.__enter__()
+            warnings.simplefilter("always")
+            return noted
+
+        def __exit__(self, *given: Any) -> None:
+            context.__exit__(*given)
+
+    return Noting()
+
+
+def test_no_single_bit_can_change_unseen(out: Path) -> None:
+    whole, data = gs.open_sweep(out), out.read_bytes()
+    draw, ends = random.Random(0), {"refused": 0, "told": 0, "whole": 0, "part": 0}
+    for _ in range(500):
+        damaged = bytearray(data)
+        damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        ends[is_whole_or_refused(bytes(damaged), out, whole)] += 1
+    assert ends["refused"] > 480  # but for the last newline, without which the last line counts as cut off
+    assert ends["part"] == 0
+
+
+def test_a_file_cut_anywhere_is_gone_on_from_or_refused(out: Path) -> None:
+    whole, data = gs.open_sweep(out), out.read_bytes()
+    lines = [at + 1 for at, byte in enumerate(data) if byte == 10]
+    for length in sorted({*range(1, len(data), 211), *lines[::2], lines[1] - 1}):
+        out.write_bytes(data[:length])
+        rest = sweep(out)
+        assert np.allclose(rest.values, whole.values, atol=1e-5), length
+        assert gs.open_sweep(out).finished.all()
+
+
+def test_a_cut_file_that_is_read_says_so(out: Path) -> None:
+    whole, data = gs.open_sweep(out), out.read_bytes()
+    lines = [at + 1 for at, byte in enumerate(data) if byte == 10]
+    for length in range(lines[0] + 1, len(data), 29):
+        said = is_whole_or_refused(data[:length], out, whole)
+        assert said == ("part" if length in lines else "told"), length
+    whole.save(out)
+    saved = out.read_bytes()
+    assert is_whole_or_refused(saved[: saved.index(b"\n") + 1], out, whole) == "told"  # it says how many cells it had
+
+
+CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "a line twice": lambda lines: [*lines[:2], lines[1], *lines[2:]],
+    "the last line twice": lambda lines: [*lines, lines[-1]],
+    "the first line twice": lambda lines: [lines[0], *lines],
+    "a line left out": lambda lines: [lines[0], *lines[2:]],
+    "two lines exchanged": lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+    "the first line at the end": lambda lines: [*lines[1:], lines[0]],
+    "an empty line": lambda lines: [*lines[:2], b"", *lines[2:]],
+    "a lost minus": lambda lines: [lines[0], lines[1].replace(b"-", b"", 1), *lines[2:]],
+    "bytes that are no UTF-8, far in": lambda lines: [*lines[:-1], b"\xff" * 10_000, lines[-1]],
+    "deep JSON": lambda lines: [*lines, b"[" * 200_000],
+    "deep JSON first": lambda lines: [b"[" * 200_000, *lines],
+    "a line without its checksum": lambda lines: [*lines, b'{"cells": [], "baselines": []}'],
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_lines_that_were_changed_moved_or_lost_are_refused_by_name(name: str, out: Path) -> None:
+    lines = out.read_bytes().splitlines()
+    out.write_bytes(b"\n".join(CHANGES[name](lines)) + b"\n")
+    for read in (lambda: gs.open_sweep(out), lambda: sweep(out)):
+        with pytest.raises(SweepError, match=r"line \d of .*s.json is damaged|s.json is not a sweep"):
+            read()
+
+
+def test_a_file_that_went_through_windows_is_the_same(out: Path) -> None:
+    whole = gs.open_sweep(out)
+    out.write_bytes(out.read_bytes().replace(b"\n", b"\r\n"))
+    assert np.array_equal(gs.open_sweep(out).values, whole.values)
+    assert np.array_equal(sweep(out).values, whole.values)
+
+
+ABOUT: dict[str, list[Any]] = {
+    "n_pairs": [0, -1, 9.0, True, None, "1", [], 10**13, 10**400],
+    "question": [None, [], {}, "x"],
+    "format": [None, 3, "gemmascope.sweep.9"],
+    "saved": [None, -1, "x"],
+    "question.kinds": [None, [], ["local"], ["x", "y"], [1, 2], "ll"],
+    "question.tokens": [None, [], ["a"], [1, 2, 3, 4, 5]],
+    "question.axes": [None, {}, [], {"layer": [0, 1], "pos": [0, 99]}, {"layer": [0, 0], "pos": [1]}, {"layer": 3},
+                      {"layer": [-1], "pos": [0]}, {"layer": ["0"], "pos": [0]}, {"layer": [], "pos": [0]}],
+    "question.n_cells": [None, -1, "x", 10**9],
+    "question.model": [None, 3],
+    "question.into": ["both", None],
+    "question.has_source": [None, 1],
+    "question.estimate": [3, []],
+    "question.more": [1],
+}  # fmt: skip
+LINES: list[Any] = [
+    [[0, -1, 1.0]], [[-1, 0, 1.0]], [[0, 99, 1.0]], [[1, 0, 1.0]], [[0, [1], 1.0]], [["0", 0, 1.0]], [[True, 0, 1.0]],
+    [[0, 0, "x"]], [[0, 0, None]], [[0, 0, True]], [[0, 0, float("nan")]], [[0, 0]], [0], None, "x", {"a": 1},
+    [[0, 0, 1.0], [0, 0, 2.0]], [[0, 0, 10**400]],
+]  # fmt: skip
+
+
+def resealed(out: Path, change: Callable[[list[Any]], None]) -> None:
+    """The lines with a change, their checksums those of what they say: as a program would write them."""
+    before, said = "", []
+    for line in out.read_bytes().splitlines():
+        content, before = opened(line, before, "a line")
+        said.append(content)
+    change(said)
+    before, lines = "", b""
+    for content in said:
+        line, before = sealed(content, before)
+        lines += line
+    out.write_bytes(lines)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ABOUT.items() for value in values])
+def test_odd_questions_are_refused_though_the_checksum_fits(name: str, value: Any, out: Path) -> None:
+    def change(said: list[Any]) -> None:
+        *path, last = name.split(".")
+        (said[0][path[0]] if path else said[0])[last] = value
+
+    resealed(out, change)
+    with pytest.raises(SweepError, match=r"s\.json"):
+        gs.open_sweep(out)
+
+
+@pytest.mark.parametrize("cells", LINES, ids=lambda cells: json.dumps(cells)[:30])
+def test_odd_cells_are_refused_though_the_checksum_fits(cells: Any, out: Path) -> None:
+    resealed(out, lambda said: said.__setitem__(slice(1, None), [{"cells": cells, "baselines": []}]))
+    for read in (lambda: gs.open_sweep(out), lambda: sweep(out)):
+        with pytest.raises(SweepError, match=r"line 2 of .*s.json is damaged"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "baselines", [None, 3, [[0, 1.0]], [[-1, 0.0, 0.0]], [[5, 0.0, 0.0]], [[0, "x", 0.0]], [["0", 0.0, 0.0]]]
+)
+def test_odd_baselines_are_refused_though_the_checksum_fits(baselines: Any, out: Path) -> None:
+    resealed(out, lambda said: said[1].__setitem__("baselines", baselines))
+    with pytest.raises(SweepError, match=r"line 2 of .*s.json is damaged"):
+        gs.open_sweep(out)
+
+
+# -- two at a time, and a disk that fills --
+
+
+def test_a_file_that_another_sweep_writes_to_is_refused_and_the_other_goes_on(tmp_path: Path) -> None:
+    refused: list[str] = []
+    inside: list[int] = []
+
+    def second(logits: Any) -> Any:
+        if not inside and (tmp_path / "s").exists():
+            inside.append(1)
+            try:
+                gs.sweep(prompt(5), prompt(5, seed=1), second, site="resid_pre", model=model(), out=tmp_path / "s")
+            except SweepError as error:
+                refused.append(str(error))
+        return metric(logits)
+
+    found = gs.sweep(prompt(5), prompt(5, seed=1), second, site="resid_pre", model=model(), out=tmp_path / "s")
+    assert refused == [f"another sweep is writing to {tmp_path / 's'}: let it end, or give another file"]
+    assert np.array_equal(gs.open_sweep(tmp_path / "s").values, found.values)
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "written to"])
+def test_a_file_that_is_changed_meanwhile_stops_the_sweep(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+
+    def meddling(logits: Any) -> Any:
+        if path.exists() and path.read_bytes().count(b"\n") == 2:
+            if how == "written to":
+                with path.open("ab") as file:
+                    file.write(b"nonsense")
+            else:
+                path.unlink()
+            if how == "replaced":
+                path.write_bytes(b"another")
+        return metric(logits)
+
+    said = {"removed": "was removed", "replaced": "another file was put", "written to": "something else wrote"}[how]
+    with pytest.warns(gs.GemmascopeWarning, match=f"{path} stopped at .* of 10 cells: .*{said}"):
+        found = gs.sweep(prompt(5), prompt(5, seed=1), meddling, site="resid_pre", model=model(), out=path)
+    assert 0 < found.finished.sum() < 10
+
+
+@pytest.mark.parametrize("wrote", [0, 10])
+def test_a_disk_that_fills_in_the_middle_returns_what_is_done_and_the_file_can_be_gone_on_from(
+    wrote: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wrote: how much of the line the disk still takes."""
+    out, whole = tmp_path / "s.json", sweep(None)
+    append = Journal._append
+
+    def filling(journal: Journal, line: bytes) -> None:
+        class Full:
+            calls = 0
+
+            def write(self, data: bytes) -> int:
+                self.calls += 1
+                if wrote and self.calls == 1:
+                    return int(file.write(data[:wrote]))
+                raise OSError(28, "No space left on device")
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(file, name)
+
+        file: Any = journal._file
+        if out.read_bytes().count(b"\n") == 3:
+            journal._file = Full()  # type: ignore[assignment]
+        append(journal, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_append", filling)
+        with pytest.warns(gs.GemmascopeWarning, match=f"{out} stopped at . of 10 cells: the disk is full") as warned:
+            part = sweep(out)
+    assert warned[0].filename == __file__
+    assert 0 < part.finished.sum() < 10
+    assert np.allclose(part.values[part.finished], whole.values[part.finished], atol=1e-5)
+    held = gs.open_sweep(out)
+    assert f"stopped at {held.finished.sum()} of" in str(warned[0].message)
+    assert 0 < held.finished.sum() < part.finished.sum()
+    assert np.allclose(sweep(out).values, whole.values, atol=1e-5)
+    assert gs.open_sweep(out).finished.all()
+
+
+def test_a_limit_on_the_size_of_files_is_alike(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    out, whole = tmp_path / "s.json", sweep(tmp_path / "whole")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "whole").stat().st_size - 150, old[1]))
+    try:
+        with pytest.warns(gs.GemmascopeWarning, match="stopped at . of 10 cells: File too large"):
+            sweep(out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert out.read_bytes().endswith(b"\n")
+    assert 0 < gs.open_sweep(out).finished.sum() < 10
+    assert np.allclose(sweep(out).values, whole.values, atol=1e-5)
+
+
+def test_a_file_keeps_its_mode_and_a_link_its_target(tmp_path: Path) -> None:
+    (tmp_path / "s").touch(0o600)
+    os.chmod(tmp_path / "s", 0o600)
+    (tmp_path / "link").symlink_to("s")
+    sweep(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
+    assert gs.open_sweep(tmp_path / "s").finished.all()

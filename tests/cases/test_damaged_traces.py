@@ -1,0 +1,159 @@
+"""Damaged traces: a file that is not as it was written is an error that names it, or carries the same run."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from checkpoints import checkpoint, model_of
+
+import gemmascope as gs
+from gemmascope.errors import TraceError
+from gemmascope.model.model import Model
+from gemmascope.run.saving import checksum
+
+
+@cache
+def model() -> Model:
+    return model_of(checkpoint("lg"))
+
+
+@cache
+def trace() -> gs.Trace:
+    edits = [gs.patch("resid_pre", torch.ones(32), layer=1, pos=1), gs.scale("z", 0.5, layer=0, pos=2)]
+    return gs.trace([3, 5, 9], model=model(), edits=edits)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> bytes:
+    trace().save(tmp_path / "t")
+    return (tmp_path / "t").read_bytes()
+
+
+def opens_as_saved_or_is_refused(data: bytes, path: Path) -> bool:
+    """Whether it was refused."""
+    path.write_bytes(data)
+    try:
+        found = gs.open_trace(path, model=model())
+    except TraceError as error:
+        assert str(path) in str(error)  # noqa: PT017
+        return True
+    assert torch.equal(found.ids, trace().ids)
+    assert all(torch.equal(a, b) for a, b in zip(found.stream, trace().stream, strict=True))
+    assert [repr(edit) for edit in found.edits] == [repr(edit) for edit in gs_reopened(path).edits]
+    return False
+
+
+@cache
+def gs_reopened(path: Path) -> gs.Trace:
+    trace().save(path.with_name("again"))
+    return gs.open_trace(path.with_name("again"), model=model())
+
+
+def test_no_single_bit_can_change_unseen(whole: bytes, tmp_path: Path) -> None:
+    length = struct.unpack("<Q", whole[:8])[0] + 8
+    draw = random.Random(0)
+    places = [(at, bit) for at in range(length) for bit in range(8)]
+    places = draw.sample(places, 400) + [(draw.randrange(length, len(whole)), draw.randrange(8)) for _ in range(100)]
+    refused = 0
+    for at, bit in places:
+        data = bytearray(whole)
+        data[at] ^= 1 << bit
+        refused += opens_as_saved_or_is_refused(bytes(data), tmp_path / "t")
+    assert refused > 475  # the rest is padding
+
+
+def test_no_part_of_a_file_is_a_trace(whole: bytes, tmp_path: Path) -> None:
+    for length in (*range(0, 300, 7), *range(300, len(whole), 41), len(whole) - 1):
+        assert opens_as_saved_or_is_refused(whole[:length], tmp_path / "t"), length
+    assert opens_as_saved_or_is_refused(whole + b"\0", tmp_path / "t")
+    assert not opens_as_saved_or_is_refused(whole, tmp_path / "t")
+
+
+ABOUT: dict[str, Any] = {
+    "version": ["2", None, 2.0, True, [], 7],
+    "model": [None, 3, [], {}],
+    "fingerprint": [None, 3, "", ["x"]],
+    "sha256": [None, 3, "", "0" * 64],
+    "edits": [None, 3, "edits", {}, [None], [3], [[]], [{}], [{"kind": "Patch"}], [{"kind": []}],
+              [{"kind": "Scale", "site": "z", "layer": 0, "factor": "x"}],
+              [{"kind": "Scale", "site": "z", "layer": 99, "factor": 0.5}],
+              [{"kind": "Scale", "site": "z", "layer": [], "factor": 0.5}],
+              [{"kind": "Scale", "site": "zz", "layer": 0, "factor": 0.5}],
+              [{"kind": "Scale", "site": "z", "layer": 0, "pos": [99], "factor": 0.5}],
+              [{"kind": "Scale", "site": "z", "layer": 0, "pos": {"a": 1}, "factor": 0.5}],
+              [{"kind": "Scale", "site": "z", "layer": 0, "factor": 0.5, "more": 1}],
+              [{"kind": "Patch", "site": "z", "layer": 0}]],
+}  # fmt: skip
+
+
+def rewritten(path: Path, about: dict[str, Any], tensors: dict[str, Any], *, seals: bool = True) -> None:
+    """A file that says something else, its checksum that of what it says: as a program would write it."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["gemmascope.trace"]) | about
+        held = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118 (no dict)
+    held = {name: tensor for name, tensor in held.items() if tensor is not None}
+    if seals and "sha256" not in about:
+        said["sha256"] = checksum(said, held)
+    safetensors.torch.save_file(held, path, metadata={"gemmascope.trace": json.dumps(said)})
+
+
+@pytest.mark.parametrize("seals", [True, False])
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ABOUT.items() for value in values])
+def test_odd_values_are_refused_though_the_checksum_fits(name: str, value: Any, seals: bool, tmp_path: Path) -> None:
+    trace().save(tmp_path / "t")
+    rewritten(tmp_path / "t", {name: value}, {}, seals=seals)
+    with pytest.raises(TraceError, match=str(tmp_path / "t")):
+        gs.open_trace(tmp_path / "t", model=model())
+
+
+TENSORS: dict[str, dict[str, Any]] = {
+    "ids beyond the vocabulary": {"ids": torch.tensor([3, 61, 9])},
+    "negative ids": {"ids": torch.tensor([3, -1, 9])},
+    "ids that are no whole numbers": {"ids": torch.tensor([3.0, 5.0, 9.0])},
+    "ids in a table": {"ids": torch.tensor([[3, 5, 9]])},
+    "no ids": {"ids": torch.tensor([], dtype=torch.int64)},
+    "more ids than rows": {"ids": torch.tensor([3, 5, 9, 1])},
+    "a stream of another width": {"stream.1": torch.zeros(3, 16)},
+    "a stream of other numbers": {"stream.1": torch.zeros(3, 32, dtype=torch.float16)},
+    "a stream of whole numbers": {f"stream.{i}": torch.zeros(3, 32, dtype=torch.int64) for i in range(3)},
+    "a stream that ends early": {"stream.2": None},
+    "an edit without its values": {"edit.0": None},
+    "an edit of other values": {"edit.0": torch.ones(7)},
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_numbers_that_are_no_run_of_the_model_are_refused(name: str, tmp_path: Path) -> None:
+    trace().save(tmp_path / "t")
+    rewritten(tmp_path / "t", {}, TENSORS[name])
+    with pytest.raises(TraceError, match=f"{tmp_path / 't'} is a damaged trace: "):
+        gs.open_trace(tmp_path / "t", model=model())
+
+
+def test_a_stream_of_nan_is_told(tmp_path: Path) -> None:
+    trace().save(tmp_path / "t")
+    rewritten(tmp_path / "t", {}, {"stream.1": torch.full((3, 32), float("nan"))})
+    with pytest.warns(gs.GemmascopeWarning, match="holds NaN or infinity"):
+        gs.open_trace(tmp_path / "t", model=model())
+
+
+def test_a_trace_of_the_first_format_is_told_what_to_do(tmp_path: Path) -> None:
+    trace().save(tmp_path / "t")
+    rewritten(tmp_path / "t", {"version": 1}, {})
+    with pytest.raises(TraceError, match=r"a trace of format 1, which gemmascope 0\.1 wrote.*Run the prompt again"):
+        gs.open_trace(tmp_path / "t", model=model())
+
+
+def test_deep_json_is_refused(tmp_path: Path) -> None:
+    deep = "[" * 200_000
+    safetensors.torch.save_file({"ids": torch.tensor([1])}, tmp_path / "t", metadata={"gemmascope.trace": deep})
+    with pytest.raises(TraceError, match=f"{tmp_path / 't'} "):
+        gs.open_trace(tmp_path / "t", model=model())

@@ -1,0 +1,135 @@
+"""Interrupts: Ctrl-C at any line of what writes a file leaves the old file or the new one, whole, and nothing else."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import checkpoint, model_of, prompt
+
+import gemmascope as gs
+from gemmascope.model.model import Model
+
+# The files whose lines are interrupted: those that write, and the library's that they lean on.
+WRITE = ("writing.py", "asides.py", "paths.py", "locking.py", "journal.py", "journal_lines.py", "saving.py", "convert.py",
+         "streamed.py", "contextlib.py")  # fmt: skip
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt at the k-th line that is run in the files above; counts them if k is None."""
+
+    def __init__(self, k: int | None) -> None:
+        self.k, self.seen = k, 0
+
+    def __enter__(self) -> Interrupting:
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *given: Any) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        return self._line if frame.f_code.co_filename.endswith(WRITE) else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            self.seen += 1
+            if self.seen == self.k:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self._line
+
+
+def interrupted_anywhere(what: Callable[[], Any], check: Callable[[], Any], most: int, seed: int = 0) -> None:
+    """Run it once whole, and then once with an interrupt at each of a sample of its lines."""
+    with Interrupting(None) as counting:
+        what()
+    assert counting.seen > 20
+    check()
+    places = range(1, counting.seen + 1)
+    stopped = 0
+    for k in sorted(random.Random(seed).sample(places, min(most, len(places)))):
+        try:
+            with Interrupting(k):
+                what()
+        except KeyboardInterrupt:  # noqa: PERF203
+            stopped += 1
+            check()
+    assert stopped > 10
+    what()  # nothing is locked, nothing stands in the way
+    check()
+
+
+@cache
+def model() -> Model:
+    return model_of(checkpoint("lg"))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_saving_a_trace(tmp_path: Path) -> None:
+    old, new = (gs.trace([3, 5, n], model=model()) for n in (9, 10))
+    old.save(tmp_path / "t")
+
+    def check() -> None:
+        assert names(tmp_path) == {"t"}
+        assert gs.open_trace(tmp_path / "t", model=model()).ids.tolist() in ([3, 5, 9], [3, 5, 10])
+
+    interrupted_anywhere(lambda: new.save(tmp_path / "t"), check, 200)
+
+
+def test_saving_a_new_view(tmp_path: Path) -> None:
+    view = gs.attention_view(gs.trace("Mary went"))
+
+    def check() -> None:
+        assert names(tmp_path) <= {"v.html"}
+        assert not (tmp_path / "v.html").exists() or (tmp_path / "v.html").read_text().rstrip().endswith("</html>")
+        (tmp_path / "v.html").unlink(missing_ok=True)
+
+    interrupted_anywhere(lambda: view.save(tmp_path / "v.html"), check, 200)
+
+
+@pytest.mark.filterwarnings("ignore:interrupted")
+def test_a_sweep_with_a_file(tmp_path: Path) -> None:
+    def metric(logits: Any) -> Any:
+        return logits[:, 5] - logits[:, 9]
+
+    def sweep() -> Any:
+        return gs.sweep(
+            prompt(4), prompt(4, seed=1), metric, site="z", by=("layer", "head"), model=model(), out=tmp_path / "s"
+        )
+
+    whole = sweep().values
+    (tmp_path / "s").unlink()
+
+    def check() -> None:
+        assert names(tmp_path) <= {"s"}
+        if (tmp_path / "s").exists():
+            assert np.allclose(sweep().values, whole, atol=1e-5)  # it can be gone on from, by this process at once
+            assert gs.open_sweep(tmp_path / "s").finished.all()
+            (tmp_path / "s").unlink()
+
+    interrupted_anywhere(sweep, check, 120)
+
+
+def test_a_conversion(tmp_path: Path) -> None:
+    checkpoint("lg", hidden_size=128, intermediate_size=128).save_pretrained(tmp_path / "source")
+    gs.quantize(tmp_path / "source", tmp_path / "whole")
+    wanted = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+
+    def check() -> None:
+        there = names(tmp_path / "q") if (tmp_path / "q").exists() else set()
+        assert there <= set(wanted)
+        assert all((tmp_path / "q" / name).read_bytes() == wanted[name] for name in there - {"gemmascope.json", ".lock"})
+
+    interrupted_anywhere(lambda: gs.quantize(tmp_path / "source", tmp_path / "q"), check, 60)
+    assert gs.load(tmp_path / "q").n_layers == 2
