@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (GemmascopeError, OSError) as error:
+        if isinstance(error.__cause__, BrokenPipeError):  # of a file that was written to, such as /dev/stdout
+            return PIPE_CLOSED
         print("gemmascope:", *legible(str(error)).split("\n"), file=sys.stderr)
         return BAD_INPUT
 

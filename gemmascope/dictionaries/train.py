@@ -8,6 +8,7 @@ the loss that revives dead features is of "Scaling and evaluating sparse autoenc
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
 from gemmascope.nano.corpus import texts
 from gemmascope.weights.load import load
+from gemmascope.writing import make_folder, write_file
 
 SEED = 6
 SITE, LAYER = "resid_post", 3
@@ -113,8 +115,9 @@ class Run:
     def save(self) -> None:
         kept = {"weights": {name: weight.detach() for name, weight in self.weights.items()}, "step": self.step}
         kept |= {"optimizer": self.optimizer.state_dict(), "threshold": self.threshold, "asleep": self.asleep}
-        torch.save(kept, self.folder / "run.new")
-        (self.folder / "run.new").replace(self.folder / "run.pt")  # a stop while writing loses nothing
+        with io.BytesIO() as written:
+            torch.save(kept, written)
+            write_file(self.folder / "run.pt", written.getvalue())  # a stop while writing loses nothing
 
     def train(self, until: int | None = None) -> None:
         """From the step where the run stands to its last, or to an earlier one."""
@@ -186,8 +189,10 @@ def write(run: Run, folder: Path) -> Path:
     measured = [Texts.of(made, model, seed) for seed in ("ties", "ties again")]
     l0 = len(measured[1].pos) / measured[1].n_rows
     place = folder / f"layer_{LAYER}" / f"width_{width_name(FEATURES)}" / f"average_l0_{l0:.0f}"
-    place.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(place / PARAMS, **arrays)  # type: ignore[arg-type]
+    make_folder(place)
+    with io.BytesIO() as packed:
+        np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+        write_file(place / PARAMS, packed.getvalue())
     kept = made.loss_recovered(list(islice(texts("dictionary measured"), 300)), model=model)
     about = {
         "model": model.name,
@@ -202,7 +207,7 @@ def write(run: Run, folder: Path) -> Path:
         },
         "concepts": [{"feature": feature, **vars(tie)} for feature, tie in ties_of(*measured).items()],
     }
-    (place / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_file(place / ABOUT, json.dumps(about, indent=1) + "\n")
     return place
 
 
@@ -211,7 +216,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the run is kept; the dictionary is written to FOLDER/dictionary")
     parser.add_argument("--steps", type=int, default=STEPS)
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(given.folder)
     torch.set_num_threads(1)
     run = Run(given.folder, load("nano"), given.steps)
     run.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 
 from gemmascope.errors import CheckpointError
+from gemmascope.locking import lock, unlock
 from gemmascope.weights.checkpoint import read_config
 
 KNOWN = tuple(f"google/gemma-2-{size}{tuned}" for size in ("2b", "9b", "27b") for tuned in ("", "-it"))
@@ -113,7 +115,8 @@ def _snapshot(repo: str, files: Sequence[str], revision: str | None, door: _Door
                 return fetched(True)
         if door.local is None:
             door.local = _is_out_of_reach(repo, revision)
-        return fetched(door.local)
+        with _without_parts(repo):
+            return fetched(door.local)
 
 
 def _is_out_of_reach(repo: str, revision: str | None) -> bool:
@@ -134,6 +137,36 @@ def _is_out_of_reach(repo: str, revision: str | None) -> bool:
         return True
     _out_of_reach.pop(constants.ENDPOINT, None)
     return False
+
+
+@contextmanager
+def _without_parts(repo: str) -> Iterator[None]:
+    """What breaks off inside leaves no parts of files in the cache."""
+    started = time.time()
+    try:
+        yield
+    except BaseException:
+        _remove_parts(repo, started)
+        raise
+
+
+def _remove_parts(repo: str, since: float) -> None:
+    """Remove the parts of files that a call which broke off left in the cache, but not those that others are fetching."""
+    from huggingface_hub import constants
+
+    folder, locks = f"models--{repo.replace('/', '--')}", Path(constants.HF_HUB_CACHE) / ".locks"
+    for part in (Path(constants.HF_HUB_CACHE) / folder / "blobs").glob("*.incomplete"):
+        guard = locks / folder / f"{part.name.partition('.')[0]}.lock"
+        with suppress(OSError):
+            if part.stat().st_mtime < since - 2:  # file systems round times
+                continue
+            if not guard.exists():
+                part.unlink()
+                continue
+            with guard.open("a") as file:
+                if lock(file, wait=False):
+                    part.unlink()
+                    unlock(file)
 
 
 @contextmanager

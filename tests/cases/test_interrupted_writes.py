@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -133,3 +134,35 @@ def test_a_conversion(tmp_path: Path) -> None:
 
     interrupted_anywhere(lambda: gs.quantize(tmp_path / "source", tmp_path / "q"), check, 60)
     assert gs.load(tmp_path / "q").n_layers == 2
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+def test_a_download_that_breaks_off_leaves_no_part_but_what_others_fetch(
+    kind: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    from gemmascope.locking import lock
+    from gemmascope.weights import hub
+
+    blobs, locks = tmp_path / "models--a--b" / "blobs", tmp_path / ".locks" / "models--a--b"
+    for folder in (blobs, locks):
+        folder.mkdir(parents=True)
+
+    def breaking(*_: Any, **__: Any) -> None:
+        for name in ("mine.1.incomplete", "mine.incomplete", "other.2.incomplete", "whole"):
+            (blobs / name).touch()
+        raise kind("the wire is cut")
+
+    (locks / "mine.lock").touch()
+    (blobs / "old.incomplete").touch()
+    os.utime(blobs / "old.incomplete", (0, 0))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", breaking)
+    monkeypatch.setattr(hub, "_is_out_of_reach", lambda *_: False)
+    monkeypatch.setattr(hub, "_out_of_reach", {})
+    with (locks / "other.lock").open("w") as held:
+        assert lock(held, wait=False)
+        with pytest.raises((KeyboardInterrupt, gs.errors.CheckpointError)):
+            hub.fetch_tokenizer("a/b")
+    assert names(blobs) == {"old.incomplete", "other.2.incomplete", "whole"}
