@@ -1,0 +1,260 @@
+"""One model in many threads: every number is the serial one, whatever runs beside it. No error, and nobody waits for ever.
+
+GEMMASCOPE_CALLS=10000 makes the calls that the design asks for.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import checkpoint, prompt
+from torch import Tensor
+
+import gemmascope as gs
+import gemmascope.weights.load as load_module
+from gemmascope.model.model import Model
+from gemmascope.weights.stream import Stream
+
+N_THREADS, SECONDS = 8, 600
+CALLS = int(os.environ.get("GEMMASCOPE_CALLS", "160"))
+METRIC = gs.logit_diff(5, 9)
+
+
+def together(work: Callable[[int], Any], n_threads: int = N_THREADS) -> list[Any]:
+    """What each thread found. AssertionError if one is stuck; what one of them raised is raised here."""
+    found: list[Any] = [None] * n_threads
+    failed: list[BaseException] = []
+    start = threading.Barrier(n_threads)
+
+    def run(number: int) -> None:
+        try:
+            start.wait(SECONDS)
+            found[number] = work(number)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(n_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+        assert not thread.is_alive(), "a thread is stuck"
+    if failed:
+        raise failed[0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("threads")
+    checkpoint("lgl").save_pretrained(path / "source")
+    gs.quantize(path / "source", path / "int8")
+    return path
+
+
+def streamed(folder: Path, kept: tuple[int, ...] = ()) -> Model:
+    model = gs.load(folder / "int8", memory="1GiB")
+    supply: Any = model.network.supply
+    model.network.supply = Stream(model.config, supply.packed, torch.float32, torch.device("cpu"), kept)
+    return model
+
+
+def calls_of(model: Model) -> list[Callable[[], Any]]:
+    """Calls of every kind, each of which always finds the same."""
+    shared = gs.trace(prompt(11, seed=3), model=model)
+    edits = [gs.ablate("z", layer=1, head=2)]
+    asked: dict[str, Any] = {"model": model, "progress": False}
+
+    def trace(n: int) -> Callable[[], Any]:
+        return lambda: gs.trace(prompt(n, seed=n), model=model).logits
+
+    def read(site: str, layer: int) -> Callable[[], Any]:
+        return lambda: shared[site, layer]
+
+    return [
+        *(trace(n) for n in (3, 7, 12)),
+        lambda: gs.trace(prompt(9), model=model, edits=edits)["pattern", 2],
+        lambda: gs.sweep(prompt(6), prompt(6, seed=1), METRIC, site="resid_pre", layer=1, **asked).values,
+        lambda: gs.sweep(prompt(6), prompt(6, seed=1), METRIC, site="z", by=("layer", "head"), layer=[0, 2], **asked).values,
+        lambda: gs.generate(prompt(5), model=model, max_new_tokens=4).ids,
+        lambda: gs.generate(prompt(5), model=model, max_new_tokens=4, temperature=1.0, seed=7).ids,
+        lambda: gs.trace(prompt(6), model=model).grad(METRIC, ("resid_pre", 1)),
+        lambda: shared.lens().values,
+        *(read(site, layer) for site in ("pattern", "z", "mlp_act", "q_rot") for layer in range(3)),
+    ]
+
+
+@pytest.mark.parametrize("way", ["resident", "streamed", "partly streamed"])
+def test_mixed_calls_of_many_threads_have_the_serial_numbers(folder: Path, way: str) -> None:
+    model = gs.load(folder / "int8") if way == "resident" else streamed(folder, (1,) if way == "partly streamed" else ())
+    calls = calls_of(model)
+    serial = [torch.as_tensor(call()) for call in calls]
+
+    def work(number: int) -> int:
+        draw = random.Random(number)
+        for _ in range(CALLS // N_THREADS):
+            which = draw.randrange(len(calls))
+            found = torch.as_tensor(calls[which]())
+            assert torch.equal(found, serial[which]), f"call {which} of thread {number}"
+        return CALLS // N_THREADS
+
+    assert sum(together(work)) == CALLS // N_THREADS * N_THREADS
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "gemmascope-stream"]
+
+
+def test_threads_that_end_in_the_middle_of_passes_hold_nobody_up(folder: Path) -> None:
+    model = streamed(folder)
+    whole = gs.trace(prompt(9), model=model).logits
+    left: list[Any] = []
+
+    def work(number: int) -> None:
+        for i in range(6):
+            if (number + i) % 3 == 0:
+                passing = model.layers()
+                next(passing)
+                if number % 2:
+                    left.append(passing)
+            else:
+                assert torch.equal(gs.trace(prompt(9), model=model).logits, whole)
+
+    together(work)
+    assert torch.equal(gs.trace(prompt(9), model=model).logits, whole)
+    left.clear()
+    gc.collect()
+
+
+def test_edits_that_fail_beside_passes_that_do_not(folder: Path) -> None:
+    model = streamed(folder)
+    whole = gs.trace(prompt(9), model=model).logits
+
+    def failing(_: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    def work(number: int) -> None:
+        for _ in range(6):
+            if number % 2:
+                with pytest.raises(ZeroDivisionError):
+                    gs.trace(prompt(9), model=model, edits=[gs.edit("z", failing, layer=number % 3)])
+            else:
+                assert torch.equal(gs.trace(prompt(9), model=model).logits, whole)
+
+    together(work)
+
+
+def test_a_layer_that_is_asked_for_by_many_is_the_right_one(folder: Path) -> None:
+    model, resident = streamed(folder), gs.load(folder / "int8")
+
+    def work(number: int) -> None:
+        for i in range(6):
+            layer = model.layer((number + i) % 3)
+            expected = resident.layer((number + i) % 3)
+            for name, parameter in layer.named_parameters():
+                assert torch.equal(parameter, expected.get_parameter(name))
+            gs.trace(prompt(5), model=model)
+
+    together(work)
+
+
+def test_the_model_inside_the_package_is_one_whoever_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_module, "_LOADED", {})
+    found = together(lambda number: load_module.nano())
+    assert all(one is found[0] for one in found)
+    assert load_module.nano() is found[0]
+
+
+# -- forks, and the interpreter's end --
+
+SCRIPT = """
+import os, sys, threading
+import torch
+torch.set_num_threads(1)
+import gemmascope as gs
+from gemmascope.weights.stream import Stream
+model = gs.load(sys.argv[1], memory="1GiB")
+model.network.supply = Stream(model.config, model.network.supply.packed, torch.float32, torch.device("cpu"))
+ids = [2, 5, 9, 12]
+whole = gs.trace(ids, model=model).logits
+"""
+
+
+def run(script: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT + script, str(folder / "int8")],
+        capture_output=True, encoding="utf-8", timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("when", ["between passes", "in the middle of a pass", "in the middle of another thread's pass"])
+def test_a_forked_process_has_passes_of_its_own(folder: Path, when: str) -> None:
+    prepare = {
+        "between passes": "",
+        "in the middle of a pass": "left = model.layers(); next(left)",
+        "in the middle of another thread's pass": """
+inside, on = threading.Event(), threading.Event()
+def slow(value):
+    inside.set(); on.wait(60)
+    return value
+other = threading.Thread(target=lambda: gs.trace(ids, model=model, edits=[gs.edit("z", slow, layer=1)]), daemon=True)
+other.start(); inside.wait(60)
+""",
+    }[when]
+    told = run(
+        prepare
+        + """
+child = os.fork()
+if child == 0:
+    try:
+        for _ in range(3):
+            assert torch.equal(gs.trace(ids, model=model).logits, whole)
+    except BaseException as error:
+        print(repr(error), flush=True)
+        os._exit(1)
+    os._exit(0)
+status = os.waitpid(child, 0)[1]
+if "on" in globals():
+    on.set(); other.join(60)
+    assert not other.is_alive()
+assert torch.equal(gs.trace(ids, model=model).logits, whole)
+print(status)
+""",
+        folder,
+    )
+    assert told == "0\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_pass_that_was_forked_in_the_middle_ends_with_an_error_of_ours(folder: Path) -> None:
+    told = run(
+        """
+left = model.layers(); next(left)
+child = os.fork()
+if child == 0:
+    try:
+        for layer in left: pass
+        print("went on", flush=True)
+    except gs.GemmascopeError as error:
+        print(type(error).__name__, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+""",
+        folder,
+    )
+    assert told == "DeviceError\n"
+
+
+def test_the_interpreter_ends_with_a_pass_left_open(folder: Path) -> None:
+    left = "left = model.layers(); next(left)"
+    assert run(f"{left}\nfor _ in range(2): gs.trace(ids, model=model)\n{left}\nprint('end')", folder) == "end\n"
