@@ -16,8 +16,10 @@ PACKAGE = ROOT / "gemmascope"
 # A page asks for a generated part with a comment of its own line.
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
-# Drawings stand in the page itself, where they take the colours of its theme.
-DRAWING = re.compile(r"^<!-- drawing: (\w+) -->$", re.MULTILINE)
+# In the repository a page shows drawings and pictures from where they lie. On the site a drawing stands in the page itself,
+# where it takes the colours of its theme, and pictures are in images/.
+DRAWING = re.compile(r"^!\[[^]]*\]\((?:\.\./)+drawings/(\w+)\.svg\)$", re.MULTILINE)
+PICTURE = re.compile(r"(?<=\()((?:\.\./)*)\.\./\.\./notebooks/images/")
 
 # An address in another place, in an element or a style sheet that a browser loads without being asked.
 LOADED = re.compile(
@@ -37,7 +39,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in what a page asks for by name."""
     markdown = MARK.sub(lambda found: GENERATED[found[1]](), markdown)
-    return DRAWING.sub(lambda found: drawing(found[1]), markdown)
+    markdown = DRAWING.sub(lambda found: drawing(found[1]), markdown)
+    return PICTURE.sub(r"\1images/", markdown)
 
 
 def on_post_build(config: Any) -> None:
@@ -49,6 +52,7 @@ def on_post_build(config: Any) -> None:
 
 
 def drawing(name: str) -> str:
+    """A drawing as a part of a page."""
     text = (ROOT / "docs" / "drawings" / f"{name}.svg").read_text(encoding="utf-8")
     return f'<figure class="drawing">{"".join(line.strip() for line in text.splitlines())}</figure>'
 

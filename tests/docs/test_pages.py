@@ -45,3 +45,10 @@ def test_every_site_of_the_drawing_is_in_the_table() -> None:
 
 def test_the_changelog_has_this_version() -> None:
     assert re.search(rf"^## {re.escape(gs.__version__)}\b", read("changelog.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", EVERY, ids=lambda page: page.relative_to(PAGES).as_posix())
+def test_the_pictures_of_a_page_lie_where_it_says(page: Path) -> None:
+    """The site has them elsewhere, which its build holds; whoever reads the repository sees them too."""
+    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / path).resolve().is_file(), f"{page.name} shows {path}"
