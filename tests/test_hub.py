@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from checkpoints import checkpoint
@@ -54,10 +55,12 @@ def hub(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def point_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    for module in (constants, file_download):  # the library's first versions copy it
+        url = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", url, raising=False)
 
 
 def lay_out(cache: Path, folder: Path) -> Path:
@@ -131,6 +134,7 @@ def test_an_absent_repository_and_its_near_names(absent: str, near: str, hub: Hu
     refuses(absent, f"'{absent}' is no folder here, and no repository on {hub.address}", near)
 
 
+@pytest.mark.skipif(int(huggingface_hub.__version__.split(".")[0]) < 1, reason="the library of this version does not resume")
 def test_a_transfer_that_is_cut_once_goes_on_where_it_broke_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)  # what it writes at a time: 10 MB
     hub.cuts[BIG] = [1000]
@@ -177,7 +181,9 @@ def test_offline_with_half_a_repository(hub: Hub, cache: Path, monkeypatch: pyte
     load(REPO)
     next(cache.rglob(f"snapshots/*/{BIG}")).unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refuses(REPO, "is not, or not wholly, in the cache")
+    # Older versions of the library hand out a folder that is not whole; it is told then as it is read.
+    with pytest.raises(CheckpointError, match=rf"is not, or not wholly, in the cache|the shard {BIG} is not in"):
+        load(REPO)
 
 
 def test_a_folder_comes_before_a_hub_id(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def with_chat(folder: Path, target: Path, where: str) -> Path:
 def test_the_chat_template(kind: str, where: str, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = with_chat(folders[kind], tmp_path / "it", where)
     ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
-    wanted = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
+    wanted = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert ours.ids(MESSAGES) == wanted
     assert wanted.count(BOS) == 1
     assert ours.chat(MESSAGES) == (

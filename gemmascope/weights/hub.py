@@ -194,6 +194,8 @@ def _reason(repo: str, error: Exception) -> str:
         RevisionNotFoundError,
     )
 
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # what the hub answered, which the library's first versions hide behind the cache
     login = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, GatedRepoError):
         return f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then {login}, and call again. {_NANO}"

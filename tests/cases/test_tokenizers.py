@@ -296,8 +296,7 @@ def test_a_chat_template_is_found_beside_tokens_that_transformers_reads(made: di
     in_settings(tmp_path / "it")
     (tmp_path / "it" / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<start_of_turn>", "<|im_start|>"))
     messages = [{"role": "user", "content": "What is this?"}]
-    wanted = AutoTokenizer.from_pretrained(tmp_path / "it").apply_chat_template(messages, add_generation_prompt=True)[
-        "input_ids"
-    ]
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "it")
+    wanted = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert Tokenizer.from_folder(tmp_path / "it").ids(messages) == wanted
     assert wanted.count(700) == 2

@@ -1,0 +1,23 @@
+"""The lowest versions that pyproject.toml allows, one a line, as pip takes them: those of the package and of its tests."""
+
+import re
+import sys
+from pathlib import Path
+
+import tomllib
+
+# What checks the code itself, or needs a browser or a server: the run on the lowest versions leaves it out.
+LEFT_OUT = {"ruff", "mypy", "playwright", "jupyterlab", "gemmascope"}
+
+
+def lowest(requirement: str) -> str | None:
+    """'torch>=2.6,<2.14' -> 'torch==2.6'; None for one that is left out."""
+    found = re.match(r"([\w-]+)(?:\[[\w,]*\])?\s*(?:>=|==)\s*([\w.]+)", requirement)
+    return None if found is None or found[1] in LEFT_OUT else f"{found[1]}=={found[2]}"
+
+
+project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+extras = project["optional-dependencies"]
+for line in map(lowest, [*project["dependencies"], *extras["lab"], *extras["test"]]):
+    if line:
+        sys.stdout.write(f"{line}\n")
