@@ -50,4 +50,4 @@ class Pieces:
 def worded(kinds: str = "lgl", name: str = "random") -> Model:
     """A random model that reads and writes the pieces above."""
     network = model_of(checkpoint(kinds, vocab_size=SHAPE["vocab_size"])).network
-    return Model(network, Tokenizer(Pieces([*STORY, *ODD]), bos_id=2), name)
+    return Model(network, Tokenizer(Pieces([*STORY, *ODD]), bos_id=2), name, source=name)

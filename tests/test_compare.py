@@ -24,7 +24,7 @@ from gemmascope.analysis import compare as compare_file
 from gemmascope.analysis.comparison import rank_correlation
 from gemmascope.errors import MetricError, PromptError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.run.sweep import sweep
+from gemmascope.run import sweep as sweep_file
 from gemmascope.tokens import Tokenizer
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -405,12 +405,13 @@ def test_of_fewer_heads_than_the_top_all_are_compared() -> None:
     assert c.head_agreement == c.head_agreement_by_chance == 1
 
 
-def test_an_interrupted_sweep_ends_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*given: Any, **named: Any) -> Any:
-        found = sweep(*given, **named)
-        found.values[0, 0, 0] = np.nan
-        return found
+def test_an_interrupt_passes_through_the_comparison_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    came = KeyboardInterrupt()
 
-    monkeypatch.setattr(compare_file, "sweep", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="71 of 72 cells finished"):
+    def interrupted(*given: Any) -> None:
+        raise came
+
+    monkeypatch.setattr(sweep_file, "_run_chunk", interrupted)
+    with pytest.raises(KeyboardInterrupt) as found:
         gs.compare(noisy(), noisy(), PROMPTS)
+    assert found.value is came

@@ -71,9 +71,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def interrupted(out: Path | None, **asked: Any) -> SweepResult:
-    """A sweep stopped in its second chunk: after the trial, the source, a base and cells of the first."""
+    """A sweep stopped in its second chunk: after three trials, the source, a base and cells of the first."""
     with pytest.warns(UserWarning, match=r"interrupted: \d+ of 21 cells finished; the other cells are NaN"):
-        return sweep(out, Metric(stop_after=5), **asked)
+        return sweep(out, Metric(stop_after=7), **asked)
 
 
 def test_an_interrupted_sweep_keeps_its_finished_cells(runs: list[int]) -> None:
@@ -104,7 +104,7 @@ def named() -> dict[str, Tensor]:
 
 def test_an_interrupt_before_the_first_chunk_leaves_no_cell(runs: list[int], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="interrupted: 0 of 21 cells finished"):
-        s = sweep(tmp_path / "s.json", Metric(stop_after=1))
+        s = sweep(tmp_path / "s.json", Metric(stop_after=3))
     assert len(runs) == 1  # the first pass was made, and its cells were not yet measured
     assert np.isnan(s.values).all()
     assert "0 of 21 cells finished" in repr(s)
@@ -122,7 +122,7 @@ def test_a_second_call_runs_only_the_rest(runs: list[int], tmp_path: Path) -> No
     metric = Metric()
     rest = sweep(out, metric)
     assert sum(runs) == 21 - done
-    assert sum(metric.asked) == 2 + len(runs) + 21 - done  # the trial, the base in every chunk, the cells
+    assert sum(metric.asked) == 4 + len(runs) + 21 - done  # the trials, the base in every chunk, the cells
     assert error(rest.values, whole.values) <= CLOSE
     assert np.array_equal(rest.values[part.finished], part.values[part.finished])
     assert error(rest.base_metric, whole.base_metric) <= CLOSE
@@ -137,7 +137,7 @@ def test_a_sweep_of_pairs_goes_on_where_it_stopped(runs: list[int], tmp_path: Pa
     asked: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "head": [0, 5], "model": model()}
     whole = gs.sweep(*pairs, Metric(), **asked)
     with pytest.warns(UserWarning, match="interrupted"):
-        part = gs.sweep(*pairs, Metric(stop_after=11), out=tmp_path / "s.json", **asked)
+        part = gs.sweep(*pairs, Metric(stop_after=17), out=tmp_path / "s.json", **asked)
     assert 0 < part.finished.sum() < 18
     assert np.isnan(part.effect.values).any()
     rest = gs.sweep(*pairs, Metric(), out=tmp_path / "s.json", **asked)
@@ -149,7 +149,7 @@ def test_a_sweep_of_pairs_goes_on_where_it_stopped(runs: list[int], tmp_path: Pa
 def test_an_error_in_a_chunk_keeps_those_before_it(runs: list[int], tmp_path: Path) -> None:
     class Failing(Metric):
         def __call__(self, logits: Tensor) -> Tensor:
-            if len(self.asked) == 4:
+            if len(self.asked) == 6:
                 raise RuntimeError("out of memory")
             return super().__call__(logits)
 

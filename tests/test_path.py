@@ -52,7 +52,9 @@ RECEIVERS: list[Any] = [
 @pytest.mark.parametrize("sender", ["z", "attn_out", "mlp_out"])
 def test_a_path_is_its_definition(sender: str, receivers: Any) -> None:
     by = ("layer", "head") if sender == "z" else ("layer",)
-    s = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender=sender, receiver=receivers or "final", by=by, model=model())
+    s = gs.path_sweep(
+        CLEAN, CORRUPT, METRIC, sender=sender, receiver=receivers or "final", by=by, mlps="frozen", model=model()
+    )
     other = gs.trace(CLEAN, model=model())
     last = 4 if receivers is None else max(layer for _, layer, _ in receivers)
     for layer in range(last):
@@ -66,7 +68,9 @@ def test_a_path_is_its_definition(sender: str, receivers: Any) -> None:
 
 
 def test_a_sender_at_one_position() -> None:
-    s = gs.path_sweep(CLEAN, CORRUPT, METRIC, receiver=("v", 2), by=("layer", "pos"), head=[2, 3], model=model())
+    s = gs.path_sweep(
+        CLEAN, CORRUPT, METRIC, receiver=("v", 2), by=("layer", "pos"), head=[2, 3], mlps="frozen", model=model()
+    )
     sender = gs.patch("z", gs.trace(CLEAN, model=model()), layer=1, pos=4, head=[2, 3])
     assert s.effect.dims == ("layer", "pos")
     assert s.values[0, 1, 4] == pytest.approx(by_definition(sender, [("v", 2, None)]), abs=3e-4)

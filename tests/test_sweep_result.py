@@ -13,7 +13,7 @@ from pieces import worded
 from torch import Tensor
 
 import gemmascope as gs
-from gemmascope.errors import SweepError
+from gemmascope.errors import GemmascopeWarning, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.result import SweepResult
 
@@ -107,7 +107,8 @@ def test_an_ablation_has_one_baseline() -> None:
 
 
 def test_there_is_no_share_of_a_gap_that_is_not_there() -> None:
-    s = gs.sweep(CLEAN, CLEAN, METRIC, site="resid_pre", model=worded())
+    with pytest.warns(GemmascopeWarning, match="the two prompts are the same"):
+        s = gs.sweep(CLEAN, CLEAN, METRIC, site="resid_pre", model=worded())
     with pytest.raises(
         SweepError, match=r"the same metric \(.* and .*\): there is no gap to explain. Choose prompts or ans"
     ):

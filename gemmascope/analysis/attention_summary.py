@@ -15,6 +15,7 @@ from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
+from gemmascope.run.traced import no_trace
 from gemmascope.sites import EDGE_SITES
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def attention_summary(trace: Trace) -> AttentionSummary:
     pattern the run's edits wrote. SiteError for what is no trace.
     """
     if not isinstance(trace, Trace):
-        raise SiteError(f"a summary is of a trace: gs.attention_summary(gs.trace(prompt)); given {type(trace).__name__}")
+        raise SiteError(f"a summary is of a trace: gs.attention_summary(gs.trace(prompt)); given {no_trace(trace)}")
     window = trace.model.config.window
     written = {b.address.layer for b in trace.bound_edits if b.address.site.name in EDGE_SITES}
     sites: list[str | tuple[str, int]] = ["q_rot", "k_rot", *(("pattern", layer) for layer in written if layer is not None)]

@@ -13,18 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import whole_number
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import Edit, Patch, listed_edits, traces_said
+from gemmascope.run.edits import Edit, Patch, listed_edits
 from gemmascope.run.gradients import gradients
 from gemmascope.run.grid import Grid, Places
-from gemmascope.run.metric import measure
-from gemmascope.run.pairs import Ablation, Plan, pairs_of, question_of
+from gemmascope.run.metric import measure, try_metric
+from gemmascope.run.pairs import Ablation, Plan, pairs_of, prompts_of, question_of
 from gemmascope.run.passes import streams
+from gemmascope.run.questions import of_plans, tell
 from gemmascope.run.result import SweepResult
 from gemmascope.run.sources import listed_reference
+from gemmascope.run.sweep import Asked
 from gemmascope.run.trace import Trace
 
 
@@ -54,18 +57,41 @@ def attribute(
     and then the cells of a layer add up to the effect of patching them all at once, the better the more steps.
     The other arguments, the result and the errors are those of gs.sweep.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise SweepError(f"steps is a whole number of 1 or more; given {steps!r}")
-    model, edits, reference = model_or_nano(model), listed_edits(edits), listed_reference(reference)
-    places = Places(layer, pos, head, q_pos, k_pos)
-    pairs = pairs_of(clean, corrupt, metric, into, Ablation.of(ablate, reference), model)
-    plans = [Plan.of(pair, Grid.over(site, by, places, 1, model, pair.base), model, edits, traced=True) for pair in pairs]
-    asked: dict[str, Any] = {"site": site, "by": by, "steps": steps, "into": into, "ablate": ablate, **vars(places)}
-    asked |= {"reference": traces_said(reference), "edits": list(edits)}
+    asked = Asked(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos))
+    model, edits = model_or_nano(model), listed_edits(edits)
+    plans, result = _prepared(clean, corrupt, metric, asked, _n_steps(steps), edits, model)
+    tell(of_plans(plans, metric, model), SweepError)
+    return _filled(result, plans, model, steps)
+
+
+def estimate(clean: Any, corrupt: Any, metric: Any, asked: Asked, model: Model) -> SweepResult:
+    """gs.attribute for a lab, which tells in its own way what may not be meant: it gives no warning of that."""
+    plans, result = _prepared(clean, corrupt, metric, asked, 1, (), model)
+    return _filled(result, plans, model, 1)
+
+
+def _n_steps(given: Any) -> int:
+    return whole_number(given, "steps", least=1, error=SweepError)
+
+
+def _prepared(
+    clean: Any, corrupt: Any, metric: Any, asked: Asked, steps: int, edits: Sequence[Edit], model: Model
+) -> tuple[list[Plan], SweepResult]:
+    """The plans of an estimate that has been checked, and its result, which is still empty."""
+    clean, corrupt = prompts_of(clean, corrupt)
+    pairs = pairs_of(clean, corrupt, metric, asked.into, Ablation.of(asked.ablate, asked.reference), model)
+    grids = [Grid.over(asked.site, asked.by, asked.places, 1, model, pair.base) for pair in pairs]
+    plans = [Plan.of(pair, grid, model, edits, traced=True) for pair, grid in zip(pairs, grids, strict=True)]
+    for plan in plans:
+        try_metric(plan.pair.metric, model, plan.base.ids)
+    said = {**asked.as_arguments(), "steps": steps, "edits": list(edits)}
     how = "gradient" if steps == 1 else f"integrated gradients, {steps} steps"
-    code = call_text("attribute", model, (clean, corrupt, metric), asked)
+    code = call_text("attribute", model, (clean, corrupt, metric), said)
     n_cells = sum(plan.n_cells for plan in plans)
-    result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells, how), len(plans))
+    return plans, SweepResult.empty(question_of(plans, metric, asked.into, code, model, n_cells, how), len(plans))
+
+
+def _filled(result: SweepResult, plans: Sequence[Plan], model: Model, steps: int) -> SweepResult:
     for i, plan in enumerate(plans):
         _fill(result, i, plan, model, steps)
     return result

@@ -15,11 +15,13 @@ from torch import Tensor
 from gemmascope.analysis.comparison import Comparison
 from gemmascope.analysis.metrics import answer_logprob
 from gemmascope.analysis.shared_prompts import Case, reader, shared_cases, shared_ids
-from gemmascope.errors import MetricError
+from gemmascope.arguments import whole_number
+from gemmascope.errors import MetricError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.default import model_or_nano
+from gemmascope.run.questions import of_plans, tell
 from gemmascope.run.result import SweepResult
-from gemmascope.run.sweep import sweep
+from gemmascope.run.sweep import Asked, prepare, run_cells
 from gemmascope.run.trace import Trace, trace
 
 # Logits compared at once, in elements: 32 MB in float64, which is held a few times over.
@@ -42,8 +44,7 @@ def compare(model_a: Model | None, model_b: Model | None, prompts: Any, *, pairs
     """
     a, b = model_or_nano(model_a), model_or_nano(model_b)
     _refuse_other_shapes(a, b)
-    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise MetricError(f"top is how many of the strongest heads to compare, a whole number of 1 or more; given {top!r}")
+    top = whole_number(top, "top is how many of the strongest heads to compare, which", least=1, error=MetricError)
     cases = [] if pairs is None else shared_cases(pairs, a, b)
     ids = shared_ids(prompts, a, b)
     answers, near = _runs(ids, a, b)
@@ -164,19 +165,12 @@ def _heads(cases: Sequence[Case], model: Model) -> SweepResult:
     """The effect of every head: of z patched from the clean run, or set to 0 where the cases have no corrupted one."""
     cleans, corrupts, metrics = map(list, zip(*cases, strict=True))
     ablated = corrupts[0] is None
-    found = sweep(
-        cleans,
-        None if ablated else corrupts,
-        metrics,
-        site="z",
-        by=("layer", "head"),
-        ablate=0.0 if ablated else None,
-        model=model,
-    )
-    if not found.finished.all():
-        # The sweep was interrupted, and hands back what it has: half of it would rank the heads wrongly.
-        raise KeyboardInterrupt(f"gs.compare: {found.progress_text()}")
-    return found
+    asked = Asked("z", ("layer", "head"), ablate=0.0 if ablated else None)
+    sweeping = prepare(cleans, None if ablated else corrupts, metrics, asked, model=model)
+    if not ablated:
+        tell(of_plans(sweeping.plans, metrics, model), SweepError)
+    run_cells(sweeping, progress=True)  # an interrupt passes through: half of the heads would rank the others wrongly
+    return sweeping.result
 
 
 def _refuse_other_shapes(a: Model, b: Model) -> None:

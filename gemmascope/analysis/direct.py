@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.analysis.metrics import Answer, answer_ids
 from gemmascope.analysis.parts import Reading
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
+from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.code import plain
+from gemmascope.run.questions import of_answers, tell
 from gemmascope.run.trace import Trace
+from gemmascope.run.traced import no_trace
 from gemmascope.run.where import find_positions
 from gemmascope.tokens import shown
 
@@ -114,6 +116,8 @@ def direct_logits(
     if len(positions) != 1:
         raise SiteError(f"contributions are read at one position; given pos={pos!r}")
     at = positions[0]
+    given = {"answer": answer} if against is None else {"answer": answer, "against": against}
+    tell(of_answers(given, trace.ids[: at + 1], trace.model), SiteError)
     reading = Reading(trace, at, _direction(trace, ids, others, at))
     parts, rest = _labelled(trace, by, reading.split(by), reading.rest)
     towards = f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")
@@ -134,7 +138,7 @@ def _asked(trace: Trace, answer: Answer, against: Answer | None) -> tuple[list[i
     """The ids of the answer and of those against it, once what no part of a stream can be asked is refused."""
     if not isinstance(trace, Trace):
         raise SiteError(
-            f"contributions are read from a trace: gs.direct_logits(gs.trace(prompt), ...); given {type(trace).__name__}"
+            f"contributions are read from a trace: gs.direct_logits(gs.trace(prompt), ...); given {no_trace(trace)}"
         )
     after = [e for e in trace.bound_edits if e.address.layer is None and e.address.site.name != "embed"]
     if after:

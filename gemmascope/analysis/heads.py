@@ -18,14 +18,15 @@ from torch import Tensor
 from gemmascope.analysis.copying import copying
 from gemmascope.analysis.head_kinds import REACH, TARGETS, counted, weights
 from gemmascope.analysis.patterns import attend_of, patterns, rows_at_once
+from gemmascope.arguments import is_whole, whole_number
 from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
+from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Tap
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.memory import told_when_full
-from gemmascope.run.trace import is_many
 from gemmascope.sites import near_names
 
 if TYPE_CHECKING:
@@ -154,8 +155,9 @@ def random_prompts(model: Model, n: int, length: int | None, seed: int) -> list[
         near = config.window - 1 if "local" in config.kinds else LENGTH
         length = max(1, min(LENGTH, near, (config.context - 1) // 2, len(ordinary)))
     for name, given in (("n", n), ("length", length)):
-        if isinstance(given, bool) or not hasattr(given, "__index__") or given < 1:
+        if not is_whole(given) or given < 1:
             raise PromptError(f"{name} is a whole number from 1 upwards; given {given!r}")
+    n, length, seed = int(n), int(length), whole_number(seed, "seed", error=PromptError)
     if 1 + 2 * length > config.context:
         most = (config.context - 1) // 2
         raise PromptError(f"{length} tokens said twice are longer than the context of {config.context}: {most} at most")
@@ -190,7 +192,7 @@ def _over_prompts(model: Model, kinds: list[str], prompts: Any, random: tuple[An
     if prompts is None:
         runs = [torch.tensor(ids, device=model.device) for ids in random_prompts(model, *random)]
     else:
-        runs = [model.ids(prompt) for prompt in (prompts if is_many(prompts) else [prompts])]
+        runs = model.each_ids(listed_prompts(prompts)[0])
     which = f"{len(runs)} {'random ' if prompts is None else ''}prompt{'s' if len(runs) != 1 else ''}"
     numbers = {kind: _counted(model, kind, runs) for kind in kinds}
     tap = _Scoring(model, runs, kinds)

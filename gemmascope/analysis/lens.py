@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.metrics import Answer, answer_ids
 from gemmascope.analysis.rows import EVERY, PARTS, STREAM, entries_of, logits_of, read_rows
+from gemmascope.arguments import whole_number
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
+from gemmascope.run.answers import Answer, answer_ids
+from gemmascope.run.questions import of_answers, tell
 from gemmascope.run.trace import Trace
+from gemmascope.run.traced import no_trace
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import find_site, read_name
 from gemmascope.tokens import shown
@@ -31,9 +34,11 @@ if TYPE_CHECKING:
 class Lens:
     """What a lens read. Made by gs.lens.
 
-    site: what was read; entries: (site, layer) of each row of the arrays, layer None for the embedding. positions: those
-    that were read. ids, logits: of the top tokens [entry, pos, top]. entropy: of the distribution, in nats [entry, pos].
-    answers: the token that is followed, with its logit, probability and rank (0 for the likeliest), each [entry, pos].
+    trace: the run. site, head: what was read. entries: (site, layer) of each row of the arrays, layer None for the
+    embedding. positions: those that were read. ids, top_logits, probs: of the top tokens [entry, pos, top]. entropies: of
+    the distribution, in nats [entry, pos]. answer: the id of the token that is followed, or None. followed: its logit,
+    probability and rank (0 for the likeliest), each [entry, pos]. The same with labels: top_tokens, top_ids, top_probs,
+    entropy, answer_logit, answer_prob and answer_rank.
     """
 
     trace: Trace
@@ -183,10 +188,9 @@ def lens(
     SiteError for a site, head, position or number of tokens that is not there, PromptError for an answer that is no token.
     """
     if not isinstance(trace, Trace):
-        raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {type(trace).__name__}")
+        raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {no_trace(trace)}")
     size = trace.model.config.vocab_size
-    if not hasattr(top, "__index__") or isinstance(top, bool) or not 0 < top <= size:
-        raise SiteError(f"top is a whole number from 1 to {size}, the size of the vocabulary; given {top!r}")
+    top = whole_number(top, "top", least=1, most=size, error=SiteError)
     name = site if site == EVERY else read_name(site)[0].name
     if name not in (*STREAM, *PARTS, EVERY):
         raise SiteError(f"a lens reads {', '.join((*STREAM, EVERY, *PARTS))}; given {site!r}")
@@ -195,10 +199,12 @@ def lens(
     one = _one_head(trace, name, head)
     positions = find_positions(pos, trace.model, trace.ids)
     wanted = None if answer is None else _one_answer(answer, trace)
+    if answer is not None:
+        tell(of_answers({"answer": answer}, trace.ids[: positions[-1] + 1], trace.model), SiteError)
     entries, read = [], []
     for entry, rows in entries_of(trace, name, one):
         entries.append(entry)
-        read.append(read_rows(trace, entry[0], rows, positions, int(top), wanted))
+        read.append(read_rows(trace, entry[0], rows, positions, top, wanted))
     ids, logits, probs, entropies, *followed = (torch.stack(values) for values in zip(*read, strict=True))
     places = tuple(entries), tuple(positions)
     return Lens(trace, name, one, *places, ids, logits, probs, entropies, wanted, tuple(followed))

@@ -6,23 +6,37 @@ a model, its answers are looked up; any function of that shape is a metric as we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.errors import MetricError, PromptError
+from gemmascope.errors import MetricError
 from gemmascope.legible import legibly
 from gemmascope.model.model import Model
+from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.code import plain
+from gemmascope.run.questions import same_answers
+from gemmascope.run.traced import is_trace, no_trace
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
 
-Answer = str | int | Sequence[str | int]
+__all__ = [
+    "Answer",
+    "AnswerMetric",
+    "KLFrom",
+    "answer_ids",
+    "answer_logprob",
+    "answer_prob",
+    "kl_from",
+    "logit_diff",
+    "rank",
+]
+
 Logits = Float[Tensor, "run vocab"]
 PerRun = Float[Tensor, " run"]
 
@@ -36,8 +50,14 @@ class AnswerMetric:
     answers: tuple[Answer, ...]
 
     def bind(self, model: Model) -> Callable[[Logits], PerRun]:
-        """The metric with its answers as token ids. PromptError for an answer that is not one token of the model."""
-        ids = [torch.tensor(answer_ids(answer, model), device=model.device) for answer in self.answers]
+        """The metric with its answers as token ids.
+
+        PromptError for an answer that is not one token of the model, MetricError for an answer against itself.
+        """
+        listed = [answer_ids(answer, model) for answer in self.answers]
+        if len(listed) > 1 and set(listed[0]) == set(listed[1]):
+            raise MetricError(same_answers(self.answers[0]))
+        ids = [torch.tensor(one, device=model.device) for one in listed]
         against = ids[1] if len(ids) > 1 else ids[0][:0]
         return lambda logits: self.rule(logits, ids[0], against)
 
@@ -76,8 +96,8 @@ class KLFrom:
 
     def bind(self, model: Model) -> Callable[[Logits], PerRun]:
         """The metric, for a model with the vocabulary of the trace's. MetricError for another."""
-        if not hasattr(self.trace, "next_logits"):
-            raise MetricError(f"gs.kl_from takes a trace; given {type(self.trace).__name__}")
+        if not is_trace(self.trace):
+            raise MetricError(f"gs.kl_from takes a trace; given {no_trace(self.trace)}")
         if model.config.vocab_size != self.trace.model.config.vocab_size:
             theirs, ours = self.trace.model.config.vocab_size, model.config.vocab_size
             raise MetricError(f"the trace has a vocabulary of {theirs} tokens and {model.name!r} one of {ours}")
@@ -92,19 +112,3 @@ class KLFrom:
 def kl_from(trace: Trace) -> KLFrom:
     """KL divergence, in nats, of a run's next-token distribution from that of a trace: 0 where they agree."""
     return KLFrom(trace)
-
-
-def answer_ids(answer: Answer, model: Model) -> list[int]:
-    """The token ids of one answer or several. PromptError for a text that is not one token, or an id that is none."""
-    given: Any = plain(answer)
-    answers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    if not answers:
-        raise PromptError("the list of answers is empty")
-    if odd := [a for a in answers if isinstance(a, bool) or not isinstance(a, (str, int))]:
-        raise PromptError(f"an answer is a text that is one token, or a token id; given {odd[0]!r}")
-    ids = [model.tokenizer.single(a) if isinstance(a, str) else a for a in answers]
-    if len(set(ids)) < len(ids):
-        raise PromptError(f"the answers name a token twice: {answers}")
-    if wrong := [i for i in ids if not 0 <= i < model.config.vocab_size]:
-        raise PromptError(f"token id {wrong[0]} is outside the vocabulary: ids go from 0 to {model.config.vocab_size - 1}")
-    return ids

@@ -10,7 +10,7 @@ from torch import Tensor
 from gemmascope.analysis.metrics import logit_diff
 from gemmascope.errors import PromptError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.run.trace import is_many
+from gemmascope.model.prompts import as_prompts, listed_prompts
 
 # Two prompts as token ids, None for a corrupted one that there is not, and a metric.
 Case = tuple[Tensor, Tensor | None, Any]
@@ -18,9 +18,12 @@ Case = tuple[Tensor, Tensor | None, Any]
 
 def shared_ids(prompts: Any, a: Model, b: Model) -> list[Tensor]:
     """The token ids of every prompt. PromptError where there is none, or one without a position beside the first."""
+    prompts = as_prompts(prompts)
     if isinstance(prompts, Sequence) and not isinstance(prompts, str) and not prompts:
         raise PromptError("the list of prompts is empty: give at least one to compare the models on")
-    ids = [_ids(prompt, a, b) for prompt in (prompts if is_many(prompts) else [prompts])]
+    listed, _ = listed_prompts(prompts)
+    reader(a, b).each_ids(listed)  # an error says which prompt it is about
+    ids = [_ids(prompt, a, b) for prompt in listed]
     for i, prompt in enumerate(ids):
         if len(prompt) < 2:
             raise PromptError(

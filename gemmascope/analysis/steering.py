@@ -15,14 +15,15 @@ from torch import Tensor
 
 from gemmascope.analysis.direction import Direction
 from gemmascope.analysis.probe import fit_probe, held_out
+from gemmascope.arguments import whole_number
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
+from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.model.tap import Tap
 from gemmascope.run.bins import embedded
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.memory import told_when_full
-from gemmascope.run.trace import is_many
 from gemmascope.run.where import Pos, find_heads, find_positions
 from gemmascope.sites import Address, find
 
@@ -53,10 +54,11 @@ def direction(
     SiteError for a place that is not there.
     """
     model = model_or_nano(model)
-    seed = _whole_seed(seed)
+    seed = whole_number(seed, "seed", error=GemmascopeError)
     address, at_head = _address(site, layer, head, model)
-    ids = [*_listed(positive, "positive", model), *_listed(negative, "negative", model)]
-    is_positive = torch.arange(len(ids)) < len(_as_list(positive))
+    positive_ids = _listed(as_prompts(positive), "positive", model)
+    ids = [*positive_ids, *_listed(as_prompts(negative), "negative", model)]
+    is_positive = torch.arange(len(ids)) < len(positive_ids)
     places = [_positions(pos, model, prompt) for prompt in ids]
     groups = [_read_up_to(prompt, at) for prompt, at in zip(ids, places, strict=True)]
     _refuse_both(groups, is_positive, ids, model)
@@ -93,15 +95,11 @@ def _address(site: str, layer: Any, head: Any, model: Model) -> tuple[Address, i
     return found, heads[0]
 
 
-def _as_list(prompts: Any) -> list[Any]:
-    return list(prompts) if is_many(prompts) else [prompts]
-
-
 def _listed(prompts: Any, name: str, model: Model) -> list[Tensor]:
     """The token ids of every prompt of a class. PromptError where there is none."""
     if isinstance(prompts, Sequence) and not isinstance(prompts, str) and not len(prompts):
         raise PromptError(f"the list of {name} prompts is empty: give at least one, and two to measure a probe by")
-    return [model.ids(prompt) for prompt in _as_list(prompts)]
+    return model.each_ids(listed_prompts(prompts)[0], f"{name} prompt")
 
 
 def _positions(pos: Pos, model: Model, ids: Tensor) -> list[int]:
@@ -128,13 +126,6 @@ def _refuse_both(groups: Sequence[Hashable], positive: Tensor, ids: Sequence[Ten
                 f"positive prompt {first[group]} and negative prompt {i - n_positive} are the same as far as they are read: "
                 f"{model.texts(ids[i])}. Give prompts that differ at or before the position read"
             )
-
-
-def _whole_seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise GemmascopeError(f"seed is a whole number; given {seed!r}")
-    number: int = seed.__index__()
-    return number
 
 
 class _Reading(Tap):

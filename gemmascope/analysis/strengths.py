@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from numbers import Real
 from typing import Any
 
 import torch
@@ -15,8 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from gemmascope.analysis.direction import Direction
 from gemmascope.analysis.strength_result import StrengthSweep
+from gemmascope.arguments import finite_number, is_number
 from gemmascope.errors import EditError, PromptError, SiteError, SweepError
 from gemmascope.model.model import Model
+from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.run.bins import Bin, binned, embedded
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.default import model_or_nano
@@ -24,7 +25,7 @@ from gemmascope.run.edits import Add
 from gemmascope.run.make_edits import add
 from gemmascope.run.memory import rows_within, told_when_full
 from gemmascope.run.metric import Metric, bind_metric, measure, metric_text, try_metric
-from gemmascope.run.trace import is_many
+from gemmascope.run.questions import of_prompts, tell
 from gemmascope.run.where import Head, Pos
 
 # Logits held at once, in elements: 32 MB in float64, which is held a few times over.
@@ -65,6 +66,7 @@ def strength_sweep(
     ids = _ids(prompts, "prompts", model)
     metrics = _metrics(metric, ids, model)
     others = [] if texts is None else _ids(texts, "texts", model)
+    tell(of_prompts(ids, metric, model), SweepError)
     levels = [0.0, *(strength for strength in asked if strength)]
     runs = _Runs.of(model, ids, others, steering, levels)
     runs.run(rows_within(memory, model), progress)
@@ -90,9 +92,9 @@ def _listed_strengths(given: Any) -> list[float]:
     listed = list(given)
     if not listed:
         raise SweepError("strengths is an empty list: give at least one number, such as [-4, -2, 0, 2, 4]")
-    if odd := [one for one in listed if isinstance(one, bool) or not isinstance(one, Real) or not isfinite(one)]:
+    if odd := [one for one in listed if not is_number(one) or not isfinite(one)]:
         raise SweepError(f"strengths are finite numbers; given {odd[0]!r}")
-    numbers = [float(one) for one in listed]
+    numbers = [finite_number(one, "a strength", error=SweepError) for one in listed]
     if len(set(numbers)) < len(numbers):
         raise SweepError(f"strengths name a number twice: {listed}")
     return numbers
@@ -112,9 +114,10 @@ def steering_edit(vector: Any, site: str | None, layer: int | None, head: Head, 
 
 
 def _ids(given: Any, name: str, model: Model) -> list[Tensor]:
+    given = as_prompts(given)
     if isinstance(given, Sequence) and not isinstance(given, str) and not given:
         raise PromptError(f"the list of {name} is empty: give at least one")
-    return [model.ids(one) for one in (given if is_many(given) else [given])]
+    return model.each_ids(listed_prompts(given)[0], name.removesuffix("s"))
 
 
 def _metrics(metric: Any, ids: Sequence[Tensor], model: Model) -> list[Metric]:

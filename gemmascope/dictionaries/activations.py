@@ -15,6 +15,7 @@ from gemmascope.dictionaries.dictionary import Dictionary
 from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
+from gemmascope.run.traced import is_trace, no_trace
 from gemmascope.run.where import find_positions
 from gemmascope.tokens import shown
 
@@ -51,8 +52,8 @@ class Features:
     @classmethod
     def of_trace(cls, dictionary: Dictionary, trace: Trace) -> Features:
         """The features of a run. DictionaryError for what is no trace, or a trace of another model."""
-        if not hasattr(trace, "ids") or not hasattr(trace, "model"):
-            raise DictionaryError(f"encode takes a trace, or rows [pos, {dictionary.d_in}]; given {type(trace).__name__}")
+        if not is_trace(trace):
+            raise DictionaryError(f"encode takes a trace, or rows [pos, {dictionary.d_in}]; given {no_trace(trace)}")
         dictionary.require_fit(trace.model)
         read, target = (
             trace[site if dictionary.layer is None else (site, dictionary.layer)]

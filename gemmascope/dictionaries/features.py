@@ -10,17 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import finite_number
 from gemmascope.dictionaries.activations import Features, feature_coords
 from gemmascope.dictionaries.dictionary import Dictionary
 from gemmascope.dictionaries.splice import feature_number, splice
 from gemmascope.errors import DictionaryError, SweepError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model, Prompt
+from gemmascope.model.prompts import as_prompts, is_many
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.memory import rows_within
 from gemmascope.run.metric import Metric, bind_metric, measure, metric_text, try_metric
-from gemmascope.run.trace import is_many, traces
+from gemmascope.run.questions import of_metric, of_prompt, tell
+from gemmascope.run.trace import traces
 from gemmascope.run.variants import Base, Variant, final_rows
 from gemmascope.run.where import Pos, find_positions
 from gemmascope.tokens import shown
@@ -107,7 +110,9 @@ def feature_sweep(
     Raises DictionaryError, PromptError, SiteError, EditError, MetricError or SweepError for what does not fit.
     """
     model, edits = model_or_nano(model), listed_edits(edits)
+    prompt = as_prompts(prompt)
     _refuse(by, sae, prompt)
+    value = finite_number(value, "value", error=DictionaryError)
     sae.require_fit(model)
     ids = model.ids(prompt)
     base = Base(ids, tuple(edit.bind(model, ids) for edit in edits), len(ids) - 1)
@@ -116,6 +121,7 @@ def feature_sweep(
     positions = find_positions(_after_bos(ids, model) if pos is None else pos, model, ids)
     bound, max_rows = bind_metric(metric, model), rows_within(memory, model)
     try_metric(bound, model, ids)
+    tell([*of_prompt("prompt", ids, model), *of_metric(metric, ids, model)], SweepError)
     found = sae.encode(traces(model, [ids], edits)[0])
     numbers = _numbers(sae, found, features, positions)
     axes = (numbers, positions) if tuple(_listed(by)) == BY[1] else (numbers,)

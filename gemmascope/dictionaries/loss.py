@@ -15,9 +15,10 @@ from gemmascope.dictionaries.splice import splice
 from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly
 from gemmascope.model.model import Model
+from gemmascope.model.prompts import listed_prompts
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Ablate, Edit
-from gemmascope.run.trace import is_many, traces
+from gemmascope.run.trace import traces
 
 # Rows that are unembedded at once, in elements of logits: 64 MB.
 LOGIT_ELEMENTS = 2**24
@@ -57,7 +58,7 @@ def loss_recovered(sae: Dictionary, prompts: Any, model: Model | None) -> LossRe
     """The losses over prompts, in three passes. DictionaryError where no prompt has a token to predict."""
     model = model_or_nano(model)
     sae.require_fit(model)
-    ids = [model.ids(prompt) for prompt in (prompts if is_many(prompts) else [prompts])]
+    ids = model.each_ids(listed_prompts(prompts)[0])
     ids = [one for one in ids if len(one) - _first(one, model) >= 2]
     if not ids:
         raise DictionaryError("no prompt has two tokens after <bos>: there is nothing to predict")

@@ -18,6 +18,7 @@ from gemmascope.errors import PromptError
 from gemmascope.legible import legibly
 from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.layout import Layout
+from gemmascope.model.prompts import as_prompts, numbered
 from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
 from gemmascope.sites import find_layer
 from gemmascope.tokens import Message, Tokenizer
@@ -113,6 +114,7 @@ class Model:
         prompt: text (<bos> is put in front unless it is there), chat messages, or token ids, which are taken as they are.
         Raises PromptError for an empty prompt, ids that are no token of the model, or more of them than its context.
         """
+        prompt = as_prompts(prompt)
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) > 0 and isinstance(prompt[0], Mapping)):
             ids = torch.tensor(self.tokenizer.ids(prompt))  # type: ignore[arg-type]
         else:
@@ -126,6 +128,14 @@ class Model:
                 f"the prompt has {len(ids)} tokens and {self.name!r} a context of {context}: shorten it by {excess}"
             )
         return ids.to(self.device)
+
+    def each_ids(self, prompts: Sequence[Any], what: str = "prompt") -> list[Tensor]:
+        """The token ids of several prompts. PromptError as in ids, with the number of the prompt that it is about."""
+        found = []
+        for number, prompt in enumerate(prompts):
+            with numbered(what, number, len(prompts)):
+                found.append(self.ids(prompt))
+        return found
 
     def texts(self, ids: Tensor) -> list[str]:
         """Each token as text; without a tokenizer, its number."""

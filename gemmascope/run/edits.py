@@ -24,6 +24,7 @@ from gemmascope.run.bound import BoundEdit, Feed, Target
 from gemmascope.run.code import Said, plain
 from gemmascope.run.metric import name_of
 from gemmascope.run.sources import mean_of, of_trace
+from gemmascope.run.traced import is_trace, no_trace
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import find
 
@@ -125,8 +126,8 @@ class Patch(Edit):
     def _values(self, target: Target) -> Tensor:
         if isinstance(self.source, Tensor):
             return target.fit(self.source, "the source tensor")
-        if isinstance(self.source, Feed) or not hasattr(self.source, "ids"):
-            raise EditError(f"a source is a trace or a tensor; given {type(self.source).__name__}")
+        if isinstance(self.source, Feed) or not is_trace(self.source):
+            raise EditError(f"a source is a trace or a tensor; given {no_trace(self.source)}")
         return of_trace(self.source, target)
 
     def _arguments(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.errors import GenerationError
+from gemmascope.errors import GenerationError, warn
 from gemmascope.legible import legible
 from gemmascope.model.model import Model
+from gemmascope.model.prompts import listed_prompts
 from gemmascope.run.ahead import bind_ahead, cut
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.decoding import Decoder
@@ -21,7 +21,6 @@ from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.generation import Generation
 from gemmascope.run.sampling import Sampling
 from gemmascope.run.stopping import Stopping, Writing
-from gemmascope.run.trace import is_many
 
 Show = bool | Callable[[str], Any]
 
@@ -56,11 +55,11 @@ def generate(
     """
     model, edits = model_or_nano(model), listed_edits(edits)
     sampling = Sampling(temperature, top_p)
-    many = is_many(prompt)
-    prompts = list(prompt) if many else [prompt]
+    prompts, many = listed_prompts(prompt)
     shown = _shown(show, model, prompts if many else None)
     n_new = _whole("max_new_tokens", max_new_tokens, 1)
     seed = _whole("seed", seed, 0, MOST_SEED - len(prompts))
+    model.each_ids(prompts)  # an error says which prompt it is about
     runs = [_Run.of(one, model, edits, n_new, stop, seed + i) for i, one in enumerate(prompts)]
     try:
         found = _Loop(runs, sampling, shown, model, n_new).run()
@@ -151,7 +150,7 @@ class _Loop:
             n_new = sum(len(run.new) for run in self.runs)
             if not n_new:
                 raise
-            warnings.warn(f"interrupted after {n_new} new tokens", stacklevel=3)
+            warn(f"interrupted after {n_new} new tokens")
         return [self._generation(number) for number in range(len(self.runs))]
 
     def _draw(self, logits: Tensor) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.errors import EditError, SiteError
+from gemmascope.errors import EditError, MetricError, SiteError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Chain, Tap
@@ -87,6 +87,8 @@ def _at_the_end(trace: Trace, metric: Metric) -> Tensor:
     with torch.enable_grad():
         last = trace.stream[-1][-1:].detach().requires_grad_()
         value = measure(metric, trace.model.network.unembed(last))
+        if not value.requires_grad:
+            raise MetricError("the metric has no gradient: it detaches its numbers, or counts, as gs.rank does")
         (grad,) = torch.autograd.grad(value.sum(), last)
     return torch.cat((torch.zeros_like(trace.stream[-1][:-1]), grad))
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import is_whole
 from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit, mesh
@@ -61,8 +62,9 @@ class Grid:
         if at is not None:
             places = replace(places, layer=_named_layer(site, at, places.layer, model.n_layers))
         numbers = _numbers(found, places, model, ids)
-        if not hasattr(window, "__index__") or not 1 <= window <= model.n_layers:
+        if not is_whole(window) or not 1 <= window <= model.n_layers:
             raise SweepError(f"window is a number of layers from 1 to {model.n_layers}; given {window!r}")
+        window = int(window)
         if window > 1 and "layer" not in wanted:
             raise SweepError(f"window needs layer in by: without it a cell edits all its layers; given by={by!r}")
         rest = {name: n for name, n in numbers.items() if name not in wanted}

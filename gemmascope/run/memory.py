@@ -10,6 +10,7 @@ import torch
 
 from gemmascope.errors import BudgetError, SweepError
 from gemmascope.model.model import Model
+from gemmascope.weights import budget
 from gemmascope.weights.budget import BIN_ROWS, RESIDENT_ROWS, free_bytes, parse_bytes, rows_in, work_bytes
 
 
@@ -31,18 +32,25 @@ def told_when_full(model: Model) -> Iterator[None]:
         ) from None
 
 
+def require_room(n_bytes: int, device: torch.device, what: str, do: str) -> None:
+    """BudgetError, before anything is computed, for values that take more than is free. do: what else to ask for."""
+    free = budget.free_bytes(device)
+    if n_bytes > free:
+        raise BudgetError(f"{what} would take {n_bytes:,} bytes, and {free:,} are free on {device}: {do}")
+
+
 def rows_within(memory: int | str | None, model: Model) -> int:
     """How many rows of variants one pass may carry within a budget.
 
     None: what the model was loaded to leave for them, or a quarter of what is free.
     SweepError for a budget too small for one bin of rows, with what is needed.
     """
-    budget = (model.network.work or free_bytes(model.device) // 4) if memory is None else parse_bytes(memory)
+    given = (model.network.work or free_bytes(model.device) // 4) if memory is None else parse_bytes(memory)
     least = min(model.config.context, BIN_ROWS)  # a variant has no more rows than the context
-    rows = rows_in(model.config, model.dtype, budget)
+    rows = rows_in(model.config, model.dtype, given)
     if rows < least:
         needed = work_bytes(model.config, model.dtype, least)
         raise SweepError(
-            f"memory of {budget:,} bytes is too little for a pass of {model.name!r}: it needs {needed:,} bytes at least"
+            f"memory of {given:,} bytes is too little for a pass of {model.name!r}: it needs {needed:,} bytes at least"
         )
     return rows if model.network.supply is not None else min(rows, RESIDENT_ROWS)

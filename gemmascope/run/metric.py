@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.errors import MetricError
+from gemmascope.errors import MetricError, warn
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 
@@ -27,27 +27,69 @@ def bind_metric(metric: Any, model: Model) -> Metric:
 
 
 def measure(metric: Metric, logits: Tensor) -> Tensor:
-    """The metric of each run, float64 [run]. MetricError for another shape or a number that is none."""
-    value = metric(logits)
+    """The metric of each run, float64 [run]. MetricError for another shape or a number that is none.
+
+    The metric is shown a copy, so that one which writes to its logits changes nothing.
+    """
+    value = metric(logits.clone())
     if not isinstance(value, Tensor) or tuple(value.shape) != (len(logits),):
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise MetricError(
             f"the metric returned {shape} for logits of shape {tuple(logits.shape)}: "
             f"it must return one number per run, shape ({len(logits)},)"
         )
+    if value.is_complex() or value.is_meta or value.is_quantized:
+        kind = "numbers of the meta device" if value.is_meta else str(value.dtype)
+        raise MetricError(f"the metric returned {kind}: it must return one real number per run")
+    value = value if value.layout == torch.strided else value.to_dense()
     if bool(torch.isnan(value).any()):
         raise MetricError("the metric returned NaN")
-    return value.double()
+    return value.double() if logits.requires_grad else value.detach().double()
+
+
+# How far a run's number may move with the other runs, as a share of the numbers' size: by rounding alone.
+_ROUNDING = 1e-3
 
 
 def try_metric(metric: Metric, model: Model, ids: Tensor) -> None:
-    """MetricError for a metric that returns no number a run, found before any layer is run.
+    """MetricError for a metric that returns no number a run, or one that mixes runs, found before any layer is run.
 
-    It is shown logits of a kind: those of the embeddings of a prompt's last tokens.
+    It is shown logits of a kind: those of the embeddings of a prompt's last token and of another.
     """
-    ids = ids[-2:]
+    pair = torch.stack([ids[-1], _another(ids, model)])
     with torch.no_grad():
-        measure(metric, model.network.unembed(model.network.embed(ids, Layout.of_lengths([len(ids)], model.device))))
+        logits = model.network.unembed(model.network.embed(pair, Layout.of_lengths([2], model.device)))
+        together = measure(metric, logits)
+        alone = torch.cat([_alone(metric, row) for row in torch.split(logits, 1)])
+        if _alike(together, alone):
+            return
+        if not _alike(together, measure(metric, logits)):
+            warn("the metric gives other numbers for the same logits: effects would be those of its noise, too")
+            return
+    raise MetricError(
+        f"the metric mixes runs: for two runs it gives {together.tolist()}, for each by itself {alone.tolist()}. A metric "
+        "measures each run by itself, from its own row of the logits: write x[:, i] and reduce over the last axis"
+    )
+
+
+def _alone(metric: Metric, row: Tensor) -> Tensor:
+    try:
+        return measure(metric, row)
+    except MetricError as error:
+        if str(error) != "the metric returned NaN":
+            raise
+        return torch.full((1,), torch.nan, dtype=torch.float64, device=row.device)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    size = float(torch.cat((one, other)).nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(one, other.to(one.device), rtol=_ROUNDING, atol=_ROUNDING * min(size, 1e-3))
+
+
+def _another(ids: Tensor, model: Model) -> Tensor:
+    """A token other than a prompt's last: one of the prompt, or else of the vocabulary."""
+    others = ids[ids != ids[-1]]
+    return others[-1] if len(others) else (ids[-1] + 1) % model.config.vocab_size
 
 
 def metric_text(metric: Any) -> str:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
-from numbers import Real
+from math import nan
 from typing import Any
 
 from torch import Tensor
 
+from gemmascope.arguments import finite_number
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
+from gemmascope.model.prompts import as_prompts, is_many, numbered
 from gemmascope.run.digest import Part, digest, of_metric, of_run, of_trace
 from gemmascope.run.edits import Edit
 from gemmascope.run.grid import CellEdits, Grid
 from gemmascope.run.metric import Metric, bind_metric, measure, metric_text
+from gemmascope.run.questions import against_itself
 from gemmascope.run.result import Question
 from gemmascope.run.sources import MEANS
 from gemmascope.run.supply import Constant, FromPass, FromTrace, MeanOf, Supply
-from gemmascope.run.trace import Trace, is_many, trace
+from gemmascope.run.trace import Trace, trace
+from gemmascope.run.traced import is_trace
 from gemmascope.run.variants import Base, Source
 from gemmascope.run.where import parting
 
@@ -41,9 +44,10 @@ class Ablation:
             raise SweepError(f"a reference is only for ablate='mean' or 'mean_by_pos'; given ablate={value!r}")
         if value is None or is_mean:
             return None if value is None else cls(value, reference)
-        if not isinstance(value, Real) or not isfinite(value):
-            raise SweepError(f"ablate is a finite number, 'mean' or 'mean_by_pos'; given {value!r}")
-        return cls(float(value))
+        try:
+            return cls(finite_number(value, "ablate", error=SweepError))
+        except SweepError as error:
+            raise SweepError(f"ablate is a finite number, 'mean' or 'mean_by_pos'; given {value!r}") from error
 
     def supply(self, grid: Grid, model: Model, ids: Tensor) -> Supply:
         """What gives the cells their edits in a run of these ids."""
@@ -54,11 +58,15 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Pair:
-    """A run to patch and a run to patch from, as token ids, or what to write there instead; and the metric between them."""
+    """A run to patch and a run to patch from, as token ids, or what to write there instead; and the metric between them.
+
+    asked: the metric as it was given.
+    """
 
     base: Tensor
     source: Tensor | Ablation
     metric: Metric
+    asked: Any = None
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,19 @@ class Plan:
 
 
 def question_of(
-    plans: Sequence[Plan], metric: Any, into: str, code: str, model: Model, n_cells: int, estimate: str | None = None
+    plans: Sequence[Plan],
+    metric: Any,
+    into: str,
+    code: str,
+    model: Model,
+    n_cells: int,
+    estimate: str | None = None,
+    said: str | None = None,
 ) -> Question:
-    """What the plans ask, as data. n_cells: how many cells can have a value. SweepError for grids of different shapes."""
+    """What the plans ask, as data. n_cells: how many cells can have a value. said: what else tells it from another.
+
+    SweepError for grids of different shapes.
+    """
     shapes = {plan.grid.shape for plan in plans}
     if len(shapes) > 1:
         raise SweepError(
@@ -125,7 +143,7 @@ def question_of(
         into=into,
         has_source=isinstance(first.pair.source, Tensor),
         code=code,
-        digest=digest(_parts(plans, metric)),
+        digest=digest([*_parts(plans, metric), *([] if said is None else [said])]),
         estimate=estimate,
     )
 
@@ -149,8 +167,6 @@ def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablation: Ablatio
         raise SweepError(f"into is the run to patch, 'corrupt' or 'clean'; given {into!r}")
     if (corrupt is None) != (ablation is not None):
         raise SweepError("give a corrupted prompt to patch from, or ablate=VALUE with corrupt=None: one of the two")
-    _refuse_traces("clean", clean)
-    _refuse_traces("corrupt", corrupt)
     many = is_many(clean)
     if corrupt is not None and is_many(corrupt) != many:
         raise SweepError("give clean and corrupt as two prompts, or as two lists of prompts")
@@ -159,28 +175,40 @@ def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablation: Ablatio
     metrics = list(metric) if isinstance(metric, (list, tuple)) else [metric] * len(cleans)
     if not len(cleans) == len(corrupts) == len(metrics):
         raise SweepError(f"there are {len(cleans)} clean prompts, {len(corrupts)} corrupted ones and {len(metrics)} metrics")
-    return [
-        _pair(a, b, bind_metric(m, model), into, ablation, model) for a, b, m in zip(cleans, corrupts, metrics, strict=True)
-    ]
+    found = []
+    for number, (one, other, asked) in enumerate(zip(cleans, corrupts, metrics, strict=True)):
+        with numbered("pair", number, len(cleans)):
+            found.append(_pair(one, other, asked, into, ablation, model))
+    return found
+
+
+def prompts_of(clean: Any, corrupt: Any) -> tuple[Any, Any]:
+    """The two prompts, or two lists of them, as given; columns, arrays of texts and generators become lists."""
+    _refuse_traces("clean", clean)
+    _refuse_traces("corrupt", corrupt)
+    return as_prompts(clean), None if corrupt is None else as_prompts(corrupt)
 
 
 def _refuse_traces(name: str, given: Any) -> None:
     """SweepError for a trace, or a list that holds one, where a prompt is to be run."""
     listed = list(given) if isinstance(given, (list, tuple)) else [given]
-    if found := [one for one in listed if isinstance(one, Trace)]:
+    if found := [one for one in listed if hasattr(one, "stream") and hasattr(one, "ids")]:
         holds = "is" if given is found[0] else "holds"
         edited = "; edits= are made to the run that is patched" if found[0].edits else ""
+        kind = "trace" if is_trace(found[0]) else type(found[0]).__name__.lower()
         raise SweepError(
-            f"{name} {holds} a trace, and a sweep runs its prompts itself: give the prompt, or the trace's .ids{edited}"
+            f"{name} {holds} a {kind}, and a sweep runs its prompts itself: give the prompt, or the {kind}'s .ids{edited}"
         )
 
 
-def _pair(clean: Any, corrupt: Any, metric: Metric, into: str, ablation: Ablation | None, model: Model) -> Pair:
-    clean_ids = model.ids(clean)
+def _pair(clean: Any, corrupt: Any, asked: Any, into: str, ablation: Ablation | None, model: Model) -> Pair:
+    if said := against_itself(asked, model):
+        raise SweepError(said)
+    metric, clean_ids = bind_metric(asked, model), model.ids(clean)
     if ablation is not None:
-        return Pair(clean_ids, ablation, metric)
+        return Pair(clean_ids, ablation, metric, asked)
     corrupt_ids = model.ids(corrupt)
     if len(clean_ids) != len(corrupt_ids):
         raise SweepError(f"the positions of the two prompts must match: {parting(model, clean_ids, corrupt_ids)}")
     base, source = (corrupt_ids, clean_ids) if into == "corrupt" else (clean_ids, corrupt_ids)
-    return Pair(base, source, metric)
+    return Pair(base, source, metric, asked)

@@ -1,52 +1,38 @@
-"""Path patching: a sender's effect on the answer through one receiver only, everything between them frozen.
+"""Path patching: a sender's effect on the answer through one receiver only, the other heads between them frozen.
 
-What the sender writes in the other run is added to the stream that the receiver reads; nothing else between the two sees
-it. The receiver's queries, keys or values are computed from that stream and patched, and the run goes on from there.
+In one run the sender has the value of the other prompt's, and the receiver's queries, keys or values are read; in a second
+run the receiver alone is patched with them, and the run goes on from there. Between the two MLPs are live or frozen.
 Source: Wang et al., "Interpretability in the wild" (arXiv 2211.00593); Goldowsky-Dill et al. (arXiv 2304.05969).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from gemmascope.errors import SweepError
-from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import Patch
 from gemmascope.run.grid import Grid, Places
+from gemmascope.run.live_paths import LivePaths
 from gemmascope.run.memory import rows_within
-from gemmascope.run.pairs import Plan, pairs_of, question_of
+from gemmascope.run.metric import try_metric
+from gemmascope.run.pairs import Plan, pairs_of, prompts_of, question_of
+from gemmascope.run.questions import of_plans, tell
+from gemmascope.run.receivers import Receiver, attn_out, has_path, receivers_of
 from gemmascope.run.result import SweepResult
 from gemmascope.run.sweep import Sweeping, run_all
 from gemmascope.run.trace import Trace, trace
-from gemmascope.run.where import find_heads
-from gemmascope.sites import find, read_name
+from gemmascope.sites import read_name
 
 SENDERS = ("z", "attn_out", "mlp_out")
-RECEIVERS = ("q", "k", "v")
-
-
-@dataclass(frozen=True)
-class Receiver:
-    """Heads of a layer that read the sender's change at q, k or v; or the end of the stream ("resid_post" of the last)."""
-
-    site: str
-    layer: int
-    heads: list[int] | None
-
-    def hears(self, layer: int) -> bool:
-        """Whether what a sender writes in this layer comes before it."""
-        return layer < self.layer or self.site == "resid_post"
+MLPS = ("live", "frozen")
 
 
 def path_sweep(
@@ -61,40 +47,57 @@ def path_sweep(
     layer: Any = None,
     pos: Any = None,
     head: Any = None,
+    mlps: str = "live",
     model: Model | None = None,
     memory: int | str | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Patch every cell of a grid of senders, and measure its effect through the receivers alone.
 
+    Two runs stand for a cell. In the first the sender has the value of the other run, every other attention head keeps its
+    z of the base run, and the receiver is read. In the second, a run of the base, the receiver alone has that value.
+    mlps="live": in the first run MLPs and norms compute anew from the stream that reaches them, and only heads are frozen:
+    path patching as in Wang et al. (arXiv 2211.00593), whose paths go through MLPs. Heads are frozen at z, so that the
+    sender's post-norm, which is of all heads' sum, computes anew as well. mlps="frozen": MLPs keep what they wrote, too:
+    the direct path alone, from the sender to the receiver through the stream (Goldowsky-Dill et al., arXiv 2304.05969).
     sender: "z" (heads), "attn_out" or "mlp_out". receiver: ("q" | "k" | "v", layer, head or heads or None for all; kv heads
-    at k and v), a list of such, or "final": the sender's own words to the unembedding. TransformerLens' names are read
+    at k and v), a list of such, or "final": the sender's way to the unembedding. TransformerLens' names are read
     as well; "blocks.5.attn.hook_q" alone is a receiver. by: ("layer", "head") for z, else ("layer", "pos"). into, layer,
     pos, head, memory, progress, the other arguments and the result: as in gs.sweep. A sender that comes at or after the
     layer of every receiver has no path: its cell stays NaN. SweepError if none has one.
     """
     if read_name(sender)[0].name not in SENDERS:
         raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {sender!r}")
+    if not isinstance(mlps, str) or mlps not in MLPS:
+        raise SweepError(f"mlps is one of {', '.join(map(repr, MLPS))}; given {mlps!r}")
     model = model_or_nano(model)
-    receivers = _receivers(receiver, model)
+    receivers, max_rows = receivers_of(receiver, model), rows_within(memory, model)
     by = by or (("layer", "head") if read_name(sender)[0].name == "z" else ("layer", "pos"))
+    clean, corrupt = prompts_of(clean, corrupt)
     pairs = pairs_of(clean, corrupt, metric, into, None, model)
     places = Places(layer=layer, pos=pos, head=head)
     plans = [Plan.of(pair, Grid.over(sender, by, places, 1, model, pair.base), model, (), traced=True) for pair in pairs]
     asked = {"sender": sender, "receiver": receiver, "by": by, "into": into, "layer": layer, "pos": pos, "head": head}
+    asked["mlps"] = mlps
     code = call_text("path_sweep", model, (clean, corrupt, metric), asked)
-    n_cells = sum(_has_path(cell, receivers) for plan in plans for cell in plan.grid.cells())
+    n_cells = sum(has_path(cell, receivers) for plan in plans for cell in plan.grid.cells())
     if not n_cells:
         raise SweepError(f"no sender comes before the receiver {receiver!r}: take a later receiver, or earlier layers")
-    result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells), len(plans))
+    for plan in plans:
+        try_metric(plan.pair.metric, model, plan.base.ids)
+    tell(of_plans(plans, metric, model), SweepError)
+    result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells, said=f"mlps={mlps}"), len(plans))
     result.source_metric[:] = [plan.traced_metric() for plan in plans]
-    paths = [_Paths(plan, receivers, model) for plan in plans]
-    run_all(Sweeping(plans, [path.of for path in paths], result, model, rows_within(memory, model)), progress)
+    made = [
+        (_FrozenPaths(plan, receivers, model) if mlps == "frozen" else LivePaths(plan, receivers, model, max_rows)).of
+        for plan in plans
+    ]
+    run_all(Sweeping(plans, made, result, model, max_rows), progress)
     return result
 
 
-class _Paths:
-    """Makes the edits of a cell: at each receiver after the sender, what it reads with the sender's change."""
+class _FrozenPaths:
+    """Makes the edits of a cell with everything between frozen: at each receiver, what it reads with the change added."""
 
     def __init__(self, plan: Plan, receivers: Sequence[Receiver], model: Model) -> None:
         self.plan, self.receivers, self.model = plan, receivers, model
@@ -102,7 +105,7 @@ class _Paths:
         self.layer = lru_cache(maxsize=2)(model.layer)  # a sender's and a receiver's: a layer that streams is read anew
 
     def of(self, cell: dict[str, list[int]]) -> tuple[BoundEdit, ...]:
-        if not _has_path(cell, self.receivers):
+        if not has_path(cell, self.receivers):
             return ()
         changes = {layer: self._change(layer, cell) for layer in cell["layer"]}
         return tuple(edit for r in self.receivers if (edit := self._read(r, changes)) is not None)
@@ -116,7 +119,7 @@ class _Paths:
         if name != "z":
             return value - self.base[name, layer]
         with torch.no_grad():
-            return _attn_out(self.layer(layer), value) - self.base["attn_out", layer]
+            return attn_out(self.layer(layer), value) - self.base["attn_out", layer]
 
     def _read(self, receiver: Receiver, changes: dict[int, Tensor]) -> BoundEdit | None:
         """The receiver's value with the changes before it, as an edit of its rows from the first change on."""
@@ -127,54 +130,7 @@ class _Paths:
         rows = torch.nonzero(change.any(-1))[:, 0]
         if not len(rows):
             rows = torch.tensor([len(change) - 1], device=change.device)
-        if receiver.site == "resid_post":
-            value = (self.base.stream[-1] + change)[rows]
-            places: tuple[Tensor, ...] = (rows,)
-        else:
-            value, places = self._projected(receiver, change, rows)
-        words = {"head": receiver.heads} if receiver.heads else {}
-        edit = Patch(site=receiver.site, source=value, layer=receiver.layer, pos=rows.tolist(), **words)
-        address = find((receiver.site, receiver.layer), self.model.n_layers)
-        return BoundEdit(edit, address, places, value)
-
-    def _projected(self, receiver: Receiver, change: Tensor, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        layer = self.layer(receiver.layer)
-        project = getattr(layer.self_attn, f"{receiver.site}_proj")
-        with torch.no_grad():
-            flat = project(layer.input_layernorm((self.base.stream[receiver.layer] + change)[rows]))
-        heads = torch.tensor(receiver.heads, device=flat.device)
-        value = rearrange(flat, "pos (head d) -> pos head d", d=self.model.config.d_head)[:, receiver.heads]
-        return value, (rows, heads)
-
-
-def _has_path(cell: dict[str, list[int]], receivers: Sequence[Receiver]) -> bool:
-    return any(receiver.hears(layer) for layer in cell["layer"] for receiver in receivers)
-
-
-def _attn_out(layer: Layer, z: Tensor) -> Tensor:
-    """What attention adds to the stream for given z: W_O and the post-norm, its scale as it comes out."""
-    raw = layer.self_attn.o_proj(rearrange(z, "pos head d -> pos (head d)"))
-    out: Tensor = layer.post_attention_layernorm(raw)
-    return out
-
-
-def _receivers(given: Any, model: Model) -> list[Receiver]:
-    listed = given if isinstance(given, list) else [given]
-    if not listed:
-        raise SweepError("receiver is an empty list: name at least one")
-    return [receiver for one in listed for receiver in _receiver(one, model)]
-
-
-def _receiver(given: Any, model: Model) -> Iterator[Receiver]:
-    if given == "final":
-        yield Receiver("resid_post", model.n_layers - 1, None)
-        return
-    parts = (given,) if isinstance(given, str) else given
-    if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or read_name(parts[0])[0].name not in RECEIVERS:
-        raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {given!r}")
-    if len(parts) == 2 and read_name(parts[0])[1] is not None:  # is the number its layer once more, or a head?
-        raise SweepError(f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {given!r}")
-    address = find(parts[0], model.n_layers, parts[1] if len(parts) > 1 else None)
-    heads = find_heads(parts[2] if len(parts) == 3 else None, address.site, model)
-    assert address.layer is not None
-    yield Receiver(address.site.name, address.layer, heads)
+        entry = self.model.n_layers if receiver.heads is None else receiver.layer
+        stream = (self.base.stream[entry] + change)[rows]
+        read = stream if receiver.heads is None else receiver.read(self.layer(receiver.layer), stream)
+        return receiver.edit(self.model, rows, read)

@@ -11,6 +11,7 @@ from torch import Tensor
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 from gemmascope.run.bound import Target
+from gemmascope.run.traced import is_trace, no_trace
 from gemmascope.run.where import parting
 
 if TYPE_CHECKING:
@@ -39,13 +40,15 @@ MEANS = ("mean", "mean_by_pos")
 
 def listed_reference(reference: Any) -> tuple[Trace, ...]:
     """The traces to take a mean over as they were given, checked to be a list of traces. EditError for anything else."""
-    if hasattr(reference, "ids"):
+    if is_trace(reference):
         raise EditError("reference is a list of traces; given one: write reference=[trace]")
     if isinstance(reference, str) or not isinstance(reference, Iterable):
-        raise EditError(f"reference is a list of traces; given {reference!r}")
+        given = no_trace(reference) if hasattr(reference, "stream") else repr(reference)
+        raise EditError(f"reference is a list of traces; given {given}")
     listed = tuple(reference)
-    if wrong := [given for given in listed if not hasattr(given, "ids")]:
-        raise EditError(f"reference is a list of traces, made by gs.trace; it holds {wrong[0]!r}")
+    if wrong := [given for given in listed if not is_trace(given)]:
+        held = no_trace(wrong[0]) if hasattr(wrong[0], "stream") else repr(wrong[0])
+        raise EditError(f"reference is a list of traces, made by gs.trace; it holds {held}")
     return listed
 
 

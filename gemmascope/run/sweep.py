@@ -6,7 +6,6 @@ Activation patching (Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 20
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.errors import warn
+from gemmascope.errors import SweepError, warn
 from gemmascope.model.model import Model
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
@@ -26,7 +25,8 @@ from gemmascope.run.jobs import Cost, Job, Maker, chunked, jobs_of, lacking
 from gemmascope.run.journal import NOWHERE, Journal, JournalStopped
 from gemmascope.run.memory import rows_within
 from gemmascope.run.metric import measure, try_metric
-from gemmascope.run.pairs import Ablation, Plan, pairs_of, question_of
+from gemmascope.run.pairs import Ablation, Plan, pairs_of, prompts_of, question_of
+from gemmascope.run.questions import of_plans, tell
 from gemmascope.run.result import Array, SweepResult
 from gemmascope.run.sources import listed_reference
 from gemmascope.run.trace import Trace
@@ -76,6 +76,7 @@ def sweep(
     """
     asked = Asked(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos), window)
     sweeping = prepare(clean, corrupt, metric, asked, edits=edits, model=model, memory=memory)
+    tell(of_plans(sweeping.plans, metric, sweeping.model), SweepError)
     journal = Journal()
     try:
         try:
@@ -116,8 +117,12 @@ def prepare(
     model: Model | None = None,
     memory: int | str | None = None,
 ) -> Sweeping:
-    """A sweep that has been checked and not run: its cells are counted. The arguments and errors are those of gs.sweep."""
+    """A sweep that has been checked and not run: its cells are counted. The arguments and errors are those of gs.sweep.
+
+    It gives no warning of what may not be meant: whoever asks tells, as gs.sweep does and a lab in its own way.
+    """
     model, edits = model_or_nano(model), listed_edits(edits)
+    clean, corrupt = prompts_of(clean, corrupt)
     pairs = pairs_of(clean, corrupt, metric, asked.into, Ablation.of(asked.ablate, asked.reference), model)
     grids = [Grid.over(asked.site, asked.by, asked.places, asked.window, model, pair.base) for pair in pairs]
     plans = [Plan.of(pair, grid, model, edits) for pair, grid in zip(pairs, grids, strict=True)]
@@ -175,6 +180,20 @@ class Sweeping:
 
 
 def run_all(sweeping: Sweeping, progress: bool) -> None:
+    """Run the cells that a sweep's result lacks; an interrupt ends it with what is done. progress: whether to show a bar."""
+    try:
+        run_cells(sweeping, progress)
+    except KeyboardInterrupt:
+        warn(f"interrupted: {sweeping.result.progress_text()}; the other cells are NaN")
+    except JournalStopped as stopped:
+        journal, result = sweeping.journal, sweeping.result
+        warn(
+            f"{journal.path} stopped at {journal.n_cells} of {result.question.n_cells} cells: {stopped}. The sweep "
+            f"ended there: {result.progress_text()}; the other cells are NaN. A second call with the same file goes on"
+        )
+
+
+def run_cells(sweeping: Sweeping, progress: bool) -> None:
     """Run the cells that a sweep's result lacks. progress: whether to show a bar."""
     from tqdm.auto import tqdm
 
@@ -182,17 +201,8 @@ def run_all(sweeping: Sweeping, progress: bool) -> None:
     result = sweeping.result
     with tqdm(total=result.question.n_cells, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not progress) as bar:
         bar.update(int(result.finished.sum()))
-        try:
-            for done in sweeping.chunks():
-                bar.update(len(done))
-        except KeyboardInterrupt:
-            warnings.warn(f"interrupted: {result.progress_text()}; the other cells are NaN", stacklevel=3)
-        except JournalStopped as stopped:
-            journal = sweeping.journal
-            warn(
-                f"{journal.path} stopped at {journal.n_cells} of {result.question.n_cells} cells: {stopped}. The sweep "
-                f"ended there: {result.progress_text()}; the other cells are NaN. A second call with the same file goes on"
-            )
+        for done in sweeping.chunks():
+            bar.update(len(done))
 
 
 def _run_chunk(chunk: Sequence[Job], plans: Sequence[Plan], model: Model, result: SweepResult) -> None:

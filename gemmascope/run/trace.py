@@ -21,11 +21,12 @@ from gemmascope.legible import legibly
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
+from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
-from gemmascope.run.memory import told_when_full
+from gemmascope.run.memory import require_room, told_when_full
 from gemmascope.run.passes import Editing, Keeping, streams
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import EDGE_SITES, SITES, Site, find
@@ -119,6 +120,10 @@ class Trace:
         import xarray
 
         rows = list(range(len(self))) if pos is None else [self._position(pos)]
+        n_bytes = 2 * 4 * self.model.n_layers * len(rows) * self.model.config.vocab_size  # the layers', then together
+        what = f"the logits of {self.model.n_layers} layers at {len(rows)} positions"
+        do = "give pos= and call it for each, or take gs.lens(trace), which keeps the likeliest tokens alone"
+        require_room(n_bytes, self.model.device, what, do)
         with torch.no_grad():
             read = torch.stack([self.model.network.unembed(x[rows]) for x in self.stream[1:]]).cpu().numpy()
         texts = self.tokens
@@ -233,6 +238,7 @@ class Trace:
         return list({asked.name, *(s.name for s in others if 2 * n_bytes <= KEEP_WHOLE_LAYER)})
 
     def _run_layer(self, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:
+        self._require_room(sites)
         keeping = Keeping(sites)
         with torch.no_grad(), told_when_full(self.model):
             if layer is None:
@@ -240,6 +246,17 @@ class Trace:
             else:
                 self.model.layer(layer)(self.stream[layer], self.layout, self._tap(keeping).at(layer, self.layout))
         return {name: value for (name, _), value in keeping.kept[0].items()}
+
+    def _require_room(self, names: Sequence[str]) -> None:
+        """BudgetError for logits of a long prompt, or scores and patterns, that what is free does not hold."""
+        size = self.model.config.size_of
+        wide = [SITES[name] for name in names if SITES[name].is_edges or "vocab" in SITES[name].axes]
+        n_bytes = 2 * 4 * sum(torch.Size(size(axis, len(self)) for axis in site.axes).numel() for site in wide)
+        if n_bytes:
+            do = "t.next_logits, t.top(pos=) and t.lens(pos=) take one position"
+            do = "t.edges(head=, q_pos=) gives some of the rows" if wide[0].is_edges else do
+            what = f"{' and '.join(site.name for site in wide)} of all {len(self)} positions"
+            require_room(n_bytes, self.model.device, what, do)
 
     def _tap(self, keeping: Tap) -> Tap:
         return Chain(Editing([self.bound_edits]), keeping)
@@ -289,18 +306,13 @@ def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()
     """
     model = model_or_nano(model)
     edits = listed_edits(edits)
-    return traces(model, prompt, edits) if is_many(prompt) else traces(model, [prompt], edits)[0]
+    prompts, many = listed_prompts(prompt)
+    found = traces(model, prompts, edits)
+    return found if many else found[0]
 
 
 def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:
     """Traces of several prompts from one pass, each with the edits."""
-    ids = [model.ids(prompt) for prompt in prompts]
+    ids = model.each_ids(prompts)
     bound = [[edit.bind(model, i) for edit in edits] for i in ids]
     return [Trace(model, i, s, e) for i, s, e in zip(ids, streams(model, ids, bound), bound, strict=True)]
-
-
-def is_many(prompt: Any) -> bool:
-    """Whether this is a list of prompts rather than one prompt: texts, lists or tensors of ids, or conversations."""
-    if isinstance(prompt, (str, bytes, Tensor)) or not isinstance(prompt, Sequence) or not prompt:
-        return False
-    return all(isinstance(p, (str, Sequence)) or (isinstance(p, Tensor) and p.dim() > 0) for p in prompt)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemmascope.analysis.attribution import attribute
+from gemmascope.analysis.attribution import estimate
 from gemmascope.model.model import Model
 from gemmascope.run.jobs import Cost
 from gemmascope.run.metric import measure
@@ -73,10 +73,7 @@ class Experiment:
     def estimate(self) -> SweepResult:
         """The gradient estimate of every cell."""
         s = self.settings
-        asked = s.asked(self.model)
-        return attribute(
-            s.clean, s.corrupt, s.metric_of(), site=s.site, by=s.by, into=s.into, layer=asked.places.layer, model=self.model
-        )
+        return estimate(s.clean, s.corrupt, s.metric_of(), s.asked(self.model), self.model)
 
     def chunks(self, cells: Array) -> Iterator[list[int]]:
         """Run the cells that have no exact number, chunk by chunk; each step gives the numbers of the cells it did."""

@@ -107,10 +107,10 @@ class FollowingLab(Shown):
         except GemmascopeError as error:
             self._follower.refuse(error)
 
-    def _script(self, edits: Sequence[str]) -> str:
-        """Python that runs the prompt with these edits, and goes on with it."""
+    def _script(self, edits: Sequence[str], note: str = "") -> str:
+        """Python that runs the prompt with these edits, and goes on with it. note: a comment on what they name."""
         return (
-            f"import gemmascope as gs\n\n{load_text(self.model)}prompt = {prompt_text(self._after.prompt)}\n"
+            f"import gemmascope as gs\n\n{load_text(self.model)}{note}prompt = {prompt_text(self._after.prompt)}\n"
             f"edits = [{', '.join(edits)}]\ntrace = gs.trace(prompt, model=model, edits=edits)\n"
             f"text = gs.generate(prompt, model=model, edits=edits, max_new_tokens={self.max_new_tokens}).text\n"
         )

@@ -6,10 +6,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gemmascope.analysis.metrics import answer_ids, answer_prob, logit_diff
+from gemmascope.analysis.metrics import answer_prob, logit_diff
 from gemmascope.errors import EditError, GemmascopeError, SweepError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
+from gemmascope.run.answers import answer_ids
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit
 from gemmascope.run.make_edits import scale

@@ -6,6 +6,7 @@ from typing import Any
 
 from gemmascope.errors import SiteError
 from gemmascope.run.trace import Trace
+from gemmascope.run.traced import no_trace
 from gemmascope.tokens import shown
 
 
@@ -14,7 +15,7 @@ def require_trace(given: Any, name: str) -> None:
     if isinstance(given, list) and given and all(isinstance(one, Trace) for one in given):
         raise SiteError(f"{name} is one trace; given a list of {len(given)}: take one of them, {name}=traces[0]")
     if not isinstance(given, Trace):
-        raise SiteError(f"{name} is a trace, gs.trace(prompt); given {type(given).__name__}")
+        raise SiteError(f"{name} is a trace, gs.trace(prompt); given {no_trace(given)}")
 
 
 def special_of(trace: Trace) -> list[bool]:

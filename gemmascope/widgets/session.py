@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-from gemmascope.errors import GemmascopeError, SweepError
+from gemmascope.errors import GemmascopeError, SweepError, warn
 from gemmascope.model.model import Model
 from gemmascope.run.default import model_or_nano
+from gemmascope.run.questions import Remark
 from gemmascope.run.result import SweepResult
 from gemmascope.widgets.board import Board, cells_of
-from gemmascope.widgets.checks import Check, check
+from gemmascope.widgets.checks import check
 from gemmascope.widgets.detail import Detail
 from gemmascope.widgets.experiment import Experiment
 from gemmascope.widgets.settings import Settings
@@ -56,7 +56,7 @@ class LabSession:
         self.listener = listener
         self.guard = threading.RLock()
         self.seq = self.number = 0
-        self.checks: list[Check] = []
+        self.checks: list[Remark] = []
         self.experiment: Experiment | None = None
         self.detail: Detail | None = None
         self.error: str | None = None
@@ -120,7 +120,7 @@ class LabSession:
         except KeyboardInterrupt:
             self.cancel()
             job.ended.wait()
-            warnings.warn("interrupted: what was done is kept", stacklevel=2)
+            warn("interrupted: what was done is kept")
         if job.failed is not None:
             self._failed = None
             raise job.failed

@@ -69,7 +69,8 @@ class SteerLab(FollowingLab):
             if (value := getattr(self.edit, name)) is not None
         )
         edits = [f"gs.add({self.edit.site!r}, vector{places}, scale={self.strength!r})"] if self.strength else []
-        return self._script(edits)
+        note = "# vector: the one that the lab steers with, which is too long to write out: give it that name\n"
+        return self._script(edits, note if edits else "")
 
     def _steps(self) -> Generator[None]:
         with self._follower.guard:

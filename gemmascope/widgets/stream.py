@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gemmascope.analysis.direct import answer_directions
-from gemmascope.analysis.metrics import Answer, answer_ids
 from gemmascope.errors import SiteError
 from gemmascope.plots.labelled import GLOBAL
+from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.run.where import find_positions

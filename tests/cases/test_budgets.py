@@ -1,0 +1,30 @@
+"""What would not fit in free memory is refused before it is computed, with its bytes and what to ask for instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import gemmascope as gs
+from gemmascope.errors import BudgetError
+from gemmascope.weights import budget
+
+T = gs.trace("Mary went to the store")
+LARGE: dict[str, tuple[Callable[[], Any], str]] = {
+    "every layer's logits": (lambda: T.lens(pos=None), r"logits of 6 layers at 6 positions.*give pos= .*gs\.lens\(trace\)"),
+    "the logits": (lambda: gs.trace("Mary went to the store").logits, r"logits.* of all 6 positions.*t\.next_logits"),
+    "a pattern": (lambda: gs.trace("Mary went to the store")["pattern", 1], r"all 6 positions.*t\.edges\(head=, q_pos=\)"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_does_not_fit_is_refused_and_what_fits_is_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, said = LARGE[name]
+    ask()
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 1000)
+    with pytest.raises(BudgetError, match=rf"{said}") as found:
+        ask()
+    assert re.search(r"would take [\d,]+ bytes, and 1,000 are free on cpu", str(found.value))

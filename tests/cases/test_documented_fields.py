@@ -1,0 +1,34 @@
+"""What the docstring of a result names is there to be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from importlib import import_module
+
+import pytest
+
+RESULTS = {
+    "Lens": "analysis.lens", "DirectLogits": "analysis.direct", "HeadScores": "analysis.heads",
+    "SweepResult": "run.result", "Comparison": "analysis.comparison", "Features": "dictionaries.activations",
+    "FeatureSweep": "dictionaries.features", "Direction": "analysis.direction", "StrengthSweep": "analysis.strength_result",
+    "Composition": "analysis.composition", "AttentionSummary": "analysis.attention_summary", "Plan": "weights.plan",
+    "Generation": "run.generation",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_name_in_the_docstring_of_a_result_is_a_field(name: str) -> None:
+    found = getattr(import_module(f"gemmascope.{RESULTS[name]}"), name)
+    text = " ".join((found.__doc__ or "").split())
+    named = {one for names in re.findall(r"(?:^|[.;:] )((?:[a-z_]+, )*[a-z_]+): ", text) for one in names.split(", ")}
+    there = set(dir(found)) | {field.name for field in dataclasses.fields(found)}
+    assert named
+    assert not named - there
+
+
+def test_every_field_of_a_lens_is_documented() -> None:
+    from gemmascope.analysis.lens import Lens
+
+    text = Lens.__doc__ or ""
+    assert not [field.name for field in dataclasses.fields(Lens) if not re.search(rf"\b{field.name}\b", text)]
