@@ -68,6 +68,10 @@ class JsonBackend:
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
 
+    def content(self) -> bytes:
+        """All that decides how a text is split, as a file holds it."""
+        return str(self._inner.to_str()).encode()
+
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name."""
         found: int | None = self._inner.token_to_id(name)
@@ -175,6 +179,10 @@ class PieceBackend:
 
     def is_special(self, token_id: int) -> bool:
         return token_id < self.size and bool(self._inner.is_control(token_id) or self._inner.is_unknown(token_id))
+
+    def content(self) -> bytes:
+        """All that decides how a text is split, as a file holds it."""
+        return bytes(self._inner.serialized_model_proto())
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,13 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self.backend.size
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all that decides how a text is split, which tells tokenizers apart."""
+        content = getattr(self.backend, "content", None)
+        pieces = content() if content else repr([self.backend.piece(i) for i in range(self.vocab_size)]).encode()
+        return hashlib.sha256(f"{self.bos_id} ".encode() + pieces).hexdigest()
 
     def beyond(self, size: int) -> dict[str, int]:
         """The tokens, by name, whose ids an embedding of this size does not have."""

@@ -23,12 +23,11 @@ from gemmascope.run.gradients import gradients
 from gemmascope.run.grid import Grid, Places
 from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.pairs import Ablation, Plan, pairs_of, prompts_of, question_of
-from gemmascope.run.passes import streams
 from gemmascope.run.questions import of_plans, tell
 from gemmascope.run.result import SweepResult
 from gemmascope.run.sources import listed_reference
 from gemmascope.run.sweep import Asked
-from gemmascope.run.trace import Trace
+from gemmascope.run.trace import Trace, run_traced
 
 
 def attribute(
@@ -98,8 +97,7 @@ def _filled(result: SweepResult, plans: Sequence[Plan], model: Model, steps: int
 
 
 def _fill(result: SweepResult, i: int, plan: Plan, model: Model, steps: int) -> None:
-    stream = streams(model, [plan.base.ids], [plan.base.edits])[0]
-    base = Trace(model, plan.base.ids, stream, plan.base.edits)
+    base = run_traced(model, [plan.base.ids], [plan.base.edits])[0]
     result.base_metric[i] = measure(plan.pair.metric, base.next_logits[None])[0].item()
     result.source_metric[i] = plan.traced_metric()
     estimates = _estimates(plan, base, steps)
@@ -135,6 +133,6 @@ def _mean_gradient(plan: Plan, base: Trace, layer: int, change: Tensor, steps: i
     for step in range(steps):
         value = base[name, layer] + change * covered * ((step + 0.5) / steps)
         edits = (*base.bound_edits, Patch(site=name, source=value, layer=layer).bind(model, base.ids))
-        moved = Trace(model, base.ids, streams(model, [base.ids], [edits])[0], edits)
+        moved = run_traced(model, [base.ids], [edits])[0]
         total += gradients(moved, plan.pair.metric, {(name, layer)})[name, layer]
     return total / steps

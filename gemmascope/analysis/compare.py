@@ -97,6 +97,7 @@ def _answers(x: Trace, y: Trace) -> _Answers:
 
 def _log_probs(t: Trace, rows: slice) -> Float[Tensor, "pos vocab"]:
     """Log-probabilities of the soft-capped logits of some positions, float64."""
+    t.require_weights(None)
     with torch.no_grad():
         return t.model.network.unembed(t.stream[-1][rows]).double().log_softmax(-1)
 

@@ -153,6 +153,7 @@ def _asked(trace: Trace, answer: Answer, against: Answer | None) -> tuple[list[i
 
 def _capped(trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int) -> float:
     """The soft-capped logit difference that the model returns at a position."""
+    trace.require_weights(None)
     with torch.no_grad():
         logits = trace.model.network.unembed(trace.stream[-1][pos : pos + 1])[0]
     return float(logits[list(ids)].mean() - (logits[list(others)].mean() if others else 0.0))

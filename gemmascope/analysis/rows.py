@@ -77,6 +77,7 @@ def read_rows(
 def logits_of(trace: Trace, site: str, rows: Tensor, positions: Sequence[int]) -> Float[Tensor, "row vocab"]:
     """The soft-capped logits of rows of a site, which stand at these positions."""
     network = trace.model.network
+    trace.require_weights(None)
     with torch.no_grad():
         if site not in PARTS:
             return network.unembed(rows)

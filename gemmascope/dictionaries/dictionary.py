@@ -8,10 +8,8 @@ Sources: "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +21,9 @@ from gemmascope.config import PRESETS
 from gemmascope.dictionaries.catalogue import TRANSCODER
 from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly, spelled
+from gemmascope.model.bits import bits_of, joined
 from gemmascope.model.maths import rms_scale
-from gemmascope.model.model import Model, sampled_places
+from gemmascope.model.model import Model
 from gemmascope.sites import find_site
 
 if TYPE_CHECKING:
@@ -40,7 +39,8 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class TrainedFor:
-    """What a dictionary was trained for. size: the preset of its model; fingerprint: of its model; None if not known."""
+    """What a dictionary was trained for. size: the preset of its model; fingerprint: the model's
+    network_fingerprint; None if not known."""
 
     model: str | None = None
     size: str | None = None
@@ -204,10 +204,10 @@ class Dictionary:
             preset = PRESETS[trained.size] if trained.size else config
             if (preset.n_layers, preset.d_model) != (config.n_layers, config.d_model):
                 raise DictionaryError(f"{wants}; {given}. {other}")
-            if trained.fingerprint not in (None, model.fingerprint):
+            if trained.fingerprint is not None and trained.fingerprint != (found := model.network_fingerprint):
                 raise DictionaryError(
-                    f"{wants} (fingerprint {trained.fingerprint}); {given}, whose weights or dtype differ (fingerprint "
-                    f"{model.fingerprint}). {other}"
+                    f"{wants} (fingerprint {trained.fingerprint}); {given}, whose weights or dtype differ "
+                    f"(fingerprint {found}). {other}"
                 )
         if self.layer is not None and self.layer >= config.n_layers:
             raise DictionaryError(f"{wants}; {given}: there is no layer {self.layer}")
@@ -220,14 +220,11 @@ class Dictionary:
         if self.is_transcoder and config.norm_eps != NORM_EPS:
             raise DictionaryError(f"{wants}: norms with an epsilon of {NORM_EPS}; {given}, with {config.norm_eps}")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """A digest of the shapes and of some values of every array: tells dictionaries apart quickly."""
-        digest = hashlib.sha256(repr((self.site, self.layer)).encode())
-        for array in (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold):
-            places = sampled_places(array.numel()).to(array.device)
-            digest.update(repr(tuple(array.shape)).encode() + array.reshape(-1)[places].cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A digest of the place and of every number of the arrays, as they are now."""
+        arrays = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold)
+        return joined((repr((self.site, self.layer)), *map(bits_of, arrays)))[:16]
 
     def _require_width(self, given: Tensor, width: int, what: str) -> None:
         if given.dim() != 2 or given.shape[-1] != width:

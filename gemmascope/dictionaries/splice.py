@@ -30,6 +30,7 @@ class Splice(Edit):
     dictionary: Dictionary
     features: Mapping[int, float]
     keep_error: bool = True
+    records = True  # the arrays of a dictionary can be written to
 
     @property
     def reads(self) -> str | None:

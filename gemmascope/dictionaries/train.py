@@ -196,7 +196,7 @@ def write(run: Run, folder: Path) -> Path:
     kept = made.loss_recovered(list(islice(texts("dictionary measured"), 300)), model=model)
     about = {
         "model": model.name,
-        "fingerprint": model.fingerprint,
+        "fingerprint": model.network_fingerprint,
         "site": SITE,
         "layer": LAYER,
         "measured": {

@@ -5,7 +5,7 @@ Source: "Gemma 2: Improving Open Language Models at a Practical Size" (arXiv 240
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import Attend
+from gemmascope.model.bits import bits_of
 from gemmascope.model.factors import Factors, ov_of, qk_of
 from gemmascope.model.layout import NO_ROWS, Layout
 from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate, soft_cap
@@ -164,9 +165,13 @@ class Embedding(nn.Embedding):
             tokens = slice(start, min(start + TOKENS, len(self.weight)))
             yield tokens, self.weight.detach()[tokens]
 
-    def sample(self, at: Tensor) -> Tensor:
-        """Some numbers of the table, by their places in it laid out flat. float32."""
-        return self.weight.detach().reshape(-1)[at].float()
+    def digest(self) -> str:
+        """The digest of the table as it is now."""
+        return bits_of(self.weight)
+
+    def mark(self) -> str | None:
+        """The stamp of the file that the table stays in; None for a table in memory."""
+        return None
 
 
 class Supply(Protocol):
@@ -178,8 +183,11 @@ class Supply(Protocol):
     def layer(self, index: int) -> Layer:
         """One layer, with weights of its own."""
 
-    def sample(self, index: int, name: str, at: Tensor) -> Tensor:
-        """Some numbers of a layer's parameter, by their places in it laid out flat. float32."""
+    def digest(self, index: int) -> str:
+        """A digest of a layer's numbers."""
+
+    def mark(self, index: int) -> str:
+        """What a run notes of a layer, to see later whether it changed: costs next to nothing."""
 
 
 class Torso(nn.Module):
@@ -196,7 +204,8 @@ class Gemma2(nn.Module):
     """The network: token ids to rows, rows through the layers, rows to soft-capped logits.
 
     supply: what brings the layers, where their parameters here are empty; None where they are here. work: bytes that the
-    rows of a pass may take, where a budget says so.
+    rows of a pass may take, where a budget says so. owned: whether the weights were read for this network alone.
+    check: raises where a model that shares its tensors with this network no longer computes what this one does.
     """
 
     def __init__(self, config: GemmaConfig) -> None:
@@ -206,6 +215,8 @@ class Gemma2(nn.Module):
         self.supply: Supply | None = None
         self.work: int | None = None
         self.adopted: tuple[object, ...] = ()  # a tuple, so that torch sees no second module in it
+        self.owned = False
+        self.check: Callable[[], None] = lambda: None
 
     def forward(self, ids: Int[Tensor, " row"], layout: Layout, tap: Tap = SILENT) -> Float[Tensor, "row d_model"]:
         """One pass: the stream after the last layer, before the last norm, for every row."""
@@ -224,16 +235,6 @@ class Gemma2(nn.Module):
             yield from self.supply.layers(reverse)
         else:
             yield from reversed(self.model.layers) if reverse else self.model.layers  # type: ignore[misc]
-
-    def sample(self, name: str, at: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Some numbers of a parameter, by their places in it laid out flat. float32, on the CPU."""
-        if name == "model.embed_tokens.weight":
-            return self.model.embed_tokens.sample(at).cpu()
-        _, kind, number, rest = [*name.split(".", 3), "", ""][:4]
-        if self.supply is not None and kind == "layers":
-            return self.supply.sample(int(number), rest, at)
-        parameter = self.get_parameter(name).detach().reshape(-1)
-        return parameter[at.to(parameter.device)].float().cpu()
 
     def layer(self, index: int) -> Layer:
         """The layer of this number, from 0, for as long as it is held."""

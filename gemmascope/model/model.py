@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Generator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,15 +14,14 @@ from torch import Tensor
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import PromptError
 from gemmascope.legible import legibly
+from gemmascope.model.bits import joined
 from gemmascope.model.gemma2 import Gemma2, Layer
+from gemmascope.model.identity import Identity
 from gemmascope.model.layout import Layout
 from gemmascope.model.prompts import as_prompts, numbered
 from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
 from gemmascope.sites import find_layer
 from gemmascope.tokens import Message, Tokenizer
-
-# How many numbers of a tensor of weights are looked at to tell it from another.
-SAMPLED = 64
 
 Prompt = str | Sequence[int] | Tensor | Sequence[Message]
 
@@ -47,6 +44,7 @@ class Model:
     ) -> None:
         self.network, self._tokenizer, self.name, self.asked = network, tokenizer, name, dict(asked or {})
         self.source = source
+        self.weights = Identity(network)
 
     @property
     def config(self) -> GemmaConfig:
@@ -87,6 +85,7 @@ class Model:
 
     def layers(self, reverse: bool = False) -> Generator[Layer]:
         """The layers in the order of a pass, or in reverse; each is good until the next is asked for."""
+        self.network.check()
         return self.network.layers(reverse)
 
     @property
@@ -127,7 +126,8 @@ class Model:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens and {self.name!r} a context of {context}: shorten it by {excess}"
             )
-        return ids.to(self.device)
+        self.network.check()
+        return ids.to(self.device, copy=True)  # a run is of these ids, whatever is written to the tensor given
 
     def each_ids(self, prompts: Sequence[Any], what: str = "prompt") -> list[Tensor]:
         """The token ids of several prompts. PromptError as in ids, with the number of the prompt that it is about."""
@@ -142,14 +142,20 @@ class Model:
         numbers = ids.tolist()
         return [str(i) for i in numbers] if self._tokenizer is None else self._tokenizer.texts(numbers)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """A digest of the configuration, the dtype and SAMPLED values of every parameter: tells models apart quickly."""
-        digest = hashlib.sha256(repr((self.config, self.dtype)).encode())
-        for name, parameter in self.network.named_parameters():
-            digest.update(name.encode())
-            digest.update(self.network.sample(name, sampled_places(parameter.numel())).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A digest of all the weights, the configuration, the dtype and the tokenizer, as they are now."""
+        self.network.check()
+        words = "none" if self._tokenizer is None else self._tokenizer.digest
+        return joined((*self._about(), *map(self.weights.digest, self.weights.parts), words))[:16]
+
+    @property
+    def network_fingerprint(self) -> str:
+        """A digest of all the weights, the configuration and the dtype: the same with any tokenizer."""
+        return joined((*self._about(), *map(self.weights.known, self.weights.parts)))[:16]
+
+    def _about(self) -> tuple[str, str]:
+        return repr(self.config), str(self.dtype)
 
     @legibly
     def __repr__(self) -> str:
@@ -161,11 +167,6 @@ class Model:
             f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device}"
             f"{''.join(f', {name}={value!r}' for name, value in self.asked.items())})"
         )
-
-
-def sampled_places(size: int) -> Int[Tensor, " n"]:
-    """Some places of a tensor of this size laid out flat, evenly over it: enough to tell weights apart quickly."""
-    return torch.linspace(0, size - 1, min(SAMPLED, size), dtype=torch.float64).long()
 
 
 def _is_list(value: Any) -> bool:

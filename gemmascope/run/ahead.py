@@ -60,9 +60,10 @@ def cut(bound: BoundEdit, model: Model, ids: Tensor) -> BoundEdit | None:
     came: dict[str, Any] = {name: places[axis].tolist() for name, axis in zip(names, axes, strict=True)}
     edit = replace(edit, **{name: at for name, at in came.items() if getattr(edit, name) is not None})
     try:
-        return edit.bind(model, ids)
+        found = edit.bind(model, ids)
     except EditError:
-        return _with_values(edit, values).bind(model, ids)
+        found = _with_values(edit, values).bind(model, ids)
+    return replace(found, written=bound.written)
 
 
 def _with_values(edit: Edit, values: Tensor | None) -> Edit:

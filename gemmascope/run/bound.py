@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
+from gemmascope.run.written import Written
 from gemmascope.sites import Address
 
 if TYPE_CHECKING:
@@ -86,13 +87,15 @@ class BoundEdit:
     """An edit whose places are numbers and whose source is checked: ready to be written to its run.
 
     places: the selected numbers along the first axes of the site. values: what to write; None if that follows from what
-    stands there; Fed if it is known only when the pass is at the layer.
+    stands there; Fed if it is known only when the pass is at the layer. written: what a function wrote to the run so far;
+    None where it is not kept.
     """
 
     edit: Edit
     address: Address
     places: tuple[Tensor, ...]
     values: Tensor | Fed | None
+    written: Written | None = field(default=None, compare=False, repr=False)
 
     @property
     def positions(self) -> Tensor:
@@ -135,7 +138,26 @@ class BoundEdit:
         if read is not None:
             values = read[places[0]]
         index = mesh(places)
-        value[index] = self.edit.write(value[index], values).to(value.dtype)
+        value[index] = self._new(value[index], values, places, first).to(value.dtype)
+
+    def _new(self, old: Tensor, values: Tensor | None, places: Sequence[Tensor], first: int) -> Tensor:
+        """What is written in the place of old."""
+        if self.written is None:
+            return self.edit.write(old, values)
+        axis = self.written.axis
+
+        def write(some: Tensor, rows: Tensor | None) -> Tensor:
+            mine = values if rows is None or values is None else values.movedim(axis, 0)[rows].movedim(0, axis)
+            return self.edit.write(some, mine)
+
+        return self.written(write, old, places[axis] + first, places[2] if self.address.site.is_edges else None)
+
+
+def recorded(bound: BoundEdit) -> BoundEdit:
+    """An edit of a run that is kept: what a function writes to it is kept as well, for layers that run again."""
+    if not bound.edit.records:
+        return bound
+    return replace(bound, written=Written(1 if bound.address.site.is_edges else 0))
 
 
 def mesh(places: Sequence[Tensor]) -> tuple[Tensor, ...]:

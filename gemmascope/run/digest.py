@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gemmascope.model.model import sampled_places
+from gemmascope.model.bits import bits_of
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.trace import Trace
 
@@ -112,7 +112,7 @@ class _Walk:
         elif isinstance(fn, functools.partial):
             yield from self.of((fn.func, fn.args, fn.keywords))
         elif isinstance(fn, nn.Module):
-            yield from self.of((type(fn).forward, {name: _sample(value) for name, value in fn.state_dict().items()}))
+            yield from self.of((type(fn).forward, fn.state_dict()))
         elif isinstance(call := getattr(type(fn), "__call__", None), FunctionType):  # noqa: B004
             yield from self.of(call)
         else:
@@ -137,15 +137,7 @@ class _Walk:
 
 def _of_tensor(value: Tensor) -> Iterator[Part]:
     value = value.detach().to_dense() if value.layout != torch.strided else value.detach()
-    yield f"{value.dtype} {list(value.shape)}"
-    yield value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _sample(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    flat = value.detach().flatten()
-    return flat[sampled_places(flat.numel()).to(flat.device)]
+    yield bits_of(value)
 
 
 def _contents(cell: CellType) -> Any:

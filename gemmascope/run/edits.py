@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +47,8 @@ class Edit(ABC):
 
     # Whether the edit must be given all the places that it names at once, wherever else the run equals another.
     needs_all: ClassVar[bool] = False
+    # Whether what it writes is kept with a run, since asking for it again may give something else.
+    records: ClassVar[bool] = False
 
     @property
     def reads(self) -> str | None:
@@ -57,10 +61,22 @@ class Edit(ABC):
         return None
 
     def bind(self, model: Model, ids: Tensor) -> BoundEdit:
-        """This edit, on a run of these ids.
+        """This edit, on a run of these ids, with the values that its tensors and lists have now.
 
         Raises SiteError for a site, layer, position or head that is not there, EditError for a source that does not fit.
         """
+        return self._snapshot()._bind(model, ids)
+
+    def _snapshot(self) -> Edit:
+        """This edit with copies of what its owner may write to: a run is of the values that it was made with."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        copies = {name: new for name, value in given.items() if (new := _copied(value)) is not value}
+        made = copy(self)
+        for name, new in copies.items():
+            object.__setattr__(made, name, new)
+        return made if copies else self
+
+    def _bind(self, model: Model, ids: Tensor) -> BoundEdit:
         address = find(self.site, model.n_layers, self.layer)
         heads = find_heads(self.head, address.site, model)
         if address.site.is_edges:
@@ -144,6 +160,10 @@ class Ablate(Edit):
         """The means that were taken so far: a list of runs with this edit takes each once."""
         return {}
 
+    def _snapshot(self) -> Edit:
+        self._means  # noqa: B018 (made here, it is shared by the copies)
+        return super()._snapshot()
+
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         assert values is not None
         return values
@@ -225,6 +245,7 @@ class Knockout(Edit):
 class Custom(Edit):
     fn: Callable[[Tensor], Tensor]
     needs_all = True
+    records = True
 
     @property
     def unsaid(self) -> Any:
@@ -285,6 +306,15 @@ def _traces_text(traces: Sequence[Trace]) -> str:
 def traces_said(traces: Sequence[Trace]) -> Said | None:
     """Reference traces as an argument of a call; None for none."""
     return Said(_traces_text(tuple(traces))) if traces else None
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a tensor, an array or a list; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 def _same(a: Any, b: Any) -> bool:

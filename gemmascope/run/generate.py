@@ -14,7 +14,7 @@ from gemmascope.legible import legible
 from gemmascope.model.model import Model
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.run.ahead import bind_ahead, cut
-from gemmascope.run.bound import BoundEdit
+from gemmascope.run.bound import BoundEdit, recorded
 from gemmascope.run.decoding import Decoder
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
@@ -108,7 +108,7 @@ class _Run:
                 f"past it; {do}"
             )
         n_total = len(ids) + n_new
-        bound = tuple(bind_ahead(edit, model, ids, n_total) for edit in edits)
+        bound = tuple(recorded(bind_ahead(edit, model, ids, n_total)) for edit in edits)
         tokenizer = model.tokenizer if model.has_tokenizer else None
         writing = Writing(tokenizer, Stopping.of(stop, prompt, model), ids.tolist())
         return cls(ids, bound, n_total, writing, torch.Generator().manual_seed(seed))

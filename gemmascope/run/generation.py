@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,10 @@ class Generation:
     stopped: str
     bound_edits: tuple[BoundEdit, ...]
     stream: tuple[Tensor, ...]
+    _own_ids: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_own_ids", self.ids.clone())  # those of the trace, whatever is written to ids
 
     @property
     def new_ids(self) -> Int[Tensor, " new"]:
@@ -71,10 +75,10 @@ class Generation:
 
     @cached_property
     def _trace(self) -> Trace:
-        stream = self.stream
-        if len(stream[0]) < len(self.ids):
-            stream = with_last_row(self.model, self.ids, stream, self.bound_edits)
-        return Trace(self.model, self.ids, stream, self.bound_edits)
+        stream, ids = self.stream, self._own_ids
+        if len(stream[0]) < len(ids):
+            stream = with_last_row(self.model, ids, stream, self.bound_edits)
+        return Trace(self.model, ids, stream, self.bound_edits)
 
     def to_dict(self) -> dict[str, Any]:
         """What was generated, as JSON holds it: tokens as they are, probabilities between 0 and 1."""

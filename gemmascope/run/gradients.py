@@ -65,6 +65,11 @@ def gradient(trace: Trace, metric: Any, sites: Any) -> Any:
 
 def gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Key, Tensor]:
     """The gradient of a bound metric at each wanted (site, layer)."""
+    with torch.inference_mode(False):
+        return _gradients(trace, metric, wanted)
+
+
+def _gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Key, Tensor]:
     found: dict[Key, Tensor] = {}
     grad = _at_the_end(trace, metric)
     lowest = min(layer or 0 for _, layer in wanted)
@@ -84,6 +89,7 @@ def _at_the_end(trace: Trace, metric: Metric) -> Tensor:
     """The gradient at the stream after the last layer: only the last position's logits are asked."""
     if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in trace.bound_edits):
         raise EditError("the run has an edit after its layers (final, logits_raw or logits), which gradients do not pass")
+    trace.require_weights(None)
     with torch.enable_grad():
         last = trace.stream[-1][-1:].detach().requires_grad_()
         value = measure(metric, trace.model.network.unembed(last))
@@ -94,6 +100,7 @@ def _at_the_end(trace: Trace, metric: Metric) -> Tensor:
 
 
 def _through_layer(trace: Trace, layer: Layer, grad: Tensor, wanted: Collection[Key]) -> tuple[Tensor, dict[Key, Tensor]]:
+    trace.require_weights(layer.index)
     grabbing = _Grabbing(wanted)
     tap = Chain(Editing([trace.bound_edits]), grabbing)
     with torch.enable_grad():

@@ -32,6 +32,7 @@ def replay(trace: Trace, sites: Collection[str | tuple[str, int]]) -> Iterator[t
 def _layers(trace: Trace, wanted: Collection[tuple[str, int | None]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
     with closing(trace.model.layers()) as layers:
         for layer in layers:
+            trace.require_weights(layer.index)
             keeping = Keeping([site for site, only in wanted if only in (None, layer.index)])
             tap = Chain(Editing([trace.bound_edits]), keeping)
             with torch.no_grad(), told_when_full(trace.model):

@@ -43,6 +43,8 @@ def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
 
     Raises TraceError for a trace with an edit by a function, which is no data, and for a place that cannot be written.
     """
+    for part in trace.model.weights.parts:  # what the file vouches for is what ran
+        trace.require_weights(part)
     tensors = {"ids": trace.ids, **{f"stream.{i}": x for i, x in enumerate(trace.stream)}}
     described = []
     for i, bound in enumerate(trace.bound_edits):

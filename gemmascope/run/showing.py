@@ -12,6 +12,7 @@ from unicodedata import east_asian_width
 
 import torch
 
+from gemmascope.errors import GemmascopeError
 from gemmascope.legible import legible as legible
 from gemmascope.legible import spelled
 from gemmascope.tokens import shown
@@ -66,6 +67,7 @@ class Summary:
 def summarise(trace: Trace) -> Summary:
     """Collect what a trace shows: one unembedding per layer of the last position."""
     model, ids = trace.model, trace.ids.tolist()
+    trace.require_weights(None)
     special = [model.has_tokenizer and model.tokenizer.is_special(i) for i in ids]
     with torch.no_grad():
         read = [model.network.unembed(x[-1:])[0] for x in trace.stream[1:]]
@@ -107,7 +109,10 @@ def as_data(trace: Trace) -> dict[str, Any]:
 
 def as_text(trace: Trace) -> str:
     """The text form, for a terminal. No token can move its cursor or turn its text round."""
-    s = summarise(trace)
+    try:
+        s = summarise(trace)
+    except GemmascopeError as error:  # such as weights that changed since: what is shown must not raise
+        return f"Trace of {spelled(trace.model.name)}: {len(trace)} tokens\n{spelled(str(error))}"
     words = [_drawn(text) for text, _, _ in s.tokens]
     top, layers = [_drawn(a.text) for a in s.top], [_drawn(row.top[0].text) for row in s.layers]
     wide = max(map(_columns, layers))
@@ -144,7 +149,10 @@ def _columns(text: str) -> int:
 
 def as_html(trace: Trace) -> str:
     """A self-contained piece of HTML. Every token is escaped: prompt text is text."""
-    s = summarise(trace)
+    try:
+        s = summarise(trace)
+    except GemmascopeError:
+        return f"<pre>{escape(as_text(trace))}</pre>"
     chips = [_chip(text, special) for text, _, special in s.tokens]
     edits = "".join(f"<div class='gs-edit'>edit <code>{escape(spelled(edit))}</code></div>" for edit in s.edits)
     top = "".join(f"<tr><td>{_chip(a.text)}</td>{_bar(a)}</tr>" for a in s.top)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -16,14 +17,14 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.errors import SiteError
+from gemmascope.errors import SiteError, TraceError
 from gemmascope.legible import legibly
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.bound import BoundEdit
+from gemmascope.run.bound import BoundEdit, recorded
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.memory import require_room, told_when_full
@@ -52,20 +53,34 @@ class Trace:
     """A run and its residual stream. Made by gs.trace.
 
     t["pattern", 5] reads a site of a layer, with the axes of the table of sites; negative layers count from the end;
-    dotted strings and TransformerLens' names are read as well. ids: the token ids [pos]. stream: n_layers + 1 tensors
-    [pos, d_model], the stream at the entry of each layer and after the last.
+    dotted strings and TransformerLens' names are read as well. stream: n_layers + 1 tensors [pos, d_model], the stream at
+    the entry of each layer and after the last. Threads may share a trace.
     """
 
     def __init__(
-        self, model: Model, ids: Int[Tensor, " pos"], stream: Sequence[Tensor], edits: Sequence[BoundEdit] = ()
+        self,
+        model: Model,
+        ids: Int[Tensor, " pos"],
+        stream: Sequence[Tensor],
+        edits: Sequence[BoundEdit] = (),
+        marks: Sequence[str] | None = None,
     ) -> None:
-        self.model, self.ids, self.stream, self.bound_edits = model, ids, tuple(stream), tuple(edits)
+        """marks: of the weights that the run was made with (Identity.marks); None for those that are there now."""
+        self.model, self._ids, self.stream, self.bound_edits = model, ids, tuple(stream), tuple(edits)
+        self.marks = tuple(model.weights.marks() if marks is None else marks)
         self.layout = Layout.of_lengths([len(ids)], model.device)
-        # Sites of the layers re-run last, by layer; None stands for what follows the last layer.
+        # Sites of the layers re-run last, by layer; None stands for what follows the last layer. Its lock is held while it
+        # is looked at or changed, and not while a layer runs.
         self._rerun: OrderedDict[int | None, dict[str, Tensor]] = OrderedDict()
+        self._lock = Lock()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._ids)
+
+    @property
+    def ids(self) -> Int[Tensor, " pos"]:
+        """The token ids. A copy: writing to it changes nothing here."""
+        return self._ids.clone()
 
     def __getitem__(self, key: Any) -> Tensor:
         """The value of a site: t["pattern", 5], t["layers.5.pattern"], t["blocks.5.attn.hook_pattern"], t["logits"].
@@ -124,6 +139,7 @@ class Trace:
         what = f"the logits of {self.model.n_layers} layers at {len(rows)} positions"
         do = "give pos= and call it for each, or take gs.lens(trace), which keeps the likeliest tokens alone"
         require_room(n_bytes, self.model.device, what, do)
+        self.require_weights(None)
         with torch.no_grad():
             read = torch.stack([self.model.network.unembed(x[rows]) for x in self.stream[1:]]).cpu().numpy()
         texts = self.tokens
@@ -152,7 +168,7 @@ class Trace:
         heads = find_heads(head, address.site, self.model)
         rows = find_positions(q_pos, self.model, self.ids)
         assert heads is not None
-        if address.site.name in self._rerun.get(address.layer, {}) or self._edits_at(address.layer, EDGE_SITES):
+        if address.site.name in self._found(address.layer) or self._edits_at(address.layer, EDGE_SITES):
             value = self._read(address.site, address.layer)[heads][:, rows]
         else:
             value = self._some_edges(address.site.name, address.layer, heads, rows)
@@ -198,16 +214,43 @@ class Trace:
         kept = self._kept(site.name, layer)
         if kept is not None:
             return kept.clone()
-        found = self._rerun.get(layer, {})
+        found = self._found(layer)
         if site.name not in found:
-            found = {**found, **self._run_layer(layer, self._worth_keeping(site, layer))}
-            if _n_bytes(found) > KEEP_WHOLE_LAYER:
-                return found[site.name]  # the caller's alone: too large to keep, and to copy
-            self._rerun[layer] = found
-        self._rerun.move_to_end(layer)
-        while len(self._rerun) > KEPT_LAYERS:
-            self._rerun.popitem(last=False)
+            made = self._run_layer(layer, self._worth_keeping(site, layer))
+            if _n_bytes({**found, **made}) > KEEP_WHOLE_LAYER:
+                return made[site.name]  # the caller's alone: too large to keep, and to copy
+            found = self._keep(layer, made)
         return found[site.name].clone()  # so that writing to what was read changes no number read later
+
+    def _found(self, layer: int | None) -> dict[str, Tensor]:
+        """What is kept of a layer that was re-run."""
+        with self._lock:
+            if layer in self._rerun:
+                self._rerun.move_to_end(layer)
+            return self._rerun.get(layer, {})
+
+    def _keep(self, layer: int | None, made: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keep sites of a layer beside those kept before, which another thread may have made meanwhile."""
+        with self._lock:
+            found = self._rerun[layer] = {**self._rerun.get(layer, {}), **made}
+            self._rerun.move_to_end(layer)
+            while len(self._rerun) > KEPT_LAYERS:
+                self._rerun.popitem(last=False)
+            return found
+
+    def require_weights(self, part: int | None) -> None:
+        """TraceError if the weights of a layer (None: embedding and last norm) are no longer those of the run.
+
+        Whatever runs again from the kept stream asks before it does.
+        """
+        self.model.network.check()
+        place = -1 if part is None else part
+        if self.model.weights.mark(part) != self.marks[place]:
+            what = "the embedding or the last norm" if part is None else f"layer {part}"
+            raise TraceError(
+                f"the weights of {what} of {self.model.name!r} changed since this run, so what it did there cannot be run "
+                "again. Run it again: gs.trace(t.ids, model=t.model). What it kept can be read: t['resid_post', layer]"
+            )
 
     def _kept(self, site: str, layer: int | None) -> Tensor | None:
         """A site that is an entry of the stream, which is kept as it stood before the edits at resid_pre."""
@@ -239,6 +282,7 @@ class Trace:
 
     def _run_layer(self, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:
         self._require_room(sites)
+        self.require_weights(layer)
         keeping = Keeping(sites)
         with torch.no_grad(), told_when_full(self.model):
             if layer is None:
@@ -258,16 +302,23 @@ class Trace:
             what = f"{' and '.join(site.name for site in wide)} of all {len(self)} positions"
             require_room(n_bytes, self.model.device, what, do)
 
+    def run_the_end(self) -> None:
+        """Run what follows the layers, if a function is to be asked there: once, as it is in the layers."""
+        if any(bound.written is not None and bound.address.layer is None for bound in self.bound_edits):
+            self._run_layer(None, ["logits"])
+
     def _tap(self, keeping: Tap) -> Tap:
         return Chain(Editing([self.bound_edits]), keeping)
 
     def _unembed(self, pos: int) -> Tensor:
         if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in self.bound_edits):
             return self["logits"][pos]
+        self.require_weights(None)
         with torch.no_grad():
             return self.model.network.unembed(self.stream[-1][pos : pos + 1])[0]
 
     def _some_edges(self, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
+        self.require_weights(layer)
         module, tap = self.model.layer(layer), self._tap(Tap()).at(layer, self.layout)
         attend, group = module.self_attn.attend, self.model.config.heads_per_kv
         with torch.no_grad():
@@ -313,6 +364,17 @@ def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()
 
 def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:
     """Traces of several prompts from one pass, each with the edits."""
-    ids = model.each_ids(prompts)
-    bound = [[edit.bind(model, i) for edit in edits] for i in ids]
-    return [Trace(model, i, s, e) for i, s, e in zip(ids, streams(model, ids, bound), bound, strict=True)]
+    with torch.inference_mode(False):
+        ids = model.each_ids(prompts)
+        return run_traced(model, ids, [[edit.bind(model, i) for edit in edits] for i in ids])
+
+
+def run_traced(model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[Trace]:
+    """Traces of runs whose edits are bound, from one pass."""
+    bound = [[recorded(edit) for edit in of_run] for of_run in edits]
+    marks = model.weights.marks()
+    with torch.inference_mode(False):  # what a trace keeps outlives the caller's inference mode: gradients start from it
+        found = [Trace(model, *run, marks) for run in zip(ids, streams(model, ids, bound), bound, strict=True)]
+        for one in found:
+            one.run_the_end()
+    return found

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.gemma2 import Gemma2, Layer
-from gemmascope.weights.checkpoint import with_ends
 from gemmascope.weights.placing import asked_dtype, choose_device, no_float16
+from gemmascope.weights.watch import Watch, config_of, refuse_other_forward
 
 _CLASS = "Gemma2ForCausalLM"
 
@@ -27,12 +27,12 @@ def adopt(source: Any, device: str | torch.device, dtype: str | torch.dtype) -> 
     """A network whose parameters are the very parameters of source: what changes in one changes in the other.
 
     Raises CheckpointError for parameters that are not there (meta), not Gemma 2's, spread over devices or of several
-    dtypes; DeviceError for float16, and for a device or dtype other than what source is in.
+    dtypes, and for a model that computes more than its parameters say; DeviceError for float16, and for a device or dtype
+    other than what source is in.
     """
     theirs: dict[str, nn.Parameter] = dict(source.named_parameters())
     _refuse_unusable(source, theirs)
-    ends = getattr(getattr(source, "generation_config", None), "eos_token_id", None)
-    network = empty_network(with_ends(GemmaConfig.from_dict(source.config.to_dict()), ends))
+    network = empty_network(config_of(source))
     ours = dict(network.named_parameters())
     missing = sorted(ours.keys() - theirs.keys())
     if missing or (extra := sorted(theirs.keys() - ours.keys() - {"lm_head.weight"})):
@@ -44,9 +44,11 @@ def adopt(source: Any, device: str | torch.device, dtype: str | torch.dtype) -> 
                 f"parameter {name!r} has shape {list(theirs[name].shape)}; its config asks for {list(parameter.shape)}"
             )
     _refuse_other_place(next(iter(theirs.values())), device, dtype)
+    refuse_other_forward(source, network.config)
     for name, parameter in theirs.items():
         if name in ours:
             put(network, name, parameter)
+    network.check = Watch(source, network, _refuse_unusable)
     return network
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gemmascope.model.bits import Bits
 from gemmascope.weights.file_bytes import PAGE
-from gemmascope.weights.packed import Piece, Span, bytes_of, room, stamp_of
+from gemmascope.weights.packed import Piece, Span, bytes_of, require_stamp, room, stamp_of
 
 # Bytes of the table that are held at once.
 PART = 64 * 2**20
@@ -27,6 +28,7 @@ class FileEmbedding(nn.Module):
         super().__init__()
         self.path, self.offset, self.piece, self.dtype, self.device = path, data + piece.start, piece, dtype, device
         self.stamp = stamp_of(path)
+        self._digest: str | None = None
         self.weight = nn.Parameter(torch.empty(piece.shape, dtype=dtype, device="meta"), requires_grad=False)
         self.width = piece.shape[1] * piece.dtype.itemsize
         step = PAGE // math.gcd(PAGE, self.width)  # so many rows are whole pages
@@ -42,9 +44,19 @@ class FileEmbedding(nn.Module):
         found: Tensor = _Logits.apply(x, self)  # type: ignore[no-untyped-call]
         return found
 
-    def sample(self, at: Tensor) -> Tensor:
-        width = self.piece.shape[1]
-        return torch.cat([self.read(int(i) // width, int(i) // width + 1)[0, int(i) % width][None] for i in at]).float()
+    def digest(self) -> str:
+        """The digest of the table, as a table in memory has it. Reads the file once: its stamp is looked at ever after."""
+        if self._digest is None:
+            found = Bits(f"{self.dtype} {tuple(self.weight.shape)}")
+            for _, rows in self.parts():
+                found.add(rows)
+            self._digest = found.hexdigest()
+        require_stamp(self.path, self.stamp)
+        return self._digest
+
+    def mark(self) -> str:
+        """What a run notes of the table: its file, which is looked at whenever it is read."""
+        return repr((str(self.path), stamp_of(self.path)))
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
         """The table, a part at a time: which tokens, and their rows. A part is good until the next."""

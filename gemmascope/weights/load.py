@@ -147,6 +147,7 @@ def _from_memory(
 def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, check: bool) -> Gemma2:
     """The network of a checkpoint: built without memory, then filled tensor by tensor."""
     network = empty_network(checkpoint.config)
+    network.owned = True
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
     checkpoint.require(shapes)
     if device.type == "meta":

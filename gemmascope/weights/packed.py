@@ -22,7 +22,7 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError
 from gemmascope.reading import parse_json
 from gemmascope.weights.file_bytes import PAGE, read_into
-from gemmascope.weights.int8 import GROUP, dequantise, n_groups
+from gemmascope.weights.int8 import dequantise, n_groups
 from gemmascope.weights.shards import DTYPES
 
 PACKED_DTYPES = {**DTYPES, "I8": torch.int8}
@@ -107,6 +107,12 @@ def stamp_of(path: Path) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
+def require_stamp(path: Path, stamp: tuple[int, int, int]) -> None:
+    """CheckpointError for a file that does not look as it did."""
+    if not path.is_file() or stamp_of(path) != stamp:
+        raise CheckpointError(f"{path} changed while it was in use: load the model again")
+
+
 @dataclass(frozen=True)
 class Packed:
     """A layer's bytes: where they are read from, and the tensors in them, by the names within the layer.
@@ -138,27 +144,10 @@ class Packed:
                 )
             self.checked.append(True)
 
-    def sample(self, name: str, at: Tensor, dtype: torch.dtype) -> Tensor:
-        """Some numbers of a tensor, by their places in it laid out flat, as they are in dtype."""
-        piece = self.by_name[name]
-        values = self._values(piece, at)
-        if scales := self.by_name.get(name + SCALE):
-            rows, columns = at // piece.shape[1], at % piece.shape[1]
-            values = values.float() * self._values(scales, rows * scales.shape[1] + columns // GROUP).float()
-        return values.to(dtype).float()
-
-    def _values(self, piece: Piece, at: Tensor) -> Tensor:
-        size = piece.dtype.itemsize
-        found = b"".join(self._bytes(piece.start + int(i) * size, size) for i in at)
-        return torch.frombuffer(bytearray(found), dtype=piece.dtype)
-
-    def _bytes(self, start: int, n_bytes: int) -> bytes:
-        for span in self.spans:
-            if span.at <= start < span.at + span.n_bytes:
-                found = bytearray(n_bytes)
-                Span(span.path, span.offset + start - span.at, n_bytes, 0, span.stamp).read(memoryview(found))
-                return bytes(found)
-        raise AssertionError(f"byte {start} lies in no span")
+    @property
+    def mark(self) -> str:
+        """The files that the layer is read from, as they are now."""
+        return repr([(str(span.path), stamp_of(span.path)) for span in self.spans])
 
     def ready(self, dtype: torch.dtype) -> bool:
         """Whether the tensors can be computed with where they lie."""

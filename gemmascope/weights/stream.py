@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError
 from gemmascope.model.gemma2 import Layer
+from gemmascope.model.identity import digest_of_layer
 from gemmascope.weights.adopt import empty_layers
 from gemmascope.weights.bringing import Arrival, Bringer, Job
-from gemmascope.weights.packed import Packed, bytes_of, room
+from gemmascope.weights.packed import Packed, bytes_of, require_stamp, room
 from gemmascope.weights.pass_lock import Holder, PassLock
 
 
@@ -88,6 +89,7 @@ class Stream:
         self.ready = all(packed.ready(dtype) for packed in layers)
         self._handed: WeakValueDictionary[int, Layer] = WeakValueDictionary()
         self._lock = PassLock()
+        self._digests: dict[int, str] = {}
         self.kept = {index: self._read_kept(index) for index in sorted(kept)}
         n_streamed = len(layers) - len(self.kept)
         largest = max((packed.n_bytes for packed in layers), default=0)
@@ -130,9 +132,20 @@ class Stream:
             self._handed[index] = found
         return found
 
-    def sample(self, index: int, name: str, at: Tensor) -> Tensor:
-        """Some numbers of a layer's parameter, by their places in it laid out flat. float32."""
-        return self.packed[index].sample(name, at, self.dtype)
+    def digest(self, index: int) -> str:
+        """A digest of a layer's numbers: the store's own checksum, or of the numbers as a layer in memory has them."""
+        packed = self.packed[index]
+        for span in packed.spans:
+            require_stamp(span.path, span.stamp)
+        if packed.sha256 is not None:
+            return packed.sha256
+        if index not in self._digests:
+            self._digests[index] = digest_of_layer(self.layer(index))
+        return self._digests[index]
+
+    def mark(self, index: int) -> str:
+        """What a run notes of a layer: its files, which are looked at whenever it is read."""
+        return self.packed[index].mark
 
     def bring(self, index: int, slot: Tensor) -> Arrival:
         """Fill a slot with a layer's bytes."""

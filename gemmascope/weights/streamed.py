@@ -159,6 +159,7 @@ def _network(
 ) -> Gemma2:
     _require_streaming(device)
     network = empty_network(config).to(dtype).requires_grad_(False)
+    network.owned = True
     put(network, NORM, nn.Parameter(read(NORM).to(device, dtype), requires_grad=False))
     if share.embedded:
         put(network, EMBEDDING, nn.Parameter(read(EMBEDDING).to(device, dtype), requires_grad=False))
