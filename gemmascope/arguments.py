@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -49,7 +50,7 @@ def finite_number(given: Any, name: str, *, error: type[GemmascopeError]) -> flo
 
 def is_whole(given: Any) -> bool:
     """Whether this is one whole number: a Python or numpy integer or a 0-d integer tensor, and no boolean."""
-    if isinstance(given, bool) or not hasattr(given, "__index__") or getattr(given, "ndim", 0) != 0:
+    if isinstance(given, (bool, type)) or not hasattr(given, "__index__") or getattr(given, "ndim", 0) != 0:
         return False
     if getattr(given, "is_meta", False):  # a tensor without values
         return False
@@ -67,6 +68,26 @@ def is_number(given: Any) -> bool:
     return isinstance(given, Real)
 
 
+def listed_numbers(given: Any) -> list[Any] | None:
+    """What a user wrote for one number or several, as a list, whose members are still to be checked; None for neither.
+
+    Takes a number, a list, tuple, range, generator, tensor or array of one axis; a set in rising order, as it has none.
+    Texts, mappings, and what has more axes than one are neither.
+    """
+    if getattr(given, "is_meta", False) or isinstance(given, (str, bytes, bytearray, Mapping, type)):
+        return None
+    if hasattr(given, "tolist"):  # tensors, numpy's arrays and their numbers
+        try:
+            given = given.tolist()
+        except (RuntimeError, TypeError, NotImplementedError, ValueError):  # a sparse or nested tensor
+            return None
+    if is_whole(given):
+        return [given]
+    if isinstance(given, (set, frozenset)):
+        return sorted(given, key=lambda one: (not is_whole(one), int(one) if is_whole(one) else 0))
+    return list(given) if isinstance(given, Iterable) else None
+
+
 def _bounds(least: int | None, most: int | None) -> str:
     if least is not None and most is not None:
         return f" from {least} to {most}"
@@ -80,5 +101,5 @@ def shown(given: Any) -> str:
     try:
         text = repr(given)
     except ValueError:  # Python writes no whole number of more than 4,300 digits
-        text = f"a whole number of {given.bit_length()} bits"
+        text = f"a whole number of {given.bit_length()} bits" if isinstance(given, int) else f"a {type(given).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gemmascope.arguments import is_whole, shown
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly
 
@@ -128,7 +129,7 @@ def read_name(name: object) -> tuple[Site, int | None]:
     """
     if not isinstance(name, str):
         return find_site(name), None
-    if dotted := re.fullmatch(r"(?:layers|blocks)\.(-?\d+)\.(.+)", name):
+    if dotted := re.fullmatch(r"(?:layers|blocks)\.(-?[0-9]{1,9})\.(.+)", name):
         return find_site(_translate(dotted[2])), int(dotted[1])
     return find_site(_translate(name)), None
 
@@ -141,7 +142,7 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
     """
     if isinstance(key, tuple):
         if len(key) != 2:
-            raise SiteError(f"a site is looked up as ('site', layer), such as ('pattern', 5); given {key!r}")
+            raise SiteError(f"a site is looked up as ('site', layer), such as ('pattern', 5); given {shown(key)}")
         name, layer = key
         # cache["resid_post", 5] and cache[utils.get_act_name("resid_post", 5)] are both TransformerLens idioms.
         return find(name, n_layers, layer)
@@ -149,17 +150,17 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
         raise SiteError(_unknown(key))
     site, at = read_name(key)
     if at is not None and layer is not None and find_layer(layer, n_layers) != find_layer(at, n_layers):
-        raise SiteError(f"{key!r} names layer {at}, and layer {layer} was given as well; give one of them")
+        raise SiteError(f"{shown(key)} names layer {at}, and layer {layer} was given as well; give one of them")
     return _address(site, layer if at is None else at, n_layers)
 
 
 def find_layer(layer: object, n_layers: int) -> int:
     """layer as a number from 0, negative ones counted from the end. SiteError if the model has no such layer."""
-    if isinstance(layer, bool) or not hasattr(layer, "__index__"):
-        raise SiteError(f"a layer is a whole number, {_layer_range(n_layers)}; given {layer!r}")
-    number: int = layer.__index__()
+    if not is_whole(layer):
+        raise SiteError(f"a layer is a whole number, {_layer_range(n_layers)}; given {shown(layer)}")
+    number: int = int(layer)  # type: ignore[call-overload]
     if not -n_layers <= number < n_layers:
-        raise SiteError(f"there is no layer {number}: layers go {_layer_range(n_layers)}")
+        raise SiteError(f"there is no layer {shown(number)}: layers go {_layer_range(n_layers)}")
     return number % n_layers
 
 
@@ -170,7 +171,7 @@ def _layer_range(n_layers: int) -> str:
 def _address(site: Site, layer: int | None, n_layers: int) -> Address:
     if not site.in_layer:
         if layer is not None:
-            raise SiteError(f"'{site.name}' is outside the layers: ask for it without one; given layer {layer!r}")
+            raise SiteError(f"'{site.name}' is outside the layers: ask for it without one; given layer {shown(layer)}")
         return Address(site, None)
     if layer is None:
         raise SiteError(f"'{site.name}' is in every layer: say which, {_layer_range(n_layers)}")
@@ -184,9 +185,9 @@ def _translate(name: str) -> str:
 
 
 def _unknown(name: object) -> str:
-    near = near_names(str(name), list(SITES))
+    near = near_names(name, list(SITES)) if isinstance(name, str) else []
     meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"there is no site {name!r}.{meant} The sites are: {', '.join(SITES)}"
+    return f"there is no site {shown(name)}.{meant} The sites are: {', '.join(SITES)}"
 
 
 def near_names(name: str, known: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from gemmascope.analysis.patterns import Some, attend_of, patterns
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
+from gemmascope.model.modes import computes
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.run.traced import no_trace
@@ -73,6 +74,7 @@ class AttentionSummary:
         return "\n".join(lines)
 
 
+@computes
 def attention_summary(trace: Trace) -> AttentionSummary:
     """Entropy, mean distance, the share on <bos> and the share beyond the window, of every head's attention.
 

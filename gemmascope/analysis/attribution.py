@@ -16,8 +16,10 @@ from torch import Tensor
 from gemmascope.arguments import whole_number
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
+from gemmascope.run.edit_text import traces_said
 from gemmascope.run.edits import Edit, Patch, listed_edits
 from gemmascope.run.gradients import gradients
 from gemmascope.run.grid import Grid, Places
@@ -30,6 +32,7 @@ from gemmascope.run.sweep import Asked
 from gemmascope.run.trace import Trace, run_traced
 
 
+@computes
 def attribute(
     clean: Any,
     corrupt: Any,

@@ -18,6 +18,7 @@ from gemmascope.analysis.shared_prompts import Case, reader, shared_cases, share
 from gemmascope.arguments import whole_number
 from gemmascope.errors import MetricError, SweepError
 from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.questions import of_plans, tell
 from gemmascope.run.result import SweepResult
@@ -29,6 +30,7 @@ LOGIT_ELEMENTS = 2**22
 SHAPE = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "vocab_size")
 
 
+@computes
 def compare(model_a: Model | None, model_b: Model | None, prompts: Any, *, pairs: Any = None, top: int = 10) -> Comparison:
     """What the weights of model_b change beside those of model_a: answers, stream by layer, and the heads that matter.
 

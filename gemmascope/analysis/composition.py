@@ -20,6 +20,7 @@ from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
 from gemmascope.run.default import model_or_nano
 from gemmascope.sites import find_layer
 
@@ -67,6 +68,7 @@ class Composition:
         return "\n".join([f"composition through {KINDS[self.kind]} in {spelled(self.model)}, 0 to 1", *best])
 
 
+@computes
 def composition(
     model: Model | None = None,
     kind: str = "v",
@@ -94,7 +96,7 @@ def composition(
             f"and a head reads only what earlier layers wrote"
         )
     n_heads = model.config.n_heads
-    scores = torch.full((len(sending), n_heads, len(receiving), n_heads), torch.nan)
+    scores = torch.full((len(sending), n_heads, len(receiving), n_heads), torch.nan, dtype=torch.float32)
     written: dict[int, Sender] = {}
     with closing(model.layers()) as layers:
         for layer in layers:

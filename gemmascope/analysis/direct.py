@@ -19,6 +19,7 @@ from gemmascope.analysis.parts import Reading
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.run.answers import Answer, answer_ids
+from gemmascope.model.modes import computes
 from gemmascope.run.code import plain
 from gemmascope.run.questions import of_answers, tell
 from gemmascope.run.trace import Trace
@@ -96,6 +97,7 @@ class DirectLogits:
         return " ".join(said)
 
 
+@computes
 def direct_logits(
     trace: Trace, answer: Answer, against: Answer | None = None, by: str = "sublayer", *, pos: int | str = -1
 ) -> DirectLogits:

@@ -24,6 +24,7 @@ from gemmascope.legible import legibly, spelled
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import listed_prompts
+from gemmascope.model.modes import computes
 from gemmascope.model.tap import Tap
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.memory import told_when_full
@@ -112,6 +113,7 @@ def head_scores(
     length: int | None = None,
     seed: int = 0,
 ) -> dict[str, HeadScores]: ...
+@computes
 def head_scores(
     model: Model | None = None,
     kind: str | list[str] | tuple[str, ...] = "induction",

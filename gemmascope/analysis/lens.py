@@ -19,6 +19,7 @@ from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.questions import of_answers, tell
+from gemmascope.model.modes import computes
 from gemmascope.run.trace import Trace
 from gemmascope.run.traced import no_trace
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
@@ -174,6 +175,7 @@ class Lens:
         return xarray.DataArray(values, dims=dims, coords=coords, name=name)
 
 
+@computes
 def lens(
     trace: Trace, site: str = "resid_post", top: int = 5, *, pos: Pos = None, head: Head = None, answer: Any = None
 ) -> Lens:

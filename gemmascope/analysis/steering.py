@@ -20,6 +20,7 @@ from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.prompts import as_prompts, listed_prompts
+from gemmascope.model.modes import computes
 from gemmascope.model.tap import Tap
 from gemmascope.run.bins import embedded
 from gemmascope.run.default import model_or_nano
@@ -31,6 +32,7 @@ from gemmascope.sites import Address, find
 NO_DIFFERENCE = 1e-6
 
 
+@computes
 def direction(
     positive: Any,
     negative: Any,

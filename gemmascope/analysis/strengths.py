@@ -18,6 +18,7 @@ from gemmascope.arguments import finite_number, is_number
 from gemmascope.errors import EditError, PromptError, SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.model.prompts import as_prompts, listed_prompts
+from gemmascope.model.modes import computes
 from gemmascope.run.bins import Bin, binned, embedded
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.default import model_or_nano
@@ -32,6 +33,7 @@ from gemmascope.run.where import Head, Pos
 LOGIT_ELEMENTS = 2**22
 
 
+@computes
 def strength_sweep(
     prompts: Any,
     vector: Tensor | Direction,

@@ -16,6 +16,7 @@ from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
 from gemmascope.run.traced import is_trace, no_trace
+from gemmascope.model.modes import computes
 from gemmascope.run.where import find_positions
 from gemmascope.tokens import shown
 
@@ -79,6 +80,7 @@ class Features:
         return sorted(set(self.feature.tolist()))
 
     @property
+    @computes
     def l0(self) -> xarray.DataArray:
         """How many features are active at each position, [pos]."""
         import xarray
@@ -87,6 +89,7 @@ class Features:
         return xarray.DataArray(counts, dims="pos", coords=self._pos_coords(), name="active features")
 
     @property
+    @computes
     def acts(self) -> xarray.DataArray:
         """The activations of the features that are active anywhere, [pos, feature]: zero where one is not active.
 
@@ -101,11 +104,12 @@ class Features:
                 "time, or read .pos, .feature and .value, which hold the active ones alone"
             )
         columns = torch.searchsorted(torch.tensor(self.active, device=self.feature.device), self.feature)
-        table = torch.zeros(len(self), len(self.active), device=self.value.device)
+        table = self.value.new_zeros(len(self), len(self.active))
         table[self.pos, columns] = self.value
         coords = {**self._pos_coords(), **feature_coords(self.dictionary, self.active)}
         return xarray.DataArray(table.cpu().numpy(), dims=("pos", "feature"), coords=coords, name="activation")
 
+    @computes
     def top(self, k: int = 5, pos: int | str = -1) -> list[tuple[int, float, str | None]]:
         """The k strongest features at a position: (feature, activation, concept or None), the strongest first.
 
@@ -120,16 +124,19 @@ class Features:
         return [(f, v, self._concept(f, v)) for f, v in zip(features, strongest.values.tolist(), strict=False)]
 
     @cached_property
+    @computes
     def reconstruction(self) -> Float[Tensor, "pos d_out"]:
         """What the dictionary makes of the active features. Float32."""
         return self.dictionary.summed(self.pos, self.feature, self.value, len(self))
 
     @property
+    @computes
     def error(self) -> Float[Tensor, "pos d_out"]:
         """What the reconstruction leaves out: the site's value less the reconstruction."""
         return self._target() - self.reconstruction
 
     @property
+    @computes
     def explained(self) -> float:
         """The share of variance explained: 1 - sum |x - reconstruction|^2 / sum |x - mean|^2, all positions but <bos>.
 

@@ -23,7 +23,8 @@ from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.bits import bits_of, joined
 from gemmascope.model.maths import rms_scale
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, sampled_places
+from gemmascope.model.modes import computes
 from gemmascope.sites import find_site
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Dictionary:
     def device(self) -> torch.device:
         return self.W_enc.device
 
+    @computes
     def encode(self, source: Trace | Tensor) -> Features:
         """The features of a run, or of rows [pos, d_in] of one's own: sparse activations at every position.
 
@@ -137,6 +139,7 @@ class Dictionary:
         self._require_width(source, self.d_in, "reads")
         return Features.of_rows(self, source.detach().to(self.device, torch.float32))
 
+    @computes
     def decode(self, acts: Float[Tensor, "pos feature"]) -> Float[Tensor, "pos d_out"]:
         """The reconstruction from activations, dense or sparse: acts @ W_dec + b_dec. Float32."""
         self._require_width(acts, self.n_features, "has features:")
@@ -185,6 +188,7 @@ class Dictionary:
         """The site whose rows input_of takes."""
         return "resid_mid" if self.is_transcoder else self.site
 
+    @computes
     def loss_recovered(self, prompts: Any, *, model: Model | None = None) -> LossRecovered:
         """How much of the next-token loss is kept when the reconstruction stands in the place of the site.
 

@@ -18,6 +18,7 @@ from gemmascope.dictionaries.locate import Asked, Found, locate
 from gemmascope.dictionaries.npz import read_params
 from gemmascope.errors import DictionaryError
 from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
 from gemmascope.reading import is_there, read_json
 from gemmascope.weights.placing import choose_device
 
@@ -25,6 +26,7 @@ from gemmascope.weights.placing import choose_device
 ABOUT = "about.json"
 
 
+@computes
 def load_sae(
     source: str | os.PathLike[str] = "nano",
     *,

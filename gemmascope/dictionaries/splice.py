@@ -7,7 +7,6 @@ Only the features that change are computed, so a feature that keeps its value le
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import finite_number, is_number, is_whole, shown
 from gemmascope.dictionaries.dictionary import Dictionary
 from gemmascope.errors import DictionaryError, EditError
 from gemmascope.legible import legibly
@@ -23,6 +23,9 @@ from gemmascope.run.bound import BoundEdit
 from gemmascope.run.code import plain
 from gemmascope.run.edits import Edit
 from gemmascope.run.where import Pos
+
+# Values are written in float32, where a larger one would be infinity.
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -56,7 +59,7 @@ class Splice(Edit):
         d = self.dictionary
         x = d.input_of(old if values is None else values)
         changed = torch.tensor(list(self.features), dtype=torch.long, device=d.device)
-        wanted = torch.tensor(list(self.features.values()), device=d.device)
+        wanted = torch.tensor(list(self.features.values()), dtype=torch.float32, device=d.device)
         if self.keep_error:
             change = (wanted - d.activations(x, changed)) @ d.W_dec[changed]
             return old.float() + change.to(old.device).reshape(old.shape)
@@ -93,16 +96,17 @@ def splice(
 
 def feature_number(sae: Dictionary, given: Any) -> int:
     """A feature's number. DictionaryError for one that is not there."""
-    if isinstance(given, bool) or not hasattr(given, "__index__") or not 0 <= given.__index__() < sae.n_features:
-        raise DictionaryError(f"there is no feature {given!r}: the features of {sae.call} go from 0 to {sae.n_features - 1}")
-    return int(given.__index__())
+    if not is_whole(given) or not 0 <= int(given) < sae.n_features:
+        raise DictionaryError(
+            f"there is no feature {shown(given)}: the features of {sae.call} go from 0 to {sae.n_features - 1}"
+        )
+    return int(given)
 
 
 def _value(given: Any) -> float:
-    try:
-        value = float(given)
-    except (TypeError, ValueError) as error:
-        raise DictionaryError(f"a feature's value is a number; given {given!r}") from error
-    if not math.isfinite(value):
-        raise DictionaryError(f"a feature's value is a finite number; given {given!r}")
+    if not is_number(given):
+        raise DictionaryError(f"a feature's value is a number; given {shown(given)}")
+    value = finite_number(given, "a feature's value", error=DictionaryError)
+    if abs(value) > LARGEST:
+        raise DictionaryError(f"a feature's value is at most {LARGEST:.3g}, the largest float32; given {shown(given)}")
     return value

@@ -16,6 +16,7 @@ from torch import Tensor
 from gemmascope.errors import GemmascopeError, SiteError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import rms_scale, rope_table, rotate
+from gemmascope.model.modes import computes
 from gemmascope.tokens import shown
 
 if TYPE_CHECKING:
@@ -45,10 +46,12 @@ class Factors:
     gains: bool = True
     distance: int | None = None
 
+    @computes
     def matrix(self) -> Float[Tensor, "d_model d_model"]:
         """The whole matrix."""
         return self.left @ self.right
 
+    @computes
     def singular(self) -> tuple[Float[Tensor, "d_model n"], Float[Tensor, " n"], Float[Tensor, "n d_model"]]:
         """The singular value decomposition U, S, Vh of the matrix, its d_head largest values, the largest first."""
         q_left, r_left = torch.linalg.qr(self.left)
@@ -56,15 +59,18 @@ class Factors:
         u, s, vh = torch.linalg.svd(r_left @ r_right.mT)
         return q_left @ u, s, vh @ q_right.mT
 
+    @computes
     def eigenvalues(self) -> Complex[Tensor, " d_head"]:
         """The eigenvalues of the matrix that are not 0 by its rank."""
         values: Tensor = torch.linalg.eigvals(self.right @ self.left)
         return values
 
+    @computes
     def norm(self) -> float:
         """The Frobenius norm of the matrix."""
         return float(((self.left.mT @ self.left) * (self.right @ self.right.mT)).sum().clamp(min=0).sqrt())
 
+    @computes
     def read_out(self, model: Model, k: int = 5, n: int = 3) -> pandas.DataFrame:
         """The n strongest singular vectors in tokens: what the left side reads, and what the right side writes or reads.
 
@@ -112,6 +118,7 @@ class Factors:
         )
 
 
+@computes
 def ov_of(layer: Layer, head: int, *, gains: bool) -> Factors:
     """The OV matrix of a layer's query head; see Layer.ov."""
     attention, config = layer.self_attn, layer.self_attn.config
@@ -124,6 +131,7 @@ def ov_of(layer: Layer, head: int, *, gains: bool) -> Factors:
     return _factors("ov", layer, head, left.mT, right, gains)
 
 
+@computes
 def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> Factors:
     """The QK matrix of a layer's query head; see Layer.qk."""
     if isinstance(distance, bool) or not hasattr(distance, "__index__") or distance < 0:

@@ -11,17 +11,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gemmascope.arguments import shown
 from gemmascope.config import GemmaConfig
-from gemmascope.errors import PromptError
+from gemmascope.errors import DeviceError, PromptError, TapError
 from gemmascope.legible import legibly
 from gemmascope.model.bits import joined
 from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.identity import Identity
 from gemmascope.model.layout import Layout
 from gemmascope.model.prompts import as_prompts, numbered
+from gemmascope.model.modes import computes
 from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
 from gemmascope.sites import find_layer
 from gemmascope.tokens import Message, Tokenizer
+from gemmascope.values import real_tensor
 
 Prompt = str | Sequence[int] | Tensor | Sequence[Message]
 
@@ -76,6 +79,7 @@ class Model:
             )
         return self._tokenizer
 
+    @computes
     def layer(self, index: int) -> Layer:
         """One layer; a negative index counts from the end. SiteError if there is none.
 
@@ -88,11 +92,19 @@ class Model:
         self.network.check()
         return self.network.layers(reverse)
 
+    def require_values(self) -> None:
+        """DeviceError for a model on the meta device, which has shapes and no numbers."""
+        if self.device.type == "meta":
+            raise DeviceError(
+                f'{self.name!r} was loaded on "meta", which has shapes and no values: load it on "cpu" or another device'
+            )
+
     @property
     def n_params(self) -> int:
         """Number of parameters, the tied embedding counted once."""
         return sum(p.numel() for p in self.network.parameters())
 
+    @computes
     def run(self, prompt: Prompt, tap: TapFn | Tap | None = None) -> Float[Tensor, "pos vocab"]:
         """The soft-capped logits of one prompt at every position, in float32.
 
@@ -105,14 +117,29 @@ class Model:
         ids = self.ids(prompt)
         layout = Layout.of_lengths([len(ids)], self.device)
         with torch.no_grad():
-            return self.network.unembed(self.network(ids, layout, used), used.at(None, layout))
+            logits = self.network.unembed(self.network(ids, layout, used), used.at(None, layout))
+            if not bool(torch.isfinite(logits.amax(-1)).all()):  # minus infinity may rule a token out
+                self._refuse_nan(ids, layout, used)
+            return logits
 
+    def _refuse_nan(self, ids: Tensor, layout: Layout, tap: Tap) -> None:
+        """TapError for logits of NaN that a tap made, CheckpointError for those of the weights."""
+        from gemmascope.run.finite import require_sound
+
+        if tap is not SILENT:
+            require_sound(self, ids)
+            first = tap.first_nan() if isinstance(tap, FunctionTap) else None
+            raise TapError(f"the run holds NaN, which it does not without the tap: {first or 'what it returns'} began it")
+        require_sound(self, ids)
+
+    @computes
     def ids(self, prompt: Prompt) -> Int[Tensor, " pos"]:
         """The token ids of a prompt, on the model's device.
 
         prompt: text (<bos> is put in front unless it is there), chat messages, or token ids, which are taken as they are.
         Raises PromptError for an empty prompt, ids that are no token of the model, or more of them than its context.
         """
+        self.require_values()
         prompt = as_prompts(prompt)
         if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) > 0 and isinstance(prompt[0], Mapping)):
             ids = torch.tensor(self.tokenizer.ids(prompt))  # type: ignore[arg-type]
@@ -174,7 +201,11 @@ def _is_list(value: Any) -> bool:
 
 
 def _as_ids(prompt: Any) -> Tensor:
+    if isinstance(prompt, Tensor) and not prompt.is_complex() and not prompt.is_floating_point():
+        prompt = real_tensor(prompt, "a prompt of token ids", PromptError)
     ids = prompt if isinstance(prompt, Tensor) else _tensor_of(prompt)
+    if ids.is_nested:
+        raise PromptError("the token ids of one prompt have one axis, [pos]; given a nested tensor")
     if ids.dim() == 2 and len(ids) == 1:  # the batch axis that transformers' tokenizers put in front
         ids = ids[0]
     if ids.dim() != 1:
@@ -201,9 +232,9 @@ def _whole(value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError as error:
-        raise PromptError(f"token ids are whole numbers; given {value!r}") from error
+        raise PromptError(f"token ids are whole numbers; given {shown(value)}") from error
     if isinstance(value, bool):  # Python counts with it, but nobody means a token by True
-        raise PromptError(f"token ids are whole numbers; given {value!r}")
+        raise PromptError(f"token ids are whole numbers; given {shown(value)}")
     if abs(number) >= 2**63:  # more than a tensor of them can hold
-        raise PromptError(f"token id {number} is outside any vocabulary")
+        raise PromptError(f"token id {shown(number)} is outside any vocabulary")
     return number

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gemmascope.errors import TapError
 from gemmascope.model.layout import Block, Layout
+from gemmascope.values import real_tensor
 
 TapFn = Callable[[str, int | None, Tensor], Tensor]
 
@@ -90,6 +91,7 @@ class FunctionTap(Tap):
         if not callable(fn):
             raise TapError(f"a tap is a function fn(site, layer, value) -> value; given {type(fn).__name__}")
         self.fn = fn
+        self.sums: list[tuple[str, Tensor]] = []  # of every value returned, so that the first that is none can be named
 
     def wants(self, site: str, layer: int | None) -> bool:
         return True
@@ -109,6 +111,13 @@ class FunctionTap(Tap):
             raise TapError(
                 f"{where} returned {type(result).__name__}; return the value to go on with (unchanged: the one it was given)"
             )
+        result = real_tensor(result, f"what {where} returned", TapError)
         if result.shape != value.shape:
             raise TapError(f"{where} returned shape {tuple(result.shape)}; the site has {tuple(value.shape)}")
-        return result.to(device=value.device, dtype=value.dtype)
+        result = result.to(device=value.device, dtype=value.dtype)
+        self.sums.append((where, result.detach().sum()))
+        return result
+
+    def first_nan(self) -> str | None:
+        """The first site at which the function returned NaN; None if it never did."""
+        return next((where for where, total in self.sums if bool(total.isnan())), None)

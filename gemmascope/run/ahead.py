@@ -12,6 +12,7 @@ from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.edits import Ablate, Add, Edit, Patch
+from gemmascope.run.reach import is_hidden
 from gemmascope.run.where import find_positions_ahead
 
 _PLACES = ("pos", "q_pos", "k_pos")
@@ -54,7 +55,7 @@ def cut(bound: BoundEdit, model: Model, ids: Tensor) -> BoundEdit | None:
         there = places[axis] < len(ids)
         places[axis] = places[axis][there]
         values = None if values is None else values.movedim(axis, 0)[there].movedim(0, axis)
-    if not all(map(len, places)):
+    if not all(map(len, places)) or (is_hidden(bound.address, places, model) and not bound.hidden):
         return None
     names = ("q_pos", "k_pos") if bound.address.site.is_edges else ("pos",)
     came: dict[str, Any] = {name: places[axis].tolist() for name, axis in zip(names, axes, strict=True)}

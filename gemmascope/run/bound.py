@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 from gemmascope.run.written import Written
 from gemmascope.sites import Address
+from gemmascope.values import real_tensor
 
 if TYPE_CHECKING:
     from gemmascope.run.edits import Edit
@@ -37,9 +38,12 @@ class Target:
         """The selected places of a site's value."""
         return value[mesh(self.places)]
 
-    def fit(self, value: Tensor, what: str) -> Tensor:
-        """A source for the selected values: of their shape, or of its last axes and then the same along the others."""
-        value = torch.as_tensor(value).to(self.model.device)
+    def fit(self, given: Any, what: str) -> Tensor:
+        """A source for the selected values: of their shape, or of its last axes and then the same along the others.
+
+        given: a tensor or a numpy array of real numbers.
+        """
+        value = real_tensor(given, what, EditError).detach().to(self.model.device)
         shape, axes = self.shape(), self.address.site.axes
         long = [n for n in value.shape if n > 1]  # an axis of one place may be left out, or be there
         squeezed = value.reshape(shape) if long == [n for n in shape if n > 1] else value
@@ -82,12 +86,17 @@ class Fed:
 _SPREADING = frozenset(("embed", "resid_pre", "attn_in", "k", "k_rot", "v"))
 
 
+# Where minus infinity is a way to say "not this one".
+_MASKED_BY_INFINITY = frozenset(("scores", "scores_capped", "logits_raw", "logits"))
+
+
 @dataclass(frozen=True)
 class BoundEdit:
     """An edit whose places are numbers and whose source is checked: ready to be written to its run.
 
     places: the selected numbers along the first axes of the site. values: what to write; None if that follows from what
-    stands there; Fed if it is known only when the pass is at the layer. written: what a function wrote to the run so far;
+    stands there; Fed if it is known only when the pass is at the layer. hidden: whether it names only edges that the mask
+    hides, at a pattern, where what is written there is read all the same. written: what a function wrote to the run so far;
     None where it is not kept.
     """
 
@@ -95,6 +104,7 @@ class BoundEdit:
     address: Address
     places: tuple[Tensor, ...]
     values: Tensor | Fed | None
+    hidden: bool = False
     written: Written | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -138,7 +148,10 @@ class BoundEdit:
         if read is not None:
             values = read[places[0]]
         index = mesh(places)
-        value[index] = self._new(value[index], values, places, first).to(value.dtype)
+        new = self._new(value[index], values, places, first).to(value)
+        if self.edit.computes:
+            self._check(value[index], new, places)
+        value[index] = new
 
     def _new(self, old: Tensor, values: Tensor | None, places: Sequence[Tensor], first: int) -> Tensor:
         """What is written in the place of old."""
@@ -151,6 +164,29 @@ class BoundEdit:
             return self.edit.write(some, mine)
 
         return self.written(write, old, places[axis] + first, places[2] if self.address.site.is_edges else None)
+
+    def _check(self, old: Tensor, new: Tensor, places: Sequence[Tensor]) -> None:
+        """EditError for a computed value that is no number, or that leaves hidden edges as they are."""
+        if self.hidden and not bool(new.any()):
+            raise EditError(
+                f"{self.edit!r} reaches nothing: the mask hides the edges named, whose weights are 0, and it leaves 0"
+            )
+        if bool(torch.isfinite(new.detach().sum())):  # a sum is quick, and no number makes it none
+            return
+        if bool(self._allowed(old).all()) and len(wrong := torch.nonzero(~self._allowed(new))):
+            at = ", ".join(
+                f"{axis} {int(place[n])}"
+                for axis, place, n in zip(self.address.site.axes, places, wrong[0].tolist(), strict=False)
+            )
+            made = float(new[tuple(wrong[0])])
+            raise EditError(
+                f"{self.edit!r} made {made} of what stood at '{self.address}' ({at}): no run can go on from there"
+            )
+
+    def _allowed(self, new: Tensor) -> Tensor:
+        """Which numbers a run can go on from: finite ones, and minus infinity where it hides an edge or a token."""
+        finite = torch.isfinite(new)
+        return finite | torch.isneginf(new) if self.address.site.name in _MASKED_BY_INFINITY else finite
 
 
 def recorded(bound: BoundEdit) -> BoundEdit:

@@ -17,6 +17,7 @@ from gemmascope.model.layout import Block, Earlier, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.bound import BoundEdit
+from gemmascope.run.finite import are_logits, is_finite, require_finite, require_logits
 from gemmascope.run.memory import told_when_full
 from gemmascope.run.passes import Editing
 from gemmascope.sites import EDGE_SITES
@@ -80,7 +81,10 @@ class Decoder:
             for layer in layers:
                 layout = layouts[layer.index]
                 stream.append(layer(stream[-1], layout, tap.at(layer.index, layout)))
-        self._passes.append((dict(zip(runs, layouts[0].spans, strict=True)), stream))
+            self._passes.append((dict(zip(runs, layouts[0].spans, strict=True)), stream))
+            if not is_finite(stream[-1]):
+                for run in runs:
+                    require_finite(self.model, self.prompts[run], self.stream(run), self.edits[run])
         return stream[-1]
 
     def _next_rows(self, back: int = 0) -> Layout:
@@ -107,7 +111,13 @@ class Decoder:
         layout = self._next_rows(back=1)
         tap = Editing([[e for e in self.edits[run] if e.address.layer is None] for run in self.going])
         with torch.no_grad():
-            return self.model.network.unembed(rows, tap.at(None, layout))
+            logits = self.model.network.unembed(rows, tap.at(None, layout))
+            if not are_logits(logits):
+                for at, run in enumerate(self.going):
+                    require_logits(
+                        self.model, self.prompts[run], logits[at], rows[at], self.lengths[run] - 1, self.edits[run]
+                    )
+            return logits
 
 
 class _Prefilling(Tap):

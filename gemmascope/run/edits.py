@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -18,17 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import shown
 from gemmascope.errors import EditError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
 from gemmascope.run.bound import BoundEdit, Feed, Target
-from gemmascope.run.code import Said, plain
+from gemmascope.run.code import plain
+from gemmascope.run.edit_text import source_text, traces_text
 from gemmascope.run.metric import name_of
+from gemmascope.run.reach import refuse_hidden
 from gemmascope.run.sources import mean_of, of_trace
 from gemmascope.run.traced import is_trace, no_trace
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import find
+from gemmascope.values import is_array, real_tensor
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
@@ -45,10 +49,21 @@ class Edit(ABC):
     q_pos: Pos = None
     k_pos: Pos = None
 
+    def __post_init__(self) -> None:
+        for name in ("pos", "head", "q_pos", "k_pos"):
+            if isinstance(given := getattr(self, name), Iterator):  # an edit meets many runs, and this is read once
+                object.__setattr__(self, name, list(given))
+
     # Whether the edit must be given all the places that it names at once, wherever else the run equals another.
     needs_all: ClassVar[bool] = False
     # Whether what it writes is kept with a run, since asking for it again may give something else.
     records: ClassVar[bool] = False
+
+    # Whether what stood there before makes no difference to what stands there after.
+    overwrites: ClassVar[bool] = False
+
+    # Whether the values that it writes are computed from what stands there, and can leave the range of numbers.
+    computes: ClassVar[bool] = True
 
     @property
     def reads(self) -> str | None:
@@ -94,9 +109,9 @@ class Edit(ABC):
         places = tuple(torch.tensor(axis, device=model.device) for axis in axes if axis is not None)
         target = Target(model, ids, address, places)
         values = self._values(target)
-        if values is not None and not bool(torch.isfinite(values).all()):
-            raise EditError(f"the source of {self!r} holds NaN or infinity")
-        return BoundEdit(self, address, places, values)
+        if values is not None and not bool(torch.isfinite(values.to(model.dtype)).all()):
+            raise EditError(f"the source of {self!r} holds NaN or infinity, or a number too large for {model.dtype}")
+        return BoundEdit(self, address, places, values, refuse_hidden(self, address, places, values, model))
 
     @abstractmethod
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
@@ -134,13 +149,15 @@ class Edit(ABC):
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Patch(Edit):
     source: Trace | Tensor | Feed
+    overwrites = True
+    computes = False
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         assert values is not None
         return values
 
     def _values(self, target: Target) -> Tensor:
-        if isinstance(self.source, Tensor):
+        if is_array(self.source):
             return target.fit(self.source, "the source tensor")
         if isinstance(self.source, Feed) or not is_trace(self.source):
             raise EditError(f"a source is a trace or a tensor; given {no_trace(self.source)}")
@@ -154,6 +171,8 @@ class Patch(Edit):
 class Ablate(Edit):
     value: float | str = 0.0
     reference: Sequence[Trace] = ()
+    overwrites = True
+    computes = False
 
     @cached_property
     def _means(self) -> dict[tuple[str, int | None], Tensor]:
@@ -173,12 +192,12 @@ class Ablate(Edit):
             return mean_of(self.value, self.reference, target, self._means)
         if self.reference:
             raise EditError("a reference is only for value='mean' or 'mean_by_pos'")
-        return torch.full((), float(self.value), device=target.model.device).expand(target.shape())
+        return torch.full((), float(self.value), dtype=torch.float32, device=target.model.device).expand(target.shape())
 
     @legibly
     def __repr__(self) -> str:
         rest = [] if self.value == 0.0 else [f"value={self.value!r}"]
-        rest += [f"reference={_traces_text(self.reference)}"] if self.reference else []
+        rest += [f"reference={traces_text(self.reference)}"] if self.reference else []
         return super().__repr__()[:-1] + "".join(f", {part}" for part in rest) + ")"
 
 
@@ -192,8 +211,6 @@ class Add(Edit):
         return old + values
 
     def _values(self, target: Target) -> Tensor:
-        if not isinstance(self.vector, Tensor):
-            raise EditError(f"the vector is a tensor; given {type(self.vector).__name__}")
         return target.fit(self.vector, "the vector") * self.scale
 
     def _arguments(self) -> list[str]:
@@ -222,6 +239,8 @@ class Scale(Edit):
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Knockout(Edit):
     site: str = "scores_capped"
+    overwrites = True
+    computes = False
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         return torch.full_like(old, -torch.inf)
@@ -253,12 +272,15 @@ class Custom(Edit):
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         new = self.fn(old)
+        if isinstance(new, Tensor):
+            new = real_tensor(new, f"what the function of {self!r} returned", EditError)
         if not isinstance(new, Tensor) or new.shape != old.shape:
             given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            inplace = ", also where it writes in place" if new is None else ""
             raise EditError(
-                f"the function of {self!r} returned {given}; it must return a tensor of shape {tuple(old.shape)}"
+                f"the function of {self!r} returned {given}; it must return a tensor of shape {tuple(old.shape)}{inplace}"
             )
-        return new
+        return new if torch.is_grad_enabled() else new.detach()
 
     def _arguments(self) -> list[str]:
         return [repr(self.site), name_of(self.fn)]
@@ -272,40 +294,12 @@ def listed_edits(edits: Any) -> tuple[Edit, ...]:
     """Edits as they were given to a function, checked to be a list of edits. EditError for anything else."""
     if isinstance(edits, Edit):
         raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
-    if not isinstance(edits, Iterable):
-        raise EditError(f"edits is a list of edits; given {edits!r}")
+    if isinstance(edits, (str, bytes, Mapping, type)) or is_array(edits) or not isinstance(edits, Iterable):
+        raise EditError(f"edits is a list of edits; given {shown(edits)}")
     listed = tuple(edits)  # every run of the pass goes through them, so an iterator would not do
     if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:
-        raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {wrong[0]!r}")
+        raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {shown(wrong[0])}")
     return listed
-
-
-# A tensor of at most so many numbers is printed whole, and references of at most so many tokens together.
-SHOWN_NUMBERS, SHOWN_TOKENS = 16, 256
-
-
-def source_text(source: Trace | Tensor | Feed) -> str:
-    """What an edit writes as Python; a tensor of many numbers by its shape."""
-    if isinstance(source, Tensor):
-        if source.numel() > SHOWN_NUMBERS:
-            return f"<tensor {list(source.shape)}>"
-        as_read = source.dtype in (torch.float32, torch.int64, torch.bool)
-        return f"torch.tensor({source.tolist()!r}{'' if as_read else f', dtype={source.dtype}'})"
-    if isinstance(source, Feed) or not hasattr(source, "ids"):
-        return f"<{type(source).__name__}>"
-    edits = f", edits={list(source.edits)!r}" if source.edits else ""
-    return f"gs.trace({source.ids.tolist()}, model=model{edits})"
-
-
-def _traces_text(traces: Sequence[Trace]) -> str:
-    if sum(len(trace) for trace in traces) > SHOWN_TOKENS:
-        return f"<{len(traces)} traces>"
-    return f"[{', '.join(map(source_text, traces))}]"
-
-
-def traces_said(traces: Sequence[Trace]) -> Said | None:
-    """Reference traces as an argument of a call; None for none."""
-    return Said(_traces_text(tuple(traces))) if traces else None
 
 
 def _copied(value: Any) -> Any:
@@ -321,6 +315,8 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two arguments of edits are equal: tensors by their numbers, traces by model, tokens and edits."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and a.device == b.device and bool(torch.equal(a, b))
+    if is_array(a) and is_array(b) and not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return bool(np.array_equal(np.asarray(a), np.asarray(b)))
     if hasattr(a, "ids") and hasattr(b, "ids"):
         return bool(a.model is b.model and a.ids.tolist() == b.ids.tolist() and a.edits == b.edits)
     a, b = plain(a), plain(b)

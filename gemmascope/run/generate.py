@@ -13,12 +13,15 @@ from gemmascope.errors import GenerationError, warn
 from gemmascope.legible import legible
 from gemmascope.model.model import Model
 from gemmascope.model.prompts import listed_prompts
+from gemmascope.arguments import shown, whole_number
+from gemmascope.model.modes import computes
 from gemmascope.run.ahead import bind_ahead, cut
 from gemmascope.run.bound import BoundEdit, recorded
 from gemmascope.run.decoding import Decoder
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.generation import Generation
+from gemmascope.run.reach import warn_of_no_effect, warn_of_what_never_came
 from gemmascope.run.sampling import Sampling
 from gemmascope.run.stopping import Stopping, Writing
 
@@ -27,6 +30,7 @@ Show = bool | Callable[[str], Any]
 MOST_SEED = 2**63
 
 
+@computes
 def generate(
     prompt: Any,
     *,
@@ -57,8 +61,8 @@ def generate(
     sampling = Sampling(temperature, top_p)
     prompts, many = listed_prompts(prompt)
     shown = _shown(show, model, prompts if many else None)
-    n_new = _whole("max_new_tokens", max_new_tokens, 1)
-    seed = _whole("seed", seed, 0, MOST_SEED - len(prompts))
+    n_new = whole_number(max_new_tokens, "max_new_tokens", least=1, error=GenerationError)
+    seed = whole_number(seed, "seed", least=0, most=MOST_SEED - len(prompts), error=GenerationError)
     model.each_ids(prompts)  # an error says which prompt it is about
     runs = [_Run.of(one, model, edits, n_new, stop, seed + i) for i, one in enumerate(prompts)]
     try:
@@ -74,7 +78,7 @@ def growing_text(prompt: Any, model: Model, edits: Sequence[Edit], max_new_token
 
     Without a tokenizer it is the ids. Whoever asks no further ends it: nothing is run before it is asked for.
     """
-    n_new = _whole("max_new_tokens", max_new_tokens, 1)
+    n_new = whole_number(max_new_tokens, "max_new_tokens", least=1, error=GenerationError)
     run = _Run.of(prompt, model, listed_edits(edits), n_new, (), 0)
     return _growing(run, model, n_new)
 
@@ -89,6 +93,7 @@ class _Run:
     """One prompt on its way. new: the tokens that were drawn so far, each with its logarithm of probability."""
 
     prompt: Tensor
+    asked: tuple[Edit, ...]
     edits: tuple[BoundEdit, ...]
     n_total: int
     writing: Writing
@@ -104,14 +109,15 @@ class _Run:
             room = context - len(ids)
             do = f"ask for {room} at most" if room else "shorten it"
             raise GenerationError(
-                f"the prompt has {len(ids)} tokens and {model.name!r} a context of {context}: {n_new} new ones would go "
-                f"past it; {do}"
+                f"the prompt has {len(ids)} tokens and {model.name!r} a context of {context}: {shown(n_new)} new ones would "
+                f"go past it; {do}"
             )
         n_total = len(ids) + n_new
         bound = tuple(recorded(bind_ahead(edit, model, ids, n_total)) for edit in edits)
+        warn_of_no_effect(bound, model, ids, edits)
         tokenizer = model.tokenizer if model.has_tokenizer else None
         writing = Writing(tokenizer, Stopping.of(stop, prompt, model), ids.tolist())
-        return cls(ids, bound, n_total, writing, torch.Generator().manual_seed(seed))
+        return cls(ids, tuple(edits), bound, n_total, writing, torch.Generator().manual_seed(seed))
 
     def take(self, token: int, logprob: float, n_new: int) -> str:
         """Take a token; the text that is whole with it."""
@@ -168,7 +174,10 @@ class _Loop:
             self.show(run.writing.rest())
         new = torch.tensor([token for token, _ in run.new], dtype=torch.long, device=run.prompt.device)
         ids = torch.cat((run.prompt, new))
-        edits = tuple(bound for bound in (cut(edit, self.model, ids) for edit in run.edits) if bound is not None)
+        came = [cut(edit, self.model, ids) for edit in run.edits]
+        for asked, edit, bound in zip(run.asked, run.edits, came, strict=True):
+            warn_of_what_never_came(asked, edit, len(ids), made=bound is not None)
+        edits = tuple(bound for bound in came if bound is not None)
         stream = tuple(entry[: len(ids)] for entry in self.decoder.stream(number))
         return Generation(
             self.model, ids, len(run.prompt), run.writing.text, tuple(logprob for _, logprob in run.new),
@@ -181,7 +190,7 @@ def _shown(show: Any, model: Model, several: Sequence[Any] | None) -> Callable[[
     if show is False:
         return lambda piece: None
     if show is not True and not callable(show):
-        raise GenerationError(f"show is True, False, or a function that is given each piece of text; given {show!r}")
+        raise GenerationError(f"show is True, False, or a function that is given each piece of text; given {shown(show)}")
     if several is not None:
         raise GenerationError(f"the text of one prompt is shown as it comes; given {len(several)}: leave show out")
     if not model.has_tokenizer:
@@ -189,11 +198,3 @@ def _shown(show: Any, model: Model, several: Sequence[Any] | None) -> Callable[[
     if show is True:
         return lambda piece: print(legible(piece), end="", flush=True)
     return show  # type: ignore[no-any-return]
-
-
-def _whole(name: str, given: Any, least: int, most: int | None = None) -> int:
-    whole = hasattr(given, "__index__") and not isinstance(given, bool) and getattr(given, "ndim", 0) == 0
-    if not whole or int(given) < least or (most is not None and int(given) > most):
-        upwards = "upwards" if most is None else f"to {most}"
-        raise GenerationError(f"{name} is a whole number from {least} {upwards}; given {given!r}")
-    return int(given)

@@ -17,6 +17,7 @@ from torch import Tensor
 from gemmascope.legible import legible, legibly, spelled
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.edits import Edit
 from gemmascope.run.memory import told_when_full
@@ -69,6 +70,7 @@ class Generation:
         """The edits of the run, with their positions as numbers; without those at positions that it did not come to."""
         return tuple(bound.edit for bound in self.bound_edits)
 
+    @computes
     def trace(self) -> Trace:
         """The trace of the whole text, with the run's edits. Only the last token's row is run: the others were."""
         return self._trace

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import EditError, MetricError, SiteError
+from gemmascope.arguments import is_whole
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Chain, Tap
@@ -56,11 +57,18 @@ def gradient(trace: Trace, metric: Any, sites: Any) -> Any:
     Raises SiteError for a site that is not there, or that comes after the layers.
     """
     many = isinstance(sites, list)
-    addresses = {key: _before_the_end(find(key, trace.model.n_layers)) for key in (sites if many else [sites])}
+    if many and not sites:
+        raise SiteError("sites is an empty list: name one site at least")
+    addresses = {_hashable(key): _before_the_end(find(key, trace.model.n_layers)) for key in (sites if many else [sites])}
     found = gradients(trace, bind_metric(metric, trace.model), {_key(a) for a in addresses.values()})
     if many:
         return {key: found[_key(address)] for key, address in addresses.items()}
-    return found[_key(addresses[sites])]
+    return found[_key(addresses[_hashable(sites)])]
+
+
+def _hashable(key: Any) -> Any:
+    """A site as it was asked for, its layer a plain number, so that it can be a key."""
+    return (key[0], int(key[1])) if isinstance(key, tuple) and len(key) == 2 and is_whole(key[1]) else key
 
 
 def gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Key, Tensor]:

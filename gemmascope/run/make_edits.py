@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from gemmascope.arguments import is_number, shown
 from gemmascope.errors import EditError
 from gemmascope.run.edits import Ablate, Add, Custom, Knockout, Patch, Scale
 from gemmascope.run.projection import AblateDirection, HasVector
 from gemmascope.run.sources import listed_reference
 from gemmascope.run.where import Head, Pos
+from gemmascope.values import is_array
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
@@ -32,10 +34,10 @@ def patch(
 ) -> Patch:
     """Replace a site's values by those of another run, or by a tensor.
 
-    source: a Trace, read at the same site, layer and places; or a tensor of the shape of what it replaces, or of its
-    last axes. layer: the layer, negative from the end; none for embed, final and logits. pos: a number, slice, list, or a
-    token that occurs once; None for all. head: a number or list; None for all; at k, k_rot and v it counts kv heads.
-    q_pos, k_pos: instead of pos, at the edge sites scores, scores_capped and pattern.
+    source: a Trace, read at the same site, layer and places; or a tensor or numpy array of the shape of what it replaces,
+    or of its last axes. layer: the layer, negative from the end; none for embed, final and logits. pos: a number, slice,
+    list, or a token that occurs once; None for all. head: a number or list; None for all; at k, k_rot and v it counts kv
+    heads. q_pos, k_pos: instead of pos, at the edge sites scores, scores_capped and pattern.
     Errors come when the edit meets a run: SiteError for a place that is not there, EditError for a source that does not fit.
     """
     return Patch(site=site, source=source, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
@@ -71,7 +73,7 @@ def ablate_direction(
     what gs.direction returns. Places as in gs.patch; for all layers write one edit for each. EditError, when it meets a
     run, for zeros, NaN or another width.
     """
-    found: Any = vector if isinstance(vector, Tensor) else getattr(vector, "vector", vector)
+    found: Any = vector if is_array(vector) else getattr(vector, "vector", vector)
     return AblateDirection(site=site, vector=found, layer=layer, pos=pos, head=head)
 
 
@@ -86,9 +88,19 @@ def add(
     q_pos: Pos = None,
     k_pos: Pos = None,
 ) -> Add:
-    """Add scale x vector to a site's values: steering. vector: the shape of the places, or of its last axes."""
+    """Add scale x vector to a site's values: steering.
+
+    vector: a tensor or numpy array of the shape of the places, or of its last axes. Places as in gs.patch.
+    """
     return Add(
-        site=site, vector=vector, layer=layer, pos=pos, head=head, scale=_number("scale", scale), q_pos=q_pos, k_pos=k_pos
+        site=site,
+        vector=vector,
+        layer=layer,
+        pos=pos,
+        head=head,
+        scale=_number("scale", scale),
+        q_pos=q_pos,
+        k_pos=k_pos,
     )
 
 
@@ -103,13 +115,21 @@ def scale(
     k_pos: Pos = None,
 ) -> Scale:
     """Multiply a site's values by a factor. Places as in gs.patch."""
-    return Scale(site=site, factor=_number("factor", factor), layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
+    return Scale(
+        site=site,
+        factor=_number("factor", factor),
+        layer=layer,
+        pos=pos,
+        head=head,
+        q_pos=q_pos,
+        k_pos=k_pos,
+    )
 
 
 def knockout(*, layer: int, head: Head = None, q_pos: Pos = None, k_pos: Pos = None) -> Knockout:
     """Cut attention edges before the softmax: these queries of these heads no longer see these keys. None means all.
 
-    EditError, when it meets a run, if a query would be left without any key.
+    EditError, when it meets a run, if a query would be left without any key, or if the mask hides all the edges named.
     """
     return Knockout(layer=layer, head=head, q_pos=q_pos, k_pos=k_pos)
 
@@ -127,13 +147,19 @@ def edit(
     """Pass a site's values at some places through a function of one's own.
 
     fn: takes the values there, with the axes of the site ([pos, head, d_head] for a head's positions), and returns
-    a tensor of that shape.
+    a tensor of that shape, also where it writes in place. EditError, in the run, for anything else and for NaN; minus
+    infinity hides an edge at the scores and a token at the logits.
     """
+    if not callable(fn):
+        raise EditError(f"fn is a function of the values, such as lambda x: 2 * x; given {shown(fn)}")
     return Custom(site=site, fn=fn, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
 
 
 def _number(name: str, given: Any) -> float:
+    """A number as a float. NaN and infinity are left to the run, whose error names the whole edit."""
+    if not is_number(given):
+        raise EditError(f"{name} is a number; given {shown(given)}")
     try:
         return float(given)
-    except (TypeError, ValueError) as error:
-        raise EditError(f"{name} is a number; given {given!r}") from error
+    except OverflowError as error:  # 10**400
+        raise EditError(f"{name} is a number that a float can hold; given {shown(given)}") from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import MetricError, warn
+from gemmascope.arguments import shown
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 
@@ -20,7 +21,8 @@ def bind_metric(metric: Any, model: Model) -> Metric:
     """A metric ready to be called: answers are looked up in the model's tokenizer. MetricError if it is no metric."""
     if not callable(metric) and not hasattr(metric, "bind"):
         raise MetricError(
-            f"a metric is a function of soft-capped logits [run, vocab] -> [run], or gs.logit_diff(...); given {metric!r}"
+            "a metric is a function of soft-capped logits [run, vocab] -> [run], or gs.logit_diff(...); given "
+            f"{shown(metric)}"
         )
     bound: Metric = metric.bind(model) if hasattr(metric, "bind") else metric
     return bound

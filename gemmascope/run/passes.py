@@ -12,6 +12,7 @@ from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.bound import BoundEdit
+from gemmascope.run.finite import require_finite
 from gemmascope.run.memory import told_when_full
 
 
@@ -79,6 +80,7 @@ def streams(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[Bo
     """The residual stream of every run, from one pass: n_layers + 1 tensors [pos, d_model] each.
 
     Entry l is what enters layer l (an edit at its resid_pre is still to come), the last what leaves the last layer.
+    EditError or CheckpointError for a run that holds NaN or infinity.
     """
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     layout = Layout.of_lengths([len(prompts[i]) for i in by_length], model.device)
@@ -87,5 +89,7 @@ def streams(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[Bo
         model.network(
             torch.cat([prompts[i] for i in by_length]), layout, Chain(Editing([edits[i] for i in by_length]), keeping)
         )
-    found = {i: list(kept.values()) for i, kept in zip(by_length, keeping.kept, strict=True)}
+        found = {i: list(kept.values()) for i, kept in zip(by_length, keeping.kept, strict=True)}
+        for i, stream in found.items():
+            require_finite(model, prompts[i], stream, edits[i])
     return [found[i] for i in range(len(prompts))]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
@@ -35,6 +36,7 @@ SENDERS = ("z", "attn_out", "mlp_out")
 MLPS = ("live", "frozen")
 
 
+@computes
 def path_sweep(
     clean: Any,
     corrupt: Any,

@@ -14,7 +14,9 @@ from torch import Tensor
 from gemmascope.errors import EditError
 from gemmascope.legible import legibly
 from gemmascope.run.bound import Target
-from gemmascope.run.edits import Edit, source_text
+from gemmascope.run.edit_text import source_text
+from gemmascope.run.edits import Edit
+from gemmascope.values import is_array, real_tensor
 
 
 class HasVector(Protocol):
@@ -40,9 +42,10 @@ class AblateDirection(Edit):
         site, vector = target.address.site, self.vector
         if site.is_edges:
             raise EditError(f"'{site.name}' lives on attention edges, where there is no direction to remove")
-        if not isinstance(vector, Tensor) or vector.is_complex():
-            given = vector.dtype if isinstance(vector, Tensor) else type(vector).__name__
+        if not is_array(vector):
+            given = type(vector).__name__
             raise EditError(f"a direction is a tensor of real numbers, or what gs.direction returns; given {given}")
+        vector = real_tensor(vector, "the direction", EditError).detach()
         width, axis = target.shape()[-1], site.axes[-1]
         if tuple(vector.shape) != (width,):
             raise EditError(
@@ -50,7 +53,7 @@ class AblateDirection(Edit):
             )
         if not bool(vector.any()):
             raise EditError("the direction is a vector of zeros, which points nowhere")
-        return target.fit(vector.detach(), "the direction")
+        return target.fit(vector, "the direction")
 
     def _arguments(self) -> list[str]:
         return [repr(self.site), source_text(self.vector)]

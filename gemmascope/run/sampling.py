@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from math import nan
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gemmascope.arguments import finite_number, shown
 from gemmascope.errors import GenerationError
 
 
@@ -22,14 +23,18 @@ class Sampling:
     top_p: float
 
     def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or not 0 <= self.temperature < float("inf"):
+        temperature = _number(self.temperature)
+        if not temperature >= 0:
             raise GenerationError(
-                f"temperature is a number from 0 (the likeliest token, always) upwards; given {self.temperature!r}"
+                f"temperature is a number from 0 (the likeliest token, always) upwards; given {shown(self.temperature)}"
             )
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+        top_p = _number(self.top_p)
+        if not 0 < top_p <= 1:
             raise GenerationError(
-                f"top_p is a number above 0 and up to 1 (all tokens), a share of probability; given {self.top_p!r}"
+                f"top_p is a number above 0 and up to 1 (all tokens), a share of probability; given {shown(self.top_p)}"
             )
+        object.__setattr__(self, "temperature", temperature)
+        object.__setattr__(self, "top_p", top_p)
 
     def probabilities(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
         """The distribution that a token is drawn from, float64 on the CPU.
@@ -55,5 +60,9 @@ class Sampling:
         return [int(torch.multinomial(self.probabilities(row), 1, generator=generator)) for row, generator in drawn]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _number(given: Any) -> float:
+    """A finite number as a float; NaN for anything else."""
+    try:
+        return finite_number(given, "it", error=GenerationError)
+    except GenerationError:
+        return nan

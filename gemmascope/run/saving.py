@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gemmascope.errors import GemmascopeError, TraceError, warn
 from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
 from gemmascope.paths import asked_path
 from gemmascope.reading import parse_json
 from gemmascope.run.bound import BoundEdit
@@ -38,6 +39,7 @@ _CODES = {
 }  # fmt: skip
 
 
+@computes
 def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write a trace to a file, aside first and then renamed, so that a broken write leaves the old file whole.
 
@@ -56,6 +58,7 @@ def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     write_file(path, _file_of(about, tensors), error=TraceError)
 
 
+@computes
 def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> Trace:
     """The trace that t.save(path) wrote.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import shown
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 from gemmascope.run.bound import Target
 from gemmascope.run.traced import is_trace, no_trace
 from gemmascope.run.where import parting
+from gemmascope.values import is_array
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
@@ -42,12 +44,12 @@ def listed_reference(reference: Any) -> tuple[Trace, ...]:
     """The traces to take a mean over as they were given, checked to be a list of traces. EditError for anything else."""
     if is_trace(reference):
         raise EditError("reference is a list of traces; given one: write reference=[trace]")
-    if isinstance(reference, str) or not isinstance(reference, Iterable):
-        given = no_trace(reference) if hasattr(reference, "stream") else repr(reference)
+    if isinstance(reference, (str, bytes, Mapping, type)) or is_array(reference) or not isinstance(reference, Iterable):
+        given = no_trace(reference) if hasattr(reference, "stream") else shown(reference)
         raise EditError(f"reference is a list of traces; given {given}")
     listed = tuple(reference)
     if wrong := [given for given in listed if not is_trace(given)]:
-        held = no_trace(wrong[0]) if hasattr(wrong[0], "stream") else repr(wrong[0])
+        held = no_trace(wrong[0]) if hasattr(wrong[0], "stream") else shown(wrong[0])
         raise EditError(f"reference is a list of traces, made by gs.trace; it holds {held}")
     return listed
 

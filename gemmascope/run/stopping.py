@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gemmascope.arguments import is_whole, listed_numbers, shown
 from gemmascope.errors import GenerationError, PromptError
 from gemmascope.model.model import Model
 from gemmascope.tokens import Tokenizer
@@ -96,17 +97,18 @@ class Writing:
 
 
 def _listed(stop: Any) -> list[Any]:
-    if isinstance(stop, (str, Mapping)) or not isinstance(stop, Iterable):
+    if isinstance(stop, (str, bytes, Mapping)) or is_whole(stop):
         return [stop]
-    return list(stop)
+    listed = listed_numbers(stop)
+    return [stop] if listed is None else listed
 
 
 def _token(given: Any, model: Model) -> int:
-    if not hasattr(given, "__index__") or isinstance(given, bool):
-        raise GenerationError(f"stop is a text, a token id, or a list of such; given {given!r}")
+    if not is_whole(given):
+        raise GenerationError(f"stop is a text, a token id, or a list of such; given {shown(given)}")
     size = model.config.vocab_size
     if not 0 <= int(given) < size:
-        raise GenerationError(f"stop={int(given)} is no token of {model.name!r}: ids go from 0 to {size - 1}")
+        raise GenerationError(f"stop={shown(int(given))} is no token of {model.name!r}: ids go from 0 to {size - 1}")
     return int(given)
 
 

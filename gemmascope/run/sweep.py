@@ -16,9 +16,11 @@ from torch import Tensor
 
 from gemmascope.errors import SweepError, warn
 from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import Edit, listed_edits, traces_said
+from gemmascope.run.edit_text import traces_said
+from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.ends import ending_logits, refuse_wide_functions
 from gemmascope.run.grid import EVERYWHERE, Grid, Places
 from gemmascope.run.jobs import Cost, Job, Maker, chunked, jobs_of, lacking
@@ -36,6 +38,7 @@ from gemmascope.run.variants import Variant, final_rows
 LOGIT_ELEMENTS = 2**24
 
 
+@computes
 def sweep(
     clean: Any,
     corrupt: Any,

@@ -18,17 +18,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.errors import SiteError, TraceError
+from gemmascope.arguments import is_whole, shown
 from gemmascope.legible import legibly
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import listed_prompts
+from gemmascope.model.modes import computes
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.bound import BoundEdit, recorded
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.memory import require_room, told_when_full
+from gemmascope.run.finite import require_logits
 from gemmascope.run.passes import Editing, Keeping, streams
+from gemmascope.run.reach import warn_of_no_effect
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import EDGE_SITES, SITES, Site, find
 
@@ -82,6 +86,7 @@ class Trace:
         """The token ids. A copy: writing to it changes nothing here."""
         return self._ids.clone()
 
+    @computes
     def __getitem__(self, key: Any) -> Tensor:
         """The value of a site: t["pattern", 5], t["layers.5.pattern"], t["blocks.5.attn.hook_pattern"], t["logits"].
 
@@ -106,25 +111,29 @@ class Trace:
         return tuple(LayerInfo(i, kind, config.window_of(i)) for i, kind in enumerate(config.kinds))
 
     @property
+    @computes
     def logits(self) -> Float[Tensor, "pos vocab"]:
         """The soft-capped logits at every position, float32."""
         return self["logits"]
 
     @property
+    @computes
     def next_logits(self) -> Float[Tensor, " vocab"]:
         """The soft-capped logits of the next token, after the last position. Float32. Unembeds that position only."""
         return self._last.clone()
 
+    @computes
     def top(self, k: int = 5, pos: int | str = -1) -> list[tuple[str, int, float]]:
         """The k likeliest tokens to follow a position: (token, id, probability), the likeliest first."""
         at = self._position(pos)
         size = self.model.config.vocab_size
-        if not hasattr(k, "__index__") or isinstance(k, bool) or not 0 < k <= size:
-            raise SiteError(f"k is a whole number from 1 to {size}, the size of the vocabulary; given {k!r}")
+        if not is_whole(k) or not 0 < int(k) <= size:
+            raise SiteError(f"k is a whole number from 1 to {size}, the size of the vocabulary; given {shown(k)}")
         logits = self._last if at == len(self) - 1 else self._unembed(at)
-        probs, ids = logits.softmax(-1).topk(k)
+        probs, ids = logits.softmax(-1).topk(int(k))
         return [(text, int(i), float(p)) for text, i, p in zip(self.model.texts(ids), ids, probs, strict=True)]
 
+    @computes
     def lens(self, pos: int | str | None = -1) -> xarray.DataArray:
         """The logit lens: soft-capped logits read from the stream after every layer, through the last norm.
 
@@ -152,6 +161,7 @@ class Trace:
         lens = xarray.DataArray(read, dims=("layer", "pos", "vocab"), coords=coords, name="soft-capped logit")
         return lens if pos is None else lens.isel(pos=0)
 
+    @computes
     def edges(self, site: str, layer: int, *, head: Head = None, q_pos: Pos = None) -> Float[Tensor, "*head_q k_pos"]:
         """Some heads' rows of an edge site (scores, scores_capped, pattern), without building the others.
 
@@ -174,6 +184,7 @@ class Trace:
             value = self._some_edges(address.site.name, address.layer, heads, rows)
         return value[0 if _is_one(head) else slice(None)][..., 0 if _is_one(q_pos) else slice(None), :]
 
+    @computes
     def grad(self, metric: Any, sites: Any) -> Any:
         """The gradient of a metric of the next token with respect to sites of the run.
 
@@ -203,7 +214,7 @@ class Trace:
 
     def _position(self, pos: Any) -> int:
         if not _is_one(pos) and not isinstance(pos, float):
-            raise SiteError(f"one position is read at a time: its number, or a token that occurs once; given {pos!r}")
+            raise SiteError(f"one position is read at a time: its number, or a token that occurs once; given {shown(pos)}")
         return find_positions(pos, self.model, self.ids)[0]
 
     @cached_property
@@ -289,7 +300,11 @@ class Trace:
                 self.model.network.unembed(self.stream[-1], self._tap(keeping).at(None, self.layout))
             else:
                 self.model.layer(layer)(self.stream[layer], self.layout, self._tap(keeping).at(layer, self.layout))
-        return {name: value for (name, _), value in keeping.kept[0].items()}
+            found = {name: value for (name, _), value in keeping.kept[0].items()}
+            if "logits" in found and len(wrong := torch.nonzero(~torch.isfinite(found["logits"].amax(-1)))):
+                pos = int(wrong[0])
+                require_logits(self.model, self.ids, found["logits"][pos], self.stream[-1][pos], pos, self.bound_edits)
+        return found
 
     def _require_room(self, names: Sequence[str]) -> None:
         """BudgetError for logits of a long prompt, or scores and patterns, that what is free does not hold."""
@@ -315,7 +330,10 @@ class Trace:
             return self["logits"][pos]
         self.require_weights(None)
         with torch.no_grad():
-            return self.model.network.unembed(self.stream[-1][pos : pos + 1])[0]
+            row = self.stream[-1][pos]
+            logits = self.model.network.unembed(row[None])[0]
+            require_logits(self.model, self.ids, logits, row, pos, self.bound_edits)
+            return logits
 
     def _some_edges(self, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
         self.require_weights(layer)
@@ -336,7 +354,7 @@ class Trace:
 
 def _is_one(place: Any) -> bool:
     """Whether a head or position is one rather than several: a number of any kind, or a token."""
-    return isinstance(place, str) or (hasattr(place, "__index__") and getattr(place, "ndim", 0) == 0)
+    return isinstance(place, str) or is_whole(place)
 
 
 def _n_bytes(values: Mapping[str, Tensor]) -> int:
@@ -347,6 +365,7 @@ def _n_bytes(values: Mapping[str, Tensor]) -> int:
 def trace(prompt: str, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Trace: ...
 @overload
 def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any: ...
+@computes
 def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any:
     """Run a prompt through the model once, and keep what is needed to look at any site of the run.
 
@@ -366,7 +385,10 @@ def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) 
     """Traces of several prompts from one pass, each with the edits."""
     with torch.inference_mode(False):
         ids = model.each_ids(prompts)
-        return run_traced(model, ids, [[edit.bind(model, i) for edit in edits] for i in ids])
+        bound = [[edit.bind(model, i) for edit in edits] for i in ids]
+        for of_run, i in zip(bound, ids, strict=True):
+            warn_of_no_effect(of_run, model, i)
+        return run_traced(model, ids, bound)
 
 
 def run_traced(model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[Trace]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gemmascope.arguments import is_whole, listed_numbers, shown
 from gemmascope.errors import SiteError
 from gemmascope.model.model import Model
 from gemmascope.sites import Site, near_names
@@ -25,7 +26,8 @@ def find_positions(pos: Any, model: Model, ids: Tensor) -> list[int]:
     if pos is None:
         return list(range(n_pos))
     if isinstance(pos, slice):
-        found = list(range(n_pos))[pos]
+        start, stop, step = _slice_numbers(pos)
+        found = list(range(n_pos))[start:stop:step]
         if not found:
             raise SiteError(f"the slice {_show_slice(pos)} holds none of the {n_pos} positions (0 to {n_pos - 1})")
         return found
@@ -51,22 +53,35 @@ def find_positions_ahead(pos: Any, model: Model, prompt: Tensor, n_total: int) -
             raise SiteError(f"the slice {_show_slice(pos)} holds none of the {n_total} positions that there may be")
         return found
     listed = _listed(pos, "pos")
-    far = [at for at in listed if _is_number(at) and not -n_prompt <= int(at) < n_total]
+    far = [at for at in listed if is_whole(at) and not -n_prompt <= int(at) < n_total]
     if far:
         raise SiteError(
-            f"there is no position {far[0]}: the prompt has {n_prompt} tokens and up to {n_total - n_prompt} are generated, "
-            f"so positions go from 0 to {n_total - 1} (or from -1 to -{n_prompt}, from the prompt's end)"
+            f"there is no position {shown(far[0])}: the prompt has {n_prompt} tokens and up to {n_total - n_prompt} are "
+            f"generated, so positions go from 0 to {n_total - 1} (or from -1 to -{n_prompt}, from the prompt's end)"
         )
-    ahead = [int(at) + n_prompt if _is_number(at) and int(at) < 0 else at for at in listed]
+    ahead = [int(at) + n_prompt if is_whole(at) and int(at) < 0 else at for at in listed]
     return _numbers(ahead, n_total, "pos", "position")
 
 
 def _slice_ahead(pos: slice, n_prompt: int, n_total: int) -> list[int]:
     """What a slice holds of n_total positions, with negative numbers counted from the end of the prompt."""
-    ends = [at + n_prompt if at is not None and at < 0 else at for at in (pos.start, pos.stop)]
+    first, last, step = _slice_numbers(pos)
+    ends = [at + n_prompt if at is not None and at < 0 else at for at in (first, last)]
     # A number before the beginning would count from the end again.
     start, stop = (-n_total - 1 if at is not None and at < 0 else at for at in ends)
-    return list(range(n_total))[start : stop : pos.step]
+    return list(range(n_total))[start:stop:step]
+
+
+def _slice_numbers(pos: slice) -> tuple[int | None, int | None, int | None]:
+    """The start, stop and step of a slice. SiteError for one that is no whole number, and for a step of 0."""
+    named = {"start": pos.start, "stop": pos.stop, "step": pos.step}
+    for name, at in named.items():
+        if at is not None and not is_whole(at):
+            raise SiteError(f"the {name} of a slice of positions is a whole number; given {shown(at)}")
+    start, stop, step = (None if at is None else int(at) for at in named.values())
+    if step == 0:
+        raise SiteError(f"the slice {_show_slice(pos)} has a step of 0: it never comes to a next position")
+    return start, stop, step
 
 
 def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
@@ -80,7 +95,7 @@ def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
     if head is None:
         return list(range(n_heads))
     heads = _listed(head, "head")
-    if site.heads == "kv_head" and any(_is_number(h) and n_heads <= h < config.n_heads for h in heads):
+    if site.heads == "kv_head" and any(is_whole(h) and n_heads <= h < config.n_heads for h in heads):
         shared = config.heads_per_kv
         raise SiteError(
             f"'{site.name}' has {n_heads} kv heads, 0 to {n_heads - 1}; given head={head!r}. "
@@ -110,11 +125,9 @@ def _find_token(text: str, model: Model, ids: Tensor) -> int:
 
 
 def _listed(given: Any, name: str) -> list[Any]:
-    if hasattr(given, "tolist"):  # tensors, numpy's arrays and their numbers
-        given = given.tolist()
-    if isinstance(given, str) or not (_is_number(given) or isinstance(given, Iterable)):
-        raise SiteError(f"{name} is a number or a list of numbers; given {given!r}")
-    listed = [given] if _is_number(given) else list(given)
+    listed = listed_numbers(given)
+    if listed is None:
+        raise SiteError(f"{name} is a number or a list of numbers; given {shown(given)}")
     if not listed:
         raise SiteError(f"{name} is an empty list: name at least one, or leave it out for all")
     return listed
@@ -127,23 +140,17 @@ def _numbers(listed: list[Any], size: int, name: str, what: str) -> list[int]:
     return numbers
 
 
-def _is_number(given: Any) -> bool:
-    if isinstance(given, Tensor):
-        return given.dim() == 0 and not given.is_floating_point()
-    return hasattr(given, "__index__") and not isinstance(given, bool)
-
-
 def _number(given: Any, size: int, what: str) -> int:
-    if not _is_number(given):
-        raise SiteError(f"a {what} is a whole number; given {given!r}")
+    if not is_whole(given):
+        raise SiteError(f"a {what} is a whole number; given {shown(given)}")
     number = int(given)
     if not -size <= number < size:
         raise SiteError(
-            f"there is no {what} {number}: {what}s go from 0 to {size - 1} (or from -1 to -{size}, from the end)"
+            f"there is no {what} {shown(number)}: {what}s go from 0 to {size - 1} (or from -1 to -{size}, from the end)"
         )
     return number % size
 
 
 def _show_slice(s: slice) -> str:
     parts = [s.start, s.stop] if s.step is None else [s.start, s.stop, s.step]
-    return ":".join("" if p is None else str(p) for p in parts)
+    return ":".join("" if p is None else shown(p) for p in parts)

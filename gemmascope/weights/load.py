@@ -13,6 +13,7 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError, warn
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
 from gemmascope.tokenizer_files import has_tokenizer
 from gemmascope.tokens import Tokenizer
 from gemmascope.weights.adopt import adopt, empty_network, is_gemma, put
@@ -30,6 +31,7 @@ from gemmascope.weights.unwrapping import unwrapped
 _UNSAID = {"<mask>"}
 
 
+@computes
 def load(
     source: Any = "nano",
     *,
