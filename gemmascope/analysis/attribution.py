@@ -19,7 +19,6 @@ from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.run.code import call_text
 from gemmascope.run.default import model_or_nano
-from gemmascope.run.edit_text import traces_said
 from gemmascope.run.edits import Edit, Patch, listed_edits
 from gemmascope.run.gradients import gradients
 from gemmascope.run.grid import Grid, Places

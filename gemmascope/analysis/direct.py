@@ -18,8 +18,8 @@ from torch import Tensor
 from gemmascope.analysis.parts import Reading
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
-from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.model.modes import computes
+from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.code import plain
 from gemmascope.run.questions import of_answers, tell
 from gemmascope.run.trace import Trace

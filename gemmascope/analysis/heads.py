@@ -23,8 +23,8 @@ from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
-from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.modes import computes
+from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Tap
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.memory import told_when_full

@@ -17,9 +17,9 @@ from gemmascope.analysis.rows import EVERY, PARTS, STREAM, entries_of, logits_of
 from gemmascope.arguments import whole_number
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
+from gemmascope.model.modes import computes
 from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.questions import of_answers, tell
-from gemmascope.model.modes import computes
 from gemmascope.run.trace import Trace
 from gemmascope.run.traced import no_trace
 from gemmascope.run.where import Head, Pos, find_heads, find_positions

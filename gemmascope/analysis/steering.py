@@ -19,8 +19,8 @@ from gemmascope.arguments import whole_number
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
-from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.model.modes import computes
+from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.model.tap import Tap
 from gemmascope.run.bins import embedded
 from gemmascope.run.default import model_or_nano

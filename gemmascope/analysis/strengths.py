@@ -17,8 +17,8 @@ from gemmascope.analysis.strength_result import StrengthSweep
 from gemmascope.arguments import finite_number, is_number
 from gemmascope.errors import EditError, PromptError, SiteError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.model.modes import computes
+from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.run.bins import Bin, binned, embedded
 from gemmascope.run.bound import BoundEdit
 from gemmascope.run.default import model_or_nano

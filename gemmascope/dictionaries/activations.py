@@ -15,8 +15,8 @@ from gemmascope.dictionaries.dictionary import Dictionary
 from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
-from gemmascope.run.traced import is_trace, no_trace
 from gemmascope.model.modes import computes
+from gemmascope.run.traced import is_trace, no_trace
 from gemmascope.run.where import find_positions
 from gemmascope.tokens import shown
 

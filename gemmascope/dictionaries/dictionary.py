@@ -23,7 +23,7 @@ from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.bits import bits_of, joined
 from gemmascope.model.maths import rms_scale
-from gemmascope.model.model import Model, sampled_places
+from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sites import find_site
 

@@ -17,8 +17,8 @@ from gemmascope.dictionaries.splice import feature_number, splice
 from gemmascope.errors import DictionaryError, SweepError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model, Prompt
-from gemmascope.model.prompts import as_prompts, is_many
 from gemmascope.model.modes import computes
+from gemmascope.model.prompts import as_prompts, is_many
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.memory import rows_within

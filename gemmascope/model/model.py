@@ -19,8 +19,8 @@ from gemmascope.model.bits import joined
 from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.identity import Identity
 from gemmascope.model.layout import Layout
-from gemmascope.model.prompts import as_prompts, numbered
 from gemmascope.model.modes import computes
+from gemmascope.model.prompts import as_prompts, numbered
 from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
 from gemmascope.sites import find_layer
 from gemmascope.tokens import Message, Tokenizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -161,7 +161,7 @@ class Patch(Edit):
             return target.fit(self.source, "the source tensor")
         if isinstance(self.source, Feed) or not is_trace(self.source):
             raise EditError(f"a source is a trace or a tensor; given {no_trace(self.source)}")
-        return of_trace(self.source, target)
+        return of_trace(self.source, target)  # type: ignore[arg-type]
 
     def _arguments(self) -> list[str]:
         return [repr(self.site), source_text(self.source)]

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import shown, whole_number
 from gemmascope.errors import GenerationError, warn
 from gemmascope.legible import legible
 from gemmascope.model.model import Model
-from gemmascope.model.prompts import listed_prompts
-from gemmascope.arguments import shown, whole_number
 from gemmascope.model.modes import computes
+from gemmascope.model.prompts import listed_prompts
 from gemmascope.run.ahead import bind_ahead, cut
 from gemmascope.run.bound import BoundEdit, recorded
 from gemmascope.run.decoding import Decoder

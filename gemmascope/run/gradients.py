@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.errors import EditError, MetricError, SiteError
 from gemmascope.arguments import is_whole
+from gemmascope.errors import EditError, MetricError, SiteError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Chain, Tap

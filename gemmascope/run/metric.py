@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.errors import MetricError, warn
 from gemmascope.arguments import shown
+from gemmascope.errors import MetricError, warn
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 

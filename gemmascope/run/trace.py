@@ -17,20 +17,20 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.errors import SiteError, TraceError
 from gemmascope.arguments import is_whole, shown
+from gemmascope.errors import SiteError, TraceError
 from gemmascope.legible import legibly
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
-from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.modes import computes
+from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.bound import BoundEdit, recorded
 from gemmascope.run.default import model_or_nano
 from gemmascope.run.edits import Edit, listed_edits
-from gemmascope.run.memory import require_room, told_when_full
 from gemmascope.run.finite import require_logits
+from gemmascope.run.memory import require_room, told_when_full
 from gemmascope.run.passes import Editing, Keeping, streams
 from gemmascope.run.reach import warn_of_no_effect
 from gemmascope.run.where import Head, Pos, find_heads, find_positions
