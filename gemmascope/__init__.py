@@ -13,37 +13,37 @@ __version__ = "0.1.0"
 
 # The public names, by the module that holds them.
 _WHERE = {
-    "load": "gemmascope.weights.load",
-    "quantize": "gemmascope.weights.streamed",
-    "plan": "gemmascope.weights.plan",
+    "load": "gemmascope.loading.load",
+    "quantize": "gemmascope.loading.network",
+    "plan": "gemmascope.memory.plan",
     "trace": "gemmascope.run.trace",
     "Trace": "gemmascope.run.trace",
-    "open_trace": "gemmascope.run.saving",
-    "generate": "gemmascope.run.generate",
-    "Generation": "gemmascope.run.generation",
+    "open_trace": "gemmascope.run.save",
+    "generate": "gemmascope.generation.generate",
+    "Generation": "gemmascope.generation.result",
     "Model": "gemmascope.model.model",
     "GemmaConfig": "gemmascope.config",
     "GemmascopeError": "gemmascope.errors",
     "GemmascopeWarning": "gemmascope.errors",
     "SITES": "gemmascope.sites",
-    "patch": "gemmascope.run.make_edits",
-    "ablate": "gemmascope.run.make_edits",
-    "ablate_direction": "gemmascope.run.make_edits",
-    "add": "gemmascope.run.make_edits",
-    "scale": "gemmascope.run.make_edits",
-    "knockout": "gemmascope.run.make_edits",
-    "edit": "gemmascope.run.make_edits",
-    "sweep": "gemmascope.run.sweep",
-    "path_sweep": "gemmascope.run.path",
-    "attribute": "gemmascope.analysis.attribution",
+    "patch": "gemmascope.edits.make",
+    "ablate": "gemmascope.edits.make",
+    "ablate_direction": "gemmascope.edits.make",
+    "add": "gemmascope.edits.make",
+    "scale": "gemmascope.edits.make",
+    "knockout": "gemmascope.edits.make",
+    "edit": "gemmascope.edits.make",
+    "sweep": "gemmascope.sweeps.sweep",
+    "path_sweep": "gemmascope.sweeps.paths.path_sweep",
+    "attribute": "gemmascope.sweeps.attribution",
     "compare": "gemmascope.analysis.compare",
     "Comparison": "gemmascope.analysis.comparison",
-    "SweepResult": "gemmascope.run.result",
-    "open_sweep": "gemmascope.run.result",
-    "direction": "gemmascope.analysis.steering",
-    "Direction": "gemmascope.analysis.direction",
-    "strength_sweep": "gemmascope.analysis.strengths",
-    "StrengthSweep": "gemmascope.analysis.strength_result",
+    "SweepResult": "gemmascope.sweeps.result",
+    "open_sweep": "gemmascope.sweeps.result",
+    "direction": "gemmascope.steering.directions",
+    "Direction": "gemmascope.steering.direction",
+    "strength_sweep": "gemmascope.steering.strengths",
+    "StrengthSweep": "gemmascope.steering.strength_result",
     "head_scores": "gemmascope.analysis.heads",
     "HeadScores": "gemmascope.analysis.heads",
     "attention_summary": "gemmascope.analysis.attention_summary",
@@ -52,78 +52,78 @@ _WHERE = {
     "Composition": "gemmascope.analysis.composition",
     "lens": "gemmascope.analysis.lens",
     "Lens": "gemmascope.analysis.lens",
-    "direct_logits": "gemmascope.analysis.direct",
-    "DirectLogits": "gemmascope.analysis.direct",
-    "load_sae": "gemmascope.dictionaries.load",
-    "Dictionary": "gemmascope.dictionaries.dictionary",
-    "Features": "gemmascope.dictionaries.activations",
-    "splice": "gemmascope.dictionaries.splice",
-    "feature_sweep": "gemmascope.dictionaries.features",
-    "FeatureSweep": "gemmascope.dictionaries.features",
-    "attention_view": "gemmascope.widgets.attention",
-    "lens_view": "gemmascope.widgets.lens",
-    "stream_view": "gemmascope.widgets.stream",
-    "sae_view": "gemmascope.widgets.grids",
-    "sweep_view": "gemmascope.widgets.grids",
-    "plan_view": "gemmascope.widgets.plan_view",
-    "View": "gemmascope.widgets.page",
-    "patching_lab": "gemmascope.widgets.lab",
-    "head_lab": "gemmascope.widgets.head_lab",
-    "HeadLab": "gemmascope.widgets.head_lab",
-    "steer_lab": "gemmascope.widgets.steer_lab",
-    "SteerLab": "gemmascope.widgets.steer_lab",
-    "logit_diff": "gemmascope.analysis.metrics",
-    "answer_prob": "gemmascope.analysis.metrics",
-    "answer_logprob": "gemmascope.analysis.metrics",
-    "rank": "gemmascope.analysis.metrics",
-    "kl_from": "gemmascope.analysis.metrics",
+    "direct_logits": "gemmascope.analysis.direct_logits",
+    "DirectLogits": "gemmascope.analysis.direct_logits",
+    "load_sae": "gemmascope.sae.load",
+    "Dictionary": "gemmascope.sae.dictionary",
+    "Features": "gemmascope.sae.features",
+    "splice": "gemmascope.sae.splice",
+    "feature_sweep": "gemmascope.sae.feature_sweep",
+    "FeatureSweep": "gemmascope.sae.feature_sweep",
+    "attention_view": "gemmascope.views.attention",
+    "lens_view": "gemmascope.views.lens",
+    "stream_view": "gemmascope.views.stream",
+    "sae_view": "gemmascope.views.grids",
+    "sweep_view": "gemmascope.views.grids",
+    "plan_view": "gemmascope.views.plan",
+    "View": "gemmascope.views.page",
+    "patching_lab": "gemmascope.labs.patching.lab",
+    "head_lab": "gemmascope.labs.heads",
+    "HeadLab": "gemmascope.labs.heads",
+    "steer_lab": "gemmascope.labs.steering",
+    "SteerLab": "gemmascope.labs.steering",
+    "logit_diff": "gemmascope.sweeps.metrics",
+    "answer_prob": "gemmascope.sweeps.metrics",
+    "answer_logprob": "gemmascope.sweeps.metrics",
+    "rank": "gemmascope.sweeps.metrics",
+    "kl_from": "gemmascope.sweeps.metrics",
 }
 _SUBMODULES = ("errors", "prompts", "sites", "workshop")
 
 if TYPE_CHECKING:
     from gemmascope import errors, prompts, sites, workshop
     from gemmascope.analysis.attention_summary import AttentionSummary, attention_summary
-    from gemmascope.analysis.attribution import attribute
     from gemmascope.analysis.compare import compare
     from gemmascope.analysis.comparison import Comparison
     from gemmascope.analysis.composition import Composition, composition
-    from gemmascope.analysis.direct import DirectLogits, direct_logits
-    from gemmascope.analysis.direction import Direction
+    from gemmascope.analysis.direct_logits import DirectLogits, direct_logits
     from gemmascope.analysis.heads import HeadScores, head_scores
     from gemmascope.analysis.lens import Lens, lens
-    from gemmascope.analysis.metrics import answer_logprob, answer_prob, kl_from, logit_diff, rank
-    from gemmascope.analysis.steering import direction
-    from gemmascope.analysis.strength_result import StrengthSweep
-    from gemmascope.analysis.strengths import strength_sweep
     from gemmascope.config import GemmaConfig
-    from gemmascope.dictionaries.activations import Features
-    from gemmascope.dictionaries.dictionary import Dictionary
-    from gemmascope.dictionaries.features import FeatureSweep, feature_sweep
-    from gemmascope.dictionaries.load import load_sae
-    from gemmascope.dictionaries.splice import splice
+    from gemmascope.edits.make import ablate, ablate_direction, add, edit, knockout, patch, scale
     from gemmascope.errors import GemmascopeError, GemmascopeWarning
+    from gemmascope.generation.generate import generate
+    from gemmascope.generation.result import Generation
+    from gemmascope.labs.heads import HeadLab, head_lab
+    from gemmascope.labs.patching.lab import patching_lab
+    from gemmascope.labs.steering import SteerLab, steer_lab
+    from gemmascope.loading.load import load
+    from gemmascope.loading.network import quantize
+    from gemmascope.memory.plan import plan
     from gemmascope.model.model import Model
-    from gemmascope.run.generate import generate
-    from gemmascope.run.generation import Generation
-    from gemmascope.run.make_edits import ablate, ablate_direction, add, edit, knockout, patch, scale
-    from gemmascope.run.path import path_sweep
-    from gemmascope.run.result import SweepResult, open_sweep
-    from gemmascope.run.saving import open_trace
-    from gemmascope.run.sweep import sweep
+    from gemmascope.run.save import open_trace
     from gemmascope.run.trace import Trace, trace
+    from gemmascope.sae.dictionary import Dictionary
+    from gemmascope.sae.feature_sweep import FeatureSweep, feature_sweep
+    from gemmascope.sae.features import Features
+    from gemmascope.sae.load import load_sae
+    from gemmascope.sae.splice import splice
     from gemmascope.sites import SITES
-    from gemmascope.weights.load import load
-    from gemmascope.weights.plan import plan
-    from gemmascope.weights.streamed import quantize
-    from gemmascope.widgets.attention import attention_view
-    from gemmascope.widgets.grids import sae_view, sweep_view
-    from gemmascope.widgets.head_lab import HeadLab, head_lab
-    from gemmascope.widgets.lab import patching_lab
-    from gemmascope.widgets.lens import lens_view
-    from gemmascope.widgets.page import View
-    from gemmascope.widgets.plan_view import plan_view
-    from gemmascope.widgets.steer_lab import SteerLab, steer_lab
-    from gemmascope.widgets.stream import stream_view
+    from gemmascope.steering.direction import Direction
+    from gemmascope.steering.directions import direction
+    from gemmascope.steering.strength_result import StrengthSweep
+    from gemmascope.steering.strengths import strength_sweep
+    from gemmascope.sweeps.attribution import attribute
+    from gemmascope.sweeps.metrics import answer_logprob, answer_prob, kl_from, logit_diff, rank
+    from gemmascope.sweeps.paths.path_sweep import path_sweep
+    from gemmascope.sweeps.result import SweepResult, open_sweep
+    from gemmascope.sweeps.sweep import sweep
+    from gemmascope.views.attention import attention_view
+    from gemmascope.views.grids import sae_view, sweep_view
+    from gemmascope.views.lens import lens_view
+    from gemmascope.views.page import View
+    from gemmascope.views.plan import plan_view
+    from gemmascope.views.stream import stream_view
 
 __all__ = [
     "SITES",

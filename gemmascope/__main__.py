@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from gemmascope import __version__
-from gemmascope.commands import generate, lab, patch, plan, quantize, trace
-from gemmascope.commands.arguments import BAD_INPUT, INTERRUPTED, PIPE_CLOSED, LegibleParser
+from gemmascope.cli import generate, lab, patch, plan, quantize, trace
+from gemmascope.cli.arguments import BAD_INPUT, INTERRUPTED, PIPE_CLOSED, LegibleParser
 from gemmascope.errors import GemmascopeError
 from gemmascope.legible import legible
 

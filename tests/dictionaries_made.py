@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gemmascope.dictionaries.dictionary import Dictionary
+from gemmascope.sae.dictionary import Dictionary
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 FEATURES = 40

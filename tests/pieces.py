@@ -8,7 +8,7 @@ from functools import cache
 from checkpoints import SHAPE, checkpoint, model_of
 
 from gemmascope.model.model import Model
-from gemmascope.tokens import Tokenizer
+from gemmascope.tokens.tokenizer import Tokenizer
 
 STORY = ("When", " Mary", " and", " John", " went", " to", " the", " store", ",", " gave", " a", " drink")
 # Text that must stay text wherever it is drawn: markup, quotes, controls, other directions, marks without width.

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gemmascope.checkpoints.from_transformers import empty_network
 from gemmascope.config import GemmaConfig
-from gemmascope.weights.adopt import empty_network
 
 WIDTH = {"F32": 4, "BF16": 2, "F16": 2}
 

@@ -21,9 +21,9 @@ from pieces import worded
 
 import gemmascope as gs
 from gemmascope.__main__ import main
-from gemmascope.run.decoding import Decoder
-from gemmascope.run.showing import as_data, as_html, legible
-from gemmascope.weights import load as load_module
+from gemmascope.generation.decoder import Decoder
+from gemmascope.loading import load as load_module
+from gemmascope.run.show import as_data, as_html, legible
 
 VIEWS = (gs.attention_view, gs.lens_view, gs.stream_view)
 TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -85,7 +85,7 @@ def test_html_is_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_view_that_has_no_room_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gemmascope.widgets.attention.LARGEST_LAYER", 100)
+    monkeypatch.setattr("gemmascope.views.attention.LARGEST_LAYER", 100)
     assert main(["trace", TEXT, "--html", str(tmp_path / "t.html")]) == 0
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
     assert "gs.attention_view is not on this page: layer 0 of 15 positions" in page
@@ -151,7 +151,7 @@ def test_what_cannot_be_patched_is_said_before_a_model_is_loaded(
 def test_ctrl_c_in_a_sweep_keeps_its_finished_cells(
     after: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep_module = importlib.import_module("gemmascope.run.sweep")  # the package's own name is the function's
+    sweep_module = importlib.import_module("gemmascope.sweeps.sweep")  # the package's own name is the function's
     real = sweep_module._run_chunk
     calls: list[int] = []
 

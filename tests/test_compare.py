@@ -24,8 +24,8 @@ from gemmascope.analysis import compare as compare_file
 from gemmascope.analysis.comparison import rank_correlation
 from gemmascope.errors import MetricError, PromptError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.run import sweep as sweep_file
-from gemmascope.tokens import Tokenizer
+from gemmascope.sweeps import sweep as sweep_file
+from gemmascope.tokens.tokenizer import Tokenizer
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"

@@ -9,9 +9,9 @@ from itertools import islice
 
 import pytest
 
-from gemmascope.nano.batches import batch
-from gemmascope.nano.corpus import MIXTURE, texts
-from gemmascope.nano.train import SEED
+from gemmascope.nano.training.batches import batch
+from gemmascope.nano.training.corpus import MIXTURE, texts
+from gemmascope.nano.training.train import SEED
 from gemmascope.prompts.agreement import BETWEEN
 from gemmascope.prompts.closing import CLOSERS, order_held_out
 from gemmascope.prompts.facts import held_out_cases

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gemmascope as gs
-from gemmascope.run.digest import digest, of_metric
+from gemmascope.sweeps.digest import digest, of_metric
 
 
 def made(source: str, name: str = "f", **known: Any) -> Any:
@@ -134,7 +134,7 @@ def test_data_that_leads_back_to_itself() -> None:
 
 SCRIPT = """
 import torch
-from gemmascope.run.digest import digest, of_metric
+from gemmascope.sweeps.digest import digest, of_metric
 words = {"one", "two", "three"}
 def helper(x, names=frozenset(["a", "b", "c"])): return x, words, names, (1, 2), (1, 2)
 def metric(logits, weights=torch.arange(3)):

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
-from gemmascope.analysis.direct import BY
+from gemmascope.analysis.direct_logits import BY
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.model.attention import Attend
 from gemmascope.model.gemma2 import Embedding, Layer
@@ -339,7 +339,7 @@ def test_edits_after_the_stream_and_what_is_no_trace_are_refused() -> None:
 
 
 def test_the_picture_says_how_much_it_does_not_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmascope.plots.direct.MOST", 5)
+    monkeypatch.setattr("gemmascope.figures.direct_logits.MOST", 5)
     for by in ("head", "neuron", "token"):
         found = gs.direct_logits(run("mlp"), 3, 5, by)
         figure = found.plot()

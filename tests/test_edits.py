@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from reference import error
 
 import gemmascope as gs
+from gemmascope.edits.edit import Custom, Edit
 from gemmascope.errors import EditError, GemmascopeError, SiteError, TapError
 from gemmascope.model.model import Model
-from gemmascope.run.edits import Custom, Edit
 from gemmascope.run.trace import Trace
 
 CLOSE = 1e-5

@@ -13,10 +13,10 @@ from checkpoints import checkpoint, model_of, prompt
 
 import gemmascope as gs
 from gemmascope.errors import EditError, GemmascopeError, GenerationError, PromptError, SiteError, SweepError
+from gemmascope.generation.generate import growing_text
+from gemmascope.labs.before_after import After
+from gemmascope.labs.worker import turns_of
 from gemmascope.model.model import Model
-from gemmascope.run.generate import growing_text
-from gemmascope.widgets.after import After
-from gemmascope.widgets.worker import turns_of
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
@@ -141,8 +141,8 @@ def test_nothing_is_run_that_is_known_or_no_longer_asked_for(monkeypatch: pytest
 
     lab = steering()
     lab.wait()
-    monkeypatch.setattr("gemmascope.widgets.after.trace", counted(gs.trace, runs))
-    monkeypatch.setattr("gemmascope.widgets.after.growing_text", counted(growing_text, texts))
+    monkeypatch.setattr("gemmascope.labs.before_after.trace", counted(gs.trace, runs))
+    monkeypatch.setattr("gemmascope.labs.before_after.growing_text", counted(growing_text, texts))
     with turns_of(model()).turn():  # nothing can begin
         for strength in (1.0, 2.0, 3.0, 4.0):
             lab.set(strength=strength)
@@ -201,7 +201,7 @@ def test_a_failing_step_is_shown_and_raised_by_wait(monkeypatch: pytest.MonkeyPa
     def fail(*_: Any, **__: Any) -> Any:
         raise GemmascopeError("too long for a page")
 
-    monkeypatch.setattr("gemmascope.widgets.head_lab.attention_view", fail)
+    monkeypatch.setattr("gemmascope.labs.heads.attention_view", fail)
     lab.scale(0, 0, 0.0)
     with pytest.raises(GemmascopeError, match="too long for a page"):
         lab.wait()

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
+from gemmascope.edits.edit import Edit
 from gemmascope.errors import EditError, GemmascopeError, GenerationError, PromptError, SiteError
+from gemmascope.generation.decoder import Decoder
+from gemmascope.generation.result import Generation
 from gemmascope.model.model import Model
-from gemmascope.run.decoding import Decoder
-from gemmascope.run.edits import Edit
-from gemmascope.run.generation import Generation
-from gemmascope.weights.stream import Stream
+from gemmascope.streaming.layer_stream import Stream
 
 CLOSE = 1e-5
 ENDLESS: dict[str, Any] = {"eos_token_id": None}
@@ -461,7 +461,7 @@ def test_the_text_of_several_prompts_is_not_shown() -> None:
     ],
 )
 def test_positions_ahead_are_those_of_the_prompt_where_nothing_is_to_come(place: Any) -> None:
-    from gemmascope.run.where import find_positions, find_positions_ahead
+    from gemmascope.edits.places import find_positions, find_positions_ahead
 
     ids = torch.tensor(prompt(9))
     assert find_positions_ahead(place, model(), ids, 9) == find_positions(place, model(), ids)

@@ -17,8 +17,8 @@ import gemmascope as gs
 from gemmascope.analysis.heads import KINDS, random_prompts
 from gemmascope.errors import BudgetError, GemmascopeError, PromptError, SiteError
 from gemmascope.model.model import Model
-from gemmascope.nano import circuits
-from gemmascope.weights.embedding import FileEmbedding
+from gemmascope.nano.training import circuits
+from gemmascope.streaming.file_embedding import FileEmbedding
 
 
 def test_the_planted_heads_are_found() -> None:

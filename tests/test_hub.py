@@ -16,7 +16,7 @@ from checkpoints import checkpoint
 from hub_server import COMMIT, Hub, serving
 
 from gemmascope.errors import CheckpointError, ConfigError
-from gemmascope.weights.load import load
+from gemmascope.loading.load import load
 
 REPO = "google/gemma-2-2b"
 BIG = "model-00001-of-00022.safetensors"
@@ -194,7 +194,7 @@ def test_a_folder_comes_before_a_hub_id(hub: Hub, folder: Path, tmp_path: Path, 
 
 
 def test_the_hub_is_found_by_its_environment_variables(folder: Path, tmp_path: Path) -> None:
-    program = f"from gemmascope.weights.load import load; print(load({REPO!r}).n_layers)"
+    program = f"from gemmascope.loading.load import load; print(load({REPO!r}).n_layers)"
     with serving() as hub:
         hub.repos[REPO] = folder
         environment = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.address, "NO_PROXY": "127.0.0.1"}

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import gemmascope as gs
-import gemmascope.weights.convert as convert_module
+import gemmascope.streaming.convert as convert_module
+from gemmascope.checkpoints.folder import Checkpoint
 from gemmascope.errors import BudgetError, CheckpointError, DeviceError
-from gemmascope.weights.checkpoint import Checkpoint
-from gemmascope.weights.int8 import GROUP, dequantise, n_groups, quantise
-from gemmascope.weights.packed import MATRICES
-from gemmascope.weights.store import MANIFEST, OUTER, layer_file
+from gemmascope.streaming.int8 import GROUP, dequantise, n_groups, quantise
+from gemmascope.streaming.packed import MATRICES
+from gemmascope.streaming.store import MANIFEST, OUTER, layer_file
 
 
 def int8(weight: Tensor) -> tuple[Tensor, Tensor]:

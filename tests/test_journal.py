@@ -17,13 +17,13 @@ from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.errors import SweepError
+from gemmascope.memory import limits as memory_module
 from gemmascope.model.model import Model
-from gemmascope.run import memory as memory_module
-from gemmascope.run import sweep as sweep_module
-from gemmascope.run.journal import Journal
-from gemmascope.run.journal_lines import FORMAT, sealed
-from gemmascope.run.result import SweepResult
-from gemmascope.run.variants import final_rows
+from gemmascope.sweeps import sweep as sweep_module
+from gemmascope.sweeps.journal import Journal
+from gemmascope.sweeps.journal_lines import FORMAT, sealed
+from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.variants import final_rows
 
 CLOSE = 1e-5
 N_POS = 7

@@ -19,20 +19,20 @@ from reference import error
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError, PromptError, SiteError, SweepError
+from gemmascope.labs.patching import throughput as pace_module
+from gemmascope.labs.patching.align_tokens import aligned_data
+from gemmascope.labs.patching.cell_grid import ESTIMATED, EXACT, NOT_RUN, UNDER_WAY, cells_of
+from gemmascope.labs.patching.experiment import Experiment
+from gemmascope.labs.patching.session import LabSession
+from gemmascope.labs.patching.settings import Settings, grids_of
+from gemmascope.labs.patching.throughput import Pace
+from gemmascope.labs.worker import Turns, turns_of
+from gemmascope.memory import limits as memory_module
 from gemmascope.model.model import Model
-from gemmascope.run import memory as memory_module
-from gemmascope.run.jobs import Cost
-from gemmascope.run.sweep import Asked, prepare
 from gemmascope.sites import LAYER_SITES
-from gemmascope.tokens import Tokenizer
-from gemmascope.widgets import pace as pace_module
-from gemmascope.widgets.aligned import aligned_data
-from gemmascope.widgets.board import ESTIMATED, EXACT, NOT_RUN, UNDER_WAY, cells_of
-from gemmascope.widgets.experiment import Experiment
-from gemmascope.widgets.pace import Pace
-from gemmascope.widgets.session import LabSession
-from gemmascope.widgets.settings import Settings, grids_of
-from gemmascope.widgets.worker import Turns, turns_of
+from gemmascope.sweeps.cells import Cost
+from gemmascope.sweeps.sweep import Asked, prepare
+from gemmascope.tokens.tokenizer import Tokenizer
 
 CLOSE = 1e-5
 N_POS = 7

@@ -17,7 +17,7 @@ from transformers import Gemma2ForCausalLM
 
 from gemmascope.config import PRESETS
 from gemmascope.errors import CheckpointError, DeviceError
-from gemmascope.weights.load import load
+from gemmascope.loading.load import load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -184,7 +184,7 @@ def test_check_and_meta_contradict_each_other(folder: Path) -> None:
 
 MEASURED = """
     import sys, torch
-    from gemmascope.weights.load import load
+    from gemmascope.loading.load import load
 
     def status(field):  # in bytes; VmHWM is the highest resident size since exec, unlike ru_maxrss, which a child inherits
         return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) << 10
@@ -214,7 +214,7 @@ def test_peak_memory_is_the_model_and_one_tensor(dtype: str, folder: Path, tmp_p
 
 LEAN = """
     import sys
-    from gemmascope.weights.load import load
+    from gemmascope.loading.load import load
     load(sys.argv[1])
     slow = ("transformers", "huggingface_hub", "torch._dynamo", "plotly", "ipywidgets")
     print([name for name in slow if name in sys.modules])

@@ -15,8 +15,8 @@ from checkpoints import checkpoint
 from safetensors.torch import load_file, save_file
 
 from gemmascope.errors import CheckpointError, ConfigError, GemmascopeError
+from gemmascope.loading.load import load
 from gemmascope.model.gemma2 import Gemma2
-from gemmascope.weights.load import load
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

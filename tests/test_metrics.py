@@ -202,7 +202,7 @@ def test_an_answer_that_is_not_one_token_is_refused(metric: Any, answer: Any, me
 
 
 def test_what_a_leading_space_would_change_is_said() -> None:
-    from gemmascope.tokens import Tokenizer
+    from gemmascope.tokens.tokenizer import Tokenizer
 
     spaced = Model(model().network, Tokenizer(Letters(), bos_id=2), "letters")
     with pytest.raises(PromptError, match=r"'Mary' is 4: \[.*\]; ' Mary' is one token: was that meant\?"):

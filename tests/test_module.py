@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from pieces import ODD
 
-from gemmascope.run.showing import _drawn
-from gemmascope.tokens import SHOWN_AS, shown
-from gemmascope.widgets.module import FILES, FOLDER, LIVE_FILES, module_text, needed_by, static_module
-from gemmascope.widgets.packing import packed, probabilities, seen_numbers, seen_rows
+from gemmascope.run.show import _drawn
+from gemmascope.tokens.tokenizer import SHOWN_AS, shown
+from gemmascope.views.module import FILES, FOLDER, LIVE_FILES, module_text, needed_by, static_module
+from gemmascope.views.packing import packed, probabilities, seen_numbers, seen_rows
 
 TESTS = Path(__file__).parent / "js"
 

@@ -11,20 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from gemmascope.loading.load import load
 from gemmascope.model.model import Model
-from gemmascope.nano import CHECKPOINT, batches
-from gemmascope.nano.circuits import (
+from gemmascope.nano import CHECKPOINT
+from gemmascope.nano.training import batches
+from gemmascope.nano.training.circuits import (
     indirect_object_scores,
     induction_scores,
     patterns_of,
     previous_token_scores,
     recall_with_cut,
 )
-from gemmascope.nano.evaluate import SKILLS, THRESHOLDS
-from gemmascope.nano.examinee import Examinee
-from gemmascope.nano.train import SEED, Run, fresh, nano_json, schedule
+from gemmascope.nano.training.evaluate import SKILLS, THRESHOLDS
+from gemmascope.nano.training.evaluator import Examinee
+from gemmascope.nano.training.train import SEED, Run, fresh, nano_json, schedule
 from gemmascope.prompts.ioi import CLASSIC
-from gemmascope.weights.load import load
 
 CASES, CASE_SEED = 500, 7
 CARD = CHECKPOINT.parent / "README.md"

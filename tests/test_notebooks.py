@@ -18,10 +18,10 @@ from PIL import Image
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError
-from gemmascope.workshop.build import build, notebook, targets, text_of
+from gemmascope.workshop.building.build import build, notebook, targets, text_of
+from gemmascope.workshop.building.guide import guide_text
+from gemmascope.workshop.building.pictures import MOST_BYTES, draw_pictures, image_of
 from gemmascope.workshop.check import exercises
-from gemmascope.workshop.guide import guide_text
-from gemmascope.workshop.pictures import MOST_BYTES, draw_pictures, image_of
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SOURCES = sorted((NOTEBOOKS / "source").glob("*.py"))
@@ -36,7 +36,7 @@ def tagged(source: Path, version: str, tag: str) -> list[Any]:
 
 @pytest.mark.parametrize(("source", "version", "target"), TARGETS, ids=[f"{s.stem}-{v}" for s, v, _ in TARGETS])
 def test_every_notebook_is_what_its_source_gives(source: Path, version: str, target: Path) -> None:
-    assert target.read_text(encoding="utf-8") == text_of(source, version), "run python -m gemmascope.workshop.build"
+    assert target.read_text(encoding="utf-8") == text_of(source, version), "run python -m gemmascope.workshop.building.build"
     assert not [cell for cell in json.loads(target.read_text())["cells"] if cell.get("outputs")]
 
 
@@ -162,7 +162,7 @@ def test_pictures_are_drawn_from_what_a_solution_shows(tmp_path: Path) -> None:
 
 def test_the_instructor_s_guide_names_what_the_checks_name(tmp_path: Path) -> None:
     text = (NOTEBOOKS / "instructor.md").read_text(encoding="utf-8")
-    assert text == guide_text(text), "run python -m gemmascope.workshop.build"
+    assert text == guide_text(text), "run python -m gemmascope.workshop.building.build"
     messages = [wrong.message for exercise in exercises().values() for wrong in exercise.wrong]
     assert len(messages) > 100
     assert all(f"- {message}\n" in text for message in messages)

@@ -10,9 +10,9 @@ import pytest
 from checkpoints import checkpoint, model_of, prompt
 
 import gemmascope as gs
+from gemmascope.edits.edit import Edit
 from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.run.edits import Edit
 
 CLEAN, CORRUPT = prompt(9, seed=1), prompt(9, seed=2)
 METRIC = gs.logit_diff(5, 9)

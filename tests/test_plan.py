@@ -19,16 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gemmascope as gs
+from gemmascope.checkpoints.from_transformers import empty_network
 from gemmascope.config import PRESETS, GemmaConfig
+from gemmascope.memory import rates
+from gemmascope.memory.cards import CARDS, DRIVER
+from gemmascope.memory.limits import RESIDENT_ROWS
+from gemmascope.memory.placement import Sizes, parse_bytes
+from gemmascope.memory.plan import Plan, plan
+from gemmascope.memory.sizes import TASKS, TRACE, activation_bytes, kv_bytes, operations
 from gemmascope.model.model import Model
-from gemmascope.run.memory import RESIDENT_ROWS
 from gemmascope.run.passes import streams
-from gemmascope.weights import rates
-from gemmascope.weights.adopt import empty_network
-from gemmascope.weights.budget import Sizes, parse_bytes
-from gemmascope.weights.cards import CARDS, DRIVER
-from gemmascope.weights.costs import TASKS, TRACE, activation_bytes, kv_bytes, operations
-from gemmascope.weights.plan import Plan, plan
 
 SIZES = ("2b", "9b", "27b")
 BF16 = torch.bfloat16

@@ -13,9 +13,9 @@ from checkpoints import checkpoint, model_of
 
 import gemmascope as gs
 from gemmascope.errors import BudgetError, CheckpointError
-from gemmascope.weights.cards import CARDS, DRIVER, Card
-from gemmascope.weights.planned import gigabytes
-from gemmascope.widgets.plan_view import CONTEXTS, SIZES, WEIGHTS
+from gemmascope.memory.cards import CARDS, DRIVER, Card
+from gemmascope.memory.plan_report import gigabytes
+from gemmascope.views.plan import CONTEXTS, SIZES, WEIGHTS
 
 
 def planned(model: str, weights: str, context: int) -> Any:
@@ -66,7 +66,7 @@ def test_the_call_names_the_hub(given: str, loaded: str) -> None:
 def test_a_model_that_is_loaded_is_planned_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(checkpoint("lg" * 16, hidden_size=128, intermediate_size=256))
     sizes = [DRIVER + n for n in range(200_000, 30_000_000, 200_000)]
-    monkeypatch.setattr("gemmascope.widgets.plan_view.CARDS", [Card(str(n), n) for n in sizes])
+    monkeypatch.setattr("gemmascope.views.plan.CARDS", [Card(str(n), n) for n in sizes])
     view = gs.plan_view([model], [64])
     assert view.spec["models"] == ["random"]
     assert {case["how"] for case in view.spec["cases"]} == {"resident", "streams", "no"}

@@ -9,10 +9,10 @@ import pytest
 
 import gemmascope
 from gemmascope import nano, prompts
+from gemmascope.checkpoints import source as locate
 from gemmascope.prompts import Pair, Pairs
 from gemmascope.prompts.pairs import Encoder, nano_tokenizer, unfit
 from gemmascope.prompts.splits import HELD_OUT_NAMES
-from gemmascope.weights import locate
 
 Family = Callable[[int, int, Encoder | None], Pairs]
 FAMILIES: dict[str, Family] = {
@@ -164,6 +164,6 @@ def test_the_folder_of_nano_is_written_down_once() -> None:
     there = [
         path.relative_to(package).as_posix() for path in package.rglob("*.py") if '"nano" / "checkpoint"' in path.read_text()
     ]
-    assert there == ["weights/locate.py"]
+    assert there == ["checkpoints/source.py"]
     assert nano.CHECKPOINT is locate.NANO
     assert (nano.CHECKPOINT / "tokenizer.json").is_file()

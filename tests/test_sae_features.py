@@ -16,9 +16,9 @@ from reference import error
 from torch import Tensor
 
 import gemmascope as gs
-from gemmascope.dictionaries.dictionary import Dictionary, Tie
 from gemmascope.errors import DictionaryError, GemmascopeError, MetricError, SiteError, SweepError
 from gemmascope.model.model import Model
+from gemmascope.sae.dictionary import Dictionary, Tie
 
 IDS = [2, *prompt(8)]
 METRIC = gs.logit_diff(5, 9)
@@ -83,7 +83,7 @@ def test_axes_labels_and_tables() -> None:
 
 def test_few_rows_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sae().encode(trace())
-    monkeypatch.setattr("gemmascope.dictionaries.dictionary.CHUNK_ELEMENTS", 2 * FEATURES)
+    monkeypatch.setattr("gemmascope.sae.dictionary.CHUNK_ELEMENTS", 2 * FEATURES)
     parts = sae().encode(trace())
     assert torch.equal(whole.pos, parts.pos)
     assert torch.equal(whole.feature, parts.feature)
@@ -92,7 +92,7 @@ def test_few_rows_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_table_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmascope.dictionaries.activations.MOST_CELLS", 100)
+    monkeypatch.setattr("gemmascope.sae.features.MOST_CELLS", 100)
     with pytest.raises(DictionaryError, match=r"read \.pos, \.feature and \.value"):
         _ = sae().encode(trace()).acts
 
@@ -216,7 +216,7 @@ def active_after_bos(d: Dictionary, t: gs.Trace, feature: int) -> bool:
 
 def test_a_sweep_in_several_passes_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gs.feature_sweep(sae(), IDS, METRIC, model=model())
-    monkeypatch.setattr("gemmascope.dictionaries.features.rows_within", lambda memory, model: 20)
+    monkeypatch.setattr("gemmascope.sae.feature_sweep.rows_within", lambda memory, model: 20)
     parts = gs.feature_sweep(sae(), IDS, METRIC, model=model())
     assert np.allclose(whole.effect, parts.effect, atol=1e-5)
 

@@ -22,10 +22,10 @@ from hub_server import COMMIT, Hub, serving
 from test_hub import point_to
 
 import gemmascope as gs
-from gemmascope.dictionaries.catalogue import Suite
-from gemmascope.dictionaries.npz import read_params
 from gemmascope.errors import CheckpointError, DictionaryError
 from gemmascope.model.model import Model
+from gemmascope.sae.catalogue import Suite
+from gemmascope.sae.npz import read_params
 
 REPO = "google/gemma-scope-2b-pt-res"
 IDS = [2, *prompt(8)]

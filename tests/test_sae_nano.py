@@ -12,15 +12,15 @@ import torch
 from checkpoints import checkpoint, model_of
 
 import gemmascope as gs
-from gemmascope.dictionaries import train
-from gemmascope.dictionaries.concepts import CONCEPTS, labels
-from gemmascope.dictionaries.dictionary import Dictionary
-from gemmascope.dictionaries.load import ABOUT
-from gemmascope.dictionaries.locate import NANO
-from gemmascope.dictionaries.npz import read_params
-from gemmascope.dictionaries.ties import Texts, ties_of
 from gemmascope.errors import DictionaryError
-from gemmascope.nano.corpus import texts
+from gemmascope.nano.training import train_sae as train
+from gemmascope.nano.training.concepts import CONCEPTS, labels
+from gemmascope.nano.training.corpus import texts
+from gemmascope.nano.training.ties import Texts, ties_of
+from gemmascope.sae.dictionary import Dictionary
+from gemmascope.sae.files import NANO
+from gemmascope.sae.load import ABOUT
+from gemmascope.sae.npz import read_params
 
 FEW_DOZEN = 36
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
-from gemmascope.dictionaries.dictionary import Dictionary
-from gemmascope.dictionaries.splice import Splice
+from gemmascope.edits.bound import BoundEdit
 from gemmascope.errors import DictionaryError, EditError, SiteError, TraceError
 from gemmascope.model.model import Model
-from gemmascope.run.bound import BoundEdit
-from gemmascope.run.digest import digest, of_run
-from gemmascope.run.variants import Base, Variant, final_rows
+from gemmascope.sae.dictionary import Dictionary
+from gemmascope.sae.splice import Splice
+from gemmascope.sweeps.digest import digest, of_run
+from gemmascope.sweeps.variants import Base, Variant, final_rows
 
 CLOSE = 1e-5
 N_POS = 9

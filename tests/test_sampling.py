@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import gemmascope as gs
-from gemmascope.run.sampling import Sampling
+from gemmascope.generation.sampling import Sampling
 
 DRAWS = 4000
 # The chi-squared test turns away one right sampler in ten thousand; with fixed seeds it is the same every time.

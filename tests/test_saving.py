@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from pieces import worded
 
 import gemmascope as gs
-from gemmascope import asides
+from gemmascope.edits.edit import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
 from gemmascope.errors import TraceError
+from gemmascope.files import asides
 from gemmascope.model.model import Model
-from gemmascope.run.edits import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
-from gemmascope.run.saving import checksum
+from gemmascope.run.save import checksum
 from gemmascope.run.trace import Trace
 from gemmascope.sites import SITES
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from gemmascope import serving
+from gemmascope.cli import serving
+from gemmascope.cli.serving import find_notebooks, lab_command
 from gemmascope.errors import ServingError
-from gemmascope.serving import find_notebooks, lab_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

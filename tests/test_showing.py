@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pieces import ODD, STORY, Pieces, worded
 
 import gemmascope as gs
+from gemmascope.edits.edit import Ablate, Custom
 from gemmascope.model.model import Model
-from gemmascope.run.edits import Ablate, Custom
-from gemmascope.run.showing import as_data, as_html, as_text
+from gemmascope.run.show import as_data, as_html, as_text
 from gemmascope.run.trace import Trace
-from gemmascope.tokens import Tokenizer, shown
+from gemmascope.tokens.tokenizer import Tokenizer, shown
 
 TEXT = "When Mary and John went to the store, John gave a drink to"
 # All that may be in the page: anything else came out of a token.

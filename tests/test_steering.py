@@ -20,13 +20,13 @@ from reference import error
 from torch import Tensor
 
 import gemmascope as gs
-from gemmascope.analysis import strengths as strengths_file
-from gemmascope.analysis.probe import L2, fit_probe, held_out
 from gemmascope.errors import EditError, GemmascopeError, MetricError, PromptError, SiteError, SweepError
+from gemmascope.figures.steering import _numbering
 from gemmascope.model.model import Model
-from gemmascope.plots.steering import _numbering
-from gemmascope.run import bins
-from gemmascope.run.digest import digest, of_run
+from gemmascope.run import microbatches as bins
+from gemmascope.steering import strengths as strengths_file
+from gemmascope.steering.probe import L2, fit_probe, held_out
+from gemmascope.sweeps.digest import digest, of_run
 
 CLOSE = 1e-5
 N_POS = 9

@@ -18,11 +18,11 @@ from tokenizers_made import CHAT_TEMPLATE, with_json, with_pieces
 
 import gemmascope as gs
 from gemmascope.errors import GenerationError
+from gemmascope.generation.decoder import Decoder
+from gemmascope.generation.sampling import Sampling
+from gemmascope.generation.stopping import Stopping, Writing, can_occur
 from gemmascope.model.model import Model
-from gemmascope.run.decoding import Decoder
-from gemmascope.run.sampling import Sampling
-from gemmascope.run.stopping import Stopping, Writing, can_occur
-from gemmascope.tokens import Tokenizer
+from gemmascope.tokens.tokenizer import Tokenizer
 
 
 class Few(Pieces):

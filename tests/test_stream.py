@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import gemmascope as gs
-import gemmascope.run.memory as memory_module
-import gemmascope.weights.budget as budget_module
-import gemmascope.weights.embedding as embedding_module
+import gemmascope.memory.limits as memory_module
+import gemmascope.memory.placement as budget_module
+import gemmascope.streaming.file_embedding as embedding_module
 from gemmascope.errors import BudgetError, CheckpointError, DeviceError, SweepError
+from gemmascope.memory.placement import Sizes, share_out
 from gemmascope.model.model import Model
-from gemmascope.weights.budget import Sizes, share_out
-from gemmascope.weights.embedding import FileEmbedding
-from gemmascope.weights.stream import HostLane, Stream
+from gemmascope.streaming.file_embedding import FileEmbedding
+from gemmascope.streaming.layer_stream import HostLane, Stream
 
 KINDS, METRIC = "lglgl", gs.logit_diff(5, 9)
 

@@ -21,16 +21,16 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
+from gemmascope.edits.edit import Edit
 from gemmascope.errors import BudgetError, EditError, GemmascopeError, MetricError, PromptError, SiteError, SweepError
+from gemmascope.memory import limits as memory_module
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
-from gemmascope.run import memory as memory_module
-from gemmascope.run import sweep as sweep_module
-from gemmascope.run import variants as variants_module
-from gemmascope.run.edits import Edit
-from gemmascope.run.result import SweepResult
 from gemmascope.run.trace import Trace
 from gemmascope.sites import LAYER_SITES, SITES
+from gemmascope.sweeps import sweep as sweep_module
+from gemmascope.sweeps import variants as variants_module
+from gemmascope.sweeps.result import SweepResult
 
 CLOSE = 1e-5
 N_POS = 9

@@ -15,7 +15,7 @@ from torch import Tensor
 import gemmascope as gs
 from gemmascope.errors import GemmascopeWarning, SweepError
 from gemmascope.model.model import Model
-from gemmascope.run.result import SweepResult
+from gemmascope.sweeps.result import SweepResult
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"

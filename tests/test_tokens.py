@@ -16,8 +16,8 @@ from tokenizers_made import CHAT_TEMPLATE, with_json, with_pieces
 from transformers import AutoTokenizer
 
 from gemmascope.errors import CheckpointError, GemmascopeWarning, PromptError
-from gemmascope.tokens import SHOWN_AS, Tokenizer, shown
-from gemmascope.weights.load import load
+from gemmascope.loading.load import load
+from gemmascope.tokens.tokenizer import SHOWN_AS, Tokenizer, shown
 
 BOS = 2
 TEXTS = [

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
+from gemmascope.edits.edit import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
 from gemmascope.errors import EditError, GemmascopeError, SiteError
 from gemmascope.model.model import Model
-from gemmascope.run.edits import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
 from gemmascope.run.trace import Trace
 from gemmascope.sites import SITES
 

@@ -15,14 +15,14 @@ from reference import error
 from torch import Tensor
 
 import gemmascope as gs
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.places import find_positions
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
-from gemmascope.run import variants as variants_module
-from gemmascope.run.edits import Edit
-from gemmascope.run.variants import Base, Variant, final_rows
-from gemmascope.run.where import find_positions
 from gemmascope.sites import LAYER_SITES, SITES
+from gemmascope.sweeps import variants as variants_module
+from gemmascope.sweeps.variants import Base, Variant, final_rows
 
 CLOSE = 1e-5
 N_POS = 9

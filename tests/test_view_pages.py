@@ -16,8 +16,8 @@ from pointer import BLUES, RED_BLUE, Pointer, between
 from test_views import CLEAN, CORRUPT, every_view, odd, trace, wide
 
 import gemmascope as gs
-from gemmascope.tokens import shown as shown_text
-from gemmascope.widgets.page import page as page_with
+from gemmascope.tokens.tokenizer import shown as shown_text
+from gemmascope.views.page import page as page_with
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pieces import ODD, worded
 
 import gemmascope as gs
 from gemmascope.errors import DictionaryError, GemmascopeError, SiteError, SweepError
-from gemmascope.widgets.page import View, in_script
+from gemmascope.views.page import View, in_script
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
@@ -139,24 +139,24 @@ def test_attention_is_held_as_the_trace_has_it(kinds: str) -> None:
 def test_layers_without_room_are_not_computed_and_the_view_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     t = trace()
     some = sum(len(packed["data"]) for packed in gs.attention_view(t, layers=[0, 2]).arrays.values())
-    monkeypatch.setattr("gemmascope.widgets.attention.MOST_BYTES", some)
+    monkeypatch.setattr("gemmascope.views.attention.MOST_BYTES", some)
     view = gs.attention_view(t, layer=2)
     assert [layer["index"] for layer in view.spec["layers"]] == [0, 2]
     assert view.spec["layer"] == 1
-    monkeypatch.setattr("gemmascope.widgets.attention.MOST_BYTES", some - 1)  # it might have fitted, and does not
+    monkeypatch.setattr("gemmascope.views.attention.MOST_BYTES", some - 1)  # it might have fitted, and does not
     assert [layer["index"] for layer in gs.attention_view(t, layer=2).spec["layers"]] == [2]
-    monkeypatch.setattr("gemmascope.widgets.attention.MOST_BYTES", some)
+    monkeypatch.setattr("gemmascope.views.attention.MOST_BYTES", some)
     assert view.spec["note"].endswith("of the page: layers 1. attention_view(trace, layers=[1]) shows them.")
     alone = sum(len(packed["data"]) for packed in gs.attention_view(t, layers=[1]).arrays.values())
-    monkeypatch.setattr("gemmascope.widgets.attention.MOST_BYTES", int(1.2 * alone))
-    monkeypatch.setattr("gemmascope.widgets.attention.replay", lambda *_: pytest.fail("there is no room for another layer"))
+    monkeypatch.setattr("gemmascope.views.attention.MOST_BYTES", int(1.2 * alone))
+    monkeypatch.setattr("gemmascope.views.attention.replay", lambda *_: pytest.fail("there is no room for another layer"))
     view = gs.attention_view(t, layer=1)
     assert [layer["index"] for layer in view.spec["layers"]] == [1]
     assert "layers 0, 2." in view.spec["note"]
 
 
 def test_a_layer_that_no_page_can_hold_is_refused_before_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmascope.widgets.attention.LARGEST_LAYER", 2 * 2 * 54)
+    monkeypatch.setattr("gemmascope.views.attention.LARGEST_LAYER", 2 * 2 * 54)
     monkeypatch.setattr(gs.Trace, "__getitem__", lambda *_: pytest.fail("it was computed"))
     with pytest.raises(SiteError, match=r"layer 0 of 15 positions and 3 heads is .* MB.*heads=\[0, 1\]"):
         gs.attention_view(trace(), heads=[0, 1, 2])
@@ -179,8 +179,8 @@ def test_a_lens_view_holds_what_the_lens_read(site: str) -> None:
 
 
 def test_a_long_prompt_is_shown_by_its_last_positions_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmascope.widgets.lens.MOST_TOKENS", 3 * 5 * 6)
-    monkeypatch.setattr("gemmascope.widgets.stream.MOST_NUMBERS", 4 * 3 * 6)
+    monkeypatch.setattr("gemmascope.views.lens.MOST_TOKENS", 3 * 5 * 6)
+    monkeypatch.setattr("gemmascope.views.stream.MOST_NUMBERS", 4 * 3 * 6)
     view = gs.lens_view(trace())
     assert [label["hint"] for label in view.spec["columns"]][::5] == ["9: ,", "14: ·to"]
     assert "positions 9 to 14 are shown" in view.spec["note"]

@@ -1,0 +1,1 @@
+"""Reading a run and comparing models: the lens, direct logits, heads, composition, gs.compare. Imports sweeps and run."""

@@ -11,12 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.analysis.patterns import Some, attend_of, patterns
+from gemmascope.edits.trace_protocol import no_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.modes import computes
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
-from gemmascope.run.traced import no_trace
 from gemmascope.sites import EDGE_SITES
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class AttentionSummary:
 
     def plot(self, measure: str = "entropy") -> Any:
         """A plotly heat map of one measure, layer by head."""
-        from gemmascope.plots.labelled import labelled_figure
+        from gemmascope.figures.labelled import labelled_figure
 
         if measure not in MEASURES:
             raise SiteError(f"measure is one of {', '.join(MEASURES)}; given {measure!r}")

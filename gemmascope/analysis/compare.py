@@ -13,17 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.analysis.comparison import Comparison
-from gemmascope.analysis.metrics import answer_logprob
 from gemmascope.analysis.shared_prompts import Case, reader, shared_cases, shared_ids
 from gemmascope.arguments import whole_number
 from gemmascope.errors import MetricError, SweepError
+from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.run.default import model_or_nano
-from gemmascope.run.questions import of_plans, tell
-from gemmascope.run.result import SweepResult
-from gemmascope.run.sweep import Asked, prepare, run_cells
 from gemmascope.run.trace import Trace, trace
+from gemmascope.sweeps.metrics import answer_logprob
+from gemmascope.sweeps.questions import of_plans, tell
+from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.sweep import Asked, prepare, run_cells
 
 # Logits compared at once, in elements: 32 MB in float64, which is held a few times over.
 LOGIT_ELEMENTS = 2**22

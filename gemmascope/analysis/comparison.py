@@ -92,7 +92,7 @@ class Comparison:
 
     def plot(self) -> Any:
         """A plotly figure: cosine and relative error of the stream by layer. Needs plotly."""
-        from gemmascope.plots.nearness import nearness_figure
+        from gemmascope.figures.compare import nearness_figure
 
         return nearness_figure(self)
 

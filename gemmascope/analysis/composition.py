@@ -18,10 +18,10 @@ from torch import Tensor
 
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
+from gemmascope.loading.default import model_or_nano
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.run.default import model_or_nano
 from gemmascope.sites import find_layer
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Composition:
 
     def plot(self) -> Any:
         """A plotly heat map, sending head by receiving head; of many heads, the largest score of each pair of layers."""
-        from gemmascope.plots.composition import composition_figure
+        from gemmascope.figures.composition import composition_figure
 
         return composition_figure(self)
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.model.factors import normed_tokens
+from gemmascope.model.factored_matrix import normed_tokens
 from gemmascope.model.model import Model
 
 

@@ -21,13 +21,13 @@ from gemmascope.analysis.patterns import attend_of, patterns, rows_at_once
 from gemmascope.arguments import is_whole, whole_number
 from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legibly, spelled
+from gemmascope.loading.default import model_or_nano
+from gemmascope.memory.limits import told_when_full
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Tap
-from gemmascope.run.default import model_or_nano
-from gemmascope.run.memory import told_when_full
 from gemmascope.sites import near_names
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class HeadScores:
 
     def plot(self) -> Any:
         """A plotly heat map, layer by head."""
-        from gemmascope.plots.heads import scores_figure
+        from gemmascope.figures.heads import scores_figure
 
         return scores_figure(self)
 

@@ -13,18 +13,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.rows import EVERY, PARTS, STREAM, entries_of, logits_of, read_rows
+from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_of, read_rows
 from gemmascope.arguments import whole_number
+from gemmascope.edits.places import Head, Pos, find_heads, find_positions
+from gemmascope.edits.trace_protocol import no_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.modes import computes
 from gemmascope.run.answers import Answer, answer_ids
-from gemmascope.run.questions import of_answers, tell
 from gemmascope.run.trace import Trace
-from gemmascope.run.traced import no_trace
-from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import find_site, read_name
-from gemmascope.tokens import shown
+from gemmascope.sweeps.questions import of_answers, tell
+from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
     import pandas
@@ -109,7 +109,7 @@ class Lens:
 
     def plot(self, colour: str = "probability", *, of_answer: bool | None = None) -> Any:
         """A plotly heat map: the top token in each cell, over its probability, or the "rank" or "entropy"."""
-        from gemmascope.plots.lens import lens_figure
+        from gemmascope.figures.lens import lens_figure
 
         return lens_figure(self, colour, self.answer is not None if of_answer is None else of_answer)
 

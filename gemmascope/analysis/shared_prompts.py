@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gemmascope.analysis.metrics import logit_diff
 from gemmascope.errors import PromptError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.model.prompts import as_prompts, listed_prompts
+from gemmascope.sweeps.metrics import logit_diff
 
 # Two prompts as token ids, None for a corrupted one that there is not, and a metric.
 Case = tuple[Tensor, Tensor | None, Any]

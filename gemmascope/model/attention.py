@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.errors import TapError
-from gemmascope.model.later import Later
 from gemmascope.model.layout import Block, Earlier, Layout
 from gemmascope.model.maths import soft_cap, visible
+from gemmascope.model.prefix_attention import Later
 from gemmascope.model.tap import BoundTap
 from gemmascope.sites import EDGE_SITES
 

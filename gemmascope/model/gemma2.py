@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import Attend
 from gemmascope.model.bits import bits_of
-from gemmascope.model.factors import Factors, ov_of, qk_of
+from gemmascope.model.factored_matrix import Factors, ov_of, qk_of
 from gemmascope.model.layout import NO_ROWS, Layout
 from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate, soft_cap
 from gemmascope.model.tap import SILENT, BoundTap, Tap

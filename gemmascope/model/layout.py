@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.model.kept import Kept
+from gemmascope.model.kv_cache import Kept
 from gemmascope.model.maths import rope_table
 
 

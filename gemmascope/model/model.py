@@ -16,6 +16,7 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError, PromptError, TapError
 from gemmascope.legible import legibly
 from gemmascope.model.bits import joined
+from gemmascope.model.finite import require_sound
 from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.identity import Identity
 from gemmascope.model.layout import Layout
@@ -23,7 +24,7 @@ from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, numbered
 from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
 from gemmascope.sites import find_layer
-from gemmascope.tokens import Message, Tokenizer
+from gemmascope.tokens.tokenizer import Message, Tokenizer
 from gemmascope.values import real_tensor
 
 Prompt = str | Sequence[int] | Tensor | Sequence[Message]
@@ -124,13 +125,11 @@ class Model:
 
     def _refuse_nan(self, ids: Tensor, layout: Layout, tap: Tap) -> None:
         """TapError for logits of NaN that a tap made, CheckpointError for those of the weights."""
-        from gemmascope.run.finite import require_sound
-
         if tap is not SILENT:
-            require_sound(self, ids)
+            require_sound(self.network, self.name, ids)
             first = tap.first_nan() if isinstance(tap, FunctionTap) else None
             raise TapError(f"the run holds NaN, which it does not without the tap: {first or 'what it returns'} began it")
-        require_sound(self, ids)
+        require_sound(self.network, self.name, ids)
 
     @computes
     def ids(self, prompt: Prompt) -> Int[Tensor, " pos"]:

@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from gemmascope.weights.locate import NANO as CHECKPOINT
+from gemmascope.checkpoints.source import NANO as CHECKPOINT
 
 __all__ = ["CHECKPOINT"]

@@ -15,7 +15,7 @@ DRAWS_PER_PAIR = 20  # how often a case is drawn anew before a family gives up o
 
 
 class Encoder(Protocol):
-    """What a prompt family asks of a tokenizer; `gemmascope.tokens.Tokenizer` is one."""
+    """What a prompt family asks of a tokenizer; `gemmascope.tokens.tokenizer.Tokenizer` is one."""
 
     def ids(self, prompt: str, /) -> list[int]:
         """The ids of a prompt, with its BOS."""
@@ -108,7 +108,7 @@ def _repeat(draw: Callable[[Random], Pair], rng: Random, times: int) -> Iterator
 @lru_cache(maxsize=1)
 def nano_tokenizer() -> Encoder:
     """The tokenizer of the embedded model."""
-    from gemmascope.tokens import Tokenizer
-    from gemmascope.weights.locate import NANO
+    from gemmascope.checkpoints.source import NANO
+    from gemmascope.tokens.tokenizer import Tokenizer
 
     return Tokenizer.from_folder(NANO)

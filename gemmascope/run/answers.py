@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gemmascope.arguments import is_whole
+from gemmascope.edits.call_text import plain
 from gemmascope.errors import PromptError
 from gemmascope.model.model import Model
-from gemmascope.run.code import plain
 
 Answer = str | int | Sequence[str | int]
 

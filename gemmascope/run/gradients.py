@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gemmascope.arguments import is_whole
 from gemmascope.errors import EditError, MetricError, SiteError
+from gemmascope.memory.limits import told_when_full
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.memory import told_when_full
 from gemmascope.run.metric import Metric, bind_metric, measure
 from gemmascope.run.passes import Editing
 from gemmascope.run.trace import Trace

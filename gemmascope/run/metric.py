@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -92,17 +91,3 @@ def _another(ids: Tensor, model: Model) -> Tensor:
     """A token other than a prompt's last: one of the prompt, or else of the vocabulary."""
     others = ids[ids != ids[-1]]
     return others[-1] if len(others) else (ids[-1] + 1) % model.config.vocab_size
-
-
-def metric_text(metric: Any) -> str:
-    """The metric as Python: the call that makes it, or the name of a user's function."""
-    if isinstance(metric, (list, tuple)):
-        return f"[{', '.join(map(metric_text, metric))}]"
-    return repr(metric) if hasattr(metric, "bind") else name_of(metric)
-
-
-def name_of(fn: Any) -> str:
-    """The name under which a user's function appears; of a callable object its class's."""
-    if isinstance(fn, functools.partial):
-        return name_of(fn.func)
-    return str(getattr(fn, "__name__", type(fn).__name__))

@@ -8,12 +8,12 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from gemmascope.edits.bound import BoundEdit
+from gemmascope.memory.limits import told_when_full
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.bound import BoundEdit
 from gemmascope.run.finite import require_finite
-from gemmascope.run.memory import told_when_full
 
 
 class Editing(Tap):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import SiteError
+from gemmascope.memory.limits import told_when_full
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.tap import Chain
-from gemmascope.run.memory import told_when_full
 from gemmascope.run.passes import Editing, Keeping
 from gemmascope.run.trace import Trace
 from gemmascope.sites import LAYER_SITES, find, find_site

@@ -18,22 +18,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.arguments import is_whole, shown
+from gemmascope.edits.bound import BoundEdit, recorded
+from gemmascope.edits.edit import Edit, listed_edits
+from gemmascope.edits.places import Head, Pos, find_heads, find_positions
+from gemmascope.edits.reach import warn_of_no_effect
 from gemmascope.errors import SiteError, TraceError
 from gemmascope.legible import legibly
+from gemmascope.loading.default import model_or_nano
+from gemmascope.memory.limits import require_room, told_when_full
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.bound import BoundEdit, recorded
-from gemmascope.run.default import model_or_nano
-from gemmascope.run.edits import Edit, listed_edits
 from gemmascope.run.finite import require_logits
-from gemmascope.run.memory import require_room, told_when_full
 from gemmascope.run.passes import Editing, Keeping, streams
-from gemmascope.run.reach import warn_of_no_effect
-from gemmascope.run.where import Head, Pos, find_heads, find_positions
 from gemmascope.sites import EDGE_SITES, SITES, Site, find
 
 if TYPE_CHECKING:
@@ -197,18 +197,18 @@ class Trace:
 
     def save(self, path: Any) -> None:
         """Write the trace to a file for gs.open_trace: safetensors with JSON, no pickle. An existing file is replaced."""
-        from gemmascope.run.saving import save_trace
+        from gemmascope.run.save import save_trace
 
         save_trace(self, path)
 
     @legibly
     def __repr__(self) -> str:
-        from gemmascope.run.showing import as_text
+        from gemmascope.run.show import as_text
 
         return as_text(self)
 
     def _repr_html_(self) -> str:
-        from gemmascope.run.showing import as_html
+        from gemmascope.run.show import as_html
 
         return as_html(self)
 

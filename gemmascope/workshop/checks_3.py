@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.analysis.metrics import logit_diff
-from gemmascope.run.make_edits import ablate, patch
-from gemmascope.run.sweep import sweep
+from gemmascope.edits.make import ablate, patch
 from gemmascope.run.trace import Trace, trace
+from gemmascope.sweeps.metrics import logit_diff
+from gemmascope.sweeps.sweep import sweep
 from gemmascope.workshop.grading import CheckFailed, Exercise, Wrong
 from gemmascope.workshop.inputs import normal, small_model, two_prompts
 

@@ -95,7 +95,7 @@ def _model() -> Item:
 
 
 def _memory() -> Item:
-    from gemmascope.weights.limits import measured_bytes
+    from gemmascope.memory.host_memory import measured_bytes
 
     free = measured_bytes()
     if free is None:

@@ -25,9 +25,9 @@ from stream27b import NoReading, write
 
 import gemmascope as gs
 from gemmascope.config import PRESETS, GemmaConfig
-from gemmascope.weights.budget import parse_bytes
-from gemmascope.weights.int8 import dequantise, n_groups
-from gemmascope.weights.store import MANIFEST
+from gemmascope.memory.placement import parse_bytes
+from gemmascope.streaming.int8 import dequantise, n_groups
+from gemmascope.streaming.store import MANIFEST
 
 ROWS = (16, 512, 4096)
 SMALL = {"d_model": 256, "n_heads": 4, "n_kv_heads": 2, "d_head": 64, "d_mlp": 1024, "vocab_size": 2000}

@@ -27,12 +27,12 @@ from typing import Any
 import torch
 
 import gemmascope as gs
+from gemmascope.checkpoints.folder import EMBEDDING
 from gemmascope.config import PRESETS, GemmaConfig
-from gemmascope.weights.checkpoint import EMBEDDING
-from gemmascope.weights.int8 import GROUP
-from gemmascope.weights.packed import MATRICES, SCALE, header_of, int8_layout, laid_out
-from gemmascope.weights.store import FORMAT, MANIFEST, NORM, OUTER, layer_file
-from gemmascope.weights.stream import HostLane
+from gemmascope.streaming.int8 import GROUP
+from gemmascope.streaming.layer_stream import HostLane
+from gemmascope.streaming.packed import MATRICES, SCALE, header_of, int8_layout, laid_out
+from gemmascope.streaming.store import FORMAT, MANIFEST, NORM, OUTER, layer_file
 
 N_TOKENS, LINKED = 16, 4
 

@@ -10,7 +10,7 @@ import pytest
 
 import gemmascope as gs
 from gemmascope.errors import BudgetError
-from gemmascope.weights import budget
+from gemmascope.memory import placement as budget
 
 T = gs.trace("Mary went to the store")
 LARGE: dict[str, tuple[Callable[[], Any], str]] = {

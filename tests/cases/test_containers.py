@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import gemmascope as gs
-import gemmascope.weights.limits as limits
+import gemmascope.memory.host_memory as limits
 from gemmascope.errors import GemmascopeWarning
-from gemmascope.weights.budget import free_bytes
+from gemmascope.memory.placement import free_bytes
 
 FREE, GB = 64 * 10**9, 10**9
 NONE_V1 = 2**63 - 4096
@@ -103,7 +103,7 @@ def test_the_limit_of_the_process_itself_counts() -> None:
         "import resource, psutil\n"
         "taken = psutil.Process().memory_info().vms\n"
         "resource.setrlimit(resource.RLIMIT_AS, (taken + 10**9, resource.RLIM_INFINITY))\n"
-        "from gemmascope.weights.limits import _left_to_process\n"
+        "from gemmascope.memory.host_memory import _left_to_process\n"
         "print(_left_to_process()[0])"
     )
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
@@ -144,7 +144,7 @@ def test_an_amount_that_is_given_needs_no_measuring(monkeypatch: pytest.MonkeyPa
 
     for name in ("measured_bytes", "available_bytes", "_free"):
         monkeypatch.setattr(limits, name, refusing)
-    for module in ("gemmascope.run.memory", "gemmascope.weights.budget"):
+    for module in ("gemmascope.memory.limits", "gemmascope.memory.placement"):
         monkeypatch.setattr(f"{module}.free_bytes", refusing)
     gs.sweep([2, 5, 9], [2, 9, 9], gs.logit_diff(5, 9), memory="1GiB", **ASKED)
 

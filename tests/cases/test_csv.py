@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import gemmascope as gs
 from gemmascope.__main__ import main
-from gemmascope.tables import csv_text, plain_text, safe_text
+from gemmascope.files.csv_tables import csv_text, plain_text, safe_text
 
 ODD = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\nx", "＝x", "'=x", "''-x", "'s", "'", "", " =x", "a,b", 'a"b', "a\rb",
        "a\nb",        "a\r\nb", "\r", "<bos>", "nan", "1e3", "\u2028", "😀"]  # fmt: skip

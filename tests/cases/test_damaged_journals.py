@@ -16,11 +16,11 @@ from checkpoints import checkpoint, model_of, prompt
 
 import gemmascope as gs
 from gemmascope.errors import SweepError
+from gemmascope.memory import limits as memory_module
 from gemmascope.model.model import Model
-from gemmascope.run import memory as memory_module
-from gemmascope.run.journal import Journal
-from gemmascope.run.journal_lines import opened, sealed
-from gemmascope.run.result import SweepResult
+from gemmascope.sweeps.journal import Journal
+from gemmascope.sweeps.journal_lines import opened, sealed
+from gemmascope.sweeps.result import SweepResult
 
 
 @cache

@@ -17,7 +17,7 @@ from checkpoints import checkpoint, model_of
 import gemmascope as gs
 from gemmascope.errors import TraceError
 from gemmascope.model.model import Model
-from gemmascope.run.saving import checksum
+from gemmascope.run.save import checksum
 
 
 @cache

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import gemmascope as gs
+from gemmascope.edits.edit import Edit
 from gemmascope.errors import EditError, GemmascopeWarning
-from gemmascope.run.edits import Edit
 
 P = "Mary went to the store. " * 6
 N_POS = 38

@@ -14,8 +14,8 @@ from dictionaries_made import arrays
 from hub_server import COMMIT, Hub, serving
 
 import gemmascope as gs
+from gemmascope.checkpoints import hub as door
 from gemmascope.errors import CheckpointError
-from gemmascope.weights import hub as door
 
 REPO, SCOPE, NANO = "google/gemma-2-2b", "google/gemma-scope-2b-pt-res", Path(gs.__file__).parent / "nano" / "checkpoint"
 OTHER = "1" * 40

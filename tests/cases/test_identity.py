@@ -15,10 +15,10 @@ from checkpoints import checkpoint, prompt
 from torch import Tensor, nn
 
 import gemmascope as gs
+from gemmascope.checkpoints.source import NANO
 from gemmascope.errors import BudgetError, CheckpointError, DeviceError, GemmascopeWarning, SweepError, TraceError
 from gemmascope.model import bits
 from gemmascope.model.bits import Bits, bits_of
-from gemmascope.weights.locate import NANO
 
 IDS = prompt(9)
 DTYPES = [torch.float32, torch.bfloat16]

@@ -20,7 +20,7 @@ from torch import Tensor
 import gemmascope as gs
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.model import Model
-from gemmascope.weights.stream import Stream
+from gemmascope.streaming.layer_stream import Stream
 
 IDS, SECONDS = prompt(9), 30
 

@@ -142,8 +142,8 @@ def test_a_download_that_breaks_off_leaves_no_part_but_what_others_fetch(
 ) -> None:
     import huggingface_hub
 
-    from gemmascope.locking import lock
-    from gemmascope.weights import hub
+    from gemmascope.checkpoints import hub
+    from gemmascope.files.locking import lock
 
     blobs, locks = tmp_path / "models--a--b" / "blobs", tmp_path / ".locks" / "models--a--b"
     for folder in (blobs, locks):

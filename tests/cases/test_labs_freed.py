@@ -15,7 +15,7 @@ from checkpoints import checkpoint, model_of
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError, LabError
-from gemmascope.widgets import shown
+from gemmascope.labs import display as shown
 
 pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
@@ -177,7 +177,7 @@ def test_where_the_cell_is_not_known_nothing_is_closed(cell: Any, model: gs.Mode
 
 
 def test_computing_for_an_output_that_is_gone_ends(model: gs.Model, front_end: Any) -> None:
-    from gemmascope.widgets.worker import turns_of
+    from gemmascope.labs.worker import turns_of
 
     lab = front_end.run("a", lambda: patching(model))
     lab.wait()
@@ -250,7 +250,7 @@ def test_what_a_closed_patching_lab_found_can_be_read(model: gs.Model) -> None:
 
 @labs
 def test_a_closed_lab_can_be_printed_and_closed_while_it_computes(make: Callable[[gs.Model], Any], model: gs.Model) -> None:
-    from gemmascope.widgets.worker import turns_of
+    from gemmascope.labs.worker import turns_of
 
     with turns_of(model).turn():
         lab = make(model)

@@ -15,7 +15,7 @@ HEADS = f"gs.head_lab({CLEAN!r}, ' Mary', ' John')"
 COUNT = """
 import gc
 from ipywidgets.widgets.widget import _instances
-from gemmascope.widgets.shown import Shown
+from gemmascope.labs.display import Shown
 n_runs = globals().get("n_runs", 0) + 1
 gc.collect()
 alive = sorted(type(one).__name__ for one in gc.get_objects() if issubclass(type(one), Shown))

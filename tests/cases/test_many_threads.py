@@ -21,9 +21,9 @@ from checkpoints import checkpoint, prompt
 from torch import Tensor
 
 import gemmascope as gs
-import gemmascope.weights.load as load_module
+import gemmascope.loading.load as load_module
 from gemmascope.model.model import Model
-from gemmascope.weights.stream import Stream
+from gemmascope.streaming.layer_stream import Stream
 
 N_THREADS, SECONDS = 8, 600
 CALLS = int(os.environ.get("GEMMASCOPE_CALLS", "160"))
@@ -179,7 +179,7 @@ import os, sys, threading
 import torch
 torch.set_num_threads(1)
 import gemmascope as gs
-from gemmascope.weights.stream import Stream
+from gemmascope.streaming.layer_stream import Stream
 model = gs.load(sys.argv[1], memory="1GiB")
 model.network.supply = Stream(model.config, model.network.supply.packed, torch.float32, torch.device("cpu"))
 ids = [2, 5, 9, 12]

@@ -47,7 +47,9 @@ LABS: dict[str, Callable[[gs.Model], Any]] = {
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classes of widgets as if none had been made."""
-    from gemmascope.widgets import follower_end, live, shown
+    from gemmascope.labs import display as shown
+    from gemmascope.labs import widget as follower_end
+    from gemmascope.labs.patching import widget as live
 
     for made in (live.live_class, follower_end.follower_class, shown.box_class):
         made.cache_clear()

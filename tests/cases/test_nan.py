@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import gemmascope as gs
+from gemmascope.edits.edit import Edit
 from gemmascope.errors import CheckpointError, EditError, TapError
-from gemmascope.run.edits import Edit
 
 P = "When Mary and John went to the store, John gave a drink to"
 

@@ -22,8 +22,8 @@ import torch
 from checkpoints import checkpoint
 
 import gemmascope as gs
-from gemmascope.locking import held
-from gemmascope.weights.streamed import cache_folder
+from gemmascope.files.locking import held
+from gemmascope.loading.network import cache_folder
 
 PACKAGE = Path(gs.__file__).parent
 
@@ -90,7 +90,7 @@ found["quantised"] = gs.trace(C, model=gs.load(folder / "store")).logits[-1].tol
 gs.plan("google/gemma-2-2b")
 from gemmascope.workshop.setup import _memory
 _memory()
-from gemmascope.weights.rates import _read
+from gemmascope.memory.rates import _read
 assert _read(folder) > 0
 Mary = "When Mary and John went to the store, John gave a drink to"
 John = Mary.replace("John gave", "Mary gave")
@@ -155,7 +155,7 @@ def test_no_module_needs_what_only_some_systems_have() -> None:
     """Modules and functions that a system may lack are asked for in one module of each kind, which knows what to do."""
     lacking = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios"}
     functions = {"pread", "preadv", "pwrite", "sysconf", "statvfs", "fork", "uname", "geteuid", "getuid", "fchmod", "mkfifo"}
-    allowed = {"weights/limits.py", "locking.py", "asides.py"}
+    allowed = {"memory/host_memory.py", "locking.py", "asides.py"}
     found: list[str] = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
@@ -172,7 +172,7 @@ def test_no_module_needs_what_only_some_systems_have() -> None:
 
 # -- one process at a time --
 
-HOLDING = "from pathlib import Path\nfrom gemmascope.locking import held\n"
+HOLDING = "from pathlib import Path\nfrom gemmascope.files.locking import held\n"
 
 
 def test_a_process_that_was_killed_holds_no_lock(tmp_path: Path) -> None:

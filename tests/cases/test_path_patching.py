@@ -170,7 +170,7 @@ def test_the_two_are_told_apart_in_the_code_and_the_digest() -> None:
 
 def test_cells_of_several_layers_and_few_rows_at_a_time() -> None:
     """A cell may send from all layers; what shares the rows of a pass decides no number."""
-    from gemmascope.run.live_paths import LivePaths
+    from gemmascope.sweeps.paths.live import LivePaths
 
     whole = ask(by=("head",), receiver=("v", 3))
     hf = source("one kv head")
@@ -187,7 +187,7 @@ def test_cells_of_several_layers_and_few_rows_at_a_time() -> None:
     n_groups: list[int] = []
     go = LivePaths._go
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("gemmascope.run.path.rows_within", lambda memory, model: 20)
+        patched.setattr("gemmascope.sweeps.paths.path_sweep.rows_within", lambda memory, model: 20)
         patched.setattr(LivePaths, "_go", lambda self, walks: (n_groups.append(len(walks)), go(self, walks))[1])
         few = ask(receiver=("v", 3))
     assert max(n_groups) == 2

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gemmascope.__main__ import main
+from gemmascope.cli.serving import lab_command, require_user
 from gemmascope.errors import ServingError
-from gemmascope.serving import lab_command, require_user
 
 OPENING = [
     "config=x.py", "config=", "f=x", "ip=0.0.0.0", "ip=*", "certfile=x", "keyfile=x", "notebook-dir=/", "preferred-dir=/",
@@ -79,12 +79,12 @@ def test_root_is_told_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
-    monkeypatch.setattr("gemmascope.serving.serve", lambda command: pytest.fail("it was started"))
+    monkeypatch.setattr("gemmascope.cli.serving.serve", lambda command: pytest.fail("it was started"))
     assert main(["lab", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "as root" in said
     assert "gemmascope lab -- --allow-root" in said
-    monkeypatch.setattr("gemmascope.serving.serve", lambda command: 0)
+    monkeypatch.setattr("gemmascope.cli.serving.serve", lambda command: 0)
     assert main(["lab", str(tmp_path), "--", "--allow-root"]) == 0
 
 

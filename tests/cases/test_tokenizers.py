@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 import gemmascope as gs
 from gemmascope.errors import CheckpointError, GemmascopeWarning, PromptError
-from gemmascope.tokens import Tokenizer
+from gemmascope.tokens.tokenizer import Tokenizer
 
 NANO = Path(gs.__file__).parent / "nano" / "checkpoint"
 P = "When Mary and John went to the store, John gave a drink to"

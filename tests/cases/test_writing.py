@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import gemmascope as gs
-from gemmascope import asides
 from gemmascope.errors import CheckpointError, FileError, GemmascopeError, SweepError, TraceError
-from gemmascope.paths import asked_path
-from gemmascope.writing import write_file
+from gemmascope.files import asides
+from gemmascope.files.paths import asked_path
+from gemmascope.files.writing import write_file
 
 CLEAN = "Mary and John went to the store. John gave a drink to"
 CORRUPT = CLEAN.replace("John gave", "Mary gave")
@@ -300,7 +300,7 @@ def test_devices_stay_devices(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stdout", ["a file", "a pipe"])
 def test_a_table_on_stdout_comes_after_what_was_printed(stdout: str, tmp_path: Path) -> None:
     """A file behind /dev/stdout is not replaced: the shell and this process both write to it."""
-    code = "import gemmascope.writing as w; print(1); w.write_file('/dev/stdout', 'table\\n', through=True); print(2)"
+    code = "import gemmascope.files.writing as w; print(1); w.write_file('/dev/stdout', 'table\\n', through=True); print(2)"
     with (tmp_path / "out").open("wb") as file:
         to: Any = file if stdout == "a file" else subprocess.PIPE
         done = subprocess.run([sys.executable, "-c", code], stdout=to, check=True, timeout=60)
@@ -337,7 +337,7 @@ def test_threads_that_save_to_one_path_all_succeed_and_the_file_is_always_whole(
 
 
 SLOW = """
-import sys, gemmascope.writing as w
+import sys, gemmascope.files.writing as w
 def pieces():
     yield b"half"
     print("begun", flush=True)

@@ -12,7 +12,7 @@ from reference import error
 
 import gemmascope as gs
 from gemmascope.model.model import Model
-from gemmascope.weights.stream import Stream
+from gemmascope.streaming.layer_stream import Stream
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def streamed(folder: Path, kind: str, kept: tuple[int, ...], held: tuple[int, ...], ahead: int = 1) -> Model:
-    from gemmascope.weights.cuda import CudaLane
+    from gemmascope.streaming.cuda import CudaLane
 
     model = gs.load(folder / kind, device="cuda", memory="1GiB")
     supply: Any = model.network.supply
@@ -62,7 +62,7 @@ def test_the_gpu_gives_what_the_cpu_gives(folder: Path) -> None:
 
 
 def test_page_locked_memory_is_of_the_exact_size() -> None:
-    from gemmascope.weights.cuda import locked
+    from gemmascope.streaming.cuda import locked
 
     buffer = locked(3 * 2**20 + 17)
     assert len(buffer) == 3 * 2**20 + 17

@@ -3,15 +3,15 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { fromRows, numbers, rowsLength, unpack } from "../../gemmascope/widgets/js/arrays.js";
-import { largest, pooled, windowSentence } from "../../gemmascope/widgets/js/attention.js";
-import { says } from "../../gemmascope/widgets/js/grid.js";
-import { cellsOf } from "../../gemmascope/widgets/js/lens.js";
-import { rangeOf, seriesAt } from "../../gemmascope/widgets/js/lines.js";
-import { corner, hit, labelOf, layoutOf } from "../../gemmascope/widgets/js/matrix.js";
-import { colour, colourAt, css, format, inkOn, place, ticks, ticksOf } from "../../gemmascope/widgets/js/scale.js";
-import { brushed, key, pointed, start } from "../../gemmascope/widgets/js/select.js";
-import { cut, fitted, legible, shown } from "../../gemmascope/widgets/js/tokens.js";
+import { fromRows, numbers, rowsLength, unpack } from "../../gemmascope/views/js/arrays.js";
+import { largest, pooled, windowSentence } from "../../gemmascope/views/js/attention.js";
+import { says } from "../../gemmascope/views/js/grid.js";
+import { cellsOf } from "../../gemmascope/views/js/lens.js";
+import { rangeOf, seriesAt } from "../../gemmascope/views/js/lines.js";
+import { corner, hit, labelOf, layoutOf } from "../../gemmascope/views/js/matrix.js";
+import { colour, colourAt, css, format, inkOn, place, ticks, ticksOf } from "../../gemmascope/views/js/scale.js";
+import { brushed, key, pointed, start } from "../../gemmascope/views/js/select.js";
+import { cut, fitted, legible, shown } from "../../gemmascope/views/js/tokens.js";
 
 const DIVERGING = { kind: "diverging", low: -2, high: 2 };
 const SEQUENTIAL = { kind: "sequential", low: 0, high: 1 };

@@ -1,0 +1,236 @@
+"""A checkpoint folder in the transformers layout: its configuration, and what it must hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmascope.arguments import shown
+from gemmascope.checkpoints.shards import Shards, Stored
+from gemmascope.checkpoints.tensor_names import EMBEDDING as EMBEDDING
+from gemmascope.checkpoints.tensor_names import HEAD, by_plain_name
+from gemmascope.config import GemmaConfig
+from gemmascope.errors import CheckpointError, ConfigError
+from gemmascope.files.json_reader import is_there, read_json
+
+_EXPECTED = (
+    "config.json, model.safetensors (or model.safetensors.index.json and the shards that it names), "
+    "and tokenizer.json or tokenizer.model"
+)
+
+
+class Checkpoint:
+    """An open checkpoint folder. Opening reads configuration and headers, and no tensor.
+
+    config: the shape. dtype_name: the number format that config.json names, if it names one.
+    Use it as a context manager: leaving closes the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError, or ConfigError for another architecture; both name the file at fault."""
+        self.folder = folder
+        self.config, self.dtype_name = read_config(folder)
+        self._index = _index(folder)
+        self._shards = Shards(_shard_paths(folder, self._index))
+        try:
+            names = by_plain_name(self._shards.stored, folder)
+            self.stored: Mapping[str, Stored] = {plain: self._shards.stored[name] for plain, name in names.items()}
+            self._require_layers()
+        except BaseException:
+            self._shards.close()
+            raise
+
+    def _require_layers(self) -> None:
+        """CheckpointError if there are far fewer layers than config.json says: before a network of its size is made."""
+        there = {int(name.split(".")[2]) for name in self.stored if re.match(r"model\.layers\.\d{1,9}\.", name)}
+        if self.config.n_layers > 2 * max(there, default=0) + 64:
+            raise CheckpointError(
+                f"{self.folder}: config.json says num_hidden_layers {self.config.n_layers}, and its files hold {len(there)}"
+            )
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The number formats that the tensors are stored in."""
+        return {stored.dtype for stored in self.stored.values()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the dtype it is stored in."""
+        return self._shards.read(self.stored[name].name)
+
+    def require(self, shapes: Mapping[str, torch.Size]) -> None:
+        """CheckpointError unless the tensors are exactly these; a second copy of the embedding as lm_head may be there."""
+        if missing := [name for name in shapes if name not in self.stored]:
+            raise CheckpointError(f"{self.folder}: {_naming(missing, 'missing')}; {self._place(missing[0])}")
+        if extra := [name for name in self.stored if name not in shapes and name != HEAD]:
+            shard = self.stored[extra[0]].shard.name
+            raise CheckpointError(f"{self.folder}: {_naming(extra, 'unknown to Gemma 2 of this config')}; it is in {shard}")
+        expected = {**shapes, HEAD: shapes[EMBEDDING]}
+        for name, stored in self.stored.items():
+            if stored.shape != tuple(expected[name]):
+                raise CheckpointError(
+                    f"{self.folder}: tensor {name!r} of {stored.shard.name} has shape {list(stored.shape)}; "
+                    f"config.json asks for {list(expected[name])}"
+                )
+
+    def _place(self, missing: str) -> str:
+        """Where a missing tensor should have been."""
+        if missing in self._index:
+            return f"the index says it is in {self._index[missing]}, and it is not"
+        files = sorted({stored.shard.name for stored in self.stored.values()})
+        return f"there are {len(self.stored)} tensors in {', '.join(files)}"
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._shards.close()
+
+
+def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
+    """The configuration of a checkpoint folder, and the dtype its config.json names (None: names none).
+
+    Raises CheckpointError for a folder without a readable config.json, ConfigError for one of another architecture.
+    """
+    path = folder / "config.json"
+    refuse_adapter(folder)
+    if not is_there(path):
+        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json. {_wanted(folder)}")
+    given = read_json(path)
+    _refuse_quantised(given, path)
+    try:
+        config = GemmaConfig.from_dict(given)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    name = given.get("dtype") or given.get("torch_dtype")
+    generation = folder / "generation_config.json"
+    if is_there(generation):
+        try:
+            config = with_ends(config, read_json(generation).get("eos_token_id"))
+        except ConfigError as error:
+            raise ConfigError(f"{generation}: eos_token_id: {error}") from error
+    return config, name if isinstance(name, str) else None
+
+
+def refuse_adapter(folder: Path) -> None:
+    """CheckpointError if a folder holds an adapter: transformers would load it with its base, and other numbers come."""
+    names = [
+        name
+        for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+        if (folder / name).exists()
+    ]
+    if not names:
+        return
+    config = folder / "adapter_config.json"
+    base = read_json(config).get("base_model_name_or_path") if is_there(config) else None
+    beside = "beside a model" if os.path.lexists(folder / "config.json") else "and no model"
+    raise CheckpointError(
+        f"{folder} holds an adapter ({', '.join(names)}) {beside}. Merge it into its base"
+        f"{f' ({base})' if isinstance(base, str) else ''} first: with peft, "
+        "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new_folder); or remove it, if the model "
+        "without it is meant"
+    )
+
+
+def _refuse_quantised(given: Mapping[str, Any], path: Path) -> None:
+    about = given.get("quantization_config")
+    if about:
+        method = about.get("quant_method", "a method that it does not name") if isinstance(about, dict) else about
+        raise CheckpointError(
+            f"{path}: the checkpoint is quantised ({shown(method)}), which is not read: give the original one. "
+            "weights='int8' quantises it here"
+        )
+
+
+def with_ends(config: GemmaConfig, ends: int | list[int] | None) -> GemmaConfig:
+    """The config with the end tokens of a generation config: chat checkpoints may name <end_of_turn> only there."""
+    if ends is None:
+        return config
+    return dataclasses.replace(config, eos_ids=tuple(ends) if isinstance(ends, list) else (ends,))
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor name -> shard name; empty for a checkpoint in one file."""
+    path = folder / "model.safetensors.index.json"
+    if is_there(folder / "model.safetensors") or not is_there(path):
+        return {}
+    names = read_json(path).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
+        raise CheckpointError(f"{path} has no weight_map from tensor names to shards")
+    if outside := [shard for shard in names.values() if Path(shard).name != shard]:
+        raise CheckpointError(f"{path} names a shard outside its folder: {outside[0]!r}")
+    return names
+
+
+def _shard_paths(folder: Path, index: Mapping[str, str]) -> list[Path]:
+    if index:
+        return [folder / shard for shard in sorted(set(index.values()))]
+    if is_there(folder / "model.safetensors"):
+        return [folder / "model.safetensors"]
+    if parts := sorted(path.name for path in folder.glob("model-*-of-*.safetensors")):
+        raise CheckpointError(f"{folder} has {parts[0]} and no model.safetensors.index.json, which says what it holds")
+    if packed := sorted(path.name for path in folder.glob("*.gguf")):
+        raise CheckpointError(f"{folder} has its weights only as {packed[0]}. {gguf_advice(folder, packed[0])}")
+    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    if pickled:
+        raise CheckpointError(
+            f"{folder} has its weights only as {pickled[0]}, a pickle, which can run code and is not opened: "
+            "convert it with transformers: from_pretrained(folder), then save_pretrained(new_folder)"
+        )
+    raise CheckpointError(f"{folder} has a config.json and no weights. {_wanted(folder)}")
+
+
+def gguf_advice(folder: Path, name: str) -> str:
+    """What to do with a GGUF file."""
+    return (
+        "GGUF is not read. If it is not quantised to few bits, transformers converts it: "
+        f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, gguf_file={name!r}).save_pretrained(new_folder); "
+        "otherwise give the original checkpoint"
+    )
+
+
+def _wanted(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"Expected: {_EXPECTED}. There is no such folder"
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        return f"Expected: {_EXPECTED}. The folder cannot be listed: {error.strerror}"
+    names = [entry.name for entry in entries]
+    if packed := [name for name in names if name.endswith(".gguf")]:
+        return f"There is {packed[0]}. {gguf_advice(folder, packed[0])}"
+    if inner := [entry for entry in entries if os.path.isfile(entry / "config.json")]:
+        return f"Expected: {_EXPECTED}. There is one in {inner[0]}: was that meant?"
+    return f"Expected: {_EXPECTED}. There is: {', '.join(names[:8]) or 'nothing'}{', ...' if names[8:] else ''}"
+
+
+def _naming(names: list[str], what: str) -> str:
+    more = f" (and {len(names) - 1} more: {', '.join(names[1:4])}{', ...' if len(names) > 4 else ''})" if names[1:] else ""
+    return f"tensor {names[0]!r} is {what}{more}"
+
+
+def require_tied(checkpoint: Checkpoint) -> None:
+    """Gemma 2 unembeds with its embedding; a copy of it under the head's name may lie in the file, nothing else."""
+    if HEAD in checkpoint.stored and not torch.equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING)):
+        raise CheckpointError(
+            f"{HEAD!r} of {checkpoint.stored[HEAD].shard} differs from the embedding. Gemma 2 unembeds with its embedding, "
+            "so this model cannot be run as one"
+        )
+
+
+def require_finite(tensor: Tensor, what: str) -> None:
+    """CheckpointError, with the place and the number of them, for NaN or infinity in a tensor."""
+    low, high = tensor.detach().aminmax()  # NaN comes through, and unlike isfinite() this allocates nothing
+    if not (low.isfinite() and high.isfinite()):
+        where = (~tensor.detach().isfinite()).nonzero()
+        value = tensor.detach()[tuple(where[0])].item()
+        raise CheckpointError(
+            f"{what} holds {value} at {where[0].tolist()}, and {len(where) - 1} more NaN or infinite values"
+        )

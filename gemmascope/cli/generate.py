@@ -1,0 +1,54 @@
+"""gemmascope generate: a text that goes on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from typing import TYPE_CHECKING
+
+from gemmascope.cli.arguments import INTERRUPTED, add_model, added
+
+if TYPE_CHECKING:
+    from gemmascope.cli.arguments import Commands
+
+
+_GENERATE = """\
+Go on with a prompt, token by token, and print the text as it comes: the likeliest token each time, or tokens drawn at a
+temperature. Interrupting (Ctrl-C) keeps what there is."""
+_GENERATE_EXAMPLES = """\
+examples:
+  gemmascope generate "The capital of France is"
+  gemmascope generate "Mary and John went to the" --temperature 0.8 --top-p 0.95 --seed 1 --max-new-tokens 64
+  gemmascope generate "Name three rivers:" --stop "." --stop "!" --model google/gemma-2-2b
+  gemmascope generate "The capital of France is" --json | jq '.new[].probability'
+"""
+
+
+def add(commands: Commands) -> None:
+    """Say what it is and what it takes."""
+    parser = added(commands, run, "go on with a prompt, token by token", _GENERATE, _GENERATE_EXAMPLES)
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on with; <bos> is put in front of it")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=32, help="the most tokens (default: 32)")
+    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 for the likeliest (default: 0)")
+    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="draw from this share (default: 1, all)")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end at this text; may be repeated")
+    add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it, and return the exit status."""
+    from gemmascope.generation.generate import generate
+    from gemmascope.loading.load import load
+
+    model = load(args.model, weights=args.weights, memory=args.memory)
+    options = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
+    asked = {name: getattr(args, name) for name in options}
+    with warnings.catch_warnings():  # the exit status says that it was interrupted
+        warnings.simplefilter("ignore", UserWarning)
+        found = generate(args.prompt, model=model, show=not args.json, **asked)
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    return INTERRUPTED if found.stopped == "interrupted" else 0

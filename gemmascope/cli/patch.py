@@ -1,0 +1,122 @@
+"""gemmascope patch: a sweep of two prompts, or an estimate of one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemmascope.cli.arguments import INTERRUPTED, add_model, added, require_room, wrote
+from gemmascope.errors import SweepError
+
+if TYPE_CHECKING:
+    from gemmascope.cli.arguments import Commands
+    from gemmascope.sweeps.result import SweepResult
+
+
+_PATCH = """\
+Run two prompts, patch every cell of a grid from one run into the other, each in a run of its own, and say what
+becomes of the answer: the two baselines and the strongest cells. Interrupting (Ctrl-C) keeps the finished cells."""
+_PATCH_EXAMPLES = """\
+examples:
+  gemmascope patch "Mary and John went. John told" "Mary and John went. Mary told" --answer " Mary" --against " John"
+  gemmascope patch CLEAN CORRUPT --answer " Mary" --against " John" --site z --by layer,head --html heads.html
+  gemmascope patch CLEAN CORRUPT --answer " Mary" --metric answer_prob --estimate --csv cells.csv
+  gemmascope patch CLEAN CORRUPT --answer " Mary" --against " John" --json | jq '.cells[0]'
+"""
+_METRICS = ("logit_diff", "answer_prob", "answer_logprob")
+
+
+def add(commands: Commands) -> None:
+    """Say what it is and what it takes."""
+    parser = added(commands, run, "patch every cell of a grid, and show what that changes", _PATCH, _PATCH_EXAMPLES)
+    parser.add_argument("clean", metavar="CLEAN", help="the prompt that has the answer")
+    parser.add_argument("corrupt", metavar="CORRUPT", help="the same with something changed, of equal length in tokens")
+    parser.add_argument("--answer", metavar="TOKEN", required=True, help='one token, with its leading space: " Mary"')
+    parser.add_argument("--against", metavar="TOKEN", help="the answer of the other prompt; needed by logit_diff")
+    parser.add_argument("--metric", choices=_METRICS, default="logit_diff", help="(default: logit_diff)")
+    parser.add_argument("--site", default="resid_pre", help="the site that is patched, such as z (default: resid_pre)")
+    parser.add_argument("--by", default="layer,pos", help="the grid's axes, such as layer,head (default: layer,pos)")
+    parser.add_argument("--into", choices=("corrupt", "clean"), default="corrupt", help="the run that is patched")
+    parser.add_argument("--estimate", action="store_true", help="by gradients (gs.attribute): every cell, roughly")
+    add_model(parser)
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write the grid as a self-contained page to FILE")
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        type=Path,
+        help="also write a line for each cell to FILE; a text that begins with = + - @, a tab or a line's end gets an "
+        "apostrophe in front, so that no spreadsheet takes it for a formula",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it, and return the exit status."""
+    require_room(args.html, args.csv)
+    asked: dict[str, Any] = {"site": args.site, "by": _axes(args), "into": args.into}
+    prompts = args.clean, args.corrupt, _metric(args)
+    from gemmascope.loading.load import load
+    from gemmascope.sweeps.attribution import attribute
+
+    asked["model"] = load(args.model, weights=args.weights, memory=args.memory)
+    result, interrupted = (attribute(*prompts, **asked), False) if args.estimate else _swept(*prompts, **asked)
+    if result.finished.any():
+        _write(result, args)
+    return INTERRUPTED if interrupted else 0
+
+
+def _swept(*prompts: Any, **asked: Any) -> tuple[SweepResult, bool]:
+    """A sweep, and whether it was interrupted: it says so in a warning, for which the exit status stands here."""
+    from gemmascope.sweeps.sweep import sweep
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message="interrupted: ")
+        result = sweep(*prompts, **asked, progress=sys.stderr.isatty())
+    is_interrupted = [str(warning.message).startswith("interrupted: ") for warning in caught]
+    for warning, hidden in zip(caught, is_interrupted, strict=True):
+        if not hidden:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return result, any(is_interrupted)
+
+
+def _write(result: SweepResult, args: argparse.Namespace) -> None:
+    print(json.dumps(result.to_dict(), indent=2) if args.json else result)
+    if args.html is not None:
+        from gemmascope.views.pages import write_sweep
+
+        write_sweep(args.html, result)
+    if args.csv is not None:
+        from gemmascope.files.csv_tables import csv_text
+        from gemmascope.files.writing import write_file
+
+        write_file(args.csv, csv_text(result.to_dataframe()), through=True)
+    for path in (args.html, args.csv):
+        if path is not None:
+            wrote(path)
+
+
+def _axes(args: argparse.Namespace) -> tuple[str, ...]:
+    """The grid's axes as asked. SiteError, SweepError for what the site does not have, or a page cannot show."""
+    from gemmascope.sweeps.grid import asked_axes
+
+    by = tuple(axis.strip() for axis in args.by.split(","))
+    asked_axes(args.site, by)
+    if args.html is not None and len(by) != 2:
+        raise SweepError(f"a page shows a grid of two axes; --by {args.by} has {len(by)}: name two, or leave --html out")
+    return by
+
+
+def _metric(args: argparse.Namespace) -> object:
+    """The metric as asked. SweepError for answers that do not go with it."""
+    from gemmascope.sweeps import metrics
+
+    needs = args.metric == "logit_diff"
+    if needs != (args.against is not None):
+        do = 'give --against " John", or --metric answer_prob' if needs else "leave it out, or take --metric logit_diff"
+        raise SweepError(f"--metric {args.metric} takes {'two answers' if needs else 'no --against'}: {do}")
+    make = getattr(metrics, args.metric)
+    return make(args.answer, args.against) if needs else make(args.answer)

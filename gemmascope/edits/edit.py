@@ -1,0 +1,324 @@
+"""Edits: changes to a run, as data. Each prints as the call that makes it.
+
+An edit names a site, a layer, places (positions and heads, or edges) and what is written there. Bound to a run (a model
+and token ids), its places are looked up and its source is checked, before anything runs.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemmascope.arguments import shown
+from gemmascope.edits.bound import BoundEdit, Feed, Target
+from gemmascope.edits.call_text import name_of, plain
+from gemmascope.edits.places import Head, Pos, find_heads, find_positions
+from gemmascope.edits.reach import refuse_hidden
+from gemmascope.edits.sources import mean_of, of_trace
+from gemmascope.edits.text import source_text, traces_text
+from gemmascope.edits.trace_protocol import is_trace, no_trace
+from gemmascope.errors import EditError
+from gemmascope.legible import legibly
+from gemmascope.model.maths import visible
+from gemmascope.model.model import Model
+from gemmascope.sites import find
+from gemmascope.values import is_array, real_tensor
+
+if TYPE_CHECKING:
+    from gemmascope.run.trace import Trace
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Edit(ABC):
+    """A change to a run. At row sites pos and head say where, at edge sites (scores, pattern, ...) head, q_pos and k_pos."""
+
+    site: str
+    layer: int | None = None
+    pos: Pos = None
+    head: Head = None
+    q_pos: Pos = None
+    k_pos: Pos = None
+
+    def __post_init__(self) -> None:
+        for name in ("pos", "head", "q_pos", "k_pos"):
+            if isinstance(given := getattr(self, name), Iterator):  # an edit meets many runs, and this is read once
+                object.__setattr__(self, name, list(given))
+
+    # Whether the edit must be given all the places that it names at once, wherever else the run equals another.
+    needs_all: ClassVar[bool] = False
+    # Whether what it writes is kept with a run, since asking for it again may give something else.
+    records: ClassVar[bool] = False
+
+    # Whether what stood there before makes no difference to what stands there after.
+    overwrites: ClassVar[bool] = False
+
+    # Whether the values that it writes are computed from what stands there, and can leave the range of numbers.
+    computes: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> str | None:
+        """Another site of the layer, with rows and made before the one written, whose rows come to write as its values."""
+        return None
+
+    @property
+    def unsaid(self) -> Any:
+        """What tells this edit from another and stands neither in its call nor in what it writes, for a digest."""
+        return None
+
+    def bind(self, model: Model, ids: Tensor) -> BoundEdit:
+        """This edit, on a run of these ids, with the values that its tensors and lists have now.
+
+        Raises SiteError for a site, layer, position or head that is not there, EditError for a source that does not fit.
+        """
+        return self._snapshot()._bind(model, ids)
+
+    def _snapshot(self) -> Edit:
+        """This edit with copies of what its owner may write to: a run is of the values that it was made with."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        copies = {name: new for name, value in given.items() if (new := _copied(value)) is not value}
+        made = copy(self)
+        for name, new in copies.items():
+            object.__setattr__(made, name, new)
+        return made if copies else self
+
+    def _bind(self, model: Model, ids: Tensor) -> BoundEdit:
+        address = find(self.site, model.n_layers, self.layer)
+        heads = find_heads(self.head, address.site, model)
+        if address.site.is_edges:
+            self._refuse("pos", "'{0}' lives on attention edges: say q_pos and k_pos instead of pos")
+            axes: tuple[list[int] | None, ...] = (
+                heads,
+                find_positions(self.q_pos, model, ids),
+                find_positions(self.k_pos, model, ids),
+            )
+        else:
+            self._refuse("q_pos", "'{0}' has positions, not edges: say pos instead of q_pos and k_pos")
+            self._refuse("k_pos", "'{0}' has positions, not edges: say pos instead of q_pos and k_pos")
+            positions = find_positions(self.pos, model, ids)
+            axes = (positions, heads)
+        places = tuple(torch.tensor(axis, device=model.device) for axis in axes if axis is not None)
+        target = Target(model, ids, address, places)
+        values = self._values(target)
+        if values is not None and not bool(torch.isfinite(values.to(model.dtype)).all()):
+            raise EditError(f"the source of {self!r} holds NaN or infinity, or a number too large for {model.dtype}")
+        return BoundEdit(self, address, places, values, refuse_hidden(self, address, places, values, model))
+
+    @abstractmethod
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        """What stands there after the edit. old and values: the selected places, in the axes of the site."""
+
+    def _values(self, target: Target) -> Tensor | None:
+        """What is to be written, [the selected places], or None if it follows from what stands there."""
+        return None
+
+    def _arguments(self) -> list[str]:
+        """The positional arguments of the call that makes this edit, printed."""
+        return [repr(self.site)]
+
+    @legibly
+    def __repr__(self) -> str:
+        name = type(self).__name__.lower()
+        where = [
+            f"{k}={plain(getattr(self, k))!r}"
+            for k in ("layer", "pos", "head", "q_pos", "k_pos")
+            if getattr(self, k) is not None
+        ]
+        return f"gs.{name}({', '.join([*self._arguments(), *where])})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.site))
+
+    def _refuse(self, argument: str, why: str) -> None:
+        if getattr(self, argument) is not None:
+            raise EditError(f"{why.format(self.site)}; given {argument}={getattr(self, argument)!r}")
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Patch(Edit):
+    source: Trace | Tensor | Feed
+    overwrites = True
+    computes = False
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        assert values is not None
+        return values
+
+    def _values(self, target: Target) -> Tensor:
+        if is_array(self.source):
+            return target.fit(self.source, "the source tensor")
+        if isinstance(self.source, Feed) or not is_trace(self.source):
+            raise EditError(f"a source is a trace or a tensor; given {no_trace(self.source)}")
+        return of_trace(self.source, target)  # type: ignore[arg-type]
+
+    def _arguments(self) -> list[str]:
+        return [repr(self.site), source_text(self.source)]
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Ablate(Edit):
+    value: float | str = 0.0
+    reference: Sequence[Trace] = ()
+    overwrites = True
+    computes = False
+
+    @cached_property
+    def _means(self) -> dict[tuple[str, int | None], Tensor]:
+        """The means that were taken so far: a list of runs with this edit takes each once."""
+        return {}
+
+    def _snapshot(self) -> Edit:
+        self._means  # noqa: B018 (made here, it is shared by the copies)
+        return super()._snapshot()
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        assert values is not None
+        return values
+
+    def _values(self, target: Target) -> Tensor:
+        if isinstance(self.value, str):
+            return mean_of(self.value, self.reference, target, self._means)
+        if self.reference:
+            raise EditError("a reference is only for value='mean' or 'mean_by_pos'")
+        return torch.full((), float(self.value), dtype=torch.float32, device=target.model.device).expand(target.shape())
+
+    @legibly
+    def __repr__(self) -> str:
+        rest = [] if self.value == 0.0 else [f"value={self.value!r}"]
+        rest += [f"reference={traces_text(self.reference)}"] if self.reference else []
+        return super().__repr__()[:-1] + "".join(f", {part}" for part in rest) + ")"
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Add(Edit):
+    vector: Tensor
+    scale: float = 1.0
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        assert values is not None
+        return old + values
+
+    def _values(self, target: Target) -> Tensor:
+        return target.fit(self.vector, "the vector") * self.scale
+
+    def _arguments(self) -> list[str]:
+        return [repr(self.site), source_text(self.vector)]
+
+    @legibly
+    def __repr__(self) -> str:
+        return super().__repr__() if self.scale == 1.0 else super().__repr__()[:-1] + f", scale={self.scale!r})"
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Scale(Edit):
+    factor: float
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        return old * self.factor
+
+    def _values(self, target: Target) -> None:
+        if not math.isfinite(self.factor):
+            raise EditError(f"factor is a finite number; given {self.factor!r}")
+
+    def _arguments(self) -> list[str]:
+        return [repr(self.site), repr(self.factor)]
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Knockout(Edit):
+    site: str = "scores_capped"
+    overwrites = True
+    computes = False
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        return torch.full_like(old, -torch.inf)
+
+    def _values(self, target: Target) -> None:
+        _, q_pos, k_pos = target.places
+        assert target.address.layer is not None
+        window = target.model.config.window_of(target.address.layer)
+        everything = torch.arange(len(target.ids), device=q_pos.device)
+        left = visible(q_pos, everything, window).clone()
+        left[:, k_pos] = False
+        blind = q_pos[~left.any(1)]
+        if len(blind):
+            raise EditError(f"{self!r} would leave position {int(blind[0])} nothing to attend to: leave it one key at least")
+
+    def _arguments(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Custom(Edit):
+    fn: Callable[[Tensor], Tensor]
+    needs_all = True
+    records = True
+
+    @property
+    def unsaid(self) -> Any:
+        return self.fn
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        new = self.fn(old)
+        if isinstance(new, Tensor):
+            new = real_tensor(new, f"what the function of {self!r} returned", EditError)
+        if not isinstance(new, Tensor) or new.shape != old.shape:
+            given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            inplace = ", also where it writes in place" if new is None else ""
+            raise EditError(
+                f"the function of {self!r} returned {given}; it must return a tensor of shape {tuple(old.shape)}{inplace}"
+            )
+        return new if torch.is_grad_enabled() else new.detach()
+
+    def _arguments(self) -> list[str]:
+        return [repr(self.site), name_of(self.fn)]
+
+    @legibly
+    def __repr__(self) -> str:
+        return super().__repr__().replace("gs.custom(", "gs.edit(", 1)
+
+
+def listed_edits(edits: Any) -> tuple[Edit, ...]:
+    """Edits as they were given to a function, checked to be a list of edits. EditError for anything else."""
+    if isinstance(edits, Edit):
+        raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
+    if isinstance(edits, (str, bytes, Mapping, type)) or is_array(edits) or not isinstance(edits, Iterable):
+        raise EditError(f"edits is a list of edits; given {shown(edits)}")
+    listed = tuple(edits)  # every run of the pass goes through them, so an iterator would not do
+    if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:
+        raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {shown(wrong[0])}")
+    return listed
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a tensor, an array or a list; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return [_copied(one) for one in value] if isinstance(value, list) else value
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two arguments of edits are equal: tensors by their numbers, traces by model, tokens and edits."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.device == b.device and bool(torch.equal(a, b))
+    if is_array(a) and is_array(b) and not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return bool(np.array_equal(np.asarray(a), np.asarray(b)))
+    if hasattr(a, "ids") and hasattr(b, "ids"):
+        return bool(a.model is b.model and a.ids.tolist() == b.ids.tolist() and a.edits == b.edits)
+    a, b = plain(a), plain(b)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)

@@ -1,0 +1,114 @@
+"""What an edit can reach: edges that the mask hides, and edits that a later one overwrites.
+
+An edit that can change nothing is an error where nothing can have been meant, and a warning where something could.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gemmascope.errors import EditError, warn
+from gemmascope.model.maths import visible
+from gemmascope.model.model import Model
+from gemmascope.sites import Address
+
+if TYPE_CHECKING:
+    from gemmascope.edits.bound import BoundEdit
+    from gemmascope.edits.edit import Edit
+
+
+def seen_edges(address: Address, places: Sequence[Tensor], model: Model) -> Tensor:
+    """Which of the edges named the mask lets through, [q_pos, k_pos], at an edge site."""
+    _, q_pos, k_pos = places
+    assert address.layer is not None
+    return visible(q_pos, k_pos, model.config.window_of(address.layer))
+
+
+def is_hidden(address: Address, places: Sequence[Tensor], model: Model) -> bool:
+    """Whether all the places named are edges that the mask hides. False at sites with rows."""
+    return address.site.is_edges and not bool(seen_edges(address, places, model).any())
+
+
+def refuse_hidden(edit: Edit, address: Address, places: Sequence[Tensor], values: Tensor | None, model: Model) -> bool:
+    """EditError for an edit that names only edges which the mask hides, and can change nothing there.
+
+    Returns whether it names only such edges: a pattern is written after the mask, so that a weight on a hidden edge is
+    read all the same, and what a function gives there is known when it is called.
+    """
+    if not is_hidden(address, places, model):
+        return False
+    if address.site.name == "pattern" and (edit.needs_all or (values is not None and bool(values.any()))):
+        return True
+    raise EditError(f"{edit!r} reaches nothing: {_what_is_seen(address, model)}, and no edge named is among them")
+
+
+def _what_is_seen(address: Address, model: Model) -> str:
+    assert address.layer is not None
+    window = model.config.window_of(address.layer)
+    if window is None:
+        return f"position q of layer {address.layer} sees keys 0 to q"
+    return f"position q of local layer {address.layer} sees keys q-{window - 1} to q"
+
+
+def warn_of_no_effect(edits: Sequence[BoundEdit], model: Model, ids: Tensor, asked: Sequence[Edit] | None = None) -> None:
+    """A warning for each edit of a run, or place that one names by its number, that surely changes nothing.
+
+    asked: the edits as the user wrote them, where those that are bound have other places.
+    """
+    for at, bound in enumerate(edits):
+        _warn_of_hidden(bound, asked[at] if asked else bound.edit, model)
+        if over := next((later for later in edits[at + 1 :] if _overwrites(later, bound)), None):
+            warn(f"{bound.edit!r} has no effect: {over.edit!r}, later in the list, overwrites all of it")
+    if edits and all(_is_own(bound, model, ids) for bound in edits):
+        warn(f"{edits[0].edit!r} patches a run into itself, which changes nothing: its source has its tokens and no edits")
+
+
+def warn_of_what_never_came(asked: Edit, bound: BoundEdit, n_pos: int, *, made: bool) -> None:
+    """A warning for an edit of a text that ended before the positions named. asked: the edit as the user wrote it."""
+    ended = f"the text ended with {n_pos} positions, 0 to {n_pos - 1}"
+    if not made:
+        warn(f"{asked!r} was never made: {ended}")
+        return
+    names = ("q_pos", "k_pos") if bound.address.site.is_edges else ("pos",)
+    for name, places in zip(names, bound.places[-2:] if len(names) == 2 else bound.places[:1], strict=True):
+        numbers = [at for at in places.tolist() if at >= n_pos]
+        if numbers and _by_number(getattr(asked, name)):
+            warn(f"{asked!r} was not made at {name}={numbers}: {ended}")
+
+
+def _warn_of_hidden(bound: BoundEdit, asked: Edit, model: Model) -> None:
+    """A warning for queries or keys that were named by their numbers and have no edge among those named."""
+    can_weigh = bound.edit.needs_all or bound.values is not None  # a weight put on a hidden edge is read
+    if not bound.address.site.is_edges or (bound.address.site.name == "pattern" and can_weigh):
+        return
+    seen = seen_edges(bound.address, bound.places, model)
+    for name, axis in (("q_pos", 1), ("k_pos", 0)):
+        numbers = bound.places[1 if name == "q_pos" else 2][~seen.any(axis)]
+        if len(numbers) and _by_number(getattr(asked, name)):
+            warn(
+                f"{asked!r} reaches nothing at {name}={numbers.tolist()}: {_what_is_seen(bound.address, model)}, and "
+                "no edge named there is among them"
+            )
+
+
+def _by_number(place: Any) -> bool:
+    return place is not None and not isinstance(place, (slice, range))
+
+
+def _overwrites(later: BoundEdit, bound: BoundEdit) -> bool:
+    """Whether a later edit of the same site writes wherever this one does, whatever stands there."""
+    if not later.edit.overwrites or later.address != bound.address:
+        return False
+    return all(bool(torch.isin(mine, theirs).all()) for mine, theirs in zip(bound.places, later.places, strict=True))
+
+
+def _is_own(bound: BoundEdit, model: Model, ids: Tensor) -> bool:
+    """Whether an edit patches from a trace of the same run, which has no edits."""
+    source: Any = getattr(bound.edit, "source", None)
+    if source is None or not hasattr(source, "ids") or not hasattr(source, "bound_edits"):
+        return False
+    return source.model is model and not source.bound_edits and source.ids.tolist() == ids.tolist()

@@ -1,0 +1,60 @@
+"""Edits as Python: what they write, printed as the call that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemmascope.edits.bound import Feed
+from gemmascope.edits.call_text import Said
+from gemmascope.errors import EditError
+from gemmascope.values import is_array, real_tensor
+
+if TYPE_CHECKING:
+    from gemmascope.run.trace import Trace
+
+# A tensor of at most so many numbers is printed whole, and references of at most so many tokens together.
+SHOWN_NUMBERS, SHOWN_TOKENS = 16, 256
+
+
+def source_text(source: Trace | Tensor | Feed) -> str:
+    """What an edit writes as Python; a tensor of many numbers by its shape."""
+    if is_array(source) and not isinstance(source, Tensor):
+        return _array_text(source)
+    if isinstance(source, Tensor):
+        if source.numel() > SHOWN_NUMBERS or not _readable(source):
+            return f"<tensor {list(source.shape)}>"
+        as_read = source.dtype in (torch.float32, torch.int64, torch.bool)
+        return f"torch.tensor({source.tolist()!r}{'' if as_read else f', dtype={source.dtype}'})"
+    if isinstance(source, Feed) or not hasattr(source, "ids"):
+        return f"<{type(source).__name__}>"
+    edits = f", edits={list(source.edits)!r}" if source.edits else ""
+    return f"gs.trace({source.ids.tolist()}, model=model{edits})"
+
+
+def _array_text(source: Any) -> str:
+    """An array that is no tensor, as the tensor of its numbers."""
+    array = np.asarray(source)
+    if array.size > SHOWN_NUMBERS or array.dtype.kind not in "biuf":
+        return f"<{type(source).__name__} {list(array.shape)}>"
+    return source_text(real_tensor(array, "the source", EditError))
+
+
+def _readable(source: Tensor) -> bool:
+    """Whether a tensor's numbers can be listed: not those of a tensor without values, or of parts."""
+    return not source.is_meta and not source.is_nested and source.layout == torch.strided
+
+
+def traces_text(traces: Sequence[Trace]) -> str:
+    if sum(len(trace) for trace in traces) > SHOWN_TOKENS:
+        return f"<{len(traces)} traces>"
+    return f"[{', '.join(map(source_text, traces))}]"
+
+
+def traces_said(traces: Sequence[Trace]) -> Said | None:
+    """Reference traces as an argument of a call; None for none."""
+    return Said(traces_text(tuple(traces))) if traces else None

@@ -1,0 +1,149 @@
+"""Generation: what gs.generate returns: a prompt and what the model went on with."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import Edit
+from gemmascope.legible import legible, legibly, spelled
+from gemmascope.memory.limits import told_when_full
+from gemmascope.model.layout import Block, Layout
+from gemmascope.model.model import Model
+from gemmascope.model.modes import computes
+from gemmascope.run.passes import Editing
+from gemmascope.run.trace import Trace
+from gemmascope.tokens.tokenizer import shown
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Generation:
+    """A prompt and the tokens that were generated after it.
+
+    ids: those of the prompt and the new ones [pos]. n_prompt: how many of them are the prompt's. text: what was generated,
+    without the prompt and without the control token that it ended at; "" where the model has no tokenizer. logprobs: for
+    each new token, the natural logarithm of its probability in the model's own distribution (temperature 1, all tokens).
+    stopped: why it ended: "length", "interrupted", "token '<eos>'", "text '.'". stream: of the positions that went through
+    the layers, as in a trace.
+    """
+
+    model: Model
+    ids: Int[Tensor, " pos"]
+    n_prompt: int
+    text: str
+    logprobs: tuple[float, ...]
+    stopped: str
+    bound_edits: tuple[BoundEdit, ...]
+    stream: tuple[Tensor, ...]
+    _own_ids: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_own_ids", self.ids.clone())  # those of the trace, whatever is written to ids
+
+    @property
+    def new_ids(self) -> Int[Tensor, " new"]:
+        """The ids that were generated, the one that it stopped at included."""
+        return self.ids[self.n_prompt :]
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, as text, control tokens included."""
+        return self.model.tokenizer.decode(self.ids[: self.n_prompt].tolist())
+
+    @property
+    def tokens(self) -> list[str]:
+        """Each token as text, the prompt's first."""
+        return self.model.texts(self.ids)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits of the run, with their positions as numbers; without those at positions that it did not come to."""
+        return tuple(bound.edit for bound in self.bound_edits)
+
+    @computes
+    def trace(self) -> Trace:
+        """The trace of the whole text, with the run's edits. Only the last token's row is run: the others were."""
+        return self._trace
+
+    @cached_property
+    def _trace(self) -> Trace:
+        stream, ids = self.stream, self._own_ids
+        if len(stream[0]) < len(ids):
+            stream = with_last_row(self.model, ids, stream, self.bound_edits)
+        return Trace(self.model, ids, stream, self.bound_edits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was generated, as JSON holds it: tokens as they are, probabilities between 0 and 1."""
+        tokens = [
+            {"pos": pos, "text": text, "id": int(i)} for pos, (text, i) in enumerate(zip(self.tokens, self.ids, strict=True))
+        ]
+        new = zip(tokens[self.n_prompt :], self.logprobs, strict=True)
+        return {
+            "model": self.model.name,
+            "prompt": tokens[: self.n_prompt],
+            "new": [{**token, "probability": math.exp(logprob)} for token, logprob in new],
+            "text": self.text,
+            "stopped": self.stopped,
+            "edits": [repr(edit) for edit in self.edits],
+        }
+
+    def _about(self) -> str:
+        return f"{self.n_prompt} tokens and {len(self.new_ids)} new ones, stopped: {self.stopped}"
+
+    @legibly
+    def __repr__(self) -> str:
+        text = legible(f"{self.prompt}{self.text}") if self.model.has_tokenizer else str(self.ids.tolist())
+        return f"Generation by {spelled(self.model.name)}: {self._about()}\n{text}"
+
+    def _repr_html_(self) -> str:
+        drawn = [_drawn(token, pos) for pos, token in enumerate(self.tokens[: self.n_prompt])]
+        new = zip(self.tokens[self.n_prompt :], self.logprobs, strict=True)
+        drawn += [_drawn(token, pos, logprob) for pos, (token, logprob) in enumerate(new, self.n_prompt)]
+        about = html.escape(f"by {spelled(self.model.name)}: {self._about()}")
+        legend = "the stronger a new token's bar, the likelier it was"
+        return (
+            f'<div style="max-width:62em;font:14px/1.5 system-ui,sans-serif"><div><b>Generation</b> {about}</div>'
+            f'<div style="margin:.4em 0;line-height:1.9">{" ".join(drawn)}</div>'
+            f'<div style="opacity:.75">{legend}</div></div>'
+        )
+
+
+_CHIP = "font-family:ui-monospace,monospace;padding:0 3px;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
+
+
+def _drawn(token: str, pos: int, logprob: float | None = None) -> str:
+    """A token as HTML. logprob: of one that was generated."""
+    if logprob is None:
+        title, style = f"position {pos}", "opacity:.75"
+    else:
+        probability = math.exp(logprob)
+        title = f"position {pos}, probability {probability:.3g}"
+        style = f"font-weight:600;border-bottom:3px solid rgba(59,118,196,{0.15 + 0.85 * probability:.2f})"
+    return f'<span title="{title}" style="{_CHIP};{style}">{html.escape(legible(shown(token)))}</span>'
+
+
+def with_last_row(
+    model: Model, ids: Int[Tensor, " pos"], stream: Sequence[Tensor], edits: Sequence[BoundEdit]
+) -> tuple[Tensor, ...]:
+    """A stream of all positions but the last, with that one. The rows before it only give their keys and values."""
+    n_pos, editing = len(ids), Editing([edits])
+    whole, asked = Layout.of_lengths([n_pos], model.device), Layout.of_blocks([Block(0, 1, n_pos, asked=1)], model.device)
+    last = Layout.of_blocks([Block(0, 1, 1, start=n_pos - 1)], model.device)
+    with torch.no_grad(), told_when_full(model), closing(model.layers()) as layers:
+        found = [torch.cat((stream[0], model.network.embed(ids[-1:], last, editing)))]
+        for layer in layers:
+            edited = any(edit.address.layer == layer.index for edit in edits)
+            layout = whole if edited else asked
+            row = layer(found[-1], layout, editing.at(layer.index, layout))[-1:]
+            found.append(torch.cat((stream[layer.index + 1], row)))
+    return tuple(found)

@@ -1,0 +1,190 @@
+"""Networks whose layers are packed, or stay in files: made from a store, or straight from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gemmascope.checkpoints.device import choose_dtype, not_offered
+from gemmascope.checkpoints.folder import Checkpoint, require_tied
+from gemmascope.checkpoints.from_transformers import empty_network, parameter_shapes, put
+from gemmascope.checkpoints.source import locate
+from gemmascope.checkpoints.tensor_names import EMBEDDING
+from gemmascope.config import GemmaConfig
+from gemmascope.errors import CheckpointError, DeviceError
+from gemmascope.files.paths import asked_path
+from gemmascope.memory.host_memory import measured_bytes
+from gemmascope.memory.placement import Share, Sizes, free_bytes, share_out
+from gemmascope.model.gemma2 import Gemma2
+from gemmascope.streaming.convert import alone, convert, identity_of
+from gemmascope.streaming.file_embedding import FileEmbedding
+from gemmascope.streaming.layer_stream import HostLane, Lane, Stream
+from gemmascope.streaming.packed import Packed, Piece, Span, laid_out, layer_shapes, pieces_in, stamp_of
+from gemmascope.streaming.store import NORM, OUTER, Store, is_store, is_whole
+
+WEIGHTS = ("auto", "int8")
+
+# What Windows takes for a device, whatever follows after a dot.
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
+
+
+def require_weights(weights: str) -> None:
+    """DeviceError for weights= that are not offered."""
+    if weights not in WEIGHTS:
+        raise not_offered(weights, "or 'int8'")
+
+
+def cache_folder(cache: str | os.PathLike[str] | None, name: str, identity: str) -> Path:
+    """Where a checkpoint's int8 weights are kept: GEMMASCOPE_CACHE or ~/.cache/gemmascope, unless a folder is given."""
+    if cache is not None:
+        return asked_path(cache, error=CheckpointError, what="a folder")
+    base = os.environ.get("GEMMASCOPE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "gemmascope"
+    return Path(base).expanduser() / "int8" / f"{_plain(Path(name).name)}-{identity[:16]}"
+
+
+def _plain(name: str) -> str:
+    """A name that every file system takes as that of a folder, with room for what follows it."""
+    plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)[:80] or "model"
+    return f"_{plain}" if plain.split(".")[0].upper() in _DEVICES else plain
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a model is to be loaded: what can be refused before hours of conversion is."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+    memory: int | None
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """DeviceError for a device to which nothing streams, BudgetError for too little memory."""
+        _require_streaming(self.device)
+        stored = checkpoint.stored[EMBEDDING].dtype
+        dtype = choose_dtype(self.dtype or "auto", checkpoint.dtype_name, checkpoint.dtypes)
+        share_out(checkpoint.config, Sizes.of(checkpoint.config, "int8", dtype, stored), dtype, self.memory)
+
+
+def int8_store(folder: Path, name: str, cache: str | os.PathLike[str] | None, wanted: Wanted) -> Store:
+    """The store of a checkpoint: the folder itself if it is one, else one in the cache, made now if it is not whole."""
+    if is_store(folder):
+        return Store(folder)
+    with Checkpoint(folder) as checkpoint:
+        wanted.check(checkpoint)
+        identity = identity_of(checkpoint)
+        target = cache_folder(cache, name, identity)
+        if not is_whole(target, identity):
+            _convert(checkpoint, target, name, identity)
+    return Store(target)
+
+
+def _convert(checkpoint: Checkpoint, target: Path, name: str, identity: str, *, again: bool = False) -> None:
+    """Convert, unless another process has done so meanwhile. again: look for damage in what is there."""
+    checkpoint.require(parameter_shapes(checkpoint.config))
+    require_tied(checkpoint)
+    with alone(target):
+        if again or not is_whole(target, identity):
+            convert(checkpoint, target, name, identity)
+
+
+def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
+    """Write a checkpoint's int8 weights to a folder, which is then a source for gs.load.
+
+    source: a folder in the transformers layout, or a hub id. target: a new or empty folder, or one in which a conversion
+    of the same checkpoint was interrupted: it goes on there. Holds one layer in int8 and two tensors in memory.
+    Raises CheckpointError for a source that cannot be read, changes meanwhile or is int8 already, and for a target that
+    holds something else; BudgetError, before writing, for a disk without the room.
+    """
+    folder, name = locate(source)
+    if is_store(folder):
+        raise CheckpointError(f"{folder} is int8 already: load it with gs.load")
+    path = asked_path(target, error=CheckpointError, what="a folder")
+    with Checkpoint(folder) as checkpoint:
+        _convert(checkpoint, path, name, identity_of(checkpoint), again=True)
+    return path
+
+
+def network_of_store(store: Store, device: torch.device, dtype: torch.dtype, memory: int | None) -> Gemma2:
+    """A network in int8: layers packed on the device as far as memory goes, the others brought as a pass goes."""
+    store.require_outer()
+    sizes = Sizes.of(store.config, "int8", dtype, store.dtype)
+    share = share_out(store.config, sizes, dtype, memory)
+    table = (store.folder / OUTER, store.outer_data, store.outer[EMBEDDING])
+    return _network(store.config, store.layers(), store.outer_tensor, table, device, dtype, share)
+
+
+def network_of_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, memory: int) -> Gemma2:
+    """A network whose layers are read from a checkpoint's own files, where they do not fit in memory."""
+    checkpoint.require(parameter_shapes(checkpoint.config))
+    layers = _plain_layers(checkpoint, checkpoint.config)
+    stored = checkpoint.stored[EMBEDDING]
+    same = all(packed.ready(dtype) for packed in layers)
+    sizes = Sizes.of(checkpoint.config, "stored", dtype, dtype if same else stored.dtype)
+    pieces, data = pieces_in(stored.shard)
+    share = share_out(checkpoint.config, sizes, dtype, memory)
+    table = (stored.shard, data, pieces[stored.name])
+    return _network(checkpoint.config, layers, checkpoint.read, table, device, dtype, share)
+
+
+def _plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[Packed]:
+    """Every layer's bytes in the shards of a checkpoint, as they are stored."""
+    where = {path: pieces_in(path) for path in {stored.shard for stored in checkpoint.stored.values()}}
+    stamps = {path: stamp_of(path) for path in where}
+    found = []
+    for index in range(config.n_layers):
+        names = {name: f"model.layers.{index}.{name}" for name in layer_shapes(config)}
+        stored = {name: checkpoint.stored[full] for name, full in names.items()}
+        layout = laid_out({name: (one.dtype, one.shape) for name, one in stored.items()})
+        spans = []
+        for piece in layout:
+            path = stored[piece.name].shard
+            pieces, data = where[path]
+            spans.append(Span(path, data + pieces[stored[piece.name].name].start, piece.n_bytes, piece.start, stamps[path]))
+        found.append(Packed(tuple(spans), tuple(layout)))
+    return found
+
+
+def _network(
+    config: GemmaConfig,
+    layers: list[Packed],
+    read: Callable[[str], Tensor],
+    table: tuple[Path, int, Piece],
+    device: torch.device,
+    dtype: torch.dtype,
+    share: Share,
+) -> Gemma2:
+    _require_streaming(device)
+    network = empty_network(config).to(dtype).requires_grad_(False)
+    network.owned = True
+    put(network, NORM, nn.Parameter(read(NORM).to(device, dtype), requires_grad=False))
+    if share.embedded:
+        put(network, EMBEDDING, nn.Parameter(read(EMBEDDING).to(device, dtype), requires_grad=False))
+    else:
+        network.model.embed_tokens = FileEmbedding(*table, dtype, device)  # type: ignore[assignment]
+    brought = {index: packed for index, packed in enumerate(layers) if index not in share.kept}
+    network.supply = Stream(config, layers, dtype, device, share.kept, lane=_lane(device, brought))
+    network.work = share.work or None
+    return network
+
+
+def _require_streaming(device: torch.device) -> None:
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"layers are unpacked and stream on a CPU or a CUDA device; given device={str(device)!r}")
+
+
+def _lane(device: torch.device, brought: dict[int, Packed]) -> Lane:
+    """The way of layers to a device. For a GPU, as many as half of the free host memory takes wait there."""
+    if device.type == "cpu":
+        free = measured_bytes()
+        return HostLane(direct=free is not None and sum(packed.n_bytes for packed in brought.values()) > free // 2)
+    from gemmascope.streaming.cuda import CudaLane
+
+    free, hold = free_bytes(torch.device("cpu")) // 2, {}
+    for index, packed in brought.items():
+        if packed.n_bytes <= free:
+            hold[index], free = packed, free - packed.n_bytes
+    return CudaLane(device, hold)

@@ -1,0 +1,130 @@
+"""Budgets: what a model's parts take in bytes, and which of them stay on the device within an amount of memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gemmascope.config import GemmaConfig
+from gemmascope.errors import BudgetError
+from gemmascope.memory.host_memory import available_bytes
+from gemmascope.streaming.file_embedding import PART
+from gemmascope.streaming.packed import int8_layout, layer_shapes, plain_layout
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+# Rows that go through a layer at once, and that a pass must at least be able to carry. Measured on two cores.
+BIN_ROWS = 1024
+
+# Rows that a budget leaves room for before it keeps any layer: they share one stream of the weights, and memory is better
+# spent on them than on layers that stay. A sweep of 46 layers x 16 positions of 27B is 11,776.
+GOOD_ROWS = 16 * BIN_ROWS
+
+# The most rows that a sweep's chunk carries where no layer streams: more at once gain nothing on weights that lie still,
+# and finished cells, a bar that moves and an interrupt cost a chunk, some seconds of a small model.
+RESIDENT_ROWS = 32 * BIN_ROWS
+
+
+def parse_bytes(given: Any) -> int:
+    """A number of bytes, or a text such as "2GiB" or "500 MB", in bytes. BudgetError for anything else."""
+    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+        return given
+    if (
+        isinstance(given, str)
+        and (found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", given))
+        and found[2].upper() in UNITS
+    ):
+        return int(float(found[1]) * UNITS[found[2].upper()])
+    raise BudgetError(f"memory is a number of bytes or a text such as '2GiB' or '500MB'; given {given!r}")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model's weights take, in bytes. layer: one packed layer. scratch: a layer as it is computed with, 0 if that is
+    how it is packed. embedding: the table; part: what is held of it if it stays in its file."""
+
+    n_layers: int
+    layer: int
+    scratch: int
+    embedding: int
+    part: int
+
+    @classmethod
+    def of(cls, config: GemmaConfig, weights: str, dtype: torch.dtype, stored: torch.dtype | None = None) -> Sizes:
+        """weights: "int8", or anything else for the dtype that the layers are stored in (None: dtype)."""
+        stored = stored or dtype
+        pieces = int8_layout(config, stored) if weights == "int8" else plain_layout(config, stored)
+        unpacked = sum(math.prod(shape) for shape in layer_shapes(config).values()) * dtype.itemsize
+        table = config.vocab_size * config.d_model
+        scratch = 0 if weights != "int8" and stored == dtype else unpacked
+        # A part is read as it is stored, and computed with as dtype.
+        part = min(PART, table * stored.itemsize) * (1 if stored == dtype else 1 + dtype.itemsize // stored.itemsize)
+        return cls(config.n_layers, max(p.stop for p in pieces), scratch, table * dtype.itemsize, part)
+
+    def weights(self, n_kept: int, ahead: int, *, embedded: bool) -> int:
+        """Bytes on the device with so many layers kept, so many on their way, and the embedding there or in its file."""
+        n_slots = min(self.n_layers - n_kept, ahead + 1)
+        scratch = self.scratch if self.n_layers else 0
+        return (n_kept + n_slots) * self.layer + scratch + (self.embedding if embedded else self.part)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What stays on the device: these layers, and the embedding or not. weights: their bytes, with the slots and scratch
+    that the others need. work: bytes for the rows of a pass."""
+
+    kept: tuple[int, ...]
+    embedded: bool
+    weights: int
+    work: int
+
+
+def free_bytes(device: torch.device) -> int:
+    """What is free on a device now, in bytes. Every other device than a CUDA one has its memory from the host."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+
+
+def work_bytes(config: GemmaConfig, dtype: torch.dtype, rows: int) -> int:
+    """What a pass of so many rows takes: the rows, those that take their place, and BIN_ROWS of them within a layer."""
+    size = dtype.itemsize
+    # gate, up and their product; q, k, v, z; norms in float32
+    inside = 3 * config.d_mlp * size + 4 * config.n_heads * config.d_head * size + 4 * config.d_model * 4
+    return BIN_ROWS * inside + rows * 2 * config.d_model * size
+
+
+def rows_in(config: GemmaConfig, dtype: torch.dtype, work: int) -> int:
+    """How many rows a pass may carry in so many bytes; below 0 where not even a layer's work fits."""
+    return (work - work_bytes(config, dtype, 0)) // (2 * config.d_model * dtype.itemsize)
+
+
+def share_out(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int | None, ahead: int = 1) -> Share:
+    """What stays on the device within an amount of memory: room for rows, then the embedding, then as many layers as fit.
+
+    memory None: everything stays. The layers that stay are spread evenly, so that computing them hides the bringing of
+    those between. BudgetError, with the least amount, for one that is too small.
+    """
+    if memory is None:
+        whole = sizes.weights(sizes.n_layers, ahead, embedded=True)
+        return Share(tuple(range(sizes.n_layers)), embedded=True, weights=whole, work=0)
+    least_work = work_bytes(config, dtype, min(config.context, BIN_ROWS))
+    least = sizes.weights(0, ahead, embedded=False) + least_work
+    if memory < least:
+        raise BudgetError(
+            f"memory of {memory:,} bytes is too little: this model needs {least:,} bytes at least, {sizes.scratch:,} of "
+            f"them for one layer as it is computed with, {min(sizes.n_layers, ahead + 1) * sizes.layer:,} for layers on "
+            f"their way, {sizes.part:,} for a part of the embedding and {least_work:,} for the rows of a pass"
+            + ("" if sizes.scratch else ". weights='int8' would halve the layers on their way")
+            + ("" if dtype == torch.bfloat16 else ". dtype='bfloat16' would halve what is computed with")
+        )
+    work = min(work_bytes(config, dtype, GOOD_ROWS), least_work + memory - least)
+    embedded = sizes.weights(0, ahead, embedded=True) + work <= memory
+    n_kept = max(
+        n for n in range(sizes.n_layers + 1) if n == 0 or sizes.weights(n, ahead, embedded=embedded) + work <= memory
+    )
+    kept = tuple(sorted({i * sizes.n_layers // n_kept for i in range(n_kept)})) if n_kept else ()
+    weights = sizes.weights(n_kept, ahead, embedded=embedded)
+    return Share(kept, embedded, weights, memory - weights)

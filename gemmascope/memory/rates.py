@@ -1,0 +1,131 @@
+"""Rates of this machine, from a probe of some seconds: reading, copying to a GPU, dequantising, matrix products."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from gemmascope.config import GemmaConfig
+from gemmascope.errors import BudgetError
+from gemmascope.legible import legibly
+from gemmascope.memory.sizes import operations
+from gemmascope.streaming.int8 import dequantise, n_groups
+from gemmascope.streaming.packed import own_memory
+
+# What is read and copied to find a rate, in bytes, and the longest side of a matrix that is multiplied.
+SAMPLE, SIDE = 128 * 2**20, 4096
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does in a second.
+
+    read: bytes from the disk of `folder`; copy: bytes from host memory to the GPU, None on a CPU; dequantise: weights, None
+    where there are none in int8; prompt and chunk: operations of matrix products, at the rows of a prompt and of a sweep.
+    """
+
+    folder: str
+    read: float
+    copy: float | None
+    dequantise: float | None
+    prompt: float
+    chunk: float
+
+    def moving(self, n_bytes: int, from_host: int) -> float:
+        """Seconds to bring so many bytes to the device, from_host of them from host memory if it is a GPU."""
+        if self.copy is None:
+            return n_bytes / self.read
+        return max((n_bytes - from_host) / self.read, n_bytes / self.copy)
+
+    def computing(self, config: GemmaConfig, rows: int, *, one_prompt: bool) -> float:
+        """Seconds to carry so many rows through layers that are there, dequantising included."""
+        products = operations(config, rows, one_prompt=one_prompt) / (self.prompt if one_prompt else self.chunk)
+        weights = operations(config, 1, one_prompt=False) / 2
+        return products + (weights / self.dequantise if self.dequantise else 0.0)
+
+    def to_dict(self) -> dict[str, str | float | None]:
+        return asdict(self)
+
+    @legibly
+    def __str__(self) -> str:
+        found = [f"{self.read / 1e9:.2g} GB/s from the disk of {self.folder}"]
+        found += [f"{self.copy / 1e9:.2g} GB/s to the GPU"] if self.copy else []
+        found += [f"{self.dequantise / 1e9:.2g} G weights/s dequantised"] if self.dequantise else []
+        return ", ".join([*found, f"{self.prompt / 1e12:.2g} (sweep: {self.chunk / 1e12:.2g}) TFLOP/s"])
+
+
+def probe(
+    config: GemmaConfig, dtype: torch.dtype, device: torch.device, folder: Path | None, rows: tuple[int, int], int8: bool
+) -> Rates:
+    """Measure the rates. folder: where the model's files are. rows: of a prompt, and of a sweep's chunk."""
+    place = folder if folder is not None and os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+    prompt, chunk = (_products(config, dtype, device, min(n, 1024)) for n in rows)
+    return Rates(
+        folder=str(place),
+        read=_read(place),
+        copy=_copy(device) if device.type == "cuda" else None,
+        dequantise=_dequantise(config, dtype, device) if int8 else None,
+        prompt=prompt,
+        chunk=chunk,
+    )
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    """The shortest time that work took, in seconds, after a first time that does not count."""
+    times = []
+    for _ in range(ROUNDS + 1):
+        start = perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(perf_counter() - start)
+    return min(times[1:])
+
+
+def _products(config: GemmaConfig, dtype: torch.dtype, device: torch.device, rows: int) -> float:
+    n_in, n_out = min(config.d_model, SIDE), min(config.d_mlp, SIDE)
+    x, weight = torch.ones(rows, n_in, dtype=dtype, device=device), torch.ones(n_out, n_in, dtype=dtype, device=device)
+    return 2 * rows * n_in * n_out / _best(lambda: torch.nn.functional.linear(x, weight), device)
+
+
+def _dequantise(config: GemmaConfig, dtype: torch.dtype, device: torch.device) -> float:
+    shape = min(config.d_mlp, SIDE), min(config.d_model, SIDE)
+    q = torch.ones(shape, dtype=torch.int8, device=device)
+    scale = torch.ones(shape[0], n_groups(shape[1]), dtype=torch.float16, device=device)
+    into = torch.empty(shape, dtype=dtype, device=device)
+    return q.numel() / _best(lambda: dequantise(q, scale, into), device)
+
+
+def _copy(device: torch.device) -> float:
+    source = torch.empty(SAMPLE, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(source, device=device)
+    return SAMPLE / _best(lambda: target.copy_(source, non_blocking=True), device)
+
+
+def _read(folder: Path) -> float:
+    """Bytes a second from the disk, past the system's cache of files. BudgetError for a disk without the room."""
+    if shutil.disk_usage(folder).free < 2 * SAMPLE:
+        raise BudgetError(f"the disk of {folder} has no room for a probe of {SAMPLE:,} bytes: plan without probe=True")
+    buffer = own_memory(2**24)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        for _ in range(SAMPLE // len(buffer)):
+            file.write(
+                os.urandom(2**16) * (len(buffer) // 2**16)
+            )  # a disk that compresses or shares blocks is not fooled much
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start = perf_counter()
+        file.seek(0)
+        for _ in range(0, SAMPLE, len(buffer)):
+            file.readinto(buffer)
+        return SAMPLE / (perf_counter() - start)

@@ -1,0 +1,80 @@
+"""What a model's parts take in memory, in bytes, by what a user does: a trace, generation, a sweep.
+
+The figures for rows on their way are those of the pass as it is written in model/: tests count its live tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from gemmascope.config import GemmaConfig
+from gemmascope.memory.placement import Share, Sizes
+from gemmascope.model.attention import CHUNK_ELEMENTS, CHUNK_ROWS
+
+TRACE, GENERATE, SWEEP = TASKS = ("trace", "generate", "sweep")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that takes memory on the device. n_bytes: how much; note: what it is; tasks: which need it."""
+
+    name: str
+    n_bytes: int
+    note: str
+    tasks: tuple[str, ...] = TASKS
+
+
+def weight_parts(config: GemmaConfig, sizes: Sizes, share: Share, dtype: torch.dtype, ahead: int = 1) -> Iterator[Part]:
+    """The weights: what stays on the device, and the room for what comes and goes."""
+    n_kept, n_slots = len(share.kept), min(config.n_layers - len(share.kept), ahead + 1)
+    if share.embedded:
+        yield Part("embedding", sizes.embedding, f"{config.vocab_size:,} tokens, also the unembedding")
+    else:
+        yield Part("embedding, a part", sizes.part, f"the table of {sizes.embedding / 1e9:.2f} GB stays in its file")
+    yield Part("layers that stay", n_kept * sizes.layer, f"{n_kept} of {config.n_layers}, {sizes.layer / 1e9:.3f} GB each")
+    if n_slots:
+        yield Part("slots", n_slots * sizes.layer, f"for layers on their way, {n_slots} of them")
+    if sizes.scratch:
+        yield Part("scratch", sizes.scratch, "one layer as it is computed with")
+    yield Part("last norm", config.d_model * dtype.itemsize, "the other norms are in the layers")
+
+
+def run_parts(config: GemmaConfig, dtype: torch.dtype, context: int) -> Iterator[Part]:
+    """What a prompt of so many positions takes beside the weights."""
+    n_local = config.kinds.count("local")
+    within = f"{n_local} local layers keep {min(config.window, context):,} positions, {config.n_layers - n_local} global all"
+    yield Part("keys and values", kv_bytes(config, dtype, context), within, (GENERATE,))
+    yield Part("activations", activation_bytes(config, dtype, context), f"{context:,} rows in a layer", (TRACE, GENERATE))
+    stream = (config.n_layers + 1) * context * config.d_model * dtype.itemsize
+    yield Part("trace", stream, f"the stream at {config.n_layers + 1} places", (TRACE,))
+    yield Part("logits", 3 * config.vocab_size * 4, "of one position", (TRACE, GENERATE))
+
+
+def kv_bytes(config: GemmaConfig, dtype: torch.dtype, context: int) -> int:
+    """Keys and values of all layers at so many positions; a local layer keeps no more than its window."""
+    positions = sum(min(context, config.window) if kind == "local" else context for kind in config.kinds)
+    return positions * 2 * config.n_kv_heads * config.d_head * dtype.itemsize
+
+
+def activation_bytes(config: GemmaConfig, dtype: torch.dtype, rows: int) -> int:
+    """The most that the rows of one prompt take on their way through a layer: in its MLP, or in its attention."""
+    size, d_q, d_kv = dtype.itemsize, config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+    always = rows * (3 * config.d_model * size + 2 * config.d_head * 4)  # the stream twice, a norm's output, RoPE's tables
+    mlp = rows * 3 * config.d_mlp * size
+    at_once = min(rows, CHUNK_ROWS, max(1, CHUNK_ELEMENTS // (config.n_heads * rows)))
+    # Scores of a chunk of rows: softmax's input and output in float32, a copy in dtype, and one of the chunk before.
+    scores = config.n_heads * rows * at_once * (8 + size * (1 if at_once == rows else 2))
+    attention = rows * (3 * d_q + 2 * d_kv) * size + scores
+    return always + max(mlp, attention)
+
+
+def operations(config: GemmaConfig, rows: int, *, one_prompt: bool) -> int:
+    """Multiplications and additions of so many rows through all layers. one_prompt: with their attention to each other."""
+    d_q, d_kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+    products = 2 * rows * config.n_layers * config.d_model * (2 * d_q + 2 * d_kv + 3 * config.d_mlp)
+    spans = [min(rows, config.window) if kind == "local" else rows for kind in config.kinds]
+    pairs = sum(rows * span - span * (span - 1) // 2 for span in spans) if one_prompt else 0
+    return products + 4 * d_q * pairs

@@ -1,0 +1,230 @@
+"""Train nano from nothing: `python -m gemmascope.nano.training.train RUN_FOLDER`; run it again to resume a stopped run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn import functional as F
+
+from gemmascope.config import GemmaConfig
+from gemmascope.model.gemma2 import Gemma2
+from gemmascope.model.layout import Layout
+from gemmascope.nano.training.batches import IGNORED, batch
+from gemmascope.nano.training.checkpoint import write
+from gemmascope.nano.training.evaluate import measure
+from gemmascope.nano.training.vocabulary import save_tokenizer, train_tokenizer
+from gemmascope.tokens.tokenizer import Tokenizer
+
+SEED = 20
+STEPS = 2400
+WARM_UP = 150
+DECAY = 0.35  # share of the steps, at the end, in which the learning rate goes to zero
+MUON_RATE, ADAM_RATE = 5e-3, 2e-3
+WEIGHT_DECAY = 0.05
+CLIP = 1.0
+MEASURE_EVERY, SAVE_EVERY = 500, 250
+
+
+def nano_json(vocab_size: int) -> dict[str, Any]:
+    """nano's config.json, in the transformers layout."""
+    n_layers = 6
+    return {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "vocab_size": vocab_size,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * (n_layers // 2),
+        "max_position_embeddings": 512,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+        "dtype": "float32",
+    }
+
+
+def fresh(config: GemmaConfig) -> Gemma2:
+    """A network with random weights; every sublayer adds little to the stream at first."""
+    net = Gemma2(config)
+    for name, weight in net.named_parameters():
+        if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
+            nn.init.constant_(weight, (2 * config.n_layers) ** -0.5 - 1)  # the norms multiply by 1 + weight
+        elif weight.dim() == 2:
+            nn.init.normal_(weight, std=0.05 if "embed_tokens" in name else weight.shape[1] ** -0.5)
+    return net
+
+
+def schedule(step: int, steps: int) -> float:
+    """The share of the learning rate: up, level, and down to zero in a straight line."""
+    return min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY * steps))
+
+
+def optimizers_for(net: Gemma2) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+    layers = [weight for name, weight in net.named_parameters() if weight.dim() == 2 and "embed" not in name]
+    norms = [weight for weight in net.parameters() if weight.dim() < 2]
+    embedding = [net.model.embed_tokens.weight]
+    return (
+        torch.optim.Muon(layers, lr=MUON_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(embedding, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(norms, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    )
+
+
+def loss_of(net: Gemma2, ids: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of the next token, over the positions of the rows [run, pos] that have a target."""
+    layout = Layout.of_lengths([ids.shape[1]] * len(ids), ids.device)
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        logits = net.unembed(net(ids.reshape(-1), layout))
+    return F.cross_entropy(logits.float(), targets.reshape(-1), ignore_index=IGNORED)
+
+
+Loss = Callable[[Gemma2, Tensor, Tensor], Tensor]
+
+
+class Run:
+    """One training run: its network, optimizer and step, kept in a folder.
+
+    loss: `loss_of`, or a compiled form of it. worker, workers: which part of every step's rows this process works on;
+    the first worker measures and writes.
+    """
+
+    def __init__(
+        self, folder: Path, steps: int, device: str, loss: Loss = loss_of, worker: int = 0, workers: int = 1
+    ) -> None:
+        self.folder, self.steps, self.device, self.loss = folder, steps, device, loss
+        self.worker, self.workers = worker, workers
+        self.tokenizer = Tokenizer.from_folder(folder)
+        torch.manual_seed(SEED)
+        self.config_json = nano_json(self.tokenizer.vocab_size)
+        self.net = fresh(GemmaConfig.from_dict(self.config_json)).to(device)
+        self.optimizers = optimizers_for(self.net)
+        self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        self.step, self.seconds = 0, 0.0
+        if (folder / "run.pt").exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        kept = torch.load(self.folder / "run.pt", weights_only=True, map_location=self.device)
+        self.net.load_state_dict(kept["net"])
+        for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.step, self.seconds = kept["step"], kept["seconds"]
+
+    def save(self) -> None:
+        kept = {
+            "net": self.net.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(kept, self.folder / "run.new")
+        (self.folder / "run.new").replace(self.folder / "run.pt")  # a stop while writing loses nothing
+
+    def train(self, until: int | None = None) -> None:
+        """From the step where the run stands to its last, or to an earlier one."""
+        last = self.steps if until is None else until
+        while self.step < last:
+            started = time.perf_counter()
+            loss = self._one_step()
+            self.seconds += time.perf_counter() - started
+            self.step += 1
+            if self.worker == 0:
+                self._report(loss, last)
+
+    def _report(self, loss: float, last: int) -> None:
+        if self.step % 50 == 0:
+            print(f"step {self.step}  {self.seconds:.0f} s  loss {loss:.3f}", flush=True)
+        if self.step % MEASURE_EVERY == 0:
+            print(json.dumps({k: round(v, 3) for k, v in self.skills().items()}), flush=True)
+        if self.step % SAVE_EVERY == 0 or self.step == last:
+            self.save()
+
+    def _one_step(self) -> float:
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * schedule(self.step, self.steps)
+        rows = batch(self.tokenizer, SEED, self.step)
+        ids, targets = (part[self.worker :: self.workers].to(self.device) for part in rows)
+        loss = self.loss(self.net, ids, targets)
+        self.net.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.workers > 1:
+            self._average_gradients()
+        nn.utils.clip_grad_norm_(self.net.parameters(), CLIP)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.item()
+
+    def _average_gradients(self) -> None:
+        gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient) / self.workers)
+            start += gradient.numel()
+
+    def skills(self) -> dict[str, float]:
+        return measure(self.net, self.tokenizer, 200, seed=SEED)
+
+
+def work(worker: int, workers: int, folder: Path, steps: int, device: str) -> None:
+    """One worker's part of a run; the first one writes the checkpoint at the end."""
+    if workers > 1:
+        # One thread each: two threads wait for one another at every product, two workers once a step.
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{folder.resolve()}/meeting", rank=worker, world_size=workers)
+    # One program for each row length: nearly twice as fast, after a minute or two of compiling.
+    run = Run(folder, steps, device, torch.compile(loss_of, dynamic=False), worker, workers)
+    run.train()
+    if worker == 0:
+        write(run.net, run.config_json, folder, folder / "checkpoint")
+        print(f"{run.seconds / 60:.0f} minutes; the checkpoint is in {folder / 'checkpoint'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m gemmascope.nano.training.train", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the run is kept")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share every step's rows, one thread each")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if not (given.folder / "tokenizer.json").exists():
+        save_tokenizer(train_tokenizer(SEED), given.folder)
+    (given.folder / "meeting").unlink(missing_ok=True)
+    arguments = (given.workers, given.folder, given.steps, given.device)
+    if given.workers == 1:
+        work(0, *arguments)
+    else:
+        spawn(work, arguments, given.workers)  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()

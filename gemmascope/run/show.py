@@ -1,0 +1,198 @@
+"""How a trace shows itself: as text in a terminal, as HTML in a notebook, as data for a program. The same in all three.
+
+Tokens, the model, the edits, the likeliest next tokens, and what each layer would answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
+
+import torch
+
+from gemmascope.errors import GemmascopeError
+from gemmascope.legible import legible as legible
+from gemmascope.legible import spelled
+from gemmascope.tokens.tokenizer import shown
+
+if TYPE_CHECKING:
+    from gemmascope.run.trace import Trace
+
+N_TOP = 5
+# A long prompt is shown by its two ends.
+HEAD_TOKENS, TAIL_TOKENS = 40, 40
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A token that may come next, and its probability."""
+
+    text: str
+    id: int
+    probability: float
+
+    @property
+    def share(self) -> str:
+        return f"{self.probability:.1%}" if self.probability >= 0.0005 else "<0.1%"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one layer would answer, the likeliest first. window: how many keys a query sees, None for all."""
+
+    layer: int
+    kind: str
+    window: int | None
+    top: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a trace shows. tokens: text, id, and whether it is a control token such as <bos>."""
+
+    model: str
+    tokens: tuple[tuple[str, int, bool], ...]
+    edits: tuple[str, ...]
+    top: tuple[Answer, ...]
+    layers: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        n = len(self.tokens)
+        return f"{n} token" if n == 1 else f"{n} tokens"
+
+
+def summarise(trace: Trace) -> Summary:
+    """Collect what a trace shows: one unembedding per layer of the last position."""
+    model, ids = trace.model, trace.ids.tolist()
+    trace.require_weights(None)
+    special = [model.has_tokenizer and model.tokenizer.is_special(i) for i in ids]
+    with torch.no_grad():
+        read = [model.network.unembed(x[-1:])[0] for x in trace.stream[1:]]
+    return Summary(
+        model=model.name,
+        tokens=tuple(zip(trace.tokens, ids, special, strict=True)),
+        edits=tuple(repr(edit) for edit in trace.edits),
+        top=tuple(Answer(*answer) for answer in trace.top(min(N_TOP, model.config.vocab_size))),
+        layers=tuple(
+            Row(info.index, info.kind, info.window, _answers(trace, logits))
+            for info, logits in zip(trace.layers, read, strict=True)
+        ),
+    )
+
+
+def _answers(trace: Trace, logits: torch.Tensor) -> tuple[Answer, ...]:
+    probabilities, ids = logits.softmax(-1).topk(min(N_TOP, len(logits)))
+    texts = trace.model.texts(ids)
+    return tuple(Answer(*answer) for answer in zip(texts, ids.tolist(), probabilities.tolist(), strict=True))
+
+
+def as_data(trace: Trace) -> dict[str, Any]:
+    """What a trace shows, as JSON holds it: tokens as they are, probabilities between 0 and 1."""
+
+    def answers(top: tuple[Answer, ...]) -> list[dict[str, Any]]:
+        return [{"text": a.text, "id": a.id, "probability": a.probability} for a in top]
+
+    s = summarise(trace)
+    return {
+        "model": s.model,
+        "tokens": [{"pos": pos, "text": text, "id": i} for pos, (text, i, _) in enumerate(s.tokens)],
+        "edits": list(s.edits),
+        "top": answers(s.top),
+        "layers": [
+            {"layer": row.layer, "kind": row.kind, "window": row.window, "top": answers(row.top)} for row in s.layers
+        ],
+    }
+
+
+def as_text(trace: Trace) -> str:
+    """The text form, for a terminal. No token can move its cursor or turn its text round."""
+    try:
+        s = summarise(trace)
+    except GemmascopeError as error:  # such as weights that changed since: what is shown must not raise
+        return f"Trace of {spelled(trace.model.name)}: {len(trace)} tokens\n{spelled(str(error))}"
+    words = [_drawn(text) for text, _, _ in s.tokens]
+    top, layers = [_drawn(a.text) for a in s.top], [_drawn(row.top[0].text) for row in s.layers]
+    wide = max(map(_columns, layers))
+    lines = [
+        f"Trace of {spelled(s.model)}: {s.title}",
+        "  " + " ".join(_ends(words, f"… {len(words) - HEAD_TOKENS - TAIL_TOKENS} more …")),
+        *(f"  edit {spelled(edit)}" for edit in s.edits),
+        "next   " + "   ".join(f"{text} {a.share}" for text, a in zip(top, s.top, strict=True)),
+        "layer  kind    would answer",
+        *(
+            f"{row.layer:>5}  {row.kind:<6}  {text}{' ' * (wide - _columns(text))}  {row.top[0].share:>6}"
+            for text, row in zip(layers, s.layers, strict=True)
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _ends(parts: list[str], between: str) -> list[str]:
+    """The parts, or of many the first and last of them."""
+    if len(parts) <= HEAD_TOKENS + TAIL_TOKENS:
+        return parts
+    return [*parts[:HEAD_TOKENS], between, *parts[-TAIL_TOKENS:]]
+
+
+def _drawn(token: str) -> str:
+    """A token as it is drawn: a space as ·, and nothing that a reader cannot see or that moves what is round it."""
+    return spelled(shown(token))
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def as_html(trace: Trace) -> str:
+    """A self-contained piece of HTML. Every token is escaped: prompt text is text."""
+    try:
+        s = summarise(trace)
+    except GemmascopeError:
+        return f"<pre>{escape(as_text(trace))}</pre>"
+    chips = [_chip(text, special) for text, _, special in s.tokens]
+    edits = "".join(f"<div class='gs-edit'>edit <code>{escape(spelled(edit))}</code></div>" for edit in s.edits)
+    top = "".join(f"<tr><td>{_chip(a.text)}</td>{_bar(a)}</tr>" for a in s.top)
+    return (
+        f"<div class='gs-trace'>{_STYLE}<div><b>Trace</b> of <b>{escape(spelled(s.model))}</b>, {s.title}</div>"
+        f"<div class='gs-tokens'>{' '.join(_ends(chips, f'<i>… {len(chips) - HEAD_TOKENS - TAIL_TOKENS} more …</i>'))}</div>"
+        f"{edits}<div class='gs-columns'><table><caption>next token</caption>{top}</table>"
+        f"<table><caption>what each layer would answer</caption>{''.join(map(_row, s.layers))}</table></div></div>"
+    )
+
+
+# Local and global are told apart by a mark as well as by the word.
+_KIND_MARKS = {"local": "▭", "global": "◯"}
+
+# A chip is isolated, so that a token in another direction turns itself round and not the row of tokens.
+_STYLE = """<style>
+.gs-trace{font:14px/1.5 system-ui,sans-serif;max-width:62em}
+.gs-trace .gs-chip{font-family:ui-monospace,monospace;background:rgba(128,128,128,.16);
+ border-radius:3px;padding:0 3px;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate}
+.gs-trace .gs-special{outline:1px dashed rgba(128,128,128,.8);background:none}
+.gs-trace .gs-tokens{margin:.4em 0;line-height:1.9}
+.gs-trace .gs-columns{display:flex;flex-wrap:wrap;gap:2.5em}
+.gs-trace table{border-collapse:collapse;margin:0;align-self:flex-start}
+.gs-trace caption{text-align:left;opacity:.75;padding:.2em 0;white-space:nowrap}
+.gs-trace td{padding:1px 8px 1px 0;text-align:left;vertical-align:middle;border:0;background:none}
+.gs-trace .gs-bar{display:inline-block;height:.7em;background:#3b76c4;border-radius:2px;margin-right:6px}
+.gs-trace .gs-share{white-space:nowrap;font-variant-numeric:tabular-nums}
+</style>"""
+
+
+def _row(row: Row) -> str:
+    sees = "every position before it" if row.window is None else f"the {row.window} latest positions"
+    kind = f"<td class='gs-{row.kind}' title='a query sees {sees}'>{_KIND_MARKS[row.kind]} {row.kind}</td>"
+    return f"<tr><td>{row.layer}</td>{kind}<td>{_chip(row.top[0].text)}</td>{_bar(row.top[0])}</tr>"
+
+
+def _chip(text: str, special: bool = False) -> str:
+    return f"<span class='gs-chip{' gs-special' if special else ''}'>{escape(_drawn(text))}</span>"
+
+
+def _bar(answer: Answer) -> str:
+    width = f"width:{120 * answer.probability:.1f}px"
+    return f"<td class='gs-share'><span class='gs-bar' style='{width}'></span>{answer.share}</td>"

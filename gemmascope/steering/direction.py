@@ -1,0 +1,174 @@
+"""Direction: what gs.direction found, as a vector to steer with, a probe, and the prompts' places along it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gemmascope.edits.ablate_direction import AblateDirection
+from gemmascope.edits.call_text import plain
+from gemmascope.edits.edit import Add
+from gemmascope.edits.make import ablate_direction, add
+from gemmascope.edits.places import Pos
+from gemmascope.legible import legibly, spelled
+from gemmascope.model.model import Model
+from gemmascope.sites import Address
+from gemmascope.steering.probe import HeldOut, Probe
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+CLASSES = ("positive", "negative")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Direction:
+    """A direction at a site of a layer: `d` is d_model, or d_head at a site with heads.
+
+    vector: the mean over the positive prompts less that over the negative ones (means, in this order), float32 on the
+    model's device. probe, bias: log-odds of the positive class are x . probe + bias. accuracy: the share of the n_held_out
+    cases that a probe fitted without them gets right, over n_folds folds; NaN where a class has fewer than two prompts.
+    stream_norm: the mean length of the values read, to compare norm with.
+    projections: for every prompt (x - midpoint of the means) . unit, above 0 on the positive side. They are those of
+    the prompts that made the vector: what a direction is worth on others is told by log_odds, of the probes fitted without
+    each prompt.
+    """
+
+    vector: Float[Tensor, " d"]
+    site: str
+    layer: int
+    head: int | None
+    pos: Any
+    means: Float[Tensor, "2 d"]
+    probe: Float[Tensor, " d"]
+    bias: float
+    accuracy: float
+    n_held_out: int
+    n_folds: int
+    stream_norm: float
+    projections: xarray.DataArray
+    log_odds: xarray.DataArray
+    model: str
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        model: Model,
+        address: Address,
+        head: int | None,
+        pos: Pos,
+        prompts: Sequence[Tensor],
+        positive: Bool[Tensor, " case"],
+        values: Float[Tensor, "case d"],
+        probe: Probe,
+        held_out: HeldOut | None,
+    ) -> Direction:
+        """The direction that these values (float64 on the CPU) of the prompts make."""
+        assert address.layer is not None
+        means = torch.stack([values[positive].mean(0), values[~positive].mean(0)])
+        vector = means[0] - means[1]
+        along = (values - means.mean(0)) @ (vector / vector.norm())
+        log_odds = held_out.log_odds if held_out else torch.full((len(values),), nan, dtype=torch.float64)
+        coords = _labels(model, prompts, positive)
+        return cls(
+            vector=vector.to(model.device, torch.float32),
+            site=address.site.name,
+            layer=address.layer,
+            head=head,
+            pos=pos,
+            means=means.to(model.device, torch.float32),
+            probe=probe.weight.to(model.device, torch.float32),
+            bias=probe.bias,
+            accuracy=nan if held_out is None else float(held_out.right(positive).double().mean()),
+            n_held_out=0 if held_out is None else len(values),
+            n_folds=0 if held_out is None else held_out.n_folds,
+            stream_norm=float(values.norm(dim=1).mean()),
+            projections=_labelled(along, coords, "projection", "projection on the direction, from the midpoint"),
+            log_odds=_labelled(log_odds, coords, "log_odds", "log-odds of positive, held out"),
+            model=model.name,
+        )
+
+    @property
+    def norm(self) -> float:
+        """The length of the vector: how far the means are apart."""
+        return float(self.vector.double().norm())
+
+    @property
+    def unit(self) -> Float[Tensor, " d"]:
+        """The vector over its length, float32."""
+        unit: Tensor = self.vector.double() / self.vector.double().norm()
+        return unit.float()
+
+    def add(self, scale: float = 1.0, pos: Pos = None) -> Add:
+        """The edit that adds scale x vector where the direction was found: gs.add."""
+        return add(self.site, self.vector, layer=self.layer, head=self.head, pos=pos, scale=scale)
+
+    def ablate(self, pos: Pos = None, *, layer: int | None = None) -> AblateDirection:
+        """The edit that removes the direction: gs.ablate_direction. layer: another than that where it was found."""
+        layer = self.layer if layer is None else layer
+        return ablate_direction(self.site, self.vector, layer=layer, head=self.head, pos=pos)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row a prompt: its class, its text, its projection and its held-out log-odds."""
+        frame = self.projections.to_dataframe().reset_index()
+        frame["log_odds"] = self.log_odds.values
+        return frame
+
+    def plot(self) -> Any:
+        """A plotly figure: every prompt's projection, by class; those that the held-out probe gets wrong are crosses."""
+        from gemmascope.figures.steering import direction_figure
+
+        return direction_figure(self)
+
+    def accuracy_text(self) -> str:
+        """The held-out accuracy in words, or why there is none."""
+        counts = [int((self.projections["class"] == name).sum()) for name in CLASSES]
+        if not self.n_folds:
+            return "held-out accuracy: none, which needs two different prompts a class at least"
+        larger = max(counts) / sum(counts)
+        right = round(self.accuracy * self.n_held_out)
+        return (
+            f"held-out accuracy {self.accuracy:.3g} ({right} of {self.n_held_out} prompts, {self.n_folds} folds; "
+            f"the larger class alone would give {larger:.3g})"
+        )
+
+    def where_text(self) -> str:
+        head = "" if self.head is None else f", head {self.head}"
+        pos = "all positions but the first" if self.pos is None else f"pos {plain(self.pos)!r}"
+        return f"{self.site} of layer {self.layer}{head}, {pos}, {spelled(self.model)}"
+
+    @legibly
+    def __repr__(self) -> str:
+        n_positive, n_negative = (int((self.projections["class"] == name).sum()) for name in CLASSES)
+        cosine = float(torch.cosine_similarity(self.vector.double(), self.probe.double(), dim=0))
+        return (
+            f"direction at {self.where_text()}: {n_positive} positive and {n_negative} negative prompts\n"
+            f"norm {self.norm:.4g}; of the values {self.stream_norm:.4g} on average; cosine with the probe {cosine:.3f}\n"
+            f"probe: {self.accuracy_text()}"
+        )
+
+
+def _labels(model: Model, prompts: Sequence[Tensor], positive: Tensor) -> dict[str, Any]:
+    """xarray coordinates of the prompts."""
+    space = "" if model.has_tokenizer else " "
+    return {
+        "prompt": range(len(prompts)),
+        "class": ("prompt", [CLASSES[0] if p else CLASSES[1] for p in positive.tolist()]),
+        # As objects: numpy's own texts lose a NUL at the end, which is a token like any other.
+        "text": ("prompt", np.array([space.join(model.texts(ids)) for ids in prompts], dtype=object)),
+    }
+
+
+def _labelled(values: Tensor, coords: dict[str, Any], name: str, meaning: str) -> xarray.DataArray:
+    import xarray
+
+    return xarray.DataArray(values.numpy(), coords, ("prompt",), name, {"long_name": meaning})

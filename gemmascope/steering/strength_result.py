@@ -1,0 +1,123 @@
+"""StrengthSweep: what gs.strength_sweep found, by strength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gemmascope.legible import legibly, spelled
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+
+@dataclass(frozen=True, repr=False)
+class StrengthSweep:
+    """A metric, perplexity and KL divergence at every strength of a steering vector, in the order asked.
+
+    metric: the mean over prompts; per_prompt: of each, (prompt, strength). perplexity: over n_predicted tokens; NaN where no
+    predicted token comes after a steered position. kl: KL(unsteered || steered) of the next token in nats, mean over
+    prompts. unsteered_metric, unsteered_perplexity: without steering. model, question, edit: its name, the metric, and the
+    edit of strength 1, as text.
+    """
+
+    metric: xarray.DataArray
+    perplexity: xarray.DataArray
+    kl: xarray.DataArray
+    per_prompt: xarray.DataArray
+    unsteered_metric: float
+    unsteered_perplexity: float
+    n_predicted: int
+    model: str
+    question: str
+    edit: str
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        strengths: Sequence[float],
+        levels: Sequence[float],
+        metric: Float[Tensor, "prompt level"],
+        kl: Float[Tensor, "prompt level"],
+        nll: Float[Tensor, "text level"],
+        n_predicted: int,
+        reaches: bool,
+        named: tuple[str, str, str],
+        texts: Sequence[Sequence[str]],
+    ) -> StrengthSweep:
+        """From what was measured at levels (the first is 0, the unsteered run). nll: each text's sum, in nats."""
+        import xarray
+
+        at = [levels.index(strength) for strength in strengths]
+        perplexity = (nll.sum(0) / n_predicted).exp() if n_predicted else torch.full((len(levels),), nan)
+        model, question, edit = named
+        coords = {"strength": list(strengths)}
+
+        def by_strength(values: Tensor, name: str, unit: str) -> xarray.DataArray:
+            return xarray.DataArray(values[at].numpy(), coords, ("strength",), name, {"long_name": unit})
+
+        # As objects: numpy's own texts lose a NUL at the end, which is a token like any other.
+        joined = np.array(["".join(tokens) for tokens in texts], dtype=object)
+        prompts = {**coords, "prompt": range(len(texts)), "text": ("prompt", joined)}
+        return cls(
+            metric=by_strength(metric.mean(0), "metric", question),
+            perplexity=by_strength(perplexity if reaches else torch.full_like(perplexity, nan), "perplexity", "perplexity"),
+            kl=by_strength(kl.mean(0), "kl", "KL(unsteered || steered) of the next token, nats"),
+            per_prompt=xarray.DataArray(
+                metric[:, at].numpy(), prompts, ("prompt", "strength"), "metric", {"long_name": question}
+            ),
+            unsteered_metric=float(metric[:, 0].mean()),
+            unsteered_perplexity=float(perplexity[0]),
+            n_predicted=n_predicted,
+            model=model,
+            question=question,
+            edit=edit,
+        )
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row a strength: metric, perplexity and kl."""
+        import pandas
+
+        columns = {array.name: array.values for array in (self.metric, self.perplexity, self.kl)}
+        return pandas.DataFrame({"strength": self.metric["strength"].values, **columns})
+
+    def plot(self) -> Any:
+        """A plotly figure: the metric over strength, and below it the perplexity on a logarithmic axis."""
+        from gemmascope.figures.steering import strengths_figure
+
+        return strengths_figure(self)
+
+    @legibly
+    def __repr__(self) -> str:
+        strengths = self.metric["strength"].values
+        n_prompts = self.per_prompt.sizes["prompt"]
+        over = f", mean of {n_prompts} prompts" if n_prompts > 1 else ""
+        return (
+            f"{len(strengths)} strengths from {strengths.min():g} to {strengths.max():g} of {self.edit} "
+            f"in {spelled(self.model)}\n"
+            f"{self.question}{over}: {self._range(self.metric)}; unsteered {self.unsteered_metric:.4g}\n"
+            f"{self._perplexity_text()}\n"
+            f"KL from the unsteered next token: up to {float(self.kl.max()):.4g} nats"
+        )
+
+    def _perplexity_text(self) -> str:
+        if not self.n_predicted:
+            return "perplexity: none, the texts have no token to predict after their first; give longer texts="
+        if np.isnan(self.perplexity.values).all():
+            return "perplexity: not measured, no predicted token comes after a steered position: steer earlier ones"
+        ranged = self._range(self.perplexity)
+        return f"perplexity over {self.n_predicted} tokens: {ranged}; unsteered {self.unsteered_perplexity:.4g}"
+
+    def _range(self, values: xarray.DataArray) -> str:
+        """The least and the greatest value, each with its strength."""
+        ends = [values.isel(strength=int(find(values.values))) for find in (np.nanargmin, np.nanargmax)]
+        return " to ".join(f"{float(end):.4g} (at {float(end['strength']):g})" for end in ends)

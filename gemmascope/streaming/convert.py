@@ -1,0 +1,185 @@
+"""Converting: a checkpoint's weights in int8, written to a store.
+
+Files are written aside and renamed, and the manifest after each of them: a conversion that was interrupted goes on at
+the next file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmascope.checkpoints.folder import Checkpoint, require_finite
+from gemmascope.checkpoints.tensor_names import EMBEDDING
+from gemmascope.errors import BudgetError, CheckpointError
+from gemmascope.files.asides import PART
+from gemmascope.files.json_reader import LARGEST, read_bytes
+from gemmascope.files.locking import held
+from gemmascope.files.writing import Content, explained, make_folder, write_file
+from gemmascope.streaming.int8 import GROUP, quantise
+from gemmascope.streaming.packed import MATRICES, SCALE, Piece, bytes_of, header_of, int8_layout, laid_out, stamp_of
+from gemmascope.streaming.store import FORMAT, MANIFEST, NORM, OUTER, is_store, layer_file, read_manifest, whole_file
+
+# What comes along from the source: its shape and its words.
+_BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+           "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")  # fmt: skip
+
+
+def identity_of(checkpoint: Checkpoint) -> str:
+    """A digest that tells checkpoints apart: the names, shapes and dtypes of all tensors, bytes from all over them, and
+    each file's size and the time of its last change, so that an edit of any weight is seen."""
+    digest = hashlib.sha256(FORMAT.encode())
+    for name, stored in sorted(checkpoint.stored.items()):
+        digest.update(repr((name, stored.shape, str(stored.dtype))).encode())
+    for path in sorted({stored.shard for stored in checkpoint.stored.values()}):
+        size, changed, _ = stamp_of(path)
+        digest.update(f"{size} {changed}".encode())
+        with path.open("rb", buffering=0) as file:
+            for i in range(4096):
+                file.seek(i * max(0, size - 64) // 4095)
+                digest.update(file.read(64))
+    return digest.hexdigest()
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """While this lasts no other process converts into the folder: it waits."""
+    make_folder(target, error=CheckpointError, full=BudgetError)
+    with ExitStack() as stack:
+        with explained(target / ".lock", CheckpointError, BudgetError):
+            stack.enter_context(held(target / ".lock"))
+        yield
+
+
+def convert(checkpoint: Checkpoint, target: Path, source: str, identity: str) -> None:
+    """Write a checkpoint in int8 to a folder, and show how far it is. source, identity: what the manifest says of it.
+
+    Holds a layer in int8 and one tensor of the source at a time. Raises CheckpointError for a folder that holds
+    something else and for a source that changes meanwhile, BudgetError for a disk without the room, before writing.
+    """
+    from tqdm.auto import tqdm
+
+    writer = _Writer(checkpoint, target, source, identity)
+    writer.write_outer()
+    with tqdm(range(checkpoint.config.n_layers), desc="int8", unit="layer", delay=1.0, leave=False) as layers:
+        for index in layers:
+            writer.write_layer(index)
+    writer.finish()
+
+
+class _Writer:
+    """A conversion under way: what its manifest says is done, and a buffer for one layer."""
+
+    def __init__(self, checkpoint: Checkpoint, target: Path, source: str, identity: str) -> None:
+        self.checkpoint, self.target = checkpoint, target
+        self.stamps = {path: stamp_of(path) for path in {stored.shard for stored in checkpoint.stored.values()}}
+        self.manifest = {"format": FORMAT, "group": GROUP, "source": source, "identity": identity}
+        self.files = self._done()
+        self.outer = laid_out({name: (self._dtype(name), self._shape(name)) for name in (EMBEDDING, NORM)})
+        norms = {stored.dtype for name, stored in checkpoint.stored.items() if name.endswith("layernorm.weight")}
+        self.layer = int8_layout(checkpoint.config, norms.pop() if len(norms) == 1 else torch.float32)
+        self._require_room()
+        for left in target.glob(f".*{PART}"):  # of a process that was ended in the middle
+            left.unlink()
+        self._note()
+        for name in _BESIDE:
+            if (checkpoint.folder / name).is_file():
+                self._write(name, read_bytes(checkpoint.folder / name, LARGEST))
+        self.buffer = torch.empty(self.layer[-1].stop, dtype=torch.uint8)
+
+    def write_outer(self) -> None:
+        """Write what is outside the layers, unless it is there."""
+        if OUTER not in self.files:
+            parts = [self._read(piece.name) for piece in self.outer]
+            self._save(OUTER, self.outer, [part.contiguous().reshape(-1).view(torch.uint8) for part in parts])
+
+    def write_layer(self, index: int) -> None:
+        """Write a layer's file, unless it is there."""
+        if layer_file(index) not in self.files:
+            self._fill(index)
+            self._save(layer_file(index), self.layer, [self.buffer])
+
+    def finish(self) -> None:
+        self.manifest["complete"] = True
+        self._note()
+
+    def _fill(self, index: int) -> None:
+        """Quantise a layer into the buffer."""
+        pieces = {piece.name: piece for piece in self.layer}
+        for name in (name for name in pieces if not name.endswith(SCALE)):
+            weight, into = self._read(f"model.layers.{index}.{name}"), pieces[name].view(self.buffer)
+            if name in MATRICES:
+                quantise(weight, into, pieces[name + SCALE].view(self.buffer), f"model.layers.{index}.{name}")
+            else:
+                into.copy_(weight)
+
+    def _read(self, name: str) -> Tensor:
+        """A tensor of the source. CheckpointError for NaN or infinity in it."""
+        tensor = self.checkpoint.read(name)
+        require_finite(tensor, f"tensor {name!r} of {self.checkpoint.stored[name].shard}")
+        return tensor
+
+    def _save(self, name: str, pieces: list[Piece], parts: list[Tensor]) -> None:
+        digest = hashlib.sha256()
+
+        def content() -> Iterator[bytes | memoryview]:
+            yield header_of(pieces, {"format": FORMAT, "identity": str(self.manifest["identity"])})
+            for part in parts:
+                data = bytes_of(part)
+                digest.update(data)
+                yield data
+            self._require_unchanged()
+
+        self._write(name, content())
+        self.files[name] = {"bytes": (self.target / name).stat().st_size, "sha256": digest.hexdigest()}
+        self._note()
+
+    def _note(self) -> None:
+        """Write the manifest as it stands."""
+        self._write(MANIFEST, json.dumps({**self.manifest, "files": self.files}, indent=1))
+
+    def _write(self, name: str, content: Content) -> None:
+        write_file(self.target / name, content, error=CheckpointError, full=BudgetError)
+
+    def _done(self) -> dict[str, dict[str, Any]]:
+        """The files that an earlier conversion of the same checkpoint has written, but for damaged ones."""
+        if not is_store(self.target):
+            if self.target.is_dir() and any(not path.name.startswith(".") for path in self.target.iterdir()):
+                raise CheckpointError(f"{self.target} is not empty and holds no conversion: give an empty or a new folder")
+            return {}
+        there = read_manifest(self.target)
+        if there["identity"] != self.manifest["identity"]:
+            raise CheckpointError(
+                f"{self.target} holds a conversion of another checkpoint ({there['source']!r}): give another folder, "
+                "or remove this one"
+            )
+        return {name: about for name, about in there["files"].items() if whole_file(self.target / name, about)}
+
+    def _require_room(self) -> None:
+        layers = [f for f in self.files if f != OUTER]
+        needed = (self.checkpoint.config.n_layers - len(layers)) * (self.layer[-1].stop + 8192)
+        needed += 0 if OUTER in self.files else max(piece.stop for piece in self.outer) + 8192
+        there = self.target.absolute()
+        while not there.is_dir():
+            there = there.parent
+        if (free := shutil.disk_usage(there).free) < needed:
+            raise BudgetError(f"{self.target} needs {needed:,} bytes and the disk has {free:,} free: nothing was written")
+
+    def _require_unchanged(self) -> None:
+        for path, stamp in self.stamps.items():
+            if not path.is_file() or stamp_of(path) != stamp:
+                raise CheckpointError(f"{path} changed while it was read: start again, into an empty folder")
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return self.checkpoint.stored[name].dtype
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.stored[name].shape

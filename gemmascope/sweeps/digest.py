@@ -1,0 +1,153 @@
+"""Digests: what went into a sweep, in sixteen letters that tell it from another.
+
+A user's function goes in as its code, with the data that the code reads: defaults, closure and globals. Bytecode is
+that of one version of Python, so a function under another counts as changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Collection, Iterable, Iterator
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gemmascope.edits.bound import BoundEdit
+from gemmascope.model.bits import bits_of
+from gemmascope.run.trace import Trace
+
+Part = str | bytes
+
+
+def digest(parts: Iterable[Part]) -> str:
+    """Sixteen letters that other parts would not have. Each goes in with its length, so that two are not one."""
+    found = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        found.update(f"{len(data)}:".encode() + data)
+    return found.hexdigest()[:16]
+
+
+def of_run(ids: Tensor, edits: Iterable[BoundEdit]) -> Iterator[Part]:
+    """The parts of a run: its tokens, and each of its edits with what it writes."""
+    yield repr(ids.tolist())
+    for edit in edits:
+        yield repr(edit.edit)
+        if isinstance(edit.values, Tensor):
+            yield from _of_tensor(edit.values)
+        if edit.edit.unsaid is not None:
+            yield from _Walk().of(edit.edit.unsaid)
+
+
+def of_trace(trace: Trace) -> Iterator[Part]:
+    """The parts of a trace: its run, and the model that ran it."""
+    yield trace.model.fingerprint
+    yield from of_run(trace.ids, trace.bound_edits)
+
+
+def of_metric(metric: Any) -> Iterator[Part]:
+    """The parts of a metric, or of several, that its text does not say: a function's code, and the run of gs.kl_from."""
+    if isinstance(metric, (list, tuple)):
+        for one in metric:
+            yield from of_metric(one)
+    elif hasattr(metric, "bind"):
+        yield from _Walk().of([value for value in getattr(metric, "__dict__", {}).values() if isinstance(value, Trace)])
+    else:
+        yield from _Walk().of(metric)
+
+
+class _Walk:
+    """A walk through data and functions, which may lead back to where it was."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, Any]] = {}  # by id, with the value, so that no other takes its id
+
+    def of(self, value: Any) -> Iterator[Part]:
+        """The parts of plain data, of tensors and traces, and of functions; of anything else, its type."""
+        yield type(value).__qualname__
+        if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+            yield repr(value)
+        elif isinstance(value, Trace):
+            yield from of_trace(value)
+        elif isinstance(value, Tensor):
+            yield from _of_tensor(value)
+        elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
+            yield f"{value.dtype} {value.shape}"
+            yield value.tobytes()
+        elif isinstance(value, tuple):  # not noted, like sets: whether two equal constants are one is the compiler's whim
+            yield from self._each(value)
+        elif isinstance(value, (set, frozenset)):
+            yield from sorted(digest(_Walk().of(item)) for item in value)  # their own order is another every time
+        elif id(value) in self._seen:
+            yield str(self._seen[id(value)][0])
+        else:
+            self._seen[id(value)] = len(self._seen), value
+            yield from self._inside(value)
+
+    def _each(self, values: Collection[Any]) -> Iterator[Part]:
+        yield str(len(values))
+        for value in values:
+            yield from self.of(value)
+
+    def _inside(self, value: Any) -> Iterator[Part]:
+        if isinstance(value, list):
+            yield from self._each(value)
+        elif isinstance(value, dict):
+            yield from self._each(value.items())
+        elif isinstance(value, np.ndarray):
+            yield from self.of(value.tolist())
+        else:
+            yield from self._called(value)
+
+    def _called(self, fn: Any) -> Iterator[Part]:
+        """The parts of what can be called; of an object its class's code, for what it notes as it goes is no question."""
+        if isinstance(fn, FunctionType):
+            yield from self._function(fn)
+        elif isinstance(fn, MethodType):
+            yield from self.of(fn.__func__)
+        elif isinstance(fn, functools.partial):
+            yield from self.of((fn.func, fn.args, fn.keywords))
+        elif isinstance(fn, nn.Module):
+            yield from self.of((type(fn).forward, fn.state_dict()))
+        elif isinstance(call := getattr(type(fn), "__call__", None), FunctionType):  # noqa: B004
+            yield from self.of(call)
+        else:
+            yield f"{getattr(fn, '__module__', '')} {getattr(fn, '__qualname__', '')}"
+
+    def _function(self, fn: FunctionType) -> Iterator[Part]:
+        own = next(value for _, value in self._seen.values() if isinstance(value, FunctionType))
+        if fn.__module__ != own.__module__:  # a library's function, called by the user's: its name will do
+            yield f"{fn.__module__} {fn.__qualname__}"
+            return
+        yield from self._code(fn.__code__)
+        names = sorted(name for name in _names(fn.__code__) if name in fn.__globals__)
+        yield from self.of((fn.__defaults__, fn.__kwdefaults__, tuple(_contents(cell) for cell in fn.__closure__ or ())))
+        yield from self.of(tuple((name, fn.__globals__[name]) for name in names))
+
+    def _code(self, code: CodeType) -> Iterator[Part]:
+        yield code.co_code
+        yield repr(code.co_names)
+        for constant in code.co_consts:
+            yield from self._code(constant) if isinstance(constant, CodeType) else self.of(constant)
+
+
+def _of_tensor(value: Tensor) -> Iterator[Part]:
+    value = value.detach().to_dense() if value.layout != torch.strided else value.detach()
+    yield bits_of(value)
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that nothing was given to yet
+        return None
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that code reads, those of functions inside it included."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)

@@ -1,0 +1,37 @@
+"""After the layers: the logits at the wanted position of a sweep's runs, with the edits that come there."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gemmascope.edits.bound import BoundEdit
+from gemmascope.errors import SweepError
+from gemmascope.model.layout import Block, Layout
+from gemmascope.model.model import Model
+from gemmascope.model.tap import SILENT
+from gemmascope.run.passes import Editing
+from gemmascope.sweeps.variants import Base
+
+
+def ending_logits(model: Model, base: Base, rows: Tensor) -> Tensor:
+    """The soft-capped logits of runs at the base's wanted position, with the edits that come after the layers."""
+    edits = _after_layers(base)
+    layout = Layout.of_blocks([Block(0, len(rows), 1, start=base.pos)], model.device)
+    tap = Editing([edits] * len(rows)) if edits else SILENT
+    return model.network.unembed(rows, tap.at(None, layout))
+
+
+def _after_layers(base: Base) -> list[BoundEdit]:
+    """The base's edits of final and of the logits, as far as they name the wanted position."""
+    after = [edit for edit in base.edits if edit.address.layer is None and edit.address.site.name != "embed"]
+    return [edit for edit in after if base.pos in edit.positions.tolist()]
+
+
+def refuse_wide_functions(base: Base) -> None:
+    """SweepError for a user's function after the layers that names positions which a sweep does not compute."""
+    for edit in _after_layers(base):
+        if edit.edit.needs_all and len(edit.positions) > 1:
+            raise SweepError(
+                f"after the layers a sweep computes the last position only, and the function of {edit.edit!r} names "
+                f"{len(edit.positions)}: give it pos=-1"
+            )

@@ -1,0 +1,84 @@
+"""Receivers of path patching: the heads, or the end of the stream, that read what a sender changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import Patch
+from gemmascope.edits.places import find_heads
+from gemmascope.errors import SweepError
+from gemmascope.model.gemma2 import Layer
+from gemmascope.model.model import Model
+from gemmascope.sites import find, read_name
+
+RECEIVERS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """Heads of a layer that read the sender's change at q, k or v; or the end of the stream ("resid_post" of the last)."""
+
+    site: str
+    layer: int
+    heads: list[int] | None
+
+    def hears(self, layer: int) -> bool:
+        """Whether what a sender writes in this layer comes before it."""
+        return layer < self.layer or self.site == "resid_post"
+
+    def edit(self, model: Model, rows: Tensor, read: Tensor) -> BoundEdit:
+        """The edit that gives it what it read at these positions: [row, d_model] of the stream, or [row, head, d_head]."""
+        places = (rows,) if self.heads is None else (rows, torch.tensor(self.heads, device=rows.device))
+        words = {"head": self.heads} if self.heads else {}
+        made = Patch(site=self.site, source=read, layer=self.layer, pos=rows.tolist(), **words)
+        return BoundEdit(made, find((self.site, self.layer), model.n_layers), places, read)
+
+    def read(self, layer: Layer, stream: Tensor) -> Tensor:
+        """Its heads' queries, keys or values of rows of the stream that enters its layer."""
+        project = getattr(layer.self_attn, f"{self.site}_proj")
+        with torch.no_grad():
+            flat = project(layer.input_layernorm(stream))
+        heads: Tensor = rearrange(flat, "pos (head d) -> pos head d", d=layer.self_attn.config.d_head)[:, self.heads]
+        return heads
+
+
+def attn_out(layer: Layer, z: Tensor) -> Tensor:
+    """What attention adds to the stream for given z: W_O and the post-norm, its scale as it comes out."""
+    raw = layer.self_attn.o_proj(rearrange(z, "pos head d -> pos (head d)"))
+    out: Tensor = layer.post_attention_layernorm(raw)
+    return out
+
+
+def has_path(cell: dict[str, list[int]], receivers: Sequence[Receiver]) -> bool:
+    """Whether what a cell's senders write comes before any receiver."""
+    return any(receiver.hears(layer) for layer in cell["layer"] for receiver in receivers)
+
+
+def receivers_of(given: Any, model: Model) -> list[Receiver]:
+    """The receivers that were named. SweepError for what is none, SiteError for a layer or head that is not there."""
+    listed = given if isinstance(given, list) else [given]
+    if not listed:
+        raise SweepError("receiver is an empty list: name at least one")
+    return [receiver for one in listed for receiver in _receiver(one, model)]
+
+
+def _receiver(given: Any, model: Model) -> Iterator[Receiver]:
+    if given == "final":
+        yield Receiver("resid_post", model.n_layers - 1, None)
+        return
+    parts = (given,) if isinstance(given, str) else given
+    if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or read_name(parts[0])[0].name not in RECEIVERS:
+        raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {given!r}")
+    if len(parts) == 2 and read_name(parts[0])[1] is not None:  # is the number its layer once more, or a head?
+        raise SweepError(f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {given!r}")
+    address = find(parts[0], model.n_layers, parts[1] if len(parts) > 1 else None)
+    heads = find_heads(parts[2] if len(parts) == 3 else None, address.site, model)
+    assert address.layer is not None
+    yield Receiver(address.site.name, address.layer, heads)

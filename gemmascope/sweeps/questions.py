@@ -1,0 +1,226 @@
+"""Questions looked at before they run: what cannot have been meant is an error, what may not be meant a warning.
+
+Sweeps, estimates, lenses, direct logits, labs and the command line ask here, so that all of them say the same.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from gemmascope.errors import GemmascopeError, warn
+from gemmascope.model.model import Model
+from gemmascope.run.answers import answer_ids, listed_answers
+
+if TYPE_CHECKING:
+    from gemmascope.sweeps.pairs import Plan
+
+Level = Literal["error", "warning"]
+
+# After these a word begins with its space; after an opening quote, a bracket or a dash it does not.
+_ENDS_A_WORD = frozenset(",.;:!?)]}%…”»")
+
+# Sites of the first layer that are made from a row's own token alone.
+_OF_OWN_TOKEN = frozenset(("resid_pre", "attn_in", "q", "k", "v", "q_rot", "k_rot"))
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something to know before a question runs. An error must be mended first. about: the argument that it is about."""
+
+    level: Level
+    about: str
+    text: str
+
+
+def tell(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
+    """Raise the first error, or give the warnings, each text once."""
+    found = list(remarks)
+    for remark in found:
+        if remark.level == "error":
+            raise error(remark.text)
+    for text in dict.fromkeys(remark.text for remark in found):
+        warn(text)
+
+
+# -- prompts --
+
+
+def of_prompt(name: str, ids: Tensor, model: Model) -> Iterator[Remark]:
+    """Remarks on one prompt: a space that it ends in, and a second <bos>."""
+    if not model.has_tokenizer:
+        return
+    texts = model.texts(ids[-8:])
+    end = "".join("x" if model.tokenizer.is_special(int(i)) else text for i, text in zip(ids[-8:], texts, strict=True))
+    blank = end[len(end.rstrip()) :]
+    if blank.strip("\r\n"):
+        yield Remark(
+            "warning", name, f"the prompt ends in {blank!r}: Gemma's words bring their space, so after it none can follow "
+            "as usual. Remove it"
+        )  # fmt: skip
+    if len(ids) > 1 and int(ids[0]) == int(ids[1]) == model.config.bos_id:
+        yield Remark("warning", name, "the prompt begins with <bos> twice: one is put in front of every text. Remove yours")
+
+
+def of_pair(clean: Tensor, corrupt: Tensor) -> Iterator[Remark]:
+    """A remark on two prompts that are one."""
+    if clean.tolist() == corrupt.tolist():
+        yield Remark("warning", "corrupt", "the two prompts are the same: patching changes nothing. Change a word in one")
+
+
+# -- answers --
+
+
+def of_answers(answers: Mapping[str, Any], ids: Tensor | None, model: Model) -> Iterator[Remark]:
+    """Remarks on the answers to a prompt, by the arguments that they were given as.
+
+    answers: "answer", and "against" where one is subtracted; each one answer or several. ids: the prompt's; None where it is
+    not known. PromptError for an answer that is none.
+    """
+    found = {name: answer_ids(given, model) for name, given in answers.items()}
+    both = set(found.get("answer", ())) & set(found.get("against", ()))
+    if both and len(both) == len(found["answer"]) == len(found["against"]):
+        yield Remark("error", "against", same_answers(answers["answer"]))
+    elif both:
+        texts = ", ".join(map(repr, model.texts(torch.tensor(sorted(both)))))
+        yield Remark(
+            "warning", "against", f"{texts} stands on both sides, where it cancels itself out: name it on one alone"
+        )
+    for name, given in answers.items():
+        yield from _of_answer(name, given, ids, model)
+
+
+def against_itself(metric: Any, model: Model) -> str | None:
+    """What to say of a metric that holds an answer against itself; None of any other."""
+    answers = answers_of(metric)
+    if "against" in answers and set(answer_ids(answers["answer"], model)) == set(answer_ids(answers["against"], model)):
+        return same_answers(answers["answer"])
+    return None
+
+
+def same_answers(answer: Any) -> str:
+    """What to say of an answer that is held against itself."""
+    said = "the two answers are the same token: their difference is 0 everywhere. Change one"
+    if len(listed_answers(answer)) > 1:
+        said = "both lists hold the same answers: their difference is 0 everywhere. Change one"
+        said += ". For several pairs give a metric for each: metric=[gs.logit_diff(a, b), ...]"
+    return said
+
+
+def _of_answer(name: str, given: Any, ids: Tensor | None, model: Model) -> Iterator[Remark]:
+    if not model.has_tokenizer:
+        return
+    listed = listed_answers(given)
+    for one in listed:
+        if ids is not None and isinstance(one, str) and f" {one}" not in listed and _lacks_space(one, ids, model):
+            spaced = f" {one}"
+            yield Remark(
+                "warning", name, f"{one!r} has no space in front: after a word the model says {spaced!r}, another token"
+            )
+        if one in ("<bos>", "<pad>", "<unk>"):
+            yield Remark("warning", name, f"the answer {one} is a control token, which no text goes on with")
+
+
+def _lacks_space(answer: str, ids: Tensor, model: Model) -> bool:
+    """Whether an answer begins a text, where one that goes on with it was likely meant."""
+    first, last = answer[:1], int(ids[-1])
+    end = model.tokenizer.text(last)[-1:]
+    after_a_word = not model.tokenizer.is_special(last) and (end.isalnum() or end in _ENDS_A_WORD)
+    has_spaces = first.isalnum() and unicodedata.east_asian_width(first) not in "WF"
+    return after_a_word and has_spaces and len(model.tokenizer.encode(f" {answer}")) == 1
+
+
+def of_metric(metric: Any, ids: Tensor, model: Model) -> Iterator[Remark]:
+    """Remarks on the answers of a metric; none on a user's own function."""
+    if answers := answers_of(metric):
+        yield from of_answers(answers, ids, model)
+
+
+def answers_of(metric: Any) -> dict[str, Any]:
+    """The answers of a metric that has some, by the arguments that they were given as."""
+    return dict(zip(("answer", "against"), getattr(metric, "answers", ()), strict=False)) if _has_bind(metric) else {}
+
+
+def of_one_metric(metric: Any, n_prompts: int) -> Iterator[Remark]:
+    """A remark on one metric for several prompts whose answers look like one for each."""
+    answers = answers_of(metric)
+    if n_prompts > 1 and answers and all(_n_listed(answer) == n_prompts for answer in answers.values()):
+        yield Remark(
+            "warning",
+            "metric",
+            f"{metric!r} takes all {n_prompts} answers together in every one of the {n_prompts} prompts. "
+            f"For one answer each, give a list of metrics: [gs.{metric.name}(...), ...]",
+        )
+
+
+def _n_listed(answer: Any) -> int:
+    return 1 if isinstance(answer, str) else len(listed_answers(answer))
+
+
+def _has_bind(metric: Any) -> bool:
+    return hasattr(metric, "bind")
+
+
+# -- sweeps --
+
+
+def of_plans(plans: Sequence[Plan], metric: Any, model: Model) -> Iterator[Remark]:
+    """Remarks on a sweep's pairs, grids and metrics."""
+    if not isinstance(metric, (list, tuple)):
+        yield from of_one_metric(metric, len(plans))
+    yield from _numbered("pair", [_of_plan(plan, model) for plan in plans])
+
+
+def of_prompts(ids: Sequence[Tensor], metric: Any, model: Model) -> Iterator[Remark]:
+    """Remarks on prompts and what is measured of their next tokens: one metric for all, or a list with one for each."""
+    is_list = isinstance(metric, (list, tuple))
+    if not is_list:
+        yield from of_one_metric(metric, len(ids))
+    metrics = metric if is_list else [metric] * len(ids)
+    both = zip(ids, metrics, strict=True)
+    yield from _numbered("prompt", [[*of_prompt("prompt", i, model), *of_metric(one, i, model)] for i, one in both])
+
+
+def _numbered(what: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark]:
+    """Remarks on several pairs or prompts: each once, with the numbers of those that it is about."""
+    found: dict[Remark, list[int]] = {}
+    for number, of_one in enumerate(remarks):
+        for remark in of_one:
+            found.setdefault(remark, []).append(number)
+    for remark, numbers in found.items():
+        shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+        where = f"{what}{'s' if len(numbers) > 1 else ''} {shown} of {len(remarks)} (counted from 0): "
+        yield remark if len(remarks) == 1 else replace(remark, text=where + remark.text)
+
+
+def _of_plan(plan: Plan, model: Model) -> Iterator[Remark]:
+    base, source = plan.pair.base, plan.pair.source
+    yield from of_prompt("prompt", base, model)
+    if isinstance(source, Tensor) and not plan.base.edits:  # an edited run is patched with what the same run had without
+        same = list(of_pair(base, source))
+        yield from same or _of_grid(plan, source)
+    yield from of_metric(plan.pair.asked, base, model)
+
+
+def _of_grid(plan: Plan, source: Tensor) -> Iterator[Remark]:
+    """A remark on a grid whose places have the same value in both runs."""
+    differ = (plan.pair.base != source).nonzero()[:, 0].tolist()
+    numbers = {**plan.grid.rest, **plan.grid.axes}
+    axis = "q_pos" if plan.grid.site.is_edges else "pos"
+    here, name = numbers[axis], plan.grid.site.name
+    first_layer_alone = numbers["layer"] == [0] and plan.grid.window == 1
+    if max(here) < differ[0]:
+        yield Remark(
+            "warning", axis, f"the prompts differ from position {differ[0]} on, and the grid covers {axis} {max(here)} at "
+            "most: every effect is 0"
+        )  # fmt: skip
+    elif first_layer_alone and name in _OF_OWN_TOKEN and not set(here) & set(differ):
+        yield Remark(
+            "warning", axis, f"{name} of layer 0 is made of a position's own token, and the prompts have the same tokens "
+            "there: every effect is 0"
+        )  # fmt: skip

@@ -1,0 +1,125 @@
+"""A tokenizer from a folder's files: the backend that reads them as transformers would, and the id of <bos>.
+
+tokenizer.json or tokenizer.model say nearly all. What other files add to them, or a class of another family changes, is
+left to transformers itself, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gemmascope.errors import CheckpointError, GemmascopeError, warn
+from gemmascope.files.json_reader import is_there, read_json
+from gemmascope.tokens.backends import JsonBackend, PieceBackend
+
+JSON, PIECES, SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
+ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"
+# What transformers calls its classes that read tokenizer.json as it stands, and those of Gemma.
+_AS_IT_STANDS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_GEMMAS = ("GemmaTokenizer", "GemmaTokenizerFast")
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer. CheckpointError for a folder or a broken link in the place of its file."""
+    return is_there(folder / JSON) or is_there(folder / PIECES)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says; nothing where there is none."""
+    path = folder / SETTINGS
+    try:
+        return read_json(path) if is_there(path) else {}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be read as a JSON object: {error}") from error
+
+
+def read_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tuple[JsonBackend | PieceBackend, int | None]:
+    """The backend of a folder, and the id of its <bos> if it names one. CheckpointError if it cannot be read."""
+    backend: JsonBackend | PieceBackend
+    try:
+        backend = JsonBackend.from_file(folder / JSON) if is_there(folder / JSON) else PieceBackend(folder / PIECES)
+        special = read_json(folder / SPECIAL) if is_there(folder / SPECIAL) else {}
+        if _needs_transformers(folder, backend, settings, special):
+            return _by_transformers(folder)
+    except GemmascopeError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}: {SETTINGS}, {ADDED} or {SPECIAL} hold something else than tokens: {error}"
+        ) from error
+    name = _name(settings.get("bos_token")) or _name(special.get("bos_token"))
+    if isinstance(backend, PieceBackend) and settings.get("add_eos_token") is True:
+        say_around(folder, f"{_name(settings.get('eos_token')) or '<eos>'!r} behind", None)
+    return backend, backend.bos if name is None else backend.id_of(name)
+
+
+def _needs_transformers(
+    folder: Path, backend: JsonBackend | PieceBackend, settings: Mapping[str, Any], special: Mapping[str, Any]
+) -> bool:
+    added = read_json(folder / ADDED) if is_there(folder / ADDED) else {}
+    named = [*_in_settings(settings), *((name, int(i), {}) for name, i in added.items()), *_in_special(special)]
+    if settings.get("split_special_tokens") or not all(backend.matches(*token) for token in named):
+        return True
+    kind = settings.get("tokenizer_class")
+    if kind in _AS_IT_STANDS and isinstance(backend, JsonBackend):
+        return False
+    if kind is None or kind in _GEMMAS:  # a tokenizer that is no BPE cannot be made into Gemma's
+        return not backend.is_gemmas() and (isinstance(backend, PieceBackend) or backend.is_bpe()) and kind is not None
+    return True
+
+
+def _in_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, int | None, dict[str, bool]]]:
+    """The tokens that tokenizer_config.json names: content, id if it says one, flags."""
+    for token_id, token in (settings.get("added_tokens_decoder") or {}).items():
+        yield token["content"], int(token_id), {flag: token[flag] for flag in _FLAGS if flag in token}
+    yield from _in_special(settings)
+
+
+def _in_special(special: Mapping[str, Any]) -> Iterator[tuple[str, int | None, dict[str, bool]]]:
+    """The tokens that are named by their role: bos_token and so on, and the additional ones."""
+    for key, value in special.items():
+        several = key in ("additional_special_tokens", "extra_special_tokens")
+        if several or key.endswith("_token"):
+            each = list(value.values()) if isinstance(value, Mapping) and several else value if several else [value]
+            yield from ((name, None, {}) for name in map(_name, each or ()) if name is not None)
+
+
+def _name(token: Any) -> str | None:
+    """The name of a token that is given as text or as an object; None for none, and for what is no token."""
+    found = token.get("content") if isinstance(token, Mapping) else token
+    return found if isinstance(found, str) else None
+
+
+def _by_transformers(folder: Path) -> tuple[JsonBackend, int | None]:
+    from transformers import AutoTokenizer
+
+    try:
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever its many readers raise
+        raise CheckpointError(
+            f"the tokenizer in {folder} has tokens or rules that only transformers reads, and it cannot: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return backend_of(made), made.bos_token_id
+
+
+def backend_of(tokenizer: Any) -> JsonBackend:
+    """The backend of a tokenizer of transformers. CheckpointError for one without a fast backend."""
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        raise CheckpointError(
+            f"transformers reads this tokenizer with {type(tokenizer).__name__}, which has no fast backend: "
+            "save it with save_pretrained from a fast tokenizer"
+        )
+    return JsonBackend(inner)
+
+
+def say_around(where: object, what: str, instead: str | None) -> None:
+    """Warn of what transformers puts around a text and this package does not."""
+    warn(
+        f"the tokenizer of {where} puts {what} each text when transformers calls it. gemmascope puts <bos> in front once, "
+        f"and nothing else: {instead or 'write it into the prompt where it is meant'}"
+    )
