@@ -31,7 +31,7 @@ from gemmascope.memory import limits as memory_module
 from gemmascope.model.model import Model
 from gemmascope.sites import LAYER_SITES
 from gemmascope.sweeps.cells import Cost
-from gemmascope.sweeps.sweep import Asked, prepare
+from gemmascope.sweeps.sweep import SweepSpec, prepare
 from gemmascope.tokens.tokenizer import Tokenizer
 
 CLOSE = 1e-5
@@ -637,7 +637,7 @@ def test_what_cells_take_is_known_before_they_run() -> None:
 
 @pytest.mark.parametrize("asked", [{"site": "resid_pre"}, {"site": "pattern", "by": ("q_pos", "k_pos")}], ids=str)
 def test_a_sweeps_cost_is_what_its_chunks_carry(asked: dict[str, Any]) -> None:
-    sweeping = prepare(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), Asked(**asked), model=model())
+    sweeping = prepare(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), SweepSpec(**asked), model=model())
     whole = sweeping.cost()
     mask = cells_of(sweeping.plans[0].grid.shape, "column", None, 2)  # type: ignore[arg-type]
     part = sweeping.cost(mask)

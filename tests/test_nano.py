@@ -23,7 +23,7 @@ from gemmascope.nano.training.circuits import (
     recall_with_cut,
 )
 from gemmascope.nano.training.evaluate import SKILLS, THRESHOLDS
-from gemmascope.nano.training.evaluator import Examinee
+from gemmascope.nano.training.evaluator import Evaluator
 from gemmascope.nano.training.train import SEED, Run, fresh, nano_json, schedule
 from gemmascope.prompts.ioi import CLASSIC
 
@@ -38,7 +38,7 @@ def nano() -> Model:
 
 @pytest.mark.parametrize("skill", SKILLS)
 def test_has_learnt(skill: str) -> None:
-    who = Examinee(nano().network, nano().tokenizer)
+    who = Evaluator(nano().network, nano().tokenizer)
     assert SEED != CASE_SEED
     if skill == "facts":  # it has a fixed set of cases
         assert SKILLS[skill](who, CASES, CASE_SEED) >= THRESHOLDS[skill]
@@ -66,7 +66,7 @@ def test_the_classic_prompt() -> None:
 def test_an_untrained_network_has_no_skill() -> None:
     """The measures measure: asked the same, a network with random weights fails every one of them."""
     torch.manual_seed(0)
-    who = Examinee(fresh(nano().config), nano().tokenizer)
+    who = Evaluator(fresh(nano().config), nano().tokenizer)
     assert all(measured(who, 100, 1) < 0.1 for measured in SKILLS.values())
 
 
@@ -151,7 +151,7 @@ def test_the_card_states_what_is_measured() -> None:
     """The card's figures were printed by the evaluation script; the same cases must still give them."""
     card = CARD.read_text()
     assert f"{nano().n_params:,} parameters" in card
-    who = Examinee(nano().network, nano().tokenizer)
+    who = Evaluator(nano().network, nano().tokenizer)
     for skill, measured in SKILLS.items():
         row = re.search(rf"^\| {skill} \|.*?([\d.]+)% \|", card, re.MULTILINE)
         assert row, skill

@@ -298,14 +298,14 @@ def test_an_edit_that_reads_gets_the_rows_of_its_own_positions() -> None:
     """The mechanism under a transcoder's splice, by itself: rows of a later start, positions in any order."""
     seen: list[Tensor] = []
 
-    class Reading(Splice):
+    class Decomposition(Splice):
         def write(self, old: Tensor, values: Tensor | None) -> Tensor:
             assert values is not None
             seen.append(values)
             return old + values[:, :1]
 
     d = sae("transcoder")
-    edit = Reading(site="mlp_out", layer=1, pos=[6, 3], dictionary=d, features={})
+    edit = Decomposition(site="mlp_out", layer=1, pos=[6, 3], dictionary=d, features={})
     bound: BoundEdit = edit.bind(model(), model().ids(IDS))
     value, read = torch.zeros(5, 32), torch.arange(5.0)[:, None].expand(5, 32)
     bound.write_to(value, 4, read)  # the rows of positions 4 to 8: position 3 is not among them

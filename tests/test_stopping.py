@@ -20,7 +20,7 @@ import gemmascope as gs
 from gemmascope.errors import GenerationError
 from gemmascope.generation.decoder import Decoder
 from gemmascope.generation.sampling import Sampling
-from gemmascope.generation.stopping import Stopping, Writing, can_occur
+from gemmascope.generation.stopping import IncrementalDetokenizer, Stopping, can_occur
 from gemmascope.model.model import Model
 from gemmascope.tokens.tokenizer import Tokenizer
 
@@ -178,7 +178,7 @@ def test_pieces_join_to_the_text_of_all_tokens(gemmas: Model, data: Any) -> None
     ids: list[int] = []
     for text in texts:
         ids += spelled(gemmas, text) if not text.isascii() else gemmas.tokenizer.encode(text)
-    writing = Writing(gemmas.tokenizer, Stopping(frozenset(), frozenset(), ()), gemmas.tokenizer.ids("Mary"))
+    writing = IncrementalDetokenizer(gemmas.tokenizer, Stopping(frozenset(), frozenset(), ()), gemmas.tokenizer.ids("Mary"))
     pieces = [writing.add(token)[0] for token in ids] + [writing.rest()]
     assert "".join(pieces) == writing.text == "".join(texts)
 

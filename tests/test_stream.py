@@ -20,15 +20,15 @@ import gemmascope.memory.limits as memory_module
 import gemmascope.memory.placement as budget_module
 import gemmascope.streaming.file_embedding as embedding_module
 from gemmascope.errors import BudgetError, CheckpointError, DeviceError, SweepError
-from gemmascope.memory.placement import Sizes, share_out
+from gemmascope.memory.placement import Sizes, place_layers
 from gemmascope.model.model import Model
 from gemmascope.streaming.file_embedding import FileEmbedding
-from gemmascope.streaming.layer_stream import HostLane, Stream
+from gemmascope.streaming.layer_stream import HostTransfer, Stream
 
 KINDS, METRIC = "lglgl", gs.logit_diff(5, 9)
 
 
-class Poisoning(HostLane):
+class Poisoning(HostTransfer):
     """A lane that ruins what was in a slot as soon as it may be filled anew."""
 
     def released(self, slot: Tensor) -> None:
@@ -164,7 +164,7 @@ def test_more_memory_keeps_no_fewer_layers_and_stays_within_it() -> None:
         before = -1
         for memory in range(4_000_000, 9_000_000, 60_000):
             try:
-                share = share_out(config, sizes, torch.bfloat16, memory)
+                share = place_layers(config, sizes, torch.bfloat16, memory)
             except BudgetError:
                 assert before == -1
                 continue

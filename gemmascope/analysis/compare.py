@@ -23,7 +23,7 @@ from gemmascope.run.trace import Trace, trace
 from gemmascope.sweeps.metrics import answer_logprob
 from gemmascope.sweeps.questions import of_plans, tell
 from gemmascope.sweeps.result import SweepResult
-from gemmascope.sweeps.sweep import Asked, prepare, run_cells
+from gemmascope.sweeps.sweep import SweepSpec, prepare, run_cells
 
 # Logits compared at once, in elements: 32 MB in float64, which is held a few times over.
 LOGIT_ELEMENTS = 2**22
@@ -168,7 +168,7 @@ def _heads(cases: Sequence[Case], model: Model) -> SweepResult:
     """The effect of every head: of z patched from the clean run, or set to 0 where the cases have no corrupted one."""
     cleans, corrupts, metrics = map(list, zip(*cases, strict=True))
     ablated = corrupts[0] is None
-    asked = Asked("z", ("layer", "head"), ablate=0.0 if ablated else None)
+    asked = SweepSpec("z", ("layer", "head"), ablate=0.0 if ablated else None)
     sweeping = prepare(cleans, None if ablated else corrupts, metrics, asked, model=model)
     if not ablated:
         tell(of_plans(sweeping.plans, metrics, model), SweepError)

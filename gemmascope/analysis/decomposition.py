@@ -28,7 +28,7 @@ STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out")
 COLUMNS = 4096
 
 
-class Reading:
+class Decomposition:
     """One trace at one position, and the direction that its parts are multiplied with.
 
     rest: what stands in the stream and in no split part, by name; it fills as a split goes through the layers.

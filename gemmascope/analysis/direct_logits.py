@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.analysis.decomposition import Reading
+from gemmascope.analysis.decomposition import Decomposition
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import find_positions
 from gemmascope.edits.trace_protocol import no_trace
@@ -120,7 +120,7 @@ def direct_logits(
     at = positions[0]
     given = {"answer": answer} if against is None else {"answer": answer, "against": against}
     tell(of_answers(given, trace.ids[: at + 1], trace.model), SiteError)
-    reading = Reading(trace, at, _direction(trace, ids, others, at))
+    reading = Decomposition(trace, at, _direction(trace, ids, others, at))
     parts, rest = _labelled(trace, by, reading.split(by), reading.rest)
     towards = f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")
     about = f"direct logits in {spelled(trace.model.name)}, {towards}, at position {at} ({shown(trace.tokens[at])})"

@@ -22,7 +22,7 @@ from gemmascope.arguments import is_whole, whole_number
 from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
-from gemmascope.memory.limits import told_when_full
+from gemmascope.memory.limits import explain_oom
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
@@ -199,7 +199,7 @@ def _over_prompts(model: Model, kinds: list[str], prompts: Any, random: tuple[An
     numbers = {kind: _counted(model, kind, runs) for kind in kinds}
     tap = _Scoring(model, runs, kinds)
     layout = Layout.of_lengths([len(ids) for ids in runs], model.device)
-    with torch.no_grad(), told_when_full(model):
+    with torch.no_grad(), explain_oom(model):
         model.network(torch.cat(runs), layout, tap)
     found = {}
     for kind, (n_queries, n_beyond) in numbers.items():

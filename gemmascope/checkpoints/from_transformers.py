@@ -23,7 +23,7 @@ def is_gemma(source: object) -> bool:
     return any(kind.__name__ == _CLASS for kind in type(source).__mro__)
 
 
-def adopt(source: Any, device: str | torch.device, dtype: str | torch.dtype) -> Gemma2:
+def from_transformers(source: Any, device: str | torch.device, dtype: str | torch.dtype) -> Gemma2:
     """A network whose parameters are the very parameters of source: what changes in one changes in the other.
 
     Raises CheckpointError for parameters that are not there (meta), not Gemma 2's, spread over devices or of several

@@ -55,7 +55,7 @@ class Target:
         return squeezed.expand(shape)
 
 
-class Feed:
+class DeferredValues:
     """The values of a site that come from a run of the same pass: handed over layer by layer, as the pass goes."""
 
     def __init__(self) -> None:
@@ -71,10 +71,10 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Fed:
+class DeferredRead:
     """Values that a feed will have when the pass is at this layer."""
 
-    feed: Feed
+    feed: DeferredValues
     layer: int
     places: tuple[Tensor, ...]
 
@@ -103,7 +103,7 @@ class BoundEdit:
     edit: Edit
     address: Address
     places: tuple[Tensor, ...]
-    values: Tensor | Fed | None
+    values: Tensor | DeferredRead | None
     hidden: bool = False
     written: Written | None = field(default=None, compare=False, repr=False)
 
@@ -134,7 +134,7 @@ class BoundEdit:
 
         read: of an edit that reads another site, the run's rows there, which begin at that position too.
         """
-        values = self.values.read() if isinstance(self.values, Fed) else self.values
+        values = self.values.read() if isinstance(self.values, DeferredRead) else self.values
         places = list(self.places)
         firsts = (0, first, 0) if self.address.site.is_edges else (first, 0)
         for axis, offset in enumerate(firsts[: len(places)]):

@@ -13,7 +13,7 @@ from gemmascope.model.model import Model
 _DEFAULTS: dict[str, Any] = {"into": "corrupt", "window": 1, "steps": 1}
 
 
-class Said(str):
+class VerbatimText(str):
     """Python that prints as it stands: of a value whose own repr is for people."""
 
     __repr__ = str.__str__
@@ -80,7 +80,7 @@ def prompt_text(prompt: Any) -> str:
 
 def plain(value: Any) -> Any:
     """A value as Python prints it: tensors, arrays and their numbers, alone or in lists, as lists and numbers."""
-    if isinstance(value, Said):
+    if isinstance(value, VerbatimText):
         return value
     if isinstance(value, str):
         return str.__str__(value)  # of a class derived from it, as numpy's are

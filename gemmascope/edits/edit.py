@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import shown
-from gemmascope.edits.bound import BoundEdit, Feed, Target
+from gemmascope.edits.bound import BoundEdit, DeferredValues, Target
 from gemmascope.edits.call_text import name_of, plain
 from gemmascope.edits.places import Head, Pos, find_heads, find_positions
 from gemmascope.edits.reach import refuse_hidden
@@ -70,7 +70,7 @@ class Edit(ABC):
         return None
 
     @property
-    def unsaid(self) -> Any:
+    def extra_hash(self) -> Any:
         """What tells this edit from another and stands neither in its call nor in what it writes, for a digest."""
         return None
 
@@ -147,7 +147,7 @@ class Edit(ABC):
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Patch(Edit):
-    source: Trace | Tensor | Feed
+    source: Trace | Tensor | DeferredValues
     overwrites = True
     computes = False
 
@@ -158,7 +158,7 @@ class Patch(Edit):
     def _values(self, target: Target) -> Tensor:
         if is_array(self.source):
             return target.fit(self.source, "the source tensor")
-        if isinstance(self.source, Feed) or not is_trace(self.source):
+        if isinstance(self.source, DeferredValues) or not is_trace(self.source):
             raise EditError(f"a source is a trace or a tensor; given {no_trace(self.source)}")
         return of_trace(self.source, target)  # type: ignore[arg-type]
 
@@ -266,7 +266,7 @@ class Custom(Edit):
     records = True
 
     @property
-    def unsaid(self) -> Any:
+    def extra_hash(self) -> Any:
         return self.fn
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:

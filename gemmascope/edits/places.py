@@ -104,7 +104,7 @@ def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
     return _numbers(heads, n_heads, "head", "kv head" if site.heads == "kv_head" else "head")
 
 
-def parting(model: Model, ids: Tensor, other: Tensor) -> str:
+def first_difference(model: Model, ids: Tensor, other: Tensor) -> str:
     """Where two prompts part, for an error about lengths that differ: the first token that differs, and both texts."""
     a, b = model.texts(ids), model.texts(other)
     at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gemmascope.arguments import shown
 from gemmascope.edits.bound import Target
-from gemmascope.edits.places import parting
+from gemmascope.edits.places import first_difference
 from gemmascope.edits.trace_protocol import is_trace, no_trace
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
@@ -25,10 +25,10 @@ def of_trace(source: Trace, target: Target) -> Tensor:
     ids, there = target.ids, source.ids
     axes = range(1, 3) if target.address.site.is_edges else range(1)
     if any(len(target.places[axis]) == len(ids) for axis in axes) and len(ids) != len(there):
-        raise EditError(f"the source's positions must match the run's: {parting(target.model, ids, there)}")
+        raise EditError(f"the source's positions must match the run's: {first_difference(target.model, ids, there)}")
     if any(int(target.places[axis].max()) >= len(there) for axis in axes):
         last = max(int(target.places[axis].max()) for axis in axes)
-        raise EditError(f"the source has no position {last}: {parting(target.model, ids, there)}")
+        raise EditError(f"the source has no position {last}: {first_difference(target.model, ids, there)}")
     value: Tensor = source[target.address.site.name, target.address.layer]
     if value.shape[-1] != target.shape()[-1] and not target.address.site.is_edges:
         raise EditError(
@@ -67,7 +67,9 @@ def check_reference(how: str, reference: Sequence[Trace], target: Target) -> Non
                 f"than that of {target.model.name!r}"
             )
         if _by_position(how, target) and len(trace.ids) != len(target.ids):
-            raise EditError(f"a mean at each position needs equal lengths: {parting(target.model, target.ids, trace.ids)}")
+            raise EditError(
+                f"a mean at each position needs equal lengths: {first_difference(target.model, target.ids, trace.ids)}"
+            )
     if not _by_position(how, target) and all(len(trace.ids) == 1 for trace in reference):
         raise EditError("the reference has no position after its first one to take the mean over")
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import Feed
-from gemmascope.edits.call_text import Said
+from gemmascope.edits.bound import DeferredValues
+from gemmascope.edits.call_text import VerbatimText
 from gemmascope.errors import EditError
 from gemmascope.values import is_array, real_tensor
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHOWN_NUMBERS, SHOWN_TOKENS = 16, 256
 
 
-def source_text(source: Trace | Tensor | Feed) -> str:
+def source_text(source: Trace | Tensor | DeferredValues) -> str:
     """What an edit writes as Python; a tensor of many numbers by its shape."""
     if is_array(source) and not isinstance(source, Tensor):
         return _array_text(source)
@@ -30,7 +30,7 @@ def source_text(source: Trace | Tensor | Feed) -> str:
             return f"<tensor {list(source.shape)}>"
         as_read = source.dtype in (torch.float32, torch.int64, torch.bool)
         return f"torch.tensor({source.tolist()!r}{'' if as_read else f', dtype={source.dtype}'})"
-    if isinstance(source, Feed) or not hasattr(source, "ids"):
+    if isinstance(source, DeferredValues) or not hasattr(source, "ids"):
         return f"<{type(source).__name__}>"
     edits = f", edits={list(source.edits)!r}" if source.edits else ""
     return f"gs.trace({source.ids.tolist()}, model=model{edits})"
@@ -55,6 +55,6 @@ def traces_text(traces: Sequence[Trace]) -> str:
     return f"[{', '.join(map(source_text, traces))}]"
 
 
-def traces_said(traces: Sequence[Trace]) -> Said | None:
+def traces_said(traces: Sequence[Trace]) -> VerbatimText | None:
     """Reference traces as an argument of a call; None for none."""
-    return Said(traces_text(tuple(traces))) if traces else None
+    return VerbatimText(traces_text(tuple(traces))) if traces else None

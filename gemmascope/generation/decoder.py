@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
-from gemmascope.memory.limits import told_when_full
+from gemmascope.memory.limits import explain_oom
 from gemmascope.model.finite import are_logits, is_finite
-from gemmascope.model.kv_cache import Kept
-from gemmascope.model.layout import Block, Earlier, Layout
+from gemmascope.model.kv_cache import KVCache
+from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.finite import require_finite, require_logits
@@ -77,7 +77,7 @@ class Decoder:
         # Without edits nothing is asked at every site: of one row, that is a cost.
         editing = [Editing([self.edits[run] for run in runs])] if any(self.edits[run] for run in runs) else []
         tap = Chain(*editing, *([storing] if storing else []))
-        with torch.no_grad(), told_when_full(self.model), closing(self.model.layers()) as layers:
+        with torch.no_grad(), explain_oom(self.model), closing(self.model.layers()) as layers:
             stream = [self.model.network.embed(ids, layouts[0], tap)]
             for layer in layers:
                 layout = layouts[layer.index]
@@ -99,13 +99,13 @@ class Decoder:
         if layer not in self._whole:
             return layout.with_kept(kept)
         found = [kept.of_run(at, self.lengths[run]) for at, run in enumerate(self.going)]
-        return layout.with_earlier([Earlier(k.to(dtype), v.to(dtype)) for k, v in found])
+        return layout.with_earlier([PrefixKV(k.to(dtype), v.to(dtype)) for k, v in found])
 
-    def _empty(self, layer: int, n_total: int) -> Kept:
+    def _empty(self, layer: int, n_total: int) -> KVCache:
         config, norm = self.model.config, self.model.network.model.norm
         window = None if layer in self._whole else config.window_of(layer)
         n_slots = n_total if window is None else min(window, n_total)
-        return Kept(len(self.prompts), config.n_kv_heads, n_slots, config.d_head, norm.weight)
+        return KVCache(len(self.prompts), config.n_kv_heads, n_slots, config.d_head, norm.weight)
 
     def _logits(self, rows: Tensor) -> Tensor:
         """The soft-capped logits after the newest row of every run, with the edits that come after the layers."""
@@ -124,7 +124,7 @@ class Decoder:
 class _Prefilling(Tap):
     """Puts the keys and values of whole prompts where they are kept. runs: the number of each run of the pass."""
 
-    def __init__(self, kept: Sequence[Kept], runs: Sequence[int]) -> None:
+    def __init__(self, kept: Sequence[KVCache], runs: Sequence[int]) -> None:
         self.kept, self.runs = kept, runs
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
@@ -140,7 +140,7 @@ class _Prefilling(Tap):
 class _Stepping(Tap):
     """Puts the keys and values of one position of every run there, in layers where the attention itself does not."""
 
-    def __init__(self, kept: Sequence[Kept]) -> None:
+    def __init__(self, kept: Sequence[KVCache]) -> None:
         self.kept = kept
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:

@@ -18,7 +18,7 @@ from gemmascope.generation.decoder import Decoder
 from gemmascope.generation.edits import bind_ahead, cut
 from gemmascope.generation.result import Generation
 from gemmascope.generation.sampling import Sampling
-from gemmascope.generation.stopping import Stopping, Writing
+from gemmascope.generation.stopping import IncrementalDetokenizer, Stopping
 from gemmascope.legible import legible
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
@@ -96,7 +96,7 @@ class _Run:
     asked: tuple[Edit, ...]
     edits: tuple[BoundEdit, ...]
     n_total: int
-    writing: Writing
+    writing: IncrementalDetokenizer
     generator: torch.Generator
     new: list[tuple[int, float]] = field(default_factory=list)
     stopped: str | None = None
@@ -116,7 +116,7 @@ class _Run:
         bound = tuple(recorded(bind_ahead(edit, model, ids, n_total)) for edit in edits)
         warn_of_no_effect(bound, model, ids, edits)
         tokenizer = model.tokenizer if model.has_tokenizer else None
-        writing = Writing(tokenizer, Stopping.of(stop, prompt, model), ids.tolist())
+        writing = IncrementalDetokenizer(tokenizer, Stopping.of(stop, prompt, model), ids.tolist())
         return cls(ids, tuple(edits), bound, n_total, writing, torch.Generator().manual_seed(seed))
 
     def take(self, token: int, logprob: float, n_new: int) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.edit import Edit
 from gemmascope.legible import legible, legibly, spelled
-from gemmascope.memory.limits import told_when_full
+from gemmascope.memory.limits import explain_oom
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
@@ -139,7 +139,7 @@ def with_last_row(
     n_pos, editing = len(ids), Editing([edits])
     whole, asked = Layout.of_lengths([n_pos], model.device), Layout.of_blocks([Block(0, 1, n_pos, asked=1)], model.device)
     last = Layout.of_blocks([Block(0, 1, 1, start=n_pos - 1)], model.device)
-    with torch.no_grad(), told_when_full(model), closing(model.layers()) as layers:
+    with torch.no_grad(), explain_oom(model), closing(model.layers()) as layers:
         found = [torch.cat((stream[0], model.network.embed(ids[-1:], last, editing)))]
         for layer in layers:
             edited = any(edit.address.layer == layer.index for edit in edits)

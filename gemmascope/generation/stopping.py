@@ -50,7 +50,7 @@ class Stopping:
         return cls(frozenset(ends | asked), frozenset(silent), tuple(texts))
 
 
-class Writing:
+class IncrementalDetokenizer:
     """The text of one run's new tokens, as they come.
 
     before: the prompt's ids, for a decoder that drops the space at the very start of what it is given.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gemmascope.checkpoints.device import asked_dtype, choose_device, choose_dtype
 from gemmascope.checkpoints.folder import Checkpoint, require_finite, require_tied
-from gemmascope.checkpoints.from_transformers import adopt, empty_network, is_gemma, put
+from gemmascope.checkpoints.from_transformers import empty_network, from_transformers, is_gemma, put
 from gemmascope.checkpoints.hub import fetch_tokenizer, is_hub_id
 from gemmascope.checkpoints.load_arguments import asked_of
 from gemmascope.checkpoints.source import in_hub_cache, locate
@@ -138,7 +138,7 @@ def nano() -> Model:
 def _from_memory(
     source: Any, device: str | torch.device, dtype: str | torch.dtype, tokenizer: Any, check: bool, asked: dict[str, Any]
 ) -> Model:
-    network = adopt(source, device, dtype)
+    network = from_transformers(source, device, dtype)
     words = None if tokenizer is None else _words(tokenizer, network.config)
     if check:
         for name, parameter in network.named_parameters():

@@ -19,12 +19,12 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.files.paths import asked_path
 from gemmascope.memory.host_memory import measured_bytes
-from gemmascope.memory.placement import Share, Sizes, free_bytes, share_out
+from gemmascope.memory.placement import Placement, Sizes, free_bytes, place_layers
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.streaming.convert import alone, convert, identity_of
 from gemmascope.streaming.file_embedding import FileEmbedding
-from gemmascope.streaming.layer_stream import HostLane, Lane, Stream
-from gemmascope.streaming.packed import Packed, Piece, Span, laid_out, layer_shapes, pieces_in, stamp_of
+from gemmascope.streaming.layer_stream import HostTransfer, Stream, Transfer
+from gemmascope.streaming.packed import FileRange, PackedLayer, TensorSlice, laid_out, layer_shapes, pieces_in, stamp_of
 from gemmascope.streaming.store import NORM, OUTER, Store, is_store, is_whole
 
 WEIGHTS = ("auto", "int8")
@@ -66,7 +66,7 @@ class Wanted:
         _require_streaming(self.device)
         stored = checkpoint.stored[EMBEDDING].dtype
         dtype = choose_dtype(self.dtype or "auto", checkpoint.dtype_name, checkpoint.dtypes)
-        share_out(checkpoint.config, Sizes.of(checkpoint.config, "int8", dtype, stored), dtype, self.memory)
+        place_layers(checkpoint.config, Sizes.of(checkpoint.config, "int8", dtype, stored), dtype, self.memory)
 
 
 def int8_store(folder: Path, name: str, cache: str | os.PathLike[str] | None, wanted: Wanted) -> Store:
@@ -112,7 +112,7 @@ def network_of_store(store: Store, device: torch.device, dtype: torch.dtype, mem
     """A network in int8: layers packed on the device as far as memory goes, the others brought as a pass goes."""
     store.require_outer()
     sizes = Sizes.of(store.config, "int8", dtype, store.dtype)
-    share = share_out(store.config, sizes, dtype, memory)
+    share = place_layers(store.config, sizes, dtype, memory)
     table = (store.folder / OUTER, store.outer_data, store.outer[EMBEDDING])
     return _network(store.config, store.layers(), store.outer_tensor, table, device, dtype, share)
 
@@ -125,12 +125,12 @@ def network_of_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: t
     same = all(packed.ready(dtype) for packed in layers)
     sizes = Sizes.of(checkpoint.config, "stored", dtype, dtype if same else stored.dtype)
     pieces, data = pieces_in(stored.shard)
-    share = share_out(checkpoint.config, sizes, dtype, memory)
+    share = place_layers(checkpoint.config, sizes, dtype, memory)
     table = (stored.shard, data, pieces[stored.name])
     return _network(checkpoint.config, layers, checkpoint.read, table, device, dtype, share)
 
 
-def _plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[Packed]:
+def _plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[PackedLayer]:
     """Every layer's bytes in the shards of a checkpoint, as they are stored."""
     where = {path: pieces_in(path) for path in {stored.shard for stored in checkpoint.stored.values()}}
     stamps = {path: stamp_of(path) for path in where}
@@ -143,19 +143,21 @@ def _plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[Packed]:
         for piece in layout:
             path = stored[piece.name].shard
             pieces, data = where[path]
-            spans.append(Span(path, data + pieces[stored[piece.name].name].start, piece.n_bytes, piece.start, stamps[path]))
-        found.append(Packed(tuple(spans), tuple(layout)))
+            spans.append(
+                FileRange(path, data + pieces[stored[piece.name].name].start, piece.n_bytes, piece.start, stamps[path])
+            )
+        found.append(PackedLayer(tuple(spans), tuple(layout)))
     return found
 
 
 def _network(
     config: GemmaConfig,
-    layers: list[Packed],
+    layers: list[PackedLayer],
     read: Callable[[str], Tensor],
-    table: tuple[Path, int, Piece],
+    table: tuple[Path, int, TensorSlice],
     device: torch.device,
     dtype: torch.dtype,
-    share: Share,
+    share: Placement,
 ) -> Gemma2:
     _require_streaming(device)
     network = empty_network(config).to(dtype).requires_grad_(False)
@@ -176,15 +178,15 @@ def _require_streaming(device: torch.device) -> None:
         raise DeviceError(f"layers are unpacked and stream on a CPU or a CUDA device; given device={str(device)!r}")
 
 
-def _lane(device: torch.device, brought: dict[int, Packed]) -> Lane:
+def _lane(device: torch.device, brought: dict[int, PackedLayer]) -> Transfer:
     """The way of layers to a device. For a GPU, as many as half of the free host memory takes wait there."""
     if device.type == "cpu":
         free = measured_bytes()
-        return HostLane(direct=free is not None and sum(packed.n_bytes for packed in brought.values()) > free // 2)
-    from gemmascope.streaming.cuda import CudaLane
+        return HostTransfer(direct=free is not None and sum(packed.n_bytes for packed in brought.values()) > free // 2)
+    from gemmascope.streaming.cuda import CudaTransfer
 
     free, hold = free_bytes(torch.device("cpu")) // 2, {}
     for index, packed in brought.items():
         if packed.n_bytes <= free:
             hold[index], free = packed, free - packed.n_bytes
-    return CudaLane(device, hold)
+    return CudaTransfer(device, hold)

@@ -10,7 +10,7 @@ import torch
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.legible import legibly
-from gemmascope.memory.placement import GOOD_ROWS, Share, Sizes, parse_bytes, share_out, work_bytes
+from gemmascope.memory.placement import GOOD_ROWS, Placement, Sizes, parse_bytes, place_layers, work_bytes
 
 # Of a card's memory: some 0.6 GB for the driver, the rest because a card reports somewhat less than its name says.
 DRIVER = 10**9
@@ -67,7 +67,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Demand:
+class MemoryNeed:
     """What must fit: a model's weights, whole or shared out, beside so many bytes for what is run."""
 
     config: GemmaConfig
@@ -91,7 +91,7 @@ class Demand:
             return Fit(card, "no", 0, n_layers, missing=max(1, self.least - room))
         return Fit(card, "streams", len(share.kept), n_layers, share.weights + share.work)
 
-    def share_within(self, room: int) -> Share | None:
+    def share_within(self, room: int) -> Placement | None:
         """What may stay on the device so that what is run fits beside it; None if even nothing is too much.
 
         share_out leaves room for a sweep's rows: for a run that takes more than they do, it is given less.
@@ -101,7 +101,7 @@ class Demand:
         if self.least > room or budget <= 0:
             return None
         try:
-            return share_out(self.config, self.sizes, self.dtype, _rounded(budget))
+            return place_layers(self.config, self.sizes, self.dtype, _rounded(budget))
         except BudgetError:  # less than the least rows of a sweep take
             return None
 

@@ -15,7 +15,7 @@ from gemmascope.model.model import Model
 
 
 @contextmanager
-def told_when_full(model: Model) -> Iterator[None]:
+def explain_oom(model: Model) -> Iterator[None]:
     """Around a pass: BudgetError, with what was planned and what was taken, where the device's memory runs out."""
     try:
         yield

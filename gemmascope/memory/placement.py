@@ -73,7 +73,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Share:
+class Placement:
     """What stays on the device: these layers, and the embedding or not. weights: their bytes, with the slots and scratch
     that the others need. work: bytes for the rows of a pass."""
 
@@ -101,7 +101,7 @@ def rows_in(config: GemmaConfig, dtype: torch.dtype, work: int) -> int:
     return (work - work_bytes(config, dtype, 0)) // (2 * config.d_model * dtype.itemsize)
 
 
-def share_out(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int | None, ahead: int = 1) -> Share:
+def place_layers(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int | None, ahead: int = 1) -> Placement:
     """What stays on the device within an amount of memory: room for rows, then the embedding, then as many layers as fit.
 
     memory None: everything stays. The layers that stay are spread evenly, so that computing them hides the bringing of
@@ -109,7 +109,7 @@ def share_out(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int
     """
     if memory is None:
         whole = sizes.weights(sizes.n_layers, ahead, embedded=True)
-        return Share(tuple(range(sizes.n_layers)), embedded=True, weights=whole, work=0)
+        return Placement(tuple(range(sizes.n_layers)), embedded=True, weights=whole, work=0)
     least_work = work_bytes(config, dtype, min(config.context, BIN_ROWS))
     least = sizes.weights(0, ahead, embedded=False) + least_work
     if memory < least:
@@ -127,4 +127,4 @@ def share_out(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int
     )
     kept = tuple(sorted({i * sizes.n_layers // n_kept for i in range(n_kept)})) if n_kept else ()
     weights = sizes.weights(n_kept, ahead, embedded=embedded)
-    return Share(kept, embedded, weights, memory - weights)
+    return Placement(kept, embedded, weights, memory - weights)

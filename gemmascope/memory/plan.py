@@ -12,9 +12,18 @@ from gemmascope.checkpoints.device import choose_device
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.legible import legibly
-from gemmascope.memory.cards import CARDS, DRIVER, Demand, Fit, find_card
+from gemmascope.memory.cards import CARDS, DRIVER, Fit, MemoryNeed, find_card
 from gemmascope.memory.host_memory import measured_bytes
-from gemmascope.memory.placement import RESIDENT_ROWS, Share, Sizes, free_bytes, parse_bytes, rows_in, share_out, work_bytes
+from gemmascope.memory.placement import (
+    RESIDENT_ROWS,
+    Placement,
+    Sizes,
+    free_bytes,
+    parse_bytes,
+    place_layers,
+    rows_in,
+    work_bytes,
+)
 from gemmascope.memory.planned_model import Formats, find_formats, find_source
 from gemmascope.memory.rates import Rates, probe
 from gemmascope.memory.sizes import GENERATE, SWEEP, TASKS, TRACE, Part, run_parts, weight_parts
@@ -40,7 +49,7 @@ class Plan:
     rows: int
     memory: int | None
     free: int | None
-    share: Share
+    share: Placement
     parts: tuple[Part, ...]
     held_to: tuple[str, ...]
     rates: Rates | None = None
@@ -95,11 +104,11 @@ class Plan:
         return {task: max(moving, seconds) for task, seconds in computing.items()}
 
     @cached_property
-    def demand(self) -> Demand:
+    def demand(self) -> MemoryNeed:
         """What must fit on a card."""
         whole = _sizes(self.config, self.formats, streams=False).weights(self.config.n_layers, 1, embedded=True)
         beside = self.total - sum(part.n_bytes for part in self.parts if set(part.tasks) == set(TASKS))
-        return Demand(self.config, _sizes(self.config, self.formats, streams=True), self.formats.dtype, whole, beside)
+        return MemoryNeed(self.config, _sizes(self.config, self.formats, streams=True), self.formats.dtype, whole, beside)
 
     def fits(self, card: Any) -> Fit:
         """Whether it fits on a card: "T4" or another name of the list, or an amount of memory. False if it does not."""
@@ -169,7 +178,7 @@ def plan(
         raise BudgetError(f"context={n_pos:,} is more than {found.name!r} takes: at most {config.context:,} positions")
     budget = None if memory is None else parse_bytes(memory)
     sizes = _sizes(config, formats, streams=budget is not None)
-    share = share_out(config, sizes, formats.dtype, budget)
+    share = place_layers(config, sizes, formats.dtype, budget)
     n_rows = _rows(config, formats.dtype, share, budget) if rows is None else _whole("rows", rows)
     return Plan(
         name=found.name,
@@ -210,11 +219,13 @@ def _sizes(config: GemmaConfig, formats: Formats, *, streams: bool) -> Sizes:
     return Sizes.of(config, formats.weights, formats.dtype, stored)
 
 
-def _rows(config: GemmaConfig, dtype: torch.dtype, share: Share, memory: int | None) -> int:
+def _rows(config: GemmaConfig, dtype: torch.dtype, share: Placement, memory: int | None) -> int:
     return RESIDENT_ROWS if memory is None else rows_in(config, dtype, share.work)
 
 
-def _parts(config: GemmaConfig, formats: Formats, sizes: Sizes, share: Share, context: int, rows: int) -> tuple[Part, ...]:
+def _parts(
+    config: GemmaConfig, formats: Formats, sizes: Sizes, share: Placement, context: int, rows: int
+) -> tuple[Part, ...]:
     chunk = Part("sweep chunk", work_bytes(config, formats.dtype, rows), f"{rows:,} rows", (SWEEP,))
     of_run = run_parts(config, formats.dtype, context)
     return (*weight_parts(config, sizes, share, formats.dtype), *of_run, chunk)
@@ -222,7 +233,7 @@ def _parts(config: GemmaConfig, formats: Formats, sizes: Sizes, share: Share, co
 
 def _row(config: GemmaConfig, formats: Formats, context: int) -> dict[str, Any]:
     sizes = _sizes(config, formats, streams=False)
-    parts = _parts(config, formats, sizes, share_out(config, sizes, formats.dtype, None), context, 1)
+    parts = _parts(config, formats, sizes, place_layers(config, sizes, formats.dtype, None), context, 1)
     size = {part.name: part.n_bytes for part in parts}
     weights = sum(part.n_bytes for part in parts if set(part.tasks) == set(TASKS))
     beside = size["keys and values"], size["activations"] + size["logits"]

@@ -19,7 +19,7 @@ from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.config import PRESETS, GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.model import Model
-from gemmascope.streaming.packed import NORMS, Piece
+from gemmascope.streaming.packed import NORMS, TensorSlice
 from gemmascope.streaming.store import Store, is_store
 
 _PLAIN = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -121,7 +121,7 @@ def _stored(model: Model) -> torch.dtype:
     return next((piece.dtype for piece in _packed(model) if piece.name in NORMS), model.dtype)
 
 
-def _packed(model: Model) -> list[Piece]:
+def _packed(model: Model) -> list[TensorSlice]:
     """The tensors of a layer of a model whose layers are packed; none for another."""
     layers = getattr(model.network.supply, "packed", ())
     return list(layers[0].pieces) if layers else []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from gemmascope.config import GemmaConfig
-from gemmascope.memory.placement import Share, Sizes
+from gemmascope.memory.placement import Placement, Sizes
 from gemmascope.model.attention import CHUNK_ELEMENTS, CHUNK_ROWS
 
 TRACE, GENERATE, SWEEP = TASKS = ("trace", "generate", "sweep")
@@ -27,7 +27,7 @@ class Part:
     tasks: tuple[str, ...] = TASKS
 
 
-def weight_parts(config: GemmaConfig, sizes: Sizes, share: Share, dtype: torch.dtype, ahead: int = 1) -> Iterator[Part]:
+def weight_parts(config: GemmaConfig, sizes: Sizes, share: Placement, dtype: torch.dtype, ahead: int = 1) -> Iterator[Part]:
     """The weights: what stays on the device, and the room for what comes and goes."""
     n_kept, n_slots = len(share.kept), min(config.n_layers - len(share.kept), ahead + 1)
     if share.embedded:

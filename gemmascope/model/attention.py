@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.errors import TapError
-from gemmascope.model.layout import Block, Earlier, Layout
+from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.maths import soft_cap, visible
-from gemmascope.model.prefix_attention import Later
+from gemmascope.model.prefix_attention import PrefixAttention
 from gemmascope.model.tap import BoundTap
 from gemmascope.sites import EDGE_SITES
 
@@ -48,7 +48,7 @@ class Attend:
         whole = any(tap.wants(site) for site in EDGE_SITES)
         if not whole and any(block.start for block in layout.blocks):
             if self.cap is not None and self.cap <= EXPONENT:
-                return Later(self.scale, self.cap, self.window)(q, k, v, layout)
+                return PrefixAttention(self.scale, self.cap, self.window)(q, k, v, layout)
             whole = True
         parts, at = [], 0
         for i, block in enumerate(layout.blocks):
@@ -128,7 +128,7 @@ def _chunks(q: Tensor, n_keys: int) -> list[slice]:
     return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
 
 
-def _joined(k: Tensor, v: Tensor, earlier: Earlier | None, block: Block) -> tuple[Tensor, Tensor]:
+def _joined(k: Tensor, v: Tensor, earlier: PrefixKV | None, block: Block) -> tuple[Tensor, Tensor]:
     """Keys and values of a block with the earlier ones in front."""
     if earlier is None:
         return k, v

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Factors:
+class FactoredMatrix:
     """left [d_model, d_head] @ right [d_head, d_model], float32: the OV or QK matrix of one query head.
 
     kind: "ov": what a head writes for what stands where it reads: normed row @ left @ right. "qk": a score: query row @ left
@@ -119,7 +119,7 @@ class Factors:
 
 
 @computes
-def ov_of(layer: Layer, head: int, *, gains: bool) -> Factors:
+def ov_of(layer: Layer, head: int, *, gains: bool) -> FactoredMatrix:
     """The OV matrix of a layer's query head; see Layer.ov."""
     attention, config = layer.self_attn, layer.self_attn.config
     head = _head_of(head, config)
@@ -132,7 +132,7 @@ def ov_of(layer: Layer, head: int, *, gains: bool) -> Factors:
 
 
 @computes
-def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> Factors:
+def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> FactoredMatrix:
     """The QK matrix of a layer's query head; see Layer.qk."""
     if isinstance(distance, bool) or not hasattr(distance, "__index__") or distance < 0:
         raise SiteError(f"distance is how many positions before the query the key stands, 0 or more; given {distance!r}")
@@ -150,11 +150,11 @@ def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> Factors:
 
 def _factors(
     kind: str, layer: Layer, head: int, left: Tensor, right: Tensor, gains: bool, distance: int | None = None
-) -> Factors:
+) -> FactoredMatrix:
     group = layer.self_attn.config.heads_per_kv
     kv_head = head // group
     sharing = tuple(h for h in range(kv_head * group, (kv_head + 1) * group) if h != head)
-    return Factors(kind, layer.index, head, kv_head, sharing, left, right, gains, distance)
+    return FactoredMatrix(kind, layer.index, head, kv_head, sharing, left, right, gains, distance)
 
 
 def _head_of(head: Any, config: GemmaConfig) -> int:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import Attend
 from gemmascope.model.bits import bits_of
-from gemmascope.model.factored_matrix import Factors, ov_of, qk_of
+from gemmascope.model.factored_matrix import FactoredMatrix, ov_of, qk_of
 from gemmascope.model.layout import NO_ROWS, Layout
 from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate, soft_cap
 from gemmascope.model.tap import SILENT, BoundTap, Tap
@@ -133,7 +133,7 @@ class Layer(nn.Module):
         gain = self.post_attention_layernorm.gain(raw)
         return (self.self_attn.head_outputs(z).float() * gain[:, None]).to(raw.dtype)
 
-    def ov(self, head: int, *, gains: bool = True) -> Factors:
+    def ov(self, head: int, *, gains: bool = True) -> FactoredMatrix:
         """What a query head writes for what stands where it reads: row @ left @ right.
 
         gains: with those of the norm before it, so that row is a row of the stream over its root mean square, and of the
@@ -142,7 +142,7 @@ class Layer(nn.Module):
         """
         return ov_of(self, head, gains=gains)
 
-    def qk(self, head: int, *, distance: int = 0, gains: bool = True) -> Factors:
+    def qk(self, head: int, *, distance: int = 0, gains: bool = True) -> FactoredMatrix:
         """A query head's scores, before the soft cap: query row @ left @ right @ key row, for a key so many positions back.
 
         RoPE turns queries and keys by their positions, so the matrix depends on their distance. gains: with the gain of
@@ -174,7 +174,7 @@ class Embedding(nn.Embedding):
         return None
 
 
-class Supply(Protocol):
+class LayerSource(Protocol):
     """Where the layers come from when they are not all at hand as they are computed with: packed, or still to be read."""
 
     def layers(self, reverse: bool) -> Iterator[Layer]:
@@ -212,7 +212,7 @@ class Gemma2(nn.Module):
         super().__init__()
         self.config = config
         self.model = Torso(config)
-        self.supply: Supply | None = None
+        self.supply: LayerSource | None = None
         self.work: int | None = None
         self.adopted: tuple[object, ...] = ()  # a tuple, so that torch sees no second module in it
         self.owned = False

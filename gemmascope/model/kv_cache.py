@@ -30,7 +30,7 @@ class _Places:
     empty: Bool[Tensor, "run 1 1 slot"] | None
 
 
-class Kept:
+class KVCache:
     """The keys, after RoPE, and the values of one layer: k and v [run, kv_head, slot, d_head].
 
     n_slots: how many positions a run can have here; where it has more, the latest of them stay. Position p is in slot

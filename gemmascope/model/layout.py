@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.model.kv_cache import Kept
+from gemmascope.model.kv_cache import KVCache
 from gemmascope.model.maths import rope_table
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PrefixKV:
     """Keys, after RoPE, and values of the positions from `first` on, which later rows of one layer may read."""
 
     k: Float[Tensor, "kv_head k_pos d_head"]
@@ -75,8 +75,8 @@ class Layout:
 
     blocks: tuple[Block, ...]
     positions: Int[Tensor, " row"]
-    earlier: tuple[Earlier | None, ...] = ()
-    kept: Kept | None = None
+    earlier: tuple[PrefixKV | None, ...] = ()
+    kept: KVCache | None = None
     made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -94,11 +94,11 @@ class Layout:
         positions = [torch.arange(b.start, b.stop, device=device).repeat(b.count) for b in blocks]
         return cls(tuple(blocks), torch.cat(positions))
 
-    def with_earlier(self, earlier: Sequence[Earlier | None]) -> Layout:
+    def with_earlier(self, earlier: Sequence[PrefixKV | None]) -> Layout:
         """This layout, with the earlier keys and values of one layer for each block."""
         return replace(self, earlier=tuple(earlier))
 
-    def with_kept(self, kept: Kept) -> Layout:
+    def with_kept(self, kept: KVCache) -> Layout:
         """This layout, of one new row for each run, with the keys and values that one layer keeps."""
         return replace(self, kept=kept)
 

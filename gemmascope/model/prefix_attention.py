@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.model.layout import Block, Earlier, Layout
+from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.maths import soft_cap, visible
 
 # Scores held at once, in elements: 8 MB in float32. Measured on two cores: larger chunks leave the cache.
@@ -33,7 +33,7 @@ class _Readers(NamedTuple):
     stop: int
 
 
-class Later:
+class PrefixAttention:
     """softmax(mask(cap(q k scale))) v for the heads of one layer, where cap is a number that exp can take."""
 
     def __init__(self, scale: float, cap: float, window: int | None) -> None:
@@ -81,7 +81,7 @@ class Later:
             total[..., rows, :] = weights.sum(-1).view(shape)
             read[..., rows, :] = (weights.to(v.dtype) @ v[:, seen]).view(shape)
 
-    def _earlier(self, q: Tensor, earlier: Earlier, readers: _Readers, read: Tensor, total: Tensor) -> None:
+    def _earlier(self, q: Tensor, earlier: PrefixKV, readers: _Readers, read: Tensor, total: Tensor) -> None:
         """Add what rows read from the keys before their runs. read [row, head, d], total [row, head, 1]."""
         k, v = (x.to(q.dtype) for x in earlier.between(readers.first, readers.stop))
         n_kv, k_pos = len(k), torch.arange(readers.first, readers.stop, device=q.device)
@@ -111,7 +111,7 @@ class Later:
             yield slice(start, stop), slice(seen, before + stop)
 
 
-def _readers(layout: Layout, window: int | None) -> Iterator[tuple[Earlier, _Readers]]:
+def _readers(layout: Layout, window: int | None) -> Iterator[tuple[PrefixKV, _Readers]]:
     """For each set of earlier keys, the rows that read them. What stays the same from layer to layer is made once."""
     for number, (_, numbers) in enumerate(groupby(range(len(layout.blocks)), lambda i: id(layout.earlier[i]))):
         blocks = list(numbers)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemmascope.arguments import is_whole
 from gemmascope.errors import EditError, MetricError, SiteError
-from gemmascope.memory.limits import told_when_full
+from gemmascope.memory.limits import explain_oom
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Chain, Tap
@@ -81,7 +81,7 @@ def _gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Ke
     found: dict[Key, Tensor] = {}
     grad = _at_the_end(trace, metric)
     lowest = min(layer or 0 for _, layer in wanted)
-    with told_when_full(trace.model), closing(trace.model.layers(reverse=True)) as layers:
+    with explain_oom(trace.model), closing(trace.model.layers(reverse=True)) as layers:
         for layer in layers:
             here = [key for key in wanted if key[1] == layer.index]
             grad, grads = _through_layer(trace, layer, grad, here)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
-from gemmascope.memory.limits import told_when_full
+from gemmascope.memory.limits import explain_oom
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
@@ -85,7 +85,7 @@ def streams(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[Bo
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     layout = Layout.of_lengths([len(prompts[i]) for i in by_length], model.device)
     keeping = Keeping(("embed", "resid_post"), len(prompts))
-    with torch.no_grad(), told_when_full(model):
+    with torch.no_grad(), explain_oom(model):
         model.network(
             torch.cat([prompts[i] for i in by_length]), layout, Chain(Editing([edits[i] for i in by_length]), keeping)
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import SiteError
-from gemmascope.memory.limits import told_when_full
+from gemmascope.memory.limits import explain_oom
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.tap import Chain
 from gemmascope.run.passes import Editing, Keeping
@@ -35,7 +35,7 @@ def _layers(trace: Trace, wanted: Collection[tuple[str, int | None]]) -> Iterato
             trace.require_weights(layer.index)
             keeping = Keeping([site for site, only in wanted if only in (None, layer.index)])
             tap = Chain(Editing([trace.bound_edits]), keeping)
-            with torch.no_grad(), told_when_full(trace.model):
+            with torch.no_grad(), explain_oom(trace.model):
                 layer(trace.stream[layer.index], trace.layout, tap.at(layer.index, trace.layout))
             yield layer, {name: value for (name, _), value in keeping.kept[0].items()}
 

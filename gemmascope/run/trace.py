@@ -25,7 +25,7 @@ from gemmascope.edits.reach import warn_of_no_effect
 from gemmascope.errors import SiteError, TraceError
 from gemmascope.legible import legibly
 from gemmascope.loading.default import model_or_nano
-from gemmascope.memory.limits import require_room, told_when_full
+from gemmascope.memory.limits import explain_oom, require_room
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
@@ -295,7 +295,7 @@ class Trace:
         self._require_room(sites)
         self.require_weights(layer)
         keeping = Keeping(sites)
-        with torch.no_grad(), told_when_full(self.model):
+        with torch.no_grad(), explain_oom(self.model):
             if layer is None:
                 self.model.network.unembed(self.stream[-1], self._tap(keeping).at(None, self.layout))
             else:

@@ -30,7 +30,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Asked:
+class DictionaryRequest:
     """Which dictionary of a repository is meant. None: whichever there is, if there is one."""
 
     layer: int | str | None = None
@@ -38,7 +38,7 @@ class Asked:
     l0: int | str | None = None
 
 
-def locate(source: object, asked: Asked, revision: str | None = None) -> Found:
+def locate(source: object, asked: DictionaryRequest, revision: str | None = None) -> Found:
     """The file that a source and a choice mean, fetched if it is on the hub. DictionaryError with what there is."""
     if source == "nano":
         if revision is not None:
@@ -62,13 +62,13 @@ def locate(source: object, asked: Asked, revision: str | None = None) -> Found:
     raise DictionaryError(f"{str(source)!r} is no folder that exists and no hub id. A source is {_SOURCES}")
 
 
-def _on_hub(repo: str, asked: Asked, revision: str | None) -> Found:
+def _on_hub(repo: str, asked: DictionaryRequest, revision: str | None) -> Found:
     entries = [entry for path in files_of(repo, revision) if (entry := Entry.of(path))]
     entry = choose(entries, repo, asked.layer, asked.width, asked.l0)
     return Found(fetch_file(repo, entry.path, revision), repo, Suite.of(repo), entry)
 
 
-def _in_folder(folder: Path, name: str, asked: Asked) -> Found:
+def _in_folder(folder: Path, name: str, asked: DictionaryRequest) -> Found:
     paths = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob(PARAMS)))
     # The folders around one that was given count too: .../layer_20 given, or .../layer_20/width_16k.
     entries = {entry: folder / path for path in paths if (entry := Entry.of((folder.resolve() / path).as_posix()))}
@@ -76,7 +76,7 @@ def _in_folder(folder: Path, name: str, asked: Asked) -> Found:
     return Found(entries[entry], name, _suite(folder), entry)
 
 
-def _alone(path: Path, name: str, asked: Asked) -> Found:
+def _alone(path: Path, name: str, asked: DictionaryRequest) -> Found:
     """A file by itself: what its path says must be what was asked for."""
     entry = Entry.of(path.resolve().as_posix())
     if entry is not None:

@@ -19,7 +19,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sae.catalogue import EMBEDDING, PARAMS
 from gemmascope.sae.dictionary import Dictionary, Tie, TrainedFor
-from gemmascope.sae.files import Asked, Found, locate
+from gemmascope.sae.files import DictionaryRequest, Found, locate
 from gemmascope.sae.npz import read_params
 
 # Beside the params.npz of a dictionary that gemmascope.nano.training.train_sae made.
@@ -56,7 +56,7 @@ def load_sae(
     The files are read without pickle. Raises DictionaryError for a source or a choice that is not there, a file that is no
     such dictionary, or a model it was not trained for; CheckpointError where fetching fails.
     """
-    found = locate(source, Asked(layer, width, l0), revision)
+    found = locate(source, DictionaryRequest(layer, width, l0), revision)
     about = _about(found.path.with_name(ABOUT))
     place = model.device if model is not None and str(device) == "auto" else choose_device(device)
     where = _site(found, site, about)
@@ -67,7 +67,7 @@ def load_sae(
         **tensors,
         site=where,
         layer=_layer(found, layer, about),
-        call=_call(source, Asked(layer, width, l0), site, any_model, revision),
+        call=_call(source, DictionaryRequest(layer, width, l0), site, any_model, revision),
         trained_for=_trained_for(found, about),
         concepts=_concepts(about, found.path.with_name(ABOUT)),
         any_model=any_model,
@@ -131,7 +131,7 @@ def _trained_for(found: Found, about: Mapping[str, Any]) -> TrainedFor:
     return TrainedFor(about.get("model"), None, about.get("fingerprint"))
 
 
-def _call(source: Any, asked: Asked, site: str | None, any_model: bool, revision: str | None) -> str:
+def _call(source: Any, asked: DictionaryRequest, site: str | None, any_model: bool, revision: str | None) -> str:
     """The call that loads this dictionary again."""
     said = [repr(str(source))]
     given = {**vars(asked), "site": site, "revision": revision}

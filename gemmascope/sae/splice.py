@@ -40,7 +40,7 @@ class Splice(Edit):
         return self.dictionary.read_from if self.dictionary.is_transcoder else None
 
     @property
-    def unsaid(self) -> Any:
+    def extra_hash(self) -> Any:
         return self.dictionary.fingerprint
 
     def bind(self, model: Model, ids: Tensor) -> BoundEdit:

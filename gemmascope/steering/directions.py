@@ -17,7 +17,7 @@ from gemmascope.arguments import whole_number
 from gemmascope.edits.places import Pos, find_heads, find_positions
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.loading.default import model_or_nano
-from gemmascope.memory.limits import told_when_full
+from gemmascope.memory.limits import explain_oom
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
@@ -153,7 +153,7 @@ def _values(
 ) -> Float[Tensor, "case d"]:
     """What each prompt has at the site, float64 on the CPU. One pass, which ends at the layer."""
     found: list[Any] = [None] * len(ids)
-    with torch.no_grad(), told_when_full(model), closing(model.layers()) as layers:
+    with torch.no_grad(), explain_oom(model), closing(model.layers()) as layers:
         bins = embedded(model, ids)
         for one in bins:
             one.tap = _Reading(address, head, [places[run] for run in one.runs])

@@ -20,7 +20,7 @@ from gemmascope.edits.make import add
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import EditError, PromptError, SiteError, SweepError
 from gemmascope.loading.default import model_or_nano
-from gemmascope.memory.limits import rows_within, told_when_full
+from gemmascope.memory.limits import explain_oom, rows_within
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, listed_prompts
@@ -186,7 +186,7 @@ class _Runs:
         jobs = [(text, level) for text in range(len(self.ids)) for level in range(len(self.edits[0]))]
         with tqdm(total=len(jobs), desc="strengths", unit="run", delay=1.0, leave=False, disable=not progress) as bar:
             for chunk in self._chunks(jobs, max_rows):
-                with torch.no_grad(), told_when_full(self.model):
+                with torch.no_grad(), explain_oom(self.model):
                     for one in self._through(chunk):
                         self._take(one, chunk)
                 bar.update(len(chunk))
@@ -242,7 +242,7 @@ class _Runs:
     def measured(self, metrics: Sequence[Metric]) -> tuple[Tensor, Tensor]:
         """The metric of each prompt at each level, and KL(unsteered || steered) in nats: float64 [prompt, level]."""
         values, kl = torch.empty(2, self.n_prompts, len(self.edits[0]), dtype=torch.float64)
-        with torch.no_grad(), told_when_full(self.model):
+        with torch.no_grad(), explain_oom(self.model):
             for prompt, metric in enumerate(metrics):
                 base = self.model.network.unembed(self.ends[prompt, :1]).double().log_softmax(-1)
                 for first in range(0, kl.shape[1], self._step):

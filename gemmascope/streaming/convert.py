@@ -25,7 +25,7 @@ from gemmascope.files.json_reader import LARGEST, read_bytes
 from gemmascope.files.locking import held
 from gemmascope.files.writing import Content, explained, make_folder, write_file
 from gemmascope.streaming.int8 import GROUP, quantise
-from gemmascope.streaming.packed import MATRICES, SCALE, Piece, bytes_of, header_of, int8_layout, laid_out, stamp_of
+from gemmascope.streaming.packed import MATRICES, SCALE, TensorSlice, bytes_of, header_of, int8_layout, laid_out, stamp_of
 from gemmascope.streaming.store import FORMAT, MANIFEST, NORM, OUTER, is_store, layer_file, read_manifest, whole_file
 
 # What comes along from the source: its shape and its words.
@@ -127,7 +127,7 @@ class _Writer:
         require_finite(tensor, f"tensor {name!r} of {self.checkpoint.stored[name].shard}")
         return tensor
 
-    def _save(self, name: str, pieces: list[Piece], parts: list[Tensor]) -> None:
+    def _save(self, name: str, pieces: list[TensorSlice], parts: list[Tensor]) -> None:
         digest = hashlib.sha256()
 
         def content() -> Iterator[bytes | memoryview]:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import DeviceError
-from gemmascope.streaming.packed import Packed, bytes_of
+from gemmascope.streaming.packed import PackedLayer, bytes_of
 
 
-class CudaLane:
+class CudaTransfer:
     """Bytes into slots on a CUDA device. hold: layers that wait in host memory; the others are read when asked for."""
 
-    def __init__(self, device: torch.device, hold: Mapping[int, Packed] | None = None) -> None:
+    def __init__(self, device: torch.device, hold: Mapping[int, PackedLayer] | None = None) -> None:
         self.device, self.copies = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.held = {index: self._read(packed, locked(packed.n_bytes)) for index, packed in (hold or {}).items()}
         self.staging: list[Tensor] = []
@@ -34,11 +34,11 @@ class CudaLane:
         self.released(slot)  # steps under way may still read what was in this memory before
         return slot
 
-    def bring(self, packed: Packed, index: int, slot: Tensor) -> torch.cuda.Event:
+    def bring(self, packed: PackedLayer, index: int, slot: Tensor) -> torch.cuda.Event:
         with self.lock:  # a layer may be asked for by itself while a pass is under way
             return self._brought(packed, index, slot)
 
-    def _brought(self, packed: Packed, index: int, slot: Tensor) -> torch.cuda.Event:
+    def _brought(self, packed: PackedLayer, index: int, slot: Tensor) -> torch.cuda.Event:
         source = self.held[index] if index in self.held else self._staged(packed)
         with torch.cuda.stream(self.copies):
             if slot.data_ptr() in self.unused:
@@ -57,7 +57,7 @@ class CudaLane:
         event.record(torch.cuda.current_stream(self.device))
         self.unused[slot.data_ptr()] = event
 
-    def _staged(self, packed: Packed) -> Tensor:
+    def _staged(self, packed: PackedLayer) -> Tensor:
         """The layer's bytes in one of two page-locked buffers, once what was in it has been copied."""
         if len(self.staging) < 2:
             buffer = locked(packed.n_bytes)
@@ -70,7 +70,7 @@ class CudaLane:
             self.copied[buffer.data_ptr()].synchronize()
         return self._read(packed, buffer)
 
-    def _read(self, packed: Packed, buffer: Tensor) -> Tensor:
+    def _read(self, packed: PackedLayer, buffer: Tensor) -> Tensor:
         packed.read(bytes_of(buffer)[: packed.n_bytes])
         return buffer
 

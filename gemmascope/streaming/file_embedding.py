@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gemmascope.files.positional_read import PAGE
 from gemmascope.model.bits import Bits
-from gemmascope.streaming.packed import Piece, Span, bytes_of, require_stamp, room, stamp_of
+from gemmascope.streaming.packed import FileRange, TensorSlice, bytes_of, require_stamp, room, stamp_of
 
 # Bytes of the table that are held at once.
 PART = 64 * 2**20
@@ -24,7 +24,7 @@ class FileEmbedding(nn.Module):
     `weight` is empty here: what needs the whole table reads it with `read`.
     """
 
-    def __init__(self, path: Path, data: int, piece: Piece, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, path: Path, data: int, piece: TensorSlice, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.path, self.offset, self.piece, self.dtype, self.device = path, data + piece.start, piece, dtype, device
         self.stamp = stamp_of(path)
@@ -70,7 +70,7 @@ class FileEmbedding(nn.Module):
         n_bytes = (stop - start) * self.width
         direct = buffer is not None  # a part of the whole table, which should not push other things out of the page cache
         buffer = torch.empty(n_bytes, dtype=torch.uint8) if buffer is None else buffer
-        Span(self.path, self.offset + start * self.width, n_bytes, 0, self.stamp).read(bytes_of(buffer), direct=direct)
+        FileRange(self.path, self.offset + start * self.width, n_bytes, 0, self.stamp).read(bytes_of(buffer), direct=direct)
         return buffer[:n_bytes].view(self.piece.dtype).view(stop - start, -1).to(self.dtype)
 
 

@@ -20,18 +20,18 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.identity import digest_of_layer
-from gemmascope.streaming.packed import Packed, bytes_of, require_stamp, room
+from gemmascope.streaming.packed import PackedLayer, bytes_of, require_stamp, room
 from gemmascope.streaming.pass_lock import Holder, PassLock
 from gemmascope.streaming.prefetch import Arrival, Bringer, Job
 
 
-class Lane(Protocol):
+class Transfer(Protocol):
     """How bytes come into a slot of a device."""
 
     def slot(self, n_bytes: int) -> Tensor:
         """A slot of this size, uint8, on the device."""
 
-    def bring(self, packed: Packed, index: int, slot: Tensor) -> Arrival:
+    def bring(self, packed: PackedLayer, index: int, slot: Tensor) -> Arrival:
         """Begin to fill a slot; runs in the stream's thread."""
 
     def arrive(self, arrival: Arrival) -> None:
@@ -41,7 +41,7 @@ class Lane(Protocol):
         """Told when the pass's steps so far are the last to read a slot."""
 
 
-class HostLane:
+class HostTransfer:
     """Files to the memory that the pass computes in.
 
     direct: past the page cache. What does not fit in it comes from the disk every time, and copying it out of the cache
@@ -54,7 +54,7 @@ class HostLane:
     def slot(self, n_bytes: int) -> Tensor:
         return room(n_bytes)
 
-    def bring(self, packed: Packed, index: int, slot: Tensor) -> None:
+    def bring(self, packed: PackedLayer, index: int, slot: Tensor) -> None:
         packed.read(bytes_of(slot), direct=self.direct)
 
     def arrive(self, arrival: Arrival) -> None:
@@ -75,15 +75,15 @@ class Stream:
     def __init__(
         self,
         config: GemmaConfig,
-        layers: Sequence[Packed],
+        layers: Sequence[PackedLayer],
         dtype: torch.dtype,
         device: torch.device,
         kept: Iterable[int] = (),
         ahead: int = 1,
-        lane: Lane | None = None,
+        lane: Transfer | None = None,
     ) -> None:
         self.config, self.packed, self.dtype, self.device = config, layers, dtype, device
-        self.lane: Lane = lane or HostLane()
+        self.lane: Transfer = lane or HostTransfer()
         self.shells = empty_layers(config, dtype)
         self.empty = [dict(shell.named_parameters()) for shell in self.shells]
         self.ready = all(packed.ready(dtype) for packed in layers)

@@ -32,7 +32,7 @@ SCALE = ".scale"
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorSlice:
     """A tensor in a buffer of bytes: where it begins, and what it is."""
 
     name: str
@@ -54,7 +54,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Span:
+class FileRange:
     """Bytes of a file, `at` their place in the buffer. stamp: what the file looked like when it was described."""
 
     path: Path
@@ -114,14 +114,14 @@ def require_stamp(path: Path, stamp: tuple[int, int, int]) -> None:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedLayer:
     """A layer's bytes: where they are read from, and the tensors in them, by the names within the layer.
 
     sha256: of all the bytes, where it is known.
     """
 
-    spans: tuple[Span, ...]
-    pieces: tuple[Piece, ...]
+    spans: tuple[FileRange, ...]
+    pieces: tuple[TensorSlice, ...]
     sha256: str | None = None
     checked: list[bool] = field(default_factory=list, compare=False, repr=False)
 
@@ -130,7 +130,7 @@ class Packed:
         return max(piece.stop for piece in self.pieces)
 
     @cached_property
-    def by_name(self) -> Mapping[str, Piece]:
+    def by_name(self) -> Mapping[str, TensorSlice]:
         return {piece.name: piece for piece in self.pieces}
 
     def read(self, buffer: memoryview, *, direct: bool = False) -> None:
@@ -163,15 +163,15 @@ class Packed:
                 target.copy_(value)
 
 
-def laid_out(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[Piece]:
+def laid_out(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[TensorSlice]:
     """The pieces of a buffer that holds these tensors without holes, wide numbers first, so that each is aligned."""
     names = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
     sizes = [torch.Size(tensors[name][1]).numel() * tensors[name][0].itemsize for name in names]
     starts = accumulate([0, *sizes])
-    return [Piece(name, *tensors[name], start) for name, start in zip(names, starts, strict=False)]
+    return [TensorSlice(name, *tensors[name], start) for name, start in zip(names, starts, strict=False)]
 
 
-def header_of(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> bytes:
+def header_of(pieces: Sequence[TensorSlice], metadata: Mapping[str, str]) -> bytes:
     """What a safetensors file has before these bytes."""
     described = {
         p.name: {"dtype": CODES[p.dtype], "shape": list(p.shape), "data_offsets": [p.start, p.stop]} for p in pieces
@@ -181,7 +181,7 @@ def header_of(pieces: Sequence[Piece], metadata: Mapping[str, str]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def pieces_in(path: Path) -> tuple[dict[str, Piece], int]:
+def pieces_in(path: Path) -> tuple[dict[str, TensorSlice], int]:
     """The tensors in a safetensors file, and where its data begins. CheckpointError if it is none."""
     try:
         with path.open("rb") as file:
@@ -190,7 +190,7 @@ def pieces_in(path: Path) -> tuple[dict[str, Piece], int]:
                 raise ValueError("the header is longer than the file")
             header = parse_json(file.read(length), path)
             pieces = {
-                name: Piece(name, PACKED_DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0])
+                name: TensorSlice(name, PACKED_DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0])
                 for name, entry in header.items()
                 if name != "__metadata__"
             }
@@ -213,7 +213,7 @@ def layer_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
     return dict(zip(MATRICES, shapes, strict=True)) | dict.fromkeys(NORMS, (d,))
 
 
-def int8_layout(config: GemmaConfig, norms: torch.dtype) -> list[Piece]:
+def int8_layout(config: GemmaConfig, norms: torch.dtype) -> list[TensorSlice]:
     """A layer in int8: matrices and their scales, norms in a dtype of their own."""
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, shape in layer_shapes(config).items():
@@ -223,6 +223,6 @@ def int8_layout(config: GemmaConfig, norms: torch.dtype) -> list[Piece]:
     return laid_out(tensors)
 
 
-def plain_layout(config: GemmaConfig, dtype: torch.dtype) -> list[Piece]:
+def plain_layout(config: GemmaConfig, dtype: torch.dtype) -> list[TensorSlice]:
     """A layer in one dtype throughout."""
     return laid_out({name: (dtype, shape) for name, shape in layer_shapes(config).items()})

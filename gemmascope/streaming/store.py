@@ -19,7 +19,16 @@ from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.errors import CheckpointError
 from gemmascope.files.json_reader import read_json
 from gemmascope.streaming.int8 import GROUP
-from gemmascope.streaming.packed import NORMS, Packed, Piece, Span, bytes_of, int8_layout, pieces_in, stamp_of
+from gemmascope.streaming.packed import (
+    NORMS,
+    FileRange,
+    PackedLayer,
+    TensorSlice,
+    bytes_of,
+    int8_layout,
+    pieces_in,
+    stamp_of,
+)
 
 MANIFEST, OUTER, NORM = "gemmascope.json", "outer.safetensors", "model.norm.weight"
 FORMAT = "gemmascope.int8.1"
@@ -59,21 +68,21 @@ class Store:
         outer, self.outer_data = pieces_in(folder / OUTER)
         if outer.keys() != {EMBEDDING, NORM}:
             raise CheckpointError(f"{folder / OUTER} is not of this store: it holds {', '.join(outer) or 'nothing'}")
-        self.outer: Mapping[str, Piece] = outer
+        self.outer: Mapping[str, TensorSlice] = outer
 
     @property
     def dtype(self) -> torch.dtype:
         """What the embedding is stored in."""
         return self.outer[EMBEDDING].dtype
 
-    def layers(self) -> list[Packed]:
+    def layers(self) -> list[PackedLayer]:
         """Every layer's bytes. CheckpointError for a file with other tensors than the shape has."""
         return [self._layer(index) for index in range(self.config.n_layers)]
 
     def outer_tensor(self, name: str) -> Tensor:
         piece, path = self.outer[name], self.folder / OUTER
         buffer = torch.empty(piece.n_bytes, dtype=torch.uint8)
-        Span(path, self.outer_data + piece.start, piece.n_bytes, 0, stamp_of(path)).read(bytes_of(buffer))
+        FileRange(path, self.outer_data + piece.start, piece.n_bytes, 0, stamp_of(path)).read(bytes_of(buffer))
         return buffer.view(piece.dtype).view(piece.shape)
 
     def require_outer(self) -> None:
@@ -82,7 +91,7 @@ class Store:
         if sum_of(path, self.outer_data) != self.manifest["files"][OUTER]["sha256"]:
             raise CheckpointError(f"{path} is damaged: its checksum is not the manifest's; remove it, and quantise again")
 
-    def _layer(self, index: int) -> Packed:
+    def _layer(self, index: int) -> PackedLayer:
         name = layer_file(index)
         path, about = self.folder / name, self.manifest["files"].get(name)
         if about is None:
@@ -93,7 +102,7 @@ class Store:
         if list(pieces.values()) != expected:
             raise CheckpointError(f"{path} is not of this store: its tensors are not those of the config's shape")
         n_bytes = expected[-1].stop
-        return Packed((Span(path, data, n_bytes, 0, stamp_of(path)),), tuple(expected), about["sha256"])
+        return PackedLayer((FileRange(path, data, n_bytes, 0, stamp_of(path)),), tuple(expected), about["sha256"])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

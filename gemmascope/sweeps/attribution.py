@@ -28,7 +28,7 @@ from gemmascope.sweeps.grid import Grid, Places
 from gemmascope.sweeps.pairs import Ablation, Plan, pairs_of, prompts_of, question_of
 from gemmascope.sweeps.questions import of_plans, tell
 from gemmascope.sweeps.result import SweepResult
-from gemmascope.sweeps.sweep import Asked
+from gemmascope.sweeps.sweep import SweepSpec
 
 
 @computes
@@ -58,14 +58,14 @@ def attribute(
     and then the cells of a layer add up to the effect of patching them all at once, the better the more steps.
     The other arguments, the result and the errors are those of gs.sweep.
     """
-    asked = Asked(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos))
+    asked = SweepSpec(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos))
     model, edits = model_or_nano(model), listed_edits(edits)
     plans, result = _prepared(clean, corrupt, metric, asked, _n_steps(steps), edits, model)
     tell(of_plans(plans, metric, model), SweepError)
     return _filled(result, plans, model, steps)
 
 
-def estimate(clean: Any, corrupt: Any, metric: Any, asked: Asked, model: Model) -> SweepResult:
+def estimate(clean: Any, corrupt: Any, metric: Any, asked: SweepSpec, model: Model) -> SweepResult:
     """gs.attribute for a lab, which tells in its own way what may not be meant: it gives no warning of that."""
     plans, result = _prepared(clean, corrupt, metric, asked, 1, (), model)
     return _filled(result, plans, model, 1)
@@ -76,7 +76,7 @@ def _n_steps(given: Any) -> int:
 
 
 def _prepared(
-    clean: Any, corrupt: Any, metric: Any, asked: Asked, steps: int, edits: Sequence[Edit], model: Model
+    clean: Any, corrupt: Any, metric: Any, asked: SweepSpec, steps: int, edits: Sequence[Edit], model: Model
 ) -> tuple[list[Plan], SweepResult]:
     """The plans of an estimate that has been checked, and its result, which is still empty."""
     clean, corrupt = prompts_of(clean, corrupt)

@@ -40,7 +40,7 @@ class Cost:
         return Cost(self.n_cells + other.n_cells, self.n_rows + other.n_rows, self.row_layers + other.row_layers)
 
 
-def lacking(
+def pending_cells(
     plans: Sequence[Plan], result: SweepResult, cells: Array | None
 ) -> Iterator[tuple[int, int, dict[str, list[int]]]]:
     """The wanted cells without a value: their pair, number and places."""
@@ -53,7 +53,7 @@ def lacking(
 
 def jobs_of(plans: Sequence[Plan], makers: Sequence[Maker], result: SweepResult, cells: Array | None) -> Iterator[Job]:
     """The cells still to be run. Those without edits, which name only edges that the mask hides, stay NaN."""
-    for i, number, cell in lacking(plans, result, cells):
+    for i, number, cell in pending_cells(plans, result, cells):
         if edits := makers[i](cell):
             yield Job(i, number, Variant(i, edits))
 

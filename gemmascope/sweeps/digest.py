@@ -39,8 +39,8 @@ def of_run(ids: Tensor, edits: Iterable[BoundEdit]) -> Iterator[Part]:
         yield repr(edit.edit)
         if isinstance(edit.values, Tensor):
             yield from _of_tensor(edit.values)
-        if edit.edit.unsaid is not None:
-            yield from _Walk().of(edit.edit.unsaid)
+        if edit.edit.extra_hash is not None:
+            yield from _Walk().of(edit.edit.extra_hash)
 
 
 def of_trace(trace: Trace) -> Iterator[Part]:

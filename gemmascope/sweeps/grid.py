@@ -19,7 +19,7 @@ from gemmascope.edits.places import find_heads, find_positions
 from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.sites import Site, find_layer, read_name
-from gemmascope.sweeps.sources import Supply, Whole
+from gemmascope.sweeps.sources import PrecomputedValues, ValueSource
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Grid:
 class CellEdits:
     """Makes the edits of a cell, of what its supply has to write."""
 
-    def __init__(self, grid: Grid, model: Model, supply: Supply) -> None:
+    def __init__(self, grid: Grid, model: Model, supply: ValueSource) -> None:
         self.grid, self.model, self.supply = grid, model, supply
         self._tensors: dict[tuple[int, ...], Tensor] = {}
 
@@ -110,7 +110,7 @@ class CellEdits:
 
     def whole(self, layer: int) -> Tensor:
         """What cells write at a layer: the whole site. Not to be had from a pass that is still to come."""
-        assert isinstance(self.supply, Whole)
+        assert isinstance(self.supply, PrecomputedValues)
         return self.supply.whole(layer)
 
     def index_of(self, cell: dict[str, list[int]]) -> tuple[Tensor, ...]:

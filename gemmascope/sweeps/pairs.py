@@ -12,7 +12,7 @@ from torch import Tensor
 from gemmascope.arguments import finite_number
 from gemmascope.edits.call_text import metric_text
 from gemmascope.edits.edit import Edit
-from gemmascope.edits.places import parting
+from gemmascope.edits.places import first_difference
 from gemmascope.edits.sources import MEANS
 from gemmascope.edits.trace_protocol import is_trace
 from gemmascope.errors import SweepError
@@ -23,8 +23,8 @@ from gemmascope.run.trace import Trace, trace
 from gemmascope.sweeps.digest import Part, digest, of_metric, of_run, of_trace
 from gemmascope.sweeps.grid import CellEdits, Grid
 from gemmascope.sweeps.questions import against_itself
-from gemmascope.sweeps.result import Question
-from gemmascope.sweeps.sources import Constant, FromPass, FromTrace, MeanOf, Supply
+from gemmascope.sweeps.result import SweepMetadata
+from gemmascope.sweeps.sources import ConstantValue, MeanValues, ValuesFromPass, ValuesFromTrace, ValueSource
 from gemmascope.sweeps.variants import Base, Source
 
 INTO = ("corrupt", "clean")
@@ -50,11 +50,11 @@ class Ablation:
         except SweepError as error:
             raise SweepError(f"ablate is a finite number, 'mean' or 'mean_by_pos'; given {value!r}") from error
 
-    def supply(self, grid: Grid, model: Model, ids: Tensor) -> Supply:
+    def supply(self, grid: Grid, model: Model, ids: Tensor) -> ValueSource:
         """What gives the cells their edits in a run of these ids."""
         if isinstance(self.value, str):
-            return MeanOf(self.value, self.reference, grid.site, model, ids, len(grid.layers_at_once))
-        return Constant(self.value, grid.site, model, len(ids))
+            return MeanValues(self.value, self.reference, grid.site, model, ids, len(grid.layers_at_once))
+        return ConstantValue(self.value, grid.site, model, len(ids))
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ class Plan:
     def of(cls, pair: Pair, grid: Grid, model: Model, edits: Sequence[Edit], *, traced: bool = False) -> Plan:
         """traced: run the source now, and keep its trace; else it is to ride along in the pass of the cells."""
         base = Base(pair.base, tuple(edit.bind(model, pair.base) for edit in edits), len(pair.base) - 1)
-        supply: Supply
+        supply: ValueSource
         if isinstance(pair.source, Ablation):
             supply = pair.source.supply(grid, model, pair.base)
         elif traced:
-            supply = FromTrace(trace(pair.source, model=model), grid.site, len(grid.layers_at_once))
+            supply = ValuesFromTrace(trace(pair.source, model=model), grid.site, len(grid.layers_at_once))
         else:
-            supply = FromPass()
+            supply = ValuesFromPass()
         return cls(pair, grid, base, CellEdits(grid, model, supply))
 
     @property
@@ -101,7 +101,7 @@ class Plan:
     def source(self) -> Source | None:
         """The run that must ride along for the cells to be patched from."""
         supply = self.edits.supply
-        if not isinstance(supply, FromPass):
+        if not isinstance(supply, ValuesFromPass):
             return None
         assert isinstance(self.pair.source, Tensor)
         return Source(self.pair.source, self.grid.site.name, supply.feed)
@@ -109,7 +109,11 @@ class Plan:
     def traced_metric(self) -> float:
         """The metric of a traced source; NaN for an ablation."""
         supply = self.edits.supply
-        return measure(self.pair.metric, supply.trace.next_logits[None])[0].item() if isinstance(supply, FromTrace) else nan
+        return (
+            measure(self.pair.metric, supply.trace.next_logits[None])[0].item()
+            if isinstance(supply, ValuesFromTrace)
+            else nan
+        )
 
 
 def question_of(
@@ -121,7 +125,7 @@ def question_of(
     n_cells: int,
     estimate: str | None = None,
     said: str | None = None,
-) -> Question:
+) -> SweepMetadata:
     """What the plans ask, as data. n_cells: how many cells can have a value. said: what else tells it from another.
 
     SweepError for grids of different shapes.
@@ -132,7 +136,7 @@ def question_of(
             f"the pairs give grids of different shapes, {sorted(shapes)}: use prompts of one length, or leave pos out of by"
         )
     first = plans[0]
-    return Question(
+    return SweepMetadata(
         model=model.name,
         fingerprint=model.fingerprint,
         kinds=list(model.config.kinds),
@@ -210,6 +214,6 @@ def _pair(clean: Any, corrupt: Any, asked: Any, into: str, ablation: Ablation | 
         return Pair(clean_ids, ablation, metric, asked)
     corrupt_ids = model.ids(corrupt)
     if len(clean_ids) != len(corrupt_ids):
-        raise SweepError(f"the positions of the two prompts must match: {parting(model, clean_ids, corrupt_ids)}")
+        raise SweepError(f"the positions of the two prompts must match: {first_difference(model, clean_ids, corrupt_ids)}")
     base, source = (corrupt_ids, clean_ids) if into == "corrupt" else (clean_ids, corrupt_ids)
     return Pair(base, source, metric, asked)

@@ -32,7 +32,7 @@ SHOWN_METRIC = 100
 
 
 @dataclass(frozen=True)
-class Question:
+class SweepMetadata:
     """What was asked, as data that JSON holds: to label the axes, to tell two sweeps apart and to write the call again.
 
     model: its name, and fingerprint. kinds: "local" or "global" of every layer. tokens: those of the run that is patched.
@@ -64,13 +64,13 @@ class SweepResult:
     base_metric: of the run that is patched, [pair]; source_metric: of the run patched from, NaN for an ablation.
     """
 
-    question: Question
+    question: SweepMetadata
     values: Array
     base_metric: Array
     source_metric: Array
 
     @classmethod
-    def empty(cls, question: Question, n_pairs: int) -> SweepResult:
+    def empty(cls, question: SweepMetadata, n_pairs: int) -> SweepResult:
         shape = tuple(len(numbers) for numbers in question.axes.values())
         blank = [np.full(n_pairs, np.nan) for _ in range(2)]
         return cls(question, np.full((n_pairs, *shape), np.nan), *blank)
@@ -231,7 +231,7 @@ def open_sweep(path: str | os.PathLike[str]) -> SweepResult:
     path = asked_path(path, error=SweepError, what="a sweep")
     about, content = read_file(path)
     try:
-        result = SweepResult.empty(Question(**about["question"]), about["n_pairs"])
+        result = SweepResult.empty(SweepMetadata(**about["question"]), about["n_pairs"])
     except (TypeError, ValueError, AttributeError, MemoryError) as error:
         raise SweepError(f"{path} is not a sweep that can be read: {error}") from error
     size, _ = fill_from(content, path, result)

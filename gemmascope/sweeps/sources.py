@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit, Fed, Feed, Target, mesh
+from gemmascope.edits.bound import BoundEdit, DeferredRead, DeferredValues, Target, mesh
 from gemmascope.edits.edit import Ablate, Edit, Patch
 from gemmascope.edits.sources import check_reference, mean_of
 from gemmascope.model.model import Model
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Words = dict[str, Any]
 
 
-class Supply(ABC):
+class ValueSource(ABC):
     """Gives a cell's edit of one layer."""
 
     @abstractmethod
@@ -33,7 +33,7 @@ class Supply(ABC):
         """The edit that writes at these places of the site."""
 
 
-class Whole(Supply):
+class PrecomputedValues(ValueSource):
     """A supply that knows what to write before the pass: a layer's value of the site, whole."""
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Whole(Supply):
         return BoundEdit(made, Address(site, layer), places, self.whole(layer)[mesh(places)])
 
 
-class Held(Whole):
+class CachedValues(PrecomputedValues):
     """Values that are dear to have: those of the last few layers are held, for all the cells of a layer."""
 
     def __init__(self, n_held: int) -> None:
@@ -68,7 +68,7 @@ class Held(Whole):
         """The site's value at every place of a layer, made anew."""
 
 
-class Constant(Whole):
+class ConstantValue(PrecomputedValues):
     """The same number, written everywhere."""
 
     def __init__(self, value: float, site: Site, model: Model, n_pos: int) -> None:
@@ -83,7 +83,7 @@ class Constant(Whole):
         return Ablate(value=self.value, **words)
 
 
-class FromTrace(Held):
+class ValuesFromTrace(CachedValues):
     """A site's values in a trace."""
 
     def __init__(self, trace: Trace, site: Site, n_held: int) -> None:
@@ -97,7 +97,7 @@ class FromTrace(Held):
         return Patch(source=self.trace, **words)
 
 
-class MeanOf(Held):
+class MeanValues(CachedValues):
     """The mean of a site over reference traces. EditError, when it is made, for a reference that does not fit."""
 
     def __init__(self, how: str, reference: Sequence[Trace], site: Site, model: Model, ids: Tensor, n_held: int) -> None:
@@ -117,12 +117,12 @@ class MeanOf(Held):
         return Target(self.model, self.ids, Address(self.site, layer), self._everywhere)
 
 
-class FromPass(Supply):
+class ValuesFromPass(ValueSource):
     """A site's values in a run of the pass that carries the cells' runs."""
 
     def __init__(self) -> None:
-        self.feed = Feed()
+        self.feed = DeferredValues()
 
     def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
         made = Patch(site=site.name, source=self.feed, layer=layer, **words)
-        return BoundEdit(made, Address(site, layer), places, Fed(self.feed, layer, places))
+        return BoundEdit(made, Address(site, layer), places, DeferredRead(self.feed, layer, places))

@@ -25,7 +25,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.trace import Trace
-from gemmascope.sweeps.cells import Cost, Job, Maker, chunked, jobs_of, lacking
+from gemmascope.sweeps.cells import Cost, Job, Maker, chunked, jobs_of, pending_cells
 from gemmascope.sweeps.final_rows import ending_logits, refuse_wide_functions
 from gemmascope.sweeps.grid import EVERYWHERE, Grid, Places
 from gemmascope.sweeps.journal import NOWHERE, Journal, JournalStopped
@@ -77,7 +77,7 @@ def sweep(
     Raises PromptError, SiteError, EditError, MetricError, BudgetError or SweepError for what does not fit, before
     anything is run.
     """
-    asked = Asked(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos), window)
+    asked = SweepSpec(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos), window)
     sweeping = prepare(clean, corrupt, metric, asked, edits=edits, model=model, memory=memory)
     tell(of_plans(sweeping.plans, metric, sweeping.model), SweepError)
     journal = Journal()
@@ -93,7 +93,7 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class Asked:
+class SweepSpec:
     """What a sweep is asked for, but for its runs and metric. Each as an argument of gs.sweep."""
 
     site: str
@@ -114,12 +114,12 @@ def prepare(
     clean: Any,
     corrupt: Any,
     metric: Any,
-    asked: Asked,
+    asked: SweepSpec,
     *,
     edits: Sequence[Edit] = (),
     model: Model | None = None,
     memory: int | str | None = None,
-) -> Sweeping:
+) -> SweepRunner:
     """A sweep that has been checked and not run: its cells are counted. The arguments and errors are those of gs.sweep.
 
     It gives no warning of what may not be meant: whoever asks tells, as gs.sweep does and a lab in its own way.
@@ -136,11 +136,11 @@ def prepare(
     for plan in plans:
         refuse_wide_functions(plan.base)
         try_metric(plan.pair.metric, model, plan.base.ids)
-    return Sweeping(plans, [plan.edits.of for plan in plans], result, model, max_rows)
+    return SweepRunner(plans, [plan.edits.of for plan in plans], result, model, max_rows)
 
 
 @dataclass(frozen=True)
-class Sweeping:
+class SweepRunner:
     """A sweep that is ready to run, all of it or some of its cells, chunk by chunk into one result.
 
     makers: for each plan, what gives a cell its edits. max_rows: how many rows one pass may carry. journal: where
@@ -170,7 +170,7 @@ class Sweeping:
 
     def cost(self, cells: Array | None = None) -> Cost:
         """What the cells that the result lacks would take; those of `cells`, bool [*grid], or all."""
-        return sum((self.cost_of(i, cell) for i, _, cell in lacking(self.plans, self.result, cells)), Cost())
+        return sum((self.cost_of(i, cell) for i, _, cell in pending_cells(self.plans, self.result, cells)), Cost())
 
     def cost_of(self, pair: int, cell: dict[str, list[int]]) -> Cost:
         """What one cell takes; nothing where it cannot be run."""
@@ -182,7 +182,7 @@ class Sweeping:
         return Cost(1, n_rows, n_rows * (n_layers - min(plan.grid.layers_of(cell, n_layers))))
 
 
-def run_all(sweeping: Sweeping, progress: bool) -> None:
+def run_all(sweeping: SweepRunner, progress: bool) -> None:
     """Run the cells that a sweep's result lacks; an interrupt ends it with what is done. progress: whether to show a bar."""
     try:
         run_cells(sweeping, progress)
@@ -196,7 +196,7 @@ def run_all(sweeping: Sweeping, progress: bool) -> None:
         )
 
 
-def run_cells(sweeping: Sweeping, progress: bool) -> None:
+def run_cells(sweeping: SweepRunner, progress: bool) -> None:
     """Run the cells that a sweep's result lacks. progress: whether to show a bar."""
     from tqdm.auto import tqdm
 

@@ -17,11 +17,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit, Feed
-from gemmascope.memory.limits import told_when_full
+from gemmascope.edits.bound import BoundEdit, DeferredValues
+from gemmascope.memory.limits import explain_oom
 from gemmascope.memory.placement import BIN_ROWS
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.layout import Block, Earlier, Layout
+from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Chain
 from gemmascope.run.passes import Editing, Keeping
@@ -47,7 +47,7 @@ class Source:
 
     ids: Tensor
     site: str
-    feed: Feed
+    feed: DeferredValues
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Ends:
+class FinalResiduals:
     """The stream after the last layer, at the wanted position of every run (the last one's of a source): [run, d_model]."""
 
     bases: Tensor
@@ -67,9 +67,11 @@ class Ends:
     sources: Tensor
 
 
-def final_rows(model: Model, bases: Sequence[Base], variants: Sequence[Variant], sources: Sequence[Source] = ()) -> Ends:
+def final_rows(
+    model: Model, bases: Sequence[Base], variants: Sequence[Variant], sources: Sequence[Source] = ()
+) -> FinalResiduals:
     """One pass of all these runs. The layers are the outer loop: each is asked for once."""
-    with torch.no_grad(), told_when_full(model):
+    with torch.no_grad(), explain_oom(model):
         return _Pass(model, bases, variants, sources).run()
 
 
@@ -143,7 +145,7 @@ class _Pass:
         self.row_step = 64 if model.dtype == torch.bfloat16 and model.device.type == "cpu" else 1
         self.final = self._empty(len(variants))
 
-    def run(self) -> Ends:
+    def run(self) -> FinalResiduals:
         x = self.model.network.embed(torch.cat(self.lead_ids), self.leads, self.editing)
         with closing(self.model.layers()) as layers:
             for layer in layers:
@@ -152,7 +154,7 @@ class _Pass:
         wanted = x[[span.stop - n_after for span, n_after in ends]]
         for member in self.untouched:
             self.final[member.index] = wanted[member.base]
-        return Ends(wanted[: len(self.bases)], self.final, wanted[len(self.bases) :])
+        return FinalResiduals(wanted[: len(self.bases)], self.final, wanted[len(self.bases) :])
 
     def _through_one(self, layer: Layer, x: Tensor) -> Tensor:
         """Carry all runs through a layer. x: the leads' rows at its entry; returned: those at its exit."""
@@ -168,7 +170,7 @@ class _Pass:
     def _empty(self, n_rows: int) -> Tensor:
         return torch.empty(n_rows, self.model.config.d_model, dtype=self.model.dtype, device=self.model.device)
 
-    def _lead(self, layer: Layer, x: Tensor) -> tuple[Tensor, list[Earlier]]:
+    def _lead(self, layer: Layer, x: Tensor) -> tuple[Tensor, list[PrefixKV]]:
         """The leads' rows after a layer, and every base's keys and values in it. Hands the sources' values over."""
         keeping = Keeping(("k_rot", "v", *(source.site for source in self.sources)), len(self.leads.spans))
         y = layer(x, self.leads, Chain(self.editing, keeping).at(layer.index, self.leads))
@@ -196,7 +198,7 @@ class _Pass:
                 edit.write_to(rows, member.start)
         return rows
 
-    def _through_layer(self, layer: Layer, members: Sequence[_Member], earlier: list[Earlier]) -> None:
+    def _through_layer(self, layer: Layer, members: Sequence[_Member], earlier: list[PrefixKV]) -> None:
         """Carry these members through a layer. The last layer hands their rows to the result."""
         edited = any(member.edits_at(layer.index) for member in members)
         asks_less = layer.index == self.last and not edited
@@ -211,7 +213,7 @@ class _Pass:
             self.rows[place] = part
 
     def _confined(
-        self, layer: Layer, members: Sequence[_Member], x: Tensor, y: Tensor, earlier: list[Earlier]
+        self, layer: Layer, members: Sequence[_Member], x: Tensor, y: Tensor, earlier: list[PrefixKV]
     ) -> list[tuple[_Member, Tensor]]:
         """Members with their rows at the layer's exit, where only the rows that they edit are run through the layer."""
         done = []
@@ -225,7 +227,7 @@ class _Pass:
         return done
 
     def _through(
-        self, layer: Layer, edited: Sequence[_Member], runs: Sequence[_Run], x: Tensor, earlier: list[Earlier]
+        self, layer: Layer, edited: Sequence[_Member], runs: Sequence[_Run], x: Tensor, earlier: list[PrefixKV]
     ) -> tuple[Tensor, Layout]:
         """The rows of these runs after a layer, and their layout, in which a spare run may follow them."""
         n_spare = -len(x) % self.row_step
@@ -280,6 +282,6 @@ def _layout(runs: Sequence[_Run], device: torch.device) -> Layout:
     return Layout.of_blocks(blocks, device)
 
 
-def _earlier(k: Tensor, v: Tensor) -> Earlier:
+def _earlier(k: Tensor, v: Tensor) -> PrefixKV:
     k, v = (rearrange(x, "pos kv_head d_head -> kv_head pos d_head").contiguous() for x in (k, v))
-    return Earlier(k, v)
+    return PrefixKV(k, v)

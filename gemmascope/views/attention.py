@@ -14,7 +14,7 @@ from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
 from gemmascope.tokens.tokenizer import shown
 from gemmascope.views.labels import require_trace, special_of
-from gemmascope.views.packing import Packed, probabilities, seen_numbers, seen_rows
+from gemmascope.views.packing import PackedLayer, probabilities, seen_numbers, seen_rows
 from gemmascope.views.page import View
 
 # What the patterns of a view may take, in bytes of its page: layers beyond it are left out, and the view says which. One
@@ -22,7 +22,7 @@ from gemmascope.views.page import View
 MOST_BYTES = 1_200_000
 LARGEST_LAYER = 16_000_000
 
-Rows = dict[str, Packed]
+Rows = dict[str, PackedLayer]
 
 
 def attention_view(

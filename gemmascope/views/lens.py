@@ -13,7 +13,7 @@ from gemmascope.errors import SiteError
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import shown
 from gemmascope.views.labels import position_labels, require_trace
-from gemmascope.views.packing import Packed, packed, probabilities
+from gemmascope.views.packing import PackedLayer, packed, probabilities
 from gemmascope.views.page import View
 
 COLOURS = ("probability", "rank", "entropy")
@@ -77,7 +77,7 @@ def _positions(trace: Trace, pos: Pos, site: str, top: int) -> tuple[list[int], 
     return positions[-most:], True
 
 
-def _arrays(found: Lens) -> tuple[dict[str, Packed], list[str]]:
+def _arrays(found: Lens) -> tuple[dict[str, PackedLayer], list[str]]:
     """The numbers of the view, and the words that its ids are numbers of."""
     ids, at = torch.unique(found.ids, return_inverse=True)
     arrays = {

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-Packed = dict[str, Any]
+PackedLayer = dict[str, Any]
 
 # Probabilities travel as whole steps of this size: an error of less than 0.00001.
 STEP = 1 / 65535
 
 
-def packed(array: Array, scale: float = 1.0) -> Packed:
+def packed(array: Array, scale: float = 1.0) -> PackedLayer:
     """An array (float32, uint16 or uint8) for a static page: deflated, in base64. scale: what its numbers are times."""
     if array.dtype not in (np.float32, np.uint16, np.uint8):
         raise TypeError(f"arrays travel as float32, uint16 or uint8; given {array.dtype}")
@@ -25,7 +25,7 @@ def packed(array: Array, scale: float = 1.0) -> Packed:
     return {"dtype": str(array.dtype), "shape": list(array.shape), "scale": scale, "data": text}
 
 
-def probabilities(array: Array) -> Packed:
+def probabilities(array: Array) -> PackedLayer:
     """Probabilities in two bytes each."""
     return packed(np.round(array.astype(np.float64) / STEP).astype(np.uint16), STEP)
 

@@ -17,7 +17,7 @@ from typing import Any
 from gemmascope.files.writing import write_file
 from gemmascope.legible import legible, legibly, spelled
 from gemmascope.views.module import static_module
-from gemmascope.views.packing import Packed
+from gemmascope.views.packing import PackedLayer
 
 # A page may ask nothing of any address: the browser is told so, too.
 _PAGE = """<!doctype html>
@@ -42,7 +42,7 @@ class View:
     """
 
     spec: Mapping[str, Any]
-    arrays: Mapping[str, Packed]
+    arrays: Mapping[str, PackedLayer]
     summary: str
     rows: Sequence[Sequence[str]] = field(default_factory=tuple)
 

@@ -30,7 +30,7 @@ import gemmascope as gs
 from gemmascope.checkpoints.folder import EMBEDDING
 from gemmascope.config import PRESETS, GemmaConfig
 from gemmascope.streaming.int8 import GROUP
-from gemmascope.streaming.layer_stream import HostLane
+from gemmascope.streaming.layer_stream import HostTransfer
 from gemmascope.streaming.packed import MATRICES, SCALE, header_of, int8_layout, laid_out
 from gemmascope.streaming.store import FORMAT, MANIFEST, NORM, OUTER, layer_file
 
@@ -123,7 +123,7 @@ def read_all(model: gs.Model) -> None:
             pass
 
 
-class NoReading(HostLane):
+class NoReading(HostTransfer):
     """Leaves in the slots what is there: a pass with it only computes."""
 
     def bring(self, packed: Any, index: int, slot: torch.Tensor) -> None:

@@ -153,14 +153,14 @@ def test_the_commands_print_on_a_console_that_knows_few_letters(encoding: str) -
 
 def test_no_module_needs_what_only_some_systems_have() -> None:
     """Modules and functions that a system may lack are asked for in one module of each kind, which knows what to do."""
-    lacking = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios"}
+    pending_cells = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios"}
     functions = {"pread", "preadv", "pwrite", "sysconf", "statvfs", "fork", "uname", "geteuid", "getuid", "fchmod", "mkfifo"}
     allowed = {"memory/host_memory.py", "locking.py", "asides.py"}
     found: list[str] = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import) and lacking & {alias.name for alias in node.names}:
+            if isinstance(node, ast.Import) and pending_cells & {alias.name for alias in node.names}:
                 found.append(f"{name}: {ast.unparse(node)}")
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os" and node.attr in functions:
                 found.append(f"{name}: {ast.unparse(node)}")

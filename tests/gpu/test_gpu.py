@@ -28,12 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def streamed(folder: Path, kind: str, kept: tuple[int, ...], held: tuple[int, ...], ahead: int = 1) -> Model:
-    from gemmascope.streaming.cuda import CudaLane
+    from gemmascope.streaming.cuda import CudaTransfer
 
     model = gs.load(folder / kind, device="cuda", memory="1GiB")
     supply: Any = model.network.supply
     device = torch.device("cuda")
-    lane = CudaLane(device, {index: supply.packed[index] for index in held})
+    lane = CudaTransfer(device, {index: supply.packed[index] for index in held})
     model.network.supply = Stream(model.config, supply.packed, torch.float32, device, kept, ahead, lane)
     return model
 

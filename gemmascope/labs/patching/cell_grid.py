@@ -14,7 +14,7 @@ NOT_RUN, ESTIMATED, EXACT, UNDER_WAY = 0, 1, 2, 3
 MARKS = ("not run", "estimated", "exact", "under way")
 
 
-class Board:
+class CellGrid:
     """Effects [row, column], in units of the metric, and what each is. An estimate never hides an exact number."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -38,8 +38,8 @@ class Board:
     def is_blank(self) -> bool:
         return bool(np.isnan(self.values).all())
 
-    def copy(self) -> Board:
-        new = Board(self.exact.shape)
+    def copy(self) -> CellGrid:
+        new = CellGrid(self.exact.shape)
         new.exact, new.estimate, new.under_way = self.exact.copy(), self.estimate.copy(), self.under_way.copy()
         return new
 

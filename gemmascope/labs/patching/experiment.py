@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemmascope.labs.patching.cell_grid import MARKS, Board
+from gemmascope.labs.patching.cell_grid import MARKS, CellGrid
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.labs.patching.throughput import Pace
 from gemmascope.model.model import Model
@@ -40,7 +40,7 @@ class Experiment:
         plan = self.sweeping.plans[0]
         self.cells = list(plan.grid.cells())
         self.shape: tuple[int, int] = (plan.grid.shape[0], plan.grid.shape[1])
-        self.board = Board(self.shape)
+        self.board = CellGrid(self.shape)
         costs = [astuple(self.sweeping.cost_of(0, cell)) for cell in self.cells]
         self._costs = np.array(costs, dtype=np.int64).reshape(*self.shape, 3)
         self.pace = Pace(model, 2 * len(plan.base.ids))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gemmascope.errors import GemmascopeError, SweepError, warn
-from gemmascope.labs.patching.cell_grid import Board, cells_of
+from gemmascope.labs.patching.cell_grid import CellGrid, cells_of
 from gemmascope.labs.patching.checks import check
 from gemmascope.labs.patching.detail import Detail
 from gemmascope.labs.patching.experiment import Experiment
@@ -193,7 +193,7 @@ class LabSession:
     def is_busy(self) -> bool:
         return self._worker.is_busy
 
-    def board(self) -> Board | None:
+    def board(self) -> CellGrid | None:
         """A copy of every cell's number and what it is."""
         with self.guard:
             return None if self.experiment is None else self.experiment.board.copy()

@@ -13,7 +13,7 @@ from gemmascope.sites import LAYER_SITES, find_site, read_name
 from gemmascope.sweeps.grid import Places
 from gemmascope.sweeps.metrics import AnswerMetric, answer_logprob, answer_prob, logit_diff
 from gemmascope.sweeps.pairs import INTO
-from gemmascope.sweeps.sweep import Asked
+from gemmascope.sweeps.sweep import SweepSpec
 
 METRICS: dict[str, Callable[[Any, Any], AnswerMetric]] = {
     "logit_diff": logit_diff,
@@ -68,13 +68,13 @@ class Settings:
     def metric_of(self) -> AnswerMetric:
         return METRICS[self.metric](self.answer, self.against)
 
-    def asked(self, model: Model) -> Asked:
+    def asked(self, model: Model) -> SweepSpec:
         """What a sweep is asked for. SweepError for a kind of layer that the model does not have."""
         kinds = model.config.kinds
         chosen = None if self.layers == "all" else [i for i, kind in enumerate(kinds) if kind == self.layers]
         if chosen == []:
             raise SweepError(f"{model.name!r} has no {self.layers} layers: take all of them")
-        return Asked(self.site, self.by, self.into, places=Places(layer=chosen))
+        return SweepSpec(self.site, self.by, self.into, places=Places(layer=chosen))
 
     def as_data(self) -> dict[str, Any]:
         """As JSON holds them."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.labs.patching.align_tokens import aligned_data
-from gemmascope.labs.patching.cell_grid import Board
+from gemmascope.labs.patching.cell_grid import CellGrid
 from gemmascope.labs.patching.detail import Detail
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.session import LabSession
@@ -61,7 +61,7 @@ def arrays_of(lab: LabSession) -> dict[str, bytes]:
         }
 
 
-def grid_spec(experiment: Experiment, board: Board) -> dict[str, Any]:
+def grid_spec(experiment: Experiment, board: CellGrid) -> dict[str, Any]:
     """The labels and the scale of a grid, as the canvas module reads them."""
     row_axis, column_axis = experiment.axes
     bound = bound_of(experiment, board)
@@ -79,7 +79,7 @@ def grid_spec(experiment: Experiment, board: Board) -> dict[str, Any]:
     }
 
 
-def bound_of(experiment: Experiment, board: Board) -> float:
+def bound_of(experiment: Experiment, board: CellGrid) -> float:
     """The largest number of a grid's scale: the gap between the baselines, or an effect beyond it."""
     ends = experiment.baselines
     gap = abs(ends["clean"] - ends["corrupt"]) if ends else 0.0

@@ -21,7 +21,7 @@ from gemmascope.nano.training.circuits import (
     previous_token_scores,
     recall_with_cut,
 )
-from gemmascope.nano.training.evaluator import Examinee
+from gemmascope.nano.training.evaluator import Evaluator
 from gemmascope.prompts import agreement, closing, greater_than, ioi, pronouns, recall
 from gemmascope.prompts.agreement import VERBS
 from gemmascope.prompts.facts import held_out_cases
@@ -40,7 +40,7 @@ THRESHOLDS: dict[str, float] = {
 }
 
 
-def induction_accuracy(who: Examinee, n: int, seed: int) -> float:
+def induction_accuracy(who: Evaluator, n: int, seed: int) -> float:
     """Top-1 over the second saying, its first token aside, of `n` sequences of 20 to 40 random tokens."""
     rng = Random(seed)
     prompts, answers = [], []
@@ -52,7 +52,7 @@ def induction_accuracy(who: Examinee, n: int, seed: int) -> float:
     return float((who.last_logits(prompts).argmax(-1) == torch.tensor(answers)).float().mean())
 
 
-def agreement_accuracy(who: Examinee, n: int, seed: int) -> float:
+def agreement_accuracy(who: Evaluator, n: int, seed: int) -> float:
     """Share of prompts after which the likeliest token is a verb of the subject's number."""
     pairs = agreement(n, seed, who.tokenizer)
     forms = [{who.tokenizer.ids(f" {verb[plural]}")[-1] for verb in VERBS} for plural in (0, 1)]
@@ -60,7 +60,7 @@ def agreement_accuracy(who: Examinee, n: int, seed: int) -> float:
     return sum(top in verbs for top, verbs in zip(who.top([p.clean for p in pairs]), right, strict=True)) / len(pairs)
 
 
-def greater_than_mass(who: Examinee, n: int, seed: int) -> float:
+def greater_than_mass(who: Evaluator, n: int, seed: int) -> float:
     """Mean probability of the two digits that make a later year, summed over both digits exactly."""
     prompts = [pair.clean for pair in greater_than(n, seed, who.tokenizer)]
     digits = [who.tokenizer.ids(str(digit))[-1] for digit in range(10)]
@@ -74,12 +74,12 @@ def greater_than_mass(who: Examinee, n: int, seed: int) -> float:
     return total / len(prompts)
 
 
-def _digit_probs(who: Examinee, prompts: Sequence[str], digits: list[int]) -> Tensor:
+def _digit_probs(who: Evaluator, prompts: Sequence[str], digits: list[int]) -> Tensor:
     return who.last_logits([who.tokenizer.ids(prompt) for prompt in prompts]).softmax(-1)[:, digits]
 
 
 # skill -> the measure of it on n cases drawn with a seed; facts has a fixed set of cases
-SKILLS: dict[str, Callable[[Examinee, int, int], float]] = {
+SKILLS: dict[str, Callable[[Evaluator, int, int], float]] = {
     "indirect object": lambda who, n, seed: who.top_is_answer(ioi(n, seed, who.tokenizer)),
     "induction": induction_accuracy,
     "facts": lambda who, n, seed: who.top_is_answer(Random(seed).sample(held_out_cases(), n)),
@@ -93,7 +93,7 @@ SKILLS: dict[str, Callable[[Examinee, int, int], float]] = {
 
 def measure(net: Gemma2, tokenizer: Tokenizer, n: int = 500, seed: int = 1) -> dict[str, float]:
     """Every skill's figure on `n` held-out cases: a share of right answers, for `greater than` a mean probability."""
-    who = Examinee(net, tokenizer)
+    who = Evaluator(net, tokenizer)
     return {skill: measured(who, n, seed) for skill, measured in SKILLS.items()}
 
 

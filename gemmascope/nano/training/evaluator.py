@@ -13,7 +13,7 @@ from gemmascope.prompts.pairs import Pair
 from gemmascope.tokens.tokenizer import Tokenizer
 
 
-class Examinee:
+class Evaluator:
     """A network and its tokenizer, with the few questions that every skill is measured by."""
 
     def __init__(self, net: Gemma2, tokenizer: Tokenizer) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
-from gemmascope.memory.limits import told_when_full
+from gemmascope.memory.limits import explain_oom
 from gemmascope.memory.placement import BIN_ROWS
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
@@ -23,7 +23,7 @@ from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace, trace
 from gemmascope.sweeps.pairs import Plan
 from gemmascope.sweeps.paths.receivers import Receiver, attn_out, has_path
-from gemmascope.sweeps.sources import FromTrace
+from gemmascope.sweeps.sources import ValuesFromTrace
 
 Cell = dict[str, list[int]]
 
@@ -49,7 +49,7 @@ class LivePaths:
         self.name = plan.grid.site.name
         self.base: Trace = trace(plan.base.ids, model=model)
         supply = plan.edits.supply
-        assert isinstance(supply, FromTrace)
+        assert isinstance(supply, ValuesFromTrace)
         senders = sorted({layer for cell in plan.grid.cells() for layer in cell["layer"]})
         self.of_base = _values(self.base, {"attn_out"}, self.name, senders)
         self.of_source = _values(supply.trace, set(), self.name, senders)
@@ -80,7 +80,7 @@ class LivePaths:
     def _go(self, walks: Sequence[_Walk]) -> None:
         first = min(layer for walk in walks for layer in walk.cell["layer"])
         last = max(receiver.layer for receiver in self.receivers)
-        with torch.no_grad(), told_when_full(self.model), closing(self.model.layers()) as layers:
+        with torch.no_grad(), explain_oom(self.model), closing(self.model.layers()) as layers:
             for layer in layers:
                 if layer.index >= first:
                     self._through(layer, walks)

@@ -30,7 +30,7 @@ from gemmascope.sweeps.paths.live import LivePaths
 from gemmascope.sweeps.paths.receivers import Receiver, attn_out, has_path, receivers_of
 from gemmascope.sweeps.questions import of_plans, tell
 from gemmascope.sweeps.result import SweepResult
-from gemmascope.sweeps.sweep import Sweeping, run_all
+from gemmascope.sweeps.sweep import SweepRunner, run_all
 
 SENDERS = ("z", "attn_out", "mlp_out")
 MLPS = ("live", "frozen")
@@ -94,7 +94,7 @@ def path_sweep(
         (_FrozenPaths(plan, receivers, model) if mlps == "frozen" else LivePaths(plan, receivers, model, max_rows)).of
         for plan in plans
     ]
-    run_all(Sweeping(plans, made, result, model, max_rows), progress)
+    run_all(SweepRunner(plans, made, result, model, max_rows), progress)
     return result
 
 
