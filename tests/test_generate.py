@@ -219,7 +219,8 @@ def test_edits_at_positions_that_never_came_are_dropped_and_their_values_with_th
         gs.patch("mlp_out", 0 * gs.trace(prompt(37), model=model())["mlp_out", 0] , layer=0, pos=slice(0, 37)),
         gs.scale("z", 1.0, layer=0, pos=slice(4, None)),
     ]  # fmt: skip
-    g = gs.generate(prompt(N_PROMPT), model=model(), edits=edits, max_new_tokens=30, stop=stop)
+    with pytest.warns(gs.GemmascopeWarning, match="was never made: the text ended with"):
+        g = gs.generate(prompt(N_PROMPT), model=model(), edits=edits, max_new_tokens=30, stop=stop)
     n_pos = len(g.ids)
     assert n_pos < 20
     assert [edit.site for edit in g.edits] == ["attn_out", "mlp_out", "z"]
@@ -402,7 +403,7 @@ BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
     ({"seed": -1}, GenerationError, "seed is a whole number from 0 to .*; given -1"),
     ({"seed": 2**63}, GenerationError, "seed is a whole number from 0 to"),
     ({"seed": 1.0}, GenerationError, "seed .* given 1.0"),
-    ({"max_new_tokens": 0}, GenerationError, "max_new_tokens is a whole number from 1 upwards; given 0"),
+    ({"max_new_tokens": 0}, GenerationError, "max_new_tokens is a whole number of at least 1; given 0"),
     ({"max_new_tokens": True}, GenerationError, "max_new_tokens .* given True"),
     ({"max_new_tokens": 60}, GenerationError, "5 tokens and 'random' a context of 64: 60 new .* ask for 59 at most"),
     ({"show": True}, GenerationError, "came without a tokenizer, so there is no text to show"),

@@ -145,6 +145,7 @@ def base_edits(n_pos: int) -> list[Edit]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*has no effect.*:gemmascope.GemmascopeWarning")  # edits drawn to overwrite each other
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(kinds=st.sampled_from(["lgl", "gl", "l"]), kv=st.sampled_from([8, 4, 2]), n_pos=st.integers(1, N_POS), data=st.data())
 def test_any_sweep_is_the_loop(kinds: str, kv: int, n_pos: int, data: Any) -> None:
@@ -190,7 +191,7 @@ def test_places_are_written_as_in_an_edit() -> None:
     )
     assert by_number.question.axes == by_name.question.axes == {"layer": [2], "head": [7, 0]}
     assert np.array_equal(by_number.values, by_name.values)
-    by_token = gs.sweep(text, text, METRIC, site="resid_pre", by="pos", pos=" Mary", model=worded(), layer=0)
+    by_token = gs.sweep(text, other, METRIC, site="resid_pre", by="pos", pos=" Mary", model=worded(), layer=0)
     assert by_token.question.axes == {"pos": [2]}
     assert gs.sweep(text, other, METRIC, site="resid_pre", by="pos", pos=slice(0, 9, 4), model=worded()).values.shape == (
         1,

@@ -374,7 +374,7 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
     ("text", "the model 'random' came without a tokenizer: give prompts as token ids"),
     (None, "a prompt is text, token ids or chat messages; given NoneType"),
     (b"bytes", "a prompt is text, token ids or chat messages; given bytes"),
-    ({"role": "user"}, "a prompt is text, token ids or chat messages; given dict"),
+    ({"role": "user"}, "a prompt is text, token ids or chat messages; given a dict"),
 ]
 
 

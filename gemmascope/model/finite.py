@@ -16,8 +16,8 @@ _MAY_HIDE = frozenset(("scores", "scores_capped", "logits_raw", "logits"))
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether all numbers are numbers. Quick: a sum that is finite has nothing else in it."""
-    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+    """Whether all numbers are finite. A finite sum proves it quickly. A tensor on the meta device has no numbers."""
+    return value.is_meta or bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
 def are_logits(logits: Tensor) -> bool:

@@ -92,7 +92,15 @@ def test_a_query_named_by_its_number_without_any_edge_is_a_warning() -> None:
 
 def test_a_sweep_over_hidden_edges_has_no_number_there() -> None:
     found = gs.sweep(
-        P, None, lambda x: x[:, 0], site="pattern", by=("k_pos",), layer=0, q_pos=-1, ablate=0.0, progress=False
+        gs.trace(P).ids,
+        None,
+        lambda x: x[:, 0],
+        site="pattern",
+        by=("k_pos",),
+        layer=0,
+        q_pos=-1,
+        ablate=0.0,
+        progress=False,
     ).effect
     assert bool(found.sel(k_pos=slice(0, N_POS - 17)).isnull().all())
     assert bool(found.sel(k_pos=slice(N_POS - 16, None)).notnull().all())
