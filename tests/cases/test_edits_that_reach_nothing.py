@@ -91,6 +91,8 @@ def test_a_query_named_by_its_number_without_any_edge_is_a_warning() -> None:
 
 
 def test_a_sweep_over_hidden_edges_has_no_number_there() -> None:
+    prompt = P.rstrip()  # a sweep warns of a prompt that ends in a space
+    n_pos = len(gs.trace(prompt))
     found = gs.sweep(
         gs.trace(P).ids,
         None,
@@ -102,8 +104,8 @@ def test_a_sweep_over_hidden_edges_has_no_number_there() -> None:
         ablate=0.0,
         progress=False,
     ).effect
-    assert bool(found.sel(k_pos=slice(0, N_POS - 17)).isnull().all())
-    assert bool(found.sel(k_pos=slice(N_POS - 16, None)).notnull().all())
+    assert bool(found.sel(k_pos=slice(0, n_pos - 17)).isnull().all())
+    assert bool(found.sel(k_pos=slice(n_pos - 16, None)).notnull().all())
 
 
 @pytest.mark.parametrize(
