@@ -94,7 +94,7 @@ def test_a_sweep_over_hidden_edges_has_no_number_there() -> None:
     prompt = P.rstrip()  # a sweep warns of a prompt that ends in a space
     n_pos = len(gs.trace(prompt))
     found = gs.sweep(
-        gs.trace(P).ids,
+        prompt,
         None,
         lambda x: x[:, 0],
         site="pattern",
