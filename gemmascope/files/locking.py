@@ -34,7 +34,7 @@ def lock(file: IO[Any], *, wait: bool) -> bool:
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """While this lasts nobody else holds this file, which is made if it is not there, and stays: others wait, and say so."""
-    file = path.open("w")
+    file = path.open("w", encoding="utf-8")
     try:
         try:
             if not lock(file, wait=False):

@@ -111,7 +111,7 @@ def _in_int8(
     budget: int | None,
     asked: dict[str, Any],
 ) -> Model:
-    words = _own_words(store.folder, store.config) if tokenizer is None else _words(tokenizer, store.config)
+    words = _own_words(store.beside, store.config) if tokenizer is None else _words(tokenizer, store.config)
     numbers = choose_dtype(dtype, store.dtype_name, {store.dtype})
     return Model(network_of_store(store, choose_device(device), numbers, budget), words, name, asked, name)
 

@@ -24,33 +24,26 @@ from gemmascope.model.gemma2 import Gemma2
 from gemmascope.streaming.convert import alone, convert, identity_of
 from gemmascope.streaming.file_embedding import FileEmbedding
 from gemmascope.streaming.layer_stream import HostTransfer, Stream, Transfer
-from gemmascope.streaming.packed import FileRange, PackedLayer, TensorSlice, laid_out, layer_shapes, pieces_in, stamp_of
-from gemmascope.streaming.store import NORM, OUTER, Store, is_store, is_whole
+from gemmascope.streaming.packed import (
+    NORM,
+    FileRange,
+    PackedLayer,
+    TensorSlice,
+    laid_out,
+    layer_shapes,
+    pieces_in,
+    stamp_of,
+)
+from gemmascope.streaming.store import OUTER, Store, is_store
+from gemmascope.streaming.store_cache import cached_store, hold
 
 WEIGHTS = ("auto", "int8")
-
-# What Windows takes for a device, whatever follows after a dot.
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
 
 
 def require_weights(weights: str) -> None:
     """DeviceError for weights= that are not offered."""
     if weights not in WEIGHTS:
         raise not_offered(weights, "or 'int8'")
-
-
-def cache_folder(cache: str | os.PathLike[str] | None, name: str, identity: str) -> Path:
-    """Where a checkpoint's int8 weights are kept: GEMMASCOPE_CACHE or ~/.cache/gemmascope, unless a folder is given."""
-    if cache is not None:
-        return asked_path(cache, error=CheckpointError, what="a folder")
-    base = os.environ.get("GEMMASCOPE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "gemmascope"
-    return Path(base).expanduser() / "int8" / f"{_plain(Path(name).name)}-{identity[:16]}"
-
-
-def _plain(name: str) -> str:
-    """A name that every file system takes as that of a folder, with room for what follows it."""
-    plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)[:80] or "model"
-    return f"_{plain}" if plain.split(".")[0].upper() in _DEVICES else plain
 
 
 @dataclass(frozen=True)
@@ -75,20 +68,8 @@ def int8_store(folder: Path, name: str, cache: str | os.PathLike[str] | None, wa
         return Store(folder)
     with Checkpoint(folder) as checkpoint:
         wanted.check(checkpoint)
-        identity = identity_of(checkpoint)
-        target = cache_folder(cache, name, identity)
-        if not is_whole(target, identity):
-            _convert(checkpoint, target, name, identity)
-    return Store(target)
-
-
-def _convert(checkpoint: Checkpoint, target: Path, name: str, identity: str, *, again: bool = False) -> None:
-    """Convert, unless another process has done so meanwhile. again: look for damage in what is there."""
-    checkpoint.require(parameter_shapes(checkpoint.config))
-    require_tied(checkpoint)
-    with alone(target):
-        if again or not is_whole(target, identity):
-            convert(checkpoint, target, name, identity)
+        checkpoint.require(parameter_shapes(checkpoint.config))
+        return cached_store(checkpoint, name, cache)
 
 
 def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
@@ -104,7 +85,11 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
         raise CheckpointError(f"{folder} is int8 already: load it with gs.load")
     path = asked_path(target, error=CheckpointError, what="a folder")
     with Checkpoint(folder) as checkpoint:
-        _convert(checkpoint, path, name, identity_of(checkpoint), again=True)
+        checkpoint.require(parameter_shapes(checkpoint.config))
+        require_tied(checkpoint)
+        identity = identity_of(checkpoint)
+        with alone(path):
+            convert(checkpoint, path, name, identity)
     return path
 
 
@@ -114,7 +99,9 @@ def network_of_store(store: Store, device: torch.device, dtype: torch.dtype, mem
     sizes = Sizes.of(store.config, "int8", dtype, store.dtype)
     share = place_layers(store.config, sizes, dtype, memory)
     table = (store.folder / OUTER, store.outer_data, store.outer[EMBEDDING])
-    return _network(store.config, store.layers(), store.outer_tensor, table, device, dtype, share)
+    network = _network(store.config, store.layers(), store.outer_tensor, table, device, dtype, share)
+    hold(store.folder, network)
+    return network
 
 
 def network_of_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, memory: int) -> Gemma2:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,12 +22,23 @@ from gemmascope.checkpoints.folder import Checkpoint, require_finite
 from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.errors import BudgetError, CheckpointError
 from gemmascope.files.asides import PART
-from gemmascope.files.json_reader import LARGEST, read_bytes
+from gemmascope.files.json_reader import LARGEST, is_there, read_bytes
 from gemmascope.files.locking import held
 from gemmascope.files.writing import Content, explained, make_folder, write_file
+from gemmascope.model.bits import bits_of, joined
 from gemmascope.streaming.int8 import GROUP, quantise
-from gemmascope.streaming.packed import MATRICES, SCALE, TensorSlice, bytes_of, header_of, int8_layout, laid_out, stamp_of
-from gemmascope.streaming.store import FORMAT, MANIFEST, NORM, OUTER, is_store, layer_file, read_manifest, whole_file
+from gemmascope.streaming.packed import (
+    MATRICES,
+    NORM,
+    SCALE,
+    TensorSlice,
+    bytes_of,
+    header_of,
+    int8_layout,
+    outer_layout,
+    stamp_of,
+)
+from gemmascope.streaming.store import FORMAT, MANIFEST, OUTER, header_sum, is_store, layer_file, read_manifest, whole_file
 
 # What comes along from the source: its shape and its words.
 _BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
@@ -34,19 +46,24 @@ _BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer
 
 
 def identity_of(checkpoint: Checkpoint) -> str:
-    """A digest that tells checkpoints apart: the names, shapes and dtypes of all tensors, bytes from all over them, and
-    each file's size and the time of its last change, so that an edit of any weight is seen."""
-    digest = hashlib.sha256(FORMAT.encode())
-    for name, stored in sorted(checkpoint.stored.items()):
-        digest.update(repr((name, stored.shape, str(stored.dtype))).encode())
-    for path in sorted({stored.shard for stored in checkpoint.stored.values()}):
-        size, changed, _ = stamp_of(path)
-        digest.update(f"{size} {changed}".encode())
-        with path.open("rb", buffering=0) as file:
-            for i in range(4096):
-                file.seek(i * max(0, size - 64) // 4095)
-                digest.update(file.read(64))
-    return digest.hexdigest()
+    """A digest of a checkpoint's numbers: of every bit of every tensor, however its files are called, cut and dated.
+
+    It reads the whole checkpoint, a tensor at a time.
+    """
+    names = sorted(checkpoint.stored)
+    return joined((FORMAT, *names, *(bits_of(checkpoint.read(name)) for name in names)))
+
+
+def outdated_beside(source: Path, target: Path) -> Iterator[tuple[str, bytes | None]]:
+    """What stands beside a source's weights and is not so in its store: the name, and the content; None for what is gone."""
+    for name in _BESIDE:
+        there, here = source / name, target / name
+        if is_there(there):
+            content = read_bytes(there, LARGEST)
+            if not os.path.isfile(here) or read_bytes(here, LARGEST) != content:
+                yield name, content
+        elif os.path.lexists(here):
+            yield name, None
 
 
 @contextmanager
@@ -83,16 +100,16 @@ class _Writer:
         self.stamps = {path: stamp_of(path) for path in {stored.shard for stored in checkpoint.stored.values()}}
         self.manifest = {"format": FORMAT, "group": GROUP, "source": source, "identity": identity}
         self.files = self._done()
-        self.outer = laid_out({name: (self._dtype(name), self._shape(name)) for name in (EMBEDDING, NORM)})
+        self.outer = outer_layout(checkpoint.config, self._dtype(EMBEDDING), self._dtype(NORM))
         norms = {stored.dtype for name, stored in checkpoint.stored.items() if name.endswith("layernorm.weight")}
         self.layer = int8_layout(checkpoint.config, norms.pop() if len(norms) == 1 else torch.float32)
         self._require_room()
         for left in target.glob(f".*{PART}"):  # of a process that was ended in the middle
             left.unlink()
         self._note()
-        for name in _BESIDE:
-            if (checkpoint.folder / name).is_file():
-                self._write(name, read_bytes(checkpoint.folder / name, LARGEST))
+        for name, content in outdated_beside(checkpoint.folder, target):
+            if content is not None:
+                self._write(name, content)
         self.buffer = torch.empty(self.layer[-1].stop, dtype=torch.uint8)
 
     def write_outer(self) -> None:
@@ -139,7 +156,10 @@ class _Writer:
             self._require_unchanged()
 
         self._write(name, content())
-        self.files[name] = {"bytes": (self.target / name).stat().st_size, "sha256": digest.hexdigest()}
+        path = self.target / name
+        n_bytes = path.stat().st_size
+        header = header_sum(path, n_bytes - pieces[-1].stop)
+        self.files[name] = {"bytes": n_bytes, "sha256": digest.hexdigest(), "header": header}
         self._note()
 
     def _note(self) -> None:
@@ -180,6 +200,3 @@ class _Writer:
 
     def _dtype(self, name: str) -> torch.dtype:
         return self.checkpoint.stored[name].dtype
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return self.checkpoint.stored[name].shape

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import struct
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemmascope.checkpoints.shards import DTYPES
+from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError
 from gemmascope.files.json_reader import parse_json
@@ -28,7 +31,7 @@ from gemmascope.streaming.int8 import dequantise, n_groups
 PACKED_DTYPES = {**DTYPES, "I8": torch.int8}
 CODES = {dtype: code for code, dtype in PACKED_DTYPES.items()}
 
-SCALE = ".scale"
+SCALE, NORM = ".scale", "model.norm.weight"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class TensorSlice:
 
     @property
     def n_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def stop(self) -> int:
@@ -189,14 +192,21 @@ def pieces_in(path: Path) -> tuple[dict[str, TensorSlice], int]:
             if length > path.stat().st_size:
                 raise ValueError("the header is longer than the file")
             header = parse_json(file.read(length), path)
-            pieces = {
-                name: TensorSlice(name, PACKED_DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0])
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
+            pieces = {name: _piece(name, entry) for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{path} is no safetensors file that can be read: {error}") from error
     return pieces, 8 + length
+
+
+def _piece(name: str, entry: Mapping[str, Any]) -> TensorSlice:
+    """A tensor as a header describes it. ValueError and the like for what no writer writes."""
+    sizes, (start, stop) = entry["shape"], entry["data_offsets"]
+    if not all(type(size) is int and 0 <= size < 2**48 for size in (*sizes, start, stop)):
+        raise ValueError(f"tensor {name[:80]!r} has sizes or offsets that are none")
+    piece = TensorSlice(name, PACKED_DTYPES[entry["dtype"]], tuple(sizes), start)
+    if piece.stop != stop:
+        raise ValueError(f"tensor {name[:80]!r} does not fill its place in the file")
+    return piece
 
 
 # The matrices of a layer, and its norms.
@@ -221,6 +231,11 @@ def int8_layout(config: GemmaConfig, norms: torch.dtype) -> list[TensorSlice]:
         if name in MATRICES:
             tensors[name + SCALE] = (torch.float16, (shape[0], n_groups(shape[1])))
     return laid_out(tensors)
+
+
+def outer_layout(config: GemmaConfig, embedding: torch.dtype, norm: torch.dtype) -> list[TensorSlice]:
+    """What is outside the layers: the embedding and the last norm, as they are stored."""
+    return laid_out({EMBEDDING: (embedding, (config.vocab_size, config.d_model)), NORM: (norm, (config.d_model,))})
 
 
 def plain_layout(config: GemmaConfig, dtype: torch.dtype) -> list[TensorSlice]:

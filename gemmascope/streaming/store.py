@@ -20,17 +20,19 @@ from gemmascope.errors import CheckpointError
 from gemmascope.files.json_reader import read_json
 from gemmascope.streaming.int8 import GROUP
 from gemmascope.streaming.packed import (
+    NORM,
     NORMS,
     FileRange,
     PackedLayer,
     TensorSlice,
     bytes_of,
     int8_layout,
+    outer_layout,
     pieces_in,
     stamp_of,
 )
 
-MANIFEST, OUTER, NORM = "gemmascope.json", "outer.safetensors", "model.norm.weight"
+MANIFEST, OUTER = "gemmascope.json", "outer.safetensors"
 FORMAT = "gemmascope.int8.1"
 
 
@@ -54,21 +56,22 @@ def is_whole(target: Path, identity: str) -> bool:
 class Store:
     """An open store: the shape of its model, and where its tensors lie."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises CheckpointError for a folder that is unfinished, damaged, or of another version."""
+    def __init__(self, folder: Path, source: Path | None = None) -> None:
+        """Raises CheckpointError for a folder that is unfinished, damaged, or of another version.
+
+        source: the checkpoint's own folder, where it is at hand: configuration and tokenizer are then read there.
+        """
         self.folder, self.manifest = folder, read_manifest(folder)
+        self.beside = folder if source is None else source
         if not self.manifest.get("complete"):
             raise CheckpointError(f"{folder} is a conversion that was not finished: run it again, and it goes on")
-        self.config, self.dtype_name = read_config(folder)
+        self.config, self.dtype_name = read_config(self.beside)
         for name, about in self.manifest["files"].items():
             if not _sized(folder / name, about):
                 raise CheckpointError(
                     f"{folder / name} is damaged: it should have {about['bytes']:,} bytes; remove it, and quantise again"
                 )
-        outer, self.outer_data = pieces_in(folder / OUTER)
-        if outer.keys() != {EMBEDDING, NORM}:
-            raise CheckpointError(f"{folder / OUTER} is not of this store: it holds {', '.join(outer) or 'nothing'}")
-        self.outer: Mapping[str, TensorSlice] = outer
+        self.outer, self.outer_data = self._outer()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,6 +94,28 @@ class Store:
         if sum_of(path, self.outer_data) != self.manifest["files"][OUTER]["sha256"]:
             raise CheckpointError(f"{path} is damaged: its checksum is not the manifest's; remove it, and quantise again")
 
+    def _outer(self) -> tuple[Mapping[str, TensorSlice], int]:
+        """What is outside the layers, and where its data begins. CheckpointError for another layout than the config's."""
+        path = self.folder / OUTER
+        outer, data = pieces_in(path)
+        if outer.keys() != {EMBEDDING, NORM}:
+            raise CheckpointError(f"{path} is not of this store: it holds {_listed(outer)}")
+        self._require(path, outer, data, outer_layout(self.config, outer[EMBEDDING].dtype, outer[NORM].dtype))
+        return outer, data
+
+    def _require(self, path: Path, pieces: Mapping[str, TensorSlice], data: int, expected: list[TensorSlice]) -> None:
+        """CheckpointError unless a file's header is of these pieces, in this order, and is the one that was written."""
+        if list(pieces.values()) != expected or data + expected[-1].stop != path.stat().st_size:
+            raise CheckpointError(
+                f"{path} is damaged, or not of this store: its header does not describe the tensors of the config's shape; "
+                "remove it, and quantise again"
+            )
+        wanted = self.manifest["files"][path.name].get("header")
+        if wanted is not None and header_sum(path, data) != wanted:
+            raise CheckpointError(
+                f"{path} is damaged: its header's checksum is not the manifest's; remove it, and quantise again"
+            )
+
     def _layer(self, index: int) -> PackedLayer:
         name = layer_file(index)
         path, about = self.folder / name, self.manifest["files"].get(name)
@@ -99,8 +124,7 @@ class Store:
         pieces, data = pieces_in(path)
         norms = pieces[NORMS[0]].dtype if NORMS[0] in pieces else torch.bfloat16
         expected = int8_layout(self.config, norms)
-        if list(pieces.values()) != expected:
-            raise CheckpointError(f"{path} is not of this store: its tensors are not those of the config's shape")
+        self._require(path, pieces, data, expected)
         n_bytes = expected[-1].stop
         return PackedLayer((FileRange(path, data, n_bytes, 0, stamp_of(path)),), tuple(expected), about["sha256"])
 
@@ -136,9 +160,15 @@ def _damage(manifest: dict[str, Any]) -> str | None:
             return f"it does not say how many bytes {name} has"
         if not isinstance(about.get("sha256"), str) or not re.fullmatch(r"[0-9a-f]{64}", about["sha256"]):
             return f"it has no checksum of {name}"
+        if not isinstance(about.get("header", ""), str):
+            return f"it has no checksum of the header of {name}"
     if complete and OUTER not in files:
         return f"it does not list {OUTER}"
     return None
+
+
+def _listed(pieces: Mapping[str, TensorSlice]) -> str:
+    return ", ".join(name[:80] for name in list(pieces)[:4]) or "nothing"
 
 
 def _sized(path: Path, about: Mapping[str, Any]) -> bool:
@@ -146,7 +176,19 @@ def _sized(path: Path, about: Mapping[str, Any]) -> bool:
 
 
 def whole_file(path: Path, about: Mapping[str, Any]) -> bool:
-    return _sized(path, about) and sum_of(path, pieces_in(path)[1]) == about["sha256"]
+    if not _sized(path, about):
+        return False
+    try:
+        data = pieces_in(path)[1]
+    except CheckpointError:  # a damaged header
+        return False
+    return about.get("header") in (None, header_sum(path, data)) and sum_of(path, data) == about["sha256"]
+
+
+def header_sum(path: Path, data: int) -> str:
+    """The checksum of what stands before a file's data."""
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(data)).hexdigest()
 
 
 def sum_of(path: Path, data: int) -> str:

@@ -13,7 +13,9 @@ import torch
 from checkpoints import checkpoint
 
 import gemmascope as gs
-from gemmascope.errors import GemmascopeError
+from gemmascope.checkpoints.source import NANO
+from gemmascope.errors import CheckpointError, GemmascopeError
+from gemmascope.streaming.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +117,89 @@ def test_no_single_bit_of_a_manifest_changes_the_numbers(copy: Path) -> None:
             n_refused += 1
             assert str(copy) in str(error)  # noqa: PT017
     assert n_refused > 50
+
+
+def bits_of_a_header(path: Path) -> range:
+    """The bits of what a file's header says, and of the first blanks that fill it up."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return range(8 * (8 + len(data[8 : 8 + length].rstrip(b" ")) + 3))
+
+
+def flip(path: Path, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        (byte,) = file.read(1)
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def without_sums_of_headers(folder: Path) -> None:
+    """As an earlier version wrote the manifest."""
+    manifest = json.loads((folder / "gemmascope.json").read_text())
+    for about in manifest["files"].values():
+        del about["header"]
+    (folder / "gemmascope.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_no_single_bit_of_the_embeddings_header_changes_the_numbers(sums: bool, copy: Path) -> None:
+    """Also where the manifest has no checksums of headers: the layout is what the configuration says."""
+    if not sums:
+        without_sums_of_headers(copy)
+    path, opened = copy / "outer.safetensors", Store(copy)
+    before, bits = (dict(opened.outer), opened.outer_data), bits_of_a_header(path)
+    n_refused = 0
+    for bit in bits:
+        flip(path, bit)
+        try:
+            assert opened._outer() == before  # what does not matter, such as a word about the file
+            assert not sums
+        except CheckpointError as error:
+            n_refused += 1
+            assert str(path) in str(error)  # noqa: PT017
+        flip(path, bit)
+    assert len(bits) > 2000
+    assert n_refused == len(bits) if sums else n_refused > len(bits) // 2
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.parametrize("file", ["outer.safetensors", "layer-01.safetensors"])
+def test_a_store_with_a_bit_of_a_header_flipped_is_refused_or_gives_the_same_numbers(
+    file: str, sums: bool, copy: Path
+) -> None:
+    if not sums:
+        without_sums_of_headers(copy)
+    path, draw = copy / file, random.Random(0)
+    whole, n_refused = gs.trace([3, 5, 9], model=gs.load(copy)).logits, 0
+    for bit in draw.sample(bits_of_a_header(path), 60):
+        flip(path, bit)
+        try:
+            assert torch.equal(gs.trace([3, 5, 9], model=gs.load(copy)).logits, whole)
+        except CheckpointError as error:
+            n_refused += 1
+            assert str(path) in str(error)  # noqa: PT017
+        flip(path, bit)
+    assert n_refused == 60 if sums else n_refused > 15
+
+
+@pytest.mark.nano
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"data_offsets": [0, ', b'"data_offsets": [8, '),
+        (b'"BF16"', b'"F16" '),
+        (b'"F32"', b'"I32"'),
+        (b"128]", b"64] "),
+        (b"model.norm.weight", b"model.norn.weight"),
+    ],
+)
+def test_nanos_embedding_is_not_read_by_another_header(old: bytes, new: bytes, tmp_path: Path) -> None:
+    gs.quantize(NANO, tmp_path / "q")
+    path = tmp_path / "q" / "outer.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:4096].replace(old, new, 1) + data[4096:])
+    if path.read_bytes() != data:
+        assert str(path) in refused(tmp_path / "q")
+    else:
+        assert old in (b'"BF16"', b'"F32"')

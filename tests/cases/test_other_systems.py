@@ -23,7 +23,7 @@ from checkpoints import checkpoint
 
 import gemmascope as gs
 from gemmascope.files.locking import held
-from gemmascope.loading.network import cache_folder
+from gemmascope.streaming.store_cache import cache_folder
 
 PACKAGE = Path(gs.__file__).parent
 
