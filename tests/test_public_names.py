@@ -1,0 +1,61 @@
+"""What users type stays: public names with their signatures, and public methods, as tests/public_names.txt lists them.
+
+A change on purpose: python tests/test_public_names.py > tests/public_names.txt
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gemmascope as gs
+
+LISTED = Path(__file__).parent / "public_names.txt"
+
+
+def lines() -> Iterator[str]:
+    """A line for each public name, and for each method and property of a public class."""
+    for name in sorted(gs.__all__):
+        found = getattr(gs, name)
+        if inspect.isclass(found):
+            yield f"class {name}"
+            yield from (f"  {line}" for line in sorted(_members(found)))
+        elif callable(found):
+            yield f"{name}{_signature(found)}"
+        else:
+            yield f"{name}: {type(found).__name__}"
+
+
+def _members(found: type) -> Iterator[str]:
+    for name, member in vars(found).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(member, (property,)) or hasattr(member, "func"):
+            yield f"{name} (property)"
+        elif isinstance(member, (classmethod, staticmethod)):
+            yield f"{name}{_signature(member.__func__)}"
+        elif inspect.isfunction(member):
+            yield f"{name}{_signature(member)}"
+
+
+def _signature(found: Any) -> str:
+    """Names and defaults; annotations are left to mypy."""
+    signature = inspect.signature(found)
+    bare = [
+        p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values() if p.name not in ("self", "cls")
+    ]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
+def test_public_names_and_signatures_are_those_listed() -> None:
+    there, listed = list(lines()), LISTED.read_text(encoding="utf-8").splitlines()
+    assert len(there) > 200
+    gone, new = [x for x in listed if x not in there], [x for x in there if x not in listed]
+    assert there == listed, f"gone or changed: {gone}; new: {new}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(lines()) + "\n")
