@@ -38,6 +38,13 @@ class Shown:
         """End what is under way and let go of what is large."""
         raise NotImplementedError
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """LabError, for pickle and copy: a lab is of this process, with a thread and widgets."""
+        raise LabError(
+            f"a {type(self).__name__} cannot be pickled or copied: it is live, with a thread and widgets of its own. Make "
+            "it again where it is needed: lab.code() says how to repeat what it shows"
+        )
+
     @property
     def is_closed(self) -> bool:
         return self._is_closed

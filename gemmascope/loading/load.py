@@ -18,6 +18,7 @@ from gemmascope.checkpoints.source import in_hub_cache, locate
 from gemmascope.checkpoints.wrappers import unwrapped
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError, warn
+from gemmascope.loading import pickling as pickling  # models can be pickled from here on
 from gemmascope.loading.network import Wanted, int8_store, network_of_checkpoint, network_of_store, require_weights
 from gemmascope.memory.placement import parse_bytes
 from gemmascope.model.gemma2 import Gemma2

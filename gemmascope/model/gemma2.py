@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Protocol
+from copy import deepcopy
+from typing import Any, Protocol
 
 import torch
 from einops import einsum, rearrange
@@ -200,6 +201,10 @@ class Torso(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
 
 
+def _no_check() -> None:
+    """Nobody else holds the weights."""
+
+
 class Gemma2(nn.Module):
     """The network: token ids to rows, rows through the layers, rows to soft-capped logits.
 
@@ -216,7 +221,7 @@ class Gemma2(nn.Module):
         self.work: int | None = None
         self.adopted: tuple[object, ...] = ()  # a tuple, so that torch sees no second module in it
         self.owned = False
-        self.check: Callable[[], None] = lambda: None
+        self.check: Callable[[], None] = _no_check
 
     def forward(self, ids: Int[Tensor, " row"], layout: Layout, tap: Tap = SILENT) -> Float[Tensor, "row d_model"]:
         """One pass: the stream after the last layer, before the last norm, for every row."""
@@ -225,6 +230,13 @@ class Gemma2(nn.Module):
             for layer in layers:
                 x = layer(x, layout, tap.at(layer.index, layout))
         return x
+
+    def copied(self, memo: dict[int, Any]) -> Gemma2:
+        """A network with weights of its own, which nobody else holds."""
+        memo.update({id(self.check): _no_check, id(self.adopted): ()})
+        made = deepcopy(self, memo).requires_grad_(False)
+        made.owned = True
+        return made
 
     def layers(self, reverse: bool = False) -> Generator[Layer]:
         """The layers in the order of a pass, or in reverse. Each is good until the next is asked for.

@@ -50,6 +50,16 @@ class Model:
         self.source = source
         self.weights = Identity(network)
 
+    def __copy__(self) -> Model:
+        """A second model over the same weights."""
+        return Model(self.network, self._tokenizer, self.name, self.asked, self.source)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        """A model with weights of its own; layers that are brought from files are shared, since nobody writes to them."""
+        self.network.check()
+        network = self.network if self.network.supply is not None else self.network.copied(memo)
+        return Model(network, self._tokenizer, self.name, self.asked, self.source)
+
     @property
     def config(self) -> GemmaConfig:
         return self.network.config

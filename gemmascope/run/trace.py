@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -77,6 +78,20 @@ class Trace:
         # is looked at or changed, and not while a layer runs.
         self._rerun: OrderedDict[int | None, dict[str, Tensor]] = OrderedDict()
         self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """For pickles: what the run kept, and its model. TraceError if the weights changed since the run."""
+        for part in self.model.weights.parts:  # what arrives vouches for the run with the model as it is then
+            self.require_weights(part)
+        return _from_pickle, (self.model, self._ids.cpu(), [x.cpu() for x in self.stream], self.bound_edits)
+
+    def __copy__(self) -> Trace:
+        return Trace(self.model, self._ids, self.stream, self.bound_edits, self.marks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
+        """A trace with numbers of its own, of the same model."""
+        stream = [x.clone() for x in self.stream]
+        return Trace(self.model, self.ids, stream, deepcopy(self.bound_edits, memo), self.marks)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -350,6 +365,10 @@ class Trace:
                 positions = self.layout.positions
                 value = attend.pattern(value, positions[rows], positions, k.dtype)
         return value
+
+
+def _from_pickle(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit]) -> Trace:
+    return Trace(model, ids.to(model.device), [x.to(model.device) for x in stream], edits)
 
 
 def _is_one(place: Any) -> bool:

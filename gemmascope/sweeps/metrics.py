@@ -68,24 +68,41 @@ class AnswerMetric:
 
 def logit_diff(answer: Answer, against: Answer) -> AnswerMetric:
     """Soft-capped logit of the answer less that of the other: means over several. Positive where the answer wins."""
-    return AnswerMetric("logit_diff", lambda logits, a, b: logits[:, a].mean(-1) - logits[:, b].mean(-1), (answer, against))
+    return AnswerMetric("logit_diff", _logit_diff, (answer, against))
 
 
 def answer_prob(answer: Answer) -> AnswerMetric:
     """Probability of the answer, between 0 and 1: the sum over several."""
-    return AnswerMetric("answer_prob", lambda logits, a, _: logits.softmax(-1)[:, a].sum(-1), (answer,))
+    return AnswerMetric("answer_prob", _answer_prob, (answer,))
 
 
 def answer_logprob(answer: Answer) -> AnswerMetric:
     """Natural logarithm of the answer's probability, in nats: of the sum over several."""
-    return AnswerMetric("answer_logprob", lambda logits, a, _: logits.log_softmax(-1)[:, a].logsumexp(-1), (answer,))
+    return AnswerMetric("answer_logprob", _answer_logprob, (answer,))
 
 
 def rank(answer: Answer) -> AnswerMetric:
     """How many tokens are likelier than the answer: 0 where it is the likeliest. Of several answers, the best one's."""
-    return AnswerMetric(
-        "rank", lambda logits, a, _: (logits > logits[:, a].amax(-1, keepdim=True)).sum(-1).float(), (answer,)
-    )
+    return AnswerMetric("rank", _rank, (answer,))
+
+
+# Functions of the module, since a metric is pickled by the name of its rule.
+
+
+def _logit_diff(logits: Tensor, answers: Tensor, against: Tensor) -> Tensor:
+    return logits[:, answers].mean(-1) - logits[:, against].mean(-1)
+
+
+def _answer_prob(logits: Tensor, answers: Tensor, _: Tensor) -> Tensor:
+    return logits.softmax(-1)[:, answers].sum(-1)
+
+
+def _answer_logprob(logits: Tensor, answers: Tensor, _: Tensor) -> Tensor:
+    return logits.log_softmax(-1)[:, answers].logsumexp(-1)
+
+
+def _rank(logits: Tensor, answers: Tensor, _: Tensor) -> Tensor:
+    return (logits > logits[:, answers].amax(-1, keepdim=True)).sum(-1).float()
 
 
 @dataclass(frozen=True, repr=False)

@@ -41,6 +41,9 @@ class JsonBackend:
         self.bos: int | None = self._inner.token_to_id("<bos>")
         self.size: int = self._inner.get_vocab_size(with_added_tokens=True)
 
+    def __reduce__(self) -> tuple[Any, tuple[str, bool]]:
+        return _again, (self._inner.to_str(), self._inner.encode_special_tokens)
+
     @classmethod
     def from_file(cls, path: Path) -> JsonBackend:
         """From tokenizer.json. CheckpointError if it cannot be read."""
@@ -113,6 +116,15 @@ class JsonBackend:
         """The tokens whose ids an embedding of this size does not have, by name."""
         ids = {*range(size, self.size), *(i for i in self._added if i >= size)}
         return {self.piece(i): i for i in sorted(ids)}
+
+
+def _again(content: str, encode_special: bool) -> JsonBackend:
+    """A backend out of a pickle."""
+    import tokenizers
+
+    inner = tokenizers.Tokenizer.from_str(content)
+    inner.encode_special_tokens = encode_special
+    return JsonBackend(inner)
 
 
 def _own(inner: Any) -> Any:

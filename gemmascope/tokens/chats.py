@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,38 @@ def chat_of_folder(folder: Path, settings: Mapping[str, Any]) -> Render | None:
     if not (is_there(folder / "chat_template.jinja") or settings.get("chat_template")):
         return None
 
-    @cache
-    def loaded() -> Render:
-        from transformers import AutoTokenizer
-
-        return chat_of(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
-
-    return lambda messages: loaded()(messages)
+    return _OfFolder(folder)
 
 
 def chat_of(tokenizer: Any) -> Render:
     """The template of a tokenizer of transformers."""
+    return _OfTokenizer(tokenizer)
 
-    def render(messages: Sequence[Message]) -> str:
+
+# Objects and no functions inside functions, so that a tokenizer can be pickled.
+
+
+@dataclass(frozen=True)
+class _OfTokenizer:
+    tokenizer: Any
+
+    def __call__(self, messages: Sequence[Message]) -> str:
         to_answer = messages[-1]["role"] not in ("assistant", "model")
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=to_answer))
+        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=to_answer))
 
-    return render
+
+@dataclass(frozen=True)
+class _OfFolder:
+    folder: Path
+
+    @cached_property
+    def _loaded(self) -> Render:
+        from transformers import AutoTokenizer
+
+        return chat_of(AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True))
+
+    def __call__(self, messages: Sequence[Message]) -> str:
+        return self._loaded(messages)
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
