@@ -92,7 +92,7 @@ def _require_same(found: Model, pickled: _Source) -> None:
         raise CheckpointError(
             f"the model {pickled.name!r} was pickled as what loads it, gs.load({pickled.source!r}), and that now gives "
             f"another model (fingerprint {fingerprint}, not {pickled.fingerprint}): its files changed, or its weights had "
-            "been edited in memory when it was pickled. Write edited weights to a folder, and pickle what gs.load makes of it"
+            "been edited in memory when it was pickled. Write edited weights to a folder, and pickle what gs.load gives"
         )
 
 
