@@ -171,7 +171,12 @@ def _index(folder: Path) -> dict[str, str]:
 
 def _shard_paths(folder: Path, index: Mapping[str, str]) -> list[Path]:
     if index:
-        return [folder / shard for shard in sorted(set(index.values()))]
+        paths = [folder / shard for shard in sorted(set(index.values()))]
+        if missing := [path.name for path in paths if not os.path.lexists(path)]:
+            raise CheckpointError(
+                f"the shard {missing[0]}, which model.safetensors.index.json names, is not in {folder}: fetch it again"
+            )
+        return paths
     if is_there(folder / "model.safetensors"):
         return [folder / "model.safetensors"]
     if parts := sorted(path.name for path in folder.glob("model-*-of-*.safetensors")):

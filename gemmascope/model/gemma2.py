@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import Attend
 from gemmascope.model.bits import bits_of
+from gemmascope.model.ending import stop_at_the_end
 from gemmascope.model.factored_matrix import FactoredMatrix, ov_of, qk_of
 from gemmascope.model.layout import NO_ROWS, Layout
 from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate, soft_cap
@@ -246,7 +247,9 @@ class Gemma2(nn.Module):
         if self.supply is not None:
             yield from self.supply.layers(reverse)
         else:
-            yield from reversed(self.model.layers) if reverse else self.model.layers  # type: ignore[misc]
+            for layer in reversed(self.model.layers) if reverse else self.model.layers:
+                stop_at_the_end()
+                yield layer  # type: ignore[misc]
 
     def layer(self, index: int) -> Layer:
         """The layer of this number, from 0, for as long as it is held."""

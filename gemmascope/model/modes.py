@@ -14,6 +14,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from gemmascope.model.ending import at_work
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -33,11 +35,11 @@ def own_modes() -> Iterator[None]:
 
 
 def computes(fn: _F) -> _F:
-    """A public function that sets the modes of the user's session aside while it runs. See own_modes."""
+    """A public function: sets the modes of the user's session aside (own_modes), and stops when the interpreter ends."""
 
     @functools.wraps(fn)
     def called(*args: Any, **kwargs: Any) -> Any:
-        with own_modes():
+        with at_work(), own_modes():
             return fn(*args, **kwargs)
 
     return cast(_F, called)

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, whole_number
+from gemmascope.arguments import finite_number, shown, whole_number
 from gemmascope.checkpoints.device import choose_device
-from gemmascope.errors import DictionaryError
+from gemmascope.errors import DictionaryError, SiteError
 from gemmascope.files.json_reader import is_there, read_json
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.sae.catalogue import EMBEDDING, PARAMS
+from gemmascope.sae.catalogue import EMBEDDING, PARAMS, TRANSCODER
 from gemmascope.sae.dictionary import Dictionary, Tie, TrainedFor
 from gemmascope.sae.files import DictionaryRequest, Found, locate
 from gemmascope.sae.npz import read_params
+from gemmascope.sites import find_site
 
 # Beside the params.npz of a dictionary that gemmascope.nano.training.train_sae made.
 ABOUT = "about.json"
@@ -144,9 +145,17 @@ def _about(path: Path) -> dict[str, Any]:
     if not is_there(path, error=DictionaryError):
         return {}
     try:
-        return read_json(path, error=DictionaryError)
-    except DictionaryError as error:
+        about = read_json(path, error=DictionaryError)
+        for name in ("model", "fingerprint", "site"):
+            if not isinstance(about.get(name, ""), str):
+                raise DictionaryError(f"{name} is a text; it has {shown(about[name])}")
+        if about.get("site", TRANSCODER) != TRANSCODER:
+            find_site(about["site"])
+        if about.get("layer", EMBEDDING) != EMBEDDING:
+            whole_number(about["layer"], "layer", least=0, error=DictionaryError)
+    except (DictionaryError, SiteError) as error:
         raise DictionaryError(f"{path} is not what training writes beside a {PARAMS}: {error}") from error
+    return about
 
 
 def _concepts(about: Mapping[str, Any], path: Path) -> dict[int, Tie]:

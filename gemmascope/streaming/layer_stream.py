@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gemmascope.checkpoints.from_transformers import empty_layers
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError
+from gemmascope.model.ending import stop_at_the_end
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.identity import digest_of_layer
 from gemmascope.streaming.packed import PackedLayer, bytes_of, require_stamp, room
@@ -110,6 +111,7 @@ class Stream:
             self._lock.acquire(going)
             going.begin()
             for index in order:
+                stop_at_the_end()
                 slot = self.kept[index] if index in self.kept else going.take(index)
                 weights = self._unpacked(index, slot)
                 if not self.ready:  # the bytes are no longer needed: the next layer's may take their place

@@ -133,7 +133,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     found = read_json(folder / MANIFEST)
     if found.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder} is a store of another version ({found.get('format')!r}, not {FORMAT!r}): give another folder, "
+            f"{folder / MANIFEST} is of another version ({found.get('format')!r}, not {FORMAT!r}): give another folder, "
             "or remove this one"
         )
     if why := _damage(found):

@@ -155,9 +155,15 @@ def _bytes_of(path: Path) -> bytes:
         there = "it is a folder" if os.path.isdir(path) else "it is no file" if os.path.exists(path) else "No such file"
         raise SweepError(f"{path} is not a sweep that can be read: {there}")
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            start = file.read(2)
+            if start not in (b"", b"{", b'{"'):  # whatever its size: it may be of terabytes
+                raise SweepError(f"{path} is not a sweep that can be read: it does not begin as one")
+            return start + file.read()
     except OSError as error:
         raise SweepError(f"{path} is not a sweep that can be read: {error.strerror}") from error
+    except MemoryError:
+        raise SweepError(f"{path} is not a sweep that can be read: it does not fit in memory") from None
 
 
 def fill_from(content: bytes, path: Path, result: SweepResult) -> tuple[int, str]:

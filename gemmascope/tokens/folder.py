@@ -99,9 +99,10 @@ def _by_transformers(folder: Path) -> tuple[JsonBackend, int | None]:
     try:
         made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # whatever its many readers raise
+        there = sorted(path.name for path in folder.glob("*token*"))
         raise CheckpointError(
-            f"the tokenizer in {folder} has tokens or rules that only transformers reads, and it cannot: "
-            f"{type(error).__name__}: {error}"
+            f"the tokenizer in {folder} has tokens or rules that only transformers reads, and it cannot "
+            f"({', '.join(there)}): {type(error).__name__}: {error}"
         ) from error
     return backend_of(made), made.bos_token_id
 

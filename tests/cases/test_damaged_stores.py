@@ -203,3 +203,19 @@ def test_nanos_embedding_is_not_read_by_another_header(old: bytes, new: bytes, t
         assert str(path) in refused(tmp_path / "q")
     else:
         assert old in (b'"BF16"', b'"F32"')
+
+
+def test_no_single_bit_of_a_header_changes_the_numbers(copy: Path) -> None:
+    draw = random.Random(1)
+    n_refused = 0
+    for name in ("outer.safetensors", "layer-00.safetensors"):
+        data = (copy / name).read_bytes()
+        length = len(data[: data.index(b"}}") + 2])
+        for _ in range(60):
+            damaged = bytearray(data)
+            damaged[draw.randrange(length)] ^= 1 << draw.randrange(8)
+            (copy / name).write_bytes(damaged)
+            assert name in refused(copy)
+            n_refused += 1
+        (copy / name).write_bytes(data)
+    assert n_refused == 120

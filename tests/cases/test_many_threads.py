@@ -25,8 +25,9 @@ import gemmascope.loading.load as load_module
 from gemmascope.model.model import Model
 from gemmascope.streaming.layer_stream import Stream
 
-N_THREADS, SECONDS = 8, 600
+N_THREADS = 8
 CALLS = int(os.environ.get("GEMMASCOPE_CALLS", "160"))
+SECONDS = max(600, CALLS)  # after which a thread counts as stuck
 METRIC = gs.logit_diff(5, 9)
 
 
