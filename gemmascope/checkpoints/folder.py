@@ -174,7 +174,7 @@ def _shard_paths(folder: Path, index: Mapping[str, str]) -> list[Path]:
         paths = [folder / shard for shard in sorted(set(index.values()))]
         if missing := [path.name for path in paths if not os.path.lexists(path)]:
             raise CheckpointError(
-                f"the shard {missing[0]}, which model.safetensors.index.json names, is not in {folder}: fetch it again"
+                f"the shard {missing[0]} is not in {folder}: fetch it again. model.safetensors.index.json names it"
             )
         return paths
     if is_there(folder / "model.safetensors"):

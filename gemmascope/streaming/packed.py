@@ -105,8 +105,11 @@ def bytes_of(buffer: Tensor) -> memoryview:
 
 
 def stamp_of(path: Path) -> tuple[int, int, int]:
-    """What tells a file from the same file changed: size, time of the last change, inode."""
-    found = path.stat()
+    """What tells a file from the same file changed: size, time of the last change, inode. CheckpointError if it is gone."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
