@@ -145,10 +145,19 @@ def test_nothing_is_opened_in_the_encoding_of_the_system(source: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_the_commands_print_on_a_console_that_knows_few_letters(encoding: str) -> None:
-    for command in (["trace", "Zoë went → 東京"], ["generate", "Mary went", "--max-new-tokens", "3"], ["plan", "nano"]):
-        done = run("from gemmascope.__main__ import main; sys.exit(main(sys.argv[1:]))", *command, encoding=encoding)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout
+    commands = [["trace", "Zoë went → 東京"], ["generate", "Mary went", "--max-new-tokens", "3"], ["plan", "nano"]]
+    script = """
+import json
+from gemmascope.__main__ import main
+for command in json.loads(sys.argv[1]):
+    print("COMMAND")
+    assert main(command) == 0, command
+"""
+    done = run(script, json.dumps(commands), encoding=encoding)
+    assert done.returncode == 0, done.stderr[-2000:]
+    printed = done.stdout.split("COMMAND")[1:]
+    assert len(printed) == len(commands)
+    assert all(part.strip() for part in printed)
 
 
 def test_no_module_needs_what_only_some_systems_have() -> None:
