@@ -101,12 +101,12 @@ def _log_probs(t: Trace, rows: slice) -> Float[Tensor, "pos vocab"]:
     """Log-probabilities of the soft-capped logits of some positions, float64."""
     t.require_weights(None)
     with torch.no_grad():
-        return t.model.network.unembed(t.stream[-1][rows]).double().log_softmax(-1)
+        return t.model.network.unembed(t.residuals[-1][rows]).double().log_softmax(-1)
 
 
 def _nearness(x: Trace, y: Trace) -> Float[Tensor, "2 layer"]:
     """Cosine and relative error |a - b| / |a| at each entry of the stream, summed over all positions but the first."""
-    entries = zip(x.stream, y.stream, strict=True)
+    entries = zip(x.residuals, y.residuals, strict=True)
     return torch.stack([_alike(a[1:].double(), b[1:].to(a.device).double()) for a, b in entries], 1)
 
 

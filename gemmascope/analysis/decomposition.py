@@ -72,7 +72,7 @@ class Decomposition:
         return sorted(layer for layer in found if layer is not None)
 
     def _embedding(self) -> None:
-        there = self.along(self.trace.stream[0])
+        there = self.along(self.trace.residuals[0])
         if self._edited(None, "embed"):
             with torch.no_grad():
                 own = self.along(self.trace.model.network.embed(self.trace.ids, self.trace.layout))
@@ -91,7 +91,7 @@ class Decomposition:
 
     def _written_to_stream(self, layer: int, values: Values) -> None:
         """What edits wrote to the stream itself, beside what sublayers did; without edits that is rounding."""
-        entered, left = self.trace.stream[layer], self.trace.stream[layer + 1]
+        entered, left = self.trace.residuals[layer], self.trace.residuals[layer + 1]
         sums = {
             "resid_pre": (values["resid_pre"], (entered,)),
             "resid_mid": (values["resid_mid"], (values["resid_pre"], values["attn_out"])),

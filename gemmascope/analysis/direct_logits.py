@@ -124,7 +124,7 @@ def direct_logits(
     parts, rest = _labelled(trace, by, reading.split(by), reading.rest)
     towards = f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")
     about = f"direct logits in {spelled(trace.model.name)}, {towards}, at position {at} ({shown(trace.tokens[at])})"
-    return DirectLogits(parts, rest, reading.along(trace.stream[-1]), _capped(trace, ids, others, at), by, about)
+    return DirectLogits(parts, rest, reading.along(trace.residuals[-1]), _capped(trace, ids, others, at), by, about)
 
 
 def answer_directions(trace: Trace, answer: Answer, against: Answer | None = None) -> Float[Tensor, "pos d_model"]:
@@ -157,7 +157,7 @@ def _capped(trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int) -
     """The soft-capped logit difference that the model returns at a position."""
     trace.require_weights(None)
     with torch.no_grad():
-        logits = trace.model.network.unembed(trace.stream[-1][pos : pos + 1])[0]
+        logits = trace.model.network.unembed(trace.residuals[-1][pos : pos + 1])[0]
     return float(logits[list(ids)].mean() - (logits[list(others)].mean() if others else 0.0))
 
 
@@ -169,7 +169,7 @@ def _direction(
     with torch.no_grad():
         rows = network.model.embed_tokens(torch.tensor([*ids, *others], device=trace.model.device)).float()
         wanted: Tensor = rows[: len(ids)].mean(0) - (rows[len(ids) :].mean(0) if others else 0.0)
-        along: Tensor = wanted * network.model.norm.gain(trace.stream[-1][pos])
+        along: Tensor = wanted * network.model.norm.gain(trace.residuals[-1][pos])
         return along
 
 

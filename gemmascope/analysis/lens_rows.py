@@ -28,10 +28,10 @@ def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[tupl
     """What is read, in the order of the pass: ((site, layer), rows [pos, d_model])."""
     if site == "resid_post":
         for layer in range(trace.model.n_layers):
-            yield (site, layer), trace.stream[layer + 1]
+            yield (site, layer), trace.residuals[layer + 1]
         return
     if site == EVERY:
-        yield ("embed", None), trace.stream[0]
+        yield ("embed", None), trace.residuals[0]
     if head is not None:
         yield from _of_one_head(trace, head)
         return
@@ -81,6 +81,6 @@ def logits_of(trace: Trace, site: str, rows: Tensor, positions: Sequence[int]) -
     with torch.no_grad():
         if site not in PARTS:
             return network.unembed(rows)
-        gain = network.model.norm.gain(trace.stream[-1][list(positions)])
+        gain = network.model.norm.gain(trace.residuals[-1][list(positions)])
         raw = network.model.embed_tokens.logits((rows.float() * gain).to(rows.dtype)).float()
         return soft_cap(raw, trace.model.config.final_cap)

@@ -7,7 +7,7 @@ from typing import Any
 
 def is_trace(given: Any) -> bool:
     """Whether this is a run that can be read by site: what gs.trace returns."""
-    return hasattr(given, "stream") and hasattr(given, "layout")
+    return hasattr(given, "residuals") and hasattr(given, "layout")
 
 
 def no_trace(given: Any) -> str:

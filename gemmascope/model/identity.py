@@ -6,10 +6,11 @@ files that are watched, the files' stamps will do.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gemmascope.model.bits import bits_of, joined
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 # A part of a network: a layer's number, or None for embedding and last norm.
 Part = int | None
 
-# How many numbers of a tensor are looked at to see whether all should be.
-PROBED = 64
+# What a mark begins with that is of the digest before, of weights that looked as they did.
+UNSURE = "unsure "
+
+# Up to so many bytes the embedding is looked at whole whenever a run begins.
+SMALL = 2**22
 
 
 class Identity:
@@ -65,7 +69,23 @@ class Identity:
 
     def marks(self) -> tuple[str, ...]:
         """The marks of all parts, for a run that begins."""
-        return tuple(self._from_files(part) or self.known(part) for part in self.parts)
+        return tuple(self._from_files(part) or self._mark_of_run(part) for part in self.parts)
+
+    def looks(self) -> tuple[object, ...]:
+        """What changes with most changes of the weights, without a look at all of them."""
+        return tuple(self._from_files(part) or self._look(part) for part in self.parts)
+
+    def _mark_of_run(self, part: Part) -> str:
+        """The mark of a part in memory. A layer's may be that of before: what the run kept tells whether it is right.
+
+        A change of few numbers through .data is not seen by the look at some.
+        """
+        look, found = self._seen.get(part, (None, ""))
+        if not self._network.owned or look is None or look != self._look(part):
+            return self.digest(part)
+        if part is None and self._network.model.embed_tokens.weight.nbytes <= SMALL:
+            return self.digest(part)
+        return UNSURE + found
 
     def _from_files(self, part: Part) -> str | None:
         """The mark of a part that is read from files."""
@@ -82,8 +102,18 @@ class Identity:
         about = tuple((id(t), t.data_ptr(), t.dtype, t.shape, 0 if t.is_inference() else t._version) for t in tensors)
         with torch.no_grad():
             flat = [t.detach().reshape(-1) for t in tensors if not t.is_meta]
-            probed = [one[:: max(1, len(one) // PROBED)].float() for one in flat]
+            probed = [one[:: _step(t)].float() for one, t in zip(flat, (t for t in tensors if not t.is_meta), strict=True)]
             return about, torch.cat(probed).cpu().numpy().tobytes() if probed else b""
+
+
+def _step(tensor: Tensor) -> int:
+    """Every how many numbers a tensor is looked at, so that each of its rows and each of its columns is."""
+    if tensor.dim() < 2:
+        return 1
+    step = max(1, min(tensor.shape[0], tensor.shape[1]))
+    while math.gcd(step, tensor.shape[1]) > 1:
+        step -= 1
+    return step
 
 
 def digest_of_layer(layer: nn.Module) -> str:

@@ -181,9 +181,14 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """A digest of all the weights, the configuration, the dtype and the tokenizer, as they are now."""
+        return self.fingerprints()[0]
+
+    def fingerprints(self) -> tuple[str, str]:
+        """fingerprint and network_fingerprint, from one look at the weights."""
         self.network.check()
         words = "none" if self._tokenizer is None else self._tokenizer.digest
-        return joined((*self._about(), *map(self.weights.digest, self.weights.parts), words))[:16]
+        network = (*self._about(), *map(self.weights.digest, self.weights.parts))
+        return joined((*network, words))[:16], joined(network)[:16]
 
     @property
     def network_fingerprint(self) -> str:

@@ -99,12 +99,12 @@ def _at_the_end(trace: Trace, metric: Metric) -> Tensor:
         raise EditError("the run has an edit after its layers (final, logits_raw or logits), which gradients do not pass")
     trace.require_weights(None)
     with torch.enable_grad():
-        last = trace.stream[-1][-1:].detach().requires_grad_()
+        last = trace.residuals[-1][-1:].detach().requires_grad_()
         value = measure(metric, trace.model.network.unembed(last))
         if not value.requires_grad:
             raise MetricError("the metric has no gradient: it detaches its numbers, or counts, as gs.rank does")
         (grad,) = torch.autograd.grad(value.sum(), last)
-    return torch.cat((torch.zeros_like(trace.stream[-1][:-1]), grad))
+    return torch.cat((torch.zeros_like(trace.residuals[-1][:-1]), grad))
 
 
 def _through_layer(trace: Trace, layer: Layer, grad: Tensor, wanted: Collection[Key]) -> tuple[Tensor, dict[Key, Tensor]]:
@@ -112,7 +112,7 @@ def _through_layer(trace: Trace, layer: Layer, grad: Tensor, wanted: Collection[
     grabbing = _Grabbing(wanted)
     tap = Chain(Editing([trace.bound_edits]), grabbing)
     with torch.enable_grad():
-        x = trace.stream[layer.index].detach().requires_grad_()
+        x = trace.residuals[layer.index].detach().requires_grad_()
         y = layer(x, trace.layout, tap.at(layer.index, trace.layout))
         inputs = [x, *grabbing.held.values()]
         grads = torch.autograd.grad(y, inputs, grad, allow_unused=True)

@@ -36,7 +36,7 @@ def _layers(trace: Trace, wanted: Collection[tuple[str, int | None]]) -> Iterato
             keeping = Keeping([site for site, only in wanted if only in (None, layer.index)])
             tap = Chain(Editing([trace.bound_edits]), keeping)
             with torch.no_grad(), explain_oom(trace.model):
-                layer(trace.stream[layer.index], trace.layout, tap.at(layer.index, trace.layout))
+                layer(trace.residuals[layer.index], trace.layout, tap.at(layer.index, trace.layout))
             yield layer, {name: value for (name, _), value in keeping.kept[0].items()}
 
 

@@ -47,13 +47,15 @@ def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     """
     for part in trace.model.weights.parts:  # what the file vouches for is what ran
         trace.require_weights(part)
-    tensors = {"ids": trace.ids, **{f"stream.{i}": x for i, x in enumerate(trace.stream)}}
+    tensors = {"ids": trace.ids, **{f"stream.{i}": x for i, x in enumerate(trace.residuals)}}
     described = []
     for i, bound in enumerate(trace.bound_edits):
         described.append(_describe(bound))
         if isinstance(bound.values, Tensor):  # a trace has no other: a feed is a sweep's
             tensors[f"edit.{i}"] = bound.values
-    about = {"version": VERSION, "model": trace.model.name, "fingerprint": trace.model.fingerprint, "edits": described}
+    whole, network = trace.model.fingerprints()
+    about: dict[str, Any] = {"version": VERSION, "model": trace.model.name, "fingerprint": whole, "network": network}
+    about["edits"] = described
     about["sha256"] = checksum(about, tensors)
     write_file(path, _file_of(about, tensors), error=TraceError)
 
@@ -159,10 +161,12 @@ def _check(about: dict[str, Any], tensors: dict[str, Tensor], path: Path, model:
         )
     if about["sha256"] != checksum(about, tensors):
         raise TraceError(f"{path} is a damaged trace: its checksum is not that of what it holds. Run the prompt again")
-    if about["fingerprint"] != model.fingerprint:
+    whole, network = model.fingerprints()
+    if about["fingerprint"] != whole:
+        differs = "another tokenizer" if about.get("network") == network else "other weights, configuration or dtype"
         raise TraceError(
             f"{path} was written by the model {about['model']!r} ({about['fingerprint']}) and is opened with {model.name!r} "
-            f"({model.fingerprint}), which has other weights, shape or dtype: pass model= the one that wrote it"
+            f"({whole}), which has {differs}: pass model= the one that wrote it"
         )
     if why := _unlike(tensors, model):
         raise TraceError(f"{path} is a damaged trace: {why}")

@@ -70,7 +70,7 @@ def summarise(trace: Trace) -> Summary:
     trace.require_weights(None)
     special = [model.has_tokenizer and model.tokenizer.is_special(i) for i in ids]
     with torch.no_grad():
-        read = [model.network.unembed(x[-1:])[0] for x in trace.stream[1:]]
+        read = [model.network.unembed(x[-1:])[0] for x in trace.residuals[1:]]
     return Summary(
         model=model.name,
         tokens=tuple(zip(trace.tokens, ids, special, strict=True)),

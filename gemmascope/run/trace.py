@@ -27,6 +27,7 @@ from gemmascope.errors import SiteError, TraceError
 from gemmascope.legible import legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import explain_oom, require_room
+from gemmascope.model.identity import UNSURE
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 # A re-run layer keeps all its sites if they are smaller than this, in bytes; else only the one asked for.
 KEEP_WHOLE_LAYER = 256 * 2**20
 KEPT_LAYERS = 4
+# How far a layer that runs again may be off the run, in units of the number format's precision and of the largest value.
+ROUNDING = 16
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Trace:
         marks: Sequence[str] | None = None,
     ) -> None:
         """marks: of the weights that the run was made with (Identity.marks); None for those that are there now."""
-        self.model, self._ids, self.stream, self.bound_edits = model, ids, tuple(stream), tuple(edits)
+        self.model, self._ids, self.residuals, self.bound_edits = model, ids, tuple(stream), tuple(edits)
         self.marks = tuple(model.weights.marks() if marks is None else marks)
         self.layout = Layout.of_lengths([len(ids)], model.device)
         # Sites of the layers re-run last, by layer; None stands for what follows the last layer. Its lock is held while it
@@ -83,18 +86,23 @@ class Trace:
         """For pickles: what the run kept, and its model. TraceError if the weights changed since the run."""
         for part in self.model.weights.parts:  # what arrives vouches for the run with the model as it is then
             self.require_weights(part)
-        return _from_pickle, (self.model, self._ids.cpu(), [x.cpu() for x in self.stream], self.bound_edits)
+        return _from_pickle, (self.model, self._ids.cpu(), [x.cpu() for x in self.residuals], self.bound_edits)
 
     def __copy__(self) -> Trace:
-        return Trace(self.model, self._ids, self.stream, self.bound_edits, self.marks)
+        return Trace(self.model, self._ids, self.residuals, self.bound_edits, self.marks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
         """A trace with numbers of its own, of the same model."""
-        stream = [x.clone() for x in self.stream]
+        stream = [x.clone() for x in self.residuals]
         return Trace(self.model, self.ids, stream, deepcopy(self.bound_edits, memo), self.marks)
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    @property
+    def stream(self) -> tuple[Float[Tensor, "pos d_model"], ...]:
+        """The residual stream at the entry of each layer and after the last. Copies: writing to them changes no trace."""
+        return tuple(x.clone() for x in self.residuals)
 
     @property
     def ids(self) -> Int[Tensor, " pos"]:
@@ -165,7 +173,7 @@ class Trace:
         require_room(n_bytes, self.model.device, what, do)
         self.require_weights(None)
         with torch.no_grad():
-            read = torch.stack([self.model.network.unembed(x[rows]) for x in self.stream[1:]]).cpu().numpy()
+            read = torch.stack([self.model.network.unembed(x[rows]) for x in self.residuals[1:]]).cpu().numpy()
         texts = self.tokens
         coords = {
             "layer": range(len(read)),
@@ -271,22 +279,35 @@ class Trace:
         """
         self.model.network.check()
         place = -1 if part is None else part
-        if self.model.weights.mark(part) != self.marks[place]:
+        mark, now = self.marks[place], self.model.weights.mark(part)
+        if now == mark.removeprefix(UNSURE):
+            return
+        if part is not None and mark.startswith(UNSURE) and self._runs_as_before(part):
+            self.marks = tuple(now if at == part else one for at, one in enumerate(self.marks))  # changed before the run
+        else:
             what = "the embedding or the last norm" if part is None else f"layer {part}"
             raise TraceError(
                 f"the weights of {what} of {self.model.name!r} changed since this run, so what it did there cannot be run "
                 "again. Run it again: gs.trace(t.ids, model=t.model). What it kept can be read: t['resid_post', layer]"
             )
 
+    def _runs_as_before(self, layer: int) -> bool:
+        """Whether a layer makes of what entered it what left it in the run, but for rounding."""
+        before = self.residuals[layer + 1]
+        with torch.no_grad():
+            now = self.model.layer(layer)(self.residuals[layer], self.layout, self._tap(Tap()).at(layer, self.layout))
+        allowed = ROUNDING * torch.finfo(before.dtype).eps * float(before.abs().max())
+        return bool((now - before).abs().max() <= allowed)
+
     def _kept(self, site: str, layer: int | None) -> Tensor | None:
         """A site that is an entry of the stream, which is kept as it stood before the edits at resid_pre."""
         if site == "embed":
-            return self.stream[0]
+            return self.residuals[0]
         if layer is None or site not in ("resid_pre", "resid_post"):
             return None
         if site == "resid_post":
-            return self.stream[layer + 1]
-        return None if self._edits_at(layer, ("resid_pre",)) else self.stream[layer]
+            return self.residuals[layer + 1]
+        return None if self._edits_at(layer, ("resid_pre",)) else self.residuals[layer]
 
     def _edits_at(self, layer: int, sites: Sequence[str]) -> bool:
         return any(edit.address.layer == layer and edit.address.site.name in sites for edit in self.bound_edits)
@@ -312,13 +333,13 @@ class Trace:
         keeping = Keeping(sites)
         with torch.no_grad(), explain_oom(self.model):
             if layer is None:
-                self.model.network.unembed(self.stream[-1], self._tap(keeping).at(None, self.layout))
+                self.model.network.unembed(self.residuals[-1], self._tap(keeping).at(None, self.layout))
             else:
-                self.model.layer(layer)(self.stream[layer], self.layout, self._tap(keeping).at(layer, self.layout))
+                self.model.layer(layer)(self.residuals[layer], self.layout, self._tap(keeping).at(layer, self.layout))
             found = {name: value for (name, _), value in keeping.kept[0].items()}
             if "logits" in found and len(wrong := torch.nonzero(~torch.isfinite(found["logits"].amax(-1)))):
                 pos = int(wrong[0])
-                require_logits(self.model, self.ids, found["logits"][pos], self.stream[-1][pos], pos, self.bound_edits)
+                require_logits(self.model, self.ids, found["logits"][pos], self.residuals[-1][pos], pos, self.bound_edits)
         return found
 
     def _require_room(self, names: Sequence[str]) -> None:
@@ -345,7 +366,7 @@ class Trace:
             return self["logits"][pos]
         self.require_weights(None)
         with torch.no_grad():
-            row = self.stream[-1][pos]
+            row = self.residuals[-1][pos]
             logits = self.model.network.unembed(row[None])[0]
             require_logits(self.model, self.ids, logits, row, pos, self.bound_edits)
             return logits
@@ -355,7 +376,7 @@ class Trace:
         module, tap = self.model.layer(layer), self._tap(Tap()).at(layer, self.layout)
         attend, group = module.self_attn.attend, self.model.config.heads_per_kv
         with torch.no_grad():
-            x = tap("attn_in", module.input_layernorm(tap("resid_pre", self.stream[layer])))
+            x = tap("attn_in", module.input_layernorm(tap("resid_pre", self.residuals[layer])))
             q, k, _ = module.self_attn.queries_keys_values(x, self.layout, tap)
             q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
             value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")

@@ -84,6 +84,6 @@ def _losses(model: Model, ids: Tensor, edits: Sequence[Edit]) -> Tensor:
     (trace,) = traces(model, [ids], edits)
     first = _first(ids, model)
     step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
-    rows = zip(torch.split(trace.stream[-1][first:-1], step), torch.split(ids[first + 1 :], step), strict=True)
+    rows = zip(torch.split(trace.residuals[-1][first:-1], step), torch.split(ids[first + 1 :], step), strict=True)
     with torch.no_grad():
         return torch.cat([cross_entropy(model.network.unembed(x), after, reduction="none") for x, after in rows])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Splice(Edit):
 
     def bind(self, model: Model, ids: Tensor) -> BoundEdit:
         """This edit, on a run of these ids. DictionaryError for a model that the dictionary was not trained for."""
-        self.dictionary.require_fit(model)
+        _require_fit(self.dictionary, model)
         if self.pos is not None:
             return super().bind(model, ids)
         after = list(range(int(ids[0] == model.config.bos_id), len(ids)))
@@ -72,6 +73,17 @@ class Splice(Edit):
         said += [f"features={dict(self.features)!r}"] if self.features else []
         said += [f"{name}={plain(value)!r}" for name, value in (("pos", self.pos), ("head", self.head)) if value is not None]
         return f"gs.splice({', '.join(said)}{'' if self.keep_error else ', keep_error=False'})"
+
+
+# For each dictionary the models that it was found to fit, and how their weights looked: a sweep binds it in every cell.
+_FITS: WeakKeyDictionary[Dictionary, WeakKeyDictionary[Model, object]] = WeakKeyDictionary()
+
+
+def _require_fit(sae: Dictionary, model: Model) -> None:
+    known, looks = _FITS.setdefault(sae, WeakKeyDictionary()), model.weights.looks()
+    if known.get(model) != looks:
+        sae.require_fit(model)
+        known[model] = looks
 
 
 def splice(

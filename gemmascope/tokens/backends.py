@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,10 @@ from gemmascope.files.json_reader import refuse_pointer
 # How Gemma's tokenizers treat text before it is split, as tokenizer.json says it.
 _SPACES = '{"type":"Replace","pattern":{"String":" "},"content":"▁"}'
 _AT_SPACES = '{"type":"Split","pattern":{"String":" "},"behavior":"MergedWithPrevious","invert":false}'
+
+
+# Parts of tokenizer.json that decide what is put around a text, or cut off it.
+_AROUND = ("version", "truncation", "padding", "post_processor")
 
 
 class Backend(Protocol):
@@ -72,8 +77,16 @@ class JsonBackend:
         return token_id in self._special
 
     def content(self) -> bytes:
-        """All that decides how a text is split, as a file holds it."""
-        return str(self._inner.to_str()).encode()
+        """All that decides how a text is split, as a file holds it: without what stands around a text, which is not used."""
+        head, model, rest = str(self._inner.to_str()).partition(',"model":{')
+        try:
+            about = json.loads(head + "}")
+        except ValueError:  # laid out as no version does it so far
+            return (head + model + rest).encode()
+        kept = {name: value for name, value in about.items() if name not in _AROUND}
+        if self.is_gemmas():  # whether they say that they split at spaces makes no difference
+            kept.pop("pre_tokenizer", None)
+        return (json.dumps(kept, sort_keys=True) + model + rest).encode()
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name."""

@@ -78,10 +78,10 @@ def _named(trace: Trace, answer: Answer) -> str:
 def _measures(trace: Trace, directions: Tensor | None) -> np.ndarray[Any, Any]:
     """Norms of the stream, of attention's and of the MLP's part, the cosine with the final stream, and what both parts
     wrote along directions, where there are some: each [pos, layer], in one stream of the weights."""
-    final = trace.stream[-1].float()
+    final = trace.residuals[-1].float()
     rows = []
     for layer, values in replay(trace, ["attn_out", "mlp_out"]):
-        after = trace.stream[layer.index + 1].float()
+        after = trace.residuals[layer.index + 1].float()
         parts = [values["attn_out"].float(), values["mlp_out"].float()]
         series = [after.norm(dim=-1), *(part.norm(dim=-1) for part in parts), torch.cosine_similarity(after, final, dim=-1)]
         if directions is not None:

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 import gemmascope as gs
 from gemmascope.checkpoints.source import NANO
-from gemmascope.errors import BudgetError, CheckpointError, DeviceError, GemmascopeWarning, SweepError, TraceError
+from gemmascope.errors import (
+    BudgetError,
+    CheckpointError,
+    DeviceError,
+    DictionaryError,
+    GemmascopeWarning,
+    SweepError,
+    TraceError,
+)
 from gemmascope.model import bits
 from gemmascope.model.bits import Bits, bits_of
 
@@ -368,3 +376,83 @@ def test_a_dictionarys_fingerprint_is_of_every_number() -> None:
         assert dataclasses.replace(d, **{name: array}).fingerprint != before, name
     d.W_dec[100, 1] += 1
     assert d.fingerprint != before
+
+
+@pytest.mark.parametrize("n_prompts", [1, 3])
+def test_a_narrow_change_before_a_run_is_no_change_since_it(n_prompts: int, tmp_path: Path) -> None:
+    """One number of each tensor, written through .data, which no look at some of the numbers sees."""
+    checkpoint("lg").save_pretrained(tmp_path)
+    model = gs.load(tmp_path)
+    gs.trace(IDS, model=model)
+    for weight in model.network.parameters():
+        weight.data.view(-1)[5] += 0.5
+    fresh = checkpoint("lg")
+    for weight in fresh.parameters():
+        weight.data.view(-1)[5] += 0.5
+    prompts = [IDS, IDS[:5], IDS[::-1]][:n_prompts]
+    expected = gs.trace(prompts, model=gs.load(fresh))
+    for trace, right in zip(gs.trace(prompts, model=model), expected, strict=True):
+        for key in (("z", 0), ("pattern", 1), "logits"):
+            assert torch.allclose(trace[key], right[key], atol=1e-5)
+        model.network.model.layers[1].mlp.down_proj.weight.data.view(-1)[7] += 1.0
+        with pytest.raises(TraceError, match="changed since this run"):
+            gs.trace(IDS, model=model, edits=[]) and trace["z", 1]
+        model.network.model.layers[1].mlp.down_proj.weight.data.view(-1)[7] -= 1.0
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"])
+def test_a_row_or_a_column_that_changed_is_seen_before_a_run(name: str, tmp_path: Path) -> None:
+    checkpoint("lg").save_pretrained(tmp_path)
+    model = gs.load(tmp_path)
+    weight = model.network.get_parameter(name)
+    for axis in (0, 1):
+        for place in range(weight.shape[axis]):
+            before = model.weights.looks()
+            weight.data.select(axis, place).mul_(1.25)
+            assert model.weights.looks() != before, (axis, place)
+
+
+def test_writing_to_the_stream_changes_no_trace() -> None:
+    trace = gs.trace(IDS, model=gs.load(checkpoint("lg")))
+    before, logits = trace["resid_post", 0], trace.logits
+    for entry in trace.stream:
+        entry.zero_()
+    assert torch.equal(trace["resid_post", 0], before)
+    assert torch.equal(gs.trace(IDS, model=trace.model).logits, logits)
+    assert bool(trace.stream[1].any())
+
+
+@pytest.mark.nano
+def test_a_trace_opened_with_another_tokenizer_says_so_and_one_with_the_same_is_opened(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(NANO)
+    gs.trace("Mary went", model=gs.load(NANO, tokenizer=words)).save(tmp_path / "t")
+    assert gs.open_trace(tmp_path / "t", model=gs.load(NANO)).tokens == gs.trace("Mary went").tokens
+    words("Mary", truncation=True, max_length=2, padding="max_length")  # what a call leaves on it
+    words.add_eos_token = words.add_bos_token = False
+    assert gs.load(NANO, tokenizer=NANO).fingerprint == gs.load().fingerprint
+    gs.open_trace(tmp_path / "t", model=gs.load(NANO, tokenizer=AutoTokenizer.from_pretrained(NANO)))
+    words.add_tokens(["<new>"])
+    shutil.copytree(NANO, tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").unlink()
+    for other in (gs.load(tmp_path / "m"), gs.load(tmp_path / "m", dtype="bfloat16")):
+        said = "another tokenizer" if other.dtype == torch.float32 else "other weights, configuration or dtype"
+        with pytest.raises(TraceError, match=said):
+            gs.open_trace(tmp_path / "t", model=other)
+
+
+@pytest.mark.nano
+def test_the_features_of_a_sweep_do_not_look_at_all_weights_in_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = gs.load(AutoModelForCausalLM.from_pretrained(NANO), tokenizer=NANO)
+    sae, ids = gs.load_sae(), gs.load().ids("Mary went to the store")
+    gs.splice(sae, {3: 0.5}).bind(model, ids)
+    monkeypatch.setattr(type(sae), "require_fit", None)
+    for value in (0.0, 1.0):
+        gs.splice(sae, {3: value}).bind(model, ids)
+    monkeypatch.undo()
+    model.network.model.layers[2].mlp.down_proj.weight.data[:, 3] = 0
+    with pytest.raises(DictionaryError, match="fingerprint"):
+        gs.splice(sae, {3: 0.5}).bind(model, ids)

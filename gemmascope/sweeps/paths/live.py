@@ -112,7 +112,7 @@ class LivePaths:
                 walk.edits.append(receiver.edit(self.model, walk.rows, read))
 
     def _after_attention(self, layer: Layer, walk: _Walk) -> Tensor:
-        entering = self.base.stream[layer.index][walk.rows] if walk.stream is None else walk.stream
+        entering = self.base.residuals[layer.index][walk.rows] if walk.stream is None else walk.stream
         frozen = self.of_base[layer.index]["attn_out"]
         if layer.index not in walk.cell["layer"] or self.name == "mlp_out":
             return entering + frozen[walk.rows]

@@ -133,6 +133,6 @@ class _FrozenPaths:
         if not len(rows):
             rows = torch.tensor([len(change) - 1], device=change.device)
         entry = self.model.n_layers if receiver.heads is None else receiver.layer
-        stream = (self.base.stream[entry] + change)[rows]
+        stream = (self.base.residuals[entry] + change)[rows]
         read = stream if receiver.heads is None else receiver.read(self.layer(receiver.layer), stream)
         return receiver.edit(self.model, rows, read)
