@@ -21,7 +21,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
-from gemmascope.run import trace as trace_module
+from gemmascope.run import kept_layers
 from gemmascope.run.trace import Trace
 from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES
 
@@ -186,14 +186,14 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     t = gs.trace(prompt(60), model=many)
     pattern = t["pattern", 0]
     limit = 2 * pattern.numel() * pattern.element_size()
-    monkeypatch.setattr(trace_module, "KEEP_WHOLE_LAYER", limit)
+    monkeypatch.setattr(kept_layers, "KEEP_WHOLE_LAYER", limit)
     small = gs.trace(prompt(60), model=many)
     for layer in range(6):
         for site in LAYER_SITES:
             assert torch.equal(small[site, layer], t[site, layer])
-            held = [sum(v.numel() * v.element_size() for v in kept.values()) for kept in small._rerun.values()]
+            held = small.rerun.sizes()
             assert all(size <= limit for size in held)
-            assert len(held) <= trace_module.KEPT_LAYERS
+            assert len(held) <= kept_layers.KEPT_LAYERS
 
 
 @pytest.mark.parametrize("address", ADDRESSES, ids=str)

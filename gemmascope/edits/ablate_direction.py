@@ -38,7 +38,7 @@ class AblateDirection(Edit):
         share = (x * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True)
         return x - share * along
 
-    def _values(self, target: Target) -> Tensor:
+    def values_at(self, target: Target) -> Tensor:
         site, vector = target.address.site, self.vector
         if site.is_edges:
             raise EditError(f"'{site.name}' lives on attention edges, where there is no direction to remove")

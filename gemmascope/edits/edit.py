@@ -14,15 +14,14 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gemmascope.arguments import shown
+from gemmascope.edits.binding import bind, copied, same
 from gemmascope.edits.bound import BoundEdit, DeferredValues, Target
 from gemmascope.edits.call_text import name_of, plain
-from gemmascope.edits.places import Head, Pos, find_heads, find_positions
-from gemmascope.edits.reach import refuse_hidden
+from gemmascope.edits.places import Head, Pos
 from gemmascope.edits.sources import mean_of, of_trace
 from gemmascope.edits.text import source_text, traces_text
 from gemmascope.edits.trace_protocol import is_trace, no_trace
@@ -30,7 +29,6 @@ from gemmascope.errors import EditError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
-from gemmascope.sites import find
 from gemmascope.values import is_array, real_tensor
 
 if TYPE_CHECKING:
@@ -84,39 +82,20 @@ class Edit(ABC):
     def _snapshot(self) -> Edit:
         """This edit with copies of what its owner may write to: a run is of the values that it was made with."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
-        copies = {name: new for name, value in given.items() if (new := _copied(value)) is not value}
+        copies = {name: new for name, value in given.items() if (new := copied(value)) is not value}
         made = copy(self)
         for name, new in copies.items():
             object.__setattr__(made, name, new)
         return made if copies else self
 
     def _bind(self, model: Model, ids: Tensor) -> BoundEdit:
-        address = find(self.site, model.n_layers, self.layer)
-        heads = find_heads(self.head, address.site, model)
-        if address.site.is_edges:
-            self._refuse("pos", "'{0}' lives on attention edges: say q_pos and k_pos instead of pos")
-            axes: tuple[list[int] | None, ...] = (
-                heads,
-                find_positions(self.q_pos, model, ids),
-                find_positions(self.k_pos, model, ids),
-            )
-        else:
-            self._refuse("q_pos", "'{0}' has positions, not edges: say pos instead of q_pos and k_pos")
-            self._refuse("k_pos", "'{0}' has positions, not edges: say pos instead of q_pos and k_pos")
-            positions = find_positions(self.pos, model, ids)
-            axes = (positions, heads)
-        places = tuple(torch.tensor(axis, device=model.device) for axis in axes if axis is not None)
-        target = Target(model, ids, address, places)
-        values = self._values(target)
-        if values is not None and not bool(torch.isfinite(values.to(model.dtype)).all()):
-            raise EditError(f"the source of {self!r} holds NaN or infinity, or a number too large for {model.dtype}")
-        return BoundEdit(self, address, places, values, refuse_hidden(self, address, places, values, model))
+        return bind(self, model, ids)
 
     @abstractmethod
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         """What stands there after the edit. old and values: the selected places, in the axes of the site."""
 
-    def _values(self, target: Target) -> Tensor | None:
+    def values_at(self, target: Target) -> Tensor | None:
         """What is to be written, [the selected places], or None if it follows from what stands there."""
         return None
 
@@ -135,14 +114,10 @@ class Edit(ABC):
         return f"gs.{name}({', '.join([*self._arguments(), *where])})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return type(self) is type(other) and all(same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
     def __hash__(self) -> int:
         return hash((type(self), self.site))
-
-    def _refuse(self, argument: str, why: str) -> None:
-        if getattr(self, argument) is not None:
-            raise EditError(f"{why.format(self.site)}; given {argument}={getattr(self, argument)!r}")
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -155,7 +130,7 @@ class Patch(Edit):
         assert values is not None
         return values
 
-    def _values(self, target: Target) -> Tensor:
+    def values_at(self, target: Target) -> Tensor:
         if is_array(self.source):
             return target.fit(self.source, "the source tensor")
         if isinstance(self.source, DeferredValues) or not is_trace(self.source):
@@ -186,7 +161,7 @@ class Ablate(Edit):
         assert values is not None
         return values
 
-    def _values(self, target: Target) -> Tensor:
+    def values_at(self, target: Target) -> Tensor:
         if isinstance(self.value, str):
             return mean_of(self.value, self.reference, target, self._means)
         if self.reference:
@@ -209,7 +184,7 @@ class Add(Edit):
         assert values is not None
         return old + values
 
-    def _values(self, target: Target) -> Tensor:
+    def values_at(self, target: Target) -> Tensor:
         return target.fit(self.vector, "the vector") * self.scale
 
     def _arguments(self) -> list[str]:
@@ -227,7 +202,7 @@ class Scale(Edit):
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         return old * self.factor
 
-    def _values(self, target: Target) -> None:
+    def values_at(self, target: Target) -> None:
         if not math.isfinite(self.factor):
             raise EditError(f"factor is a finite number; given {self.factor!r}")
 
@@ -244,7 +219,7 @@ class Knockout(Edit):
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         return torch.full_like(old, -torch.inf)
 
-    def _values(self, target: Target) -> None:
+    def values_at(self, target: Target) -> None:
         _, q_pos, k_pos = target.places
         assert target.address.layer is not None
         window = target.model.config.window_of(target.address.layer)
@@ -299,26 +274,3 @@ def listed_edits(edits: Any) -> tuple[Edit, ...]:
     if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:
         raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {shown(wrong[0])}")
     return listed
-
-
-def _copied(value: Any) -> Any:
-    """A copy of a tensor, an array or a list; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    return [_copied(one) for one in value] if isinstance(value, list) else value
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments of edits are equal: tensors by their numbers, traces by model, tokens and edits."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and a.device == b.device and bool(torch.equal(a, b))
-    if is_array(a) and is_array(b) and not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        return bool(np.array_equal(np.asarray(a), np.asarray(b)))
-    if hasattr(a, "ids") and hasattr(b, "ids"):
-        return bool(a.model is b.model and a.ids.tolist() == b.ids.tolist() and a.edits == b.edits)
-    a, b = plain(a), plain(b)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)

@@ -5,47 +5,38 @@ It keeps the residual stream; whatever else is asked for is had by re-running on
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.arguments import is_whole, shown
 from gemmascope.edits.bound import BoundEdit, recorded
 from gemmascope.edits.edit import Edit, listed_edits
-from gemmascope.edits.places import Head, Pos, find_heads, find_positions
+from gemmascope.edits.places import Head, Pos, find_positions
 from gemmascope.edits.reach import warn_of_no_effect
-from gemmascope.errors import SiteError, TraceError
+from gemmascope.errors import SiteError
 from gemmascope.legible import legibly
 from gemmascope.loading.default import model_or_nano
-from gemmascope.memory.limits import explain_oom, require_room
 from gemmascope.model.identity import UNSURE
 from gemmascope.model.layout import Layout
-from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.finite import require_logits
-from gemmascope.run.passes import Editing, Keeping, streams
-from gemmascope.sites import EDGE_SITES, SITES, Site, find
+from gemmascope.run.kept_layers import KeptLayers
+from gemmascope.run.logit_lens import logit_lens
+from gemmascope.run.passes import Editing, streams
+from gemmascope.run.rerun import changed, edges_of, is_one, run_layer, run_the_end, runs_as_before, unembed_at, worth_keeping
+from gemmascope.sites import EDGE_SITES, Site, find
 
 if TYPE_CHECKING:
     import xarray
-
-# A re-run layer keeps all its sites if they are smaller than this, in bytes; else only the one asked for.
-KEEP_WHOLE_LAYER = 256 * 2**20
-KEPT_LAYERS = 4
-# How far a layer that runs again may be off the run, in units of the number format's precision and of the largest value.
-ROUNDING = 16
 
 
 @dataclass(frozen=True)
@@ -77,10 +68,7 @@ class Trace:
         self.model, self._ids, self.residuals, self.bound_edits = model, ids, tuple(stream), tuple(edits)
         self.marks = tuple(model.weights.marks() if marks is None else marks)
         self.layout = Layout.of_lengths([len(ids)], model.device)
-        # Sites of the layers re-run last, by layer; None stands for what follows the last layer. Its lock is held while it
-        # is looked at or changed, and not while a layer runs.
-        self._rerun: OrderedDict[int | None, dict[str, Tensor]] = OrderedDict()
-        self._lock = Lock()
+        self.rerun = KeptLayers()
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """For pickles: what the run kept, and its model. TraceError if the weights changed since the run."""
@@ -116,7 +104,7 @@ class Trace:
         Raises SiteError for a site or layer that is not there, with the near names.
         """
         address = find(key, self.model.n_layers)
-        return self._read(address.site, address.layer)
+        return self.read(address.site, address.layer)
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -152,7 +140,7 @@ class Trace:
         size = self.model.config.vocab_size
         if not is_whole(k) or not 0 < int(k) <= size:
             raise SiteError(f"k is a whole number from 1 to {size}, the size of the vocabulary; given {shown(k)}")
-        logits = self._last if at == len(self) - 1 else self._unembed(at)
+        logits = self._last if at == len(self) - 1 else unembed_at(self, at)
         probs, ids = logits.softmax(-1).topk(int(k))
         return [(text, int(i), float(p)) for text, i, p in zip(self.model.texts(ids), ids, probs, strict=True)]
 
@@ -164,24 +152,8 @@ class Trace:
         layer's are the logits, unless an edit comes after the layers. Source: nostalgebraist, "interpreting GPT: the logit
         lens" (2020).
         """
-        import xarray
-
         rows = list(range(len(self))) if pos is None else [self._position(pos)]
-        n_bytes = 2 * 4 * self.model.n_layers * len(rows) * self.model.config.vocab_size  # the layers', then together
-        what = f"the logits of {self.model.n_layers} layers at {len(rows)} positions"
-        do = "give pos= and call it for each, or take gs.lens(trace), which keeps the likeliest tokens alone"
-        require_room(n_bytes, self.model.device, what, do)
-        self.require_weights(None)
-        with torch.no_grad():
-            read = torch.stack([self.model.network.unembed(x[rows]) for x in self.residuals[1:]]).cpu().numpy()
-        texts = self.tokens
-        coords = {
-            "layer": range(len(read)),
-            "kind": ("layer", list(self.model.config.kinds)),
-            "pos": rows,
-            "token": ("pos", [texts[row] for row in rows]),
-        }
-        lens = xarray.DataArray(read, dims=("layer", "pos", "vocab"), coords=coords, name="soft-capped logit")
+        lens = logit_lens(self, rows)
         return lens if pos is None else lens.isel(pos=0)
 
     @computes
@@ -197,15 +169,7 @@ class Trace:
             raise SiteError(
                 f"'{name}' has no edges; those that do are {', '.join(EDGE_SITES)}. Read it as t[{name!r}, {layer}]"
             )
-        assert address.layer is not None
-        heads = find_heads(head, address.site, self.model)
-        rows = find_positions(q_pos, self.model, self.ids)
-        assert heads is not None
-        if address.site.name in self._found(address.layer) or self._edits_at(address.layer, EDGE_SITES):
-            value = self._read(address.site, address.layer)[heads][:, rows]
-        else:
-            value = self._some_edges(address.site.name, address.layer, heads, rows)
-        return value[0 if _is_one(head) else slice(None)][..., 0 if _is_one(q_pos) else slice(None), :]
+        return edges_of(self, address, head, q_pos)
 
     @computes
     def grad(self, metric: Any, sites: Any) -> Any:
@@ -236,41 +200,26 @@ class Trace:
         return as_html(self)
 
     def _position(self, pos: Any) -> int:
-        if not _is_one(pos) and not isinstance(pos, float):
+        if not is_one(pos) and not isinstance(pos, float):
             raise SiteError(f"one position is read at a time: its number, or a token that occurs once; given {shown(pos)}")
         return find_positions(pos, self.model, self.ids)[0]
 
     @cached_property
     def _last(self) -> Tensor:
-        return self._unembed(len(self) - 1)
+        return unembed_at(self, len(self) - 1)
 
-    def _read(self, site: Site, layer: int | None) -> Tensor:
+    def read(self, site: Site, layer: int | None) -> Tensor:
+        """The value of a site, as t[site, layer] has it."""
         kept = self._kept(site.name, layer)
         if kept is not None:
             return kept.clone()
-        found = self._found(layer)
+        found = self.rerun.found(layer)
         if site.name not in found:
-            made = self._run_layer(layer, self._worth_keeping(site, layer))
-            if _n_bytes({**found, **made}) > KEEP_WHOLE_LAYER:
+            made = run_layer(self, layer, worth_keeping(self, site, layer))
+            if not self.rerun.has_room_for({**found, **made}):
                 return made[site.name]  # the caller's alone: too large to keep, and to copy
-            found = self._keep(layer, made)
+            found = self.rerun.keep(layer, made)
         return found[site.name].clone()  # so that writing to what was read changes no number read later
-
-    def _found(self, layer: int | None) -> dict[str, Tensor]:
-        """What is kept of a layer that was re-run."""
-        with self._lock:
-            if layer in self._rerun:
-                self._rerun.move_to_end(layer)
-            return self._rerun.get(layer, {})
-
-    def _keep(self, layer: int | None, made: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Keep sites of a layer beside those kept before, which another thread may have made meanwhile."""
-        with self._lock:
-            found = self._rerun[layer] = {**self._rerun.get(layer, {}), **made}
-            self._rerun.move_to_end(layer)
-            while len(self._rerun) > KEPT_LAYERS:
-                self._rerun.popitem(last=False)
-            return found
 
     def require_weights(self, part: int | None) -> None:
         """TraceError if the weights of a layer (None: embedding and last norm) are no longer those of the run.
@@ -282,22 +231,10 @@ class Trace:
         mark, now = self.marks[place], self.model.weights.mark(part)
         if now == mark.removeprefix(UNSURE):
             return
-        if part is not None and mark.startswith(UNSURE) and self._runs_as_before(part):
+        if part is not None and mark.startswith(UNSURE) and runs_as_before(self, part):
             self.marks = tuple(now if at == part else one for at, one in enumerate(self.marks))  # changed before the run
         else:
-            what = "the embedding or the last norm" if part is None else f"layer {part}"
-            raise TraceError(
-                f"the weights of {what} of {self.model.name!r} changed since this run, so what it did there cannot be run "
-                "again. Run it again: gs.trace(t.ids, model=t.model). What it kept can be read: t['resid_post', layer]"
-            )
-
-    def _runs_as_before(self, layer: int) -> bool:
-        """Whether a layer makes of what entered it what left it in the run, but for rounding."""
-        before = self.residuals[layer + 1]
-        with torch.no_grad():
-            now = self.model.layer(layer)(self.residuals[layer], self.layout, self._tap(Tap()).at(layer, self.layout))
-        allowed = ROUNDING * torch.finfo(before.dtype).eps * float(before.abs().max())
-        return bool((now - before).abs().max() <= allowed)
+            raise changed(self.model, part)
 
     def _kept(self, site: str, layer: int | None) -> Tensor | None:
         """A site that is an entry of the stream, which is kept as it stood before the edits at resid_pre."""
@@ -307,98 +244,19 @@ class Trace:
             return None
         if site == "resid_post":
             return self.residuals[layer + 1]
-        return None if self._edits_at(layer, ("resid_pre",)) else self.residuals[layer]
+        return None if self.edits_at(layer, ("resid_pre",)) else self.residuals[layer]
 
-    def _edits_at(self, layer: int, sites: Sequence[str]) -> bool:
+    def edits_at(self, layer: int, sites: Sequence[str]) -> bool:
+        """Whether an edit of the run is at one of these sites of a layer."""
         return any(edit.address.layer == layer and edit.address.site.name in sites for edit in self.bound_edits)
 
-    def _worth_keeping(self, asked: Site, layer: int | None) -> list[str]:
-        """The sites to keep from a re-run: those of the layer that come with the one asked for, if they are small.
-
-        Edge sites come apart from the others: a layer that makes them whole does not go in chunks as the pass did, and
-        rounds differently in what follows.
-        """
-        others = [
-            s
-            for s in SITES.values()
-            if s.in_layer == (layer is not None) and s.is_edges == asked.is_edges and s.name not in ("embed", "head_out")
-        ]
-        size = self.model.config.size_of
-        n_bytes = 4 * sum(torch.Size(size(axis, len(self)) for axis in s.axes).numel() for s in others)
-        return list({asked.name, *(s.name for s in others if 2 * n_bytes <= KEEP_WHOLE_LAYER)})
-
-    def _run_layer(self, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:
-        self._require_room(sites)
-        self.require_weights(layer)
-        keeping = Keeping(sites)
-        with torch.no_grad(), explain_oom(self.model):
-            if layer is None:
-                self.model.network.unembed(self.residuals[-1], self._tap(keeping).at(None, self.layout))
-            else:
-                self.model.layer(layer)(self.residuals[layer], self.layout, self._tap(keeping).at(layer, self.layout))
-            found = {name: value for (name, _), value in keeping.kept[0].items()}
-            if "logits" in found and len(wrong := torch.nonzero(~torch.isfinite(found["logits"].amax(-1)))):
-                pos = int(wrong[0])
-                require_logits(self.model, self.ids, found["logits"][pos], self.residuals[-1][pos], pos, self.bound_edits)
-        return found
-
-    def _require_room(self, names: Sequence[str]) -> None:
-        """BudgetError for logits of a long prompt, or scores and patterns, that what is free does not hold."""
-        size = self.model.config.size_of
-        wide = [SITES[name] for name in names if SITES[name].is_edges or "vocab" in SITES[name].axes]
-        n_bytes = 2 * 4 * sum(torch.Size(size(axis, len(self)) for axis in site.axes).numel() for site in wide)
-        if n_bytes:
-            do = "t.next_logits, t.top(pos=) and t.lens(pos=) take one position"
-            do = "t.edges(head=, q_pos=) gives some of the rows" if wide[0].is_edges else do
-            what = f"{' and '.join(site.name for site in wide)} of all {len(self)} positions"
-            require_room(n_bytes, self.model.device, what, do)
-
-    def run_the_end(self) -> None:
-        """Run what follows the layers, if a function is to be asked there: once, as it is in the layers."""
-        if any(bound.written is not None and bound.address.layer is None for bound in self.bound_edits):
-            self._run_layer(None, ["logits"])
-
-    def _tap(self, keeping: Tap) -> Tap:
+    def tap(self, keeping: Tap) -> Tap:
+        """The edits of the run, and what keeps values on the way."""
         return Chain(Editing([self.bound_edits]), keeping)
-
-    def _unembed(self, pos: int) -> Tensor:
-        if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in self.bound_edits):
-            return self["logits"][pos]
-        self.require_weights(None)
-        with torch.no_grad():
-            row = self.residuals[-1][pos]
-            logits = self.model.network.unembed(row[None])[0]
-            require_logits(self.model, self.ids, logits, row, pos, self.bound_edits)
-            return logits
-
-    def _some_edges(self, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
-        self.require_weights(layer)
-        module, tap = self.model.layer(layer), self._tap(Tap()).at(layer, self.layout)
-        attend, group = module.self_attn.attend, self.model.config.heads_per_kv
-        with torch.no_grad():
-            x = tap("attn_in", module.input_layernorm(tap("resid_pre", self.residuals[layer])))
-            q, k, _ = module.self_attn.queries_keys_values(x, self.layout, tap)
-            q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
-            value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")
-            if site != "scores":
-                value = soft_cap(value, attend.cap)
-            if site == "pattern":
-                positions = self.layout.positions
-                value = attend.pattern(value, positions[rows], positions, k.dtype)
-        return value
 
 
 def _from_pickle(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit]) -> Trace:
     return Trace(model, ids.to(model.device), [x.to(model.device) for x in stream], edits)
-
-
-def _is_one(place: Any) -> bool:
-    """Whether a head or position is one rather than several: a number of any kind, or a token."""
-    return isinstance(place, str) or is_whole(place)
-
-
-def _n_bytes(values: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in values.values())
 
 
 @overload
@@ -438,5 +296,5 @@ def run_traced(model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[Bou
     with torch.inference_mode(False):  # what a trace keeps outlives the caller's inference mode: gradients start from it
         found = [Trace(model, *run, marks) for run in zip(ids, streams(model, ids, bound), bound, strict=True)]
         for one in found:
-            one.run_the_end()
+            run_the_end(one)
     return found
