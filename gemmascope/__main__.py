@@ -9,12 +9,14 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from gemmascope import __version__
 from gemmascope.cli import generate, lab, patch, plan, quantize, trace
 from gemmascope.cli.arguments import BAD_INPUT, INTERRUPTED, PIPE_CLOSED, LegibleParser
-from gemmascope.errors import GemmascopeError
+from gemmascope.errors import GemmascopeError, GemmascopeWarning
 from gemmascope.legible import legible
 
 COMMANDS = (trace, patch, generate, quantize, plan, lab)
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a token that the terminal's encoding lacks is no reason to stop
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
     try:
         try:
             return _run(argv)
@@ -51,6 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return PIPE_CLOSED
         print("gemmascope:", *legible(str(error)).split("\n"), file=sys.stderr)
         return BAD_INPUT
+
+
+_show = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+    """Tell our own warnings as errors are told, in one line: on a command line there is no line of the user's to name."""
+    if issubclass(category, GemmascopeWarning):
+        print("gemmascope: warning:", *str(message).split("\n"), file=sys.stderr)
+    else:
+        _show(message, category, *rest, **named)
 
 
 def _flush() -> None:

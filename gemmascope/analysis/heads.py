@@ -23,6 +23,7 @@ from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import explain_oom
+from gemmascope.model.finite import is_finite, require_sound
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
@@ -200,7 +201,10 @@ def _over_prompts(model: Model, kinds: list[str], prompts: Any, random: tuple[An
     tap = _Scoring(model, runs, kinds)
     layout = Layout.of_lengths([len(ids) for ids in runs], model.device)
     with torch.no_grad(), explain_oom(model):
-        model.network(torch.cat(runs), layout, tap)
+        rows = model.network(torch.cat(runs), layout, tap)
+    if not is_finite(rows):
+        for ids in runs:
+            require_sound(model.network, model.name, ids)
     found = {}
     for kind, (n_queries, n_beyond) in numbers.items():
         beyond = f"; in {n_beyond} of them local layers (window {model.config.window}) see none of the keys in question"

@@ -119,6 +119,10 @@ def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
     return config, name if isinstance(name, str) else None
 
 
+# Adapters of peft that are learned tokens or keys, and no change of weights.
+UNMERGED = frozenset(("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"))
+
+
 def refuse_adapter(folder: Path) -> None:
     """CheckpointError if a folder holds an adapter: transformers would load it with its base, and other numbers come."""
     names = [
@@ -129,8 +133,14 @@ def refuse_adapter(folder: Path) -> None:
     if not names:
         return
     config = folder / "adapter_config.json"
-    base = read_json(config).get("base_model_name_or_path") if is_there(config) else None
+    about = read_json(config) if is_there(config) else {}
+    base, kind = about.get("base_model_name_or_path"), about.get("peft_type")
     beside = "beside a model" if os.path.lexists(folder / "config.json") else "and no model"
+    if kind in UNMERGED:
+        raise CheckpointError(
+            f"{folder} holds an adapter ({', '.join(names)}) of type {kind} {beside}: it adds tokens or keys that are no "
+            "weights, so it cannot be merged, and it is not read. Remove it, if the model without it is meant"
+        )
     raise CheckpointError(
         f"{folder} holds an adapter ({', '.join(names)}) {beside}. Merge it into its base"
         f"{f' ({base})' if isinstance(base, str) else ''} first: with peft, "

@@ -11,7 +11,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gemmascope.checkpoints.folder import with_ends
 from gemmascope.config import GemmaConfig
@@ -23,6 +24,8 @@ Parameters = dict[str, nn.Parameter]
 # Whose code runs in a Gemma 2 of transformers. Hooks of theirs (recording outputs, moving tensors) change no number.
 _OWN = ("torch", "transformers", "accelerate")
 _CLASSES = ("Linear", "Embedding", "ModuleList", "GELUTanh", "PytorchGELUTanh")
+# What bfloat16 may round off a number that the model computes with.
+ROUNDING = 1e-2
 _AS_EDIT = "and write what it does as an edit (gs.edit)"
 
 
@@ -41,6 +44,7 @@ def refuse_other_forward(source: Any, config: GemmaConfig) -> None:
                 f"(handle.remove()), {_AS_EDIT}"
             )
         _refuse_other_module(name, module)
+    _refuse_other_body(source.model, config)
     for index, layer in enumerate(source.model.layers):
         _refuse_other_numbers(f"model.layers.{index}", layer, index, config)
 
@@ -69,6 +73,7 @@ class Watch:
                 )
         self._refuse_unusable(source, theirs)
         self._refuse_other_config(source)
+        _refuse_other_body(source.model, self._network.config)
         for index, layer in enumerate(source.model.layers):
             _refuse_other_numbers(f"model.layers.{index}", layer, index, self._network.config)
         self._warn_of_hooks(source)
@@ -122,6 +127,41 @@ def _refuse_other_module(name: str, module: nn.Module) -> None:
     known = any(kind.startswith("Gemma2") or kind in _CLASSES for kind in kinds)
     if not known and not (isinstance(module, nn.GELU) and module.approximate == "tanh"):
         raise CheckpointError(f"{_named(name)} is a {type(module).__name__}, which no Gemma 2 has there")
+
+
+def _refuse_other_body(body: Any, config: GemmaConfig) -> None:
+    """CheckpointError for a last norm, RoPE or scale of the embedding with other numbers than the configuration's."""
+    _require_number("model.norm.eps", getattr(body.norm, "eps", config.norm_eps), config.norm_eps)
+    rope = getattr(body, "rotary_emb", None)
+    for name in ("inv_freq", "attention_scaling"):
+        there = getattr(rope, name, None)
+        wanted = rope_frequencies(config) if name == "inv_freq" else torch.ones(())
+        if there is None or (isinstance(there, Tensor) and there.is_meta):
+            continue
+        there = torch.as_tensor(there).detach().float().cpu()
+        if there.shape != wanted.shape or not torch.allclose(there, wanted, rtol=ROUNDING, atol=0):
+            raise CheckpointError(
+                f"model.rotary_emb.{name} of the transformers model is not what its configuration makes it: set it back, or "
+                "save the model and load the folder"
+            )
+    scale = getattr(body.embed_tokens, "embed_scale", None)  # since transformers 5
+    if isinstance(scale, Tensor) and not scale.is_meta:
+        wanted_scale = config.d_model**0.5
+        if abs(float(scale) - wanted_scale) > ROUNDING * wanted_scale:
+            _require_number("model.embed_tokens.embed_scale", float(scale), wanted_scale)
+
+
+def _require_number(name: str, there: Any, wanted: Any) -> None:
+    if there != wanted:
+        raise CheckpointError(
+            f"{name} of the transformers model is {there!r}, and its configuration makes it {wanted!r}: set it back, or "
+            "save the model and load the folder"
+        )
+
+
+def rope_frequencies(config: GemmaConfig) -> Tensor:
+    """The frequencies of RoPE that a configuration asks for."""
+    return config.rope_theta ** -(torch.arange(0, config.d_head, 2, dtype=torch.float32) / config.d_head)
 
 
 def _refuse_other_numbers(name: str, layer: Any, index: int, config: GemmaConfig) -> None:

@@ -20,6 +20,7 @@ _QUANTISED = re.compile(
 # Made anew from the configuration, or heads on top of the network: transformers leaves them out of a language model too.
 _LEFT_OUT = re.compile(
     r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$|^(model\.)?score\.(weight|bias)$"
+    r"|^v_head\.(summary\.)?(weight|bias)$"
 )
 
 

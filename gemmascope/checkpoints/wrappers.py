@@ -30,6 +30,11 @@ def unwrapped(source: Any) -> Any:
     if around := next((attribute for kind, attribute in _AROUND.items() if kind in kinds), None):
         return unwrapped(getattr(source, around))
     if kinds & {"PeftModel", "PeftMixedModel"}:
+        if getattr(getattr(source, "active_peft_config", None), "is_prompt_learning", False):
+            raise CheckpointError(
+                f"this is a {type(source).__name__} whose adapter is learned tokens or keys, which cannot be merged and are "
+                "not read: give the base model without it"
+            )
         raise CheckpointError(
             f"this is a {type(source).__name__}, a model with adapters: give model.merge_and_unload(), or the base model "
             "without them"

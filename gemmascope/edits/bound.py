@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gemmascope.edits.recorded import Written
 from gemmascope.errors import EditError
+from gemmascope.model.finite import norm_can_take
 from gemmascope.model.model import Model
-from gemmascope.sites import Address
+from gemmascope.sites import Address, Site
 from gemmascope.values import real_tensor
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ class DeferredRead:
     def read(self) -> Tensor:
         return self.feed.at(self.layer)[mesh(self.places)]
 
+
+# What is part of the residual stream or joins it as it stands.
+_IN_STREAM = frozenset(("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"))
 
 # What is written here reaches other rows through the attention of the same layer.
 _SPREADING = frozenset(("embed", "resid_pre", "attn_in", "k", "k_rot", "v"))
@@ -171,9 +175,11 @@ class BoundEdit:
             raise EditError(
                 f"{self.edit!r} reaches nothing: the mask hides the edges named, whose weights are 0, and it leaves 0"
             )
-        if bool(torch.isfinite(new.detach().sum())):  # a sum is quick, and no number makes it none
+        if can_be_squared(self.address.site, new.detach()) and bool(torch.isfinite(new.detach().sum())):
+            return  # sums are quick, and what is no number makes them none
+        if not bool(self._allowed(old).all()):
             return
-        if bool(self._allowed(old).all()) and len(wrong := torch.nonzero(~self._allowed(new))):
+        if len(wrong := torch.nonzero(~self._allowed(new))):
             at = ", ".join(
                 f"{axis} {int(place[n])}"
                 for axis, place, n in zip(self.address.site.axes, places, wrong[0].tolist(), strict=False)
@@ -182,11 +188,23 @@ class BoundEdit:
             raise EditError(
                 f"{self.edit!r} made {made} of what stood at '{self.address}' ({at}): no run can go on from there"
             )
+        if can_be_squared(self.address.site, old) and not can_be_squared(self.address.site, new.detach()):
+            raise EditError(
+                f"{self.edit!r} made numbers whose squares are infinite of what stood at '{self.address}': a norm would "
+                "make zeros of them"
+            )
 
     def _allowed(self, new: Tensor) -> Tensor:
         """Which numbers a run can go on from: finite ones, and minus infinity where it hides an edge or a token."""
         finite = torch.isfinite(new)
         return finite | torch.isneginf(new) if self.address.site.name in _MASKED_BY_INFINITY else finite
+
+
+def can_be_squared(site: Site, values: Tensor) -> bool:
+    """Whether a norm can take what comes of the rows of a site. Of the stream's own rows, that is seen at the run's end."""
+    if site.is_edges or "vocab" in site.axes or site.name in _IN_STREAM:
+        return True
+    return norm_can_take(values)
 
 
 def recorded(bound: BoundEdit) -> BoundEdit:

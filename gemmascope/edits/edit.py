@@ -166,7 +166,8 @@ class Ablate(Edit):
             return mean_of(self.value, self.reference, target, self._means)
         if self.reference:
             raise EditError("a reference is only for value='mean' or 'mean_by_pos'")
-        return torch.full((), float(self.value), dtype=torch.float32, device=target.model.device).expand(target.shape())
+        value = torch.tensor(float(self.value), dtype=torch.float64).to(target.model.device, torch.float32)
+        return value.expand(target.shape())
 
     @legibly
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.memory.limits import explain_oom
-from gemmascope.model.finite import are_logits, is_finite
+from gemmascope.model.finite import are_logits, is_finite, norm_can_take
 from gemmascope.model.kv_cache import KVCache
 from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.model import Model
@@ -83,7 +83,7 @@ class Decoder:
                 layout = layouts[layer.index]
                 stream.append(layer(stream[-1], layout, tap.at(layer.index, layout)))
             self._passes.append((dict(zip(runs, layouts[0].spans, strict=True)), stream))
-            if not is_finite(stream[-1]):
+            if not is_finite(stream[-1]) or (editing and not norm_can_take(stream[-1])):
                 for run in runs:
                     require_finite(self.model, self.prompts[run], self.stream(run), self.edits[run])
         return stream[-1]

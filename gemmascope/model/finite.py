@@ -20,6 +20,11 @@ def is_finite(value: Tensor) -> bool:
     return value.is_meta or bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
+def norm_can_take(rows: Tensor) -> bool:
+    """Whether the mean square of each row, [..., d], is finite: where it is not, a norm makes zeros of the row."""
+    return rows.is_meta or bool(torch.isfinite(rows.float().square().sum(-1)).all())
+
+
 def are_logits(logits: Tensor) -> bool:
     """Whether these can be logits, [..., vocab]: minus infinity rules a token out, and one at least is left."""
     most = logits.amax(-1)  # NaN where there is one

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from gemmascope.errors import EditError, GemmascopeError
-from gemmascope.model.finite import FirstNonFinite, are_logits, damaged, is_finite, require_sound
+from gemmascope.model.finite import FirstNonFinite, are_logits, damaged, is_finite, norm_can_take, require_sound
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
+from gemmascope.sites import Address, find_site
 
 if TYPE_CHECKING:
     from gemmascope.edits.bound import BoundEdit
@@ -32,6 +33,13 @@ def require_finite(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: S
     """
     norm = model.network.model.norm.weight
     if is_finite(stream[-1]) and is_finite(norm):
+        if edits and (large := next((i for i, x in enumerate(stream) if not norm_can_take(x)), None)) is not None:
+            at = Address(find_site("resid_post" if large else "embed"), large - 1 if large else None)
+            made = ", ".join(repr(bound.edit) for bound in edits)
+            raise EditError(
+                f"the edits make numbers whose squares are infinite, first at '{at}': the norm after it would make zeros of "
+                f"them: {made}"
+            )
         return
     found = FirstNonFinite()
     if not is_finite(stream[0]):

@@ -19,7 +19,7 @@ from gemmascope.memory.limits import explain_oom
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.metric import Metric, bind_metric, measure
+from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.passes import Editing
 from gemmascope.run.trace import Trace
 from gemmascope.sites import Address, find
@@ -60,7 +60,9 @@ def gradient(trace: Trace, metric: Any, sites: Any) -> Any:
     if many and not sites:
         raise SiteError("sites is an empty list: name one site at least")
     addresses = {_hashable(key): _before_the_end(find(key, trace.model.n_layers)) for key in (sites if many else [sites])}
-    found = gradients(trace, bind_metric(metric, trace.model), {_key(a) for a in addresses.values()})
+    bound = bind_metric(metric, trace.model)
+    try_metric(bound, trace.model, trace.ids)
+    found = gradients(trace, bound, {_key(a) for a in addresses.values()})
     if many:
         return {key: found[_key(address)] for key, address in addresses.items()}
     return found[_key(addresses[_hashable(sites)])]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gemmascope.arguments import shown
 from gemmascope.errors import MetricError, warn
+from gemmascope.model.finite import are_logits
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 
@@ -32,6 +33,10 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
 
     The metric is shown a copy, so that one which writes to its logits changes nothing.
     """
+    if not logits.is_meta and not are_logits(logits):  # not every metric of NaN is NaN: a rank is 0
+        raise MetricError(
+            "the logits to measure hold NaN: an edit makes it, or the weights do (gs.load(..., check=True) finds the tensor)"
+        )
     value = metric(logits.clone())
     if not isinstance(value, Tensor) or tuple(value.shape) != (len(logits),):
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

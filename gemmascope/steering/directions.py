@@ -18,6 +18,7 @@ from gemmascope.edits.places import Pos, find_heads, find_positions
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import explain_oom
+from gemmascope.model.finite import is_finite, require_sound
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
@@ -65,6 +66,9 @@ def direction(
     groups = [_read_up_to(prompt, at) for prompt, at in zip(ids, places, strict=True)]
     _refuse_both(groups, is_positive, ids, model)
     x = _values(model, ids, places, address, at_head)
+    if not is_finite(x):
+        for prompt in ids:
+            require_sound(model.network, model.name, prompt)
     means = torch.stack([x[is_positive].mean(0), x[~is_positive].mean(0)])
     if float((means[0] - means[1]).norm()) <= NO_DIFFERENCE * float(x.norm(dim=1).mean()):
         raise PromptError(f"the positive and the negative prompts have the same mean at '{address}': there is no direction")

@@ -123,6 +123,8 @@ class KLFrom:
 
     @legibly
     def __repr__(self) -> str:
+        if not is_trace(self.trace):
+            return f"gs.kl_from(<{type(self.trace).__name__}>)"
         return f"gs.kl_from(gs.trace({self.trace.ids.tolist()}, model=model, edits={list(self.trace.edits)!r}))"
 
 

@@ -28,6 +28,11 @@ _ENDS_A_WORD = frozenset(",.;:!?)]}%…”»")
 # Sites of the first layer that are made from a row's own token alone.
 _OF_OWN_TOKEN = frozenset(("resid_pre", "attn_in", "q", "k", "v", "q_rot", "k_rot"))
 
+# Sites whose rows no other row of the same layer reads.
+_OF_OWN_ROW = frozenset(
+    ("q", "q_rot", "scores", "scores_capped", "pattern", "z", "head_out", "attn_raw", "attn_out", "resid_mid", "mlp_in")
+) | frozenset(("mlp_gate", "mlp_up", "mlp_act", "mlp_raw", "mlp_out", "resid_post"))
+
 
 @dataclass(frozen=True)
 class Remark:
@@ -200,20 +205,27 @@ def _numbered(what: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark
 
 def _of_plan(plan: Plan, model: Model) -> Iterator[Remark]:
     base, source = plan.pair.base, plan.pair.source
+    if plan.grid.site.is_edges and not any(map(plan.edits.can_run, plan.grid.cells())):
+        yield Remark(
+            "error", "q_pos", f"the mask hides every edge of {plan.grid.site.name} that the grid names: no cell can be run. "
+            "Name keys that come before their queries, within the window of a local layer"
+        )  # fmt: skip
     yield from of_prompt("prompt", base, model)
     if isinstance(source, Tensor) and not plan.base.edits:  # an edited run is patched with what the same run had without
         same = list(of_pair(base, source))
-        yield from same or _of_grid(plan, source)
+        yield from same or _of_grid(plan, source, model.n_layers)
     yield from of_metric(plan.pair.asked, base, model)
 
 
-def _of_grid(plan: Plan, source: Tensor) -> Iterator[Remark]:
+def _of_grid(plan: Plan, source: Tensor, n_layers: int) -> Iterator[Remark]:
     """A remark on a grid whose places have the same value in both runs."""
     differ = (plan.pair.base != source).nonzero()[:, 0].tolist()
     numbers = {**plan.grid.rest, **plan.grid.axes}
     axis = "q_pos" if plan.grid.site.is_edges else "pos"
     here, name = numbers[axis], plan.grid.site.name
     first_layer_alone = numbers["layer"] == [0] and plan.grid.window == 1
+    last = len(plan.pair.base) - 1
+    last_layer_alone = numbers["layer"] == [n_layers - 1] and plan.grid.window == 1
     if max(here) < differ[0]:
         yield Remark(
             "warning", axis, f"the prompts differ from position {differ[0]} on, and the grid covers {axis} {max(here)} at "
@@ -223,4 +235,9 @@ def _of_grid(plan: Plan, source: Tensor) -> Iterator[Remark]:
         yield Remark(
             "warning", axis, f"{name} of layer 0 is made of a position's own token, and the prompts have the same tokens "
             "there: every effect is 0"
+        )  # fmt: skip
+    elif last_layer_alone and name in _OF_OWN_ROW and last not in here:
+        yield Remark(
+            "warning", axis, f"{name} of the last layer reaches its own position alone, and the metric reads position "
+            f"{last}: every effect is 0"
         )  # fmt: skip

@@ -52,9 +52,17 @@ class Tokenizer:
 
         Raises PromptError for one without a fast backend.
         """
+        inside = getattr(tokenizer, "tokenizer", None)  # of a processor, which is a tokenizer and more
+        if not hasattr(tokenizer, "backend_tokenizer") and hasattr(inside, "backend_tokenizer"):
+            tokenizer = inside
         inner = getattr(tokenizer, "backend_tokenizer", None)
         if inner is None:
-            raise PromptError(f"a fast tokenizer of transformers is needed; given {type(tokenizer).__name__}")
+            do = (
+                ": save it with save_pretrained(folder), and give the folder"
+                if hasattr(tokenizer, "save_pretrained")
+                else ""
+            )
+            raise PromptError(f"a fast tokenizer of transformers is needed; given {type(tokenizer).__name__}{do}")
         chat = chat_of(tokenizer) if getattr(tokenizer, "chat_template", None) else None
         made = cls(JsonBackend(inner), bos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id, chat)
         made._look_around(type(tokenizer).__name__)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gemmascope.arguments import shown as shown_value
 from gemmascope.errors import DictionaryError, SweepError
 from gemmascope.sae.features import Features
 from gemmascope.sweeps.result import SweepResult
@@ -18,6 +19,8 @@ NOT_RUN, ESTIMATED, EXACT = 0, 1, 2
 
 def sweep_view(result: SweepResult) -> View:
     """A sweep over two axes as a grid: cells that were not run are hatched, estimates have a mark. SweepError for others."""
+    if not isinstance(result, SweepResult):
+        raise SweepError(f"sweep_view takes what gs.sweep or gs.attribute returns; given {shown_value(result)}")
     names = list(result.question.axes)
     if len(names) != 2:
         raise SweepError(f"a grid has two axes; this sweep has {len(names)} ({', '.join(names)})")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemmascope.arguments import shown
 from gemmascope.errors import BudgetError
 from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, memory_text
 from gemmascope.memory.plan import Plan, plan
@@ -27,7 +28,13 @@ def plan_view(models: Sequence[Any] = SIZES, contexts: Sequence[int] = CONTEXTS)
     what every model takes. Everything is computed beforehand by gs.plan, in bfloat16, with bfloat16 and int8 weights, on
     common cards; sizes are bytes in units of 10^9. Raises what gs.plan does, BudgetError for an empty list.
     """
-    if isinstance(models, str) or not models or not contexts:
+    if not all(isinstance(given, Iterable) for given in (models, contexts)) or isinstance(models, (str, Mapping)):
+        raise BudgetError(
+            f"models is a list of sizes, hub ids or folders, and contexts one of numbers; given {shown(models)} and "
+            f"{shown(contexts)}"
+        )
+    models, contexts = list(models), list(contexts)
+    if not models or not contexts:
         raise BudgetError(f"models and contexts are lists with one entry at least; given {models!r} and {contexts!r}")
     cards = list({card.n_bytes: card for card in CARDS}.values())
     names: list[str] = []
