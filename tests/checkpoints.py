@@ -22,10 +22,18 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def checkpoint(kinds: str = "lg", seed: int = 0, **shape: Any) -> Gemma2ForCausalLM:
-    """A random checkpoint in float32. kinds: a letter for each layer, l(ocal) or g(lobal). shape: fields of its config."""
+# Where transformers 5 and transformers 4 keep the base of RoPE.
+IN_PARAMETERS = hasattr(Gemma2Config(), "rope_parameters")
+
+
+def checkpoint(kinds: str = "lg", seed: int = 0, theta: float = 10000.0, **shape: Any) -> Gemma2ForCausalLM:
+    """A random checkpoint in float32.
+
+    kinds: a letter for each layer, l(ocal) or g(lobal). theta: the base of RoPE. shape: other fields of its config.
+    """
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": theta}} if IN_PARAMETERS else {"rope_theta": theta}
     config = Gemma2Config(
-        **{**SHAPE, **shape}, num_hidden_layers=len(kinds), layer_types=[KINDS[kind] for kind in kinds],
+        **{**SHAPE, **rope, **shape}, num_hidden_layers=len(kinds), layer_types=[KINDS[kind] for kind in kinds],
         attn_implementation="eager",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -11,10 +11,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from transformers import Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 Array = NDArray[np.float64]
 See = Callable[[str, "int | None", Array], Array]
+
+
+def rope_theta(config: Gemma2Config) -> float:
+    """The base of RoPE, from where transformers 5 or transformers 4 keeps it."""
+    parameters = getattr(config, "rope_parameters", None)
+    return float(parameters["rope_theta"] if parameters else config.rope_theta)
 
 
 class Reference:
@@ -117,7 +123,7 @@ class Reference:
 
     def _rotated(self, x: Array) -> Array:
         """Each pair (i, i + half) turned by position / theta ** (2 i / d_head)."""
-        half, theta = self.config.head_dim // 2, self.config.rope_parameters["rope_theta"]
+        half, theta = self.config.head_dim // 2, rope_theta(self.config)
         turned = np.zeros_like(x)
         for position in range(len(x)):
             for i in range(half):

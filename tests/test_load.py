@@ -92,7 +92,7 @@ def test_the_wider_of_two_stored_dtypes_is_kept(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
     save_file(tensors, tmp_path / "model.safetensors")
-    edit_config(tmp_path, dtype=None)
+    edit_config(tmp_path, dtype=None, torch_dtype=None)
     assert load(tmp_path).dtype == torch.float32
 
 

@@ -110,7 +110,7 @@ def test_any_shape_agrees_with_transformers(
     source = checkpoint(
         kinds, seed, num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=d_head,
         query_pre_attn_scalar=scalar, sliding_window=window, attn_logit_softcapping=caps[0], final_logit_softcapping=caps[1],
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        theta=theta,
     )  # fmt: skip
     ids = prompt(length, seed=seed)
     assert error(model_of(source).run(ids), theirs(source, ids).logits[0]) <= CLOSE
