@@ -35,7 +35,7 @@ _THEIRS = {
 # No Gemma comes near these. What is larger is damage, and is refused before anything is made in its size.
 _MOST = {
     "d_model": 2**20, "n_heads": 2**14, "n_kv_heads": 2**14, "d_head": 2**16, "d_mlp": 2**24, "vocab_size": 2**28,
-    "window": 2**48, "context": 2**48, "query_scalar": 2.0**24, "attn_cap": 1e9, "final_cap": 1e9, "norm_eps": 1.0,
+    "window": 2**48, "context": 2**48, "query_scalar": 2.0**24, "attn_cap": 1e9, "final_cap": 1e9, "norm_eps": 1e3,
     "rope_theta": 1e12,
 }  # fmt: skip
 _LEAST = {"query_scalar": 1e-6, "attn_cap": 1e-6, "final_cap": 1e-6, "rope_theta": 1e-6}

@@ -163,12 +163,12 @@ def test_streamed_equals_resident(embedding_in_file: bool, tmp_path: Path, monke
     memory: int | str = "1GiB"
     if embedding_in_file:
         for name, small in (
-            ("budget.BIN_ROWS", 8),
-            ("budget.GOOD_ROWS", 64),
-            ("budget.PART", 1000),
-            ("embedding.PART", 1000),
+            ("memory.placement.BIN_ROWS", 8),
+            ("memory.placement.GOOD_ROWS", 64),
+            ("memory.placement.PART", 1000),
+            ("streaming.file_embedding.PART", 1000),
         ):
-            monkeypatch.setattr(f"gemmascope.weights.{name}", small)
+            monkeypatch.setattr(f"gemmascope.{name}", small)
         with pytest.raises(BudgetError) as told:
             gs.load(tmp_path / "source", memory=1)
         memory = int(str(told.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))

@@ -185,13 +185,13 @@ def test_a_mean_may_be_over_runs_of_other_lengths_with_edits_of_their_own(site: 
 def test_places_are_written_as_in_an_edit() -> None:
     text = "When Mary and John went to the store, John gave a drink to"
     other = text.replace(" Mary", " John", 1)
-    by_number = gs.sweep(text, other, METRIC, site="z", by=("layer", "head"), layer=[2], pos=2, head=[7, 0], model=worded())
+    by_number = gs.sweep(text, other, METRIC, site="z", by=("layer", "head"), layer=[1], pos=2, head=[7, 0], model=worded())
     by_name = gs.sweep(
-        text, other, METRIC, site="z", by=("layer", "head"), layer=-1, pos=[-13], head=[-1, 0], model=worded()
+        text, other, METRIC, site="z", by=("layer", "head"), layer=-2, pos=[-13], head=[-1, 0], model=worded()
     )
-    assert by_number.question.axes == by_name.question.axes == {"layer": [2], "head": [7, 0]}
+    assert by_number.question.axes == by_name.question.axes == {"layer": [1], "head": [7, 0]}
     assert np.array_equal(by_number.values, by_name.values)
-    by_token = gs.sweep(text, other, METRIC, site="resid_pre", by="pos", pos=" Mary", model=worded(), layer=0)
+    by_token = gs.sweep(other, text, METRIC, site="resid_pre", by="pos", pos=" Mary", model=worded(), layer=0)
     assert by_token.question.axes == {"pos": [2]}
     assert gs.sweep(text, other, METRIC, site="resid_pre", by="pos", pos=slice(0, 9, 4), model=worded()).values.shape == (
         1,

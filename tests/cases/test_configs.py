@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import gemmascope as gs
+from gemmascope.checkpoints.source import NANO
 from gemmascope.errors import CheckpointError, ConfigError, GemmascopeError
 
 IDS = [2, 5, 9, 11, 4]
@@ -124,7 +125,7 @@ FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "adde
 def test_json_that_cannot_be_meant_is_refused_by_its_file(file: str, what: str, folder: Path) -> None:
     content, said = TEXTS[what]
     if "token" in file:
-        tokenizer = gs.weights.locate.NANO / "tokenizer.json"
+        tokenizer = NANO / "tokenizer.json"
         (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     if "index" in file:
         (folder / "model.safetensors").rename(folder / "model-1.safetensors")

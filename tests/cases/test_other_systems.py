@@ -164,7 +164,7 @@ def test_no_module_needs_what_only_some_systems_have() -> None:
     """Modules and functions that a system may lack are asked for in one module of each kind, which knows what to do."""
     pending_cells = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios"}
     functions = {"pread", "preadv", "pwrite", "sysconf", "statvfs", "fork", "uname", "geteuid", "getuid", "fchmod", "mkfifo"}
-    allowed = {"memory/host_memory.py", "locking.py", "asides.py"}
+    allowed = {"memory/host_memory.py", "files/locking.py", "files/asides.py"}
     found: list[str] = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
