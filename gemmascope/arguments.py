@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from numbers import Real
 from typing import Any
 
 from gemmascope.errors import GemmascopeError
+
+# What a user's iterable may give: an endless one would never come back.
+MOST = 2**20
 
 
 def whole_number(
@@ -68,6 +72,61 @@ def is_number(given: Any) -> bool:
     return isinstance(given, Real)
 
 
+def says(given: Any, word: str) -> bool:
+    """Whether this is that very text. An array compared with one is an array."""
+    return isinstance(given, str) and given == word
+
+
+def true_or_false(given: Any, name: str, *, error: type[GemmascopeError]) -> bool:
+    """A choice of two as a bool. Takes Python's and numpy's booleans; numbers, texts and lists are refused.
+
+    Raises:
+        error: It is something else. Says what was given.
+    """
+    if isinstance(given, bool) or (type(given).__module__ == "numpy" and type(given).__name__ in ("bool", "bool_")):
+        return bool(given)
+    raise error(f"{name} is True or False; given {shown(given)}")
+
+
+def one_of(given: Any, name: str, choices: Iterable[str], *, error: type[GemmascopeError]) -> str:
+    """One of some words. Texts only: an array compared with a text is an array.
+
+    Raises:
+        error: It is another. Says what was given and which there are.
+    """
+    words = tuple(choices)
+    if isinstance(given, str) and given in words:
+        return given
+    raise error(f"{name} is one of {', '.join(map(repr, words))}; given {shown(given)}")
+
+
+def listed(given: Any, name: str, *, error: type[GemmascopeError]) -> list[Any]:
+    """What an iterable gives, as a list, whose members are still to be checked.
+
+    Raises:
+        error: It is none, as a text, a mapping, a type or a tensor of no axis is none; or it gives more than MOST, as a
+            generator without an end does.
+    """
+    if isinstance(given, (str, bytes, bytearray, Mapping, type)) or not isinstance(given, Iterable):
+        raise error(f"{name} is a list; given {shown(given)}")
+    try:
+        found = list(islice(given, MOST + 1))
+    except Exception as failure:  # of a tensor or an array without an axis; and a generator's own
+        raise error(f"{name} is a list, and cannot be read as one: {type(failure).__name__}: {failure}") from failure
+    if len(found) > MOST:
+        raise error(f"{name} holds more than {MOST:,}: given {shown(given)}, which may have no end")
+    return found
+
+
+def listed_words(given: Any) -> list[str] | None:
+    """One word, or several in a list, as a list; None for what is neither."""
+    try:
+        words = [given] if isinstance(given, str) else listed(given, "words", error=GemmascopeError)
+    except GemmascopeError:
+        return None
+    return [str(word) for word in words] if all(isinstance(word, str) for word in words) else None
+
+
 def listed_numbers(given: Any) -> list[Any] | None:
     """What a user wrote for one number or several, as a list, whose members are still to be checked; None for neither.
 
@@ -85,7 +144,8 @@ def listed_numbers(given: Any) -> list[Any] | None:
         return [given]
     if isinstance(given, (set, frozenset)):
         return sorted(given, key=lambda one: (not is_whole(one), int(one) if is_whole(one) else 0))
-    return list(given) if isinstance(given, Iterable) else None
+    # More than MOST are more than there can be of anything: what counts them refuses them.
+    return list(islice(given, MOST + 1)) if isinstance(given, Iterable) else None
 
 
 def _bounds(least: int | None, most: int | None) -> str:
@@ -100,6 +160,6 @@ def shown(given: Any) -> str:
     """What was given, for an error, at most some 80 letters of it."""
     try:
         text = repr(given)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
+    except Exception:  # Python writes no whole number of more than 4,300 digits; and a user's own class may write nothing
         text = f"a whole number of {given.bit_length()} bits" if isinstance(given, int) else f"a {type(given).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

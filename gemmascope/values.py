@@ -63,3 +63,12 @@ def _of_tensor(given: Tensor, what: str, error: type[GemmascopeError]) -> Tensor
     if given.is_inference() and not torch.is_inference_mode_enabled():
         given = given.clone()  # one made under torch.inference_mode takes part in no gradient and no write
     return given if type(given) is Tensor else given.as_subclass(Tensor)
+
+
+def in_float64(value: Tensor) -> Tensor:
+    """A tensor in float64: where it is, or on the CPU where its device has no float64, as an Apple GPU has none."""
+    return value.double() if has_float64(value.device) else value.cpu().double()
+
+
+def has_float64(device: torch.device) -> bool:
+    return device.type != "mps"

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.analysis.patterns import Some, attend_of, patterns
+from gemmascope.arguments import one_of
 from gemmascope.edits.trace_protocol import no_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
@@ -56,8 +57,7 @@ class AttentionSummary:
         """A plotly heat map of one measure, layer by head."""
         from gemmascope.figures.labelled import labelled_figure
 
-        if measure not in MEASURES:
-            raise SiteError(f"measure is one of {', '.join(MEASURES)}; given {measure!r}")
+        one_of(measure, "measure", MEASURES, error=SiteError)
         bound = 1.0 if measure in ("on_bos", "beyond_window") else None
         title = f"attention, {self.model}, mean over queries without the first"
         return labelled_figure(self.mean[measure], title=title, unit=MEASURES[measure], diverging=False, bound=bound)

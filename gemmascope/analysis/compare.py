@@ -24,6 +24,7 @@ from gemmascope.sweeps.metrics import answer_logprob
 from gemmascope.sweeps.questions import of_plans, tell
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.sweep import SweepSpec, prepare, run_cells
+from gemmascope.values import in_float64
 
 # Logits compared at once, in elements: 32 MB in float64, which is held a few times over.
 LOGIT_ELEMENTS = 2**22
@@ -101,13 +102,13 @@ def _log_probs(t: Trace, rows: slice) -> Float[Tensor, "pos vocab"]:
     """Log-probabilities of the soft-capped logits of some positions, float64."""
     t.require_weights(None)
     with torch.no_grad():
-        return t.model.network.unembed(t.residuals[-1][rows]).double().log_softmax(-1)
+        return in_float64(t.model.network.unembed(t.residuals[-1][rows])).log_softmax(-1)
 
 
 def _nearness(x: Trace, y: Trace) -> Float[Tensor, "2 layer"]:
     """Cosine and relative error |a - b| / |a| at each entry of the stream, summed over all positions but the first."""
     entries = zip(x.residuals, y.residuals, strict=True)
-    return torch.stack([_alike(a[1:].double(), b[1:].to(a.device).double()) for a, b in entries], 1)
+    return torch.stack([_alike(in_float64(a[1:]), in_float64(b[1:].to(a.device))) for a, b in entries], 1)
 
 
 def _alike(a: Float[Tensor, "pos d_model"], b: Float[Tensor, "pos d_model"]) -> Float[Tensor, " 2"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemmascope.arguments import one_of
 from gemmascope.errors import MetricError
 from gemmascope.legible import legibly, spelled
 
@@ -84,8 +85,7 @@ class Comparison:
             "layer": lambda: {"cosine": self.cosine, "relative_error": self.relative_error},
             "head": self._head_means,
         }
-        if by not in tables:
-            raise MetricError(f"by is what a row stands for, one of {', '.join(tables)}; given {by!r}")
+        one_of(by, "by, what a row stands for,", tables, error=MetricError)
         import xarray
 
         return xarray.Dataset(tables[by]()).to_dataframe().reset_index()

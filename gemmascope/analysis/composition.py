@@ -16,6 +16,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from gemmascope.arguments import listed_numbers, one_of, shown, whole_number
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
@@ -44,7 +45,7 @@ class Composition:
 
     def best(self, k: int = 5) -> list[tuple[int, int, int, int, float]]:
         """The pairs that compose most: (from_layer, from_head, to_layer, to_head, score)."""
-        frame = self.to_dataframe().nlargest(k, "score")
+        frame = self.to_dataframe().nlargest(whole_number(k, "k", least=1, error=SiteError), "score")
         columns = [frame[name].tolist() for name in ("from_layer", "from_head", "to_layer", "to_head", "score")]
         return list(zip(*columns, strict=True))
 
@@ -87,8 +88,7 @@ def composition(
     SiteError for an unknown kind or layer, or where no sender comes before a receiver.
     """
     model = model_or_nano(model)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise SiteError(f"kind is one of {', '.join(map(repr, KINDS))}; given {kind!r}")
+    one_of(kind, "kind", KINDS, error=SiteError)
     sending, receiving = _layers(senders, "senders", model), _layers(receivers, "receivers", model)
     if min(sending) >= max(receiving):
         raise SiteError(
@@ -156,14 +156,15 @@ def _layers(given: Any, name: str, model: Model) -> list[int]:
     """The layers meant, in the order given. SiteError for one that is not there, one named twice, or none."""
     if given is None:
         return list(range(model.n_layers))
-    if isinstance(given, str) or not (hasattr(given, "__index__") or hasattr(given, "__iter__")):
-        raise SiteError(f"{name} is a layer or a list of layers; given {given!r}")
-    listed = [find_layer(layer, model.n_layers) for layer in (given if hasattr(given, "__iter__") else [given])]
-    if not listed:
+    found = listed_numbers(given)
+    if found is None:
+        raise SiteError(f"{name} is a layer or a list of layers; given {shown(given)}")
+    layers = [find_layer(layer, model.n_layers) for layer in found]
+    if not layers:
         raise SiteError(f"{name} is an empty list: name at least one layer, or leave it out for all")
-    if len(set(listed)) < len(listed):
-        raise SiteError(f"{name} names a layer twice: {given}")
-    return listed
+    if len(set(layers)) < len(layers):
+        raise SiteError(f"{name} names a layer twice: {shown(found)}")
+    return layers
 
 
 def _labelled(model: Model, scores: Tensor, sending: list[int], receiving: list[int], kind: str) -> xarray.DataArray:

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.analysis.decomposition import Decomposition
+from gemmascope.arguments import one_of, whole_number
+from gemmascope.arguments import shown as quoted
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import find_positions
 from gemmascope.edits.trace_protocol import no_trace
@@ -60,6 +62,7 @@ class DirectLogits:
         """The parts, the rest's among them, that wrote most for or against the answer: (its name, what it wrote)."""
         import numpy as np
 
+        k = whole_number(k, "k", least=1, error=SiteError)
         flat = self.parts.values.reshape(-1)
         strongest = np.argsort(-np.abs(flat), kind="stable")[:k]  # of a large model's neurons there are millions
         found = [(self._name(int(i)), float(flat[i])) for i in strongest]
@@ -111,12 +114,11 @@ def direct_logits(
     PromptError for an answer that is no token; SiteError for a position that is not there, another split, answers on both
     sides, and a run with edits after the layers (final, logits_raw, logits), which no part of the stream wrote.
     """
-    if by not in BY:
-        raise SiteError(f"by is one of {', '.join(BY)}; given {by!r}")
+    one_of(by, "by", BY, error=SiteError)
     ids, others = _asked(trace, answer, against)
-    positions = find_positions([pos] if hasattr(pos, "__index__") else pos, trace.model, trace.ids)
+    positions = find_positions(pos, trace.model, trace.ids)
     if len(positions) != 1:
-        raise SiteError(f"contributions are read at one position; given pos={pos!r}")
+        raise SiteError(f"contributions are read at one position; given pos={quoted(pos)}")
     at = positions[0]
     given = {"answer": answer} if against is None else {"answer": answer, "against": against}
     tell(of_answers(given, trace.ids[: at + 1], trace.model), SiteError)

@@ -18,7 +18,7 @@ from torch import Tensor
 from gemmascope.analysis.copying import copying
 from gemmascope.analysis.head_kinds import REACH, TARGETS, counted, weights
 from gemmascope.analysis.patterns import attend_of, patterns, rows_at_once
-from gemmascope.arguments import is_whole, whole_number
+from gemmascope.arguments import shown, whole_number
 from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
@@ -40,6 +40,8 @@ KINDS = (*TARGETS, REACH, COPYING)
 
 # Tokens that random prompts say twice, where every layer's window is long enough for them.
 LENGTH = 24
+# They go through in one pass: more would fill any machine.
+MOST_PROMPTS = 100_000
 
 _MEANING = {
     **{kind: words for kind, (_, words) in TARGETS.items()},
@@ -59,6 +61,7 @@ class HeadScores:
 
     def best(self, k: int = 5) -> list[tuple[int, int, float]]:
         """The heads with the highest scores: (layer, head, score)."""
+        k = whole_number(k, "k", least=1, error=SiteError)
         flat = self.scores.values.reshape(-1)
         n_heads = self.scores.sizes["head"]
         return [(*divmod(int(i), n_heads), float(flat[i])) for i in (-flat).argsort(kind="stable")[:k]]
@@ -157,13 +160,14 @@ def random_prompts(model: Model, n: int, length: int | None, seed: int) -> list[
     if length is None:
         near = config.window - 1 if "local" in config.kinds else LENGTH
         length = max(1, min(LENGTH, near, (config.context - 1) // 2, len(ordinary)))
-    for name, given in (("n", n), ("length", length)):
-        if not is_whole(given) or given < 1:
-            raise PromptError(f"{name} is a whole number from 1 upwards; given {given!r}")
-    n, length, seed = int(n), int(length), whole_number(seed, "seed", error=PromptError)
+    n = whole_number(n, "n", least=1, most=MOST_PROMPTS, error=PromptError)
+    length = whole_number(length, "length", least=1, error=PromptError)
+    seed = whole_number(seed, "seed", error=PromptError)
     if 1 + 2 * length > config.context:
         most = (config.context - 1) // 2
-        raise PromptError(f"{length} tokens said twice are longer than the context of {config.context}: {most} at most")
+        raise PromptError(
+            f"{shown(length)} tokens said twice are longer than the context of {config.context}: {most} at most"
+        )
     if length > len(ordinary):
         raise PromptError(f"the vocabulary has {len(ordinary)} ordinary tokens; asked for {length} different ones")
     rng = Random(seed)
@@ -180,14 +184,14 @@ def _ordinary(model: Model) -> list[int]:
 
 
 def _kinds(kind: Any) -> list[str]:
-    kinds = [kind] if isinstance(kind, str) or not isinstance(kind, Sequence) else list(kind)
+    kinds = list(kind) if isinstance(kind, (list, tuple)) else [kind]
     if not kinds:
         raise SiteError(f"the list of kinds is empty: name at least one of {', '.join(KINDS)}")
     for given in kinds:
-        if given not in KINDS:
-            near = near_names(str(given), list(KINDS))
+        if not isinstance(given, str) or given not in KINDS:
+            near = near_names(shown(given).strip("'"), list(KINDS))
             meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise SiteError(f"there is no kind of head {given!r}.{meant} The kinds are {', '.join(KINDS)}")
+            raise SiteError(f"there is no kind of head {shown(given)}.{meant} The kinds are {', '.join(KINDS)}")
     return kinds
 
 
@@ -247,7 +251,7 @@ class _Scoring(Tap):
         for rows, pattern in patterns(attend_of(self.config, layer), q, k):
             for kind, sums in self.sums.items():
                 part = einsum(pattern, weights(kind, ids, rows), "head q k, q k -> head")
-                sums[layer] += part.double().cpu()
+                sums[layer] += part.cpu().double()
 
 
 def _labelled(model: Model, scores: Tensor) -> xarray.DataArray:

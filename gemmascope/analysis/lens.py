@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_of, read_rows
+from gemmascope.arguments import shown as quoted
 from gemmascope.arguments import whole_number
 from gemmascope.edits.places import Head, Pos, find_heads, find_positions
 from gemmascope.edits.trace_protocol import no_trace
@@ -100,7 +101,7 @@ class Lens:
         """All soft-capped logits at one position, which need not be one of those read, (layer, vocab)."""
         at = find_positions(pos, self.trace.model, self.trace.ids)
         if len(at) != 1:
-            raise SiteError(f"all logits are given at one position at a time; given pos={pos!r}")
+            raise SiteError(f"all logits are given at one position at a time; given pos={quoted(pos)}")
         read = [
             logits_of(self.trace, site, rows[at], at) for (site, _), rows in entries_of(self.trace, self.site, self.head)
         ]
@@ -193,10 +194,10 @@ def lens(
         raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {no_trace(trace)}")
     size = trace.model.config.vocab_size
     top = whole_number(top, "top", least=1, most=size, error=SiteError)
-    name = site if site == EVERY else read_name(site)[0].name
+    name = EVERY if isinstance(site, str) and site == EVERY else read_name(site)[0].name
     if name not in (*STREAM, *PARTS, EVERY):
         raise SiteError(f"a lens reads {', '.join((*STREAM, EVERY, *PARTS))}; given {site!r}")
-    if site != EVERY and read_name(site)[1] is not None:
+    if name != EVERY and read_name(site)[1] is not None:
         raise SiteError(f"a lens reads every layer: give the site without one, {name!r}; given {site!r}")
     one = _one_head(trace, name, head)
     positions = find_positions(pos, trace.model, trace.ids)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gemmascope.arguments import shown
 from gemmascope.errors import PromptError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.model.prompts import as_prompts, listed_prompts
@@ -55,7 +56,8 @@ def shared_cases(pairs: Any, a: Model, b: Model) -> list[Case]:
     """The token ids of every pair, and its metric. SweepError for what is no list of pairs."""
     if isinstance(pairs, str) or not isinstance(pairs, Sequence) or not pairs:
         raise SweepError(
-            f"pairs is a list of (clean, corrupt, metric), or the prompts of a family, gs.prompts.ioi(8); given {pairs!r}"
+            "pairs is a list of (clean, corrupt, metric), or the prompts of a family, gs.prompts.ioi(8); given "
+            f"{shown(pairs)}"
         )
     return [_case(pair, a, b) for pair in pairs]
 
@@ -65,6 +67,6 @@ def _case(pair: Any, a: Model, b: Model) -> Case:
     if hasattr(pair, "against"):
         pair = (pair.clean, pair.corrupt, logit_diff(pair.answer, pair.against))
     if not isinstance(pair, (tuple, list)) or len(pair) != 3 or pair[1] is None:
-        raise SweepError(f"each of pairs is (clean, corrupt, metric), two prompts of one length; given {pair!r}")
+        raise SweepError(f"each of pairs is (clean, corrupt, metric), two prompts of one length; given {shown(pair)}")
     clean, corrupt, metric = pair
     return _ids(clean, a, b), _ids(corrupt, a, b), metric

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gemmascope.arguments import says, shown
 from gemmascope.errors import DeviceError
 
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -12,20 +13,20 @@ _FLOAT16 = ("float16", "half", "fp16", "f16")
 
 def choose_device(device: str | torch.device) -> torch.device:
     """The device to load to; "auto" is cuda if there is one, else the CPU. DeviceError for one that is not there."""
-    if device == "auto":
+    if says(device, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise DeviceError(
-            f"device={device!r} is no device; give 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or 'meta'"
+            f"device={shown(device)} is no device; give 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or 'meta'"
         ) from error
     if chosen.type == "cuda":
         _require_cuda(chosen)
     elif chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError(f"device={device!r} was asked for and this machine has no Apple GPU; give 'auto' or 'cpu'")
+        raise DeviceError(f"device={shown(device)} was asked for and this machine has no Apple GPU; give 'auto' or 'cpu'")
     elif chosen.type not in ("cpu", "mps", "meta"):
-        raise DeviceError(f"device={device!r} is not supported; give 'auto', 'cpu', 'cuda', 'mps' or 'meta'")
+        raise DeviceError(f"device={shown(device)} is not supported; give 'auto', 'cpu', 'cuda', 'mps' or 'meta'")
     return chosen
 
 
@@ -40,20 +41,21 @@ def _require_cuda(device: torch.device) -> None:
 
 def asked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     """The dtype that dtype= names; None for "auto". DeviceError for one that Gemma 2 cannot compute in."""
-    if dtype == "auto":
+    if says(dtype, "auto"):
         return None
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, (str, torch.dtype)) else ""
     if name in _FLOAT16:
         raise no_float16()
     if name not in _NAMES:
-        raise DeviceError(f"dtype={dtype!r} is not offered; give 'auto', 'bfloat16' or 'float32', or torch's own")
+        raise DeviceError(f"dtype={shown(dtype)} is not offered; give 'auto', 'bfloat16' or 'float32', or torch's own")
     return _NAMES[name]
 
 
 def not_offered(weights: object, offered: str) -> DeviceError:
     """The error for weights= that are none of those offered."""
-    why = " (4 bits are not offered: they change what is found)" if "4" in str(weights) else ""
-    return DeviceError(f"weights={weights!r} is not offered{why}; give 'auto' for what is stored, {offered}")
+    four = isinstance(weights, str) and "4" in weights
+    why = " (4 bits are not offered: they change what is found)" if four else ""
+    return DeviceError(f"weights={shown(weights)} is not offered{why}; give 'auto' for what is stored, {offered}")
 
 
 def no_float16() -> DeviceError:

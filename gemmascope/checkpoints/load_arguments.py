@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from gemmascope.arguments import says, shown
+from gemmascope.errors import CheckpointError
+from gemmascope.files.paths import asked_path
 from gemmascope.legible import legibly
 
 
@@ -33,15 +36,21 @@ def asked_of(
 ) -> dict[str, Any]:
     """The arguments of gs.load that differ from its defaults, as plain values: what is given again loads the same model."""
     given = {
-        "device": None if str(device) == "auto" else str(device),
-        "dtype": None if str(dtype) == "auto" else str(dtype).removeprefix("torch."),
-        "weights": None if weights == "auto" else weights,
+        "device": _said(device),
+        "dtype": _said(dtype),
+        "weights": None if says(weights, "auto") else weights,
         "memory": memory,
-        "cache": None if cache is None else os.fspath(cache),
+        "cache": None if cache is None else os.fspath(asked_path(cache, error=CheckpointError, what="a folder")),
         "tokenizer": None if tokenizer is None else _tokenizer(tokenizer),
         "revision": revision,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _said(given: Any) -> str | None:
+    """A device or a dtype as text; None for "auto". What is neither is refused by whoever reads it."""
+    text = str(given) if isinstance(given, (str, torch.device, torch.dtype)) else shown(given)
+    return None if text == "auto" else text.removeprefix("torch.")
 
 
 def _tokenizer(given: Any) -> str:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gemmascope.arguments import says, shown
 from gemmascope.checkpoints.folder import gguf_advice
 from gemmascope.checkpoints.hub import fetch, is_hub_id, suggestion
 from gemmascope.errors import CheckpointError
@@ -22,12 +23,12 @@ def locate(source: Any, revision: str | None = None) -> tuple[Path, str]:
     """
     found, name = _located(source, revision)
     if revision is not None and not (isinstance(source, str) and is_hub_id(source) and found != Path(source).expanduser()):
-        raise CheckpointError(f"revision={revision!r} was given, and {name!r} is {found}: only a hub id has revisions")
+        raise CheckpointError(f"revision={shown(revision)} was given, and {name!r} is {found}: only a hub id has revisions")
     return found, name
 
 
 def _located(source: Any, revision: str | None) -> tuple[Path, str]:
-    if source is None or source == "nano":
+    if source is None or says(source, "nano"):
         return NANO, "nano"
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")

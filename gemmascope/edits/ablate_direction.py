@@ -16,7 +16,7 @@ from gemmascope.edits.edit import Edit
 from gemmascope.edits.text import source_text
 from gemmascope.errors import EditError
 from gemmascope.legible import legibly
-from gemmascope.values import is_array, real_tensor
+from gemmascope.values import in_float64, is_array, real_tensor
 
 
 class HasVector(Protocol):
@@ -33,7 +33,7 @@ class AblateDirection(Edit):
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         assert values is not None
         # In float64, and the length divided by here: a vector that was saved and opened again writes the same bits.
-        x, along = old.double(), values.double()
+        x, along = in_float64(old), in_float64(values)
         along = along / along.abs().amax(-1, keepdim=True)  # the square of a very long or short one leaves the range
         share = (x * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True)
         return x - share * along

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from gemmascope.arguments import MOST
 from gemmascope.model.model import Model
 
 # What a call leaves out, because it is what the function does anyway.
@@ -85,9 +86,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(value)  # of a class derived from it, as numpy's are
     if hasattr(value, "tolist"):
-        return value.tolist()
+        try:
+            return value.tolist()
+        except (RuntimeError, TypeError, NotImplementedError, ValueError):  # a tensor without values, or sparse, or nested
+            return value
     if isinstance(value, range):
-        return list(value)
+        return list(value) if len(value) <= MOST else value
     if isinstance(value, slice):
         return slice(plain(value.start), plain(value.stop), plain(value.step))
     if isinstance(value, Mapping):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import listed, shown
 from gemmascope.edits.binding import bind, copied, same
 from gemmascope.edits.bound import BoundEdit, DeferredValues, Target
 from gemmascope.edits.call_text import name_of, plain
@@ -271,7 +271,7 @@ def listed_edits(edits: Any) -> tuple[Edit, ...]:
         raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
     if isinstance(edits, (str, bytes, Mapping, type)) or is_array(edits) or not isinstance(edits, Iterable):
         raise EditError(f"edits is a list of edits; given {shown(edits)}")
-    listed = tuple(edits)  # every run of the pass goes through them, so an iterator would not do
-    if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:
+    found = tuple(listed(edits, "edits", error=EditError))  # every run of the pass goes through them: no iterator would do
+    if wrong := [edit for edit in found if not isinstance(edit, Edit)]:
         raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {shown(wrong[0])}")
-    return listed
+    return found

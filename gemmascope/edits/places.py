@@ -89,7 +89,7 @@ def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
     config = model.config
     if site.heads is None:
         if head is not None:
-            raise SiteError(f"'{site.name}' has no heads: leave head out; given head={head!r}")
+            raise SiteError(f"'{site.name}' has no heads: leave head out; given head={shown(head)}")
         return None
     n_heads = config.n_heads if site.heads == "head" else config.n_kv_heads
     if head is None:
@@ -98,7 +98,7 @@ def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
     if site.heads == "kv_head" and any(is_whole(h) and n_heads <= h < config.n_heads for h in heads):
         shared = config.heads_per_kv
         raise SiteError(
-            f"'{site.name}' has {n_heads} kv heads, 0 to {n_heads - 1}; given head={head!r}. "
+            f"'{site.name}' has {n_heads} kv heads, 0 to {n_heads - 1}; given head={shown(head)}. "
             f"Each kv head serves {shared} query heads: query head h reads kv head h // {shared}"
         )
     return _numbers(heads, n_heads, "head", "kv head" if site.heads == "kv_head" else "head")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import listed, shown
 from gemmascope.edits.bound import Target
 from gemmascope.edits.places import first_difference
 from gemmascope.edits.trace_protocol import is_trace, no_trace
@@ -47,17 +47,17 @@ def listed_reference(reference: Any) -> tuple[Trace, ...]:
     if isinstance(reference, (str, bytes, Mapping, type)) or is_array(reference) or not isinstance(reference, Iterable):
         given = no_trace(reference) if hasattr(reference, "stream") else shown(reference)
         raise EditError(f"reference is a list of traces; given {given}")
-    listed = tuple(reference)
-    if wrong := [given for given in listed if not is_trace(given)]:
+    found = tuple(listed(reference, "reference", error=EditError))
+    if wrong := [given for given in found if not is_trace(given)]:
         held = no_trace(wrong[0]) if hasattr(wrong[0], "stream") else shown(wrong[0])
         raise EditError(f"reference is a list of traces, made by gs.trace; it holds {held}")
-    return listed
+    return found
 
 
 def check_reference(how: str, reference: Sequence[Trace], target: Target) -> None:
     """EditError for traces that no mean of this kind can be taken over."""
     if how not in MEANS:
-        raise EditError(f"value is a number, 'mean' or 'mean_by_pos'; given {how!r}")
+        raise EditError(f"value is a number, 'mean' or 'mean_by_pos'; given {shown(how)}")
     if not reference:
         raise EditError(f"{how!r} needs reference=[traces] to take the mean over")
     for trace in reference:

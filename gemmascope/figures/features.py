@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemmascope.arguments import whole_number
 from gemmascope.errors import DictionaryError
 from gemmascope.figures.labelled import labelled_figure
 
@@ -34,6 +35,7 @@ def features_figure(found: Features, features: Sequence[int]) -> Any:
 
 def sweep_figure(found: FeatureSweep, most: int) -> Any:
     """Bars of the largest effects, or a heat map of features by position."""
+    most = whole_number(most, "most", least=1, error=DictionaryError)
     sizes = np.abs(found.effect.values).reshape(found.effect.sizes["feature"], -1).max(1)
     order = np.argsort(-sizes, kind="stable")[:most]
     drawn = found.effect.isel(feature=order if found.effect.ndim == 1 else order[::-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gemmascope.arguments import one_of, true_or_false
 from gemmascope.errors import SiteError
 from gemmascope.figures.labelled import GLOBAL, labelled_figure, text
 from gemmascope.legible import spelled
@@ -20,8 +21,8 @@ MOST_COLUMNS, MOST_LETTERS = 40, 9
 
 def lens_figure(found: Lens, colour: str, of_answer: bool) -> Any:
     """A heat map with the top tokens as text. SiteError for a colour that there is not."""
-    if colour not in COLOURS:
-        raise SiteError(f"colour is one of {', '.join(COLOURS)}; given {colour!r}")
+    one_of(colour, "colour", COLOURS, error=SiteError)
+    of_answer = true_or_false(of_answer, "of_answer", error=SiteError)
     array, unit = _drawn(found, colour, of_answer)
     if found.site == "stream":
         array = array.assign_coords(entry=_names(array))

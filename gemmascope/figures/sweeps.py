@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from gemmascope.arguments import true_or_false
 from gemmascope.errors import SweepError
 from gemmascope.figures.labelled import labelled_figure, text
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def sweep_figure(result: SweepResult, *, normalized: bool = False) -> Any:
     """A plotly figure of a sweep over one or two axes. SweepError for more: select some with .effect.sel first."""
-    values = result.normalized if normalized else result.effect
+    values = result.normalized if true_or_false(normalized, "normalized", error=SweepError) else result.effect
     if values.ndim > 2:
         axes = ", ".join(map(str, values.dims))
         raise SweepError(f"a heat map has two axes; this sweep has {values.ndim} ({axes}): plot result.effect.sel(...)")

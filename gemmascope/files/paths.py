@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gemmascope.arguments import shown
 from gemmascope.errors import GemmascopeError
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -26,15 +27,17 @@ def asked_path(given: Any, *, error: type[GemmascopeError], what: str = "a file"
     try:
         text = os.fspath(given)
     except TypeError:
-        raise error(f"the path of {what} is a text or a pathlib.Path; given {given!r}") from None
+        raise error(f"the path of {what} is a text or a pathlib.Path; given {shown(given)}") from None
     if not isinstance(text, str):
-        raise error(f"the path of {what} is a text, not {type(text).__name__}; given {text!r}")
+        raise error(f"the path of {what} is a text, not {type(text).__name__}; given {shown(text)}")
     if not text or "\0" in text:
-        raise error(f"the path of {what} {'is empty' if not text else 'holds a NUL, which no path can'}: given {text!r}")
+        raise error(
+            f"the path of {what} {'is empty' if not text else 'holds a NUL, which no path can'}: given {shown(text)}"
+        )
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
-        raise error(f"the path of {what} cannot be a file's name on this system: given {text!r}") from None
+        raise error(f"the path of {what} cannot be a file's name on this system: given {shown(text)}") from None
     return Path(os.path.expanduser(text))
 
 

@@ -42,7 +42,7 @@ class Sampling:
         softmax(logits / temperature), cut to the fewest likeliest tokens whose probability reaches top_p. Source: Holtzman
         et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751).
         """
-        logits = logits.double().cpu()
+        logits = logits.cpu().double()
         if self.temperature == 0:
             return torch.nn.functional.one_hot(logits.argmax(), len(logits)).double()
         probs = ((logits - logits.max()) / self.temperature).softmax(-1)

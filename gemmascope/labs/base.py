@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from math import isfinite
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from gemmascope.arguments import finite_number
 from gemmascope.edits.call_text import load_text, prompt_text
 from gemmascope.errors import EditError, GemmascopeError
 from gemmascope.labs.before_after import After
@@ -136,6 +135,4 @@ class FollowingLab(Shown):
 
 def finite(name: str, given: Any) -> float:
     """A number that is one. EditError for anything else."""
-    if isinstance(given, bool) or not isinstance(given, Real) or not isfinite(given):
-        raise EditError(f"{name}: a number is needed; given {given!r}")
-    return float(given)
+    return finite_number(given, name, error=EditError)

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gemmascope.arguments import shown
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.make import scale
 from gemmascope.edits.places import find_heads
@@ -76,7 +77,7 @@ class HeadLab(FollowingLab):
         layer = find_layer(layer, self.model.n_layers)
         found = find_heads(head, find_site("z"), self.model) or []
         if len(found) != 1:
-            raise EditError(f"one head is scaled at a time; given {head!r}")
+            raise EditError(f"one head is scaled at a time; given {shown(head)}")
         by = finite("by", by)
         with self._follower.guard:
             self._factors[layer, found[0]] = by

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gemmascope.arguments import shown
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.edit import Add, Edit
 from gemmascope.edits.places import Head, Pos
@@ -137,8 +138,8 @@ def steer_lab(
     """
     edit = steering_edit(vector, site, layer, head, pos)
     if not isinstance(strengths, (tuple, list)) or len(strengths) != 2:
-        raise SweepError(f"strengths are the slider's two ends, such as (-8, 8); given {strengths!r}")
+        raise SweepError(f"strengths are the slider's two ends, such as (-8, 8); given {shown(strengths)}")
     low, high = (finite("strengths", end) for end in strengths)
     if not low < high or not low <= 0 <= high:
-        raise SweepError(f"strengths go from a lower to a higher number with 0 between them; given {strengths!r}")
+        raise SweepError(f"strengths go from a lower to a higher number with 0 between them; given {shown(strengths)}")
     return SteerLab(prompt, edit, (low, high), max_new_tokens, model_or_nano(model))

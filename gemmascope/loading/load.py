@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gemmascope.arguments import says, shown, true_or_false
 from gemmascope.checkpoints.device import asked_dtype, choose_device, choose_dtype
 from gemmascope.checkpoints.folder import Checkpoint, require_finite, require_tied
 from gemmascope.checkpoints.from_transformers import empty_network, from_transformers, is_gemma, put
@@ -72,7 +73,10 @@ def load(
     Raises CheckpointError, ConfigError (another architecture), DeviceError (a device, dtype or weights that cannot be) or
     BudgetError (too little memory, with the least; no room on the disk); nothing half loaded stays behind.
     """
-    if check and str(device) == "meta":
+    check = true_or_false(check, "check", error=CheckpointError)
+    if revision is not None and not isinstance(revision, str):
+        raise CheckpointError(f"revision is a branch, a tag or a commit, as a text; given {shown(revision)}")
+    if check and says(device, "meta"):
         raise DeviceError("check=True looks at the values, and device='meta' reads none: leave one of them out")
     require_weights(weights)
     budget = None if memory is None else parse_bytes(memory)

@@ -42,7 +42,7 @@ WEIGHTS = ("auto", "int8")
 
 def require_weights(weights: str) -> None:
     """DeviceError for weights= that are not offered."""
-    if weights not in WEIGHTS:
+    if not isinstance(weights, str) or weights not in WEIGHTS:
         raise not_offered(weights, "or 'int8'")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gemmascope.arguments import shown
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.legible import legibly
@@ -130,8 +131,10 @@ def find_card(given: Any) -> Card:
         n_bytes = parse_bytes(given)
     except BudgetError as error:
         names = ", ".join(card.name for card in CARDS)
-        raise BudgetError(f"{given!r} is no card that is known ({names}) and no amount of memory such as '24GB'") from error
-    return Card(f"{n_bytes / 1e9:.1f} GB", n_bytes)
+        raise BudgetError(
+            f"{shown(given)} is no card that is known ({names}) and no amount of memory such as '24GB'"
+        ) from error
+    return Card(f"{n_bytes / 1e9:.1f} GB", n_bytes)  # parse_bytes bounds it
 
 
 def _plain(name: str) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from gemmascope.arguments import is_whole, shown
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.memory.host_memory import available_bytes
 from gemmascope.streaming.file_embedding import PART
 from gemmascope.streaming.packed import int8_layout, layer_shapes, plain_layout
 
+MOST_BYTES = 2**62
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 # Rows that go through a layer at once, and that a pass must at least be able to carry. Measured on two cores.
@@ -31,15 +33,15 @@ RESIDENT_ROWS = 32 * BIN_ROWS
 
 def parse_bytes(given: Any) -> int:
     """A number of bytes, or a text such as "2GiB" or "500 MB", in bytes. BudgetError for anything else."""
-    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
-        return given
+    if is_whole(given) and int(given) > 0:
+        return min(int(given), MOST_BYTES)  # more than any machine has is all that there is
     if (
         isinstance(given, str)
         and (found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", given))
         and found[2].upper() in UNITS
     ):
-        return int(float(found[1]) * UNITS[found[2].upper()])
-    raise BudgetError(f"memory is a number of bytes or a text such as '2GiB' or '500MB'; given {given!r}")
+        return min(int(min(float(found[1]), MOST_BYTES) * UNITS[found[2].upper()]), MOST_BYTES)
+    raise BudgetError(f"memory is a number of bytes or a text such as '2GiB' or '500MB'; given {shown(given)}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gemmascope.arguments import true_or_false, whole_number
 from gemmascope.checkpoints.device import choose_device
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
@@ -171,6 +172,7 @@ def plan(
     Raises CheckpointError for a source that is not known, DeviceError for formats or a device that are not there,
     BudgetError for a context beyond the model's, rows that are none, or a budget below the least.
     """
+    probe = true_or_false(probe, "probe", error=BudgetError)
     found = find_source(source)
     config, formats, place = found.config, find_formats(found, weights, dtype), choose_device(device)
     n_pos = config.context if context is None else _whole("context", context)
@@ -208,9 +210,7 @@ def _probed(config: GemmaConfig, formats: Formats, device: torch.device, folder:
 
 
 def _whole(name: str, given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise BudgetError(f"{name} is a whole number above 0; given {given!r}")
-    return given
+    return whole_number(given, name, least=1, most=2**62, error=BudgetError)
 
 
 def _sizes(config: GemmaConfig, formats: Formats, *, streams: bool) -> Sizes:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from gemmascope.arguments import shown as quoted
+from gemmascope.arguments import whole_number
 from gemmascope.errors import GemmascopeError, SiteError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import rms_scale, rope_table, rotate
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from gemmascope.config import GemmaConfig
     from gemmascope.model.gemma2 import Layer, RMSNorm
     from gemmascope.model.model import Model
+
+
+# No key stands further behind its query than this.
+FAR = 2**31
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -95,12 +101,11 @@ class FactoredMatrix:
 
     def _check(self, model: Model, k: Any, n: Any) -> None:
         width, theirs = len(self.left), getattr(getattr(model, "config", None), "d_model", None)
-        if theirs != width:
+        if not isinstance(theirs, int) or theirs != width:
             given = type(model).__name__ if theirs is None else f"{model.name!r}, whose d_model is {theirs}"
             raise GemmascopeError(f"read_out takes the model that these factors are of, of d_model {width}; given {given}")
         for name, number, most in (("k", k, model.config.vocab_size), ("n", n, min(self.left.shape))):
-            if isinstance(number, bool) or not hasattr(number, "__index__") or not 0 < number <= most:
-                raise SiteError(f"{name} is a whole number from 1 to {most}; given {number!r}")
+            whole_number(number, name, least=1, most=most, error=SiteError)
 
     def _as_written(self, model: Model, rows: Tensor) -> Tensor:
         return rows if self.kind == "qk" else rows * (1 + model.network.model.norm.weight.detach().float())
@@ -134,8 +139,8 @@ def ov_of(layer: Layer, head: int, *, gains: bool) -> FactoredMatrix:
 @computes
 def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> FactoredMatrix:
     """The QK matrix of a layer's query head; see Layer.qk."""
-    if isinstance(distance, bool) or not hasattr(distance, "__index__") or distance < 0:
-        raise SiteError(f"distance is how many positions before the query the key stands, 0 or more; given {distance!r}")
+    name = "distance, how many positions before the query the key stands,"
+    distance = whole_number(distance, name, least=0, most=FAR, error=SiteError)
     attention, config = layer.self_attn, layer.self_attn.config
     head = _head_of(head, config)
     left = _rows(attention.q_proj.weight, head, config.d_head) * attention.attend.scale
@@ -160,14 +165,13 @@ def _factors(
 def _head_of(head: Any, config: GemmaConfig) -> int:
     """A query head as a number from 0, negative ones counted from the end. SiteError if the model has no such head."""
     n_heads = config.n_heads
-    if isinstance(head, bool) or not hasattr(head, "__index__"):
-        raise SiteError(f"a head is a whole number, from 0 to {n_heads - 1}; given {head!r}")
-    if not -n_heads <= head < n_heads:
+    number = whole_number(head, f"a head, 0 to {n_heads - 1},", error=SiteError)
+    if not -n_heads <= number < n_heads:
         raise SiteError(
-            f"there is no head {head}: query heads go from 0 to {n_heads - 1} (or from -1 to -{n_heads}, from the end), and "
-            f"query head h reads kv head h // {config.heads_per_kv}"
+            f"there is no head {quoted(number)}: query heads go from 0 to {n_heads - 1} (from the end, -1 to -{n_heads}), "
+            f"and query head h reads kv head h // {config.heads_per_kv}"
         )
-    return int(head) % n_heads
+    return number % n_heads
 
 
 def _rows(weight: Tensor, head: int, d_head: int) -> Tensor:

@@ -16,7 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemmascope.arguments import true_or_false
 from gemmascope.config import GemmaConfig
+from gemmascope.errors import SiteError
 from gemmascope.model.attention import Attend
 from gemmascope.model.bits import bits_of
 from gemmascope.model.ending import stop_at_the_end
@@ -142,7 +144,7 @@ class Layer(nn.Module):
         post-norm, whose scale depends on the run and is left out. Without them row is attn_in and the product attn_raw's
         part. A negative head counts from the end. SiteError for a head that is not there.
         """
-        return ov_of(self, head, gains=gains)
+        return ov_of(self, head, gains=true_or_false(gains, "gains", error=SiteError))
 
     def qk(self, head: int, *, distance: int = 0, gains: bool = True) -> FactoredMatrix:
         """A query head's scores, before the soft cap: query row @ left @ right @ key row, for a key so many positions back.
@@ -151,7 +153,7 @@ class Layer(nn.Module):
         the norm before it, on both sides, so that the rows are rows of the stream over their root mean square. SiteError for
         a head that is not there, or a distance below 0.
         """
-        return qk_of(self, head, distance, gains=gains)
+        return qk_of(self, head, distance, gains=true_or_false(gains, "gains", error=SiteError))
 
 
 class Embedding(nn.Embedding):

@@ -18,12 +18,14 @@ def rms_norm(
 
 
 def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*rows 1"]:
-    """What an RMS norm multiplies each row of x by, before its gain. Float32."""
+    """What an RMS norm multiplies each row of x by, before its gain. Float32; NaN where the square is beyond its range."""
     norm = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
-    if torch.is_grad_enabled():
-        return torch.rsqrt(norm.square() / x.shape[-1] + eps)
-    scale: Tensor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # in place: of one row, each tensor made is a cost
-    return scale
+    grad = torch.is_grad_enabled()  # without one in place: of one row, each tensor made is a cost
+    square = norm.square() if grad else norm.square_()
+    mean = square / x.shape[-1] + eps if grad else square.div_(x.shape[-1]).add_(eps)
+    # Beyond float32's range the mean square is infinite, and 1 / inf would make zeros of finite numbers: 0 x inf is NaN,
+    # which a run looks for, and 0 x any other number changes nothing.
+    return torch.add(torch.rsqrt(mean), mean, alpha=0)
 
 
 def gelu_gate(gate: Float[Tensor, "row d_mlp"], up: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gemmascope.arguments import is_whole
+from gemmascope.arguments import is_whole, listed
 from gemmascope.errors import PromptError
 
 _KINDS = "a prompt is text, token ids or chat messages"
@@ -32,7 +32,9 @@ def as_prompts(given: Any) -> Any:
         raise PromptError(f"prompts stand in an order; given a {type(given).__name__}: give a list, such as sorted(...)")
     if hasattr(given, "__array__"):
         return _of_array(given)
-    return list(given) if isinstance(given, Iterable) and not isinstance(given, Sequence) else given
+    if isinstance(given, Iterable) and not isinstance(given, (Sequence, type)):
+        return listed(given, "the list of prompts", error=PromptError)
+    return given
 
 
 def listed_prompts(given: Any) -> tuple[list[Any], bool]:

@@ -9,6 +9,8 @@ from functools import lru_cache
 from random import Random
 from typing import Protocol, overload
 
+from gemmascope.arguments import MOST, shown, whole_number
+from gemmascope.errors import PromptError
 from gemmascope.legible import legibly
 
 DRAWS_PER_PAIR = 20  # how often a case is drawn anew before a family gives up on a tokenizer
@@ -84,8 +86,10 @@ def unfit(pair: Pair, tokenizer: Encoder) -> str | None:
 
 def collect(family: str, draw: Callable[[Random], Pair], n: int, seed: int, tokenizer: Encoder | None) -> Pairs:
     """`n` drawn cases that fit the tokenizer (nano's if it is None), or fewer if too many did not fit."""
-    if n < 1:
-        raise ValueError(f"prompts.{family}: n is {n}; ask for at least one pair")
+    n = whole_number(n, f"prompts.{family}: n", least=1, most=MOST, error=PromptError)
+    seed = whole_number(seed, f"prompts.{family}: seed", least=-(2**63), most=2**63, error=PromptError)
+    if tokenizer is not None and not hasattr(tokenizer, "ids"):
+        raise PromptError(f"tokenizer has ids(text), as model.tokenizer does; given {shown(tokenizer)}")
     fitting = tokenizer if tokenizer is not None else nano_tokenizer()
     rng = Random(f"{family} {seed}")
     kept: list[Pair] = []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gemmascope.arguments import is_whole
+from gemmascope.arguments import is_whole, listed, shown
 from gemmascope.edits.call_text import plain
 from gemmascope.errors import PromptError
 from gemmascope.model.model import Model
@@ -16,11 +16,12 @@ Answer = str | int | Sequence[str | int]
 def listed_answers(answer: Any) -> list[Any]:
     """One answer or several, as a list. PromptError for what is neither a text nor a token id."""
     given = answer if isinstance(answer, str) else plain(answer)
-    answers = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else [given]
+    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, bytearray, Mapping, type))
+    answers = listed(given, "an answer", error=PromptError) if several else [given]
     if not answers:
         raise PromptError("the list of answers is empty")
     if odd := [a for a in answers if not isinstance(a, str) and not is_whole(a)]:
-        raise PromptError(f"an answer is a text that is one token, or a token id; given {odd[0]!r}")
+        raise PromptError(f"an answer is a text that is one token, or a token id; given {shown(odd[0])}")
     return [a if isinstance(a, str) else int(a) for a in answers]
 
 
@@ -29,7 +30,9 @@ def answer_ids(answer: Any, model: Model) -> list[int]:
     answers = listed_answers(answer)
     ids = [model.tokenizer.single(a) if isinstance(a, str) else a for a in answers]
     if len(set(ids)) < len(ids):
-        raise PromptError(f"the answers name a token twice: {answers}")
+        raise PromptError(f"the answers name a token twice: {shown(answers)}")
     if wrong := [i for i in ids if not 0 <= i < model.config.vocab_size]:
-        raise PromptError(f"token id {wrong[0]} is outside the vocabulary: ids go from 0 to {model.config.vocab_size - 1}")
+        raise PromptError(
+            f"token id {shown(wrong[0])} is outside the vocabulary: ids go from 0 to {model.config.vocab_size - 1}"
+        )
     return ids

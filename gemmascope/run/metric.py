@@ -13,6 +13,7 @@ from gemmascope.errors import MetricError, warn
 from gemmascope.model.finite import are_logits
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
+from gemmascope.values import in_float64
 
 Metric = Callable[[Tensor], Tensor]
 
@@ -50,7 +51,7 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
     value = value if value.layout == torch.strided else value.to_dense()
     if bool(torch.isnan(value).any()):
         raise MetricError("the metric returned NaN")
-    return value.double() if logits.requires_grad else value.detach().double()
+    return in_float64(value if logits.requires_grad else value.detach())
 
 
 # How far a run's number may move with the other runs, as a share of the numbers' size: by rounding alone.
@@ -84,7 +85,7 @@ def _alone(metric: Metric, row: Tensor) -> Tensor:
     except MetricError as error:
         if str(error) != "the metric returned NaN":
             raise
-        return torch.full((1,), torch.nan, dtype=torch.float64, device=row.device)
+        return in_float64(row.new_full((1,), torch.nan, dtype=torch.float32))
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

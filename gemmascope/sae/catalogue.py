@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
+from gemmascope.arguments import shown, whole_number
 from gemmascope.errors import DictionaryError
 
 # What a repository's name ends in -> the site: of a transcoder, which reads the MLP's input, the word for it.
@@ -70,9 +72,15 @@ def width_name(width: int | str) -> str:
     """A width as folders say it: 16384 is "16k", 1048576 "1m"."""
     if isinstance(width, str):
         return width.lower()
-    if isinstance(width, bool) or not hasattr(width, "__index__") or width < 1:
-        raise DictionaryError(f"width is how many features there are: 16384 or '16k'; given {width!r}")
+    width = whole_number(width, "width, how many features there are (16384 or '16k'),", least=1, error=DictionaryError)
+    if width >= 10**12:
+        raise DictionaryError(f"width is how many features there are: 16384 or '16k'; given {shown(width)}")
     return f"{width // 10**6}m" if width >= 10**6 else f"{width // 1000}k" if width >= 1000 else str(width)
+
+
+def _place(given: Any, name: str) -> int | str | None:
+    """A layer or a sparsity as an entry has it. DictionaryError for what is neither a number nor a word."""
+    return given if given is None or isinstance(given, str) else whole_number(given, name, least=0, error=DictionaryError)
 
 
 def choose(
@@ -82,11 +90,11 @@ def choose(
     left = sorted(entries, key=_order)
     if not left:
         raise DictionaryError(f"{where} holds no dictionaries: nothing in it is called layer_*/width_*/*/{PARAMS}")
-    asked = {"layer": layer, "width": None if width is None else width_name(width), "l0": l0}
+    asked = {"layer": _place(layer, "layer"), "width": None if width is None else width_name(width), "l0": _place(l0, "l0")}
     for name, wanted in asked.items():
         fits = [entry for entry in left if wanted is None or getattr(entry, name) == wanted]
         if not fits:
-            before = ", ".join(f"{n}={w!r}" for n, w in asked.items() if w is not None)
+            before = ", ".join(f"{n}={shown(w)}" for n, w in asked.items() if w is not None)
             raise DictionaryError(f"{where} has no dictionary of {before}: there, {_choices(left, name)}")
         left = fits
     if len(left) > 1:

@@ -17,7 +17,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gemmascope.arguments import is_whole, listed_numbers, shown
 from gemmascope.config import PRESETS
+from gemmascope.edits.trace_protocol import is_trace
 from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.bits import bits_of, joined
@@ -26,6 +28,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sae.catalogue import TRANSCODER
 from gemmascope.sites import find_site
+from gemmascope.values import is_array, real_tensor
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
@@ -134,14 +137,17 @@ class Dictionary:
         """
         from gemmascope.sae.features import Features
 
-        if not isinstance(source, Tensor):
+        if is_trace(source) or not is_array(source):
             return Features.of_trace(self, source)
-        self._require_width(source, self.d_in, "reads")
-        return Features.of_rows(self, source.detach().to(self.device, torch.float32))
+        rows = real_tensor(source, "the rows", DictionaryError)
+        self._require_width(rows, self.d_in, "reads")
+        return Features.of_rows(self, rows.detach().to(self.device, torch.float32))
 
     @computes
     def decode(self, acts: Float[Tensor, "pos feature"]) -> Float[Tensor, "pos d_out"]:
         """The reconstruction from activations, dense or sparse: acts @ W_dec + b_dec. Float32."""
+        if not isinstance(acts, Tensor) or not acts.is_sparse or acts.is_complex() or acts.is_meta:
+            acts = real_tensor(acts, "activations", DictionaryError)
         self._require_width(acts, self.n_features, "has features:")
         acts = acts.to(self.device, torch.float32)
         return (torch.sparse.mm(acts, self.W_dec) if acts.is_sparse else acts @ self.W_dec) + self.b_dec
@@ -150,9 +156,18 @@ class Dictionary:
         self, x: Float[Tensor, "pos d_in"], features: Int[Tensor, " some"] | None = None
     ) -> Float[Tensor, "pos some_or_all"]:
         """The activations of rows, dense: of some features, or of all."""
-        some = slice(None) if features is None else features
+        x = real_tensor(x, "the rows", DictionaryError).to(self.device, torch.float32)
+        self._require_width(x, self.d_in, "reads")
+        some = slice(None) if features is None else self._numbers(features)
         pre = x @ self.W_enc[:, some] + self.b_enc[some]
         return pre.relu() * (pre > self.threshold[some])
+
+    def _numbers(self, features: Any) -> Tensor:
+        """Features as the numbers of columns. DictionaryError for what is no list of them."""
+        found = listed_numbers(features)
+        if found is None or not all(is_whole(one) and 0 <= int(one) < self.n_features for one in found):
+            raise DictionaryError(f"features are numbers from 0 to {self.n_features - 1}; given {shown(features)}")
+        return torch.tensor([int(one) for one in found], device=self.device, dtype=torch.long)
 
     def sparse(self, x: Float[Tensor, "pos d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """The activations above zero: position, feature and value of each, position by position.

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import finite_number
+from gemmascope.arguments import finite_number, listed, listed_words, whole_number
+from gemmascope.arguments import shown as quoted
 from gemmascope.edits.call_text import metric_text
 from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.places import Pos, find_positions
@@ -61,6 +62,7 @@ class FeatureSweep:
 
     def top(self, k: int = 10) -> list[tuple[dict[str, Any], float]]:
         """The k cells with the largest effects, either way: (where, effect), the largest first."""
+        k = whole_number(k, "k", least=1, error=DictionaryError)
         frame = self.to_dataframe()
         order = frame["effect"].abs().sort_values(ascending=False).index[:k]
         names = [name for name in frame.columns if name != "effect"]
@@ -127,7 +129,7 @@ def feature_sweep(
     tell([*of_prompt("prompt", ids, model), *of_metric(metric, ids, model)], SweepError)
     found = sae.encode(traces(model, [ids], edits)[0])
     numbers = _numbers(sae, found, features, positions)
-    axes = (numbers, positions) if tuple(_listed(by)) == BY[1] else (numbers,)
+    axes = (numbers, positions) if tuple(listed_words(by) or ()) == BY[1] else (numbers,)
     effect = np.zeros([len(axis) for axis in axes])
     there = torch.tensor(float("nan"))
     for chunk in _chunks(_cells(found, axes, positions, float(value)), len(ids), max_rows):
@@ -154,14 +156,10 @@ def _labelled(effect: np.ndarray[Any, Any], coords: dict[str, Any], metric: str)
 def _refuse(by: Any, sae: Any, prompt: Any) -> None:
     if not isinstance(sae, Dictionary):
         raise DictionaryError(f"a dictionary is what gs.load_sae returns; given {type(sae).__name__}")
-    if tuple(_listed(by)) not in BY:
-        raise SweepError(f"by is 'feature' or ('feature', 'pos'); given {by!r}")
+    if tuple(listed_words(by) or ()) not in BY:
+        raise SweepError(f"by is 'feature' or ('feature', 'pos'); given {quoted(by)}")
     if is_many(prompt):
         raise SweepError("a feature sweep is of one prompt: call it for each")
-
-
-def _listed(by: Any) -> list[str]:
-    return [by] if isinstance(by, str) else list(by)
 
 
 def _after_bos(ids: Tensor, model: Model) -> slice:
@@ -171,9 +169,9 @@ def _after_bos(ids: Tensor, model: Model) -> slice:
 def _numbers(sae: Dictionary, found: Features, features: Iterable[int] | None, positions: Sequence[int]) -> list[int]:
     """The features that are asked for, or all that are active at the positions. DictionaryError where there is none."""
     if features is not None:
-        numbers = [feature_number(sae, given) for given in features]
+        numbers = [feature_number(sae, given) for given in listed(features, "features", error=DictionaryError)]
         if not numbers or len(set(numbers)) < len(numbers):
-            raise DictionaryError(f"features names each feature once, and one at least; given {numbers}")
+            raise DictionaryError(f"features names each feature once, and one at least; given {quoted(numbers)}")
         return numbers
     here = torch.isin(found.pos, torch.tensor(positions, device=found.pos.device))
     active = sorted(set(found.feature[here].tolist()))

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gemmascope.arguments import listed, whole_number
+from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import find_positions
 from gemmascope.edits.trace_protocol import is_trace, no_trace
 from gemmascope.errors import DictionaryError
@@ -19,6 +21,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.tokens.tokenizer import shown
+from gemmascope.values import in_float64
 
 if TYPE_CHECKING:
     import pandas
@@ -51,7 +54,7 @@ class Features:
     ids: Tensor | None = None
 
     @classmethod
-    def of_trace(cls, dictionary: Dictionary, trace: Trace) -> Features:
+    def of_trace(cls, dictionary: Dictionary, trace: Trace | Any) -> Features:
         """The features of a run. DictionaryError for what is no trace, or a trace of another model."""
         if not is_trace(trace):
             raise DictionaryError(f"encode takes a trace, or rows [pos, {dictionary.d_in}]; given {no_trace(trace)}")
@@ -116,8 +119,7 @@ class Features:
         A concept is named where the activation is above what the feature's tie to it asks for.
         pos: a number, or a token that occurs once. SiteError for a position that is not there.
         """
-        if isinstance(k, bool) or not hasattr(k, "__index__") or k < 1:
-            raise DictionaryError(f"k is a whole number above 0; given {k!r}")
+        k = whole_number(k, "k", least=1, error=DictionaryError)
         here = self.pos == self._position(pos)
         strongest = self.value[here].sort(descending=True)
         features = self.feature[here][strongest.indices][:k].tolist()
@@ -142,7 +144,7 @@ class Features:
 
         The sums run over positions and dimensions, the mean over positions; NaN where fewer than two positions are left.
         """
-        x, error = self._target()[self.first :].double(), self.error[self.first :].double()
+        x, error = in_float64(self._target()[self.first :]), in_float64(self.error[self.first :])
         total = (x - x.mean(0)).square().sum()
         return float(1 - error.square().sum() / total) if len(x) > 1 else float("nan")
 
@@ -166,11 +168,14 @@ class Features:
         from gemmascope.figures.features import features_figure
         from gemmascope.sae.splice import feature_number
 
-        drawn = self.strongest(most) if features is None else [feature_number(self.dictionary, f) for f in features]
-        return features_figure(self, drawn)
+        if features is None:
+            return features_figure(self, self.strongest(most))
+        named = listed(features, "features", error=DictionaryError)
+        return features_figure(self, [feature_number(self.dictionary, f) for f in named])
 
     def strongest(self, n: int) -> list[int]:
         """The n features with the largest activations, <bos> left out, the largest first."""
+        n = whole_number(n, "how many features to take", least=1, error=DictionaryError)
         there = self.pos >= self.first
         order = self.value[there].argsort(descending=True)
         return list(dict.fromkeys(self.feature[there][order].tolist()))[:n]
@@ -192,12 +197,11 @@ class Features:
     def _position(self, pos: Any) -> int:
         if self.model is not None and self.ids is not None:
             found = find_positions(pos, self.model, self.ids)
-        elif isinstance(pos, str) or not hasattr(pos, "__index__") or not -len(self) <= pos < len(self):
-            raise DictionaryError(f"there is no position {pos!r}: positions go from 0 to {len(self) - 1}")
         else:
-            found = [int(pos) % len(self)]
+            most = len(self) - 1
+            found = [whole_number(pos, "a position", least=-len(self), most=most, error=DictionaryError) % len(self)]
         if len(found) != 1:
-            raise DictionaryError(f"one position is read at a time; given {pos!r}")
+            raise DictionaryError(f"one position is read at a time; given {quoted(pos)}")
         return found[0]
 
     def _target(self) -> Tensor:

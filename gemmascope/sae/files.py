@@ -40,7 +40,7 @@ class DictionaryRequest:
 
 def locate(source: object, asked: DictionaryRequest, revision: str | None = None) -> Found:
     """The file that a source and a choice mean, fetched if it is on the hub. DictionaryError with what there is."""
-    if source == "nano":
+    if isinstance(source, str) and source == "nano":
         if revision is not None:
             raise DictionaryError("revision= is of a hub id, and 'nano' has none: leave it out")
         return _in_folder(NANO, "nano", asked)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, shown, whole_number
+from gemmascope.arguments import finite_number, shown, true_or_false, whole_number
 from gemmascope.checkpoints.device import choose_device
+from gemmascope.edits.call_text import plain
 from gemmascope.errors import DictionaryError, SiteError
 from gemmascope.files.json_reader import is_there, read_json
 from gemmascope.model.model import Model
@@ -57,6 +58,8 @@ def load_sae(
     The files are read without pickle. Raises DictionaryError for a source or a choice that is not there, a file that is no
     such dictionary, or a model it was not trained for; CheckpointError where fetching fails.
     """
+    _refuse_odd(layer, site, model, revision)
+    any_model = true_or_false(any_model, "any_model", error=DictionaryError)
     found = locate(source, DictionaryRequest(layer, width, l0), revision)
     about = _about(found.path.with_name(ABOUT))
     place = model.device if model is not None and str(device) == "auto" else choose_device(device)
@@ -76,6 +79,17 @@ def load_sae(
     if model is not None:
         made.require_fit(model)
     return made
+
+
+def _refuse_odd(layer: Any, site: Any, model: Any, revision: Any) -> None:
+    """DictionaryError for arguments of other kinds than load_sae takes, before they are compared with anything."""
+    if layer is not None and not isinstance(layer, str):
+        whole_number(layer, "a dictionary's layer ('embedding' for none)", least=0, error=DictionaryError)
+    for name, given in (("site", site), ("revision", revision)):
+        if given is not None and not isinstance(given, str):
+            raise DictionaryError(f"{name} is a text; given {shown(given)}")
+    if model is not None and not isinstance(model, Model):
+        raise DictionaryError(f"model is what gs.load returns; given {shown(model)}")
 
 
 def as_tensors(arrays: Mapping[str, Any], device: str | torch.device, path: Path | None = None) -> dict[str, Any]:
@@ -121,9 +135,7 @@ def _layer(found: Found, given: int | str | None, about: Mapping[str, Any]) -> i
         raise DictionaryError(f"{found.name} was trained for layer {layer}, and layer={given!r} was given")
     if layer == EMBEDDING:
         return None
-    if isinstance(layer, bool) or not hasattr(layer, "__index__") or int(layer) < 0:
-        raise DictionaryError(f"a dictionary's layer is a whole number from 0, or 'embedding'; given {layer!r}")
-    return int(layer)
+    return whole_number(layer, "a dictionary's layer ('embedding' for none)", least=0, error=DictionaryError)
 
 
 def _trained_for(found: Found, about: Mapping[str, Any]) -> TrainedFor:
@@ -136,7 +148,7 @@ def _call(source: Any, asked: DictionaryRequest, site: str | None, any_model: bo
     """The call that loads this dictionary again."""
     said = [repr(str(source))]
     given = {**vars(asked), "site": site, "revision": revision}
-    said += [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    said += [f"{name}={plain(value)!r}" for name, value in given.items() if value is not None]
     return f"gs.load_sae({', '.join(said)}{', any_model=True' if any_model else ''})"
 
 

@@ -66,7 +66,7 @@ def loss_recovered(sae: Dictionary, prompts: Any, model: Model | None) -> LossRe
         torch.cat([_losses(model, one, _after_bos(edit, one, model)) for one in ids])
         for edit in (None, splice(sae, keep_error=False), Ablate(site=sae.writes, layer=sae.layer))
     ]
-    clean, spliced, zeroed = (loss.double().mean().item() for loss in losses)
+    clean, spliced, zeroed = (loss.cpu().double().mean().item() for loss in losses)
     return LossRecovered(clean, spliced, zeroed, len(losses[0]))
 
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, is_number, is_whole, shown
+from gemmascope.arguments import finite_number, is_number, is_whole, shown, true_or_false
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.edit import Edit
@@ -101,9 +101,10 @@ def splice(
     if not isinstance(sae, Dictionary):
         raise DictionaryError(f"a dictionary is what gs.load_sae returns; given {type(sae).__name__}")
     if features is not None and not isinstance(features, Mapping):
-        raise DictionaryError(f"features is a mapping of numbers, such as {{17: 0.0}}; given {features!r}")
+        raise DictionaryError(f"features is a mapping of numbers, such as {{17: 0.0}}; given {shown(features)}")
+    keep_error = true_or_false(keep_error, "keep_error", error=DictionaryError)
     found = {feature_number(sae, key): _value(value) for key, value in (features or {}).items()}
-    return Splice(site=sae.writes, layer=sae.layer, pos=pos, dictionary=sae, features=found, keep_error=bool(keep_error))
+    return Splice(site=sae.writes, layer=sae.layer, pos=pos, dictionary=sae, features=found, keep_error=keep_error)
 
 
 def feature_number(sae: Dictionary, given: Any) -> int:

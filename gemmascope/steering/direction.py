@@ -21,6 +21,7 @@ from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
 from gemmascope.sites import Address
 from gemmascope.steering.probe import HeldOut, Probe
+from gemmascope.values import in_float64
 
 if TYPE_CHECKING:
     import pandas
@@ -88,7 +89,7 @@ class Direction:
             means=means.to(model.device, torch.float32),
             probe=probe.weight.to(model.device, torch.float32),
             bias=probe.bias,
-            accuracy=nan if held_out is None else float(held_out.right(positive).double().mean()),
+            accuracy=nan if held_out is None else float(held_out.right(positive).cpu().double().mean()),
             n_held_out=0 if held_out is None else len(values),
             n_folds=0 if held_out is None else held_out.n_folds,
             stream_norm=float(values.norm(dim=1).mean()),
@@ -100,12 +101,12 @@ class Direction:
     @property
     def norm(self) -> float:
         """The length of the vector: how far the means are apart."""
-        return float(self.vector.double().norm())
+        return float(in_float64(self.vector).norm())
 
     @property
     def unit(self) -> Float[Tensor, " d"]:
         """The vector over its length, float32."""
-        unit: Tensor = self.vector.double() / self.vector.double().norm()
+        unit: Tensor = in_float64(self.vector) / in_float64(self.vector).norm()
         return unit.float()
 
     def add(self, scale: float = 1.0, pos: Pos = None) -> Add:
@@ -149,7 +150,7 @@ class Direction:
     @legibly
     def __repr__(self) -> str:
         n_positive, n_negative = (int((self.projections["class"] == name).sum()) for name in CLASSES)
-        cosine = float(torch.cosine_similarity(self.vector.double(), self.probe.double(), dim=0))
+        cosine = float(torch.cosine_similarity(in_float64(self.vector), in_float64(self.probe), dim=0))
         return (
             f"direction at {self.where_text()}: {n_positive} positive and {n_negative} negative prompts\n"
             f"norm {self.norm:.4g}; of the values {self.stream_norm:.4g} on average; cosine with the probe {cosine:.3f}\n"

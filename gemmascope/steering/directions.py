@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.arguments import whole_number
+from gemmascope.arguments import shown, whole_number
 from gemmascope.edits.places import Pos, find_heads, find_positions
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.loading.default import model_or_nano
@@ -28,6 +28,7 @@ from gemmascope.run.microbatches import embedded
 from gemmascope.sites import Address, find
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.probe import fit_probe, held_out
+from gemmascope.values import in_float64
 
 # A difference of means shorter than this share of the cases' length is rounding.
 NO_DIFFERENCE = 1e-6
@@ -97,7 +98,9 @@ def _address(site: str, layer: Any, head: Any, model: Model) -> tuple[Address, i
     if head is None or len(heads) != 1:
         name = "kv head" if found.site.heads == "kv_head" else "head"
         n_heads = len(find_heads(None, found.site, model) or ())
-        raise SiteError(f"'{found.site.name}' has {n_heads} {name}s: say which one, head=0 to {n_heads - 1}; given {head!r}")
+        raise SiteError(
+            f"'{found.site.name}' has {n_heads} {name}s: say which one, head=0 to {n_heads - 1}; given {shown(head)}"
+        )
     return found, heads[0]
 
 
@@ -148,7 +151,7 @@ class _Reading(Tap):
         if self.wants(site, layer):
             of_head = value if self.head is None else value[:, self.head]
             for places, span in zip(self.places, layout.spans, strict=True):
-                self.read.append(of_head[span][places].double().mean(0).cpu())
+                self.read.append(in_float64(of_head[span][places]).mean(0).cpu())
         return value
 
 

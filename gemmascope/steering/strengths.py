@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gemmascope.arguments import finite_number, is_number
+from gemmascope.arguments import finite_number, listed, shown
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.call_text import metric_text
 from gemmascope.edits.edit import Add
@@ -29,6 +28,7 @@ from gemmascope.run.microbatches import Bin, binned, embedded
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.strength_result import StrengthSweep
 from gemmascope.sweeps.questions import of_prompts, tell
+from gemmascope.values import in_float64, is_array, real_tensor
 
 # Logits held at once, in elements: 32 MB in float64, which is held a few times over.
 LOGIT_ELEMENTS = 2**22
@@ -89,17 +89,14 @@ def strength_sweep(
 
 def _listed_strengths(given: Any) -> list[float]:
     """The strengths as numbers. SweepError for none, one given twice, or something that is no finite number."""
-    given = given.tolist() if hasattr(given, "tolist") else given
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise SweepError(f"strengths is a list of numbers, such as [-4, -2, 0, 2, 4]; given {given!r}")
-    listed = list(given)
-    if not listed:
+    if is_array(given):
+        given = real_tensor(given, "strengths, a list of numbers,", SweepError).tolist()
+    found = listed(given, "strengths, such as [-4, -2, 0, 2, 4],", error=SweepError)
+    if not found:
         raise SweepError("strengths is an empty list: give at least one number, such as [-4, -2, 0, 2, 4]")
-    if odd := [one for one in listed if not is_number(one) or not isfinite(one)]:
-        raise SweepError(f"strengths are finite numbers; given {odd[0]!r}")
-    numbers = [finite_number(one, "a strength", error=SweepError) for one in listed]
+    numbers = [finite_number(one, "a strength", error=SweepError) for one in found]
     if len(set(numbers)) < len(numbers):
-        raise SweepError(f"strengths name a number twice: {listed}")
+        raise SweepError(f"strengths name a number twice: {shown(found)}")
     return numbers
 
 
@@ -111,7 +108,7 @@ def steering_edit(vector: Any, site: str | None, layer: int | None, head: Head, 
         vector = vector.vector
     if site is None:
         raise SiteError("say the site and layer to steer at: a tensor does not know them, as what gs.direction returns does")
-    if isinstance(vector, Tensor) and vector.numel() and not bool(vector.any()):
+    if is_array(vector) and (found := real_tensor(vector, "the vector", EditError)).numel() and not bool(found.any()):
         raise EditError("the vector holds zeros alone, which steer nowhere")
     return add(site, vector, layer=layer, pos=pos, head=head)
 
@@ -124,10 +121,10 @@ def _ids(given: Any, name: str, model: Model) -> list[Tensor]:
 
 
 def _metrics(metric: Any, ids: Sequence[Tensor], model: Model) -> list[Metric]:
-    listed = list(metric) if isinstance(metric, (list, tuple)) else [metric] * len(ids)
-    if len(listed) != len(ids):
-        raise SweepError(f"there are {len(ids)} prompts and {len(listed)} metrics: give one for all, or one for each")
-    bound = [bind_metric(one, model) for one in listed]
+    metrics = list(metric) if isinstance(metric, (list, tuple)) else [metric] * len(ids)
+    if len(metrics) != len(ids):
+        raise SweepError(f"there are {len(ids)} prompts and {len(metrics)} metrics: give one for all, or one for each")
+    bound = [bind_metric(one, model) for one in metrics]
     for one, prompt in zip(bound, ids, strict=True):
         try_metric(one, model, prompt)
     return bound
@@ -237,19 +234,23 @@ class _Runs:
         """The negative log-likelihood of a token after each row, in nats."""
         parts = zip(torch.split(rows, self._step), torch.split(wanted, self._step), strict=True)
         unembed = self.model.network.unembed
-        return torch.cat([cross_entropy(unembed(x).double(), ids, reduction="none").cpu() for x, ids in parts])
+        found = []
+        for x, ids in parts:
+            logits = in_float64(unembed(x))
+            found.append(cross_entropy(logits, ids.to(logits.device), reduction="none").cpu())
+        return torch.cat(found)
 
     def measured(self, metrics: Sequence[Metric]) -> tuple[Tensor, Tensor]:
         """The metric of each prompt at each level, and KL(unsteered || steered) in nats: float64 [prompt, level]."""
         values, kl = torch.empty(2, self.n_prompts, len(self.edits[0]), dtype=torch.float64)
         with torch.no_grad(), explain_oom(self.model):
             for prompt, metric in enumerate(metrics):
-                base = self.model.network.unembed(self.ends[prompt, :1]).double().log_softmax(-1)
+                base = in_float64(self.model.network.unembed(self.ends[prompt, :1])).log_softmax(-1)
                 for first in range(0, kl.shape[1], self._step):
                     part = slice(first, first + self._step)
                     logits = self.model.network.unembed(self.ends[prompt, part])
                     values[prompt, part] = measure(metric, logits).cpu()
-                    found = (base.exp() * (base - logits.double().log_softmax(-1))).sum(-1)
+                    found = (base.exp() * (base - in_float64(logits).log_softmax(-1))).sum(-1)
                     kl[prompt, part] = found.clamp(min=0.0).cpu()  # never negative but for rounding
         return values, kl
 

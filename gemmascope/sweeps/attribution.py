@@ -29,6 +29,10 @@ from gemmascope.sweeps.pairs import Ablation, Plan, pairs_of, prompts_of, questi
 from gemmascope.sweeps.questions import of_plans, tell
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.sweep import SweepSpec
+from gemmascope.values import in_float64
+
+# Each is a backward pass of every layer: more would never come back.
+MOST_STEPS = 10_000
 
 
 @computes
@@ -59,8 +63,8 @@ def attribute(
     The other arguments, the result and the errors are those of gs.sweep.
     """
     asked = SweepSpec(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos))
-    model, edits = model_or_nano(model), listed_edits(edits)
-    plans, result = _prepared(clean, corrupt, metric, asked, _n_steps(steps), edits, model)
+    model, edits, steps = model_or_nano(model), listed_edits(edits), _n_steps(steps)
+    plans, result = _prepared(clean, corrupt, metric, asked, steps, edits, model)
     tell(of_plans(plans, metric, model), SweepError)
     return _filled(result, plans, model, steps)
 
@@ -72,7 +76,7 @@ def estimate(clean: Any, corrupt: Any, metric: Any, asked: SweepSpec, model: Mod
 
 
 def _n_steps(given: Any) -> int:
-    return whole_number(given, "steps", least=1, error=SweepError)
+    return whole_number(given, "steps", least=1, most=MOST_STEPS, error=SweepError)
 
 
 def _prepared(
@@ -121,7 +125,7 @@ def _estimates(plan: Plan, base: Trace, steps: int) -> dict[int, Tensor]:
         change = plan.edits.whole(layer).to(there.dtype) - there
         grad = at_base[site.name, layer] if steps == 1 else _mean_gradient(plan, base, layer, change, steps)
         d_axes = [i for i, axis in enumerate(site.axes) if axis.startswith("d_")]
-        product = change.double() * grad.double()
+        product = in_float64(change) * in_float64(grad)
         found[layer] = product.sum(d_axes) if d_axes else product
     return found
 

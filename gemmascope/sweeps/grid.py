@@ -5,7 +5,7 @@ A cell is a choice along each axis of `by`; along the other axes all its places 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import is_whole
+from gemmascope.arguments import listed_numbers, listed_words, shown, whole_number
 from gemmascope.edits.bound import BoundEdit, mesh
 from gemmascope.edits.places import find_heads, find_positions
 from gemmascope.errors import SiteError, SweepError
@@ -62,11 +62,9 @@ class Grid:
         if at is not None:
             places = replace(places, layer=_named_layer(site, at, places.layer, model.n_layers))
         numbers = _numbers(found, places, model, ids)
-        if not is_whole(window) or not 1 <= window <= model.n_layers:
-            raise SweepError(f"window is a number of layers from 1 to {model.n_layers}; given {window!r}")
-        window = int(window)
+        window = whole_number(window, "window", least=1, most=model.n_layers, error=SweepError)
         if window > 1 and "layer" not in wanted:
-            raise SweepError(f"window needs layer in by: without it a cell edits all its layers; given by={by!r}")
+            raise SweepError(f"window needs layer in by: without it a cell edits all its layers; given by={shown(by)}")
         rest = {name: n for name, n in numbers.items() if name not in wanted}
         return cls(found, {name: numbers[name] for name in wanted}, rest, window)
 
@@ -158,20 +156,21 @@ def _named_layer(name: str, at: int, given: Any, n_layers: int) -> int:
     """The layer that a site's name says. SiteError if another was given."""
     found = find_layer(at, n_layers)
     if given is not None and _layers(given, n_layers) != [found]:
-        raise SiteError(f"{name!r} names layer {at}, and layer={given!r} was given as well; give one of them")
+        raise SiteError(f"{name!r} names layer {at}, and layer={shown(given)} was given as well; give one of them")
     return found
 
 
 def _layers(given: Any, n_layers: int) -> list[int]:
     if given is None:
         return list(range(n_layers))
-    given = given.tolist() if hasattr(given, "tolist") else given
-    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    numbers = [find_layer(layer, n_layers) for layer in listed]
+    found = listed_numbers(given)
+    if found is None:
+        raise SiteError(f"layer is a number or a list of numbers; given {shown(given)}")
+    numbers = [find_layer(layer, n_layers) for layer in found]
     if not numbers:
         raise SweepError("layer is an empty list: name at least one, or leave it out for all")
     if len(set(numbers)) < len(numbers):
-        raise SiteError(f"layer names one twice: {listed}")
+        raise SiteError(f"layer names one twice: {shown(found)}")
     return numbers
 
 
@@ -184,8 +183,8 @@ def asked_axes(site: str, by: Sequence[str]) -> tuple[Site, int | None, list[str
     if not found.in_layer:
         raise SweepError(f"'{found.name}' is outside the layers, so there is no grid over it: use gs.trace with an edit")
     there = ["layer", *(axis for axis in found.axes if axis in _LAID)]
-    asked = list(by) if isinstance(by, Iterable) and not isinstance(by, str) else [by]
-    names = [found.heads if name == "head" and found.heads else name for name in asked]
+    names = listed_words(by)
+    names = names and [found.heads if name == "head" and found.heads else name for name in names]
     if not names or len(set(names)) < len(names) or set(names) - set(there):
-        raise SweepError(f"by names axes of '{found.name}', each once: {', '.join(there)}; given {tuple(asked)}")
+        raise SweepError(f"by names axes of '{found.name}', each once: {', '.join(there)}; given {shown(by)}")
     return found, at, names

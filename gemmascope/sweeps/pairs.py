@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gemmascope.arguments import finite_number
+from gemmascope.arguments import finite_number, one_of, shown
 from gemmascope.edits.call_text import metric_text
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.places import first_difference
@@ -42,13 +42,13 @@ class Ablation:
         """An ablation as it was given to a sweep; None for none. SweepError for what cannot be one."""
         is_mean = isinstance(value, str) and value in MEANS
         if reference and not is_mean:
-            raise SweepError(f"a reference is only for ablate='mean' or 'mean_by_pos'; given ablate={value!r}")
+            raise SweepError(f"a reference is only for ablate='mean' or 'mean_by_pos'; given ablate={shown(value)}")
         if value is None or is_mean:
             return None if value is None else cls(value, reference)
         try:
             return cls(finite_number(value, "ablate", error=SweepError))
         except SweepError as error:
-            raise SweepError(f"ablate is a finite number, 'mean' or 'mean_by_pos'; given {value!r}") from error
+            raise SweepError(f"ablate is a finite number, 'mean' or 'mean_by_pos'; given {shown(value)}") from error
 
     def supply(self, grid: Grid, model: Model, ids: Tensor) -> ValueSource:
         """What gives the cells their edits in a run of these ids."""
@@ -168,8 +168,7 @@ def _parts(plans: Sequence[Plan], metric: Any) -> Iterator[Part]:
 
 def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablation: Ablation | None, model: Model) -> list[Pair]:
     """The runs of each pair as token ids. Every mistake in the call that can be found here is."""
-    if into not in INTO:
-        raise SweepError(f"into is the run to patch, 'corrupt' or 'clean'; given {into!r}")
+    one_of(into, "into, the run to patch,", INTO, error=SweepError)
     if (corrupt is None) != (ablation is not None):
         raise SweepError("give a corrupted prompt to patch from, or ablate=VALUE with corrupt=None: one of the two")
     many = is_many(clean)

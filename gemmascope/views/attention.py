@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gemmascope.arguments import listed_numbers, true_or_false
+from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import find_heads
 from gemmascope.errors import SiteError
 from gemmascope.run.replay import replay
@@ -44,6 +46,7 @@ def attention_view(
     SiteError for what is not there, for a trace of a model of another shape, and for a layer too large for a page.
     """
     require_trace(trace, "trace")
+    bos = true_or_false(bos, "bos", error=SiteError)
     if compare is not None:
         require_trace(compare, "compare")
         if compare.model.config != trace.model.config:
@@ -62,16 +65,16 @@ def attention_view(
     rows |= _others(traces, first, wanted, held_heads, rows)
     held = [n for n in wanted if f"first{n}" in rows]
     spec = _spec(traces, wanted, held, held_heads)
-    spec |= {"layer": held.index(first), "head": held_heads.index(large), "bos": bool(bos)}
+    spec |= {"layer": held.index(first), "head": held_heads.index(large), "bos": bos}
     return View(spec, rows, _summary(trace, spec, first), table)
 
 
 def _layers(layers: Any, n_layers: int) -> list[int]:
     if layers is None:
         return list(range(n_layers))
-    if isinstance(layers, str) or not hasattr(layers, "__iter__") or not (given := list(layers)):
-        raise SiteError(f"layers is a list of numbers, at least one; given {layers!r}")
-    return sorted({find_layer(n, n_layers) for n in given})
+    if not (found := listed_numbers(layers)):
+        raise SiteError(f"layers is a list of numbers, at least one; given {quoted(layers)}")
+    return sorted({find_layer(n, n_layers) for n in found})
 
 
 def _shown_at_first(traces: dict[str, Trace], layer: int, heads: list[int]) -> tuple[Rows, list[list[str]]]:

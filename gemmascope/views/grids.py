@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gemmascope.arguments import shown as shown_value
+from gemmascope.arguments import whole_number
 from gemmascope.errors import DictionaryError, SweepError
 from gemmascope.sae.features import Features
 from gemmascope.sweeps.result import SweepResult
@@ -68,8 +69,7 @@ def sae_view(features: Features, *, most: int = 24) -> View:
     """
     if not isinstance(features, Features):
         raise DictionaryError(f"a view of features is of what sae.encode(trace) returns; given {type(features).__name__}")
-    if isinstance(most, bool) or not hasattr(most, "__index__") or most < 1:
-        raise DictionaryError(f"most is how many features to show, a whole number above 0; given {most!r}")
+    most = whole_number(most, "most, how many features to show,", least=1, error=DictionaryError)
     chosen = sorted(features.strongest(most))
     if not chosen:
         raise DictionaryError("no feature is active anywhere here")

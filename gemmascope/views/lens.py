@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gemmascope.analysis.lens import Lens, lens
+from gemmascope.arguments import one_of, whole_number
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import SiteError
 from gemmascope.run.trace import Trace
@@ -40,9 +41,9 @@ def lens_view(
     then says. SiteError, PromptError for what is not there.
     """
     require_trace(trace, "trace")
-    if colour not in COLOURS or (colour == "rank" and answer is None):
-        follow = " (rank needs answer=)" if colour == "rank" else ""
-        raise SiteError(f"colour is one of {', '.join(COLOURS)}{follow}; given {colour!r}")
+    if one_of(colour, "colour", COLOURS, error=SiteError) == "rank" and answer is None:
+        raise SiteError("colour='rank' is of an answer: say answer=")
+    top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
     positions, clipped = _positions(trace, pos, site, top)
     found = lens(trace, site, top, pos=positions, head=head, answer=answer)
     arrays, words = _arrays(found)
@@ -65,9 +66,9 @@ def lens_view(
 
 def _positions(trace: Trace, pos: Pos, site: str, top: int) -> tuple[list[int], bool]:
     """The positions that are shown, and whether a prompt's first ones had to be left out."""
-    n_layers, each = trace.model.n_layers, top if hasattr(top, "__index__") and top > 0 else 1
-    n_entries = 2 * n_layers + 1 if site == "stream" else n_layers
-    most = max(1, MOST_TOKENS // (n_entries * each))
+    n_layers = trace.model.n_layers
+    n_entries = 2 * n_layers + 1 if isinstance(site, str) and site == "stream" else n_layers
+    most = max(1, MOST_TOKENS // (n_entries * top))
     positions = find_positions(pos, trace.model, trace.ids)
     if len(positions) <= most:
         return positions, False

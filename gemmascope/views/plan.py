@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import listed, whole_number
 from gemmascope.errors import BudgetError
 from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, memory_text
 from gemmascope.memory.plan import Plan, plan
@@ -28,14 +28,11 @@ def plan_view(models: Sequence[Any] = SIZES, contexts: Sequence[int] = CONTEXTS)
     what every model takes. Everything is computed beforehand by gs.plan, in bfloat16, with bfloat16 and int8 weights, on
     common cards; sizes are bytes in units of 10^9. Raises what gs.plan does, BudgetError for an empty list.
     """
-    if not all(isinstance(given, Iterable) for given in (models, contexts)) or isinstance(models, (str, Mapping)):
-        raise BudgetError(
-            f"models is a list of sizes, hub ids or folders, and contexts one of numbers; given {shown(models)} and "
-            f"{shown(contexts)}"
-        )
-    models, contexts = list(models), list(contexts)
+    models = listed(models, "models", error=BudgetError)
+    contexts = listed(contexts, "contexts", error=BudgetError)
+    contexts = [whole_number(one, "a context", least=1, error=BudgetError) for one in contexts]
     if not models or not contexts:
-        raise BudgetError(f"models and contexts are lists with one entry at least; given {models!r} and {contexts!r}")
+        raise BudgetError("models and contexts are lists with one entry at least")
     cards = list({card.n_bytes: card for card in CARDS}.values())
     names: list[str] = []
     planned = [_planned(model, weights, context) for model in models for weights in WEIGHTS for context in contexts]

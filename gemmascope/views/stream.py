@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.analysis.direct_logits import answer_directions
+from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import find_positions
 from gemmascope.errors import SiteError
 from gemmascope.figures.labelled import GLOBAL
@@ -33,10 +34,10 @@ def stream_view(trace: Trace, *, pos: int | str = -1, answer: Answer | None = No
     """
     require_trace(trace, "trace")
     if answer is None and against is not None:
-        raise SiteError(f"against={against!r} is subtracted from an answer: give answer= as well")
-    at = find_positions([pos] if hasattr(pos, "__index__") else pos, trace.model, trace.ids)
+        raise SiteError(f"against={quoted(against)} is subtracted from an answer: give answer= as well")
+    at = find_positions(pos, trace.model, trace.ids)
     if len(at) != 1:
-        raise SiteError(f"one position is shown at first; given pos={pos!r}")
+        raise SiteError(f"one position is shown at first; given pos={quoted(pos)}")
     directions = None if answer is None else answer_directions(trace, answer, against)
     values = _measures(trace, directions)  # [series, pos, layer]
     panels = _panels(trace, answer, against)

@@ -70,7 +70,7 @@ def test_numbers_that_overflow_on_the_way_name_the_site_and_the_edits() -> None:
         gs.patch("resid_mid", torch.full((128,), 3e38), layer=1),
         gs.patch("mlp_out", torch.full((128,), 3e38), layer=1),
     ]
-    with pytest.raises(EditError, match=r"first at 'layers.1.resid_post', position 0; without them it does not: gs.patch"):
+    with pytest.raises(EditError, match=r"first at 'layers.1.mlp_in', position 0; without them it does not: gs.patch"):
         gs.trace(P, edits=edits)
     with pytest.raises(EditError, match=r"first at 'layers.1.resid_post'"):
         gs.generate(P, edits=edits, max_new_tokens=2)

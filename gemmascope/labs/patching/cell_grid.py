@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gemmascope.arguments import is_whole, one_of, shown
 from gemmascope.errors import SweepError
 from gemmascope.sweeps.result import Array
 
@@ -54,8 +55,7 @@ def cells_of(shape: tuple[int, int], what: str, row: Any = None, column: Any = N
     wanted = {
         "all": (False, False), "row": (True, False), "column": (False, True), "cell": (True, True), "rectangle": (True, True)
     }  # fmt: skip
-    if what not in wanted:
-        raise SweepError(f"what to run is one of {', '.join(map(repr, wanted))} or 'estimate'; given {what!r}")
+    one_of(what, "what to run", (*wanted, "estimate"), error=SweepError)
     needs_row, needs_column = wanted[what]
     mask = np.zeros(shape, bool)
     rows = _span("row", row, n_rows, what == "rectangle") if needs_row else slice(None)
@@ -66,9 +66,9 @@ def cells_of(shape: tuple[int, int], what: str, row: Any = None, column: Any = N
 
 def _span(name: str, given: Any, size: int, two: bool) -> slice:
     ends = tuple(given) if two and isinstance(given, (tuple, list)) else (given, given)
-    if len(ends) != 2 or not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in ends):
+    if len(ends) != 2 or not all(map(is_whole, ends)):
         wanted = "its first and last number" if two else "a number"
-        raise SweepError(f"{name} is {wanted}, counted from 0 along the grid; given {given!r}")
+        raise SweepError(f"{name} is {wanted}, counted from 0 along the grid; given {shown(given)}")
     if not all(0 <= int(n) < size for n in ends):
-        raise SweepError(f"there is no {name} {given!r}: the grid has {size}, from 0 to {size - 1}")
-    return slice(min(ends), max(ends) + 1)
+        raise SweepError(f"there is no {name} {shown(given)}: the grid has {size}, from 0 to {size - 1}")
+    return slice(min(map(int, ends)), max(map(int, ends)) + 1)

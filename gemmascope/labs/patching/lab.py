@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from gemmascope.arguments import shown, whole_number
 from gemmascope.errors import SweepError
 from gemmascope.labs.display import Shown
 from gemmascope.labs.patching.experiment import Experiment
@@ -49,8 +50,9 @@ class PatchingLab(LabSession, Shown):
     def compare(self, index: int = 0, other: int = -1) -> tuple[View, View]:
         """Two of lab.experiments() on one scale. SweepError for one that is not there."""
         found = self.experiments()
+        index, other = (whole_number(n, "an experiment", error=SweepError) for n in (index, other))
         if not all(-len(found) <= n < len(found) for n in (index, other)):
-            raise SweepError(f"there are {len(found)} experiments with numbers; given {index} and {other}")
+            raise SweepError(f"there are {len(found)} experiments with numbers; given {shown(index)} and {shown(other)}")
         return compared(found[index], found[other])
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from typing import Any
 
+from gemmascope.arguments import listed_words, one_of, shown
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.sites import LAYER_SITES, find_site, read_name
@@ -57,8 +58,7 @@ class Settings:
             by = self.by if same else DEFAULT_AXES[find_site(site).heads]
         new = replace(self, **{**changes, "site": site, "by": _axes(site, by)})
         for name, choices in {"into": INTO, "layers": LAYERS, "metric": tuple(METRICS)}.items():
-            if getattr(new, name) not in choices:
-                raise SweepError(f"{name} is one of {', '.join(map(repr, choices))}; given {getattr(new, name)!r}")
+            one_of(getattr(new, name), name, choices, error=SweepError)
         return new
 
     def swapped(self) -> Settings:
@@ -84,7 +84,7 @@ class Settings:
     def _site(given: Any) -> str:
         site, at = read_name(given)
         if not site.in_layer or at is not None:
-            raise SweepError(f"a lab's site is one of {', '.join(LAYER_SITES)}, of all layers; given {given!r}")
+            raise SweepError(f"a lab's site is one of {', '.join(LAYER_SITES)}, of all layers; given {shown(given)}")
         return site.name
 
 
@@ -95,10 +95,9 @@ def grids_of(site: str) -> list[tuple[str, str]]:
 
 
 def _axes(site: str, by: Any) -> tuple[str, ...]:
-    named = tuple(by) if isinstance(by, Sequence) and not isinstance(by, str) else (by,)
     heads = find_site(site).heads
-    named = tuple(heads if axis == "head" and heads else axis for axis in named)
+    named = tuple(heads if axis == "head" and heads else axis for axis in listed_words(by) or ())
     if len(set(named)) != 2 or set(named) not in map(set, grids_of(site)):
         choices = ", ".join(f"({a!r}, {b!r})" for a, b in grids_of(site))
-        raise SweepError(f"a lab's grid has two axes of '{site}', rows and columns: {choices}; given by={by!r}")
+        raise SweepError(f"a lab's grid has two axes of '{site}', rows and columns: {choices}; given by={shown(by)}")
     return named

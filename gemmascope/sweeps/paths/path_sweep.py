@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import one_of, shown
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.call_text import call_text
 from gemmascope.errors import SweepError
@@ -69,12 +70,12 @@ def path_sweep(
     layer of every receiver has no path: its cell stays NaN. SweepError if none has one.
     """
     if read_name(sender)[0].name not in SENDERS:
-        raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {sender!r}")
-    if not isinstance(mlps, str) or mlps not in MLPS:
-        raise SweepError(f"mlps is one of {', '.join(map(repr, MLPS))}; given {mlps!r}")
+        raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {shown(sender)}")
+    one_of(mlps, "mlps", MLPS, error=SweepError)
     model = model_or_nano(model)
     receivers, max_rows = receivers_of(receiver, model), rows_within(memory, model)
-    by = by or (("layer", "head") if read_name(sender)[0].name == "z" else ("layer", "pos"))
+    if by is None:
+        by = ("layer", "head") if read_name(sender)[0].name == "z" else ("layer", "pos")
     clean, corrupt = prompts_of(clean, corrupt)
     pairs = pairs_of(clean, corrupt, metric, into, None, model)
     places = Places(layer=layer, pos=pos, head=head)

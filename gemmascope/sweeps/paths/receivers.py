@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from gemmascope.arguments import shown
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.edit import Patch
 from gemmascope.edits.places import find_heads
@@ -63,21 +64,23 @@ def has_path(cell: dict[str, list[int]], receivers: Sequence[Receiver]) -> bool:
 
 def receivers_of(given: Any, model: Model) -> list[Receiver]:
     """The receivers that were named. SweepError for what is none, SiteError for a layer or head that is not there."""
-    listed = given if isinstance(given, list) else [given]
-    if not listed:
+    receivers = given if isinstance(given, list) else [given]
+    if not receivers:
         raise SweepError("receiver is an empty list: name at least one")
-    return [receiver for one in listed for receiver in _receiver(one, model)]
+    return [receiver for one in receivers for receiver in _receiver(one, model)]
 
 
 def _receiver(given: Any, model: Model) -> Iterator[Receiver]:
-    if given == "final":
+    if isinstance(given, str) and given == "final":
         yield Receiver("resid_post", model.n_layers - 1, None)
         return
     parts = (given,) if isinstance(given, str) else given
     if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or read_name(parts[0])[0].name not in RECEIVERS:
-        raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {given!r}")
+        raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {shown(given)}")
     if len(parts) == 2 and read_name(parts[0])[1] is not None:  # is the number its layer once more, or a head?
-        raise SweepError(f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {given!r}")
+        raise SweepError(
+            f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {shown(given)}"
+        )
     address = find(parts[0], model.n_layers, parts[1] if len(parts) > 1 else None)
     heads = find_heads(parts[2] if len(parts) == 3 else None, address.site, model)
     assert address.layer is not None
