@@ -316,7 +316,7 @@ def test_labels_tables_and_pictures() -> None:
         ({"answer": "When Mary"}, PromptError, "an answer is one token"),
         ({"answer": 99}, PromptError, "outside the vocabulary"),
         ({"answer": " Mary", "against": " Mary"}, SiteError, "answer and against share a token"),
-        ({"answer": " Mary", "by": "layer"}, SiteError, "by is one of sublayer, head, neuron, token; given 'layer'"),
+        ({"answer": " Mary", "by": "layer"}, SiteError, "by is one of 'sublayer', 'head', 'neuron', 'token'; given 'layer'"),
         ({"answer": " Mary", "pos": 44}, SiteError, "there is no position 44"),
         ({"answer": " Mary", "pos": [1, 2]}, SiteError, "read at one position"),
         ({"answer": [" Mary", " John"], "against": [" went", " John"]}, SiteError, "share a token"),

@@ -232,7 +232,7 @@ def test_text_prompts_and_pictures() -> None:
         ({"prompts": [list(range(5)) * 13]}, PromptError, "65 tokens and 'random' a context of 64"),
         ({"kind": "copying", "prompts": "When Mary"}, PromptError, "read from the weights: leave prompts out"),
         ({"length": 32}, PromptError, "longer than the context of 64: 31 at most"),
-        ({"length": 0}, PromptError, "length is a whole number from 1"),
+        ({"length": 0}, PromptError, "length is a whole number of at least 1"),
         ({"n": True}, PromptError, "n is a whole number from 1"),
         ({"prompts": []}, PromptError, "the prompt is empty"),
         ({"length": 31, "model": planted()}, PromptError, "has 14 ordinary tokens; asked for 31"),
@@ -292,7 +292,7 @@ def test_a_summary_shows_itself() -> None:
     assert "cuts nothing off here" in repr(gs.attention_summary(gs.trace("When", model=worded())))
     assert np.array_equal(found.plot("distance").data[-1].z, found.mean["distance"])
     assert len(found.to_dataframe()) == 24
-    with pytest.raises(SiteError, match="measure is one of entropy, distance"):
+    with pytest.raises(SiteError, match="measure is one of 'entropy', 'distance'"):
         found.plot("spread")
     with pytest.raises(SiteError, match="a summary is of a trace"):
         gs.attention_summary("When")  # type: ignore[arg-type]

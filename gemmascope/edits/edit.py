@@ -25,7 +25,7 @@ from gemmascope.edits.places import Head, Pos
 from gemmascope.edits.sources import mean_of, of_trace
 from gemmascope.edits.text import source_text, traces_text
 from gemmascope.edits.trace_protocol import is_trace, no_trace
-from gemmascope.errors import EditError
+from gemmascope.errors import EditError, SiteError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
@@ -49,7 +49,7 @@ class Edit(ABC):
     def __post_init__(self) -> None:
         for name in ("pos", "head", "q_pos", "k_pos"):
             if isinstance(given := getattr(self, name), Iterator):  # an edit meets many runs, and this is read once
-                object.__setattr__(self, name, list(given))
+                object.__setattr__(self, name, listed(given, name, error=SiteError))
 
     # Whether the edit must be given all the places that it names at once, wherever else the run equals another.
     needs_all: ClassVar[bool] = False

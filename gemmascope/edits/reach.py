@@ -5,7 +5,7 @@ An edit that can change nothing is an error where nothing can have been meant, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,12 +59,20 @@ def warn_of_no_effect(edits: Sequence[BoundEdit], model: Model, ids: Tensor, ask
 
     asked: the edits as the user wrote them, where those that are bound have other places.
     """
+    for text in of_no_effect(edits, model, ids, asked):
+        warn(text)
+
+
+def of_no_effect(
+    edits: Sequence[BoundEdit], model: Model, ids: Tensor, asked: Sequence[Edit] | None = None
+) -> Iterator[str]:
+    """What there is to say of edits that surely change nothing, for a warning. asked: as in warn_of_no_effect."""
     for at, bound in enumerate(edits):
-        _warn_of_hidden(bound, asked[at] if asked else bound.edit, model)
+        yield from _of_hidden(bound, asked[at] if asked else bound.edit, model)
         if over := next((later for later in edits[at + 1 :] if _overwrites(later, bound)), None):
-            warn(f"{bound.edit!r} has no effect: {over.edit!r}, later in the list, overwrites all of it")
+            yield f"{bound.edit!r} has no effect: {over.edit!r}, later in the list, overwrites all of it"
     if edits and all(_is_own(bound, model, ids) for bound in edits):
-        warn(f"{edits[0].edit!r} patches a run into itself, which changes nothing: its source has its tokens and no edits")
+        yield f"{edits[0].edit!r} patches a run into itself, which changes nothing: its source has its tokens and no edits"
 
 
 def warn_of_what_never_came(asked: Edit, bound: BoundEdit, n_pos: int, *, made: bool) -> None:
@@ -80,8 +88,8 @@ def warn_of_what_never_came(asked: Edit, bound: BoundEdit, n_pos: int, *, made: 
             warn(f"{asked!r} was not made at {name}={numbers}: {ended}")
 
 
-def _warn_of_hidden(bound: BoundEdit, asked: Edit, model: Model) -> None:
-    """A warning for queries or keys that were named by their numbers and have no edge among those named."""
+def _of_hidden(bound: BoundEdit, asked: Edit, model: Model) -> Iterator[str]:
+    """What there is to say of queries or keys that were named by their numbers and have no edge among those named."""
     can_weigh = bound.edit.needs_all or bound.values is not None  # a weight put on a hidden edge is read
     if not bound.address.site.is_edges or (bound.address.site.name == "pattern" and can_weigh):
         return
@@ -89,7 +97,7 @@ def _warn_of_hidden(bound: BoundEdit, asked: Edit, model: Model) -> None:
     for name, axis in (("q_pos", 1), ("k_pos", 0)):
         numbers = bound.places[1 if name == "q_pos" else 2][~seen.any(axis)]
         if len(numbers) and _by_number(getattr(asked, name)):
-            warn(
+            yield (
                 f"{asked!r} reaches nothing at {name}={numbers.tolist()}: {_what_is_seen(bound.address, model)}, and "
                 "no edge named there is among them"
             )

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gemmascope.arguments import finite_number
 from gemmascope.edits.call_text import load_text, prompt_text
-from gemmascope.errors import EditError, GemmascopeError
+from gemmascope.errors import EditError, GemmascopeError, warn
 from gemmascope.labs.before_after import After
 from gemmascope.labs.display import Shown
 from gemmascope.labs.recompute import Follower
 from gemmascope.labs.static_fallback import Still
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
+from gemmascope.sweeps.questions import Remark
 
 if TYPE_CHECKING:
     from gemmascope.labs.widget import Wishes
@@ -40,6 +41,7 @@ class FollowingLab(Shown):
         self.model, self.max_new_tokens = model, max_new_tokens
         self._still = Still(self._still_html, lambda: repr(self))
         self._follower = Follower(model, self._steps)
+        self._is_typed = False  # whether a control of the lab, and no line of Python, changes a setting
 
     def set(self, **changes: Any) -> None:
         raise NotImplementedError
@@ -101,10 +103,21 @@ class FollowingLab(Shown):
 
     def _typed(self, name: str, read: Callable[[], Any]) -> None:
         """A control was changed. What cannot be read or set is shown in the lab."""
+        self._is_typed = True
         try:
             self.set(**{name: read()})
         except GemmascopeError as error:
             self._follower.refuse(error)
+        finally:
+            self._is_typed = False
+
+    def _warn(self, remarks: Sequence[Remark]) -> None:
+        """Say what may not be meant: in the lab of what was typed there, else as a warning of Python's."""
+        for text in dict.fromkeys(remark.text for remark in remarks if remark.level == "warning"):
+            if self._is_typed:
+                self._follower.refuse(GemmascopeError(text))
+            else:
+                warn(text)
 
     def _script(self, edits: Sequence[str], note: str = "") -> str:
         """Python that runs the prompt with these edits, and goes on with it. note: a comment on what they name."""

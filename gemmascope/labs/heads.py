@@ -18,11 +18,11 @@ from gemmascope.labs.patching.detail import token_text
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
-from gemmascope.run.answers import answer_ids
 from gemmascope.run.metric import bind_metric
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
 from gemmascope.sweeps.metrics import answer_prob, logit_diff
+from gemmascope.sweeps.questions import Remark, of_answers, of_prompt, refuse
 from gemmascope.views.attention import attention_view
 from gemmascope.views.lens import lens_view
 from gemmascope.views.page import View
@@ -64,12 +64,14 @@ class HeadLab(FollowingLab):
         if odd := sorted(set(changes) - set(ASKED)):
             raise SweepError(f"a head lab has no {odd[0]!r}; it has {', '.join(ASKED)}")
         asked = {name: changes.get(name, getattr(self, name)) for name in ASKED}
-        _check_answers(asked["answer"], asked["against"], self.model)
+        remarks = _remarks(**asked, model=self.model)
+        refuse(remarks, SweepError)
         after = After.of(asked["prompt"], self.model, self.max_new_tokens) if "prompt" in changes else self._after
         with self._follower.guard:
             self._after = after
             self.prompt, self.answer, self.against = asked["prompt"], asked["answer"], asked["against"]
         self._follower.ask()
+        self._warn(remarks)
 
     def scale(self, layer: int, head: int, by: float) -> None:
         """Multiply what a head reads (its z) by a number: 0 ablates it, 1 leaves it as it is. SiteError, EditError."""
@@ -191,12 +193,13 @@ def head_lab(
     return HeadLab(prompt, answer, against, model, max_new_tokens)
 
 
-def _check_answers(answer: Any, against: Any, model: Model) -> None:
+def _remarks(prompt: Any, answer: Any, against: Any, model: Model) -> list[Remark]:
+    """What there is to say of a prompt and its answers. SweepError for an answer that is missing."""
     if against is not None and answer is None:
-        raise SweepError(f"against={against!r} is what an answer is held against: give the answer, too")
-    ids = [answer_ids(one, model) for one in (answer, against) if one is not None]
-    if len(ids) == 2 and set(ids[0]) & set(ids[1]):
-        raise SweepError(f"the answers {answer!r} and {against!r} are the same token: their difference is always 0")
+        raise SweepError(f"against={shown(against)} is what an answer is held against: give the answer, too")
+    ids = model.ids(prompt)
+    answers = {name: given for name, given in (("answer", answer), ("against", against)) if given is not None}
+    return [*of_prompt("prompt", ids, model), *of_answers(answers, ids, model)]
 
 
 def _views(run: Trace, answer: Any) -> tuple[tuple[View, ...], GemmascopeError | None]:

@@ -22,6 +22,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.strengths import steering_edit
+from gemmascope.sweeps.questions import of_prompt
 
 N_STEPS = 64
 
@@ -56,6 +57,8 @@ class SteerLab(FollowingLab):
         with self._follower.guard:
             self._after, self.prompt, self.strength = after, prompt, strength
         self._follower.ask()
+        if "prompt" in changes:
+            self._warn(list(of_prompt("prompt", self.model.ids(prompt), self.model)))
 
     @property
     def edits(self) -> list[Edit]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemmascope.arguments import shown as quoted
 from gemmascope.arguments import whole_number
-from gemmascope.errors import GemmascopeError, SiteError
+from gemmascope.errors import DeviceError, GemmascopeError, SiteError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import rms_scale, rope_table, rotate
 from gemmascope.model.modes import computes
@@ -126,6 +126,7 @@ class FactoredMatrix:
 @computes
 def ov_of(layer: Layer, head: int, *, gains: bool) -> FactoredMatrix:
     """The OV matrix of a layer's query head; see Layer.ov."""
+    _require_values(layer)
     attention, config = layer.self_attn, layer.self_attn.config
     head = _head_of(head, config)
     values, columns = head // config.heads_per_kv, slice(head * config.d_head, (head + 1) * config.d_head)
@@ -139,6 +140,7 @@ def ov_of(layer: Layer, head: int, *, gains: bool) -> FactoredMatrix:
 @computes
 def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> FactoredMatrix:
     """The QK matrix of a layer's query head; see Layer.qk."""
+    _require_values(layer)
     name = "distance, how many positions before the query the key stands,"
     distance = whole_number(distance, name, least=0, most=FAR, error=SiteError)
     attention, config = layer.self_attn, layer.self_attn.config
@@ -160,6 +162,11 @@ def _factors(
     kv_head = head // group
     sharing = tuple(h for h in range(kv_head * group, (kv_head + 1) * group) if h != head)
     return FactoredMatrix(kind, layer.index, head, kv_head, sharing, left, right, gains, distance)
+
+
+def _require_values(layer: Layer) -> None:
+    if layer.input_layernorm.weight.is_meta:
+        raise DeviceError("the layer is on the meta device, which has shapes and no values: load the model on another one")
 
 
 def _head_of(head: Any, config: GemmaConfig) -> int:

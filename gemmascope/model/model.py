@@ -185,6 +185,7 @@ class Model:
 
     def fingerprints(self) -> tuple[str, str]:
         """fingerprint and network_fingerprint, from one look at the weights."""
+        self.require_values()
         self.network.check()
         words = "none" if self._tokenizer is None else self._tokenizer.digest
         network = (*self._about(), *map(self.weights.digest, self.weights.parts))
@@ -193,6 +194,7 @@ class Model:
     @property
     def network_fingerprint(self) -> str:
         """A digest of all the weights, the configuration and the dtype: the same with any tokenizer."""
+        self.require_values()
         return joined((*self._about(), *map(self.weights.known, self.weights.parts)))[:16]
 
     def _about(self) -> tuple[str, str]:

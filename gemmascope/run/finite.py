@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from gemmascope.errors import EditError, GemmascopeError
 from gemmascope.model.finite import FirstNonFinite, are_logits, damaged, is_finite, norm_can_take, require_sound
 from gemmascope.model.layout import Block, Layout
+from gemmascope.model.maths import rms_scale
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.sites import Address, find_site
@@ -63,6 +65,20 @@ def require_logits(model: Model, ids: Tensor, logits: Tensor, row: Tensor, pos: 
     after = [edit for edit in edits if edit.address.layer is None]
     model.network.unembed(row[None], Chain(_editing(after), found).at(None, layout))
     raise _error(model, ids, found, edits)
+
+
+def require_sound_end(model: Model, ids: Tensor, row: Tensor, edits: Sequence[BoundEdit]) -> None:
+    """What require_finite and require_logits say of a run of which the end of the stream alone is there, [d_model].
+
+    Only where it holds what is no number is the run made again, to say where that began.
+    """
+    if bool(torch.isfinite(rms_scale(row[None], model.config.norm_eps)).all()):
+        return
+    from gemmascope.run.passes import streams
+
+    (stream,) = streams(model, [ids], [edits])
+    last = len(ids) - 1
+    require_logits(model, ids, model.network.unembed(stream[-1][-1:])[0], stream[-1][-1], last, edits)
 
 
 def _editing(edits: Sequence[BoundEdit]) -> Tap:

@@ -20,7 +20,7 @@ from torch import Tensor
 from gemmascope.arguments import is_whole, listed_numbers, shown
 from gemmascope.config import PRESETS
 from gemmascope.edits.trace_protocol import is_trace
-from gemmascope.errors import DictionaryError
+from gemmascope.errors import DeviceError, DictionaryError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.bits import bits_of, joined
 from gemmascope.model.maths import rms_scale
@@ -137,6 +137,7 @@ class Dictionary:
         """
         from gemmascope.sae.features import Features
 
+        self.require_values()
         if is_trace(source) or not is_array(source):
             return Features.of_trace(self, source)
         rows = real_tensor(source, "the rows", DictionaryError)
@@ -146,6 +147,7 @@ class Dictionary:
     @computes
     def decode(self, acts: Float[Tensor, "pos feature"]) -> Float[Tensor, "pos d_out"]:
         """The reconstruction from activations, dense or sparse: acts @ W_dec + b_dec. Float32."""
+        self.require_values()
         if not isinstance(acts, Tensor) or not acts.is_sparse or acts.is_complex() or acts.is_meta:
             acts = real_tensor(acts, "activations", DictionaryError)
         self._require_width(acts, self.n_features, "has features:")
@@ -156,6 +158,7 @@ class Dictionary:
         self, x: Float[Tensor, "pos d_in"], features: Int[Tensor, " some"] | None = None
     ) -> Float[Tensor, "pos some_or_all"]:
         """The activations of rows, dense: of some features, or of all."""
+        self.require_values()
         x = real_tensor(x, "the rows", DictionaryError).to(self.device, torch.float32)
         self._require_width(x, self.d_in, "reads")
         some = slice(None) if features is None else self._numbers(features)
@@ -215,6 +218,7 @@ class Dictionary:
 
     def require_fit(self, model: Model) -> None:
         """DictionaryError, which says both, if a model is not what the dictionary was trained for."""
+        self.require_values()
         config, trained = model.config, self.trained_for
         wants = f"the dictionary {self.call} was trained for {trained}, {self._place()}"
         given = f"given {model.name!r} ({config.n_layers} layers, d_model {config.d_model})"
@@ -244,6 +248,11 @@ class Dictionary:
         """A digest of the place and of every number of the arrays, as they are now."""
         arrays = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold)
         return joined((repr((self.site, self.layer)), *map(bits_of, arrays)))[:16]
+
+    def require_values(self) -> None:
+        """DeviceError for a dictionary on the meta device, which has shapes and no numbers."""
+        if self.W_enc.is_meta:
+            raise DeviceError(f"{self.call} is on the meta device, which has shapes and no values: load it on another one")
 
     def _require_width(self, given: Tensor, width: int, what: str) -> None:
         if given.dim() != 2 or given.shape[-1] != width:

@@ -41,7 +41,7 @@ def fit_probe(x: Float[Tensor, "case d"], positive: Bool[Tensor, " case"]) -> Pr
     centred = x - mean
     size = float(centred.square().sum(1).mean().sqrt()) or 1.0
     with torch.inference_mode(False), torch.enable_grad():
-        scaled, labels = (centred / size).clone(), positive.double()
+        scaled, labels = (centred / size).clone(), positive.cpu().double()
         weight = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)  # the bias last: it is not penalised
         search = torch.optim.LBFGS(
             [weight], max_iter=MOST_STEPS, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"

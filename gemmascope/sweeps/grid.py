@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import listed_numbers, listed_words, shown, whole_number
+from gemmascope.arguments import listed, listed_numbers, listed_words, shown, whole_number
 from gemmascope.edits.bound import BoundEdit, mesh
 from gemmascope.edits.places import find_heads, find_positions
 from gemmascope.errors import SiteError, SweepError
@@ -31,6 +31,11 @@ class Places:
     head: Any = None
     q_pos: Any = None
     k_pos: Any = None
+
+    def __post_init__(self) -> None:
+        for name, given in vars(self).items():
+            if isinstance(given, Iterator):  # it is asked for every pair
+                object.__setattr__(self, name, listed(given, name, error=SiteError))
 
 
 EVERYWHERE = Places()
@@ -164,8 +169,7 @@ def _layers(given: Any, n_layers: int) -> list[int]:
     if given is None:
         return list(range(n_layers))
     found = listed_numbers(given)
-    if found is None:
-        raise SiteError(f"layer is a number or a list of numbers; given {shown(given)}")
+    found = [given] if found is None else found
     numbers = [find_layer(layer, n_layers) for layer in found]
     if not numbers:
         raise SweepError("layer is an empty list: name at least one, or leave it out for all")

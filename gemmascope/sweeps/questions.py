@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from gemmascope.edits.reach import of_no_effect
 from gemmascope.errors import GemmascopeError, warn
 from gemmascope.model.model import Model
 from gemmascope.run.answers import answer_ids, listed_answers
 
 if TYPE_CHECKING:
+    from gemmascope.edits.bound import BoundEdit
     from gemmascope.sweeps.pairs import Plan
 
 Level = Literal["error", "warning"]
@@ -46,11 +48,16 @@ class Remark:
 def tell(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
     """Raise the first error, or give the warnings, each text once."""
     found = list(remarks)
-    for remark in found:
-        if remark.level == "error":
-            raise error(remark.text)
+    refuse(found, error)
     for text in dict.fromkeys(remark.text for remark in found):
         warn(text)
+
+
+def refuse(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
+    """Raise the first error. Warnings are left to whoever asks."""
+    for remark in remarks:
+        if remark.level == "error":
+            raise error(remark.text)
 
 
 # -- prompts --
@@ -76,6 +83,14 @@ def of_pair(clean: Tensor, corrupt: Tensor) -> Iterator[Remark]:
     """A remark on two prompts that are one."""
     if clean.tolist() == corrupt.tolist():
         yield Remark("warning", "corrupt", "the two prompts are the same: patching changes nothing. Change a word in one")
+
+
+# -- edits --
+
+
+def of_edits(edits: Sequence[BoundEdit], ids: Tensor, model: Model) -> Iterator[Remark]:
+    """Remarks on edits of a run that surely change nothing, the same that gs.trace gives."""
+    yield from (Remark("warning", "edits", text) for text in of_no_effect(edits, model, ids))
 
 
 # -- answers --
@@ -211,6 +226,7 @@ def _of_plan(plan: Plan, model: Model) -> Iterator[Remark]:
             "Name keys that come before their queries, within the window of a local layer"
         )  # fmt: skip
     yield from of_prompt("prompt", base, model)
+    yield from of_edits(plan.base.edits, base, model)
     if isinstance(source, Tensor) and not plan.base.edits:  # an edited run is patched with what the same run had without
         same = list(of_pair(base, source))
         yield from same or _of_grid(plan, source, model.n_layers)

@@ -23,6 +23,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import rows_within
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
+from gemmascope.run.finite import require_sound_end
 from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.cells import Cost, Job, Maker, chunked, jobs_of, pending_cells
@@ -222,7 +223,9 @@ def _run_chunk(chunk: Sequence[Job], plans: Sequence[Plan], model: Model, result
     for pair in pairs:
         plan = plans[pair]
         mine = [at for at, job in enumerate(chunk) if job.pair == pair]
-        result.base_metric[pair] = _measured(model, plan, ends.bases[[place[pair]]])[0]
+        base = ends.bases[[place[pair]]]
+        require_sound_end(model, plan.base.ids, base[0], plan.base.edits)
+        result.base_metric[pair] = _measured(model, plan, base)[0]
         result.values[pair].flat[[chunk[at].cell for at in mine]] = _measured(model, plan, ends.variants[mine])
 
 
