@@ -18,6 +18,7 @@ from gemmascope.labs.patching.detail import token_text
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
+from gemmascope.run.answers import answer_ids
 from gemmascope.run.metric import bind_metric
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
@@ -205,7 +206,9 @@ def _remarks(prompt: Any, answer: Any, against: Any, model: Model) -> list[Remar
 def _views(run: Trace, answer: Any) -> tuple[tuple[View, ...], GemmascopeError | None]:
     """The patterns and the lens; of a prompt too long for a page, why there are none."""
     try:
-        views = attention_view(run), lens_view(run, answer=answer)
+        ids = [] if answer is None else answer_ids(answer, run.model)
+        # By its number, of which the lens has nothing to say that the lab has not said.
+        views = attention_view(run), lens_view(run, answer=ids[0] if len(ids) == 1 else answer)
     except GemmascopeError as error:
         return (), error
     said = ", with the heads scaled" if run.edits else ""

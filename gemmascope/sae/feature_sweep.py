@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +22,12 @@ from gemmascope.memory.limits import rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, is_many
-from gemmascope.run.finite import require_sound_end
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.trace import traces
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.features import Features, feature_coords
 from gemmascope.sae.splice import feature_number, splice
-from gemmascope.sweeps.questions import of_edits, of_metric, of_prompt, tell
+from gemmascope.sweeps.questions import of_metric, of_prompt, tell
 from gemmascope.sweeps.variants import Base, Variant, final_rows
 from gemmascope.tokens.tokenizer import shown
 
@@ -128,8 +126,7 @@ def feature_sweep(
     positions = find_positions(_after_bos(ids, model) if pos is None else pos, model, ids)
     bound, max_rows = bind_metric(metric, model), rows_within(memory, model)
     try_metric(bound, model, ids)
-    remarks = (of_prompt("prompt", ids, model), of_metric(metric, ids, model), of_edits(base.edits, ids, model))
-    tell(chain(*remarks), SweepError)
+    tell([*of_prompt("prompt", ids, model), *of_metric(metric, ids, model)], SweepError)
     found = sae.encode(traces(model, [ids], edits)[0])
     numbers = _numbers(sae, found, features, positions)
     axes = (numbers, positions) if tuple(listed_words(by) or ()) == BY[1] else (numbers,)
@@ -138,7 +135,6 @@ def feature_sweep(
     for chunk in _chunks(_cells(found, axes, positions, float(value)), len(ids), max_rows):
         edited = [splice(sae, {cell.feature: value}, pos=list(cell.positions)).bind(model, ids) for cell in chunk]
         ends = final_rows(model, [base], [Variant(0, (edit,)) for edit in edited])
-        require_sound_end(model, ids, ends.bases[0], base.edits)
         there = _measured(bound, model, ends.bases)[0]
         effect[tuple(zip(*(cell.place for cell in chunk), strict=True))] = _measured(bound, model, ends.variants) - there
     if not there.isfinite():
