@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from gemmascope.arguments import is_whole, whole_number
 from gemmascope.arguments import shown as quoted
-from gemmascope.arguments import whole_number
 from gemmascope.errors import DeviceError, GemmascopeError, SiteError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import rms_scale, rope_table, rotate
@@ -141,8 +141,11 @@ def ov_of(layer: Layer, head: int, *, gains: bool) -> FactoredMatrix:
 def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> FactoredMatrix:
     """The QK matrix of a layer's query head; see Layer.qk."""
     _require_values(layer)
-    name = "distance, how many positions before the query the key stands,"
-    distance = whole_number(distance, name, least=0, most=FAR, error=SiteError)
+    if not is_whole(distance) or not 0 <= int(distance) <= FAR:
+        raise SiteError(
+            f"distance is how many positions before the query the key stands, 0 or more; given {quoted(distance)}"
+        )
+    distance = int(distance)
     attention, config = layer.self_attn, layer.self_attn.config
     head = _head_of(head, config)
     left = _rows(attention.q_proj.weight, head, config.d_head) * attention.attend.scale
@@ -172,11 +175,13 @@ def _require_values(layer: Layer) -> None:
 def _head_of(head: Any, config: GemmaConfig) -> int:
     """A query head as a number from 0, negative ones counted from the end. SiteError if the model has no such head."""
     n_heads = config.n_heads
-    number = whole_number(head, f"a head, 0 to {n_heads - 1},", error=SiteError)
+    if not is_whole(head):
+        raise SiteError(f"a head is a whole number, from 0 to {n_heads - 1}; given {quoted(head)}")
+    number = int(head)
     if not -n_heads <= number < n_heads:
         raise SiteError(
-            f"there is no head {quoted(number)}: query heads go from 0 to {n_heads - 1} (from the end, -1 to -{n_heads}), "
-            f"and query head h reads kv head h // {config.heads_per_kv}"
+            f"there is no head {quoted(number)}: query heads go from 0 to {n_heads - 1} (or from -1 to -{n_heads}, from the "
+            f"end), and query head h reads kv head h // {config.heads_per_kv}"
         )
     return number % n_heads
 

@@ -72,7 +72,7 @@ def test_numbers_that_overflow_on_the_way_name_the_site_and_the_edits() -> None:
     ]
     with pytest.raises(EditError, match=r"first at 'layers.1.mlp_in', position 0; without them it does not: gs.patch"):
         gs.trace(P, edits=edits)
-    with pytest.raises(EditError, match=r"first at 'layers.1.resid_post'"):
+    with pytest.raises(EditError, match=r"first at 'layers.1.mlp_in'"):
         gs.generate(P, edits=edits, max_new_tokens=2)
 
 
