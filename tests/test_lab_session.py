@@ -431,7 +431,7 @@ def test_waiting_ends_when_its_time_is_up() -> None:
 
 
 BAD: list[tuple[Callable[[LabSession], Any], type[GemmascopeError], str]] = [
-    (lambda x: x.run("cells"), SweepError, "what to run is one of 'all', 'row', .* or 'estimate'; given 'cells'"),
+    (lambda x: x.run("cells"), SweepError, "what to run is one of 'all', 'row', .*, 'estimate'; given 'cells'"),
     (lambda x: x.run("cell", 3, 0), SweepError, "there is no row 3: the grid has 3, from 0 to 2"),
     (lambda x: x.run("cell", 0, -1), SweepError, "there is no column -1: the grid has 7, from 0 to 6"),
     (lambda x: x.run("cell", 0), SweepError, "column is a number, counted from 0 along the grid; given None"),

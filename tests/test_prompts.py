@@ -100,7 +100,7 @@ def test_a_fit_pair_has_no_reason() -> None:
 
 
 def test_no_pairs_is_an_error(family: Family) -> None:
-    with pytest.raises(ValueError, match="ask for at least one pair"):
+    with pytest.raises(ValueError, match="n is a whole number from 1"):
         family(0, 0, None)
 
 

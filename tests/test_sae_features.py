@@ -122,7 +122,7 @@ def test_rows_of_ones_own() -> None:
 
 @pytest.mark.parametrize("k", [0, -1, True, 1.5])
 def test_top_of_no_number(k: Any) -> None:
-    with pytest.raises(DictionaryError, match="k is a whole number above 0"):
+    with pytest.raises(DictionaryError, match="k is a whole number of at least 1"):
         sae().encode(trace()).top(k)
 
 

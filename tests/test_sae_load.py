@@ -148,7 +148,7 @@ def test_a_lone_file_needs_its_site_and_layer(tmp_path: Path) -> None:
     says(lambda: gs.load_sae(path, site="resid_post"), "which layer it is of: say layer=")
     says(lambda: gs.load_sae(path, site="resid_pots", layer=1), "Did you mean", error=gs.GemmascopeError)
     says(lambda: gs.load_sae(path, site="pattern", layer=1), "of a site with rows")
-    says(lambda: gs.load_sae(path, site="resid_post", layer=-1), "a whole number from 0")
+    says(lambda: gs.load_sae(path, site="resid_post", layer=-1), "a whole number of at least 0")
     assert gs.load_sae(path, site="transcoder", layer=1).writes == "mlp_out"
     wide = write(tmp_path / "wide", arrays(32, 24))
     says(lambda: gs.load_sae(wide, site="resid_post", layer=1), "reads 32 numbers and writes 24", "site='transcoder'")

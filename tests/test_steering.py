@@ -488,11 +488,11 @@ def test_a_strength_sweep_tells_what_it_found() -> None:
 
 NOT_SWEPT: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
     ({"strengths": []}, SweepError, "strengths is an empty list: give at least one number"),
-    ({"strengths": 2.0}, SweepError, "strengths is a list of numbers, such as .*; given 2.0"),
-    ({"strengths": "12"}, SweepError, "strengths is a list of numbers"),
-    ({"strengths": [1, float("nan")]}, SweepError, "strengths are finite numbers; given nan"),
-    ({"strengths": [1, True]}, SweepError, "strengths are finite numbers; given True"),
-    ({"strengths": [1, "2"]}, SweepError, "strengths are finite numbers; given '2'"),
+    ({"strengths": 2.0}, SweepError, "strengths, such as .*, is a list; given 2.0"),
+    ({"strengths": "12"}, SweepError, "strengths, such as .*, is a list"),
+    ({"strengths": [1, float("nan")]}, SweepError, "a strength is a finite number; given nan"),
+    ({"strengths": [1, True]}, SweepError, "a strength is a finite number; given True"),
+    ({"strengths": [1, "2"]}, SweepError, "a strength is a finite number; given '2'"),
     ({"strengths": [1, 2, 1.0]}, SweepError, "strengths name a number twice"),
     ({"strengths": [0.0, -0.0]}, SweepError, "strengths name a number twice"),
     ({"strengths": [1e39]}, EditError, "holds NaN or infinity"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from gemmascope.arguments import shown, whole_number
+from gemmascope.arguments import is_whole, shown, whole_number
 from gemmascope.errors import DictionaryError
 
 # What a repository's name ends in -> the site: of a transcoder, which reads the MLP's input, the word for it.
@@ -72,9 +72,9 @@ def width_name(width: int | str) -> str:
     """A width as folders say it: 16384 is "16k", 1048576 "1m"."""
     if isinstance(width, str):
         return width.lower()
-    width = whole_number(width, "width, how many features there are (16384 or '16k'),", least=1, error=DictionaryError)
-    if width >= 10**12:
+    if not is_whole(width) or not 1 <= int(width) < 10**12:
         raise DictionaryError(f"width is how many features there are: 16384 or '16k'; given {shown(width)}")
+    width = int(width)
     return f"{width // 10**6}m" if width >= 10**6 else f"{width // 1000}k" if width >= 1000 else str(width)
 
 

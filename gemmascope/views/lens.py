@@ -42,7 +42,7 @@ def lens_view(
     """
     require_trace(trace, "trace")
     if one_of(colour, "colour", COLOURS, error=SiteError) == "rank" and answer is None:
-        raise SiteError("colour='rank' is of an answer: say answer=")
+        raise SiteError("colour='rank' is of an answer: rank needs answer=")
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
     positions, clipped = _positions(trace, pos, site, top)
     found = lens(trace, site, top, pos=positions, head=head, answer=answer)
