@@ -280,7 +280,7 @@ def by_head() -> gs.SweepResult:
         (lambda: gs.stream_view(trace(), answer=" Mary", against=" Mary"), SiteError, "share a token"),
         (lambda: gs.stream_view(trace(), pos=[1, 2]), SiteError, "one position is shown at first"),
         (lambda: gs.sae_view(trace()), DictionaryError, "what sae.encode"),
-        (lambda: gs.sae_view(dictionary(32, "resid_post", 1).encode(trace()), most=0), DictionaryError, "most is how many"),
+        (lambda: gs.sae_view(dictionary(32, "resid_post", 1).encode(trace()), most=0), DictionaryError, "most, how many"),
         (lambda: gs.sweep_view(by_head()), SweepError, "a grid has two axes; this sweep has 1"),
     ],
 )  # fmt: skip
