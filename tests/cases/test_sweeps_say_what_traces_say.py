@@ -44,7 +44,7 @@ def test_a_base_run_of_no_numbers_names_the_site_and_the_edit(ask: str) -> None:
 
 @pytest.mark.parametrize("site", ["resid_pre", "attn_raw", "z", "mlp_act", "resid_post"])
 def test_numbers_whose_square_overflows_in_a_norm_are_no_zeros(site: str) -> None:
-    with pytest.raises(EditError, match=r"holds NaN or infinity, first at .*; without them it does not: gs.scale"):
+    with pytest.raises(EditError, match=r"holds NaN or infinity, first at .*gs.scale|gs.scale.*squares are infinite"):
         _ = gs.trace(P, edits=[gs.scale(site, 1e36, layer=1)]).next_logits
     assert gs.trace(P, edits=[gs.scale(site, 1e10, layer=1)]).next_logits.isfinite().all()
 
@@ -78,7 +78,7 @@ def test_a_lab_whose_change_makes_no_numbers_says_so(how: str) -> None:
     else:
         lab = gs.steer_lab(P, torch.ones(128), site="resid_post", layer=1, max_new_tokens=1)
         lab.set(strength=3e37)
-    with lab, pytest.raises(EditError, match="holds NaN or infinity"):
+    with lab, pytest.raises(EditError, match="holds NaN or infinity|squares are infinite"):
         lab.wait()
 
 
