@@ -78,7 +78,7 @@ def test_a_lab_whose_change_makes_no_numbers_says_so(how: str) -> None:
     else:
         lab = gs.steer_lab(P, torch.ones(128), site="resid_post", layer=1, max_new_tokens=1)
         lab.set(strength=3e37)
-    with lab, pytest.raises(EditError, match="holds NaN or infinity|squares are infinite"):
+    with lab, pytest.raises(EditError, match=r"holds NaN or infinity|squares are infinite"):
         lab.wait()
 
 
