@@ -297,7 +297,7 @@ def test_the_tables_have_a_row_for_what_was_asked() -> None:
     row = heads[(heads["layer"] == 2) & (heads["head"] == 5)].iloc[0]
     assert row["effect_b"] == pytest.approx(float(c.effect_b[:, 2, 5].mean()))
     assert row["size_a"] == pytest.approx(float(abs(c.effect_a[:, 2, 5]).mean()))
-    with pytest.raises(MetricError, match="one of prompt, layer, head; given 'row'"):
+    with pytest.raises(MetricError, match="is one of 'prompt', 'layer', 'head'; given 'row'"):
         c.to_dataframe("row")
 
 

@@ -321,7 +321,7 @@ def test_labels_tables_and_pictures() -> None:
         ({"answer": " Mary", "pos": [1, 2]}, SiteError, "read at one position"),
         ({"answer": [" Mary", " John"], "against": [" went", " John"]}, SiteError, "share a token"),
         ({"answer": []}, PromptError, "the list of answers is empty"),
-        ({"answer": " Mary", "pos": True}, SiteError, "a position is a whole number"),
+        ({"answer": " Mary", "pos": True}, SiteError, "pos is a number or a list of numbers; given True"),
     ],
 )
 def test_what_does_not_fit_is_refused(asked_for: dict[str, Any], error: type[GemmascopeError], message: str) -> None:

@@ -155,7 +155,7 @@ def test_bad_input() -> None:
     t = gs.trace(CLEAN, model=model())
     with pytest.raises(SiteError, match="'logits' comes after the layers"):
         t.grad(METRIC, "logits")
-    with pytest.raises(SweepError, match="steps is a whole number of at least 1; given 0"):
+    with pytest.raises(SweepError, match="steps is a whole number from 1 to 10000; given 0"):
         gs.attribute(CLEAN, CORRUPT, METRIC, site="z", steps=0, model=model())
     edited = gs.trace(CLEAN, model=model(), edits=[gs.scale("final", 2.0)])
     with pytest.raises(EditError, match="after its layers"):

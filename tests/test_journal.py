@@ -269,7 +269,7 @@ OTHER: list[tuple[Callable[[Path], Any], str]] = [
      "holds another sweep"),
     (lambda out: out.write_text("a page of notes\n"), "s.json is not a sweep that can be read"),
     (lambda out: out.write_text('{"format": "gemmascope.sweep.0"}\n'), "not a sweep of this version .*gemmascope.sweep.3"),
-    (lambda out: out.write_text("[1, 2]\n"), "not a sweep of this version"),
+    (lambda out: out.write_text("[1, 2]\n"), "not a sweep that can be read: it does not begin as one"),
     (lambda out: out.write_bytes(b"\x80\x81\n"), "s.json is not a sweep that can be read"),
     (lambda out: out.mkdir(), "s.json is not a sweep that can be read"),
 ]  # fmt: skip

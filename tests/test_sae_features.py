@@ -116,7 +116,7 @@ def test_rows_of_ones_own() -> None:
     assert found.tokens == ("0", "1", "2")
     with pytest.raises(DictionaryError, match="encode a trace instead"):
         _ = found.error
-    with pytest.raises(DictionaryError, match="no position 3"):
+    with pytest.raises(DictionaryError, match="a position is a whole number from -3 to 2; given 3"):
         found.top(pos=3)
 
 

@@ -60,6 +60,7 @@ def reopened(t: Trace, folder: Path, model: Model = MODEL) -> Trace:
     return gs.open_trace(folder / "t.trace", model=model)
 
 
+@pytest.mark.filterwarnings("ignore:.*has no effect.*:gemmascope.GemmascopeWarning")  # edits drawn twice
 @settings(deadline=None, max_examples=15, derandomize=True)
 @given(length=st.integers(1, 12), edits=st.lists(st.sampled_from(list(EDITS)), max_size=3))
 def test_what_is_opened_is_what_was_saved(length: int, edits: list[str], tmp_path_factory: Any) -> None:

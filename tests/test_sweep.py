@@ -32,6 +32,11 @@ from gemmascope.sweeps import sweep as sweep_module
 from gemmascope.sweeps import variants as variants_module
 from gemmascope.sweeps.result import SweepResult
 
+# Random questions may be of edits that overwrite each other, or of cells that surely change nothing.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(has no effect|every effect is 0).*:gemmascope.GemmascopeWarning",
+)
+
 CLOSE = 1e-5
 N_POS = 9
 METRIC = gs.logit_diff(5, 9)
@@ -52,8 +57,14 @@ def diff(logits: Tensor) -> Tensor:
     return logits[..., 5] - logits[..., 9]
 
 
-def sweep(clean: Any, corrupt: Any = None, **asked: Any) -> SweepResult:
-    return gs.sweep(clean, corrupt, METRIC, **{"model": model(), **asked})
+def sweep(clean: Any, corrupt: Any = None, **asked: Any) -> SweepResult | None:
+    """A sweep; None if it was refused because the mask hides every edge of its grid."""
+    try:
+        return gs.sweep(clean, corrupt, METRIC, **{"model": model(), **asked})
+    except SweepError as error:
+        if "the mask hides every edge" not in str(error):
+            raise
+        return None
 
 
 def cells(s: SweepResult) -> list[tuple[tuple[int, ...], dict[str, int]]]:
@@ -96,7 +107,14 @@ class Loop:
         return float(diff(gs.trace(self.base, model=self.m, edits=[*self.base_edits, *edits]).next_logits))
 
 
-def assert_loop(s: SweepResult, loop: Loop, subset: dict[str, Any] | None = None, window: int = 1, pair: int = 0) -> None:
+def assert_loop(
+    s: SweepResult | None, loop: Loop, subset: dict[str, Any] | None = None, window: int = 1, pair: int = 0
+) -> None:
+    if s is None:  # refused: then no layer may let one of the edges through
+        places = {name: place for name, place in (subset or {}).items() if name != "layer"}
+        layers = (subset or {}).get("layer") or range(loop.m.n_layers)
+        assert not any(loop.seen("pattern", layer, places) for layer in layers)
+        return
     site, n_layers, expected = s.question.site, loop.m.n_layers, np.zeros(s.values[pair].shape)
     for index, cell in cells(s):
         layers = list((subset or {}).get("layer") or range(n_layers))
@@ -145,7 +163,6 @@ def base_edits(n_pos: int) -> list[Edit]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:.*has no effect.*:gemmascope.GemmascopeWarning")  # edits drawn to overwrite each other
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(kinds=st.sampled_from(["lgl", "gl", "l"]), kv=st.sampled_from([8, 4, 2]), n_pos=st.integers(1, N_POS), data=st.data())
 def test_any_sweep_is_the_loop(kinds: str, kv: int, n_pos: int, data: Any) -> None:

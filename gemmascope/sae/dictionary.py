@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.arguments import is_whole, listed_numbers, shown
@@ -145,24 +145,23 @@ class Dictionary:
         return Features.of_rows(self, rows.detach().to(self.device, torch.float32))
 
     @computes
-    def decode(self, acts: Float[Tensor, "pos feature"]) -> Float[Tensor, "pos d_out"]:
-        """The reconstruction from activations, dense or sparse: acts @ W_dec + b_dec. Float32."""
+    def decode(self, acts: Any) -> Float[Tensor, "pos d_out"]:
+        """The reconstruction from activations [pos, feature], dense or sparse: acts @ W_dec + b_dec. Float32."""
         self.require_values()
         if not isinstance(acts, Tensor) or not acts.is_sparse or acts.is_complex() or acts.is_meta:
             acts = real_tensor(acts, "activations", DictionaryError)
         self._require_width(acts, self.n_features, "has features:")
         acts = acts.to(self.device, torch.float32)
-        return (torch.sparse.mm(acts, self.W_dec) if acts.is_sparse else acts @ self.W_dec) + self.b_dec
+        read: Tensor = torch.sparse.mm(acts, self.W_dec) if acts.is_sparse else acts @ self.W_dec
+        return read + self.b_dec
 
-    def activations(
-        self, x: Float[Tensor, "pos d_in"], features: Int[Tensor, " some"] | None = None
-    ) -> Float[Tensor, "pos some_or_all"]:
-        """The activations of rows, dense: of some features, or of all."""
+    def activations(self, x: Any, features: Any = None) -> Float[Tensor, "pos some_or_all"]:
+        """The activations of rows [pos, d_in], dense: of some features, or of all."""
         self.require_values()
-        x = real_tensor(x, "the rows", DictionaryError).to(self.device, torch.float32)
-        self._require_width(x, self.d_in, "reads")
+        rows: Tensor = real_tensor(x, "the rows", DictionaryError).to(self.device, torch.float32)
+        self._require_width(rows, self.d_in, "reads")
         some = slice(None) if features is None else self._numbers(features)
-        pre = x @ self.W_enc[:, some] + self.b_enc[some]
+        pre = rows @ self.W_enc[:, some] + self.b_enc[some]
         return pre.relu() * (pre > self.threshold[some])
 
     def _numbers(self, features: Any) -> Tensor:

@@ -9,11 +9,11 @@ from importlib import import_module
 import pytest
 
 RESULTS = {
-    "Lens": "analysis.lens", "DirectLogits": "analysis.direct", "HeadScores": "analysis.heads",
-    "SweepResult": "run.result", "Comparison": "analysis.comparison", "Features": "dictionaries.activations",
-    "FeatureSweep": "dictionaries.features", "Direction": "analysis.direction", "StrengthSweep": "analysis.strength_result",
-    "Composition": "analysis.composition", "AttentionSummary": "analysis.attention_summary", "Plan": "weights.plan",
-    "Generation": "run.generation",
+    "Lens": "analysis.lens", "DirectLogits": "analysis.direct_logits", "HeadScores": "analysis.heads",
+    "SweepResult": "sweeps.result", "Comparison": "analysis.comparison", "Features": "sae.features",
+    "FeatureSweep": "sae.feature_sweep", "Direction": "steering.direction", "StrengthSweep": "steering.strength_result",
+    "Composition": "analysis.composition", "AttentionSummary": "analysis.attention_summary", "Plan": "memory.plan",
+    "Generation": "generation.result",
 }  # fmt: skip
 
 
