@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from checkpoints import checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,6 +21,7 @@ import gemmascope as gs
 from gemmascope.errors import BudgetError, CheckpointError, ConfigError
 
 IDS = [2, 5, 9, 11, 4]
+TRANSFORMERS = int(transformers.__version__.split(".")[0])
 Tensors = dict[str, Tensor]
 
 
@@ -80,7 +82,7 @@ WRAPPED: dict[str, Callable[[Path], object]] = {
 def test_a_folder_loads_with_the_numbers_of_transformers(what: str, streams: bool, tmp_path: Path) -> None:
     wanted = logits(source())
     {**FOLDERS, **WRAPPED}[what](tmp_path)
-    if what in FOLDERS:
+    if what in FOLDERS and (what != "lm_head alone" or TRANSFORMERS >= 5):  # 4 leaves the embedding of that one empty
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval().float()
         assert torch.equal(logits(theirs), wanted)
     ours = gs.trace(IDS, model=gs.load(tmp_path, memory=least(tmp_path) if streams else None)).logits
