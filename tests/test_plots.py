@@ -125,7 +125,8 @@ def test_more_than_two_axes_are_refused() -> None:
 
 
 def test_there_is_no_plot_of_shares_without_a_gap() -> None:
-    s = gs.sweep(CLEAN, CLEAN, gs.rank(" Mary"), site="resid_pre", model=worded())
+    with pytest.warns(gs.GemmascopeWarning, match="the two prompts are the same"):
+        s = gs.sweep(CLEAN, CLEAN, gs.rank(" Mary"), site="resid_pre", model=worded())
     with pytest.raises(SweepError, match="there is no gap to explain"):
         s.plot(normalized=True)
 
