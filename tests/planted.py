@@ -31,7 +31,7 @@ SCATTER = 2.0
 
 def planted() -> Model:
     """The model, without a tokenizer."""
-    network = Gemma2(CONFIG)
+    network = Gemma2(CONFIG).to_empty(device="cpu")
     with torch.no_grad():
         for weight in network.parameters():
             weight.zero_()

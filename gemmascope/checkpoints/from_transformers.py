@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from gemmascope.checkpoints.device import asked_dtype, choose_device, no_float16
 from gemmascope.checkpoints.shared_model import Watch, config_of, refuse_other_forward
@@ -54,8 +53,7 @@ def from_transformers(source: Any, device: str | torch.device, dtype: str | torc
 
 def empty_network(config: GemmaConfig) -> Gemma2:
     """A network of this shape on the meta device: it takes no memory."""
-    with torch.device("meta"), _NoInit():
-        return Gemma2(config).eval()
+    return Gemma2(config).eval()
 
 
 def parameter_shapes(config: GemmaConfig) -> dict[str, torch.Size]:
@@ -65,21 +63,8 @@ def parameter_shapes(config: GemmaConfig) -> dict[str, torch.Size]:
 
 def empty_layers(config: GemmaConfig, dtype: torch.dtype, indices: Iterable[int] | None = None) -> list[Layer]:
     """Layers of this shape on the meta device: all, or those of these numbers."""
-    with torch.device("meta"), _NoInit():
-        chosen = range(config.n_layers) if indices is None else indices
-        return [Layer(config, index).to(dtype).eval().requires_grad_(False) for index in chosen]
-
-
-class _NoInit(TorchFunctionMode):
-    """Leaves torch.nn.init out: on the meta device it draws nothing, and importing what it needs there takes a second."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs.get("tensor", args[0] if args else None)
-        return func(*args, **kwargs)
+    chosen = range(config.n_layers) if indices is None else indices
+    return [Layer(config, index).to(dtype).eval().requires_grad_(False) for index in chosen]
 
 
 def put(network: Gemma2, name: str, parameter: nn.Parameter) -> None:

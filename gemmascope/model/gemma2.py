@@ -31,13 +31,23 @@ from gemmascope.model.tap import SILENT, BoundTap, Tap
 TOKENS = 8192
 
 
+class Linear(nn.Linear):
+    """A product without a bias. Its weight is on the meta device until a checkpoint's tensor takes its place."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out, bias=False, device="meta")
+
+    def reset_parameters(self) -> None:
+        """Draws nothing: there is no memory to draw into."""
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * (1 + weight), in float32."""
 
     def __init__(self, d_model: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.zeros(d_model))
+        self.weight = nn.Parameter(torch.empty(d_model, device="meta"))
 
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         return rms_norm(x, self.weight, self.eps)
@@ -54,10 +64,10 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         d_q, d_kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
-        self.q_proj = nn.Linear(config.d_model, d_q, bias=False)
-        self.k_proj = nn.Linear(config.d_model, d_kv, bias=False)
-        self.v_proj = nn.Linear(config.d_model, d_kv, bias=False)
-        self.o_proj = nn.Linear(d_q, config.d_model, bias=False)
+        self.q_proj = Linear(config.d_model, d_q)
+        self.k_proj = Linear(config.d_model, d_kv)
+        self.v_proj = Linear(config.d_model, d_kv)
+        self.o_proj = Linear(d_q, config.d_model)
         self.attend = Attend(config.query_scalar**-0.5, config.attn_cap, config.window_of(layer))
 
     def forward(
@@ -90,9 +100,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.d_model, config.d_mlp, bias=False)
-        self.up_proj = nn.Linear(config.d_model, config.d_mlp, bias=False)
-        self.down_proj = nn.Linear(config.d_mlp, config.d_model, bias=False)
+        self.gate_proj = Linear(config.d_model, config.d_mlp)
+        self.up_proj = Linear(config.d_model, config.d_mlp)
+        self.down_proj = Linear(config.d_mlp, config.d_model)
 
     def forward(self, x: Float[Tensor, "row d_model"], tap: BoundTap) -> Float[Tensor, "row d_model"]:
         gate, up = tap("mlp_gate", self.gate_proj(x)), tap("mlp_up", self.up_proj(x))
@@ -159,6 +169,12 @@ class Layer(nn.Module):
 class Embedding(nn.Embedding):
     """The table of tokens, which Gemma 2 reads both ways: ids to rows, and rows to logits."""
 
+    def __init__(self, vocab_size: int, d_model: int) -> None:
+        super().__init__(vocab_size, d_model, device="meta")
+
+    def reset_parameters(self) -> None:
+        """Draws nothing: there is no memory to draw into."""
+
     def logits(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """The products of rows with every token's embedding, before the soft cap."""
         return F.linear(x, self.weight)
@@ -210,6 +226,8 @@ def _no_check() -> None:
 
 class Gemma2(nn.Module):
     """The network: token ids to rows, rows through the layers, rows to soft-capped logits.
+
+    A new network is on the meta device, which takes no memory; whoever loads it gives each parameter its values.
 
     supply: what brings the layers, where their parameters here are empty; None where they are here. work: bytes that the
     rows of a pass may take, where a budget says so. owned: whether the weights were read for this network alone.

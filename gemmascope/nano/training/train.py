@@ -71,12 +71,14 @@ def nano_json(vocab_size: int) -> dict[str, Any]:
 
 def fresh(config: GemmaConfig) -> Gemma2:
     """A network with random weights; every sublayer adds little to the stream at first."""
-    net = Gemma2(config)
+    net = Gemma2(config).to_empty(device="cpu")
     for name, weight in net.named_parameters():
         if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
             nn.init.constant_(weight, (2 * config.n_layers) ** -0.5 - 1)  # the norms multiply by 1 + weight
         elif weight.dim() == 2:
             nn.init.normal_(weight, std=0.05 if "embed_tokens" in name else weight.shape[1] ** -0.5)
+        else:
+            nn.init.zeros_(weight)
     return net
 
 
