@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import install_import_hook
+
+# Products this small are no faster on two threads, and much slower where other work shares the cores. Processes that a test
+# starts read it as well.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if "gemmascope" in sys.modules:
     raise RuntimeError("gemmascope was imported before the tests could switch the checks of its shapes on")
@@ -21,8 +26,14 @@ from jupyter import Lab, jupyterlab  # noqa: E402
 if TYPE_CHECKING:
     from gemmascope.model.gemma2 import Gemma2, Layer
 
-# Products this small are no faster on two threads, and much slower where other work shares the cores.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what drives a browser."""
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="module")

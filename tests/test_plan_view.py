@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import browser, page_of
+from browser import page_of
 from checkpoints import checkpoint, model_of
 
 import gemmascope as gs
@@ -84,10 +84,10 @@ def test_what_cannot_be_planned(models: Any, contexts: Any, error: type[Exceptio
         gs.plan_view(models, contexts)
 
 
-def test_what_is_chosen_in_a_browser_is_looked_up(tmp_path: Path) -> None:
+def test_what_is_chosen_in_a_browser_is_looked_up(chromium: Any, tmp_path: Path) -> None:
     gs.plan_view().save(tmp_path / "plan.html")
     rng = np.random.default_rng(0)
-    with browser() as chromium, page_of(chromium) as page:
+    with page_of(chromium) as page:
         page.goto((tmp_path / "plan.html").as_uri())
         page.wait_for_selector("[data-gemmascope-ready]")
         for _ in range(6):
