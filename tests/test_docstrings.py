@@ -45,7 +45,7 @@ def sections(docstring: str) -> dict[str, str]:
 def described(args: str) -> set[str]:
     """The arguments that an Args section describes."""
     return {
-        name for line in re.findall(r"^\*{0,2}([\w, *]+):", args, flags=re.MULTILINE) for name in re.split(r"[, *]+", line)
+        name for line in re.findall(r"^\*{0,2}(\w[\w, *]*):", args, flags=re.MULTILINE) for name in re.split(r"[, *]+", line)
     }
 
 

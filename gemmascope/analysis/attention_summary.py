@@ -1,16 +1,16 @@
-"""What the attention of a run is like, head by head: how spread, how far back, how much of it rests on <bos>."""
+"""Attention of a run, head by head: how spread out it is, how far back it looks, how much of it rests on <bos>."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.patterns import Some, attend_of, patterns
+from gemmascope.analysis.patterns import PatternRows, attend_of, patterns
 from gemmascope.arguments import one_of
 from gemmascope.edits.trace_protocol import no_trace
 from gemmascope.errors import SiteError
@@ -22,6 +22,7 @@ from gemmascope.sites import EDGE_SITES
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects as go
     import xarray
 
 MEASURES = {
@@ -36,8 +37,18 @@ MEASURES = {
 class AttentionSummary:
     """Measures of every head's attention. Made by gs.attention_summary.
 
-    by_query: an xarray.Dataset with entropy (nats), distance (positions), on_bos and beyond_window (shares), each
-    (layer, head, q_pos). mean: the same over the queries but the first, which can look nowhere else, (layer, head).
+    Attributes:
+        by_query: An xarray.Dataset with entropy (nats), distance (positions), on_bos and beyond_window (shares of
+            attention), each (layer, head, q_pos).
+        model: The model's name.
+        window: The window of its local layers, in positions.
+
+    Example:
+        >>> summary = gs.attention_summary(gs.trace("The key of Anna is seven."))
+        >>> summary.mean["entropy"].dims
+        ('layer', 'head')
+        >>> bool((summary.mean["on_bos"] <= 1).all())
+        True
     """
 
     by_query: xarray.Dataset
@@ -46,6 +57,7 @@ class AttentionSummary:
 
     @property
     def mean(self) -> xarray.Dataset:
+        """Means over the queries, (layer, head). The first query is left out: it can attend only to itself."""
         later = self.by_query.isel(q_pos=slice(1, None)) if self.by_query.sizes["q_pos"] > 1 else self.by_query
         return later.mean("q_pos")
 
@@ -53,8 +65,15 @@ class AttentionSummary:
         """One row for each head, with its means."""
         return self.mean.to_dataframe().reset_index()
 
-    def plot(self, measure: str = "entropy") -> Any:
-        """A plotly heat map of one measure, layer by head."""
+    def plot(self, measure: str = "entropy") -> go.Figure:
+        """A plotly heat map of one measure, layer by head.
+
+        Args:
+            measure: "entropy", "distance", "on_bos" or "beyond_window".
+
+        Raises:
+            SiteError: For another measure.
+        """
         from gemmascope.figures.labelled import labelled_figure
 
         one_of(measure, "measure", MEASURES, error=SiteError)
@@ -76,11 +95,27 @@ class AttentionSummary:
 
 @computes
 def attention_summary(trace: Trace) -> AttentionSummary:
-    """Entropy, mean distance, the share on <bos> and the share beyond the window, of every head's attention.
+    """Entropy, mean distance, share on <bos> and share beyond the window, of every head's attention.
 
-    beyond_window: attention to keys that a local layer would not see; 0 in local layers. on_bos: on the first position,
-    whatever stands there. One stream of the layers; patterns are made a few rows at a time, but for layers whose scores or
-    pattern the run's edits wrote. SiteError for what is no trace.
+    Runs the layers once more. Patterns are computed a few query rows at a time, except in layers whose scores or pattern
+    an edit of the run wrote.
+
+    Args:
+        trace: What gs.trace returns, edits included.
+
+    Returns:
+        Four measures, each (layer, head, q_pos): entropy, in nats; distance, the mean distance to the key, in positions;
+        on_bos, the share of attention on the first position, whatever token stands there; beyond_window, the share on
+        keys that a local layer would not see, 0 in local layers.
+
+    Raises:
+        SiteError: For something that is not a trace.
+
+    Example:
+        >>> prompt = "When Mary and John went to the store, John gave a drink to"
+        >>> summary = gs.attention_summary(gs.trace(prompt))
+        >>> round(float(summary.mean["on_bos"].max()), 2)
+        0.85
     """
     if not isinstance(trace, Trace):
         raise SiteError(f"a summary is of a trace: gs.attention_summary(gs.trace(prompt)); given {no_trace(trace)}")
@@ -94,8 +129,8 @@ def attention_summary(trace: Trace) -> AttentionSummary:
     return AttentionSummary(_labelled(trace, torch.stack(layers, 1)), trace.model.name, window)
 
 
-def _patterns(trace: Trace, layer: int, values: Mapping[str, Tensor]) -> Iterable[Some]:
-    """Some query positions of a layer, and their rows of its pattern."""
+def _patterns(trace: Trace, layer: int, values: Mapping[str, Tensor]) -> Iterable[PatternRows]:
+    """A layer's pattern, a few query rows at a time."""
     if "pattern" in values:
         return [(torch.arange(len(trace), device=values["pattern"].device), values["pattern"].float())]
     return patterns(attend_of(trace.model.config, layer), values["q_rot"], values["k_rot"])
@@ -104,7 +139,7 @@ def _patterns(trace: Trace, layer: int, values: Mapping[str, Tensor]) -> Iterabl
 def _measures(
     pattern: Float[Tensor, "head q_pos k_pos"], rows: Int[Tensor, " q_pos"], window: int
 ) -> Float[Tensor, "measure head q_pos"]:
-    """The measures of some query rows, on the CPU."""
+    """MEASURES of some query rows, on the CPU."""
     distance = (rows[:, None] - torch.arange(pattern.shape[-1], device=pattern.device)).clamp(min=0)
     entropy = -torch.special.xlogy(pattern, pattern).sum(-1)
     beyond = (pattern * (distance >= window)).sum(-1)
@@ -114,7 +149,7 @@ def _measures(
 def _labelled(trace: Trace, values: Tensor) -> xarray.Dataset:
     import xarray
 
-    coords: dict[str, Any] = {
+    coords: dict[str, object] = {
         "layer": range(trace.model.n_layers),
         "kind": ("layer", list(trace.model.config.kinds)),
         "head": range(trace.model.config.n_heads),

@@ -1,12 +1,19 @@
-"""Kinds of heads, by what their queries attend to: for the token ids of a prompt, what every edge counts."""
+"""What the scores of gs.head_scores measure: the edges that count for each kind of head, and copying by W_OV.
+
+The copying score is the summary of eigenvalues in Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from gemmascope.model.factored_matrix import normed_tokens
+from gemmascope.model.model import Model
 
 Ids = Int[Tensor, " k_pos"]
 Rows = Int[Tensor, " q_pos"]
@@ -21,7 +28,7 @@ def _distance(ids: Ids, rows: Rows) -> Int[Tensor, "q_pos k_pos"]:
 
 def _previous_token(ids: Ids, rows: Rows) -> Edges:
     edges = _distance(ids, rows) == 1
-    edges[:, 0] = False  # to attend to <bos> is to rest
+    edges[:, 0] = False  # attention to <bos> is a resting place, whatever the head does elsewhere
     return edges
 
 
@@ -30,8 +37,8 @@ def _duplicate_token(ids: Ids, rows: Rows) -> Edges:
 
 
 def _induction(ids: Ids, rows: Rows) -> Edges:
-    before = torch.cat((ids.new_full((1,), -1), ids[:-1]))  # the token before each key
-    return (ids[rows][:, None] == before[None, :]) & (_distance(ids, rows) > 0)
+    previous = torch.cat((ids.new_full((1,), -1), ids[:-1]))  # the token before each key
+    return (ids[rows][:, None] == previous[None, :]) & (_distance(ids, rows) > 0)
 
 
 def _sink(ids: Ids, rows: Rows) -> Edges:
@@ -40,7 +47,7 @@ def _sink(ids: Ids, rows: Rows) -> Edges:
     return edges
 
 
-# What a query of a prompt is to attend to, by kind: (the rule, what it is in words).
+# By kind: the rule that marks a query's target keys, and its description.
 TARGETS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "previous_token": (_previous_token, "attention to the token before"),
     "duplicate_token": (_duplicate_token, "attention to earlier places of the same token"),
@@ -49,26 +56,53 @@ TARGETS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 }
 
 
-def weights(kind: str, ids: Ids, rows: Rows) -> Float[Tensor, "q_pos k_pos"]:
-    """What the edges from some query positions count for a kind of head: 1 at its targets; for "local_reach" the distance.
-
-    Queries without any do not count. ids: those of the prompt. rows: the positions of the queries.
-    """
+def edge_weights(kind: str, ids: Ids, rows: Rows) -> Float[Tensor, "q_pos k_pos"]:
+    """The weight of each edge from some query positions: 1 at a kind's target keys; for "local_reach" the distance."""
     if kind == REACH:
         return _distance(ids, rows).clamp(min=0).float()
     rule, _ = TARGETS[kind]
     return rule(ids, rows).float()
 
 
-def counted(kind: str, ids: Ids, window: int, step: int) -> tuple[int, int]:
-    """How many queries of a prompt count for a kind, and how many of them have nothing that counts within a window.
+def count_queries(kind: str, ids: Ids, window: int, n_rows: int) -> tuple[int, int]:
+    """The number of a prompt's queries that have target keys, and of those with none inside the window.
 
-    step: how many queries are looked at at once.
+    n_rows: query rows to look at in one step.
     """
-    n_counted = n_beyond = 0
-    for rows in torch.split(torch.arange(len(ids), device=ids.device), step):
-        counts = weights(kind, ids, rows) != 0
-        near = counts & (_distance(ids, rows) < window)
-        n_counted += int(counts.any(-1).sum())
-        n_beyond += int((counts.any(-1) & ~near.any(-1)).sum())
-    return n_counted, n_beyond
+    n_queries = n_beyond = 0
+    for rows in torch.split(torch.arange(len(ids), device=ids.device), n_rows):
+        targets = edge_weights(kind, ids, rows) != 0
+        near = targets & (_distance(ids, rows) < window)
+        n_queries += int(targets.any(-1).sum())
+        n_beyond += int((targets.any(-1) & ~near.any(-1)).sum())
+    return n_queries, n_beyond
+
+
+def copying(model: Model) -> Float[Tensor, "layer head"]:
+    """The copying score of every head, -1 to 1: the sum of eigenvalues over the sum of their sizes. Float32, on the CPU.
+
+    The eigenvalues are those of embedding @ OV @ unembedding, [vocab, vocab], with tokens normed as they enter the first
+    layer, and through the gains of the head's norms and of the last norm. Its nonzero eigenvalues are those of a
+    [d_head, d_head] product. A head that writes nothing scores 0.
+    """
+    final_gain = 1 + model.network.model.norm.weight.detach().float()
+    tokens = _embedding_product(model)
+    scores = torch.zeros(model.n_layers, model.config.n_heads)
+    with closing(model.layers()) as layers:
+        for layer in layers:
+            for head in range(model.config.n_heads):
+                ov = layer.ov(head)
+                # The factors in cyclic order, which keeps the eigenvalues: from W_O to the logits, and from tokens to W_V.
+                values = torch.linalg.eigvals((ov.right * final_gain) @ tokens @ ov.left)
+                size = values.abs().sum()
+                scores[layer.index, head] = values.real.sum() / size if size > 0 else 0.0
+    return scores
+
+
+def _embedding_product(model: Model) -> Float[Tensor, "d_model d_model"]:
+    """Sum over the vocabulary of the outer product of a token's embedding with its normed embedding."""
+    total = torch.zeros(model.config.d_model, model.config.d_model, device=model.device)
+    for _, part in model.network.model.embed_tokens.parts():
+        rows = part.float()
+        total += rows.mT @ normed_tokens(model, rows)
+    return total

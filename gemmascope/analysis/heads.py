@@ -1,22 +1,17 @@
-"""Heads by what they do: scores of kinds of heads, over random and given prompts, all layers and heads in one pass.
-
-Sources: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); Olsson et al., "In-context Learning and
-Induction Heads" (arXiv 2209.11895); Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (2309.17453).
-"""
+"""Head scores: how far each head is of a kind, over random or given prompts, all layers and heads in one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from einops import einsum
 from torch import Tensor
 
-from gemmascope.analysis.copying import copying
-from gemmascope.analysis.head_kinds import REACH, TARGETS, counted, weights
+from gemmascope.analysis.head_kinds import REACH, TARGETS, copying, count_queries, edge_weights
 from gemmascope.analysis.patterns import attend_of, patterns, rows_at_once
 from gemmascope.arguments import shown, whole_number
 from gemmascope.errors import PromptError, SiteError
@@ -33,18 +28,19 @@ from gemmascope.sites import near_names
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects as go
     import xarray
 
 COPYING = "copying"
 KINDS = (*TARGETS, REACH, COPYING)
 
-# Tokens that random prompts say twice, where every layer's window is long enough for them.
+# The length of the repeated part of random prompts, where every layer's window allows it.
 LENGTH = 24
-# They go through in one pass: more would fill any machine.
+# All prompts share one pass: more than this would fill any machine.
 MOST_PROMPTS = 100_000
 
 _MEANING = {
-    **{kind: words for kind, (_, words) in TARGETS.items()},
+    **{kind: description for kind, (_, description) in TARGETS.items()},
     REACH: "mean distance of attention, in positions",
     COPYING: "how far W_OV raises the logit of the token that is read",
 }
@@ -52,7 +48,21 @@ _MEANING = {
 
 @dataclass(frozen=True, repr=False, eq=False)
 class HeadScores:
-    """How far each head is of a kind. Made by gs.head_scores. scores: (layer, head), float32; over: what was looked at."""
+    """How far each head is of a kind. Made by gs.head_scores.
+
+    Attributes:
+        kind: Such as "induction".
+        scores: An xarray.DataArray (layer, head), float32, with each layer's kind as a coordinate.
+        model: The model's name.
+        over: The prompts and the number of queries that were scored, as text.
+
+    Example:
+        >>> scores = gs.head_scores(kind="previous_token")
+        >>> scores.meaning
+        'attention to the token before'
+        >>> scores.scores.dims
+        ('layer', 'head')
+    """
 
     kind: str
     scores: xarray.DataArray
@@ -60,7 +70,11 @@ class HeadScores:
     over: str
 
     def best(self, k: int = 5) -> list[tuple[int, int, float]]:
-        """The heads with the highest scores: (layer, head, score)."""
+        """The heads with the highest scores: (layer, head, score), the highest first.
+
+        Args:
+            k: The number of heads.
+        """
         k = whole_number(k, "k", least=1, error=SiteError)
         flat = self.scores.values.reshape(-1)
         n_heads = self.scores.sizes["head"]
@@ -70,7 +84,7 @@ class HeadScores:
         """One row for each head: layer, kind of layer, head, score."""
         return self.scores.to_dataframe(name=self.kind).reset_index()
 
-    def plot(self) -> Any:
+    def plot(self) -> go.Figure:
         """A plotly heat map, layer by head."""
         from gemmascope.figures.heads import scores_figure
 
@@ -78,7 +92,7 @@ class HeadScores:
 
     @property
     def meaning(self) -> str:
-        """What a score is, in words."""
+        """A description of what the score measures."""
         return _MEANING[self.kind]
 
     @legibly
@@ -92,7 +106,7 @@ def head_scores(
     model: Model | None = None,
     kind: str = "induction",
     *,
-    prompts: Any = None,
+    prompts: Prompt | Iterable[Prompt] | None = None,
     n: int = 8,
     length: int | None = None,
     seed: int = 0,
@@ -102,7 +116,7 @@ def head_scores(
     model: Model | None = None,
     *,
     kind: list[str] | tuple[str, ...],
-    prompts: Any = None,
+    prompts: Prompt | Iterable[Prompt] | None = None,
     n: int = 8,
     length: int | None = None,
     seed: int = 0,
@@ -112,7 +126,7 @@ def head_scores(
     model: Model | None,
     kind: list[str] | tuple[str, ...],
     *,
-    prompts: Any = None,
+    prompts: Prompt | Iterable[Prompt] | None = None,
     n: int = 8,
     length: int | None = None,
     seed: int = 0,
@@ -122,41 +136,77 @@ def head_scores(
     model: Model | None = None,
     kind: str | list[str] | tuple[str, ...] = "induction",
     *,
-    prompts: Sequence[Prompt] | Prompt | None = None,
+    prompts: Prompt | Iterable[Prompt] | None = None,
     n: int = 8,
     length: int | None = None,
     seed: int = 0,
 ) -> HeadScores | dict[str, HeadScores]:
     """Score every head of every layer, in one pass over all prompts.
 
-    kind: "previous_token", "duplicate_token", "induction" or "sink": the share of attention that goes to the keys in
-    question, the mean over the queries that have any; "local_reach": the mean distance of attention, in positions, over all
-    queries but the first; "copying": the sum of the eigenvalues of embedding, W_OV and unembedding, over the sum of their
-    sizes, from -1 to 1, with the norms' gains and without any prompt (Elhage et al. 2021). Several kinds give a dict, from
-    the same pass.
-    prompts: texts or token ids; None for n random ones of <bos> and `length` ordinary tokens said twice. A local layer sees
-    its window only, so its heads cannot complete what was said further back: length None is short enough for the window,
-    24 at most. Queries whose keys in question are all beyond the window count all the same: the result says how many.
-    Raises SiteError for an unknown kind, PromptError for prompts that have no such query, or are too long.
+    Most kinds are shares of attention: the attention that goes to a query's target keys, averaged over the queries that
+    have any. Queries whose target keys all lie beyond a local layer's window count as well: the result says how many.
+
+    Args:
+        model: The model to score; None means nano.
+        kind: One kind, or a list of them, which share a pass.
+            "previous_token": the share of attention on the token before.
+            "duplicate_token": the share on earlier places of the same token.
+            "induction": the share on what followed earlier places of the same token.
+            "sink": the share on the first position, <bos>.
+            "local_reach": the mean distance of attention in positions, over all queries but the first.
+            "copying": from the weights, without prompts: the sum of the eigenvalues of embedding, W_OV and unembedding,
+            with the norms' gains, over the sum of their sizes. From -1 to 1.
+        prompts: A prompt or several, as text or token ids. None means n random ones: <bos> and `length` different
+            ordinary tokens, twice in a row.
+        n: The number of random prompts.
+        length: The tokens in the repeated part of a random prompt. None means as many as fit a local layer's window,
+            24 at most: a head cannot complete a repetition whose first part its layer does not see.
+        seed: The seed of the random prompts.
+
+    Returns:
+        The scores [layer, head]; for a list of kinds, a dict from each kind to its scores.
+
+    Raises:
+        SiteError: For an unknown kind.
+        PromptError: For prompts with no query to score, and for random prompts that would be longer than the context.
+
+    Example:
+        >>> gs.head_scores(kind="induction").best(1)
+        [(3, 3, 0.99...)]
+        >>> both = gs.head_scores(kind=["sink", "copying"])
+        >>> list(both)
+        ['sink', 'copying']
+
+    References:
+        Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
+        Olsson et al., "In-context Learning and Induction Heads" (arXiv 2209.11895).
+        Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (arXiv 2309.17453).
     """
     model = model_or_nano(model)
-    kinds = _kinds(kind)
-    looked_at = [kind for kind in kinds if kind != COPYING]
-    if not looked_at and prompts is not None:
+    kinds = _listed_kinds(kind)
+    attention_kinds = [kind for kind in kinds if kind != COPYING]
+    if not attention_kinds and prompts is not None:
         raise PromptError("copying is read from the weights: leave prompts out")
-    found = _over_prompts(model, looked_at, prompts, (n, length, seed)) if looked_at else {}
+    scores: dict[str, HeadScores] = {}
+    if attention_kinds:
+        if prompts is None:
+            runs = [torch.tensor(ids, device=model.device) for ids in random_prompts(model, n, length, seed)]
+        else:
+            runs = model.each_ids(listed_prompts(prompts)[0])
+        described = f"{len(runs)} {'random ' if prompts is None else ''}prompt{'s' if len(runs) != 1 else ''}"
+        scores = _attention_scores(model, attention_kinds, runs, described)
     if COPYING in kinds:
-        found[COPYING] = HeadScores(COPYING, _labelled(model, copying(model)), model.name, "from the weights")
-    return found[kind] if isinstance(kind, str) else {kind: found[kind] for kind in kinds}
+        scores[COPYING] = HeadScores(COPYING, _labelled(model, copying(model)), model.name, "from the weights")
+    return scores[kind] if isinstance(kind, str) else {kind: scores[kind] for kind in kinds}
 
 
 def random_prompts(model: Model, n: int, length: int | None, seed: int) -> list[list[int]]:
-    """n prompts of <bos> and `length` different ordinary tokens, said twice. PromptError if there is no room.
+    """n prompts of <bos> and `length` different ordinary tokens, twice. PromptError if they do not fit the context.
 
-    length: None for as many as a query of a local layer can see the first saying of, LENGTH at most.
+    length: None for the most that a query of a local layer can look back over, at most LENGTH.
     """
     config = model.config
-    ordinary = _ordinary(model)
+    ordinary = _ordinary_ids(model)
     if length is None:
         near = config.window - 1 if "local" in config.kinds else LENGTH
         length = max(1, min(LENGTH, near, (config.context - 1) // 2, len(ordinary)))
@@ -175,62 +225,61 @@ def random_prompts(model: Model, n: int, length: int | None, seed: int) -> list[
     return [[config.bos_id, *part, *part] for part in parts]
 
 
-def _ordinary(model: Model) -> list[int]:
-    """The ids that are no special token; of a model without a tokenizer, those that are neither <bos> nor an end."""
+def _ordinary_ids(model: Model) -> list[int]:
+    """The ids of no special token; without a tokenizer, those that are neither <bos> nor an end."""
     config = model.config
     special = {config.bos_id, *config.eos_ids}
     size = min(config.vocab_size, model.tokenizer.vocab_size) if model.has_tokenizer else config.vocab_size
     return [i for i in range(size) if i not in special and not (model.has_tokenizer and model.tokenizer.is_special(i))]
 
 
-def _kinds(kind: Any) -> list[str]:
-    kinds = list(kind) if isinstance(kind, (list, tuple)) else [kind]
-    if not kinds:
+def _listed_kinds(kind: object) -> list[str]:
+    listed = list(kind) if isinstance(kind, (list, tuple)) else [kind]
+    if not listed:
         raise SiteError(f"the list of kinds is empty: name at least one of {', '.join(KINDS)}")
-    for given in kinds:
-        if not isinstance(given, str) or given not in KINDS:
-            near = near_names(shown(given).strip("'"), list(KINDS))
+    kinds: list[str] = []
+    for each in listed:
+        if isinstance(each, str) and each in KINDS:
+            kinds.append(each)
+        else:
+            near = near_names(shown(each).strip("'"), list(KINDS))
             meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise SiteError(f"there is no kind of head {shown(given)}.{meant} The kinds are {', '.join(KINDS)}")
+            raise SiteError(f"there is no kind of head {shown(each)}.{meant} The kinds are {', '.join(KINDS)}")
     return kinds
 
 
-def _over_prompts(model: Model, kinds: list[str], prompts: Any, random: tuple[Any, Any, Any]) -> dict[str, HeadScores]:
-    if prompts is None:
-        runs = [torch.tensor(ids, device=model.device) for ids in random_prompts(model, *random)]
-    else:
-        runs = model.each_ids(listed_prompts(prompts)[0])
-    which = f"{len(runs)} {'random ' if prompts is None else ''}prompt{'s' if len(runs) != 1 else ''}"
-    numbers = {kind: _counted(model, kind, runs) for kind in kinds}
-    tap = _Scoring(model, runs, kinds)
+def _attention_scores(model: Model, kinds: list[str], runs: list[Tensor], described: str) -> dict[str, HeadScores]:
+    """The scores of kinds that are shares of attention, from one pass. described: the prompts, in words."""
+    counts = {kind: _count_all(model, kind, runs) for kind in kinds}
+    tap = _PatternSums(model, runs, kinds)
     layout = Layout.of_lengths([len(ids) for ids in runs], model.device)
     with torch.no_grad(), explain_oom(model):
         rows = model.network(torch.cat(runs), layout, tap)
     if not is_finite(rows):
         for ids in runs:
             require_sound(model.network, model.name, ids)
-    found = {}
-    for kind, (n_queries, n_beyond) in numbers.items():
+    scores = {}
+    for kind, (n_queries, n_beyond) in counts.items():
         beyond = f"; in {n_beyond} of them local layers (window {model.config.window}) see none of the keys in question"
-        over = f"{which}, {n_queries} queries{beyond if n_beyond else ''}"
-        found[kind] = HeadScores(kind, _labelled(model, tap.sums[kind] / n_queries), model.name, over)
-    return found
+        over = f"{described}, {n_queries} queries{beyond if n_beyond else ''}"
+        scores[kind] = HeadScores(kind, _labelled(model, tap.sums[kind] / n_queries), model.name, over)
+    return scores
 
 
-def _counted(model: Model, kind: str, runs: Sequence[Tensor]) -> tuple[int, int]:
-    """How many queries count, and how many of them count for nothing in a local layer. PromptError for none."""
+def _count_all(model: Model, kind: str, runs: Sequence[Tensor]) -> tuple[int, int]:
+    """The number of queries that count, and of those whose targets no local layer sees. PromptError if none count."""
     config = model.config
     window = config.window if "local" in config.kinds else config.context
-    found = [counted(kind, ids, window, rows_at_once(config.n_heads, len(ids))) for ids in runs]
-    n_queries, n_beyond = (sum(numbers) for numbers in zip(*found, strict=True))
+    counts = [count_queries(kind, ids, window, rows_at_once(config.n_heads, len(ids))) for ids in runs]
+    n_queries, n_beyond = (sum(numbers) for numbers in zip(*counts, strict=True))
     if not n_queries:
         why = "of two tokens or more" if kind in ("sink", REACH) else "that are longer, or in which tokens repeat"
         raise PromptError(f"these prompts have nothing to measure {kind} on ({_MEANING[kind]}): give prompts {why}")
     return n_queries, n_beyond
 
 
-class _Scoring(Tap):
-    """Adds up patterns, weighted by edge, as each layer makes its queries and keys. sums: by kind, [layer, head]."""
+class _PatternSums(Tap):
+    """Sums of patterns weighted by edge, from each layer's queries and keys. sums: by kind, [layer, head]."""
 
     def __init__(self, model: Model, runs: Sequence[Tensor], kinds: Sequence[str]) -> None:
         self.config, self.runs = model.config, runs
@@ -250,7 +299,7 @@ class _Scoring(Tap):
     def _add(self, layer: int, ids: Tensor, q: Tensor, k: Tensor) -> None:
         for rows, pattern in patterns(attend_of(self.config, layer), q, k):
             for kind, sums in self.sums.items():
-                part = einsum(pattern, weights(kind, ids, rows), "head q k, q k -> head")
+                part = einsum(pattern, edge_weights(kind, ids, rows), "head q k, q k -> head")
                 sums[layer] += part.cpu().double()
 
 

@@ -1,4 +1,4 @@
-"""Attention patterns a few query rows at a time, so that no prompt needs its whole pattern at once."""
+"""Attention patterns a few query rows at a time, so that the whole pattern of a long prompt is never in memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import Attend
 from gemmascope.model.maths import soft_cap
 
-# Edges held at once, in elements: 32 MB in float32.
+# Attention edges in memory at once, in elements: 32 MB in float32.
 EDGES = 8 * 2**20
 
-Some = tuple[Int[Tensor, " q_pos"], Float[Tensor, "head q_pos k_pos"]]
+# Some query positions, and their rows of the pattern.
+PatternRows = tuple[Int[Tensor, " q_pos"], Float[Tensor, "head q_pos k_pos"]]
 
 
 def attend_of(config: GemmaConfig, layer: int) -> Attend:
@@ -24,17 +25,19 @@ def attend_of(config: GemmaConfig, layer: int) -> Attend:
     return Attend(config.query_scalar**-0.5, config.attn_cap, config.window_of(layer))
 
 
-def patterns(attend: Attend, q: Float[Tensor, "pos head d_head"], k: Float[Tensor, "pos kv_head d_head"]) -> Iterator[Some]:
-    """The pattern of one run from its queries and keys after RoPE: some query positions, and their rows in float32."""
-    at = torch.arange(len(q), device=q.device)
+def patterns(
+    attend: Attend, q: Float[Tensor, "pos head d_head"], k: Float[Tensor, "pos kv_head d_head"]
+) -> Iterator[PatternRows]:
+    """The pattern of one run in float32, a few query rows at a time, from its queries and keys after RoPE."""
+    positions = torch.arange(len(q), device=q.device)
     keys = rearrange(k, "k kv d -> 1 kv k d")
-    for rows in torch.split(at, rows_at_once(q.shape[1], len(q))):
+    for rows in torch.split(positions, rows_at_once(q.shape[1], len(q))):
         queries = rearrange(q[rows], "q (kv group) d -> 1 kv group q d", kv=k.shape[1])
         capped = soft_cap(attend.scores(queries, keys), attend.cap)
-        pattern = attend.pattern(capped, rows, at, k.dtype).float()
+        pattern = attend.pattern(capped, rows, positions, k.dtype).float()
         yield rows, rearrange(pattern, "1 kv group q k -> (kv group) q k")
 
 
 def rows_at_once(n_heads: int, n_pos: int) -> int:
-    """How many query rows of a run are held at once."""
+    """The number of query rows of a run that fit in EDGES."""
     return max(1, EDGES // (n_heads * n_pos))
