@@ -1,15 +1,11 @@
-"""Composition: how far later heads read what earlier heads write, from the weights alone.
-
-Source: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021): the norm of the product of two matrices
-over the product of their norms.
-"""
+"""gs.composition: how far later heads read what earlier heads write, from the weights alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from einops import einsum
@@ -27,6 +23,7 @@ from gemmascope.sites import find_layer
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects as go
     import xarray
 
 KINDS = {"q": "queries", "k": "keys", "v": "values"}
@@ -36,7 +33,18 @@ KINDS = {"q": "queries", "k": "keys", "v": "values"}
 class Composition:
     """How far each head reads, as its queries, keys or values, what each earlier head writes. Made by gs.composition.
 
-    scores: (from_layer, from_head, to_layer, to_head), float32, NaN where the sender comes no earlier. kind: "q", "k", "v".
+    Attributes:
+        kind: What the receiver reads for: "q", "k" or "v".
+        scores: An xarray.DataArray (from_layer, from_head, to_layer, to_head), float32, 0 to 1; NaN where the sender does
+            not come before the receiver.
+        model: The model's name.
+
+    Example:
+        >>> composition = gs.composition(kind="k", senders=[0, 1], receivers=[2, 3])
+        >>> composition.scores.shape
+        (2, 4, 2, 4)
+        >>> len(composition.best(3))
+        3
     """
 
     kind: str
@@ -44,7 +52,11 @@ class Composition:
     model: str
 
     def best(self, k: int = 5) -> list[tuple[int, int, int, int, float]]:
-        """The pairs that compose most: (from_layer, from_head, to_layer, to_head, score)."""
+        """The pairs that compose most: (from_layer, from_head, to_layer, to_head, score), the strongest first.
+
+        Args:
+            k: The number of pairs.
+        """
         frame = self.to_dataframe().nlargest(whole_number(k, "k", least=1, error=SiteError), "score")
         columns = [frame[name].tolist() for name in ("from_layer", "from_head", "to_layer", "to_head", "score")]
         return list(zip(*columns, strict=True))
@@ -53,8 +65,8 @@ class Composition:
         """One row for each pair of an earlier head and a later one."""
         return self.scores.to_dataframe(name="score").reset_index().dropna(subset="score", ignore_index=True)
 
-    def plot(self) -> Any:
-        """A plotly heat map, sending head by receiving head; of many heads, the largest score of each pair of layers."""
+    def plot(self) -> go.Figure:
+        """A plotly heat map, sending head by receiving head; with many heads, the largest score of each pair of layers."""
         from gemmascope.figures.composition import composition_figure
 
         return composition_figure(self)
@@ -77,19 +89,38 @@ def composition(
     senders: int | Sequence[int] | None = None,
     receivers: int | Sequence[int] | None = None,
 ) -> Composition:
-    """How far each head's queries, keys or values read what each earlier head writes: 0 for not at all, 1 at most.
+    """How far each head's queries, keys or values read what each earlier head writes: from 0, not at all, to 1.
 
-    kind: "q", "k" or "v". ||W_send W_receive|| / (||W_send|| ||W_receive||), Frobenius norms; W_send is the sender's OV, and
-    W_receive the receiver's OV, or its QK from the side of the query or of the key. The gains of the sender's post-norm and
-    of the receiver's input norm are gone through; RoPE and MLPs are left out. Query heads that share a kv head have the
-    same keys and values, and differ here by their queries ("k") and by W_O ("v").
-    senders, receivers: layers; None for all. One stream of the layers, to the last receiver. What the senders write is held
-    meanwhile, d_head x d_model float32 numbers a head: 75 MB for each of 27B's layers, so choose senders where that is much.
-    SiteError for an unknown kind or layer, or where no sender comes before a receiver.
+    The score is ||W_send W_receive|| / (||W_send|| ||W_receive||) with Frobenius norms. W_send is the sender's OV matrix;
+    W_receive is the receiver's OV, or its QK from the side of the query or of the key. The gains of the sender's post-norm
+    and of the receiver's input norm are included; RoPE and MLPs are left out. Query heads that share a kv head share keys
+    and values: they differ by their queries ("k") and by W_O ("v").
+
+    One stream of the layers, to the last receiver. It holds d_head x d_model float32 numbers for each sending head: 75 MB
+    for each of 27B's layers, so choose the senders of a large model.
+
+    Args:
+        model: The model; None means nano.
+        kind: What the receiver reads for: "q" (queries), "k" (keys) or "v" (values).
+        senders: The layers of the heads that write, a number or a list; None means all.
+        receivers: The layers of the heads that read, a number or a list; None means all.
+
+    Returns:
+        Scores (from_layer, from_head, to_layer, to_head), NaN where the sender does not come before the receiver.
+
+    Raises:
+        SiteError: For an unknown kind or layer, or where no sender comes before a receiver.
+
+    Example:
+        >>> gs.composition(kind="v").best(1)
+        [(0, 3, 1, 2, 0.16...)]
+
+    References:
+        Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
     """
     model = model_or_nano(model)
     one_of(kind, "kind", KINDS, error=SiteError)
-    sending, receiving = _layers(senders, "senders", model), _layers(receivers, "receivers", model)
+    sending, receiving = _listed_layers(senders, "senders", model), _listed_layers(receivers, "receivers", model)
     if min(sending) >= max(receiving):
         raise SiteError(
             f"no sender comes before a receiver: senders are layers {sending}, receivers layers {receiving}, "
@@ -97,44 +128,43 @@ def composition(
         )
     n_heads = model.config.n_heads
     scores = torch.full((len(sending), n_heads, len(receiving), n_heads), torch.nan, dtype=torch.float32)
-    written: dict[int, Sender] = {}
+    writers: dict[int, Sender] = {}
     with closing(model.layers()) as layers:
         for layer in layers:
             if layer.index in receiving:
                 reader = _reader(layer, kind)
-                for sender, writer in written.items():
-                    at = sending.index(sender), slice(None), receiving.index(layer.index)
-                    scores[at] = _scores(writer, reader)
+                for sender, writer in writers.items():
+                    scores[sending.index(sender), :, receiving.index(layer.index)] = _scores(writer, reader)
             if layer.index == max(receiving):
                 break
             if layer.index in sending:
-                written[layer.index] = _writer(layer)
+                writers[layer.index] = _writer(layer)
     return Composition(kind, _labelled(model, scores, sending, receiving, kind), model.name)
 
 
-# Of every head of a layer: its matrix as two thin factors, of which the outer one is replaced by a root of its products.
+# The matrices of a layer's heads as two thin factors. The outer factor is replaced by its root, which has the same norms.
 Sender = tuple[Float[Tensor, "head x d_head"], Float[Tensor, "head d_head d_model"]]
 Receiver = tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head y d_head"]]
 
 
 def _writer(layer: Layer) -> Sender:
-    found = [layer.ov(head) for head in range(layer.self_attn.config.n_heads)]
-    return torch.stack([_root(ov.left) for ov in found]), torch.stack([ov.right for ov in found])
+    matrices = [layer.ov(head) for head in range(layer.self_attn.config.n_heads)]
+    return torch.stack([_root(ov.left) for ov in matrices]), torch.stack([ov.right for ov in matrices])
 
 
 def _reader(layer: Layer, kind: str) -> Receiver:
-    sides = [_reading(layer, head, kind) for head in range(layer.self_attn.config.n_heads)]
+    sides = [_reading_factors(layer, head, kind) for head in range(layer.self_attn.config.n_heads)]
     return torch.stack([left for left, _ in sides]), torch.stack([_root(right.mT) for _, right in sides])
 
 
-def _reading(layer: Layer, head: int, kind: str) -> tuple[Tensor, Tensor]:
-    """The factors of what reads the stream, the side that reads it first."""
-    found = layer.ov(head) if kind == "v" else layer.qk(head)
-    return (found.right.mT, found.left.mT) if kind == "k" else (found.left, found.right)
+def _reading_factors(layer: Layer, head: int, kind: str) -> tuple[Tensor, Tensor]:
+    """The factors of the matrix that reads the stream, the reading side first."""
+    matrix = layer.ov(head) if kind == "v" else layer.qk(head)
+    return (matrix.right.mT, matrix.left.mT) if kind == "k" else (matrix.left, matrix.right)
 
 
 def _root(thin: Float[Tensor, "d_model d_head"]) -> Float[Tensor, "x d_head"]:
-    """R of a thin matrix's QR: it has the same products with itself, and so takes its place in a Frobenius norm."""
+    """R of the QR decomposition. R^T R is the same product as of the matrix itself, so Frobenius norms stay."""
     r: Tensor = torch.linalg.qr(thin, mode="r").R
     return r
 
@@ -144,7 +174,7 @@ def _scores(sender: Sender, receiver: Receiver) -> Float[Tensor, "sender receive
     both = einsum(right, left, "s a d, r d b -> s r a b")
     through = einsum(root, both, other_root, "s x a, s r a b, r y b -> s r x y")
     sizes = _norms(root @ right)[:, None] * _norms(left @ other_root.mT)
-    # A head that writes or reads nothing composes with none: 0 over the smallest number is 0.
+    # A head that writes or reads nothing has norm 0 and composes with nothing: 0 over the smallest number is 0.
     return (_norms(through) / sizes.clamp(min=torch.finfo(torch.float32).tiny)).cpu()
 
 
@@ -152,18 +182,18 @@ def _norms(matrices: Float[Tensor, "*heads m n"]) -> Float[Tensor, "*heads"]:
     return matrices.square().sum((-2, -1)).sqrt()
 
 
-def _layers(given: Any, name: str, model: Model) -> list[int]:
-    """The layers meant, in the order given. SiteError for one that is not there, one named twice, or none."""
+def _listed_layers(given: object, name: str, model: Model) -> list[int]:
+    """The layers as numbers, in the user's order. SiteError for one that is not there, one named twice, or none."""
     if given is None:
         return list(range(model.n_layers))
-    found = listed_numbers(given)
-    if found is None:
+    numbers = listed_numbers(given)
+    if numbers is None:
         raise SiteError(f"{name} is a layer or a list of layers; given {shown(given)}")
-    layers = [find_layer(layer, model.n_layers) for layer in found]
+    layers = [find_layer(layer, model.n_layers) for layer in numbers]
     if not layers:
         raise SiteError(f"{name} is an empty list: name at least one layer, or leave it out for all")
     if len(set(layers)) < len(layers):
-        raise SiteError(f"{name} names a layer twice: {shown(found)}")
+        raise SiteError(f"{name} names a layer twice: {shown(numbers)}")
     return layers
 
 

@@ -1,8 +1,8 @@
-"""The parts of a run's stream at one position, each along a direction.
+"""The parts of a run's stream at one position, each as a number along a direction.
 
-The stream is a sum of what the embedding and the sublayers wrote. At one position of one run a post-norm multiplies each
-coordinate by a number, so a sublayer's output is in turn a sum: over heads, over what each head read from each token, over
-neurons. What edits wrote beside that stands under their own names.
+The stream is the sum of what the embedding and the sublayers wrote. At one position of one run, a post-norm multiplies each
+coordinate by a fixed number, so a sublayer's output is a sum in turn: over heads, over source tokens, or over neurons. What
+edits added to it gets parts under their own names.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Values = dict[str, Tensor]
 
 STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out")
 
-# Columns of a matrix of weights that are made float32 at once.
+# Columns of a weight matrix that are converted to float32 at once.
 COLUMNS = 4096
 
 
 class Decomposition:
-    """One trace at one position, and the direction that its parts are multiplied with.
+    """The stream of one trace at one position, along a direction.
 
-    rest: what stands in the stream and in no split part, by name; it fills as a split goes through the layers.
+    rest: parts of the stream that the split does not cover, by name. It fills up as a split goes through the layers.
     """
 
     def __init__(self, trace: Trace, pos: int, direction: Float[Tensor, " d_model"]) -> None:
@@ -41,23 +41,23 @@ class Decomposition:
 
     def split(self, by: str) -> Tensor:
         """The parts of every layer, [layer, ...]: (attn_out, mlp_out), heads, neurons, or heads by source token."""
-        split, sites = self._ways()[by]
-        self._embedding()
-        found = []
+        split_layer, sites = self._splits()[by]
+        self._add_embedding()
+        parts = []
         with torch.no_grad():
             for layer, values in replay(self.trace, {*STREAM, *sites}):
-                found.append(split(layer, values).cpu())
-                self._written_to_stream(layer.index, values)
+                parts.append(split_layer(layer, values).cpu())
+                self._add_stream_edits(layer.index, values)
         if self.trace.model.dtype != torch.float32:
             self.rest["rounding of the stream"] = self.rounding
-        return torch.stack(found)
+        return torch.stack(parts)
 
     def along(self, rows: Float[Tensor, "pos d_model"]) -> float:
-        """What a value of the stream is along the direction at the position."""
+        """The dot product of the stream's row at the position with the direction."""
         return float(rows[self.pos].float() @ self.direction)
 
-    def _ways(self) -> dict[str, tuple[Callable[[Layer, Values], Tensor], list[str | tuple[str, int]]]]:
-        """How each split is made, and the sites that it needs; some of them only where an edit wrote to them."""
+    def _splits(self) -> dict[str, tuple[Callable[[Layer, Values], Tensor], list[str | tuple[str, int]]]]:
+        """By name: the function that splits a layer, and the sites it needs, some only in layers where an edit wrote."""
         heads = [("head_out", layer) for layer in self._edited_layers(("head_out",))]
         edges = [("pattern", layer) for layer in self._edited_layers(EDGE_SITES)]
         return {
@@ -68,44 +68,44 @@ class Decomposition:
         }
 
     def _edited_layers(self, sites: tuple[str, ...]) -> list[int]:
-        found = {e.address.layer for e in self.trace.bound_edits if e.address.site.name in sites}
-        return sorted(layer for layer in found if layer is not None)
+        layers = {e.address.layer for e in self.trace.bound_edits if e.address.site.name in sites}
+        return sorted(layer for layer in layers if layer is not None)
 
-    def _embedding(self) -> None:
-        there = self.along(self.trace.residuals[0])
-        if self._edited(None, "embed"):
-            with torch.no_grad():
-                own = self.along(self.trace.model.network.embed(self.trace.ids, self.trace.layout))
-            self.rest |= {"embed": own, "edit at embed": there - own}
-        else:
-            self.rest["embed"] = there
-
-    def _edited(self, layer: int | None, *sites: str) -> list[str]:
-        """Which of these sites an edit wrote to at the position."""
-        there = {
+    def _edited_sites(self, layer: int | None, *sites: str) -> list[str]:
+        """Those of the sites that an edit wrote to at the position."""
+        edited = {
             e.address.site.name
             for e in self.trace.bound_edits
             if e.address.layer == layer and self.pos in e.positions.tolist()
         }
-        return [site for site in sites if site in there]
+        return [site for site in sites if site in edited]
 
-    def _written_to_stream(self, layer: int, values: Values) -> None:
-        """What edits wrote to the stream itself, beside what sublayers did; without edits that is rounding."""
-        entered, left = self.trace.residuals[layer], self.trace.residuals[layer + 1]
-        sums = {
-            "resid_pre": (values["resid_pre"], (entered,)),
-            "resid_mid": (values["resid_mid"], (values["resid_pre"], values["attn_out"])),
-            "resid_post": (left, (values["resid_mid"], values["mlp_out"])),
-        }
-        for site, (there, written) in sums.items():
-            self._beside(layer, self.along(there) - sum(map(self.along, written)), site)
-
-    def _beside(self, layer: int, amount: float, *sites: str) -> None:
-        """Note what stands there beside the parts: written by edits of these sites, else rounded off."""
-        if edited := self._edited(layer, *sites):
-            self.rest[f"edit at {' and '.join(f'layers.{layer}.{site}' for site in edited)}"] = amount
+    def _add_embedding(self) -> None:
+        value = self.along(self.trace.residuals[0])
+        if self._edited_sites(None, "embed"):
+            with torch.no_grad():
+                unedited = self.along(self.trace.model.network.embed(self.trace.ids, self.trace.layout))
+            self.rest |= {"embed": unedited, "edit at embed": value - unedited}
         else:
-            self.rounding += amount
+            self.rest["embed"] = value
+
+    def _add_stream_edits(self, layer: int, values: Values) -> None:
+        """Add what edits wrote to the stream itself. Without edits the same difference is rounding."""
+        entering, leaving = self.trace.residuals[layer], self.trace.residuals[layer + 1]
+        sums = {
+            "resid_pre": (values["resid_pre"], (entering,)),
+            "resid_mid": (values["resid_mid"], (values["resid_pre"], values["attn_out"])),
+            "resid_post": (leaving, (values["resid_mid"], values["mlp_out"])),
+        }
+        for site, (value, written) in sums.items():
+            self._add_difference(layer, self.along(value) - sum(map(self.along, written)), site)
+
+    def _add_difference(self, layer: int, difference: float, *sites: str) -> None:
+        """Book a difference from the sum of the parts under the edits of these sites, or as rounding without any."""
+        if edited := self._edited_sites(layer, *sites):
+            self.rest[f"edit at {' and '.join(f'layers.{layer}.{site}' for site in edited)}"] = difference
+        else:
+            self.rounding += difference
 
     def _sublayers(self, layer: Layer, values: Values) -> Float[Tensor, " sublayer"]:
         return torch.tensor([self.along(values["attn_out"]), self.along(values["mlp_out"])])
@@ -113,38 +113,38 @@ class Decomposition:
     def _heads(self, layer: Layer, values: Values) -> Float[Tensor, " head"]:
         self.rest[f"layers.{layer.index}.mlp_out"] = self.along(values["mlp_out"])
         if "head_out" in values:
-            split = values["head_out"][self.pos].float() @ self.direction
+            parts = values["head_out"][self.pos].float() @ self.direction
         else:
-            split = (values["z"][self.pos].float() * self._read_by_heads(layer, values)).sum(-1)
+            parts = (values["z"][self.pos].float() * self._z_directions(layer, values)).sum(-1)
         out = self.along(values["attn_out"])
-        self._beside(layer.index, out - float(split.sum()), "attn_raw", "attn_out")
-        return split
+        self._add_difference(layer.index, out - float(parts.sum()), "attn_raw", "attn_out")
+        return parts
 
     def _tokens(self, layer: Layer, values: Values) -> Float[Tensor, "head k_pos"]:
         self.rest[f"layers.{layer.index}.mlp_out"] = self.along(values["mlp_out"])
         n_kv = self.trace.model.config.n_kv_heads
-        reads = rearrange(self._read_by_heads(layer, values), "(kv group) d -> kv group d", kv=n_kv)
-        held = einsum(values["v"].float(), reads, "k_pos kv d, kv group d -> kv group k_pos")
-        split = self._pattern(layer, values) * rearrange(held, "kv group k_pos -> (kv group) k_pos")
+        directions = rearrange(self._z_directions(layer, values), "(kv group) d -> kv group d", kv=n_kv)
+        value_parts = einsum(values["v"].float(), directions, "k_pos kv d, kv group d -> kv group k_pos")
+        parts = self._pattern(layer, values) * rearrange(value_parts, "kv group k_pos -> (kv group) k_pos")
         out = self.along(values["attn_out"])
-        self._beside(layer.index, out - float(split.sum()), "z", "attn_raw", "head_out", "attn_out")
-        return split
+        self._add_difference(layer.index, out - float(parts.sum()), "z", "attn_raw", "head_out", "attn_out")
+        return parts
 
     def _neurons(self, layer: Layer, values: Values) -> Float[Tensor, " d_mlp"]:
         self.rest[f"layers.{layer.index}.attn_out"] = self.along(values["attn_out"])
         gain = layer.post_feedforward_layernorm.gain(values["mlp_raw"][self.pos])
-        split = values["mlp_act"][self.pos].float() * _through(layer.mlp.down_proj.weight, gain * self.direction)
-        self._beside(layer.index, self.along(values["mlp_out"]) - float(split.sum()), "mlp_raw", "mlp_out")
-        return split
+        parts = values["mlp_act"][self.pos].float() * _columns_along(layer.mlp.down_proj.weight, gain * self.direction)
+        self._add_difference(layer.index, self.along(values["mlp_out"]) - float(parts.sum()), "mlp_raw", "mlp_out")
+        return parts
 
-    def _read_by_heads(self, layer: Layer, values: Values) -> Float[Tensor, "head d_head"]:
-        """What each coordinate of each head's z is along the direction, through W_O and the post-norm as it was."""
+    def _z_directions(self, layer: Layer, values: Values) -> Float[Tensor, "head d_head"]:
+        """The direction pulled back to each head's z, through the post-norm with its scale in the run, and W_O."""
         gain = layer.post_attention_layernorm.gain(values["attn_raw"][self.pos])
-        read = _through(layer.self_attn.o_proj.weight, gain * self.direction)
-        return rearrange(read, "(head d) -> head d", head=self.trace.model.config.n_heads)
+        columns = _columns_along(layer.self_attn.o_proj.weight, gain * self.direction)
+        return rearrange(columns, "(head d) -> head d", head=self.trace.model.config.n_heads)
 
     def _pattern(self, layer: Layer, values: Values) -> Float[Tensor, "head k_pos"]:
-        """The pattern of the position's queries alone; as the edits left it, where some wrote to edges."""
+        """The pattern's row of the position, with edits of edges where there are any."""
         if "pattern" in values:
             return values["pattern"][:, self.pos].float()
         attend, positions, k = layer.self_attn.attend, self.trace.layout.positions, values["k_rot"]
@@ -154,6 +154,6 @@ class Decomposition:
         return attend.pattern(capped, positions[self.pos : self.pos + 1], positions, k.dtype)[:, 0].float()
 
 
-def _through(weight: Float[Tensor, "d_model n"], direction: Float[Tensor, " d_model"]) -> Float[Tensor, " n"]:
-    """What each column of a matrix is along a direction, in float32, a block of columns at a time."""
+def _columns_along(weight: Float[Tensor, "d_model n"], direction: Float[Tensor, " d_model"]) -> Float[Tensor, " n"]:
+    """The dot product of each column of a matrix with a direction, in float32, a block of columns at a time."""
     return torch.cat([direction @ block.float() for block in torch.split(weight, COLUMNS, dim=1)])

@@ -1,15 +1,14 @@
-"""Direct contributions: what each part of the stream wrote towards an answer.
+"""gs.direct_logits: what each part of the stream wrote towards an answer.
 
-The stream is a sum, and at one position of one run every norm multiplies each coordinate by a number: so the logit before
-the soft cap is a sum over whatever the stream is a sum of. Post-norms are gone through with the scale they had. Source:
-Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); Wang et al., arXiv 2211.00593.
+The stream is a sum. At one position of one run, a norm multiplies each coordinate by a fixed number, so the logit before the
+soft cap is a sum over the same parts. Every part goes through the norms with the scale that they had in the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -31,19 +30,33 @@ from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects as go
     import xarray
 
 BY = ("sublayer", "head", "neuron", "token")
-UNIT = "logit before the soft cap"
+NAME, UNIT = "wrote", "logit before the soft cap"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class DirectLogits:
     """What each part of the stream wrote towards an answer at a position. Made by gs.direct_logits.
 
-    parts: what was asked for: (part) for sublayers, (layer, head), (layer, d_mlp) for neurons, (layer, head, k_pos) for
-    tokens. rest: everything else that stands in the stream, (part). Together they add up to total, the answer's logit
-    before the soft cap less the others'. capped: the same of the logits that the model returns.
+    Attributes:
+        parts: What each split part wrote, in logits before the soft cap: (part) for sublayers, (layer, head) for heads,
+            (layer, d_mlp) for neurons, (layer, head, k_pos) for source tokens.
+        rest: What everything else in the stream wrote, (part). parts and rest add up to total.
+        total: The answer's logit before the soft cap, less that of the tokens against it.
+        capped: The same of the soft-capped logits, which the model returns.
+        by: How the stream was split.
+        about: The model, the answer and the position, as text.
+
+    Example:
+        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> found = gs.direct_logits(trace, " Mary", against=" John", by="head")
+        >>> round(float(found.parts.sum() + found.rest.sum()), 3) == round(found.total, 3)
+        True
+        >>> found.top(2)
+        [('layers.5.mlp_out', 4.6...), ('layer 3 head 0', 2.7...)]
     """
 
     parts: xarray.DataArray
@@ -55,28 +68,32 @@ class DirectLogits:
 
     @property
     def cap_effect(self) -> float:
-        """What the soft cap changes: capped - total. It belongs to no part."""
+        """How much the soft cap changes: capped - total. It belongs to no part."""
         return self.capped - self.total
 
     def top(self, k: int = 10) -> list[tuple[str, float]]:
-        """The parts, the rest's among them, that wrote most for or against the answer: (its name, what it wrote)."""
+        """The parts, those of the rest included, that wrote most for or against the answer: (name, logits).
+
+        Args:
+            k: The number of parts.
+        """
         import numpy as np
 
         k = whole_number(k, "k", least=1, error=SiteError)
         flat = self.parts.values.reshape(-1)
-        strongest = np.argsort(-np.abs(flat), kind="stable")[:k]  # of a large model's neurons there are millions
-        found = [(self._name(int(i)), float(flat[i])) for i in strongest]
-        found += [(str(part), float(value)) for part, value in zip(self.rest["part"].values, self.rest.values, strict=True)]
-        return sorted(found, key=lambda pair: -abs(pair[1]))[:k]
+        strongest = np.argsort(-np.abs(flat), kind="stable")[:k]  # a large model has millions of neurons
+        named = [(self._name(int(i)), float(flat[i])) for i in strongest]
+        named += [(str(part), float(value)) for part, value in zip(self.rest["part"].values, self.rest.values, strict=True)]
+        return sorted(named, key=lambda pair: -abs(pair[1]))[:k]
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row for each part, with its labels; the rest's after them."""
+        """One row for each part, with its labels; those of the rest come last."""
         import pandas
 
         parts = self.parts.to_dataframe(name="wrote").reset_index()
         return pandas.concat([parts, self.rest.to_dataframe(name="wrote").reset_index()], ignore_index=True)
 
-    def plot(self) -> Any:
+    def plot(self) -> go.Figure:
         """A plotly figure: bars, or a heat map with blue for the answer and red against it."""
         from gemmascope.figures.direct_logits import direct_figure
 
@@ -84,20 +101,22 @@ class DirectLogits:
 
     @legibly
     def __repr__(self) -> str:
-        ends = f"{self.total:+.4g} before the soft cap, {self.capped:+.4g} after it: the cap changes {self.cap_effect:+.4g}"
+        totals = (
+            f"{self.total:+.4g} before the soft cap, {self.capped:+.4g} after it: the cap changes {self.cap_effect:+.4g}"
+        )
         lines = [f"  {value:+.4g}  {name}" for name, value in self.top()]
         n_rest = f" and {len(self.rest)} other part{'s' if len(self.rest) > 1 else ''}" if len(self.rest) else ""
-        return "\n".join([f"{self.about}, by {self.by}: {self.parts.size}{n_rest}", ends, *lines])
+        return "\n".join([f"{self.about}, by {self.by}: {self.parts.size}{n_rest}", totals, *lines])
 
-    def _name(self, flat: int) -> str:
-        at = [int(n) for n in torch.unravel_index(torch.tensor(flat), self.parts.shape)]
+    def _name(self, flat_index: int) -> str:
+        index = [int(n) for n in torch.unravel_index(torch.tensor(flat_index), self.parts.shape)]
         if self.by == "sublayer":
-            return str(self.parts["part"].values[at[0]])
+            return str(self.parts["part"].values[index[0]])
         names = {"head": "head", "d_mlp": "neuron", "layer": "layer"}
-        said = [f"{names[str(dim)]} {n}" for dim, n in zip(self.parts.dims, at, strict=True) if dim != "k_pos"]
+        labels = [f"{names[str(dim)]} {n}" for dim, n in zip(self.parts.dims, index, strict=True) if dim != "k_pos"]
         if self.by == "token":
-            said.append(f"reading position {at[-1]} ({shown(str(self.parts['k_token'].values[at[-1]]))})")
-        return " ".join(said)
+            labels.append(f"reading position {index[-1]} ({shown(str(self.parts['k_token'].values[index[-1]]))})")
+        return " ".join(labels)
 
 
 @computes
@@ -106,95 +125,125 @@ def direct_logits(
 ) -> DirectLogits:
     """What each part of the stream wrote towards an answer, before the soft cap.
 
-    answer, against: a text that is one token, a token id, or several, whose mean is taken; against is subtracted.
-    by: "sublayer" (the embedding, every attention and MLP), "head", "neuron", or "token" (what each source token gave
-    through each head). pos: the position whose next token it is about. What edits wrote into the stream stands in the rest
-    under their own names ("edit at layers.2.resid_post"); so does what they made of a sublayer's output beyond its heads or
-    neurons. The layers are run again once.
-    PromptError for an answer that is no token; SiteError for a position that is not there, another split, answers on both
-    sides, and a run with edits after the layers (final, logits_raw, logits), which no part of the stream wrote.
+    The parts add up to the answer's logit. Every part goes through the norms with the scale that they had in the run. What
+    edits wrote into the stream stands in the rest under names such as "edit at layers.2.resid_post", and so does the part
+    of a sublayer's output that edits made and no head or neuron wrote. Runs the layers once more.
+
+    Args:
+        trace: What gs.trace returns.
+        answer: A text that is one token, a token id, or a list of them, whose mean is taken.
+        against: The same; its logit is subtracted. None subtracts nothing.
+        by: "sublayer" for the embedding and every attention and MLP; "head"; "neuron"; or "token", what each head read from
+            each source token.
+        pos: The position whose next token the answer is: a number, or a token that occurs once. -1 is the last.
+
+    Returns:
+        The parts, labelled, in logits before the soft cap; what stands beside them in the stream; and their total.
+
+    Raises:
+        PromptError: For an answer that is not one token.
+        SiteError: For a position that is not there, another split, a token on both sides, or a run with edits after the
+            layers (final, logits_raw, logits), which no part of the stream wrote.
+
+    Example:
+        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> found = gs.direct_logits(trace, " Mary", against=" John")
+        >>> found.total
+        14.05...
+        >>> found.parts.dims
+        ('part',)
+
+    References:
+        Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
+        Wang et al., "Interpretability in the Wild" (arXiv 2211.00593).
     """
     one_of(by, "by", BY, error=SiteError)
-    ids, others = _asked(trace, answer, against)
+    ids, against_ids = _answer_tokens(trace, answer, against)
     positions = find_positions(pos, trace.model, trace.ids)
     if len(positions) != 1:
         raise SiteError(f"contributions are read at one position; given pos={quoted(pos)}")
-    at = positions[0]
-    given = {"answer": answer} if against is None else {"answer": answer, "against": against}
-    tell(of_answers(given, trace.ids[: at + 1], trace.model), SiteError)
-    reading = Decomposition(trace, at, _direction(trace, ids, others, at))
-    parts, rest = _labelled(trace, by, reading.split(by), reading.rest)
+    position = positions[0]
+    answers = {"answer": answer} if against is None else {"answer": answer, "against": against}
+    tell(of_answers(answers, trace.ids[: position + 1], trace.model), SiteError)
+    decomposition = Decomposition(trace, position, _direction(trace, ids, against_ids, position))
+    parts, rest = _labelled(trace, by, decomposition.split(by), decomposition.rest)
     towards = f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")
-    about = f"direct logits in {spelled(trace.model.name)}, {towards}, at position {at} ({shown(trace.tokens[at])})"
-    return DirectLogits(parts, rest, reading.along(trace.residuals[-1]), _capped(trace, ids, others, at), by, about)
+    place = f"at position {position} ({shown(trace.tokens[position])})"
+    return DirectLogits(
+        parts=parts,
+        rest=rest,
+        total=decomposition.along(trace.residuals[-1]),
+        capped=_capped(trace, ids, against_ids, position),
+        by=by,
+        about=f"direct logits in {spelled(trace.model.name)}, {towards}, {place}",
+    )
 
 
 def answer_directions(trace: Trace, answer: Answer, against: Answer | None = None) -> Float[Tensor, "pos d_model"]:
-    """What a part of the stream is multiplied with at each position to give what it wrote towards an answer.
+    """At each position, the direction whose product with a part of the stream is what the part wrote towards an answer.
 
     A row of attn_out or mlp_out times its row here is the sublayer's part in gs.direct_logits at that position. Errors are
     those of gs.direct_logits.
     """
-    return _direction(trace, *_asked(trace, answer, against), slice(None))
+    return _direction(trace, *_answer_tokens(trace, answer, against), slice(None))
 
 
-def _asked(trace: Trace, answer: Answer, against: Answer | None) -> tuple[list[int], list[int]]:
-    """The ids of the answer and of those against it, once what no part of a stream can be asked is refused."""
+def _answer_tokens(trace: Trace, answer: Answer, against: Answer | None) -> tuple[list[int], list[int]]:
+    """The token ids of answer and against. SiteError for what is no trace, late edits, or a token on both sides."""
     if not isinstance(trace, Trace):
         raise SiteError(
             f"contributions are read from a trace: gs.direct_logits(gs.trace(prompt), ...); given {no_trace(trace)}"
         )
-    after = [e for e in trace.bound_edits if e.address.layer is None and e.address.site.name != "embed"]
-    if after:
+    late = [e for e in trace.bound_edits if e.address.layer is None and e.address.site.name != "embed"]
+    if late:
         raise SiteError(
-            f"{after[0].edit!r} changes the run after the stream, where no part of it wrote: trace it without that edit"
+            f"{late[0].edit!r} changes the run after the stream, where no part of it wrote: trace it without that edit"
         )
-    ids, others = answer_ids(answer, trace.model), [] if against is None else answer_ids(against, trace.model)
-    if set(ids) & set(others):
+    ids, against_ids = answer_ids(answer, trace.model), [] if against is None else answer_ids(against, trace.model)
+    if set(ids) & set(against_ids):
         raise SiteError(f"answer and against share a token: {plain(answer)!r} and {plain(against)!r}")
-    return ids, others
+    return ids, against_ids
 
 
-def _capped(trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int) -> float:
-    """The soft-capped logit difference that the model returns at a position."""
+def _capped(trace: Trace, ids: Sequence[int], against_ids: Sequence[int], pos: int) -> float:
+    """The difference of soft-capped logits at a position, as the model returns them."""
     trace.require_weights(None)
     with torch.no_grad():
         logits = trace.model.network.unembed(trace.residuals[-1][pos : pos + 1])[0]
-    return float(logits[list(ids)].mean() - (logits[list(others)].mean() if others else 0.0))
+    return float(logits[list(ids)].mean() - (logits[list(against_ids)].mean() if against_ids else 0.0))
 
 
 def _direction(
-    trace: Trace, ids: Sequence[int], others: Sequence[int], pos: int | slice
+    trace: Trace, ids: Sequence[int], against_ids: Sequence[int], pos: int | slice
 ) -> Float[Tensor, "*positions d_model"]:
-    """What a part of the stream is multiplied with: the answer's unembedding through the last norm as it was there."""
+    """The unembedding of the answer less that of against, through the last norm with its scale at the position."""
     network = trace.model.network
     with torch.no_grad():
-        rows = network.model.embed_tokens(torch.tensor([*ids, *others], device=trace.model.device)).float()
-        wanted: Tensor = rows[: len(ids)].mean(0) - (rows[len(ids) :].mean(0) if others else 0.0)
-        along: Tensor = wanted * network.model.norm.gain(trace.residuals[-1][pos])
-        return along
+        rows = network.model.embed_tokens(torch.tensor([*ids, *against_ids], device=trace.model.device)).float()
+        unembedding: Tensor = rows[: len(ids)].mean(0) - (rows[len(ids) :].mean(0) if against_ids else 0.0)
+        direction: Tensor = unembedding * network.model.norm.gain(trace.residuals[-1][pos])
+        return direction
 
 
 def _labelled(trace: Trace, by: str, parts: Tensor, rest: dict[str, float]) -> tuple[xarray.DataArray, xarray.DataArray]:
-    """The split parts with their labels, and the rest; the embedding is a sublayer's peer."""
+    """The split parts and the rest with their labels. Beside sublayers, the embedding is a part, not of the rest."""
     import xarray
 
-    about: dict[str, Any] = {"name": "wrote", "attrs": {"long_name": UNIT}}
     if by == "sublayer":
         named = {"embed": rest["embed"]}
         rest = {part: value for part, value in rest.items() if part != "embed"}
         for layer, (attn, mlp) in enumerate(parts.tolist()):
             named |= {f"layers.{layer}.attn_out": attn, f"layers.{layer}.mlp_out": mlp}
-        return _by_name(named, about), _by_name(rest, about)
+        return _by_name(named), _by_name(rest)
     dims = {"head": ("layer", "head"), "neuron": ("layer", "d_mlp"), "token": ("layer", "head", "k_pos")}[by]
-    coords: dict[str, Any] = {dim: range(n) for dim, n in zip(dims, parts.shape, strict=True)}
+    coords: dict[str, object] = {dim: range(n) for dim, n in zip(dims, parts.shape, strict=True)}
     coords["kind"] = ("layer", list(trace.model.config.kinds))
     if by == "token":
         coords["k_token"] = ("k_pos", trace.tokens)
-    return xarray.DataArray(parts.numpy(), dims=dims, coords=coords, **about), _by_name(rest, about)
+    return xarray.DataArray(parts.numpy(), coords, dims, NAME, {"long_name": UNIT}), _by_name(rest)
 
 
-def _by_name(values: dict[str, float], about: dict[str, Any]) -> xarray.DataArray:
+def _by_name(values: dict[str, float]) -> xarray.DataArray:
     import xarray
 
-    return xarray.DataArray(list(values.values()), dims=("part",), coords={"part": list(values)}, **about)
+    return xarray.DataArray(list(values.values()), {"part": list(values)}, ("part",), NAME, {"long_name": UNIT})

@@ -1,13 +1,11 @@
-"""The lens: logits read from the stream between layers, as if what follows were not there.
-
-Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
-"""
+"""gs.lens: logits read from the stream between layers, as if the later layers were skipped."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -28,19 +26,41 @@ from gemmascope.sweeps.questions import of_answers, tell
 from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
+    import plotly.graph_objects as go
     import xarray
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Lens:
-    """What a lens read. Made by gs.lens.
+    """What each layer would answer, at every position that was read. Made by gs.lens.
 
-    trace: the run. site, head: what was read. entries: (site, layer) of each row of the arrays, layer None for the
-    embedding. positions: those that were read. ids, top_logits, probs: of the top tokens [entry, pos, top]. entropies: of
-    the distribution, in nats [entry, pos]. answer: the id of the token that is followed, or None. followed: its logit,
-    probability and rank (0 for the likeliest), each [entry, pos]. The same with labels: top_tokens, top_ids, top_probs,
-    entropy, answer_logit, answer_prob and answer_rank.
+    Tensors have an entry axis: one entry for each layer, or for each place in the stream where site is "stream". The
+    properties top_tokens, top_ids, top_probs, entropy, answer_logit, answer_prob and answer_rank hold the same numbers as
+    xarray.DataArrays, with a layer axis (an entry axis for "stream") and the tokens as coordinates.
+
+    Attributes:
+        trace: The run.
+        site: The site that was read.
+        head: The head, where the site is "head_out"; else None.
+        entries: (site, layer) of each entry, layer None for the embedding.
+        positions: The positions that were read.
+        ids: Token ids of the top tokens, the likeliest first.
+        top_logits: Their soft-capped logits.
+        probs: Their probabilities.
+        entropies: Entropy of the distribution, in nats.
+        answer: The id of the token that is followed, or None.
+        followed: Its soft-capped logit, its probability and its rank (0 for the likeliest), each (entry, pos); empty
+            where no token is followed.
+
+    Example:
+        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> lens = gs.lens(trace, answer=" Mary", pos=-1)
+        >>> lens.answer_rank.values.ravel()
+        array([357, 162, 109,   0,   0,   0])
+        >>> lens.top_tokens.values[3, 0, 0]
+        ' Mary'
     """
 
     trace: Trace
@@ -57,7 +77,7 @@ class Lens:
 
     @property
     def top_tokens(self) -> xarray.DataArray:
-        """The likeliest tokens as text, (layer, pos, top)."""
+        """The top tokens as text, (layer, pos, top)."""
         import numpy as np
 
         texts = [self.trace.model.texts(row) for row in self.ids.flatten(0, 1)]
@@ -65,12 +85,12 @@ class Lens:
 
     @property
     def top_ids(self) -> xarray.DataArray:
-        """Their token ids, (layer, pos, top)."""
+        """Token ids of the top tokens, (layer, pos, top)."""
         return self._labelled(self.ids.cpu().numpy(), "token id", top=True)
 
     @property
     def top_probs(self) -> xarray.DataArray:
-        """Their probabilities, (layer, pos, top)."""
+        """Probabilities of the top tokens, (layer, pos, top)."""
         return self._labelled(self.probs.cpu().numpy(), "probability", top=True)
 
     @property
@@ -80,48 +100,71 @@ class Lens:
 
     @property
     def answer_logit(self) -> xarray.DataArray:
-        """Soft-capped logit of the answer that is followed, (layer, pos). SiteError where none is."""
-        return self._labelled(self._follow()[0].cpu().numpy(), "soft-capped logit")
+        """Soft-capped logit of the followed answer, (layer, pos). SiteError if none is followed."""
+        return self._labelled(self._require_followed()[0].cpu().numpy(), "soft-capped logit")
 
     @property
     def answer_prob(self) -> xarray.DataArray:
-        """Probability of the answer that is followed, (layer, pos)."""
-        return self._labelled(self._follow()[1].cpu().numpy(), "probability")
+        """Probability of the followed answer, (layer, pos). SiteError if none is followed."""
+        return self._labelled(self._require_followed()[1].cpu().numpy(), "probability")
 
     @property
     def answer_rank(self) -> xarray.DataArray:
-        """How many tokens are likelier than the answer, (layer, pos): 0 where it is the likeliest."""
-        return self._labelled(self._follow()[2].cpu().numpy(), "rank")
+        """How many tokens are likelier than the followed answer, (layer, pos). SiteError if none is followed."""
+        return self._labelled(self._require_followed()[2].cpu().numpy(), "rank")
 
     def follow(self, answer: str | int) -> Lens:
-        """The same lens, following another answer."""
+        """The same lens, following another answer.
+
+        Args:
+            answer: A text that is one token, or a token id.
+        """
         return lens(self.trace, self.site, self.ids.shape[-1], pos=list(self.positions), head=self.head, answer=answer)
 
     def logits(self, pos: int | str = -1) -> xarray.DataArray:
-        """All soft-capped logits at one position, which need not be one of those read, (layer, vocab)."""
-        at = find_positions(pos, self.trace.model, self.trace.ids)
-        if len(at) != 1:
-            raise SiteError(f"all logits are given at one position at a time; given pos={quoted(pos)}")
-        read = [
-            logits_of(self.trace, site, rows[at], at) for (site, _), rows in entries_of(self.trace, self.site, self.head)
-        ]
-        found = self._labelled(torch.stack(read).cpu().numpy(), "soft-capped logit", positions=at, vocab=True)
-        return found.isel(pos=0)
+        """All soft-capped logits at one position, (layer, vocab).
 
-    def plot(self, colour: str = "probability", *, of_answer: bool | None = None) -> Any:
-        """A plotly heat map: the top token in each cell, over its probability, or the "rank" or "entropy"."""
+        Args:
+            pos: A position of the run, or a token that occurs once; it need not be among those that were read.
+
+        Raises:
+            SiteError: For a position that is not there, or several.
+        """
+        positions = find_positions(pos, self.trace.model, self.trace.ids)
+        if len(positions) != 1:
+            raise SiteError(f"all logits are given at one position at a time; given pos={quoted(pos)}")
+        logits = [
+            logits_of(self.trace, site, rows[positions], positions)
+            for (site, _), rows in entries_of(self.trace, self.site, self.head)
+        ]
+        array = self._labelled(torch.stack(logits).cpu().numpy(), "soft-capped logit", positions=positions, vocab=True)
+        return array.isel(pos=0)
+
+    def plot(self, colour: str = "probability", *, of_answer: bool | None = None) -> go.Figure:
+        """A plotly heat map, layer by position, with the top token in each cell.
+
+        Args:
+            colour: What the colour shows: "probability", "rank" of the followed answer, or "entropy".
+            of_answer: Whether the probability is that of the followed answer rather than of each cell's top token. None
+                means of the answer where one is followed.
+        """
         from gemmascope.figures.lens import lens_figure
 
         return lens_figure(self, colour, self.answer is not None if of_answer is None else of_answer)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row for each entry and position: its top token, that one's probability, the entropy, the answer's rank."""
+        """One row for each entry and position: the top token, its probability, the entropy, the followed answer's rank."""
         import pandas
 
         rows = []
         for i, (site, layer) in enumerate(self.entries):
             for j, position in enumerate(self.positions):
-                row: dict[str, Any] = {"site": site, "layer": layer, "pos": position, "token": self.trace.tokens[position]}
+                row: dict[str, object] = {
+                    "site": site,
+                    "layer": layer,
+                    "pos": position,
+                    "token": self.trace.tokens[position],
+                }
                 row |= {"top": self.trace.model.texts(self.ids[i, j, :1])[0], "prob": float(self.probs[i, j, 0])}
                 row |= {"entropy": float(self.entropies[i, j])}
                 if self.followed:
@@ -131,10 +174,11 @@ class Lens:
 
     @legibly
     def __repr__(self) -> str:
-        of = "" if self.head is None else f", head {self.head}"
+        head = "" if self.head is None else f", head {self.head}"
         last = self.positions[-1]
-        about = f"lens on {self.site}{of} of {spelled(self.trace.model.name)}: after position {last} ({self._shown(last)})"
-        lines = [about]
+        lines = [
+            f"lens on {self.site}{head} of {spelled(self.trace.model.name)}: after position {last} ({self._shown(last)})"
+        ]
         for i, (site, layer) in enumerate(self.entries):
             name = site if layer is None else f"{site} {layer}" if self.site == EVERY else f"layer {layer}"
             texts = self.trace.model.texts(self.ids[i, -1])
@@ -144,8 +188,8 @@ class Lens:
         return "\n".join(lines)
 
     @cached_property
-    def coords(self) -> dict[str, Any]:
-        """Labels of the entries: layer numbers and kinds; for the whole stream the sites as well, -1 for no layer."""
+    def coords(self) -> dict[str, object]:
+        """Labels of the entries: layer numbers and kinds. For "stream" the sites too, with layer -1 for the embedding."""
         kinds = self.trace.model.config.kinds
         if self.site == EVERY:
             return {
@@ -159,13 +203,19 @@ class Lens:
     def _shown(self, position: int) -> str:
         return shown(self.trace.tokens[position])
 
-    def _follow(self) -> tuple[Tensor, ...]:
+    def _require_followed(self) -> tuple[Tensor, ...]:
         if not self.followed:
             raise SiteError("this lens follows no answer: gs.lens(trace, answer=' Mary'), or .follow(' Mary')")
         return self.followed
 
     def _labelled(
-        self, values: Any, name: str, *, top: bool = False, positions: Any = None, vocab: bool = False
+        self,
+        values: np.ndarray,
+        name: str,
+        *,
+        top: bool = False,
+        positions: Sequence[int] | None = None,
+        vocab: bool = False,
     ) -> xarray.DataArray:
         import xarray
 
@@ -178,42 +228,82 @@ class Lens:
 
 @computes
 def lens(
-    trace: Trace, site: str = "resid_post", top: int = 5, *, pos: Pos = None, head: Head = None, answer: Any = None
+    trace: Trace,
+    site: str = "resid_post",
+    top: int = 5,
+    *,
+    pos: Pos = None,
+    head: Head = None,
+    answer: Answer | None = None,
 ) -> Lens:
     """Read logits from the stream between layers, through the last norm, the unembedding and the soft cap.
 
-    site: "resid_pre", "resid_mid" or "resid_post", of every layer; "stream" for the embedding and then the stream after
-    every sublayer. Or a part of it: "attn_out", "mlp_out", or "head_out" of one head; a part goes through the last norm
-    with the scale that it had in that run at that position, so that logits of parts, before the cap, add up.
-    top: how many tokens are kept at each place. pos: positions to read, as in gs.patch; None for all. answer: a token to
-    follow. Edits of the run are in what is read; at the last layer's "resid_post" it gives the run's logits. Those that
-    come after the layers (final, logits_raw, logits) are not: a lens reads every layer the same way.
-    SiteError for a site, head, position or number of tokens that is not there, PromptError for an answer that is no token.
+    The stream is read as if the later layers were skipped. A part of it ("attn_out", "mlp_out", "head_out") goes through the
+    last norm with the scale that the norm had in this run at that position, so that the logits of parts add up before the
+    soft cap. Edits of the run are in what is read, except those after the layers (final, logits_raw, logits): every layer
+    is read in the same way. At the last layer's "resid_post" the logits are the run's own.
+
+    Args:
+        trace: What gs.trace returns.
+        site: "resid_pre", "resid_mid" or "resid_post" of every layer; "stream" for the embedding and then the stream after
+            every sublayer; "attn_out", "mlp_out", or "head_out" of one head.
+        top: How many of the likeliest tokens to keep at each place.
+        pos: The positions to read, as in gs.patch; None means all.
+        head: The head to read, with site "head_out" only.
+        answer: A token to follow, as text or token id; None follows none.
+
+    Returns:
+        The top tokens and their probabilities (layer, pos, top), the entropy (layer, pos), and for a followed answer its
+        logit, probability and rank (layer, pos).
+
+    Raises:
+        SiteError: For a site, head, position or number of tokens that is not there, or several answers.
+        PromptError: For an answer that is not one token.
+
+    Example:
+        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> lens = gs.lens(trace, pos=-1)
+        >>> [str(token) for token in lens.top_tokens.values[:, 0, 0]]
+        [' to', ' to', ' to', ' Mary', ' Mary', ' Mary']
+
+    References:
+        nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
     if not isinstance(trace, Trace):
         raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {no_trace(trace)}")
-    size = trace.model.config.vocab_size
-    top = whole_number(top, "top", least=1, most=size, error=SiteError)
-    name = EVERY if isinstance(site, str) and site == EVERY else read_name(site)[0].name
-    if name not in (*STREAM, *PARTS, EVERY):
+    top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
+    site_name = EVERY if isinstance(site, str) and site == EVERY else read_name(site)[0].name
+    if site_name not in (*STREAM, *PARTS, EVERY):
         raise SiteError(f"a lens reads {', '.join((*STREAM, EVERY, *PARTS))}; given {site!r}")
-    if name != EVERY and read_name(site)[1] is not None:
-        raise SiteError(f"a lens reads every layer: give the site without one, {name!r}; given {site!r}")
-    one = _one_head(trace, name, head)
+    if site_name != EVERY and read_name(site)[1] is not None:
+        raise SiteError(f"a lens reads every layer: give the site without one, {site_name!r}; given {site!r}")
+    head_number = _one_head(trace, site_name, head)
     positions = find_positions(pos, trace.model, trace.ids)
-    wanted = None if answer is None else _one_answer(answer, trace)
+    answer_id = None if answer is None else _one_answer(answer, trace)
     if answer is not None:
         tell(of_answers({"answer": answer}, trace.ids[: positions[-1] + 1], trace.model), SiteError)
-    entries, read = [], []
-    for entry, rows in entries_of(trace, name, one):
+    entries, readings = [], []
+    for entry, rows in entries_of(trace, site_name, head_number):
         entries.append(entry)
-        read.append(read_rows(trace, entry[0], rows, positions, top, wanted))
-    ids, logits, probs, entropies, *followed = (torch.stack(values) for values in zip(*read, strict=True))
-    places = tuple(entries), tuple(positions)
-    return Lens(trace, name, one, *places, ids, logits, probs, entropies, wanted, tuple(followed))
+        readings.append(read_rows(trace, entry[0], rows, positions, top, answer_id))
+    ids, logits, probs, entropies, *followed = (torch.stack(values) for values in zip(*readings, strict=True))
+    return Lens(
+        trace=trace,
+        site=site_name,
+        head=head_number,
+        entries=tuple(entries),
+        positions=tuple(positions),
+        ids=ids,
+        top_logits=logits,
+        probs=probs,
+        entropies=entropies,
+        answer=answer_id,
+        followed=tuple(followed),
+    )
 
 
 def _one_head(trace: Trace, site: str, head: Head) -> int | None:
+    """The number of the head to read; None at a site without heads."""
     if site != "head_out":
         if head is not None:
             raise SiteError(f"'{site}' has no heads: leave head out, or read site='head_out'; given head={head!r}")

@@ -1,7 +1,6 @@
-"""Rows that a lens reads, entry by entry, and what is kept of their logits.
+"""The rows that a lens reads, entry by entry, and what it keeps of their logits.
 
-Rows are unembedded a few at a time, and of each only what is asked for is kept: the logits of all entries of a long prompt
-would not fit in memory.
+Rows are unembedded a few at a time, because the logits of all entries of a long prompt would not fit in memory.
 """
 
 from __future__ import annotations
@@ -20,62 +19,70 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 PARTS = ("attn_out", "mlp_out", "head_out")
 EVERY = "stream"
 
-# Logits held at once, in elements: 64 MB.
+# Logits in memory at once, in elements: 64 MB.
 LOGIT_ELEMENTS = 2**24
 
+# A site and its layer, None for the embedding.
+Entry = tuple[str, int | None]
 
-def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[tuple[str, int | None], Tensor]]:
-    """What is read, in the order of the pass: ((site, layer), rows [pos, d_model])."""
+
+def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[Entry, Float[Tensor, "pos d_model"]]]:
+    """Each entry that the lens reads and its rows, in the order of the pass."""
     if site == "resid_post":
-        for layer in range(trace.model.n_layers):
-            yield (site, layer), trace.residuals[layer + 1]
+        for index in range(trace.model.n_layers):
+            yield (site, index), trace.residuals[index + 1]
         return
     if site == EVERY:
         yield ("embed", None), trace.residuals[0]
     if head is not None:
-        yield from _of_one_head(trace, head)
+        yield from _entries_of_head(trace, head)
         return
     sites = ("resid_mid", "resid_post") if site == EVERY else (site,)
-    for at, found in replay(trace, sites):
-        for one in sites:
-            yield (one, at.index), found[one]
+    for layer, values in replay(trace, sites):
+        for name in sites:
+            yield (name, layer.index), values[name]
 
 
-def _of_one_head(trace: Trace, head: int) -> Iterator[tuple[tuple[str, int | None], Tensor]]:
-    """What one head wrote in every layer. The others' is not made, unless an edit needs it."""
+def _entries_of_head(trace: Trace, head: int) -> Iterator[tuple[Entry, Float[Tensor, "pos d_model"]]]:
+    """What one head wrote in every layer. Other heads are computed only in layers where an edit writes to head_out."""
     edited = {e.address.layer for e in trace.bound_edits if e.address.site.name == "head_out"}
-    for layer, found in replay(trace, ["z", "attn_raw", *(("head_out", at) for at in edited if at is not None)]):
-        if "head_out" in found:
-            rows = found["head_out"][:, head]
+    for layer, values in replay(trace, ["z", "attn_raw", *(("head_out", index) for index in edited if index is not None)]):
+        if "head_out" in values:
+            rows = values["head_out"][:, head]
         else:
             d_head = trace.model.config.d_head
             w_o = layer.self_attn.o_proj.weight[:, head * d_head : (head + 1) * d_head]
-            raw = found["attn_raw"]
-            rows = ((found["z"][:, head] @ w_o.T).float() * layer.post_attention_layernorm.gain(raw)).to(raw.dtype)
+            raw = values["attn_raw"]
+            rows = ((values["z"][:, head] @ w_o.T).float() * layer.post_attention_layernorm.gain(raw)).to(raw.dtype)
         yield ("head_out", layer.index), rows
 
 
 def read_rows(
     trace: Trace, site: str, rows: Tensor, positions: Sequence[int], top: int, answer: int | None
 ) -> tuple[Tensor, ...]:
-    """Ids, logits and probabilities of the top tokens, the entropy; the answer's logit, probability and rank."""
+    """Ids, logits and probabilities of the top tokens [pos, top], and the entropy [pos].
+
+    With an answer (a token id) its logit, probability and rank as well, each [pos].
+    """
     step = max(1, LOGIT_ELEMENTS // trace.model.config.vocab_size)
     parts = []
     for start in range(0, len(positions), step):
-        at = positions[start : start + step]
-        logits = logits_of(trace, site, rows[at], at)
+        chunk = positions[start : start + step]
+        logits = logits_of(trace, site, rows[chunk], chunk)
         logprobs = logits.log_softmax(-1)
         best = logits.topk(top)
-        found = [best.indices, best.values, logprobs.gather(-1, best.indices).exp(), -(logprobs.exp() * logprobs).sum(-1)]
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        part = [best.indices, best.values, logprobs.gather(-1, best.indices).exp(), entropy]
         if answer is not None:
-            of_answer = logits[:, answer]
-            found += [of_answer, logprobs[:, answer].exp(), (logits > of_answer[:, None]).sum(-1)]
-        parts.append(found)
+            answer_logits = logits[:, answer]
+            rank = (logits > answer_logits[:, None]).sum(-1)
+            part += [answer_logits, logprobs[:, answer].exp(), rank]
+        parts.append(part)
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
 
 def logits_of(trace: Trace, site: str, rows: Tensor, positions: Sequence[int]) -> Float[Tensor, "row vocab"]:
-    """The soft-capped logits of rows of a site, which stand at these positions."""
+    """Soft-capped logits of a site's rows at these positions, in float32."""
     network = trace.model.network
     trace.require_weights(None)
     with torch.no_grad():
