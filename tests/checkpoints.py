@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -72,6 +73,12 @@ def model_of(source: Gemma2ForCausalLM) -> Model:
     weights = {name: tensor for name, tensor in source.state_dict().items() if name != "lm_head.weight"}
     network.load_state_dict(weights, strict=True, assign=True)
     return Model(network.eval(), None, "random")
+
+
+@cache
+def model(kinds: str = "lgl", seed: int = 0, **shape: Any) -> Model:
+    """A random model of these layers (l local, g global), without a tokenizer. Shared by the tests: do not change it."""
+    return model_of(checkpoint(kinds, seed, **shape))
 
 
 def every_site(model: Model, ids: Sequence[int], change: TapFn | None = None) -> dict[tuple[str, int | None], Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import model, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import error
@@ -18,16 +18,10 @@ from reference import error
 import gemmascope as gs
 from gemmascope.edits.edit import Custom, Edit
 from gemmascope.errors import EditError, GemmascopeError, SiteError, TapError
-from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
 
 CLOSE = 1e-5
 N_POS = 9
-
-
-@cache
-def model(seed: int = 0) -> Model:
-    return model_of(checkpoint("lgl", seed))
 
 
 @cache
@@ -129,7 +123,7 @@ def test_patches_from_other_runs_are_not_equal() -> None:
     assert patch != gs.patch("z", run_of(2), layer=1)
     edited = gs.trace(prompt(N_POS, seed=1), model=model(), edits=[gs.scale("z", 2.0, layer=0)])
     assert patch != gs.patch("z", edited, layer=1)
-    assert patch != gs.patch("z", gs.trace(prompt(N_POS, seed=1), model=model(1)), layer=1)
+    assert patch != gs.patch("z", gs.trace(prompt(N_POS, seed=1), model=model(seed=1)), layer=1)
     assert patch != "patch"
 
 

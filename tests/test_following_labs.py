@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import itertools
 import threading
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import model, prompt
 
 import gemmascope as gs
 from gemmascope.errors import EditError, GemmascopeError, GenerationError, PromptError, SiteError, SweepError
 from gemmascope.generation.generate import growing_text
 from gemmascope.labs.before_after import After
 from gemmascope.labs.worker import turns_of
-from gemmascope.model.model import Model
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
-
-
-@cache
-def model(kinds: str = "lgl") -> Model:
-    return model_of(checkpoint(kinds))
 
 
 def heads(**asked: Any) -> gs.HeadLab:

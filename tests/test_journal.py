@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import model, prompt
 from reference import error
 from torch import Tensor
 
@@ -27,11 +26,6 @@ from gemmascope.sweeps.variants import final_rows
 
 CLOSE = 1e-5
 N_POS = 7
-
-
-@cache
-def model(seed: int = 0) -> Model:
-    return model_of(checkpoint("lgl", seed))
 
 
 class Metric:
@@ -262,7 +256,7 @@ OTHER: list[tuple[Callable[[Path], Any], str]] = [
     (lambda out: sweep(out, by=("pos", "layer")), "holds another sweep"),
     (lambda out: sweep(out, window=2), "holds another sweep .*window=2"),
     (lambda out: sweep(out, edits=[gs.ablate("z", layer=1)]), "holds another sweep .*gs.ablate"),
-    (lambda out: sweep(out, model=model(1)), "holds another sweep .*fingerprint"),
+    (lambda out: sweep(out, model=model(seed=1)), "holds another sweep .*fingerprint"),
     (lambda out: gs.sweep(prompt(N_POS, seed=2), prompt(N_POS, seed=1), Metric(), site="resid_pre", model=model(), out=out),
      "holds another sweep"),
     (lambda out: gs.sweep([prompt(N_POS)], [prompt(N_POS, seed=1)], Metric(), site="resid_pre", model=model(), out=out),
@@ -345,7 +339,7 @@ def test_means_over_other_runs_are_another_sweep(how: str, tmp_path: Path) -> No
     one, two = prompt(N_POS, seed=1), prompt(N_POS, seed=2)
     first = ask(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)])
     assert np.array_equal(ask(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)]).values, first.values)
-    for change in ({}, {"edits": [gs.add("resid_pre", -torch.ones(32), layer=0)]}, {"other": model(1)}):
+    for change in ({}, {"edits": [gs.add("resid_pre", -torch.ones(32), layer=0)]}, {"other": model(seed=1)}):
         with pytest.raises(SweepError, match="holds another sweep"):
             ask(one, two, **change)
     with pytest.raises(SweepError, match="holds another sweep"):

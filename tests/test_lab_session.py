@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import model, prompt
 from pieces import Pieces, worded
 from reference import error
 
@@ -38,11 +38,6 @@ CLOSE = 1e-5
 N_POS = 7
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
-
-
-@cache
-def model(kinds: str = "lgl") -> Model:
-    return model_of(checkpoint(kinds))
 
 
 def lab(m: Model | None = None, **asked: Any) -> LabSession:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import checkpoint, model, model_of, prompt
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pieces import worded
@@ -24,17 +24,12 @@ CLOSE = 1e-5
 
 
 @cache
-def model() -> Model:
-    return model_of(checkpoint("lg"))
-
-
-@cache
 def wide() -> Model:
     return model_of(checkpoint("lg", vocab_size=70))
 
 
 def measured(metric: Any, logits: Tensor, m: Model | None = None) -> list[float]:
-    return measure(bind_metric(metric, m or model()), logits).tolist()
+    return measure(bind_metric(metric, m or model("lg")), logits).tolist()
 
 
 def probabilities(row: list[float]) -> list[float]:
@@ -80,7 +75,7 @@ def test_the_answer_that_wins_is_positive_and_of_rank_0() -> None:
 
 
 def test_the_answers_of_a_run_are_its_next_tokens() -> None:
-    t = gs.trace(prompt(9), model=model())
+    t = gs.trace(prompt(9), model=model("lg"))
     (_, first, p), (_, second, _) = t.top(2)
     assert abs(measured(gs.answer_prob(first), t.next_logits[None])[0] - p) <= CLOSE
     assert measured(gs.rank(first), t.next_logits[None]) == [0.0]
@@ -89,7 +84,7 @@ def test_the_answers_of_a_run_are_its_next_tokens() -> None:
 
 
 def test_kl_from_a_run_is_its_formula_and_0_from_itself() -> None:
-    t, other = (gs.trace(prompt(9, seed=seed), model=model()) for seed in (0, 1))
+    t, other = (gs.trace(prompt(9, seed=seed), model=model("lg")) for seed in (0, 1))
     assert abs(measured(gs.kl_from(t), t.next_logits[None])[0]) <= CLOSE
     p, q = (probabilities(x.next_logits.double().tolist()) for x in (t, other))
     expected = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True) if a > 0)
@@ -99,8 +94,8 @@ def test_kl_from_a_run_is_its_formula_and_0_from_itself() -> None:
 
 
 def test_a_sweep_of_kl_from_its_own_base_begins_at_0() -> None:
-    corrupt = gs.trace(prompt(5, seed=1), model=model())
-    s = gs.sweep(prompt(5), corrupt.ids, gs.kl_from(corrupt), site="resid_pre", model=model())
+    corrupt = gs.trace(prompt(5, seed=1), model=model("lg"))
+    s = gs.sweep(prompt(5), corrupt.ids, gs.kl_from(corrupt), site="resid_pre", model=model("lg"))
     assert abs(s.corrupt) <= CLOSE
     assert s.clean > 0.01
     assert (s.effect.values >= -CLOSE).all()
@@ -111,11 +106,11 @@ def test_any_function_of_the_logits_is_a_metric() -> None:
         p = logits.softmax(-1)
         return -(p * p.log()).sum(-1)
 
-    s = gs.sweep(prompt(5), prompt(5, seed=1), entropy, site="resid_post", by="layer", model=model())
-    p = probabilities(gs.trace(prompt(5), model=model()).next_logits.double().tolist())
+    s = gs.sweep(prompt(5), prompt(5, seed=1), entropy, site="resid_post", by="layer", model=model("lg"))
+    p = probabilities(gs.trace(prompt(5), model=model("lg")).next_logits.double().tolist())
     assert s.clean == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-4)
     assert s.question.metric == "entropy"
-    whole = gs.sweep(prompt(5), prompt(5, seed=1), lambda x: x[:, 3].int(), site="resid_post", by="layer", model=model())
+    whole = gs.sweep(prompt(5), prompt(5, seed=1), lambda x: x[:, 3].int(), site="resid_post", by="layer", model=model("lg"))
     assert whole.values.dtype == np.float64
 
 
@@ -151,10 +146,10 @@ def test_a_metric_prints_as_the_call_that_makes_it(metric: Any, text: str) -> No
 
 
 def test_kl_from_prints_the_run_that_it_is_from() -> None:
-    t = gs.trace([3, 4], model=model(), edits=[gs.scale("z", 2.0, layer=1)])
+    t = gs.trace([3, 4], model=model("lg"), edits=[gs.scale("z", 2.0, layer=1)])
     text = repr(gs.kl_from(t))
     assert text == "gs.kl_from(gs.trace([3, 4], model=model, edits=[gs.scale('z', 2.0, layer=1)]))"
-    again = eval(text, {"gs": gs, "model": model()})
+    again = eval(text, {"gs": gs, "model": model("lg")})
     assert measured(again, t.next_logits[None]) == measured(gs.kl_from(t), t.next_logits[None])
 
 
@@ -204,7 +199,7 @@ def test_an_answer_that_is_not_one_token_is_refused(metric: Any, answer: Any, me
 def test_what_a_leading_space_would_change_is_said() -> None:
     from gemmascope.tokens.tokenizer import Tokenizer
 
-    spaced = Model(model().network, Tokenizer(Letters(), bos_id=2), "letters")
+    spaced = Model(model("lg").network, Tokenizer(Letters(), bos_id=2), "letters")
     with pytest.raises(PromptError, match=r"'Mary' is 4: \[.*\]; ' Mary' is one token: was that meant\?"):
         bind_metric(gs.answer_prob("Mary"), spaced)
     with pytest.raises(PromptError, match=r"' Ann' is 4: \[[^;]*\]$"):
@@ -213,7 +208,7 @@ def test_what_a_leading_space_would_change_is_said() -> None:
 
 def test_a_text_needs_a_tokenizer() -> None:
     with pytest.raises(PromptError, match="came without a tokenizer"):
-        bind_metric(gs.answer_prob(" Mary"), model())
+        bind_metric(gs.answer_prob(" Mary"), model("lg"))
 
 
 BAD_METRICS: list[tuple[Any, type[GemmascopeError], str]] = [
@@ -241,4 +236,4 @@ def test_what_is_no_metric_is_refused(metric: Any, kind: type[GemmascopeError], 
 
 def test_a_run_with_another_vocabulary_is_refused() -> None:
     with pytest.raises(MetricError, match="the trace has a vocabulary of 70 tokens and 'random' one of 61"):
-        bind_metric(gs.kl_from(gs.trace([3], model=wide())), model())
+        bind_metric(gs.kl_from(gs.trace([3], model=wide())), model("lg"))

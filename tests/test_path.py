@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import model, prompt
 
 import gemmascope as gs
 from gemmascope.edits.edit import Edit
 from gemmascope.errors import SiteError, SweepError
-from gemmascope.model.model import Model
 
 CLEAN, CORRUPT = prompt(9, seed=1), prompt(9, seed=2)
 METRIC = gs.logit_diff(5, 9)
 
 
-@cache
-def model() -> Model:
-    return model_of(checkpoint("lgll"))
-
-
 def by_definition(sender: Edit, receivers: list[tuple[str, int, Any]] | None) -> float:
     """The metric of the corrupted run, the sender's change reaching only the receivers (None: the end of the stream)."""
-    base = gs.trace(CORRUPT, model=model())
+    base = gs.trace(CORRUPT, model=model("lgll"))
     last = 4 if receivers is None else max(layer for _, layer, _ in receivers)
     assert sender.layer is not None
     frozen: list[Edit] = [sender]
     for layer in range(sender.layer, last):
         frozen += [gs.patch("attn_out", base, layer=layer)] if layer > sender.layer else []
         frozen += [gs.patch("mlp_out", base, layer=layer)] if layer > sender.layer or sender.site != "mlp_out" else []
-    arriving = gs.trace(CORRUPT, model=model(), edits=frozen)
+    arriving = gs.trace(CORRUPT, model=model("lgll"), edits=frozen)
     if receivers is not None:
         late = [(site, layer, heads) for site, layer, heads in receivers if layer > sender.layer]
-        arriving = gs.trace(CORRUPT, model=model(), edits=[gs.patch(s, arriving, layer=a, head=h) for s, a, h in late])
+        arriving = gs.trace(CORRUPT, model=model("lgll"), edits=[gs.patch(s, arriving, layer=a, head=h) for s, a, h in late])
     return float(arriving.next_logits[5] - arriving.next_logits[9])
 
 
@@ -53,9 +46,9 @@ RECEIVERS: list[Any] = [
 def test_a_path_is_its_definition(sender: str, receivers: Any) -> None:
     by = ("layer", "head") if sender == "z" else ("layer",)
     s = gs.path_sweep(
-        CLEAN, CORRUPT, METRIC, sender=sender, receiver=receivers or "final", by=by, mlps="frozen", model=model()
+        CLEAN, CORRUPT, METRIC, sender=sender, receiver=receivers or "final", by=by, mlps="frozen", model=model("lgll")
     )
-    other = gs.trace(CLEAN, model=model())
+    other = gs.trace(CLEAN, model=model("lgll"))
     last = 4 if receivers is None else max(layer for _, layer, _ in receivers)
     for layer in range(last):
         for head in [0, 7] if sender == "z" else [None]:
@@ -69,27 +62,27 @@ def test_a_path_is_its_definition(sender: str, receivers: Any) -> None:
 
 def test_a_sender_at_one_position() -> None:
     s = gs.path_sweep(
-        CLEAN, CORRUPT, METRIC, receiver=("v", 2), by=("layer", "pos"), head=[2, 3], mlps="frozen", model=model()
+        CLEAN, CORRUPT, METRIC, receiver=("v", 2), by=("layer", "pos"), head=[2, 3], mlps="frozen", model=model("lgll")
     )
-    sender = gs.patch("z", gs.trace(CLEAN, model=model()), layer=1, pos=4, head=[2, 3])
+    sender = gs.patch("z", gs.trace(CLEAN, model=model("lgll")), layer=1, pos=4, head=[2, 3])
     assert s.effect.dims == ("layer", "pos")
     assert s.values[0, 1, 4] == pytest.approx(by_definition(sender, [("v", 2, None)]), abs=3e-4)
 
 
 def test_names_of_transformerlens_are_read() -> None:
-    ours = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="z", layer=1, receiver=[("q", 3), ("v", 2, 1)], model=model())
+    ours = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="z", layer=1, receiver=[("q", 3), ("v", 2, 1)], model=model("lgll"))
     theirs: list[Any] = ["blocks.3.attn.hook_q", ("attn.hook_v", 2, 1)]
-    told = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="blocks.1.attn.hook_z", receiver=theirs, model=model())
+    told = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="blocks.1.attn.hook_z", receiver=theirs, model=model("lgll"))
     assert told.question.axes == ours.question.axes
     assert np.array_equal(told.values, ours.values)
-    one = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("blocks.2.attn.hook_v", None, 1), model=model())
-    other = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("v", 2, 1), model=model())
+    one = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("blocks.2.attn.hook_v", None, 1), model=model("lgll"))
+    other = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("v", 2, 1), model=model("lgll"))
     assert np.array_equal(one.values, other.values)
 
 
 def test_bad_input() -> None:
     def ask(**asked: Any) -> Any:
-        return gs.path_sweep(CLEAN, CORRUPT, METRIC, model=model(), **asked)
+        return gs.path_sweep(CLEAN, CORRUPT, METRIC, model=model("lgll"), **asked)
 
     with pytest.raises(SweepError, match="a sender writes to the stream: z, attn_out, mlp_out; given 'q'"):
         ask(sender="q")
@@ -117,9 +110,9 @@ def test_bad_input() -> None:
 
 def test_a_receiver_that_no_sender_reaches_is_refused() -> None:
     with pytest.raises(SweepError, match="no sender comes before"):
-        gs.path_sweep(CLEAN, CORRUPT, METRIC, receiver=("q", 0, None), model=model())
+        gs.path_sweep(CLEAN, CORRUPT, METRIC, receiver=("q", 0, None), model=model("lgll"))
 
 
 def test_a_sender_without_heads_is_laid_out_by_position() -> None:
-    s = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="mlp_out", model=model(), progress=False)
+    s = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="mlp_out", model=model("lgll"), progress=False)
     assert s.effect.dims == ("layer", "pos")

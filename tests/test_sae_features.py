@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import checkpoint, model, model_of, prompt
 from dictionaries_made import FEATURES, arrays, dictionary, plain_acts, plain_decode
 from pieces import worded
 from reference import error
@@ -23,11 +22,6 @@ from gemmascope.sae.dictionary import Dictionary, Tie
 IDS = [2, *prompt(8)]
 METRIC = gs.logit_diff(5, 9)
 TIES = {3: Tie("a place", 0.5, 0.9, 0.8), 7: Tie("<b>markup</b>", 0.5, 0.9, 0.8)}
-
-
-@cache
-def model() -> Model:
-    return model_of(checkpoint("lgl"))
 
 
 def sae(site: str = "resid_post", layer: int = 1, **more: Any) -> Dictionary:

@@ -16,24 +16,19 @@ import numpy as np
 import pytest
 import test_hub
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import model, prompt
 from dictionaries_made import FEATURES, Arrays, arrays, plain_acts, plain_decode, write
 from hub_server import COMMIT, Hub, serving
 from test_hub import point_to
 
 import gemmascope as gs
 from gemmascope.errors import CheckpointError, DictionaryError
-from gemmascope.model.model import Model
 from gemmascope.sae.catalogue import Suite
 from gemmascope.sae.npz import read_params
 
 REPO = "google/gemma-scope-2b-pt-res"
 IDS = [2, *prompt(8)]
 cache = test_hub.cache  # a fixture
-
-
-def model() -> Model:
-    return model_of(checkpoint("lgl"))
 
 
 def says(call: Callable[[], Any], *wanted: str, error: type[Exception] = DictionaryError) -> None:

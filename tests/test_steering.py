@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import checkpoint, model, model_of, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pieces import ODD, STORY, worded
@@ -22,7 +22,6 @@ from torch import Tensor
 import gemmascope as gs
 from gemmascope.errors import EditError, GemmascopeError, MetricError, PromptError, SiteError, SweepError
 from gemmascope.figures.steering import _numbering
-from gemmascope.model.model import Model
 from gemmascope.run import microbatches as bins
 from gemmascope.steering import strengths as strengths_file
 from gemmascope.steering.probe import L2, fit_probe, held_out
@@ -32,11 +31,6 @@ CLOSE = 1e-5
 N_POS = 9
 WIDTHS = {"resid_pre": 32, "resid_mid": 32, "resid_post": 32, "mlp_out": 32, "mlp_act": 48, "z": 12, "k": 12, "head_out": 32}
 HEADS = {"z": 8, "k": 4, "head_out": 8}
-
-
-@cache
-def model(kinds: str = "lgl") -> Model:
-    return model_of(checkpoint(kinds))
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

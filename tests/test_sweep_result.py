@@ -8,23 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import model, prompt
 from pieces import worded
 from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeWarning, SweepError
-from gemmascope.model.model import Model
 from gemmascope.sweeps.result import SweepResult
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 METRIC = gs.logit_diff(" Mary", " John")
-
-
-@cache
-def model() -> Model:
-    return model_of(checkpoint("lgl"))
 
 
 @cache

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import checkpoint, every_site, model_of, prompt
+from checkpoints import checkpoint, every_site, model, model_of, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import error
@@ -19,7 +18,6 @@ import gemmascope as gs
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout
-from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
 from gemmascope.run import kept_layers
 from gemmascope.run.trace import Trace
@@ -27,11 +25,6 @@ from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES
 
 CLOSE = 1e-5
 ADDRESSES = [(name, layer) for name, site in SITES.items() for layer in (range(3) if site.in_layer else (None,))]
-
-
-@cache
-def model(kinds: str = "lgl", **shape: Any) -> Model:
-    return model_of(checkpoint(kinds, **shape))
 
 
 def key_of(site: str, layer: int | None) -> Any:

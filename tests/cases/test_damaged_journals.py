@@ -6,26 +6,19 @@ import json
 import os
 import random
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import model, prompt
 
 import gemmascope as gs
 from gemmascope.errors import SweepError
 from gemmascope.memory import limits as memory_module
-from gemmascope.model.model import Model
 from gemmascope.sweeps.journal import Journal
 from gemmascope.sweeps.journal_lines import opened, sealed
 from gemmascope.sweeps.result import SweepResult
-
-
-@cache
-def model() -> Model:
-    return model_of(checkpoint("lg"))
 
 
 def metric(logits: Any) -> Any:
@@ -33,7 +26,7 @@ def metric(logits: Any) -> Any:
 
 
 def sweep(out: Path | None, **asked: Any) -> SweepResult:
-    return gs.sweep(prompt(5), prompt(5, seed=1), metric, **{"site": "resid_pre", "model": model(), "out": out, **asked})
+    return gs.sweep(prompt(5), prompt(5, seed=1), metric, **{"site": "resid_pre", "model": model("lg"), "out": out, **asked})
 
 
 @pytest.fixture(autouse=True)
@@ -220,12 +213,12 @@ def test_a_file_that_another_sweep_writes_to_is_refused_and_the_other_goes_on(tm
         if not inside and (tmp_path / "s").exists():
             inside.append(1)
             try:
-                gs.sweep(prompt(5), prompt(5, seed=1), second, site="resid_pre", model=model(), out=tmp_path / "s")
+                gs.sweep(prompt(5), prompt(5, seed=1), second, site="resid_pre", model=model("lg"), out=tmp_path / "s")
             except SweepError as error:
                 refused.append(str(error))
         return metric(logits)
 
-    found = gs.sweep(prompt(5), prompt(5, seed=1), second, site="resid_pre", model=model(), out=tmp_path / "s")
+    found = gs.sweep(prompt(5), prompt(5, seed=1), second, site="resid_pre", model=model("lg"), out=tmp_path / "s")
     assert refused == [f"another sweep is writing to {tmp_path / 's'}: let it end, or give another file"]
     assert np.array_equal(gs.open_sweep(tmp_path / "s").values, found.values)
 
@@ -247,7 +240,7 @@ def test_a_file_that_is_changed_meanwhile_stops_the_sweep(how: str, tmp_path: Pa
 
     said = {"removed": "was removed", "replaced": "another file was put", "written to": "something else wrote"}[how]
     with pytest.warns(gs.GemmascopeWarning, match=f"{path} stopped at .* of 10 cells: .*{said}"):
-        found = gs.sweep(prompt(5), prompt(5, seed=1), meddling, site="resid_pre", model=model(), out=path)
+        found = gs.sweep(prompt(5), prompt(5, seed=1), meddling, site="resid_pre", model=model("lg"), out=path)
     assert 0 < found.finished.sum() < 10
 
 

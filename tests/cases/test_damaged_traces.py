@@ -12,23 +12,17 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from checkpoints import checkpoint, model_of
+from checkpoints import model
 
 import gemmascope as gs
 from gemmascope.errors import TraceError
-from gemmascope.model.model import Model
 from gemmascope.run.save import checksum
-
-
-@cache
-def model() -> Model:
-    return model_of(checkpoint("lg"))
 
 
 @cache
 def trace() -> gs.Trace:
     edits = [gs.patch("resid_pre", torch.ones(32), layer=1, pos=1), gs.scale("z", 0.5, layer=0, pos=2)]
-    return gs.trace([3, 5, 9], model=model(), edits=edits)
+    return gs.trace([3, 5, 9], model=model("lg"), edits=edits)
 
 
 @pytest.fixture
@@ -41,7 +35,7 @@ def opens_as_saved_or_is_refused(data: bytes, path: Path) -> bool:
     """Whether it was refused."""
     path.write_bytes(data)
     try:
-        found = gs.open_trace(path, model=model())
+        found = gs.open_trace(path, model=model("lg"))
     except TraceError as error:
         assert str(path) in str(error)  # noqa: PT017
         return True
@@ -54,7 +48,7 @@ def opens_as_saved_or_is_refused(data: bytes, path: Path) -> bool:
 @cache
 def gs_reopened(path: Path) -> gs.Trace:
     trace().save(path.with_name("again"))
-    return gs.open_trace(path.with_name("again"), model=model())
+    return gs.open_trace(path.with_name("again"), model=model("lg"))
 
 
 def test_no_single_bit_can_change_unseen(whole: bytes, tmp_path: Path) -> None:
@@ -111,7 +105,7 @@ def test_odd_values_are_refused_though_the_checksum_fits(name: str, value: Any, 
     trace().save(tmp_path / "t")
     rewritten(tmp_path / "t", {name: value}, {}, seals=seals)
     with pytest.raises(TraceError, match=str(tmp_path / "t")):
-        gs.open_trace(tmp_path / "t", model=model())
+        gs.open_trace(tmp_path / "t", model=model("lg"))
 
 
 TENSORS: dict[str, dict[str, Any]] = {
@@ -135,25 +129,25 @@ def test_numbers_that_are_no_run_of_the_model_are_refused(name: str, tmp_path: P
     trace().save(tmp_path / "t")
     rewritten(tmp_path / "t", {}, TENSORS[name])
     with pytest.raises(TraceError, match=f"{tmp_path / 't'} is a damaged trace: "):
-        gs.open_trace(tmp_path / "t", model=model())
+        gs.open_trace(tmp_path / "t", model=model("lg"))
 
 
 def test_a_stream_of_nan_is_told(tmp_path: Path) -> None:
     trace().save(tmp_path / "t")
     rewritten(tmp_path / "t", {}, {"stream.1": torch.full((3, 32), float("nan"))})
     with pytest.warns(gs.GemmascopeWarning, match="holds NaN or infinity"):
-        gs.open_trace(tmp_path / "t", model=model())
+        gs.open_trace(tmp_path / "t", model=model("lg"))
 
 
 def test_a_trace_of_the_first_format_is_told_what_to_do(tmp_path: Path) -> None:
     trace().save(tmp_path / "t")
     rewritten(tmp_path / "t", {"version": 1}, {})
     with pytest.raises(TraceError, match=r"a trace of format 1, which gemmascope 0\.1 wrote.*Run the prompt again"):
-        gs.open_trace(tmp_path / "t", model=model())
+        gs.open_trace(tmp_path / "t", model=model("lg"))
 
 
 def test_deep_json_is_refused(tmp_path: Path) -> None:
     deep = "[" * 200_000
     safetensors.torch.save_file({"ids": torch.tensor([1])}, tmp_path / "t", metadata={"gemmascope.trace": deep})
     with pytest.raises(TraceError, match=f"{tmp_path / 't'} "):
-        gs.open_trace(tmp_path / "t", model=model())
+        gs.open_trace(tmp_path / "t", model=model("lg"))

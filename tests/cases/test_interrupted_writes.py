@@ -7,17 +7,15 @@ import random
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import checkpoint, model, prompt
 
 import gemmascope as gs
-from gemmascope.model.model import Model
 
 # The files whose lines are interrupted: those that write, and the library's that they lean on.
 WRITE = ("writing.py", "asides.py", "paths.py", "locking.py", "journal.py", "journal_lines.py", "saving.py", "convert.py",
@@ -79,22 +77,17 @@ def _interrupted_anywhere(what: Callable[[], Any], check: Callable[[], Any], mos
     check()
 
 
-@cache
-def model() -> Model:
-    return model_of(checkpoint("lg"))
-
-
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
 def test_saving_a_trace(tmp_path: Path) -> None:
-    old, new = (gs.trace([3, 5, n], model=model()) for n in (9, 10))
+    old, new = (gs.trace([3, 5, n], model=model("lg")) for n in (9, 10))
     old.save(tmp_path / "t")
 
     def check() -> None:
         assert names(tmp_path) == {"t"}
-        assert gs.open_trace(tmp_path / "t", model=model()).ids.tolist() in ([3, 5, 9], [3, 5, 10])
+        assert gs.open_trace(tmp_path / "t", model=model("lg")).ids.tolist() in ([3, 5, 9], [3, 5, 10])
 
     interrupted_anywhere(lambda: new.save(tmp_path / "t"), check, 200)
 
@@ -117,7 +110,7 @@ def test_a_sweep_with_a_file(tmp_path: Path) -> None:
 
     def sweep() -> Any:
         return gs.sweep(
-            prompt(4), prompt(4, seed=1), metric, site="z", by=("layer", "head"), model=model(), out=tmp_path / "s"
+            prompt(4), prompt(4, seed=1), metric, site="z", by=("layer", "head"), model=model("lg"), out=tmp_path / "s"
         )
 
     whole = sweep().values
