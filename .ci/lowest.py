@@ -4,7 +4,10 @@ import re
 import sys
 from pathlib import Path
 
-import tomllib
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # mypy and pytest bring it there
 
 # What checks the code itself, or needs a browser or a server, is left out of the run on the lowest versions. So is torch,
 # whose old builds on PyPI bring three gigabytes of CUDA: pip takes the build that is at hand.
