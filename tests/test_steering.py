@@ -21,7 +21,7 @@ from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.errors import EditError, GemmascopeError, MetricError, PromptError, SiteError, SweepError
-from gemmascope.figures.steering import _numbering
+from gemmascope.figures.steering import log_ticks
 from gemmascope.run import microbatches as bins
 from gemmascope.steering import strengths as strengths_file
 from gemmascope.steering.probe import L2, fit_probe, held_out
@@ -600,12 +600,12 @@ def test_without_its_direction_of_gender_nano_hardly_knows_it() -> None:
 
 @pytest.mark.parametrize("ends", [(9.4, 235.0), (239.5, 292.2), (1.01, 1.02), (3.0, 18.7), (99.0, 101.0), (0.9, 5.6)])
 def test_however_narrow_perplexity_is_its_axis_has_marks(ends: tuple[float, float]) -> None:
-    asked = _numbering(np.array(ends))
+    asked = log_ticks(np.array(ends))
     decades = [n * 10.0**k for k in range(-3, 5) for n in (1, 2, 5)]
     marks = decades if asked == {"dtick": "D2"} else asked["tickvals"]
     assert 2 <= len([mark for mark in marks if ends[0] <= mark <= ends[1]]) <= 12
 
 
 def test_an_axis_over_many_decades_or_of_one_number_marks_itself() -> None:
-    assert _numbering(np.array([1.0, 1e4])) == _numbering(np.array([])) == {}
-    assert _numbering(np.array([7.0])) == {"dtick": "D2"}
+    assert log_ticks(np.array([1.0, 1e4])) == log_ticks(np.array([])) == {}
+    assert log_ticks(np.array([7.0])) == {"dtick": "D2"}

@@ -16,6 +16,7 @@ from gemmascope.legible import legibly, spelled
 if TYPE_CHECKING:
     import pandas
     import xarray
+    from plotly.graph_objects import Figure
 
 Array = np.ndarray[Any, Any]
 
@@ -90,11 +91,12 @@ class Comparison:
 
         return xarray.Dataset(tables[by]()).to_dataframe().reset_index()
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """A plotly figure: cosine and relative error of the stream by layer. Needs plotly."""
-        from gemmascope.figures.compare import nearness_figure
+        from gemmascope.figures.stream_difference import stream_difference_figure
 
-        return nearness_figure(self)
+        title = "The stream of model b beside that of model a, mean over positions without the first"
+        return stream_difference_figure(self.cosine, self.relative_error, title=title)
 
     @legibly
     def __repr__(self) -> str:

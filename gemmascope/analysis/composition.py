@@ -69,7 +69,8 @@ class Composition:
         """A plotly heat map, sending head by receiving head; with many heads, the largest score of each pair of layers."""
         from gemmascope.figures.composition import composition_figure
 
-        return composition_figure(self)
+        title = f"composition through {KINDS[self.kind]}, {self.model}"
+        return composition_figure(self.scores, title=title, unit="composition, 0 to 1")
 
     @legibly
     def __repr__(self) -> str:

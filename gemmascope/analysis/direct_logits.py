@@ -97,7 +97,8 @@ class DirectLogits:
         """A plotly figure: bars, or a heat map with blue for the answer and red against it."""
         from gemmascope.figures.direct_logits import direct_figure
 
-        return direct_figure(self)
+        unit = str(self.parts.attrs["long_name"])
+        return direct_figure(self.parts, self.rest, title=self.about, unit=unit, total=self.total, capped=self.capped)
 
     @legibly
     def __repr__(self) -> str:

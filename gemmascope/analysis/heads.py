@@ -44,6 +44,8 @@ _MEANING = {
     REACH: "mean distance of attention, in positions",
     COPYING: "how far W_OV raises the logit of the token that is read",
 }
+# The unit of a picture's colours and where they end, None for the largest score; other kinds are shares of attention.
+_UNITS: dict[str, tuple[str, float | None]] = {REACH: ("distance (positions)", None), COPYING: ("copying, -1 to 1", 1.0)}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -86,9 +88,19 @@ class HeadScores:
 
     def plot(self) -> go.Figure:
         """A plotly heat map, layer by head."""
-        from gemmascope.figures.heads import scores_figure
+        from gemmascope.figures.labelled import labelled_figure
 
-        return scores_figure(self)
+        unit, bound = _UNITS.get(self.kind, ("share of attention", 1.0))
+        figure = labelled_figure(
+            self.scores,
+            title=f"{self.kind}, {self.model}",
+            unit=unit,
+            diverging=self.kind == COPYING,
+            bound=bound,
+            subtitle=f"{self.meaning}; {self.over}",
+        )
+        figure.update_layout(margin={"t": 90})
+        return figure
 
     @property
     def meaning(self) -> str:

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_of, read_rows
+from gemmascope.arguments import one_of, true_or_false, whole_number
 from gemmascope.arguments import shown as quoted
-from gemmascope.arguments import whole_number
 from gemmascope.edits.places import Head, Pos, find_heads, find_positions
 from gemmascope.edits.trace_protocol import no_trace
 from gemmascope.errors import SiteError
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
     import xarray
+
+
+# What the colours of a picture can stand for.
+COLOURS = ("probability", "rank", "entropy")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -150,7 +154,27 @@ class Lens:
         """
         from gemmascope.figures.lens import lens_figure
 
-        return lens_figure(self, colour, self.answer is not None if of_answer is None else of_answer)
+        one_of(colour, "colour", COLOURS, error=SiteError)
+        follow = self.answer is not None if of_answer is None else true_or_false(of_answer, "of_answer", error=SiteError)
+        values, unit = self._coloured(colour, follow)
+        head = "" if self.head is None else f" of head {self.head}"
+        model = self.trace.model
+        followed = ""
+        if follow and self.answer is not None:
+            followed = f", following {shown(model.texts(torch.tensor([self.answer]))[0])}"
+        title = f"lens on {self.site}{head}, {model.name}{followed}"
+        bound = 1.0 if colour == "probability" else None
+        return lens_figure(values, self.top_tokens.isel(top=0), title=title, unit=unit, bound=bound)
+
+    def _coloured(self, colour: str, follow: bool) -> tuple[xarray.DataArray, str]:
+        """The values that colours stand for in a picture, and their unit."""
+        if colour == "entropy":
+            return self.entropy, "entropy (nats)"
+        if colour == "rank":
+            return self.answer_rank, "rank of the answer (0: the likeliest)"
+        if follow:
+            return self.answer_prob, "probability of the answer"
+        return self.top_probs.isel(top=0), "probability of the token"
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row for each entry and position: the top token, its probability, the entropy, the followed answer's rank."""

@@ -1,3 +1,3 @@
-"""Plotly figures of labelled arrays: a figure takes an array, a title and a unit, and runs no model. Imports nothing of
-the package but its top modules.
+"""Plotly figures. Each takes labelled arrays (xarray), a title and a unit; it runs no model and knows no result class. May
+import only the package's single-file modules and tokens.
 """

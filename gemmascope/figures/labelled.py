@@ -1,12 +1,12 @@
-"""Figures of labelled arrays: bars for one axis, a heat map for two. What every result's plot() is made of.
+"""Figures of labelled arrays: bars for one axis, a heat map for two.
 
-Axes are numbers, with tokens, layers and heads as tick text: a category axis would merge tokens that repeat. Cells without
-a value are hatched. Global layers carry a mark, so that the two kinds are told apart without colour.
+Axes are numeric, with tokens, layers and heads as tick text: a category axis would merge repeated tokens. Cells without a
+value are hatched. Global layers carry a mark, so that the two kinds of layer differ without colour.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
     import xarray
+    from plotly.graph_objects import Figure, Scatter
 
-# ColorBrewer's RdBu and Blues, told apart by the colour-blind: red is negative, blue positive.
-DIVERGING = [[0.0, "#b2182b"], [0.25, "#ef8a62"], [0.5, "#f7f7f7"], [0.75, "#67a9cf"], [1.0, "#2166ac"]]
-SEQUENTIAL = [[0.0, "#f7fbff"], [0.25, "#c6dbef"], [0.5, "#6baed6"], [0.75, "#2171b5"], [1.0, "#08306b"]]
+ColourScale = list[tuple[float, str]]
+
+# ColorBrewer's RdBu and Blues, which colour-blind readers can tell apart: red is negative, blue positive.
+DIVERGING: ColourScale = [(0.0, "#b2182b"), (0.25, "#ef8a62"), (0.5, "#f7f7f7"), (0.75, "#67a9cf"), (1.0, "#2166ac")]
+SEQUENTIAL: ColourScale = [(0.0, "#f7fbff"), (0.25, "#c6dbef"), (0.5, "#6baed6"), (0.75, "#2171b5"), (1.0, "#08306b")]
 NEGATIVE, POSITIVE, PLAIN, HATCH = "#b2182b", "#2166ac", "#2171b5", "#9a9a9a"
 
 GLOBAL = "◆"
@@ -32,34 +35,59 @@ TOKENS_OF = {"pos": "token", "q_pos": "q_token", "k_pos": "k_token"}
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "%{": "&#37;{"}
 
-# More ticks than this are left to plotly, which numbers some of them.
+# An axis with more labels than this is numbered by plotly, which skips some.
 MOST_TICKS, MOST_TOKENS = 48, 80
 
 
-def labelled_figure(array: xarray.DataArray, *, title: str, unit: str, diverging: bool, bound: float | None = None) -> Any:
-    """A plotly figure of an array with one or two axes, labelled by its coordinates (kind, token, q_token, k_token).
+class UpdateAxes(Protocol):
+    """A figure's update_xaxes or update_yaxes."""
 
-    title and unit are text; so are tokens. diverging: a scale around 0, as wide as the largest number, or as bound; else
-    from the least to the largest, or from 0 to bound. GemmascopeError for more axes: choose with .sel first.
+    def __call__(self, **properties: object) -> object: ...
+
+
+def labelled_figure(
+    array: xarray.DataArray,
+    *,
+    title: str,
+    unit: str,
+    diverging: bool,
+    bound: float | None = None,
+    subtitle: str = "",
+) -> Figure:
+    """A figure of an array with one or two axes, labelled by its coordinates (kind, token, q_token, k_token).
+
+    Args:
+        array: The values; NaN where there is none.
+        title: Plain text, escaped here; so are tokens.
+        unit: What the values measure, written beside the colour bar or the y axis.
+        diverging: Colours are centred on 0 and reach as far as the largest absolute value, or `bound`. Otherwise they
+            run from the smallest to the largest value, or from 0 to `bound`.
+        bound: The end of the colour range; None to take it from the values.
+        subtitle: A smaller line below the title; empty for none.
+
+    Raises:
+        GemmascopeError: The array has more than two axes, or none.
     """
     if array.ndim not in (1, 2):
         axes = ", ".join(map(str, array.dims))
         raise GemmascopeError(
             f"a picture has one or two axes; this has {array.ndim} ({axes}): choose some of it first, with .sel or .isel"
         )
-    figure = _bars(array, unit, diverging) if array.ndim == 1 else _heat(array, unit, _range(array, diverging, bound))
+    figure = _bars(array, unit, diverging) if array.ndim == 1 else _heat_map(array, unit, diverging, bound)
     figure.update_layout(
-        title={"text": text(title), "font_size": 15}, template="plotly_white", margin={"t": 70}, showlegend=False
+        title={"text": escape_label(title), "font_size": 15}, template="plotly_white", margin={"t": 70}, showlegend=False
     )
+    if subtitle:
+        figure.update_layout(title_subtitle={"text": escape_label(subtitle), "font_size": 12})
     figure.update_xaxes(showgrid=False, zeroline=False)
     return figure
 
 
-def text(label: str) -> str:
-    """Text as plotly draws it: a token is text.
+def escape_label(label: str) -> str:
+    """A label escaped for plotly, so that a token is drawn as it is.
 
-    plotly reads a little HTML in labels, TeX between two dollars where MathJax is loaded, and places for values after a
-    percent sign in hover texts. It draws what is written as an entity and looks for none of these in it.
+    In labels plotly reads a little HTML, TeX between two dollar signs when MathJax is loaded, and, in hover text, values
+    after a percent sign. It does not look for any of these in HTML entities.
     """
     for char, entity in _ENTITIES.items():
         label = label.replace(char, entity)
@@ -67,29 +95,30 @@ def text(label: str) -> str:
 
 
 def axis_labels(array: xarray.DataArray, axis: str) -> list[str]:
-    """What each number of an axis is called: '·Mary' for a position, '5 ◆' for a global layer, '2'."""
+    """The label of each index of an axis: '·Mary' for a position, '5 ◆' for a global layer, '2' for a head."""
     numbers = _numbers(array, axis)
     if (tokens := TOKENS_OF.get(axis)) in array.coords:
-        return [text(shown(str(token))) for token in array[tokens].values]
+        return [escape_label(shown(str(token))) for token in array[tokens].values]
     if axis == "layer" and "kind" in array.coords:
         return [
             f"{n} {GLOBAL}" if kind == "global" else str(n) for n, kind in zip(numbers, array["kind"].values, strict=True)
         ]
-    return [text(str(n)) for n in (array[axis].values if axis in array.coords else numbers)]
+    return [escape_label(str(n)) for n in (array[axis].values if axis in array.coords else numbers)]
 
 
-def label_axis(update: Any, array: xarray.DataArray, axis: str) -> None:
-    """Give an axis of a figure (its update_xaxes or update_yaxes) the title and ticks of an array's axis."""
+def label_axis(update_axes: UpdateAxes, array: xarray.DataArray, axis: str) -> None:
+    """Set the title and ticks of a figure's axis from an axis of the array."""
     labels, numbers = axis_labels(array, axis), _numbers(array, axis)
-    marks = axis == "layer" and len(labels) > MOST_TICKS
-    ticks: dict[str, Any] = {"tickmode": "array", "tickvals": numbers, "ticktext": labels}
-    if len(labels) > (MOST_TOKENS if axis in TOKENS_OF else MOST_TICKS) and not marks:
-        ticks = {"tickformat": "d"}
-    update(title=TITLES.get(axis, axis), **ticks)
+    most = MOST_TOKENS if axis in TOKENS_OF else MOST_TICKS
+    title = TITLES.get(axis, axis)
+    if len(labels) > most and axis != "layer":
+        update_axes(title=title, tickformat="d")
+    else:  # layers keep their labels at any number: plotly's own would lose the mark of global ones
+        update_axes(title=title, tickmode="array", tickvals=numbers, ticktext=labels)
 
 
-def hatched(array: xarray.DataArray) -> Any | None:
-    """A trace that hatches the cells of a heat map that have no value; None where all have one."""
+def hatching(array: xarray.DataArray) -> Scatter | None:
+    """A trace that hatches the cells of a heat map that have no value; None if there are none."""
     go = plotly()
     rows, columns = (_numbers(array, str(axis)) for axis in array.dims)
     x: list[float | None] = []
@@ -107,13 +136,14 @@ def hatched(array: xarray.DataArray) -> Any | None:
 
 
 def _numbers(array: xarray.DataArray, axis: str) -> list[int]:
-    """The places of an axis: its coordinate where that is whole numbers, else 0, 1, 2."""
+    """Where each index of an axis is drawn: at its coordinate if that is a whole number, else at 0, 1, 2..."""
     if axis in array.coords and array[axis].dtype.kind in "iu":
         return [int(n) for n in array[axis].values]
     return list(range(array.sizes[axis]))
 
 
-def _range(array: xarray.DataArray, diverging: bool, bound: float | None) -> tuple[float, float, Any]:
+def _colours(array: xarray.DataArray, diverging: bool, bound: float | None) -> tuple[float, float, ColourScale]:
+    """The least and the largest value that colours show, and the colour scale."""
     values = array.values[np.isfinite(array.values)]
     if diverging:
         bound = bound or float(np.abs(values).max(initial=0.0)) or 1.0
@@ -123,54 +153,54 @@ def _range(array: xarray.DataArray, diverging: bool, bound: float | None) -> tup
     return low, high if high > low else low + 1.0, SEQUENTIAL
 
 
-def _bars(array: xarray.DataArray, unit: str, diverging: bool) -> Any:
+def _bars(array: xarray.DataArray, unit: str, diverging: bool) -> Figure:
     go = plotly()
     axis = str(array.dims[0])
     colours = [(POSITIVE if v >= 0 else NEGATIVE) if diverging else PLAIN for v in array.values]
-    labels = _places(array, axis)
+    labels = _hover_names(array, axis)
     hover = "%{customdata}<br>%{y:+.4g}<extra></extra>" if diverging else "%{customdata}<br>%{y:.4g}<extra></extra>"
     bars = go.Bar(x=_numbers(array, axis), y=array.values, marker_color=colours, customdata=labels, hovertemplate=hover)
     figure = go.Figure(bars)
     label_axis(figure.update_xaxes, array, axis)
-    figure.update_yaxes(title=text(unit))
+    figure.update_yaxes(title=escape_label(unit))
     return figure
 
 
-def _heat(array: xarray.DataArray, unit: str, scale: tuple[float, float, Any]) -> Any:
+def _heat_map(array: xarray.DataArray, unit: str, diverging: bool, bound: float | None) -> Figure:
     go = plotly()
     rows, columns = map(str, array.dims)
-    low, high, colours = scale
-    drawn = go.Heatmap(
+    low, high, colours = _colours(array, diverging, bound)
+    heat_map = go.Heatmap(
         z=array.values,
         x=_numbers(array, columns),
         y=_numbers(array, rows),
         colorscale=colours,
         zmin=low,
         zmax=high,
-        colorbar={"title": {"text": text(unit), "side": "right"}},
+        colorbar={"title": {"text": escape_label(unit), "side": "right"}},
         customdata=_hover(array, rows, columns),
         hovertemplate=f"%{{customdata}}<br>%{{z:{'+' if low < 0 else ''}.4g}}<extra></extra>",
         hoverongaps=False,
         xgap=1,
         ygap=1,
     )
-    hatch = hatched(array)
-    figure = go.Figure([drawn] if hatch is None else [hatch, drawn])
+    hatched = hatching(array)
+    figure = go.Figure([heat_map] if hatched is None else [hatched, heat_map])
     label_axis(figure.update_xaxes, array, columns)
     label_axis(figure.update_yaxes, array, rows)
-    down = rows == "q_pos"  # as a pattern is read: the first query on top
-    figure.update_yaxes(showgrid=False, zeroline=False, autorange="reversed" if down else True)
+    first_on_top = rows == "q_pos"  # attention patterns are read from the top
+    figure.update_yaxes(showgrid=False, zeroline=False, autorange="reversed" if first_on_top else True)
     figure.update_layout(height=max(360, min(1100, 160 + 26 * array.sizes[rows])))
     return figure
 
 
 def _hover(array: xarray.DataArray, rows: str, columns: str) -> list[list[str]]:
-    down, across = (_places(array, axis) for axis in (rows, columns))
-    return [[f"{row}<br>{column}" for column in across] for row in down]
+    row_names, column_names = (_hover_names(array, axis) for axis in (rows, columns))
+    return [[f"{row}<br>{column}" for column in column_names] for row in row_names]
 
 
-def _places(array: xarray.DataArray, axis: str) -> list[str]:
-    """Each place of an axis in words: 'position 3: ·Mary', 'layer 5, global', 'head 2'."""
+def _hover_names(array: xarray.DataArray, axis: str) -> list[str]:
+    """Each index of an axis in words: 'position 3: ·Mary', 'layer 5, global', 'head 2'."""
     labels, numbers = axis_labels(array, axis), _numbers(array, axis)
     if axis == "layer" and "kind" in array.coords:
         return [f"layer {n}, {kind}" for n, kind in zip(numbers, array["kind"].values, strict=True)]

@@ -34,6 +34,7 @@ from gemmascope.tokens.tokenizer import shown
 if TYPE_CHECKING:
     import pandas
     import xarray
+    from plotly.graph_objects import Figure
 
 # Logits held at once, in elements: 64 MB.
 LOGIT_ELEMENTS = 2**24
@@ -69,11 +70,15 @@ class FeatureSweep:
         rows = frame.loc[order].to_dict("records")
         return [({name: row[name] for name in names}, float(row["effect"])) for row in rows]
 
-    def plot(self, *, most: int = 20) -> Any:
+    def plot(self, *, most: int = 20) -> Figure:
         """A plotly figure of the features with the largest effects, at most so many. Needs plotly."""
-        from gemmascope.figures.features import sweep_figure
+        from gemmascope.figures.features import features_figure
 
-        return sweep_figure(self, most)
+        most = whole_number(most, "most", least=1, error=DictionaryError)
+        largest = np.abs(self.effect.values).reshape(self.effect.sizes["feature"], -1).max(1)
+        effect = self.effect.isel(feature=np.argsort(-largest, kind="stable")[:most])
+        title = f"features of {self.sae.call} set to {self.value:g}, {self.model}"
+        return features_figure(effect, title=title, unit=f"change of {self.metric}", diverging=True)
 
     @legibly
     def __repr__(self) -> str:

@@ -26,6 +26,7 @@ from gemmascope.values import in_float64
 if TYPE_CHECKING:
     import pandas
     import xarray
+    from plotly.graph_objects import Figure
 
     from gemmascope.run.trace import Trace
 
@@ -163,15 +164,23 @@ class Features:
             }
         )
 
-    def plot(self, features: Sequence[int] | None = None, *, most: int = 20) -> Any:
+    def plot(self, features: Sequence[int] | None = None, *, most: int = 20) -> Figure:
         """A plotly heat map of features by position: those named, or the `most` strongest away from <bos>. Needs plotly."""
         from gemmascope.figures.features import features_figure
         from gemmascope.sae.splice import feature_number
 
         if features is None:
-            return features_figure(self, self.strongest(most))
-        named = listed(features, "features", error=DictionaryError)
-        return features_figure(self, [feature_number(self.dictionary, f) for f in named])
+            chosen = self.strongest(most)
+        else:
+            chosen = [feature_number(self.dictionary, f) for f in listed(features, "features", error=DictionaryError)]
+        if not chosen:
+            raise DictionaryError("no feature is active here: there is nothing to draw")
+        acts = self.acts.reindex(feature=chosen, fill_value=0).transpose("feature", "pos").astype(float)
+        if "concept" in acts.coords:
+            ties = [self.dictionary.concepts.get(f) for f in chosen]
+            acts = acts.assign_coords(concept=("feature", [tie.concept if tie else "" for tie in ties]))
+        acts[:, : self.first] = float("nan")  # <bos> would take up the whole range of the colours
+        return features_figure(acts, title=f"features of {self.dictionary.call}", unit="activation", diverging=False)
 
     def strongest(self, n: int) -> list[int]:
         """The n features with the largest activations, <bos> left out, the largest first."""

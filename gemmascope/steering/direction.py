@@ -26,6 +26,7 @@ from gemmascope.values import in_float64
 if TYPE_CHECKING:
     import pandas
     import xarray
+    from plotly.graph_objects import Figure
 
 CLASSES = ("positive", "negative")
 
@@ -124,11 +125,17 @@ class Direction:
         frame["log_odds"] = self.log_odds.values
         return frame
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """A plotly figure: every prompt's projection, by class; those that the held-out probe gets wrong are crosses."""
         from gemmascope.figures.steering import direction_figure
 
-        return direction_figure(self)
+        wrong = "; crosses: on the wrong side when held out" if self.n_folds and self.accuracy < 1 else ""
+        return direction_figure(
+            self.projections,
+            self.log_odds,
+            title=f"Direction at {self.where_text()}",
+            subtitle=f"{self.accuracy_text()}{wrong}",
+        )
 
     def accuracy_text(self) -> str:
         """The held-out accuracy in words, or why there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from gemmascope.legible import legibly, spelled
 if TYPE_CHECKING:
     import pandas
     import xarray
+    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,11 +91,17 @@ class StrengthSweep:
         columns = {array.name: array.values for array in (self.metric, self.perplexity, self.kl)}
         return pandas.DataFrame({"strength": self.metric["strength"].values, **columns})
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """A plotly figure: the metric over strength, and below it the perplexity on a logarithmic axis."""
-        from gemmascope.figures.steering import strengths_figure
+        from gemmascope.figures.steering import shortened, strengths_figure
 
-        return strengths_figure(self)
+        return strengths_figure(
+            self.metric,
+            self.perplexity,
+            unsteered=(self.unsteered_metric, self.unsteered_perplexity),
+            title=f"Steering {self.model} with {shortened(self.edit, 90)}",
+            unit=self.question,
+        )
 
     @legibly
     def __repr__(self) -> str:

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemmascope.arguments import true_or_false
 from gemmascope.errors import SweepError, warn
 from gemmascope.files.paths import asked_path
 from gemmascope.files.writing import write_file
 from gemmascope.legible import legibly, spelled
+from gemmascope.sweeps.captions import call_details, metric_label, picture_title
 from gemmascope.sweeps.journal import fill_from, read_file, text_of
 from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
     import pandas
     import xarray
+    from plotly.graph_objects import Figure
 
 Array = np.ndarray[Any, Any]
 
@@ -156,11 +159,21 @@ class SweepResult:
         asked = {"model": q.model, "site": q.site, "metric": q.metric, "into": q.into, "estimate": q.estimate}
         return {**asked, **ends, "cells": json.loads(self.to_dataframe().to_json(orient="records", double_precision=15))}
 
-    def plot(self, *, normalized: bool = False) -> Any:
+    def plot(self, *, normalized: bool = False) -> Figure:
         """A plotly heat map, diverging around 0: blue raises the metric, red lowers it. Needs plotly."""
-        from gemmascope.figures.sweeps import sweep_figure
+        from gemmascope.figures.labelled import labelled_figure
 
-        return sweep_figure(self, normalized=normalized)
+        values = self.normalized if true_or_false(normalized, "normalized", error=SweepError) else self.effect
+        if values.ndim > 2:
+            axes = ", ".join(map(str, values.dims))
+            raise SweepError(f"a heat map has two axes; this sweep has {values.ndim} ({axes}): plot result.effect.sel(...)")
+        return labelled_figure(
+            values,
+            title=picture_title(self.question, len(self.values)),
+            unit="share of the gap" if normalized else f"change of {metric_label(self.question)}",
+            diverging=True,
+            subtitle=call_details(self.question.code),
+        )
 
     def code(self) -> str:
         """The Python that asks the same question again. A user's own metric or edit appears under its name."""

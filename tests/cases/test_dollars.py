@@ -12,7 +12,7 @@ import pytest
 from browser import page_of
 from hostile import UNFIT
 
-from gemmascope.figures.labelled import text
+from gemmascope.figures.labelled import escape_label
 
 # What our own labels may hold besides text.
 OWN = re.compile(r"<br>|<extra></extra>|&(?:amp|lt|gt|#36|#37);")
@@ -70,7 +70,7 @@ def test_every_text_in_a_picture_is_text(name: str) -> None:
 
 @pytest.mark.parametrize("given", ["$x$", "a $ b $ c", "$$x$$", r"\$x$", "$ $", "&#36;x&#36;", "$\\unicode{41}$"])
 def test_plotly_reads_no_tex_in_it(given: str) -> None:
-    assert TEX.match(text(given)) is None
+    assert TEX.match(escape_label(given)) is None
 
 
 def test_this_is_still_how_plotly_looks_for_tex() -> None:
@@ -83,11 +83,10 @@ def test_a_dollar_is_drawn_as_a_dollar(chromium: Any) -> None:
     import plotly.graph_objects as go
 
     hostile_text = "$a$ <b>b</b> & $c$ %{x} \x1b\u202e"
-    made = go.Figure(go.Bar(x=[1], y=[1], customdata=[text(hostile_text)], name=text(hostile_text), showlegend=True))
-    made.update_traces(hovertemplate="%{customdata}<br>" + text("%{y} $h$") + "<extra></extra>")
-    made.update_layout(
-        title=text(f"title {hostile_text}"), xaxis={"tickvals": [1], "ticktext": [text(f"tick {hostile_text}")]}
-    )
+    escaped, title, tick = (escape_label(f"{what}{hostile_text}") for what in ("", "title ", "tick "))
+    made = go.Figure(go.Bar(x=[1], y=[1], customdata=[escaped], name=escaped, showlegend=True))
+    made.update_traces(hovertemplate="%{customdata}<br>" + escape_label("%{y} $h$") + "<extra></extra>")
+    made.update_layout(title=title, xaxis={"tickvals": [1], "ticktext": [tick]})
     with page_of(chromium) as page:
         page.set_content(made.to_html(include_plotlyjs=True, include_mathjax=False))
         page.evaluate("() => { window.MathJax = { Hub: { Queue() { throw Error('TeX was found'); } } }; }")
