@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gemmascope as gs
-from gemmascope.sweeps.digest import digest, of_metric
+from gemmascope.sweeps.digest import digest, metric_parts
 
 
 def made(source: str, name: str = "f", **known: Any) -> Any:
@@ -30,7 +30,7 @@ def made(source: str, name: str = "f", **known: Any) -> Any:
 
 
 def told(metric: Any) -> str:
-    return digest(of_metric(metric))
+    return digest(metric_parts(metric))
 
 
 CALL = "def g(x): return x + {0}\ndef f(x): return g(x)"
@@ -134,12 +134,12 @@ def test_data_that_leads_back_to_itself() -> None:
 
 SCRIPT = """
 import torch
-from gemmascope.sweeps.digest import digest, of_metric
+from gemmascope.sweeps.digest import digest, metric_parts
 words = {"one", "two", "three"}
 def helper(x, names=frozenset(["a", "b", "c"])): return x, words, names, (1, 2), (1, 2)
 def metric(logits, weights=torch.arange(3)):
     return helper(logits[:, 5]) if logits in {"p", "q", "r"} else [helper(y) for y in weights], (1, 2)
-print(digest(of_metric(metric)))
+print(digest(metric_parts(metric)))
 """
 
 

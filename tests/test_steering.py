@@ -25,7 +25,7 @@ from gemmascope.figures.steering import log_ticks
 from gemmascope.run import microbatches as bins
 from gemmascope.steering import strengths as strengths_file
 from gemmascope.steering.probe import L2, fit_probe, held_out
-from gemmascope.sweeps.digest import digest, of_run
+from gemmascope.sweeps.digest import digest, run_parts
 
 CLOSE = 1e-5
 N_POS = 9
@@ -123,7 +123,9 @@ def test_a_removal_prints_as_its_call_and_equals_its_like() -> None:
 
 def test_removals_of_two_directions_have_two_digests() -> None:
     ids = torch.tensor(prompt(N_POS))
-    told = {digest(of_run(ids, [gs.ablate_direction("z", randn(12, seed=s), layer=1).bind(model(), ids)])) for s in (0, 1)}
+    told = {
+        digest(run_parts(ids, [gs.ablate_direction("z", randn(12, seed=s), layer=1).bind(model(), ids)])) for s in (0, 1)
+    }
     assert len(told) == 2
 
 

@@ -21,7 +21,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.run.trace import Trace, trace
 from gemmascope.sweeps.metrics import answer_logprob
-from gemmascope.sweeps.questions import of_plans, tell
+from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.sweep import SweepSpec, prepare, run_cells
 from gemmascope.values import in_float64
@@ -172,7 +172,7 @@ def _heads(cases: Sequence[Case], model: Model) -> SweepResult:
     asked = SweepSpec("z", ("layer", "head"), ablate=0.0 if ablated else None)
     sweeping = prepare(cleans, None if ablated else corrupts, metrics, asked, model=model)
     if not ablated:
-        tell(of_plans(sweeping.plans, metrics, model), SweepError)
+        raise_or_warn(sweep_remarks(sweeping.plans, metrics, model), SweepError)
     run_cells(sweeping, progress=True)  # an interrupt passes through: half of the heads would rank the others wrongly
     return sweeping.result
 

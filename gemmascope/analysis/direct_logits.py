@@ -25,7 +25,7 @@ from gemmascope.legible import legibly, spelled
 from gemmascope.model.modes import computes
 from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.trace import Trace
-from gemmascope.sweeps.questions import of_answers, tell
+from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
 from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def direct_logits(
         raise SiteError(f"contributions are read at one position; given pos={quoted(pos)}")
     position = positions[0]
     answers = {"answer": answer} if against is None else {"answer": answer, "against": against}
-    tell(of_answers(answers, trace.ids[: position + 1], trace.model), SiteError)
+    raise_or_warn(answer_remarks(answers, trace.ids[: position + 1], trace.model), SiteError)
     decomposition = Decomposition(trace, position, _direction(trace, ids, against_ids, position))
     parts, rest = _labelled(trace, by, decomposition.split(by), decomposition.rest)
     towards = f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")

@@ -22,7 +22,7 @@ from gemmascope.model.modes import computes
 from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_site, read_name
-from gemmascope.sweeps.questions import of_answers, tell
+from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
 from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def lens(
     positions = find_positions(pos, trace.model, trace.ids)
     answer_id = None if answer is None else _one_answer(answer, trace)
     if answer is not None:
-        tell(of_answers({"answer": answer}, trace.ids[: positions[-1] + 1], trace.model), SiteError)
+        raise_or_warn(answer_remarks({"answer": answer}, trace.ids[: positions[-1] + 1], trace.model), SiteError)
     entries, readings = [], []
     for entry, rows in entries_of(trace, site_name, head_number):
         entries.append(entry)

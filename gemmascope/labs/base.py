@@ -14,7 +14,7 @@ from gemmascope.labs.recompute import Follower
 from gemmascope.labs.static_fallback import Still
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
-from gemmascope.sweeps.questions import Remark
+from gemmascope.sweeps.remarks import Remark
 
 if TYPE_CHECKING:
     from gemmascope.labs.widget import Wishes

@@ -23,7 +23,7 @@ from gemmascope.run.metric import bind_metric
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
 from gemmascope.sweeps.metrics import answer_prob, logit_diff
-from gemmascope.sweeps.questions import Remark, of_answers, of_prompt, refuse
+from gemmascope.sweeps.remarks import Remark, answer_remarks, prompt_remarks, raise_first_error
 from gemmascope.views.attention import attention_view
 from gemmascope.views.lens import lens_view
 from gemmascope.views.page import View
@@ -66,7 +66,7 @@ class HeadLab(FollowingLab):
             raise SweepError(f"a head lab has no {odd[0]!r}; it has {', '.join(ASKED)}")
         asked = {name: changes.get(name, getattr(self, name)) for name in ASKED}
         remarks = _remarks(**asked, model=self.model)
-        refuse(remarks, SweepError)
+        raise_first_error(remarks, SweepError)
         after = After.of(asked["prompt"], self.model, self.max_new_tokens) if "prompt" in changes else self._after
         with self._follower.guard:
             self._after = after
@@ -200,7 +200,7 @@ def _remarks(prompt: Any, answer: Any, against: Any, model: Model) -> list[Remar
         raise SweepError(f"against={shown(against)} is what an answer is held against: give the answer, too")
     ids = model.ids(prompt)
     answers = {name: given for name, given in (("answer", answer), ("against", against)) if given is not None}
-    return [*of_prompt("prompt", ids, model), *of_answers(answers, ids, model)]
+    return [*prompt_remarks("prompt", ids, model), *answer_remarks(answers, ids, model)]
 
 
 def _views(run: Trace, answer: Any) -> tuple[tuple[View, ...], GemmascopeError | None]:

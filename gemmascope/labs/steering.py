@@ -22,7 +22,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.strengths import steering_edit
-from gemmascope.sweeps.questions import of_prompt
+from gemmascope.sweeps.remarks import prompt_remarks
 
 N_STEPS = 64
 
@@ -58,7 +58,7 @@ class SteerLab(FollowingLab):
             self._after, self.prompt, self.strength = after, prompt, strength
         self._follower.ask()
         if "prompt" in changes:
-            self._warn(list(of_prompt("prompt", self.model.ids(prompt), self.model)))
+            self._warn(list(prompt_remarks("prompt", self.model.ids(prompt), self.model)))
 
     @property
     def edits(self) -> list[Edit]:

@@ -27,8 +27,8 @@ from gemmascope.run.trace import traces
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.features import Features, feature_coords
 from gemmascope.sae.splice import feature_number, splice
-from gemmascope.sweeps.questions import of_metric, of_prompt, tell
-from gemmascope.sweeps.variants import Base, Variant, final_rows
+from gemmascope.sweeps.remarks import metric_remarks, prompt_remarks, raise_or_warn
+from gemmascope.sweeps.variants import BaseRun, Variant, final_rows
 from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
@@ -125,13 +125,13 @@ def feature_sweep(
     value = finite_number(value, "value", error=DictionaryError)
     sae.require_fit(model)
     ids = model.ids(prompt)
-    base = Base(ids, tuple(edit.bind(model, ids) for edit in edits), len(ids) - 1)
+    base = BaseRun(ids, tuple(edit.bind(model, ids) for edit in edits), len(ids) - 1)
     if late := [edit.edit for edit in base.edits if edit.address.layer is None and edit.address.site.name != "embed"]:
         raise SweepError(f"a feature sweep reads the logits as the last layer leaves them, and {late[0]!r} comes after it")
     positions = find_positions(_after_bos(ids, model) if pos is None else pos, model, ids)
     bound, max_rows = bind_metric(metric, model), rows_within(memory, model)
     try_metric(bound, model, ids)
-    tell([*of_prompt("prompt", ids, model), *of_metric(metric, ids, model)], SweepError)
+    raise_or_warn([*prompt_remarks("prompt", ids, model), *metric_remarks(metric, ids, model)], SweepError)
     found = sae.encode(traces(model, [ids], edits)[0])
     numbers = _numbers(sae, found, features, positions)
     axes = (numbers, positions) if tuple(listed_words(by) or ()) == BY[1] else (numbers,)

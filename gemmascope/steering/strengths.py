@@ -27,7 +27,7 @@ from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.microbatches import Bin, binned, embedded
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.strength_result import StrengthSweep
-from gemmascope.sweeps.questions import of_prompts, tell
+from gemmascope.sweeps.remarks import prompts_remarks, raise_or_warn
 from gemmascope.values import in_float64, is_array, real_tensor
 
 # Logits held at once, in elements: 32 MB in float64, which is held a few times over.
@@ -69,7 +69,7 @@ def strength_sweep(
     ids = _ids(prompts, "prompts", model)
     metrics = _metrics(metric, ids, model)
     others = [] if texts is None else _ids(texts, "texts", model)
-    tell(of_prompts(ids, metric, model), SweepError)
+    raise_or_warn(prompts_remarks(ids, metric, model), SweepError)
     levels = [0.0, *(strength for strength in asked if strength)]
     runs = _Runs.of(model, ids, others, steering, levels)
     runs.run(rows_within(memory, model), progress)

@@ -26,7 +26,7 @@ from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.trace import Trace, run_traced
 from gemmascope.sweeps.grid import Grid, Places
 from gemmascope.sweeps.pairs import Ablation, Plan, pairs_of, prompts_of, question_of
-from gemmascope.sweeps.questions import of_plans, tell
+from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.sweep import SweepSpec
 from gemmascope.values import in_float64
@@ -65,7 +65,7 @@ def attribute(
     asked = SweepSpec(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos))
     model, edits, steps = model_or_nano(model), listed_edits(edits), _n_steps(steps)
     plans, result = _prepared(clean, corrupt, metric, asked, steps, edits, model)
-    tell(of_plans(plans, metric, model), SweepError)
+    raise_or_warn(sweep_remarks(plans, metric, model), SweepError)
     return _filled(result, plans, model, steps)
 
 

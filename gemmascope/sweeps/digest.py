@@ -32,7 +32,7 @@ def digest(parts: Iterable[Part]) -> str:
     return found.hexdigest()[:16]
 
 
-def of_run(ids: Tensor, edits: Iterable[BoundEdit]) -> Iterator[Part]:
+def run_parts(ids: Tensor, edits: Iterable[BoundEdit]) -> Iterator[Part]:
     """The parts of a run: its tokens, and each of its edits with what it writes."""
     yield repr(ids.tolist())
     for edit in edits:
@@ -43,17 +43,17 @@ def of_run(ids: Tensor, edits: Iterable[BoundEdit]) -> Iterator[Part]:
             yield from _Walk().of(edit.edit.extra_hash)
 
 
-def of_trace(trace: Trace) -> Iterator[Part]:
+def trace_parts(trace: Trace) -> Iterator[Part]:
     """The parts of a trace: its run, and the model that ran it."""
     yield trace.model.fingerprint
-    yield from of_run(trace.ids, trace.bound_edits)
+    yield from run_parts(trace.ids, trace.bound_edits)
 
 
-def of_metric(metric: Any) -> Iterator[Part]:
+def metric_parts(metric: Any) -> Iterator[Part]:
     """The parts of a metric, or of several, that its text does not say: a function's code, and the run of gs.kl_from."""
     if isinstance(metric, (list, tuple)):
         for one in metric:
-            yield from of_metric(one)
+            yield from metric_parts(one)
     elif hasattr(metric, "bind"):
         yield from _Walk().of([value for value in getattr(metric, "__dict__", {}).values() if isinstance(value, Trace)])
     else:
@@ -72,7 +72,7 @@ class _Walk:
         if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
             yield repr(value)
         elif isinstance(value, Trace):
-            yield from of_trace(value)
+            yield from trace_parts(value)
         elif isinstance(value, Tensor):
             yield from _of_tensor(value)
         elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:

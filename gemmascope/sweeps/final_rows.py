@@ -10,10 +10,10 @@ from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
 from gemmascope.run.passes import Editing
-from gemmascope.sweeps.variants import Base
+from gemmascope.sweeps.variants import BaseRun
 
 
-def ending_logits(model: Model, base: Base, rows: Tensor) -> Tensor:
+def ending_logits(model: Model, base: BaseRun, rows: Tensor) -> Tensor:
     """The soft-capped logits of runs at the base's wanted position, with the edits that come after the layers."""
     edits = _after_layers(base)
     layout = Layout.of_blocks([Block(0, len(rows), 1, start=base.pos)], model.device)
@@ -21,13 +21,13 @@ def ending_logits(model: Model, base: Base, rows: Tensor) -> Tensor:
     return model.network.unembed(rows, tap.at(None, layout))
 
 
-def _after_layers(base: Base) -> list[BoundEdit]:
+def _after_layers(base: BaseRun) -> list[BoundEdit]:
     """The base's edits of final and of the logits, as far as they name the wanted position."""
     after = [edit for edit in base.edits if edit.address.layer is None and edit.address.site.name != "embed"]
     return [edit for edit in after if base.pos in edit.positions.tolist()]
 
 
-def refuse_wide_functions(base: Base) -> None:
+def refuse_wide_functions(base: BaseRun) -> None:
     """SweepError for a user's function after the layers that names positions which a sweep does not compute."""
     for edit in _after_layers(base):
         if edit.edit.needs_all and len(edit.positions) > 1:

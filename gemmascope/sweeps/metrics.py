@@ -20,7 +20,7 @@ from gemmascope.errors import MetricError
 from gemmascope.legible import legibly
 from gemmascope.model.model import Model
 from gemmascope.run.answers import Answer, answer_ids
-from gemmascope.sweeps.questions import same_answers
+from gemmascope.sweeps.remarks import same_answers_text
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
@@ -56,7 +56,7 @@ class AnswerMetric:
         """
         listed = [answer_ids(answer, model) for answer in self.answers]
         if len(listed) > 1 and set(listed[0]) == set(listed[1]):
-            raise MetricError(same_answers(self.answers[0]))
+            raise MetricError(same_answers_text(self.answers[0]))
         ids = [torch.tensor(one, device=model.device) for one in listed]
         against = ids[1] if len(ids) > 1 else ids[0][:0]
         return lambda logits: self.rule(logits, ids[0], against)

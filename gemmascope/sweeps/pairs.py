@@ -20,12 +20,12 @@ from gemmascope.model.model import Model
 from gemmascope.model.prompts import as_prompts, is_many, numbered
 from gemmascope.run.metric import Metric, bind_metric, measure
 from gemmascope.run.trace import Trace, trace
-from gemmascope.sweeps.digest import Part, digest, of_metric, of_run, of_trace
+from gemmascope.sweeps.digest import Part, digest, metric_parts, run_parts, trace_parts
 from gemmascope.sweeps.grid import CellEdits, Grid
-from gemmascope.sweeps.questions import against_itself
+from gemmascope.sweeps.remarks import against_itself
 from gemmascope.sweeps.result import SweepMetadata
 from gemmascope.sweeps.sources import ConstantValue, MeanValues, ValuesFromPass, ValuesFromTrace, ValueSource
-from gemmascope.sweeps.variants import Base, Source
+from gemmascope.sweeps.variants import BaseRun, SourceRun
 
 INTO = ("corrupt", "clean")
 
@@ -76,13 +76,13 @@ class Plan:
 
     pair: Pair
     grid: Grid
-    base: Base
+    base: BaseRun
     edits: CellEdits
 
     @classmethod
     def of(cls, pair: Pair, grid: Grid, model: Model, edits: Sequence[Edit], *, traced: bool = False) -> Plan:
         """traced: run the source now, and keep its trace; else it is to ride along in the pass of the cells."""
-        base = Base(pair.base, tuple(edit.bind(model, pair.base) for edit in edits), len(pair.base) - 1)
+        base = BaseRun(pair.base, tuple(edit.bind(model, pair.base) for edit in edits), len(pair.base) - 1)
         supply: ValueSource
         if isinstance(pair.source, Ablation):
             supply = pair.source.supply(grid, model, pair.base)
@@ -98,13 +98,13 @@ class Plan:
         return sum(map(self.edits.can_run, self.grid.cells()))
 
     @property
-    def source(self) -> Source | None:
+    def source(self) -> SourceRun | None:
         """The run that must ride along for the cells to be patched from."""
         supply = self.edits.supply
         if not isinstance(supply, ValuesFromPass):
             return None
         assert isinstance(self.pair.source, Tensor)
-        return Source(self.pair.source, self.grid.site.name, supply.feed)
+        return SourceRun(self.pair.source, self.grid.site.name, supply.feed)
 
     def traced_metric(self) -> float:
         """The metric of a traced source; NaN for an ablation."""
@@ -155,15 +155,15 @@ def question_of(
 
 def _parts(plans: Sequence[Plan], metric: Any) -> Iterator[Part]:
     """What went in and the code does not say: token ids, what edits write, the runs that a mean is over, functions."""
-    yield from of_metric(metric)
+    yield from metric_parts(metric)
     for plan in plans:
         source = plan.pair.source
-        yield from of_run(plan.pair.base, plan.base.edits)
+        yield from run_parts(plan.pair.base, plan.base.edits)
         if isinstance(source, Tensor):
-            yield from of_run(source, ())
+            yield from run_parts(source, ())
         else:
             for one in source.reference:
-                yield from of_trace(one)
+                yield from trace_parts(one)
 
 
 def pairs_of(clean: Any, corrupt: Any, metric: Any, into: str, ablation: Ablation | None, model: Model) -> list[Pair]:

@@ -31,7 +31,7 @@ from gemmascope.sweeps.final_rows import ending_logits, refuse_wide_functions
 from gemmascope.sweeps.grid import EVERYWHERE, Grid, Places
 from gemmascope.sweeps.journal import NOWHERE, Journal, JournalStopped
 from gemmascope.sweeps.pairs import Ablation, Plan, pairs_of, prompts_of, question_of
-from gemmascope.sweeps.questions import of_plans, tell
+from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import Array, SweepResult
 from gemmascope.sweeps.variants import Variant, final_rows
 
@@ -80,7 +80,7 @@ def sweep(
     """
     asked = SweepSpec(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos), window)
     sweeping = prepare(clean, corrupt, metric, asked, edits=edits, model=model, memory=memory)
-    tell(of_plans(sweeping.plans, metric, sweeping.model), SweepError)
+    raise_or_warn(sweep_remarks(sweeping.plans, metric, sweeping.model), SweepError)
     journal = Journal()
     try:
         try:

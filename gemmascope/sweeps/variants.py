@@ -28,7 +28,7 @@ from gemmascope.run.passes import Editing, Keeping
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseRun:
     """A base run: its token ids, its own edits, and the position whose logits are wanted."""
 
     ids: Tensor
@@ -42,7 +42,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceRun:
     """A run to patch from: its token ids, the site that is read, and where each layer's value of it is handed to."""
 
     ids: Tensor
@@ -68,7 +68,7 @@ class FinalResiduals:
 
 
 def final_rows(
-    model: Model, bases: Sequence[Base], variants: Sequence[Variant], sources: Sequence[Source] = ()
+    model: Model, bases: Sequence[BaseRun], variants: Sequence[Variant], sources: Sequence[SourceRun] = ()
 ) -> FinalResiduals:
     """One pass of all these runs. The layers are the outer loop: each is asked for once."""
     with torch.no_grad(), explain_oom(model):
@@ -97,7 +97,7 @@ class _Member:
 
     __slots__ = ("base", "base_run", "confined", "edits", "index", "layer", "own_edits", "start")
 
-    def __init__(self, index: int, variant: Variant, bases: Sequence[Base]) -> None:
+    def __init__(self, index: int, variant: Variant, bases: Sequence[BaseRun]) -> None:
         self.index, self.base, self.base_run = index, variant.base, bases[variant.base]
         self.own_edits, self.edits = variant.edits, (*self.base_run.edits, *variant.edits)
         self.layer = min(edit.address.layer or 0 for edit in variant.edits)
@@ -126,7 +126,9 @@ class _Pass:
     Every variant has its place in `rows` from the start, beside those of its base that begin where it begins.
     """
 
-    def __init__(self, model: Model, bases: Sequence[Base], variants: Sequence[Variant], sources: Sequence[Source]) -> None:
+    def __init__(
+        self, model: Model, bases: Sequence[BaseRun], variants: Sequence[Variant], sources: Sequence[SourceRun]
+    ) -> None:
         self.model, self.bases, self.sources, self.last = model, bases, sources, model.n_layers - 1
         members = [_Member(i, variant, bases) for i, variant in enumerate(variants)]
         self.members = [m for m in members if m.start <= m.base_run.pos]

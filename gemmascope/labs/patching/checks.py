@@ -13,7 +13,7 @@ from gemmascope.labs.patching.align_tokens import align, parting_block
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
 from gemmascope.run.answers import answer_ids
-from gemmascope.sweeps.questions import Remark, of_answers, of_pair, of_prompt
+from gemmascope.sweeps.remarks import Remark, answer_remarks, pair_remarks, prompt_remarks
 
 
 def check(settings: Settings, model: Model) -> list[Remark]:
@@ -31,13 +31,13 @@ def _of_prompts(settings: Settings, model: Model) -> Iterator[Remark]:
         except GemmascopeError as error:
             yield Remark("error", name, str(error))
             continue
-        yield from of_prompt(name, torch.tensor(ids[name]), model)
+        yield from prompt_remarks(name, torch.tensor(ids[name]), model)
     if len(ids) == 2:
         yield from _of_pair(ids["clean"], ids["corrupt"], model)
 
 
 def _of_pair(clean: list[int], corrupt: list[int], model: Model) -> Iterator[Remark]:
-    yield from of_pair(torch.tensor(clean), torch.tensor(corrupt))
+    yield from pair_remarks(torch.tensor(clean), torch.tensor(corrupt))
     if len(clean) != len(corrupt):
         yield Remark("error", "corrupt", _parting(clean, corrupt, model))
 
@@ -70,7 +70,7 @@ def _of_answers(settings: Settings, model: Model) -> Iterator[Remark]:
             yield Remark("error", name, str(error))
             continue
         answers[name] = given
-    yield from of_answers(answers, _ending(settings, model), model)
+    yield from answer_remarks(answers, _ending(settings, model), model)
 
 
 def _ending(settings: Settings, model: Model) -> torch.Tensor | None:

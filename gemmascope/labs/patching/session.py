@@ -22,7 +22,7 @@ from gemmascope.labs.patching.settings import Settings
 from gemmascope.labs.worker import Job, Worker
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
-from gemmascope.sweeps.questions import Remark
+from gemmascope.sweeps.remarks import Remark
 from gemmascope.sweeps.result import SweepResult
 
 Event = dict[str, Any]

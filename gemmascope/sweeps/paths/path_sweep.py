@@ -29,7 +29,7 @@ from gemmascope.sweeps.grid import Grid, Places
 from gemmascope.sweeps.pairs import Plan, pairs_of, prompts_of, question_of
 from gemmascope.sweeps.paths.live import LivePaths
 from gemmascope.sweeps.paths.receivers import Receiver, attn_out, has_path, receivers_of
-from gemmascope.sweeps.questions import of_plans, tell
+from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.sweep import SweepRunner, run_all
 
@@ -88,7 +88,7 @@ def path_sweep(
         raise SweepError(f"no sender comes before the receiver {receiver!r}: take a later receiver, or earlier layers")
     for plan in plans:
         try_metric(plan.pair.metric, model, plan.base.ids)
-    tell(of_plans(plans, metric, model), SweepError)
+    raise_or_warn(sweep_remarks(plans, metric, model), SweepError)
     result = SweepResult.empty(question_of(plans, metric, into, code, model, n_cells, said=f"mlps={mlps}"), len(plans))
     result.source_metric[:] = [plan.traced_metric() for plan in plans]
     made = [

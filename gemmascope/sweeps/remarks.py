@@ -45,15 +45,15 @@ class Remark:
     text: str
 
 
-def tell(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
+def raise_or_warn(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
     """Raise the first error, or give the warnings, each text once."""
     found = list(remarks)
-    refuse(found, error)
+    raise_first_error(found, error)
     for text in dict.fromkeys(remark.text for remark in found):
         warn(text)
 
 
-def refuse(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
+def raise_first_error(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
     """Raise the first error. Warnings are left to whoever asks."""
     for remark in remarks:
         if remark.level == "error":
@@ -63,7 +63,7 @@ def refuse(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
 # -- prompts --
 
 
-def of_prompt(name: str, ids: Tensor, model: Model) -> Iterator[Remark]:
+def prompt_remarks(name: str, ids: Tensor, model: Model) -> Iterator[Remark]:
     """Remarks on one prompt: a space that it ends in, and a second <bos>."""
     if not model.has_tokenizer:
         return
@@ -79,7 +79,7 @@ def of_prompt(name: str, ids: Tensor, model: Model) -> Iterator[Remark]:
         yield Remark("warning", name, "the prompt begins with <bos> twice: one is put in front of every text. Remove yours")
 
 
-def of_pair(clean: Tensor, corrupt: Tensor) -> Iterator[Remark]:
+def pair_remarks(clean: Tensor, corrupt: Tensor) -> Iterator[Remark]:
     """A remark on two prompts that are one."""
     if clean.tolist() == corrupt.tolist():
         yield Remark("warning", "corrupt", "the two prompts are the same: patching changes nothing. Change a word in one")
@@ -88,7 +88,7 @@ def of_pair(clean: Tensor, corrupt: Tensor) -> Iterator[Remark]:
 # -- edits --
 
 
-def of_edits(edits: Sequence[BoundEdit], ids: Tensor, model: Model) -> Iterator[Remark]:
+def edit_remarks(edits: Sequence[BoundEdit], ids: Tensor, model: Model) -> Iterator[Remark]:
     """Remarks on edits of a run that surely change nothing, the same that gs.trace gives."""
     yield from (Remark("warning", "edits", text) for text in of_no_effect(edits, model, ids))
 
@@ -96,7 +96,7 @@ def of_edits(edits: Sequence[BoundEdit], ids: Tensor, model: Model) -> Iterator[
 # -- answers --
 
 
-def of_answers(answers: Mapping[str, Any], ids: Tensor | None, model: Model) -> Iterator[Remark]:
+def answer_remarks(answers: Mapping[str, Any], ids: Tensor | None, model: Model) -> Iterator[Remark]:
     """Remarks on the answers to a prompt, by the arguments that they were given as.
 
     answers: "answer", and "against" where one is subtracted; each one answer or several. ids: the prompt's; None where it is
@@ -105,25 +105,25 @@ def of_answers(answers: Mapping[str, Any], ids: Tensor | None, model: Model) -> 
     found = {name: answer_ids(given, model) for name, given in answers.items()}
     both = set(found.get("answer", ())) & set(found.get("against", ()))
     if both and len(both) == len(found["answer"]) == len(found["against"]):
-        yield Remark("error", "against", same_answers(answers["answer"]))
+        yield Remark("error", "against", same_answers_text(answers["answer"]))
     elif both:
         texts = ", ".join(map(repr, model.texts(torch.tensor(sorted(both)))))
         yield Remark(
             "warning", "against", f"{texts} stands on both sides, where it cancels itself out: name it on one alone"
         )
     for name, given in answers.items():
-        yield from _of_answer(name, given, ids, model)
+        yield from _answer_remarks(name, given, ids, model)
 
 
 def against_itself(metric: Any, model: Model) -> str | None:
     """What to say of a metric that holds an answer against itself; None of any other."""
     answers = answers_of(metric)
     if "against" in answers and set(answer_ids(answers["answer"], model)) == set(answer_ids(answers["against"], model)):
-        return same_answers(answers["answer"])
+        return same_answers_text(answers["answer"])
     return None
 
 
-def same_answers(answer: Any) -> str:
+def same_answers_text(answer: Any) -> str:
     """What to say of an answer that is held against itself."""
     said = "the two answers are the same token: their difference is 0 everywhere. Change one"
     if len(listed_answers(answer)) > 1:
@@ -132,7 +132,7 @@ def same_answers(answer: Any) -> str:
     return said
 
 
-def _of_answer(name: str, given: Any, ids: Tensor | None, model: Model) -> Iterator[Remark]:
+def _answer_remarks(name: str, given: Any, ids: Tensor | None, model: Model) -> Iterator[Remark]:
     if not model.has_tokenizer:
         return
     listed = listed_answers(given)
@@ -155,10 +155,10 @@ def _lacks_space(answer: str, ids: Tensor, model: Model) -> bool:
     return after_a_word and has_spaces and len(model.tokenizer.encode(f" {answer}")) == 1
 
 
-def of_metric(metric: Any, ids: Tensor, model: Model) -> Iterator[Remark]:
+def metric_remarks(metric: Any, ids: Tensor, model: Model) -> Iterator[Remark]:
     """Remarks on the answers of a metric; none on a user's own function."""
     if answers := answers_of(metric):
-        yield from of_answers(answers, ids, model)
+        yield from answer_remarks(answers, ids, model)
 
 
 def answers_of(metric: Any) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def answers_of(metric: Any) -> dict[str, Any]:
     return dict(zip(("answer", "against"), getattr(metric, "answers", ()), strict=False)) if _has_bind(metric) else {}
 
 
-def of_one_metric(metric: Any, n_prompts: int) -> Iterator[Remark]:
+def _shared_metric_remarks(metric: Any, n_prompts: int) -> Iterator[Remark]:
     """A remark on one metric for several prompts whose answers look like one for each."""
     answers = answers_of(metric)
     if n_prompts > 1 and answers and all(_n_listed(answer) == n_prompts for answer in answers.values()):
@@ -189,21 +189,23 @@ def _has_bind(metric: Any) -> bool:
 # -- sweeps --
 
 
-def of_plans(plans: Sequence[Plan], metric: Any, model: Model) -> Iterator[Remark]:
+def sweep_remarks(plans: Sequence[Plan], metric: Any, model: Model) -> Iterator[Remark]:
     """Remarks on a sweep's pairs, grids and metrics."""
     if not isinstance(metric, (list, tuple)):
-        yield from of_one_metric(metric, len(plans))
-    yield from _numbered("pair", [_of_plan(plan, model) for plan in plans])
+        yield from _shared_metric_remarks(metric, len(plans))
+    yield from _numbered("pair", [_pair_remarks(plan, model) for plan in plans])
 
 
-def of_prompts(ids: Sequence[Tensor], metric: Any, model: Model) -> Iterator[Remark]:
+def prompts_remarks(ids: Sequence[Tensor], metric: Any, model: Model) -> Iterator[Remark]:
     """Remarks on prompts and what is measured of their next tokens: one metric for all, or a list with one for each."""
     is_list = isinstance(metric, (list, tuple))
     if not is_list:
-        yield from of_one_metric(metric, len(ids))
+        yield from _shared_metric_remarks(metric, len(ids))
     metrics = metric if is_list else [metric] * len(ids)
     both = zip(ids, metrics, strict=True)
-    yield from _numbered("prompt", [[*of_prompt("prompt", i, model), *of_metric(one, i, model)] for i, one in both])
+    yield from _numbered(
+        "prompt", [[*prompt_remarks("prompt", i, model), *metric_remarks(one, i, model)] for i, one in both]
+    )
 
 
 def _numbered(what: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark]:
@@ -218,22 +220,22 @@ def _numbered(what: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark
         yield remark if len(remarks) == 1 else replace(remark, text=where + remark.text)
 
 
-def _of_plan(plan: Plan, model: Model) -> Iterator[Remark]:
+def _pair_remarks(plan: Plan, model: Model) -> Iterator[Remark]:
     base, source = plan.pair.base, plan.pair.source
     if plan.grid.site.is_edges and not any(map(plan.edits.can_run, plan.grid.cells())):
         yield Remark(
             "error", "q_pos", f"the mask hides every edge of {plan.grid.site.name} that the grid names: no cell can be run. "
             "Name keys that come before their queries, within the window of a local layer"
         )  # fmt: skip
-    yield from of_prompt("prompt", base, model)
-    yield from of_edits(plan.base.edits, base, model)
+    yield from prompt_remarks("prompt", base, model)
+    yield from edit_remarks(plan.base.edits, base, model)
     if isinstance(source, Tensor) and not plan.base.edits:  # an edited run is patched with what the same run had without
-        same = list(of_pair(base, source))
-        yield from same or _of_grid(plan, source, model.n_layers)
-    yield from of_metric(plan.pair.asked, base, model)
+        same = list(pair_remarks(base, source))
+        yield from same or _grid_remarks(plan, source, model.n_layers)
+    yield from metric_remarks(plan.pair.asked, base, model)
 
 
-def _of_grid(plan: Plan, source: Tensor, n_layers: int) -> Iterator[Remark]:
+def _grid_remarks(plan: Plan, source: Tensor, n_layers: int) -> Iterator[Remark]:
     """A remark on a grid whose places have the same value in both runs."""
     differ = (plan.pair.base != source).nonzero()[:, 0].tolist()
     numbers = {**plan.grid.rest, **plan.grid.axes}
