@@ -72,7 +72,7 @@ def is_number(given: Any) -> bool:
     return isinstance(given, Real)
 
 
-def says(given: Any, word: str) -> bool:
+def equals_text(given: Any, word: str) -> bool:
     """Whether this is that very text. An array compared with one is an array."""
     return isinstance(given, str) and given == word
 
@@ -100,7 +100,7 @@ def one_of(given: Any, name: str, choices: Iterable[str], *, error: type[Gemmasc
     raise error(f"{name} is one of {', '.join(map(repr, words))}; given {shown(given)}")
 
 
-def listed(given: Any, name: str, *, error: type[GemmascopeError]) -> list[Any]:
+def as_list(given: Any, name: str, *, error: type[GemmascopeError]) -> list[Any]:
     """What an iterable gives, as a list, whose members are still to be checked.
 
     Raises:
@@ -118,16 +118,16 @@ def listed(given: Any, name: str, *, error: type[GemmascopeError]) -> list[Any]:
     return found
 
 
-def listed_words(given: Any) -> list[str] | None:
+def as_words(given: Any) -> list[str] | None:
     """One word, or several in a list, as a list; None for what is neither."""
     try:
-        words = [given] if isinstance(given, str) else listed(given, "words", error=GemmascopeError)
+        words = [given] if isinstance(given, str) else as_list(given, "words", error=GemmascopeError)
     except GemmascopeError:
         return None
     return [str(word) for word in words] if all(isinstance(word, str) for word in words) else None
 
 
-def listed_numbers(given: Any) -> list[Any] | None:
+def as_numbers(given: Any) -> list[Any] | None:
     """What a user wrote for one number or several, as a list, whose members are still to be checked; None for neither.
 
     Takes a number, a list, tuple, range, generator, tensor or array of one axis; a set in rising order, as it has none.

@@ -13,7 +13,7 @@ LAB = "gemmascope[lab]"
 
 
 @contextmanager
-def needing(
+def requires_package(
     what: str, *names: str, install: str = LAB, error_class: type[MissingPackageError] = MissingPackageError
 ) -> Iterator[None]:
     """Around imports: an ImportError becomes a MissingPackageError that says how to install what is missing.
@@ -38,5 +38,5 @@ def needing(
 
 def plotly(part: str = "graph_objects") -> Any:
     """A module of plotly, such as plotly.graph_objects. MissingPackageError where plotly is missing."""
-    with needing("a picture", "plotly", install="plotly"):
+    with requires_package("a picture", "plotly", install="plotly"):
         return importlib.import_module(f"plotly.{part}")

@@ -121,7 +121,7 @@ def find_site(name: object) -> Site:
     raise SiteError(_unknown(name))
 
 
-def read_name(name: object) -> tuple[Site, int | None]:
+def parse_site_name(name: object) -> tuple[Site, int | None]:
     """The site that a name means, and the layer if the name says one.
 
     name: "z"; "layers.5.z"; "attn.hook_z" or "blocks.5.attn.hook_z" (TransformerLens). Raises SiteError for an unknown
@@ -148,7 +148,7 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
         return find(name, n_layers, layer)
     if not isinstance(key, str):
         raise SiteError(_unknown(key))
-    site, at = read_name(key)
+    site, at = parse_site_name(key)
     if at is not None and layer is not None and find_layer(layer, n_layers) != find_layer(at, n_layers):
         raise SiteError(f"{shown(key)} names layer {at}, and layer {layer} was given as well; give one of them")
     return _address(site, layer if at is None else at, n_layers)

@@ -163,8 +163,8 @@ def test_streamed_equals_resident(embedding_in_file: bool, tmp_path: Path, monke
     memory: int | str = "1GiB"
     if embedding_in_file:
         for name, small in (
-            ("memory.placement.BIN_ROWS", 8),
-            ("memory.placement.GOOD_ROWS", 64),
+            ("memory.placement.MICROBATCH_ROWS", 8),
+            ("memory.placement.RESERVED_ROWS", 64),
             ("memory.placement.PART", 1000),
             ("streaming.file_embedding.PART", 1000),
         ):

@@ -184,7 +184,7 @@ def test_a_direction_is_the_difference_of_means(site: str, layer: int, head: int
 
     positive, negative = ([naive(ids) for ids in given] for given in (POSITIVE, NEGATIVE))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bins, "BIN_ROWS", bin_rows)
+        patched.setattr(bins, "MICROBATCH_ROWS", bin_rows)
         d = gs.direction(POSITIVE, NEGATIVE, site=site, layer=layer, pos=pos, head=of_head, model=model())
     means = torch.stack([torch.stack(positive).mean(0), torch.stack(negative).mean(0)])
     assert error(d.means, means) <= CLOSE
@@ -391,7 +391,7 @@ def test_a_strength_sweep_equals_a_loop_of_edited_runs(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(strengths_file, "rows_within", lambda *_: rows)
         patched.setattr(strengths_file, "LOGIT_ELEMENTS", rows * 61)
-        patched.setattr(bins, "BIN_ROWS", max(8, rows // 4))
+        patched.setattr(bins, "MICROBATCH_ROWS", max(8, rows // 4))
         found = gs.strength_sweep(PROMPTS, vector, METRIC, strengths=strengths, texts=texts, model=model(), **where)
     assert found.metric["strength"].values.tolist() == strengths
     plain = [gs.trace(ids, model=model()) for ids in PROMPTS]

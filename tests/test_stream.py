@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets of a small model's size: a pass needs room for few rows."""
-    monkeypatch.setattr(budget_module, "BIN_ROWS", 8)
-    monkeypatch.setattr(budget_module, "GOOD_ROWS", 64)
-    monkeypatch.setattr(memory_module, "BIN_ROWS", 8)
+    monkeypatch.setattr(budget_module, "MICROBATCH_ROWS", 8)
+    monkeypatch.setattr(budget_module, "RESERVED_ROWS", 64)
+    monkeypatch.setattr(memory_module, "MICROBATCH_ROWS", 8)
     monkeypatch.setattr(embedding_module, "PART", 1000)
     monkeypatch.setattr(budget_module, "PART", 1000)
 

@@ -206,7 +206,7 @@ def test_an_edit_after_the_wanted_position_changes_nothing() -> None:
 @pytest.mark.parametrize("rows", [1, 5, 20])
 def test_the_rows_that_go_together_do_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     _, together = run(model(), BASES, some_variants())
-    monkeypatch.setattr(variants_module, "BIN_ROWS", rows)
+    monkeypatch.setattr(variants_module, "MICROBATCH_ROWS", rows)
     _, apart = run(model(), BASES, some_variants())
     assert error(apart, together) <= CLOSE
 

@@ -12,7 +12,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.arguments import listed_numbers, one_of, shown, whole_number
+from gemmascope.arguments import as_numbers, one_of, shown, whole_number
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
@@ -187,7 +187,7 @@ def _listed_layers(given: object, name: str, model: Model) -> list[int]:
     """The layers as numbers, in the user's order. SiteError for one that is not there, one named twice, or none."""
     if given is None:
         return list(range(model.n_layers))
-    numbers = listed_numbers(given)
+    numbers = as_numbers(given)
     if numbers is None:
         raise SiteError(f"{name} is a layer or a list of layers; given {shown(given)}")
     layers = [find_layer(layer, model.n_layers) for layer in numbers]

@@ -21,7 +21,7 @@ from gemmascope.legible import legibly, spelled
 from gemmascope.model.modes import computes
 from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.trace import Trace
-from gemmascope.sites import find_site, read_name
+from gemmascope.sites import find_site, parse_site_name
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
 from gemmascope.tokens.tokenizer import shown
 
@@ -296,10 +296,10 @@ def lens(
     if not isinstance(trace, Trace):
         raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {no_trace(trace)}")
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
-    site_name = EVERY if isinstance(site, str) and site == EVERY else read_name(site)[0].name
+    site_name = EVERY if isinstance(site, str) and site == EVERY else parse_site_name(site)[0].name
     if site_name not in (*STREAM, *PARTS, EVERY):
         raise SiteError(f"a lens reads {', '.join((*STREAM, EVERY, *PARTS))}; given {site!r}")
-    if site_name != EVERY and read_name(site)[1] is not None:
+    if site_name != EVERY and parse_site_name(site)[1] is not None:
         raise SiteError(f"a lens reads every layer: give the site without one, {site_name!r}; given {site!r}")
     head_number = _one_head(trace, site_name, head)
     positions = find_positions(pos, trace.model, trace.ids)

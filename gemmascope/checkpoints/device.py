@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gemmascope.arguments import says, shown
+from gemmascope.arguments import equals_text, shown
 from gemmascope.errors import DeviceError
 
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -13,7 +13,7 @@ _FLOAT16 = ("float16", "half", "fp16", "f16")
 
 def choose_device(device: str | torch.device) -> torch.device:
     """The device to load to; "auto" is cuda if there is one, else the CPU. DeviceError for one that is not there."""
-    if says(device, "auto"):
+    if equals_text(device, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
@@ -41,7 +41,7 @@ def _require_cuda(device: torch.device) -> None:
 
 def asked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     """The dtype that dtype= names; None for "auto". DeviceError for one that Gemma 2 cannot compute in."""
-    if says(dtype, "auto"):
+    if equals_text(dtype, "auto"):
         return None
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, (str, torch.dtype)) else ""
     if name in _FLOAT16:

@@ -19,7 +19,7 @@ from gemmascope.checkpoints.tensor_names import EMBEDDING as EMBEDDING
 from gemmascope.checkpoints.tensor_names import HEAD, by_plain_name
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, ConfigError
-from gemmascope.files.json_reader import is_there, read_json
+from gemmascope.files.json_reader import is_regular_file, read_json
 
 _EXPECTED = (
     "config.json, model.safetensors (or model.safetensors.index.json and the shards that it names), "
@@ -101,7 +101,7 @@ def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
     """
     path = folder / "config.json"
     refuse_adapter(folder)
-    if not is_there(path):
+    if not is_regular_file(path):
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json. {_wanted(folder)}")
     given = read_json(path)
     _refuse_quantised(given, path)
@@ -111,7 +111,7 @@ def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
         raise ConfigError(f"{path}: {error}") from error
     name = given.get("dtype") or given.get("torch_dtype")
     generation = folder / "generation_config.json"
-    if is_there(generation):
+    if is_regular_file(generation):
         try:
             config = with_ends(config, read_json(generation).get("eos_token_id"))
         except ConfigError as error:
@@ -133,7 +133,7 @@ def refuse_adapter(folder: Path) -> None:
     if not names:
         return
     config = folder / "adapter_config.json"
-    about = read_json(config) if is_there(config) else {}
+    about = read_json(config) if is_regular_file(config) else {}
     base, kind = about.get("base_model_name_or_path"), about.get("peft_type")
     beside = "beside a model" if os.path.lexists(folder / "config.json") else "and no model"
     if kind in UNMERGED:
@@ -169,7 +169,7 @@ def with_ends(config: GemmaConfig, ends: int | list[int] | None) -> GemmaConfig:
 def _index(folder: Path) -> dict[str, str]:
     """Tensor name -> shard name; empty for a checkpoint in one file."""
     path = folder / "model.safetensors.index.json"
-    if is_there(folder / "model.safetensors") or not is_there(path):
+    if is_regular_file(folder / "model.safetensors") or not is_regular_file(path):
         return {}
     names = read_json(path).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
@@ -187,7 +187,7 @@ def _shard_paths(folder: Path, index: Mapping[str, str]) -> list[Path]:
                 f"the shard {missing[0]} is not in {folder}: fetch it again. model.safetensors.index.json names it"
             )
         return paths
-    if is_there(folder / "model.safetensors"):
+    if is_regular_file(folder / "model.safetensors"):
         return [folder / "model.safetensors"]
     if parts := sorted(path.name for path in folder.glob("model-*-of-*.safetensors")):
         raise CheckpointError(f"{folder} has {parts[0]} and no model.safetensors.index.json, which says what it holds")

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from gemmascope.arguments import says, shown
+from gemmascope.arguments import equals_text, shown
 from gemmascope.errors import CheckpointError
-from gemmascope.files.paths import asked_path
+from gemmascope.files.paths import user_path
 from gemmascope.legible import legibly
 
 
@@ -38,9 +38,9 @@ def asked_of(
     given = {
         "device": _said(device),
         "dtype": _said(dtype),
-        "weights": None if says(weights, "auto") else weights,
+        "weights": None if equals_text(weights, "auto") else weights,
         "memory": memory,
-        "cache": None if cache is None else os.fspath(asked_path(cache, error=CheckpointError, what="a folder")),
+        "cache": None if cache is None else os.fspath(user_path(cache, error=CheckpointError, what="a folder")),
         "tokenizer": None if tokenizer is None else _tokenizer(tokenizer),
         "revision": revision,
     }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import CheckpointError
-from gemmascope.files.json_reader import is_there, parse_json
+from gemmascope.files.json_reader import is_regular_file, parse_json
 
 # By their names in the headers of safetensors files.
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
@@ -50,7 +50,7 @@ class Shards:
     def _open(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
-        if not is_there(path):
+        if not is_regular_file(path):
             raise CheckpointError(f"the shard {path.name} is not in {path.parent}: fetch it again")
         try:
             opened = safe_open(path, framework="pt", backend="pread")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gemmascope.arguments import says, shown
+from gemmascope.arguments import equals_text, shown
 from gemmascope.checkpoints.folder import gguf_advice
 from gemmascope.checkpoints.hub import fetch, is_hub_id, suggestion
 from gemmascope.errors import CheckpointError
@@ -16,7 +16,7 @@ NANO = Path(__file__).parent.parent / "nano" / "checkpoint"
 _SOURCES = "a folder in the transformers layout, a hub id (owner/name), 'nano', or a transformers Gemma2ForCausalLM"
 
 
-def locate(source: Any, revision: str | None = None) -> tuple[Path, str]:
+def resolve_source(source: Any, revision: str | None = None) -> tuple[Path, str]:
     """The folder of a source, fetched if it is a hub id, and the name that its model goes by.
 
     CheckpointError for a source that is not there, and for a revision of something that has none.
@@ -28,7 +28,7 @@ def locate(source: Any, revision: str | None = None) -> tuple[Path, str]:
 
 
 def _located(source: Any, revision: str | None) -> tuple[Path, str]:
-    if source is None or says(source, "nano"):
+    if source is None or equals_text(source, "nano"):
         return NANO, "nano"
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")

@@ -47,7 +47,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", help="what the model may take, such as 20GiB: the rest streams in")
 
 
-def require_room(*paths: Path | None) -> None:
+def require_writable_paths(*paths: Path | None) -> None:
     """FileError for files that cannot be written: said before a large model is loaded for nothing."""
     from gemmascope.files.writing import require_writable
 

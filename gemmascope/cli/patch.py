@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemmascope.cli.arguments import INTERRUPTED, add_model, added, require_room, wrote
+from gemmascope.cli.arguments import INTERRUPTED, add_model, added, require_writable_paths, wrote
 from gemmascope.errors import SweepError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it, and return the exit status."""
-    require_room(args.html, args.csv)
+    require_writable_paths(args.html, args.csv)
     asked: dict[str, Any] = {"site": args.site, "by": _axes(args), "into": args.into}
     prompts = args.clean, args.corrupt, _metric(args)
     from gemmascope.loading.load import load
@@ -93,7 +93,7 @@ def _write(result: SweepResult, args: argparse.Namespace) -> None:
         from gemmascope.files.csv_tables import csv_text
         from gemmascope.files.writing import write_file
 
-        write_file(args.csv, csv_text(result.to_dataframe()), through=True)
+        write_file(args.csv, csv_text(result.to_dataframe()), allow_pipe=True)
     for path in (args.html, args.csv):
         if path is not None:
             wrote(path)

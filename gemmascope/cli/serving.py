@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gemmascope.errors import MissingPackageError, ServingError
 from gemmascope.legible import spelled
-from gemmascope.packages import needing
+from gemmascope.packages import requires_package
 
 LOOPBACK = "127.0.0.1"
 
@@ -52,7 +52,7 @@ def lab_command(folder: Path | None, port: int | None, more: Sequence[str], *, o
     and for arguments that are not among those which may pass.
     """
     require_harmless(more)
-    with needing("gemmascope lab", "jupyterlab", error_class=NoJupyterError):
+    with requires_package("gemmascope lab", "jupyterlab", error_class=NoJupyterError):
         if importlib.util.find_spec("jupyterlab") is None:
             raise ImportError("JupyterLab is not installed", name="jupyterlab")
     found = find_notebooks(folder)

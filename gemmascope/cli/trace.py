@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import add_model, added, require_room, wrote
+from gemmascope.cli.arguments import add_model, added, require_writable_paths, wrote
 
 if TYPE_CHECKING:
     from gemmascope.cli.arguments import Commands
@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it, and return the exit status."""
-    require_room(args.html)
+    require_writable_paths(args.html)
     from gemmascope.loading.load import load
     from gemmascope.run.show import as_data, as_text
     from gemmascope.run.trace import trace

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import listed, shown
+from gemmascope.arguments import as_list, shown
 from gemmascope.edits.binding import bind, copied, same
 from gemmascope.edits.bound import BoundEdit, DeferredValues, Target
 from gemmascope.edits.call_text import name_of, plain
@@ -49,7 +49,7 @@ class Edit(ABC):
     def __post_init__(self) -> None:
         for name in ("pos", "head", "q_pos", "k_pos"):
             if isinstance(given := getattr(self, name), Iterator):  # an edit meets many runs, and this is read once
-                object.__setattr__(self, name, listed(given, name, error=SiteError))
+                object.__setattr__(self, name, as_list(given, name, error=SiteError))
 
     # Whether the edit must be given all the places that it names at once, wherever else the run equals another.
     needs_all: ClassVar[bool] = False
@@ -271,7 +271,7 @@ def listed_edits(edits: Any) -> tuple[Edit, ...]:
         raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
     if isinstance(edits, (str, bytes, Mapping, type)) or is_array(edits) or not isinstance(edits, Iterable):
         raise EditError(f"edits is a list of edits; given {shown(edits)}")
-    found = tuple(listed(edits, "edits", error=EditError))  # every run of the pass goes through them: no iterator would do
+    found = tuple(as_list(edits, "edits", error=EditError))  # every run of the pass goes through them: no iterator would do
     if wrong := [edit for edit in found if not isinstance(edit, Edit)]:
         raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {shown(wrong[0])}")
     return found

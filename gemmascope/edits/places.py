@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gemmascope.arguments import is_whole, listed_numbers, shown
+from gemmascope.arguments import as_numbers, is_whole, shown
 from gemmascope.errors import SiteError
 from gemmascope.model.model import Model
 from gemmascope.sites import Site, near_names
@@ -125,7 +125,7 @@ def _find_token(text: str, model: Model, ids: Tensor) -> int:
 
 
 def _listed(given: Any, name: str) -> list[Any]:
-    listed = listed_numbers(given)
+    listed = as_numbers(given)
     if listed is None:
         raise SiteError(f"{name} is a number or a list of numbers; given {shown(given)}")
     if not listed:

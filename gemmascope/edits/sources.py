@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import listed, shown
+from gemmascope.arguments import as_list, shown
 from gemmascope.edits.bound import Target
 from gemmascope.edits.places import first_difference
 from gemmascope.edits.trace_protocol import is_trace, no_trace
@@ -47,7 +47,7 @@ def listed_reference(reference: Any) -> tuple[Trace, ...]:
     if isinstance(reference, (str, bytes, Mapping, type)) or is_array(reference) or not isinstance(reference, Iterable):
         given = no_trace(reference) if hasattr(reference, "stream") else shown(reference)
         raise EditError(f"reference is a list of traces; given {given}")
-    found = tuple(listed(reference, "reference", error=EditError))
+    found = tuple(as_list(reference, "reference", error=EditError))
     if wrong := [given for given in found if not is_trace(given)]:
         held = no_trace(wrong[0]) if hasattr(wrong[0], "stream") else shown(wrong[0])
         raise EditError(f"reference is a list of traces, made by gs.trace; it holds {held}")

@@ -117,7 +117,7 @@ def _require_shallow(value: Any) -> None:
     raise _Refused("it is nested too deeply")
 
 
-def is_there(path: Path, *, error: type[GemmascopeError] = CheckpointError) -> bool:
+def is_regular_file(path: Path, *, error: type[GemmascopeError] = CheckpointError) -> bool:
     """Whether a file of this name is there. error for a folder, a device or a link that leads nowhere in its place."""
     if os.path.isfile(path):
         return True

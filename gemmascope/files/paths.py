@@ -13,7 +13,7 @@ from gemmascope.errors import GemmascopeError
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def asked_path(given: Any, *, error: type[GemmascopeError], what: str = "a file") -> Path:
+def user_path(given: Any, *, error: type[GemmascopeError], what: str = "a file") -> Path:
     """The path that a user typed, "~" being the home folder.
 
     Args:

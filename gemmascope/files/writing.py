@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from gemmascope.errors import FileError, GemmascopeError
 from gemmascope.files.asides import replace_file
-from gemmascope.files.paths import asked_path, is_full, why_not_made, why_not_written
+from gemmascope.files.paths import is_full, user_path, why_not_made, why_not_written
 
 Content = str | bytes | memoryview | Iterable[bytes | memoryview]
 
@@ -32,7 +32,7 @@ def write_file(
     *,
     error: type[GemmascopeError] = FileError,
     full: type[GemmascopeError] | None = None,
-    through: bool = False,
+    allow_pipe: bool = False,
 ) -> None:
     """Write a file, whole or not at all.
 
@@ -42,17 +42,17 @@ def write_file(
             raises goes on, and the file is as it was.
         error: The class to raise.
         full: The class for a full disk, if it is another.
-        through: Whether a pipe or a device is written to; else it is refused.
+        allow_pipe: Whether a pipe or a device is written to; else it is refused.
 
     Raises:
         error: The path is none, or the file cannot be written: says why, and what to do.
     """
     path = _asked(given, error)
-    with explained(path, error, full):
+    with explain_os_errors(path, error, full):
         if not _leads_through(path):
             target = _target(path)
             replace_file(target, _pieces(content), _mode_there(target))
-        elif through:
+        elif allow_pipe:
             with _passage(path) as passage:
                 for piece in _pieces(content):
                     passage.write(piece)
@@ -63,7 +63,7 @@ def write_file(
 def require_writable(given: Any, *, error: type[GemmascopeError] = FileError) -> None:
     """error for a path that write_file would refuse, as far as that can be seen without writing."""
     path = _asked(given, error)
-    with explained(path, error):
+    with explain_os_errors(path, error):
         if _leads_through(path):
             return
         target = _target(path)
@@ -75,7 +75,7 @@ def require_writable(given: Any, *, error: type[GemmascopeError] = FileError) ->
 
 
 @contextmanager
-def explained(path: Path, error: type[GemmascopeError], full: type[GemmascopeError] | None = None) -> Iterator[None]:
+def explain_os_errors(path: Path, error: type[GemmascopeError], full: type[GemmascopeError] | None = None) -> Iterator[None]:
     """Turns the system's errors of writing a file into the package's own."""
     try:
         yield
@@ -87,7 +87,7 @@ def explained(path: Path, error: type[GemmascopeError], full: type[GemmascopeErr
 
 
 def _asked(given: Any, error: type[GemmascopeError]) -> Path:
-    path = asked_path(given, error=error)
+    path = user_path(given, error=error)
     if os.fspath(given).endswith(("/", os.sep)) and not os.path.isdir(path):  # pathlib drops it
         raise error(f"cannot write {given}: it ends like a folder; name a file in it")
     return path
@@ -164,7 +164,7 @@ def _mode_there(target: str) -> int | None:
 
 def make_folder(given: Any, *, error: type[GemmascopeError] = FileError, full: type[GemmascopeError] | None = None) -> Path:
     """A folder, made with those around it unless it is there. error if it cannot be made."""
-    path = asked_path(given, error=error, what="a folder")
+    path = user_path(given, error=error, what="a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

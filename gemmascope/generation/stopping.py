@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gemmascope.arguments import is_whole, listed_numbers, shown
+from gemmascope.arguments import as_numbers, is_whole, shown
 from gemmascope.errors import GenerationError, PromptError
 from gemmascope.model.model import Model
 from gemmascope.tokens.tokenizer import Tokenizer
@@ -99,7 +99,7 @@ class IncrementalDetokenizer:
 def _listed(stop: Any) -> list[Any]:
     if isinstance(stop, (str, bytes, Mapping)) or is_whole(stop):
         return [stop]
-    listed = listed_numbers(stop)
+    listed = as_numbers(stop)
     return [stop] if listed is None else listed
 
 

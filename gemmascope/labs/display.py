@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from gemmascope.errors import LabError
 from gemmascope.labs.worker import CLOSED
-from gemmascope.packages import needing
+from gemmascope.packages import requires_package
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -55,7 +55,7 @@ class Shown:
         if self._is_closed:
             raise LabError(CLOSED)
         if self._box is None:
-            with needing("the live widget", "ipywidgets", "anywidget"):
+            with requires_package("the live widget", "ipywidgets", "anywidget"):
                 parts, silent = self._parts()
                 self._box = box_class()(parts)
             self._box.parts = list(_within(self._box))

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemmascope.arguments import says, shown, true_or_false
+from gemmascope.arguments import equals_text, shown, true_or_false
 from gemmascope.checkpoints.device import asked_dtype, choose_device, choose_dtype
 from gemmascope.checkpoints.folder import Checkpoint, require_finite, require_tied
 from gemmascope.checkpoints.from_transformers import empty_network, from_transformers, is_gemma, put
 from gemmascope.checkpoints.hub import fetch_tokenizer, is_hub_id
 from gemmascope.checkpoints.load_arguments import asked_of
-from gemmascope.checkpoints.source import in_hub_cache, locate
+from gemmascope.checkpoints.source import in_hub_cache, resolve_source
 from gemmascope.checkpoints.wrappers import unwrapped
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError, warn
@@ -76,7 +76,7 @@ def load(
     check = true_or_false(check, "check", error=CheckpointError)
     if revision is not None and not isinstance(revision, str):
         raise CheckpointError(f"revision is a branch, a tag or a commit, as a text; given {shown(revision)}")
-    if check and says(device, "meta"):
+    if check and equals_text(device, "meta"):
         raise DeviceError("check=True looks at the values, and device='meta' reads none: leave one of them out")
     require_weights(weights)
     budget = None if memory is None else parse_bytes(memory)
@@ -89,7 +89,7 @@ def load(
         model = _from_memory(plain, device, dtype, tokenizer, check, asked)
         model.network.adopted = (plain,) if plain is not source else ()  # a head made here lives as long as the network
         return model
-    folder, name = locate(source, revision)
+    folder, name = resolve_source(source, revision)
     if weights == "int8" or is_store(folder):
         store = int8_store(folder, name, cache, Wanted(choose_device(device), asked_dtype(dtype), budget))
         return _in_int8(store, name, device, dtype, tokenizer, budget, asked)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from gemmascope.checkpoints.device import choose_dtype, not_offered
 from gemmascope.checkpoints.folder import Checkpoint, require_tied
 from gemmascope.checkpoints.from_transformers import empty_network, parameter_shapes, put
-from gemmascope.checkpoints.source import locate
+from gemmascope.checkpoints.source import resolve_source
 from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
-from gemmascope.files.paths import asked_path
+from gemmascope.files.paths import user_path
 from gemmascope.memory.host_memory import measured_bytes
 from gemmascope.memory.placement import Placement, Sizes, free_bytes, place_layers
 from gemmascope.model.gemma2 import Gemma2
@@ -80,10 +80,10 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     Raises CheckpointError for a source that cannot be read, changes meanwhile or is int8 already, and for a target that
     holds something else; BudgetError, before writing, for a disk without the room.
     """
-    folder, name = locate(source)
+    folder, name = resolve_source(source)
     if is_store(folder):
         raise CheckpointError(f"{folder} is int8 already: load it with gs.load")
-    path = asked_path(target, error=CheckpointError, what="a folder")
+    path = user_path(target, error=CheckpointError, what="a folder")
     with Checkpoint(folder) as checkpoint:
         checkpoint.require(parameter_shapes(checkpoint.config))
         require_tied(checkpoint)

@@ -11,7 +11,7 @@ from gemmascope.arguments import shown
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.legible import legibly
-from gemmascope.memory.placement import GOOD_ROWS, Placement, Sizes, parse_bytes, place_layers, work_bytes
+from gemmascope.memory.placement import RESERVED_ROWS, Placement, Sizes, parse_bytes, place_layers, work_bytes
 
 # Of a card's memory: some 0.6 GB for the driver, the rest because a card reports somewhat less than its name says.
 DRIVER = 10**9
@@ -97,7 +97,7 @@ class MemoryNeed:
 
         share_out leaves room for a sweep's rows: for a run that takes more than they do, it is given less.
         """
-        rows = work_bytes(self.config, self.dtype, GOOD_ROWS)
+        rows = work_bytes(self.config, self.dtype, RESERVED_ROWS)
         budget = room - max(0, self.beside - rows)
         if self.least > room or budget <= 0:
             return None

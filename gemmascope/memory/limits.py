@@ -10,7 +10,7 @@ import torch
 
 from gemmascope.errors import BudgetError, SweepError
 from gemmascope.memory import placement as budget
-from gemmascope.memory.placement import BIN_ROWS, RESIDENT_ROWS, free_bytes, parse_bytes, rows_in, work_bytes
+from gemmascope.memory.placement import MICROBATCH_ROWS, RESIDENT_ROWS, free_bytes, parse_bytes, rows_in, work_bytes
 from gemmascope.model.model import Model
 
 
@@ -32,7 +32,7 @@ def explain_oom(model: Model) -> Iterator[None]:
         ) from None
 
 
-def require_room(n_bytes: int, device: torch.device, what: str, do: str) -> None:
+def require_free_memory(n_bytes: int, device: torch.device, what: str, do: str) -> None:
     """BudgetError, before anything is computed, for values that take more than is free. do: what else to ask for."""
     free = budget.free_bytes(device)
     if n_bytes > free:
@@ -46,7 +46,7 @@ def rows_within(memory: int | str | None, model: Model) -> int:
     SweepError for a budget too small for one bin of rows, with what is needed.
     """
     given = (model.network.work or free_bytes(model.device) // 4) if memory is None else parse_bytes(memory)
-    least = min(model.config.context, BIN_ROWS)  # a variant has no more rows than the context
+    least = min(model.config.context, MICROBATCH_ROWS)  # a variant has no more rows than the context
     rows = rows_in(model.config, model.dtype, given)
     if rows < least:
         needed = work_bytes(model.config, model.dtype, least)

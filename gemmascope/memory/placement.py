@@ -20,15 +20,15 @@ MOST_BYTES = 2**62
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 # Rows that go through a layer at once, and that a pass must at least be able to carry. Measured on two cores.
-BIN_ROWS = 1024
+MICROBATCH_ROWS = 1024
 
 # Rows that a budget leaves room for before it keeps any layer: they share one stream of the weights, and memory is better
 # spent on them than on layers that stay. A sweep of 46 layers x 16 positions of 27B is 11,776.
-GOOD_ROWS = 16 * BIN_ROWS
+RESERVED_ROWS = 16 * MICROBATCH_ROWS
 
 # The most rows that a sweep's chunk carries where no layer streams: more at once gain nothing on weights that lie still,
 # and finished cells, a bar that moves and an interrupt cost a chunk, some seconds of a small model.
-RESIDENT_ROWS = 32 * BIN_ROWS
+RESIDENT_ROWS = 32 * MICROBATCH_ROWS
 
 
 def parse_bytes(given: Any) -> int:
@@ -91,11 +91,11 @@ def free_bytes(device: torch.device) -> int:
 
 
 def work_bytes(config: GemmaConfig, dtype: torch.dtype, rows: int) -> int:
-    """What a pass of so many rows takes: the rows, those that take their place, and BIN_ROWS of them within a layer."""
+    """Bytes that a pass of so many rows takes: its input and output rows, and MICROBATCH_ROWS of them inside a layer."""
     size = dtype.itemsize
     # gate, up and their product; q, k, v, z; norms in float32
     inside = 3 * config.d_mlp * size + 4 * config.n_heads * config.d_head * size + 4 * config.d_model * 4
-    return BIN_ROWS * inside + rows * 2 * config.d_model * size
+    return MICROBATCH_ROWS * inside + rows * 2 * config.d_model * size
 
 
 def rows_in(config: GemmaConfig, dtype: torch.dtype, work: int) -> int:
@@ -112,7 +112,7 @@ def place_layers(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: 
     if memory is None:
         whole = sizes.weights(sizes.n_layers, ahead, embedded=True)
         return Placement(tuple(range(sizes.n_layers)), embedded=True, weights=whole, work=0)
-    least_work = work_bytes(config, dtype, min(config.context, BIN_ROWS))
+    least_work = work_bytes(config, dtype, min(config.context, MICROBATCH_ROWS))
     least = sizes.weights(0, ahead, embedded=False) + least_work
     if memory < least:
         raise BudgetError(
@@ -122,7 +122,7 @@ def place_layers(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: 
             + ("" if sizes.scratch else ". weights='int8' would halve the layers on their way")
             + ("" if dtype == torch.bfloat16 else ". dtype='bfloat16' would halve what is computed with")
         )
-    work = min(work_bytes(config, dtype, GOOD_ROWS), least_work + memory - least)
+    work = min(work_bytes(config, dtype, RESERVED_ROWS), least_work + memory - least)
     embedded = sizes.weights(0, ahead, embedded=True) + work <= memory
     n_kept = max(
         n for n in range(sizes.n_layers + 1) if n == 0 or sizes.weights(n, ahead, embedded=embedded) + work <= memory

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gemmascope.arguments import says
+from gemmascope.arguments import equals_text
 from gemmascope.checkpoints.device import asked_dtype, choose_dtype, not_offered
 from gemmascope.checkpoints.folder import Checkpoint, read_config
 from gemmascope.checkpoints.from_transformers import is_gemma
@@ -60,7 +60,7 @@ def find_source(given: Any) -> Source:
         return Source(given.name, given.config, _stored(given), given.dtype, _in_int8(given))
     if is_gemma(given):
         return Source(type(given).__name__, GemmaConfig.from_dict(given.config.to_dict()), given.dtype, given.dtype)
-    if given is None or says(given, "nano"):
+    if given is None or equals_text(given, "nano"):
         return _of_folder(NANO, "nano")
     if not isinstance(given, (str, os.PathLike)):
         raise CheckpointError(f"cannot plan for a {type(given).__name__}; {_known()}")
@@ -77,9 +77,9 @@ def find_source(given: Any) -> Source:
 def find_formats(source: Source, weights: Any, dtype: str | torch.dtype) -> Formats:
     """The formats that were asked for, or the source's. DeviceError for those that are not offered."""
     asked = asked_dtype(dtype)
-    if says(weights, "auto"):
+    if equals_text(weights, "auto"):
         return Formats(source.int8, source.stored, asked or source.computed)
-    if says(weights, "int8"):
+    if equals_text(weights, "int8"):
         return Formats(True, source.stored, asked or source.computed)
     if not isinstance(weights, str) or weights not in _PLAIN:
         raise not_offered(weights, f"'int8', {' or '.join(map(repr, _PLAIN))}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gemmascope.arguments import is_whole, listed
+from gemmascope.arguments import as_list, is_whole
 from gemmascope.errors import PromptError
 
 _KINDS = "a prompt is text, token ids or chat messages"
@@ -33,7 +33,7 @@ def as_prompts(given: Any) -> Any:
     if hasattr(given, "__array__"):
         return _of_array(given)
     if isinstance(given, Iterable) and not isinstance(given, (Sequence, type)):
-        return listed(given, "the list of prompts", error=PromptError)
+        return as_list(given, "the list of prompts", error=PromptError)
     return given
 
 

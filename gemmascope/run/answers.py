@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gemmascope.arguments import is_whole, listed, shown
+from gemmascope.arguments import as_list, is_whole, shown
 from gemmascope.edits.call_text import plain
 from gemmascope.errors import PromptError
 from gemmascope.model.model import Model
@@ -17,7 +17,7 @@ def listed_answers(answer: Any) -> list[Any]:
     """One answer or several, as a list. PromptError for what is neither a text nor a token id."""
     given = answer if isinstance(answer, str) else plain(answer)
     several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, bytearray, Mapping, type))
-    answers = listed(given, "an answer", error=PromptError) if several else [given]
+    answers = as_list(given, "an answer", error=PromptError) if several else [given]
     if not answers:
         raise PromptError("the list of answers is empty")
     if odd := [a for a in answers if not isinstance(a, str) and not is_whole(a)]:

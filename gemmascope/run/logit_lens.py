@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gemmascope.memory.limits import require_room
+from gemmascope.memory.limits import require_free_memory
 
 if TYPE_CHECKING:
     import xarray
@@ -22,7 +22,7 @@ def logit_lens(trace: Trace, rows: Sequence[int]) -> xarray.DataArray:
     n_bytes = 2 * 4 * trace.model.n_layers * len(rows) * trace.model.config.vocab_size  # the layers', then together
     what = f"the logits of {trace.model.n_layers} layers at {len(rows)} positions"
     do = "give pos= and call it for each, or take gs.lens(trace), which keeps the likeliest tokens alone"
-    require_room(n_bytes, trace.model.device, what, do)
+    require_free_memory(n_bytes, trace.model.device, what, do)
     trace.require_weights(None)
     with torch.no_grad():
         read = torch.stack([trace.model.network.unembed(x[rows]) for x in trace.residuals[1:]]).cpu().numpy()

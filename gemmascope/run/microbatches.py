@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
-from gemmascope.memory.placement import BIN_ROWS
+from gemmascope.memory.placement import MICROBATCH_ROWS
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
@@ -58,11 +58,11 @@ def binned(model: Model, rows: Sequence[Tensor], edits: Sequence[Sequence[BoundE
 
 
 def _shared_out(lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """The numbers of runs, shortest first, in tuples of at most BIN_ROWS rows, and of one run at least."""
+    """The numbers of runs, shortest first, in tuples of at most MICROBATCH_ROWS rows, and of one run at least."""
     found: list[int] = []
     n_rows = 0
     for run in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if found and n_rows + lengths[run] > BIN_ROWS:
+        if found and n_rows + lengths[run] > MICROBATCH_ROWS:
             yield tuple(found)
             found, n_rows = [], 0
         found.append(run)

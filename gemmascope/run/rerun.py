@@ -12,7 +12,7 @@ from torch import Tensor
 from gemmascope.arguments import is_whole
 from gemmascope.edits.places import Head, Pos, find_heads, find_positions
 from gemmascope.errors import TraceError
-from gemmascope.memory.limits import explain_oom, require_room
+from gemmascope.memory.limits import explain_oom, require_free_memory
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
@@ -69,7 +69,7 @@ def _require_wide(trace: Trace, names: Sequence[str]) -> None:
         do = "t.next_logits, t.top(pos=) and t.lens(pos=) take one position"
         do = "t.edges(head=, q_pos=) gives some of the rows" if wide[0].is_edges else do
         what = f"{' and '.join(site.name for site in wide)} of all {len(trace)} positions"
-        require_room(n_bytes, trace.model.device, what, do)
+        require_free_memory(n_bytes, trace.model.device, what, do)
 
 
 def runs_as_before(trace: Trace, layer: int) -> bool:

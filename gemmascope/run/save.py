@@ -18,7 +18,7 @@ from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.edit import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
 from gemmascope.errors import GemmascopeError, TraceError, warn
 from gemmascope.files.json_reader import parse_json
-from gemmascope.files.paths import asked_path
+from gemmascope.files.paths import user_path
 from gemmascope.files.writing import write_file
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
@@ -72,7 +72,7 @@ def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> T
         TraceError: The file is no trace, or a damaged one, or another model than this wrote it: names both.
     """
     model = model_or_nano(model)
-    path = asked_path(path, error=TraceError, what="a trace")
+    path = user_path(path, error=TraceError, what="a trace")
     about, tensors = _read(path)
     _check(about, tensors, path, model)
     ids = tensors["ids"].to(model.device)

@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.arguments import is_whole, listed_numbers, shown
+from gemmascope.arguments import as_numbers, is_whole, shown
 from gemmascope.config import PRESETS
 from gemmascope.edits.trace_protocol import is_trace
 from gemmascope.errors import DeviceError, DictionaryError
@@ -166,7 +166,7 @@ class Dictionary:
 
     def _numbers(self, features: Any) -> Tensor:
         """Features as the numbers of columns. DictionaryError for what is no list of them."""
-        found = listed_numbers(features)
+        found = as_numbers(features)
         if found is None or not all(is_whole(one) and 0 <= int(one) < self.n_features for one in found):
             raise DictionaryError(f"features are numbers from 0 to {self.n_features - 1}; given {shown(features)}")
         return torch.tensor([int(one) for one in found], device=self.device, dtype=torch.long)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, listed, listed_words, whole_number
+from gemmascope.arguments import as_list, as_words, finite_number, whole_number
 from gemmascope.arguments import shown as quoted
 from gemmascope.edits.call_text import metric_text
 from gemmascope.edits.edit import Edit, listed_edits
@@ -134,7 +134,7 @@ def feature_sweep(
     raise_or_warn([*prompt_remarks("prompt", ids, model), *metric_remarks(metric, ids, model)], SweepError)
     found = sae.encode(traces(model, [ids], edits)[0])
     numbers = _numbers(sae, found, features, positions)
-    axes = (numbers, positions) if tuple(listed_words(by) or ()) == BY[1] else (numbers,)
+    axes = (numbers, positions) if tuple(as_words(by) or ()) == BY[1] else (numbers,)
     effect = np.zeros([len(axis) for axis in axes])
     there = torch.tensor(float("nan"))
     for chunk in _chunks(_cells(found, axes, positions, float(value)), len(ids), max_rows):
@@ -161,7 +161,7 @@ def _labelled(effect: np.ndarray[Any, Any], coords: dict[str, Any], metric: str)
 def _refuse(by: Any, sae: Any, prompt: Any) -> None:
     if not isinstance(sae, Dictionary):
         raise DictionaryError(f"a dictionary is what gs.load_sae returns; given {type(sae).__name__}")
-    if tuple(listed_words(by) or ()) not in BY:
+    if tuple(as_words(by) or ()) not in BY:
         raise SweepError(f"by is 'feature' or ('feature', 'pos'); given {quoted(by)}")
     if is_many(prompt):
         raise SweepError("a feature sweep is of one prompt: call it for each")
@@ -174,7 +174,7 @@ def _after_bos(ids: Tensor, model: Model) -> slice:
 def _numbers(sae: Dictionary, found: Features, features: Iterable[int] | None, positions: Sequence[int]) -> list[int]:
     """The features that are asked for, or all that are active at the positions. DictionaryError where there is none."""
     if features is not None:
-        numbers = [feature_number(sae, given) for given in listed(features, "features", error=DictionaryError)]
+        numbers = [feature_number(sae, given) for given in as_list(features, "features", error=DictionaryError)]
         if not numbers or len(set(numbers)) < len(numbers):
             raise DictionaryError(f"features names each feature once, and one at least; given {quoted(numbers)}")
         return numbers

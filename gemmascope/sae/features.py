@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.arguments import listed, whole_number
+from gemmascope.arguments import as_list, whole_number
 from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import find_positions
 from gemmascope.edits.trace_protocol import is_trace, no_trace
@@ -172,7 +172,7 @@ class Features:
         if features is None:
             chosen = self.strongest(most)
         else:
-            chosen = [feature_number(self.dictionary, f) for f in listed(features, "features", error=DictionaryError)]
+            chosen = [feature_number(self.dictionary, f) for f in as_list(features, "features", error=DictionaryError)]
         if not chosen:
             raise DictionaryError("no feature is active here: there is nothing to draw")
         acts = self.acts.reindex(feature=chosen, fill_value=0).transpose("feature", "pos").astype(float)

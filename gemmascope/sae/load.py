@@ -15,7 +15,7 @@ from gemmascope.arguments import finite_number, shown, true_or_false, whole_numb
 from gemmascope.checkpoints.device import choose_device
 from gemmascope.edits.call_text import plain
 from gemmascope.errors import DictionaryError, SiteError
-from gemmascope.files.json_reader import is_there, read_json
+from gemmascope.files.json_reader import is_regular_file, read_json
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sae.catalogue import EMBEDDING, PARAMS, TRANSCODER
@@ -154,7 +154,7 @@ def _call(source: Any, asked: DictionaryRequest, site: str | None, any_model: bo
 
 def _about(path: Path) -> dict[str, Any]:
     """What stands in the file that training writes beside a dictionary; nothing where there is none."""
-    if not is_there(path, error=DictionaryError):
+    if not is_regular_file(path, error=DictionaryError):
         return {}
     try:
         about = read_json(path, error=DictionaryError)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gemmascope.arguments import finite_number, listed, shown
+from gemmascope.arguments import as_list, finite_number, shown
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.call_text import metric_text
 from gemmascope.edits.edit import Add
@@ -91,7 +91,7 @@ def _listed_strengths(given: Any) -> list[float]:
     """The strengths as numbers. SweepError for none, one given twice, or something that is no finite number."""
     if is_array(given):
         given = real_tensor(given, "strengths, a list of numbers,", SweepError).tolist()
-    found = listed(given, "strengths, such as [-4, -2, 0, 2, 4],", error=SweepError)
+    found = as_list(given, "strengths, such as [-4, -2, 0, 2, 4],", error=SweepError)
     if not found:
         raise SweepError("strengths is an empty list: give at least one number, such as [-4, -2, 0, 2, 4]")
     numbers = [finite_number(one, "a strength", error=SweepError) for one in found]

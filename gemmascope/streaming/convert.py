@@ -22,9 +22,9 @@ from gemmascope.checkpoints.folder import Checkpoint, require_finite
 from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.errors import BudgetError, CheckpointError
 from gemmascope.files.asides import PART
-from gemmascope.files.json_reader import LARGEST, is_there, read_bytes
+from gemmascope.files.json_reader import LARGEST, is_regular_file, read_bytes
 from gemmascope.files.locking import held
-from gemmascope.files.writing import Content, explained, make_folder, write_file
+from gemmascope.files.writing import Content, explain_os_errors, make_folder, write_file
 from gemmascope.model.bits import bits_of, joined
 from gemmascope.streaming.int8 import GROUP, quantise
 from gemmascope.streaming.packed import (
@@ -58,7 +58,7 @@ def outdated_beside(source: Path, target: Path) -> Iterator[tuple[str, bytes | N
     """What stands beside a source's weights and is not so in its store: the name, and the content; None for what is gone."""
     for name in _BESIDE:
         there, here = source / name, target / name
-        if is_there(there):
+        if is_regular_file(there):
             content = read_bytes(there, LARGEST)
             if not os.path.isfile(here) or read_bytes(here, LARGEST) != content:
                 yield name, content
@@ -71,7 +71,7 @@ def alone(target: Path) -> Iterator[None]:
     """While this lasts no other process converts into the folder: it waits."""
     make_folder(target, error=CheckpointError, full=BudgetError)
     with ExitStack() as stack:
-        with explained(target / ".lock", CheckpointError, BudgetError):
+        with explain_os_errors(target / ".lock", CheckpointError, BudgetError):
             stack.enter_context(held(target / ".lock"))
         yield
 

@@ -22,8 +22,8 @@ from gemmascope.checkpoints.folder import Checkpoint, require_tied
 from gemmascope.errors import BudgetError, CheckpointError
 from gemmascope.files.json_reader import read_json
 from gemmascope.files.locking import lock, unlock
-from gemmascope.files.paths import asked_path
-from gemmascope.files.writing import explained, write_file
+from gemmascope.files.paths import user_path
+from gemmascope.files.writing import explain_os_errors, write_file
 from gemmascope.streaming.convert import alone, convert, identity_of, outdated_beside
 from gemmascope.streaming.store import Store, is_store, is_whole, read_manifest
 
@@ -40,7 +40,7 @@ _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT"
 def cache_folder(cache: str | os.PathLike[str] | None, name: str, identity: str) -> Path:
     """Where a checkpoint's int8 weights are kept: GEMMASCOPE_CACHE or ~/.cache/gemmascope, unless a folder is given."""
     if cache is not None:
-        return asked_path(cache, error=CheckpointError, what="a folder")
+        return user_path(cache, error=CheckpointError, what="a folder")
     base = os.environ.get("GEMMASCOPE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "gemmascope"
     return Path(base).expanduser() / "int8" / f"{_plain(Path(name).name)}-{identity[:16]}"
 
@@ -141,7 +141,7 @@ def _refresh(target: Path, folder: Path, source: str, look: str) -> None:
             if content is not None:
                 write_file(target / name, content, error=CheckpointError, full=BudgetError)
             else:
-                with suppress(FileNotFoundError), explained(target / name, CheckpointError):
+                with suppress(FileNotFoundError), explain_os_errors(target / name, CheckpointError):
                     (target / name).unlink()
         if (known := sources_of(target)).get(source) != look:
             _note(target, {**known, source: look})

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import listed, listed_numbers, listed_words, shown, whole_number
+from gemmascope.arguments import as_list, as_numbers, as_words, shown, whole_number
 from gemmascope.edits.bound import BoundEdit, mesh
 from gemmascope.edits.places import find_heads, find_positions
 from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.sites import Site, find_layer, read_name
+from gemmascope.sites import Site, find_layer, parse_site_name
 from gemmascope.sweeps.sources import PrecomputedValues, ValueSource
 
 
@@ -35,7 +35,7 @@ class Places:
     def __post_init__(self) -> None:
         for name, given in vars(self).items():
             if isinstance(given, Iterator):  # it is asked for every pair
-                object.__setattr__(self, name, listed(given, name, error=SiteError))
+                object.__setattr__(self, name, as_list(given, name, error=SiteError))
 
 
 EVERYWHERE = Places()
@@ -168,7 +168,7 @@ def _named_layer(name: str, at: int, given: Any, n_layers: int) -> int:
 def _layers(given: Any, n_layers: int) -> list[int]:
     if given is None:
         return list(range(n_layers))
-    found = listed_numbers(given)
+    found = as_numbers(given)
     found = [given] if found is None else found
     numbers = [find_layer(layer, n_layers) for layer in found]
     if not numbers:
@@ -183,11 +183,11 @@ def asked_axes(site: str, by: Sequence[str]) -> tuple[Site, int | None, list[str
 
     SiteError for no site, SweepError for one outside the layers and for axes that it does not have.
     """
-    found, at = read_name(site)
+    found, at = parse_site_name(site)
     if not found.in_layer:
         raise SweepError(f"'{found.name}' is outside the layers, so there is no grid over it: use gs.trace with an edit")
     there = ["layer", *(axis for axis in found.axes if axis in _LAID)]
-    names = listed_words(by)
+    names = as_words(by)
     names = names and [found.heads if name == "head" and found.heads else name for name in names]
     if not names or len(set(names)) < len(names) or set(names) - set(there):
         raise SweepError(f"by names axes of '{found.name}', each once: {', '.join(there)}; given {shown(by)}")

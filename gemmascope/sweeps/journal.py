@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gemmascope.errors import SweepError
 from gemmascope.files.locking import lock, unlock
-from gemmascope.files.paths import asked_path, why_not_written
-from gemmascope.files.writing import explained, require_writable
+from gemmascope.files.paths import user_path, why_not_written
+from gemmascope.files.writing import explain_os_errors, require_writable
 from gemmascope.sweeps.journal_lines import FORMAT, about_of, cells_line, fill, opened, sealed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Journal:
         """
         if given is None:
             return
-        path = asked_path(given, error=SweepError, what="a sweep")
+        path = user_path(given, error=SweepError, what="a sweep")
         if os.path.isdir(path):
             raise SweepError(f"{path} is not a sweep that can be read: it is a folder; name a file in it")
         require_writable(given, error=SweepError)
@@ -51,7 +51,7 @@ class Journal:
             raise SweepError(
                 f"cannot write {path}: it is a pipe or a device, and this must be a file that can be read again"
             )
-        with explained(path, SweepError):
+        with explain_os_errors(path, SweepError):
             is_new = not path.exists()
             self.path, self._file = path, path.open("ab+", buffering=0)
         if not lock(self._file, wait=False):
@@ -90,7 +90,7 @@ class Journal:
         there = _bytes_of(self.path)
         if len(there) < len(first) and first.startswith(there):  # nothing, or what a crash left of the first line
             try:
-                with explained(self.path, SweepError):
+                with explain_os_errors(self.path, SweepError):
                     self._file.truncate(0)
                     self._append(first)
                     self._size, self._sum = len(first), found
@@ -103,7 +103,7 @@ class Journal:
         _check_same(there, self.path, result)
         self._size, self._sum = fill_from(there, self.path, result)
         self.n_cells = int(result.finished.sum())
-        with explained(self.path, SweepError):
+        with explain_os_errors(self.path, SweepError):
             if not there[: self._size].endswith(b"\n"):  # the first line, whose end alone is missing
                 self._append(b"\n")
                 self._size += 1

@@ -13,7 +13,7 @@ import numpy as np
 
 from gemmascope.arguments import true_or_false
 from gemmascope.errors import SweepError, warn
-from gemmascope.files.paths import asked_path
+from gemmascope.files.paths import user_path
 from gemmascope.files.writing import write_file
 from gemmascope.legible import legibly, spelled
 from gemmascope.sweeps.captions import call_details, metric_label, picture_title
@@ -241,7 +241,7 @@ def open_sweep(path: str | os.PathLike[str]) -> SweepResult:
     Raises:
         SweepError: It is no such file, or a damaged one: says which line.
     """
-    path = asked_path(path, error=SweepError, what="a sweep")
+    path = user_path(path, error=SweepError, what="a sweep")
     about, content = read_file(path)
     try:
         result = SweepResult.empty(SweepMetadata(**about["question"]), about["n_pairs"])

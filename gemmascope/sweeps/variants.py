@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit, DeferredValues
 from gemmascope.memory.limits import explain_oom
-from gemmascope.memory.placement import BIN_ROWS
+from gemmascope.memory.placement import MICROBATCH_ROWS
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.model import Model
@@ -246,10 +246,10 @@ class _Pass:
 
 
 def _batches(members: Sequence[_Member], run_of: Callable[[_Member], _Run]) -> Iterator[list[_Member]]:
-    """Members sorted so that like runs are neighbours, in as few batches of about BIN_ROWS rows as hold them, all alike."""
+    """Members sorted so that like runs are neighbours, in as few batches of about MICROBATCH_ROWS rows as possible."""
     ordered = sorted(members, key=run_of)
     total = sum(run_of(member).n_rows for member in ordered)
-    share = total / max(1, -(-total // BIN_ROWS))
+    share = total / max(1, -(-total // MICROBATCH_ROWS))
     batch: list[_Member] = []
     n_rows = 0
     for member in ordered:

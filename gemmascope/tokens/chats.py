@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmascope.errors import PromptError
-from gemmascope.files.json_reader import is_there, refuse_pointer
+from gemmascope.files.json_reader import is_regular_file, refuse_pointer
 
 # A message: who speaks, and what; the content is text, or parts of which each is {"type": "text", "text": ...}.
 Message = Mapping[str, Any]
@@ -19,9 +19,9 @@ Render = Callable[[Sequence[Message]], str]
 def chat_of_folder(folder: Path, settings: Mapping[str, Any]) -> Render | None:
     """The template of a folder, given its tokenizer_config.json; None where there is none."""
     written = folder / "chat_template.jinja"
-    if not (is_there(written) or settings.get("chat_template")):
+    if not (is_regular_file(written) or settings.get("chat_template")):
         return None
-    if is_there(written):
+    if is_regular_file(written):
         refuse_pointer(written)
 
     return _OfFolder(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmascope.errors import CheckpointError, GemmascopeError, warn
-from gemmascope.files.json_reader import is_there, read_json
+from gemmascope.files.json_reader import is_regular_file, read_json
 from gemmascope.tokens.backends import JsonBackend, PieceBackend
 
 JSON, PIECES, SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
@@ -24,14 +24,14 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder has a tokenizer. CheckpointError for a folder or a broken link in the place of its file."""
-    return is_there(folder / JSON) or is_there(folder / PIECES)
+    return is_regular_file(folder / JSON) or is_regular_file(folder / PIECES)
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """What tokenizer_config.json says; nothing where there is none."""
     path = folder / SETTINGS
     try:
-        return read_json(path) if is_there(path) else {}
+        return read_json(path) if is_regular_file(path) else {}
     except CheckpointError as error:
         raise CheckpointError(f"{path} cannot be read as a JSON object: {error}") from error
 
@@ -40,8 +40,8 @@ def read_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tuple[JsonBacke
     """The backend of a folder, and the id of its <bos> if it names one. CheckpointError if it cannot be read."""
     backend: JsonBackend | PieceBackend
     try:
-        backend = JsonBackend.from_file(folder / JSON) if is_there(folder / JSON) else PieceBackend(folder / PIECES)
-        special = read_json(folder / SPECIAL) if is_there(folder / SPECIAL) else {}
+        backend = JsonBackend.from_file(folder / JSON) if is_regular_file(folder / JSON) else PieceBackend(folder / PIECES)
+        special = read_json(folder / SPECIAL) if is_regular_file(folder / SPECIAL) else {}
         if _needs_transformers(folder, backend, settings, special):
             return _by_transformers(folder)
     except GemmascopeError:
@@ -59,7 +59,7 @@ def read_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tuple[JsonBacke
 def _needs_transformers(
     folder: Path, backend: JsonBackend | PieceBackend, settings: Mapping[str, Any], special: Mapping[str, Any]
 ) -> bool:
-    added = read_json(folder / ADDED) if is_there(folder / ADDED) else {}
+    added = read_json(folder / ADDED) if is_regular_file(folder / ADDED) else {}
     named = [*_in_settings(settings), *((name, int(i), {}) for name, i in added.items()), *_in_special(special)]
     if settings.get("split_special_tokens") or not all(backend.matches(*token) for token in named):
         return True

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gemmascope.arguments import is_whole, listed_numbers, true_or_false
+from gemmascope.arguments import as_numbers, is_whole, true_or_false
 from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import find_heads
 from gemmascope.errors import SiteError
@@ -72,7 +72,7 @@ def attention_view(
 def _layers(layers: Any, n_layers: int) -> list[int]:
     if layers is None:
         return list(range(n_layers))
-    if is_whole(layers) or not (found := listed_numbers(layers)):
+    if is_whole(layers) or not (found := as_numbers(layers)):
         raise SiteError(f"layers is a list of numbers, at least one; given {quoted(layers)}")
     return sorted({find_layer(n, n_layers) for n in found})
 

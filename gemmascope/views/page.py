@@ -69,7 +69,7 @@ class View:
         Raises:
             FileError: It cannot be written.
         """
-        write_file(path, page([self]), through=True)
+        write_file(path, page([self]), allow_pipe=True)
 
     def _plain(self) -> str:
         rows = "".join("<tr>" + "".join(f"<td>{_text(spelled(cell))}</td>" for cell in row) + "</tr>" for row in self.rows)

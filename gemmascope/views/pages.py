@@ -26,9 +26,9 @@ def write_trace(path: Path, trace: Trace) -> None:
             views.append(make(trace))
         except GemmascopeError as error:  # noqa: PERF203
             said.append(f"<p>{escape(f'gs.{make.__name__} is not on this page: {error}')}</p>")
-    write_file(path, page(views, "\n".join(said), title=f"Trace of {trace.model.name}"), through=True)
+    write_file(path, page(views, "\n".join(said), title=f"Trace of {trace.model.name}"), allow_pipe=True)
 
 
 def write_sweep(path: Path, result: SweepResult) -> None:
     """Write a sweep's grid as a page."""
-    write_file(path, page([sweep_view(result)]), through=True)
+    write_file(path, page([sweep_view(result)]), allow_pipe=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemmascope.arguments import listed, whole_number
+from gemmascope.arguments import as_list, whole_number
 from gemmascope.errors import BudgetError
 from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, memory_text
 from gemmascope.memory.plan import Plan, plan
@@ -28,8 +28,8 @@ def plan_view(models: Sequence[Any] = SIZES, contexts: Sequence[int] = CONTEXTS)
     what every model takes. Everything is computed beforehand by gs.plan, in bfloat16, with bfloat16 and int8 weights, on
     common cards; sizes are bytes in units of 10^9. Raises what gs.plan does, BudgetError for an empty list.
     """
-    models = listed(models, "models", error=BudgetError)
-    contexts = listed(contexts, "contexts", error=BudgetError)
+    models = as_list(models, "models", error=BudgetError)
+    contexts = as_list(contexts, "contexts", error=BudgetError)
     contexts = [whole_number(one, "a context", least=1, error=BudgetError) for one in contexts]
     if not models or not contexts:
         raise BudgetError("models and contexts are lists with one entry at least")

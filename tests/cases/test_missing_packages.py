@@ -14,7 +14,7 @@ from checkpoints import checkpoint, model_of
 import gemmascope as gs
 from gemmascope.__main__ import main
 from gemmascope.errors import GemmascopeError, MissingPackageError, SweepError
-from gemmascope.packages import needing
+from gemmascope.packages import requires_package
 
 IDS, OTHER = [2, 5, 9, 11], [2, 6, 9, 11]
 
@@ -123,12 +123,12 @@ def test_the_command_line_says_it_in_a_line(
 def test_it_is_an_import_error_of_the_package() -> None:
     assert issubclass(MissingPackageError, GemmascopeError)
     assert issubclass(MissingPackageError, ImportError)
-    with pytest.raises(MissingPackageError) as caught, needing("this", "nothing_of_that_name"):
+    with pytest.raises(MissingPackageError) as caught, requires_package("this", "nothing_of_that_name"):
         import nothing_of_that_name  # noqa: F401
     assert caught.value.name == "nothing_of_that_name"
 
 
 def test_an_import_error_of_our_own_is_not_disguised() -> None:
-    with pytest.raises(ImportError) as caught, needing("this", "ipywidgets"):
+    with pytest.raises(ImportError) as caught, requires_package("this", "ipywidgets"):
         import gemmascope.not_there  # noqa: F401
     assert not isinstance(caught.value, MissingPackageError)

@@ -19,7 +19,7 @@ import pytest
 import gemmascope as gs
 from gemmascope.errors import CheckpointError, FileError, GemmascopeError, SweepError, TraceError
 from gemmascope.files import asides
-from gemmascope.files.paths import asked_path
+from gemmascope.files.paths import user_path
 from gemmascope.files.writing import write_file
 
 CLEAN = "Mary and John went to the store. John gave a drink to"
@@ -300,7 +300,9 @@ def test_devices_stay_devices(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stdout", ["a file", "a pipe"])
 def test_a_table_on_stdout_comes_after_what_was_printed(stdout: str, tmp_path: Path) -> None:
     """A file behind /dev/stdout is not replaced: the shell and this process both write to it."""
-    code = "import gemmascope.files.writing as w; print(1); w.write_file('/dev/stdout', 'table\\n', through=True); print(2)"
+    code = (
+        "import gemmascope.files.writing as w; print(1); w.write_file('/dev/stdout', 'table\\n', allow_pipe=True); print(2)"
+    )
     with (tmp_path / "out").open("wb") as file:
         to: Any = file if stdout == "a file" else subprocess.PIPE
         done = subprocess.run([sys.executable, "-c", code], stdout=to, check=True, timeout=60)
@@ -400,6 +402,6 @@ def test_what_breaks_while_it_is_made_goes_on_and_leaves_the_old_file(tmp_path: 
 
 
 def test_a_user_without_a_home_is_no_bare_error(tmp_path: Path) -> None:
-    assert asked_path("~nobody-of-this-name/x", error=FileError) == Path("~nobody-of-this-name/x")
+    assert user_path("~nobody-of-this-name/x", error=FileError) == Path("~nobody-of-this-name/x")
     with pytest.raises(FileError, match="there is no folder"):
         write_file("~nobody-of-this-name/x", "text")

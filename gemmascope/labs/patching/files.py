@@ -10,12 +10,12 @@ import numpy as np
 
 from gemmascope.errors import SweepError
 from gemmascope.files.csv_tables import csv_text
-from gemmascope.files.paths import asked_path
+from gemmascope.files.paths import user_path
 from gemmascope.files.writing import require_writable, write_file
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.state import grid_spec, label_of
-from gemmascope.packages import needing
+from gemmascope.packages import requires_package
 from gemmascope.views.packing import packed
 from gemmascope.views.page import View, page
 
@@ -55,17 +55,17 @@ def file_of(lab: LabSession, what: str) -> tuple[str, str]:
 
 def save(lab: LabSession, path: str | os.PathLike[str]) -> None:
     """Write a lab to a file: .html (a page), .csv (a table), .py (a script), .png (a picture, with plotly's kaleido)."""
-    kind = asked_path(path, error=SweepError, what="a lab").suffix
+    kind = user_path(path, error=SweepError, what="a lab").suffix
     if kind not in KINDS:
         raise SweepError(f"a lab is saved as one of {', '.join(KINDS)}; given {str(path)!r}")
     require_writable(path, error=SweepError)
-    write_file(path, _picture(lab) if kind == ".png" else file_of(lab, kind[1:])[1], error=SweepError, through=True)
+    write_file(path, _picture(lab) if kind == ".png" else file_of(lab, kind[1:])[1], error=SweepError, allow_pipe=True)
 
 
 def _picture(lab: LabSession) -> bytes:
     lab.code()
     assert lab.result is not None
-    with needing("a PNG", "kaleido", install="kaleido"):
+    with requires_package("a PNG", "kaleido", install="kaleido"):
         importlib.import_module("kaleido")
     try:
         return bytes(lab.result.plot().to_image("png"))

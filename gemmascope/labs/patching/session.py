@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gemmascope.arguments import says
+from gemmascope.arguments import equals_text
 from gemmascope.errors import GemmascopeError, SweepError, warn
 from gemmascope.labs.patching.cell_grid import CellGrid, cells_of
 from gemmascope.labs.patching.checks import check
@@ -278,7 +278,7 @@ class LabSession:
 
     def _check_place(self, what: str, row: Any, column: Any) -> None:
         """A wrong place is told here and now; of a question that is being prepared, when it is known."""
-        if self.experiment is not None and not says(what, "estimate"):
+        if self.experiment is not None and not equals_text(what, "estimate"):
             cells_of(self.experiment.shape, what, row, column)
 
     def _raise_checks(self) -> None:

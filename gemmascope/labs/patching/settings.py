@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from typing import Any
 
-from gemmascope.arguments import listed_words, one_of, shown
+from gemmascope.arguments import as_words, one_of, shown
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
-from gemmascope.sites import LAYER_SITES, find_site, read_name
+from gemmascope.sites import LAYER_SITES, find_site, parse_site_name
 from gemmascope.sweeps.grid import Places
 from gemmascope.sweeps.metrics import AnswerMetric, answer_logprob, answer_prob, logit_diff
 from gemmascope.sweeps.pairs import INTO
@@ -82,7 +82,7 @@ class Settings:
 
     @staticmethod
     def _site(given: Any) -> str:
-        site, at = read_name(given)
+        site, at = parse_site_name(given)
         if not site.in_layer or at is not None:
             raise SweepError(f"a lab's site is one of {', '.join(LAYER_SITES)}, of all layers; given {shown(given)}")
         return site.name
@@ -96,7 +96,7 @@ def grids_of(site: str) -> list[tuple[str, str]]:
 
 def _axes(site: str, by: Any) -> tuple[str, ...]:
     heads = find_site(site).heads
-    named = tuple(heads if axis == "head" and heads else axis for axis in listed_words(by) or ())
+    named = tuple(heads if axis == "head" and heads else axis for axis in as_words(by) or ())
     if len(set(named)) != 2 or set(named) not in map(set, grids_of(site)):
         choices = ", ".join(f"({a!r}, {b!r})" for a, b in grids_of(site))
         raise SweepError(f"a lab's grid has two axes of '{site}', rows and columns: {choices}; given by={shown(by)}")

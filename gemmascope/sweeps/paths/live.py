@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.memory.limits import explain_oom
-from gemmascope.memory.placement import BIN_ROWS
+from gemmascope.memory.placement import MICROBATCH_ROWS
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
@@ -96,7 +96,7 @@ class LivePaths:
         if not moving:
             return
         middle = [self._after_attention(layer, walk) for walk in moving]
-        written = torch.cat([self._mlp(layer, part) for part in torch.split(torch.cat(middle), BIN_ROWS)])
+        written = torch.cat([self._mlp(layer, part) for part in torch.split(torch.cat(middle), MICROBATCH_ROWS)])
         parts = torch.split(written, [len(x) for x in middle])
         for walk, x, part in zip(moving, middle, parts, strict=True):
             sends = self.name == "mlp_out" and layer.index in walk.cell["layer"]

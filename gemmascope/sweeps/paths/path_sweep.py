@@ -24,7 +24,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.run.metric import try_metric
 from gemmascope.run.trace import Trace, trace
-from gemmascope.sites import read_name
+from gemmascope.sites import parse_site_name
 from gemmascope.sweeps.grid import Grid, Places
 from gemmascope.sweeps.pairs import Plan, pairs_of, prompts_of, question_of
 from gemmascope.sweeps.paths.live import LivePaths
@@ -69,13 +69,13 @@ def path_sweep(
     pos, head, memory, progress, the other arguments and the result: as in gs.sweep. A sender that comes at or after the
     layer of every receiver has no path: its cell stays NaN. SweepError if none has one.
     """
-    if read_name(sender)[0].name not in SENDERS:
+    if parse_site_name(sender)[0].name not in SENDERS:
         raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {shown(sender)}")
     one_of(mlps, "mlps", MLPS, error=SweepError)
     model = model_or_nano(model)
     receivers, max_rows = receivers_of(receiver, model), rows_within(memory, model)
     if by is None:
-        by = ("layer", "head") if read_name(sender)[0].name == "z" else ("layer", "pos")
+        by = ("layer", "head") if parse_site_name(sender)[0].name == "z" else ("layer", "pos")
     clean, corrupt = prompts_of(clean, corrupt)
     pairs = pairs_of(clean, corrupt, metric, into, None, model)
     places = Places(layer=layer, pos=pos, head=head)

@@ -17,7 +17,7 @@ from gemmascope.edits.places import find_heads
 from gemmascope.errors import SweepError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
-from gemmascope.sites import find, read_name
+from gemmascope.sites import find, parse_site_name
 
 RECEIVERS = ("q", "k", "v")
 
@@ -75,9 +75,9 @@ def _receiver(given: Any, model: Model) -> Iterator[Receiver]:
         yield Receiver("resid_post", model.n_layers - 1, None)
         return
     parts = (given,) if isinstance(given, str) else given
-    if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or read_name(parts[0])[0].name not in RECEIVERS:
+    if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or parse_site_name(parts[0])[0].name not in RECEIVERS:
         raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {shown(given)}")
-    if len(parts) == 2 and read_name(parts[0])[1] is not None:  # is the number its layer once more, or a head?
+    if len(parts) == 2 and parse_site_name(parts[0])[1] is not None:  # is the number its layer once more, or a head?
         raise SweepError(
             f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {shown(given)}"
         )
