@@ -1,7 +1,4 @@
-"""The command line: the functions of the package, one subcommand each.
-
-A subcommand is a file in commands/ with two functions: add says its arguments, run runs it and returns the exit status.
-"""
+"""The command line. Each subcommand is a file in cli/ with two functions: `add` declares its arguments, `run` runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TextIO
 
 from gemmascope import __version__
 from gemmascope.cli import generate, lab, patch, plan, quantize, trace
@@ -35,9 +32,9 @@ The model is nano, a small trained Gemma 2 inside the package, unless --model na
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 2 for bad input, which is told in one line on stderr."""
+    """Run one command and return its exit status: 2 for bad input, with a message on stderr."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a token that the terminal's encoding lacks is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):  # a token that the terminal's encoding lacks must not end the command
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
     try:
@@ -50,25 +47,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (GemmascopeError, OSError) as error:
-        if isinstance(error.__cause__, BrokenPipeError):  # of a file that was written to, such as /dev/stdout
+        if isinstance(error.__cause__, BrokenPipeError):  # while writing to a file such as /dev/stdout
             return PIPE_CLOSED
         print("gemmascope:", *legible(str(error)).split("\n"), file=sys.stderr)
         return BAD_INPUT
 
 
-_show = warnings.showwarning
+_showwarning = warnings.showwarning
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-    """Tell our own warnings as errors are told, in one line: on a command line there is no line of the user's to name."""
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print our own warnings in one line, like errors: on a command line there is no source line of the user's to show."""
     if issubclass(category, GemmascopeWarning):
         print("gemmascope: warning:", *str(message).split("\n"), file=sys.stderr)
     else:
-        _show(message, category, *rest, **named)
+        _showwarning(message, category, filename, lineno, file, line)
 
 
 def _flush() -> None:
-    """Write out what was printed, where a closed pipe or a full disk is caught, and not at the interpreter's end."""
+    """Flush stdout here, where a closed pipe or a full disk is handled, rather than when the interpreter exits."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -78,8 +82,8 @@ def _flush() -> None:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
-    given, further = _parted(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(given, argparse.Namespace(further=further))
+    own, jupyter = _split(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(own, argparse.Namespace(jupyter=jupyter))
     if args.run is None:
         parser.print_help(sys.stderr)
         return BAD_INPUT
@@ -87,11 +91,11 @@ def _run(argv: Sequence[str] | None) -> int:
     return status
 
 
-def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before `gemmascope lab ... --`, and after it. For other commands -- is argparse's."""
-    given = list(argv)
-    at = given.index("--") if given[:1] == ["lab"] and "--" in given else len(given)
-    return given[:at], given[at + 1 :]
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments before and after the "--" of `gemmascope lab ... -- ...`. Other commands leave "--" to argparse."""
+    words = list(argv)
+    end = words.index("--") if words[:1] == ["lab"] and "--" in words else len(words)
+    return words[:end], words[end + 1 :]
 
 
 def _parser() -> argparse.ArgumentParser:

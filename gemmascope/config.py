@@ -1,4 +1,4 @@
-"""GemmaConfig: the shape of a Gemma 2 model, in the words of this package."""
+"""GemmaConfig: the shape of a Gemma 2 model, in this package's own terms."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-# How config.json calls the fields of GemmaConfig.
-_THEIRS = {
+# The names of GemmaConfig's fields in config.json.
+_JSON_NAMES = {
     "d_model": "hidden_size", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads", "d_head": "head_dim",
     "d_mlp": "intermediate_size", "vocab_size": "vocab_size", "window": "sliding_window",
     "context": "max_position_embeddings", "query_scalar": "query_pre_attn_scalar", "norm_eps": "rms_norm_eps",
@@ -32,7 +32,7 @@ _THEIRS = {
     "bos_id": "bos_token_id", "eos_ids": "eos_token_id",
 }  # fmt: skip
 
-# No Gemma comes near these. What is larger is damage, and is refused before anything is made in its size.
+# Far beyond any Gemma. A larger value means a damaged file, and is refused before anything of that size is allocated.
 _MOST = {
     "d_model": 2**20, "n_heads": 2**14, "n_kv_heads": 2**14, "d_head": 2**16, "d_mlp": 2**24, "vocab_size": 2**28,
     "window": 2**48, "context": 2**48, "query_scalar": 2.0**24, "attn_cap": 1e9, "final_cap": 1e9, "norm_eps": 1e3,
@@ -44,11 +44,38 @@ MOST_LAYERS = 4096
 
 @dataclass(frozen=True)
 class GemmaConfig:
-    """The shape of a Gemma 2 model.
+    """The shape of a Gemma 2 model. `model.config` is one.
 
-    kinds: "local" or "global" for each layer; a local layer's query sees the `window` latest keys, its own included.
-    context: the longest prompt in positions. query_scalar: scores are divided by its square root. attn_cap and
-    final_cap: soft caps of the attention scores and of the logits, None for no cap.
+    Attributes:
+        d_model: Width of the residual stream.
+        n_heads: Query heads in a layer.
+        n_kv_heads: Key-value heads in a layer; each serves n_heads // n_kv_heads query heads.
+        d_head: Width of a head.
+        d_mlp: Neurons in a layer's MLP.
+        vocab_size: Tokens in the vocabulary.
+        kinds: "local" or "global" for each layer. A query of a local layer sees the latest `window` keys, its own included.
+        window: The width of local attention, in positions.
+        context: The longest prompt, in positions.
+        query_scalar: Attention scores are divided by its square root.
+        attn_cap: The soft cap on attention scores; None for no cap.
+        final_cap: The soft cap on logits; None for no cap.
+        norm_eps: What an RMSNorm adds to the mean square.
+        rope_theta: The base of RoPE's frequencies.
+        bos_id: The id of the token that begins every prompt.
+        eos_ids: The ids of the tokens that end a generated text.
+
+    Raises:
+        ConfigError: A field is not a positive number of a plausible size, or the fields do not fit together.
+
+    References:
+        Gemma Team (2024), "Gemma 2: Improving Open Language Models at a Practical Size", arXiv:2408.00118.
+
+    Example:
+        >>> config = gs.load("nano").config
+        >>> config.n_layers, config.d_model, config.n_heads, config.n_kv_heads
+        (6, 128, 4, 2)
+        >>> config.kinds[:2]
+        ('local', 'global')
     """
 
     d_model: int
@@ -92,33 +119,50 @@ class GemmaConfig:
 
     @property
     def n_layers(self) -> int:
+        """How many layers the model has."""
         return len(self.kinds)
 
     @property
     def heads_per_kv(self) -> int:
-        """How many query heads read each key-value head."""
+        """How many query heads share a key-value head."""
         return self.n_heads // self.n_kv_heads
 
     @property
     def n_params(self) -> int:
-        """Number of parameters, the tied embedding counted once."""
+        """Number of parameters. The embedding, which is also the unembedding, counts once."""
         attention = self.d_model * self.d_head * (2 * self.n_heads + 2 * self.n_kv_heads)
         layer = attention + 3 * self.d_model * self.d_mlp + 4 * self.d_model
         return self.vocab_size * self.d_model + self.n_layers * layer + self.d_model
 
     def size_of(self, axis: str, n_pos: int) -> int:
-        """Length of a site's axis for a run of n_pos positions."""
+        """Length of a site's axis.
+
+        Args:
+            axis: The axis's name, such as "head" or "d_model".
+            n_pos: Positions of the run.
+        """
         sizes = {"pos": n_pos, "q_pos": n_pos, "k_pos": n_pos, "head": self.n_heads, "kv_head": self.n_kv_heads,
                  "d_head": self.d_head, "d_model": self.d_model, "d_mlp": self.d_mlp, "vocab": self.vocab_size}  # fmt: skip
         return sizes[axis]
 
     def window_of(self, layer: int) -> int | None:
-        """How many keys a query of this layer sees, its own included; None for a global layer: all of them."""
+        """How many keys a query of a layer sees, its own included; None for a global layer, where it sees all.
+
+        Args:
+            layer: The layer's number, counted from 0.
+        """
         return self.window if self.kinds[layer] == "local" else None
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> GemmaConfig:
-        """From the content of a transformers config.json (of transformers 4 or 5). ConfigError if it is no Gemma 2."""
+    def from_dict(cls, given: Mapping[str, object]) -> GemmaConfig:
+        """A config from the content of a config.json, as transformers 4 or 5 writes it.
+
+        Args:
+            given: The JSON object. Fields it leaves out take transformers' defaults for Gemma 2.
+
+        Raises:
+            ConfigError: The file describes another architecture, or a Gemma 2 that this package cannot run.
+        """
         model_type = given.get("model_type")
         if model_type != "gemma2":
             names = (
@@ -127,7 +171,7 @@ class GemmaConfig:
             raise ConfigError(
                 f"this is not a Gemma 2 checkpoint: model_type is {shown(model_type)} ({names}), not 'gemma2'{_inner(given)}"
             )
-        c = {**_DEFAULTS, **given}
+        c: dict[str, Any] = {**_DEFAULTS, **given}
         try:
             _refuse_variants(c)
             values = {
@@ -149,12 +193,12 @@ class GemmaConfig:
             }
             return cls(**values, kinds=_kinds(c))
         except ConfigError as error:
-            raise ConfigError(_in_their_words(str(error))) from None
+            raise ConfigError(_with_json_name(str(error))) from None
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ConfigError(f"the config holds a value of the wrong type: {error}") from error
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of a transformers config.json for this shape."""
+    def to_dict(self) -> dict[str, object]:
+        """The content of a config.json of transformers for this shape."""
         names = {kind: name for name, kind in _KINDS.items()}
         return {
             "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "vocab_size": self.vocab_size,
@@ -169,8 +213,8 @@ class GemmaConfig:
         }  # fmt: skip
 
 
-def _require(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
-    amount: Any = value if isinstance(value, kind) and not isinstance(value, bool) else 0
+def _require(name: str, value: object, kind: type[int | float] | tuple[type[int | float], ...], what: str) -> None:
+    amount = value if isinstance(value, kind) and not isinstance(value, bool) else 0
     if not amount > 0:
         raise ConfigError(f"{name} must be {what}; given {shown(value)}")
     if amount < _LEAST.get(name, 0):
@@ -179,17 +223,18 @@ def _require(name: str, value: Any, kind: type | tuple[type, ...], what: str) ->
         raise ConfigError(f"{name} must be at most {_MOST[name]:,}; given {shown(value)}")
 
 
-def _in_their_words(message: str) -> str:
-    """The message, with what config.json calls the field that it begins with."""
+def _with_json_name(message: str) -> str:
+    """An error message that begins with a field's name, with the field's name in config.json in front."""
     name = message.split(" ", 1)[0]
-    theirs = "bos_token_id or eos_token_id" if name == "bos_id" else _THEIRS.get(name, name)
-    return message if theirs == name else f"{theirs}: {message}"
+    json_name = "bos_token_id or eos_token_id" if name == "bos_id" else _JSON_NAMES.get(name, name)
+    return message if json_name == name else f"{json_name}: {message}"
 
 
-def _kinds(c: Mapping[str, Any]) -> tuple[Kind, ...]:
+def _kinds(c: Mapping[str, object]) -> tuple[Kind, ...]:
     n_layers, types = c["num_hidden_layers"], c.get("layer_types")
     if not is_whole(n_layers):
         raise ConfigError(f"num_hidden_layers: the config holds a value of the wrong type: {shown(n_layers)}")
+    n_layers = int(n_layers)
     if n_layers > MOST_LAYERS:
         raise ConfigError(f"num_hidden_layers: a model has at most {MOST_LAYERS} layers; given {shown(n_layers)}")
     if types is None:  # configs written before transformers 4.53 do not list them: even layers slide
@@ -203,12 +248,15 @@ def _kinds(c: Mapping[str, Any]) -> tuple[Kind, ...]:
     return tuple(_KINDS[name] for name in types)
 
 
-def _rope(c: Mapping[str, Any]) -> Mapping[str, Any]:
+def _rope(c: Mapping[str, object]) -> Mapping[str, object]:
     """RoPE's own fields: transformers 5 writes rope_parameters, transformers 4 rope_theta and rope_scaling."""
-    return c.get("rope_parameters") or c.get("rope_scaling") or {}
+    fields = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"rope_parameters: the config holds a value of the wrong type: {shown(fields)}")
+    return fields
 
 
-def _rope_theta(c: Mapping[str, Any]) -> float:
+def _rope_theta(c: Mapping[str, object]) -> float:
     given = (_rope(c).get("rope_theta"), c.get("rope_theta"), 10000.0)
     value = next(theta for theta in given if theta is not None)
     if not is_number(value):
@@ -216,9 +264,7 @@ def _rope_theta(c: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def _refuse_variants(c: Mapping[str, Any]) -> None:
-    if not isinstance(_rope(c), Mapping):
-        raise ConfigError(f"rope_parameters: the config holds a value of the wrong type: {shown(_rope(c))}")
+def _refuse_variants(c: Mapping[str, object]) -> None:
     rope_type = _rope(c).get("rope_type", _rope(c).get("type", "default"))
     activation = c["hidden_activation"] or c.get("hidden_act")
     checks = {
@@ -234,8 +280,8 @@ def _refuse_variants(c: Mapping[str, Any]) -> None:
         raise ConfigError(f"this model is of type 'gemma2' but differs from Gemma 2: {'; '.join(wrong)}")
 
 
-def _inner(given: Mapping[str, Any]) -> str:
-    """What to do with a model that has a Gemma 2 within it, such as PaliGemma 2."""
+def _inner(given: Mapping[str, object]) -> str:
+    """Advice for a model that contains a Gemma 2, such as PaliGemma 2; empty for any other."""
     inner = given.get("text_config")
     if not isinstance(inner, Mapping) or inner.get("model_type") != "gemma2":
         return ""
@@ -245,7 +291,7 @@ def _inner(given: Mapping[str, Any]) -> str:
     )
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
+def _as_tuple(value: object) -> tuple[object, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)

@@ -1,4 +1,4 @@
-"""The errors of gemmascope: one base class, and one class for each door that bad input can come to. And its warnings."""
+"""The errors of gemmascope: one base class, and one subclass for each kind of bad input; and its warning."""
 
 from __future__ import annotations
 
@@ -12,25 +12,43 @@ _PACKAGE = str(Path(__file__).parent)
 
 
 class GemmascopeError(Exception):
-    """Base of every error that gemmascope raises on purpose: what was given, what there is, what to do."""
+    """Base class of every error that gemmascope raises on purpose.
+
+    The message says what was given, what is possible, and what to do. Each error is also a Python error of the fitting
+    kind (ValueError, LookupError, OSError, ImportError or RuntimeError), so existing handlers catch it too.
+
+    Example:
+        >>> try:
+        ...     gs.trace("Hello")["resid_prev", 0]
+        ... except gs.GemmascopeError as error:
+        ...     print(str(error)[:56])
+        there is no site 'resid_prev'. Did you mean 'resid_pre'
+    """
 
     def __str__(self) -> str:
         return legible(super().__str__())
 
 
 class GemmascopeWarning(UserWarning):
-    """Something that runs and may not be meant. warnings.simplefilter("error", gs.GemmascopeWarning) makes it an error."""
+    """A call that runs but may not do what was intended, such as a tokenizer whose tokens the model cannot embed.
+
+    The warning points at the caller's own line. Python's warning filters can silence it or turn it into an error.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", gs.GemmascopeWarning)
+    """
 
     def __str__(self) -> str:
         return legible(super().__str__())
 
 
 class SiteError(GemmascopeError, LookupError):
-    """A site, layer, head or position that is not there."""
+    """A site, layer, head or position that does not exist."""
 
 
 class ConfigError(GemmascopeError, ValueError):
-    """A configuration that does not describe a Gemma 2 which this package can run."""
+    """A configuration that does not describe a Gemma 2 that this package can run."""
 
 
 class CheckpointError(GemmascopeError, ValueError):
@@ -38,19 +56,19 @@ class CheckpointError(GemmascopeError, ValueError):
 
 
 class DeviceError(GemmascopeError, ValueError):
-    """A device or number format that is not there, or that Gemma 2 cannot compute with."""
+    """A device or number format that is not available, or that Gemma 2 cannot compute with."""
 
 
 class BudgetError(GemmascopeError, ValueError):
-    """An amount of memory, or room on a disk, that is too small for what was asked."""
+    """Too little memory or disk space."""
 
 
 class PromptError(GemmascopeError, ValueError):
-    """A prompt, or a wanted token, that the model or its tokenizer cannot take."""
+    """A prompt or an answer token that the model or its tokenizer cannot handle."""
 
 
 class TapError(GemmascopeError, ValueError):
-    """A tap that returned something the model cannot go on with."""
+    """A tap that returned a value the model cannot continue with."""
 
 
 class EditError(GemmascopeError, ValueError):
@@ -58,43 +76,43 @@ class EditError(GemmascopeError, ValueError):
 
 
 class TraceError(GemmascopeError, ValueError):
-    """A trace that cannot be read, saved or opened as asked."""
+    """A trace that cannot be read, saved or opened."""
 
 
 class MetricError(GemmascopeError, ValueError):
-    """A metric that cannot be computed, or that returned something else than one number per run."""
+    """A metric that cannot be computed, or that did not return one number per run."""
 
 
 class SweepError(GemmascopeError, ValueError):
-    """A sweep that cannot be run, continued or read as asked."""
+    """A sweep that cannot be run, resumed or read."""
 
 
 class GenerationError(GemmascopeError, ValueError):
-    """A text that cannot be generated as asked."""
+    """A text that cannot be generated."""
 
 
 class DictionaryError(GemmascopeError, ValueError):
-    """A sparse dictionary that cannot be found, read, or used with the model, layer or run that it was given."""
+    """A sparse dictionary that cannot be found or read, or does not go with the model, layer or run."""
 
 
 class FileError(GemmascopeError, OSError):
-    """A file, such as a page or a table, that cannot be written as asked."""
+    """A file, such as a page or a table, that cannot be written."""
 
 
 class MissingPackageError(GemmascopeError, ImportError):
-    """A package that this needs, and most of gemmascope does not, is not installed."""
+    """An optional package that is not installed."""
 
 
 class LabError(GemmascopeError, RuntimeError):
-    """A lab that is closed and was asked for more."""
+    """A closed lab that was used again."""
 
 
 class ServingError(GemmascopeError, ValueError):
-    """JupyterLab cannot be started as asked."""
+    """JupyterLab cannot be started with these arguments."""
 
 
 def warn(message: str) -> None:
-    """Give a GemmascopeWarning at the innermost line outside this package and the installed ones: the user's."""
+    """Issue a GemmascopeWarning at the user's line: the innermost one outside this package and all installed ones."""
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and _is_library(frame.f_code.co_filename):
         frame, depth = frame.f_back, depth + 1
@@ -102,5 +120,5 @@ def warn(message: str) -> None:
 
 
 def _is_library(filename: str) -> bool:
-    """Whether code is of this package, of an installed one (torch's decorators stand between), or made by one of those."""
+    """Whether code belongs to this package, to an installed one (such as torch's decorators), or was generated by one."""
     return filename.startswith((_PACKAGE, "<@")) or "site-packages" in Path(filename).parts

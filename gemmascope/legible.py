@@ -1,7 +1,7 @@
-"""Text as a terminal or a page can take it: what nobody sees, or what turns its neighbours round, is spelled out.
+"""Text that is safe to show in a terminal or a page: invisible and direction-changing characters are spelled out.
 
-Model names, tokens, prompts, labels and paths come from files that somebody else wrote. An escape code in one of them would
-move a terminal's cursor or colour it, and a mark of direction would make a line read as another.
+Model names, tokens, prompts, labels and paths come from files that somebody else wrote. An escape code in one of them could
+move the terminal's cursor or colour it, and a direction mark could make a line read as a different one.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TypeVar
 
 SelfT = TypeVar("SelfT")
 
-# Invisible, but what is round them reads otherwise without them: 👩‍👧, and letters of Indic scripts.
+# Invisible, but the characters around them need them: 👩‍👧, and letters of Indic scripts.
 _JOINERS = "\u200c\u200d"
 
 
 def spelled(text: str) -> str:
-    """One line of text with its escape codes, line ends and marks of direction spelled out, as \\x1b or \\u202e."""
+    """One line of text with its escape codes, line ends and direction marks spelled out, as \\x1b or \\u202e."""
     if text.isprintable():
         return text
     joins = _JOINERS if len(text) > 1 else ""
@@ -25,15 +25,15 @@ def spelled(text: str) -> str:
 
 
 def legible(text: str) -> str:
-    """Text of any length as a terminal can take it: lines stay lines, escape codes are spelled out."""
+    """Text of several lines: line ends and tabs stay, everything else that `spelled` escapes is spelled out."""
     return "".join(c if c in "\n\t" else spelled(c) for c in text) if not text.isprintable() else text
 
 
 def legibly(method: Callable[[SelfT], str]) -> Callable[[SelfT], str]:
-    """For a __repr__ or __str__: what it returns is made legible."""
+    """Decorator for a __repr__ or __str__: passes what it returns through `legible`."""
 
     @wraps(method)
-    def made_legible(self: SelfT) -> str:
+    def wrapper(self: SelfT) -> str:
         return legible(method(self))
 
-    return made_legible
+    return wrapper

@@ -1,11 +1,11 @@
-"""Packages that only some of gemmascope needs: where one is missing, the error says which, for what, and how to get it."""
+"""Optional packages: when one is missing, the error says which, what needs it, and how to install it."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
 
 from gemmascope.errors import MissingPackageError
 
@@ -16,16 +16,16 @@ LAB = "gemmascope[lab]"
 def requires_package(
     what: str, *names: str, install: str = LAB, error_class: type[MissingPackageError] = MissingPackageError
 ) -> Iterator[None]:
-    """Around imports: an ImportError becomes a MissingPackageError that says how to install what is missing.
+    """Wraps imports: an ImportError becomes a MissingPackageError that says how to install the package.
 
     Args:
         what: What needs the packages, such as "the live widget".
         names: The packages.
-        install: What pip is to install.
-        error_class: MissingPackageError, or a class of it.
+        install: The argument of pip install.
+        error_class: MissingPackageError or a subclass.
 
     Raises:
-        MissingPackageError: One of the packages, or one that it needs itself, cannot be imported.
+        MissingPackageError: One of the packages, or one of its own dependencies, cannot be imported.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def requires_package(
         raise error_class(needed, name=error.name) from error
 
 
-def plotly(part: str = "graph_objects") -> Any:
-    """A module of plotly, such as plotly.graph_objects. MissingPackageError where plotly is missing."""
+def plotly(part: str = "graph_objects") -> ModuleType:
+    """A module of plotly, such as plotly.graph_objects. Raises MissingPackageError if plotly is not installed."""
     with requires_package("a picture", "plotly", install="plotly"):
         return importlib.import_module(f"plotly.{part}")

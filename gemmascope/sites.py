@@ -1,7 +1,7 @@
-"""The sites of a Gemma 2 forward pass: one table that look-up, validation, labels and documents are driven by.
+"""The sites of a Gemma 2 forward pass: the one table behind look-up, validation, labels and documentation.
 
-A site is a named value of the forward pass. The order of the table is the order in which a pass makes the values,
-and so the order in which a tap sees them.
+A site is a named value of the forward pass. The table lists the sites in the order in which a pass computes them, which is
+the order in which a tap sees them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from gemmascope.legible import legibly
 class Site:
     """A named value of the forward pass.
 
-    name: what users type. axes: what its dimensions are, for one run. meaning: one line for the documents.
-    in_layer: whether there is one of it in every layer. hook: its name in TransformerLens, where the number there
-    is the same one. on_request: made only if a tap wants it, because it costs more than the forward does.
+    Attributes:
+        name: What users type.
+        axes: The names of its dimensions, for one run.
+        meaning: One line for the documentation.
+        in_layer: Whether every layer has one.
+        hook: Its name in TransformerLens, if the value there is the same; else None.
+        on_request: Whether it is computed only if a tap wants it, because it costs more than the forward pass itself.
     """
 
     name: str
@@ -34,12 +38,12 @@ class Site:
 
     @property
     def heads(self) -> str | None:
-        """Which heads this site has: "head" (query heads), "kv_head", or None."""
+        """The kind of heads this site has: "head" (query heads), "kv_head", or None."""
         return next((axis for axis in self.axes if axis in ("head", "kv_head")), None)
 
     @property
     def is_edges(self) -> bool:
-        """Whether the site lives on attention edges, (query position, key position), rather than on rows."""
+        """Whether the site has a value for each pair of query and key position, rather than for each position."""
         return "k_pos" in self.axes
 
 
@@ -89,8 +93,8 @@ EDGE_SITES: tuple[str, ...] = tuple(site.name for site in _TABLE if site.is_edge
 
 _BY_HOOK = {site.hook: site.name for site in _TABLE if site.hook} | {"hook_mlp_in": "resid_mid"}
 
-# Names of TransformerLens that look like one of ours but are another number. To answer them would be to lie.
-_OTHER_NUMBER = {
+# Names of TransformerLens that look like ours but stand for a different value, so translating them would be wrong.
+_DIFFERENT_VALUE = {
     "attn.hook_attn_scores": "has -inf at masked keys there; 'scores' (before the cap) and 'scores_capped' are unmasked",
     "attn.hook_result": "leaves out Gemma 2's post-norm there; 'head_out' goes through it and adds up to 'attn_out'",
     "ln1.hook_normalized": "is before the norm's gain there; 'attn_in' is after it",
@@ -102,7 +106,7 @@ _OTHER_NUMBER = {
 
 @dataclass(frozen=True)
 class Address:
-    """A site at a layer. layer is None for the sites outside the layers. Prints as its dotted string."""
+    """A site at a layer; layer is None for a site outside the layers. Prints as a dotted string, such as layers.5.z."""
 
     site: Site
     layer: int | None
@@ -113,7 +117,7 @@ class Address:
 
 
 def find_site(name: object) -> Site:
-    """The site of that name. SiteError with the near names for an unknown one."""
+    """The site of that name. Raises SiteError, with similar names, for an unknown one."""
     if isinstance(name, Site):
         return name
     if isinstance(name, str) and name in SITES:
@@ -122,10 +126,13 @@ def find_site(name: object) -> Site:
 
 
 def parse_site_name(name: object) -> tuple[Site, int | None]:
-    """The site that a name means, and the layer if the name says one.
+    """The site that a name refers to, and the layer if the name includes one.
 
-    name: "z"; "layers.5.z"; "attn.hook_z" or "blocks.5.attn.hook_z" (TransformerLens). Raises SiteError for an unknown
-    one, and for a name that stands for another number in TransformerLens.
+    Args:
+        name: "z"; "layers.5.z"; "attn.hook_z" or "blocks.5.attn.hook_z" (TransformerLens).
+
+    Raises:
+        SiteError: The name is unknown, or stands for a different value in TransformerLens.
     """
     if not isinstance(name, str):
         return find_site(name), None
@@ -135,30 +142,36 @@ def parse_site_name(name: object) -> tuple[Site, int | None]:
 
 
 def find(key: object, n_layers: int, layer: int | None = None) -> Address:
-    """The address that a key means, in a model of n_layers layers.
+    """The address that a key refers to.
 
-    key: "embed"; ("pattern", 5); "layers.5.pattern"; "blocks.5.attn.hook_pattern" (TransformerLens); a negative
-    layer counts from the end. layer: for a bare site name. Raises SiteError for an unknown site or layer.
+    Args:
+        key: "embed"; ("pattern", 5); "layers.5.pattern"; "blocks.5.attn.hook_pattern" (TransformerLens). A negative layer
+            counts from the end.
+        n_layers: How many layers the model has.
+        layer: The layer, if the key is a bare site name.
+
+    Raises:
+        SiteError: There is no such site or layer.
     """
     if isinstance(key, tuple):
         if len(key) != 2:
             raise SiteError(f"a site is looked up as ('site', layer), such as ('pattern', 5); given {shown(key)}")
         name, layer = key
-        # cache["resid_post", 5] and cache[utils.get_act_name("resid_post", 5)] are both TransformerLens idioms.
+        # TransformerLens users write both cache["resid_post", 5] and cache[utils.get_act_name("resid_post", 5)].
         return find(name, n_layers, layer)
     if not isinstance(key, str):
         raise SiteError(_unknown(key))
-    site, at = parse_site_name(key)
-    if at is not None and layer is not None and find_layer(layer, n_layers) != find_layer(at, n_layers):
-        raise SiteError(f"{shown(key)} names layer {at}, and layer {layer} was given as well; give one of them")
-    return _address(site, layer if at is None else at, n_layers)
+    site, named = parse_site_name(key)
+    if named is not None and layer is not None and find_layer(layer, n_layers) != find_layer(named, n_layers):
+        raise SiteError(f"{shown(key)} names layer {named}, and layer {layer} was given as well; give one of them")
+    return _address(site, layer if named is None else named, n_layers)
 
 
 def find_layer(layer: object, n_layers: int) -> int:
-    """layer as a number from 0, negative ones counted from the end. SiteError if the model has no such layer."""
+    """A layer as a number from 0; negative ones count from the end. Raises SiteError if there is no such layer."""
     if not is_whole(layer):
         raise SiteError(f"a layer is a whole number, {_layer_range(n_layers)}; given {shown(layer)}")
-    number: int = int(layer)  # type: ignore[call-overload]
+    number = int(layer)
     if not -n_layers <= number < n_layers:
         raise SiteError(f"there is no layer {shown(number)}: layers go {_layer_range(n_layers)}")
     return number % n_layers
@@ -179,20 +192,20 @@ def _address(site: Site, layer: int | None, n_layers: int) -> Address:
 
 
 def _translate(name: str) -> str:
-    if name in _OTHER_NUMBER:
-        raise SiteError(f"TransformerLens' {name!r} {_OTHER_NUMBER[name]}; use the site that you mean")
+    if name in _DIFFERENT_VALUE:
+        raise SiteError(f"TransformerLens' {name!r} {_DIFFERENT_VALUE[name]}; use the site that you mean")
     return _BY_HOOK.get(name, name)
 
 
 def _unknown(name: object) -> str:
     near = near_names(name, list(SITES)) if isinstance(name, str) else []
-    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"there is no site {shown(name)}.{meant} The sites are: {', '.join(SITES)}"
+    suggestion = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"there is no site {shown(name)}.{suggestion} The sites are: {', '.join(SITES)}"
 
 
 def near_names(name: str, known: Sequence[str]) -> list[str]:
-    """Up to three of the known names that look or sound like name, for an error message."""
+    """Up to three known names that resemble a name, for an error message."""
     lower = name.lower().replace("hook_", "")
-    inside = [k for k in known if len(lower) > 2 and (lower in k.lower() or k.lower() in lower.split("."))]
+    inside = [other for other in known if len(lower) > 2 and (lower in other.lower() or other.lower() in lower.split("."))]
     close = difflib.get_close_matches(lower, known, n=3, cutoff=0.5)
     return list(dict.fromkeys([*inside, *close]))[:3]

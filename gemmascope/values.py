@@ -1,8 +1,6 @@
-"""Tensors that users give, checked in one place: real numbers, at hand, with none that a cast would lose in silence."""
+"""Checks of arrays that users give: real numbers, with values, and nothing that a cast would silently drop."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,62 +9,60 @@ from torch import Tensor
 from gemmascope.errors import GemmascopeError
 
 
-def is_array(given: Any) -> bool:
-    """Whether this is a tensor, or an array of numpy, pandas, xarray or another library that numpy reads."""
-    return isinstance(given, Tensor) or (hasattr(given, "__array__") and not isinstance(given, type))
+def is_array(value: object) -> bool:
+    """Whether this is a tensor, or an array of numpy, pandas, xarray or another library that numpy can read."""
+    return isinstance(value, Tensor) or (hasattr(value, "__array__") and not isinstance(value, type))
 
 
-def real_tensor(given: Any, what: str, error: type[GemmascopeError]) -> Tensor:
-    """An array of real numbers as a plain tensor, where it is and in its own dtype; a sparse one dense.
+def real_tensor(value: object, what: str, error: type[GemmascopeError]) -> Tensor:
+    """An array of real numbers as a plain dense tensor, on its own device and in its own dtype.
 
-    Its gradient is kept: whoever wants none detaches it.
+    Gradients are kept; the caller detaches the result if it wants none.
 
     Args:
-        given: A tensor, or an array of numpy, pandas or xarray.
-        what: What it is called in the error, such as "the vector".
+        value: A tensor, or an array of numpy, pandas or xarray.
+        what: The array's name for the error, such as "the vector".
         error: The class to raise.
 
     Raises:
-        error: It is no array of real numbers: complex, quantised, nested, masked, of texts, or without values (meta).
+        error: The value is complex, quantised, nested, masked, not numeric, or has no values (meta).
     """
-    if isinstance(given, Tensor):
-        return _of_tensor(given, what, error)
-    if not is_array(given):
-        raise error(f"{what} is a tensor; given {type(given).__name__}")
+    if isinstance(value, Tensor):
+        return _plain(value, what, error)
+    if not is_array(value):
+        raise error(f"{what} is a tensor; given {type(value).__name__}")
     try:
-        array = np.asarray(given)
-    except Exception as failure:  # another library's own reasons
+        array = np.asarray(value)
+    except Exception as failure:  # each library has its own
         raise error(f"{what} cannot be read as an array: {failure}") from failure
-    if isinstance(given, np.ma.MaskedArray):
+    if isinstance(value, np.ma.MaskedArray):
         raise error(f"{what} is a masked array, and a tensor has no mask: fill it first, with .filled(VALUE)")
     if array.dtype.kind not in "biuf":
         raise error(f"{what} holds real numbers; given an array of {array.dtype}")
     dtype = {"b": np.bool_, "f": np.float64}.get(array.dtype.kind, np.int64)
     if array.dtype in (np.float32, np.float16):
         dtype = np.float32
-    return torch.from_numpy(
-        np.array(array, dtype=dtype)
-    )  # a copy: torch takes neither negative strides nor other byte orders
+    return torch.from_numpy(np.array(array, dtype=dtype))  # copied: torch takes no negative strides and no other byte order
 
 
-def _of_tensor(given: Tensor, what: str, error: type[GemmascopeError]) -> Tensor:
-    if given.is_meta:
+def _plain(value: Tensor, what: str, error: type[GemmascopeError]) -> Tensor:
+    if value.is_meta:
         raise error(f"{what} is a tensor on the meta device, which has no values")
-    if given.is_complex():
-        raise error(f"{what} holds real numbers, not complex ones; given {given.dtype}: say .real or .abs(), as you mean it")
-    if given.is_quantized:
+    if value.is_complex():
+        raise error(f"{what} holds real numbers, not complex ones; given {value.dtype}: say .real or .abs(), as you mean it")
+    if value.is_quantized:
         raise error(f"{what} is a quantised tensor: give the numbers that it stands for, .dequantize()")
-    if given.is_nested:
+    if value.is_nested:
         raise error(f"{what} is a nested tensor, which has no one shape: give a plain one")
-    if given.layout != torch.strided:
-        given = given.to_dense()
-    if given.is_inference() and not torch.is_inference_mode_enabled():
-        given = given.clone()  # one made under torch.inference_mode takes part in no gradient and no write
-    return given if type(given) is Tensor else given.as_subclass(Tensor)
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        value = value.clone()  # a tensor made under torch.inference_mode takes part in no gradient and no in-place write
+    return value if type(value) is Tensor else value.as_subclass(Tensor)
 
 
 def in_float64(value: Tensor) -> Tensor:
-    """A tensor in float64: where it is, or on the CPU where its device has no float64, as an Apple GPU has none."""
+    """A tensor in float64, on its own device, or on the CPU where the device has no float64 (Apple GPUs)."""
     return value.double() if has_float64(value.device) else value.cpu().double()
 
 

@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
     """Run it, and return the exit status."""
     from gemmascope.cli.serving import lab_command, require_user, serve
 
-    command = lab_command(args.folder, args.port, args.further, opens_browser=not args.no_browser)
-    require_user(args.further)
+    command = lab_command(args.folder, args.port, args.jupyter, opens_browser=not args.no_browser)
+    require_user(args.jupyter)
     return serve(command)

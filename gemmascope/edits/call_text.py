@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gemmascope.arguments import MOST
+from gemmascope.arguments import MAX_ITEMS
 from gemmascope.model.model import Model
 
 # What a call leaves out, because it is what the function does anyway.
@@ -91,7 +91,7 @@ def plain(value: Any) -> Any:
         except (RuntimeError, TypeError, NotImplementedError, ValueError):  # a tensor without values, or sparse, or nested
             return value
     if isinstance(value, range):
-        return list(value) if len(value) <= MOST else value
+        return list(value) if len(value) <= MAX_ITEMS else value
     if isinstance(value, slice):
         return slice(plain(value.start), plain(value.stop), plain(value.step))
     if isinstance(value, Mapping):

@@ -135,7 +135,7 @@ class Patch(Edit):
             return target.fit(self.source, "the source tensor")
         if isinstance(self.source, DeferredValues) or not is_trace(self.source):
             raise EditError(f"a source is a trace or a tensor; given {no_trace(self.source)}")
-        return of_trace(self.source, target)  # type: ignore[arg-type]
+        return of_trace(self.source, target)
 
     def _arguments(self) -> list[str]:
         return [repr(self.site), source_text(self.source)]
@@ -271,7 +271,7 @@ def listed_edits(edits: Any) -> tuple[Edit, ...]:
         raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
     if isinstance(edits, (str, bytes, Mapping, type)) or is_array(edits) or not isinstance(edits, Iterable):
         raise EditError(f"edits is a list of edits; given {shown(edits)}")
-    found = tuple(as_list(edits, "edits", error=EditError))  # every run of the pass goes through them: no iterator would do
+    found = as_list(edits, "edits", error=EditError)
     if wrong := [edit for edit in found if not isinstance(edit, Edit)]:
         raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {shown(wrong[0])}")
-    return found
+    return tuple(edit for edit in found if isinstance(edit, Edit))

@@ -95,7 +95,7 @@ def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
     if head is None:
         return list(range(n_heads))
     heads = _listed(head, "head")
-    if site.heads == "kv_head" and any(is_whole(h) and n_heads <= h < config.n_heads for h in heads):
+    if site.heads == "kv_head" and any(is_whole(h) and n_heads <= int(h) < config.n_heads for h in heads):
         shared = config.heads_per_kv
         raise SiteError(
             f"'{site.name}' has {n_heads} kv heads, 0 to {n_heads - 1}; given head={shown(head)}. "

@@ -47,11 +47,11 @@ def listed_reference(reference: Any) -> tuple[Trace, ...]:
     if isinstance(reference, (str, bytes, Mapping, type)) or is_array(reference) or not isinstance(reference, Iterable):
         given = no_trace(reference) if hasattr(reference, "stream") else shown(reference)
         raise EditError(f"reference is a list of traces; given {given}")
-    found = tuple(as_list(reference, "reference", error=EditError))
+    found = as_list(reference, "reference", error=EditError)
     if wrong := [given for given in found if not is_trace(given)]:
         held = no_trace(wrong[0]) if hasattr(wrong[0], "stream") else shown(wrong[0])
         raise EditError(f"reference is a list of traces, made by gs.trace; it holds {held}")
-    return found
+    return tuple(one for one in found if is_trace(one))
 
 
 def check_reference(how: str, reference: Sequence[Trace], target: Target) -> None:

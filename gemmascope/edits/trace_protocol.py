@@ -1,19 +1,22 @@
-"""What is asked of what users give as a trace."""
+"""Checks of what users give as a trace."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
+
+if TYPE_CHECKING:
+    from gemmascope.run.trace import Trace
 
 
-def is_trace(given: Any) -> bool:
+def is_trace(value: object) -> TypeGuard[Trace]:
     """Whether this is a run that can be read by site: what gs.trace returns."""
-    return hasattr(given, "residuals") and hasattr(given, "layout")
+    return hasattr(value, "residuals") and hasattr(value, "layout")
 
 
-def no_trace(given: Any) -> str:
-    """What was given where a trace is wanted, for an error."""
-    if hasattr(given, "stream") and hasattr(given, "trace"):
-        return f"a {type(given).__name__}: give its trace, g.trace()"
-    if isinstance(given, (list, tuple)) and given and all(map(is_trace, given)):
-        return f"a list of {len(given)} traces: take one of them"
-    return type(given).__name__
+def no_trace(value: object) -> str:
+    """Describes, for an error, a value that is not a trace."""
+    if hasattr(value, "stream") and hasattr(value, "trace"):
+        return f"a {type(value).__name__}: give its trace, g.trace()"
+    if isinstance(value, (list, tuple)) and value and all(map(is_trace, value)):
+        return f"a list of {len(value)} traces: take one of them"
+    return type(value).__name__

@@ -9,7 +9,7 @@ from functools import lru_cache
 from random import Random
 from typing import Protocol, overload
 
-from gemmascope.arguments import MOST, shown, whole_number
+from gemmascope.arguments import MAX_ITEMS, shown, whole_number
 from gemmascope.errors import PromptError
 from gemmascope.legible import legibly
 
@@ -86,7 +86,7 @@ def unfit(pair: Pair, tokenizer: Encoder) -> str | None:
 
 def collect(family: str, draw: Callable[[Random], Pair], n: int, seed: int, tokenizer: Encoder | None) -> Pairs:
     """`n` drawn cases that fit the tokenizer (nano's if it is None), or fewer if too many did not fit."""
-    n = whole_number(n, f"prompts.{family}: n", least=1, most=MOST, error=PromptError)
+    n = whole_number(n, f"prompts.{family}: n", least=1, most=MAX_ITEMS, error=PromptError)
     seed = whole_number(seed, f"prompts.{family}: seed", least=-(2**63), most=2**63, error=PromptError)
     if tokenizer is not None and not hasattr(tokenizer, "ids"):
         raise PromptError(f"tokenizer has ids(text), as model.tokenizer does; given {shown(tokenizer)}")

@@ -22,7 +22,7 @@ def listed_answers(answer: Any) -> list[Any]:
         raise PromptError("the list of answers is empty")
     if odd := [a for a in answers if not isinstance(a, str) and not is_whole(a)]:
         raise PromptError(f"an answer is a text that is one token, or a token id; given {shown(odd[0])}")
-    return [a if isinstance(a, str) else int(a) for a in answers]
+    return [a if isinstance(a, str) else int(a) for a in answers if isinstance(a, str) or is_whole(a)]
 
 
 def answer_ids(answer: Any, model: Model) -> list[int]:

@@ -169,7 +169,7 @@ class Dictionary:
         found = as_numbers(features)
         if found is None or not all(is_whole(one) and 0 <= int(one) < self.n_features for one in found):
             raise DictionaryError(f"features are numbers from 0 to {self.n_features - 1}; given {shown(features)}")
-        return torch.tensor([int(one) for one in found], device=self.device, dtype=torch.long)
+        return torch.tensor([int(one) for one in found if is_whole(one)], device=self.device, dtype=torch.long)
 
     def sparse(self, x: Float[Tensor, "pos d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """The activations above zero: position, feature and value of each, position by position.

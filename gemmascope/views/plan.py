@@ -29,8 +29,8 @@ def plan_view(models: Sequence[Any] = SIZES, contexts: Sequence[int] = CONTEXTS)
     common cards; sizes are bytes in units of 10^9. Raises what gs.plan does, BudgetError for an empty list.
     """
     models = as_list(models, "models", error=BudgetError)
-    contexts = as_list(contexts, "contexts", error=BudgetError)
-    contexts = [whole_number(one, "a context", least=1, error=BudgetError) for one in contexts]
+    listed = as_list(contexts, "contexts", error=BudgetError)
+    contexts = [whole_number(one, "a context", least=1, error=BudgetError) for one in listed]
     if not models or not contexts:
         raise BudgetError("models and contexts are lists with one entry at least")
     cards = list({card.n_bytes: card for card in CARDS}.values())
