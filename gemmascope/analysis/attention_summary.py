@@ -22,8 +22,8 @@ from gemmascope.sites import EDGE_SITES
 
 if TYPE_CHECKING:
     import pandas
-    import plotly.graph_objects as go
     import xarray
+    from plotly.graph_objects import Figure
 
 MEASURES = {
     "entropy": "entropy of attention (nats)",
@@ -65,7 +65,7 @@ class AttentionSummary:
         """One row for each head, with its means."""
         return self.mean.to_dataframe().reset_index()
 
-    def plot(self, measure: str = "entropy") -> go.Figure:
+    def plot(self, measure: str = "entropy") -> Figure:
         """A plotly heat map of one measure, layer by head.
 
         Args:

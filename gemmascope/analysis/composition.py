@@ -23,8 +23,8 @@ from gemmascope.sites import find_layer
 
 if TYPE_CHECKING:
     import pandas
-    import plotly.graph_objects as go
     import xarray
+    from plotly.graph_objects import Figure
 
 KINDS = {"q": "queries", "k": "keys", "v": "values"}
 
@@ -65,7 +65,7 @@ class Composition:
         """One row for each pair of an earlier head and a later one."""
         return self.scores.to_dataframe(name="score").reset_index().dropna(subset="score", ignore_index=True)
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> Figure:
         """A plotly heat map, sending head by receiving head; with many heads, the largest score of each pair of layers."""
         from gemmascope.figures.composition import composition_figure
 

@@ -30,8 +30,8 @@ from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
     import pandas
-    import plotly.graph_objects as go
     import xarray
+    from plotly.graph_objects import Figure
 
 BY = ("sublayer", "head", "neuron", "token")
 NAME, UNIT = "wrote", "logit before the soft cap"
@@ -93,7 +93,7 @@ class DirectLogits:
         parts = self.parts.to_dataframe(name="wrote").reset_index()
         return pandas.concat([parts, self.rest.to_dataframe(name="wrote").reset_index()], ignore_index=True)
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> Figure:
         """A plotly figure: bars, or a heat map with blue for the answer and red against it."""
         from gemmascope.figures.direct_logits import direct_figure
 

@@ -5,15 +5,19 @@ The copying score is the summary of eigenvalues in Elhage et al., "A Mathematica
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gemmascope.analysis.patterns import attend_of, patterns
 from gemmascope.model.factored_matrix import normed_tokens
+from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
+from gemmascope.model.tap import Tap
 
 Ids = Int[Tensor, " k_pos"]
 Rows = Int[Tensor, " q_pos"]
@@ -76,6 +80,31 @@ def count_queries(kind: str, ids: Ids, window: int, n_rows: int) -> tuple[int, i
         n_queries += int(targets.any(-1).sum())
         n_beyond += int((targets.any(-1) & ~near.any(-1)).sum())
     return n_queries, n_beyond
+
+
+class PatternSums(Tap):
+    """Sums of patterns weighted by edge, from each layer's queries and keys. sums: by kind, [layer, head]."""
+
+    def __init__(self, model: Model, runs: Sequence[Tensor], kinds: Sequence[str]) -> None:
+        self.config, self.runs = model.config, runs
+        shape = model.config.n_layers, model.config.n_heads
+        self.sums = {kind: torch.zeros(shape, dtype=torch.float64) for kind in kinds}
+        self.queries: Tensor | None = None
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        if site == "q_rot":
+            self.queries = value
+        elif site == "k_rot" and layer is not None and self.queries is not None:
+            for ids, span in zip(self.runs, layout.spans, strict=True):
+                self._add(layer, ids, self.queries[span], value[span])
+            self.queries = None
+        return value
+
+    def _add(self, layer: int, ids: Tensor, q: Tensor, k: Tensor) -> None:
+        for rows, pattern in patterns(attend_of(self.config, layer), q, k):
+            for kind, sums in self.sums.items():
+                part = einsum(pattern, edge_weights(kind, ids, rows), "head q k, q k -> head")
+                sums[layer] += part.cpu().double()
 
 
 def copying(model: Model) -> Float[Tensor, "layer head"]:

@@ -8,11 +8,10 @@ from random import Random
 from typing import TYPE_CHECKING, overload
 
 import torch
-from einops import einsum
 from torch import Tensor
 
-from gemmascope.analysis.head_kinds import REACH, TARGETS, copying, count_queries, edge_weights
-from gemmascope.analysis.patterns import attend_of, patterns, rows_at_once
+from gemmascope.analysis.head_kinds import REACH, TARGETS, PatternSums, copying, count_queries
+from gemmascope.analysis.patterns import rows_at_once
 from gemmascope.arguments import shown, whole_number
 from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legibly, spelled
@@ -23,13 +22,12 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
-from gemmascope.model.tap import Tap
 from gemmascope.sites import near_names
 
 if TYPE_CHECKING:
     import pandas
-    import plotly.graph_objects as go
     import xarray
+    from plotly.graph_objects import Figure
 
 COPYING = "copying"
 KINDS = (*TARGETS, REACH, COPYING)
@@ -86,7 +84,7 @@ class HeadScores:
         """One row for each head: layer, kind of layer, head, score."""
         return self.scores.to_dataframe(name=self.kind).reset_index()
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> Figure:
         """A plotly heat map, layer by head."""
         from gemmascope.figures.labelled import labelled_figure
 
@@ -263,7 +261,7 @@ def _listed_kinds(kind: object) -> list[str]:
 def _attention_scores(model: Model, kinds: list[str], runs: list[Tensor], described: str) -> dict[str, HeadScores]:
     """The scores of kinds that are shares of attention, from one pass. described: the prompts, in words."""
     counts = {kind: _count_all(model, kind, runs) for kind in kinds}
-    tap = _PatternSums(model, runs, kinds)
+    tap = PatternSums(model, runs, kinds)
     layout = Layout.of_lengths([len(ids) for ids in runs], model.device)
     with torch.no_grad(), explain_oom(model):
         rows = model.network(torch.cat(runs), layout, tap)
@@ -288,31 +286,6 @@ def _count_all(model: Model, kind: str, runs: Sequence[Tensor]) -> tuple[int, in
         why = "of two tokens or more" if kind in ("sink", REACH) else "that are longer, or in which tokens repeat"
         raise PromptError(f"these prompts have nothing to measure {kind} on ({_MEANING[kind]}): give prompts {why}")
     return n_queries, n_beyond
-
-
-class _PatternSums(Tap):
-    """Sums of patterns weighted by edge, from each layer's queries and keys. sums: by kind, [layer, head]."""
-
-    def __init__(self, model: Model, runs: Sequence[Tensor], kinds: Sequence[str]) -> None:
-        self.config, self.runs = model.config, runs
-        shape = model.config.n_layers, model.config.n_heads
-        self.sums = {kind: torch.zeros(shape, dtype=torch.float64) for kind in kinds}
-        self.queries: Tensor | None = None
-
-    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        if site == "q_rot":
-            self.queries = value
-        elif site == "k_rot" and layer is not None and self.queries is not None:
-            for ids, span in zip(self.runs, layout.spans, strict=True):
-                self._add(layer, ids, self.queries[span], value[span])
-            self.queries = None
-        return value
-
-    def _add(self, layer: int, ids: Tensor, q: Tensor, k: Tensor) -> None:
-        for rows, pattern in patterns(attend_of(self.config, layer), q, k):
-            for kind, sums in self.sums.items():
-                part = einsum(pattern, edge_weights(kind, ids, rows), "head q k, q k -> head")
-                sums[layer] += part.cpu().double()
 
 
 def _labelled(model: Model, scores: Tensor) -> xarray.DataArray:

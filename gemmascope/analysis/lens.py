@@ -11,25 +11,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_of, read_rows
+from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_of, one_head, read_rows
 from gemmascope.arguments import one_of, true_or_false, whole_number
 from gemmascope.arguments import shown as quoted
-from gemmascope.edits.places import Head, Pos, find_heads, find_positions
+from gemmascope.edits.places import Head, Pos, find_positions
 from gemmascope.edits.trace_protocol import no_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.modes import computes
 from gemmascope.run.answers import Answer, answer_ids
 from gemmascope.run.trace import Trace
-from gemmascope.sites import find_site, parse_site_name
+from gemmascope.sites import parse_site_name
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
 from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas
-    import plotly.graph_objects as go
     import xarray
+    from plotly.graph_objects import Figure
 
 
 # What the colours of a picture can stand for.
@@ -59,8 +59,7 @@ class Lens:
             where no token is followed.
 
     Example:
-        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
-        >>> lens = gs.lens(trace, answer=" Mary", pos=-1)
+        >>> lens = gs.lens(gs.trace("When Mary and John went to the store, John gave a drink to"), answer=" Mary", pos=-1)
         >>> lens.answer_rank.values.ravel()
         array([357, 162, 109,   0,   0,   0])
         >>> lens.top_tokens.values[3, 0, 0]
@@ -85,17 +84,17 @@ class Lens:
         import numpy as np
 
         texts = [self.trace.model.texts(row) for row in self.ids.flatten(0, 1)]
-        return self._labelled(np.array(texts, dtype=object).reshape(self.ids.shape), "token", top=True)
+        return self._labelled(np.array(texts, dtype=object).reshape(self.ids.shape), "token", "top")
 
     @property
     def top_ids(self) -> xarray.DataArray:
         """Token ids of the top tokens, (layer, pos, top)."""
-        return self._labelled(self.ids.cpu().numpy(), "token id", top=True)
+        return self._labelled(self.ids.cpu().numpy(), "token id", "top")
 
     @property
     def top_probs(self) -> xarray.DataArray:
         """Probabilities of the top tokens, (layer, pos, top)."""
-        return self._labelled(self.probs.cpu().numpy(), "probability", top=True)
+        return self._labelled(self.probs.cpu().numpy(), "probability", "top")
 
     @property
     def entropy(self) -> xarray.DataArray:
@@ -141,10 +140,10 @@ class Lens:
             logits_of(self.trace, site, rows[positions], positions)
             for (site, _), rows in entries_of(self.trace, self.site, self.head)
         ]
-        array = self._labelled(torch.stack(logits).cpu().numpy(), "soft-capped logit", positions=positions, vocab=True)
+        array = self._labelled(torch.stack(logits).cpu().numpy(), "soft-capped logit", "vocab", positions=positions)
         return array.isel(pos=0)
 
-    def plot(self, colour: str = "probability", *, of_answer: bool | None = None) -> go.Figure:
+    def plot(self, colour: str = "probability", *, of_answer: bool | None = None) -> Figure:
         """A plotly heat map, layer by position, with the top token in each cell.
 
         Args:
@@ -157,17 +156,14 @@ class Lens:
         one_of(colour, "colour", COLOURS, error=SiteError)
         follow = self.answer is not None if of_answer is None else true_or_false(of_answer, "of_answer", error=SiteError)
         values, unit = self._coloured(colour, follow)
-        head = "" if self.head is None else f" of head {self.head}"
-        model = self.trace.model
-        followed = ""
+        title = f"lens on {self.site}{'' if self.head is None else f' of head {self.head}'}, {self.trace.model.name}"
         if follow and self.answer is not None:
-            followed = f", following {shown(model.texts(torch.tensor([self.answer]))[0])}"
-        title = f"lens on {self.site}{head}, {model.name}{followed}"
+            title += f", following {shown(self.trace.model.texts(torch.tensor([self.answer]))[0])}"
         bound = 1.0 if colour == "probability" else None
         return lens_figure(values, self.top_tokens.isel(top=0), title=title, unit=unit, bound=bound)
 
     def _coloured(self, colour: str, follow: bool) -> tuple[xarray.DataArray, str]:
-        """The values that colours stand for in a picture, and their unit."""
+        """The values that a picture shows as colours, and their unit."""
         if colour == "entropy":
             return self.entropy, "entropy (nats)"
         if colour == "rank":
@@ -182,13 +178,8 @@ class Lens:
 
         rows = []
         for i, (site, layer) in enumerate(self.entries):
-            for j, position in enumerate(self.positions):
-                row: dict[str, object] = {
-                    "site": site,
-                    "layer": layer,
-                    "pos": position,
-                    "token": self.trace.tokens[position],
-                }
+            for j, pos in enumerate(self.positions):
+                row: dict[str, object] = {"site": site, "layer": layer, "pos": pos, "token": self.trace.tokens[pos]}
                 row |= {"top": self.trace.model.texts(self.ids[i, j, :1])[0], "prob": float(self.probs[i, j, 0])}
                 row |= {"entropy": float(self.entropies[i, j])}
                 if self.followed:
@@ -198,11 +189,9 @@ class Lens:
 
     @legibly
     def __repr__(self) -> str:
-        head = "" if self.head is None else f", head {self.head}"
-        last = self.positions[-1]
-        lines = [
-            f"lens on {self.site}{head} of {spelled(self.trace.model.name)}: after position {last} ({self._shown(last)})"
-        ]
+        site, last = self.site if self.head is None else f"{self.site}, head {self.head}", self.positions[-1]
+        model, token = spelled(self.trace.model.name), shown(self.trace.tokens[last])
+        lines = [f"lens on {site} of {model}: after position {last} ({token})"]
         for i, (site, layer) in enumerate(self.entries):
             name = site if layer is None else f"{site} {layer}" if self.site == EVERY else f"layer {layer}"
             texts = self.trace.model.texts(self.ids[i, -1])
@@ -224,41 +213,25 @@ class Lens:
         layers = [layer for _, layer in self.entries if layer is not None]
         return {"layer": layers, "kind": ("layer", [kinds[n] for n in layers])}
 
-    def _shown(self, position: int) -> str:
-        return shown(self.trace.tokens[position])
-
     def _require_followed(self) -> tuple[Tensor, ...]:
         if not self.followed:
             raise SiteError("this lens follows no answer: gs.lens(trace, answer=' Mary'), or .follow(' Mary')")
         return self.followed
 
     def _labelled(
-        self,
-        values: np.ndarray,
-        name: str,
-        *,
-        top: bool = False,
-        positions: Sequence[int] | None = None,
-        vocab: bool = False,
+        self, values: np.ndarray, name: str, *more_dims: str, positions: Sequence[int] | None = None
     ) -> xarray.DataArray:
         import xarray
 
         positions = list(self.positions if positions is None else positions)
-        dims = ["entry" if self.site == EVERY else "layer", "pos", *(["top"] if top else []), *(["vocab"] if vocab else [])]
-        tokens = ("pos", [self.trace.tokens[p] for p in positions])
-        coords = {**self.coords, "pos": positions, "token": tokens}
-        return xarray.DataArray(values, dims=dims, coords=coords, name=name)
+        dims = ("entry" if self.site == EVERY else "layer", "pos", *more_dims)
+        coords = {**self.coords, "pos": positions, "token": ("pos", [self.trace.tokens[p] for p in positions])}
+        return xarray.DataArray(values, coords, dims, name)
 
 
 @computes
 def lens(
-    trace: Trace,
-    site: str = "resid_post",
-    top: int = 5,
-    *,
-    pos: Pos = None,
-    head: Head = None,
-    answer: Answer | None = None,
+    trace: Trace, site: str = "resid_post", top: int = 5, *, pos: Pos = None, head: Head = None, answer: Answer | None = None
 ) -> Lens:
     """Read logits from the stream between layers, through the last norm, the unembedding and the soft cap.
 
@@ -285,8 +258,7 @@ def lens(
         PromptError: For an answer that is not one token.
 
     Example:
-        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
-        >>> lens = gs.lens(trace, pos=-1)
+        >>> lens = gs.lens(gs.trace("When Mary and John went to the store, John gave a drink to"), pos=-1)
         >>> [str(token) for token in lens.top_tokens.values[:, 0, 0]]
         [' to', ' to', ' to', ' Mary', ' Mary', ' Mary']
 
@@ -301,7 +273,7 @@ def lens(
         raise SiteError(f"a lens reads {', '.join((*STREAM, EVERY, *PARTS))}; given {site!r}")
     if site_name != EVERY and parse_site_name(site)[1] is not None:
         raise SiteError(f"a lens reads every layer: give the site without one, {site_name!r}; given {site!r}")
-    head_number = _one_head(trace, site_name, head)
+    head_number = one_head(trace, site_name, head)
     positions = find_positions(pos, trace.model, trace.ids)
     answer_id = None if answer is None else _one_answer(answer, trace)
     if answer is not None:
@@ -311,33 +283,8 @@ def lens(
         entries.append(entry)
         readings.append(read_rows(trace, entry[0], rows, positions, top, answer_id))
     ids, logits, probs, entropies, *followed = (torch.stack(values) for values in zip(*readings, strict=True))
-    return Lens(
-        trace=trace,
-        site=site_name,
-        head=head_number,
-        entries=tuple(entries),
-        positions=tuple(positions),
-        ids=ids,
-        top_logits=logits,
-        probs=probs,
-        entropies=entropies,
-        answer=answer_id,
-        followed=tuple(followed),
-    )
-
-
-def _one_head(trace: Trace, site: str, head: Head) -> int | None:
-    """The number of the head to read; None at a site without heads."""
-    if site != "head_out":
-        if head is not None:
-            raise SiteError(f"'{site}' has no heads: leave head out, or read site='head_out'; given head={head!r}")
-        return None
-    heads = find_heads(head, find_site(site), trace.model)
-    if head is None or heads is None or len(heads) != 1:
-        raise SiteError(
-            f"'head_out' is read one head at a time: say head=, 0 to {trace.model.config.n_heads - 1}; given {head!r}"
-        )
-    return heads[0]
+    place = trace, site_name, head_number, tuple(entries), tuple(positions)
+    return Lens(*place, ids, logits, probs, entropies, answer_id, tuple(followed))
 
 
 def _one_answer(answer: Answer, trace: Trace) -> int:

@@ -11,9 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gemmascope.edits.places import Head, find_heads
+from gemmascope.errors import SiteError
 from gemmascope.model.maths import soft_cap
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
+from gemmascope.sites import find_site
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 PARTS = ("attn_out", "mlp_out", "head_out")
@@ -24,6 +27,20 @@ LOGIT_ELEMENTS = 2**24
 
 # A site and its layer, None for the embedding.
 Entry = tuple[str, int | None]
+
+
+def one_head(trace: Trace, site: str, head: Head) -> int | None:
+    """The number of the head to read; None at a site without heads."""
+    if site != "head_out":
+        if head is not None:
+            raise SiteError(f"'{site}' has no heads: leave head out, or read site='head_out'; given head={head!r}")
+        return None
+    heads = find_heads(head, find_site(site), trace.model)
+    if head is None or heads is None or len(heads) != 1:
+        raise SiteError(
+            f"'head_out' is read one head at a time: say head=, 0 to {trace.model.config.n_heads - 1}; given {head!r}"
+        )
+    return heads[0]
 
 
 def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[Entry, Float[Tensor, "pos d_model"]]]:
