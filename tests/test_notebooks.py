@@ -6,7 +6,6 @@ import ast
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,20 +72,17 @@ def _body(code: str) -> Iterator[str]:
 
 
 class Run:
-    """A notebook that is run cell by cell, as nbclient does, with the time that each took and the error that it raised."""
+    """A notebook that is run cell by cell, as nbclient does, with the error that each raised. A cell that takes two minutes hangs."""
 
     def __init__(self, source: Path, version: str, folder: Path) -> None:
         from nbclient import NotebookClient
 
         self.notebook = notebook(source, version)
         client = NotebookClient(self.notebook, timeout=120, allow_errors=True, resources={"metadata": {"path": str(folder)}})
-        self.seconds: list[float] = []
         self.errors: dict[int, str] = {}
         with client.setup_kernel():
             for i, cell in enumerate(self.notebook.cells):
-                start = time.perf_counter()
                 client.execute_cell(cell, i)
-                self.seconds.append(time.perf_counter() - start)
                 found = [output for output in cell.get("outputs", []) if output.output_type == "error"]
                 if found:
                     self.errors[i] = f"{found[0].ename}: {found[0].evalue}"
@@ -96,8 +92,6 @@ class Run:
 def test_a_solution_runs_from_the_first_to_the_last_cell(source: Path, tmp_path: Path) -> None:
     run = Run(source, "solution", tmp_path)
     assert run.errors == {}
-    assert max(run.seconds) < 20
-    assert sum(run.seconds) < 300
     checks = [cell for cell in run.notebook.cells if "check" in cell.metadata.get("tags", [])]
     for cell in checks:
         assert "right, on 3 random inputs" in "".join(output.get("text", "") for output in cell.outputs)
