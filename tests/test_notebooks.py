@@ -72,7 +72,7 @@ def _body(code: str) -> Iterator[str]:
 
 
 class Run:
-    """A notebook that is run cell by cell, as nbclient does, with the error that each raised. A cell that takes two minutes hangs."""
+    """A notebook that is run cell by cell, with the error that each raised. A cell that takes two minutes fails."""
 
     def __init__(self, source: Path, version: str, folder: Path) -> None:
         from nbclient import NotebookClient
