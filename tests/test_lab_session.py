@@ -31,7 +31,8 @@ from gemmascope.memory import limits as memory_module
 from gemmascope.model.model import Model
 from gemmascope.sites import LAYER_SITES
 from gemmascope.sweeps.cells import Cost
-from gemmascope.sweeps.sweep import SweepSpec, prepare
+from gemmascope.sweeps.spec import SweepSpec
+from gemmascope.sweeps.sweep import prepare
 from gemmascope.tokens.tokenizer import Tokenizer
 
 CLOSE = 1e-5
@@ -634,7 +635,7 @@ def test_what_cells_take_is_known_before_they_run() -> None:
 def test_a_sweeps_cost_is_what_its_chunks_carry(asked: dict[str, Any]) -> None:
     sweeping = prepare(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), SweepSpec(**asked), model=model())
     whole = sweeping.cost()
-    mask = cells_of(sweeping.plans[0].grid.shape, "column", None, 2)  # type: ignore[arg-type]
+    mask = cells_of(sweeping.pairs[0].grid.shape, "column", None, 2)  # type: ignore[arg-type]
     part = sweeping.cost(mask)
     done = [pair for chunk in sweeping.chunks(mask, lambda: 9) for pair in chunk]
     assert len(done) == part.n_cells == sweeping.result.finished.sum()

@@ -23,7 +23,8 @@ from gemmascope.run.trace import Trace, trace
 from gemmascope.sweeps.metrics import answer_logprob
 from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import SweepResult
-from gemmascope.sweeps.sweep import SweepSpec, prepare, run_cells
+from gemmascope.sweeps.spec import SweepSpec
+from gemmascope.sweeps.sweep import prepare, run_cells
 from gemmascope.values import in_float64
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _head_effects(cases: Sequence[Case], model: Model) -> SweepResult:
     spec = SweepSpec("z", ("layer", "head"), ablate=0.0 if ablated else None)
     runner = prepare(cleans, None if ablated else corrupts, metrics, spec, model=model)
     if not ablated:
-        raise_or_warn(sweep_remarks(runner.plans, metrics, model), SweepError)
+        raise_or_warn(sweep_remarks(runner.pairs, metrics, model), SweepError)
     run_cells(runner, progress=True)  # an interrupt is raised: a ranking of half of the heads would be wrong
     return runner.result
 

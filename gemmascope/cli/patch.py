@@ -14,6 +14,7 @@ from gemmascope.errors import SweepError
 
 if TYPE_CHECKING:
     from gemmascope.cli.arguments import Commands
+    from gemmascope.sweeps.metrics import AnswerMetric
     from gemmascope.sweeps.result import SweepResult
 
 
@@ -101,16 +102,16 @@ def _write(result: SweepResult, args: argparse.Namespace) -> None:
 
 def _axes(args: argparse.Namespace) -> tuple[str, ...]:
     """The grid's axes as asked. SiteError, SweepError for what the site does not have, or a page cannot show."""
-    from gemmascope.sweeps.grid import asked_axes
+    from gemmascope.sweeps.spec import grid_axes
 
     by = tuple(axis.strip() for axis in args.by.split(","))
-    asked_axes(args.site, by)
+    grid_axes(args.site, by)
     if args.html is not None and len(by) != 2:
         raise SweepError(f"a page shows a grid of two axes; --by {args.by} has {len(by)}: name two, or leave --html out")
     return by
 
 
-def _metric(args: argparse.Namespace) -> object:
+def _metric(args: argparse.Namespace) -> AnswerMetric:
     """The metric as asked. SweepError for answers that do not go with it."""
     from gemmascope.sweeps import metrics
 
@@ -119,4 +120,5 @@ def _metric(args: argparse.Namespace) -> object:
         do = 'give --against " John", or --metric answer_prob' if needs else "leave it out, or take --metric logit_diff"
         raise SweepError(f"--metric {args.metric} takes {'two answers' if needs else 'no --against'}: {do}")
     make = getattr(metrics, args.metric)
-    return make(args.answer, args.against) if needs else make(args.answer)
+    metric: AnswerMetric = make(args.answer, args.against) if needs else make(args.answer)
+    return metric

@@ -1,4 +1,4 @@
-"""Attribution patching: a gradient estimate of the grid that gs.sweep computes exactly.
+"""gs.attribute: attribution patching, a gradient estimate of the grid that gs.sweep computes exactly.
 
 effect of a cell ~ (what would be written - what is there) . gradient of the metric there.
 Source: Nanda, "Attribution patching" (2023); Syed et al., arXiv 2310.10348; with several steps, integrated gradients
@@ -8,38 +8,38 @@ Source: Nanda, "Attribution patching" (2023); Syed et al., arXiv 2310.10348; wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemmascope.arguments import whole_number
 from gemmascope.edits.call_text import call_text
-from gemmascope.edits.edit import Edit, Patch, listed_edits
-from gemmascope.edits.sources import listed_reference
+from gemmascope.edits.edit import Edit, Patch
+from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import SweepError
 from gemmascope.loading.default import model_or_nano
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.run.gradients import gradients
 from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.trace import Trace, run_traced
-from gemmascope.sweeps.grid import Grid, Places
-from gemmascope.sweeps.pairs import Ablation, Plan, pairs_of, prompts_of, question_of
+from gemmascope.sweeps.metadata import metadata_of
+from gemmascope.sweeps.metrics import MetricLike
+from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of
 from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import SweepResult
-from gemmascope.sweeps.sweep import SweepSpec
+from gemmascope.sweeps.spec import Layers, SweepSpec
 from gemmascope.values import in_float64
 
-# Each is a backward pass of every layer: more would never come back.
-MOST_STEPS = 10_000
+# Each is a backward pass of every layer: more would take forever.
+MAX_STEPS = 10_000
 
 
 @computes
 def attribute(
-    clean: Any,
-    corrupt: Any,
-    metric: Any,
+    clean: Prompt | Sequence[Prompt],
+    corrupt: Prompt | Sequence[Prompt] | None,
+    metric: MetricLike | Sequence[MetricLike],
     *,
     site: str,
     by: Sequence[str] = ("layer", "pos"),
@@ -47,11 +47,11 @@ def attribute(
     into: str = "corrupt",
     ablate: float | str | None = None,
     reference: Sequence[Trace] = (),
-    layer: Any = None,
-    pos: Any = None,
-    head: Any = None,
-    q_pos: Any = None,
-    k_pos: Any = None,
+    layer: Layers = None,
+    pos: Pos = None,
+    head: Head = None,
+    q_pos: Pos = None,
+    k_pos: Pos = None,
     edits: Sequence[Edit] = (),
     model: Model | None = None,
 ) -> SweepResult:
@@ -62,83 +62,71 @@ def attribute(
     and then the cells of a layer add up to the effect of patching them all at once, the better the more steps.
     The other arguments, the result and the errors are those of gs.sweep.
     """
-    asked = SweepSpec(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos))
-    model, edits, steps = model_or_nano(model), listed_edits(edits), _n_steps(steps)
-    plans, result = _prepared(clean, corrupt, metric, asked, steps, edits, model)
-    raise_or_warn(sweep_remarks(plans, metric, model), SweepError)
-    return _filled(result, plans, model, steps)
+    spec = SweepSpec(site, by, into, ablate, reference, layer, pos, head, q_pos, k_pos, edits=edits)
+    model = model_or_nano(model)
+    pairs, result = _prepare(clean, corrupt, metric, spec, model, steps)
+    raise_or_warn(sweep_remarks(pairs, metric, model), SweepError)
+    return _estimate(pairs, result, model, steps)
 
 
-def estimate(clean: Any, corrupt: Any, metric: Any, asked: SweepSpec, model: Model) -> SweepResult:
-    """gs.attribute for a lab, which tells in its own way what may not be meant: it gives no warning of that."""
-    plans, result = _prepared(clean, corrupt, metric, asked, 1, (), model)
-    return _filled(result, plans, model, 1)
+def estimate(clean: object, corrupt: object, metric: object, spec: SweepSpec, model: Model) -> SweepResult:
+    """gs.attribute without its warnings, for a lab, which shows the remarks on a sweep in its own way."""
+    return _estimate(*_prepare(clean, corrupt, metric, spec, model, 1), model, 1)
 
 
-def _n_steps(given: Any) -> int:
-    return whole_number(given, "steps", least=1, most=MOST_STEPS, error=SweepError)
-
-
-def _prepared(
-    clean: Any, corrupt: Any, metric: Any, asked: SweepSpec, steps: int, edits: Sequence[Edit], model: Model
-) -> tuple[list[Plan], SweepResult]:
-    """The plans of an estimate that has been checked, and its result, which is still empty."""
-    clean, corrupt = prompts_of(clean, corrupt)
-    pairs = pairs_of(clean, corrupt, metric, asked.into, Ablation.of(asked.ablate, asked.reference), model)
-    grids = [Grid.over(asked.site, asked.by, asked.places, 1, model, pair.base) for pair in pairs]
-    plans = [Plan.of(pair, grid, model, edits, traced=True) for pair, grid in zip(pairs, grids, strict=True)]
-    for plan in plans:
-        try_metric(plan.pair.metric, model, plan.base.ids)
-    said = {**asked.as_arguments(), "steps": steps, "edits": list(edits)}
+def _prepare(
+    clean: object, corrupt: object, metric: object, spec: SweepSpec, model: Model, steps: int
+) -> tuple[list[Pair], SweepResult]:
+    """The pairs of an estimate, checked, and its result without values."""
+    steps = whole_number(steps, "steps", least=1, most=MAX_STEPS, error=SweepError)
+    clean, corrupt = listed_pairs(clean, corrupt)
+    pairs = pairs_of(clean, corrupt, metric, spec, model, trace_sources=True)
+    for pair in pairs:
+        try_metric(pair.metric, model, pair.base.ids)
     how = "gradient" if steps == 1 else f"integrated gradients, {steps} steps"
-    code = call_text("attribute", model, (clean, corrupt, metric), said)
-    n_cells = sum(plan.n_cells for plan in plans)
-    return plans, SweepResult.empty(question_of(plans, metric, asked.into, code, model, n_cells, how), len(plans))
+    code = call_text("attribute", model, (clean, corrupt, metric), spec.as_arguments(steps=steps))
+    return pairs, SweepResult.empty(metadata_of(pairs, metric, spec, code, model, estimate=how), len(pairs))
 
 
-def _filled(result: SweepResult, plans: Sequence[Plan], model: Model, steps: int) -> SweepResult:
-    for i, plan in enumerate(plans):
-        _fill(result, i, plan, model, steps)
+def _estimate(pairs: Sequence[Pair], result: SweepResult, model: Model, steps: int) -> SweepResult:
+    for i, pair in enumerate(pairs):
+        base = run_traced(model, [pair.base.ids], [pair.base.edits])[0]
+        result.base_metric[i] = measure(pair.metric, base.next_logits[None])[0].item()
+        result.source_metric[i] = pair.source_metric()
+        effects = _effects(pair, base, steps)
+        for number, cell in enumerate(pair.grid.cells()):
+            layers = pair.grid.layers_of(cell)
+            if layers:  # a cell whose edges the mask hides stays NaN, as in a sweep
+                change = sum(float(effects[layer][pair.index_of(cell)].sum()) for layer in layers)
+                result.values[i].flat[number] = result.base_metric[i] + change
     return result
 
 
-def _fill(result: SweepResult, i: int, plan: Plan, model: Model, steps: int) -> None:
-    base = run_traced(model, [plan.base.ids], [plan.base.edits])[0]
-    result.base_metric[i] = measure(plan.pair.metric, base.next_logits[None])[0].item()
-    result.source_metric[i] = plan.traced_metric()
-    estimates = _estimates(plan, base, steps)
-    for number, cell in enumerate(plan.grid.cells()):
-        seen = [layer for layer in cell["layer"] if plan.edits.any_seen(layer, cell)]
-        if seen:  # a cell of edges that the mask hides stays NaN, as in a sweep
-            change = sum(float(estimates[layer][plan.edits.index_of(cell)].sum()) for layer in seen)
-            result.values[i].flat[number] = result.base_metric[i] + change
-
-
-def _estimates(plan: Plan, base: Trace, steps: int) -> dict[int, Tensor]:
+def _effects(pair: Pair, base: Trace, steps: int) -> dict[int, Tensor]:
     """For every layer of the grid, the estimated effect of each of its places: float64, the d axes summed over."""
-    site = plan.grid.site
-    layers = plan.grid.axes.get("layer", plan.grid.rest.get("layer", []))
-    at_base = gradients(base, plan.pair.metric, {(site.name, layer) for layer in layers}) if steps == 1 else {}
-    found = {}
+    site = pair.grid.site
+    layers = pair.grid.numbers["layer"]
+    at_base = gradients(base, pair.metric, {(site.name, layer) for layer in layers}) if steps == 1 else {}
+    effects = {}
     for layer in layers:
-        there = base[site.name, layer]
-        change = plan.edits.whole(layer).to(there.dtype) - there
-        grad = at_base[site.name, layer] if steps == 1 else _mean_gradient(plan, base, layer, change, steps)
+        value = base[site.name, layer]
+        change = pair.values_at(layer).to(value.dtype) - value
+        gradient = at_base[site.name, layer] if steps == 1 else _mean_gradient(pair, base, layer, change, steps)
         d_axes = [i for i, axis in enumerate(site.axes) if axis.startswith("d_")]
-        product = in_float64(change) * in_float64(grad)
-        found[layer] = product.sum(d_axes) if d_axes else product
-    return found
+        product = in_float64(change) * in_float64(gradient)
+        effects[layer] = product.sum(d_axes) if d_axes else product
+    return effects
 
 
-def _mean_gradient(plan: Plan, base: Trace, layer: int, change: Tensor, steps: int) -> Tensor:
-    """The mean gradient on the way from the base's values of a layer to the source's, at the places of the grid."""
-    name, model = plan.grid.site.name, base.model
+def _mean_gradient(pair: Pair, base: Trace, layer: int, change: Tensor, steps: int) -> Tensor:
+    """The mean gradient on the line from the base's values of a layer to the source's, at the places of the grid."""
+    site, model = pair.grid.site.name, base.model
     covered = torch.zeros_like(change)
-    covered[plan.edits.index_of({**plan.grid.rest, **plan.grid.axes})] = 1.0
+    covered[pair.index_of(pair.grid.numbers)] = 1.0
     total = torch.zeros_like(change)
     for step in range(steps):
-        value = base[name, layer] + change * covered * ((step + 0.5) / steps)
-        edits = (*base.bound_edits, Patch(site=name, source=value, layer=layer).bind(model, base.ids))
+        value = base[site, layer] + change * covered * ((step + 0.5) / steps)
+        edits = (*base.bound_edits, Patch(site=site, source=value, layer=layer).bind(model, base.ids))
         moved = run_traced(model, [base.ids], [edits])[0]
-        total += gradients(moved, plan.pair.metric, {(name, layer)})[name, layer]
+        total += gradients(moved, pair.metric, {(site, layer)})[site, layer]
     return total / steps

@@ -1,31 +1,38 @@
-"""Jobs: the cells of a sweep that are still to be run, their runs, what they take, and chunks of them for a pass each."""
+"""The cells of a sweep that are still to be run: their runs, what they cost, and chunks of them for one pass each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from gemmascope.edits.bound import BoundEdit
-from gemmascope.sweeps.pairs import Plan
+from gemmascope.sweeps.grid import Cell
+from gemmascope.sweeps.pairs import Pair
 from gemmascope.sweeps.result import Array, SweepResult
-from gemmascope.sweeps.variants import Variant
 
-# What gives a cell its edits.
-Maker = Callable[[dict[str, list[int]]], tuple[BoundEdit, ...]]
+# Makes the edits of a cell's run; none for a cell that cannot be run.
+EditsOf = Callable[[Cell], tuple[BoundEdit, ...]]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One cell of one pair."""
+class CellRun:
+    """The run of one cell: the number of its pair, its own in the grid, its edits, and how many rows it takes in a pass."""
 
     pair: int
-    cell: int
-    variant: Variant
+    number: int
+    edits: tuple[BoundEdit, ...]
+    n_rows: int
 
-    def rows(self, plans: Sequence[Plan]) -> int:
-        return len(plans[self.pair].base.ids) - min(edit.reach[0] for edit in self.variant.edits)
+
+class PendingCell(NamedTuple):
+    """A cell without a value: the number of its pair, its own in the grid, and what it edits."""
+
+    pair: int
+    number: int
+    cell: Cell
 
 
 @dataclass(frozen=True)
@@ -40,34 +47,40 @@ class Cost:
         return Cost(self.n_cells + other.n_cells, self.n_rows + other.n_rows, self.row_layers + other.row_layers)
 
 
-def pending_cells(
-    plans: Sequence[Plan], result: SweepResult, cells: Array | None
-) -> Iterator[tuple[int, int, dict[str, list[int]]]]:
-    """The wanted cells without a value: their pair, number and places."""
-    for i, plan in enumerate(plans):
+def cost_of(pair: Pair, cell: Cell) -> Cost:
+    """What one cell takes; nothing where it cannot be run."""
+    layers = pair.grid.layers_of(cell)
+    if not layers:
+        return Cost()
+    n_rows = len(pair.base.ids) - min(cell[pair.grid.row_axis])
+    return Cost(1, n_rows, n_rows * (pair.grid.config.n_layers - min(layers)))
+
+
+def pending_cells(pairs: Sequence[Pair], result: SweepResult, cells: Array | None) -> Iterator[PendingCell]:
+    """The cells that have no value yet; of those in `cells`, bool [*grid], or of all."""
+    for i, pair in enumerate(pairs):
         # Layer by layer, whatever the order of the axes: the source's values are read a layer at a time.
-        for number, cell in sorted(enumerate(plan.grid.cells()), key=lambda pair: pair[1]["layer"][0]):
+        for number, cell in sorted(enumerate(pair.grid.cells()), key=lambda numbered: numbered[1]["layer"][0]):
             if np.isnan(result.values[i].flat[number]) and (cells is None or cells.flat[number]):
-                yield i, number, cell
+                yield PendingCell(i, number, cell)
 
 
-def jobs_of(plans: Sequence[Plan], makers: Sequence[Maker], result: SweepResult, cells: Array | None) -> Iterator[Job]:
-    """The cells still to be run. Those without edits, which name only edges that the mask hides, stay NaN."""
-    for i, number, cell in pending_cells(plans, result, cells):
-        if edits := makers[i](cell):
-            yield Job(i, number, Variant(i, edits))
+def cell_runs(pairs: Sequence[Pair], edits_of: Sequence[EditsOf], pending: Iterator[PendingCell]) -> Iterator[CellRun]:
+    """The runs of cells. Cells without edits, which name only edges that the mask hides, are left out: they stay NaN."""
+    for pair, number, cell in pending:
+        if edits := edits_of[pair](cell):
+            yield CellRun(pair, number, edits, len(pairs[pair].base.ids) - min(edit.reach[0] for edit in edits))
 
 
-def chunked(jobs: Iterator[Job], plans: Sequence[Plan], max_rows: Callable[[], int]) -> Iterator[list[Job]]:
-    """Jobs in lists of at most so many rows, and of one job at least. max_rows: says it before each list."""
-    chunk: list[Job] = []
-    n_rows, most = 0, max_rows()
-    for job in jobs:
-        rows = job.rows(plans)
-        if chunk and n_rows + rows > most:
+def chunked(runs: Iterator[CellRun], row_limit: Callable[[], int]) -> Iterator[list[CellRun]]:
+    """Runs in chunks of at most so many rows, and of one run at least. row_limit: called before each chunk."""
+    chunk: list[CellRun] = []
+    n_rows, limit = 0, row_limit()
+    for run in runs:
+        if chunk and n_rows + run.n_rows > limit:
             yield chunk
-            chunk, n_rows, most = [], 0, max_rows()
-        chunk.append(job)
-        n_rows += rows
+            chunk, n_rows, limit = [], 0, row_limit()
+        chunk.append(run)
+        n_rows += run.n_rows
     if chunk:
         yield chunk

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from gemmascope.errors import MetricError
 from gemmascope.legible import legibly
 from gemmascope.model.model import Model
 from gemmascope.run.answers import Answer, answer_ids
+from gemmascope.run.metric import Metric
 from gemmascope.sweeps.remarks import same_answers_text
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ __all__ = [
 
 Logits = Float[Tensor, "run vocab"]
 PerRun = Float[Tensor, " run"]
+
+
+class BindableMetric(Protocol):
+    """A metric that looks its answers up in a model: what gs.logit_diff and the others return."""
+
+    def bind(self, model: Model) -> Metric: ...
+
+
+MetricLike = Metric | BindableMetric
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ from gemmascope.run.answers import answer_ids, listed_answers
 
 if TYPE_CHECKING:
     from gemmascope.edits.bound import BoundEdit
-    from gemmascope.sweeps.pairs import Plan
+    from gemmascope.sweeps.pairs import Pair
 
 Level = Literal["error", "warning"]
 
@@ -189,11 +189,11 @@ def _has_bind(metric: Any) -> bool:
 # -- sweeps --
 
 
-def sweep_remarks(plans: Sequence[Plan], metric: Any, model: Model) -> Iterator[Remark]:
+def sweep_remarks(pairs: Sequence[Pair], metric: object, model: Model) -> Iterator[Remark]:
     """Remarks on a sweep's pairs, grids and metrics."""
     if not isinstance(metric, (list, tuple)):
-        yield from _shared_metric_remarks(metric, len(plans))
-    yield from _numbered("pair", [_pair_remarks(plan, model) for plan in plans])
+        yield from _shared_metric_remarks(metric, len(pairs))
+    yield from _numbered("pair", [_sweep_pair_remarks(pair, model) for pair in pairs])
 
 
 def prompts_remarks(ids: Sequence[Tensor], metric: Any, model: Model) -> Iterator[Remark]:
@@ -220,42 +220,42 @@ def _numbered(what: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark
         yield remark if len(remarks) == 1 else replace(remark, text=where + remark.text)
 
 
-def _pair_remarks(plan: Plan, model: Model) -> Iterator[Remark]:
-    base, source = plan.pair.base, plan.pair.source
-    if plan.grid.site.is_edges and not any(map(plan.edits.can_run, plan.grid.cells())):
+def _sweep_pair_remarks(pair: Pair, model: Model) -> Iterator[Remark]:
+    ids = pair.base.ids
+    if pair.grid.site.is_edges and not pair.n_cells:
         yield Remark(
-            "error", "q_pos", f"the mask hides every edge of {plan.grid.site.name} that the grid names: no cell can be run. "
+            "error", "q_pos", f"the mask hides every edge of {pair.grid.site.name} that the grid names: no cell can be run. "
             "Name keys that come before their queries, within the window of a local layer"
         )  # fmt: skip
-    yield from prompt_remarks("prompt", base, model)
-    yield from edit_remarks(plan.base.edits, base, model)
-    if isinstance(source, Tensor) and not plan.base.edits:  # an edited run is patched with what the same run had without
-        same = list(pair_remarks(base, source))
-        yield from same or _grid_remarks(plan, source, model.n_layers)
-    yield from metric_remarks(plan.pair.asked, base, model)
+    yield from prompt_remarks("prompt", ids, model)
+    yield from edit_remarks(pair.base.edits, ids, model)
+    if pair.source_ids is not None and not pair.base.edits:  # the source of an edited run is without its edits: it differs
+        same = list(pair_remarks(ids, pair.source_ids))
+        yield from same or _grid_remarks(pair, pair.source_ids)
+    yield from metric_remarks(pair.user_metric, ids, model)
 
 
-def _grid_remarks(plan: Plan, source: Tensor, n_layers: int) -> Iterator[Remark]:
-    """A remark on a grid whose places have the same value in both runs."""
-    differ = (plan.pair.base != source).nonzero()[:, 0].tolist()
-    numbers = {**plan.grid.rest, **plan.grid.axes}
-    axis = "q_pos" if plan.grid.site.is_edges else "pos"
-    here, name = numbers[axis], plan.grid.site.name
-    first_layer_alone = numbers["layer"] == [0] and plan.grid.window == 1
-    last = len(plan.pair.base) - 1
-    last_layer_alone = numbers["layer"] == [n_layers - 1] and plan.grid.window == 1
-    if max(here) < differ[0]:
+def _grid_remarks(pair: Pair, source_ids: Tensor) -> Iterator[Remark]:
+    """A remark on a grid whose places have the same value in both runs, or cannot reach the metric."""
+    grid = pair.grid
+    differing = (pair.base.ids != source_ids).nonzero()[:, 0].tolist()
+    axis, site = grid.row_axis, grid.site.name
+    layers, positions = grid.numbers["layer"], grid.numbers[axis]
+    is_first_layer = layers == [0] and grid.window == 1
+    is_last_layer = layers == [grid.config.n_layers - 1] and grid.window == 1
+    last = len(pair.base.ids) - 1
+    if max(positions) < differing[0]:
         yield Remark(
-            "warning", axis, f"the prompts differ from position {differ[0]} on, and the grid covers {axis} {max(here)} at "
-            "most: every effect is 0"
+            "warning", axis, f"the prompts differ from position {differing[0]} on, and the grid covers {axis} "
+            f"{max(positions)} at most: every effect is 0"
         )  # fmt: skip
-    elif first_layer_alone and name in _OF_OWN_TOKEN and not set(here) & set(differ):
+    elif is_first_layer and site in _OF_OWN_TOKEN and not set(positions) & set(differing):
         yield Remark(
-            "warning", axis, f"{name} of layer 0 is made of a position's own token, and the prompts have the same tokens "
+            "warning", axis, f"{site} of layer 0 is made of a position's own token, and the prompts have the same tokens "
             "there: every effect is 0"
         )  # fmt: skip
-    elif last_layer_alone and name in _OF_OWN_ROW and last not in here:
+    elif is_last_layer and site in _OF_OWN_ROW and last not in positions:
         yield Remark(
-            "warning", axis, f"{name} of the last layer reaches its own position alone, and the metric reads position "
+            "warning", axis, f"{site} of the last layer reaches its own position alone, and the metric reads position "
             f"{last}: every effect is 0"
         )  # fmt: skip

@@ -16,8 +16,8 @@ from gemmascope.errors import SweepError, warn
 from gemmascope.files.paths import user_path
 from gemmascope.files.writing import write_file
 from gemmascope.legible import legibly, spelled
-from gemmascope.sweeps.captions import call_details, metric_label, picture_title
 from gemmascope.sweeps.journal import fill_from, read_file, text_of
+from gemmascope.sweeps.metadata import SweepMetadata, call_details, metric_label, picture_title
 from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
@@ -32,31 +32,6 @@ NO_GAP = 1e-6
 
 # A metric longer than this is cut where the result shows itself: one for each of many pairs would fill the page.
 SHOWN_METRIC = 100
-
-
-@dataclass(frozen=True)
-class SweepMetadata:
-    """What was asked, as data that JSON holds: to label the axes, to tell two sweeps apart and to write the call again.
-
-    model: its name, and fingerprint. kinds: "local" or "global" of every layer. tokens: those of the run that is patched.
-    axes: for each axis of the grid the numbers along it. n_cells: how many cells, of all pairs, can have a value. code:
-    the call. digest: of what the call does not say: token ids, the values that edits write, the code of functions.
-    estimate: None for a sweep, else how the grid was estimated.
-    """
-
-    model: str
-    fingerprint: str
-    kinds: list[str]
-    tokens: list[str]
-    site: str
-    axes: dict[str, list[int]]
-    n_cells: int
-    metric: str
-    into: str
-    has_source: bool
-    code: str
-    digest: str
-    estimate: str | None = None
 
 
 @dataclass

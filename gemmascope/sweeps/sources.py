@@ -1,128 +1,153 @@
-"""Supplies: where what a sweep's cells write comes from.
-
-A number; a trace; the mean over traces; or a run that rides in the pass of the cells' own runs.
-"""
+"""Where the values that a sweep writes come from: a number, a trace, a mean over traces, or a run of the same pass."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import finite_number, shown
 from gemmascope.edits.bound import BoundEdit, DeferredRead, DeferredValues, Target, mesh
 from gemmascope.edits.edit import Ablate, Edit, Patch
-from gemmascope.edits.sources import check_reference, mean_of
+from gemmascope.edits.sources import MEANS, check_reference, mean_of
+from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
+from gemmascope.run.trace import Trace
 from gemmascope.sites import Address, Site
+from gemmascope.sweeps.grid import Grid
+from gemmascope.sweeps.variants import SourceRun
 
-if TYPE_CHECKING:
-    from gemmascope.run.trace import Trace
+# An edit's positions and heads, by the names of its arguments.
+Places = Mapping[str, list[int]]
 
-# The places of an edit, by the names of its arguments.
-Words = dict[str, Any]
+
+@dataclass(frozen=True)
+class Ablation:
+    """What an ablation writes: a number, or a mean ("mean", "mean_by_pos") over reference traces."""
+
+    value: float | str
+    reference: Sequence[Trace] = ()
+
+    @classmethod
+    def of(cls, value: object, reference: Sequence[Trace]) -> Ablation | None:
+        """The ablation that these arguments of gs.sweep describe; None without one. SweepError for what cannot be one."""
+        is_mean = isinstance(value, str) and value in MEANS
+        if reference and not is_mean:
+            raise SweepError(f"a reference is only for ablate='mean' or 'mean_by_pos'; given ablate={shown(value)}")
+        if value is None:
+            return None
+        if isinstance(value, str) and is_mean:
+            return cls(value, reference)
+        try:
+            return cls(finite_number(value, "ablate", error=SweepError))
+        except SweepError as error:
+            raise SweepError(f"ablate is a finite number, 'mean' or 'mean_by_pos'; given {shown(value)}") from error
+
+    def values(self, grid: Grid, model: Model, ids: Tensor) -> ValueSource:
+        """The source of what it writes in a run of these ids."""
+        if isinstance(self.value, str):
+            return MeanValues(self.value, self.reference, grid.site, model, ids, grid.n_layers_at_once)
+        return ConstantValue(self.value, grid.site, model, len(ids))
 
 
 class ValueSource(ABC):
-    """Gives a cell's edit of one layer."""
+    """Makes a cell's edit of one layer."""
 
     @abstractmethod
-    def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
-        """The edit that writes at these places of the site."""
+    def edit(self, layer: int, site: Site, indices: tuple[Tensor, ...], places: Places) -> BoundEdit:
+        """The edit of these places of a site: as indices of its first axes, and as arguments of the edit."""
 
 
 class PrecomputedValues(ValueSource):
-    """A supply that knows what to write before the pass: a layer's value of the site, whole."""
+    """Values that are known before the pass."""
 
     @abstractmethod
-    def whole(self, layer: int) -> Tensor:
+    def at_layer(self, layer: int) -> Tensor:
         """The site's value at every place of a layer."""
 
     @abstractmethod
-    def made(self, words: Words) -> Edit:
+    def user_edit(self, site: str, layer: int, places: Places) -> Edit:
         """The edit as a user would make it."""
 
-    def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
-        made = self.made({"site": site.name, "layer": layer, **words})
-        return BoundEdit(made, Address(site, layer), places, self.whole(layer)[mesh(places)])
+    def edit(self, layer: int, site: Site, indices: tuple[Tensor, ...], places: Places) -> BoundEdit:
+        edit = self.user_edit(site.name, layer, places)
+        return BoundEdit(edit, Address(site, layer), indices, self.at_layer(layer)[mesh(indices)])
 
 
 class CachedValues(PrecomputedValues):
-    """Values that are dear to have: those of the last few layers are held, for all the cells of a layer."""
+    """Values that take time to compute: those of the last n_cached layers are kept, for all the cells of a layer."""
 
-    def __init__(self, n_held: int) -> None:
-        self.n_held = n_held
+    def __init__(self, n_cached: int) -> None:
+        self._n_cached = n_cached
         self._values: dict[int, Tensor] = {}
 
-    def whole(self, layer: int) -> Tensor:
+    def at_layer(self, layer: int) -> Tensor:
         if layer not in self._values:
-            self._values[layer] = self.read(layer)
-            if len(self._values) > self.n_held:
+            self._values[layer] = self.compute(layer)
+            if len(self._values) > self._n_cached:
                 del self._values[next(iter(self._values))]
         return self._values[layer]
 
     @abstractmethod
-    def read(self, layer: int) -> Tensor:
-        """The site's value at every place of a layer, made anew."""
+    def compute(self, layer: int) -> Tensor: ...
 
 
 class ConstantValue(PrecomputedValues):
-    """The same number, written everywhere."""
+    """One number, written everywhere."""
 
-    def __init__(self, value: float, site: Site, model: Model, n_pos: int) -> None:
-        self.value = value
+    def __init__(self, number: float, site: Site, model: Model, n_pos: int) -> None:
+        self._number = number
         size = [model.config.size_of(axis, n_pos) for axis in site.axes]
-        self._whole = torch.full((), value, dtype=model.dtype, device=model.device).expand(size)
+        self._values = torch.full((), number, dtype=model.dtype, device=model.device).expand(size)
 
-    def whole(self, layer: int) -> Tensor:
-        return self._whole
+    def at_layer(self, layer: int) -> Tensor:
+        return self._values
 
-    def made(self, words: Words) -> Edit:
-        return Ablate(value=self.value, **words)
+    def user_edit(self, site: str, layer: int, places: Places) -> Edit:
+        return Ablate(site=site, layer=layer, value=self._number, reference=(), **places)
 
 
 class ValuesFromTrace(CachedValues):
-    """A site's values in a trace."""
+    def __init__(self, trace: Trace, site: Site, n_cached: int) -> None:
+        super().__init__(n_cached)
+        self.trace, self._site = trace, site
 
-    def __init__(self, trace: Trace, site: Site, n_held: int) -> None:
-        super().__init__(n_held)
-        self.trace, self.site = trace, site
+    def compute(self, layer: int) -> Tensor:
+        return self.trace[self._site.name, layer]
 
-    def read(self, layer: int) -> Tensor:
-        return self.trace[self.site.name, layer]
-
-    def made(self, words: Words) -> Edit:
-        return Patch(source=self.trace, **words)
+    def user_edit(self, site: str, layer: int, places: Places) -> Edit:
+        return Patch(site=site, layer=layer, source=self.trace, **places)
 
 
 class MeanValues(CachedValues):
     """The mean of a site over reference traces. EditError, when it is made, for a reference that does not fit."""
 
-    def __init__(self, how: str, reference: Sequence[Trace], site: Site, model: Model, ids: Tensor, n_held: int) -> None:
-        super().__init__(n_held)
-        self.how, self.reference, self.site, self.model, self.ids = how, reference, site, model, ids
+    def __init__(self, how: str, reference: Sequence[Trace], site: Site, model: Model, ids: Tensor, n_cached: int) -> None:
+        super().__init__(n_cached)
+        self._how, self._reference, self._site, self._model, self._ids = how, reference, site, model, ids
         sizes = [model.config.size_of(axis, len(ids)) for axis in site.axes if not axis.startswith("d_")]
         self._everywhere = tuple(torch.arange(size, device=model.device) for size in sizes)
         check_reference(how, reference, self._target(0))
 
-    def read(self, layer: int) -> Tensor:
-        return mean_of(self.how, self.reference, self._target(layer))
+    def compute(self, layer: int) -> Tensor:
+        return mean_of(self._how, self._reference, self._target(layer))
 
-    def made(self, words: Words) -> Edit:
-        return Ablate(value=self.how, reference=self.reference, **words)
+    def user_edit(self, site: str, layer: int, places: Places) -> Edit:
+        return Ablate(site=site, layer=layer, value=self._how, reference=self._reference, **places)
 
     def _target(self, layer: int) -> Target:
-        return Target(self.model, self.ids, Address(self.site, layer), self._everywhere)
+        return Target(self._model, self._ids, Address(self._site, layer), self._everywhere)
 
 
 class ValuesFromPass(ValueSource):
-    """A site's values in a run of the pass that carries the cells' runs."""
+    """Values of a run that goes through the layers in the pass of the cells' runs."""
 
-    def __init__(self) -> None:
-        self.feed = DeferredValues()
+    def __init__(self, ids: Tensor, site: Site) -> None:
+        self.run = SourceRun(ids, site.name, DeferredValues())
 
-    def edit(self, layer: int, site: Site, places: tuple[Tensor, ...], words: Words) -> BoundEdit:
-        made = Patch(site=site.name, source=self.feed, layer=layer, **words)
-        return BoundEdit(made, Address(site, layer), places, DeferredRead(self.feed, layer, places))
+    def edit(self, layer: int, site: Site, indices: tuple[Tensor, ...], places: Places) -> BoundEdit:
+        edit = Patch(site=site.name, source=self.run.values, layer=layer, **places)
+        return BoundEdit(edit, Address(site, layer), indices, DeferredRead(self.run.values, layer, indices))

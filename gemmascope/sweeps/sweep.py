@@ -1,4 +1,4 @@
-"""Sweeps: a grid of runs, each one edit away from a base run, and a metric; all of them in one pass.
+"""gs.sweep: a grid of runs, each one edit away from a base run, and a metric; all of them in one pass.
 
 Activation patching (Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024) in both directions, and ablation.
 """
@@ -8,53 +8,49 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gemmascope.edits.call_text import call_text
-from gemmascope.edits.edit import Edit, listed_edits
-from gemmascope.edits.sources import listed_reference
-from gemmascope.edits.text import traces_said
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import SweepError, warn
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import rows_within
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.run.finite import require_sound_end
 from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.trace import Trace
-from gemmascope.sweeps.cells import Cost, Job, Maker, chunked, jobs_of, pending_cells
-from gemmascope.sweeps.final_rows import ending_logits, refuse_wide_functions
-from gemmascope.sweeps.grid import EVERYWHERE, Grid, Places
+from gemmascope.sweeps.cells import CellRun, Cost, EditsOf, cell_runs, chunked, cost_of, pending_cells
+from gemmascope.sweeps.final_logits import measure_rows, refuse_wide_functions
 from gemmascope.sweeps.journal import NOWHERE, Journal, JournalStopped
-from gemmascope.sweeps.pairs import Ablation, Plan, pairs_of, prompts_of, question_of
+from gemmascope.sweeps.metadata import metadata_of
+from gemmascope.sweeps.metrics import MetricLike
+from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of
 from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import Array, SweepResult
+from gemmascope.sweeps.spec import Layers, SweepSpec
 from gemmascope.sweeps.variants import Variant, final_rows
-
-# Logits held at once, in elements: 64 MB.
-LOGIT_ELEMENTS = 2**24
 
 
 @computes
 def sweep(
-    clean: Any,
-    corrupt: Any,
-    metric: Any,
+    clean: Prompt | Sequence[Prompt],
+    corrupt: Prompt | Sequence[Prompt] | None,
+    metric: MetricLike | Sequence[MetricLike],
     *,
     site: str,
     by: Sequence[str] = ("layer", "pos"),
     into: str = "corrupt",
     ablate: float | str | None = None,
     reference: Sequence[Trace] = (),
-    layer: Any = None,
-    pos: Any = None,
-    head: Any = None,
-    q_pos: Any = None,
-    k_pos: Any = None,
+    layer: Layers = None,
+    pos: Pos = None,
+    head: Head = None,
+    q_pos: Pos = None,
+    k_pos: Pos = None,
     window: int = 1,
     edits: Sequence[Edit] = (),
     model: Model | None = None,
@@ -78,161 +74,129 @@ def sweep(
     Raises PromptError, SiteError, EditError, MetricError, BudgetError or SweepError for what does not fit, before
     anything is run.
     """
-    asked = SweepSpec(site, by, into, ablate, listed_reference(reference), Places(layer, pos, head, q_pos, k_pos), window)
-    sweeping = prepare(clean, corrupt, metric, asked, edits=edits, model=model, memory=memory)
-    raise_or_warn(sweep_remarks(sweeping.plans, metric, sweeping.model), SweepError)
+    spec = SweepSpec(site, by, into, ablate, reference, layer, pos, head, q_pos, k_pos, window, edits)
+    runner = prepare(clean, corrupt, metric, spec, model=model, memory=memory)
+    raise_or_warn(sweep_remarks(runner.pairs, metric, runner.model), SweepError)
     journal = Journal()
     try:
         try:
-            journal.open(out, sweeping.result)
-            run_all(replace(sweeping, journal=journal), progress)
+            journal.open(out, runner.result)
+            run_all(replace(runner, journal=journal), progress)
         finally:
             journal.close()
     finally:  # again, because an interrupt may have come in the line before, and the file would stay locked
         journal.close()
-    return sweeping.result
-
-
-@dataclass(frozen=True)
-class SweepSpec:
-    """What a sweep is asked for, but for its runs and metric. Each as an argument of gs.sweep."""
-
-    site: str
-    by: Sequence[str] = ("layer", "pos")
-    into: str = "corrupt"
-    ablate: float | str | None = None
-    reference: tuple[Trace, ...] = ()
-    places: Places = EVERYWHERE
-    window: int = 1
-
-    def as_arguments(self) -> dict[str, Any]:
-        """As they stand in the call that repeats it."""
-        plain = {"site": self.site, "by": self.by, "into": self.into, "ablate": self.ablate, **vars(self.places)}
-        return plain | {"window": self.window, "reference": traces_said(self.reference)}
+    return runner.result
 
 
 def prepare(
-    clean: Any,
-    corrupt: Any,
-    metric: Any,
-    asked: SweepSpec,
+    clean: object,
+    corrupt: object,
+    metric: object,
+    spec: SweepSpec,
     *,
-    edits: Sequence[Edit] = (),
     model: Model | None = None,
     memory: int | str | None = None,
 ) -> SweepRunner:
-    """A sweep that has been checked and not run: its cells are counted. The arguments and errors are those of gs.sweep.
+    """A sweep that is checked and has not run. The arguments and errors are those of gs.sweep.
 
-    It gives no warning of what may not be meant: whoever asks tells, as gs.sweep does and a lab in its own way.
+    It gives no warnings: gs.sweep and the labs each show the remarks on a sweep in their own way.
     """
-    model, edits = model_or_nano(model), listed_edits(edits)
-    clean, corrupt = prompts_of(clean, corrupt)
-    pairs = pairs_of(clean, corrupt, metric, asked.into, Ablation.of(asked.ablate, asked.reference), model)
-    grids = [Grid.over(asked.site, asked.by, asked.places, asked.window, model, pair.base) for pair in pairs]
-    plans = [Plan.of(pair, grid, model, edits) for pair, grid in zip(pairs, grids, strict=True)]
+    model = model_or_nano(model)
+    clean, corrupt = listed_pairs(clean, corrupt)
+    pairs = pairs_of(clean, corrupt, metric, spec, model)
     max_rows = rows_within(memory, model)
-    code = call_text("sweep", model, (clean, corrupt, metric), {**asked.as_arguments(), "edits": list(edits)})
-    n_cells = sum(plan.n_cells for plan in plans)
-    result = SweepResult.empty(question_of(plans, metric, asked.into, code, model, n_cells), len(plans))
-    for plan in plans:
-        refuse_wide_functions(plan.base)
-        try_metric(plan.pair.metric, model, plan.base.ids)
-    return SweepRunner(plans, [plan.edits.of for plan in plans], result, model, max_rows)
+    code = call_text("sweep", model, (clean, corrupt, metric), spec.as_arguments())
+    result = SweepResult.empty(metadata_of(pairs, metric, spec, code, model), len(pairs))
+    for pair in pairs:
+        refuse_wide_functions(pair.base)
+        try_metric(pair.metric, model, pair.base.ids)
+    return SweepRunner(pairs, [pair.edits_of for pair in pairs], result, model, max_rows)
 
 
 @dataclass(frozen=True)
 class SweepRunner:
     """A sweep that is ready to run, all of it or some of its cells, chunk by chunk into one result.
 
-    makers: for each plan, what gives a cell its edits. max_rows: how many rows one pass may carry. journal: where
+    edits_of: for each pair, what makes the edits of a cell. max_rows: how many rows one pass may carry. journal: where
     finished cells are written.
     """
 
-    plans: Sequence[Plan]
-    makers: Sequence[Maker]
+    pairs: Sequence[Pair]
+    edits_of: Sequence[EditsOf]
     result: SweepResult
     model: Model
     max_rows: int
     journal: Journal = NOWHERE
 
-    def chunks(self, cells: Array | None = None, rows: Callable[[], int] | None = None) -> Iterator[list[tuple[int, int]]]:
-        """Run the cells that the result lacks, and fill it: each step runs a chunk and gives its cells (pair, number).
+    def chunks(
+        self, cells: Array | None = None, row_limit: Callable[[], int] | None = None
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Run the cells that have no value yet, and fill the result. Each step runs a chunk and gives its (pair, cell).
 
-        cells: which to run, bool [*grid]; None for all. rows: how many rows the next chunk may carry, asked before each;
-        never more than max_rows. Whoever takes the steps may stop after any of them: what is done is done.
+        cells: which to run, bool [*grid]; None for all. row_limit: called before each chunk, for how many rows it may
+        carry; never more than max_rows. The caller may stop after any step: the cells of that step are in the result.
         """
-        limit = rows or (lambda: self.max_rows)
-        jobs = jobs_of(self.plans, self.makers, self.result, cells)
-        for chunk in chunked(jobs, self.plans, lambda: min(limit(), self.max_rows)):
-            _run_chunk(chunk, self.plans, self.model, self.result)
-            done = [(job.pair, job.cell) for job in chunk]
+
+        def limit() -> int:
+            return self.max_rows if row_limit is None else min(row_limit(), self.max_rows)
+
+        runs = cell_runs(self.pairs, self.edits_of, pending_cells(self.pairs, self.result, cells))
+        for chunk in chunked(runs, limit):
+            _run_chunk(chunk, self.pairs, self.model, self.result)
+            done = [(run.pair, run.number) for run in chunk]
             self.journal.write(self.result, done)
             yield done
 
     def cost(self, cells: Array | None = None) -> Cost:
-        """What the cells that the result lacks would take; those of `cells`, bool [*grid], or all."""
-        return sum((self.cost_of(i, cell) for i, _, cell in pending_cells(self.plans, self.result, cells)), Cost())
-
-    def cost_of(self, pair: int, cell: dict[str, list[int]]) -> Cost:
-        """What one cell takes; nothing where it cannot be run."""
-        plan = self.plans[pair]
-        if not plan.edits.can_run(cell):
-            return Cost()
-        n_rows = len(plan.base.ids) - min(cell["q_pos" if plan.grid.site.is_edges else "pos"])
-        n_layers = self.model.n_layers
-        return Cost(1, n_rows, n_rows * (n_layers - min(plan.grid.layers_of(cell, n_layers))))
+        """What the cells that have no value yet will take; of those in `cells`, bool [*grid], or of all."""
+        pending = pending_cells(self.pairs, self.result, cells)
+        return sum((cost_of(self.pairs[pair], cell) for pair, _, cell in pending), Cost())
 
 
-def run_all(sweeping: SweepRunner, progress: bool) -> None:
-    """Run the cells that a sweep's result lacks; an interrupt ends it with what is done. progress: whether to show a bar."""
+def run_all(runner: SweepRunner, progress: bool) -> None:
+    """Run the cells that have no value yet. An interrupt, or a file that takes no more, ends the run with a warning."""
     try:
-        run_cells(sweeping, progress)
+        run_cells(runner, progress)
     except KeyboardInterrupt:
-        warn(f"interrupted: {sweeping.result.progress_text()}; the other cells are NaN")
+        warn(f"interrupted: {runner.result.progress_text()}; the other cells are NaN")
     except JournalStopped as stopped:
-        journal, result = sweeping.journal, sweeping.result
+        journal, result = runner.journal, runner.result
         warn(
             f"{journal.path} stopped at {journal.n_cells} of {result.question.n_cells} cells: {stopped}. The sweep "
             f"ended there: {result.progress_text()}; the other cells are NaN. A second call with the same file goes on"
         )
 
 
-def run_cells(sweeping: SweepRunner, progress: bool) -> None:
-    """Run the cells that a sweep's result lacks. progress: whether to show a bar."""
+def run_cells(runner: SweepRunner, progress: bool) -> None:
+    """Run the cells that have no value yet. progress: whether to show a bar."""
     from tqdm.auto import tqdm
 
-    # A bar that appears after a second and takes the place of none: a quick sweep shows nothing.
-    result = sweeping.result
+    # The bar appears after a second: a quick sweep shows nothing.
+    result = runner.result
     with tqdm(total=result.question.n_cells, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not progress) as bar:
         bar.update(int(result.finished.sum()))
-        for done in sweeping.chunks():
+        for done in runner.chunks():
             bar.update(len(done))
 
 
-def _run_chunk(chunk: Sequence[Job], plans: Sequence[Plan], model: Model, result: SweepResult) -> None:
-    pairs = sorted({job.pair for job in chunk})
-    place = {pair: at for at, pair in enumerate(pairs)}
-    variants = [Variant(place[job.pair], job.variant.edits) for job in chunk]
-    sourced = {pair: source for pair in pairs if (source := plans[pair].source) is not None}
-    ends = final_rows(model, [plans[pair].base for pair in pairs], variants, list(sourced.values()))
-    for pair, row in zip(sourced, ends.sources, strict=True):
-        if np.isnan(result.source_metric[pair]):
+def _run_chunk(chunk: Sequence[CellRun], pairs: Sequence[Pair], model: Model, result: SweepResult) -> None:
+    """Run a chunk of cells beside the base runs of their pairs, in one pass, and fill the result."""
+    numbers = sorted({run.pair for run in chunk})
+    bases = [pairs[number].base for number in numbers]
+    index = {number: i for i, number in enumerate(numbers)}
+    variants = [Variant(index[run.pair], run.edits) for run in chunk]
+    sources = {number: source for number in numbers if (source := pairs[number].source_run) is not None}
+    ends = final_rows(model, bases, variants, list(sources.values()))
+    for number, row in zip(sources, ends.sources, strict=True):
+        if np.isnan(result.source_metric[number]):
             with torch.no_grad():
                 logits = model.network.unembed(row[None])
-            result.source_metric[pair] = measure(plans[pair].pair.metric, logits)[0].item()
-    for pair in pairs:
-        plan = plans[pair]
-        mine = [at for at, job in enumerate(chunk) if job.pair == pair]
-        base = ends.bases[[place[pair]]]
-        require_sound_end(model, plan.base.ids, base[0], plan.base.edits)
-        result.base_metric[pair] = _measured(model, plan, base)[0]
-        result.values[pair].flat[[chunk[at].cell for at in mine]] = _measured(model, plan, ends.variants[mine])
-
-
-def _measured(model: Model, plan: Plan, rows: Tensor) -> np.ndarray[Any, Any]:
-    """The metric of a plan's runs whose stream ends in these rows, unembedded a few at a time."""
-    step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
-    with torch.no_grad():
-        parts = [measure(plan.pair.metric, ending_logits(model, plan.base, part)) for part in torch.split(rows, step)]
-    found: np.ndarray[Any, Any] = torch.cat(parts).cpu().numpy()
-    return found
+            result.source_metric[number] = measure(pairs[number].metric, logits)[0].item()
+    for number, base, row in zip(numbers, bases, ends.bases, strict=True):
+        require_sound_end(model, base.ids, row, base.edits)
+        metric = pairs[number].metric
+        result.base_metric[number] = measure_rows(metric, model, base, row[None])[0]
+        of_pair = [i for i, run in enumerate(chunk) if run.pair == number]
+        cells = [chunk[i].number for i in of_pair]
+        result.values[number].flat[cells] = measure_rows(metric, model, base, ends.variants[of_pair]).numpy()

@@ -43,11 +43,11 @@ class BaseRun:
 
 @dataclass(frozen=True)
 class SourceRun:
-    """A run to patch from: its token ids, the site that is read, and where each layer's value of it is handed to."""
+    """A run to patch from: its token ids, the site that is read, and what takes each layer's value of it."""
 
     ids: Tensor
     site: str
-    feed: DeferredValues
+    values: DeferredValues
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class _Pass:
         y = layer(x, self.leads, Chain(self.editing, keeping).at(layer.index, self.leads))
         n_bases = len(self.bases)
         for source, kept in zip(self.sources, keeping.kept[n_bases:], strict=True):
-            source.feed.hand(layer.index, kept[source.site, layer.index])
+            source.values.hand(layer.index, kept[source.site, layer.index])
         return y, [_earlier(kept["k_rot", layer.index], kept["v", layer.index]) for kept in keeping.kept[:n_bases]]
 
     def _join(self, joining: Iterable[tuple[_Member, Tensor]]) -> None:

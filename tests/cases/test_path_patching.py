@@ -185,10 +185,10 @@ def test_cells_of_several_layers_and_few_rows_at_a_time() -> None:
         second = gs.trace(CORRUPT, model=model, edits=[gs.patch("v", first["v", 3], layer=3)]).next_logits
         assert whole.values[0, head] == pytest.approx(float(second[5] - second[9]), abs=3e-4)
     n_groups: list[int] = []
-    go = LivePaths._go
+    run_layers = LivePaths._run_layers
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("gemmascope.sweeps.paths.path_sweep.rows_within", lambda memory, model: 20)
-        patched.setattr(LivePaths, "_go", lambda self, walks: (n_groups.append(len(walks)), go(self, walks))[1])
+        patched.setattr(LivePaths, "_run_layers", lambda self, runs: (n_groups.append(len(runs)), run_layers(self, runs))[1])
         few = ask(receiver=("v", 3))
     assert max(n_groups) == 2
     assert np.allclose(few.values, ask(receiver=("v", 3)).values, equal_nan=True, atol=1e-4)

@@ -53,9 +53,8 @@ def detail_of(experiment: Experiment, row: int, column: int) -> Detail:
     base = experiment.traces[settings.into]
     source = experiment.traces["clean" if settings.into == "corrupt" else "corrupt"]
     words = {"head" if name == "kv_head" else name: numbers for name, numbers in cell.items() if name != "layer"}
-    edits_of, grid = experiment.sweeping.plans[0].edits, experiment.sweeping.plans[0].grid
-    layers = [layer for layer in grid.layers_of(cell, model.n_layers) if edits_of.any_seen(layer, cell)]
-    edits = [patch(settings.site, source, layer=layer, **words) for layer in layers]
+    grid = experiment.sweeping.pairs[0].grid
+    edits = [patch(settings.site, source, layer=layer, **words) for layer in grid.layers_of(cell)]
     patched = trace(base.ids, model=model, edits=edits)
     at = _one_head(experiment, cell)
     runs = {**experiment.traces, "patched": patched} if at else {}

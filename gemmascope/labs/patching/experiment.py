@@ -16,7 +16,7 @@ from gemmascope.model.model import Model
 from gemmascope.run.metric import measure
 from gemmascope.run.trace import Trace, traces
 from gemmascope.sweeps.attribution import estimate
-from gemmascope.sweeps.cells import Cost
+from gemmascope.sweeps.cells import Cost, cost_of
 from gemmascope.sweeps.result import Array, SweepResult
 from gemmascope.sweeps.sweep import prepare
 
@@ -37,13 +37,13 @@ class Experiment:
         self.result: SweepResult = self.sweeping.result
         self.estimated: SweepResult | None = None
         self.traces: dict[str, Trace] = {}
-        plan = self.sweeping.plans[0]
-        self.cells = list(plan.grid.cells())
-        self.shape: tuple[int, int] = (plan.grid.shape[0], plan.grid.shape[1])
+        pair = self.sweeping.pairs[0]
+        self.cells = list(pair.grid.cells())
+        self.shape: tuple[int, int] = (pair.grid.shape[0], pair.grid.shape[1])
         self.board = CellGrid(self.shape)
-        costs = [astuple(self.sweeping.cost_of(0, cell)) for cell in self.cells]
+        costs = [astuple(cost_of(pair, cell)) for cell in self.cells]
         self._costs = np.array(costs, dtype=np.int64).reshape(*self.shape, 3)
-        self.pace = Pace(model, 2 * len(plan.base.ids))
+        self.pace = Pace(model, 2 * len(pair.base.ids))
 
     @property
     def axes(self) -> dict[str, list[int]]:
@@ -63,7 +63,7 @@ class Experiment:
         start = time.perf_counter()
         clean, corrupt = traces(self.model, [self.settings.clean, self.settings.corrupt])
         self.pace.take(Cost(), time.perf_counter() - start)
-        metric = self.sweeping.plans[0].pair.metric
+        metric = self.sweeping.pairs[0].metric
         ends = {name: measure(metric, t.next_logits[None])[0].item() for name, t in (("clean", clean), ("corrupt", corrupt))}
         into = self.settings.into
         self.result.base_metric[0] = ends[into]

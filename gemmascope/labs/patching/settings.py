@@ -11,10 +11,9 @@ from gemmascope.arguments import as_words, one_of, shown
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.sites import LAYER_SITES, find_site, parse_site_name
-from gemmascope.sweeps.grid import Places
 from gemmascope.sweeps.metrics import AnswerMetric, answer_logprob, answer_prob, logit_diff
 from gemmascope.sweeps.pairs import INTO
-from gemmascope.sweeps.sweep import SweepSpec
+from gemmascope.sweeps.spec import SweepSpec
 
 METRICS: dict[str, Callable[[Any, Any], AnswerMetric]] = {
     "logit_diff": logit_diff,
@@ -74,7 +73,7 @@ class Settings:
         chosen = None if self.layers == "all" else [i for i, kind in enumerate(kinds) if kind == self.layers]
         if chosen == []:
             raise SweepError(f"{model.name!r} has no {self.layers} layers: take all of them")
-        return SweepSpec(self.site, self.by, self.into, places=Places(layer=chosen))
+        return SweepSpec(self.site, self.by, self.into, layer=chosen)
 
     def as_data(self) -> dict[str, Any]:
         """As JSON holds them."""

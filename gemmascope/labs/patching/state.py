@@ -117,7 +117,7 @@ def label_of(experiment: Experiment) -> str:
 def _labels(experiment: Experiment, axis: str) -> list[dict[str, Any]]:
     labels = labels_of(experiment.result, axis)
     if axis.endswith("pos") and experiment.model.has_tokenizer:
-        ids = experiment.sweeping.plans[0].base.ids.tolist()
+        ids = experiment.sweeping.pairs[0].base.ids.tolist()
         for label, number in zip(labels, experiment.axes[axis], strict=True):
             label["special"] = experiment.model.tokenizer.is_special(ids[number])
     return labels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -13,13 +12,17 @@ from torch import Tensor
 from gemmascope.arguments import shown
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.edit import Patch
-from gemmascope.edits.places import find_heads
+from gemmascope.edits.places import Head, find_heads
 from gemmascope.errors import SweepError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.sites import find, parse_site_name
+from gemmascope.sweeps.grid import Cell
 
-RECEIVERS = ("q", "k", "v")
+RECEIVER_SITES = ("q", "k", "v")
+
+# A receiver as users write it: "final", "blocks.5.attn.hook_q", or (site, layer, heads).
+ReceiverLike = str | tuple[str] | tuple[str, int | None] | tuple[str, int | None, Head]
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,14 @@ class Receiver:
         """Whether what a sender writes in this layer comes before it."""
         return layer < self.layer or self.site == "resid_post"
 
-    def edit(self, model: Model, rows: Tensor, read: Tensor) -> BoundEdit:
-        """The edit that gives it what it read at these positions: [row, d_model] of the stream, or [row, head, d_head]."""
-        places = (rows,) if self.heads is None else (rows, torch.tensor(self.heads, device=rows.device))
-        words = {"head": self.heads} if self.heads else {}
-        made = Patch(site=self.site, source=read, layer=self.layer, pos=rows.tolist(), **words)
-        return BoundEdit(made, find((self.site, self.layer), model.n_layers), places, read)
+    def edit(self, model: Model, positions: Tensor, value: Tensor) -> BoundEdit:
+        """The edit that writes what it read at these positions: [row, d_model] of the stream, or [row, head, d_head]."""
+        indices = (positions,) if self.heads is None else (positions, torch.tensor(self.heads, device=positions.device))
+        edit = Patch(site=self.site, source=value, layer=self.layer, pos=positions.tolist(), head=self.heads or None)
+        return BoundEdit(edit, find((self.site, self.layer), model.n_layers), indices, value)
 
     def read(self, layer: Layer, stream: Tensor) -> Tensor:
-        """Its heads' queries, keys or values of rows of the stream that enters its layer."""
+        """Its heads' queries, keys or values of rows of the stream that enters its layer. [row, head, d_head]"""
         project = getattr(layer.self_attn, f"{self.site}_proj")
         with torch.no_grad():
             flat = project(layer.input_layernorm(stream))
@@ -51,35 +53,35 @@ class Receiver:
 
 
 def attn_out(layer: Layer, z: Tensor) -> Tensor:
-    """What attention adds to the stream for given z: W_O and the post-norm, its scale as it comes out."""
+    """What attention adds to the stream for given z: W_O and the post-norm, whose scale is computed anew."""
     raw = layer.self_attn.o_proj(rearrange(z, "pos head d -> pos (head d)"))
     out: Tensor = layer.post_attention_layernorm(raw)
     return out
 
 
-def has_path(cell: dict[str, list[int]], receivers: Sequence[Receiver]) -> bool:
+def has_path(cell: Cell, receivers: Sequence[Receiver]) -> bool:
     """Whether what a cell's senders write comes before any receiver."""
     return any(receiver.hears(layer) for layer in cell["layer"] for receiver in receivers)
 
 
-def receivers_of(given: Any, model: Model) -> list[Receiver]:
-    """The receivers that were named. SweepError for what is none, SiteError for a layer or head that is not there."""
-    receivers = given if isinstance(given, list) else [given]
-    if not receivers:
+def receivers_of(receiver: object, model: Model) -> list[Receiver]:
+    """The receivers that a user names. SweepError for what is none, SiteError for a layer or head that is not there."""
+    several = receiver if isinstance(receiver, list) else [receiver]
+    if not several:
         raise SweepError("receiver is an empty list: name at least one")
-    return [receiver for one in receivers for receiver in _receiver(one, model)]
+    return [found for one in several for found in _receiver(one, model)]
 
 
-def _receiver(given: Any, model: Model) -> Iterator[Receiver]:
-    if isinstance(given, str) and given == "final":
+def _receiver(receiver: object, model: Model) -> Iterator[Receiver]:
+    if isinstance(receiver, str) and receiver == "final":
         yield Receiver("resid_post", model.n_layers - 1, None)
         return
-    parts = (given,) if isinstance(given, str) else given
-    if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or parse_site_name(parts[0])[0].name not in RECEIVERS:
-        raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {shown(given)}")
+    parts = (receiver,) if isinstance(receiver, str) else receiver
+    if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or parse_site_name(parts[0])[0].name not in RECEIVER_SITES:
+        raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {shown(receiver)}")
     if len(parts) == 2 and parse_site_name(parts[0])[1] is not None:  # is the number its layer once more, or a head?
         raise SweepError(
-            f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {shown(given)}"
+            f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {shown(receiver)}"
         )
     address = find(parts[0], model.n_layers, parts[1] if len(parts) > 1 else None)
     heads = find_heads(parts[2] if len(parts) == 3 else None, address.site, model)

@@ -1,7 +1,8 @@
-"""After the layers: the logits at the wanted position of a sweep's runs, with the edits that come there."""
+"""From the stream's last rows to numbers: the logits of a sweep's runs, with the edits that come after the layers."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
@@ -9,12 +10,24 @@ from gemmascope.errors import SweepError
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
+from gemmascope.run.metric import Metric, measure
 from gemmascope.run.passes import Editing
 from gemmascope.sweeps.variants import BaseRun
 
+# Logits held at once, in elements: 64 MB.
+LOGIT_ELEMENTS = 2**24
 
-def ending_logits(model: Model, base: BaseRun, rows: Tensor) -> Tensor:
-    """The soft-capped logits of runs at the base's wanted position, with the edits that come after the layers."""
+
+def measure_rows(metric: Metric, model: Model, base: BaseRun, rows: Tensor) -> Tensor:
+    """The metric of runs whose stream ends in these rows, float64 [run] on the CPU. The logits are made a few at a time."""
+    step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
+    with torch.no_grad():
+        parts = [measure(metric, _final_logits(model, base, part)) for part in torch.split(rows, step)]
+    return torch.cat(parts).cpu()
+
+
+def _final_logits(model: Model, base: BaseRun, rows: Tensor) -> Tensor:
+    """The soft-capped logits of runs at the base's position, [run, vocab], with its edits of final and of the logits."""
     edits = _after_layers(base)
     layout = Layout.of_blocks([Block(0, len(rows), 1, start=base.pos)], model.device)
     tap = Editing([edits] * len(rows)) if edits else SILENT
@@ -22,13 +35,13 @@ def ending_logits(model: Model, base: BaseRun, rows: Tensor) -> Tensor:
 
 
 def _after_layers(base: BaseRun) -> list[BoundEdit]:
-    """The base's edits of final and of the logits, as far as they name the wanted position."""
+    """The base's edits of final and of the logits that name its position."""
     after = [edit for edit in base.edits if edit.address.layer is None and edit.address.site.name != "embed"]
     return [edit for edit in after if base.pos in edit.positions.tolist()]
 
 
 def refuse_wide_functions(base: BaseRun) -> None:
-    """SweepError for a user's function after the layers that names positions which a sweep does not compute."""
+    """SweepError for a user's function after the layers that needs positions which a sweep does not compute."""
     for edit in _after_layers(base):
         if edit.edit.needs_all and len(edit.positions) > 1:
             raise SweepError(

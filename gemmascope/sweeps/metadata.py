@@ -1,0 +1,118 @@
+"""SweepMetadata: what a sweep was asked, as data, for the labels of its result, its file and the call that repeats it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gemmascope.edits.call_text import metric_text
+from gemmascope.errors import SweepError
+from gemmascope.model.model import Model
+from gemmascope.sweeps.digest import Part, digest, metric_parts, run_parts, trace_parts
+from gemmascope.sweeps.pairs import Pair
+from gemmascope.sweeps.spec import SweepSpec
+
+# Arguments of a sweep's call that a picture's subtitle repeats, and how much of them fits.
+_ARGUMENTS = re.compile(r"^    ((?:receiver|ablate|layer|pos|head|q_pos|k_pos|window|edits)=.*),$", re.MULTILINE)
+MOST_DETAILS = 110
+MOST_METRIC = 50
+
+
+@dataclass(frozen=True)
+class SweepMetadata:
+    """What a sweep was asked, as data that JSON holds. Two sweeps with equal metadata have equal results.
+
+    model: its name, and fingerprint. kinds: "local" or "global" for every layer. tokens: those of the run that is patched.
+    axes: the axes of the grid, with the numbers along each. n_cells: how many cells, of all pairs, can have a value. code:
+    the call. digest: of what the call does not show: token ids, the values that edits write, the code of functions.
+    estimate: None for a sweep, else how the grid was estimated.
+    """
+
+    model: str
+    fingerprint: str
+    kinds: list[str]
+    tokens: list[str]
+    site: str
+    axes: dict[str, list[int]]
+    n_cells: int
+    metric: str
+    into: str
+    has_source: bool
+    code: str
+    digest: str
+    estimate: str | None = None
+
+
+def metadata_of(
+    pairs: Sequence[Pair],
+    metric: object,
+    spec: SweepSpec,
+    code: str,
+    model: Model,
+    *,
+    n_cells: int | None = None,
+    estimate: str | None = None,
+    extra: str | None = None,
+) -> SweepMetadata:
+    """The metadata of a sweep. SweepError for grids of different shapes.
+
+    n_cells: how many cells can have a value; None for all that the mask lets through. extra: goes into the digest.
+    """
+    shapes = {pair.grid.shape for pair in pairs}
+    if len(shapes) > 1:
+        raise SweepError(
+            f"the pairs give grids of different shapes, {sorted(shapes)}: use prompts of one length, or leave pos out of by"
+        )
+    first = pairs[0]
+    return SweepMetadata(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        kinds=list(model.config.kinds),
+        tokens=model.texts(first.base.ids),
+        site=first.grid.site.name,
+        axes=first.grid.axes,
+        n_cells=sum(pair.n_cells for pair in pairs) if n_cells is None else n_cells,
+        metric=metric_text(metric),
+        into=spec.into,
+        has_source=first.source_ids is not None,
+        code=code,
+        digest=digest([*_parts(pairs, metric, spec), *([] if extra is None else [extra])]),
+        estimate=estimate,
+    )
+
+
+def _parts(pairs: Sequence[Pair], metric: object, spec: SweepSpec) -> Iterator[Part]:
+    """What the code does not show: token ids, the values that edits write, the traces that a mean is over, functions."""
+    yield from metric_parts(metric)
+    for pair in pairs:
+        yield from run_parts(pair.base.ids, pair.base.edits)
+        if pair.source_ids is not None:
+            yield from run_parts(pair.source_ids, ())
+        for trace in spec.reference:
+            yield from trace_parts(trace)
+
+
+# -- titles and labels of pictures --
+
+
+def picture_title(question: SweepMetadata, n_pairs: int = 1) -> str:
+    """What was patched or ablated, in which model, and how the numbers came about."""
+    change = f"patched into the {question.into} run" if question.has_source else "ablated"
+    pairs = f", mean of {n_pairs} pairs" if n_pairs > 1 else ""
+    estimate = f" (estimate: {question.estimate})" if question.estimate else ""
+    return f"{question.site} {change}, {question.model}{pairs}{estimate}"
+
+
+def call_details(code: str) -> str:
+    """The arguments of the call beyond site, axes and prompts: 'window=2, edits=[...]'."""
+    details = ", ".join(_ARGUMENTS.findall(code))
+    return details if len(details) <= MOST_DETAILS else details[:MOST_DETAILS] + "..."
+
+
+def metric_label(question: SweepMetadata) -> str:
+    """The metric if it fits beside the colours; otherwise the function that all pairs' metrics call."""
+    if len(question.metric) <= MOST_METRIC:
+        return question.metric
+    calls = set(re.findall(r"(gs\.\w+)\(", question.metric))
+    return calls.pop() if len(calls) == 1 else "the metric"
