@@ -20,7 +20,7 @@ from pieces import worded
 import gemmascope as gs
 from gemmascope.edits.edit import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
 from gemmascope.errors import TraceError
-from gemmascope.files import asides
+from gemmascope.files import replace
 from gemmascope.model.model import Model
 from gemmascope.run.save import checksum
 from gemmascope.run.trace import Trace
@@ -191,7 +191,7 @@ def test_a_broken_save_leaves_the_old_file_and_nothing_else(
     def broken(file: Any) -> None:
         raise kind(errno.ENOSPC, "the disk is full")
 
-    monkeypatch.setattr(asides, "sync", broken)
+    monkeypatch.setattr(replace, "sync", broken)
     with pytest.raises(TraceError if kind is OSError else kind, match="the disk is full"):
         gs.trace(prompt(5), model=MODEL).save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["t.trace"]

@@ -1,3 +1,3 @@
-"""Files: the one way to write them, JSON and CSV, paths as users type them, locks, and reading at a position on every
-system. Imports errors, arguments and the other modules at the top of the package.
+"""Reading and writing files: whole-file writes, JSON and CSV, paths that users type, locks, and reads at an offset, on every
+system. Imports only the modules at the top of the package.
 """

@@ -1,33 +1,33 @@
-"""Tables as CSV: one writer for all of them, whose rows stay rows and whose texts stay texts in a spreadsheet.
+"""Tables as CSV, in which a spreadsheet shows every text as text.
 
-A spreadsheet takes a cell that begins with = + - @, a tab or a line's end for a formula, or runs what follows. Tokens begin
-with anything, so a text of that kind gets an apostrophe in front, which spreadsheets do not show; so does one of that kind
-behind apostrophes, so that plain_text can take it away again. Numbers stay numbers.
+A spreadsheet runs a cell as a formula if it begins with = + - @, a tab or a line end, and a token can begin with any of
+them. Such a text gets an apostrophe in front, which spreadsheets hide. A text that has apostrophes before such a character
+gets one more, so that plain_text can undo it. Numbers stay numbers.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pandas
 
-# The wide forms are what Japanese and Chinese keyboards type; spreadsheets there read them alike.
+# Spreadsheets also accept the full-width forms that Japanese and Chinese keyboards type.
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
 
 
 def csv_text(frame: pandas.DataFrame) -> str:
-    """A table as CSV: UTF-8 text with a line of names, fields quoted where they hold a comma, a quote or a line's end.
+    """A table as CSV text: a header line, and fields quoted where they hold a comma, a quote or a line end.
 
-    A missing number is an empty field. A text that a spreadsheet could take for a formula has an apostrophe in front:
-    plain_text takes it away.
+    A missing number is an empty field. A text that a spreadsheet could run as a formula gets an apostrophe in front, which
+    plain_text removes.
     """
     lines = _Lines()
-    # Both line ends, so that a field with either is quoted: a token can be a bare carriage return.
+    # With both characters as the terminator, a field with either is quoted: a token can be a bare carriage return.
     writer = csv.writer(lines, lineterminator="\r\n")
     writer.writerow([_cell(name) for name in frame.columns])
     writer.writerows(zip(*([_cell(value) for value in frame[name]] for name in frame.columns), strict=True))
@@ -35,12 +35,12 @@ def csv_text(frame: pandas.DataFrame) -> str:
 
 
 def safe_text(text: str) -> str:
-    """A text as a cell that no spreadsheet takes for a formula."""
+    """A text as a cell that no spreadsheet runs as a formula."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 def plain_text(cell: str) -> str:
-    """The text of a cell that csv_text wrote.
+    """The original text of a cell that csv_text wrote.
 
     Example:
         >>> plain_text(safe_text("=1+1"))
@@ -50,13 +50,13 @@ def plain_text(cell: str) -> str:
 
 
 class _Lines(list[str]):
-    """What the csv module writes to, a row at a time; each ends in a newline, as everywhere else."""
+    """The lines that the csv module writes, with its line ends replaced by plain newlines."""
 
     def write(self, row: str) -> None:
         self.append(row.removesuffix("\r\n") + "\n")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, str):
         return safe_text(value)
     if value is None or value != value:

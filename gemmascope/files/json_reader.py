@@ -1,4 +1,4 @@
-"""JSON from files, read in one place: what is damaged, hostile or ambiguous is an error that names the file."""
+"""Reading JSON files: damaged, hostile or ambiguous content is an error that names the file."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from typing import Any
 
 from gemmascope.errors import CheckpointError, GemmascopeError
 
-# Python's parser and its repr stop at some thousand levels, at a depth that depends on the caller. No file here needs 20.
-DEEPEST = 100
+# Python's parser and repr fail at some thousand levels, depending on the caller's depth. No file read here needs 20.
+MAX_DEPTH = 100
 # Configurations, indices and manifests take kilobytes; a tokenizer.json some 40 MB.
-LARGEST = 2**28
-# What a file begins with that git-lfs left in the place of a large one.
+MAX_BYTES = 2**28
+# The beginning of the pointer that git-lfs leaves in place of a large file.
 _POINTER = b"version https://git-lfs"
 
 
 class _Refused(ValueError):
-    """Why a JSON text is not taken, although Python would parse it."""
+    """A JSON text that Python would parse but this module does not accept."""
 
 
 def parse_json(
-    text: str | bytes | bytearray, where: object, *, error: type[GemmascopeError] = CheckpointError, finite: bool = True
+    text: str | bytes | bytearray, source: object, *, error: type[GemmascopeError] = CheckpointError, finite: bool = True
 ) -> Any:
     """The value of a JSON text.
 
     Args:
         text: The JSON, as text or as UTF-8.
-        where: What it was read from, such as a path or "line 3 of sweep.jsonl", for the error.
+        source: Where it comes from, for the error: a path, or a phrase such as "line 3 of sweep.jsonl".
         error: The class to raise.
-        finite: Whether NaN, Infinity and numbers too large for a float are refused.
+        finite: Whether to refuse NaN, Infinity and numbers too large for a float.
 
     Raises:
-        error: It is no JSON, no UTF-8, nested more than DEEPEST levels deep, or names a key twice.
+        error: The text is not JSON or not UTF-8, is nested more than MAX_DEPTH levels deep, or has a duplicate key.
     """
     try:
         decoded = text if isinstance(text, str) else bytes(text).decode("utf-8")
         if decoded.startswith("\ufeff"):
             raise _Refused("it begins with a byte order mark: save it as UTF-8 without one")
-        numbers: dict[str, Any] = {"parse_constant": _no_constant, "parse_float": _finite_float} if finite else {}
-        value = json.loads(decoded, object_pairs_hook=_object, **numbers)
+        constant, number = (_no_constant, _finite_float) if finite else (None, None)
+        value = json.loads(decoded, object_pairs_hook=_object, parse_constant=constant, parse_float=number)
         _require_shallow(value)
     except RecursionError:
-        raise error(f"{where} cannot be read as JSON: it is nested too deeply") from None
+        raise error(f"{source} cannot be read as JSON: it is nested too deeply") from None
     except UnicodeDecodeError as reason:
-        raise error(f"{where} cannot be read as JSON: it is not UTF-8 ({reason.reason} at byte {reason.start})") from reason
+        raise error(f"{source} cannot be read as JSON: it is not UTF-8 ({reason.reason} at byte {reason.start})") from reason
     except ValueError as reason:
-        raise error(f"{where} cannot be read as JSON: {reason}") from reason
+        raise error(f"{source} cannot be read as JSON: {reason}") from reason
     return value
 
 
@@ -56,16 +56,16 @@ def read_json(path: Path, *, error: type[GemmascopeError] = CheckpointError) -> 
     """The object in a JSON file.
 
     Raises:
-        error: The file cannot be read, is no JSON that parse_json takes, or holds something else than an object.
+        error: The file cannot be read, parse_json refuses it, or it holds something other than an object.
     """
-    content = parse_json(read_bytes(path, LARGEST, error=error), path, error=error)
+    content = parse_json(read_bytes(path, MAX_BYTES, error=error), path, error=error)
     if not isinstance(content, dict):
         raise error(f"{path} holds a JSON {type(content).__name__}, not an object")
     return content
 
 
 def read_bytes(path: Path, largest: int, *, error: type[GemmascopeError] = CheckpointError) -> bytes:
-    """The bytes of a small file. error for one that cannot be read, is a git-lfs pointer, or has more than `largest`."""
+    """The bytes of a small file. Raises error if it cannot be read, is a git-lfs pointer, or is larger than `largest`."""
     if os.path.isdir(path):  # Path.is_dir raises where the folder around it may not be entered
         raise error(f"{path} is a folder; a file of this name is expected there")
     try:
@@ -97,19 +97,19 @@ def _finite_float(text: str) -> float:
     return number
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise _Refused(f"it names {twice[:80]!r} twice")
-    return made
+    return content
 
 
-def _require_shallow(value: Any) -> None:
-    """_Refused for a value nested more than DEEPEST levels: what walks over it later is then safe."""
+def _require_shallow(value: object) -> None:
+    """Refuses a value nested more than MAX_DEPTH levels, so that later code can recurse over it."""
     level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         inner = (each for outer in level for each in (outer.values() if isinstance(outer, dict) else outer))
         level = [each for each in inner if isinstance(each, (dict, list))]
         if not level:
@@ -118,7 +118,7 @@ def _require_shallow(value: Any) -> None:
 
 
 def is_regular_file(path: Path, *, error: type[GemmascopeError] = CheckpointError) -> bool:
-    """Whether a file of this name is there. error for a folder, a device or a link that leads nowhere in its place."""
+    """Whether there is a file of this name. Raises error for a folder, a device or a broken link of that name."""
     if os.path.isfile(path):
         return True
     if not os.path.lexists(path):
@@ -131,7 +131,7 @@ def is_regular_file(path: Path, *, error: type[GemmascopeError] = CheckpointErro
 
 
 def refuse_pointer(path: Path, *, error: type[GemmascopeError] = CheckpointError) -> None:
-    """error if a file, however large it should be, is the git-lfs pointer that stands for it, or cannot be read."""
+    """Raises error if a file of any size is a git-lfs pointer, or cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_POINTER))

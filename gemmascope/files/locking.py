@@ -1,4 +1,4 @@
-"""Locks on open files, between processes and between threads. They go when the file is closed, however its process ends."""
+"""Locks on open files, between processes and between threads. Closing the file releases the lock, however a process ends."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-# Windows locks bytes, and others may then not read them: one that no file has.
+# Windows locks bytes, which others then cannot read, so this locks one far beyond the end of any file.
 _FAR = 2**62
 
 
-def lock(file: IO[Any], *, wait: bool) -> bool:
-    """Take the lock of an open file. False if somebody else has it, and wait is False.
+def lock(file: IO[str] | IO[bytes], *, wait: bool) -> bool:
+    """Lock an open file. Returns False if another process holds the lock and wait is False.
 
-    True, too, where the system or the file system has no locks: then nobody is kept out.
+    Where the system or the file system has no locks, this returns True and keeps nobody out.
     """
     try:
         import fcntl
@@ -32,8 +32,8 @@ def lock(file: IO[Any], *, wait: bool) -> bool:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """While this lasts nobody else holds this file, which is made if it is not there, and stays: others wait, and say so."""
+def file_lock(path: Path) -> Iterator[None]:
+    """Holds the lock of a file, creating the file if need be. Waits, with a message, while another process has the lock."""
     file = path.open("w", encoding="utf-8")
     try:
         try:
@@ -44,33 +44,33 @@ def held(path: Path) -> Iterator[None]:
         finally:
             unlock(file)
             file.close()
-    finally:  # again, because an interrupt may have come in the line before, and the traceback keeps the file
+    finally:  # once more: an interrupt may arrive just before the line above, and its traceback keeps the file open
         file.close()
 
 
-def unlock(file: IO[Any]) -> None:
-    """Let go of the lock, which a forked process may share."""
-    with suppress(ImportError, OSError, ValueError):  # ValueError: it is closed already
+def unlock(file: IO[str] | IO[bytes]) -> None:
+    """Release a lock, which a forked process may share."""
+    with suppress(ImportError, OSError, ValueError):  # ValueError: the file is already closed
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _lock_byte(file: IO[Any], wait: bool) -> bool:
+def _lock_byte(file: IO[str] | IO[bytes], wait: bool) -> bool:
     try:
         import msvcrt
     except ImportError:
         return True
-    system: Any = msvcrt  # what it has is known to mypy on Windows only
+    windows: Any = msvcrt  # mypy knows its functions on Windows only
     while True:
-        place = file.tell()
+        position = file.tell()
         file.seek(_FAR)
         try:
-            system.locking(file.fileno(), system.LK_NBLCK, 1)
+            windows.locking(file.fileno(), windows.LK_NBLCK, 1)
             return True
         except OSError:
             if not wait:
                 return False
             time.sleep(0.2)
         finally:
-            file.seek(place)
+            file.seek(position)

@@ -1,11 +1,10 @@
-"""Paths as users type them, and why the system refused one, in words."""
+"""Paths as users type them, and readable reasons for the system's refusals."""
 
 from __future__ import annotations
 
 import errno
 import os
 from pathlib import Path
-from typing import Any
 
 from gemmascope.arguments import shown
 from gemmascope.errors import GemmascopeError
@@ -13,21 +12,21 @@ from gemmascope.errors import GemmascopeError
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def user_path(given: Any, *, error: type[GemmascopeError], what: str = "a file") -> Path:
-    """The path that a user typed, "~" being the home folder.
+def user_path(path: str | os.PathLike[str], *, error: type[GemmascopeError], what: str = "a file") -> Path:
+    """The path that a user typed, with "~" expanded to the home folder.
 
     Args:
-        given: A text, a pathlib.Path or another os.PathLike of a text.
+        path: A string, a pathlib.Path or another os.PathLike.
         error: The class to raise.
-        what: What the path names, for the error.
+        what: What the path is of, for the error.
 
     Raises:
-        error: It is of another type, or empty, or holds a NUL or a half of a surrogate pair, which no path can.
+        error: The path is of another type, is empty, or holds characters that no path can: a NUL or a lone surrogate.
     """
     try:
-        text = os.fspath(given)
+        text = os.fspath(path)
     except TypeError:
-        raise error(f"the path of {what} is a text or a pathlib.Path; given {shown(given)}") from None
+        raise error(f"the path of {what} is a text or a pathlib.Path; given {shown(path)}") from None
     if not isinstance(text, str):
         raise error(f"the path of {what} is a text, not {type(text).__name__}; given {shown(text)}")
     if not text or "\0" in text:
@@ -42,15 +41,15 @@ def user_path(given: Any, *, error: type[GemmascopeError], what: str = "a file")
 
 
 def is_full(reason: OSError) -> bool:
-    """Whether a disk, or what a user may take of it, is full."""
+    """Whether the disk, or the user's quota, is full."""
     return reason.errno in _FULL
 
 
 def why_not_written(path: Path, reason: OSError) -> str:
-    """Why a file could not be written, and what to do. Names no other file, such as the one that is written aside."""
-    place = os.path.realpath(path) if os.path.islink(path) else os.fspath(path)
-    folder, linked = os.path.dirname(place) or ".", f"it is a link to {place}; " if os.path.islink(path) else ""
-    if os.path.isdir(place):
+    """Why a file could not be written, and what to do. Never mentions the temporary file that was written in its place."""
+    target = os.path.realpath(path) if os.path.islink(path) else os.fspath(path)
+    folder, linked = os.path.dirname(target) or ".", f"it is a link to {target}; " if os.path.islink(path) else ""
+    if os.path.isdir(target):
         return f"{linked}Is a directory; name a file in it"
     if is_full(reason):
         return "the disk is full: make room on it, or write to another one. What was there before is as it was"
@@ -65,12 +64,12 @@ def why_not_written(path: Path, reason: OSError) -> str:
             return f"{linked}{folder} is a file and no folder"
         return f"{linked}there is no folder {folder}: make it first"
     if isinstance(reason, PermissionError):
-        return f"{linked}{_forbidden(place, folder)}"
+        return f"{linked}{_forbidden(target, folder)}"
     return f"{linked}{reason.strerror or type(reason).__name__}"
 
 
-def _forbidden(place: str, folder: str) -> str:
-    if os.path.exists(place) and not os.access(place, os.W_OK):
+def _forbidden(target: str, folder: str) -> str:
+    if os.path.exists(target) and not os.access(target, os.W_OK):
         return "it is read-only: change its mode, or give another name"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"you may not write in the folder {folder}: give another one"
@@ -79,16 +78,16 @@ def _forbidden(place: str, folder: str) -> str:
 
 def why_not_made(path: Path, reason: OSError) -> str:
     """Why a folder could not be made, and what to do."""
-    there = os.fspath(path)
-    while there and not os.path.lexists(there) and os.path.dirname(there) != there:
-        there = os.path.dirname(there)
-    there = there or "."
+    existing = os.fspath(path)
+    while existing and not os.path.lexists(existing) and os.path.dirname(existing) != existing:
+        existing = os.path.dirname(existing)
+    existing = existing or "."
     if is_full(reason):
         return "the disk is full: make room on it, or give a folder on another one"
     if reason.errno == errno.ENAMETOOLONG:
         return "a name in it is too long for this file system"
-    if not os.path.isdir(there):
-        return f"{there} is a link that leads nowhere" if os.path.islink(there) else f"{there} is a file and no folder"
-    if reason.errno == errno.EROFS or not os.access(there, os.W_OK | os.X_OK):
-        return f"you may not write in {there}: give another folder"
-    return f"{reason.strerror or type(reason).__name__} in {there}: give another folder"
+    if not os.path.isdir(existing):
+        return f"{existing} is a {'link that leads nowhere' if os.path.islink(existing) else 'file and no folder'}"
+    if reason.errno == errno.EROFS or not os.access(existing, os.W_OK | os.X_OK):
+        return f"you may not write in {existing}: give another folder"
+    return f"{reason.strerror or type(reason).__name__} in {existing}: give another folder"

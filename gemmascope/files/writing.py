@@ -1,7 +1,7 @@
-"""The one way to write a file: aside first and then renamed, so that a write that breaks leaves what was there whole.
+"""Writing files, whole or not at all: a write that fails leaves the old file as it was.
 
-A link is followed and stays a link. A file keeps its mode; a new one has 0666 less the umask. Because the file is a new one,
-another hard link to the old one keeps the old content. Pipes, terminals and devices are written to and never replaced.
+Links are followed and stay links. An existing file keeps its mode; a new one gets 0666 less the umask. The new content is a
+new file, so another hard link to the old one keeps the old content. Pipes, terminals and devices are written to directly.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from gemmascope.errors import FileError, GemmascopeError
-from gemmascope.files.asides import replace_file
 from gemmascope.files.paths import is_full, user_path, why_not_made, why_not_written
+from gemmascope.files.replace import replace_file
 
 Content = str | bytes | memoryview | Iterable[bytes | memoryview]
 
@@ -27,7 +27,7 @@ _STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 def write_file(
-    given: Any,
+    path: str | os.PathLike[str],
     content: Content,
     *,
     error: type[GemmascopeError] = FileError,
@@ -37,37 +37,37 @@ def write_file(
     """Write a file, whole or not at all.
 
     Args:
-        given: The path as a user typed it.
-        content: A text, written as UTF-8, or bytes, or several pieces of bytes, made as they are written. What making them
-            raises goes on, and the file is as it was.
+        path: The path as a user typed it.
+        content: Text, which is written as UTF-8; bytes; or pieces of bytes, produced while they are written. If producing
+            them raises an exception, it is passed on and the old file stays.
         error: The class to raise.
-        full: The class for a full disk, if it is another.
-        allow_pipe: Whether a pipe or a device is written to; else it is refused.
+        full: The class to raise for a full disk; None for `error`.
+        allow_pipe: Whether the path may be a pipe or a device.
 
     Raises:
-        error: The path is none, or the file cannot be written: says why, and what to do.
+        error: The path is not one, or the file cannot be written. The message says why, and what to do.
     """
-    path = _asked(given, error)
-    with explain_os_errors(path, error, full):
-        if not _leads_through(path):
-            target = _target(path)
-            replace_file(target, _pieces(content), _mode_there(target))
+    checked = _file_path(path, error)
+    with explain_os_errors(checked, error, full):
+        if not _is_pipe_or_device(checked):
+            target = _target(checked)
+            replace_file(target, _pieces(content), _existing_mode(target))
         elif allow_pipe:
-            with _passage(path) as passage:
+            with _open_pipe(checked) as pipe:
                 for piece in _pieces(content):
-                    passage.write(piece)
+                    pipe.write(piece)
         else:
-            raise error(f"cannot write {path}: it is a pipe or a device, and this must be a file that can be read again")
+            raise error(f"cannot write {checked}: it is a pipe or a device, and this must be a file that can be read again")
 
 
-def require_writable(given: Any, *, error: type[GemmascopeError] = FileError) -> None:
-    """error for a path that write_file would refuse, as far as that can be seen without writing."""
-    path = _asked(given, error)
-    with explain_os_errors(path, error):
-        if _leads_through(path):
+def require_writable(path: str | os.PathLike[str], *, error: type[GemmascopeError] = FileError) -> None:
+    """Raises error for a path that write_file would refuse, as far as that can be known without writing."""
+    checked = _file_path(path, error)
+    with explain_os_errors(checked, error):
+        if _is_pipe_or_device(checked):
             return
-        target = _target(path)
-        _mode_there(target)
+        target = _target(checked)
+        _existing_mode(target)
         if not os.path.isdir(os.path.dirname(target)):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
         if not os.access(os.path.dirname(target), os.W_OK | os.X_OK):
@@ -76,45 +76,45 @@ def require_writable(given: Any, *, error: type[GemmascopeError] = FileError) ->
 
 @contextmanager
 def explain_os_errors(path: Path, error: type[GemmascopeError], full: type[GemmascopeError] | None = None) -> Iterator[None]:
-    """Turns the system's errors of writing a file into the package's own."""
+    """Turns the system's errors from writing a file into this package's own."""
     try:
         yield
-    except GemmascopeError:  # some are OSErrors, too
+    except GemmascopeError:  # FileError is an OSError too
         raise
     except OSError as reason:
         kind = full if full is not None and is_full(reason) else error
         raise kind(f"cannot write {path}: {why_not_written(path, reason)}") from reason
 
 
-def _asked(given: Any, error: type[GemmascopeError]) -> Path:
-    path = user_path(given, error=error)
-    if os.fspath(given).endswith(("/", os.sep)) and not os.path.isdir(path):  # pathlib drops it
-        raise error(f"cannot write {given}: it ends like a folder; name a file in it")
-    return path
+def _file_path(path: str | os.PathLike[str], error: type[GemmascopeError]) -> Path:
+    checked = user_path(path, error=error)
+    if os.fspath(path).endswith(("/", os.sep)) and not os.path.isdir(checked):  # pathlib drops the separator
+        raise error(f"cannot write {path}: it ends like a folder; name a file in it")
+    return checked
 
 
 def _pieces(content: Content) -> Iterable[bytes | memoryview]:
     if isinstance(content, str):
-        return [content.encode("utf-8", errors="backslashreplace")]  # half of a surrogate pair has no UTF-8
+        return [content.encode("utf-8", errors="backslashreplace")]  # a lone surrogate has no UTF-8
     return [content] if isinstance(content, (bytes, memoryview)) else content
 
 
 # -- pipes and devices --
 
 
-def _passage(path: Path) -> BinaryIO:
-    """A pipe, a terminal or an open descriptor, to be written to."""
+def _open_pipe(path: Path) -> BinaryIO:
+    """A pipe, a terminal or an open file descriptor, opened for writing."""
     number = _descriptor(path)
     if number is None:
         return path.open("wb")
-    for stream in (sys.stdout, sys.stderr):  # what was printed before comes before
+    for stream in (sys.stdout, sys.stderr):  # text printed earlier must come first
         with suppress(AttributeError, ValueError):
             stream.flush()
     return os.fdopen(os.dup(number), "wb")
 
 
-def _leads_through(path: Path) -> bool:
-    """Whether a path is no file, neither one that is there nor a new one. OSError for what nobody can write to."""
+def _is_pipe_or_device(path: Path) -> bool:
+    """Whether a path is something other than a file, existing or new. Raises OSError if it cannot be written at all."""
     if _descriptor(path) is not None:
         return True
     try:
@@ -131,7 +131,7 @@ def _leads_through(path: Path) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of the open file that a path names, such as /dev/stdout. It has a place of its own, which is kept."""
+    """The file descriptor that a path such as /dev/stdout names; None for any other path."""
     text = os.fspath(path)
     for _ in range(40):
         if found := _DESCRIPTOR.fullmatch(text):
@@ -146,13 +146,13 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _target(path: Path) -> str:
-    """The file that is written: what a link leads to, though it may not be there. Not of the current folder's whims."""
+    """The absolute path of the file to write: for a link, the file it leads to, which need not exist."""
     whole = os.path.join(os.getcwd(), path)
     return os.path.realpath(whole) if os.path.islink(whole) else whole
 
 
-def _mode_there(target: str) -> int | None:
-    """The mode of the file that is there; None for none. PermissionError for one that may not be written."""
+def _existing_mode(target: str) -> int | None:
+    """The mode of an existing file; None if there is none. Raises PermissionError for a read-only file."""
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:
@@ -162,14 +162,16 @@ def _mode_there(target: str) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def make_folder(given: Any, *, error: type[GemmascopeError] = FileError, full: type[GemmascopeError] | None = None) -> Path:
-    """A folder, made with those around it unless it is there. error if it cannot be made."""
-    path = user_path(given, error=error, what="a folder")
+def make_folder(
+    path: str | os.PathLike[str], *, error: type[GemmascopeError] = FileError, full: type[GemmascopeError] | None = None
+) -> Path:
+    """Create a folder and its parents, unless it exists. Raises error if it cannot be created."""
+    folder = user_path(path, error=error, what="a folder")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise error(f"{path} is a file; give a folder") from None
+        raise error(f"{folder} is a file; give a folder") from None
     except OSError as reason:
         kind = full if full is not None and is_full(reason) else error
-        raise kind(f"the folder {path} cannot be made: {why_not_made(path, reason)}") from reason
-    return path
+        raise kind(f"the folder {folder} cannot be made: {why_not_made(folder, reason)}") from reason
+    return folder

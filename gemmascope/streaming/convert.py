@@ -21,9 +21,9 @@ from torch import Tensor
 from gemmascope.checkpoints.folder import Checkpoint, require_finite
 from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.errors import BudgetError, CheckpointError
-from gemmascope.files.asides import PART
-from gemmascope.files.json_reader import LARGEST, is_regular_file, read_bytes
-from gemmascope.files.locking import held
+from gemmascope.files.json_reader import MAX_BYTES, is_regular_file, read_bytes
+from gemmascope.files.locking import file_lock
+from gemmascope.files.replace import SUFFIX
 from gemmascope.files.writing import Content, explain_os_errors, make_folder, write_file
 from gemmascope.model.bits import bits_of, joined
 from gemmascope.streaming.int8 import GROUP, quantise
@@ -59,8 +59,8 @@ def outdated_beside(source: Path, target: Path) -> Iterator[tuple[str, bytes | N
     for name in _BESIDE:
         there, here = source / name, target / name
         if is_regular_file(there):
-            content = read_bytes(there, LARGEST)
-            if not os.path.isfile(here) or read_bytes(here, LARGEST) != content:
+            content = read_bytes(there, MAX_BYTES)
+            if not os.path.isfile(here) or read_bytes(here, MAX_BYTES) != content:
                 yield name, content
         elif os.path.lexists(here):
             yield name, None
@@ -72,7 +72,7 @@ def alone(target: Path) -> Iterator[None]:
     make_folder(target, error=CheckpointError, full=BudgetError)
     with ExitStack() as stack:
         with explain_os_errors(target / ".lock", CheckpointError, BudgetError):
-            stack.enter_context(held(target / ".lock"))
+            stack.enter_context(file_lock(target / ".lock"))
         yield
 
 
@@ -104,7 +104,7 @@ class _Writer:
         norms = {stored.dtype for name, stored in checkpoint.stored.items() if name.endswith("layernorm.weight")}
         self.layer = int8_layout(checkpoint.config, norms.pop() if len(norms) == 1 else torch.float32)
         self._require_room()
-        for left in target.glob(f".*{PART}"):  # of a process that was ended in the middle
+        for left in target.glob(f".*{SUFFIX}"):  # of a process that was ended in the middle
             left.unlink()
         self._note()
         for name, content in outdated_beside(checkpoint.folder, target):

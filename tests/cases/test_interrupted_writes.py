@@ -18,7 +18,7 @@ from checkpoints import checkpoint, model, prompt
 import gemmascope as gs
 
 # The files whose lines are interrupted: those that write, and the library's that they lean on.
-WRITE = ("writing.py", "asides.py", "paths.py", "locking.py", "journal.py", "journal_lines.py", "saving.py", "convert.py",
+WRITE = ("writing.py", "replace.py", "paths.py", "locking.py", "journal.py", "journal_lines.py", "saving.py", "convert.py",
          "streamed.py", "contextlib.py")  # fmt: skip
 
 

@@ -22,7 +22,7 @@ import torch
 from checkpoints import checkpoint
 
 import gemmascope as gs
-from gemmascope.files.locking import held
+from gemmascope.files.locking import file_lock
 from gemmascope.streaming.store_cache import cache_folder
 
 PACKAGE = Path(gs.__file__).parent
@@ -164,7 +164,7 @@ def test_no_module_needs_what_only_some_systems_have() -> None:
     """Modules and functions that a system may lack are asked for in one module of each kind, which knows what to do."""
     pending_cells = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios"}
     functions = {"pread", "preadv", "pwrite", "sysconf", "statvfs", "fork", "uname", "geteuid", "getuid", "fchmod", "mkfifo"}
-    allowed = {"memory/host_memory.py", "files/locking.py", "files/asides.py"}
+    allowed = {"memory/host_memory.py", "files/locking.py", "files/replace.py"}
     found: list[str] = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
@@ -181,13 +181,13 @@ def test_no_module_needs_what_only_some_systems_have() -> None:
 
 # -- one process at a time --
 
-HOLDING = "from pathlib import Path\nfrom gemmascope.files.locking import held\n"
+HOLDING = "from pathlib import Path\nfrom gemmascope.files.locking import file_lock\n"
 
 
 def test_a_process_that_was_killed_holds_no_lock(tmp_path: Path) -> None:
-    assert run(f"{HOLDING}with held(Path(sys.argv[1])): os._exit(9)", str(tmp_path / ".lock")).returncode == 9
+    assert run(f"{HOLDING}with file_lock(Path(sys.argv[1])): os._exit(9)", str(tmp_path / ".lock")).returncode == 9
     assert (tmp_path / ".lock").exists()
-    with held(tmp_path / ".lock"):
+    with file_lock(tmp_path / ".lock"):
         pass
 
 
@@ -195,11 +195,11 @@ def test_whoever_waits_for_a_lock_says_so(tmp_path: Path, capsys: pytest.Capture
     order: list[str] = []
 
     def second() -> None:
-        with held(tmp_path / ".lock"):
+        with file_lock(tmp_path / ".lock"):
             order.append("second")
 
     thread = threading.Thread(target=second, daemon=True)
-    with held(tmp_path / ".lock"):
+    with file_lock(tmp_path / ".lock"):
         thread.start()
         said = ""
         while not said and thread.is_alive():

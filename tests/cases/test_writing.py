@@ -18,7 +18,7 @@ import pytest
 
 import gemmascope as gs
 from gemmascope.errors import CheckpointError, FileError, GemmascopeError, SweepError, TraceError
-from gemmascope.files import asides
+from gemmascope.files import replace
 from gemmascope.files.paths import user_path
 from gemmascope.files.writing import write_file
 
@@ -376,7 +376,7 @@ def test_what_a_killed_process_left_goes_with_the_next_save_and_what_is_being_wr
 def test_left_overs_of_other_files_other_machines_and_this_process_are_told_apart(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait(20)
-    here = asides._machine()
+    here = replace._machine()
     left = [f".f.{gone.pid}.part", f".f.{here}-{gone.pid}-00112233.part", f".f.{os.getpid()}.part"]
     stays = [f".g.{gone.pid}.part", f".f.0123abcd-{gone.pid}-00112233.part", f".f.{here}-{os.getppid()}-00112233.part",
              ".f.notes.part", ".f.part"]  # fmt: skip
