@@ -12,7 +12,7 @@ from checkpoints import model, prompt
 
 import gemmascope as gs
 from gemmascope.errors import EditError, GemmascopeError, GenerationError, PromptError, SiteError, SweepError
-from gemmascope.generation.generate import growing_text
+from gemmascope.generation.generate import growing_texts
 from gemmascope.labs.before_after import After
 from gemmascope.labs.worker import turns_of
 
@@ -35,7 +35,7 @@ def ids_after(edits: Any) -> str:
 
 def test_a_text_grows_into_what_generate_gives() -> None:
     edits = [gs.ablate("z", layer=1, head=0)]
-    found = list(growing_text(prompt(7), model(), edits, 5))
+    found = list(growing_texts(prompt(7), model(), edits, 5))
     assert [text.count(" ") for text in found] == [0, 1, 2, 3, 4]
     assert all(later.startswith(text) for text, later in itertools.pairwise(found))
     assert found[-1] == ids_after(edits)
@@ -135,7 +135,7 @@ def test_nothing_is_run_that_is_known_or_no_longer_asked_for(monkeypatch: pytest
     lab = steering()
     lab.wait()
     monkeypatch.setattr("gemmascope.labs.before_after.trace", counted(gs.trace, runs))
-    monkeypatch.setattr("gemmascope.labs.before_after.growing_text", counted(growing_text, texts))
+    monkeypatch.setattr("gemmascope.labs.before_after.growing_texts", counted(growing_texts, texts))
     with turns_of(model()).turn():  # nothing can begin
         for strength in (1.0, 2.0, 3.0, 4.0):
             lab.set(strength=strength)

@@ -338,8 +338,8 @@ def test_streamed_models_give_the_same_tokens(tmp_path: Path) -> None:
     for folder in ("source", "int8"):
         one = gs.load(tmp_path / folder, dtype="float32")
         other = gs.load(tmp_path / folder, dtype="float32", memory="1GiB")
-        supply: Any = other.network.supply
-        other.network.supply = Stream(other.config, supply.packed, torch.float32, torch.device("cpu"), (1,), 1)
+        layer_source: Any = other.network.layer_source
+        other.network.layer_source = Stream(other.config, layer_source.packed, torch.float32, torch.device("cpu"), (1,), 1)
         a, b = (
             gs.generate([prompt(5), prompt(8)], model=m, max_new_tokens=12, edits=[gs.ablate("z", layer=1, head=1)])
             for m in (one, other)
@@ -462,7 +462,7 @@ def test_the_text_of_several_prompts_is_not_shown() -> None:
     ],
 )
 def test_positions_ahead_are_those_of_the_prompt_where_nothing_is_to_come(place: Any) -> None:
-    from gemmascope.edits.places import find_positions, find_positions_ahead
+    from gemmascope.edits.places import find_generation_positions, find_positions
 
     ids = torch.tensor(prompt(9))
-    assert find_positions_ahead(place, model(), ids, 9) == find_positions(place, model(), ids)
+    assert find_generation_positions(place, model(), ids, 9) == find_positions(place, model(), ids)

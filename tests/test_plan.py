@@ -285,14 +285,14 @@ def test_what_stays_is_what_gs_load_keeps(memory: int | None, n_kept: int, tmp_p
     checkpoint("lglglg").save_pretrained(tmp_path / "source")
     store = gs.quantize(tmp_path / "source", tmp_path / "int8")
     p = plan(store, memory=memory)
-    supply: Any = gs.load(store, memory=memory).network.supply
+    layer_source: Any = gs.load(store, memory=memory).network.layer_source
     assert p.weights == "int8"
-    assert p.kept == tuple(sorted(supply.kept))
+    assert p.kept == tuple(sorted(layer_source.kept))
     assert len(p.kept) == n_kept
-    for name, buffers in (("layers that stay", supply.kept.values()), ("slots", supply.slots)):
+    for name, buffers in (("layers that stay", layer_source.kept.values()), ("slots", layer_source.slots)):
         taken = sum(buffer.nbytes for buffer in buffers)
         assert taken - 4096 * len(buffers) <= part(p, name) <= taken  # whole pages, for reads past the cache
-    assert part(p, "scratch") == sum(value.nbytes for value in supply.scratch.values())
+    assert part(p, "scratch") == sum(value.nbytes for value in layer_source.scratch.values())
 
 
 @pytest.mark.parametrize("named", [None, "bfloat16", "float32"])
@@ -304,10 +304,10 @@ def test_formats_are_those_of_gs_load(stored: str, named: str | None, tmp_path: 
     (tmp_path / "source" / "config.json").write_text(json.dumps(config | ({"dtype": named} if named else {})))
     for source in (tmp_path / "source", gs.quantize(tmp_path / "source", tmp_path / "int8")):
         model, p = gs.load(source, memory="100MB"), plan(source, memory="100MB")
-        supply: Any = model.network.supply
+        layer_source: Any = model.network.layer_source
         assert p.formats.dtype == model.dtype
-        assert part(p, "layers that stay") == sum(packed.n_bytes for packed in supply.packed)
-        assert part(p, "scratch") == sum(value.nbytes for value in supply.scratch.values())
+        assert part(p, "layers that stay") == sum(packed.n_bytes for packed in layer_source.packed)
+        assert part(p, "scratch") == sum(value.nbytes for value in layer_source.scratch.values())
         assert part(p, "embedding") == model.network.model.embed_tokens.weight.nbytes
         assert plan(model, memory="100MB").parts == p.parts
 

@@ -62,10 +62,10 @@ def streamed(
 ) -> Model:
     """The model with these layers kept, so many on their way, and slots that are poisoned when they are free."""
     model = gs.load(folder / kind, dtype=dtype, memory="1GiB")
-    supply: Any = model.network.supply
+    layer_source: Any = model.network.layer_source
     number = getattr(torch, dtype)
-    model.network.supply = Stream(
-        model.config, supply.packed, number, torch.device("cpu"), kept, ahead, lane=Poisoning(direct)
+    model.network.layer_source = Stream(
+        model.config, layer_source.packed, number, torch.device("cpu"), kept, ahead, lane=Poisoning(direct)
     )
     return model
 
@@ -129,8 +129,8 @@ def test_every_budget_gives_the_same_numbers(folder: Path, kind: str) -> None:
     kept, embedded = [], []
     for memory in (least, 2 * least, 3 * least, 20 * least):
         model = gs.load(folder / kind, memory=memory)
-        supply: Any = model.network.supply
-        kept.append(len(supply.kept))
+        layer_source: Any = model.network.layer_source
+        kept.append(len(layer_source.kept))
         embedded.append(not isinstance(model.network.model.embed_tokens, FileEmbedding))
         assert torch.equal(gs.trace(prompt(13), model=model)["resid_post", -1], whole["resid_post", -1])
         assert torch.allclose(gs.trace(prompt(13), model=model).logits, whole.logits, atol=1e-5)
@@ -227,21 +227,21 @@ def test_threads_take_turns(folder: Path) -> None:
 
 def test_fifty_passes_hold_no_more_than_one(folder: Path) -> None:
     model = streamed(folder, "int8", (1,), 2)
-    supply: Any = model.network.supply
-    before = [slot.data_ptr() for slot in supply.slots]
+    layer_source: Any = model.network.layer_source
+    before = [slot.data_ptr() for slot in layer_source.slots]
     for _ in range(50):
         gs.trace(prompt(9), model=model)
-    assert [slot.data_ptr() for slot in supply.slots] == before
+    assert [slot.data_ptr() for slot in layer_source.slots] == before
     assert threads() == []
-    assert all(parameter.is_meta for shell in supply.shells for parameter in shell.parameters())
+    assert all(parameter.is_meta for shell in layer_source.shells for parameter in shell.parameters())
 
 
 def test_a_sweep_reads_every_layer_once_a_chunk(folder: Path) -> None:
     model = streamed(folder, "int8", (), 1)
-    supply: Any = model.network.supply
+    layer_source: Any = model.network.layer_source
     read: list[int] = []
-    bring = supply.lane.bring
-    supply.lane.bring = lambda packed, index, slot: (read.append(index), bring(packed, index, slot))[1]
+    bring = layer_source.lane.bring
+    layer_source.lane.bring = lambda packed, index, slot: (read.append(index), bring(packed, index, slot))[1]
     gs.sweep(prompt(9), prompt(9, seed=1), METRIC, site="z", by=("layer", "head"), model=model, progress=False)
     assert read == [0, 1, 2, 3, 4]
 
@@ -262,7 +262,7 @@ def test_a_file_that_changes_under_the_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_sweep_uses_the_room_that_the_budget_leaves(folder: Path) -> None:
     model = gs.load(folder / "int8", memory="1GiB")
-    model.network.work = 10
+    model.network.work_bytes = 10
     with pytest.raises(SweepError, match="memory of 10 bytes"):
         gs.sweep(prompt(9), prompt(9, seed=1), METRIC, site="z", model=model, by=("layer", "head"))
 
@@ -270,7 +270,7 @@ def test_a_sweep_uses_the_room_that_the_budget_leaves(folder: Path) -> None:
 @pytest.mark.parametrize("swept", [True, False])
 def test_running_out_of_memory_says_what_was_planned(folder: Path, swept: bool) -> None:
     model = gs.load(folder / "int8", memory="1GiB")
-    planned = model.network.work
+    planned = model.network.work_bytes
 
     held: list[weakref.ref[Tensor]] = []
 

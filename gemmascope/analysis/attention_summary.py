@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gemmascope.analysis.patterns import PatternRows, attend_of, patterns
 from gemmascope.arguments import one_of
-from gemmascope.edits.trace_protocol import no_trace
+from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.modes import computes
@@ -118,7 +118,7 @@ def attention_summary(trace: Trace) -> AttentionSummary:
         0.85
     """
     if not isinstance(trace, Trace):
-        raise SiteError(f"a summary is of a trace: gs.attention_summary(gs.trace(prompt)); given {no_trace(trace)}")
+        raise SiteError(f"a summary is of a trace: gs.attention_summary(gs.trace(prompt)); given {not_a_trace(trace)}")
     window = trace.model.config.window
     written = {b.address.layer for b in trace.bound_edits if b.address.site.name in EDGE_SITES}
     sites: list[str | tuple[str, int]] = ["q_rot", "k_rot", *(("pattern", layer) for layer in written if layer is not None)]

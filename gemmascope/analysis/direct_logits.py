@@ -19,11 +19,11 @@ from gemmascope.arguments import one_of, whole_number
 from gemmascope.arguments import shown as quoted
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import find_positions
-from gemmascope.edits.trace_protocol import no_trace
+from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.modes import computes
-from gemmascope.run.answers import Answer, answer_ids
+from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
 from gemmascope.tokens.tokenizer import shown
@@ -193,7 +193,7 @@ def _answer_tokens(trace: Trace, answer: Answer, against: Answer | None) -> tupl
     """The token ids of answer and against. SiteError for what is no trace, late edits, or a token on both sides."""
     if not isinstance(trace, Trace):
         raise SiteError(
-            f"contributions are read from a trace: gs.direct_logits(gs.trace(prompt), ...); given {no_trace(trace)}"
+            f"contributions are read from a trace: gs.direct_logits(gs.trace(prompt), ...); given {not_a_trace(trace)}"
         )
     late = [e for e in trace.bound_edits if e.address.layer is None and e.address.site.name != "embed"]
     if late:

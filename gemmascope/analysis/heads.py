@@ -17,7 +17,7 @@ from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import explain_oom
-from gemmascope.model.finite import is_finite, require_sound
+from gemmascope.model.finite import is_finite, require_sound_weights
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
@@ -267,7 +267,7 @@ def _attention_scores(model: Model, kinds: list[str], runs: list[Tensor], descri
         rows = model.network(torch.cat(runs), layout, tap)
     if not is_finite(rows):
         for ids in runs:
-            require_sound(model.network, model.name, ids)
+            require_sound_weights(model.network, model.name, ids)
     scores = {}
     for kind, (n_queries, n_beyond) in counts.items():
         beyond = f"; in {n_beyond} of them local layers (window {model.config.window}) see none of the keys in question"

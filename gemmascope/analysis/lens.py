@@ -15,11 +15,11 @@ from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logi
 from gemmascope.arguments import one_of, true_or_false, whole_number
 from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import Head, Pos, find_positions
-from gemmascope.edits.trace_protocol import no_trace
+from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.modes import computes
-from gemmascope.run.answers import Answer, answer_ids
+from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.trace import Trace
 from gemmascope.sites import parse_site_name
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
@@ -266,7 +266,7 @@ def lens(
         nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
     if not isinstance(trace, Trace):
-        raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {no_trace(trace)}")
+        raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {not_a_trace(trace)}")
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
     site_name = EVERY if isinstance(site, str) and site == EVERY else parse_site_name(site)[0].name
     if site_name not in (*STREAM, *PARTS, EVERY):

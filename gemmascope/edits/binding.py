@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit, Target, can_be_squared
+from gemmascope.edits.bound import BoundEdit, Target, can_normalize_site
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import find_heads, find_positions
 from gemmascope.edits.reach import refuse_hidden
@@ -42,7 +42,7 @@ def bind(edit: Edit, model: Model, ids: Tensor) -> BoundEdit:
     values = edit.values_at(target)
     if values is not None and not bool(torch.isfinite(values.to(model.dtype)).all()):
         raise EditError(f"the source of {edit!r} holds NaN or infinity, or a number too large for {model.dtype}")
-    if values is not None and not edit.computes and not can_be_squared(address.site, values):
+    if values is not None and not edit.computes and not can_normalize_site(address.site, values):
         raise EditError(f"the source of {edit!r} holds numbers whose squares are infinite: a norm would make zeros of them")
     return BoundEdit(edit, address, places, values, refuse_hidden(edit, address, places, values, model))
 

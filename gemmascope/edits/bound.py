@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gemmascope.edits.recorded import Written
+from gemmascope.edits.write_record import WriteRecord
 from gemmascope.errors import EditError
-from gemmascope.model.finite import norm_can_take
+from gemmascope.model.finite import can_normalize
 from gemmascope.model.model import Model
 from gemmascope.sites import Address, Site
 from gemmascope.values import real_tensor
@@ -109,7 +109,7 @@ class BoundEdit:
     places: tuple[Tensor, ...]
     values: Tensor | DeferredRead | None
     hidden: bool = False
-    written: Written | None = field(default=None, compare=False, repr=False)
+    written: WriteRecord | None = field(default=None, compare=False, repr=False)
 
     @property
     def positions(self) -> Tensor:
@@ -175,7 +175,7 @@ class BoundEdit:
             raise EditError(
                 f"{self.edit!r} reaches nothing: the mask hides the edges named, whose weights are 0, and it leaves 0"
             )
-        if can_be_squared(self.address.site, new.detach()) and bool(torch.isfinite(new.detach().sum())):
+        if can_normalize_site(self.address.site, new.detach()) and bool(torch.isfinite(new.detach().sum())):
             return  # sums are quick, and what is no number makes them none
         if not bool(self._allowed(old).all()):
             return
@@ -188,7 +188,7 @@ class BoundEdit:
             raise EditError(
                 f"{self.edit!r} made {made} of what stood at '{self.address}' ({at}): no run can go on from there"
             )
-        if can_be_squared(self.address.site, old) and not can_be_squared(self.address.site, new.detach()):
+        if can_normalize_site(self.address.site, old) and not can_normalize_site(self.address.site, new.detach()):
             raise EditError(
                 f"{self.edit!r} made numbers whose squares are infinite of what stood at '{self.address}': a norm would "
                 "make zeros of them"
@@ -200,18 +200,18 @@ class BoundEdit:
         return finite | torch.isneginf(new) if self.address.site.name in _MASKED_BY_INFINITY else finite
 
 
-def can_be_squared(site: Site, values: Tensor) -> bool:
+def can_normalize_site(site: Site, values: Tensor) -> bool:
     """Whether a norm can take what comes of the rows of a site. Of the stream's own rows, that is seen at the run's end."""
     if site.is_edges or "vocab" in site.axes or site.name in _IN_STREAM:
         return True
-    return norm_can_take(values)
+    return can_normalize(values)
 
 
-def recorded(bound: BoundEdit) -> BoundEdit:
+def with_write_record(bound: BoundEdit) -> BoundEdit:
     """An edit of a run that is kept: what a function writes to it is kept as well, for layers that run again."""
     if not bound.edit.records:
         return bound
-    return replace(bound, written=Written(1 if bound.address.site.is_edges else 0))
+    return replace(bound, written=WriteRecord(1 if bound.address.site.is_edges else 0))
 
 
 def mesh(places: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -22,9 +22,8 @@ from gemmascope.edits.binding import bind, copied, same
 from gemmascope.edits.bound import BoundEdit, DeferredValues, Target
 from gemmascope.edits.call_text import name_of, plain
 from gemmascope.edits.places import Head, Pos
-from gemmascope.edits.sources import mean_of, of_trace
+from gemmascope.edits.sources import is_trace, mean_of, not_a_trace, of_trace
 from gemmascope.edits.text import source_text, traces_text
-from gemmascope.edits.trace_protocol import is_trace, no_trace
 from gemmascope.errors import EditError, SiteError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import visible
@@ -134,7 +133,7 @@ class Patch(Edit):
         if is_array(self.source):
             return target.fit(self.source, "the source tensor")
         if isinstance(self.source, DeferredValues) or not is_trace(self.source):
-            raise EditError(f"a source is a trace or a tensor; given {no_trace(self.source)}")
+            raise EditError(f"a source is a trace or a tensor; given {not_a_trace(self.source)}")
         return of_trace(self.source, target)
 
     def _arguments(self) -> list[str]:

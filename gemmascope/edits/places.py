@@ -36,7 +36,7 @@ def find_positions(pos: Any, model: Model, ids: Tensor) -> list[int]:
     return _numbers(_listed(pos, "pos"), n_pos, "pos", "position")
 
 
-def find_positions_ahead(pos: Any, model: Model, prompt: Tensor, n_total: int) -> list[int] | None:
+def find_generation_positions(pos: Any, model: Model, prompt: Tensor, n_total: int) -> list[int] | None:
     """The positions meant by pos in a run that begins with a prompt and may come to have n_total; None for all of them.
 
     Tokens are looked up in the prompt, negative numbers count from its end; numbers beyond it are positions to come, and

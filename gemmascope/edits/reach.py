@@ -59,11 +59,11 @@ def warn_of_no_effect(edits: Sequence[BoundEdit], model: Model, ids: Tensor, ask
 
     asked: the edits as the user wrote them, where those that are bound have other places.
     """
-    for text in of_no_effect(edits, model, ids, asked):
+    for text in no_effect_messages(edits, model, ids, asked):
         warn(text)
 
 
-def of_no_effect(
+def no_effect_messages(
     edits: Sequence[BoundEdit], model: Model, ids: Tensor, asked: Sequence[Edit] | None = None
 ) -> Iterator[str]:
     """What there is to say of edits that surely change nothing, for a warning. asked: as in warn_of_no_effect."""
@@ -75,7 +75,7 @@ def of_no_effect(
         yield f"{edits[0].edit!r} patches a run into itself, which changes nothing: its source has its tokens and no edits"
 
 
-def warn_of_what_never_came(asked: Edit, bound: BoundEdit, n_pos: int, *, made: bool) -> None:
+def warn_if_not_reached(asked: Edit, bound: BoundEdit, n_pos: int, *, made: bool) -> None:
     """A warning for an edit of a text that ended before the positions named. asked: the edit as the user wrote it."""
     ended = f"the text ended with {n_pos} positions, 0 to {n_pos - 1}"
     if not made:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -11,13 +11,26 @@ from torch import Tensor
 from gemmascope.arguments import as_list, shown
 from gemmascope.edits.bound import Target
 from gemmascope.edits.places import first_difference
-from gemmascope.edits.trace_protocol import is_trace, no_trace
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 from gemmascope.values import is_array
 
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
+
+
+def is_trace(value: object) -> TypeGuard[Trace]:
+    """Whether this is a run that can be read by site: what gs.trace returns."""
+    return hasattr(value, "residuals") and hasattr(value, "layout")
+
+
+def not_a_trace(value: object) -> str:
+    """Describes, for an error, a value that is not a trace."""
+    if hasattr(value, "stream") and hasattr(value, "trace"):
+        return f"a {type(value).__name__}: give its trace, g.trace()"
+    if isinstance(value, (list, tuple)) and value and all(map(is_trace, value)):
+        return f"a list of {len(value)} traces: take one of them"
+    return type(value).__name__
 
 
 def of_trace(source: Trace, target: Target) -> Tensor:
@@ -45,11 +58,11 @@ def listed_reference(reference: Any) -> tuple[Trace, ...]:
     if is_trace(reference):
         raise EditError("reference is a list of traces; given one: write reference=[trace]")
     if isinstance(reference, (str, bytes, Mapping, type)) or is_array(reference) or not isinstance(reference, Iterable):
-        given = no_trace(reference) if hasattr(reference, "stream") else shown(reference)
+        given = not_a_trace(reference) if hasattr(reference, "stream") else shown(reference)
         raise EditError(f"reference is a list of traces; given {given}")
     found = as_list(reference, "reference", error=EditError)
     if wrong := [given for given in found if not is_trace(given)]:
-        held = no_trace(wrong[0]) if hasattr(wrong[0], "stream") else shown(wrong[0])
+        held = not_a_trace(wrong[0]) if hasattr(wrong[0], "stream") else shown(wrong[0])
         raise EditError(f"reference is a list of traces, made by gs.trace; it holds {held}")
     return tuple(one for one in found if is_trace(one))
 

@@ -55,6 +55,6 @@ def traces_text(traces: Sequence[Trace]) -> str:
     return f"[{', '.join(map(source_text, traces))}]"
 
 
-def traces_said(traces: Sequence[Trace]) -> VerbatimText | None:
+def traces_verbatim(traces: Sequence[Trace]) -> VerbatimText | None:
     """Reference traces as an argument of a call; None for none."""
     return VerbatimText(traces_text(tuple(traces))) if traces else None

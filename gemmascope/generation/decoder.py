@@ -14,13 +14,13 @@ from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.memory.limits import explain_oom
-from gemmascope.model.finite import are_logits, is_finite, norm_can_take
+from gemmascope.model.finite import can_normalize, is_finite, valid_logits
 from gemmascope.model.kv_cache import KVCache
 from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.finite import require_finite, require_logits
-from gemmascope.run.passes import Editing
+from gemmascope.run.passes import EditTap
 from gemmascope.sites import EDGE_SITES
 
 
@@ -75,7 +75,7 @@ class Decoder:
     def _pass(self, ids: Tensor, runs: Sequence[int], layouts: Sequence[Layout], storing: Tap | None) -> Tensor:
         """Carry rows through the layers, and keep the stream at the entry of each. layouts: one for each layer."""
         # Without edits nothing is asked at every site: of one row, that is a cost.
-        editing = [Editing([self.edits[run] for run in runs])] if any(self.edits[run] for run in runs) else []
+        editing = [EditTap([self.edits[run] for run in runs])] if any(self.edits[run] for run in runs) else []
         tap = Chain(*editing, *([storing] if storing else []))
         with torch.no_grad(), explain_oom(self.model), closing(self.model.layers()) as layers:
             stream = [self.model.network.embed(ids, layouts[0], tap)]
@@ -83,7 +83,7 @@ class Decoder:
                 layout = layouts[layer.index]
                 stream.append(layer(stream[-1], layout, tap.at(layer.index, layout)))
             self._passes.append((dict(zip(runs, layouts[0].spans, strict=True)), stream))
-            if not is_finite(stream[-1]) or (editing and not norm_can_take(stream[-1])):
+            if not is_finite(stream[-1]) or (editing and not can_normalize(stream[-1])):
                 for run in runs:
                     require_finite(self.model, self.prompts[run], self.stream(run), self.edits[run])
         return stream[-1]
@@ -97,9 +97,9 @@ class Decoder:
         """The layout of a step with what the rows read in a layer."""
         kept, dtype = self._kept[layer], self.model.dtype
         if layer not in self._whole:
-            return layout.with_kept(kept)
+            return layout.with_kv_cache(kept)
         found = [kept.of_run(at, self.lengths[run]) for at, run in enumerate(self.going)]
-        return layout.with_earlier([PrefixKV(k.to(dtype), v.to(dtype)) for k, v in found])
+        return layout.with_prefixes([PrefixKV(k.to(dtype), v.to(dtype)) for k, v in found])
 
     def _empty(self, layer: int, n_total: int) -> KVCache:
         config, norm = self.model.config, self.model.network.model.norm
@@ -110,10 +110,10 @@ class Decoder:
     def _logits(self, rows: Tensor) -> Tensor:
         """The soft-capped logits after the newest row of every run, with the edits that come after the layers."""
         layout = self._next_rows(back=1)
-        tap = Editing([[e for e in self.edits[run] if e.address.layer is None] for run in self.going])
+        tap = EditTap([[e for e in self.edits[run] if e.address.layer is None] for run in self.going])
         with torch.no_grad():
             logits = self.model.network.unembed(rows, tap.at(None, layout))
-            if not are_logits(logits):
+            if not valid_logits(logits):
                 for at, run in enumerate(self.going):
                     require_logits(
                         self.model, self.prompts[run], logits[at], rows[at], self.lengths[run] - 1, self.edits[run]
@@ -146,7 +146,7 @@ class _Stepping(Tap):
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if site == "v":
             self.v = value
-        elif site == "k_rot" and layout.kept is None:
+        elif site == "k_rot" and layout.kv_cache is None:
             assert layer is not None
-            self.kept[layer].take(value, self.v, layout.positions, layout.made)
+            self.kept[layer].append(value, self.v, layout.positions, layout.pass_cache)
         return value

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.edit import Ablate, Add, Edit, Patch
-from gemmascope.edits.places import find_positions_ahead
+from gemmascope.edits.places import find_generation_positions
 from gemmascope.edits.reach import is_hidden
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
@@ -18,13 +18,15 @@ from gemmascope.model.model import Model
 _PLACES = ("pos", "q_pos", "k_pos")
 
 
-def bind_ahead(edit: Edit, model: Model, prompt: Tensor, n_total: int) -> BoundEdit:
+def bind_for_generation(edit: Edit, model: Model, prompt: Tensor, n_total: int) -> BoundEdit:
     """An edit bound to a run that begins with a prompt and may come to have n_total positions.
 
     Its positions are numbers from here on, which mean the same while the run grows. SiteError for a position that cannot
     be there, EditError for a source that does not fit, and for weights of a pattern that need positions still to come.
     """
-    numbers: dict[str, Any] = {name: find_positions_ahead(getattr(edit, name), model, prompt, n_total) for name in _PLACES}
+    numbers: dict[str, Any] = {
+        name: find_generation_positions(getattr(edit, name), model, prompt, n_total) for name in _PLACES
+    }
     to_come = prompt.new_zeros(n_total - len(prompt))
     try:
         bound = replace(edit, **numbers).bind(model, torch.cat((prompt, to_come)))

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import shown, whole_number
-from gemmascope.edits.bound import BoundEdit, recorded
+from gemmascope.edits.bound import BoundEdit, with_write_record
 from gemmascope.edits.edit import Edit, listed_edits
-from gemmascope.edits.reach import warn_of_no_effect, warn_of_what_never_came
+from gemmascope.edits.reach import warn_if_not_reached, warn_of_no_effect
 from gemmascope.errors import GenerationError, warn
 from gemmascope.generation.decoder import Decoder
-from gemmascope.generation.edits import bind_ahead, cut
+from gemmascope.generation.edits import bind_for_generation, cut
 from gemmascope.generation.result import Generation
 from gemmascope.generation.sampling import Sampling
 from gemmascope.generation.stopping import IncrementalDetokenizer, Stopping
@@ -73,7 +73,7 @@ def generate(
     return found if many else found[0]
 
 
-def growing_text(prompt: Any, model: Model, edits: Sequence[Edit], max_new_tokens: int) -> Iterator[str]:
+def growing_texts(prompt: Any, model: Model, edits: Sequence[Edit], max_new_tokens: int) -> Iterator[str]:
     """The likeliest text after one prompt, as it grows: all of it so far, after every token. Errors as in generate, at once.
 
     Without a tokenizer it is the ids. Whoever asks no further ends it: nothing is run before it is asked for.
@@ -113,7 +113,7 @@ class _Run:
                 f"go past it; {do}"
             )
         n_total = len(ids) + n_new
-        bound = tuple(recorded(bind_ahead(edit, model, ids, n_total)) for edit in edits)
+        bound = tuple(with_write_record(bind_for_generation(edit, model, ids, n_total)) for edit in edits)
         warn_of_no_effect(bound, model, ids, edits)
         tokenizer = model.tokenizer if model.has_tokenizer else None
         writing = IncrementalDetokenizer(tokenizer, Stopping.of(stop, prompt, model), ids.tolist())
@@ -176,7 +176,7 @@ class _Loop:
         ids = torch.cat((run.prompt, new))
         came = [cut(edit, self.model, ids) for edit in run.edits]
         for asked, edit, bound in zip(run.asked, run.edits, came, strict=True):
-            warn_of_what_never_came(asked, edit, len(ids), made=bound is not None)
+            warn_if_not_reached(asked, edit, len(ids), made=bound is not None)
         edits = tuple(bound for bound in came if bound is not None)
         stream = tuple(entry[: len(ids)] for entry in self.decoder.stream(number))
         return Generation(

@@ -21,7 +21,7 @@ from gemmascope.memory.limits import explain_oom
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.run.passes import Editing
+from gemmascope.run.passes import EditTap
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import shown
 
@@ -136,14 +136,17 @@ def with_last_row(
     model: Model, ids: Int[Tensor, " pos"], stream: Sequence[Tensor], edits: Sequence[BoundEdit]
 ) -> tuple[Tensor, ...]:
     """A stream of all positions but the last, with that one. The rows before it only give their keys and values."""
-    n_pos, editing = len(ids), Editing([edits])
-    whole, asked = Layout.of_lengths([n_pos], model.device), Layout.of_blocks([Block(0, 1, n_pos, asked=1)], model.device)
+    n_pos, editing = len(ids), EditTap([edits])
+    whole, last_query = (
+        Layout.of_lengths([n_pos], model.device),
+        Layout.of_blocks([Block(0, 1, n_pos, n_queries=1)], model.device),
+    )
     last = Layout.of_blocks([Block(0, 1, 1, start=n_pos - 1)], model.device)
     with torch.no_grad(), explain_oom(model), closing(model.layers()) as layers:
         found = [torch.cat((stream[0], model.network.embed(ids[-1:], last, editing)))]
         for layer in layers:
             edited = any(edit.address.layer == layer.index for edit in edits)
-            layout = whole if edited else asked
+            layout = whole if edited else last_query
             row = layer(found[-1], layout, editing.at(layer.index, layout))[-1:]
             found.append(torch.cat((stream[layer.index + 1], row)))
     return tuple(found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemmascope.edits.edit import Edit
-from gemmascope.generation.generate import growing_text
+from gemmascope.generation.generate import growing_texts
 from gemmascope.labs.patching.detail import likeliest
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace, trace
@@ -34,7 +34,7 @@ class After:
     @classmethod
     def of(cls, prompt: Any, model: Model, max_new_tokens: int, edits: Sequence[Edit] = ()) -> After:
         """Raises what gs.generate would for a prompt that cannot be gone on with, under these edits. Nothing is run."""
-        growing_text(prompt, model, edits, max_new_tokens)
+        growing_texts(prompt, model, edits, max_new_tokens)
         return cls(model, prompt, max_new_tokens)
 
     def traced(self, edits: Sequence[Edit]) -> Generator[None]:
@@ -49,12 +49,12 @@ class After:
     def written(self, edits: Sequence[Edit]) -> Generator[None]:
         """Write both texts, a token a step; the one without edits once."""
         if not self.is_written["before"]:
-            for text in growing_text(self.prompt, self.model, (), self.max_new_tokens):
+            for text in growing_texts(self.prompt, self.model, (), self.max_new_tokens):
                 self.text_before = text
                 yield
             self.is_written["before"] = True
         if edits:
-            for text in growing_text(self.prompt, self.model, edits, self.max_new_tokens):
+            for text in growing_texts(self.prompt, self.model, edits, self.max_new_tokens):
                 self.text_after = text
                 yield
         else:

@@ -18,8 +18,7 @@ from gemmascope.labs.patching.detail import token_text
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
-from gemmascope.run.answers import answer_ids
-from gemmascope.run.metric import bind_metric
+from gemmascope.run.metric import answer_ids, bind_metric
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
 from gemmascope.sweeps.metrics import answer_prob, logit_diff

@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from gemmascope.errors import LabError
-from gemmascope.model.ending import at_work
 from gemmascope.model.model import Model
+from gemmascope.model.shutdown import stopping_at_exit
 
 CLOSED = "this lab is closed: what it found can still be read, and nothing more is computed; make a new one"
 
@@ -233,7 +233,7 @@ def _did_one(queue: Queue) -> bool:
 def _step(job: Job) -> bool:
     """Take a job's next step; whether there are more. The grad mode is the thread's own, so it is set here."""
     try:
-        with at_work(), torch.no_grad():
+        with stopping_at_exit(), torch.no_grad():
             next(job.steps)
     except StopIteration:
         return False

@@ -87,7 +87,7 @@ def load(
     if is_gemma(plain):
         _refuse_in_memory(weights, memory, revision)
         model = _from_memory(plain, device, dtype, tokenizer, check, asked)
-        model.network.adopted = (plain,) if plain is not source else ()  # a head made here lives as long as the network
+        model.network.keep_alive = (plain,) if plain is not source else ()  # a head made here lives as long as the network
         return model
     folder, name = resolve_source(source, revision)
     if weights == "int8" or is_store(folder):

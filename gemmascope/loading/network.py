@@ -155,8 +155,8 @@ def _network(
     else:
         network.model.embed_tokens = FileEmbedding(*table, dtype, device)  # type: ignore[assignment]
     brought = {index: packed for index, packed in enumerate(layers) if index not in share.kept}
-    network.supply = Stream(config, layers, dtype, device, share.kept, lane=_lane(device, brought))
-    network.work = share.work or None
+    network.layer_source = Stream(config, layers, dtype, device, share.kept, lane=_lane(device, brought))
+    network.work_bytes = share.work or None
     return network
 
 

@@ -24,7 +24,8 @@ def explain_oom(model: Model) -> Iterator[None]:
             raise
         device = model.device
         taken = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-        planned = f"{model.network.work:,} bytes were planned for its rows" if model.network.work else "no budget was given"
+        planned_bytes = model.network.work_bytes
+        planned = f"{planned_bytes:,} bytes were planned for its rows" if planned_bytes else "no budget was given"
         traceback.clear_frames(error.__traceback__)  # else a traceback that is held, as notebooks do, holds the tensors
         raise BudgetError(
             f"{device} ran out of memory in a pass of {model.name!r}: {planned}, and {taken:,} bytes were taken in all. "
@@ -45,7 +46,7 @@ def rows_within(memory: int | str | None, model: Model) -> int:
     None: what the model was loaded to leave for them, or a quarter of what is free.
     SweepError for a budget too small for one bin of rows, with what is needed.
     """
-    given = (model.network.work or free_bytes(model.device) // 4) if memory is None else parse_bytes(memory)
+    given = (model.network.work_bytes or free_bytes(model.device) // 4) if memory is None else parse_bytes(memory)
     least = min(model.config.context, MICROBATCH_ROWS)  # a variant has no more rows than the context
     rows = rows_in(model.config, model.dtype, given)
     if rows < least:
@@ -53,4 +54,4 @@ def rows_within(memory: int | str | None, model: Model) -> int:
         raise SweepError(
             f"memory of {given:,} bytes is too little for a pass of {model.name!r}: it needs {needed:,} bytes at least"
         )
-    return rows if model.network.supply is not None else min(rows, RESIDENT_ROWS)
+    return rows if model.network.layer_source is not None else min(rows, RESIDENT_ROWS)

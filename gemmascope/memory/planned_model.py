@@ -124,5 +124,5 @@ def _stored(model: Model) -> torch.dtype:
 
 def _packed(model: Model) -> list[TensorSlice]:
     """The tensors of a layer of a model whose layers are packed; none for another."""
-    layers = getattr(model.network.supply, "packed", ())
+    layers = getattr(model.network.layer_source, "packed", ())
     return list(layers[0].pieces) if layers else []

@@ -36,15 +36,15 @@ class Attend:
 
     def __call__(
         self,
-        q: Float[Tensor, "asked head d_head"],
+        q: Float[Tensor, "query head d_head"],
         k: Float[Tensor, "row kv_head d_head"],
         v: Float[Tensor, "row kv_head d_head"],
         layout: Layout,
         tap: BoundTap,
-    ) -> Float[Tensor, "asked head d_head"]:
-        if layout.kept is not None:
-            layout.kept.take(k, v, layout.positions, layout.made)
-            return layout.kept.attend(q, layout.positions, self.scale, self.cap, layout.made)
+    ) -> Float[Tensor, "query head d_head"]:
+        if layout.kv_cache is not None:
+            layout.kv_cache.append(k, v, layout.positions, layout.pass_cache)
+            return layout.kv_cache.attend(q, layout.positions, self.scale, self.cap, layout.pass_cache)
         whole = any(tap.wants(site) for site in EDGE_SITES)
         if not whole and any(block.start for block in layout.blocks):
             if self.cap is not None and self.cap <= EXPONENT:
@@ -52,10 +52,10 @@ class Attend:
             whole = True
         parts, at = [], 0
         for i, block in enumerate(layout.blocks):
-            stop = at + block.count * block.asked
+            stop = at + block.count * block.n_queries
             q_b = rearrange(q[at:stop], "(run q) (kv group) d -> run kv group q d", run=block.count, kv=k.shape[1])
             k_b, v_b = (rearrange(x[block.rows], "(run k) kv d -> run kv k d", run=block.count) for x in (k, v))
-            earlier = layout.earlier[i] if block.start else None
+            earlier = layout.prefixes[i] if block.start else None
             z = (
                 self._whole(q_b, *_joined(k_b, v_b, earlier, block), block, tap)
                 if whole
@@ -98,7 +98,7 @@ class Attend:
         positions = torch.arange(block.length, device=q.device)
         parts = []
         for rows in _chunks(q, block.length):
-            start, stop = rows.start + block.length - block.asked, rows.stop + block.length - block.asked
+            start, stop = rows.start + block.length - block.n_queries, rows.stop + block.length - block.n_queries
             seen = slice(self.first_seen(start), stop)
             capped = soft_cap(self.scores(q[..., rows, :], k[..., seen, :]), self.cap)
             pattern = self.pattern(capped, positions[start:stop], positions[seen], v.dtype)
@@ -113,7 +113,7 @@ class Attend:
             return rearrange(flat, "run (kv group) q k -> run kv group q k", kv=k.shape[1])
 
         positions = torch.arange(block.stop, device=q.device)
-        q_pos, k_pos = positions[block.stop - block.asked :], positions[block.stop - k.shape[2] :]
+        q_pos, k_pos = positions[block.stop - block.n_queries :], positions[block.stop - k.shape[2] :]
         scores = tapped("scores", self.scores(q, k))
         capped = tapped("scores_capped", soft_cap(scores, self.cap))
         if bool((self.masked(capped, q_pos, k_pos) == -torch.inf).all(-1).any()):

@@ -20,12 +20,12 @@ def is_finite(value: Tensor) -> bool:
     return value.is_meta or bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
-def norm_can_take(rows: Tensor) -> bool:
+def can_normalize(rows: Tensor) -> bool:
     """Whether the mean square of each row, [..., d], is finite: where it is not, a norm makes zeros of the row."""
     return rows.is_meta or bool(torch.isfinite(rows.float().square().sum(-1)).all())
 
 
-def are_logits(logits: Tensor) -> bool:
+def valid_logits(logits: Tensor) -> bool:
     """Whether these can be logits, [..., vocab]: minus infinity rules a token out, and one at least is left."""
     most = logits.amax(-1)  # NaN where there is one
     return bool(torch.isfinite(most).all())
@@ -55,12 +55,12 @@ def _allowed(site: str, value: Tensor) -> bool:
     return is_finite(value) or (site in _MAY_HIDE and not bool((value.isnan() | value.isposinf()).any()))
 
 
-def require_sound(network: Gemma2, name: str, ids: Tensor) -> None:
+def require_sound_weights(network: Gemma2, name: str, ids: Tensor) -> None:
     """Raise CheckpointError if a run without edits or taps holds NaN or infinity as well."""
     layout, found = Layout.of_lengths([len(ids)], ids.device), FirstNonFinite()
     with torch.no_grad():
         logits = network.unembed(network(ids, layout, found), found.at(None, layout))
-    if found.where is not None or not are_logits(logits):
+    if found.where is not None or not valid_logits(logits):
         raise damaged(name, str(found))
 
 

@@ -20,11 +20,11 @@ from gemmascope.arguments import true_or_false
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import SiteError
 from gemmascope.model.attention import Attend
-from gemmascope.model.bits import bits_of
-from gemmascope.model.ending import stop_at_the_end
+from gemmascope.model.digests import tensor_digest
 from gemmascope.model.factored_matrix import FactoredMatrix, ov_of, qk_of
 from gemmascope.model.layout import NO_ROWS, Layout
 from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate, soft_cap
+from gemmascope.model.shutdown import stop_at_exit
 from gemmascope.model.tap import SILENT, BoundTap, Tap
 
 # Rows of the table of tokens that are handed out at once.
@@ -72,21 +72,25 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
-    ) -> tuple[Float[Tensor, "asked d_model"], Float[Tensor, "asked head d_head"]]:
+    ) -> tuple[Float[Tensor, "query d_model"], Float[Tensor, "query head d_head"]]:
         q, k, v = self.queries_keys_values(x, layout, tap)
         z = tap("z", self.attend(q, k, v, layout, tap))
         return self.o_proj(rearrange(z, "row head d -> row (head d)")), z
 
     def queries_keys_values(
         self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
-    ) -> tuple[Float[Tensor, "asked head d_head"], Float[Tensor, "row kv_head d_head"], Float[Tensor, "row kv_head d_head"]]:
+    ) -> tuple[Float[Tensor, "query head d_head"], Float[Tensor, "row kv_head d_head"], Float[Tensor, "row kv_head d_head"]]:
         """The queries and keys, after RoPE, and the values."""
         q, k, v = (
             tap(site, rearrange(project(rows), "row (head d) -> row head d", d=self.config.d_head))
-            for site, project, rows in (("q", self.q_proj, layout.asking(x)), ("k", self.k_proj, x), ("v", self.v_proj, x))
+            for site, project, rows in (
+                ("q", self.q_proj, layout.query_rows(x)),
+                ("k", self.k_proj, x),
+                ("v", self.v_proj, x),
+            )
         )
         cos, sin = layout.rope(self.config.d_head, self.config.rope_theta)
-        q_rot = tap("q_rot", rotate(q, layout.asking(cos), layout.asking(sin)))
+        q_rot = tap("q_rot", rotate(q, layout.query_rows(cos), layout.query_rows(sin)))
         return q_rot, tap("k_rot", rotate(k, cos, sin)), v
 
     def head_outputs(self, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row head d_model"]:
@@ -123,9 +127,9 @@ class Layer(nn.Module):
         self.pre_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
         self.post_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
 
-    def forward(self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap) -> Float[Tensor, "asked d_model"]:
+    def forward(self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap) -> Float[Tensor, "query d_model"]:
         x = tap("resid_pre", x)
-        x = tap("resid_mid", layout.asking(x) + self._attention(x, layout, tap))
+        x = tap("resid_mid", layout.query_rows(x) + self._attention(x, layout, tap))
         mlp = tap("mlp_raw", self.mlp(tap("mlp_in", self.pre_feedforward_layernorm(x)), tap))
         return tap("resid_post", x + tap("mlp_out", self.post_feedforward_layernorm(mlp)))
 
@@ -187,7 +191,7 @@ class Embedding(nn.Embedding):
 
     def digest(self) -> str:
         """The digest of the table as it is now."""
-        return bits_of(self.weight)
+        return tensor_digest(self.weight)
 
     def mark(self) -> str | None:
         """The stamp of the file that the table stays in; None for a table in memory."""
@@ -229,8 +233,10 @@ class Gemma2(nn.Module):
 
     A new network is on the meta device, which takes no memory; whoever loads it gives each parameter its values.
 
-    supply: what brings the layers, where their parameters here are empty; None where they are here. work: bytes that the
-    rows of a pass may take, where a budget says so. owned: whether the weights were read for this network alone.
+    layer_source: provides the layers when this module's own parameters are empty; None when they are filled.
+
+    work_bytes: bytes that the rows of a pass may take, where a memory budget is set.
+    owned: whether the weights were read for this network alone.
     check: raises where a model that shares its tensors with this network no longer computes what this one does.
     """
 
@@ -238,9 +244,9 @@ class Gemma2(nn.Module):
         super().__init__()
         self.config = config
         self.model = Torso(config)
-        self.supply: LayerSource | None = None
-        self.work: int | None = None
-        self.adopted: tuple[object, ...] = ()  # a tuple, so that torch sees no second module in it
+        self.layer_source: LayerSource | None = None
+        self.work_bytes: int | None = None
+        self.keep_alive: tuple[object, ...] = ()  # a tuple, so that torch sees no second module in it
         self.owned = False
         self.check: Callable[[], None] = _no_check
 
@@ -254,7 +260,7 @@ class Gemma2(nn.Module):
 
     def copied(self, memo: dict[int, Any]) -> Gemma2:
         """A network with weights of its own, which nobody else holds."""
-        memo.update({id(self.check): _no_check, id(self.adopted): ()})
+        memo.update({id(self.check): _no_check, id(self.keep_alive): ()})
         made = deepcopy(self, memo).requires_grad_(False)
         made.owned = True
         return made
@@ -264,16 +270,16 @@ class Gemma2(nn.Module):
 
         Close it (contextlib.closing) where a pass may end early: layers that stream in hold memory and a thread.
         """
-        if self.supply is not None:
-            yield from self.supply.layers(reverse)
+        if self.layer_source is not None:
+            yield from self.layer_source.layers(reverse)
         else:
             for layer in reversed(self.model.layers) if reverse else self.model.layers:
-                stop_at_the_end()
+                stop_at_exit()
                 yield layer  # type: ignore[misc]
 
     def layer(self, index: int) -> Layer:
         """The layer of this number, from 0, for as long as it is held."""
-        return self.model.layers[index] if self.supply is None else self.supply.layer(index)  # type: ignore[return-value]
+        return self.model.layers[index] if self.layer_source is None else self.layer_source.layer(index)  # type: ignore[return-value]
 
     def embed(self, ids: Int[Tensor, " row"], layout: Layout, tap: Tap = SILENT) -> Float[Tensor, "row d_model"]:
         """Token embeddings times sqrt(d_model), which is rounded to the weights' dtype as in training."""

@@ -53,15 +53,15 @@ class KVCache:
         for buffer, value in ((self.k, k), (self.v, v)):
             buffer[run, :, positions % self.n_slots] = value[positions].transpose(0, 1).to(buffer.dtype)
 
-    def take(
+    def append(
         self,
         k: Float[Tensor, "run kv_head d_head"],
         v: Float[Tensor, "run kv_head d_head"],
         positions: Int[Tensor, " run"],
-        made: dict[Any, Any],
+        pass_cache: dict[Any, Any],
     ) -> None:
-        """Take one more position of every run. made: what is the same in every layer of a pass, once it was needed."""
-        rows = self._places(positions, made).rows
+        """Take one more position of every run. pass_cache: what is the same in every layer of a pass, once it was needed."""
+        rows = self._places(positions, pass_cache).rows
         for buffer, value in ((self.k, k), (self.v, v)):
             buffer.view(-1, buffer.shape[-1]).index_copy_(0, rows, value.flatten(0, 1).to(buffer.dtype))
 
@@ -82,10 +82,10 @@ class KVCache:
         positions: Int[Tensor, " run"],
         scale: float,
         cap: float | None,
-        made: dict[Any, Any],
+        pass_cache: dict[Any, Any],
     ) -> Float[Tensor, "run head d_head"]:
         """What the newest row of every run reads: softmax(cap(q k scale)) v over the slots that hold something."""
-        places = self._places(positions, made)
+        places = self._places(positions, pass_cache)
         factor = scale if cap is None else scale / cap
         queries = (q * factor).to(self.k.dtype).view(len(q), self.k.shape[1], -1, q.shape[-1])
         scores = (queries @ self.k[:, :, : places.n_used].mT).float()
@@ -96,17 +96,17 @@ class KVCache:
         read = scores.softmax(-1).to(self.v.dtype) @ self.v[:, :, : places.n_used]
         return read.view(q.shape).to(q.dtype)
 
-    def _places(self, positions: Int[Tensor, " run"], made: dict[Any, Any]) -> _Places:
+    def _places(self, positions: Int[Tensor, " run"], pass_cache: dict[Any, Any]) -> _Places:
         key = ("places", self.n_slots)
-        if key not in made:
+        if key not in pass_cache:
             n_runs, n_kv, n_slots, _ = self.k.shape
             first = torch.arange(n_runs * n_kv, device=positions.device).view(n_runs, n_kv) * n_slots
             n_used = min(n_slots, -(-(int(positions.max()) + 1) // STEP) * STEP)
             empty = torch.arange(n_used, device=positions.device) > positions[:, None]
-            made[key] = _Places(
+            pass_cache[key] = _Places(
                 (first + (positions % n_slots)[:, None]).flatten(),
                 n_used,
                 empty[:, None, None] if bool(empty.any()) else None,
             )
-        found: _Places = made[key]
+        found: _Places = pass_cache[key]
         return found

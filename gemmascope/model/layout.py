@@ -47,11 +47,11 @@ class Block:
     length: int
     run: int = 0
     start: int = 0
-    asked: int = 0
+    n_queries: int = 0
 
     def __post_init__(self) -> None:
-        if not self.asked:
-            object.__setattr__(self, "asked", self.length)
+        if not self.n_queries:
+            object.__setattr__(self, "n_queries", self.length)
 
     @property
     def rows(self) -> slice:
@@ -68,16 +68,16 @@ class Layout:
     """The blocks of a pass, in the order of their rows, and the position of every row.
 
     earlier: for each block, the keys and values of the positions before its start; None where it starts at 0. It holds
-    those of one layer: a pass gives every layer its own layout.with_earlier(...). kept: where the keys of one layer stay
+    those of one layer: a pass gives every layer its own layout.with_prefixes(...). kept: where the keys of one layer stay
     from pass to pass, for runs that go on with one row each; given in the same way. made: what is the same in every
     layer, such as the angles of RoPE, from where it was needed first.
     """
 
     blocks: tuple[Block, ...]
     positions: Int[Tensor, " row"]
-    earlier: tuple[PrefixKV | None, ...] = ()
-    kept: KVCache | None = None
-    made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    prefixes: tuple[PrefixKV | None, ...] = ()
+    kv_cache: KVCache | None = None
+    pass_cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
@@ -94,13 +94,13 @@ class Layout:
         positions = [torch.arange(b.start, b.stop, device=device).repeat(b.count) for b in blocks]
         return cls(tuple(blocks), torch.cat(positions))
 
-    def with_earlier(self, earlier: Sequence[PrefixKV | None]) -> Layout:
+    def with_prefixes(self, prefixes: Sequence[PrefixKV | None]) -> Layout:
         """This layout, with the earlier keys and values of one layer for each block."""
-        return replace(self, earlier=tuple(earlier))
+        return replace(self, prefixes=tuple(prefixes))
 
-    def with_kept(self, kept: KVCache) -> Layout:
+    def with_kv_cache(self, kv_cache: KVCache) -> Layout:
         """This layout, of one new row for each run, with the keys and values that one layer keeps."""
-        return replace(self, kept=kept)
+        return replace(self, kv_cache=kv_cache)
 
     @property
     def n_rows(self) -> int:
@@ -114,32 +114,32 @@ class Layout:
         )
 
     @cached_property
-    def asked_stops(self) -> tuple[int, ...]:
+    def query_stops(self) -> tuple[int, ...]:
         """For each run, where its rows end among those that go on after attention."""
-        return tuple(accumulate(b.asked for b in self.blocks for _ in range(b.count)))
+        return tuple(accumulate(b.n_queries for b in self.blocks for _ in range(b.count)))
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
         """The position of each run's first row."""
         return tuple(b.start for b in self.blocks for _ in range(b.count))
 
-    def asking(self, x: Float[Tensor, "row ..."]) -> Float[Tensor, "asked ..."]:
+    def query_rows(self, x: Float[Tensor, "row ..."]) -> Float[Tensor, "query ..."]:
         """The rows of x that go on after attention: all, unless some blocks ask for fewer."""
-        return x if self._asked is None else x[self._asked]
+        return x if self._query_rows is None else x[self._query_rows]
 
     @cached_property
-    def _asked(self) -> Tensor | None:
-        if all(b.asked == b.length for b in self.blocks):
+    def _query_rows(self) -> Tensor | None:
+        if all(b.n_queries == b.length for b in self.blocks):
             return None
         rows = torch.arange(self.n_rows, device=self.positions.device)
-        return torch.cat([rows[b.rows].view(b.count, b.length)[:, -b.asked :].flatten() for b in self.blocks])
+        return torch.cat([rows[b.rows].view(b.count, b.length)[:, -b.n_queries :].flatten() for b in self.blocks])
 
     def rope(self, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
         """Cosines and sines of every row's angles, made once a pass."""
         key = ("rope", d_head, theta)
-        if key not in self.made:
-            self.made[key] = rope_table(self.positions, d_head, theta)
-        found: tuple[Tensor, Tensor] = self.made[key]
+        if key not in self.pass_cache:
+            self.pass_cache[key] = rope_table(self.positions, d_head, theta)
+        found: tuple[Tensor, Tensor] = self.pass_cache[key]
         return found
 
 

@@ -15,14 +15,14 @@ from gemmascope.arguments import shown
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError, PromptError, TapError
 from gemmascope.legible import legibly
-from gemmascope.model.bits import joined
-from gemmascope.model.finite import require_sound
+from gemmascope.model.digests import join_digests
+from gemmascope.model.finite import require_sound_weights
 from gemmascope.model.gemma2 import Gemma2, Layer
-from gemmascope.model.identity import Identity
 from gemmascope.model.layout import Layout
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, numbered
 from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
+from gemmascope.model.weight_digests import WeightDigests
 from gemmascope.sites import find_layer
 from gemmascope.tokens.tokenizer import Message, Tokenizer
 from gemmascope.values import real_tensor
@@ -48,7 +48,7 @@ class Model:
     ) -> None:
         self.network, self._tokenizer, self.name, self.asked = network, tokenizer, name, dict(asked or {})
         self.source = source
-        self.weights = Identity(network)
+        self.weights = WeightDigests(network)
 
     def __copy__(self) -> Model:
         """A second model over the same weights."""
@@ -57,7 +57,7 @@ class Model:
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
         """A model with weights of its own; layers that are brought from files are shared, since nobody writes to them."""
         self.network.check()
-        network = self.network if self.network.supply is not None else self.network.copied(memo)
+        network = self.network if self.network.layer_source is not None else self.network.copied(memo)
         return Model(network, self._tokenizer, self.name, self.asked, self.source)
 
     @property
@@ -136,10 +136,10 @@ class Model:
     def _refuse_nan(self, ids: Tensor, layout: Layout, tap: Tap) -> None:
         """TapError for logits of NaN that a tap made, CheckpointError for those of the weights."""
         if tap is not SILENT:
-            require_sound(self.network, self.name, ids)
+            require_sound_weights(self.network, self.name, ids)
             first = tap.first_nan() if isinstance(tap, FunctionTap) else None
             raise TapError(f"the run holds NaN, which it does not without the tap: {first or 'what it returns'} began it")
-        require_sound(self.network, self.name, ids)
+        require_sound_weights(self.network, self.name, ids)
 
     @computes
     def ids(self, prompt: Prompt) -> Int[Tensor, " pos"]:
@@ -189,13 +189,13 @@ class Model:
         self.network.check()
         words = "none" if self._tokenizer is None else self._tokenizer.digest
         network = (*self._about(), *map(self.weights.digest, self.weights.parts))
-        return joined((*network, words))[:16], joined(network)[:16]
+        return join_digests((*network, words))[:16], join_digests(network)[:16]
 
     @property
     def network_fingerprint(self) -> str:
         """A digest of all the weights, the configuration and the dtype: the same with any tokenizer."""
         self.require_values()
-        return joined((*self._about(), *map(self.weights.known, self.weights.parts)))[:16]
+        return join_digests((*self._about(), *map(self.weights.known, self.weights.parts)))[:16]
 
     def _about(self) -> tuple[str, str]:
         return repr(self.config), str(self.dtype)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from gemmascope.model.ending import at_work
+from gemmascope.model.shutdown import stopping_at_exit
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -39,7 +39,7 @@ def computes(fn: _F) -> _F:
 
     @functools.wraps(fn)
     def called(*args: Any, **kwargs: Any) -> Any:
-        with at_work(), own_modes():
+        with stopping_at_exit(), own_modes():
             return fn(*args, **kwargs)
 
     return cast(_F, called)

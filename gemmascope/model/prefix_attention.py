@@ -41,11 +41,11 @@ class PrefixAttention:
 
     def __call__(
         self,
-        q: Float[Tensor, "asked head d_head"],
+        q: Float[Tensor, "query head d_head"],
         k: Float[Tensor, "row kv_head d_head"],
         v: Float[Tensor, "row kv_head d_head"],
         layout: Layout,
-    ) -> Float[Tensor, "asked head d_head"]:
+    ) -> Float[Tensor, "query head d_head"]:
         dtype = v.dtype
         # On a CPU the first bfloat16 product of a shape costs milliseconds, and every start and count is another shape.
         at_work = torch.float32 if v.device.type == "cpu" else v.dtype
@@ -53,7 +53,7 @@ class PrefixAttention:
         read, total = torch.empty_like(q, dtype=torch.float32), q.new_empty(*q.shape[:2], 1, dtype=torch.float32)
         at = 0
         for block in layout.blocks:
-            asked = slice(at, at + block.count * block.asked)
+            asked = slice(at, at + block.count * block.n_queries)
             self._own(q[asked], k[block.rows], v[block.rows], block, read[asked], total[asked])
             at = asked.stop
         for earlier, readers in _readers(layout, self.window):
@@ -67,12 +67,12 @@ class PrefixAttention:
         def by_run(x: Tensor, length: int) -> Tensor:
             return x.view(block.count, length, n_kv, -1, x.shape[-1]).permute(0, 2, 3, 1, 4)
 
-        q, read, total = (by_run(x, block.asked) for x in (q, read, total))  # [run, kv, group, row, d]
+        q, read, total = (by_run(x, block.n_queries) for x in (q, read, total))  # [run, kv, group, row, d]
         k, v = (by_run(x, block.length).flatten(0, 2) for x in (k, v))  # [run x kv, row, d]
         for rows, seen in self._chunks(block, block.count * n_kv * group):
             q_rows = q[..., rows, :].flatten(0, 1).flatten(1, 2)
-            stop = block.length - block.asked + rows.stop
-            first = block.length - block.asked + rows.start
+            stop = block.length - block.n_queries + rows.stop
+            first = block.length - block.n_queries + rows.start
             weights = self._weights(q_rows @ k[:, seen].mT)
             hidden = _hidden((first, stop), (seen.start, seen.stop), self.window, q.device)
             if hidden is not None:
@@ -103,34 +103,34 @@ class PrefixAttention:
 
     def _chunks(self, block: Block, n_heads: int) -> Iterator[tuple[slice, slice]]:
         """Query rows whose scores fit a chunk, and the run's own rows that they see."""
-        before = block.length - block.asked
+        before = block.length - block.n_queries
         step = min(CHUNK_ROWS, max(1, CHUNK_ELEMENTS // (n_heads * block.length)), max(32, self.window or CHUNK_ROWS))
-        for start in range(0, block.asked, step):
-            stop = min(start + step, block.asked)
+        for start in range(0, block.n_queries, step):
+            stop = min(start + step, block.n_queries)
             seen = 0 if self.window is None else max(0, before + start - self.window + 1)
             yield slice(start, stop), slice(seen, before + stop)
 
 
 def _readers(layout: Layout, window: int | None) -> Iterator[tuple[PrefixKV, _Readers]]:
     """For each set of earlier keys, the rows that read them. What stays the same from layer to layer is made once."""
-    for number, (_, numbers) in enumerate(groupby(range(len(layout.blocks)), lambda i: id(layout.earlier[i]))):
+    for number, (_, numbers) in enumerate(groupby(range(len(layout.blocks)), lambda i: id(layout.prefixes[i]))):
         blocks = list(numbers)
-        earlier = layout.earlier[blocks[0]]
+        earlier = layout.prefixes[blocks[0]]
         if earlier is None:
             continue
         key = (number, window)
-        if key not in layout.made:
-            layout.made[key] = _found_readers(layout, blocks, earlier.first, window)
-        if layout.made[key] is not None:
-            yield earlier, layout.made[key]
+        if key not in layout.pass_cache:
+            layout.pass_cache[key] = _found_readers(layout, blocks, earlier.first, window)
+        if layout.pass_cache[key] is not None:
+            yield earlier, layout.pass_cache[key]
 
 
 def _found_readers(layout: Layout, blocks: list[int], known: int, window: int | None) -> _Readers | None:
-    at = sum(b.count * b.asked for b in layout.blocks[: blocks[0]])
+    at = sum(b.count * b.n_queries for b in layout.blocks[: blocks[0]])
     chosen = [layout.blocks[i] for i in blocks]
     device = layout.positions.device
-    positions = torch.cat([torch.arange(b.stop - b.asked, b.stop, device=device).repeat(b.count) for b in chosen])
-    counts = torch.tensor([b.count * b.asked for b in chosen], device=device)
+    positions = torch.cat([torch.arange(b.stop - b.n_queries, b.stop, device=device).repeat(b.count) for b in chosen])
+    counts = torch.tensor([b.count * b.n_queries for b in chosen], device=device)
     starts = torch.repeat_interleave(torch.tensor([b.start for b in chosen], device=device), counts)
     seen = torch.zeros_like(positions) if window is None else (positions - window + 1).clamp(min=0)
     reading = torch.nonzero(seen < starts)[:, 0]

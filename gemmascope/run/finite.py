@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import EditError, GemmascopeError
-from gemmascope.model.finite import FirstNonFinite, are_logits, damaged, is_finite, norm_can_take, require_sound
+from gemmascope.model.finite import FirstNonFinite, can_normalize, damaged, is_finite, require_sound_weights, valid_logits
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.maths import rms_scale
 from gemmascope.model.model import Model
@@ -35,7 +35,7 @@ def require_finite(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: S
     """
     norm = model.network.model.norm.weight
     if is_finite(stream[-1]) and is_finite(norm):
-        if edits and (large := next((i for i, x in enumerate(stream) if not norm_can_take(x)), None)) is not None:
+        if edits and (large := next((i for i, x in enumerate(stream) if not can_normalize(x)), None)) is not None:
             at = Address(find_site("resid_post" if large else "embed"), large - 1 if large else None)
             made = ", ".join(repr(bound.edit) for bound in edits)
             raise EditError(
@@ -58,7 +58,7 @@ def require_finite(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: S
 
 def require_logits(model: Model, ids: Tensor, logits: Tensor, row: Tensor, pos: int, edits: Sequence[BoundEdit]) -> None:
     """EditError or CheckpointError for logits that hold NaN. row: that of the stream that they are read from, at pos."""
-    if are_logits(logits):
+    if valid_logits(logits):
         return
     found = FirstNonFinite()
     layout = Layout.of_blocks([Block(0, 1, 1, start=pos)], model.device)
@@ -67,7 +67,7 @@ def require_logits(model: Model, ids: Tensor, logits: Tensor, row: Tensor, pos: 
     raise _error(model, ids, found, edits)
 
 
-def require_sound_end(model: Model, ids: Tensor, row: Tensor, edits: Sequence[BoundEdit]) -> None:
+def require_finite_end(model: Model, ids: Tensor, row: Tensor, edits: Sequence[BoundEdit]) -> None:
     """What require_finite and require_logits say of a run of which the end of the stream alone is there, [d_model].
 
     Only where it holds what is no number is the run made again, to say where that began.
@@ -82,14 +82,14 @@ def require_sound_end(model: Model, ids: Tensor, row: Tensor, edits: Sequence[Bo
 
 
 def _editing(edits: Sequence[BoundEdit]) -> Tap:
-    from gemmascope.run.passes import Editing
+    from gemmascope.run.passes import EditTap
 
-    return Editing([edits])
+    return EditTap([edits])
 
 
 def _error(model: Model, ids: Tensor, found: FirstNonFinite, edits: Sequence[BoundEdit]) -> GemmascopeError:
     if edits:
-        require_sound(model.network, model.name, ids)
+        require_sound_weights(model.network, model.name, ids)
         made = ", ".join(repr(bound.edit) for bound in edits)
         return EditError(f"the edits make a run that holds NaN or infinity, {found}; without them it does not: {made}")
     return damaged(model.name, str(found))

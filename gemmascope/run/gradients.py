@@ -20,7 +20,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
-from gemmascope.run.passes import Editing
+from gemmascope.run.passes import EditTap
 from gemmascope.run.trace import Trace
 from gemmascope.sites import Address, find
 
@@ -112,7 +112,7 @@ def _at_the_end(trace: Trace, metric: Metric) -> Tensor:
 def _through_layer(trace: Trace, layer: Layer, grad: Tensor, wanted: Collection[Key]) -> tuple[Tensor, dict[Key, Tensor]]:
     trace.require_weights(layer.index)
     grabbing = _Grabbing(wanted)
-    tap = Chain(Editing([trace.bound_edits]), grabbing)
+    tap = Chain(EditTap([trace.bound_edits]), grabbing)
     with torch.enable_grad():
         x = trace.residuals[layer.index].detach().requires_grad_()
         y = layer(x, trace.layout, tap.at(layer.index, trace.layout))

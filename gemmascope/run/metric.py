@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import shown
-from gemmascope.errors import MetricError, warn
-from gemmascope.model.finite import are_logits
+from gemmascope.arguments import as_list, is_whole, shown
+from gemmascope.edits.call_text import plain
+from gemmascope.errors import MetricError, PromptError, warn
+from gemmascope.model.finite import valid_logits
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.values import in_float64
 
 Metric = Callable[[Tensor], Tensor]
+Answer = str | int | Sequence[str | int]
 
 
 def bind_metric(metric: Any, model: Model) -> Metric:
@@ -34,7 +36,7 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
 
     The metric is shown a copy, so that one which writes to its logits changes nothing.
     """
-    if not logits.is_meta and not are_logits(logits):  # not every metric of NaN is NaN: a rank is 0
+    if not logits.is_meta and not valid_logits(logits):  # not every metric of NaN is NaN: a rank is 0
         raise MetricError(
             "the logits to measure hold NaN: an edit makes it, or the weights do (gs.load(..., check=True) finds the tensor)"
         )
@@ -97,3 +99,28 @@ def _another(ids: Tensor, model: Model) -> Tensor:
     """A token other than a prompt's last: one of the prompt, or else of the vocabulary."""
     others = ids[ids != ids[-1]]
     return others[-1] if len(others) else (ids[-1] + 1) % model.config.vocab_size
+
+
+def listed_answers(answer: Any) -> list[Any]:
+    """One answer or several, as a list. PromptError for what is neither a text nor a token id."""
+    given = answer if isinstance(answer, str) else plain(answer)
+    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, bytearray, Mapping, type))
+    answers = as_list(given, "an answer", error=PromptError) if several else [given]
+    if not answers:
+        raise PromptError("the list of answers is empty")
+    if odd := [a for a in answers if not isinstance(a, str) and not is_whole(a)]:
+        raise PromptError(f"an answer is a text that is one token, or a token id; given {shown(odd[0])}")
+    return [a if isinstance(a, str) else int(a) for a in answers if isinstance(a, str) or is_whole(a)]
+
+
+def answer_ids(answer: Any, model: Model) -> list[int]:
+    """The token ids of one answer or several. PromptError for a text that is not one token, or an id that is none."""
+    answers = listed_answers(answer)
+    ids = [model.tokenizer.single(a) if isinstance(a, str) else a for a in answers]
+    if len(set(ids)) < len(ids):
+        raise PromptError(f"the answers name a token twice: {shown(answers)}")
+    if wrong := [i for i in ids if not 0 <= i < model.config.vocab_size]:
+        raise PromptError(
+            f"token id {shown(wrong[0])} is outside the vocabulary: ids go from 0 to {model.config.vocab_size - 1}"
+        )
+    return ids

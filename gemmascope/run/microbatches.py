@@ -17,11 +17,11 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Tap
-from gemmascope.run.passes import Editing
+from gemmascope.run.passes import EditTap
 
 
 @dataclass
-class Bin:
+class Microbatch:
     """Some runs of a pass, by their numbers, and their rows as they are now."""
 
     runs: tuple[int, ...]
@@ -39,21 +39,21 @@ class Bin:
             yield run, self.rows[span]
 
 
-def embedded(model: Model, prompts: Sequence[Tensor]) -> list[Bin]:
+def embed_in_microbatches(model: Model, prompts: Sequence[Tensor]) -> list[Microbatch]:
     """The runs of these prompts (token ids) at the entry of the first layer."""
     lengths = [len(ids) for ids in prompts]
     with torch.no_grad():
         rows = model.network.embed(torch.cat(list(prompts)), Layout.of_lengths(lengths, model.device))
-    return binned(model, torch.split(rows, lengths))
+    return in_microbatches(model, torch.split(rows, lengths))
 
 
-def binned(model: Model, rows: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]] = ()) -> list[Bin]:
+def in_microbatches(model: Model, rows: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]] = ()) -> list[Microbatch]:
     """Runs in bins, those of a length side by side. rows: every run's, [pos, d_model]. edits: of every run, or none."""
     bins = []
     for runs in _shared_out([len(x) for x in rows]):
         layout = Layout.of_lengths([len(rows[run]) for run in runs], model.device)
-        tap = Editing([edits[run] for run in runs]) if edits else SILENT
-        bins.append(Bin(runs, layout, torch.cat([rows[run] for run in runs]), tap))
+        tap = EditTap([edits[run] for run in runs]) if edits else SILENT
+        bins.append(Microbatch(runs, layout, torch.cat([rows[run] for run in runs]), tap))
     return bins
 
 

@@ -16,7 +16,7 @@ from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.finite import require_finite
 
 
-class Editing(Tap):
+class EditTap(Tap):
     """Writes each run's edits where they belong, in the order given. edits[i]: those of run i of the pass.
 
     An edit may read another site of its layer, made before the one that it writes: that value is held for it on the way.
@@ -54,26 +54,30 @@ class Editing(Tap):
         return value
 
 
-class Keeping(Tap):
-    """Keeps the values of some sites, run by run: kept[run][site, layer]. A lone run's values are kept without a copy."""
+class Recorder(Tap):
+    """Records the values of some sites, run by run: values[run][site, layer]. A single run's values are not copied."""
 
     def __init__(self, sites: Collection[str], n_runs: int = 1) -> None:
         self.sites = frozenset(sites)
-        self.kept: list[dict[tuple[str, int | None], Tensor]] = [{} for _ in range(n_runs)]
+        self.values: list[dict[tuple[str, int | None], Tensor]] = [{} for _ in range(n_runs)]
 
     def wants(self, site: str, layer: int | None) -> bool:
         return site in self.sites
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if site in self.sites:
-            for kept, span in zip(self.kept, layout.spans, strict=True):
-                kept[site, layer] = value if len(self.kept) == 1 else value[span].clone()
+            for kept, span in zip(self.values, layout.spans, strict=True):
+                kept[site, layer] = value if len(self.values) == 1 else value[span].clone()
         return value
 
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
         for i in range(block.count):
-            self.kept[block.run + i][site, layer] = value[i]
+            self.values[block.run + i][site, layer] = value[i]
         return value
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The values of the first run by the name of their site, where one layer was recorded."""
+        return {name: value for (name, _), value in self.values[0].items()}
 
 
 def streams(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[list[Tensor]]:
@@ -84,12 +88,12 @@ def streams(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[Bo
     """
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     layout = Layout.of_lengths([len(prompts[i]) for i in by_length], model.device)
-    keeping = Keeping(("embed", "resid_post"), len(prompts))
+    recorder = Recorder(("embed", "resid_post"), len(prompts))
     with torch.no_grad(), explain_oom(model):
         model.network(
-            torch.cat([prompts[i] for i in by_length]), layout, Chain(Editing([edits[i] for i in by_length]), keeping)
+            torch.cat([prompts[i] for i in by_length]), layout, Chain(EditTap([edits[i] for i in by_length]), recorder)
         )
-        found = {i: list(kept.values()) for i, kept in zip(by_length, keeping.kept, strict=True)}
+        found = {i: list(kept.values()) for i, kept in zip(by_length, recorder.values, strict=True)}
         for i, stream in found.items():
             require_finite(model, prompts[i], stream, edits[i])
     return [found[i] for i in range(len(prompts))]

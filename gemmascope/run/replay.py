@@ -1,43 +1,108 @@
-"""Replaying a trace: its layers run again from their kept inputs, in one stream of the weights, with chosen sites kept."""
+"""Runs layers of a trace again from their recorded inputs: one layer, some rows of its attention, or all layers in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
+from einops import einsum
 from torch import Tensor
 
-from gemmascope.errors import SiteError
-from gemmascope.memory.limits import explain_oom
+from gemmascope.arguments import is_whole
+from gemmascope.edits.places import Head, Pos, find_heads, find_positions
+from gemmascope.errors import SiteError, TraceError
+from gemmascope.memory.limits import explain_oom, require_free_memory
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.tap import Chain
-from gemmascope.run.passes import Editing, Keeping
-from gemmascope.run.trace import Trace
-from gemmascope.sites import LAYER_SITES, find, find_site
+from gemmascope.model.maths import soft_cap
+from gemmascope.model.model import Model
+from gemmascope.model.tap import Tap
+from gemmascope.run.finite import require_logits
+from gemmascope.run.passes import Recorder
+from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, find, find_site
+
+if TYPE_CHECKING:
+    from gemmascope.run.trace import Trace
+
+# A layer that ran again is cached with all its sites up to this many bytes; above it, only the requested site is kept.
+MAX_CACHED_LAYER_BYTES = 256 * 2**20
+MAX_CACHED_LAYERS = 4
+
+# How far a layer that runs again may differ from the run, in units of the dtype's precision and of the largest value.
+ROUNDING = 16
+
+
+class LayerCache:
+    """The sites of the layers that ran again last, by layer; None stands for what follows the last layer.
+
+    Threads may share it. Its lock is not held while a layer runs.
+    """
+
+    def __init__(self) -> None:
+        self._sites: OrderedDict[int | None, dict[str, Tensor]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, layer: int | None) -> dict[str, Tensor]:
+        """The cached sites of a layer."""
+        with self._lock:
+            if layer in self._sites:
+                self._sites.move_to_end(layer)
+            return self._sites.get(layer, {})
+
+    def add(self, layer: int | None, sites: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add sites of a layer to those that are cached, which another thread may have added meanwhile; returns them all."""
+        with self._lock:
+            merged = self._sites[layer] = {**self._sites.get(layer, {}), **sites}
+            self._sites.move_to_end(layer)
+            while len(self._sites) > MAX_CACHED_LAYERS:
+                self._sites.popitem(last=False)
+            return merged
+
+    def fits(self, sites: Mapping[str, Tensor]) -> bool:
+        """Whether these sites of one layer are small enough to be cached."""
+        return _n_bytes(sites.values()) <= MAX_CACHED_LAYER_BYTES
+
+    def sizes(self) -> list[int]:
+        """The bytes that are cached for each layer."""
+        with self._lock:
+            return [_n_bytes(sites.values()) for sites in self._sites.values()]
+
+
+def _n_bytes(values: Iterable[Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in values)
 
 
 def replay(trace: Trace, sites: Collection[str | tuple[str, int]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
-    """Each layer of a trace, with the values of the sites asked for in it, as t[site, layer] has them.
+    """Each layer of a trace with the values of the given sites, as t[site, layer] returns them.
 
-    sites: names of sites, which are had in every layer, or (site, layer), which is had in that one. What asks about all
-    layers goes through them once, where t[site, layer] would fetch a streamed layer each time. A layer is good until the
-    next one is asked for; no other pass may begin before. Values are to be read, not written to: they may be the trace's
-    own. SiteError, before any layer runs, for a site that is not in the layers.
+    One stream of the weights serves all layers, where t[site, layer] would fetch a streamed layer each time.
+
+    Args:
+        trace: The run.
+        sites: Names of sites, read in every layer, or (site, layer), read in that layer alone.
+
+    Yields:
+        The layer and its sites by name. A layer is valid until the next one is requested, and no other pass may begin before
+        then. The values are read-only: they may be the trace's own.
+
+    Raises:
+        SiteError: A site is not inside the layers. Raised before any layer runs.
     """
-    wanted = [(_in_layers(site), None) if isinstance(site, str) else _at(trace, site) for site in sites]
-    return _layers(trace, wanted)
+    requested = [(_in_layers(site), None) if isinstance(site, str) else _at(trace, site) for site in sites]
+    return _replay(trace, requested)
 
 
-def _layers(trace: Trace, wanted: Collection[tuple[str, int | None]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
+def _replay(trace: Trace, requested: Collection[tuple[str, int | None]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
     with closing(trace.model.layers()) as layers:
         for layer in layers:
             trace.require_weights(layer.index)
-            keeping = Keeping([site for site, only in wanted if only in (None, layer.index)])
-            tap = Chain(Editing([trace.bound_edits]), keeping)
+            recorder = Recorder([site for site, only in requested if only in (None, layer.index)])
             with torch.no_grad(), explain_oom(trace.model):
-                layer(trace.residuals[layer.index], trace.layout, tap.at(layer.index, trace.layout))
-            yield layer, {name: value for (name, _), value in keeping.kept[0].items()}
+                layer(trace.residuals[layer.index], trace.layout, trace.tap(recorder).at(layer.index, trace.layout))
+            yield layer, recorder.by_name()
 
 
 def _at(trace: Trace, site: tuple[str, int]) -> tuple[str, int | None]:
@@ -49,3 +114,100 @@ def _in_layers(site: str) -> str:
     if not find_site(site).in_layer:
         raise SiteError(f"{site!r} is not in the layers; those that are: {', '.join(LAYER_SITES)}")
     return site
+
+
+def sites_to_record(trace: Trace, requested: Site, layer: int | None) -> list[str]:
+    """The sites to record when a layer runs again for one site: if they are small, its neighbours too.
+
+    Edge sites are recorded apart from the others: a layer that builds them whole does not work in chunks as the pass did,
+    so the sites after attention round differently.
+    """
+    others = [
+        s
+        for s in SITES.values()
+        if s.in_layer == (layer is not None) and s.is_edges == requested.is_edges and s.name not in ("embed", "head_out")
+    ]
+    size = trace.model.config.size_of
+    n_bytes = 4 * sum(torch.Size(size(axis, len(trace)) for axis in s.axes).numel() for s in others)
+    return list({requested.name, *(s.name for s in others if 2 * n_bytes <= MAX_CACHED_LAYER_BYTES)})
+
+
+def rerun_layer(trace: Trace, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:
+    """The values of some sites of a layer (None: of what follows the layers), from running it again with the run's edits."""
+    _require_memory(trace, sites)
+    trace.require_weights(layer)
+    recorder = Recorder(sites)
+    with torch.no_grad(), explain_oom(trace.model):
+        if layer is None:
+            trace.model.network.unembed(trace.residuals[-1], trace.tap(recorder).at(None, trace.layout))
+        else:
+            trace.model.layer(layer)(trace.residuals[layer], trace.layout, trace.tap(recorder).at(layer, trace.layout))
+        values = recorder.by_name()
+        if "logits" in values and len(wrong := torch.nonzero(~torch.isfinite(values["logits"].amax(-1)))):
+            pos = int(wrong[0])
+            require_logits(trace.model, trace.ids, values["logits"][pos], trace.residuals[-1][pos], pos, trace.bound_edits)
+    return values
+
+
+def _require_memory(trace: Trace, names: Sequence[str]) -> None:
+    """BudgetError if logits, scores or patterns of a long prompt exceed the free memory."""
+    size = trace.model.config.size_of
+    wide = [SITES[name] for name in names if SITES[name].is_edges or "vocab" in SITES[name].axes]
+    n_bytes = 2 * 4 * sum(torch.Size(size(axis, len(trace)) for axis in site.axes).numel() for site in wide)
+    if n_bytes:
+        do = "t.next_logits, t.top(pos=) and t.lens(pos=) take one position"
+        do = "t.edges(head=, q_pos=) gives some of the rows" if wide[0].is_edges else do
+        what = f"{' and '.join(site.name for site in wide)} of all {len(trace)} positions"
+        require_free_memory(n_bytes, trace.model.device, what, do)
+
+
+def reproduces_run(trace: Trace, layer: int) -> bool:
+    """Whether a layer still turns its recorded input into its recorded output, up to rounding."""
+    before = trace.residuals[layer + 1]
+    with torch.no_grad():
+        now = trace.model.layer(layer)(trace.residuals[layer], trace.layout, trace.tap(Tap()).at(layer, trace.layout))
+    allowed = ROUNDING * torch.finfo(before.dtype).eps * float(before.abs().max())
+    return bool((now - before).abs().max() <= allowed)
+
+
+def read_edges(trace: Trace, address: Address, head: Head, q_pos: Pos) -> Tensor:
+    """Some heads' rows of an edge site. A single head or query position drops its axis."""
+    assert address.layer is not None
+    heads, rows = find_heads(head, address.site, trace.model), find_positions(q_pos, trace.model, trace.ids)
+    assert heads is not None
+    if address.site.name in trace.layer_cache.get(address.layer) or trace.edits_at(address.layer, EDGE_SITES):
+        value = trace.read(address.site, address.layer)[heads][:, rows]
+    else:
+        value = _compute_edges(trace, address.site.name, address.layer, heads, rows)
+    return value[0 if is_single(head) else slice(None)][..., 0 if is_single(q_pos) else slice(None), :]
+
+
+def _compute_edges(trace: Trace, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
+    trace.require_weights(layer)
+    module, tap = trace.model.layer(layer), trace.tap(Tap()).at(layer, trace.layout)
+    attend, group = module.self_attn.attend, trace.model.config.heads_per_kv
+    with torch.no_grad():
+        x = tap("attn_in", module.input_layernorm(tap("resid_pre", trace.residuals[layer])))
+        q, k, _ = module.self_attn.queries_keys_values(x, trace.layout, tap)
+        q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
+        value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")
+        if site != "scores":
+            value = soft_cap(value, attend.cap)
+        if site == "pattern":
+            positions = trace.layout.positions
+            value = attend.pattern(value, positions[rows], positions, k.dtype)
+    return value
+
+
+def is_single(place: object) -> bool:
+    """Whether a user named one head or position rather than several: a whole number of any kind, or a token."""
+    return isinstance(place, str) or is_whole(place)
+
+
+def weights_changed_error(model: Model, part: int | None) -> TraceError:
+    """The error for a run whose weights changed since. part: the layer, or None for the embedding and the last norm."""
+    what = "the embedding or the last norm" if part is None else f"layer {part}"
+    return TraceError(
+        f"the weights of {what} of {model.name!r} changed since this run, so what it did there cannot be run "
+        "again. Run it again: gs.trace(t.ids, model=t.model). What it kept can be read: t['resid_post', layer]"
+    )

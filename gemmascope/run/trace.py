@@ -16,23 +16,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.arguments import is_whole, shown
-from gemmascope.edits.bound import BoundEdit, recorded
+from gemmascope.edits.bound import BoundEdit, with_write_record
 from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.places import Head, Pos, find_positions
 from gemmascope.edits.reach import warn_of_no_effect
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly
 from gemmascope.loading.default import model_or_nano
-from gemmascope.model.identity import UNSURE
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.kept_layers import KeptLayers
-from gemmascope.run.logit_lens import logit_lens
-from gemmascope.run.passes import Editing, streams
-from gemmascope.run.rerun import changed, edges_of, is_one, run_layer, run_the_end, runs_as_before, unembed_at, worth_keeping
+from gemmascope.model.weight_digests import UNVERIFIED
+from gemmascope.run.logits import logit_lens, logits_at, record_final_edits
+from gemmascope.run.passes import EditTap, streams
+from gemmascope.run.replay import (
+    LayerCache,
+    is_single,
+    read_edges,
+    reproduces_run,
+    rerun_layer,
+    sites_to_record,
+    weights_changed_error,
+)
 from gemmascope.sites import EDGE_SITES, Site, find
 
 if TYPE_CHECKING:
@@ -64,11 +71,11 @@ class Trace:
         edits: Sequence[BoundEdit] = (),
         marks: Sequence[str] | None = None,
     ) -> None:
-        """marks: of the weights that the run was made with (Identity.marks); None for those that are there now."""
+        """marks: of the weights that the run was made with (WeightDigests.marks); None for those that are there now."""
         self.model, self._ids, self.residuals, self.bound_edits = model, ids, tuple(stream), tuple(edits)
         self.marks = tuple(model.weights.marks() if marks is None else marks)
         self.layout = Layout.of_lengths([len(ids)], model.device)
-        self.rerun = KeptLayers()
+        self.layer_cache = LayerCache()
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """For pickles: what the run kept, and its model. TraceError if the weights changed since the run."""
@@ -140,7 +147,7 @@ class Trace:
         size = self.model.config.vocab_size
         if not is_whole(k) or not 0 < int(k) <= size:
             raise SiteError(f"k is a whole number from 1 to {size}, the size of the vocabulary; given {shown(k)}")
-        logits = self._last if at == len(self) - 1 else unembed_at(self, at)
+        logits = self._last if at == len(self) - 1 else logits_at(self, at)
         probs, ids = logits.softmax(-1).topk(int(k))
         return [(text, int(i), float(p)) for text, i, p in zip(self.model.texts(ids), ids, probs, strict=True)]
 
@@ -169,7 +176,7 @@ class Trace:
             raise SiteError(
                 f"'{name}' has no edges; those that do are {', '.join(EDGE_SITES)}. Read it as t[{name!r}, {layer}]"
             )
-        return edges_of(self, address, head, q_pos)
+        return read_edges(self, address, head, q_pos)
 
     @computes
     def grad(self, metric: Any, sites: Any) -> Any:
@@ -200,25 +207,25 @@ class Trace:
         return as_html(self)
 
     def _position(self, pos: Any) -> int:
-        if not is_one(pos) and not isinstance(pos, float):
+        if not is_single(pos) and not isinstance(pos, float):
             raise SiteError(f"one position is read at a time: its number, or a token that occurs once; given {shown(pos)}")
         return find_positions(pos, self.model, self.ids)[0]
 
     @cached_property
     def _last(self) -> Tensor:
-        return unembed_at(self, len(self) - 1)
+        return logits_at(self, len(self) - 1)
 
     def read(self, site: Site, layer: int | None) -> Tensor:
         """The value of a site, as t[site, layer] has it."""
         kept = self._kept(site.name, layer)
         if kept is not None:
             return kept.clone()
-        found = self.rerun.found(layer)
+        found = self.layer_cache.get(layer)
         if site.name not in found:
-            made = run_layer(self, layer, worth_keeping(self, site, layer))
-            if not self.rerun.has_room_for({**found, **made}):
+            made = rerun_layer(self, layer, sites_to_record(self, site, layer))
+            if not self.layer_cache.fits({**found, **made}):
                 return made[site.name]  # the caller's alone: too large to keep, and to copy
-            found = self.rerun.keep(layer, made)
+            found = self.layer_cache.add(layer, made)
         return found[site.name].clone()  # so that writing to what was read changes no number read later
 
     def require_weights(self, part: int | None) -> None:
@@ -229,12 +236,12 @@ class Trace:
         self.model.network.check()
         place = -1 if part is None else part
         mark, now = self.marks[place], self.model.weights.mark(part)
-        if now == mark.removeprefix(UNSURE):
+        if now == mark.removeprefix(UNVERIFIED):
             return
-        if part is not None and mark.startswith(UNSURE) and runs_as_before(self, part):
+        if part is not None and mark.startswith(UNVERIFIED) and reproduces_run(self, part):
             self.marks = tuple(now if at == part else one for at, one in enumerate(self.marks))  # changed before the run
         else:
-            raise changed(self.model, part)
+            raise weights_changed_error(self.model, part)
 
     def _kept(self, site: str, layer: int | None) -> Tensor | None:
         """A site that is an entry of the stream, which is kept as it stood before the edits at resid_pre."""
@@ -252,7 +259,7 @@ class Trace:
 
     def tap(self, keeping: Tap) -> Tap:
         """The edits of the run, and what keeps values on the way."""
-        return Chain(Editing([self.bound_edits]), keeping)
+        return Chain(EditTap([self.bound_edits]), keeping)
 
 
 def _from_pickle(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit]) -> Trace:
@@ -291,10 +298,10 @@ def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) 
 
 def run_traced(model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[Trace]:
     """Traces of runs whose edits are bound, from one pass."""
-    bound = [[recorded(edit) for edit in of_run] for of_run in edits]
+    bound = [[with_write_record(edit) for edit in of_run] for of_run in edits]
     marks = model.weights.marks()
     with torch.inference_mode(False):  # what a trace keeps outlives the caller's inference mode: gradients start from it
         found = [Trace(model, *run, marks) for run in zip(ids, streams(model, ids, bound), bound, strict=True)]
         for one in found:
-            run_the_end(one)
+            record_final_edits(one)
     return found

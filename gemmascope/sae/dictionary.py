@@ -19,10 +19,10 @@ from torch import Tensor
 
 from gemmascope.arguments import as_numbers, is_whole, shown
 from gemmascope.config import PRESETS
-from gemmascope.edits.trace_protocol import is_trace
+from gemmascope.edits.sources import is_trace
 from gemmascope.errors import DeviceError, DictionaryError
 from gemmascope.legible import legibly, spelled
-from gemmascope.model.bits import bits_of, joined
+from gemmascope.model.digests import join_digests, tensor_digest
 from gemmascope.model.maths import rms_scale
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
@@ -246,7 +246,7 @@ class Dictionary:
     def fingerprint(self) -> str:
         """A digest of the place and of every number of the arrays, as they are now."""
         arrays = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold)
-        return joined((repr((self.site, self.layer)), *map(bits_of, arrays)))[:16]
+        return join_digests((repr((self.site, self.layer)), *map(tensor_digest, arrays)))[:16]
 
     def require_values(self) -> None:
         """DeviceError for a dictionary on the meta device, which has shapes and no numbers."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from gemmascope.arguments import as_list, whole_number
 from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import find_positions
-from gemmascope.edits.trace_protocol import is_trace, no_trace
+from gemmascope.edits.sources import is_trace, not_a_trace
 from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
@@ -58,7 +58,7 @@ class Features:
     def of_trace(cls, dictionary: Dictionary, trace: Trace | Any) -> Features:
         """The features of a run. DictionaryError for what is no trace, or a trace of another model."""
         if not is_trace(trace):
-            raise DictionaryError(f"encode takes a trace, or rows [pos, {dictionary.d_in}]; given {no_trace(trace)}")
+            raise DictionaryError(f"encode takes a trace, or rows [pos, {dictionary.d_in}]; given {not_a_trace(trace)}")
         dictionary.require_fit(trace.model)
         read, target = (
             trace[site if dictionary.layer is None else (site, dictionary.layer)]

@@ -18,13 +18,13 @@ from gemmascope.edits.places import Pos, find_heads, find_positions
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import explain_oom
-from gemmascope.model.finite import is_finite, require_sound
+from gemmascope.model.finite import is_finite, require_sound_weights
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.model.tap import Tap
-from gemmascope.run.microbatches import embedded
+from gemmascope.run.microbatches import embed_in_microbatches
 from gemmascope.sites import Address, find
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.probe import fit_probe, held_out
@@ -69,7 +69,7 @@ def direction(
     x = _values(model, ids, places, address, at_head)
     if not is_finite(x):
         for prompt in ids:
-            require_sound(model.network, model.name, prompt)
+            require_sound_weights(model.network, model.name, prompt)
     means = torch.stack([x[is_positive].mean(0), x[~is_positive].mean(0)])
     if float((means[0] - means[1]).norm()) <= NO_DIFFERENCE * float(x.norm(dim=1).mean()):
         raise PromptError(f"the positive and the negative prompts have the same mean at '{address}': there is no direction")
@@ -161,7 +161,7 @@ def _values(
     """What each prompt has at the site, float64 on the CPU. One pass, which ends at the layer."""
     found: list[Any] = [None] * len(ids)
     with torch.no_grad(), explain_oom(model), closing(model.layers()) as layers:
-        bins = embedded(model, ids)
+        bins = embed_in_microbatches(model, ids)
         for one in bins:
             one.tap = _Reading(address, head, [places[run] for run in one.runs])
         for layer in layers:

@@ -24,7 +24,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
-from gemmascope.run.microbatches import Bin, binned, embedded
+from gemmascope.run.microbatches import Microbatch, embed_in_microbatches, in_microbatches
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.strength_result import StrengthSweep
 from gemmascope.sweeps.remarks import prompts_remarks, raise_or_warn
@@ -199,21 +199,21 @@ class _Runs:
             n_rows += len(self.ids[job[0]])
         yield chunk
 
-    def _through(self, chunk: Sequence[tuple[int, int]]) -> list[Bin]:
+    def _through(self, chunk: Sequence[tuple[int, int]]) -> list[Microbatch]:
         """Carry a chunk through the layers: each text once as far as the steered layer, then once for each level."""
         texts = sorted({text for text, _ in chunk})
-        bins = embedded(self.model, [self.ids[text] for text in texts])
+        bins = embed_in_microbatches(self.model, [self.ids[text] for text in texts])
         with closing(self.model.layers()) as layers:
             for layer in layers:
                 if layer.index == self.layer:
                     entering = {texts[run]: rows for one in bins for run, rows in one.each()}
                     edits = [self.edits[text][level] for text, level in chunk]
-                    bins = binned(self.model, [entering[text] for text, _ in chunk], edits)
+                    bins = in_microbatches(self.model, [entering[text] for text, _ in chunk], edits)
                 for one in bins:
                     one.through(layer)
         return bins
 
-    def _take(self, one: Bin, chunk: Sequence[tuple[int, int]]) -> None:
+    def _take(self, one: Microbatch, chunk: Sequence[tuple[int, int]]) -> None:
         """Take what is wanted of a bin's runs after the last layer: the last rows of prompts, the likelihood of texts."""
         rows, wanted, places = [], [], []
         for run, x in one.each():

@@ -25,7 +25,7 @@ from gemmascope.files.json_reader import MAX_BYTES, is_regular_file, read_bytes
 from gemmascope.files.locking import file_lock
 from gemmascope.files.replace import SUFFIX
 from gemmascope.files.writing import Content, explain_os_errors, make_folder, write_file
-from gemmascope.model.bits import bits_of, joined
+from gemmascope.model.digests import join_digests, tensor_digest
 from gemmascope.streaming.int8 import GROUP, quantise
 from gemmascope.streaming.packed import (
     MATRICES,
@@ -51,7 +51,7 @@ def identity_of(checkpoint: Checkpoint) -> str:
     It reads the whole checkpoint, a tensor at a time.
     """
     names = sorted(checkpoint.stored)
-    return joined((FORMAT, *names, *(bits_of(checkpoint.read(name)) for name in names)))
+    return join_digests((FORMAT, *names, *(tensor_digest(checkpoint.read(name)) for name in names)))
 
 
 def outdated_beside(source: Path, target: Path) -> Iterator[tuple[str, bytes | None]]:

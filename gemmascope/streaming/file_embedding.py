@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gemmascope.files.positional_read import PAGE
-from gemmascope.model.bits import Bits
+from gemmascope.model.digests import TensorDigest
 from gemmascope.streaming.packed import FileRange, TensorSlice, bytes_of, require_stamp, room, stamp_of
 
 # Bytes of the table that are held at once.
@@ -47,7 +47,7 @@ class FileEmbedding(nn.Module):
     def digest(self) -> str:
         """The digest of the table, as a table in memory has it. Reads the file once: its stamp is looked at ever after."""
         if self._digest is None:
-            found = Bits(f"{self.dtype} {tuple(self.weight.shape)}")
+            found = TensorDigest(f"{self.dtype} {tuple(self.weight.shape)}")
             for _, rows in self.parts():
                 found.add(rows)
             self._digest = found.hexdigest()

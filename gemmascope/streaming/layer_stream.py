@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from gemmascope.checkpoints.from_transformers import empty_layers
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError
-from gemmascope.model.ending import stop_at_the_end
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.identity import digest_of_layer
+from gemmascope.model.shutdown import stop_at_exit
+from gemmascope.model.weight_digests import digest_of_layer
 from gemmascope.streaming.packed import PackedLayer, bytes_of, require_stamp, room
 from gemmascope.streaming.pass_lock import Holder, PassLock
 from gemmascope.streaming.prefetch import Arrival, Bringer, Job
@@ -111,7 +111,7 @@ class Stream:
             self._lock.acquire(going)
             going.begin()
             for index in order:
-                stop_at_the_end()
+                stop_at_exit()
                 slot = self.kept[index] if index in self.kept else going.take(index)
                 weights = self._unpacked(index, slot)
                 if not self.ready:  # the bytes are no longer needed: the next layer's may take their place

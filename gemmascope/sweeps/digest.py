@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gemmascope.edits.bound import BoundEdit
-from gemmascope.model.bits import bits_of
+from gemmascope.model.digests import tensor_digest
 from gemmascope.run.trace import Trace
 
 Part = str | bytes
@@ -137,7 +137,7 @@ class _Walk:
 
 def _of_tensor(value: Tensor) -> Iterator[Part]:
     value = value.detach().to_dense() if value.layout != torch.strided else value.detach()
-    yield bits_of(value)
+    yield tensor_digest(value)
 
 
 def _contents(cell: CellType) -> Any:

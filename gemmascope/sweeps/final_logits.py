@@ -11,7 +11,7 @@ from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
 from gemmascope.run.metric import Metric, measure
-from gemmascope.run.passes import Editing
+from gemmascope.run.passes import EditTap
 from gemmascope.sweeps.variants import BaseRun
 
 # Logits held at once, in elements: 64 MB.
@@ -30,7 +30,7 @@ def _final_logits(model: Model, base: BaseRun, rows: Tensor) -> Tensor:
     """The soft-capped logits of runs at the base's position, [run, vocab], with its edits of final and of the logits."""
     edits = _after_layers(base)
     layout = Layout.of_blocks([Block(0, len(rows), 1, start=base.pos)], model.device)
-    tap = Editing([edits] * len(rows)) if edits else SILENT
+    tap = EditTap([edits] * len(rows)) if edits else SILENT
     return model.network.unembed(rows, tap.at(None, layout))
 
 

@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.edits.call_text import plain
-from gemmascope.edits.trace_protocol import is_trace, no_trace
+from gemmascope.edits.sources import is_trace, not_a_trace
 from gemmascope.errors import MetricError
 from gemmascope.legible import legibly
 from gemmascope.model.model import Model
-from gemmascope.run.answers import Answer, answer_ids
-from gemmascope.run.metric import Metric
+from gemmascope.run.metric import Answer, Metric, answer_ids
 from gemmascope.sweeps.remarks import same_answers_text
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ class KLFrom:
     def bind(self, model: Model) -> Callable[[Logits], PerRun]:
         """The metric, for a model with the vocabulary of the trace's. MetricError for another."""
         if not is_trace(self.trace):
-            raise MetricError(f"gs.kl_from takes a trace; given {no_trace(self.trace)}")
+            raise MetricError(f"gs.kl_from takes a trace; given {not_a_trace(self.trace)}")
         if model.config.vocab_size != self.trace.model.config.vocab_size:
             theirs, ours = self.trace.model.config.vocab_size, model.config.vocab_size
             raise MetricError(f"the trace has a vocabulary of {theirs} tokens and {model.name!r} one of {ours}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from gemmascope.arguments import one_of
 from gemmascope.edits.bound import BoundEdit, mesh
 from gemmascope.edits.places import first_difference
-from gemmascope.edits.trace_protocol import is_trace
+from gemmascope.edits.sources import is_trace
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import as_prompts, is_many, numbered

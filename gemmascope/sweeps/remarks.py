@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from gemmascope.edits.reach import of_no_effect
+from gemmascope.edits.reach import no_effect_messages
 from gemmascope.errors import GemmascopeError, warn
 from gemmascope.model.model import Model
-from gemmascope.run.answers import answer_ids, listed_answers
+from gemmascope.run.metric import answer_ids, listed_answers
 
 if TYPE_CHECKING:
     from gemmascope.edits.bound import BoundEdit
@@ -90,7 +90,7 @@ def pair_remarks(clean: Tensor, corrupt: Tensor) -> Iterator[Remark]:
 
 def edit_remarks(edits: Sequence[BoundEdit], ids: Tensor, model: Model) -> Iterator[Remark]:
     """Remarks on edits of a run that surely change nothing, the same that gs.trace gives."""
-    yield from (Remark("warning", "edits", text) for text in of_no_effect(edits, model, ids))
+    yield from (Remark("warning", "edits", text) for text in no_effect_messages(edits, model, ids))
 
 
 # -- answers --

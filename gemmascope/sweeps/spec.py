@@ -11,7 +11,7 @@ from gemmascope.arguments import as_list, as_numbers, as_words, shown
 from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.places import Head, Pos, find_heads, find_positions
 from gemmascope.edits.sources import listed_reference
-from gemmascope.edits.text import traces_said
+from gemmascope.edits.text import traces_verbatim
 from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
@@ -56,7 +56,7 @@ class SweepSpec:
         """The keyword arguments of the call that repeats the sweep."""
         names = ("site", "by", "into", "ablate", *_PLACES, "window")
         arguments = {name: getattr(self, name) for name in names}
-        return {**arguments, "reference": traces_said(self.reference), **more, "edits": list(self.edits)}
+        return {**arguments, "reference": traces_verbatim(self.reference), **more, "edits": list(self.edits)}
 
 
 def grid_axes(site: str, by: object) -> tuple[Site, int | None, list[str]]:

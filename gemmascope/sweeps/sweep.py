@@ -20,7 +20,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
-from gemmascope.run.finite import require_sound_end
+from gemmascope.run.finite import require_finite_end
 from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.cells import CellRun, Cost, EditsOf, cell_runs, chunked, cost_of, pending_cells
@@ -194,7 +194,7 @@ def _run_chunk(chunk: Sequence[CellRun], pairs: Sequence[Pair], model: Model, re
                 logits = model.network.unembed(row[None])
             result.source_metric[number] = measure(pairs[number].metric, logits)[0].item()
     for number, base, row in zip(numbers, bases, ends.bases, strict=True):
-        require_sound_end(model, base.ids, row, base.edits)
+        require_finite_end(model, base.ids, row, base.edits)
         metric = pairs[number].metric
         result.base_metric[number] = measure_rows(metric, model, base, row[None])[0]
         of_pair = [i for i, run in enumerate(chunk) if run.pair == number]

@@ -24,7 +24,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Chain
-from gemmascope.run.passes import Editing, Keeping
+from gemmascope.run.passes import EditTap, Recorder
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Run(NamedTuple):
     base: int
     start: int
     stop: int
-    asked: int = 0
+    n_queries: int = 0
 
     @property
     def n_rows(self) -> int:
@@ -135,7 +135,7 @@ class _Pass:
         self.untouched = [m for m in members if m.start > m.base_run.pos]  # edits right of what is wanted: no effect
         self.lead_ids = [base.ids for base in bases] + [source.ids for source in sources]
         self.leads = Layout.of_lengths([len(ids) for ids in self.lead_ids], model.device)
-        self.editing = Editing([*(base.edits for base in bases), *(() for _ in sources)])
+        self.editing = EditTap([*(base.edits for base in bases), *(() for _ in sources)])
         to_join = [m for m in self.members if m.confined is None or m.layer < self.last]
         self.planned = sorted(to_join, key=_Member.whole_run)
         stops = list(accumulate(m.whole_run().n_rows for m in self.planned))
@@ -174,12 +174,12 @@ class _Pass:
 
     def _lead(self, layer: Layer, x: Tensor) -> tuple[Tensor, list[PrefixKV]]:
         """The leads' rows after a layer, and every base's keys and values in it. Hands the sources' values over."""
-        keeping = Keeping(("k_rot", "v", *(source.site for source in self.sources)), len(self.leads.spans))
-        y = layer(x, self.leads, Chain(self.editing, keeping).at(layer.index, self.leads))
+        recorder = Recorder(("k_rot", "v", *(source.site for source in self.sources)), len(self.leads.spans))
+        y = layer(x, self.leads, Chain(self.editing, recorder).at(layer.index, self.leads))
         n_bases = len(self.bases)
-        for source, kept in zip(self.sources, keeping.kept[n_bases:], strict=True):
+        for source, kept in zip(self.sources, recorder.values[n_bases:], strict=True):
             source.values.hand(layer.index, kept[source.site, layer.index])
-        return y, [_earlier(kept["k_rot", layer.index], kept["v", layer.index]) for kept in keeping.kept[:n_bases]]
+        return y, [_earlier(kept["k_rot", layer.index], kept["v", layer.index]) for kept in recorder.values[:n_bases]]
 
     def _join(self, joining: Iterable[tuple[_Member, Tensor]]) -> None:
         for member, x in joining:
@@ -204,12 +204,12 @@ class _Pass:
         """Carry these members through a layer. The last layer hands their rows to the result."""
         edited = any(member.edits_at(layer.index) for member in members)
         asks_less = layer.index == self.last and not edited
-        runs = [m.whole_run()._replace(asked=m.base_run.n_after if asks_less else 0) for m in members]
+        runs = [m.whole_run()._replace(n_queries=m.base_run.n_after if asks_less else 0) for m in members]
         places = _merged([self.place[m.index] for m in members])
         x = self.rows[places[0]] if len(places) == 1 else torch.cat([self.rows[place] for place in places])
         y, layout = self._through(layer, members if edited else (), runs, x, earlier)
         if layer.index == self.last:
-            self._finish((m, y[:stop]) for m, stop in zip(members, layout.asked_stops, strict=False))
+            self._finish((m, y[:stop]) for m, stop in zip(members, layout.query_stops, strict=False))
             return
         for place, part in zip(places, torch.split(y, [p.stop - p.start for p in places]), strict=True):
             self.rows[place] = part
@@ -239,10 +239,10 @@ class _Pass:
         if same not in self.layouts:
             self.layouts[same] = _layout(runs, self.model.device)
         layout = self.layouts[same]
-        layout = layout.with_earlier([earlier[runs[block.run].base] for block in layout.blocks])
-        tap = Editing([m.edits_at(layer.index) for m in edited]) if edited else SILENT
+        layout = layout.with_prefixes([earlier[runs[block.run].base] for block in layout.blocks])
+        tap = EditTap([m.edits_at(layer.index) for m in edited]) if edited else SILENT
         y = layer(x, layout, tap.at(layer.index, layout))
-        return y[: sum(run.asked or run.n_rows for run in runs[: len(runs) - bool(n_spare)])], layout
+        return y[: sum(run.n_queries or run.n_rows for run in runs[: len(runs) - bool(n_spare)])], layout
 
 
 def _batches(members: Sequence[_Member], run_of: Callable[[_Member], _Run]) -> Iterator[list[_Member]]:
@@ -279,7 +279,7 @@ def _layout(runs: Sequence[_Run], device: torch.device) -> Layout:
     first = at = 0
     for run, same in groupby(runs):
         count, length = len(list(same)), run.stop - run.start
-        blocks.append(Block(first, count, length, at, run.start, run.asked))
+        blocks.append(Block(first, count, length, at, run.start, run.n_queries))
         first, at = first + count * length, at + count
     return Layout.of_blocks(blocks, device)
 

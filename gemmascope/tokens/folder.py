@@ -52,7 +52,7 @@ def read_tokenizer(folder: Path, settings: Mapping[str, Any]) -> tuple[JsonBacke
         ) from error
     name = _name(settings.get("bos_token")) or _name(special.get("bos_token"))
     if isinstance(backend, PieceBackend) and settings.get("add_eos_token") is True:
-        say_around(folder, f"{_name(settings.get('eos_token')) or '<eos>'!r} behind", None)
+        warn_of_wrapping(folder, f"{_name(settings.get('eos_token')) or '<eos>'!r} behind", None)
     return backend, backend.bos if name is None else backend.id_of(name)
 
 
@@ -118,7 +118,7 @@ def backend_of(tokenizer: Any) -> JsonBackend:
     return JsonBackend(inner)
 
 
-def say_around(where: object, what: str, instead: str | None) -> None:
+def warn_of_wrapping(where: object, what: str, instead: str | None) -> None:
     """Warn of what transformers puts around a text and this package does not."""
     warn(
         f"the tokenizer of {where} puts {what} each text when transformers calls it. gemmascope puts <bos> in front once, "

@@ -12,7 +12,7 @@ from typing import Any
 from gemmascope.errors import CheckpointError, PromptError
 from gemmascope.tokens.backends import Backend, JsonBackend
 from gemmascope.tokens.chats import Message, Render, chat_of, chat_of_folder, plain_messages
-from gemmascope.tokens.folder import has_tokenizer, read_tokenizer, say_around, settings_of
+from gemmascope.tokens.folder import has_tokenizer, read_tokenizer, settings_of, warn_of_wrapping
 
 __all__ = ["SHOWN_AS", "Message", "Tokenizer", "shown"]
 
@@ -78,9 +78,9 @@ class Tokenizer:
         places = ((front if front != [self.bos_id] else [], "in front of"), (behind, "behind"))
         said = [f"{''.join(self.texts(ids))!r} {place}" for ids, place in places if ids]
         if said:
-            say_around(where, " and ".join(said), None)
+            warn_of_wrapping(where, " and ".join(said), None)
         elif not front and self.backend.has_rule():
-            say_around(where, "no <bos> in front of", "give token ids to go without")
+            warn_of_wrapping(where, "no <bos> in front of", "give token ids to go without")
 
     @property
     def vocab_size(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemmascope.edits.trace_protocol import no_trace
+from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import shown
@@ -15,7 +15,7 @@ def require_trace(given: Any, name: str) -> None:
     if isinstance(given, list) and given and all(isinstance(one, Trace) for one in given):
         raise SiteError(f"{name} is one trace; given a list of {len(given)}: take one of them, {name}=traces[0]")
     if not isinstance(given, Trace):
-        raise SiteError(f"{name} is a trace, gs.trace(prompt); given {no_trace(given)}")
+        raise SiteError(f"{name} is a trace, gs.trace(prompt); given {not_a_trace(given)}")
 
 
 def special_of(trace: Trace) -> list[bool]:

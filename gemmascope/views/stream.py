@@ -13,7 +13,7 @@ from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import find_positions
 from gemmascope.errors import SiteError
 from gemmascope.figures.labelled import GLOBAL
-from gemmascope.run.answers import Answer, answer_ids
+from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import shown

@@ -55,12 +55,12 @@ def seconds(function: Callable[[], Any], device: torch.device, rounds: int = 3) 
     return statistics.median(times[1:])
 
 
-def streaming(supply: Any) -> None:
+def streaming(layer_source: Any) -> None:
     """Bring every streamed layer, and compute nothing."""
-    for index in range(len(supply.packed)):
-        if index not in supply.kept:
-            supply.lane.arrive(supply.bring(index, supply.slots[0]))
-            supply.released(supply.slots[0])
+    for index in range(len(layer_source.packed)):
+        if index not in layer_source.kept:
+            layer_source.lane.arrive(layer_source.bring(index, layer_source.slots[0]))
+            layer_source.released(layer_source.slots[0])
 
 
 def streamed(folder: Path, memory: str, device: torch.device) -> None:
@@ -71,8 +71,8 @@ def streamed(folder: Path, memory: str, device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     plan = gs.plan(folder, weights="int8", context=max(ROWS), memory=memory, device=device)
     model = gs.load(folder, device=device, memory=memory)
-    supply: Any = model.network.supply
-    bringing = seconds(lambda: streaming(supply), device)
+    layer_source: Any = model.network.layer_source
+    bringing = seconds(lambda: streaming(layer_source), device)
     for rows in ROWS:
         ids = torch.randint(model.config.vocab_size, (rows,))
 
@@ -80,9 +80,9 @@ def streamed(folder: Path, memory: str, device: torch.device) -> None:
             gs.trace(ids, model=model)
 
         wall = seconds(run, device)
-        lane, supply.lane = supply.lane, NoReading()
+        lane, layer_source.lane = layer_source.lane, NoReading()
         computing = seconds(run, device)
-        supply.lane = lane
+        layer_source.lane = lane
         ratio = wall / max(bringing, computing)
         print(
             f"{memory}, {rows:5d} rows: {wall:.3f} s; streaming alone {bringing:.3f}, computing alone {computing:.3f}: "

@@ -112,11 +112,11 @@ def timed(folder: Path, function: Callable[[], Any]) -> float:
 
 def read_all(model: gs.Model) -> None:
     """What a pass reads: every streamed layer, and the embedding if it stays in its file."""
-    supply: Any = model.network.supply
-    slot = supply.slots[0] if supply.slots else None
-    for index, packed in enumerate(supply.packed):
-        if index not in supply.kept:
-            packed.read(memoryview(slot.numpy()), direct=supply.lane.direct)
+    layer_source: Any = model.network.layer_source
+    slot = layer_source.slots[0] if layer_source.slots else None
+    for index, packed in enumerate(layer_source.packed):
+        if index not in layer_source.kept:
+            packed.read(memoryview(slot.numpy()), direct=layer_source.lane.direct)
     table: Any = model.network.model.embed_tokens
     if hasattr(table, "parts"):
         for _ in table.parts():
@@ -132,11 +132,11 @@ class NoReading(HostTransfer):
 
 def computing(model: gs.Model, function: Callable[[], Any]) -> float:
     """Seconds of a pass whose layers need no reading."""
-    supply: Any = model.network.supply
-    lane, supply.lane = supply.lane, NoReading()
+    layer_source: Any = model.network.layer_source
+    lane, layer_source.lane = layer_source.lane, NoReading()
     start = time.perf_counter()
     function()
-    supply.lane = lane
+    layer_source.lane = lane
     return time.perf_counter() - start
 
 
@@ -186,11 +186,11 @@ def main() -> None:
             os._exit(0)
         os.wait()
     model = gs.load(given.folder, memory=given.memory)
-    supply: Any = model.network.supply
+    layer_source: Any = model.network.layer_source
     where = "in its file" if hasattr(model.network.model.embed_tokens, "parts") else "stays"
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; memory={given.memory}: {len(supply.kept)} of "
-        f"{config.n_layers} layers stay, the embedding {where}; past the page cache: {supply.lane.direct}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; memory={given.memory}: {len(layer_source.kept)} of "
+        f"{config.n_layers} layers stay, the embedding {where}; past the page cache: {layer_source.lane.direct}"
     )
     ids = torch.randint(config.vocab_size, (N_TOKENS,), generator=torch.Generator().manual_seed(1))
     other = ids.roll(1)

@@ -25,8 +25,8 @@ from gemmascope.errors import (
     SweepError,
     TraceError,
 )
-from gemmascope.model import bits
-from gemmascope.model.bits import Bits, bits_of
+from gemmascope.model import digests
+from gemmascope.model.digests import TensorDigest, tensor_digest
 
 IDS = prompt(9)
 DTYPES = [torch.float32, torch.bfloat16]
@@ -78,29 +78,29 @@ def test_signs_of_zeros_are_seen(dtype: torch.dtype) -> None:
         one, other = torch.zeros(2, 8, dtype=dtype), torch.zeros(2, 8, dtype=dtype)
         other.view(-1)[list(places)] = -0.0
         assert torch.equal(one, other)
-        assert bits_of(one) != bits_of(other), places
+        assert tensor_digest(one) != tensor_digest(other), places
 
 
 def test_the_digest_of_bits_is_the_same_by_parts_and_by_either_product(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = torch.Generator().manual_seed(0)
     values = torch.randint(-(2**31), 2**31, (3, 70001), generator=drawn).to(torch.int32)
     extremes = torch.full((2**15,), -128, dtype=torch.int8)
-    expected = [bits_of(values), bits_of(extremes)]
-    in_parts = Bits(f"{values.dtype} {tuple(values.shape)}")
+    expected = [tensor_digest(values), tensor_digest(extremes)]
+    in_parts = TensorDigest(f"{values.dtype} {tuple(values.shape)}")
     for part in values.view(-1).split(9973):
         in_parts.add(part)
-    monkeypatch.setattr(bits, "_fast", lambda device: False)
-    assert expected == [in_parts.hexdigest(), bits_of(extremes)] == [bits_of(values), bits_of(extremes)]
-    assert bits_of(values.T) != expected[0] != bits_of(values.view(70001, 3))
+    monkeypatch.setattr(digests, "_fast", lambda device: False)
+    assert expected == [in_parts.hexdigest(), tensor_digest(extremes)] == [tensor_digest(values), tensor_digest(extremes)]
+    assert tensor_digest(values.T) != expected[0] != tensor_digest(values.view(70001, 3))
 
 
 def test_every_single_bit_of_a_tensor_counts() -> None:
     values = torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
-    flat, seen = values.view(-1).view(torch.int32), {bits_of(values)}
+    flat, seen = values.view(-1).view(torch.int32), {tensor_digest(values)}
     for place in range(0, len(flat), 97):
         for bit in range(32):
             flat[place] ^= -(2**31) if bit == 31 else 2**bit
-            seen.add(bits_of(values))
+            seen.add(tensor_digest(values))
             flat[place] ^= -(2**31) if bit == 31 else 2**bit
     assert len(seen) == 1 + 32 * len(range(0, len(flat), 97))
 
@@ -146,7 +146,7 @@ def test_resident_and_streamed_weights_have_one_fingerprint(kind: str, dtype: st
         gs.load(tmp_path / kind, dtype=dtype, memory=1)
     least = int("".join(c for c in str(error.value).split("needs ")[1].split(" ")[0] if c.isdigit()))
     streamed = gs.load(tmp_path / kind, dtype=dtype, memory=least)
-    assert not streamed.network.supply.kept  # type: ignore[union-attr]
+    assert not streamed.network.layer_source.kept  # type: ignore[union-attr]
     assert streamed.fingerprint == resident.fingerprint
 
 

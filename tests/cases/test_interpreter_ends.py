@@ -19,7 +19,7 @@ from gemmascope.streaming.layer_stream import Stream
 torch.set_num_threads(1)
 model = gs.load(sys.argv[1], memory=None if sys.argv[2] == "resident" else "1GiB")
 if sys.argv[2] == "streamed":
-    model.network.supply = Stream(model.config, model.network.supply.packed, torch.float32, torch.device("cpu"))
+    model.network.layer_source = Stream(model.config, model.network.layer_source.packed, torch.float32, torch.device("cpu"))
 C, X = [2, 5, 9, 12, 7, 30] * 8, [2, 5, 9, 14, 7, 30] * 8
 metric, begun = gs.logit_diff(5, 9), threading.Event()
 calls = {

@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path, request: pytest.FixtureRequest) -> Model:
     """A model of which no layer stays."""
     found = gs.load(folder / request.param, memory="1GiB")
-    supply: Any = found.network.supply
-    found.network.supply = Stream(found.config, supply.packed, torch.float32, torch.device("cpu"))
+    layer_source: Any = found.network.layer_source
+    found.network.layer_source = Stream(found.config, layer_source.packed, torch.float32, torch.device("cpu"))
     return found
 
 
@@ -191,8 +191,8 @@ def test_a_pass_within_a_pass_says_so_and_the_outer_one_goes_on(model: Model, wh
 
 
 def test_a_file_that_goes_and_comes_back_is_an_error_and_then_none(model: Model, whole: Tensor, tmp_path: Path) -> None:
-    supply: Any = model.network.supply
-    path = supply.packed[1].spans[0].path
+    layer_source: Any = model.network.layer_source
+    path = layer_source.packed[1].spans[0].path
     path.rename(tmp_path / "away")
     try:
         for _ in range(3):
@@ -204,15 +204,15 @@ def test_a_file_that_goes_and_comes_back_is_an_error_and_then_none(model: Model,
 
 
 def test_what_fails_in_the_thread_that_brings_is_the_callers_error(model: Model, whole: Tensor) -> None:
-    supply: Any = model.network.supply
-    bring = supply.lane.bring
+    layer_source: Any = model.network.layer_source
+    bring = layer_source.lane.bring
 
     def failing(*_: Any) -> None:
         raise MemoryError("none left")
 
     for _ in range(3):
-        supply.lane.bring = failing
+        layer_source.lane.bring = failing
         with pytest.raises(MemoryError, match="none left"):
             gs.trace(IDS, model=model)
-        supply.lane.bring = bring
+        layer_source.lane.bring = bring
         assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)

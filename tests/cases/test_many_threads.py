@@ -65,8 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def streamed(folder: Path, kept: tuple[int, ...] = ()) -> Model:
     model = gs.load(folder / "int8", memory="1GiB")
-    supply: Any = model.network.supply
-    model.network.supply = Stream(model.config, supply.packed, torch.float32, torch.device("cpu"), kept)
+    layer_source: Any = model.network.layer_source
+    model.network.layer_source = Stream(model.config, layer_source.packed, torch.float32, torch.device("cpu"), kept)
     return model
 
 
@@ -182,7 +182,7 @@ torch.set_num_threads(1)
 import gemmascope as gs
 from gemmascope.streaming.layer_stream import Stream
 model = gs.load(sys.argv[1], memory="1GiB")
-model.network.supply = Stream(model.config, model.network.supply.packed, torch.float32, torch.device("cpu"))
+model.network.layer_source = Stream(model.config, model.network.layer_source.packed, torch.float32, torch.device("cpu"))
 ids = [2, 5, 9, 12]
 whole = gs.trace(ids, model=model).logits
 """

@@ -31,10 +31,10 @@ def streamed(folder: Path, kind: str, kept: tuple[int, ...], held: tuple[int, ..
     from gemmascope.streaming.cuda import CudaTransfer
 
     model = gs.load(folder / kind, device="cuda", memory="1GiB")
-    supply: Any = model.network.supply
+    layer_source: Any = model.network.layer_source
     device = torch.device("cuda")
-    lane = CudaTransfer(device, {index: supply.packed[index] for index in held})
-    model.network.supply = Stream(model.config, supply.packed, torch.float32, device, kept, ahead, lane)
+    lane = CudaTransfer(device, {index: layer_source.packed[index] for index in held})
+    model.network.layer_source = Stream(model.config, layer_source.packed, torch.float32, device, kept, ahead, lane)
     return model
 
 

@@ -12,7 +12,7 @@ from gemmascope.errors import GemmascopeError
 from gemmascope.labs.patching.align_tokens import align, parting_block
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
-from gemmascope.run.answers import answer_ids
+from gemmascope.run.metric import answer_ids
 from gemmascope.sweeps.remarks import Remark, answer_remarks, pair_remarks, prompt_remarks
 
 

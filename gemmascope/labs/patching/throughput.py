@@ -19,7 +19,7 @@ class Pace:
 
     def __init__(self, model: Model, lead_rows: int) -> None:
         self.n_layers, self.lead_rows = model.n_layers, lead_rows
-        self.streams = model.network.supply is not None
+        self.streams = model.network.layer_source is not None
         self.row_layer = self.one_pass = math.nan
 
     def take(self, cost: Cost, took: float) -> None:

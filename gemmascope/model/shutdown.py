@@ -21,7 +21,7 @@ _ending, _ended = threading.Event(), threading.Event()
 
 
 @contextmanager
-def at_work() -> Iterator[None]:
+def stopping_at_exit() -> Iterator[None]:
     """Around whatever computes. At the interpreter's end SystemExit in a daemon thread, which ends the thread in silence."""
     thread = threading.current_thread()
     if not thread.daemon:
@@ -31,9 +31,9 @@ def at_work() -> Iterator[None]:
         threading.Event().wait()
     _under_way[thread] = _under_way.get(thread, 0) + 1
     try:
-        stop_at_the_end()
+        stop_at_exit()
         yield
-        stop_at_the_end()
+        stop_at_exit()
     finally:
         _under_way[thread] -= 1
         if not _under_way[thread]:
@@ -42,7 +42,7 @@ def at_work() -> Iterator[None]:
             del _under_way[thread]
 
 
-def stop_at_the_end() -> None:
+def stop_at_exit() -> None:
     """Called between the layers of a pass. SystemExit in a daemon thread once the interpreter ends."""
     if _ending.is_set() and threading.current_thread().daemon:
         raise SystemExit

@@ -17,7 +17,7 @@ _ROUNDING = 256
 Write = Callable[[Tensor, Tensor | None], Tensor]
 
 
-class Written:
+class WriteRecord:
     """The values that one edit wrote at the positions of its run.
 
     axis: that of the positions among the places of the edit: 0 at row sites; 1 at edge sites, where the keys are axis 2

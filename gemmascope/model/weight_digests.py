@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gemmascope.model.bits import bits_of, joined
+from gemmascope.model.digests import join_digests, tensor_digest
 
 if TYPE_CHECKING:
     from gemmascope.model.gemma2 import Gemma2
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 Part = int | None
 
 # What a mark begins with that is of the digest before, of weights that looked as they did.
-UNSURE = "unsure "
+UNVERIFIED = "unsure "
 
 # Up to so many bytes the embedding is looked at whole whenever a run begins.
 SMALL = 2**22
 
 
-class Identity:
+class WeightDigests:
     """Digests of a network's weights.
 
     A tensor can be written to without a trace that torch keeps (through .data, numpy, another process), so every digest is
@@ -45,12 +45,12 @@ class Identity:
 
     def digest(self, part: Part) -> str:
         """The digest of a part's numbers, as they are now."""
-        model, supply = self._network.model, self._network.supply
-        if part is not None and supply is not None:
-            return supply.digest(part)
+        model, layer_source = self._network.model, self._network.layer_source
+        if part is not None and layer_source is not None:
+            return layer_source.digest(part)
         look = self._look(part)  # before: a change while the digest is taken is then seen by the next look
         if part is None:
-            found = joined((model.embed_tokens.digest(), bits_of(model.norm.weight)))
+            found = join_digests((model.embed_tokens.digest(), tensor_digest(model.norm.weight)))
         else:
             found = digest_of_layer(model.layers[part])
         self._seen[part] = look, found
@@ -85,15 +85,15 @@ class Identity:
             return self.digest(part)
         if part is None and self._network.model.embed_tokens.weight.nbytes <= SMALL:
             return self.digest(part)
-        return UNSURE + found
+        return UNVERIFIED + found
 
     def _from_files(self, part: Part) -> str | None:
         """The mark of a part that is read from files."""
-        model, supply = self._network.model, self._network.supply
+        model, layer_source = self._network.model, self._network.layer_source
         if part is not None:
-            return None if supply is None else supply.mark(part)
+            return None if layer_source is None else layer_source.mark(part)
         stamp = model.embed_tokens.mark()
-        return None if stamp is None else joined((stamp, bits_of(model.norm.weight)))
+        return None if stamp is None else join_digests((stamp, tensor_digest(model.norm.weight)))
 
     def _look(self, part: Part) -> object:
         """What changes with most changes of a part: its tensors, their places and versions, some of their numbers."""
@@ -119,4 +119,4 @@ def _step(tensor: Tensor) -> int:
 def digest_of_layer(layer: nn.Module) -> str:
     """The digest of a layer's parameters, names included."""
     tensors = dict(sorted(layer.named_parameters(), key=lambda item: (-item[1].numel(), item[0])))  # the odd sizes last
-    return joined((*tensors, bits_of(*tensors.values())))
+    return join_digests((*tensors, tensor_digest(*tensors.values())))

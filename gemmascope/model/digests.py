@@ -25,13 +25,13 @@ SMALL = 2**22
 EXACT = 1024
 
 
-class Bits:
+class TensorDigest:
     """The digest of values that are given part by part. Where the parts end makes no difference."""
 
     def __init__(self, about: str) -> None:
         self._hash, self._rest = hashlib.sha256(about.encode()), torch.empty(0, dtype=torch.int8)
 
-    def add(self, values: Tensor) -> Bits:
+    def add(self, values: Tensor) -> TensorDigest:
         """Take more values, in the order they have in memory once they are laid out without holes."""
         with torch.no_grad():
             flat = values.detach().contiguous().reshape(-1).view(torch.int8)
@@ -52,12 +52,12 @@ class Bits:
         self._hash.update(_products(flat.view(-1, ROW)).cpu().numpy().data)
 
 
-def bits_of(*tensors: Tensor) -> str:
+def tensor_digest(*tensors: Tensor) -> str:
     """The digest of tensors: of their dtypes, shapes and every bit. On the meta device there are none."""
     about = "; ".join(f"{value.dtype} {tuple(value.shape)}" for value in tensors)
     if any(value.is_meta for value in tensors):
         return f"no values: {about}"
-    found = Bits(about)
+    found = TensorDigest(about)
     if sum(value.nbytes for value in tensors) < SMALL:  # one product instead of many
         flat = [value.detach().contiguous().reshape(-1).view(torch.int8) for value in tensors]
         return found.add(torch.cat(flat) if len(flat) > 1 else flat[0]).hexdigest()
@@ -66,7 +66,7 @@ def bits_of(*tensors: Tensor) -> str:
     return found.hexdigest()
 
 
-def joined(parts: Iterable[str]) -> str:
+def join_digests(parts: Iterable[str]) -> str:
     """One digest of several texts, in their order."""
     found = hashlib.sha256()
     for part in parts:

@@ -1,0 +1,57 @@
+"""Logits of a trace: the whole logit lens, one position, and what follows the layers. gs.lens keeps only the top tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gemmascope.memory.limits import require_free_memory
+from gemmascope.run.finite import require_logits
+from gemmascope.run.replay import rerun_layer
+
+if TYPE_CHECKING:
+    import xarray
+
+    from gemmascope.run.trace import Trace
+
+
+def logit_lens(trace: Trace, rows: Sequence[int]) -> xarray.DataArray:
+    """Soft-capped logits [layer, pos, vocab] of some positions, read from the stream after every layer by the last norm."""
+    import xarray
+
+    n_bytes = 2 * 4 * trace.model.n_layers * len(rows) * trace.model.config.vocab_size  # each layer's, and the stack of them
+    what = f"the logits of {trace.model.n_layers} layers at {len(rows)} positions"
+    do = "give pos= and call it for each, or take gs.lens(trace), which keeps the likeliest tokens alone"
+    require_free_memory(n_bytes, trace.model.device, what, do)
+    trace.require_weights(None)
+    with torch.no_grad():
+        logits = torch.stack([trace.model.network.unembed(x[rows]) for x in trace.residuals[1:]]).cpu().numpy()
+    texts = trace.tokens
+    coords = {
+        "layer": range(len(logits)),
+        "kind": ("layer", list(trace.model.config.kinds)),
+        "pos": rows,
+        "token": ("pos", [texts[row] for row in rows]),
+    }
+    return xarray.DataArray(logits, dims=("layer", "pos", "vocab"), coords=coords, name="soft-capped logit")
+
+
+def logits_at(trace: Trace, pos: int) -> Tensor:
+    """The logits [vocab] of one position, with the edits that come after the layers."""
+    if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in trace.bound_edits):
+        return trace["logits"][pos]
+    trace.require_weights(None)
+    with torch.no_grad():
+        row = trace.residuals[-1][pos]
+        logits = trace.model.network.unembed(row[None])[0]
+        require_logits(trace.model, trace.ids, logits, row, pos, trace.bound_edits)
+        return logits
+
+
+def record_final_edits(trace: Trace) -> None:
+    """Call the user's functions after the layers once, so that later reads repeat what they wrote."""
+    if any(bound.written is not None and bound.address.layer is None for bound in trace.bound_edits):
+        rerun_layer(trace, None, ["logits"])
