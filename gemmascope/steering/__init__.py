@@ -1,3 +1,3 @@
-"""Directions in the stream and what they do: gs.direction, its probe, gs.strength_sweep. Imports sweeps, run and
-generation.
+"""Directions in the stream and steering with them: `gs.direction`, its linear probe, and `gs.strength_sweep`. May import
+`sweeps`, `generation`, `run` and the rooms below them.
 """

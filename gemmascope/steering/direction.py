@@ -1,11 +1,11 @@
-"""Direction: what gs.direction found, as a vector to steer with, a probe, and the prompts' places along it."""
+"""Direction, the result of gs.direction: a vector to steer with, a probe, and where each prompt lies along them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,22 +33,42 @@ CLASSES = ("positive", "negative")
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Direction:
-    """A direction at a site of a layer: `d` is d_model, or d_head at a site with heads.
+    """A direction at a site of a layer, found from two classes of prompts. Made by gs.direction.
 
-    vector: the mean over the positive prompts less that over the negative ones (means, in this order), float32 on the
-    model's device. probe, bias: log-odds of the positive class are x . probe + bias. accuracy: the share of the n_held_out
-    cases that a probe fitted without them gets right, over n_folds folds; NaN where a class has fewer than two prompts.
-    stream_norm: the mean length of the values read, to compare norm with.
-    projections: for every prompt (x - midpoint of the means) . unit, above 0 on the positive side. They are those of
-    the prompts that made the vector: what a direction is worth on others is told by log_odds, of the probes fitted without
-    each prompt.
+    d is d_model, or d_head at a site with heads.
+
+    Attributes:
+        vector: The mean over the positive prompts less the mean over the negative ones, [d], float32.
+        site: The site that was read.
+        layer: Its layer.
+        head: Its head; None at a site without heads.
+        pos: The positions that were read, as they were given.
+        means: The means of the positive and of the negative prompts, [2, d].
+        probe: The weights of a linear probe, [d]: the log-odds of the positive class are x . probe + bias.
+        bias: The probe's bias.
+        accuracy: The share of held-out cases that are classified correctly; NaN if a class has fewer than two prompts.
+        n_held_out: How many cases were held out, each once.
+        n_folds: Over how many folds.
+        stream_norm: The mean length of the values that were read, to compare norm with.
+        projections: (x - midpoint of the means) . unit of each prompt, [prompt]: above 0 on the positive side. These are
+            the prompts that made the vector; log_odds says how well a direction does on others.
+        log_odds: Log-odds of the positive class, [prompt], from a probe that was fitted without that prompt.
+        model: The model's name.
+
+    Example:
+        >>> direction = gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
+        >>> direction.vector.shape
+        torch.Size([128])
+        >>> direction.accuracy
+        1.0
+        >>> text = gs.generate("Mary gave", edits=[direction.add(scale=-2.0)], max_new_tokens=4).text
     """
 
     vector: Float[Tensor, " d"]
     site: str
     layer: int
     head: int | None
-    pos: Any
+    pos: Pos
     means: Float[Tensor, "2 d"]
     probe: Float[Tensor, " d"]
     bias: float
@@ -74,13 +94,25 @@ class Direction:
         probe: Probe,
         held_out: HeldOut | None,
     ) -> Direction:
-        """The direction that these values (float64 on the CPU) of the prompts make."""
+        """The direction from the values that were read.
+
+        Args:
+            model: The model that was run.
+            address: The site and layer.
+            head: The head; None at a site without heads.
+            pos: The positions that were read, as they were given.
+            prompts: The token ids of each prompt.
+            positive: Which prompts are of the positive class, [case].
+            values: What was read from each prompt, [case, d], float64 on the CPU.
+            probe: The probe of all cases.
+            held_out: Its cross-validation; None if a class has fewer than two prompts.
+        """
         assert address.layer is not None
         means = torch.stack([values[positive].mean(0), values[~positive].mean(0)])
         vector = means[0] - means[1]
         along = (values - means.mean(0)) @ (vector / vector.norm())
         log_odds = held_out.log_odds if held_out else torch.full((len(values),), nan, dtype=torch.float64)
-        coords = _labels(model, prompts, positive)
+        coords = _prompt_coords(model, prompts, positive)
         return cls(
             vector=vector.to(model.device, torch.float32),
             site=address.site.name,
@@ -101,32 +133,42 @@ class Direction:
 
     @property
     def norm(self) -> float:
-        """The length of the vector: how far the means are apart."""
+        """The length of the vector, which is the distance between the means."""
         return float(in_float64(self.vector).norm())
 
     @property
     def unit(self) -> Float[Tensor, " d"]:
-        """The vector over its length, float32."""
+        """The vector divided by its length, [d], float32."""
         unit: Tensor = in_float64(self.vector) / in_float64(self.vector).norm()
         return unit.float()
 
     def add(self, scale: float = 1.0, pos: Pos = None) -> Add:
-        """The edit that adds scale x vector where the direction was found: gs.add."""
+        """The edit that adds scale x vector at the site and layer of the direction: gs.add.
+
+        Args:
+            scale: What the vector is multiplied by.
+            pos: The positions to edit, as in gs.patch; None means all.
+        """
         return add(self.site, self.vector, layer=self.layer, head=self.head, pos=pos, scale=scale)
 
     def ablate(self, pos: Pos = None, *, layer: int | None = None) -> AblateDirection:
-        """The edit that removes the direction: gs.ablate_direction. layer: another than that where it was found."""
+        """The edit that removes the direction: gs.ablate_direction.
+
+        Args:
+            pos: The positions to edit, as in gs.patch; None means all.
+            layer: The layer to edit; None means the layer of the direction.
+        """
         layer = self.layer if layer is None else layer
         return ablate_direction(self.site, self.vector, layer=layer, head=self.head, pos=pos)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row a prompt: its class, its text, its projection and its held-out log-odds."""
+        """One row for each prompt: its class, text, projection and held-out log-odds."""
         frame = self.projections.to_dataframe().reset_index()
         frame["log_odds"] = self.log_odds.values
         return frame
 
     def plot(self) -> Figure:
-        """A plotly figure: every prompt's projection, by class; those that the held-out probe gets wrong are crosses."""
+        """A plotly figure of every prompt's projection, by class. Crosses are prompts that the held-out probe gets wrong."""
         from gemmascope.figures.steering import direction_figure
 
         wrong = "; crosses: on the wrong side when held out" if self.n_folds and self.accuracy < 1 else ""
@@ -138,18 +180,19 @@ class Direction:
         )
 
     def accuracy_text(self) -> str:
-        """The held-out accuracy in words, or why there is none."""
+        """The held-out accuracy as text, or why there is none."""
         counts = [int((self.projections["class"] == name).sum()) for name in CLASSES]
         if not self.n_folds:
             return "held-out accuracy: none, which needs two different prompts a class at least"
-        larger = max(counts) / sum(counts)
+        larger_share = max(counts) / sum(counts)
         right = round(self.accuracy * self.n_held_out)
         return (
             f"held-out accuracy {self.accuracy:.3g} ({right} of {self.n_held_out} prompts, {self.n_folds} folds; "
-            f"the larger class alone would give {larger:.3g})"
+            f"the larger class alone would give {larger_share:.3g})"
         )
 
     def where_text(self) -> str:
+        """The site, layer, head and positions, and the model, as text."""
         head = "" if self.head is None else f", head {self.head}"
         pos = "all positions but the first" if self.pos is None else f"pos {plain(self.pos)!r}"
         return f"{self.site} of layer {self.layer}{head}, {pos}, {spelled(self.model)}"
@@ -165,18 +208,17 @@ class Direction:
         )
 
 
-def _labels(model: Model, prompts: Sequence[Tensor], positive: Tensor) -> dict[str, Any]:
-    """xarray coordinates of the prompts."""
-    space = "" if model.has_tokenizer else " "
+def _prompt_coords(model: Model, prompts: Sequence[Tensor], positive: Tensor) -> dict[str, object]:
+    separator = "" if model.has_tokenizer else " "
     return {
         "prompt": range(len(prompts)),
         "class": ("prompt", [CLASSES[0] if p else CLASSES[1] for p in positive.tolist()]),
-        # As objects: numpy's own texts lose a NUL at the end, which is a token like any other.
-        "text": ("prompt", np.array([space.join(model.texts(ids)) for ids in prompts], dtype=object)),
+        # Objects, because numpy's own strings lose a NUL at the end, and a token may be one.
+        "text": ("prompt", np.array([separator.join(model.texts(ids)) for ids in prompts], dtype=object)),
     }
 
 
-def _labelled(values: Tensor, coords: dict[str, Any], name: str, meaning: str) -> xarray.DataArray:
+def _labelled(values: Tensor, coords: dict[str, object], name: str, meaning: str) -> xarray.DataArray:
     import xarray
 
     return xarray.DataArray(values.numpy(), coords, ("prompt",), name, {"long_name": meaning})

@@ -1,26 +1,22 @@
-"""Directions from contrasting prompts: the difference of means at a site, and a linear probe with its held-out accuracy.
-
-Source: the difference of means as a steering vector, Turner et al. (arXiv 2308.10248), Rimsky et al. (arXiv 2312.06681).
-"""
+"""gs.direction: the difference of means of two classes of prompts, and a linear probe with its held-out accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import closing
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.arguments import shown, whole_number
-from gemmascope.edits.places import Pos, find_heads, find_positions
+from gemmascope.edits.places import Head, Pos, find_heads, find_positions
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import explain_oom
 from gemmascope.model.finite import is_finite, require_sound_weights
 from gemmascope.model.layout import Layout
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.model.tap import Tap
@@ -30,14 +26,14 @@ from gemmascope.steering.direction import Direction
 from gemmascope.steering.probe import fit_probe, held_out
 from gemmascope.values import in_float64
 
-# A difference of means shorter than this share of the cases' length is rounding.
+# A difference of means shorter than this share of the values' mean length is rounding.
 NO_DIFFERENCE = 1e-6
 
 
 @computes
 def direction(
-    positive: Any,
-    negative: Any,
+    positive: Prompt | Iterable[Prompt],
+    negative: Prompt | Iterable[Prompt],
     *,
     site: str = "resid_post",
     layer: int,
@@ -46,27 +42,50 @@ def direction(
     model: Model | None = None,
     seed: int = 0,
 ) -> Direction:
-    """The direction at a site from the mean over some prompts (negative) to the mean over others (positive).
+    """The direction at a site from the mean over the negative prompts to the mean over the positive ones.
 
-    positive, negative: lists of prompts as in gs.trace; they may differ in number and in length. site, layer: a row site
-    in the layers. pos: the position to read in each prompt, -1 for the last, or a token that occurs once; of several, or
-    of a slice, the mean is taken; None is all but the first (<bos> carries a huge value of its own). head: which head, at
-    the sites that have them. model: None means nano. seed: of the folds in which the probe's accuracy is measured.
-    All prompts share one pass, which ends at the layer. The probe is logistic regression; its held-out accuracy needs
-    two prompts a class, and is NaN with fewer.
-    Raises PromptError for an empty list, and for a prompt of one class that reads the same as one of the other;
-    SiteError for a place that is not there.
+    All prompts share one pass, which ends at the layer. A logistic regression on the same values is fitted beside the
+    difference of means, and its accuracy is measured on held-out prompts.
+
+    Args:
+        positive: Prompts of the positive class, as in gs.trace.
+        negative: Prompts of the negative class; the classes may differ in number and length.
+        site: A site with rows in the layers, such as "resid_post".
+        layer: Its layer; a negative one counts from the end.
+        pos: The position to read in each prompt: -1 for the last, or a token that occurs once. Of several positions, or a
+            slice, the mean is taken. None means all but the first, because <bos> carries a huge value.
+        head: The head to read, at sites with heads only.
+        model: The model; None means nano.
+        seed: The seed of the folds in which the probe's accuracy is measured.
+
+    Returns:
+        The direction, with its probe, held-out accuracy, and each prompt's projection.
+
+    Raises:
+        PromptError: For an empty list, classes with the same mean, or a prompt of one class that reads the same as one of
+            the other.
+        SiteError: For a site, layer, position or head that is not there.
+
+    Example:
+        >>> gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
+        direction at resid_post of layer 2, pos -1, nano: 2 positive and 2 negative prompts...
+
+    References:
+        Turner et al., "Activation Addition" (arXiv 2308.10248).
+        Rimsky et al., "Steering Llama 2 via Contrastive Activation Addition" (arXiv 2312.06681).
+        Alain and Bengio, "Understanding intermediate layers using linear classifier probes" (arXiv 1610.01644).
     """
     model = model_or_nano(model)
     seed = whole_number(seed, "seed", error=GemmascopeError)
-    address, at_head = _address(site, layer, head, model)
-    positive_ids = _listed(as_prompts(positive), "positive", model)
-    ids = [*positive_ids, *_listed(as_prompts(negative), "negative", model)]
+    address, head_number = _address(site, layer, head, model)
+    hint = "give at least one, and two to measure a probe by"
+    positive_ids = prompts_ids(positive, "positive prompt", hint, model)
+    ids = [*positive_ids, *prompts_ids(negative, "negative prompt", hint, model)]
     is_positive = torch.arange(len(ids)) < len(positive_ids)
-    places = [_positions(pos, model, prompt) for prompt in ids]
-    groups = [_read_up_to(prompt, at) for prompt, at in zip(ids, places, strict=True)]
-    _refuse_both(groups, is_positive, ids, model)
-    x = _values(model, ids, places, address, at_head)
+    positions = [_positions(pos, model, prompt) for prompt in ids]
+    groups = [_read_tokens(prompt, at) for prompt, at in zip(ids, positions, strict=True)]
+    _refuse_shared_prompts(groups, is_positive, ids, model)
+    x = _values(model, ids, positions, address, head_number)
     if not is_finite(x):
         for prompt in ids:
             require_sound_weights(model.network, model.name, prompt)
@@ -76,7 +95,7 @@ def direction(
     return Direction.of(
         model=model,
         address=address,
-        head=at_head,
+        head=head_number,
         pos=pos,
         prompts=ids,
         positive=is_positive,
@@ -86,29 +105,36 @@ def direction(
     )
 
 
-def _address(site: str, layer: Any, head: Any, model: Model) -> tuple[Address, int | None]:
-    """Where the direction is. SiteError for a site without rows in the layers, or one with heads and no head named."""
-    found = find(site, model.n_layers, layer)
-    if found.site.is_edges or found.layer is None:
-        where = "lives on attention edges" if found.site.is_edges else "is outside the layers"
-        raise SiteError(f"'{found.site.name}' {where}: a direction is of a site with rows in the layers, such as resid_post")
-    heads = find_heads(head, found.site, model)
+def prompts_ids(prompts: Prompt | Iterable[Prompt], one: str, hint: str, model: Model) -> list[Tensor]:
+    """The token ids of every prompt. PromptError for an empty list. one: what one prompt is called, such as "text"."""
+    prompts = as_prompts(prompts)
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str) and not prompts:
+        raise PromptError(f"the list of {one}s is empty: {hint}")
+    return model.each_ids(listed_prompts(prompts)[0], one)
+
+
+def layer_of(address: Address, rule: str) -> int:
+    """The layer of a site with rows in the layers. SiteError, which ends in the rule, for any other site."""
+    if address.site.is_edges or address.layer is None:
+        why = "lives on attention edges" if address.site.is_edges else "is outside the layers"
+        raise SiteError(f"'{address.site.name}' {why}: {rule}")
+    return address.layer
+
+
+def _address(site: str, layer: int, head: Head, model: Model) -> tuple[Address, int | None]:
+    """The site and layer, and the head. SiteError at a site without rows in the layers, or with heads and none named."""
+    address = find(site, model.n_layers, layer)
+    layer_of(address, "a direction is of a site with rows in the layers, such as resid_post")
+    heads = find_heads(head, address.site, model)
     if heads is None:
-        return found, None
+        return address, None
     if head is None or len(heads) != 1:
-        name = "kv head" if found.site.heads == "kv_head" else "head"
-        n_heads = len(find_heads(None, found.site, model) or ())
+        name = "kv head" if address.site.heads == "kv_head" else "head"
+        n_heads = len(find_heads(None, address.site, model) or ())
         raise SiteError(
-            f"'{found.site.name}' has {n_heads} {name}s: say which one, head=0 to {n_heads - 1}; given {shown(head)}"
+            f"'{address.site.name}' has {n_heads} {name}s: say which one, head=0 to {n_heads - 1}; given {shown(head)}"
         )
-    return found, heads[0]
-
-
-def _listed(prompts: Any, name: str, model: Model) -> list[Tensor]:
-    """The token ids of every prompt of a class. PromptError where there is none."""
-    if isinstance(prompts, Sequence) and not isinstance(prompts, str) and not len(prompts):
-        raise PromptError(f"the list of {name} prompts is empty: give at least one, and two to measure a probe by")
-    return model.each_ids(listed_prompts(prompts)[0], f"{name} prompt")
+    return address, heads[0]
 
 
 def _positions(pos: Pos, model: Model, ids: Tensor) -> list[int]:
@@ -121,12 +147,13 @@ def _positions(pos: Pos, model: Model, ids: Tensor) -> list[int]:
     return list(range(1, len(ids)))
 
 
-def _read_up_to(ids: Tensor, positions: Sequence[int]) -> Hashable:
-    """What decides the values read from a prompt: prompts alike in this are one case given twice."""
+def _read_tokens(ids: Tensor, positions: Sequence[int]) -> Hashable:
+    """What the values that are read depend on. Prompts that agree in it are the same case."""
     return (tuple(ids[: max(positions) + 1].tolist()), tuple(positions))
 
 
-def _refuse_both(groups: Sequence[Hashable], positive: Tensor, ids: Sequence[Tensor], model: Model) -> None:
+def _refuse_shared_prompts(groups: Sequence[Hashable], positive: Tensor, ids: Sequence[Tensor], model: Model) -> None:
+    """PromptError for a positive and a negative prompt that are the same case."""
     first = {group: i for i, (group, p) in enumerate(zip(groups, positive.tolist(), strict=True)) if p}
     for i, (group, p) in enumerate(zip(groups, positive.tolist(), strict=True)):
         if not p and group in first:
@@ -137,40 +164,39 @@ def _refuse_both(groups: Sequence[Hashable], positive: Tensor, ids: Sequence[Ten
             )
 
 
-class _Reading(Tap):
-    """Takes the mean over some positions of each run's values of a site, and of one head where there are heads."""
+class _MeanOverPositions(Tap):
+    """Keeps each run's mean over some positions at a site, of one head where there are heads."""
 
-    def __init__(self, address: Address, head: int | None, places: Sequence[Sequence[int]]) -> None:
-        self.address, self.head, self.places = address, head, places
-        self.read: list[Tensor] = []
+    def __init__(self, address: Address, head: int | None, positions: Sequence[Sequence[int]]) -> None:
+        self.address, self.head, self.positions = address, head, positions
+        self.means: list[Tensor] = []
 
     def wants(self, site: str, layer: int | None) -> bool:
         return site == self.address.site.name and layer == self.address.layer
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if self.wants(site, layer):
-            of_head = value if self.head is None else value[:, self.head]
-            for places, span in zip(self.places, layout.spans, strict=True):
-                self.read.append(in_float64(of_head[span][places]).mean(0).cpu())
+            rows = value if self.head is None else value[:, self.head]
+            for positions, span in zip(self.positions, layout.spans, strict=True):
+                self.means.append(in_float64(rows[span][positions]).mean(0).cpu())
         return value
 
 
 def _values(
-    model: Model, ids: Sequence[Tensor], places: Sequence[Sequence[int]], address: Address, head: int | None
+    model: Model, ids: Sequence[Tensor], positions: Sequence[Sequence[int]], address: Address, head: int | None
 ) -> Float[Tensor, "case d"]:
-    """What each prompt has at the site, float64 on the CPU. One pass, which ends at the layer."""
-    found: list[Any] = [None] * len(ids)
+    """Each prompt's mean over its positions at the site, float64 on the CPU. One pass, which ends at the layer."""
+    values: dict[int, Tensor] = {}
     with torch.no_grad(), explain_oom(model), closing(model.layers()) as layers:
-        bins = embed_in_microbatches(model, ids)
-        for one in bins:
-            one.tap = _Reading(address, head, [places[run] for run in one.runs])
+        batches = embed_in_microbatches(model, ids)
+        taps = [_MeanOverPositions(address, head, [positions[run] for run in batch.runs]) for batch in batches]
+        for batch, tap in zip(batches, taps, strict=True):
+            batch.tap = tap
         for layer in layers:
-            for one in bins:
-                one.through(layer)
+            for batch in batches:
+                batch.through(layer)
             if layer.index == address.layer:
                 break
-    for one in bins:
-        assert isinstance(one.tap, _Reading)
-        for run, value in zip(one.runs, one.tap.read, strict=True):
-            found[run] = value
-    return torch.stack(found)
+    for batch, tap in zip(batches, taps, strict=True):
+        values |= zip(batch.runs, tap.means, strict=True)
+    return torch.stack([values[run] for run in range(len(ids))])

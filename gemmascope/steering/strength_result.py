@@ -1,4 +1,4 @@
-"""StrengthSweep: what gs.strength_sweep found, by strength."""
+"""StrengthSweep, the result of gs.strength_sweep: measures by strength."""
 
 from __future__ import annotations
 
@@ -22,12 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class StrengthSweep:
-    """A metric, perplexity and KL divergence at every strength of a steering vector, in the order asked.
+    """A metric, perplexity and KL divergence at every strength of a steering vector. Made by gs.strength_sweep.
 
-    metric: the mean over prompts; per_prompt: of each, (prompt, strength). perplexity: over n_predicted tokens; NaN where no
-    predicted token comes after a steered position. kl: KL(unsteered || steered) of the next token in nats, mean over
-    prompts. unsteered_metric, unsteered_perplexity: without steering. model, question, edit: its name, the metric, and the
-    edit of strength 1, as text.
+    Attributes:
+        metric: The metric, mean over prompts, [strength], in the order of the call.
+        perplexity: Over n_predicted tokens, [strength]; NaN if no predicted token comes after a steered position.
+        kl: KL(unsteered || steered) of the next token in nats, mean over prompts, [strength].
+        per_prompt: The metric of each prompt, (prompt, strength).
+        unsteered_metric: The metric without steering, mean over prompts.
+        unsteered_perplexity: The perplexity without steering.
+        n_predicted: How many tokens are predicted at each strength.
+        model: The model's name.
+        question: The metric, as text.
+        edit: The edit at strength 1, as text.
+
+    Example:
+        >>> direction = gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
+        >>> metric = gs.logit_diff(" Mary", " John")
+        >>> found = gs.strength_sweep("Mary and John went to the store.", direction, metric, strengths=[-1, 0, 1])
+        >>> float(found.kl.sel(strength=0))
+        0.0
+        >>> found.to_dataframe().shape
+        (3, 4)
     """
 
     metric: xarray.DataArray
@@ -55,18 +71,30 @@ class StrengthSweep:
         named: tuple[str, str, str],
         texts: Sequence[Sequence[str]],
     ) -> StrengthSweep:
-        """From what was measured at levels (the first is 0, the unsteered run). nll: each text's sum, in nats."""
+        """The result, from what was measured at each level of strength.
+
+        Args:
+            strengths: The strengths, in the order of the call.
+            levels: The strengths that were measured; the first is 0, the unsteered run.
+            metric: The metric of each prompt at each level.
+            kl: KL(unsteered || steered) of each prompt's next token, in nats.
+            nll: The negative log-likelihood of each text, summed over its predicted tokens, in nats.
+            n_predicted: How many tokens are predicted at each level.
+            reaches: Whether any predicted token comes after a steered position.
+            named: The model's name, the metric as text, and the edit as text.
+            texts: The tokens of each prompt.
+        """
         import xarray
 
-        at = [levels.index(strength) for strength in strengths]
+        columns = [levels.index(strength) for strength in strengths]
         perplexity = (nll.sum(0) / n_predicted).exp() if n_predicted else torch.full((len(levels),), nan)
         model, question, edit = named
         coords = {"strength": list(strengths)}
 
         def by_strength(values: Tensor, name: str, unit: str) -> xarray.DataArray:
-            return xarray.DataArray(values[at].numpy(), coords, ("strength",), name, {"long_name": unit})
+            return xarray.DataArray(values[columns].numpy(), coords, ("strength",), name, {"long_name": unit})
 
-        # As objects: numpy's own texts lose a NUL at the end, which is a token like any other.
+        # Objects, because numpy's own strings lose a NUL at the end, and a token may be one.
         joined = np.array(["".join(tokens) for tokens in texts], dtype=object)
         prompts = {**coords, "prompt": range(len(texts)), "text": ("prompt", joined)}
         return cls(
@@ -74,7 +102,7 @@ class StrengthSweep:
             perplexity=by_strength(perplexity if reaches else torch.full_like(perplexity, nan), "perplexity", "perplexity"),
             kl=by_strength(kl.mean(0), "kl", "KL(unsteered || steered) of the next token, nats"),
             per_prompt=xarray.DataArray(
-                metric[:, at].numpy(), prompts, ("prompt", "strength"), "metric", {"long_name": question}
+                metric[:, columns].numpy(), prompts, ("prompt", "strength"), "metric", {"long_name": question}
             ),
             unsteered_metric=float(metric[:, 0].mean()),
             unsteered_perplexity=float(perplexity[0]),
@@ -85,14 +113,14 @@ class StrengthSweep:
         )
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row a strength: metric, perplexity and kl."""
+        """One row for each strength: metric, perplexity and kl."""
         import pandas
 
         columns = {array.name: array.values for array in (self.metric, self.perplexity, self.kl)}
         return pandas.DataFrame({"strength": self.metric["strength"].values, **columns})
 
     def plot(self) -> Figure:
-        """A plotly figure: the metric over strength, and below it the perplexity on a logarithmic axis."""
+        """A plotly figure: the metric by strength, and below it the perplexity on a logarithmic axis."""
         from gemmascope.figures.steering import shortened, strengths_figure
 
         return strengths_figure(
@@ -121,10 +149,10 @@ class StrengthSweep:
             return "perplexity: none, the texts have no token to predict after their first; give longer texts="
         if np.isnan(self.perplexity.values).all():
             return "perplexity: not measured, no predicted token comes after a steered position: steer earlier ones"
-        ranged = self._range(self.perplexity)
-        return f"perplexity over {self.n_predicted} tokens: {ranged}; unsteered {self.unsteered_perplexity:.4g}"
+        perplexity = self._range(self.perplexity)
+        return f"perplexity over {self.n_predicted} tokens: {perplexity}; unsteered {self.unsteered_perplexity:.4g}"
 
     def _range(self, values: xarray.DataArray) -> str:
         """The least and the greatest value, each with its strength."""
-        ends = [values.isel(strength=int(find(values.values))) for find in (np.nanargmin, np.nanargmax)]
-        return " to ".join(f"{float(end):.4g} (at {float(end['strength']):g})" for end in ends)
+        extremes = [values.isel(strength=int(find(values.values))) for find in (np.nanargmin, np.nanargmax)]
+        return " to ".join(f"{float(value):.4g} (at {float(value['strength']):g})" for value in extremes)
