@@ -1,12 +1,9 @@
-"""The calls that make edits: patch, ablate, ablate_direction, add, scale, knockout, edit.
-
-Each checks what can be checked without a run.
-"""
+"""The public calls that make edits. Each checks what can be checked without a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -34,11 +31,33 @@ def patch(
 ) -> Patch:
     """Replace a site's values by those of another run, or by a tensor.
 
-    source: a Trace, read at the same site, layer and places; or a tensor or numpy array of the shape of what it replaces,
-    or of its last axes. layer: the layer, negative from the end; none for embed, final and logits. pos: a number, slice,
-    list, or a token that occurs once; None for all. head: a number or list; None for all; at k, k_rot and v it counts kv
-    heads. q_pos, k_pos: instead of pos, at the edge sites scores, scores_capped and pattern.
-    Errors come when the edit meets a run: SiteError for a place that is not there, EditError for a source that does not fit.
+    Args:
+        site: The site to write, such as "resid_post"; gs.SITES lists them.
+        source: A Trace, read at the same site, layer and places; or a tensor or array with the shape of the selected values,
+            or of their last axes.
+        layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
+        pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
+        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
+
+    Returns:
+        The edit, for edits= of gs.trace, gs.generate and gs.sweep.
+
+    Raises:
+        SiteError: When the edit meets a run: a site, layer, position or head does not exist.
+        EditError: When the edit meets a run: the source does not fit.
+
+    Example:
+        Patching the last position's stream carries the other run's answer over.
+
+        >>> clean = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> corrupt = gs.trace("When Mary and John went to the store, Mary gave a drink to")
+        >>> patched = gs.trace(clean.ids, edits=[gs.patch("resid_post", corrupt, layer=4, pos=-1)])
+        >>> clean.top(1)[0][0], patched.top(1)[0][0]
+        (' Mary', ' John')
+
+    References:
+        Meng et al., "Locating and Editing Factual Associations in GPT" (arXiv 2202.05262).
     """
     return Patch(site=site, source=source, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
 
@@ -56,8 +75,29 @@ def ablate(
 ) -> Ablate:
     """Replace a site's values by a constant, or by their mean over reference traces.
 
-    value: a number; "mean", over all positions but the first of all references (<bos> carries a huge value of its own);
-    or "mean_by_pos", over the references at each position, which must have the run's length. Places as in gs.patch.
+    Args:
+        site: The site to write, such as "z".
+        layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
+        pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
+        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        value: A number; "mean", over all positions of all references but the first (<bos> carries huge values); or
+            "mean_by_pos", over the references at each position, which then have the run's length. Default 0.0.
+        reference: The traces to take the mean over; empty for a number.
+        q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
+
+    Returns:
+        The edit, for edits= of gs.trace, gs.generate and gs.sweep.
+
+    Raises:
+        EditError: value is neither a number nor the name of a mean, or reference is not a list of traces.
+        SiteError: When the edit meets a run: a site, layer, position or head does not exist.
+
+    Example:
+        Without the attention of layer 2, nano names the giver.
+
+        >>> prompt = "When Mary and John went to the store, John gave a drink to"
+        >>> gs.trace(prompt, edits=[gs.ablate("attn_out", layer=2)]).top(1)[0][0]
+        ' John'
     """
     reference = listed_reference(reference)
     value = value if isinstance(value, str) else _number("value", value)
@@ -67,14 +107,35 @@ def ablate(
 def ablate_direction(
     site: str, vector: Tensor | HasVector, *, layer: int | None = None, pos: Pos = None, head: Head = None
 ) -> AblateDirection:
-    """Remove a direction from a site's values: x - (x . u) u, u being the vector over its length.
+    """Remove a direction from a site's values: x - (x . u) u, with the unit vector u.
 
-    vector: one vector of the site's last axis (d_model; d_head at a site with heads, the same for all heads named), or
-    what gs.direction returns. Places as in gs.patch; for all layers write one edit for each. EditError, when it meets a
-    run, for zeros, NaN or another width.
+    Args:
+        site: The site to write, such as "resid_post".
+        vector: A vector along the site's last axis, [d_model], or [d_head] at a site with heads, where every named head uses
+            it; or what gs.direction returns. Its length does not matter.
+        layer: The layer, counted from the end if negative; write one edit per layer to cover several.
+        pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
+        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+
+    Returns:
+        The edit, for edits= of gs.trace, gs.generate and gs.sweep.
+
+    Raises:
+        SiteError: When the edit meets a run: a site, layer, position or head does not exist.
+        EditError: When the edit meets a run: the vector is zero, holds NaN, or has another width.
+
+    Example:
+        >>> clean = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> u = clean["resid_post", 4][-1]
+        >>> removed = gs.trace(clean.ids, edits=[gs.ablate_direction("resid_post", u, layer=4, pos=-1)])
+        >>> bool((removed["resid_post", 4][-1] @ u).abs() < 1e-2)
+        True
+
+    References:
+        Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (arXiv 2406.11717).
     """
-    found: Any = vector if is_array(vector) else getattr(vector, "vector", vector)
-    return AblateDirection(site=site, vector=found, layer=layer, pos=pos, head=head)
+    values = vector if is_array(vector) else getattr(vector, "vector", vector)
+    return AblateDirection(site=site, vector=values, layer=layer, pos=pos, head=head)
 
 
 def add(
@@ -90,17 +151,34 @@ def add(
 ) -> Add:
     """Add scale x vector to a site's values: steering.
 
-    vector: a tensor or numpy array of the shape of the places, or of its last axes. Places as in gs.patch.
+    Args:
+        site: The site to write, such as "resid_post".
+        vector: A tensor or array with the shape of the selected values, or of their last axes, such as [d_model].
+        layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
+        pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
+        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        scale: What the vector is multiplied by. Default 1.0.
+        q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
+
+    Returns:
+        The edit, for edits= of gs.trace, gs.generate and gs.sweep.
+
+    Raises:
+        EditError: scale is no number; or, when the edit meets a run, the vector does not fit.
+        SiteError: When the edit meets a run: a site, layer, position or head does not exist.
+
+    Example:
+        >>> clean = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> corrupt = gs.trace("When Mary and John went to the store, Mary gave a drink to")
+        >>> towards = corrupt["resid_post", 4][-1] - clean["resid_post", 4][-1]
+        >>> gs.trace(clean.ids, edits=[gs.add("resid_post", towards, layer=4, pos=-1)]).top(1)[0][0]
+        ' John'
+
+    References:
+        Turner et al., "Steering Language Models With Activation Engineering" (arXiv 2308.10248).
     """
     return Add(
-        site=site,
-        vector=vector,
-        layer=layer,
-        pos=pos,
-        head=head,
-        scale=_number("scale", scale),
-        q_pos=q_pos,
-        k_pos=k_pos,
+        site=site, vector=vector, layer=layer, pos=pos, head=head, scale=_number("scale", scale), q_pos=q_pos, k_pos=k_pos
     )
 
 
@@ -114,22 +192,54 @@ def scale(
     q_pos: Pos = None,
     k_pos: Pos = None,
 ) -> Scale:
-    """Multiply a site's values by a factor. Places as in gs.patch."""
-    return Scale(
-        site=site,
-        factor=_number("factor", factor),
-        layer=layer,
-        pos=pos,
-        head=head,
-        q_pos=q_pos,
-        k_pos=k_pos,
-    )
+    """Multiply a site's values by a factor.
+
+    Args:
+        site: The site to write, such as "attn_out".
+        factor: What the values are multiplied by; 0 removes them, 1 changes nothing.
+        layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
+        pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
+        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
+
+    Returns:
+        The edit, for edits= of gs.trace, gs.generate and gs.sweep.
+
+    Raises:
+        EditError: factor is not a finite number.
+        SiteError: When the edit meets a run: a site, layer, position or head does not exist.
+
+    Example:
+        >>> halved = gs.trace("Mary and John", edits=[gs.scale("attn_out", 0.5, layer=3)])
+        >>> bool((halved["attn_out", 3] == 0.5 * gs.trace("Mary and John")["attn_out", 3]).all())
+        True
+    """
+    return Scale(site=site, factor=_number("factor", factor), layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
 
 
 def knockout(*, layer: int, head: Head = None, q_pos: Pos = None, k_pos: Pos = None) -> Knockout:
-    """Cut attention edges before the softmax: these queries of these heads no longer see these keys. None means all.
+    """Cut attention edges before the softmax: the queries no longer see the keys.
 
-    EditError, when it meets a run, if a query would be left without any key, or if the mask hides all the edges named.
+    Args:
+        layer: The layer, counted from the end if negative.
+        head: A query head or a list of them; None for all.
+        q_pos: The query positions: a number, slice, list, or a token that occurs once; None for all.
+        k_pos: The key positions that they no longer see; None for all.
+
+    Returns:
+        The edit, for edits= of gs.trace, gs.generate and gs.sweep.
+
+    Raises:
+        SiteError: When the edit meets a run: a site, layer, position or head does not exist.
+        EditError: When the edit meets a run: a query would see no key at all, or the mask hides every named edge already.
+
+    Example:
+        >>> t = gs.trace("Mary and John", edits=[gs.knockout(layer=3, q_pos=-1, k_pos=1)])
+        >>> float(t["pattern", 3][:, -1, 1].max())
+        0.0
+
+    References:
+        Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (arXiv 2304.14767).
     """
     return Knockout(layer=layer, head=head, q_pos=q_pos, k_pos=k_pos)
 
@@ -144,22 +254,39 @@ def edit(
     q_pos: Pos = None,
     k_pos: Pos = None,
 ) -> Custom:
-    """Pass a site's values at some places through a function of one's own.
+    """Pass a site's values at some places through a function of your own.
 
-    fn: takes the values there, with the axes of the site ([pos, head, d_head] for a head's positions), and returns
-    a tensor of that shape, also where it writes in place. EditError, in the run, for anything else and for NaN; minus
-    infinity hides an edge at the scores and a token at the logits.
+    Args:
+        site: The site to write, such as "z".
+        fn: Called with the values at the named places, in the axes of the site ([pos, head, d_head] for heads); returns a
+            tensor of the same shape, even if it writes in place. Minus infinity hides an edge, or a token at the logits.
+        layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
+        pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
+        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
+
+    Returns:
+        The edit, for edits= of gs.trace, gs.generate and gs.sweep.
+
+    Raises:
+        EditError: fn cannot be called; or, in the run, it returns another shape, NaN, or something that is no tensor.
+        SiteError: When the edit meets a run: a site, layer, position or head does not exist.
+
+    Example:
+        >>> doubled = gs.trace("Mary and John", edits=[gs.edit("z", lambda z: 2 * z, layer=3, head=0)])
+        >>> bool((doubled["z", 3][:, 0] == 2 * gs.trace("Mary and John")["z", 3][:, 0]).all())
+        True
     """
     if not callable(fn):
         raise EditError(f"fn is a function of the values, such as lambda x: 2 * x; given {shown(fn)}")
     return Custom(site=site, fn=fn, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
 
 
-def _number(name: str, given: Any) -> float:
+def _number(name: str, value: object) -> float:
     """A number as a float. NaN and infinity are left to the run, whose error names the whole edit."""
-    if not is_number(given):
-        raise EditError(f"{name} is a number; given {shown(given)}")
+    if not is_number(value):
+        raise EditError(f"{name} is a number; given {shown(value)}")
     try:
-        return float(given)
+        return float(value)
     except OverflowError as error:  # 10**400
-        raise EditError(f"{name} is a number that a float can hold; given {shown(given)}") from error
+        raise EditError(f"{name} is a number that a float can hold; given {shown(value)}") from error
