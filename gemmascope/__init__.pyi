@@ -39,7 +39,7 @@ from gemmascope.memory.plan import plan as plan
 from gemmascope.model.model import Model as Model
 from gemmascope.run.save import open_trace as open_trace
 from gemmascope.run.trace import Trace as Trace
-from gemmascope.run.trace import trace as trace
+from gemmascope.run.tracing import trace as trace
 from gemmascope.sae.dictionary import Dictionary as Dictionary
 from gemmascope.sae.feature_sweep import FeatureSweep as FeatureSweep
 from gemmascope.sae.feature_sweep import feature_sweep as feature_sweep

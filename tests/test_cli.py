@@ -23,7 +23,7 @@ import gemmascope as gs
 from gemmascope.__main__ import main
 from gemmascope.generation.decoder import Decoder
 from gemmascope.loading import load as load_module
-from gemmascope.run.show import as_data, as_html, legible
+from gemmascope.run.show import as_html, legible, to_dict
 
 VIEWS = (gs.attention_view, gs.lens_view, gs.stream_view)
 TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -66,7 +66,7 @@ def test_model_is_what_load_takes(given: tuple[str, ...], asked: str, loaded: li
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "When\n<img src=x onerror=alert(1)>😀", "--json"]) == 0
     out = capsys.readouterr().out
-    assert json.loads(out) == as_data(gs.trace("When\n<img src=x onerror=alert(1)>😀", model=worded()))
+    assert json.loads(out) == to_dict(gs.trace("When\n<img src=x onerror=alert(1)>😀", model=worded()))
     assert out.isascii()  # whatever the encoding of the pipe
 
 

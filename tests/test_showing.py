@@ -15,7 +15,7 @@ from pieces import ODD, STORY, Pieces, worded
 import gemmascope as gs
 from gemmascope.edits.edit import Ablate, Custom
 from gemmascope.model.model import Model
-from gemmascope.run.show import as_data, as_html, as_text
+from gemmascope.run.show import as_html, as_text, to_dict
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import Tokenizer, shown
 
@@ -93,7 +93,7 @@ def test_columns_stand_under_each_other_whatever_the_width_of_the_characters() -
 def test_html_shows_the_same() -> None:
     t = gs.trace(TEXT, model=worded(), edits=[Ablate(site="z", layer=1, pos=3, head=2)])
     page, words = Page(t._repr_html_()), " ".join(Page(t._repr_html_()).text)
-    data = as_data(t)
+    data = to_dict(t)
     layers = [row["top"][0]["text"] for row in data["layers"]]
     assert page.chips == [shown(x) for x in [*t.tokens, *(a["text"] for a in data["top"]), *layers]]
     for part in ("random", "15 tokens", "gs.ablate('z', layer=1, pos=3, head=2)", "▭ local", "◯ global"):
@@ -104,7 +104,7 @@ def test_html_shows_the_same() -> None:
 
 def test_data_is_json_with_tokens_as_they_are() -> None:
     t = gs.trace("When Mary\n went", model=worded())
-    data = json.loads(json.dumps(as_data(t)))
+    data = json.loads(json.dumps(to_dict(t)))
     assert data["model"] == "random"
     assert [(token["pos"], token["id"], token["text"]) for token in data["tokens"]] == list(
         zip(range(5), t.ids.tolist(), t.tokens, strict=True)

@@ -19,7 +19,8 @@ from gemmascope.errors import MetricError, SweepError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
-from gemmascope.run.trace import Trace, trace
+from gemmascope.run.trace import Trace
+from gemmascope.run.tracing import trace
 from gemmascope.sweeps.metrics import answer_logprob
 from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import SweepResult

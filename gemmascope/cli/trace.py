@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     """Run it, and return the exit status."""
     require_writable_paths(args.html)
     from gemmascope.loading.load import load
-    from gemmascope.run.show import as_data, as_text
-    from gemmascope.run.trace import trace
+    from gemmascope.run.show import as_text, to_dict
+    from gemmascope.run.tracing import trace
 
     t = trace(args.prompt, model=load(args.model, weights=args.weights, memory=args.memory))
-    print(json.dumps(as_data(t), indent=2) if args.json else as_text(t))
+    print(json.dumps(to_dict(t), indent=2) if args.json else as_text(t))
     if args.html is not None:
         from gemmascope.views.pages import write_trace
 

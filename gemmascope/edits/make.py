@@ -135,7 +135,7 @@ def ablate_direction(
         Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (arXiv 2406.11717).
     """
     values = vector if is_array(vector) else getattr(vector, "vector", vector)
-    return AblateDirection(site=site, vector=values, layer=layer, pos=pos, head=head)
+    return AblateDirection(site=site, vector=values, layer=layer, pos=pos, head=head)  # type: ignore[arg-type]
 
 
 def add(

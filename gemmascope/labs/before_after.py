@@ -10,7 +10,8 @@ from gemmascope.edits.edit import Edit
 from gemmascope.generation.generate import growing_texts
 from gemmascope.labs.patching.detail import likeliest
 from gemmascope.model.model import Model
-from gemmascope.run.trace import Trace, trace
+from gemmascope.run.trace import Trace
+from gemmascope.run.tracing import trace
 
 
 @dataclass

@@ -1,14 +1,13 @@
 """Gradients of a metric with respect to the sites of a run.
 
-The forward kept the stream at every layer's entry; backward re-runs each layer from there with gradients on, the last
-one first. So no graph spans two layers, and layers that stream in are asked for once, in reverse order.
+The backward pass runs each layer again from its stored input with gradients on, the last layer first. So no graph spans two
+layers, and the weights are streamed once, in reverse order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import closing
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,85 +17,78 @@ from gemmascope.errors import EditError, MetricError, SiteError
 from gemmascope.memory.limits import explain_oom
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
-from gemmascope.model.tap import Chain, Tap
+from gemmascope.model.tap import Tap
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
-from gemmascope.run.passes import EditTap
 from gemmascope.run.trace import Trace
 from gemmascope.sites import Address, find
 
 Key = tuple[str, int | None]
 
 
-class _Grabbing(Tap):
-    """Puts a copy of each wanted site's value in the graph's way, so that a gradient can be asked at it."""
+class _GradientTap(Tap):
+    """Replaces the value of each requested site by a copy that autograd can differentiate with respect to."""
 
-    def __init__(self, wanted: Collection[Key]) -> None:
-        self.wanted, self.held = frozenset(wanted), dict[Key, Tensor]()
+    def __init__(self, requested: Collection[Key]) -> None:
+        self.requested, self.copies = frozenset(requested), dict[Key, Tensor]()
 
     def wants(self, site: str, layer: int | None) -> bool:
-        return (site, layer) in self.wanted
+        return (site, layer) in self.requested
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        return self._grab(site, layer, value) if (site, layer) in self.wanted else value
+        return self._copy(site, layer, value) if (site, layer) in self.requested else value
 
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
-        return self._grab(site, layer, value[0])[None]
+        return self._copy(site, layer, value[0])[None]
 
-    def _grab(self, site: str, layer: int | None, value: Tensor) -> Tensor:
+    def _copy(self, site: str, layer: int | None, value: Tensor) -> Tensor:
         copy = value.clone()
-        if not copy.requires_grad:  # an edit wrote all of it: nothing before it matters to it, but what follows does
+        if not copy.requires_grad:  # an edit overwrote it, so it depends on nothing before it
             copy.requires_grad_()
-        self.held[site, layer] = copy
+        self.copies[site, layer] = copy
         return copy
 
 
-def gradient(trace: Trace, metric: Any, sites: Any) -> Any:
-    """The gradient of a metric of the next token with respect to sites of the run, each of the shape of its value.
-
-    metric: as in gs.sweep. sites: one site, as in t[...], which gives a tensor; or a list of them, which gives a dict.
-    Raises SiteError for a site that is not there, or that comes after the layers.
-    """
-    many = isinstance(sites, list)
-    if many and not sites:
+def gradient(trace: Trace, metric: object, sites: object) -> Tensor | dict[object, Tensor]:
+    """See Trace.grad."""
+    keys = sites if isinstance(sites, list) else [sites]
+    if not keys:
         raise SiteError("sites is an empty list: name one site at least")
-    addresses = {_hashable(key): _before_the_end(find(key, trace.model.n_layers)) for key in (sites if many else [sites])}
+    addresses = {_hashable(key): _before_the_end(find(key, trace.model.n_layers)) for key in keys}
     bound = bind_metric(metric, trace.model)
     try_metric(bound, trace.model, trace.ids)
-    found = gradients(trace, bound, {_key(a) for a in addresses.values()})
-    if many:
-        return {key: found[_key(address)] for key, address in addresses.items()}
-    return found[_key(addresses[_hashable(sites)])]
+    by_key = gradients(trace, bound, {_key(a) for a in addresses.values()})
+    by_site = {site: by_key[_key(address)] for site, address in addresses.items()}
+    return by_site if isinstance(sites, list) else by_site[_hashable(sites)]
 
 
-def _hashable(key: Any) -> Any:
-    """A site as it was asked for, its layer a plain number, so that it can be a key."""
+def _hashable(key: object) -> object:
+    """A site as the user wrote it, with its layer as a plain int, for a dict key."""
     return (key[0], int(key[1])) if isinstance(key, tuple) and len(key) == 2 and is_whole(key[1]) else key
 
 
-def gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Key, Tensor]:
-    """The gradient of a bound metric at each wanted (site, layer)."""
+def gradients(trace: Trace, metric: Metric, requested: Collection[Key]) -> dict[Key, Tensor]:
+    """The gradient of a bound metric at each requested (site, layer)."""
     with torch.inference_mode(False):
-        return _gradients(trace, metric, wanted)
+        return _gradients(trace, metric, requested)
 
 
-def _gradients(trace: Trace, metric: Metric, wanted: Collection[Key]) -> dict[Key, Tensor]:
-    found: dict[Key, Tensor] = {}
-    grad = _at_the_end(trace, metric)
-    lowest = min(layer or 0 for _, layer in wanted)
+def _gradients(trace: Trace, metric: Metric, requested: Collection[Key]) -> dict[Key, Tensor]:
+    by_key: dict[Key, Tensor] = {}
+    grad = _at_final_stream(trace, metric)
+    lowest = min(layer or 0 for _, layer in requested)
     with explain_oom(trace.model), closing(trace.model.layers(reverse=True)) as layers:
         for layer in layers:
-            here = [key for key in wanted if key[1] == layer.index]
-            grad, grads = _through_layer(trace, layer, grad, here)
-            found.update(grads)
+            grad, grads = _through_layer(trace, layer, grad, [key for key in requested if key[1] == layer.index])
+            by_key.update(grads)
             if layer.index == lowest:
                 break
-    if ("embed", None) in wanted:
-        found["embed", None] = grad
-    return found
+    if ("embed", None) in requested:
+        by_key["embed", None] = grad
+    return by_key
 
 
-def _at_the_end(trace: Trace, metric: Metric) -> Tensor:
-    """The gradient at the stream after the last layer: only the last position's logits are asked."""
+def _at_final_stream(trace: Trace, metric: Metric) -> Tensor:
+    """The gradient at the stream after the last layer. The metric reads the last position only."""
     if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in trace.bound_edits):
         raise EditError("the run has an edit after its layers (final, logits_raw or logits), which gradients do not pass")
     trace.require_weights(None)
@@ -109,17 +101,16 @@ def _at_the_end(trace: Trace, metric: Metric) -> Tensor:
     return torch.cat((torch.zeros_like(trace.residuals[-1][:-1]), grad))
 
 
-def _through_layer(trace: Trace, layer: Layer, grad: Tensor, wanted: Collection[Key]) -> tuple[Tensor, dict[Key, Tensor]]:
+def _through_layer(trace: Trace, layer: Layer, grad: Tensor, requested: Collection[Key]) -> tuple[Tensor, dict[Key, Tensor]]:
     trace.require_weights(layer.index)
-    grabbing = _Grabbing(wanted)
-    tap = Chain(EditTap([trace.bound_edits]), grabbing)
+    tap = _GradientTap(requested)
     with torch.enable_grad():
         x = trace.residuals[layer.index].detach().requires_grad_()
-        y = layer(x, trace.layout, tap.at(layer.index, trace.layout))
-        inputs = [x, *grabbing.held.values()]
+        y = layer(x, trace.layout, trace.tap(tap).at(layer.index, trace.layout))
+        inputs = [x, *tap.copies.values()]
         grads = torch.autograd.grad(y, inputs, grad, allow_unused=True)
     down, *at_sites = (torch.zeros_like(v) if g is None else g for g, v in zip(grads, inputs, strict=True))
-    return down, dict(zip(grabbing.held, at_sites, strict=True))
+    return down, dict(zip(tap.copies, at_sites, strict=True))
 
 
 def _before_the_end(address: Address) -> Address:

@@ -1,9 +1,9 @@
-"""What a pass asks of a metric: soft-capped logits [run, vocab] of one position -> one number per run."""
+"""Metrics, soft-capped logits [run, vocab] -> one number per run, and the answer tokens that they are about."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,21 +20,29 @@ Metric = Callable[[Tensor], Tensor]
 Answer = str | int | Sequence[str | int]
 
 
-def bind_metric(metric: Any, model: Model) -> Metric:
-    """A metric ready to be called: answers are looked up in the model's tokenizer. MetricError if it is no metric."""
-    if not callable(metric) and not hasattr(metric, "bind"):
+@runtime_checkable
+class BindableMetric(Protocol):
+    """A metric that must look up its answers in a model's tokenizer before it can be called."""
+
+    def bind(self, model: Model) -> Metric: ...
+
+
+def bind_metric(metric: object, model: Model) -> Metric:
+    """A metric ready to be called, with its answers looked up in the model's tokenizer. MetricError if it is no metric."""
+    if isinstance(metric, BindableMetric):
+        return metric.bind(model)
+    if not callable(metric):
         raise MetricError(
             "a metric is a function of soft-capped logits [run, vocab] -> [run], or gs.logit_diff(...); given "
             f"{shown(metric)}"
         )
-    bound: Metric = metric.bind(model) if hasattr(metric, "bind") else metric
-    return bound
+    return metric
 
 
 def measure(metric: Metric, logits: Tensor) -> Tensor:
-    """The metric of each run, float64 [run]. MetricError for another shape or a number that is none.
+    """The metric of each run, float64 [run]. MetricError for another shape or for NaN.
 
-    The metric is shown a copy, so that one which writes to its logits changes nothing.
+    The metric gets a copy, so that writing to its logits changes nothing.
     """
     if not logits.is_meta and not valid_logits(logits):  # not every metric of NaN is NaN: a rank is 0
         raise MetricError(
@@ -56,23 +64,23 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
     return in_float64(value if logits.requires_grad else value.detach())
 
 
-# How far a run's number may move with the other runs, as a share of the numbers' size: by rounding alone.
+# How far the number of a run may move with the other runs of its batch, relative to its size: rounding.
 _ROUNDING = 1e-3
 
 
 def try_metric(metric: Metric, model: Model, ids: Tensor) -> None:
-    """MetricError for a metric that returns no number a run, or one that mixes runs, found before any layer is run.
+    """MetricError, before any layer runs, for a metric that does not return one number per run or that mixes runs.
 
-    It is shown logits of a kind: those of the embeddings of a prompt's last token and of another.
+    It is tried on stand-in logits, unembedded from the embeddings of the prompt's last token and of another token.
     """
-    pair = torch.stack([ids[-1], _another(ids, model)])
+    pair = torch.stack([ids[-1], _other_token(ids, model)])
     with torch.no_grad():
         logits = model.network.unembed(model.network.embed(pair, Layout.of_lengths([2], model.device)))
         together = measure(metric, logits)
         alone = torch.cat([_alone(metric, row) for row in torch.split(logits, 1)])
-        if _alike(together, alone):
+        if _are_close(together, alone):
             return
-        if not _alike(together, measure(metric, logits)):
+        if not _are_close(together, measure(metric, logits)):
             warn("the metric gives other numbers for the same logits: effects would be those of its noise, too")
             return
     raise MetricError(
@@ -90,18 +98,18 @@ def _alone(metric: Metric, row: Tensor) -> Tensor:
         return in_float64(row.new_full((1,), torch.nan, dtype=torch.float32))
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
+def _are_close(one: Tensor, other: Tensor) -> bool:
     size = float(torch.cat((one, other)).nan_to_num(0.0, 0.0, 0.0).abs().max())
     return torch.allclose(one, other.to(one.device), rtol=_ROUNDING, atol=_ROUNDING * min(size, 1e-3))
 
 
-def _another(ids: Tensor, model: Model) -> Tensor:
-    """A token other than a prompt's last: one of the prompt, or else of the vocabulary."""
+def _other_token(ids: Tensor, model: Model) -> Tensor:
+    """A token that differs from the prompt's last one: from the prompt if it has one, else from the vocabulary."""
     others = ids[ids != ids[-1]]
     return others[-1] if len(others) else (ids[-1] + 1) % model.config.vocab_size
 
 
-def listed_answers(answer: Any) -> list[Any]:
+def listed_answers(answer: object) -> list[str | int]:
     """One answer or several, as a list. PromptError for what is neither a text nor a token id."""
     given = answer if isinstance(answer, str) else plain(answer)
     several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, bytearray, Mapping, type))
@@ -113,7 +121,7 @@ def listed_answers(answer: Any) -> list[Any]:
     return [a if isinstance(a, str) else int(a) for a in answers if isinstance(a, str) or is_whole(a)]
 
 
-def answer_ids(answer: Any, model: Model) -> list[int]:
+def answer_ids(answer: object, model: Model) -> list[int]:
     """The token ids of one answer or several. PromptError for a text that is not one token, or an id that is none."""
     answers = listed_answers(answer)
     ids = [model.tokenizer.single(a) if isinstance(a, str) else a for a in answers]

@@ -20,6 +20,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
+from gemmascope.model.weight_digests import UNVERIFIED
 from gemmascope.run.finite import require_logits
 from gemmascope.run.passes import Recorder
 from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, find, find_site
@@ -116,6 +117,31 @@ def _in_layers(site: str) -> str:
     return site
 
 
+def read_site(trace: Trace, site: Site, layer: int | None) -> Tensor:
+    """A copy of the value of a site: a stored entry of the stream, or computed by running the layer again."""
+    stored = _stored(trace, site.name, layer)
+    if stored is not None:
+        return stored.clone()
+    cached = trace.layer_cache.get(layer)
+    if site.name not in cached:
+        computed = rerun_layer(trace, layer, sites_to_record(trace, site, layer))
+        if not trace.layer_cache.fits({**cached, **computed}):
+            return computed[site.name]  # not cached, so the caller owns it: no copy
+        cached = trace.layer_cache.add(layer, computed)
+    return cached[site.name].clone()
+
+
+def _stored(trace: Trace, site: str, layer: int | None) -> Tensor | None:
+    """A site that is an entry of the stream, which is stored as it was before the edits at resid_pre."""
+    if site == "embed":
+        return trace.residuals[0]
+    if layer is None or site not in ("resid_pre", "resid_post"):
+        return None
+    if site == "resid_post":
+        return trace.residuals[layer + 1]
+    return None if trace.edits_at(layer, ("resid_pre",)) else trace.residuals[layer]
+
+
 def sites_to_record(trace: Trace, requested: Site, layer: int | None) -> list[str]:
     """The sites to record when a layer runs again for one site: if they are small, its neighbours too.
 
@@ -159,6 +185,19 @@ def _require_memory(trace: Trace, names: Sequence[str]) -> None:
         do = "t.edges(head=, q_pos=) gives some of the rows" if wide[0].is_edges else do
         what = f"{' and '.join(site.name for site in wide)} of all {len(trace)} positions"
         require_free_memory(n_bytes, trace.model.device, what, do)
+
+
+def require_run_weights(trace: Trace, part: int | None) -> None:
+    """TraceError if the weights of a layer (None: embedding and last norm) changed since the run."""
+    trace.model.network.check()
+    place = -1 if part is None else part
+    mark, now = trace.marks[place], trace.model.weights.mark(part)
+    if now == mark.removeprefix(UNVERIFIED):
+        return
+    if part is not None and mark.startswith(UNVERIFIED) and reproduces_run(trace, part):  # changed before the run
+        trace.marks = tuple(now if at == part else one for at, one in enumerate(trace.marks))
+    else:
+        raise weights_changed_error(trace.model, part)
 
 
 def reproduces_run(trace: Trace, layer: int) -> bool:

@@ -1,4 +1,4 @@
-"""Traces in files: safetensors for the numbers, JSON in its header for the words, a checksum over both. No pickle."""
+"""Traces in files: a safetensors file whose metadata is JSON, with a checksum over both. No pickle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -32,52 +32,83 @@ SAVED = (Patch, Ablate, AblateDirection, Add, Scale, Knockout)
 
 _KEY = "gemmascope.trace"
 
-# What safetensors calls a tensor's numbers.
+# The names of dtypes in safetensors files.
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 
 
+class EditJson(TypedDict, total=False):
+    """An edit in a file. What it writes is a tensor of the file."""
+
+    kind: str
+    site: str
+    layer: int | None
+    pos: list[int]
+    head: list[int]
+    q_pos: list[int]
+    k_pos: list[int]
+    factor: float
+    value: float
+
+
+class Metadata(TypedDict, total=False):
+    """The metadata of a file: the model's name, and digests of its weights with and without the tokenizer."""
+
+    version: int
+    model: str
+    fingerprint: str
+    network: str
+    edits: list[EditJson]
+    sha256: str
+
+
 @computes
 def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
-    """Write a trace to a file, aside first and then renamed, so that a broken write leaves the old file whole.
-
-    Raises TraceError for a trace with an edit by a function, which is no data, and for a place that cannot be written.
-    """
-    for part in trace.model.weights.parts:  # what the file vouches for is what ran
+    """See Trace.save. Writes a temporary file and renames it, so that an interrupted write leaves the old file intact."""
+    for part in trace.model.weights.parts:  # the file names the present weights as those of the run
         trace.require_weights(part)
     tensors = {"ids": trace.ids, **{f"stream.{i}": x for i, x in enumerate(trace.residuals)}}
-    described = []
+    edits = []
     for i, bound in enumerate(trace.bound_edits):
-        described.append(_describe(bound))
-        if isinstance(bound.values, Tensor):  # a trace has no other: a feed is a sweep's
+        edits.append(_describe(bound))
+        if isinstance(bound.values, Tensor):
             tensors[f"edit.{i}"] = bound.values
     whole, network = trace.model.fingerprints()
-    about: dict[str, Any] = {"version": VERSION, "model": trace.model.name, "fingerprint": whole, "network": network}
-    about["edits"] = described
-    about["sha256"] = checksum(about, tensors)
-    write_file(path, _file_of(about, tensors), error=TraceError)
+    metadata: Metadata = {"version": VERSION, "model": trace.model.name, "fingerprint": whole, "network": network}
+    metadata["edits"] = edits
+    metadata["sha256"] = checksum(metadata, tensors)
+    write_file(path, _file_chunks(metadata, tensors), error=TraceError)
 
 
 @computes
 def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> Trace:
-    """The trace that t.save(path) wrote.
+    """Open a trace that t.save(path) wrote.
 
     Args:
         path: The file, "~" being the home folder.
-        model: The one that wrote it; None means nano.
+        model: The model that wrote it; None means nano.
+
+    Returns:
+        The Trace, with the same stream and edits, on the model's device.
 
     Raises:
-        TraceError: The file is no trace, or a damaged one, or another model than this wrote it: names both.
+        TraceError: The file is not a trace, is damaged, or was written by another model (the error names both).
+
+    Example:
+        >>> t = gs.trace("Mary and John")
+        >>> t.save("mary.trace")
+        >>> bool((gs.open_trace("mary.trace").logits == t.logits).all())
+        True
     """
     model = model_or_nano(model)
     path = user_path(path, error=TraceError, what="a trace")
-    about, tensors = _read(path)
-    _check(about, tensors, path, model)
+    metadata, tensors = _read(path)
+    _check(metadata, tensors, path, model)
     ids = tensors["ids"].to(model.device)
     stream = [tensors[f"stream.{i}"].to(model.device) for i in range(model.n_layers + 1)]
-    edits = [_bound(described, tensors.get(f"edit.{i}"), model, ids, path) for i, described in enumerate(about["edits"])]
+    edits = [_bind(described, tensors.get(f"edit.{i}"), model, ids, path) for i, described in enumerate(metadata["edits"])]
     if not all(bool(torch.isfinite(x).all()) for x in stream):
         warn(f"the residual stream in {path} holds NaN or infinity: the run that was saved did")
     return Trace(model, ids, stream, edits)
@@ -86,19 +117,19 @@ def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> T
 # -- the file --
 
 
-def checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """A digest of all that a file says, but for itself: its words, and every tensor's name, kind, shape and bytes."""
-    found = hashlib.sha256(json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True).encode())
+def checksum(metadata: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
+    """A digest of the metadata but for the digest itself, and of every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in metadata.items() if k != "sha256"}, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(_bytes_of(tensor))
-    return found.hexdigest()
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
 
 
-def _file_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A safetensors file, piece by piece: no second copy of the whole is held."""
-    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(about)}}
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide numbers first: all are aligned
+def _file_chunks(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A safetensors file chunk by chunk, so that memory never holds a second copy of it."""
+    header: dict[str, object] = {"__metadata__": {_KEY: json.dumps(metadata)}}
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide dtypes first keeps all aligned
     start = 0
     for name in names:
         tensor = tensors[name]
@@ -118,62 +149,62 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not os.path.isfile(path):
         folder = f"{path} is a folder; give the file"
         raise TraceError(folder if os.path.isdir(path) else f"there is no file {path}")
     try:
-        with path.open("rb"):  # the library's own error does not say what is wrong
+        with path.open("rb"):  # the error of safetensors does not name the cause
             pass
     except OSError as error:
         raise TraceError(f"{path} cannot be read: {error.strerror}") from error
     try:
         with safe_open(path, framework="pt") as file:
-            said = (file.metadata() or {}).get(_KEY)
+            text = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         raise TraceError(f"{path} is not a trace, or a part of one: {error}") from error
-    about = None if said is None else parse_json(said, path, error=TraceError)
-    if not isinstance(about, dict):
+    metadata = None if text is None else parse_json(text, path, error=TraceError)
+    if not isinstance(metadata, dict):
         raise TraceError(f"{path} is a safetensors file, but no trace: it was not written by Trace.save")
-    return about, tensors
+    return cast(Metadata, metadata), tensors
 
 
-# -- what a file may say --
+# -- checks of a file --
 
 
-def _check(about: dict[str, Any], tensors: dict[str, Tensor], path: Path, model: Model) -> None:
-    """TraceError for a file of another version, a damaged one, and one that another model wrote."""
-    if about.get("version") == 1:
+def _check(metadata: Metadata, tensors: dict[str, Tensor], path: Path, model: Model) -> None:
+    """TraceError for a file of another version, a damaged file, and one that another model wrote."""
+    if metadata.get("version") == 1:
         raise TraceError(
             f"{path} is a trace of format 1, which gemmascope 0.1 wrote: it has no checksum, and does not say for certain "
             "which model it is of. Run the prompt again, and save it anew"
         )
-    wanted = {"version": int, "model": str, "fingerprint": str, "edits": list, "sha256": str}
-    for name, kind in wanted.items():
-        if name not in about or type(about[name]) is not kind:
+    required = {"version": int, "model": str, "fingerprint": str, "edits": list, "sha256": str}
+    for name, kind in required.items():
+        if type(metadata.get(name)) is not kind:
             raise TraceError(f"{path} is a damaged trace: it has no {name!r}")
-    if about["version"] != VERSION:
+    if metadata["version"] != VERSION:
         raise TraceError(
-            f"{path} is a trace of format {about['version']}; this version of gemmascope reads format {VERSION}"
+            f"{path} is a trace of format {metadata['version']}; this version of gemmascope reads format {VERSION}"
         )
-    if about["sha256"] != checksum(about, tensors):
+    if metadata["sha256"] != checksum(metadata, tensors):
         raise TraceError(f"{path} is a damaged trace: its checksum is not that of what it holds. Run the prompt again")
     whole, network = model.fingerprints()
-    if about["fingerprint"] != whole:
-        differs = "another tokenizer" if about.get("network") == network else "other weights, configuration or dtype"
+    if metadata["fingerprint"] != whole:
+        differs = "another tokenizer" if metadata.get("network") == network else "other weights, configuration or dtype"
         raise TraceError(
-            f"{path} was written by the model {about['model']!r} ({about['fingerprint']}) and is opened with {model.name!r} "
-            f"({whole}), which has {differs}: pass model= the one that wrote it"
+            f"{path} was written by the model {metadata['model']!r} ({metadata['fingerprint']}) and is opened with "
+            f"{model.name!r} ({whole}), which has {differs}: pass model= the one that wrote it"
         )
-    if why := _unlike(tensors, model):
+    if why := _mismatch(tensors, model):
         raise TraceError(f"{path} is a damaged trace: {why}")
 
 
-def _unlike(tensors: dict[str, Tensor], model: Model) -> str | None:
-    """Why these tensors are no run of the model; None if they are."""
+def _mismatch(tensors: dict[str, Tensor], model: Model) -> str | None:
+    """Why these tensors cannot be a run of the model; None if they can."""
     for name in ("ids", *(f"stream.{i}" for i in range(model.n_layers + 1))):
         if name not in tensors:
             return f"it has no {name!r}"
@@ -194,8 +225,8 @@ def _unlike(tensors: dict[str, Tensor], model: Model) -> str | None:
 # -- edits --
 
 
-def _describe(bound: BoundEdit) -> dict[str, Any]:
-    """An edit as JSON, its positions as numbers; what it writes goes to a tensor of its own."""
+def _describe(bound: BoundEdit) -> EditJson:
+    """An edit as JSON, its positions as numbers. What it writes is stored as a tensor."""
     edit = bound.edit
     if isinstance(edit, Custom):
         raise TraceError(
@@ -210,11 +241,12 @@ def _describe(bound: BoundEdit) -> dict[str, Any]:
     places = {name: place.tolist() for name, place in zip(names, bound.places, strict=False)}
     kind = "Patch" if isinstance(edit, Ablate) and isinstance(edit.value, str) else type(edit).__name__
     extra = {"factor": edit.factor} if isinstance(edit, Scale) else {"value": edit.value} if kind == "Ablate" else {}  # type: ignore[attr-defined]
-    return {"kind": kind, "site": bound.address.site.name, "layer": bound.address.layer, **places, **extra}
+    described = {"kind": kind, "site": bound.address.site.name, "layer": bound.address.layer, **places, **extra}
+    return cast(EditJson, described)
 
 
-def _bound(described: Any, values: Tensor | None, model: Model, ids: Tensor, path: Path) -> BoundEdit:
-    """An edit as it was. TraceError for a description of none."""
+def _bind(described: EditJson, values: Tensor | None, model: Model, ids: Tensor, path: Path) -> BoundEdit:
+    """The edit, bound to its run again. TraceError if the description is not one of an edit."""
     try:
         return _rebuild(described, values).bind(model, ids)
     except KeyError as error:
@@ -223,15 +255,14 @@ def _bound(described: Any, values: Tensor | None, model: Model, ids: Tensor, pat
         raise TraceError(f"{path} is a damaged trace: one of its edits is none: {error}") from error
 
 
-def _rebuild(described: dict[str, Any], values: Tensor | None) -> Edit:
+def _rebuild(described: EditJson, values: Tensor | None) -> Edit:
     kinds: dict[str, type[Edit]] = {kind.__name__: kind for kind in SAVED}
-    arguments = dict(described)
-    kind = kinds[arguments.pop("kind")]
+    arguments: dict[str, object] = {name: value for name, value in described.items() if name != "kind"}
+    kind = kinds[described["kind"]]
     if kind is Patch:
         arguments["source"] = values
     if kind is Add:
         arguments["vector"] = values if values is not None else torch.zeros(())
     if kind is AblateDirection and values is not None:
-        arguments["vector"] = values.flatten(0, -2)[0]  # written as it was laid out for the places: the same at each
-    edit: Edit = kind(**arguments)
-    return edit
+        arguments["vector"] = values.flatten(0, -2)[0]  # stored for every place, the same at each
+    return kind(**arguments)  # type: ignore[arg-type]

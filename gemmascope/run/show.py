@@ -1,13 +1,10 @@
-"""How a trace shows itself: as text in a terminal, as HTML in a notebook, as data for a program. The same in all three.
-
-Tokens, the model, the edits, the likeliest next tokens, and what each layer would answer.
-"""
+"""Shows a trace as text, as HTML and as JSON: tokens, model, edits, top next tokens, and the top token of each layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 from unicodedata import east_asian_width
 
 import torch
@@ -21,7 +18,7 @@ if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
 
 N_TOP = 5
-# A long prompt is shown by its two ends.
+# A long prompt shows its first and last tokens only.
 HEAD_TOKENS, TAIL_TOKENS = 40, 40
 
 
@@ -39,8 +36,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one layer would answer, the likeliest first. window: how many keys a query sees, None for all."""
+class LayerAnswers:
+    """The top next tokens read from the stream after a layer. window: how many keys a query sees, None for all."""
 
     layer: int
     kind: str
@@ -50,13 +47,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a trace shows. tokens: text, id, and whether it is a control token such as <bos>."""
+    """What is shown of a trace. tokens: text, id, and whether it is a control token such as <bos>."""
 
     model: str
     tokens: tuple[tuple[str, int, bool], ...]
     edits: tuple[str, ...]
     top: tuple[Answer, ...]
-    layers: tuple[Row, ...]
+    layers: tuple[LayerAnswers, ...]
 
     @property
     def title(self) -> str:
@@ -65,7 +62,7 @@ class Summary:
 
 
 def summarise(trace: Trace) -> Summary:
-    """Collect what a trace shows: one unembedding per layer of the last position."""
+    """Collect what is shown of a trace. Unembeds the last position after every layer."""
     model, ids = trace.model, trace.ids.tolist()
     trace.require_weights(None)
     special = [model.has_tokenizer and model.tokenizer.is_special(i) for i in ids]
@@ -77,7 +74,7 @@ def summarise(trace: Trace) -> Summary:
         edits=tuple(repr(edit) for edit in trace.edits),
         top=tuple(Answer(*answer) for answer in trace.top(min(N_TOP, model.config.vocab_size))),
         layers=tuple(
-            Row(info.index, info.kind, info.window, _answers(trace, logits))
+            LayerAnswers(info.index, info.kind, info.window, _answers(trace, logits))
             for info, logits in zip(trace.layers, read, strict=True)
         ),
     )
@@ -89,10 +86,37 @@ def _answers(trace: Trace, logits: torch.Tensor) -> tuple[Answer, ...]:
     return tuple(Answer(*answer) for answer in zip(texts, ids.tolist(), probabilities.tolist(), strict=True))
 
 
-def as_data(trace: Trace) -> dict[str, Any]:
-    """What a trace shows, as JSON holds it: tokens as they are, probabilities between 0 and 1."""
+class AnswerJson(TypedDict):
+    """An Answer, as JSON."""
 
-    def answers(top: tuple[Answer, ...]) -> list[dict[str, Any]]:
+    text: str
+    id: int
+    probability: float
+
+
+class LayerJson(TypedDict):
+    """A LayerAnswers, as JSON."""
+
+    layer: int
+    kind: str
+    window: int | None
+    top: list[AnswerJson]
+
+
+class SummaryJson(TypedDict):
+    """A Summary, as JSON. tokens: {"pos", "text", "id"}."""
+
+    model: str
+    tokens: list[dict[str, str | int]]
+    edits: list[str]
+    top: list[AnswerJson]
+    layers: list[LayerJson]
+
+
+def to_dict(trace: Trace) -> SummaryJson:
+    """What a trace shows, as JSON: raw token texts, probabilities between 0 and 1."""
+
+    def answers(top: tuple[Answer, ...]) -> list[AnswerJson]:
         return [{"text": a.text, "id": a.id, "probability": a.probability} for a in top]
 
     s = summarise(trace)
@@ -108,17 +132,17 @@ def as_data(trace: Trace) -> dict[str, Any]:
 
 
 def as_text(trace: Trace) -> str:
-    """The text form, for a terminal. No token can move its cursor or turn its text round."""
+    """The text form. Control and direction characters in tokens are spelled out, so that they cannot act on a terminal."""
     try:
         s = summarise(trace)
-    except GemmascopeError as error:  # such as weights that changed since: what is shown must not raise
+    except GemmascopeError as error:  # such as changed weights: a repr must not raise
         return f"Trace of {spelled(trace.model.name)}: {len(trace)} tokens\n{spelled(str(error))}"
     words = [_drawn(text) for text, _, _ in s.tokens]
     top, layers = [_drawn(a.text) for a in s.top], [_drawn(row.top[0].text) for row in s.layers]
     wide = max(map(_columns, layers))
     lines = [
         f"Trace of {spelled(s.model)}: {s.title}",
-        "  " + " ".join(_ends(words, f"… {len(words) - HEAD_TOKENS - TAIL_TOKENS} more …")),
+        "  " + " ".join(_abridged(words, f"… {len(words) - HEAD_TOKENS - TAIL_TOKENS} more …")),
         *(f"  edit {spelled(edit)}" for edit in s.edits),
         "next   " + "   ".join(f"{text} {a.share}" for text, a in zip(top, s.top, strict=True)),
         "layer  kind    would answer",
@@ -130,20 +154,20 @@ def as_text(trace: Trace) -> str:
     return "\n".join(lines)
 
 
-def _ends(parts: list[str], between: str) -> list[str]:
-    """The parts, or of many the first and last of them."""
+def _abridged(parts: list[str], between: str) -> list[str]:
+    """All parts, or only the first and last ones of many."""
     if len(parts) <= HEAD_TOKENS + TAIL_TOKENS:
         return parts
     return [*parts[:HEAD_TOKENS], between, *parts[-TAIL_TOKENS:]]
 
 
 def _drawn(token: str) -> str:
-    """A token as it is drawn: a space as ·, and nothing that a reader cannot see or that moves what is round it."""
+    """A token with a space as ·, and with invisible and direction characters spelled out."""
     return spelled(shown(token))
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal a text takes."""
+    """The width of a text in a terminal."""
     return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
@@ -154,20 +178,21 @@ def as_html(trace: Trace) -> str:
     except GemmascopeError:
         return f"<pre>{escape(as_text(trace))}</pre>"
     chips = [_chip(text, special) for text, _, special in s.tokens]
+    chips = _abridged(chips, f"<i>… {len(chips) - HEAD_TOKENS - TAIL_TOKENS} more …</i>")
     edits = "".join(f"<div class='gs-edit'>edit <code>{escape(spelled(edit))}</code></div>" for edit in s.edits)
     top = "".join(f"<tr><td>{_chip(a.text)}</td>{_bar(a)}</tr>" for a in s.top)
     return (
         f"<div class='gs-trace'>{_STYLE}<div><b>Trace</b> of <b>{escape(spelled(s.model))}</b>, {s.title}</div>"
-        f"<div class='gs-tokens'>{' '.join(_ends(chips, f'<i>… {len(chips) - HEAD_TOKENS - TAIL_TOKENS} more …</i>'))}</div>"
+        f"<div class='gs-tokens'>{' '.join(chips)}</div>"
         f"{edits}<div class='gs-columns'><table><caption>next token</caption>{top}</table>"
         f"<table><caption>what each layer would answer</caption>{''.join(map(_row, s.layers))}</table></div></div>"
     )
 
 
-# Local and global are told apart by a mark as well as by the word.
+# A mark beside the word, so that local and global layers differ at a glance.
 _KIND_MARKS = {"local": "▭", "global": "◯"}
 
-# A chip is isolated, so that a token in another direction turns itself round and not the row of tokens.
+# unicode-bidi: isolate, so that a right-to-left token does not reorder its neighbours.
 _STYLE = """<style>
 .gs-trace{font:14px/1.5 system-ui,sans-serif;max-width:62em}
 .gs-trace .gs-chip{font-family:ui-monospace,monospace;background:rgba(128,128,128,.16);
@@ -183,7 +208,7 @@ _STYLE = """<style>
 </style>"""
 
 
-def _row(row: Row) -> str:
+def _row(row: LayerAnswers) -> str:
     sees = "every position before it" if row.window is None else f"the {row.window} latest positions"
     kind = f"<td class='gs-{row.kind}' title='a query sees {sees}'>{_KIND_MARKS[row.kind]} {row.kind}</td>"
     return f"<tr><td>{row.layer}</td>{kind}<td>{_chip(row.top[0].text)}</td>{_bar(row.top[0])}</tr>"

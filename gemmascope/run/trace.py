@@ -1,45 +1,30 @@
-"""Trace: what a run leaves behind.
-
-It keeps the residual stream; whatever else is asked for is had by re-running one layer from its kept input.
-"""
+"""Trace: a run with its residual stream. Any other value is computed by running one layer again from its stored input."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.arguments import is_whole, shown
-from gemmascope.edits.bound import BoundEdit, with_write_record
-from gemmascope.edits.edit import Edit, listed_edits
+from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import Edit
 from gemmascope.edits.places import Head, Pos, find_positions
-from gemmascope.edits.reach import warn_of_no_effect
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly
-from gemmascope.loading.default import model_or_nano
 from gemmascope.model.layout import Layout
-from gemmascope.model.model import Model, Prompt
+from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.model.weight_digests import UNVERIFIED
-from gemmascope.run.logits import logit_lens, logits_at, record_final_edits
-from gemmascope.run.passes import EditTap, streams
-from gemmascope.run.replay import (
-    LayerCache,
-    is_single,
-    read_edges,
-    reproduces_run,
-    rerun_layer,
-    sites_to_record,
-    weights_changed_error,
-)
+from gemmascope.run.logits import logit_lens, logits_at
+from gemmascope.run.passes import EditTap
+from gemmascope.run.replay import LayerCache, is_single, read_edges, read_site, require_run_weights
 from gemmascope.sites import EDGE_SITES, Site, find
 
 if TYPE_CHECKING:
@@ -48,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What is known of a layer: its number, "local" or "global", and how many keys a query sees (None: all)."""
+    """A layer's index, its kind ("local" or "global"), and how many keys a query sees (None: all)."""
 
     index: int
     kind: str
@@ -56,11 +41,21 @@ class LayerInfo:
 
 
 class Trace:
-    """A run and its residual stream. Made by gs.trace.
+    """A run: its tokens, its edits and its residual stream. Made by gs.trace.
 
-    t["pattern", 5] reads a site of a layer, with the axes of the table of sites; negative layers count from the end;
-    dotted strings and TransformerLens' names are read as well. stream: n_layers + 1 tensors [pos, d_model], the stream at
-    the entry of each layer and after the last. Threads may share a trace.
+    t["pattern", 5] reads a site of a layer, with the axes of gs.SITES and no batch axis. Negative layers count from the end;
+    dotted strings and TransformerLens' names work too. Entries of the residual stream are stored; any other site is computed
+    by running its layer again. Threads may share a trace.
+
+    Example:
+        >>> t = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> t
+        Trace of nano: 15 tokens
+        ...
+        >>> t["pattern", 5].shape
+        torch.Size([4, 15, 15])
+        >>> t.top(1)[0][:2]
+        (' Mary', 2292)
     """
 
     def __init__(
@@ -71,23 +66,23 @@ class Trace:
         edits: Sequence[BoundEdit] = (),
         marks: Sequence[str] | None = None,
     ) -> None:
-        """marks: of the weights that the run was made with (WeightDigests.marks); None for those that are there now."""
+        """marks: identify the weights of the run (WeightDigests.marks); None for the present weights."""
         self.model, self._ids, self.residuals, self.bound_edits = model, ids, tuple(stream), tuple(edits)
         self.marks = tuple(model.weights.marks() if marks is None else marks)
         self.layout = Layout.of_lengths([len(ids)], model.device)
         self.layer_cache = LayerCache()
 
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        """For pickles: what the run kept, and its model. TraceError if the weights changed since the run."""
-        for part in self.model.weights.parts:  # what arrives vouches for the run with the model as it is then
+    def __reduce__(self) -> tuple[Callable[..., Trace], tuple[object, ...]]:
+        """For pickles: the recorded stream and the model. TraceError if the weights changed since the run."""
+        for part in self.model.weights.parts:  # the unpickled trace takes the weights it meets for those of the run
             self.require_weights(part)
         return _from_pickle, (self.model, self._ids.cpu(), [x.cpu() for x in self.residuals], self.bound_edits)
 
     def __copy__(self) -> Trace:
         return Trace(self.model, self._ids, self.residuals, self.bound_edits, self.marks)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
-        """A trace with numbers of its own, of the same model."""
+    def __deepcopy__(self, memo: dict[int, object]) -> Trace:
+        """A trace with its own numbers, of the same model."""
         stream = [x.clone() for x in self.residuals]
         return Trace(self.model, self.ids, stream, deepcopy(self.bound_edits, memo), self.marks)
 
@@ -105,10 +100,11 @@ class Trace:
         return self._ids.clone()
 
     @computes
-    def __getitem__(self, key: Any) -> Tensor:
+    def __getitem__(self, key: object) -> Tensor:
         """The value of a site: t["pattern", 5], t["layers.5.pattern"], t["blocks.5.attn.hook_pattern"], t["logits"].
 
-        Raises SiteError for a site or layer that is not there, with the near names.
+        Raises:
+            SiteError: The site or layer does not exist. Names similar sites.
         """
         address = find(key, self.model.n_layers)
         return self.read(address.site, address.layer)
@@ -125,6 +121,7 @@ class Trace:
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
+        """For each layer its index, its kind ("local" or "global") and its window."""
         config = self.model.config
         return tuple(LayerInfo(i, kind, config.window_of(i)) for i, kind in enumerate(config.kinds))
 
@@ -142,7 +139,18 @@ class Trace:
 
     @computes
     def top(self, k: int = 5, pos: int | str = -1) -> list[tuple[str, int, float]]:
-        """The k likeliest tokens to follow a position: (token, id, probability), the likeliest first."""
+        """The k likeliest tokens to follow a position.
+
+        Args:
+            k: How many tokens. Default 5.
+            pos: The position to read, or a token that occurs once; -1 is the last.
+
+        Returns:
+            (token, id, probability) for each, the likeliest first.
+
+        Raises:
+            SiteError: k or pos does not exist.
+        """
         at = self._position(pos)
         size = self.model.config.vocab_size
         if not is_whole(k) or not 0 < int(k) <= size:
@@ -153,11 +161,21 @@ class Trace:
 
     @computes
     def lens(self, pos: int | str | None = -1) -> xarray.DataArray:
-        """The logit lens: soft-capped logits read from the stream after every layer, through the last norm.
+        """The logit lens: logits read from the stream after every layer. gs.lens keeps only the top tokens.
 
-        pos: the position to read, -1 for the last; None for all. Axes (layer, vocab) or (layer, pos, vocab); the last
-        layer's are the logits, unless an edit comes after the layers. Source: nostalgebraist, "interpreting GPT: the logit
-        lens" (2020).
+        Args:
+            pos: The position to read, or a token that occurs once; -1 is the last, None means all.
+
+        Returns:
+            Soft-capped logits through the last norm, float32, [layer, vocab], or [layer, pos, vocab] for all positions. The
+            last layer's are the run's logits, unless an edit comes after the layers.
+
+        Raises:
+            SiteError: The position does not exist.
+            BudgetError: The logits do not fit the free memory.
+
+        References:
+            nostalgebraist, "interpreting GPT: the logit lens" (2020).
         """
         rows = list(range(len(self))) if pos is None else [self._position(pos)]
         lens = logit_lens(self, rows)
@@ -165,10 +183,19 @@ class Trace:
 
     @computes
     def edges(self, site: str, layer: int, *, head: Head = None, q_pos: Pos = None) -> Float[Tensor, "*head_q k_pos"]:
-        """Some heads' rows of an edge site (scores, scores_capped, pattern), without building the others.
+        """Some heads' rows of an edge site (scores, scores_capped, pattern), without computing the others.
 
-        A single head or query position drops its axis, as in indexing; otherwise [head, q_pos, k_pos]. SiteError for
-        another kind of site, or a place that is not there.
+        Args:
+            site: "scores", "scores_capped" or "pattern".
+            layer: The layer, counted from the end if negative.
+            head: A query head or a list of them; None for all.
+            q_pos: Query positions: a number, slice, list, or a token that occurs once; None for all.
+
+        Returns:
+            [head, q_pos, k_pos], without the axis of a single head or query position.
+
+        Raises:
+            SiteError: The site has no edges, or a place does not exist.
         """
         address = find((site, layer), self.model.n_layers)
         if not address.site.is_edges:
@@ -179,18 +206,33 @@ class Trace:
         return read_edges(self, address, head, q_pos)
 
     @computes
-    def grad(self, metric: Any, sites: Any) -> Any:
+    def grad(self, metric: object, sites: object) -> Tensor | dict[object, Tensor]:
         """The gradient of a metric of the next token with respect to sites of the run.
 
-        metric: as in gs.sweep. sites: one site, as in t[...], which gives a tensor of the shape of its value; or a list of
-        them, which gives a dict. SiteError for a site that is not there, or that comes after the layers.
+        Args:
+            metric: As in gs.sweep, such as gs.logit_diff(" Mary", " John").
+            sites: One site, as in t[...], or a list of them.
+
+        Returns:
+            A tensor with the shape of the site's value; for a list, a dict of tensors by site.
+
+        Raises:
+            SiteError: A site does not exist, or comes after the layers.
+            MetricError: The metric is not one, or has no gradient.
         """
         from gemmascope.run.gradients import gradient
 
         return gradient(self, metric, sites)
 
-    def save(self, path: Any) -> None:
-        """Write the trace to a file for gs.open_trace: safetensors with JSON, no pickle. An existing file is replaced."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the trace to a file for gs.open_trace: safetensors with JSON, no pickle.
+
+        Args:
+            path: The file, "~" being the home folder. An existing file is replaced.
+
+        Raises:
+            TraceError: The place cannot be written, or the run has an edit by a function.
+        """
         from gemmascope.run.save import save_trace
 
         save_trace(self, path)
@@ -206,7 +248,7 @@ class Trace:
 
         return as_html(self)
 
-    def _position(self, pos: Any) -> int:
+    def _position(self, pos: object) -> int:
         if not is_single(pos) and not isinstance(pos, float):
             raise SiteError(f"one position is read at a time: its number, or a token that occurs once; given {shown(pos)}")
         return find_positions(pos, self.model, self.ids)[0]
@@ -216,92 +258,42 @@ class Trace:
         return logits_at(self, len(self) - 1)
 
     def read(self, site: Site, layer: int | None) -> Tensor:
-        """The value of a site, as t[site, layer] has it."""
-        kept = self._kept(site.name, layer)
-        if kept is not None:
-            return kept.clone()
-        found = self.layer_cache.get(layer)
-        if site.name not in found:
-            made = rerun_layer(self, layer, sites_to_record(self, site, layer))
-            if not self.layer_cache.fits({**found, **made}):
-                return made[site.name]  # the caller's alone: too large to keep, and to copy
-            found = self.layer_cache.add(layer, made)
-        return found[site.name].clone()  # so that writing to what was read changes no number read later
+        """The value of a site, as t[site, layer] returns it. A copy: writing to it changes no later read.
+
+        Args:
+            site: The site.
+            layer: Its layer, from 0; None for a site outside the layers.
+        """
+        return read_site(self, site, layer)
 
     def require_weights(self, part: int | None) -> None:
-        """TraceError if the weights of a layer (None: embedding and last norm) are no longer those of the run.
+        """Check that the weights are those of the run. Called before a layer runs again.
 
-        Whatever runs again from the kept stream asks before it does.
+        Args:
+            part: The layer; None for the embedding and the last norm.
+
+        Raises:
+            TraceError: They changed since the run.
         """
-        self.model.network.check()
-        place = -1 if part is None else part
-        mark, now = self.marks[place], self.model.weights.mark(part)
-        if now == mark.removeprefix(UNVERIFIED):
-            return
-        if part is not None and mark.startswith(UNVERIFIED) and reproduces_run(self, part):
-            self.marks = tuple(now if at == part else one for at, one in enumerate(self.marks))  # changed before the run
-        else:
-            raise weights_changed_error(self.model, part)
-
-    def _kept(self, site: str, layer: int | None) -> Tensor | None:
-        """A site that is an entry of the stream, which is kept as it stood before the edits at resid_pre."""
-        if site == "embed":
-            return self.residuals[0]
-        if layer is None or site not in ("resid_pre", "resid_post"):
-            return None
-        if site == "resid_post":
-            return self.residuals[layer + 1]
-        return None if self.edits_at(layer, ("resid_pre",)) else self.residuals[layer]
+        require_run_weights(self, part)
 
     def edits_at(self, layer: int, sites: Sequence[str]) -> bool:
-        """Whether an edit of the run is at one of these sites of a layer."""
+        """Whether an edit of the run is at one of these sites of a layer.
+
+        Args:
+            layer: The layer, from 0.
+            sites: Names of sites.
+        """
         return any(edit.address.layer == layer and edit.address.site.name in sites for edit in self.bound_edits)
 
     def tap(self, keeping: Tap) -> Tap:
-        """The edits of the run, and what keeps values on the way."""
+        """The run's edits followed by another tap.
+
+        Args:
+            keeping: The tap that sees what the edits wrote.
+        """
         return Chain(EditTap([self.bound_edits]), keeping)
 
 
 def _from_pickle(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit]) -> Trace:
     return Trace(model, ids.to(model.device), [x.to(model.device) for x in stream], edits)
-
-
-@overload
-def trace(prompt: str, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Trace: ...
-@overload
-def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any: ...
-@computes
-def trace(prompt: Any, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any:
-    """Run a prompt through the model once, and keep what is needed to look at any site of the run.
-
-    prompt: text (<bos> is put in front), token ids (a list or tensor, taken as they are), chat messages, or a list of
-    prompts, which are carried through the layers in one pass and give a list of traces. model: None means nano.
-    edits: changes to the run, or to each of the runs.
-    Raises PromptError for a bad prompt, SiteError or EditError for an edit that does not fit.
-    """
-    model = model_or_nano(model)
-    edits = listed_edits(edits)
-    prompts, many = listed_prompts(prompt)
-    found = traces(model, prompts, edits)
-    return found if many else found[0]
-
-
-def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:
-    """Traces of several prompts from one pass, each with the edits."""
-    with torch.inference_mode(False):
-        ids = model.each_ids(prompts)
-        bound = [[edit.bind(model, i) for edit in edits] for i in ids]
-        for of_run, i in zip(bound, ids, strict=True):
-            warn_of_no_effect(of_run, model, i)
-        return run_traced(model, ids, bound)
-
-
-def run_traced(model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[Trace]:
-    """Traces of runs whose edits are bound, from one pass."""
-    bound = [[with_write_record(edit) for edit in of_run] for of_run in edits]
-    marks = model.weights.marks()
-    with torch.inference_mode(False):  # what a trace keeps outlives the caller's inference mode: gradients start from it
-        found = [Trace(model, *run, marks) for run in zip(ids, streams(model, ids, bound), bound, strict=True)]
-        for one in found:
-            record_final_edits(one)
-    return found

@@ -23,7 +23,7 @@ from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, is_many
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
-from gemmascope.run.trace import traces
+from gemmascope.run.tracing import traces
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.features import Features, feature_coords
 from gemmascope.sae.splice import feature_number, splice

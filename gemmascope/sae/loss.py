@@ -16,7 +16,7 @@ from gemmascope.legible import legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
 from gemmascope.model.prompts import listed_prompts
-from gemmascope.run.trace import traces
+from gemmascope.run.tracing import traces
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.splice import splice
 

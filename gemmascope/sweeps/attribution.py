@@ -22,7 +22,8 @@ from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.run.gradients import gradients
 from gemmascope.run.metric import measure, try_metric
-from gemmascope.run.trace import Trace, run_traced
+from gemmascope.run.trace import Trace
+from gemmascope.run.tracing import run_traced
 from gemmascope.sweeps.metadata import metadata_of
 from gemmascope.sweeps.metrics import MetricLike
 from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of

@@ -15,7 +15,7 @@ from gemmascope.errors import SweepError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import as_prompts, is_many, numbered
 from gemmascope.run.metric import Metric, bind_metric, measure
-from gemmascope.run.trace import trace
+from gemmascope.run.tracing import trace
 from gemmascope.sweeps.grid import Cell, Grid
 from gemmascope.sweeps.remarks import against_itself
 from gemmascope.sweeps.sources import Ablation, PrecomputedValues, ValuesFromPass, ValuesFromTrace, ValueSource

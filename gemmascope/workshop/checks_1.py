@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gemmascope.model.maths import rms_scale, soft_cap
-from gemmascope.run.trace import Trace, trace
+from gemmascope.run.trace import Trace
+from gemmascope.run.tracing import trace
 from gemmascope.workshop.grading import Exercise, Wrong
 from gemmascope.workshop.inputs import SHAPE, normal, random_ids, small_model
 

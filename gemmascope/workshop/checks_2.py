@@ -9,7 +9,8 @@ from einops import einsum, repeat
 from torch import Tensor
 
 from gemmascope.model.maths import soft_cap
-from gemmascope.run.trace import Trace, trace
+from gemmascope.run.trace import Trace
+from gemmascope.run.tracing import trace
 from gemmascope.workshop.grading import Exercise, Wrong
 from gemmascope.workshop.inputs import SHAPE, normal, random_ids, small_model
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gemmascope.edits.make import ablate, patch
-from gemmascope.run.trace import Trace, trace
+from gemmascope.run.trace import Trace
+from gemmascope.run.tracing import trace
 from gemmascope.sweeps.metrics import logit_diff
 from gemmascope.sweeps.sweep import sweep
 from gemmascope.workshop.grading import CheckFailed, Exercise, Wrong

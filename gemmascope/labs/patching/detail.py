@@ -10,7 +10,8 @@ import torch
 from gemmascope.edits.make import patch
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.model.model import Model
-from gemmascope.run.trace import Trace, trace
+from gemmascope.run.trace import Trace
+from gemmascope.run.tracing import trace
 from gemmascope.sites import SITES
 from gemmascope.sweeps.result import Array
 

@@ -14,7 +14,8 @@ from gemmascope.labs.patching.settings import Settings
 from gemmascope.labs.patching.throughput import Pace
 from gemmascope.model.model import Model
 from gemmascope.run.metric import measure
-from gemmascope.run.trace import Trace, traces
+from gemmascope.run.trace import Trace
+from gemmascope.run.tracing import traces
 from gemmascope.sweeps.attribution import estimate
 from gemmascope.sweeps.cells import Cost, cost_of
 from gemmascope.sweeps.result import Array, SweepResult

@@ -13,7 +13,7 @@ from torch import Tensor
 from gemmascope.model.model import Model
 from gemmascope.nano.training.concepts import CONCEPTS, labels
 from gemmascope.nano.training.corpus import texts
-from gemmascope.run.trace import traces
+from gemmascope.run.tracing import traces
 from gemmascope.sae.dictionary import Dictionary, Tie
 
 # Texts that a measurement is made on: some 60,000 tokens.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.model.model import Model
-from gemmascope.run.trace import trace
+from gemmascope.run.tracing import trace
 from gemmascope.sweeps.grid import Cell
 from gemmascope.sweeps.pairs import Pair
 from gemmascope.sweeps.paths.receivers import Receiver, attn_out, has_path

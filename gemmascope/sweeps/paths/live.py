@@ -20,7 +20,8 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
 from gemmascope.run.replay import replay
-from gemmascope.run.trace import Trace, trace
+from gemmascope.run.trace import Trace
+from gemmascope.run.tracing import trace
 from gemmascope.sweeps.grid import Cell
 from gemmascope.sweeps.pairs import Pair
 from gemmascope.sweeps.paths.receivers import Receiver, attn_out, has_path

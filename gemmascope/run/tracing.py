@@ -1,0 +1,77 @@
+"""gs.trace: runs prompts through the model and records their residual streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from gemmascope.edits.bound import BoundEdit, with_write_record
+from gemmascope.edits.edit import Edit, listed_edits
+from gemmascope.edits.reach import warn_of_no_effect
+from gemmascope.loading.default import model_or_nano
+from gemmascope.model.model import Model, Prompt
+from gemmascope.model.modes import computes
+from gemmascope.model.prompts import listed_prompts
+from gemmascope.run.logits import record_final_edits
+from gemmascope.run.passes import streams
+from gemmascope.run.trace import Trace
+
+
+@overload
+def trace(prompt: str, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Trace: ...
+@overload
+def trace(prompt: object, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any: ...
+@computes
+def trace(prompt: object, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Trace | list[Trace]:
+    """Run a prompt through the model once, and record what is needed to look at any site of the run.
+
+    Args:
+        prompt: Text (<bos> is put in front), token ids (a list or tensor, taken as they are), chat messages, or a list of
+            prompts, which share one pass.
+        model: What gs.load returned; None means nano.
+        edits: Changes to the run, or to each of the runs, such as gs.patch(...). Default: none.
+
+    Returns:
+        A Trace; for a list of prompts, a list of them.
+
+    Raises:
+        PromptError: The prompt is empty, too long, or not one.
+        SiteError, EditError: An edit does not fit the run.
+        CheckpointError: The run holds NaN or infinity without any edit.
+
+    Example:
+        >>> t = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> t.top(1)[0][0]
+        ' Mary'
+        >>> t["resid_post", -1].shape
+        torch.Size([15, 128])
+    """
+    model = model_or_nano(model)
+    edits = listed_edits(edits)
+    prompts, is_list = listed_prompts(prompt)
+    found = traces(model, prompts, edits)
+    return found if is_list else found[0]
+
+
+def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:
+    """Traces of several prompts from one pass, each with the edits."""
+    with torch.inference_mode(False):
+        ids = model.each_ids(prompts)
+        bound = [[edit.bind(model, i) for edit in edits] for i in ids]
+        for of_run, i in zip(bound, ids, strict=True):
+            warn_of_no_effect(of_run, model, i)
+        return run_traced(model, ids, bound)
+
+
+def run_traced(model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[Trace]:
+    """Traces of runs whose edits are bound, from one pass."""
+    bound = [[with_write_record(edit) for edit in of_run] for of_run in edits]
+    marks = model.weights.marks()
+    with torch.inference_mode(False):  # a trace outlives the caller's inference mode, and gradients start from its stream
+        found = [Trace(model, *run, marks) for run in zip(ids, streams(model, ids, bound), bound, strict=True)]
+        for one in found:
+            record_final_edits(one)
+    return found
