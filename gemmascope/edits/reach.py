@@ -75,17 +75,17 @@ def no_effect_messages(
         yield f"{edits[0].edit!r} patches a run into itself, which changes nothing: its source has its tokens and no edits"
 
 
-def warn_if_not_reached(asked: Edit, bound: BoundEdit, n_pos: int, *, made: bool) -> None:
-    """A warning for an edit of a text that ended before the positions named. asked: the edit as the user wrote it."""
+def warn_if_not_reached(user_edit: Edit, bound: BoundEdit, n_pos: int, *, applied: bool) -> None:
+    """Warn of an edit whose positions a generated text did not reach. user_edit: the edit as the user wrote it."""
     ended = f"the text ended with {n_pos} positions, 0 to {n_pos - 1}"
-    if not made:
-        warn(f"{asked!r} was never made: {ended}")
+    if not applied:
+        warn(f"{user_edit!r} was never made: {ended}")
         return
     names = ("q_pos", "k_pos") if bound.address.site.is_edges else ("pos",)
     for name, places in zip(names, bound.places[-2:] if len(names) == 2 else bound.places[:1], strict=True):
         numbers = [at for at in places.tolist() if at >= n_pos]
-        if numbers and _by_number(getattr(asked, name)):
-            warn(f"{asked!r} was not made at {name}={numbers}: {ended}")
+        if numbers and _by_number(getattr(user_edit, name)):
+            warn(f"{user_edit!r} was not made at {name}={numbers}: {ended}")
 
 
 def _of_hidden(bound: BoundEdit, asked: Edit, model: Model) -> Iterator[str]:

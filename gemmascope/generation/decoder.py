@@ -1,7 +1,7 @@
-"""Decoding: runs that go on one position at a time, reading the keys and values kept from the passes before.
+"""Decoding: runs that grow by one position a pass, and read earlier keys and values from a KV cache.
 
-Edits apply at absolute positions, in the prompts' pass and in those of one new position alike. The stream at the entry of
-every layer is kept, as a trace keeps it.
+Edits apply at absolute positions, in the prompts' pass and in those of one new position. The residual stream is recorded, as
+in a trace.
 """
 
 from __future__ import annotations
@@ -25,58 +25,58 @@ from gemmascope.sites import EDGE_SITES
 
 
 class Decoder:
-    """Some runs, with the keys and values that are kept of them.
+    """Runs with their KV caches.
 
-    prompts: the token ids of each run. edits: those of each, bound to as many positions as it may come to have. n_total:
-    the most positions that any of them may come to have.
+    prompts: the token ids of each run. edits: those of each, bound to the most positions that it may reach. n_total: the
+    most positions that any of them may reach.
     """
 
     def __init__(self, model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]], n_total: int) -> None:
         self.model, self.prompts, self.edits = model, prompts, edits
         self.lengths = [len(ids) for ids in prompts]
-        self.going = list(range(len(prompts)))  # the number of the run that each row of a step is of
+        self.active = list(range(len(prompts)))  # the run of each row of a step
         self._passes: list[tuple[dict[int, slice], list[Tensor]]] = []
-        # Layers whose scores or patterns are edited make them whole, over all keys: no key may leave them.
-        self._whole = {e.address.layer for of_run in edits for e in of_run if e.address.site.name in EDGE_SITES}
-        self._kept = [self._empty(layer, n_total) for layer in range(model.n_layers)]
+        # An edited score or pattern is computed over all keys, so such a layer keeps every position.
+        self._keeps_all = {e.address.layer for of_run in edits for e in of_run if e.address.site.name in EDGE_SITES}
+        self._caches = [self._empty_cache(layer, n_total) for layer in range(model.n_layers)]
 
     def prefill(self) -> Tensor:
-        """The prompts in one pass; the soft-capped logits after each, [run, vocab]."""
-        order = sorted(self.going, key=lambda run: self.lengths[run])
+        """Run the prompts in one pass; returns the soft-capped logits after each, [run, vocab]."""
+        order = sorted(self.active, key=lambda run: self.lengths[run])
         layout = Layout.of_lengths([self.lengths[run] for run in order], self.model.device)
-        storing = _Prefilling(self._kept, order)
-        x = self._pass(torch.cat([self.prompts[run] for run in order]), order, [layout] * self.model.n_layers, storing)
+        filling = _PrefillTap(self._caches, order)
+        x = self._pass(torch.cat([self.prompts[run] for run in order]), order, [layout] * self.model.n_layers, filling)
         ends = {run: span.stop - 1 for run, span in zip(order, layout.spans, strict=True)}
-        return self._logits(x[[ends[run] for run in self.going]])
+        return self._logits(x[[ends[run] for run in self.active]])
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """One more position for every run that goes on; the soft-capped logits after it, [run, vocab]."""
+        """Add one position to every active run; returns the soft-capped logits after it, [run, vocab]."""
         layout = self._next_rows()
-        layouts = [self._reading(layout, layer) for layer in range(self.model.n_layers)]
-        storing = _Stepping(self._kept) if self._whole else None
-        x = self._pass(torch.tensor(tokens, device=self.model.device), self.going, layouts, storing)
-        for run in self.going:
+        layouts = [self._with_cache(layout, layer) for layer in range(self.model.n_layers)]
+        appending = _AppendTap(self._caches) if self._keeps_all else None
+        x = self._pass(torch.tensor(tokens, device=self.model.device), self.active, layouts, appending)
+        for run in self.active:
             self.lengths[run] += 1
         return self._logits(x)
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Go on with some of the runs only, by their places among those that go on."""
-        if len(places) < len(self.going):
-            self.going = [self.going[place] for place in places]
+    def keep_runs(self, places: Sequence[int]) -> None:
+        """Keep only some of the active runs, by their places among them."""
+        if len(places) < len(self.active):
+            self.active = [self.active[place] for place in places]
             chosen = torch.tensor(places, dtype=torch.long, device=self.model.device)
-            for kept in self._kept:
-                kept.keep_runs(chosen)
+            for cache in self._caches:
+                cache.keep_runs(chosen)
 
     def stream(self, run: int) -> list[Tensor]:
-        """The stream of a run's positions that went through the layers: n_layers + 1 tensors [pos, d_model]."""
+        """The stream of a run's positions that passed through the layers: n_layers + 1 tensors [pos, d_model]."""
         parts = [[x[spans[run]] for x in stream] for spans, stream in self._passes if run in spans]
         return [torch.cat(entry) for entry in zip(*parts, strict=True)]
 
-    def _pass(self, ids: Tensor, runs: Sequence[int], layouts: Sequence[Layout], storing: Tap | None) -> Tensor:
-        """Carry rows through the layers, and keep the stream at the entry of each. layouts: one for each layer."""
-        # Without edits nothing is asked at every site: of one row, that is a cost.
+    def _pass(self, ids: Tensor, runs: Sequence[int], layouts: Sequence[Layout], cache_tap: Tap | None) -> Tensor:
+        """Carry rows through the layers, and record the stream at the entry of each. layouts: one for each layer."""
+        # Without edits the tap is left out: its calls cost time where a pass has one row.
         editing = [EditTap([self.edits[run] for run in runs])] if any(self.edits[run] for run in runs) else []
-        tap = Chain(*editing, *([storing] if storing else []))
+        tap = Chain(*editing, *([cache_tap] if cache_tap else []))
         with torch.no_grad(), explain_oom(self.model), closing(self.model.layers()) as layers:
             stream = [self.model.network.embed(ids, layouts[0], tap)]
             for layer in layers:
@@ -89,64 +89,64 @@ class Decoder:
         return stream[-1]
 
     def _next_rows(self, back: int = 0) -> Layout:
-        """The layout of one row for every run that goes on: its next position, or one that many positions back."""
-        blocks = [Block(at, 1, 1, at, start=self.lengths[run] - back) for at, run in enumerate(self.going)]
+        """The layout of one row for every active run: its next position, or one that many positions before."""
+        blocks = [Block(at, 1, 1, at, start=self.lengths[run] - back) for at, run in enumerate(self.active)]
         return Layout(tuple(blocks), torch.tensor([b.start for b in blocks], device=self.model.device))
 
-    def _reading(self, layout: Layout, layer: int) -> Layout:
-        """The layout of a step with what the rows read in a layer."""
-        kept, dtype = self._kept[layer], self.model.dtype
-        if layer not in self._whole:
-            return layout.with_kv_cache(kept)
-        found = [kept.of_run(at, self.lengths[run]) for at, run in enumerate(self.going)]
-        return layout.with_prefixes([PrefixKV(k.to(dtype), v.to(dtype)) for k, v in found])
+    def _with_cache(self, layout: Layout, layer: int) -> Layout:
+        """The layout of a step with the keys and values that its rows read in a layer."""
+        cache, dtype = self._caches[layer], self.model.dtype
+        if layer not in self._keeps_all:
+            return layout.with_kv_cache(cache)
+        earlier = [cache.of_run(at, self.lengths[run]) for at, run in enumerate(self.active)]
+        return layout.with_prefixes([PrefixKV(k.to(dtype), v.to(dtype)) for k, v in earlier])
 
-    def _empty(self, layer: int, n_total: int) -> KVCache:
+    def _empty_cache(self, layer: int, n_total: int) -> KVCache:
         config, norm = self.model.config, self.model.network.model.norm
-        window = None if layer in self._whole else config.window_of(layer)
+        window = None if layer in self._keeps_all else config.window_of(layer)
         n_slots = n_total if window is None else min(window, n_total)
         return KVCache(len(self.prompts), config.n_kv_heads, n_slots, config.d_head, norm.weight)
 
     def _logits(self, rows: Tensor) -> Tensor:
-        """The soft-capped logits after the newest row of every run, with the edits that come after the layers."""
+        """The soft-capped logits after the newest row of every active run, with the edits after the layers."""
         layout = self._next_rows(back=1)
-        tap = EditTap([[e for e in self.edits[run] if e.address.layer is None] for run in self.going])
+        tap = EditTap([[e for e in self.edits[run] if e.address.layer is None] for run in self.active])
         with torch.no_grad():
             logits = self.model.network.unembed(rows, tap.at(None, layout))
             if not valid_logits(logits):
-                for at, run in enumerate(self.going):
+                for at, run in enumerate(self.active):
                     require_logits(
                         self.model, self.prompts[run], logits[at], rows[at], self.lengths[run] - 1, self.edits[run]
                     )
             return logits
 
 
-class _Prefilling(Tap):
-    """Puts the keys and values of whole prompts where they are kept. runs: the number of each run of the pass."""
+class _PrefillTap(Tap):
+    """Fills the caches with the keys and values of whole prompts. runs: the number of each run of the pass."""
 
-    def __init__(self, kept: Sequence[KVCache], runs: Sequence[int]) -> None:
-        self.kept, self.runs = kept, runs
+    def __init__(self, caches: Sequence[KVCache], runs: Sequence[int]) -> None:
+        self.caches, self.runs = caches, runs
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if site == "v":
             self.v = value
-        elif site == "k_rot":  # which comes after v
+        elif site == "k_rot":  # the pass visits k_rot after v
             assert layer is not None
             for run, span in zip(self.runs, layout.spans, strict=True):
-                self.kept[layer].fill(run, value[span], self.v[span])
+                self.caches[layer].fill(run, value[span], self.v[span])
         return value
 
 
-class _Stepping(Tap):
-    """Puts the keys and values of one position of every run there, in layers where the attention itself does not."""
+class _AppendTap(Tap):
+    """Appends one position of every run to the caches of those layers whose attention does not do so itself."""
 
-    def __init__(self, kept: Sequence[KVCache]) -> None:
-        self.kept = kept
+    def __init__(self, caches: Sequence[KVCache]) -> None:
+        self.caches = caches
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if site == "v":
             self.v = value
         elif site == "k_rot" and layout.kv_cache is None:
             assert layer is not None
-            self.kept[layer].append(value, self.v, layout.positions, layout.pass_cache)
+            self.caches[layer].append(value, self.v, layout.positions, layout.pass_cache)
         return value

@@ -1,4 +1,4 @@
-"""Edits of a run that is still growing: placed and bound when it begins, cut to what came of it when it ends."""
+"""Edits of a growing run: bound for the longest it may become when it begins, cut to its length when it ends."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _PLACES = ("pos", "q_pos", "k_pos")
 
 
 def bind_for_generation(edit: Edit, model: Model, prompt: Tensor, n_total: int) -> BoundEdit:
-    """An edit bound to a run that begins with a prompt and may come to have n_total positions.
+    """An edit bound to a run that begins with a prompt and may reach n_total positions.
 
-    Its positions are numbers from here on, which mean the same while the run grows. SiteError for a position that cannot
-    be there, EditError for a source that does not fit, and for weights of a pattern that need positions still to come.
+    Its positions become numbers, which stay valid while the run grows. SiteError for a position out of reach, EditError for
+    a source that does not fit or a pattern that gives weight to later positions.
     """
     numbers: dict[str, Any] = {
         name: find_generation_positions(getattr(edit, name), model, prompt, n_total) for name in _PLACES
     }
-    to_come = prompt.new_zeros(n_total - len(prompt))
+    future = prompt.new_zeros(n_total - len(prompt))
     try:
-        bound = replace(edit, **numbers).bind(model, torch.cat((prompt, to_come)))
+        bound = replace(edit, **numbers).bind(model, torch.cat((prompt, future)))
     except EditError as error:
         if edit.pos is not None or edit.q_pos is not None:
             raise
@@ -45,33 +45,33 @@ def bind_for_generation(edit: Edit, model: Model, prompt: Tensor, n_total: int) 
     return bound
 
 
-def cut(bound: BoundEdit, model: Model, ids: Tensor) -> BoundEdit | None:
-    """An edit as far as a run came, which ended with these ids; None where it came to none of the edit's positions.
+def cut_to_length(bound: BoundEdit, model: Model, ids: Tensor) -> BoundEdit | None:
+    """An edit without the positions that a run, which ended with these ids, did not reach; None if it reached none.
 
-    A source that has values for positions that never came is cut with them.
+    The values of its source are cut in the same way.
     """
     edit, values, places = bound.edit, bound.values, list(bound.places)
     assert values is None or isinstance(values, Tensor)
     axes = (1, 2) if bound.address.site.is_edges else (0,)
     for axis in axes:
-        there = places[axis] < len(ids)
-        places[axis] = places[axis][there]
-        values = None if values is None else values.movedim(axis, 0)[there].movedim(0, axis)
+        reached = places[axis] < len(ids)
+        places[axis] = places[axis][reached]
+        values = None if values is None else values.movedim(axis, 0)[reached].movedim(0, axis)
     if not all(map(len, places)) or (is_hidden(bound.address, places, model) and not bound.hidden):
         return None
     names = ("q_pos", "k_pos") if bound.address.site.is_edges else ("pos",)
-    came: dict[str, Any] = {name: places[axis].tolist() for name, axis in zip(names, axes, strict=True)}
-    edit = replace(edit, **{name: at for name, at in came.items() if getattr(edit, name) is not None})
+    numbers: dict[str, Any] = {name: places[axis].tolist() for name, axis in zip(names, axes, strict=True)}
+    edit = replace(edit, **{name: at for name, at in numbers.items() if getattr(edit, name) is not None})
     try:
-        found = edit.bind(model, ids)
+        rebound = edit.bind(model, ids)
     except EditError:
-        found = _with_values(edit, values).bind(model, ids)
-    return replace(found, written=bound.written)
+        rebound = _with_values(edit, values).bind(model, ids)
+    return replace(rebound, written=bound.written)
 
 
 def _with_values(edit: Edit, values: Tensor | None) -> Edit:
-    """An edit that writes values of its own as one that is given them: what they came from has other positions."""
-    where: dict[str, Any] = {name: getattr(edit, name) for name in ("site", "layer", "head", *_PLACES)}
+    """An edit that writes these values: its own source has other positions."""
+    places: dict[str, Any] = {name: getattr(edit, name) for name in ("site", "layer", "head", *_PLACES)}
     assert values is not None
     assert isinstance(edit, (Patch, Ablate, Add)), f"{edit!r} writes nothing that has positions of its own"
-    return Add(vector=values, **where) if isinstance(edit, Add) else Patch(source=values, **where)
+    return Add(vector=values, **places) if isinstance(edit, Add) else Patch(source=values, **places)

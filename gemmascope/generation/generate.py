@@ -1,4 +1,4 @@
-"""gs.generate: text from a model, with edits, and with what was kept on the way."""
+"""gs.generate: checks the arguments, then draws a token for every run until each has stopped."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.reach import warn_if_not_reached, warn_of_no_effect
 from gemmascope.errors import GenerationError, warn
 from gemmascope.generation.decoder import Decoder
-from gemmascope.generation.edits import bind_for_generation, cut
+from gemmascope.generation.edits import bind_for_generation, cut_to_length
 from gemmascope.generation.result import Generation
 from gemmascope.generation.sampling import Sampling
 from gemmascope.generation.stopping import IncrementalDetokenizer, Stopping
 from gemmascope.legible import legible
 from gemmascope.loading.default import model_or_nano
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
 
-Show = bool | Callable[[str], Any]
+Show = bool | Callable[[str], object]
 
 MOST_SEED = 2**63
 
 
 @computes
 def generate(
-    prompt: Any,
+    prompt: object,
     *,
     model: Model | None = None,
     edits: Sequence[Edit] = (),
@@ -40,43 +40,63 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    stop: Any = (),
+    stop: object = (),
     show: Show = False,
 ) -> Any:
-    """Go on with a prompt, token by token; keys and values are kept, in local layers as far as their window.
+    """Continue a prompt token by token, with edits that apply while decoding too.
 
-    prompt: as in gs.trace: text, token ids, chat messages, or a list of prompts, which share their passes and give a list.
-    edits: as in gs.trace, at absolute positions, in the prompt and in what is generated alike. A token is looked up in the
-    prompt and a negative number counts from its end; numbers beyond it are positions to come, an open slice goes on
-    through them, and pos=None means every position. A user's function (gs.edit) sees the rows of each pass: the prompt's
-    together, then each new position's alone, at edge sites with the keys so far.
-    temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), cut to the share
-    top_p of probability. seed: of the draws; run i of several draws with seed + i, as it would alone. stop: texts or token
-    ids that end it, besides the model's own end tokens (after chat messages also the end of a turn); a stop text may begin
-    and end inside tokens, and stays in the text. show: True prints the text as it comes; a function is given each piece.
-    Interrupting returns what there is. Raises PromptError, SiteError, EditError or GenerationError for what does not fit,
-    before anything is run.
+    Keys and values are cached; local layers cache as many positions as their window holds. An interrupt (Ctrl-C) returns
+    what was generated so far.
+
+    Args:
+        prompt: As in gs.trace: text, token ids, chat messages, or a list of prompts, which share their passes.
+        model: What gs.load returned; None means nano.
+        edits: As in gs.trace, at absolute positions of the prompt and the new tokens alike. A token is looked up in the
+            prompt, and a negative number counts from the prompt's end. Larger numbers are positions to come, an open slice
+            covers them, and pos=None means every position. A function of gs.edit sees the rows of one pass: the whole
+            prompt first, then each new position alone, at edge sites with all keys so far.
+        max_new_tokens: The most tokens to generate for each prompt. Default 32.
+        temperature: 0.0, the default, takes the likeliest token; above it, tokens are drawn from
+            softmax(logits / temperature).
+        top_p: Draw from the fewest likeliest tokens whose probabilities sum to at least this. Default 1.0, all tokens.
+        seed: Seed of the draws. Prompt i of a list draws with seed + i, as it would alone. Default 0.
+        stop: Texts or token ids that end the text, besides the model's end tokens (and the end of a turn after chat
+            messages). A stop text may begin and end inside tokens, and stays in the text.
+        show: True prints the text as it is generated; a function is called with each new piece. Default False.
+
+    Returns:
+        A Generation; for a list of prompts, a list of them.
+
+    Raises:
+        PromptError, SiteError, EditError, GenerationError: An argument does not fit. Raised before anything runs.
+
+    Example:
+        >>> gs.generate("Mary and John went to the", max_new_tokens=5).text
+        ' library leaves at three.'
+
+    References:
+        Holtzman et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751), for top_p.
     """
     model, edits = model_or_nano(model), listed_edits(edits)
     sampling = Sampling(temperature, top_p)
-    prompts, many = listed_prompts(prompt)
-    shown = _shown(show, model, prompts if many else None)
+    prompts, is_list = listed_prompts(prompt)
+    show_piece = _show_function(show, model, len(prompts) if is_list else None)
     n_new = whole_number(max_new_tokens, "max_new_tokens", least=1, error=GenerationError)
     seed = whole_number(seed, "seed", least=0, most=MOST_SEED - len(prompts), error=GenerationError)
-    model.each_ids(prompts)  # an error says which prompt it is about
+    model.each_ids(prompts)  # whose error names the prompt
     runs = [_Run.of(one, model, edits, n_new, stop, seed + i) for i, one in enumerate(prompts)]
     try:
-        found = _Loop(runs, sampling, shown, model, n_new).run()
+        generations = _Loop(runs, sampling, show_piece, model, n_new).run()
     finally:
         if show is True:
             print()
-    return found if many else found[0]
+    return generations if is_list else generations[0]
 
 
-def growing_texts(prompt: Any, model: Model, edits: Sequence[Edit], max_new_tokens: int) -> Iterator[str]:
-    """The likeliest text after one prompt, as it grows: all of it so far, after every token. Errors as in generate, at once.
+def growing_texts(prompt: Prompt, model: Model, edits: Sequence[Edit], max_new_tokens: int) -> Iterator[str]:
+    """The greedy continuation of one prompt: the whole text so far, after every token; without a tokenizer, its ids.
 
-    Without a tokenizer it is the ids. Whoever asks no further ends it: nothing is run before it is asked for.
+    Raises as generate does, when it is called. Each token is generated only when it is requested.
     """
     n_new = whole_number(max_new_tokens, "max_new_tokens", least=1, error=GenerationError)
     run = _Run.of(prompt, model, listed_edits(edits), n_new, (), 0)
@@ -85,29 +105,33 @@ def growing_texts(prompt: Any, model: Model, edits: Sequence[Edit], max_new_toke
 
 def _growing(run: _Run, model: Model, n_new: int) -> Iterator[str]:
     for _ in _Loop([run], Sampling(0.0, 1.0), lambda piece: None, model, n_new).steps():
-        yield run.writing.text if model.has_tokenizer else " ".join(str(token) for token, _ in run.new)
+        yield run.detokenizer.text if model.has_tokenizer else " ".join(str(token) for token, _ in run.new)
 
 
 @dataclass
 class _Run:
-    """One prompt on its way. new: the tokens that were drawn so far, each with its logarithm of probability."""
+    """One prompt and its text so far.
+
+    user_edits: the edits as the user wrote them. n_total: the most positions that the run may reach. new: the tokens drawn
+    so far, each with its log probability.
+    """
 
     prompt: Tensor
-    asked: tuple[Edit, ...]
+    user_edits: tuple[Edit, ...]
     edits: tuple[BoundEdit, ...]
     n_total: int
-    writing: IncrementalDetokenizer
+    detokenizer: IncrementalDetokenizer
     generator: torch.Generator
     new: list[tuple[int, float]] = field(default_factory=list)
     stopped: str | None = None
 
     @classmethod
-    def of(cls, prompt: Any, model: Model, edits: Sequence[Edit], n_new: int, stop: Any, seed: int) -> _Run:
+    def of(cls, prompt: Prompt, model: Model, edits: Sequence[Edit], n_new: int, stop: object, seed: int) -> _Run:
         ids = model.ids(prompt)
         context = model.config.context
         if len(ids) + n_new > context:
-            room = context - len(ids)
-            do = f"ask for {room} at most" if room else "shorten it"
+            n_left = context - len(ids)
+            do = f"ask for {n_left} at most" if n_left else "shorten it"
             raise GenerationError(
                 f"the prompt has {len(ids)} tokens and {model.name!r} a context of {context}: {shown(n_new)} new ones would "
                 f"go past it; {do}"
@@ -116,21 +140,21 @@ class _Run:
         bound = tuple(with_write_record(bind_for_generation(edit, model, ids, n_total)) for edit in edits)
         warn_of_no_effect(bound, model, ids, edits)
         tokenizer = model.tokenizer if model.has_tokenizer else None
-        writing = IncrementalDetokenizer(tokenizer, Stopping.of(stop, prompt, model), ids.tolist())
-        return cls(ids, tuple(edits), bound, n_total, writing, torch.Generator().manual_seed(seed))
+        detokenizer = IncrementalDetokenizer(tokenizer, Stopping.of(stop, prompt, model), ids.tolist())
+        return cls(ids, tuple(edits), bound, n_total, detokenizer, torch.Generator().manual_seed(seed))
 
-    def take(self, token: int, logprob: float, n_new: int) -> str:
-        """Take a token; the text that is whole with it."""
+    def add(self, token: int, logprob: float, n_new: int) -> str:
+        """Add a token; returns the text that it completes."""
         self.new.append((token, logprob))
-        piece, self.stopped = self.writing.add(token)
+        piece, self.stopped = self.detokenizer.add(token)
         if self.stopped is None and len(self.new) == n_new:
             self.stopped = "length"
-            piece += self.writing.rest()
+            piece += self.detokenizer.rest()
         return piece
 
 
 class _Loop:
-    """Draws a token for every run, and goes on with those that have not ended."""
+    """Draws tokens until every run has stopped."""
 
     def __init__(
         self, runs: Sequence[_Run], sampling: Sampling, show: Callable[[str], Any], model: Model, n_new: int
@@ -140,12 +164,12 @@ class _Loop:
         self.decoder = Decoder(model, [run.prompt for run in runs], [run.edits for run in runs], n_total)
 
     def steps(self) -> Iterator[None]:
-        """Draw token after token; stops after each, with what there is in the runs."""
+        """Draw one token for every active run, then yield; the runs hold what was drawn."""
         logits = self.decoder.prefill()
-        while going := self._draw(logits):
+        while active := self._draw(logits):
             yield
-            self.decoder.keep(going)
-            logits = self.decoder.step([self.runs[number].new[-1][0] for number in self.decoder.going])
+            self.decoder.keep_runs(active)
+            logits = self.decoder.step([self.runs[number].new[-1][0] for number in self.decoder.active])
         yield
 
     def run(self) -> list[Generation]:
@@ -160,41 +184,41 @@ class _Loop:
         return [self._generation(number) for number in range(len(self.runs))]
 
     def _draw(self, logits: Tensor) -> list[int]:
-        """A token for every run that goes on; the places of those that still do."""
-        runs = [self.runs[number] for number in self.decoder.going]
+        """Draw a token for every active run; returns the places, among these, of those that have not stopped."""
+        runs = [self.runs[number] for number in self.decoder.active]
         tokens = self.sampling.draw(logits, [run.generator for run in runs])
-        found = logits.log_softmax(-1).gather(1, torch.tensor(tokens, device=logits.device)[:, None])
-        for run, token, logprob in zip(runs, tokens, found[:, 0].tolist(), strict=True):
-            self.show(run.take(token, logprob, self.n_new))
+        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(tokens, device=logits.device)[:, None])
+        for run, token, logprob in zip(runs, tokens, logprobs[:, 0].tolist(), strict=True):
+            self.show(run.add(token, logprob, self.n_new))
         return [place for place, run in enumerate(runs) if run.stopped is None]
 
     def _generation(self, number: int) -> Generation:
         run = self.runs[number]
         if run.stopped is None:
-            self.show(run.writing.rest())
+            self.show(run.detokenizer.rest())
         new = torch.tensor([token for token, _ in run.new], dtype=torch.long, device=run.prompt.device)
         ids = torch.cat((run.prompt, new))
-        came = [cut(edit, self.model, ids) for edit in run.edits]
-        for asked, edit, bound in zip(run.asked, run.edits, came, strict=True):
-            warn_if_not_reached(asked, edit, len(ids), made=bound is not None)
-        edits = tuple(bound for bound in came if bound is not None)
+        cut = [cut_to_length(edit, self.model, ids) for edit in run.edits]
+        for user_edit, edit, bound in zip(run.user_edits, run.edits, cut, strict=True):
+            warn_if_not_reached(user_edit, edit, len(ids), applied=bound is not None)
+        edits = tuple(bound for bound in cut if bound is not None)
         stream = tuple(entry[: len(ids)] for entry in self.decoder.stream(number))
         return Generation(
-            self.model, ids, len(run.prompt), run.writing.text, tuple(logprob for _, logprob in run.new),
+            self.model, ids, len(run.prompt), run.detokenizer.text, tuple(logprob for _, logprob in run.new),
             run.stopped or "interrupted", edits, stream,
         )  # fmt: skip
 
 
-def _shown(show: Any, model: Model, several: Sequence[Any] | None) -> Callable[[str], Any]:
-    """What is done with each piece of text. GenerationError where there is no one text."""
+def _show_function(show: object, model: Model, n_prompts: int | None) -> Callable[[str], object]:
+    """What is called with each piece of text. GenerationError for several prompts (None: one), which have no one text."""
     if show is False:
         return lambda piece: None
     if show is not True and not callable(show):
         raise GenerationError(f"show is True, False, or a function that is given each piece of text; given {shown(show)}")
-    if several is not None:
-        raise GenerationError(f"the text of one prompt is shown as it comes; given {len(several)}: leave show out")
+    if n_prompts is not None:
+        raise GenerationError(f"the text of one prompt is shown as it comes; given {n_prompts}: leave show out")
     if not model.has_tokenizer:
         raise GenerationError(f"the model {model.name!r} came without a tokenizer, so there is no text to show")
     if show is True:
         return lambda piece: print(legible(piece), end="", flush=True)
-    return show  # type: ignore[no-any-return]
+    return show

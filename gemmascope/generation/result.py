@@ -1,4 +1,4 @@
-"""Generation: what gs.generate returns: a prompt and what the model went on with."""
+"""Generation, which gs.generate returns: a prompt and the tokens that the model continued it with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 import torch
 from jaxtyping import Int
@@ -26,15 +26,46 @@ from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import shown
 
 
+class TokenJson(TypedDict, total=False):
+    """A token as JSON. probability: of a generated one."""
+
+    pos: int
+    text: str
+    id: int
+    probability: float
+
+
+class GenerationJson(TypedDict):
+    """A Generation as JSON."""
+
+    model: str
+    prompt: list[TokenJson]
+    new: list[TokenJson]
+    text: str
+    stopped: str
+    edits: list[str]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Generation:
-    """A prompt and the tokens that were generated after it.
+    """A prompt and the tokens that were generated after it. Made by gs.generate.
 
-    ids: those of the prompt and the new ones [pos]. n_prompt: how many of them are the prompt's. text: what was generated,
-    without the prompt and without the control token that it ended at; "" where the model has no tokenizer. logprobs: for
-    each new token, the natural logarithm of its probability in the model's own distribution (temperature 1, all tokens).
-    stopped: why it ended: "length", "interrupted", "token '<eos>'", "text '.'". stream: of the positions that went through
-    the layers, as in a trace.
+    Attributes:
+        model: The model that generated it.
+        ids: The token ids of the prompt and the new tokens, [pos].
+        n_prompt: How many of them are the prompt's.
+        text: The generated text, without the prompt and the control token that ended it; "" if the model has no tokenizer.
+        logprobs: For each new token, the natural log of its probability at temperature 1 over all tokens.
+        stopped: Why it stopped: "length", "interrupted", "token '<eos>'", "text '.'".
+        bound_edits: The edits of the run, bound to it.
+        stream: The residual stream of the positions that passed through the layers, n_layers + 1 tensors [pos, d_model].
+
+    Example:
+        >>> g = gs.generate("Mary and John went to the", max_new_tokens=5)
+        >>> g.text, g.stopped
+        (' library leaves at three.', 'length')
+        >>> g.trace()["pattern", 5].shape
+        torch.Size([4, 12, 12])
     """
 
     model: Model
@@ -48,11 +79,11 @@ class Generation:
     _own_ids: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_own_ids", self.ids.clone())  # those of the trace, whatever is written to ids
+        object.__setattr__(self, "_own_ids", self.ids.clone())  # for the trace, should a user write to ids
 
     @property
     def new_ids(self) -> Int[Tensor, " new"]:
-        """The ids that were generated, the one that it stopped at included."""
+        """The generated token ids, [new], with the one that stopped it."""
         return self.ids[self.n_prompt :]
 
     @property
@@ -67,12 +98,12 @@ class Generation:
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """The edits of the run, with their positions as numbers; without those at positions that it did not come to."""
+        """The edits of the run, with their positions as numbers; without those at positions that it did not reach."""
         return tuple(bound.edit for bound in self.bound_edits)
 
     @computes
     def trace(self) -> Trace:
-        """The trace of the whole text, with the run's edits. Only the last token's row is run: the others were."""
+        """The trace of the whole text, with the run's edits. Runs the last token only; the others ran while decoding."""
         return self._trace
 
     @cached_property
@@ -82,9 +113,9 @@ class Generation:
             stream = with_last_row(self.model, ids, stream, self.bound_edits)
         return Trace(self.model, ids, stream, self.bound_edits)
 
-    def to_dict(self) -> dict[str, Any]:
-        """What was generated, as JSON holds it: tokens as they are, probabilities between 0 and 1."""
-        tokens = [
+    def to_dict(self) -> GenerationJson:
+        """The generation as JSON: raw token texts, probabilities between 0 and 1."""
+        tokens: list[TokenJson] = [
             {"pos": pos, "text": text, "id": int(i)} for pos, (text, i) in enumerate(zip(self.tokens, self.ids, strict=True))
         ]
         new = zip(tokens[self.n_prompt :], self.logprobs, strict=True)
@@ -122,7 +153,7 @@ _CHIP = "font-family:ui-monospace,monospace;padding:0 3px;white-space:pre-wrap;o
 
 
 def _drawn(token: str, pos: int, logprob: float | None = None) -> str:
-    """A token as HTML. logprob: of one that was generated."""
+    """A token as HTML. logprob: of a generated token."""
     if logprob is None:
         title, style = f"position {pos}", "opacity:.75"
     else:
@@ -135,7 +166,7 @@ def _drawn(token: str, pos: int, logprob: float | None = None) -> str:
 def with_last_row(
     model: Model, ids: Int[Tensor, " pos"], stream: Sequence[Tensor], edits: Sequence[BoundEdit]
 ) -> tuple[Tensor, ...]:
-    """A stream of all positions but the last, with that one. The rows before it only give their keys and values."""
+    """Extend a stream that lacks the last position by it. The rows before it only provide their keys and values."""
     n_pos, editing = len(ids), EditTap([edits])
     whole, last_query = (
         Layout.of_lengths([n_pos], model.device),
@@ -143,10 +174,10 @@ def with_last_row(
     )
     last = Layout.of_blocks([Block(0, 1, 1, start=n_pos - 1)], model.device)
     with torch.no_grad(), explain_oom(model), closing(model.layers()) as layers:
-        found = [torch.cat((stream[0], model.network.embed(ids[-1:], last, editing)))]
+        extended = [torch.cat((stream[0], model.network.embed(ids[-1:], last, editing)))]
         for layer in layers:
             edited = any(edit.address.layer == layer.index for edit in edits)
             layout = whole if edited else last_query
-            row = layer(found[-1], layout, editing.at(layer.index, layout))[-1:]
-            found.append(torch.cat((stream[layer.index + 1], row)))
-    return tuple(found)
+            row = layer(extended[-1], layout, editing.at(layer.index, layout))[-1:]
+            extended.append(torch.cat((stream[layer.index + 1], row)))
+    return tuple(extended)

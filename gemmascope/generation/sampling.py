@@ -1,11 +1,10 @@
-"""Sampling: which token comes next, given the logits of it."""
+"""Sampling: which token comes next, given its logits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from gemmascope.errors import GenerationError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. temperature: 0 for the likeliest token; top_p: the share of probability that is drawn from."""
+    """How tokens are chosen. temperature: 0 for the likeliest token. top_p: the share of probability to draw from."""
 
     temperature: float
     top_p: float
@@ -37,10 +36,10 @@ class Sampling:
         object.__setattr__(self, "top_p", top_p)
 
     def probabilities(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
-        """The distribution that a token is drawn from, float64 on the CPU.
+        """The distribution to draw from, float64 on the CPU: softmax(logits / temperature), cut to top_p.
 
-        softmax(logits / temperature), cut to the fewest likeliest tokens whose probability reaches top_p. Source: Holtzman
-        et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751).
+        References:
+            Holtzman et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751).
         """
         logits = logits.cpu().double()
         if self.temperature == 0:
@@ -60,9 +59,9 @@ class Sampling:
         return [int(torch.multinomial(self.probabilities(row), 1, generator=generator)) for row, generator in drawn]
 
 
-def _number(given: Any) -> float:
+def _number(value: object) -> float:
     """A finite number as a float; NaN for anything else."""
     try:
-        return finite_number(given, "it", error=GenerationError)
+        return finite_number(value, "it", error=GenerationError)
     except GenerationError:
         return nan

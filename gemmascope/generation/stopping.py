@@ -1,10 +1,9 @@
-"""When a text that is generated ends: at a token, or at a text; and its text as it comes, token by token."""
+"""When a generated text stops, at a token or at a text, and its text as the tokens arrive."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gemmascope.arguments import as_numbers, is_whole, shown
 from gemmascope.errors import GenerationError, PromptError
@@ -13,117 +12,117 @@ from gemmascope.tokens.tokenizer import Tokenizer
 
 END_OF_TURN = "<end_of_turn>"
 
-# A character is at most so many lone bytes.
+# The most bytes, each its own token, that make one character.
 MOST_BYTES = 4
 
-REPLACEMENT = "\ufffd"  # what a decoder writes where bytes are no character, or not yet
+REPLACEMENT = "\ufffd"  # written by a decoder for bytes that are not, or not yet, a character
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """ids: tokens that end a text. silent: those of them that are no part of it. texts: texts that end it."""
+    """What ends a text. ids: tokens that end it. silent: those of them that are not part of it. texts: texts that end it."""
 
     ids: frozenset[int]
     silent: frozenset[int]
     texts: tuple[str, ...]
 
     @classmethod
-    def of(cls, stop: Any, prompt: Any, model: Model) -> Stopping:
-        """What stop= asks for, with the model's end tokens; after chat messages also the end of a turn.
+    def of(cls, stop: object, prompt: object, model: Model) -> Stopping:
+        """From the user's stop=, with the model's end tokens and, after chat messages, the end of a turn.
 
-        GenerationError for a text that no sequence of tokens holds, or anything that is neither a text nor an id.
+        GenerationError for a text that no sequence of tokens can contain, or a value that is neither text nor id.
         """
         ends = set(model.config.eos_ids)
         if _is_chat(prompt):
             ends |= _control(END_OF_TURN, model.tokenizer)
-        asked: set[int] = set()
+        ids: set[int] = set()
         texts = []
         for one in _listed(stop):
             if isinstance(one, str):
                 _require_possible(one, model)
                 control = _control(one, model.tokenizer)
-                asked |= control
+                ids |= control
                 texts += [] if control else [one]
             else:
-                asked.add(_token(one, model))
-        silent = ends | {i for i in asked if model.has_tokenizer and _is_control(i, model.tokenizer)}
-        return cls(frozenset(ends | asked), frozenset(silent), tuple(texts))
+                ids.add(_token(one, model))
+        silent = ends | {i for i in ids if model.has_tokenizer and _is_control(i, model.tokenizer)}
+        return cls(frozenset(ends | ids), frozenset(silent), tuple(texts))
 
 
 class IncrementalDetokenizer:
-    """The text of one run's new tokens, as they come.
+    """Decodes the new tokens of one run one by one.
 
-    before: the prompt's ids, for a decoder that drops the space at the very start of what it is given.
+    before: the prompt's ids, since some decoders drop a space at the very start of a text.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stopping: Stopping, before: Sequence[int]) -> None:
         self.tokenizer, self.stopping = tokenizer, stopping
         self.text = ""
-        self._said = list(before[-1:])  # the tokens whose text was given out last
-        self._held: list[int] = []  # those after them, whose text was not
+        self._decoded = list(before[-1:])  # the last tokens whose text was returned
+        self._pending: list[int] = []  # the tokens after them, whose text was not
 
     def add(self, token: int) -> tuple[str, str | None]:
-        """Take a token: the text that is whole with it, and why the run ends here, or None if it goes on."""
+        """Add a token. Returns the text that it completes, and why the run stops here (None if it does not)."""
         if token not in self.stopping.silent:
-            self._held.append(token)
+            self._pending.append(token)
         if token in self.stopping.ids:
             return self.rest(), f"token {token if self.tokenizer is None else repr(self.tokenizer.text(token))}"
         piece = self._piece()
-        if piece.endswith(REPLACEMENT) and len(self._held) < MOST_BYTES:
+        if piece.endswith(REPLACEMENT) and len(self._pending) < MOST_BYTES:
             return "", None
         before = len(self.text)
-        self._say(piece)
+        self._append(piece)
         for text in self.stopping.texts:
             if text in self.text[max(0, before - len(text) + 1) :]:
                 return piece, f"text {text!r}"
         return piece, None
 
     def rest(self) -> str:
-        """The text of tokens that were held back because a character was not whole."""
-        return self._say(self._piece())
+        """The text of pending tokens, which may end inside a character."""
+        return self._append(self._piece())
 
-    def _say(self, piece: str) -> str:
+    def _append(self, piece: str) -> str:
         self.text += piece
-        if self._held:
-            self._said, self._held = self._held, []
+        if self._pending:
+            self._decoded, self._pending = self._pending, []
         return piece
 
     def _piece(self) -> str:
-        """The text of the tokens held back, read after the ones before them."""
-        if self.tokenizer is None or not self._held:
+        """The text of the pending tokens, decoded after the ones before them."""
+        if self.tokenizer is None or not self._pending:
             return ""
-        before = self.tokenizer.decode(self._said)
-        return self.tokenizer.decode([*self._said, *self._held])[len(before) :]
+        before = self.tokenizer.decode(self._decoded)
+        return self.tokenizer.decode([*self._decoded, *self._pending])[len(before) :]
 
 
-def _listed(stop: Any) -> list[Any]:
+def _listed(stop: object) -> list[object]:
     if isinstance(stop, (str, bytes, Mapping)) or is_whole(stop):
         return [stop]
     listed = as_numbers(stop)
     return [stop] if listed is None else listed
 
 
-def _token(given: Any, model: Model) -> int:
-    if not is_whole(given):
-        raise GenerationError(f"stop is a text, a token id, or a list of such; given {shown(given)}")
+def _token(value: object, model: Model) -> int:
+    if not is_whole(value):
+        raise GenerationError(f"stop is a text, a token id, or a list of such; given {shown(value)}")
     size = model.config.vocab_size
-    if not 0 <= int(given) < size:
-        raise GenerationError(f"stop={shown(int(given))} is no token of {model.name!r}: ids go from 0 to {size - 1}")
-    return int(given)
+    if not 0 <= int(value) < size:
+        raise GenerationError(f"stop={shown(int(value))} is no token of {model.name!r}: ids go from 0 to {size - 1}")
+    return int(value)
 
 
-def _is_chat(prompt: Any) -> bool:
+def _is_chat(prompt: object) -> bool:
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def _control(text: str, tokenizer: Tokenizer) -> set[int]:
-    """The control token that a text is; none if it is text."""
+    """The id of a text that is one control token; empty otherwise."""
     ids = tokenizer.encode(text)
     return set(ids) if len(ids) == 1 and _is_control(ids[0], tokenizer) else set()
 
 
 def _is_control(token: int, tokenizer: Tokenizer) -> bool:
-    return tokenizer.is_special(token) or tokenizer.text(token) == END_OF_TURN  # which some tokenizers say is text
+    return tokenizer.is_special(token) or tokenizer.text(token) == END_OF_TURN  # which some tokenizers list as text
 
 
 def _require_possible(text: str, model: Model) -> None:
@@ -138,15 +137,16 @@ def _require_possible(text: str, model: Model) -> None:
 
 
 def can_occur(text: str, tokenizer: Tokenizer) -> bool:
-    """Whether some sequence of tokens has a text that holds this one."""
+    """Whether the text of some sequence of tokens contains this text."""
     if text in tokenizer.decode(tokenizer.encode(text)):
         return True
     pieces = set(tokenizer.texts(range(tokenizer.vocab_size)))
     if any(text in piece for piece in pieces):
         return True
-    # The text may begin inside a token, go on through whole ones, and end inside another.
-    begun = {n for piece in pieces for n in range(1, min(len(piece), len(text))) if piece.endswith(text[:n])}
-    reached = {0, *begun}
+    # The text may begin inside a token, continue through whole ones, and end inside another.
+    # reached: lengths of its prefixes that end at a token boundary.
+    first = {n for piece in pieces for n in range(1, min(len(piece), len(text))) if piece.endswith(text[:n])}
+    reached = {0, *first}
     for start in range(len(text)):
         if start in reached:
             rest = text[start:]
