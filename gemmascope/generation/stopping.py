@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gemmascope.arguments import as_numbers, is_whole, shown
 from gemmascope.errors import GenerationError, PromptError
 from gemmascope.model.model import Model
+from gemmascope.model.prompts import is_chat
 from gemmascope.tokens.tokenizer import Tokenizer
 
 END_OF_TURN = "<end_of_turn>"
@@ -33,7 +34,7 @@ class Stopping:
         GenerationError for a text that no sequence of tokens can contain, or a value that is neither text nor id.
         """
         ends = set(model.config.eos_ids)
-        if _is_chat(prompt):
+        if is_chat(prompt):
             ends |= _control(END_OF_TURN, model.tokenizer)
         ids: set[int] = set()
         texts = []
@@ -109,10 +110,6 @@ def _token(value: object, model: Model) -> int:
     if not 0 <= int(value) < size:
         raise GenerationError(f"stop={shown(int(value))} is no token of {model.name!r}: ids go from 0 to {size - 1}")
     return int(value)
-
-
-def _is_chat(prompt: object) -> bool:
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def _control(text: str, tokenizer: Tokenizer) -> set[int]:

@@ -58,7 +58,7 @@ def _reduced(model: Model) -> tuple[Callable[[Any], Model], tuple[_Source | _Num
         return _from_numbers, (_Numbers(model.config, parameters, str(model.device), model.name, model.asked, words),)
     source = os.path.expanduser(model.source)
     source = os.path.abspath(source) if os.path.isdir(source) else model.source
-    asked = dict(model.asked)
+    asked: dict[str, Any] = dict(model.asked)
     for name in {"cache", "tokenizer"} & asked.keys():
         asked[name] = _found_anywhere(asked[name])
     given = words if isinstance(asked.get("tokenizer"), InMemory) else None

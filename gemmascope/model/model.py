@@ -1,17 +1,13 @@
-"""Model: a network with its tokenizer and its name. What `gs.load` returns and every function takes."""
+"""Model, which gs.load returns and every function takes: a network with its tokenizer and its name."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.arguments import shown
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError, PromptError, TapError
 from gemmascope.legible import legibly
@@ -20,22 +16,30 @@ from gemmascope.model.finite import require_sound_weights
 from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.layout import Layout
 from gemmascope.model.modes import computes
-from gemmascope.model.prompts import as_prompts, numbered
+from gemmascope.model.prompts import Prompt as Prompt
+from gemmascope.model.prompts import as_ids, as_prompts, is_chat, number_errors
 from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
 from gemmascope.model.weight_digests import WeightDigests
 from gemmascope.sites import find_layer
-from gemmascope.tokens.tokenizer import Message, Tokenizer
-from gemmascope.values import real_tensor
-
-Prompt = str | Sequence[int] | Tensor | Sequence[Message]
+from gemmascope.tokens.tokenizer import Tokenizer
 
 
 class Model:
-    """A Gemma 2 that can be looked into.
+    """A Gemma 2 with its tokenizer. Made by gs.load.
 
-    name: what it is called. source: what gs.load loads it from again; None for one that was made or given in memory.
-    asked: what gs.load was asked for besides, as its arguments. network: the layers.
-    tokenizer: None for a model that came without one, whose prompts are token ids.
+    Attributes:
+        network: The layers, a torch module.
+        name: The model's name.
+        source: What gs.load can load it from again; None for a model that was built or given in memory.
+        asked: The further arguments that gs.load was called with.
+        weights: Digests of the weights, layer by layer.
+
+    Example:
+        >>> model = gs.load()
+        >>> model
+        Model('nano': 6 layers, d_model 128, 4 heads over 2 kv heads of 32, vocabulary 3623, window 16, context 512; ...)
+        >>> model.run("Mary and John").shape
+        torch.Size([4, 3623])
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Model:
         network: Gemma2,
         tokenizer: Tokenizer | None,
         name: str,
-        asked: Mapping[str, Any] | None = None,
+        asked: Mapping[str, object] | None = None,
         source: str | None = None,
     ) -> None:
         self.network, self._tokenizer, self.name, self.asked = network, tokenizer, name, dict(asked or {})
@@ -54,35 +58,40 @@ class Model:
         """A second model over the same weights."""
         return Model(self.network, self._tokenizer, self.name, self.asked, self.source)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
-        """A model with weights of its own; layers that are brought from files are shared, since nobody writes to them."""
+    def __deepcopy__(self, memo: dict[int, object]) -> Model:
+        """A model with its own weights; layers that stream from files are shared, since nobody writes to them."""
         self.network.check()
         network = self.network if self.network.layer_source is not None else self.network.copied(memo)
         return Model(network, self._tokenizer, self.name, self.asked, self.source)
 
     @property
     def config(self) -> GemmaConfig:
+        """The configuration: sizes, layer kinds, caps, context."""
         return self.network.config
 
     @property
     def n_layers(self) -> int:
+        """The number of layers."""
         return self.config.n_layers
 
     @property
     def device(self) -> torch.device:
+        """The device that passes run on."""
         return self.network.model.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype that passes run in."""
         return self.network.model.norm.weight.dtype
 
     @property
     def has_tokenizer(self) -> bool:
+        """Whether the model has a tokenizer; without one, prompts are token ids."""
         return self._tokenizer is not None
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Raises PromptError for a model that came without one."""
+        """The tokenizer. PromptError if the model came without one."""
         if self._tokenizer is None:
             raise PromptError(
                 f"the model {self.name!r} came without a tokenizer: "
@@ -92,14 +101,25 @@ class Model:
 
     @computes
     def layer(self, index: int) -> Layer:
-        """One layer; a negative index counts from the end. SiteError if there is none.
+        """One layer, with the weights that a pass computes with: quantised ones dequantised.
 
-        Its weights are those that a pass computes with, quantised ones as the numbers they stand for.
+        Args:
+            index: The layer, counted from the end if negative.
+
+        Returns:
+            The layer, a torch module; its ov and qk methods give a head's matrices.
+
+        Raises:
+            SiteError: There is no such layer.
         """
         return self.network.layer(find_layer(index, self.n_layers))
 
     def layers(self, reverse: bool = False) -> Generator[Layer]:
-        """The layers in the order of a pass, or in reverse; each is good until the next is asked for."""
+        """The layers in the order of a pass. Each is valid until the next one is requested.
+
+        Args:
+            reverse: Start from the last layer. Default False.
+        """
         self.network.check()
         return self.network.layers(reverse)
 
@@ -117,12 +137,20 @@ class Model:
 
     @computes
     def run(self, prompt: Prompt, tap: TapFn | Tap | None = None) -> Float[Tensor, "pos vocab"]:
-        """The soft-capped logits of one prompt at every position, in float32.
+        """The soft-capped logits of one prompt at every position.
 
-        tap: a function fn(site, layer, value) -> value that sees every site exactly once per layer, in the order of the
-        table of sites, with its axes; what it returns is what the model goes on with. layer is None for embed, final,
-        logits_raw and logits. Edge sites come whole, so a long prompt needs the room for its scores.
-        Raises PromptError for a bad prompt, TapError for a tap that returns something else than such a value.
+        Args:
+            prompt: Text (<bos> is put in front), token ids, or chat messages.
+            tap: A function fn(site, layer, value) -> value. It sees every site once per layer, in the order and with the
+                axes of gs.SITES, and the model continues with what it returns. layer is None for embed, final, logits_raw
+                and logits. Scores and patterns are built whole, so a long prompt needs the memory for them. Default: none.
+
+        Returns:
+            [pos, vocab], float32.
+
+        Raises:
+            PromptError: The prompt is empty, too long, or not one.
+            TapError: The tap returns something other than such a value, or NaN.
         """
         used = SILENT if tap is None else tap if isinstance(tap, Tap) else FunctionTap(tap)
         ids = self.ids(prompt)
@@ -134,7 +162,7 @@ class Model:
             return logits
 
     def _refuse_nan(self, ids: Tensor, layout: Layout, tap: Tap) -> None:
-        """TapError for logits of NaN that a tap made, CheckpointError for those of the weights."""
+        """TapError if a tap caused the NaN, CheckpointError if the weights do."""
         if tap is not SILENT:
             require_sound_weights(self.network, self.name, ids)
             first = tap.first_nan() if isinstance(tap, FunctionTap) else None
@@ -143,17 +171,21 @@ class Model:
 
     @computes
     def ids(self, prompt: Prompt) -> Int[Tensor, " pos"]:
-        """The token ids of a prompt, on the model's device.
+        """The token ids of a prompt.
 
-        prompt: text (<bos> is put in front unless it is there), chat messages, or token ids, which are taken as they are.
-        Raises PromptError for an empty prompt, ids that are no token of the model, or more of them than its context.
+        Args:
+            prompt: Text (<bos> is put in front unless the text has it), chat messages, or token ids, taken as they are.
+
+        Returns:
+            [pos], int64, on the model's device. A copy.
+
+        Raises:
+            PromptError: The prompt is empty, has ids outside the vocabulary, or exceeds the context.
         """
         self.require_values()
         prompt = as_prompts(prompt)
-        if isinstance(prompt, str) or (_is_list(prompt) and len(prompt) > 0 and isinstance(prompt[0], Mapping)):
-            ids = torch.tensor(self.tokenizer.ids(prompt))  # type: ignore[arg-type]
-        else:
-            ids = _as_ids(prompt)
+        is_text = isinstance(prompt, str) or is_chat(prompt)
+        ids = torch.tensor(self.tokenizer.ids(prompt)) if is_text else as_ids(prompt)  # type: ignore[arg-type]
         wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
         last, context = self.config.vocab_size - 1, self.config.context
         if len(wrong):
@@ -163,37 +195,49 @@ class Model:
                 f"the prompt has {len(ids)} tokens and {self.name!r} a context of {context}: shorten it by {excess}"
             )
         self.network.check()
-        return ids.to(self.device, copy=True)  # a run is of these ids, whatever is written to the tensor given
+        return ids.to(self.device, copy=True)  # should the user write to the given tensor
 
-    def each_ids(self, prompts: Sequence[Any], what: str = "prompt") -> list[Tensor]:
-        """The token ids of several prompts. PromptError as in ids, with the number of the prompt that it is about."""
-        found = []
+    def each_ids(self, prompts: Sequence[Prompt], what: str = "prompt") -> list[Tensor]:
+        """The token ids of several prompts.
+
+        Args:
+            prompts: As in ids.
+            what: What a prompt is called in an error. Default "prompt".
+
+        Raises:
+            PromptError: As in ids, with the number of the prompt.
+        """
+        each = []
         for number, prompt in enumerate(prompts):
-            with numbered(what, number, len(prompts)):
-                found.append(self.ids(prompt))
-        return found
+            with number_errors(what, number, len(prompts)):
+                each.append(self.ids(prompt))
+        return each
 
     def texts(self, ids: Tensor) -> list[str]:
-        """Each token as text; without a tokenizer, its number."""
+        """Each token as text; without a tokenizer, its id.
+
+        Args:
+            ids: Token ids, [pos].
+        """
         numbers = ids.tolist()
         return [str(i) for i in numbers] if self._tokenizer is None else self._tokenizer.texts(numbers)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all the weights, the configuration, the dtype and the tokenizer, as they are now."""
+        """A digest of the present weights, the configuration, the dtype and the tokenizer."""
         return self.fingerprints()[0]
 
     def fingerprints(self) -> tuple[str, str]:
-        """fingerprint and network_fingerprint, from one look at the weights."""
+        """Both fingerprint and network_fingerprint, from reading the weights once."""
         self.require_values()
         self.network.check()
-        words = "none" if self._tokenizer is None else self._tokenizer.digest
+        tokenizer = "none" if self._tokenizer is None else self._tokenizer.digest
         network = (*self._about(), *map(self.weights.digest, self.weights.parts))
-        return join_digests((*network, words))[:16], join_digests(network)[:16]
+        return join_digests((*network, tokenizer))[:16], join_digests(network)[:16]
 
     @property
     def network_fingerprint(self) -> str:
-        """A digest of all the weights, the configuration and the dtype: the same with any tokenizer."""
+        """A digest of the weights, the configuration and the dtype, without the tokenizer."""
         self.require_values()
         return join_digests((*self._about(), *map(self.weights.known, self.weights.parts)))[:16]
 
@@ -210,47 +254,3 @@ class Model:
             f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device}"
             f"{''.join(f', {name}={value!r}' for name, value in self.asked.items())})"
         )
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _as_ids(prompt: Any) -> Tensor:
-    if isinstance(prompt, Tensor) and not prompt.is_complex() and not prompt.is_floating_point():
-        prompt = real_tensor(prompt, "a prompt of token ids", PromptError)
-    ids = prompt if isinstance(prompt, Tensor) else _tensor_of(prompt)
-    if ids.is_nested:
-        raise PromptError("the token ids of one prompt have one axis, [pos]; given a nested tensor")
-    if ids.dim() == 2 and len(ids) == 1:  # the batch axis that transformers' tokenizers put in front
-        ids = ids[0]
-    if ids.dim() != 1:
-        raise PromptError(f"the token ids of one prompt have one axis, [pos]; given shape {tuple(ids.shape)}")
-    if len(ids) == 0:
-        raise PromptError("the prompt is empty: give at least one token id")
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise PromptError(f"token ids are whole numbers; given a tensor of {ids.dtype}")
-    return ids.long()
-
-
-def _tensor_of(prompt: Any) -> Tensor:
-    if hasattr(prompt, "__array__"):  # numpy's arrays, and those of whoever speaks their protocol
-        array = np.asarray(prompt)
-        if array.dtype.kind not in "iu":
-            raise PromptError(f"token ids are whole numbers; given an array of {array.dtype}")
-        return torch.from_numpy(array.astype(np.int64))
-    if not _is_list(prompt):
-        raise PromptError(f"a prompt is text, token ids or chat messages; given {type(prompt).__name__}")
-    return torch.tensor([_whole(i) for i in prompt], dtype=torch.long)
-
-
-def _whole(value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise PromptError(f"token ids are whole numbers; given {shown(value)}") from error
-    if isinstance(value, bool):  # Python counts with it, but nobody means a token by True
-        raise PromptError(f"token ids are whole numbers; given {shown(value)}")
-    if abs(number) >= 2**63:  # more than a tensor of them can hold
-        raise PromptError(f"token id {shown(number)} is outside any vocabulary")
-    return number

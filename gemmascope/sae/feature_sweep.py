@@ -21,7 +21,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
-from gemmascope.model.prompts import as_prompts, is_many
+from gemmascope.model.prompts import as_prompts, is_prompt_list
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.tracing import traces
 from gemmascope.sae.dictionary import Dictionary
@@ -163,7 +163,7 @@ def _refuse(by: Any, sae: Any, prompt: Any) -> None:
         raise DictionaryError(f"a dictionary is what gs.load_sae returns; given {type(sae).__name__}")
     if tuple(as_words(by) or ()) not in BY:
         raise SweepError(f"by is 'feature' or ('feature', 'pos'); given {quoted(by)}")
-    if is_many(prompt):
+    if is_prompt_list(prompt):
         raise SweepError("a feature sweep is of one prompt: call it for each")
 
 

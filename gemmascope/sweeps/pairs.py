@@ -13,7 +13,7 @@ from gemmascope.edits.places import first_difference
 from gemmascope.edits.sources import is_trace
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model, Prompt
-from gemmascope.model.prompts import as_prompts, is_many, numbered
+from gemmascope.model.prompts import as_prompts, is_prompt_list, number_errors
 from gemmascope.run.metric import Metric, bind_metric, measure
 from gemmascope.run.tracing import trace
 from gemmascope.sweeps.grid import Cell, Grid
@@ -119,8 +119,8 @@ def _runs_of(
     one_of(into, "into, the run to patch,", INTO, error=SweepError)
     if (corrupt is None) != is_ablation:
         raise SweepError("give a corrupted prompt to patch from, or ablate=VALUE with corrupt=None: one of the two")
-    many = is_many(clean)
-    if corrupt is not None and is_many(corrupt) != many:
+    many = is_prompt_list(clean)
+    if corrupt is not None and is_prompt_list(corrupt) != many:
         raise SweepError("give clean and corrupt as two prompts, or as two lists of prompts")
     cleans: list[Prompt] = list(clean) if many else [clean]  # type: ignore[call-overload, list-item]
     corrupts: list[Prompt | None] = (
@@ -131,7 +131,7 @@ def _runs_of(
         raise SweepError(f"there are {len(cleans)} clean prompts, {len(corrupts)} corrupted ones and {len(metrics)} metrics")
     runs = []
     for number, (one_clean, one_corrupt, one_metric) in enumerate(zip(cleans, corrupts, metrics, strict=True)):
-        with numbered("pair", number, len(cleans)):
+        with number_errors("pair", number, len(cleans)):
             if message := against_itself(one_metric, model):
                 raise SweepError(message)
             bound = bind_metric(one_metric, model)
