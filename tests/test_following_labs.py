@@ -13,7 +13,7 @@ from checkpoints import model, prompt
 import gemmascope as gs
 from gemmascope.errors import EditError, GemmascopeError, GenerationError, PromptError, SiteError, SweepError
 from gemmascope.generation.generate import growing_texts
-from gemmascope.labs.before_after import After
+from gemmascope.labs.before_after import BeforeAfter
 from gemmascope.labs.worker import turns_of
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -107,7 +107,7 @@ def test_the_latest_setting_wins_and_older_ones_end_early() -> None:
     lab = steering()
     lab.wait()
     seen = []
-    lab._follower.listener = lambda: seen.append(lab._after.text_after)
+    lab.listener = lambda event: seen.append(lab._run.text_after)
     with turns_of(model()).turn():  # nothing can begin, as in a long step of another lab
         for strength in (1.0, 2.0, 3.0, 4.0):
             lab.set(strength=strength)
@@ -145,11 +145,11 @@ def test_nothing_is_run_that_is_known_or_no_longer_asked_for(monkeypatch: pytest
 
 def test_a_new_change_has_no_text_yet() -> None:
     edits = [gs.scale("z", 0.0, layer=1, head=0)]
-    after = After.of(prompt(7), model(), 5)
-    for _ in (*after.traced([]), *after.written([])):
+    after = BeforeAfter.of(prompt(7), model(), 5)
+    for _ in (*after.run([]), *after.write([])):
         pass
     assert after.as_data()["written"] == {"before": True, "after": True}
-    next(after.traced(edits))
+    next(after.run(edits))
     data = after.as_data()
     assert (data["text_before"], data["text_after"]) == (ids_after([]), None)
     assert data["written"] == {"before": True, "after": False}
@@ -198,7 +198,7 @@ def test_a_failing_step_is_shown_and_raised_by_wait(monkeypatch: pytest.MonkeyPa
     lab.scale(0, 0, 0.0)
     with pytest.raises(GemmascopeError, match="too long for a page"):
         lab.wait()
-    assert lab._follower.error == "too long for a page"
+    assert lab.error == "too long for a page"
     assert lab.text == ids_after(lab.edits), "the texts do not depend on the pictures"
 
 

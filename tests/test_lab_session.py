@@ -19,13 +19,12 @@ from reference import error
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError, PromptError, SiteError, SweepError
-from gemmascope.labs.patching import throughput as pace_module
+from gemmascope.labs.patching import experiment as experiment_module
 from gemmascope.labs.patching.align_tokens import aligned_data
-from gemmascope.labs.patching.cell_grid import ESTIMATED, EXACT, NOT_RUN, UNDER_WAY, cells_of
-from gemmascope.labs.patching.experiment import Experiment
+from gemmascope.labs.patching.cell_grid import ESTIMATED, EXACT, NOT_RUN, UNDER_WAY, Part
+from gemmascope.labs.patching.experiment import Experiment, Throughput
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.settings import Settings, grids_of
-from gemmascope.labs.patching.throughput import Pace
 from gemmascope.labs.worker import Turns, turns_of
 from gemmascope.memory import limits as memory_module
 from gemmascope.model.model import Model
@@ -73,11 +72,11 @@ def test_a_lab_finds_what_a_sweep_finds(site: str) -> None:
         result = found.run()
         assert list(result.question.axes) == list(by)
         assert (np.isnan(expected) == np.isnan(result.effect.values)).all()
-        board = found.board()
-        assert board is not None
-        for values in (result.effect.values, board.values):
+        cells = found.cell_grid()
+        assert cells is not None
+        for values in (result.effect.values, cells.values):
             assert error(np.nan_to_num(values), np.nan_to_num(expected)) <= CLOSE
-        assert (board.marks == np.where(np.isnan(expected), NOT_RUN, EXACT)).all()
+        assert (cells.marks == np.where(np.isnan(expected), NOT_RUN, EXACT)).all()
 
 
 @pytest.mark.parametrize(
@@ -115,15 +114,15 @@ def test_parts_of_a_grid_fill_one_result(what: str, row: Any, column: Any, place
     expected, found = exact(), lab()
     found.run("cell", 0, 6)
     found.run(what, row, column)
-    board = found.board()
-    assert board is not None
+    cells = found.cell_grid()
+    assert cells is not None
     wanted = np.zeros((3, N_POS), bool)
     wanted[place] = True
     wanted[0, 6] = True
-    assert ((board.marks == EXACT) == wanted).all()
+    assert ((cells.marks == EXACT) == wanted).all()
     assert (found.experiment.result.finished[0] == wanted).all()  # type: ignore[union-attr]
-    assert error(board.values[wanted], expected[wanted]) <= CLOSE
-    assert np.isnan(board.values[~wanted]).all()
+    assert error(cells.values[wanted], expected[wanted]) <= CLOSE
+    assert np.isnan(cells.values[~wanted]).all()
 
 
 def test_a_cell_is_run_once(one_cell_a_chunk: None) -> None:
@@ -141,16 +140,16 @@ def test_an_estimate_gives_way_to_exact_numbers() -> None:
     found = lab()
     estimated = gs.attribute(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), site="resid_pre", model=model())
     assert error(found.run("estimate").effect.values, estimated.effect.values) <= CLOSE
-    board = found.board()
-    assert board is not None
-    assert (board.marks == ESTIMATED).all()
+    cells = found.cell_grid()
+    assert cells is not None
+    assert (cells.marks == ESTIMATED).all()
     found.run("row", 1)
     found.run("estimate")
-    board = found.board()
-    assert board is not None
-    assert (board.marks == [[ESTIMATED] * N_POS, [EXACT] * N_POS, [ESTIMATED] * N_POS]).all()
-    assert error(board.values[1], exact()[1]) <= CLOSE
-    assert error(board.values[[0, 2]], estimated.effect.values[[0, 2]]) <= CLOSE
+    cells = found.cell_grid()
+    assert cells is not None
+    assert (cells.marks == [[ESTIMATED] * N_POS, [EXACT] * N_POS, [ESTIMATED] * N_POS]).all()
+    assert error(cells.values[1], exact()[1]) <= CLOSE
+    assert error(cells.values[[0, 2]], estimated.effect.values[[0, 2]]) <= CLOSE
     assert np.isnan(found.run("cell", 1, 1).effect.values[0]).all()  # the result holds what is exact, and no estimate
 
 
@@ -159,10 +158,10 @@ def test_edges_that_the_mask_hides_are_not_counted() -> None:
     found.wait()
     assert found.expected()[0] == N_POS * (N_POS + 1) // 2
     found.run("rectangle", (0, 1), (1, 6))
-    board = found.board()
-    assert board is not None
-    assert (np.argwhere(board.marks == EXACT) == [[1, 1]]).all()
-    assert not (board.marks == UNDER_WAY).any()
+    cells = found.cell_grid()
+    assert cells is not None
+    assert (np.argwhere(cells.marks == EXACT) == [[1, 1]]).all()
+    assert not (cells.marks == UNDER_WAY).any()
 
 
 def test_a_kv_head_is_an_axis() -> None:
@@ -189,8 +188,8 @@ def test_a_cancel_ends_within_a_chunk_and_keeps_what_is_done(one_cell_a_chunk: N
     assert job.ended.wait(30)
     assert found.experiment is not None
     assert found.experiment.result.finished.sum() == 4  # not one chunk more
-    assert (found.experiment.board.marks == EXACT).sum() == 4
-    assert not found.experiment.board.under_way.any()
+    assert (found.experiment.cell_grid.marks == EXACT).sum() == 4
+    assert not found.experiment.cell_grid.under_way.any()
     assert kinds[-1] == "cancelled"
     assert not found.is_busy
     found.listener = None
@@ -221,28 +220,28 @@ def test_a_click_is_answered_in_the_thread_that_asked() -> None:
     found.wait()
     threads: list[Any] = []
     found.listener = lambda event: threads.append((event["kind"], threading.current_thread()))
-    found.experiment.pace.row_layer = 1e-9  # type: ignore[union-attr]
+    found.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
     found.click(1, 2)
-    assert threads == [("cells", threading.main_thread())] * 2 + [("done", threading.main_thread())]
-    board = found.board()
-    assert board is not None
-    assert abs(board.exact[1, 2] - exact()[1, 2]) <= 1e-4
+    assert threads == [(kind, threading.main_thread()) for kind in ("cells", "cells", "detail", "done")]
+    cells = found.cell_grid()
+    assert cells is not None
+    assert abs(cells.exact[1, 2] - exact()[1, 2]) <= 1e-4
     threads.clear()
     found.click(1, 2)  # there is nothing to do
     assert threads == []
-    found.experiment.pace.row_layer = 1.0  # type: ignore[union-attr]
+    found.experiment.throughput.row_layer = 1.0  # type: ignore[union-attr]
     found.click(1, 3)  # it would take too long: the worker's
     found.wait(30)
     assert threading.main_thread() not in [thread for _, thread in threads]
     turns_of(model()).take_if_free()  # another lab is at work: the worker waits for its turn
-    found.experiment.pace.row_layer = 1e-9  # type: ignore[union-attr]
+    found.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
     found.click(1, 4)
     assert found.is_busy
     turns_of(model()).give_back()
     found.wait(30)
-    board = found.board()
-    assert board is not None
-    assert (board.marks[1, 2:5] == EXACT).all()
+    cells = found.cell_grid()
+    assert cells is not None
+    assert (cells.marks[1, 2:5] == EXACT).all()
 
 
 def test_what_is_computed_for_an_older_question_is_not_told(one_cell_a_chunk: None) -> None:
@@ -263,9 +262,9 @@ def test_what_is_computed_for_an_older_question_is_not_told(one_cell_a_chunk: No
     assert {seq for seq, _ in told[first:]} == {2}
     assert {seq for seq, _ in told[:first]} == {1}
     assert old.cancelled
-    board = found.board()
-    assert board is not None
-    assert board.is_blank
+    cells = found.cell_grid()
+    assert cells is not None
+    assert cells.is_blank
     assert found.settings.into == "clean"
     (kept,) = found.experiments()
     assert kept.settings.into == "corrupt"
@@ -290,7 +289,7 @@ def test_a_step_that_ends_after_its_question_is_not_told(what: str) -> None:
     assert {seq for seq, _ in told[first:]} == {2}
     assert {"prepared", "baselines"} < {kind for _, kind in told[first:]}
     assert found.detail is None
-    assert found.board().is_blank  # type: ignore[union-attr]
+    assert found.cell_grid().is_blank  # type: ignore[union-attr]
 
 
 def test_events_are_numbered() -> None:
@@ -349,7 +348,7 @@ def test_the_callers_grad_mode_does_not_matter() -> None:
             found = lab()
             found.wait()
             found.listener = lambda event: modes.append(torch.is_grad_enabled()) if event["kind"] == "cells" else None
-            found.experiment.pace.row_layer = 1e-9  # type: ignore[union-attr]
+            found.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
             found.click(0, 0)
             estimated = found.run("estimate")
             assert np.isfinite(estimated.values).all()
@@ -362,12 +361,12 @@ def test_labs_of_many_threads_can_be_read_while_they_work(one_cell_a_chunk: None
     found, expected = lab(), exact()
     job = found.start()
     while not job.ended.is_set():
-        board = found.board()
+        cells = found.cell_grid()
         time.sleep(0.005)
-        if board is not None:
-            there = board.marks == EXACT
-            assert (there == ~np.isnan(board.values)).all()
-            assert error(board.values[there], expected[there]) <= CLOSE if there.any() else True
+        if cells is not None:
+            there = cells.marks == EXACT
+            assert (there == ~np.isnan(cells.values)).all()
+            assert error(cells.values[there], expected[there]) <= CLOSE if there.any() else True
     found.wait()
 
 
@@ -379,7 +378,7 @@ def failing(found: LabSession, error: Exception) -> None:
         raise error
         yield
 
-    found.experiment.chunks = fail  # type: ignore[method-assign,union-attr,assignment]
+    found.experiment.run_chunks = fail  # type: ignore[method-assign,union-attr,assignment]
 
 
 def test_an_error_in_a_job_is_shown_and_raised_where_python_waits() -> None:
@@ -398,7 +397,7 @@ def test_an_error_in_a_job_is_shown_and_raised_where_python_waits() -> None:
     with pytest.raises(SweepError, match="take fewer cells"):
         found.run("row", 0)
     assert found.error == "take fewer cells"
-    assert not found.experiment.board.under_way.any()  # type: ignore[union-attr]
+    assert not found.experiment.cell_grid.under_way.any()  # type: ignore[union-attr]
     found.set(into="clean")
     assert found.error is None
     assert error(found.run().effect.values, exact(into="clean")) <= CLOSE
@@ -423,7 +422,7 @@ def test_waiting_ends_when_its_time_is_up() -> None:
             found.wait(timeout=0.01)
         found.cancel()
     found.wait(30)
-    assert found.board().is_blank  # type: ignore[union-attr]
+    assert found.cell_grid().is_blank  # type: ignore[union-attr]
 
 
 BAD: list[tuple[Callable[[LabSession], Any], type[GemmascopeError], str]] = [
@@ -600,21 +599,21 @@ def test_a_cell_of_no_head_has_answers_only() -> None:
 
 
 def test_chunks_of_a_resident_model_take_a_moment_and_of_a_streamed_one_all_there_is_room_for() -> None:
-    pace = Pace(model(), 14)
-    assert pace.seconds(Cost(3, 21, 63), 1000) is None
-    assert pace.rows(1000) == 1000
-    pace.take(Cost(), 14 * 3 * 1e-3)
-    assert pace.row_layer == pytest.approx(1e-3)
-    assert pace.seconds(Cost(3, 21, 63), 1000) == pytest.approx((63 + 14 * 3) * 1e-3)
-    assert pace.seconds(Cost(), 1000) == 0
-    assert pace.rows(1000) == int(pace_module.CHUNK / 1e-3 / 3)
-    assert pace.rows(10) == 10
-    pace.take(Cost(3, 21, 63), (63 + 42) * 2e-3)  # the newer measure counts twice
-    assert pace.row_layer == pytest.approx(5e-3 / 3)
-    pace.streams = True
-    pace.take(Cost(), 2.0)
-    assert pace.rows(1000) == 1000
-    assert pace.seconds(Cost(300, 2500, 7500), 1000) == 6.0
+    throughput = Throughput(model(), 14)
+    assert throughput.seconds(Cost(3, 21, 63), 1000) is None
+    assert throughput.chunk_rows(1000) == 1000
+    throughput.add(Cost(), 14 * 3 * 1e-3)
+    assert throughput.row_layer == pytest.approx(1e-3)
+    assert throughput.seconds(Cost(3, 21, 63), 1000) == pytest.approx((63 + 14 * 3) * 1e-3)
+    assert throughput.seconds(Cost(), 1000) == 0
+    assert throughput.chunk_rows(1000) == int(experiment_module.CHUNK_SECONDS / 1e-3 / 3)
+    assert throughput.chunk_rows(10) == 10
+    throughput.add(Cost(3, 21, 63), (63 + 42) * 2e-3)  # the newer measure counts twice
+    assert throughput.row_layer == pytest.approx(5e-3 / 3)
+    throughput.streams = True
+    throughput.add(Cost(), 2.0)
+    assert throughput.chunk_rows(1000) == 1000
+    assert throughput.seconds(Cost(300, 2500, 7500), 1000) == 6.0
 
 
 def test_what_cells_take_is_known_before_they_run() -> None:
@@ -624,7 +623,7 @@ def test_what_cells_take_is_known_before_they_run() -> None:
     assert n_cells == 3 * N_POS
     assert seconds is not None
     assert 0 < seconds < 60
-    cost = found.experiment.sweeping.cost()  # type: ignore[union-attr]
+    cost = found.experiment.runner.cost()  # type: ignore[union-attr]
     assert cost.n_cells == n_cells
     assert cost.n_rows == 3 * sum(range(1, N_POS + 1))
     assert cost.row_layers == (3 + 2 + 1) * sum(range(1, N_POS + 1))
@@ -635,7 +634,7 @@ def test_what_cells_take_is_known_before_they_run() -> None:
 def test_a_sweeps_cost_is_what_its_chunks_carry(asked: dict[str, Any]) -> None:
     sweeping = prepare(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), SweepSpec(**asked), model=model())
     whole = sweeping.cost()
-    mask = cells_of(sweeping.pairs[0].grid.shape, "column", None, 2)  # type: ignore[arg-type]
+    mask = Part("column", None, 2).cells(sweeping.pairs[0].grid.shape)  # type: ignore[arg-type]
     part = sweeping.cost(mask)
     done = [pair for chunk in sweeping.chunks(mask, lambda: 9) for pair in chunk]
     assert len(done) == part.n_cells == sweeping.result.finished.sum()
@@ -655,7 +654,7 @@ def test_a_lab_gives_the_code_and_a_table() -> None:
     frame = found.experiment.to_dataframe()  # type: ignore[union-attr]
     assert frame.columns.tolist() == ["layer", "pos", "kind", "token", "effect", "is"]
     assert frame["is"].tolist() == ["estimated"] * 15 + ["exact"] * 15 + ["estimated"] * 15
-    assert np.array_equal(frame["effect"].to_numpy(), found.board().values.reshape(-1))  # type: ignore[union-attr]
+    assert np.array_equal(frame["effect"].to_numpy(), found.cell_grid().values.reshape(-1))  # type: ignore[union-attr]
 
 
 def test_an_experiment_is_made_without_a_run(asked: list[int]) -> None:

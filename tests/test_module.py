@@ -45,7 +45,7 @@ def test_every_file_of_the_module_is_in_it_once() -> None:
     text = static_module()
     assert not re.search(r"^(import|export)\b", text, re.MULTILINE)
     assert len(re.findall(r"^function (?:grid|layoutOf|attention|lens|lines)\b", text, re.MULTILINE)) == 5
-    live = module_text("lab.js")
+    live = module_text("patching_lab.js")
     assert re.findall(r"^(?:import|export)\b.*", live, re.MULTILINE) == ["export default { render };"]
     assert "function grid(" in live
     assert "function attention(" not in live, "a widget holds what it draws with"

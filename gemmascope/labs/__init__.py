@@ -1,1 +1,3 @@
-"""Live widgets: gs.patching_lab, gs.head_lab, gs.steer_lab, and what they share. Imports views, sweeps and generation."""
+"""Live notebook widgets: gs.patching_lab (patching/), gs.head_lab, gs.steer_lab, and what they share: sessions with
+numbered questions (session), workers, the widget end, controls and static fallbacks. Imports views and the rooms below.
+"""

@@ -1,151 +1,147 @@
-"""What gs.head_lab and gs.steer_lab share: a prompt, run and gone on with before a change and after it."""
+"""LabBase: what gs.patching_lab, gs.head_lab and gs.steer_lab share: showing a lab, and freeing it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypeVar
 
-from gemmascope.arguments import finite_number
-from gemmascope.edits.call_text import load_text, prompt_text
-from gemmascope.errors import EditError, GemmascopeError, warn
-from gemmascope.labs.before_after import After
-from gemmascope.labs.display import Shown
-from gemmascope.labs.recompute import Follower
-from gemmascope.labs.static_fallback import Still
-from gemmascope.model.model import Model
-from gemmascope.run.trace import Trace
-from gemmascope.sweeps.remarks import Remark
+from gemmascope.errors import GemmascopeError, LabError
+from gemmascope.labs.fallback import StaticFallback
+from gemmascope.labs.session import Event, Session
+from gemmascope.labs.worker import CLOSED
+from gemmascope.packages import requires_package
 
 if TYPE_CHECKING:
-    from gemmascope.labs.widget import Wishes
+    import ipywidgets
 
-# How long a notebook waits for the first picture of a lab, in seconds: what comes later is in the live widget alone.
-FIRST = 2.0
+    from gemmascope.labs.fields import Fields
+    from gemmascope.labs.widget import Handlers, Trait
 
-LabT = TypeVar("LabT", bound="FollowingLab")
+# How long a notebook waits for a lab's first picture, in seconds. Later ones appear in the live widget.
+FIRST_PICTURE_SECONDS = 2.0
+
+LabT = TypeVar("LabT", bound="LabBase")
 
 
-class FollowingLab(Shown):
-    """A lab in which all follows from its settings, and is done again when one of them changes.
+class LabBase(Session):
+    """A lab that can be shown in a notebook.
 
-    A lab of this kind says what can be set, and begins anew with `_follower.ask()`; which steps follow (`_steps`); and how
-    it is shown: the file of its page (LIVE), the page's state, its wishes and its pictures, the controls above it, and the
-    HTML of its still. close(), or `with`, frees it. When the cell that shows it is run again, its widgets are closed, and
-    what it was computing ends; the lab itself goes once nothing refers to it.
+    A subclass names its page's module (MODULE) and says what the page shows (`_snapshot`), which messages it may send
+    (`_handlers`), the controls above it (`_fields`), and the HTML of its static fallback. Its widgets are created when they
+    are first shown, and closed with the lab or when the cell that shows them runs again. Then its jobs end as well; the lab
+    itself is collected once nothing refers to it.
     """
 
-    LIVE: ClassVar[str]
-    _after: After
-
-    def __init__(self, model: Model, max_new_tokens: int) -> None:
-        self.model, self.max_new_tokens = model, max_new_tokens
-        self._still = Still(self._still_html, lambda: repr(self))
-        self._follower = Follower(model, self._steps)
-        self._is_typed = False  # whether a control of the lab, and no line of Python, changes a setting
+    MODULE: ClassVar[str]
+    _box: ipywidgets.Widget = None
+    _is_closed = False
+    _is_typed = False  # whether a control of the lab changes a setting, and not a line of Python
 
     def set(self, **changes: Any) -> None:
         raise NotImplementedError
 
-    def wait(self: LabT, timeout: float | None = None) -> LabT:
-        """Wait until all follows from what was asked. Raises what went wrong, GemmascopeError when the time is up."""
-        self._follower.wait(timeout)
-        return self
+    def _snapshot(self) -> dict[str, Trait]:
+        raise NotImplementedError
 
-    def cancel(self) -> None:
-        """End what is under way; what is done stays."""
-        self._follower.cancel()
+    def _handlers(self) -> Handlers:
+        return {}
 
-    @property
-    def trace(self) -> Trace:
-        """The prompt's trace, with the change."""
-        self.wait()
-        assert self._after.after is not None
-        return self._after.after
+    def _fields(self) -> Fields:
+        raise NotImplementedError
 
-    @property
-    def base(self) -> Trace:
-        """Its trace without the change."""
-        self.wait()
-        assert self._after.before is not None
-        return self._after.before
-
-    @property
-    def text(self) -> str:
-        """What the model goes on with, with the change."""
-        self.wait()
-        return self._after.text_after or ""
-
-    @property
-    def base_text(self) -> str:
-        """What it goes on with when nothing is changed."""
-        self.wait()
-        return self._after.text_before or ""
-
-    def _parts(self) -> tuple[Sequence[Any], Callable[[], None]]:
-        from gemmascope.labs.widget import FollowerEnd
-
-        wishes = {"cancel": lambda _: self.cancel(), **self._wishes()}
-        end = FollowerEnd(self.LIVE, self._follower, self._state, wishes, self._still, self._pictures)
-        return [*self._controls(), end.widget], self._silent
-
-    def _silent(self) -> None:
-        self._follower.listener = lambda: None
-        self._still.end()
+    def _fallback_html(self) -> str:
+        raise NotImplementedError
 
     def _end(self) -> None:
-        self._follower.close()
-        self._after.forget_runs()
+        """End the jobs for good and let go of large values."""
+        raise NotImplementedError
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    @property
+    def widget(self) -> ipywidgets.Widget:
+        """The live widget; created anew after it was closed. MissingPackageError without ipywidgets or anywidget."""
+        if self._is_closed:
+            raise LabError(CLOSED)
+        if self._box is None:
+            from gemmascope.labs.display import lab_box
+
+            with requires_package("the live widget", "ipywidgets", "anywidget"):
+                self._box = lab_box(self, self._widgets(), self._on_box_closed)
+        return self._box
+
+    def hide(self) -> None:
+        """Close the lab's widgets, wherever they are shown. The lab stays usable; showing it again creates new ones."""
+        if self._box is not None:
+            self._box.close()
+
+    def close(self) -> None:
+        """Free the lab: end its jobs, close its widgets, and let go of its runs. Closing it twice does no harm.
+
+        Numbers that were computed can still be read; whatever would compute is a LabError. `with gs.patching_lab(...) as
+        lab:` closes it at the end.
+        """
+        if not self._is_closed:
+            self._is_closed = True
+            self._end()
+        self.hide()
+
+    def __enter__(self: LabT) -> LabT:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """LabError, for pickle and copy: a lab belongs to this process, with a thread and widgets."""
+        raise LabError(
+            f"a {type(self).__name__} cannot be pickled or copied: it is live, with a thread and widgets of its own. Make "
+            "it again where it is needed: lab.code() says how to repeat what it shows"
+        )
 
     def _ipython_display_(self) -> None:
-        """The live widget, and a still for notebooks that are saved, exported or have no front end for it."""
-        self._follower.wait_for_first(FIRST)
-        self._still.show(lambda: self.widget)
+        """The live widget, and a fallback for notebooks that are saved, exported or have no front end for it."""
+        self.wait_until_prepared(FIRST_PICTURE_SECONDS)
+        self._fallback.show(lambda: self.widget)
 
-    def _typed(self, name: str, read: Callable[[], Any]) -> None:
-        """A control was changed. What cannot be read or set is shown in the lab."""
+    @cached_property
+    def _fallback(self) -> StaticFallback:
+        return StaticFallback(self._fallback_html, lambda: repr(self))
+
+    @property
+    def _closed_text(self) -> str:
+        return " (closed)" if self._is_closed else ""
+
+    def _widgets(self) -> Sequence[ipywidgets.Widget]:
+        """The controls and the page below them."""
+        from gemmascope.labs.widget import ENDS, LabWidget
+
+        page = LabWidget(self.MODULE, self, self._snapshot, self._handlers(), self._fallback.id)
+        fields = self._fields()
+
+        def hear(event: Event) -> None:
+            if event["kind"] == "settings":
+                fields.show()
+            page.hear(event)
+            if event["kind"] in ENDS:
+                self._fallback.update_soon()
+
+        self.listener = hear
+        return [fields.box(), page.widget]
+
+    def _on_box_closed(self) -> None:
+        self._box = self.listener = None
+        self._fallback.stop()
+
+    def _typed(self, name: str, read: Callable[[], object]) -> None:
+        """Change a setting from its control. A value that cannot be read or set is shown in the lab."""
         self._is_typed = True
         try:
             self.set(**{name: read()})
         except GemmascopeError as error:
-            self._follower.refuse(error)
+            self.show_error(error)
         finally:
             self._is_typed = False
-
-    def _warn(self, remarks: Sequence[Remark]) -> None:
-        """Say what may not be meant: in the lab of what was typed there, else as a warning of Python's."""
-        for text in dict.fromkeys(remark.text for remark in remarks if remark.level == "warning"):
-            if self._is_typed:
-                self._follower.refuse(GemmascopeError(text))
-            else:
-                warn(text)
-
-    def _script(self, edits: Sequence[str], note: str = "") -> str:
-        """Python that runs the prompt with these edits, and goes on with it. note: a comment on what they name."""
-        return (
-            f"import gemmascope as gs\n\n{load_text(self.model)}{note}prompt = {prompt_text(self._after.prompt)}\n"
-            f"edits = [{', '.join(edits)}]\ntrace = gs.trace(prompt, model=model, edits=edits)\n"
-            f"text = gs.generate(prompt, model=model, edits=edits, max_new_tokens={self.max_new_tokens}).text\n"
-        )
-
-    def _steps(self) -> Generator[None]:
-        raise NotImplementedError
-
-    def _state(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _controls(self) -> Sequence[Any]:
-        raise NotImplementedError
-
-    def _still_html(self) -> str:
-        raise NotImplementedError
-
-    def _wishes(self) -> Wishes:
-        return {}
-
-    def _pictures(self) -> dict[str, Any]:
-        return {}
-
-
-def finite(name: str, given: Any) -> float:
-    """A number that is one. EditError for anything else."""
-    return finite_number(given, name, error=EditError)

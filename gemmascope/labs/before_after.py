@@ -1,54 +1,59 @@
-"""What becomes of a prompt: the likeliest next tokens and the text, before a change and after it."""
+"""A prompt with and without a change: the likeliest next tokens, and the text that the model writes."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+import torch
 
 from gemmascope.edits.edit import Edit
 from gemmascope.generation.generate import growing_texts
-from gemmascope.labs.patching.detail import likeliest
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, Prompt
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace
 
+N_TOP = 5
+
+# A token with its probability before and after a change.
+TokenChange = tuple[str, float, float]
+
 
 @dataclass
-class After:
-    """One prompt with and without edits.
+class BeforeAfter:
+    """One prompt without and with edits.
 
-    before, after: the traces, None until they are run. text_before, text_after: what the model goes on with, as far as it
-    is written yet; is_written: whether that is all. top: (token, probability before, after) of the likeliest next tokens.
+    before, after: the traces, None until they are run. text_before, text_after: what the model writes after the prompt, as
+    far as it has come; is_written: which of them are complete. top: the likeliest next tokens.
     """
 
     model: Model
-    prompt: Any
+    prompt: Prompt
     max_new_tokens: int
     before: Trace | None = None
     after: Trace | None = None
     text_before: str | None = None
     text_after: str | None = None
-    top: list[tuple[str, float, float]] = field(default_factory=list)
+    top: list[TokenChange] = field(default_factory=list)
     is_written: dict[str, bool] = field(default_factory=lambda: {"before": False, "after": False})
 
     @classmethod
-    def of(cls, prompt: Any, model: Model, max_new_tokens: int, edits: Sequence[Edit] = ()) -> After:
-        """Raises what gs.generate would for a prompt that cannot be gone on with, under these edits. Nothing is run."""
+    def of(cls, prompt: Prompt, model: Model, max_new_tokens: int, edits: Sequence[Edit] = ()) -> BeforeAfter:
+        """Raises what gs.generate would for this prompt and these edits. Nothing is run."""
         growing_texts(prompt, model, edits, max_new_tokens)
         return cls(model, prompt, max_new_tokens)
 
-    def traced(self, edits: Sequence[Edit]) -> Generator[None]:
-        """Run the prompt with these edits, and without any if that was not done yet."""
+    def run(self, edits: Sequence[Edit]) -> Generator[None]:
+        """Run the prompt with these edits, and without any unless that is done."""
         if self.before is None:
             self.before = trace(self.prompt, model=self.model)
         self.after = trace(self.prompt, model=self.model, edits=list(edits)) if edits else self.before
-        self.top = likeliest(self.before, self.after)
+        self.top = token_changes(self.before, self.after)
         self.text_after, self.is_written["after"] = None, False
         yield
 
-    def written(self, edits: Sequence[Edit]) -> Generator[None]:
-        """Write both texts, a token a step; the one without edits once."""
+    def write(self, edits: Sequence[Edit]) -> Generator[None]:
+        """Write both texts, one token a step; the text without edits only once."""
         if not self.is_written["before"]:
             for text in growing_texts(self.prompt, self.model, (), self.max_new_tokens):
                 self.text_before = text
@@ -67,7 +72,24 @@ class After:
         """Let go of the traces, which are large; the answers and the texts stay."""
         self.before = self.after = None
 
-    def as_data(self) -> dict[str, Any]:
-        """As JSON holds it: the likeliest next tokens with their probabilities before and after, and the texts."""
-        top = [{"token": token, "before": before, "after": after} for token, before, after in self.top]
-        return {"top": top, "text_before": self.text_before, "text_after": self.text_after, "written": dict(self.is_written)}
+    def as_data(self) -> dict[str, object]:
+        """The likeliest next tokens with their probabilities before and after, and the texts, as JSON."""
+        texts = {"text_before": self.text_before, "text_after": self.text_after, "written": dict(self.is_written)}
+        return {"top": changes_as_data(self.top), **texts}
+
+
+def token_changes(before: Trace, after: Trace) -> list[TokenChange]:
+    """The N_TOP likeliest next tokens of either run, with their probability in both."""
+    p_before, p_after = (run.next_logits.softmax(-1) for run in (before, after))
+    n_top = min(N_TOP, len(p_before))
+    ids = dict.fromkeys([*p_after.topk(n_top).indices.tolist(), *p_before.topk(n_top).indices.tolist()])
+    return [(token_text(before.model, i), float(p_before[i]), float(p_after[i])) for i in ids]
+
+
+def changes_as_data(changes: Sequence[TokenChange]) -> list[dict[str, object]]:
+    return [{"token": token, "before": before, "after": after} for token, before, after in changes]
+
+
+def token_text(model: Model, token_id: int) -> str:
+    """A token as text; without a tokenizer, its id."""
+    return model.texts(torch.tensor([token_id]))[0]

@@ -1,8 +1,8 @@
-"""gs.head_lab: type a prompt, look at its heads, switch them off or scale them, and see the answer move."""
+"""gs.head_lab: type a prompt, look at its heads, ablate or scale them, and see the answer move."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,40 +11,55 @@ from gemmascope.edits.edit import Edit
 from gemmascope.edits.make import scale
 from gemmascope.edits.places import find_heads
 from gemmascope.errors import EditError, GemmascopeError, SweepError
-from gemmascope.labs.base import FollowingLab, finite
-from gemmascope.labs.before_after import After
-from gemmascope.labs.fields import Fields
-from gemmascope.labs.patching.detail import token_text
+from gemmascope.labs.before_after import BeforeAfter, token_text
+from gemmascope.labs.fields import Fields, text_field
+from gemmascope.labs.recompute import RecomputingLab, finite
 from gemmascope.legible import legibly, spelled
 from gemmascope.loading.default import model_or_nano
-from gemmascope.model.model import Model
-from gemmascope.run.metric import answer_ids, bind_metric
+from gemmascope.model.model import Model, Prompt
+from gemmascope.run.metric import Answer, answer_ids, bind_metric
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
-from gemmascope.sweeps.metrics import answer_prob, logit_diff
+from gemmascope.sweeps.metrics import AnswerMetric, answer_prob, logit_diff
 from gemmascope.sweeps.remarks import Remark, answer_remarks, prompt_remarks, raise_first_error
 from gemmascope.views.attention import attention_view
 from gemmascope.views.lens import lens_view
 from gemmascope.views.page import View
 
 if TYPE_CHECKING:
-    from gemmascope.labs.widget import Wishes
+    from gemmascope.labs.widget import Handlers
 
-ASKED = ("prompt", "answer", "against")
+SETTINGS = ("prompt", "answer", "against")
 
 
-class HeadLab(FollowingLab):
-    """A prompt and its heads: the last expression of a cell shows it. Everything that it shows can be had in Python.
+class HeadLab(RecomputingLab):
+    """A prompt and its heads, as `gs.head_lab` returns it. The last expression of a cell shows it.
 
-    set(prompt=, answer=, against=); scale(layer, head, by), reset(); wait(), cancel(). trace: with the heads as they are
-    scaled, base: without. text, base_text: what the model goes on with. moved(): the answer before and after. views:
-    patterns and lens. edits, code().
+    Everything that it shows can be had in Python: `trace` with the scaled heads and `base` without, `text` and `base_text`
+    that the model writes, `moved()`, `views`, `edits` and `code()`. `wait()` waits for them, `close()` frees the lab.
+
+    Attributes:
+        prompt: The prompt, as it was set last.
+        answer: The answer that is followed; None for the likeliest token.
+        against: The answer whose logit is subtracted; None for none.
+        views: The pictures of the attention patterns and of the logit lens; empty for a prompt too long for a page.
+
+    Example:
+        >>> with gs.head_lab("When Mary and John went to the store, John gave a drink to", " Mary", " John") as lab:
+        ...     lab.scale(2, 3, 0.0)
+        ...     lab.factors
+        {(2, 3): 0.0}
     """
 
-    LIVE = "head_lab.js"
+    MODULE = "head_lab.js"
 
     def __init__(
-        self, prompt: Any, answer: Any = None, against: Any = None, model: Model | None = None, max_new_tokens: int = 16
+        self,
+        prompt: Prompt,
+        answer: Answer | None = None,
+        against: Answer | None = None,
+        model: Model | None = None,
+        max_new_tokens: int = 16,
     ) -> None:
         super().__init__(model_or_nano(model), max_new_tokens)
         self.prompt, self.answer, self.against = prompt, answer, against
@@ -53,168 +68,226 @@ class HeadLab(FollowingLab):
         self._n_views = 0
         self.set(prompt=prompt, answer=answer, against=against)
 
-    # -- what is asked --
+    # -- settings --
 
     def set(self, **changes: Any) -> None:
-        """Change the prompt, the answer, or what it is held against (None: its probability); heads stay as they are scaled.
+        """Change the prompt or the answers and compute again. Scaled heads stay scaled.
 
-        Raises PromptError, GenerationError or SweepError for what cannot be, and then nothing is changed.
+        Args:
+            **changes: `prompt`, `answer` or `against`, as in `gs.head_lab`; what is left out stays as it is.
+
+        Raises:
+            PromptError: A prompt or an answer cannot be read.
+            GenerationError: The prompt leaves no room to generate.
+            SweepError: There is no such setting, or the answers do not go together. Nothing is changed then.
         """
-        self._follower.require_open()
-        if odd := sorted(set(changes) - set(ASKED)):
-            raise SweepError(f"a head lab has no {odd[0]!r}; it has {', '.join(ASKED)}")
-        asked = {name: changes.get(name, getattr(self, name)) for name in ASKED}
-        remarks = _remarks(**asked, model=self.model)
+        self._worker.require_open()
+        if unknown := sorted(set(changes) - set(SETTINGS)):
+            raise SweepError(f"a head lab has no {unknown[0]!r}; it has {', '.join(SETTINGS)}")
+        settings: dict[str, Any] = {**self._settings(), **changes}
+        remarks = _remarks(**settings, model=self.model)
         raise_first_error(remarks, SweepError)
-        after = After.of(asked["prompt"], self.model, self.max_new_tokens) if "prompt" in changes else self._after
-        with self._follower.guard:
-            self._after = after
-            self.prompt, self.answer, self.against = asked["prompt"], asked["answer"], asked["against"]
-        self._follower.ask()
+        run = BeforeAfter.of(settings["prompt"], self.model, self.max_new_tokens) if "prompt" in changes else self._run
+        with self.guard:
+            self._run = run
+            self.prompt, self.answer, self.against = settings["prompt"], settings["answer"], settings["against"]
+        self._recompute()
         self._warn(remarks)
 
     def scale(self, layer: int, head: int, by: float) -> None:
-        """Multiply what a head reads (its z) by a number: 0 ablates it, 1 leaves it as it is. SiteError, EditError."""
-        self._follower.require_open()
+        """Multiply what a head reads (its `z`) by a number, at every position, generated ones included.
+
+        Args:
+            layer: Number of the layer; negative ones count from the last.
+            head: Number of the query head in that layer.
+            by: The factor: 0 ablates the head, 1 leaves it as it is.
+
+        Raises:
+            SiteError: There is no such layer or head.
+            EditError: by is no finite number, or head names several heads.
+        """
+        self._worker.require_open()
         layer = find_layer(layer, self.model.n_layers)
-        found = find_heads(head, find_site("z"), self.model) or []
-        if len(found) != 1:
+        heads = find_heads(head, find_site("z"), self.model) or []
+        if len(heads) != 1:
             raise EditError(f"one head is scaled at a time; given {shown(head)}")
         by = finite("by", by)
-        with self._follower.guard:
-            self._factors[layer, found[0]] = by
+        with self.guard:
+            self._factors[layer, heads[0]] = by
             if by == 1:
-                del self._factors[layer, found[0]]
-        self._follower.ask()
+                del self._factors[layer, heads[0]]
+        self._recompute()
 
     def reset(self) -> None:
         """Leave every head as it is."""
-        self._follower.require_open()
-        with self._follower.guard:
+        self._worker.require_open()
+        with self.guard:
             self._factors.clear()
-        self._follower.ask()
+        self._recompute()
 
-    # -- what was found --
+    # -- results --
 
     @property
     def factors(self) -> dict[tuple[int, int], float]:
-        """What heads are multiplied by, by (layer, head)."""
-        with self._follower.guard:
+        """The factor of every scaled head, by (layer, head)."""
+        with self.guard:
             return dict(sorted(self._factors.items()))
 
     @property
     def edits(self) -> list[Edit]:
-        """The same as edits of a run."""
+        """The scaled heads as edits, for gs.trace or gs.generate."""
         return [scale("z", by, layer=layer, head=head) for (layer, head), by in self.factors.items()]
 
     def moved(self) -> tuple[str, float, float]:
-        """The answer's metric: its name, its value without and with the change. Without an answer, the likeliest token's."""
+        """What the scaled heads do to the answer; waits for it.
+
+        Returns:
+            What is measured, and its value without and with the change: a difference of logits after the soft cap, a
+            probability, or without an answer the probability of the likeliest token of the unchanged run.
+        """
         self.wait()
-        return self._moved(self._after)
+        return self._moved(self._run)
 
     def code(self) -> str:
-        """The Python that makes this run again."""
+        """The Python that repeats the run.
+
+        Returns:
+            A script that makes `trace` and `text`.
+        """
         edits = [f"gs.scale('z', {by!r}, layer={layer}, head={head})" for (layer, head), by in self.factors.items()]
         return self._script(edits)
 
-    # -- how it is found --
+    # -- computing --
 
     def _steps(self) -> Generator[None]:
-        with self._follower.guard:
-            after, edits, answer = self._after, self.edits, self.answer
-        yield from after.traced(edits)
-        assert after.after is not None
-        views, refused = _views(after.after, answer)
+        with self.guard:
+            run, edits, answer = self._run, self.edits, self.answer
+        yield from run.run(edits)
+        assert run.after is not None
+        views, refused = _views(run.after, answer)
         self.views, self._n_views = views, self._n_views + 1
         yield
-        yield from after.written(edits)
+        yield from run.write(edits)
         if refused is not None:
             raise refused
 
-    def _moved(self, after: After) -> tuple[str, float, float]:
-        assert after.before is not None
-        assert after.after is not None
+    def _moved(self, run: BeforeAfter) -> tuple[str, float, float]:
+        assert run.before is not None
         if self.answer is None:
-            token = int(after.before.next_logits.argmax())
-            return _measured(answer_prob(token), f"probability of {token_text(self.model, token)!r}", after)
+            token = int(run.before.next_logits.argmax())
+            return _measured(answer_prob(token), f"probability of {token_text(self.model, token)!r}", run)
         if self.against is None:
-            return _measured(answer_prob(self.answer), f"probability of {self.answer!r}", after)
-        return _measured(logit_diff(self.answer, self.against), f"logit of {self.answer!r} less {self.against!r}", after)
+            return _measured(answer_prob(self.answer), f"probability of {self.answer!r}", run)
+        return _measured(logit_diff(self.answer, self.against), f"logit of {self.answer!r} less {self.against!r}", run)
 
-    # -- how it is shown --
+    # -- showing --
 
     def _end(self) -> None:
         super()._end()
         self.views = ()
 
-    def _controls(self) -> Sequence[Any]:
-        return [Fields(self.model, lambda: {name: getattr(self, name) for name in ASKED}, self._typed).box()]
+    def _fields(self) -> Fields:
+        controls = {name: text_field(name, is_wide=name == "prompt") for name in SETTINGS}
+        rows = [["prompt"], ["answer", "against"]]
+        return Fields(self.model, controls, rows, self._settings, self._typed, optional=("answer", "against"))
 
-    def _wishes(self) -> Wishes:
+    def _settings(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in SETTINGS}
+
+    def _handlers(self) -> Handlers:
         return {"scale": lambda m: self.scale(m["layer"], m["head"], m["by"]), "reset": lambda _: self.reset()}
 
-    def _state(self) -> dict[str, Any]:
-        with self._follower.guard:
-            after = self._after
+    def _state(self) -> dict[str, object]:
+        with self.guard:
+            run = self._run
             scaled = [{"layer": layer, "head": head, "by": by} for (layer, head), by in self.factors.items()]
         moved = None
-        if after.before is not None and after.after is not None:
-            name, before, now = self._moved(after)
-            moved = {"name": name, "before": before, "after": now}
-        return {**after.as_data(), "scaled": scaled, "moved": moved, "code": self.code()}
+        if run.before is not None and run.after is not None:
+            name, before, after = self._moved(run)
+            moved = {"name": name, "before": before, "after": after}
+        return {**run.as_data(), "scaled": scaled, "moved": moved, "code": self.code()}
 
-    def _pictures(self) -> dict[str, Any]:
+    def _pictures(self) -> dict[str, object]:
         views = [{"spec": dict(view.spec), "arrays": dict(view.arrays)} for view in self.views]
         return {"number": self._n_views, "views": views}
 
-    def _still_html(self) -> str:
+    def _fallback_html(self) -> str:
         return "\n".join(view.to_html() for view in self.views)
 
     @legibly
     def __repr__(self) -> str:
         lines = [f"HeadLab of {spelled(self.model.name)}: {self.prompt!r}{self._closed_text}"]
         lines += [f"  layer {layer} head {head} x {by:g}" for (layer, head), by in self.factors.items()]
-        if not self._follower.is_busy and self._after.after is not None:
-            name, before, after = self._moved(self._after)
-            lines += [f"  {name}: {before:.4g} before, {after:.4g} after", f"  goes on with {self._after.text_after!r}"]
+        if not self.is_busy and self._run.after is not None:
+            name, before, after = self._moved(self._run)
+            lines += [f"  {name}: {before:.4g} before, {after:.4g} after", f"  goes on with {self._run.text_after!r}"]
         return "\n".join(lines)
 
 
 def head_lab(
-    prompt: Any, answer: Any = None, against: Any = None, model: Model | None = None, max_new_tokens: int = 16
+    prompt: Prompt,
+    answer: Answer | None = None,
+    against: Answer | None = None,
+    model: Model | None = None,
+    max_new_tokens: int = 16,
 ) -> HeadLab:
-    """A lab about a prompt and its heads: patterns, lens and text follow what is typed, and which heads are scaled.
+    """Open a live lab about a prompt and its attention heads.
 
-    answer: a token to follow, its probability, or with against, its logit less that one's (both after the soft cap);
-    without, the likeliest next token. model: None means nano. max_new_tokens: how far the text goes on, greedily.
-    Scaling a head multiplies its `z` at every position, generated ones included: 0 ablates it.
-    Raises PromptError, GenerationError or SweepError for what cannot be.
+    Patterns, logit lens and text follow what is typed and which heads are scaled. Scaling a head multiplies its `z` at every
+    position, generated ones included: 0 ablates it. In a notebook the last expression of a cell shows the lab.
+
+    Args:
+        prompt: Text (`<bos>` is put in front), token ids, or chat messages.
+        answer: The token to follow, as text (" Mary", with its leading space) or as an id; None follows the likeliest next
+            token of the unchanged run.
+        against: Another token. With it the lab follows the difference of the two logits, after the soft cap; without it
+            (None) the probability of the answer.
+        model: The model to run; None means nano.
+        max_new_tokens: How many tokens the model writes after the prompt, greedily.
+
+    Returns:
+        The lab: what it shows can be read and changed in Python, too.
+
+    Raises:
+        PromptError: A prompt or an answer cannot be read.
+        GenerationError: max_new_tokens is below 1, or the prompt leaves no room to generate.
+        SweepError: The two answers are the same, or against is given without an answer.
+
+    Example:
+        >>> lab = gs.head_lab("When Mary and John went to the store, John gave a drink to", " Mary", " John")
+        >>> lab.scale(2, 3, 0.0)
+        >>> name, before, after = lab.moved()
+        >>> print(f"{name}: {before:.1f} before, {after:.1f} after")
+        logit of ' Mary' less ' John': ... before, ... after
+        >>> lab.close()
     """
     return HeadLab(prompt, answer, against, model, max_new_tokens)
 
 
-def _remarks(prompt: Any, answer: Any, against: Any, model: Model) -> list[Remark]:
-    """What there is to say of a prompt and its answers. SweepError for an answer that is missing."""
+def _remarks(prompt: Prompt, answer: Answer | None, against: Answer | None, model: Model) -> list[Remark]:
+    """Errors and warnings about a prompt and its answers. SweepError if the answer is missing."""
     if against is not None and answer is None:
         raise SweepError(f"against={shown(against)} is what an answer is held against: give the answer, too")
     ids = model.ids(prompt)
-    answers = {name: given for name, given in (("answer", answer), ("against", against)) if given is not None}
+    answers = {name: value for name, value in (("answer", answer), ("against", against)) if value is not None}
     return [*prompt_remarks("prompt", ids, model), *answer_remarks(answers, ids, model)]
 
 
-def _views(run: Trace, answer: Any) -> tuple[tuple[View, ...], GemmascopeError | None]:
-    """The patterns and the lens; of a prompt too long for a page, why there are none."""
+def _views(run: Trace, answer: Answer | None) -> tuple[tuple[View, ...], GemmascopeError | None]:
+    """The patterns and the lens; for a prompt too long for a page none, and the error that says so."""
     try:
         ids = [] if answer is None else answer_ids(answer, run.model)
-        # By its number, of which the lens has nothing to say that the lab has not said.
-        views = attention_view(run), lens_view(run, answer=ids[0] if len(ids) == 1 else answer)
+        # One answer is given by its id: for a text, lens_view would repeat the warnings that the lab has given. Several are
+        # refused by lens_view.
+        followed = ids[0] if len(ids) == 1 else answer
+        views = attention_view(run), lens_view(run, answer=followed)  # type: ignore[arg-type]
     except GemmascopeError as error:
         return (), error
-    said = ", with the heads scaled" if run.edits else ""
-    return tuple(replace(view, spec={**view.spec, "title": view.title + said}) for view in views), None
+    suffix = ", with the heads scaled" if run.edits else ""
+    return tuple(replace(view, spec={**view.spec, "title": view.title + suffix}) for view in views), None
 
 
-def _measured(metric: Any, name: str, after: After) -> tuple[str, float, float]:
-    bound = bind_metric(metric, after.model)
-    before, now = (float(bound(run.next_logits[None])[0]) for run in (after.before, after.after) if run is not None)
-    return name, before, now
+def _measured(metric: AnswerMetric, name: str, run: BeforeAfter) -> tuple[str, float, float]:
+    bound = bind_metric(metric, run.model)
+    before, after = (float(bound(one.next_logits[None])[0]) for one in (run.before, run.after) if one is not None)
+    return name, before, after

@@ -1,101 +1,135 @@
-"""Follower: what a lab shows, done again whenever a setting changes. The latest settings win.
-
-Its jobs run in a thread of their own, a step at a time; what an older one is at ends with its step.
-"""
+"""RecomputingLab: what gs.head_lab and gs.steer_lab share. Every change of a setting runs and writes the prompt again."""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-from gemmascope.errors import GemmascopeError
-from gemmascope.labs.patching.session import LONG, told
-from gemmascope.labs.worker import Job, Worker
+from gemmascope.arguments import finite_number
+from gemmascope.edits.call_text import load_text, prompt_text
+from gemmascope.errors import EditError, GemmascopeError, warn
+from gemmascope.labs.base import LabBase
+from gemmascope.labs.before_after import BeforeAfter
+from gemmascope.labs.session import PREPARE
 from gemmascope.model.model import Model
+from gemmascope.run.trace import Trace
+from gemmascope.sweeps.remarks import Remark
+
+if TYPE_CHECKING:
+    from gemmascope.labs.widget import Trait
+
+LabT = TypeVar("LabT", bound="RecomputingLab")
+ValueT = TypeVar("ValueT")
 
 
-class Follower:
-    """steps_of: makes the steps that follow from the settings as they are; error: what went wrong last, with what to do.
+class RecomputingLab(LabBase):
+    """A lab that computes everything anew when a setting changes. The latest settings win; older ones end after a step.
 
-    listener: called, in the thread that it comes from, whenever there is something new. number: counts how often that was.
+    A subclass says which steps follow from the settings (`_steps`) and what its page shows (`_state`, `_pictures`).
     """
 
-    def __init__(self, model: Model, steps_of: Callable[[], Generator[None]]) -> None:
-        self.steps_of = steps_of
-        self.guard = threading.RLock()
-        self.listener: Callable[[], None] = lambda: None
-        self.number = self.seq = 0
-        self.error: str | None = None
-        self._failed: BaseException | None = None
-        self._worker = Worker(model, self._ended)
+    _run: BeforeAfter
+
+    def __init__(self, model: Model, max_new_tokens: int) -> None:
+        super().__init__(model)
+        self.max_new_tokens = max_new_tokens
+
+    def wait(self: LabT, timeout: float | None = None) -> LabT:
+        """Wait until everything is computed for the present settings.
+
+        Args:
+            timeout: At most so many seconds; None waits for as long as it takes.
+
+        Returns:
+            The lab itself.
+
+        Raises:
+            SweepError: The time is up; the lab goes on.
+            GemmascopeError: What went wrong while it computed.
+        """
+        self._wait(timeout)
+        return self
 
     @property
-    def is_busy(self) -> bool:
-        return self._worker.is_busy
+    def trace(self) -> Trace:
+        """The prompt's trace with the change; waits for it."""
+        return self._waited(lambda run: run.after)
 
-    def ask(self) -> None:
-        """The settings have changed: end what is under way, and do it again."""
-        self.require_open()
-        with self.guard:
-            self._worker.cancel()
-            self.seq += 1
-            self.error = self._failed = None
-            self._worker.submit(Job("what follows from the settings", LONG, self._steps(self.seq), self.seq))
-        self.tell()
+    @property
+    def base(self) -> Trace:
+        """The prompt's trace without the change; waits for it."""
+        return self._waited(lambda run: run.before)
 
-    def cancel(self) -> None:
-        """End what is under way, after its step."""
-        self._worker.cancel()
+    @property
+    def text(self) -> str:
+        """What the model writes after the prompt with the change; waits for it."""
+        self.wait()
+        return self._run.text_after or ""
 
-    def require_open(self) -> None:
-        """LabError once the lab is closed."""
+    @property
+    def base_text(self) -> str:
+        """What the model writes after the prompt without the change; waits for it."""
+        self.wait()
+        return self._run.text_before or ""
+
+    def _steps(self) -> Generator[None]:
+        """Compute what follows from the settings. A step stores nothing before it has what it stores."""
+        raise NotImplementedError
+
+    def _state(self) -> dict[str, object]:
+        """What the page shows, without pictures, as JSON."""
+        raise NotImplementedError
+
+    def _pictures(self) -> dict[str, object]:
+        """The page's pictures, with a "number" that changes when they do."""
+        return {}
+
+    def _recompute(self) -> None:
+        """The settings have changed: end what is under way and begin again."""
         self._worker.require_open()
-
-    def close(self) -> None:
-        """End what is under way, for good."""
-        self._worker.close()
-
-    def refuse(self, error: BaseException) -> None:
-        """Show an error of something that was asked for and cannot be."""
-        self.error = told(error)
-        self.tell()
-
-    def wait_for_first(self, timeout: float) -> None:
-        """Wait until nothing is under way, but not longer than so many seconds. Nothing is raised."""
-        for job in self._worker.jobs:
-            job.ended.wait(timeout)
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until nothing is under way. Raises what went wrong; GemmascopeError when the time is up."""
-        self.require_open()
-        for job in self._worker.jobs:
-            if not job.ended.wait(timeout):
-                raise GemmascopeError(f"{job.name} took longer than {timeout} s; it goes on: wait() waits, cancel() ends it")
-        failed, self._failed = self._failed, None
-        if failed is not None:
-            raise failed
-
-    def tell(self) -> None:
-        """Tell the listener that there is something new."""
         with self.guard:
-            self.number += 1
-        try:
-            self.listener()
-        except Exception:  # a front end that is gone does not end a computation
-            logging.getLogger(__name__).exception("the listener of a lab failed")
+            self._next_question()
+            self._submit("what follows from the settings", PREPARE, self._told_steps(self.seq))
+        self.tell("settings", self.seq)
 
-    def _steps(self, seq: int) -> Generator[None]:
-        """The steps of one question, as long as it is the latest. A step stores nothing before it has what it stores."""
-        for _ in self.steps_of():
+    def _told_steps(self, seq: int) -> Generator[None]:
+        for _ in self._steps():
             if seq != self.seq:
                 return
-            self.tell()
+            self.tell("step", seq)
             yield
 
-    def _ended(self, job: Job) -> None:
-        if job.seq != self.seq:
-            return
-        if job.failed is not None:
-            self._failed, self.error = job.failed, told(job.failed)
-        self.tell()
+    def _waited(self, value_of: Callable[[BeforeAfter], ValueT | None]) -> ValueT:
+        self.wait()
+        value = value_of(self._run)
+        assert value is not None
+        return value
+
+    def _end(self) -> None:
+        self._worker.close()
+        self._run.forget_runs()
+
+    def _snapshot(self) -> dict[str, Trait]:
+        own = {"number": self.number, "seq": self.seq, "busy": self.is_busy, "error": self.error}
+        return {"state": {**self._state(), **own}, "pictures": self._pictures()}
+
+    def _warn(self, remarks: Sequence[Remark]) -> None:
+        """Give warnings: in the lab for what was typed there, else as Python's."""
+        for text in dict.fromkeys(remark.text for remark in remarks if remark.level == "warning"):
+            if self._is_typed:
+                self.show_error(GemmascopeError(text))
+            else:
+                warn(text)
+
+    def _script(self, edits: Sequence[str], comment: str = "") -> str:
+        """Python that runs the prompt with these edits and writes the text. comment: on what the edits name."""
+        return (
+            f"import gemmascope as gs\n\n{load_text(self.model)}{comment}prompt = {prompt_text(self._run.prompt)}\n"
+            f"edits = [{', '.join(edits)}]\ntrace = gs.trace(prompt, model=model, edits=edits)\n"
+            f"text = gs.generate(prompt, model=model, edits=edits, max_new_tokens={self.max_new_tokens}).text\n"
+        )
+
+
+def finite(name: str, value: object) -> float:
+    """A finite number. EditError for anything else."""
+    return finite_number(value, name, error=EditError)

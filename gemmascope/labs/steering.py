@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -14,114 +14,142 @@ from gemmascope.edits.call_text import plain
 from gemmascope.edits.edit import Add, Edit
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import SweepError
-from gemmascope.labs.base import FollowingLab, finite
-from gemmascope.labs.before_after import After
-from gemmascope.labs.fields import Fields
+from gemmascope.labs.before_after import BeforeAfter
+from gemmascope.labs.fields import LABEL_STYLE, Fields, text_field
+from gemmascope.labs.recompute import RecomputingLab, finite
 from gemmascope.legible import legible, legibly, spelled
 from gemmascope.loading.default import model_or_nano
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, Prompt
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.strengths import steering_edit
 from gemmascope.sweeps.remarks import prompt_remarks
 
-N_STEPS = 64
+SLIDER_STEPS = 64
 
 
-class SteerLab(FollowingLab):
-    """A prompt and a vector: the last expression of a cell shows it. Everything that it shows can be had in Python.
+class SteerLab(RecomputingLab):
+    """A prompt and a steering vector, as `gs.steer_lab` returns it. The last expression of a cell shows it.
 
-    set(prompt=, strength=); wait(), cancel(). trace: steered, base: not. text, base_text: what the model goes on with.
-    edits, code().
+    Everything that it shows can be had in Python: `trace` with the vector added and `base` without, `text` and `base_text`
+    that the model writes, `edits` and `code()`. `wait()` waits for them, `close()` frees the lab.
+
+    Attributes:
+        prompt: The prompt, as it was set last.
+        strength: What the vector is multiplied by; 0 at first.
+        strengths: The two ends of the slider.
+        edit: Where the vector is added, as an edit.
+
+    Example:
+        >>> d = gs.direction(["Mary was", "Anna was"], ["John was", "Peter was"], layer=4)
+        >>> with gs.steer_lab("Peter was tired because", d, max_new_tokens=4) as lab:
+        ...     lab.set(strength=4.0)
+        ...     lab.strength, len(lab.edits)
+        (4.0, 1)
     """
 
-    LIVE = "steer_lab.js"
+    MODULE = "steer_lab.js"
 
-    def __init__(self, prompt: Any, edit: Add, strengths: tuple[float, float], max_new_tokens: int, model: Model) -> None:
+    def __init__(self, prompt: Prompt, edit: Add, strengths: tuple[float, float], max_new_tokens: int, model: Model) -> None:
         super().__init__(model, max_new_tokens)
         self.edit, self.strengths = edit, strengths
         self.prompt, self.strength = prompt, 0.0
         self.set(prompt=prompt)
 
     def set(self, **changes: Any) -> None:
-        """Change the prompt or the strength, which may lie beyond the slider's ends.
+        """Change the prompt or the strength and compute again.
 
-        Raises PromptError, GenerationError, EditError or SweepError for what cannot be, and then nothing is changed.
+        Args:
+            **changes: `prompt`, as in `gs.steer_lab`, or `strength`, a number that may lie beyond the slider's ends; what is
+                left out stays as it is.
+
+        Raises:
+            PromptError: The prompt cannot be read.
+            GenerationError: The prompt leaves no room to generate.
+            EditError: The strength is no finite number.
+            SweepError: There is no such setting. Nothing is changed then.
         """
-        self._follower.require_open()
-        if odd := sorted(set(changes) - {"prompt", "strength"}):
-            raise SweepError(f"a steer lab has no {odd[0]!r}; it has prompt, strength")
+        self._worker.require_open()
+        if unknown := sorted(set(changes) - {"prompt", "strength"}):
+            raise SweepError(f"a steer lab has no {unknown[0]!r}; it has prompt, strength")
         strength = finite("strength", changes.get("strength", self.strength))
         prompt = changes.get("prompt", self.prompt)
         edits = [replace(self.edit, scale=1.0)]
-        after = After.of(prompt, self.model, self.max_new_tokens, edits) if "prompt" in changes else self._after
-        with self._follower.guard:
-            self._after, self.prompt, self.strength = after, prompt, strength
-        self._follower.ask()
+        run = BeforeAfter.of(prompt, self.model, self.max_new_tokens, edits) if "prompt" in changes else self._run
+        with self.guard:
+            self._run, self.prompt, self.strength = run, prompt, strength
+        self._recompute()
         if "prompt" in changes:
             self._warn(list(prompt_remarks("prompt", self.model.ids(prompt), self.model)))
 
     @property
     def edits(self) -> list[Edit]:
-        """The steering as edits of a run: none at strength 0."""
+        """The steering as edits, for gs.trace or gs.generate; none at strength 0."""
         return [replace(self.edit, scale=self.strength)] if self.strength else []
 
     def code(self) -> str:
-        """The Python that makes this run again. The vector stands for itself: it is too long to write out."""
+        """The Python that repeats the run. The vector, too long to write out, is called `vector` there.
+
+        Returns:
+            A script that makes `trace` and `text`.
+        """
         places = "".join(
             f", {name}={plain(value)!r}"
             for name in ("layer", "pos", "head")
             if (value := getattr(self.edit, name)) is not None
         )
         edits = [f"gs.add({self.edit.site!r}, vector{places}, scale={self.strength!r})"] if self.strength else []
-        note = "# vector: the one that the lab steers with, which is too long to write out: give it that name\n"
-        return self._script(edits, note if edits else "")
+        comment = "# vector: the one that the lab steers with, which is too long to write out: give it that name\n"
+        return self._script(edits, comment if edits else "")
 
     def _steps(self) -> Generator[None]:
-        with self._follower.guard:
-            after, edits = self._after, self.edits
-        yield from after.traced(edits)
-        yield from after.written(edits)
+        with self.guard:
+            run, edits = self._run, self.edits
+        yield from run.run(edits)
+        yield from run.write(edits)
 
-    def _controls(self) -> Sequence[Any]:
+    def _fields(self) -> Fields:
         import ipywidgets as w
 
         low, high = self.strengths
-        fields = Fields(self.model, lambda: {"prompt": self.prompt}, self._typed)
         slider = w.FloatSlider(
-            value=min(max(self.strength, low), high), min=low, max=high, step=(high - low) / N_STEPS, description="strength",
-            readout_format=".2f", layout=w.Layout(width="98%"), style={"description_width": "70px"},
+            min=low, max=high, step=(high - low) / SLIDER_STEPS, description="strength", readout_format=".2f",
+            layout=w.Layout(width="98%"), style=LABEL_STYLE,
         )  # fmt: skip
-        slider.observe(lambda change: self._typed("strength", lambda: change["new"]), names="value")
-        return [fields.box(), slider]
+        controls = {"prompt": text_field("prompt", is_wide=True), "strength": slider}
+        return Fields(self.model, controls, [["prompt"], ["strength"]], self._settings, self._typed)
 
-    def _state(self) -> dict[str, Any]:
-        with self._follower.guard:
-            after, strength = self._after, self.strength
-        return {**after.as_data(), "strength": strength, "said": self._said(strength), "code": self.code()}
+    def _settings(self) -> dict[str, object]:
+        low, high = self.strengths
+        return {"prompt": self.prompt, "strength": min(max(self.strength, low), high)}
 
-    def _said(self, strength: float) -> str:
-        """How strong the steering is, beside what it is added to."""
+    def _state(self) -> dict[str, object]:
+        with self.guard:
+            run, strength = self._run, self.strength
+        return {**run.as_data(), "strength": strength, "note": self._note(strength), "code": self.code()}
+
+    def _note(self, strength: float) -> str:
+        """How long the added vector is, and where it is added."""
         site = self.edit.site if self.edit.layer is None else f"{self.edit.site} of layer {self.edit.layer}"
         length = abs(strength) * float(self.edit.vector.float().norm())
         return f"strength {strength:+.2f}: a vector of length {length:.3g} is added to {site}"
 
-    def _still_html(self) -> str:
-        """The texts as HTML: text, whatever is in it."""
+    def _fallback_html(self) -> str:
+        """The texts as HTML, with every character escaped."""
         return f"<pre style='white-space:pre-wrap'>{escape(legible(repr(self)))}</pre>"
 
     @legibly
     def __repr__(self) -> str:
         lines = [
             f"SteerLab of {spelled(self.model.name)}: {self.prompt!r}{self._closed_text}",
-            f"  {self._said(self.strength)}",
+            f"  {self._note(self.strength)}",
         ]
-        if not self._follower.is_busy and self._after.text_after is not None:
-            lines += [f"  before: {self._after.text_before!r}", f"  after:  {self._after.text_after!r}"]
+        if not self.is_busy and self._run.text_after is not None:
+            lines += [f"  before: {self._run.text_before!r}", f"  after:  {self._run.text_after!r}"]
         return "\n".join(lines)
 
 
 def steer_lab(
-    prompt: Any,
+    prompt: Prompt,
     vector: Tensor | Direction,
     *,
     strengths: tuple[float, float] = (-8.0, 8.0),
@@ -132,12 +160,43 @@ def steer_lab(
     max_new_tokens: int = 24,
     model: Model | None = None,
 ) -> SteerLab:
-    """A lab about a steering vector: strength x vector is added at a site, in the prompt and in what is generated.
+    """Open a live lab about a steering vector, with a slider for its strength.
 
-    vector: as in gs.add, or what gs.direction returns, which knows its site, layer and head. strengths: the slider's ends,
-    the lower one first; it begins at 0. pos: the positions that are steered; None for all. max_new_tokens: how far the text
-    goes on, greedily. model: None means nano.
-    Raises PromptError, SiteError, EditError, GenerationError or SweepError for what does not fit, before anything is run.
+    `strength x vector` is added at a site, in the prompt and in what is generated; the likeliest tokens and the text follow
+    the slider. In a notebook the last expression of a cell shows the lab.
+
+    Args:
+        prompt: Text (`<bos>` is put in front), token ids, or chat messages.
+        vector: What to add: a tensor [d], d being the site's width (d_model, or d_head at a site with heads), or what
+            `gs.direction` returns, which knows its site, layer and head.
+        strengths: The two ends of the slider, the lower one first, with 0 between them. The lab begins at strength 0.
+        site: Where to add, such as "resid_post"; None takes the direction's.
+        layer: Number of the layer; None takes the direction's.
+        pos: The positions that are steered, as in `gs.add`; None means all, generated ones included.
+        head: The heads that are steered, at sites with heads; None means all, or the direction's.
+        max_new_tokens: How many tokens the model writes after the prompt, greedily.
+        model: The model to run; None means nano.
+
+    Returns:
+        The lab: what it shows can be read and changed in Python, too.
+
+    Raises:
+        PromptError: The prompt cannot be read.
+        SiteError: There is no such site, layer, position or head, or a tensor comes without a site.
+        EditError: The vector has another width, or is zero everywhere.
+        GenerationError: max_new_tokens is below 1, or the prompt leaves no room to generate.
+        SweepError: strengths are not two numbers around 0.
+
+    Example:
+        >>> d = gs.direction(["Mary was", "Anna was"], ["John was", "Peter was"], layer=4)
+        >>> lab = gs.steer_lab("Peter was tired because", d, strengths=(-4, 4), max_new_tokens=4)
+        >>> lab.set(strength=4.0)
+        >>> lab.text == gs.generate("Peter was tired because", edits=lab.edits, max_new_tokens=4).text
+        True
+        >>> lab.close()
+
+    References:
+        Turner et al. 2023, "Activation Addition: Steering Language Models Without Optimization", arXiv:2308.10248.
     """
     edit = steering_edit(vector, site, layer, head, pos)
     if not isinstance(strengths, (tuple, list)) or len(strengths) != 2:

@@ -1,6 +1,6 @@
-"""The live end of a lab that follows its settings: an anywidget whose trait `state` is what its page shows.
+"""The live end of a lab: an anywidget whose traits hold what its page shows, and whose messages ask the lab for something.
 
-The worker's thread pushes; where pushes from threads do not arrive, the page asks ("poll") while something is under way.
+The worker's thread pushes new values. Some front ends drop messages from threads, so the page polls while the lab is busy.
 """
 
 from __future__ import annotations
@@ -10,97 +10,113 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
-from gemmascope.labs.recompute import Follower
-from gemmascope.labs.static_fallback import Still
+from gemmascope.labs.session import Event, Session
 
 if TYPE_CHECKING:
     from anywidget import AnyWidget
 
-# Pushes that come faster than this are left to the next one, in seconds.
-SOONEST = 0.04
+# The shortest time between two pushes, in seconds. An event in ENDS is always pushed.
+PUSH_INTERVAL = 0.05
+ENDS = ("done", "cancelled", "error", "refused", "settings", "prepared", "baselines", "detail", "compared")
 
-Wishes = Mapping[str, Callable[[dict[str, Any]], object]]
+# What a trait holds: JSON, or an array's bytes.
+Trait = dict[str, object] | bytes
+
+
+class Message(TypedDict, total=False):
+    """What a page sends: a type, the question that it is about, and what the type needs."""
+
+    type: str
+    seq: int
+    number: int
+    pictures: int
+    what: str
+    row: int | list[int]
+    column: int | list[int]
+    index: int | None
+    layer: int
+    head: int
+    by: float
+
+
+# What to do about a message, by its type. A handler that returns a dict sends it to the page.
+Handlers = Mapping[str, Callable[[Message], object]]
 
 
 @cache
-def follower_class(live: str) -> type[AnyWidget]:
-    """The class of a widget, by the file that its module begins with."""
+def widget_class(module: str, bytes_traits: tuple[str, ...], dict_traits: tuple[str, ...]) -> type[AnyWidget]:
+    """The widget class of a module's file; created on first use, so that importing gemmascope imports no ipywidgets."""
     import anywidget
     import traitlets
 
     from gemmascope.views.module import module_text
 
-    class Follows(anywidget.AnyWidget):  # type: ignore[misc,unused-ignore]
-        _esm = module_text(live)
-        state = traitlets.Dict().tag(sync=True)
-        pictures = traitlets.Dict().tag(sync=True)
-        still = traitlets.Unicode().tag(sync=True)
-
-    return Follows
+    body: dict[str, object] = {"_esm": module_text(module), "fallback": traitlets.Unicode().tag(sync=True)}
+    body |= {name: traitlets.Bytes().tag(sync=True) for name in bytes_traits}
+    body |= {name: traitlets.Dict().tag(sync=True) for name in dict_traits}
+    created: type[AnyWidget] = type("LiveLab", (anywidget.AnyWidget,), body)
+    return created
 
 
-class FollowerEnd:
-    """Carries what a lab shows to its page, and the page's wishes to the lab.
+class LabWidget:
+    """Pushes a lab's values to its page, and gives the page's messages to the lab's handlers.
 
-    state_of: what the page shows, without its pictures. pictures_of: these, as {"number": n, ...}; sent when n is another.
-    wishes: what a message of a type asks for.
+    snapshot: the traits as they are now. fallback: the id by which the page hides the lab's static fallback.
     """
 
     def __init__(
-        self,
-        live: str,
-        follower: Follower,
-        state_of: Callable[[], dict[str, Any]],
-        wishes: Wishes,
-        still: Still,
-        pictures_of: Callable[[], dict[str, Any]] = dict,
+        self, module: str, session: Session, snapshot: Callable[[], dict[str, Trait]], handlers: Handlers, fallback: str
     ) -> None:
-        self.follower, self.wishes, self.still = follower, wishes, still
-        self.state_of, self.pictures_of = state_of, pictures_of
+        self.session, self.snapshot = session, snapshot
+        self.handlers = {"cancel": lambda _: session.cancel(), "poll": self._answer_poll, **handlers}
         self._pushing = threading.RLock()
         self._pushed = 0.0
-        self.widget = follower_class(live)(state=self._state(), pictures=pictures_of(), still=still.name)
-        self.widget.on_msg(self._heard)
-        follower.listener = self.hear
+        traits = snapshot()
+        bytes_traits = tuple(name for name, value in traits.items() if isinstance(value, bytes))
+        created = widget_class(module, bytes_traits, tuple(name for name in traits if name not in bytes_traits))
+        self.widget = created(**traits, fallback=fallback)
+        self.widget.on_msg(self._receive)
 
-    def _state(self) -> dict[str, Any]:
-        own = {"number": self.follower.number, "busy": self.follower.is_busy, "error": self.follower.error}
-        return {**self.state_of(), **own}
-
-    def hear(self) -> None:
-        """There is something new: push it, unless that was done a moment ago and more is to come."""
-        if not self.follower.is_busy or time.perf_counter() - self._pushed >= SOONEST:
+    def hear(self, event: Event) -> None:
+        """Push what an event changed, unless the last push was a moment ago and more is to come."""
+        is_end = event["kind"] in ENDS
+        if is_end or time.perf_counter() - self._pushed >= PUSH_INTERVAL:
             self.push()
-        if not self.follower.is_busy:
-            self.still.later()
+        if is_end:
+            self.widget.send({"type": "event", **event})
 
     def push(self) -> None:
+        """Send the traits that changed in one message, so that labels and numbers arrive together."""
         with self._pushing, self.widget.hold_sync():
-            pictures = self.pictures_of()
-            if pictures.get("number") != self.widget.pictures.get("number"):
-                self.widget.pictures = pictures
-            self.widget.state = self._state()
+            for name, value in self.snapshot().items():
+                if getattr(self.widget, name) != value:
+                    setattr(self.widget, name, value)
             self._pushed = time.perf_counter()
 
-    def _heard(self, _: Any, message: Any, __: Any) -> None:
-        """A message of the page. A wish that cannot be met is shown where it was made."""
+    def _receive(self, _: object, message: object, __: object) -> None:
+        """Handle a message. An error is shown on the page, because nobody in Python waits for it."""
         kind = message.get("type") if isinstance(message, dict) else None
-        if kind == "poll":
-            self._polled(message)
-        elif wish := self.wishes.get(str(kind)):
-            try:
-                wish(message)
-            except Exception as error:  # in a handler nobody would see it
-                self.follower.refuse(error)
-        else:
-            logging.getLogger(__name__).warning("a lab was sent something that it does not know: %r", message)
+        handler = self.handlers.get(str(kind))
+        if handler is None or not isinstance(message, dict):
+            logging.getLogger(__name__).warning("a lab was sent something it does not know: %r", message)
+            return
+        if message.get("seq", self.session.seq) != self.session.seq and kind != "poll":
+            return  # the page asked about an older question
+        try:
+            reply = handler(cast("Message", message))
+        except Exception as error:
+            self.session.show_error(error)
+            return
+        if isinstance(reply, dict):
+            self.widget.send(reply)
 
-    def _polled(self, message: dict[str, Any]) -> None:
-        """What the page has not seen is sent once more: what a thread pushed may not have arrived."""
-        if message.get("number") != self.follower.number:
+    def _answer_poll(self, message: Message) -> dict[str, object]:
+        """Send again what the page has not seen: a push from a thread may not have arrived."""
+        if message.get("number") != self.session.number:
             self.push()
-            behind = message.get("pictures") != self.widget.pictures.get("number")
-            self.widget.send_state(["state", "pictures"] if behind else ["state"])
-        self.widget.send({"type": "polled", "number": self.follower.number, "busy": self.follower.is_busy})
+            # Pictures are large: they are sent again only if the page has others.
+            has_pictures = message.get("pictures") == getattr(self.widget, "pictures", {}).get("number")
+            self.widget.send_state([name for name in self.snapshot() if name != "pictures" or not has_pictures])
+        return {"type": "polled", "number": self.session.number, "busy": self.session.is_busy}

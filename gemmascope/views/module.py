@@ -14,10 +14,10 @@ FOLDER = Path(__file__).parent / "js"
 # In the order of who needs whom; a file's imports come from files before it.
 FILES = (
     "tokens.js", "scale.js", "theme.js", "arrays.js", "select.js", "matrix.js", "page.js", "grid.js", "attention.js",
-    "lens.js", "lines.js", "plan.js", "views.js", "talk.js", "copied.js", "answers.js",
+    "lens.js", "lines.js", "plan.js", "views.js", "talk.js", "live.js", "answers.js",
 )  # fmt: skip
 # Each of these is what one live widget begins with: it exports the function render that anywidget asks for.
-LIVE_FILES = ("lab.js", "head_lab.js", "steer_lab.js")
+LIVE_FILES = ("patching_lab.js", "head_lab.js", "steer_lab.js")
 
 _NEEDS = re.compile(r"^import\s[^;]*?from\s+\"\./([\w.]+)\";\n", re.MULTILINE)
 # A page holds the module once for every view: it goes without what only people read.
@@ -33,7 +33,7 @@ def static_module() -> str:
 
 
 @cache
-def module_text(live: str = "lab.js") -> str:
+def module_text(live: str = "patching_lab.js") -> str:
     """The module of a live widget, by the file that it begins with."""
     return _joined(live) + "\nexport default { render };\n"
 

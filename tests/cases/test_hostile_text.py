@@ -41,7 +41,7 @@ def test_what_is_printed_holds_no_escapes(make: Callable[[], Any]) -> None:
 
 @everything
 def test_what_a_notebook_shows_is_text(make: Callable[[], Any]) -> None:
-    to_html = getattr(make(), "_repr_html_", None) or getattr(make(), "_still_html", None)
+    to_html = getattr(make(), "_repr_html_", None) or getattr(make(), "_fallback_html", None)
     if to_html is None:
         pytest.skip("it has no HTML of its own")
     written = to_html()

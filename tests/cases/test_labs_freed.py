@@ -15,7 +15,7 @@ from checkpoints import checkpoint, model_of
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError, LabError
-from gemmascope.labs import display as shown
+from gemmascope.labs import display
 
 pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
@@ -109,9 +109,9 @@ def front_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             return lab
 
     shell = Shell()
-    monkeypatch.setattr(shown, "_shell", lambda: shell)
-    monkeypatch.setattr(shown, "_BOXES", {})
-    monkeypatch.setattr(shown, "_HEARD", weakref.WeakSet())
+    monkeypatch.setattr(display, "_shell", lambda: shell)
+    monkeypatch.setattr(display, "_BOXES", {})
+    monkeypatch.setattr(display, "_SHELLS", weakref.WeakSet())
     before = widgets()
     yield shell
     for name, widget in widgets().items():
@@ -136,7 +136,7 @@ def test_the_earlier_lab_of_a_cell_goes_when_it_is_run_again(
 
 
 def test_a_widget_that_is_shown_by_itself_goes_as_well(model: gs.Model, front_end: Any) -> None:
-    made = [weakref.ref(front_end.run("a", lambda: patching(model).widget).owner) for _ in range(3)]
+    made = [weakref.ref(front_end.run("a", lambda: patching(model).widget).lab) for _ in range(3)]
     gc.collect()
     assert [ref() is None for ref in made] == [True, True, False]
 

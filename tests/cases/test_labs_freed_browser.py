@@ -15,10 +15,10 @@ HEADS = f"gs.head_lab({CLEAN!r}, ' Mary', ' John')"
 COUNT = """
 import gc
 from ipywidgets.widgets.widget import _instances
-from gemmascope.labs.display import Shown
+from gemmascope.labs.base import LabBase
 n_runs = globals().get("n_runs", 0) + 1
 gc.collect()
-alive = sorted(type(one).__name__ for one in gc.get_objects() if issubclass(type(one), Shown))
+alive = sorted(type(one).__name__ for one in gc.get_objects() if issubclass(type(one), LabBase))
 print(f"run {n_runs}: {' and '.join(alive)}, {len(_instances)} widgets")
 """
 N_RUNS = 5
@@ -52,7 +52,7 @@ def test_a_closed_lab_leaves_its_picture(lab: Lab, chromium: Any) -> None:
         lab.run(page, "closed.ipynb", [PATCHING, "lab.run()\nlab.close()\nprint('it is', lab.is_closed)"])
         assert said(page, "it is ") == "it is True"
         page.locator(".gs-lab").wait_for(state="detached")
-        page.locator("[data-gs-still]").first.wait_for()
+        page.locator("[data-gs-fallback]").first.wait_for()
         assert page.errors == []
 
 

@@ -47,12 +47,10 @@ LABS: dict[str, Callable[[gs.Model], Any]] = {
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classes of widgets as if none had been made."""
-    from gemmascope.labs import display as shown
-    from gemmascope.labs import widget as follower_end
-    from gemmascope.labs.patching import widget as live
+    from gemmascope.labs import display, widget
 
-    for made in (live.live_class, follower_end.follower_class, shown.box_class):
-        made.cache_clear()
+    widget.widget_class.cache_clear()
+    display.box_class.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh")
@@ -72,7 +70,7 @@ def test_a_lab_says_what_its_widget_needs(
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("make", LABS.values(), ids=LABS)
-def test_a_lab_that_is_shown_without_them_shows_its_still_and_warns(
+def test_a_lab_that_is_shown_without_them_shows_its_fallback_and_warns(
     make: Callable[[gs.Model], Any], model: gs.Model, hide: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     hide("anywidget")

@@ -65,9 +65,9 @@ def test_what_is_typed_into_a_lab_is_told_in_the_lab() -> None:
         lab.wait()
         lab._typed("answer", lambda: "Mary")
         lab.wait()
-        assert "'Mary' has no space in front" in (lab._follower.error or "")
+        assert "'Mary' has no space in front" in (lab.error or "")
         lab._typed("answer", lambda: " Mary")
-        assert lab._follower.error is None
+        assert lab.error is None
 
 
 @pytest.mark.parametrize("how", ["head lab", "steer lab"])

@@ -1,3 +1,3 @@
-"""The patching lab: a session without a front end, the widget around it, and what it saves. Imports labs, views and
-sweeps.
+"""The patching lab: a session without a front end (session, jobs, experiment), the page around it (lab, state, controls,
+picture), and what it saves (files). Imports labs, views, sweeps and the rooms below.
 """

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
 
 from gemmascope.model.model import Model
 
 
 @dataclass(frozen=True)
 class Column:
-    """Two tokens that stand for each other: their positions, None where one prompt has nothing. same: the same token."""
+    """Positions of two tokens that stand for each other, None where one prompt has none. same: whether they are equal."""
 
     clean: int | None
     corrupt: int | None
@@ -20,52 +19,52 @@ class Column:
 
 
 def align(clean: Sequence[int], corrupt: Sequence[int]) -> list[Column]:
-    """Columns of two prompts' ids: by position where they are as long, else with gaps, so that like tokens meet."""
+    """Columns of two prompts' ids: by position if they are equally long, else with gaps, so that like tokens meet."""
     if len(clean) == len(corrupt):
-        return [Column(at, at, a == b) for at, (a, b) in enumerate(zip(clean, corrupt, strict=True))]
+        return [Column(i, i, a == b) for i, (a, b) in enumerate(zip(clean, corrupt, strict=True))]
     columns = []
     for _, a, a_stop, b, b_stop in SequenceMatcher(None, clean, corrupt, autojunk=False).get_opcodes():
-        for step in range(max(a_stop - a, b_stop - b)):
-            one = a + step if a + step < a_stop else None
-            other = b + step if b + step < b_stop else None
+        for offset in range(max(a_stop - a, b_stop - b)):
+            one = a + offset if a + offset < a_stop else None
+            other = b + offset if b + offset < b_stop else None
             same = one is not None and other is not None and clean[one] == corrupt[other]
             columns.append(Column(one, other, same))
     return columns
 
 
-def parting_block(columns: Sequence[Column], clean: list[str], corrupt: list[str]) -> tuple[int, list[str], list[str]]:
-    """The first stretch of columns that has a gap: its first position, and the tokens of each prompt in it."""
+def first_gap(columns: Sequence[Column], clean: list[str], corrupt: list[str]) -> tuple[int, list[str], list[str]]:
+    """The first stretch of differing columns with a gap: its first position, and each prompt's tokens in it."""
     gap = next(i for i, column in enumerate(columns) if column.clean is None or column.corrupt is None)
     first = last = gap
     while first > 0 and not columns[first - 1].same:
         first -= 1
-    if first > 0 and _goes_on(columns[first], clean, corrupt):  # it is the end of a word that both prompts begin
+    if first > 0 and _continues_word(columns[first], clean, corrupt):  # the token before is the start of a differing word
         first -= 1
     while last < len(columns) and not columns[last].same:
         last += 1
     block = columns[first:last]
     one = [clean[c.clean] for c in block if c.clean is not None]
     other = [corrupt[c.corrupt] for c in block if c.corrupt is not None]
-    at = min(n for c in block[:1] for n in (c.clean, c.corrupt) if n is not None)
-    return at, one, other
+    position = min(n for c in block[:1] for n in (c.clean, c.corrupt) if n is not None)
+    return position, one, other
 
 
-def _goes_on(column: Column, clean: list[str], corrupt: list[str]) -> bool:
-    """Whether a token of the column goes on with the word before it."""
+def _continues_word(column: Column, clean: list[str], corrupt: list[str]) -> bool:
+    """Whether a token of the column continues the word before it."""
     texts = [] if column.clean is None else [clean[column.clean]]
     texts += [] if column.corrupt is None else [corrupt[column.corrupt]]
     return any(text[:1].isalnum() for text in texts)
 
 
-def aligned_data(model: Model, clean: list[int], corrupt: list[int]) -> list[dict[str, Any]]:
+def aligned_data(model: Model, clean: list[int], corrupt: list[int]) -> list[dict[str, object]]:
     """The columns as data: {"clean": token, "corrupt": token, "same"}, a token {"pos", "text", "special"} or None."""
 
-    def token(ids: list[int], at: int | None) -> dict[str, Any] | None:
-        if at is None:
+    def token(ids: list[int], position: int | None) -> dict[str, object] | None:
+        if position is None:
             return None
-        special = model.has_tokenizer and model.tokenizer.is_special(ids[at])
-        text = model.tokenizer.text(ids[at]) if model.has_tokenizer else str(ids[at])
-        return {"pos": at, "text": text, "special": special}
+        special = model.has_tokenizer and model.tokenizer.is_special(ids[position])
+        text = model.tokenizer.text(ids[position]) if model.has_tokenizer else str(ids[position])
+        return {"pos": position, "text": text, "special": special}
 
     return [
         {"clean": token(clean, c.clean), "corrupt": token(corrupt, c.corrupt), "same": c.same} for c in align(clean, corrupt)

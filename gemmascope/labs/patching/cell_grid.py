@@ -1,8 +1,8 @@
-"""Boards: what a lab knows of every cell of a grid - nothing, an estimate, that it is under way, or an exact number."""
+"""The cells of a patching lab: what is known of each one, and which cells a request names."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,13 +10,18 @@ from gemmascope.arguments import is_whole, one_of, shown
 from gemmascope.errors import SweepError
 from gemmascope.sweeps.result import Array
 
-# What a cell's number is. The widgets' module draws these.
+# What a cell's number is. matrix.js has the same codes.
 NOT_RUN, ESTIMATED, EXACT, UNDER_WAY = 0, 1, 2, 3
 MARKS = ("not run", "estimated", "exact", "under way")
 
+# For each word of lab.run: whether it needs a row, and a column.
+PARTS = {
+    "all": (False, False), "row": (True, False), "column": (False, True), "cell": (True, True), "rectangle": (True, True)
+}  # fmt: skip
+
 
 class CellGrid:
-    """Effects [row, column], in units of the metric, and what each is. An estimate never hides an exact number."""
+    """Effects [row, column] in units of the metric, and what each number is. An estimate never hides an exact number."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.exact: Array = np.full(shape, np.nan)
@@ -25,15 +30,15 @@ class CellGrid:
 
     @property
     def values(self) -> Array:
-        """The best number of each cell; NaN for none."""
+        """The best number of each cell; NaN where there is none."""
         return np.where(np.isnan(self.exact), self.estimate, self.exact)
 
     @property
     def marks(self) -> Array:
         """NOT_RUN, ESTIMATED, EXACT or UNDER_WAY of each cell, uint8."""
-        known = np.where(np.isnan(self.estimate), NOT_RUN, ESTIMATED)
-        known = np.where(self.under_way, UNDER_WAY, known)
-        return np.where(np.isnan(self.exact), known, EXACT).astype(np.uint8)
+        marks = np.where(np.isnan(self.estimate), NOT_RUN, ESTIMATED)
+        marks = np.where(self.under_way, UNDER_WAY, marks)
+        return np.where(np.isnan(self.exact), marks, EXACT).astype(np.uint8)
 
     @property
     def is_blank(self) -> bool:
@@ -45,30 +50,41 @@ class CellGrid:
         return new
 
 
-def cells_of(shape: tuple[int, int], what: str, row: Any = None, column: Any = None) -> Array:
-    """Which cells are meant, bool [row, column].
+@dataclass(frozen=True)
+class Part:
+    """A part of a grid, as lab.run names it.
 
-    what: "all"; "cell" (row, column); "row"; "column"; "rectangle", row and column then being (first, last), both in it.
-    SweepError for a place outside the grid, or another word.
+    what: "all"; "cell" (row, column); "row"; "column"; "rectangle", with row and column as (first, last), both included.
     """
-    n_rows, n_columns = shape
-    wanted = {
-        "all": (False, False), "row": (True, False), "column": (False, True), "cell": (True, True), "rectangle": (True, True)
-    }  # fmt: skip
-    one_of(what, "what to run", (*wanted, "estimate"), error=SweepError)
-    needs_row, needs_column = wanted[what]
-    mask = np.zeros(shape, bool)
-    rows = _span("row", row, n_rows, what == "rectangle") if needs_row else slice(None)
-    columns = _span("column", column, n_columns, what == "rectangle") if needs_column else slice(None)
-    mask[rows, columns] = True
-    return mask
+
+    what: str
+    row: object = None
+    column: object = None
+
+    @property
+    def name(self) -> str:
+        named = {"cell": f"cell {self.row}, {self.column}", "row": f"row {self.row}", "column": f"column {self.column}"}
+        return named.get(self.what, f"{self.what} cells")
+
+    def cells(self, shape: tuple[int, int]) -> Array:
+        """Its cells, bool [row, column]. SweepError for a place outside the grid, or another word."""
+        one_of(self.what, "what to run", (*PARTS, "estimate"), error=SweepError)
+        needs_row, needs_column = PARTS[self.what]
+        is_range = self.what == "rectangle"
+        mask = np.zeros(shape, bool)
+        rows = _span("row", self.row, shape[0], is_range) if needs_row else slice(None)
+        columns = _span("column", self.column, shape[1], is_range) if needs_column else slice(None)
+        mask[rows, columns] = True
+        return mask
 
 
-def _span(name: str, given: Any, size: int, two: bool) -> slice:
-    ends = tuple(given) if two and isinstance(given, (tuple, list)) else (given, given)
+def _span(name: str, place: object, size: int, is_range: bool) -> slice:
+    """A place along an axis as a slice: a number, or the first and last number of a range."""
+    ends = tuple(place) if is_range and isinstance(place, (tuple, list)) else (place, place)
     if len(ends) != 2 or not all(map(is_whole, ends)):
-        wanted = "its first and last number" if two else "a number"
-        raise SweepError(f"{name} is {wanted}, counted from 0 along the grid; given {shown(given)}")
-    if not all(0 <= int(n) < size for n in ends):
-        raise SweepError(f"there is no {name} {shown(given)}: the grid has {size}, from 0 to {size - 1}")
-    return slice(min(map(int, ends)), max(map(int, ends)) + 1)
+        needed = "its first and last number" if is_range else "a number"
+        raise SweepError(f"{name} is {needed}, counted from 0 along the grid; given {shown(place)}")
+    numbers = [int(n) for n in ends]
+    if not all(0 <= n < size for n in numbers):
+        raise SweepError(f"there is no {name} {shown(place)}: the grid has {size}, from 0 to {size - 1}")
+    return slice(min(numbers), max(numbers) + 1)

@@ -1,107 +1,55 @@
-"""The controls of a patching lab: ipywidgets that set its settings, and show them when they change in Python."""
+"""The controls of a patching lab: prompts, answers, metric, site, grid, direction and layers."""
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
-from gemmascope.errors import GemmascopeError
-from gemmascope.labs.fields import read, written
+from gemmascope.labs.fields import LABEL_STYLE, Fields, text_field
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.settings import LAYERS, METRICS, grids_of
 from gemmascope.sites import LAYER_SITES, SITES
 
-if TYPE_CHECKING:
-    import ipywidgets
-
-INTO = {"the corrupted run (what restores the answer?)": "corrupt", "the clean run (what breaks it?)": "clean"}
-WORDS = {"logit_diff": "logit difference", "answer_prob": "probability", "answer_logprob": "log probability"}
-TEXTS = ("clean", "corrupt", "answer", "against")
-
-
-class Panel:
-    """The controls. changed: called after every change that a control made, or failed to make."""
-
-    def __init__(self, lab: LabSession, changed: Any) -> None:
-        self.lab, self.changed = lab, changed
-        self._showing = threading.local()
-        self.controls = _controls()
-        self.show()
-        for name, control in self.controls.items():
-            if name != "swap":
-                control.observe(self._set, names="value")
-        self.controls["swap"].on_click(self._swap)
-
-    def box(self) -> ipywidgets.Widget:
-        import ipywidgets as w
-
-        c = self.controls
-        wide = w.Layout(width="100%", flex_flow="row wrap")
-        return w.VBox(
-            [
-                c["clean"],
-                c["corrupt"],
-                w.HBox([c["answer"], c["against"], c["swap"], c["metric"]], layout=wide),
-                w.HBox([c["site"], c["by"], c["into"], c["layers"]], layout=wide),
-            ]
-        )
-
-    def show(self) -> None:
-        """Show the settings as they are."""
-        settings, c = self.lab.settings, self.controls
-        self._showing.now = True
-        try:
-            for name in TEXTS:
-                c[name].value = written(getattr(settings, name))
-            c["site"].value = settings.site
-            grids: dict[str, tuple[str, ...]] = {
-                " × ".join(axis.replace("_", " ") for axis in by): by for by in grids_of(settings.site)
-            }
-            if settings.by not in grids.values():
-                grids[" × ".join(settings.by)] = settings.by
-            if dict(c["by"].options) != grids:
-                c["by"].options = grids
-            for name in ("by", "into", "layers", "metric"):
-                c[name].value = getattr(settings, name)
-        finally:
-            self._showing.now = False
-
-    def _set(self, change: Any) -> None:
-        if getattr(self._showing, "now", False):
-            return
-        name = next(n for n, control in self.controls.items() if control is change["owner"])
-        try:
-            self.lab.set(**{name: self._read(name, change["new"])})
-        except GemmascopeError as error:
-            self.lab.error = str(error)
-        self.show()
-        self.changed()
-
-    def _swap(self, _: Any) -> None:
-        self.lab.swap()
-        self.show()
-        self.changed()
-
-    def _read(self, name: str, given: Any) -> Any:
-        return read(given, getattr(self.lab.settings, name), self.lab.model) if name in TEXTS else given
+INTO_LABELS = {
+    "the corrupted run (what restores the answer?)": "corrupt",
+    "the clean run (what breaks it?)": "clean",
+}
+METRIC_LABELS = {"logit_diff": "logit difference", "answer_prob": "probability", "answer_logprob": "log probability"}
+ROWS = [["clean"], ["corrupt"], ["answer", "against", "swap", "metric"], ["site", "by", "into", "layers"]]
 
 
-def _controls() -> dict[str, Any]:
+class PatchingFields(Fields):
+    """The controls; the grids to choose from follow the site."""
+
+    def _show(self) -> None:
+        settings = self.settings()
+        grids = {" × ".join(axis.replace("_", " ") for axis in by): by for by in grids_of(str(settings["site"]))}
+        by = settings["by"]
+        if isinstance(by, tuple) and by not in grids.values():  # a grid turned round, which Python can ask for
+            grids[" × ".join(by)] = by
+        if dict(self.controls["by"].options) != grids:
+            self.controls["by"].options = grids
+        super()._show()
+
+
+def fields_of(lab: LabSession, typed: Callable[[str, Callable[[], object]], None]) -> PatchingFields:
+    """The controls of a lab. typed: called when one changes, as in Fields."""
     import ipywidgets as w
 
-    long = {"continuous_update": False, "layout": w.Layout(width="98%"), "style": {"description_width": "70px"}}
-    short = {"continuous_update": False, "layout": w.Layout(width="200px"), "style": {"description_width": "70px"}}
-    listed = {"style": {"description_width": "70px"}, "layout": w.Layout(width="210px")}
-    sites = {f"{name}: {SITES[name].meaning}": name for name in LAYER_SITES}
-    return {
-        "clean": w.Text(description="clean", **long),
-        "corrupt": w.Text(description="corrupted", **long),
-        "answer": w.Text(description="answer", **short),
-        "against": w.Text(description="against", **short),
-        "swap": w.Button(description="Swap answers", tooltip="exchange the two answers", layout=w.Layout(width="120px")),
-        "metric": w.Dropdown(description="metric", options={WORDS[name]: name for name in METRICS}, **listed),
-        "site": w.Dropdown(description="site", options=sites, **{**listed, "layout": w.Layout(width="330px")}),
-        "by": w.Dropdown(description="grid", options={"layer × pos": ("layer", "pos")}, **listed),
-        "into": w.Dropdown(description="patch into", options=INTO, **{**listed, "layout": w.Layout(width="370px")}),
-        "layers": w.Dropdown(description="layers", options=list(LAYERS), **listed),
+    def dropdown(label: str, options: object, width: int = 210) -> w.Dropdown:
+        return w.Dropdown(description=label, options=options, style=LABEL_STYLE, layout=w.Layout(width=f"{width}px"))
+
+    swap = w.Button(description="Swap answers", tooltip="exchange the two answers", layout=w.Layout(width="120px"))
+    swap.on_click(lambda _: lab.swap())
+    controls = {
+        "clean": text_field("clean", is_wide=True),
+        "corrupt": text_field("corrupted", is_wide=True),
+        "answer": text_field("answer"),
+        "against": text_field("against"),
+        "swap": swap,
+        "metric": dropdown("metric", {METRIC_LABELS[name]: name for name in METRICS}),
+        "site": dropdown("site", {f"{name}: {SITES[name].meaning}": name for name in LAYER_SITES}, 330),
+        "by": dropdown("grid", {"layer × pos": ("layer", "pos")}),
+        "into": dropdown("patch into", INTO_LABELS, 370),
+        "layers": dropdown("layers", list(LAYERS)),
     }
+    return PatchingFields(lab.model, controls, ROWS, lambda: vars(lab.settings), typed)

@@ -1,7 +1,8 @@
-"""Experiments: one question of a patching lab, from its baselines to every exact cell."""
+"""Experiments: one question of a patching lab, from the two prompts' runs to every exact cell."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import astuple
@@ -9,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gemmascope.edits.make import patch
 from gemmascope.labs.patching.cell_grid import MARKS, CellGrid
 from gemmascope.labs.patching.settings import Settings
-from gemmascope.labs.patching.throughput import Pace
 from gemmascope.model.model import Model
 from gemmascope.run.metric import measure
 from gemmascope.run.trace import Trace
-from gemmascope.run.tracing import traces
+from gemmascope.run.tracing import trace, traces
 from gemmascope.sweeps.attribution import estimate
 from gemmascope.sweeps.cells import Cost, cost_of
 from gemmascope.sweeps.result import Array, SweepResult
@@ -24,27 +25,30 @@ from gemmascope.sweeps.sweep import prepare
 if TYPE_CHECKING:
     import pandas
 
+# How long a chunk of a resident model may take, in seconds: a cancel waits for one, and cells appear with each.
+CHUNK_SECONDS = 0.25
+
 
 class Experiment:
-    """A sweep over two axes that is filled bit by bit. Nothing runs when it is made; its errors are those of gs.sweep.
+    """A sweep over two axes that is filled bit by bit. Creating it runs nothing; its errors are those of gs.sweep.
 
-    result: what is exact so far. estimated: the estimate, once there is one. traces: the clean and the corrupted run,
-    once they have been run. board: both, cell by cell, with what is under way.
+    result: the exact cells so far. traces: the clean and the corrupted run, once they have been run. cell_grid: exact
+    effects and estimates, cell by cell, and what is under way.
     """
 
     def __init__(self, settings: Settings, model: Model) -> None:
         self.settings, self.model = settings, model
-        self.sweeping = prepare(settings.clean, settings.corrupt, settings.metric_of(), settings.asked(model), model=model)
-        self.result: SweepResult = self.sweeping.result
+        self.runner = prepare(settings.clean, settings.corrupt, settings.metric_of(), settings.spec(model), model=model)
+        self.result: SweepResult = self.runner.result
         self.estimated: SweepResult | None = None
         self.traces: dict[str, Trace] = {}
-        pair = self.sweeping.pairs[0]
-        self.cells = list(pair.grid.cells())
-        self.shape: tuple[int, int] = (pair.grid.shape[0], pair.grid.shape[1])
-        self.board = CellGrid(self.shape)
-        costs = [astuple(cost_of(pair, cell)) for cell in self.cells]
+        self._pair = self.runner.pairs[0]
+        self.cells = list(self._pair.grid.cells())
+        self.shape: tuple[int, int] = (self._pair.grid.shape[0], self._pair.grid.shape[1])
+        self.cell_grid = CellGrid(self.shape)
+        costs = [astuple(cost_of(self._pair, cell)) for cell in self.cells]
         self._costs = np.array(costs, dtype=np.int64).reshape(*self.shape, 3)
-        self.pace = Pace(model, 2 * len(pair.base.ids))
+        self.throughput = Throughput(model, 2 * len(self._pair.base.ids))
 
     @property
     def axes(self) -> dict[str, list[int]]:
@@ -57,68 +61,137 @@ class Experiment:
         known = not np.isnan(self.result.base_metric[0])
         return {"clean": self.result.clean, "corrupt": self.result.corrupt} if known else None
 
+    @property
+    def base_ids(self) -> list[int]:
+        """The token ids of the run that is patched."""
+        ids: list[int] = self._pair.base.ids.tolist()
+        return ids
+
+    @property
+    def base(self) -> Trace:
+        """The run that is patched."""
+        return self.traces[self.settings.into]
+
+    @property
+    def source(self) -> Trace:
+        """The run whose values are patched in."""
+        return self.traces["clean" if self.settings.into == "corrupt" else "corrupt"]
+
+    @property
+    def runnable(self) -> Array:
+        """The cells that name at least one edge which the mask does not hide, bool [row, column]; all at other sites."""
+        mask: Array = self._costs[..., 0] > 0
+        return mask
+
     def run_baselines(self) -> None:
-        """Run both prompts in one pass: the metric's two ends, the runs to look into, and how long a pass takes."""
+        """Run both prompts in one pass. It gives the metric's two ends, and the first measure of the throughput."""
         if self.traces:
             return
         start = time.perf_counter()
         clean, corrupt = traces(self.model, [self.settings.clean, self.settings.corrupt])
-        self.pace.take(Cost(), time.perf_counter() - start)
-        metric = self.sweeping.pairs[0].metric
-        ends = {name: measure(metric, t.next_logits[None])[0].item() for name, t in (("clean", clean), ("corrupt", corrupt))}
-        into = self.settings.into
-        self.result.base_metric[0] = ends[into]
-        self.result.source_metric[0] = ends["clean" if into == "corrupt" else "corrupt"]
+        self.throughput.add(Cost(), time.perf_counter() - start)
         self.traces = {"clean": clean, "corrupt": corrupt}
+        self.result.base_metric[0] = self._metric(self.base)
+        self.result.source_metric[0] = self._metric(self.source)
 
-    def estimate(self) -> SweepResult:
-        """The gradient estimate of every cell."""
-        s = self.settings
-        return estimate(s.clean, s.corrupt, s.metric_of(), s.asked(self.model), self.model)
+    def run_cell(self, number: int) -> Trace:
+        """One cell's patched run as a trace, for its exact number and its detail. The baselines must have been run."""
+        cell = self.cells[number]
+        places = {"head" if axis == "kv_head" else axis: numbers for axis, numbers in cell.items() if axis != "layer"}
+        layers = self._pair.grid.layers_of(cell)
+        edits = [patch(self.settings.site, self.source, layer=layer, **places) for layer in layers]
+        patched: Trace = trace(self.base.ids, model=self.model, edits=edits)
+        if edits and np.isnan(self.result.values[0].flat[number]):
+            self.result.values[0].flat[number] = self._metric(patched)
+        return patched
 
-    def chunks(self, cells: Array) -> Iterator[list[int]]:
-        """Run the cells that have no exact number, chunk by chunk; each step gives the numbers of the cells it did."""
-        steps = self.sweeping.chunks(cells, lambda: self.pace.rows(self.sweeping.max_rows))
+    def run_chunks(self, cells: Array) -> Iterator[list[int]]:
+        """Run the cells that have no exact number, chunk by chunk; each step gives the numbers of the cells it ran."""
+        steps = self.runner.chunks(cells, lambda: self.throughput.chunk_rows(self.runner.max_rows))
         while True:
             start = time.perf_counter()
             done = next(steps, None)
             if done is None:
                 return
             numbers = [number for _, number in done]
-            self.pace.take(self._cost(numbers), time.perf_counter() - start)
+            cost = Cost(*self._costs.reshape(-1, 3)[numbers].sum(0).tolist())
+            self.throughput.add(cost, time.perf_counter() - start)
             yield numbers
+
+    def estimate(self) -> SweepResult:
+        """The gradient estimate of every cell."""
+        s = self.settings
+        return estimate(s.clean, s.corrupt, s.metric_of(), s.spec(self.model), self.model)
 
     def effects(self, numbers: list[int]) -> Array:
         """The exact effects of these cells."""
-        found: Array = self.result.values[0].flat[numbers] - self.result.base_metric[0]
-        return found
+        effects: Array = self.result.values[0].flat[numbers] - self.result.base_metric[0]
+        return effects
 
     def expected(self, cells: Array) -> tuple[int, float | None]:
-        """How many of these cells have no exact number, and about how many seconds they take; None if nothing ran yet."""
+        """How many of these cells have no exact number, and about how many seconds they take; None before anything ran."""
         cost = Cost(*self._costs[cells & np.isnan(self.result.values[0])].sum(0).tolist())
-        return cost.n_cells, self.pace.seconds(cost, self.sweeping.max_rows)
+        return cost.n_cells, self.throughput.seconds(cost, self.runner.max_rows)
 
     def seconds_each(self) -> Array:
-        """About how long each cell takes in a chunk of many, in seconds; NaN where nothing ran yet. [row, column]"""
-        found: Array = self._costs[..., 2] * self.pace.row_layer
-        return found
-
-    @property
-    def can_run(self) -> Array:
-        """The cells that name more than edges which the mask hides, bool [row, column]."""
-        found: Array = self._costs[..., 0] > 0
-        return found
-
-    def _cost(self, numbers: list[int]) -> Cost:
-        return Cost(*self._costs.reshape(-1, 3)[numbers].sum(0).tolist())
+        """About how long each cell takes in a chunk of many, in seconds; NaN before anything ran. [row, column]"""
+        seconds: Array = self._costs[..., 2] * self.throughput.row_layer
+        return seconds
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a cell: its place and labels, its effect, and what that is (MARKS)."""
         frame = self.result.effect.to_dataframe(name="effect").reset_index()
-        frame["effect"] = self.board.values.reshape(-1)
-        frame["is"] = [MARKS[mark] for mark in self.board.marks.reshape(-1)]
+        frame["effect"] = self.cell_grid.values.reshape(-1)
+        frame["is"] = [MARKS[mark] for mark in self.cell_grid.marks.reshape(-1)]
         return frame
 
     def forget_runs(self) -> None:
         """Let go of the two runs, which are large; the numbers stay."""
         self.traces = {}
+
+    def _metric(self, run: Trace) -> float:
+        return measure(self._pair.metric, run.next_logits[None])[0].item()
+
+
+class Throughput:
+    """How long passes take, measured as they run: to predict times, and to make chunks that take a moment.
+
+    row_layer: seconds that a row takes in a layer. one_pass: seconds of the latest pass, which is what counts where the
+    layers are streamed. lead_rows: rows that every pass carries besides those of its cells: the patched run and its source.
+    """
+
+    def __init__(self, model: Model, lead_rows: int) -> None:
+        self.n_layers, self.lead_rows = model.n_layers, lead_rows
+        self.streams = model.network.layer_source is not None
+        self.row_layer = self.one_pass = math.nan
+
+    def add(self, cost: Cost, seconds: float) -> None:
+        """Add the measure of a pass that carried this much besides the lead rows. The latest measure counts most."""
+        row_layer = seconds / (cost.row_layers + self.lead_rows * self.n_layers)
+        self.row_layer = row_layer if math.isnan(self.row_layer) else (self.row_layer + 2 * row_layer) / 3
+        self.one_pass = seconds
+
+    def seconds(self, cost: Cost, max_rows: int) -> float | None:
+        """About how long these cells will take; None before anything was measured."""
+        if not cost.n_cells:
+            return 0.0
+        if math.isnan(self.row_layer):
+            return None
+        if self.streams:  # reading the weights is what takes time, however many rows ride along
+            return math.ceil(cost.n_rows / max_rows) * self.one_pass
+        n_passes = math.ceil(cost.row_layers * self.row_layer / CHUNK_SECONDS)
+        return (cost.row_layers + n_passes * self.lead_rows * self.n_layers) * self.row_layer
+
+    def baseline_seconds(self) -> float:
+        """About how long the two prompts' pass takes; NaN before anything was measured."""
+        return self.one_pass if self.streams else self.lead_rows * self.n_layers * self.row_layer
+
+    def estimate_seconds(self) -> float | None:
+        """About how long a gradient estimate takes: the prompts' pass, and one back, which costs three. None as above."""
+        return None if math.isnan(self.row_layer) else 4 * self.baseline_seconds()
+
+    def chunk_rows(self, max_rows: int) -> int:
+        """How many rows the next chunk may carry: those of a moment, or as many as fit in memory if the layers stream."""
+        if self.streams or math.isnan(self.row_layer):
+            return max_rows
+        return max(1, min(max_rows, int(CHUNK_SECONDS / self.row_layer / self.n_layers)))

@@ -1,91 +1,125 @@
-"""What the jobs of a patching lab do, step by step. What was computed for an older question is not told.
+"""The jobs of a patching lab: generators that its worker takes one step at a time.
 
-Each is a generator that a worker takes one step at a time; an error that one raises becomes the lab's to show.
+Results for settings that have changed since stay in their experiment and raise no events.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypedDict
 
-from gemmascope.labs.patching.cell_grid import cells_of
+import numpy as np
+
+from gemmascope.labs.patching.cell_grid import Part
 from gemmascope.labs.patching.detail import detail_of
 from gemmascope.labs.patching.experiment import Experiment
+from gemmascope.sweeps.result import Array
 
 if TYPE_CHECKING:
     from gemmascope.labs.patching.session import LabSession
 
-Steps = Generator[None]
+
+class Progress(TypedDict):
+    """How far a long job is: `done` of `total` cells have a number, and the others take about so many seconds."""
+
+    what: str
+    done: int
+    total: int
+    seconds: float | None
 
 
-def preparing(session: LabSession, seq: int) -> Steps:
-    """Make the experiment of the settings, then run its two prompts."""
+def preparing(session: LabSession, seq: int) -> Generator[None]:
+    """Create the experiment of the settings, then run its two prompts."""
     try:
-        made = Experiment(session.settings, session.model)
+        experiment = Experiment(session.settings, session.model)
     except Exception as error:
-        session.refuse(seq, error)
+        with session.guard:
+            if seq == session.seq:
+                session.refused = error
         raise
-    if not session.install(seq, made):
-        return
+    with session.guard:
+        if seq != session.seq:
+            return
+        session.experiment = experiment
     session.tell("prepared", seq)
     yield
-    made.run_baselines()
+    experiment.run_baselines()
     session.tell("baselines", seq)
 
 
-def running(session: LabSession, seq: int, what: str, row: Any, column: Any) -> Steps:
-    """Exact numbers of some cells, chunk by chunk."""
-    found = session.current(seq)
-    if found is None:
+def running(session: LabSession, seq: int, part: Part, cells: Array | None) -> Generator[None]:
+    """Exact numbers of a part of the grid, chunk by chunk. cells: its cells; None if the grid was not known yet."""
+    experiment = session.current(seq)
+    if experiment is None:
         return
-    cells = cells_of(found.shape, what, row, column)
-    total, _ = found.expected(cells)
-    with session.guard:
-        found.board.under_way |= cells & found.can_run
-    try:
-        _progress(session, seq, found, what, cells, total)
-        for numbers in found.chunks(cells):
-            with session.guard:
-                found.board.exact.flat[numbers] = found.effects(numbers)
-                found.board.under_way.flat[numbers] = False
-            _progress(session, seq, found, what, cells, total)
+    cells = part.cells(experiment.shape) if cells is None else cells
+    total, _ = experiment.expected(cells)
+    with _under_way(session, experiment, cells):
+        _tell_progress(session, seq, experiment, part, cells, total)
+        for numbers in experiment.run_chunks(cells):
+            _store(session, experiment, numbers)
+            _tell_progress(session, seq, experiment, part, cells, total)
             yield
-    finally:
-        with session.guard:
-            found.board.under_way[cells] = False
 
 
-def _progress(session: LabSession, seq: int, found: Experiment, what: str, cells: Any, total: int) -> None:
-    left, seconds = found.expected(cells)
-    if what != "cell":
-        session.note(seq, {"what": what, "done": total - left, "total": total, "seconds": seconds})
-    session.tell("cells", seq)
-
-
-def estimating(session: LabSession, seq: int) -> Steps:
-    """The gradient estimate of all cells: one step."""
-    found = session.current(seq)
-    if found is None:
+def looking(session: LabSession, seq: int, part: Part, cells: Array | None) -> Generator[None]:
+    """One cell's number, then its detail, from one patched run. cells: as in running."""
+    experiment = session.current(seq)
+    if experiment is None:
         return
-    session.note(seq, {"what": "estimate", "done": 0, "total": 1, "seconds": None})
-    session.tell("progress", seq)
-    estimated = found.estimate()
-    with session.guard:
-        found.estimated, found.board.estimate = estimated, estimated.effect.values
+    cells = part.cells(experiment.shape) if cells is None else cells
+    number = int(np.flatnonzero(cells)[0])
+    with _under_way(session, experiment, cells):
+        session.tell("cells", seq)
+        experiment.run_baselines()
+        patched = experiment.run_cell(number)
+        _store(session, experiment, [number])
     session.tell("cells", seq)
     yield
-
-
-def looking(session: LabSession, seq: int, row: int, column: int) -> Steps:
-    """One cell's patterns and answers: one step."""
-    found = session.current(seq)
-    if found is None:
-        return
-    cells_of(found.shape, "cell", row, column)
-    found.run_baselines()
-    looked = detail_of(found, row, column)
+    detail = detail_of(experiment, *divmod(number, experiment.shape[1]), patched)
     with session.guard:
         if seq == session.seq:
-            session.detail = looked
+            session.detail = detail
     session.tell("detail", seq)
+
+
+def estimating(session: LabSession, seq: int) -> Generator[None]:
+    """The gradient estimate of all cells: one step."""
+    experiment = session.current(seq)
+    if experiment is None:
+        return
+    with session.guard:
+        session.progress = Progress(what="estimate", done=0, total=1, seconds=None)
+    session.tell("progress", seq)
+    estimated = experiment.estimate()
+    with session.guard:
+        experiment.estimated, experiment.cell_grid.estimate = estimated, estimated.effect.values
+    session.tell("cells", seq)
     yield
+
+
+@contextmanager
+def _under_way(session: LabSession, experiment: Experiment, cells: Array) -> Iterator[None]:
+    with session.guard:
+        experiment.cell_grid.under_way |= cells & experiment.runnable
+    try:
+        yield
+    finally:
+        with session.guard:
+            experiment.cell_grid.under_way[cells] = False
+
+
+def _store(session: LabSession, experiment: Experiment, numbers: list[int]) -> None:
+    with session.guard:
+        experiment.cell_grid.exact.flat[numbers] = experiment.effects(numbers)
+        experiment.cell_grid.under_way.flat[numbers] = False
+
+
+def _tell_progress(session: LabSession, seq: int, experiment: Experiment, part: Part, cells: Array, total: int) -> None:
+    left, seconds = experiment.expected(cells)
+    if part.what != "cell":
+        with session.guard:
+            if seq == session.seq:
+                session.progress = Progress(what=part.what, done=total - left, total=total, seconds=seconds)
+    session.tell("cells", seq)

@@ -1,83 +1,69 @@
-"""A patching lab without a front end: its settings, what is under way, what was found, and how others hear of it.
-
-What changed is told to a listener as small numbered events. Each question has a number of its own, `seq`; what was computed
-for an older one is kept in the history and not told.
-"""
+"""The patching lab without a front end: its settings, its jobs, and what they found."""
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from gemmascope.arguments import equals_text
-from gemmascope.errors import GemmascopeError, SweepError, warn
-from gemmascope.labs.patching.cell_grid import CellGrid, cells_of
+from gemmascope.errors import SweepError, warn
+from gemmascope.labs.patching.cell_grid import CellGrid, Part
 from gemmascope.labs.patching.checks import check
 from gemmascope.labs.patching.detail import Detail
 from gemmascope.labs.patching.experiment import Experiment
-from gemmascope.labs.patching.jobs import Steps, estimating, looking, preparing, running
+from gemmascope.labs.patching.jobs import Progress, estimating, looking, preparing, running
 from gemmascope.labs.patching.settings import Settings
-from gemmascope.labs.worker import Job, Worker
+from gemmascope.labs.session import CLICK, LONG, PREPARE, Event, Session, wait_for
+from gemmascope.labs.worker import Job
 from gemmascope.loading.default import model_or_nano
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, Prompt
+from gemmascope.run.metric import Answer
 from gemmascope.sweeps.remarks import Remark
-from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.result import Array, SweepResult
 
-Event = dict[str, Any]
-
-# Ranks of jobs: a click is answered between two chunks of what takes long.
-FIRST, CLICK, LOOK, LONG = range(4)
-
-# An exact cell that takes no longer than this is answered by the thread that was told of the click, in seconds.
-AT_ONCE = 0.06
+# A click that takes no longer than this is answered in the calling thread, in seconds.
+AT_ONCE_SECONDS = 0.06
 
 
-class LabSession:
-    """Two prompts, two answers, and a grid of patches; computed in a thread of its own, as it is asked for.
+class LabSession(Session):
+    """Two prompts, two answers, and a grid of patches, computed on demand.
 
-    listener: called with every event, {"seq", "number", "kind", ...}, in the thread that it comes from; it should be quick.
-    checks: what to know before anything runs. experiment: the question's, once it is prepared. detail: of the cell looked
-    at last. error: what went wrong last, and what to do. progress: of the long job under way. history: earlier questions.
+    checks: what to know before anything runs. experiment: that of the present settings, once it is prepared. detail: of
+    the cell that was clicked last. progress: of the long job under way. history: experiments of earlier settings.
+    refused: why the present settings cannot be run, if that shows only when they are prepared.
     """
 
     def __init__(
         self,
-        clean: Any,
-        corrupt: Any,
-        answer: Any,
-        against: Any,
+        clean: Prompt,
+        corrupt: Prompt,
+        answer: Answer,
+        against: Answer,
         model: Model | None = None,
         listener: Callable[[Event], None] | None = None,
         **settings: Any,
     ) -> None:
-        self.model = model_or_nano(model)
+        super().__init__(model_or_nano(model), listener)
         self.settings = Settings(clean, corrupt, answer, against).changed(**settings)
-        self.listener = listener
-        self.guard = threading.RLock()
-        self.seq = self.number = 0
         self.checks: list[Remark] = []
         self.experiment: Experiment | None = None
+        self.compared: Experiment | None = None
         self.detail: Detail | None = None
-        self.error: str | None = None
-        self.progress: dict[str, Any] | None = None
+        self.progress: Progress | None = None
         self.history: list[Experiment] = []
-        self._failed: BaseException | None = None
-        self._refused: BaseException | None = None
-        self._worker = Worker(self.model, self._ended)
-        self._ask()
+        self.refused: BaseException | None = None
+        self._begin()
 
     # -- settings --
 
     def set(self, **changes: Any) -> None:
-        """Change settings: a new question; what is under way for the old one ends. Errors as in Settings.changed."""
+        """Change settings: a new question; the jobs of the old one end. Errors as in Settings.changed."""
         self._worker.require_open()
         with self.guard:
             new = self.settings.changed(**changes)
             if new != self.settings:
                 self.settings = new
-                self._ask()
+                self._begin()
 
     def swap(self) -> None:
         """Exchange the two answers."""
@@ -85,39 +71,34 @@ class LabSession:
 
     @property
     def can_run(self) -> bool:
-        return self._refused is None and not any(remark.level == "error" for remark in self.checks)
+        return self.refused is None and not any(remark.level == "error" for remark in self.checks)
 
-    def _ask(self) -> None:
-        """A new question: check it, and prepare it if it can be run."""
+    def _begin(self) -> None:
+        """Begin a new question: check it, and prepare it if it can be run."""
         with self.guard:
-            self._worker.cancel()
-            self._keep()
-            self.seq += 1
-            self.experiment = self.detail = self.error = self.progress = self._failed = self._refused = None
+            self._next_question()
+            if self.experiment is not None and not self.experiment.cell_grid.is_blank:
+                self.experiment.forget_runs()
+                self.history.append(self.experiment)
+            self.experiment = self.detail = self.progress = self.refused = None
             self.checks = check(self.settings, self.model)
             if self.can_run:
-                self._submit("prepare", FIRST, preparing(self, self.seq))
+                self._submit("prepare", PREPARE, preparing(self, self.seq))
         self.tell("settings", self.seq)
 
-    def _keep(self) -> None:
-        """Keep the experiment that ends in the history, if it found anything."""
-        if self.experiment is not None and not self.experiment.board.is_blank:
-            self.experiment.forget_runs()
-            self.history.append(self.experiment)
+    # -- running --
 
-    # -- what there is to do --
-
-    def run(self, what: str = "all", row: Any = None, column: Any = None, timeout: float | None = None) -> SweepResult:
+    def run(self, what: str = "all", row: object = None, column: object = None, timeout: float | None = None) -> SweepResult:
         """Compute, and wait for it. what: "all", "estimate", "cell", "row", "column" or "rectangle".
 
-        row, column: where, counted from 0 along the grid; (first, last) for a rectangle. Returns the estimate, or all that
-        is exact so far. Raises what gs.sweep would; an interrupt ends the computing and keeps what is done.
+        row, column: counted from 0 along the grid; (first, last) for a rectangle. Returns the estimate, or everything
+        that is exact so far. Raises what gs.sweep would; an interrupt cancels the rest and keeps what is done.
         """
         self._worker.require_open()
         self._raise_checks()
         job = self.start(what, row, column)
         try:
-            _wait(job, timeout)
+            wait_for(job, timeout)
         except KeyboardInterrupt:
             self.cancel()
             job.ended.wait()
@@ -125,183 +106,114 @@ class LabSession:
         if job.failed is not None:
             self._failed = None
             raise job.failed
-        found = self._experiment()
-        return found.estimated if what == "estimate" and found.estimated is not None else found.result
+        experiment = self._prepared()
+        return experiment.estimated if what == "estimate" and experiment.estimated is not None else experiment.result
 
-    def start(self, what: str = "all", row: Any = None, column: Any = None) -> Job:
-        """Begin to compute, as in run, and do not wait."""
+    def start(self, what: str = "all", row: object = None, column: object = None) -> Job:
+        """Begin to compute, as in run, without waiting."""
         self._worker.require_open()
-        self._check_place(what, row, column)
-        if what == "estimate":
+        if equals_text(what, "estimate"):
             return self._submit("the estimate", LONG, estimating(self, self.seq))
-        rank = CLICK if what == "cell" else LONG
-        return self._submit(_name(what, row, column), rank, running(self, self.seq, what, row, column))
+        part = Part(what, row, column)
+        rank = CLICK if equals_text(what, "cell") else LONG
+        return self._submit(part.name, rank, running(self, self.seq, part, self._cells_of(part)))
 
-    def click(self, row: int, column: int) -> None:
-        """One exact cell: at once, in this thread, where that takes no longer than a blink; else by the worker."""
+    def click(self, row: object, column: object) -> None:
+        """A cell's exact number and its detail: in the calling thread if that takes no longer than a blink, else in a job.
+
+        Of a streamed model the number alone: its detail would read weights again.
+        """
         self._worker.require_open()
-        self._check_place("cell", row, column)
-        found = self.experiment
-        if found is not None and found.traces and not found.pace.streams:
-            n_cells, seconds = self.expected("cell", row, column)
-            job = Job(_name("cell", row, column), CLICK, running(self, self.seq, "cell", row, column), self.seq)
-            if not n_cells or (seconds is not None and seconds <= AT_ONCE and self._worker.now(job)):
-                return
-        self.start("cell", row, column)
+        part, experiment = Part("cell", row, column), self.experiment
+        cells = self._cells_of(part)
+        if experiment is None or cells is None or not experiment.traces or experiment.throughput.streams:
+            self.start("cell", row, column)
+        elif self.detail is None or not cells[self.detail.row, self.detail.column]:
+            job = Job(part.name, CLICK, looking(self, self.seq, part, cells), self.seq)
+            if experiment.throughput.baseline_seconds() > AT_ONCE_SECONDS or not self._worker.now(job):
+                self.look(row, column)
 
-    def look(self, row: int, column: int) -> Job:
-        """Look into a cell: `detail` then holds its head's patterns and the likeliest answers."""
+    def look(self, row: object, column: object) -> Job:
+        """Run a cell's patch for its exact number and for `detail`: its head's patterns and the likeliest answers."""
         self._worker.require_open()
-        self._check_place("cell", row, column)
-        return self._submit(f"the look at cell {row}, {column}", LOOK, looking(self, self.seq, row, column))
+        part = Part("cell", row, column)
+        return self._submit(part.name, CLICK, looking(self, self.seq, part, self._cells_of(part)))
 
-    def cancel(self) -> None:
-        """End what is under way, after the chunk that runs. What is done is kept."""
-        self._worker.cancel()
+    def wait(self, timeout: float | None = None) -> SweepResult | None:
+        """Wait until no job is left; the result so far. Raises what a job raised, and SweepError when the time is up."""
+        self._wait(timeout)
+        return self.result
 
     def _end(self) -> None:
-        """End what is under way, for good, and let go of the two runs and of what was seen of a cell; the numbers stay."""
+        """End the jobs for good, and let go of the two runs and of the detail; the numbers stay."""
         self._worker.close()
         with self.guard:
             if self.experiment is not None:
                 self.experiment.forget_runs()
             self.detail = None
 
-    def wait(self, timeout: float | None = None) -> SweepResult | None:
-        """Wait until nothing is under way; the result so far. Raises what a job raised, and SweepError when time is up."""
-        self._worker.require_open()
-        for job in self._worker.jobs:
-            _wait(job, timeout)
-        failed, self._failed = self._failed, None
-        if failed is not None:
-            raise failed
-        return self.result
-
-    def wait_until_prepared(self, timeout: float | None = None) -> None:
-        """Wait until it is known whether the question can be run, and its prompts were; or for so many seconds."""
-        for job in self._worker.jobs:
-            if job.rank == FIRST:
-                job.ended.wait(timeout)
-
-    # -- what was found --
+    # -- results --
 
     @property
     def result(self) -> SweepResult | None:
-        """All that is exact so far, other cells NaN; None before the question was prepared."""
+        """Everything that is exact so far, other cells NaN; None before the question is prepared."""
         return None if self.experiment is None else self.experiment.result
 
-    @property
-    def is_busy(self) -> bool:
-        return self._worker.is_busy
-
-    def board(self) -> CellGrid | None:
+    def cell_grid(self) -> CellGrid | None:
         """A copy of every cell's number and what it is."""
         with self.guard:
-            return None if self.experiment is None else self.experiment.board.copy()
+            return None if self.experiment is None else self.experiment.cell_grid.copy()
 
-    def expected(self, what: str = "all", row: Any = None, column: Any = None) -> tuple[int, float | None]:
+    def expected(self, what: str = "all", row: object = None, column: object = None) -> tuple[int, float | None]:
         """How many cells this would run, and about how many seconds it would take (None before the prompts were run)."""
         self.wait_until_prepared()
-        found = self._experiment()
-        return found.expected(cells_of(found.shape, what, row, column))
+        experiment = self._prepared()
+        return experiment.expected(Part(what, row, column).cells(experiment.shape))
 
     def code(self) -> str:
         """The Python that repeats the experiment. Raises what gs.sweep would."""
         self._raise_checks()
-        return self._experiment().result.code()
+        return self._prepared().result.code()
 
     def experiments(self) -> list[Experiment]:
-        """What was found before, and now: every experiment with a number at least."""
+        """The experiments so far that have a number at least, the present one last."""
         with self.guard:
-            now = [self.experiment] if self.experiment is not None and not self.experiment.board.is_blank else []
+            now = [self.experiment] if self.experiment is not None and not self.experiment.cell_grid.is_blank else []
             return [*self.history, *now]
+
+    def lay_beside(self, index: int | None) -> None:
+        """Show one of experiments() beside the present one, on one scale; None shows none."""
+        self.compared = None if index is None else self.experiments()[index]
+        self.tell("compared", self.seq)
 
     # -- for the jobs --
 
     def current(self, seq: int) -> Experiment | None:
-        """The experiment that a job is for; None if the question is another by now."""
+        """The experiment of a job's question; None if the settings have changed since."""
         with self.guard:
-            return self._experiment() if seq == self.seq else None
-
-    def install(self, seq: int, made: Experiment) -> bool:
-        """Take a prepared experiment, unless the question is another by now."""
-        with self.guard:
-            if seq == self.seq:
-                self.experiment = made
-            return seq == self.seq
-
-    def refuse(self, seq: int, error: BaseException) -> None:
-        """Keep why the question cannot be run."""
-        with self.guard:
-            if seq == self.seq:
-                self._refused = error
-
-    def note(self, seq: int, progress: dict[str, Any]) -> None:
-        with self.guard:
-            if seq == self.seq:
-                self.progress = progress
-
-    def tell(self, kind: str, seq: int, **more: Any) -> None:
-        """Tell the listener what happened, unless the question is another by now."""
-        with self.guard:
-            if seq != self.seq:
-                return
-            self.number += 1
-            event = {"seq": seq, "number": self.number, "kind": kind, **more}
-            listener = self.listener
-        if listener is not None:
-            try:
-                listener(event)
-            except Exception:  # a front end that is gone does not end a computation
-                logging.getLogger(__name__).exception("the listener of a patching lab failed")
-
-    def _submit(self, name: str, rank: int, steps: Steps) -> Job:
-        return self._worker.submit(Job(name, rank, steps, self.seq))
+            return self._prepared() if seq == self.seq else None
 
     def _ended(self, job: Job) -> None:
-        with self.guard:
-            if job.seq != self.seq:
-                return
-            if not self._worker.is_busy:
-                self.progress = None
-            if job.failed is not None:
-                self._failed, self.error = job.failed, told(job.failed)
-        kind = "error" if job.failed is not None else "cancelled" if job.cancelled else "done"
-        self.tell(kind, job.seq, what=job.name)
+        if not self.is_busy:
+            self.progress = None
+        super()._ended(job)
 
-    def _experiment(self) -> Experiment:
+    def _prepared(self) -> Experiment:
         if self.experiment is None:
             self._worker.require_open()
             self._raise_checks()
             raise SweepError("the question is still being prepared: lab.wait() waits for it")
         return self.experiment
 
-    def _check_place(self, what: str, row: Any, column: Any) -> None:
-        """A wrong place is told here and now; of a question that is being prepared, when it is known."""
-        if self.experiment is not None and not equals_text(what, "estimate"):
-            cells_of(self.experiment.shape, what, row, column)
+    def _cells_of(self, part: Part) -> Array | None:
+        """The cells of a part, so that a wrong place raises here; None before the grid is known: then its job raises."""
+        return None if self.experiment is None else part.cells(self.experiment.shape)
 
     def _raise_checks(self) -> None:
-        """Raise what gs.sweep would raise for settings that cannot be run; nothing for those that can."""
-        if self._refused is not None:
-            raise self._refused
-        wrong = [remark for remark in self.checks if remark.level == "error"]
-        if wrong:
+        """Raise what gs.sweep would raise for settings that cannot be run."""
+        if self.refused is not None:
+            raise self.refused
+        errors = [remark for remark in self.checks if remark.level == "error"]
+        if errors:
             Experiment(self.settings, self.model)
-            raise SweepError("; ".join(remark.text for remark in wrong))
-
-
-def told(error: BaseException) -> str:
-    """An error as a lab shows it: our own say what to do; of others, what they are."""
-    if isinstance(error, GemmascopeError):
-        return str(error)
-    return f"{type(error).__name__}: {error}. The settings are not to blame: lab.run() in Python shows where it comes from"
-
-
-def _wait(job: Job, timeout: float | None) -> None:
-    if not job.ended.wait(timeout):
-        raise SweepError(f"{job.name} did not end within {timeout} s; it goes on: lab.wait() or lab.cancel()")
-
-
-def _name(what: str, row: Any, column: Any) -> str:
-    return {"cell": f"cell {row}, {column}", "row": f"row {row}", "column": f"column {column}"}.get(what, f"{what} cells")
+            raise SweepError("; ".join(remark.text for remark in errors))

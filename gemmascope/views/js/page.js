@@ -59,11 +59,6 @@ export function rootIn(el, spec) {
   return root;
 }
 
-/** Hide a lab's still, which stands in the notebook for when there is no kernel, for as long as this root is there. */
-export function hideStill(root, model) {
-  root.append(make("style", {}, `[data-gs-still="${model.get("still")}"]{display:none}`));
-}
-
 /** Paint a root in a theme's colours. */
 export function paint(root, colours) {
   root.style.color = colours.ink;

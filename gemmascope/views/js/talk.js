@@ -1,96 +1,96 @@
-// How a lab's page talks to Python: wishes go as messages, what is known comes as traits. What Python pushes from a thread
-// may not arrive everywhere, so the page asks ("poll") while something is under way: one question at a time.
+// How a lab's page talks to Python: requests go as messages, values come as traits. Some front ends drop what Python pushes
+// from a thread, so the page polls while the lab is busy, one poll at a time.
 
 import { make } from "./page.js";
 
-const ASK_MS = 120;
+const POLL_MS = 120;
 const SILENT_MS = 4000;
-// What a front end says of widgets whose kernel was started anew, or ended.
-const CUT_OFF = ".jupyter-widgets-disconnected";
+// JupyterLab's mark on widgets whose kernel was restarted, or ended.
+const DISCONNECTED = ".jupyter-widgets-disconnected";
 const GONE = "No answer from the kernel. Run the cell again: what is seen here is the last that was known, and clicks do nothing.";
 const QUIET = "No answer from the kernel yet: it is busy, or gone. If this stays, run the cell again; what is seen is the last that was known.";
 
 /**
- * traits: what is told by; changed(): draw them anew. poll(): what goes with a question. heard(message): of any other kind.
- * status: a part of the page, above which it is said that the kernel does not answer; where it never will again, as after a
- * restart, the page takes no more clicks.
+ * traits: their changes are what Python says; changed(): draw them. poll(): what the page sends with a poll. heard(message):
+ * called with messages of other types. status: a line of the page. A notice at the top of the page says when the kernel does
+ * not answer; once it never will, as after a restart, the page takes no more clicks.
  */
 export function talk(model, traits, status, { changed, poll, heard = () => {} }) {
-  let asked = 0;
-  let polling = 0;
-  let arrived = 0;
-  let silent = false;
-  let stale = false;
-  let closed = false;
-  let gone = false;
+  let sentAt = 0;
+  let receivedAt = 0;
+  let polledAt = 0; // 0 while no poll is unanswered
+  let isSilent = false;
+  let isStale = false; // whether changed() is to be called
+  let cannotSend = false;
+  let isGone = false;
   const root = status.closest(".gs");
   const notice = make("div", { class: "gs-gone", role: "alert", hidden: true });
   root.prepend(notice);
 
-  function came() {
-    arrived = performance.now();
-    if (stale) return;
-    stale = true;
+  function receive() {
+    receivedAt = performance.now();
+    if (isStale) return;
+    isStale = true;
     queueMicrotask(() => {
-      stale = false;
+      isStale = false;
       changed();
     });
   }
-  function say() {
-    const words = gone ? `⛔ ${GONE}` : silent ? `⚠ ${QUIET}` : "";
-    notice.hidden = !words;
-    if (notice.textContent !== words) notice.textContent = words;
-    root.classList.toggle("gs-cut-off", gone);
-    root.setAttribute("aria-disabled", String(gone));
-    for (const part of root.children) if (part !== notice) part.inert = gone;
+  function showNotice() {
+    const text = isGone ? `⛔ ${GONE}` : isSilent ? `⚠ ${QUIET}` : "";
+    notice.hidden = !text;
+    if (notice.textContent !== text) notice.textContent = text;
+    root.classList.toggle("gs-cut-off", isGone);
+    root.setAttribute("aria-disabled", String(isGone));
+    for (const part of root.children) if (part !== notice) part.inert = isGone;
   }
-  function fall(quiet) {
-    if (quiet === silent) return;
-    silent = quiet;
-    say();
+  function setSilent(silent) {
+    if (silent === isSilent) return;
+    isSilent = silent;
+    showNotice();
   }
-  function look() {
-    const now = closed || root.closest(CUT_OFF) !== null;
-    if (now === gone) return;
-    gone = now;
-    say();
+  function checkConnection() {
+    const gone = cannotSend || root.closest(DISCONNECTED) !== null;
+    if (gone === isGone) return;
+    isGone = gone;
+    showNotice();
   }
-  function tell(message) {
+  function post(message) {
     try {
       model.send(message);
     } catch {
-      closed = true; // there is nobody to send to
-      look();
+      cannotSend = true;
+      checkConnection();
     }
   }
   const timer = setInterval(() => {
     const now = performance.now();
-    look();
-    if (gone) return;
-    if (polling && now - polling > SILENT_MS) fall(true);
-    const waits = model.get("state").busy || asked > arrived;
-    if (polling || !waits || now - Math.max(arrived, asked) < ASK_MS) return;
-    polling = now;
-    tell({ type: "poll", ...poll() });
-  }, ASK_MS);
-  function listen(message) {
+    checkConnection();
+    if (isGone) return;
+    if (polledAt && now - polledAt > SILENT_MS) setSilent(true);
+    const isWaiting = model.get("state").busy || sentAt > receivedAt;
+    if (polledAt || !isWaiting || now - Math.max(receivedAt, sentAt) < POLL_MS) return;
+    polledAt = now;
+    post({ type: "poll", ...poll() });
+  }, POLL_MS);
+  function hear(message) {
     if (message.type !== "polled") return heard(message);
-    if (!message.busy) arrived = Math.max(arrived, polling);
-    polling = 0;
-    fall(false);
+    if (!message.busy) receivedAt = Math.max(receivedAt, polledAt);
+    polledAt = 0;
+    setSilent(false);
   }
-  for (const trait of traits) model.on(`change:${trait}`, came);
-  model.on("msg:custom", listen);
+  for (const trait of traits) model.on(`change:${trait}`, receive);
+  model.on("msg:custom", hear);
   return {
     send(type, more = {}) {
-      asked = performance.now();
-      tell({ type, ...more });
+      sentAt = performance.now();
+      post({ type, ...more });
     },
     stop() {
       clearInterval(timer);
       notice.remove();
-      for (const trait of traits) model.off(`change:${trait}`, came);
-      model.off("msg:custom", listen);
+      for (const trait of traits) model.off(`change:${trait}`, receive);
+      model.off("msg:custom", hear);
     },
   };
 }

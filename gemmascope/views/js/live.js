@@ -1,0 +1,85 @@
+// What the page of every live lab has: its root, an error and a status line, the talk with Python, and the page's theme.
+
+import { make, paint, rootIn } from "./page.js";
+import { talk } from "./talk.js";
+import { onTheme, theme } from "./theme.js";
+import { readable } from "./tokens.js";
+
+const LIVE_STYLE = `
+.gs-remark{margin:2px 0;padding:2px 6px;border-left:4px solid var(--gs-warn)}
+.gs-remark b{text-transform:uppercase;font-size:11px}
+`;
+
+/**
+ * A lab's page in el: {root, error, status, send, copyButton, start}. error and status are lines that the lab puts where it
+ * wants them. While the page is there, the lab's static fallback is hidden.
+ */
+export function livePage({ model, el }, style = "") {
+  const root = rootIn(el, { title: "" });
+  root.append(make("style", {}, `${LIVE_STYLE}${style}[data-gs-fallback="${model.get("fallback")}"]{display:none}`));
+  const error = make("div", { class: "gs-remark gs-error", role: "alert", hidden: true });
+  const status = make("div", { class: "gs-note gs-status", role: "status", "aria-live": "polite" });
+  let talking = null;
+
+  function showError(text) {
+    error.hidden = !text;
+    error.replaceChildren(make("b", {}, "⛔ error "), readable(text ?? ""));
+  }
+
+  return {
+    root,
+    error,
+    status,
+    /** Send Python a message. */
+    send: (type, more = {}) => talking.send(type, more),
+    /** A button that copies the lab's Python. */
+    copyButton: (attributes = {}) => button("Copy Python", () => copy(root, model.get("state").code, status), attributes),
+    /** Begin: draw(state) draws the traits, now and whenever one changes; heard(message) hears what Python sends. Returns stop(). */
+    start(traits, draw, { heard, stopped = () => {} } = {}) {
+      function refresh() {
+        const state = model.get("state");
+        showError(state.error);
+        draw(state);
+        Object.assign(el.dataset, { gemmascopeReady: "1", gemmascopeBusy: String(state.busy), gemmascopeNumber: String(state.number) });
+      }
+      const poll = () => ({ number: model.get("state").number, pictures: model.get("pictures")?.number });
+      talking = talk(model, traits, status, { changed: refresh, poll, heard });
+      const painted = () => paint(root, theme());
+      const stopTheme = onTheme(painted);
+      painted();
+      refresh();
+      return () => {
+        talking.stop();
+        stopTheme();
+        stopped();
+      };
+    },
+  };
+}
+
+export function button(label, onclick, attributes = {}) {
+  return make("button", { type: "button", onclick, ...attributes }, label);
+}
+
+/** Draw a part of the page if what it shows has changed. */
+export function drawIfChanged(element, shown, draw) {
+  const key = JSON.stringify(shown);
+  if (element.dataset.shown === key) return;
+  element.dataset.shown = key;
+  draw();
+}
+
+/** Copy a text, then say so. Pages that may not use the clipboard copy from a field that is there for a moment. */
+async function copy(root, text, status) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const box = make("textarea", { style: "position:fixed;opacity:0" });
+    box.value = text;
+    root.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+  }
+  status.textContent = "the Python of this experiment was copied";
+}
