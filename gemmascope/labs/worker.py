@@ -1,6 +1,6 @@
-"""Workers: a thread for each lab that does its jobs step by step, and turns on each model, of a step each.
+"""Workers: each lab has a thread that runs its jobs step by step, and the labs of one model take turns after every step.
 
-So labs of one model take turns, a click is answered between two chunks of a long sweep, and a cancel waits for one step.
+So a click is answered between two chunks of a long sweep, and a cancel waits for one step.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gemmascope.model.shutdown import stopping_at_exit
 
 CLOSED = "this lab is closed: what it found can still be read, and nothing more is computed; make a new one"
 
-# An idle thread ends after so many seconds, and is made anew when there is something to do.
-LINGER = 5.0
+# An idle thread ends after so many seconds; the next job starts a new one.
+IDLE_SECONDS = 5.0
 
 
 class Turns:
-    """A lock whose waiters go in the order in which they came: whoever gives it back and asks again goes last."""
+    """A fair lock: waiters get it in the order in which they came."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -36,16 +36,16 @@ class Turns:
     @contextmanager
     def turn(self) -> Iterator[None]:
         with self._changed:
-            me = object()
-            self._waiting.append(me)
-            self._changed.wait_for(lambda: self._waiting[0] is me)
+            ticket = object()
+            self._waiting.append(ticket)
+            self._changed.wait_for(lambda: self._waiting[0] is ticket)
         try:
             yield
         finally:
             self.give_back()
 
     def take_if_free(self) -> bool:
-        """Take a turn at once; False, and none taken, if there are others."""
+        """Take a turn if nobody has one or waits for one; whether it was taken."""
         with self._changed:
             if self._waiting:
                 return False
@@ -64,17 +64,16 @@ _WORKERS: WeakSet[Worker] = WeakSet()
 
 
 def turns_of(model: Model) -> Turns:
-    """Whose turn it is on a model: one for each model, however many labs there are."""
+    """The turns on a model, which all its labs share."""
     with _GUARD:
         return _TURNS.setdefault(model, Turns())
 
 
 @dataclass(eq=False)
 class Job:
-    """Something to be done in steps. Lower ranks go first, also between two steps of another job. seq: whose it is.
+    """Work in steps. Jobs of a lower rank run first, also between two steps of another job. seq: the question it is for.
 
-    over: whether it is done, failed or was cancelled; ended: set when whoever hears of that has heard. failed: what a step
-    raised. on_end: who hears of it.
+    over: whether it is done, failed or was cancelled; ended: set after on_end was called. failed: what a step raised.
     """
 
     name: str
@@ -90,9 +89,10 @@ class Job:
 
 
 class Queue:
-    """The jobs of a worker that have not ended, and the thread that does them. The thread holds this, and not the worker.
+    """The jobs of a worker that have not ended, and the thread that runs them.
 
-    So nothing but a job holds a lab: one that is dropped goes while its thread still waits for more to do.
+    The thread refers to the queue and not to the worker, so only a job refers to its lab: one without jobs can be collected
+    while the thread waits.
     """
 
     def __init__(self, turns: Turns) -> None:
@@ -103,7 +103,7 @@ class Queue:
         self.is_closed = False
 
     def add(self, job: Job) -> None:
-        """File a job. LabError once the lab is closed."""
+        """Add a job, and start the thread if there is none. LabError once the lab is closed."""
         with self.changed:
             if self.is_closed:
                 raise LabError(CLOSED)
@@ -114,21 +114,21 @@ class Queue:
             self.changed.notify_all()
 
     def listed(self) -> list[Job]:
-        """Those that have not ended, the next one first."""
+        """The jobs, the next one first."""
         with self.changed:
             return sorted(self.jobs, key=lambda job: (job.rank, job.number))
 
     def next(self) -> Job | None:
-        """Wait for the next job; None, and the thread is none any more, if there was nothing to do for a while."""
+        """Wait for the next job. None if there was nothing to do for a while: then the thread must end."""
         with self.changed:
-            self.changed.wait_for(lambda: bool(self.jobs) or self.is_closed, timeout=LINGER)
+            self.changed.wait_for(lambda: bool(self.jobs) or self.is_closed, timeout=IDLE_SECONDS)
             if not self.jobs:
                 self.thread = None
                 return None
         return self.listed()[0]
 
     def end(self, job: Job) -> None:
-        """A job is over: tell whoever it belongs to, then whoever waits for it."""
+        """Mark a job as over: call its on_end, then wake whoever waits for it."""
         job.steps.close()
         job.over = True
         on_end, job.on_end = job.on_end, None
@@ -142,7 +142,7 @@ class Queue:
 
 
 class Worker:
-    """Does jobs in a thread of its own. on_end: told of every job that ended, in the thread that ended it."""
+    """Runs a lab's jobs in a thread. on_end: called with every job that ended, in the thread that ended it."""
 
     def __init__(self, model: Model, on_end: Callable[[Job], None]) -> None:
         self.on_end = on_end
@@ -152,7 +152,7 @@ class Worker:
 
     @property
     def jobs(self) -> list[Job]:
-        """Those that have not ended, the next one first."""
+        """The jobs that have not ended, the next one first."""
         return self._queue.listed()
 
     @property
@@ -173,8 +173,8 @@ class Worker:
         self._queue.add(job)
         return job
 
-    def now(self, job: Job) -> bool:
-        """Do a short job in the calling thread, if nothing is under way anywhere on the model; else False."""
+    def run_now(self, job: Job) -> bool:
+        """Run a short job in the calling thread if no lab of the model is busy; whether it was run."""
         turns = self._queue.turns
         with self._queue.changed:
             if self._queue.is_closed or self._queue.jobs or not turns.take_if_free():
@@ -189,20 +189,20 @@ class Worker:
         return True
 
     def cancel(self) -> None:
-        """End every job, the one under way after its step. What is done is kept."""
+        """End every job, the running one after its present step."""
         with self._queue.changed:
             for job in self._queue.jobs:
                 job.cancelled = True
             self._queue.changed.notify_all()
 
     def end(self, timeout: float) -> None:
-        """End every job and wait so many seconds for the step that is under way."""
+        """End every job, and wait at most so many seconds for the running step."""
         self.cancel()
         for job in self.jobs:
             job.ended.wait(timeout)
 
     def close(self, timeout: float = 10.0) -> None:
-        """End every job and the thread, and take no more of them. Waits so many seconds for the step that is under way."""
+        """End every job and the thread, and accept no more jobs. Waits at most so many seconds for the running step."""
         with self._queue.changed:
             self._queue.is_closed = True
         self.cancel()
@@ -212,12 +212,12 @@ class Worker:
 
 
 def _work(queue: Queue) -> None:
-    while _did_one(queue):
+    while _run_step(queue):
         pass
 
 
-def _did_one(queue: Queue) -> bool:
-    """Take one step of the next job. A function of its own: while the thread waits, no variable holds a job."""
+def _run_step(queue: Queue) -> bool:
+    """Take one step of the next job; False if the thread must end. While it waits, no variable here refers to a job."""
     job = queue.next()
     if job is None:
         return False
@@ -231,13 +231,13 @@ def _did_one(queue: Queue) -> bool:
 
 
 def _step(job: Job) -> bool:
-    """Take a job's next step; whether there are more. The grad mode is the thread's own, so it is set here."""
+    """Take a job's next step; whether there are more. The grad mode is set here because it belongs to the thread."""
     try:
         with stopping_at_exit(), torch.no_grad():
             next(job.steps)
     except StopIteration:
         return False
-    except Exception as error:  # whatever it is, it belongs to whoever asked, not to this thread
+    except Exception as error:  # raised again where the job is waited for
         job.failed = error
         return False
     return True
@@ -245,6 +245,6 @@ def _step(job: Job) -> bool:
 
 @atexit.register
 def _end_all() -> None:
-    """An interpreter that ends while a thread computes can crash."""
+    """End all jobs before the interpreter ends: one that ends while a thread computes can crash."""
     for worker in list(_WORKERS):
         worker.end(timeout=10.0)

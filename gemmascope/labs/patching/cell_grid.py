@@ -16,7 +16,8 @@ MARKS = ("not run", "estimated", "exact", "under way")
 
 # For each word of lab.run: whether it needs a row, and a column.
 PARTS = {
-    "all": (False, False), "row": (True, False), "column": (False, True), "cell": (True, True), "rectangle": (True, True)
+    "all": (False, False), "row": (True, False), "column": (False, True), "cell": (True, True), "rectangle": (True, True),
+    "estimate": (False, False),
 }  # fmt: skip
 
 
@@ -54,12 +55,16 @@ class CellGrid:
 class Part:
     """A part of a grid, as lab.run names it.
 
-    what: "all"; "cell" (row, column); "row"; "column"; "rectangle", with row and column as (first, last), both included.
+    what: "all" or "estimate"; "cell" (row, column); "row"; "column"; "rectangle", with row and column as (first, last), both
+    included. SweepError for another word.
     """
 
     what: str
     row: object = None
     column: object = None
+
+    def __post_init__(self) -> None:
+        one_of(self.what, "what to run", PARTS, error=SweepError)
 
     @property
     def name(self) -> str:
@@ -67,8 +72,7 @@ class Part:
         return named.get(self.what, f"{self.what} cells")
 
     def cells(self, shape: tuple[int, int]) -> Array:
-        """Its cells, bool [row, column]. SweepError for a place outside the grid, or another word."""
-        one_of(self.what, "what to run", (*PARTS, "estimate"), error=SweepError)
+        """Its cells, bool [row, column]. SweepError for a place outside the grid."""
         needs_row, needs_column = PARTS[self.what]
         is_range = self.what == "rectangle"
         mask = np.zeros(shape, bool)

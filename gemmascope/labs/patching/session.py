@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gemmascope.arguments import equals_text
 from gemmascope.errors import SweepError, warn
 from gemmascope.labs.patching.cell_grid import CellGrid, Part
 from gemmascope.labs.patching.checks import check
@@ -89,10 +88,20 @@ class LabSession(Session):
     # -- running --
 
     def run(self, what: str = "all", row: object = None, column: object = None, timeout: float | None = None) -> SweepResult:
-        """Compute, and wait for it. what: "all", "estimate", "cell", "row", "column" or "rectangle".
+        """Compute a part of the grid, and wait for it. An interrupt cancels the rest and keeps what is done.
 
-        row, column: counted from 0 along the grid; (first, last) for a rectangle. Returns the estimate, or everything
-        that is exact so far. Raises what gs.sweep would; an interrupt cancels the rest and keeps what is done.
+        Args:
+            what: "all", "cell", "row", "column" or "rectangle" for exact effects, "estimate" for gradients of all cells.
+            row: Counted from 0 along the grid's first axis, for a cell or a row; (first, last) for a rectangle.
+            column: The same along the second axis, for a cell or a column.
+            timeout: At most so many seconds; None waits for as long as it takes.
+
+        Returns:
+            The estimate, or everything that is exact so far, other cells NaN.
+
+        Raises:
+            SweepError: There is no such part of the grid, the settings cannot be run, or the time is up.
+            GemmascopeError: What gs.sweep would raise.
         """
         self._worker.require_open()
         self._raise_checks()
@@ -112,10 +121,10 @@ class LabSession(Session):
     def start(self, what: str = "all", row: object = None, column: object = None) -> Job:
         """Begin to compute, as in run, without waiting."""
         self._worker.require_open()
-        if equals_text(what, "estimate"):
-            return self._submit("the estimate", LONG, estimating(self, self.seq))
         part = Part(what, row, column)
-        rank = CLICK if equals_text(what, "cell") else LONG
+        if part.what == "estimate":
+            return self._submit("the estimate", LONG, estimating(self, self.seq))
+        rank = CLICK if part.what == "cell" else LONG
         return self._submit(part.name, rank, running(self, self.seq, part, self._cells_of(part)))
 
     def click(self, row: object, column: object) -> None:
@@ -130,7 +139,7 @@ class LabSession(Session):
             self.start("cell", row, column)
         elif self.detail is None or not cells[self.detail.row, self.detail.column]:
             job = Job(part.name, CLICK, looking(self, self.seq, part, cells), self.seq)
-            if experiment.throughput.baseline_seconds() > AT_ONCE_SECONDS or not self._worker.now(job):
+            if experiment.throughput.baseline_seconds() > AT_ONCE_SECONDS or not self._worker.run_now(job):
                 self.look(row, column)
 
     def look(self, row: object, column: object) -> Job:
