@@ -53,7 +53,11 @@ def widget_class(module: str, bytes_traits: tuple[str, ...], dict_traits: tuple[
 
     from gemmascope.views.module import module_text
 
-    body: dict[str, object] = {"_esm": module_text(module), "fallback": traitlets.Unicode().tag(sync=True)}
+    body: dict[str, object] = {
+        "__module__": __name__,
+        "_esm": module_text(module),
+        "fallback": traitlets.Unicode().tag(sync=True),
+    }
     body |= {name: traitlets.Bytes().tag(sync=True) for name in bytes_traits}
     body |= {name: traitlets.Dict().tag(sync=True) for name in dict_traits}
     created: type[AnyWidget] = type("LiveLab", (anywidget.AnyWidget,), body)
