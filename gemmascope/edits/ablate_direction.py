@@ -1,7 +1,6 @@
-"""The edit that removes a direction: x - (x . u) u, for the unit vector u of the direction.
+"""The edit that removes a direction: x - (x . u) u, with the unit vector u.
 
-Source: "concept erasure" by projection, as in Bolukbasi et al. (arXiv 1607.06520); directional ablation in Arditi et al.
-(arXiv 2406.11717).
+References: Bolukbasi et al. (arXiv 1607.06520); Arditi et al. (arXiv 2406.11717).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from gemmascope.values import in_float64, is_array, real_tensor
 
 
 class HasVector(Protocol):
-    """What stands for its vector where a direction is wanted, such as what gs.direction returns."""
+    """An object that has a direction as its vector, such as what gs.direction returns."""
 
     @property
     def vector(self) -> Tensor: ...
@@ -32,9 +31,9 @@ class AblateDirection(Edit):
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         assert values is not None
-        # In float64, and the length divided by here: a vector that was saved and opened again writes the same bits.
+        # Normalised here, in float64, so that a vector that was saved and opened again gives the same bits.
         x, along = in_float64(old), in_float64(values)
-        along = along / along.abs().amax(-1, keepdim=True)  # the square of a very long or short one leaves the range
+        along = along / along.abs().amax(-1, keepdim=True)  # keeps its square within the range of floats
         share = (x * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True)
         return x - share * along
 
@@ -43,8 +42,8 @@ class AblateDirection(Edit):
         if site.is_edges:
             raise EditError(f"'{site.name}' lives on attention edges, where there is no direction to remove")
         if not is_array(vector):
-            given = type(vector).__name__
-            raise EditError(f"a direction is a tensor of real numbers, or what gs.direction returns; given {given}")
+            kind = type(vector).__name__
+            raise EditError(f"a direction is a tensor of real numbers, or what gs.direction returns; given {kind}")
         vector = real_tensor(vector, "the direction", EditError).detach()
         width, axis = target.shape()[-1], site.axes[-1]
         if tuple(vector.shape) != (width,):

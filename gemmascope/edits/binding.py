@@ -1,8 +1,8 @@
-"""Binding an edit to a run: places looked up, values checked; and the copies and comparisons of what an edit is given."""
+"""Binds an edit to a run: looks up its places and checks its values. Copies and compares arguments of edits."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from gemmascope.edits.bound import BoundEdit, Target, can_normalize_site
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import find_heads, find_positions
 from gemmascope.edits.reach import refuse_hidden
+from gemmascope.edits.sources import is_trace
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 from gemmascope.sites import find
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def bind(edit: Edit, model: Model, ids: Tensor) -> BoundEdit:
-    """An edit on a run of these ids: its places as numbers, and what it writes there, checked."""
+    """An edit on a run of these ids, with its places as numbers and its values checked."""
     address = find(edit.site, model.n_layers, edit.layer)
     heads = find_heads(edit.head, address.site, model)
     if address.site.is_edges:
@@ -52,24 +53,24 @@ def _refuse(edit: Edit, argument: str, why: str) -> None:
         raise EditError(f"{why.format(edit.site)}; given {argument}={getattr(edit, argument)!r}")
 
 
-def copied(value: Any) -> Any:
-    """A copy of a tensor, an array or a list; anything else as it is."""
+def copy_argument(value: object) -> object:
+    """A copy of a tensor, an array or a list; anything else is returned unchanged."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):
         return value.copy()
-    return [copied(one) for one in value] if isinstance(value, list) else value
+    return [copy_argument(one) for one in value] if isinstance(value, list) else value
 
 
-def same(a: Any, b: Any) -> bool:
+def equal_arguments(a: object, b: object) -> bool:
     """Whether two arguments of edits are equal: tensors by their numbers, traces by model, tokens and edits."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and a.device == b.device and bool(torch.equal(a, b))
     if is_array(a) and is_array(b) and not isinstance(a, Tensor) and not isinstance(b, Tensor):
         return bool(np.array_equal(np.asarray(a), np.asarray(b)))
-    if hasattr(a, "ids") and hasattr(b, "ids"):
+    if is_trace(a) and is_trace(b):
         return bool(a.model is b.model and a.ids.tolist() == b.ids.tolist() and a.edits == b.edits)
     a, b = plain(a), plain(b)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(equal_arguments(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)

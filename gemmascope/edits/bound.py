@@ -1,11 +1,11 @@
-"""Bound edits: edits whose places are numbers and whose source is checked, ready to be written to their run."""
+"""Bound edits: places are numbers and the source is checked, so they can be applied to their run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """Where an edit will be written: a run, an address in it, and the places on the site's axes."""
+    """What an edit selects: a run, a site and layer, and the places on the site's axes."""
 
     model: Model
     ids: Tensor
@@ -39,14 +39,14 @@ class Target:
         """The selected places of a site's value."""
         return value[mesh(self.places)]
 
-    def fit(self, given: Any, what: str) -> Tensor:
-        """A source for the selected values: of their shape, or of its last axes and then the same along the others.
+    def fit(self, source: object, what: str) -> Tensor:
+        """A source in the shape of the selected values: it has that shape, or that of its last axes, and is then repeated.
 
-        given: a tensor or a numpy array of real numbers.
+        source: a tensor or an array of real numbers. what: what an error calls it.
         """
-        value = real_tensor(given, what, EditError).detach().to(self.model.device)
+        value = real_tensor(source, what, EditError).detach().to(self.model.device)
         shape, axes = self.shape(), self.address.site.axes
-        long = [n for n in value.shape if n > 1]  # an axis of one place may be left out, or be there
+        long = [n for n in value.shape if n > 1]  # axes of one place are optional
         squeezed = value.reshape(shape) if long == [n for n in shape if n > 1] else value
         if tuple(squeezed.shape) != shape[len(shape) - squeezed.dim() :]:
             raise EditError(
@@ -57,13 +57,13 @@ class Target:
 
 
 class DeferredValues:
-    """The values of a site that come from a run of the same pass: handed over layer by layer, as the pass goes."""
+    """The values of a site that another run of the same pass provides, layer by layer."""
 
     def __init__(self) -> None:
         self._layer, self._value = -1, torch.empty(0)
 
-    def hand(self, layer: int, value: Tensor) -> None:
-        """Take a layer's value of the site, whole, in the place of the one before."""
+    def set(self, layer: int, value: Tensor) -> None:
+        """Replace the value by that of another layer: the whole site."""
         self._layer, self._value = layer, value
 
     def at(self, layer: int) -> Tensor:
@@ -73,35 +73,33 @@ class DeferredValues:
 
 @dataclass(frozen=True)
 class DeferredRead:
-    """Values that a feed will have when the pass is at this layer."""
+    """A reading of deferred values, once the pass is at the layer."""
 
-    feed: DeferredValues
+    deferred: DeferredValues
     layer: int
     places: tuple[Tensor, ...]
 
     def read(self) -> Tensor:
-        return self.feed.at(self.layer)[mesh(self.places)]
+        return self.deferred.at(self.layer)[mesh(self.places)]
 
 
-# What is part of the residual stream or joins it as it stands.
+# Sites that are part of the residual stream, or are added to it unchanged.
 _IN_STREAM = frozenset(("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"))
 
-# What is written here reaches other rows through the attention of the same layer.
+# A write at these sites affects other rows through the attention of the same layer.
 _SPREADING = frozenset(("embed", "resid_pre", "attn_in", "k", "k_rot", "v"))
 
-
-# Where minus infinity is a way to say "not this one".
+# Sites where minus infinity hides an edge or a token.
 _MASKED_BY_INFINITY = frozenset(("scores", "scores_capped", "logits_raw", "logits"))
 
 
 @dataclass(frozen=True)
 class BoundEdit:
-    """An edit whose places are numbers and whose source is checked: ready to be written to its run.
+    """An edit with its places as numbers and its source checked, so that it can be applied to its run.
 
-    places: the selected numbers along the first axes of the site. values: what to write; None if that follows from what
-    stands there; Fed if it is known only when the pass is at the layer. hidden: whether it names only edges that the mask
-    hides, at a pattern, where what is written there is read all the same. written: what a function wrote to the run so far;
-    None where it is not kept.
+    places: the selected numbers along the first axes of the site. values: what to write; None if it is computed from the old
+    values, DeferredRead if it is known only once the pass is at the layer. hidden: whether it names only masked edges of a
+    pattern, where a written weight still counts. written: what a function wrote to the run so far; None if not recorded.
     """
 
     edit: Edit
@@ -118,7 +116,7 @@ class BoundEdit:
 
     @cached_property
     def spreads(self) -> bool:
-        """Whether the edit can change, within its layer, other rows than those it names, or needs them to be there."""
+        """Whether the edit can change rows of its layer beyond those it names, or needs them to be present."""
         if not self.address.site.is_edges:
             return self.address.site.name in _SPREADING
         if self.edit.needs_all:
@@ -126,7 +124,7 @@ class BoundEdit:
         if not isinstance(self.values, Tensor) or self.address.site.name != "pattern":
             return False
         _, q_pos, k_pos = self.places
-        return bool(self.values[:, k_pos[None] > q_pos[:, None]].any())  # a weight on a key ahead of its query
+        return bool(self.values[:, k_pos[None] > q_pos[:, None]].any())  # a weight on a key after its query
 
     @cached_property
     def reach(self) -> tuple[int, int]:
@@ -134,20 +132,20 @@ class BoundEdit:
         return int(self.positions.min()), int(self.positions.max()) + 1
 
     def write_to(self, value: Tensor, first: int = 0, read: Tensor | None = None) -> None:
-        """Write the edit to a run's value of the site, in place. The value begins at position `first`.
+        """Apply the edit to a run's value of the site, in place. The value begins at position `first`.
 
-        read: of an edit that reads another site, the run's rows there, which begin at that position too.
+        read: for an edit that reads another site, the run's rows there, which begin at the same position.
         """
         values = self.values.read() if isinstance(self.values, DeferredRead) else self.values
         places = list(self.places)
         firsts = (0, first, 0) if self.address.site.is_edges else (first, 0)
         for axis, offset in enumerate(firsts[: len(places)]):
             places[axis] = places[axis] - offset
-            there = (places[axis] >= 0) & (places[axis] < value.shape[axis])
-            if not bool(there.all()):
-                places[axis] = places[axis][there]
-                values = None if values is None else values.movedim(axis, 0)[there].movedim(0, axis)
-        if not all(map(len, places)):  # a user's function is not asked about nothing
+            present = (places[axis] >= 0) & (places[axis] < value.shape[axis])
+            if not bool(present.all()):
+                places[axis] = places[axis][present]
+                values = None if values is None else values.movedim(axis, 0)[present].movedim(0, axis)
+        if not all(map(len, places)):  # a user's function is not called with an empty tensor
             return
         if read is not None:
             values = read[places[0]]
@@ -158,25 +156,25 @@ class BoundEdit:
         value[index] = new
 
     def _new(self, old: Tensor, values: Tensor | None, places: Sequence[Tensor], first: int) -> Tensor:
-        """What is written in the place of old."""
+        """The values that replace old."""
         if self.written is None:
             return self.edit.write(old, values)
         axis = self.written.axis
 
         def write(some: Tensor, rows: Tensor | None) -> Tensor:
-            mine = values if rows is None or values is None else values.movedim(axis, 0)[rows].movedim(0, axis)
-            return self.edit.write(some, mine)
+            of_rows = values if rows is None or values is None else values.movedim(axis, 0)[rows].movedim(0, axis)
+            return self.edit.write(some, of_rows)
 
         return self.written(write, old, places[axis] + first, places[2] if self.address.site.is_edges else None)
 
     def _check(self, old: Tensor, new: Tensor, places: Sequence[Tensor]) -> None:
-        """EditError for a computed value that is no number, or that leaves hidden edges as they are."""
+        """EditError for computed values that are not finite, or that leave masked edges at 0."""
         if self.hidden and not bool(new.any()):
             raise EditError(
                 f"{self.edit!r} reaches nothing: the mask hides the edges named, whose weights are 0, and it leaves 0"
             )
         if can_normalize_site(self.address.site, new.detach()) and bool(torch.isfinite(new.detach().sum())):
-            return  # sums are quick, and what is no number makes them none
+            return  # a finite sum proves all values finite, quickly
         if not bool(self._allowed(old).all()):
             return
         if len(wrong := torch.nonzero(~self._allowed(new))):
@@ -195,20 +193,20 @@ class BoundEdit:
             )
 
     def _allowed(self, new: Tensor) -> Tensor:
-        """Which numbers a run can go on from: finite ones, and minus infinity where it hides an edge or a token."""
+        """Which values a run can continue from: finite ones, and minus infinity where it hides an edge or a token."""
         finite = torch.isfinite(new)
         return finite | torch.isneginf(new) if self.address.site.name in _MASKED_BY_INFINITY else finite
 
 
 def can_normalize_site(site: Site, values: Tensor) -> bool:
-    """Whether a norm can take what comes of the rows of a site. Of the stream's own rows, that is seen at the run's end."""
+    """Whether a norm after a site can take these rows. Rows of the stream itself are checked at the end of the run."""
     if site.is_edges or "vocab" in site.axes or site.name in _IN_STREAM:
         return True
     return can_normalize(values)
 
 
 def with_write_record(bound: BoundEdit) -> BoundEdit:
-    """An edit of a run that is kept: what a function writes to it is kept as well, for layers that run again."""
+    """An edit of a trace. What a function writes is recorded, so that a layer that runs again repeats it."""
     if not bound.edit.records:
         return bound
     return replace(bound, written=WriteRecord(1 if bound.address.site.is_edges else 0))

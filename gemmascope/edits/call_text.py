@@ -1,27 +1,26 @@
-"""The Python that asks a question again: what `result.code()` gives."""
+"""The Python code that repeats a call, as result.code() returns it."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from gemmascope.arguments import MAX_ITEMS
 from gemmascope.model.model import Model
 
-# What a call leaves out, because it is what the function does anyway.
-_DEFAULTS: dict[str, Any] = {"into": "corrupt", "window": 1, "steps": 1}
+# Arguments that are left out of the code when they have these values.
+_DEFAULTS: dict[str, object] = {"into": "corrupt", "window": 1, "steps": 1}
 
 
 class VerbatimText(str):
-    """Python that prints as it stands: of a value whose own repr is for people."""
+    """Python code whose repr is itself, for a value whose own repr is not code."""
 
     __repr__ = str.__str__
 
 
-def call_text(function: str, model: Model, positional: tuple[Any, ...], named: dict[str, Any]) -> str:
-    """A script that loads the model and makes the call. positional: the two prompts, or lists of them, and the metric."""
+def call_text(function: str, model: Model, positional: tuple[object, ...], named: Mapping[str, object]) -> str:
+    """A script that loads the model and makes the call. positional: the prompts, or lists of them, then the metric."""
     *prompts, metric = positional
     values = _Values()
     arguments = [*map(prompt_text, prompts), values.named_in(metric_text(metric))]
@@ -35,32 +34,32 @@ def call_text(function: str, model: Model, positional: tuple[Any, ...], named: d
 
 
 def load_text(model: Model) -> str:
-    """The line that loads a model, as it was asked for; a comment for one that only stood in memory."""
+    """The line that loads a model as it was loaded; a comment for a model that was built in memory."""
     if model.source is None:
         return f"# model: {commented(model.name)}, which was given in memory: no line loads it, so name yours `model` here\n"
     values = _Values()
-    given = "".join(f", {name}={values.named_in(repr(value))}" for name, value in model.asked.items())
-    return f"{values.comments}model = gs.load({model.source!r}{given})\n"
+    arguments = "".join(f", {name}={values.named_in(repr(value))}" for name, value in model.asked.items())
+    return f"{values.comments}model = gs.load({model.source!r}{arguments})\n"
 
 
 def commented(text: str) -> str:
-    """A text that stays within the line of a comment."""
+    """A text without line breaks, for a comment."""
     return ascii(text)
 
 
 class _Values:
-    """Names for what Python cannot print as it stands: large tensors, nameless functions, objects in memory."""
+    """Names for values that have no Python code: large tensors, unnamed functions, objects in memory."""
 
     def __init__(self) -> None:
         self._found: list[tuple[str, str]] = []
 
     def named_in(self, code: str) -> str:
-        """Code with a name in the place of each <description> that stands outside a text."""
+        """Code with a name in place of each <description> outside a string literal."""
         return _TEXT_OR_DESCRIPTION.sub(lambda match: match[0] if match[1] is None else self._name(match[1]), code)
 
     @property
     def comments(self) -> str:
-        """A line for each name that says what it stood for."""
+        """A comment line for each name."""
         return "".join(f"# {name}: {what}, which is not printed here: give it that name\n" for name, what in self._found)
 
     def _name(self, description: str) -> str:
@@ -74,21 +73,21 @@ class _Values:
 _TEXT_OR_DESCRIPTION = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|<([^<>\n]+)>""")
 
 
-def prompt_text(prompt: Any) -> str:
-    """A prompt, or a list of prompts, as Python."""
+def prompt_text(prompt: object) -> str:
+    """A prompt, or a list of prompts, as Python code."""
     return repr(plain(prompt))
 
 
-def plain(value: Any) -> Any:
-    """A value as Python prints it: tensors, arrays and their numbers, alone or in lists, as lists and numbers."""
+def plain(value: object) -> object:
+    """A value whose repr is Python code: tensors, arrays and their numbers, also inside lists, become lists and numbers."""
     if isinstance(value, VerbatimText):
         return value
     if isinstance(value, str):
-        return str.__str__(value)  # of a class derived from it, as numpy's are
+        return str.__str__(value)  # drops a subclass, such as numpy.str_
     if hasattr(value, "tolist"):
         try:
             return value.tolist()
-        except (RuntimeError, TypeError, NotImplementedError, ValueError):  # a tensor without values, or sparse, or nested
+        except (RuntimeError, TypeError, NotImplementedError, ValueError):  # a meta, sparse or nested tensor
             return value
     if isinstance(value, range):
         return list(value) if len(value) <= MAX_ITEMS else value
@@ -101,15 +100,15 @@ def plain(value: Any) -> Any:
     return value
 
 
-def metric_text(metric: Any) -> str:
-    """The metric as Python: the call that makes it, or the name of a user's function."""
+def metric_text(metric: object) -> str:
+    """The metric as Python code: the call that makes it, or the name of a user's function."""
     if isinstance(metric, (list, tuple)):
         return f"[{', '.join(map(metric_text, metric))}]"
     return repr(metric) if hasattr(metric, "bind") else name_of(metric)
 
 
-def name_of(fn: Any) -> str:
-    """The name under which a user's function appears; of a callable object its class's."""
+def name_of(fn: object) -> str:
+    """The name of a user's function; for a callable object, of its class."""
     if isinstance(fn, functools.partial):
         return name_of(fn.func)
     return str(getattr(fn, "__name__", type(fn).__name__))

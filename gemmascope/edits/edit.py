@@ -1,7 +1,7 @@
-"""Edits: changes to a run, as data. Each prints as the call that makes it.
+"""Edits: changes to a run, as data. The repr of each is the call that makes it.
 
-An edit names a site, a layer, places (positions and heads, or edges) and what is written there. Bound to a run (a model
-and token ids), its places are looked up and its source is checked, before anything runs.
+An edit names a site, a layer, places (positions and heads, or edges) and what to write there. Binding it to a run (a model
+and token ids) looks up its places and checks its source, before anything runs.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from gemmascope.arguments import as_list, shown
-from gemmascope.edits.binding import bind, copied, same
+from gemmascope.edits.binding import bind, copy_argument, equal_arguments
 from gemmascope.edits.bound import BoundEdit, DeferredValues, Target
 from gemmascope.edits.call_text import name_of, plain
 from gemmascope.edits.places import Head, Pos
-from gemmascope.edits.sources import is_trace, mean_of, not_a_trace, of_trace
+from gemmascope.edits.sources import is_trace, mean_of, not_a_trace, values_from_trace
 from gemmascope.edits.text import source_text, traces_text
 from gemmascope.errors import EditError, SiteError
 from gemmascope.legible import legibly
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Edit(ABC):
-    """A change to a run. At row sites pos and head say where, at edge sites (scores, pattern, ...) head, q_pos and k_pos."""
+    """A change to a run. At row sites pos and head select places, at edge sites (scores, pattern) head, q_pos and k_pos."""
 
     site: str
     layer: int | None = None
@@ -47,73 +47,75 @@ class Edit(ABC):
 
     def __post_init__(self) -> None:
         for name in ("pos", "head", "q_pos", "k_pos"):
-            if isinstance(given := getattr(self, name), Iterator):  # an edit meets many runs, and this is read once
-                object.__setattr__(self, name, as_list(given, name, error=SiteError))
+            if isinstance(place := getattr(self, name), Iterator):  # read once, while an edit may be bound many times
+                object.__setattr__(self, name, as_list(place, name, error=SiteError))
 
-    # Whether the edit must be given all the places that it names at once, wherever else the run equals another.
+    # Whether write() must see all named places at once, even where the run equals its base run.
     needs_all: ClassVar[bool] = False
-    # Whether what it writes is kept with a run, since asking for it again may give something else.
+    # Whether the written values are recorded with a run, because a second call may return others.
     records: ClassVar[bool] = False
-
-    # Whether what stood there before makes no difference to what stands there after.
+    # Whether the written values do not depend on the old ones.
     overwrites: ClassVar[bool] = False
-
-    # Whether the values that it writes are computed from what stands there, and can leave the range of numbers.
+    # Whether the written values are computed in the run, and may then overflow.
     computes: ClassVar[bool] = True
 
     @property
     def reads(self) -> str | None:
-        """Another site of the layer, with rows and made before the one written, whose rows come to write as its values."""
+        """An earlier row site of the layer whose rows are passed to write() as values; None for most edits."""
         return None
 
     @property
-    def extra_hash(self) -> Any:
-        """What tells this edit from another and stands neither in its call nor in what it writes, for a digest."""
+    def extra_hash(self) -> object:
+        """Extra identity for the sweep's hash, such as a function; None if the call and its values say it all."""
         return None
 
     def bind(self, model: Model, ids: Tensor) -> BoundEdit:
-        """This edit, on a run of these ids, with the values that its tensors and lists have now.
+        """This edit on a run of these ids, with the present values of its tensors and lists.
 
-        Raises SiteError for a site, layer, position or head that is not there, EditError for a source that does not fit.
+        Raises:
+            SiteError: A site, layer, position or head does not exist.
+            EditError: The source does not fit.
         """
         return self._snapshot()._bind(model, ids)
 
     def _snapshot(self) -> Edit:
-        """This edit with copies of what its owner may write to: a run is of the values that it was made with."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        copies = {name: new for name, value in given.items() if (new := copied(value)) is not value}
-        made = copy(self)
+        """This edit with copies of its tensors and lists, which the user may change later."""
+        arguments = {f.name: getattr(self, f.name) for f in fields(self)}
+        copies = {name: new for name, value in arguments.items() if (new := copy_argument(value)) is not value}
+        snapshot = copy(self)
         for name, new in copies.items():
-            object.__setattr__(made, name, new)
-        return made if copies else self
+            object.__setattr__(snapshot, name, new)
+        return snapshot if copies else self
 
     def _bind(self, model: Model, ids: Tensor) -> BoundEdit:
         return bind(self, model, ids)
 
     @abstractmethod
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
-        """What stands there after the edit. old and values: the selected places, in the axes of the site."""
+        """The new values of the selected places. old, values: [the selected places], in the axes of the site."""
 
     def values_at(self, target: Target) -> Tensor | None:
-        """What is to be written, [the selected places], or None if it follows from what stands there."""
+        """The values to write, [the selected places]; None if they are computed from the old ones."""
         return None
 
     def _arguments(self) -> list[str]:
-        """The positional arguments of the call that makes this edit, printed."""
+        """The positional arguments of the call that makes this edit, as Python code."""
         return [repr(self.site)]
 
     @legibly
     def __repr__(self) -> str:
         name = type(self).__name__.lower()
-        where = [
+        places = [
             f"{k}={plain(getattr(self, k))!r}"
             for k in ("layer", "pos", "head", "q_pos", "k_pos")
             if getattr(self, k) is not None
         ]
-        return f"gs.{name}({', '.join([*self._arguments(), *where])})"
+        return f"gs.{name}({', '.join([*self._arguments(), *places])})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return type(self) is type(other) and all(
+            equal_arguments(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
+        )
 
     def __hash__(self) -> int:
         return hash((type(self), self.site))
@@ -134,7 +136,7 @@ class Patch(Edit):
             return target.fit(self.source, "the source tensor")
         if isinstance(self.source, DeferredValues) or not is_trace(self.source):
             raise EditError(f"a source is a trace or a tensor; given {not_a_trace(self.source)}")
-        return of_trace(self.source, target)
+        return values_from_trace(self.source, target)
 
     def _arguments(self) -> list[str]:
         return [repr(self.site), source_text(self.source)]
@@ -149,11 +151,11 @@ class Ablate(Edit):
 
     @cached_property
     def _means(self) -> dict[tuple[str, int | None], Tensor]:
-        """The means that were taken so far: a list of runs with this edit takes each once."""
+        """The means computed so far, shared by all runs that this edit is bound to."""
         return {}
 
     def _snapshot(self) -> Edit:
-        self._means  # noqa: B018 (made here, it is shared by the copies)
+        self._means  # noqa: B018 (created before copying, so that the copies share it)
         return super()._snapshot()
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
@@ -223,10 +225,10 @@ class Knockout(Edit):
         _, q_pos, k_pos = target.places
         assert target.address.layer is not None
         window = target.model.config.window_of(target.address.layer)
-        everything = torch.arange(len(target.ids), device=q_pos.device)
-        left = visible(q_pos, everything, window).clone()
-        left[:, k_pos] = False
-        blind = q_pos[~left.any(1)]
+        all_keys = torch.arange(len(target.ids), device=q_pos.device)
+        seen = visible(q_pos, all_keys, window).clone()
+        seen[:, k_pos] = False
+        blind = q_pos[~seen.any(1)]
         if len(blind):
             raise EditError(f"{self!r} would leave position {int(blind[0])} nothing to attend to: leave it one key at least")
 
@@ -241,7 +243,7 @@ class Custom(Edit):
     records = True
 
     @property
-    def extra_hash(self) -> Any:
+    def extra_hash(self) -> object:
         return self.fn
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
@@ -249,10 +251,10 @@ class Custom(Edit):
         if isinstance(new, Tensor):
             new = real_tensor(new, f"what the function of {self!r} returned", EditError)
         if not isinstance(new, Tensor) or new.shape != old.shape:
-            given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            returned = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             inplace = ", also where it writes in place" if new is None else ""
             raise EditError(
-                f"the function of {self!r} returned {given}; it must return a tensor of shape {tuple(old.shape)}{inplace}"
+                f"the function of {self!r} returned {returned}; it must return a tensor of shape {tuple(old.shape)}{inplace}"
             )
         return new if torch.is_grad_enabled() else new.detach()
 
@@ -264,8 +266,8 @@ class Custom(Edit):
         return super().__repr__().replace("gs.custom(", "gs.edit(", 1)
 
 
-def listed_edits(edits: Any) -> tuple[Edit, ...]:
-    """Edits as they were given to a function, checked to be a list of edits. EditError for anything else."""
+def listed_edits(edits: object) -> tuple[Edit, ...]:
+    """The user's edits as a tuple. EditError if they are not a list of edits."""
     if isinstance(edits, Edit):
         raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
     if isinstance(edits, (str, bytes, Mapping, type)) or is_array(edits) or not isinstance(edits, Iterable):

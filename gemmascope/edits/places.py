@@ -1,13 +1,12 @@
-"""Where an edit acts: positions and heads as users write them, looked up in a run.
+"""Looks up the positions and heads of an edit in a run.
 
-pos: a number (negative ones count from the end), a slice, a list of numbers, a token that occurs once in the prompt,
-or None for all. head: a number, a list, or None for all; at k, k_rot and v it counts key-value heads.
+pos: a number (negative from the end), a slice, a list of numbers, a token that occurs once in the prompt, or None for all.
+head: a number, a list, or None for all; at k, k_rot and v it counts key-value heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import Tensor
 
@@ -20,8 +19,8 @@ Pos = int | slice | Iterable[int] | str | None
 Head = int | Iterable[int] | None
 
 
-def find_positions(pos: Any, model: Model, ids: Tensor) -> list[int]:
-    """The positions meant by pos in a run of these ids, in the order given. SiteError for one that is not there."""
+def find_positions(pos: object, model: Model, ids: Tensor) -> list[int]:
+    """The positions that pos selects in a run of these ids, in the user's order. SiteError for one that does not exist."""
     n_pos = len(ids)
     if pos is None:
         return list(range(n_pos))
@@ -36,11 +35,11 @@ def find_positions(pos: Any, model: Model, ids: Tensor) -> list[int]:
     return _numbers(_listed(pos, "pos"), n_pos, "pos", "position")
 
 
-def find_generation_positions(pos: Any, model: Model, prompt: Tensor, n_total: int) -> list[int] | None:
-    """The positions meant by pos in a run that begins with a prompt and may come to have n_total; None for all of them.
+def find_generation_positions(pos: object, model: Model, prompt: Tensor, n_total: int) -> list[int] | None:
+    """The positions that pos selects in a run that begins with a prompt and may reach n_total positions; None for all.
 
-    Tokens are looked up in the prompt, negative numbers count from its end; numbers beyond it are positions to come, and
-    an open slice goes on through them. SiteError for a position that cannot be there.
+    Tokens are looked up in the prompt and negative numbers count from its end; larger numbers are positions to come, which
+    an open slice covers. SiteError for a position out of reach.
     """
     n_prompt = len(prompt)
     if pos is None:
@@ -48,32 +47,32 @@ def find_generation_positions(pos: Any, model: Model, prompt: Tensor, n_total: i
     if isinstance(pos, str):
         return find_positions(pos, model, prompt)
     if isinstance(pos, slice):
-        found = _slice_ahead(pos, n_prompt, n_total)
-        if not found:
+        selected = _slice_of_generation(pos, n_prompt, n_total)
+        if not selected:
             raise SiteError(f"the slice {_show_slice(pos)} holds none of the {n_total} positions that there may be")
-        return found
+        return selected
     listed = _listed(pos, "pos")
-    far = [at for at in listed if is_whole(at) and not -n_prompt <= int(at) < n_total]
-    if far:
+    outside = [at for at in listed if is_whole(at) and not -n_prompt <= int(at) < n_total]
+    if outside:
         raise SiteError(
-            f"there is no position {shown(far[0])}: the prompt has {n_prompt} tokens and up to {n_total - n_prompt} are "
+            f"there is no position {shown(outside[0])}: the prompt has {n_prompt} tokens and up to {n_total - n_prompt} are "
             f"generated, so positions go from 0 to {n_total - 1} (or from -1 to -{n_prompt}, from the prompt's end)"
         )
-    ahead = [int(at) + n_prompt if is_whole(at) and int(at) < 0 else at for at in listed]
-    return _numbers(ahead, n_total, "pos", "position")
+    from_start = [int(at) + n_prompt if is_whole(at) and int(at) < 0 else at for at in listed]
+    return _numbers(from_start, n_total, "pos", "position")
 
 
-def _slice_ahead(pos: slice, n_prompt: int, n_total: int) -> list[int]:
-    """What a slice holds of n_total positions, with negative numbers counted from the end of the prompt."""
+def _slice_of_generation(pos: slice, n_prompt: int, n_total: int) -> list[int]:
+    """The positions that a slice selects from n_total, with negative numbers counted from the end of the prompt."""
     first, last, step = _slice_numbers(pos)
     ends = [at + n_prompt if at is not None and at < 0 else at for at in (first, last)]
-    # A number before the beginning would count from the end again.
+    # A number that is still negative would count from the end of all positions.
     start, stop = (-n_total - 1 if at is not None and at < 0 else at for at in ends)
     return list(range(n_total))[start:stop:step]
 
 
 def _slice_numbers(pos: slice) -> tuple[int | None, int | None, int | None]:
-    """The start, stop and step of a slice. SiteError for one that is no whole number, and for a step of 0."""
+    """The start, stop and step of a slice. SiteError unless each is a whole number or None, and the step is not 0."""
     named = {"start": pos.start, "stop": pos.stop, "step": pos.step}
     for name, at in named.items():
         if at is not None and not is_whole(at):
@@ -84,8 +83,8 @@ def _slice_numbers(pos: slice) -> tuple[int | None, int | None, int | None]:
     return start, stop, step
 
 
-def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
-    """The heads meant by head at a site; None at a site without heads. SiteError for one that is not there."""
+def find_heads(head: object, site: Site, model: Model) -> list[int] | None:
+    """The heads that head selects at a site; None at a site without heads. SiteError for one that does not exist."""
     config = model.config
     if site.heads is None:
         if head is not None:
@@ -105,7 +104,7 @@ def find_heads(head: Any, site: Site, model: Model) -> list[int] | None:
 
 
 def first_difference(model: Model, ids: Tensor, other: Tensor) -> str:
-    """Where two prompts part, for an error about lengths that differ: the first token that differs, and both texts."""
+    """Describes two prompts of different lengths for an error: their first differing token, and both texts."""
     a, b = model.texts(ids), model.texts(other)
     at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     here = f"part at position {at}, at {a[at : at + 1]} and {b[at : at + 1]}"
@@ -120,30 +119,30 @@ def _find_token(text: str, model: Model, ids: Tensor) -> int:
     if places:
         raise SiteError(f"the token {text!r} occurs {len(places)} times, at positions {places}: give the position's number")
     near = near_names(text, list(dict.fromkeys(texts)))
-    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise SiteError(f"the token {text!r} is not in the prompt.{meant} Its tokens are {texts}")
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise SiteError(f"the token {text!r} is not in the prompt.{hint} Its tokens are {texts}")
 
 
-def _listed(given: Any, name: str) -> list[Any]:
-    listed = as_numbers(given)
+def _listed(places: object, name: str) -> list[object]:
+    listed = as_numbers(places)
     if listed is None:
-        raise SiteError(f"{name} is a number or a list of numbers; given {shown(given)}")
+        raise SiteError(f"{name} is a number or a list of numbers; given {shown(places)}")
     if not listed:
         raise SiteError(f"{name} is an empty list: name at least one, or leave it out for all")
     return listed
 
 
-def _numbers(listed: list[Any], size: int, name: str, what: str) -> list[int]:
-    numbers = [_number(given, size, what) for given in listed]
+def _numbers(listed: list[object], size: int, name: str, what: str) -> list[int]:
+    numbers = [_number(one, size, what) for one in listed]
     if len(set(numbers)) < len(numbers):
         raise SiteError(f"{name} names one twice: {listed}")
     return numbers
 
 
-def _number(given: Any, size: int, what: str) -> int:
-    if not is_whole(given):
-        raise SiteError(f"a {what} is a whole number; given {shown(given)}")
-    number = int(given)
+def _number(place: object, size: int, what: str) -> int:
+    if not is_whole(place):
+        raise SiteError(f"a {what} is a whole number; given {shown(place)}")
+    number = int(place)
     if not -size <= number < size:
         raise SiteError(
             f"there is no {what} {shown(number)}: {what}s go from 0 to {size - 1} (or from -1 to -{size}, from the end)"

@@ -1,16 +1,17 @@
-"""What an edit can reach: edges that the mask hides, and edits that a later one overwrites.
+"""Finds edits without effect: on masked edges, overwritten by a later edit, or patching a run into itself.
 
-An edit that can change nothing is an error where nothing can have been meant, and a warning where something could.
+It is an error if the edit can have no meaning, and a warning if the user may have intended it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gemmascope.edits.sources import is_trace
 from gemmascope.errors import EditError, warn
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
@@ -22,22 +23,22 @@ if TYPE_CHECKING:
 
 
 def seen_edges(address: Address, places: Sequence[Tensor], model: Model) -> Tensor:
-    """Which of the edges named the mask lets through, [q_pos, k_pos], at an edge site."""
+    """Which of the selected edges the mask lets through, [q_pos, k_pos], at an edge site."""
     _, q_pos, k_pos = places
     assert address.layer is not None
     return visible(q_pos, k_pos, model.config.window_of(address.layer))
 
 
 def is_hidden(address: Address, places: Sequence[Tensor], model: Model) -> bool:
-    """Whether all the places named are edges that the mask hides. False at sites with rows."""
+    """Whether the mask hides all selected edges. False at row sites."""
     return address.site.is_edges and not bool(seen_edges(address, places, model).any())
 
 
 def refuse_hidden(edit: Edit, address: Address, places: Sequence[Tensor], values: Tensor | None, model: Model) -> bool:
-    """EditError for an edit that names only edges which the mask hides, and can change nothing there.
+    """EditError for an edit that selects only masked edges and cannot change anything there.
 
-    Returns whether it names only such edges: a pattern is written after the mask, so that a weight on a hidden edge is
-    read all the same, and what a function gives there is known when it is called.
+    Returns whether it selects only masked edges. A pattern is written after the mask, so a weight on a masked edge counts;
+    what a function returns for one is known only when it is called.
     """
     if not is_hidden(address, places, model):
         return False
@@ -54,21 +55,23 @@ def _what_is_seen(address: Address, model: Model) -> str:
     return f"position q of local layer {address.layer} sees keys q-{window - 1} to q"
 
 
-def warn_of_no_effect(edits: Sequence[BoundEdit], model: Model, ids: Tensor, asked: Sequence[Edit] | None = None) -> None:
-    """A warning for each edit of a run, or place that one names by its number, that surely changes nothing.
+def warn_of_no_effect(
+    edits: Sequence[BoundEdit], model: Model, ids: Tensor, user_edits: Sequence[Edit] | None = None
+) -> None:
+    """Warn of each edit of a run, or numbered place of one, that cannot change anything.
 
-    asked: the edits as the user wrote them, where those that are bound have other places.
+    user_edits: the edits as the user wrote them, if the bound ones have other places.
     """
-    for text in no_effect_messages(edits, model, ids, asked):
+    for text in no_effect_messages(edits, model, ids, user_edits):
         warn(text)
 
 
 def no_effect_messages(
-    edits: Sequence[BoundEdit], model: Model, ids: Tensor, asked: Sequence[Edit] | None = None
+    edits: Sequence[BoundEdit], model: Model, ids: Tensor, user_edits: Sequence[Edit] | None = None
 ) -> Iterator[str]:
-    """What there is to say of edits that surely change nothing, for a warning. asked: as in warn_of_no_effect."""
+    """The warnings of warn_of_no_effect, as texts."""
     for at, bound in enumerate(edits):
-        yield from _of_hidden(bound, asked[at] if asked else bound.edit, model)
+        yield from _masked_messages(bound, user_edits[at] if user_edits else bound.edit, model)
         if over := next((later for later in edits[at + 1 :] if _overwrites(later, bound)), None):
             yield f"{bound.edit!r} has no effect: {over.edit!r}, later in the list, overwrites all of it"
     if edits and all(_is_own(bound, model, ids) for bound in edits):
@@ -88,35 +91,35 @@ def warn_if_not_reached(user_edit: Edit, bound: BoundEdit, n_pos: int, *, applie
             warn(f"{user_edit!r} was not made at {name}={numbers}: {ended}")
 
 
-def _of_hidden(bound: BoundEdit, asked: Edit, model: Model) -> Iterator[str]:
-    """What there is to say of queries or keys that were named by their numbers and have no edge among those named."""
-    can_weigh = bound.edit.needs_all or bound.values is not None  # a weight put on a hidden edge is read
-    if not bound.address.site.is_edges or (bound.address.site.name == "pattern" and can_weigh):
+def _masked_messages(bound: BoundEdit, user_edit: Edit, model: Model) -> Iterator[str]:
+    """A text for the queries or keys, selected by number, whose selected edges are all masked."""
+    may_write_weight = bound.edit.needs_all or bound.values is not None  # a weight on a masked edge of a pattern counts
+    if not bound.address.site.is_edges or (bound.address.site.name == "pattern" and may_write_weight):
         return
     seen = seen_edges(bound.address, bound.places, model)
     for name, axis in (("q_pos", 1), ("k_pos", 0)):
         numbers = bound.places[1 if name == "q_pos" else 2][~seen.any(axis)]
-        if len(numbers) and _by_number(getattr(asked, name)):
+        if len(numbers) and _by_number(getattr(user_edit, name)):
             yield (
-                f"{asked!r} reaches nothing at {name}={numbers.tolist()}: {_what_is_seen(bound.address, model)}, and "
+                f"{user_edit!r} reaches nothing at {name}={numbers.tolist()}: {_what_is_seen(bound.address, model)}, and "
                 "no edge named there is among them"
             )
 
 
-def _by_number(place: Any) -> bool:
+def _by_number(place: object) -> bool:
     return place is not None and not isinstance(place, (slice, range))
 
 
 def _overwrites(later: BoundEdit, bound: BoundEdit) -> bool:
-    """Whether a later edit of the same site writes wherever this one does, whatever stands there."""
+    """Whether a later edit of the same site overwrites everything that this one writes."""
     if not later.edit.overwrites or later.address != bound.address:
         return False
     return all(bool(torch.isin(mine, theirs).all()) for mine, theirs in zip(bound.places, later.places, strict=True))
 
 
 def _is_own(bound: BoundEdit, model: Model, ids: Tensor) -> bool:
-    """Whether an edit patches from a trace of the same run, which has no edits."""
-    source: Any = getattr(bound.edit, "source", None)
-    if source is None or not hasattr(source, "ids") or not hasattr(source, "bound_edits"):
+    """Whether an edit patches from an unedited trace of the same run."""
+    source = getattr(bound.edit, "source", None)
+    if not is_trace(source):
         return False
     return source.model is model and not source.bound_edits and source.ids.tolist() == ids.tolist()

@@ -1,9 +1,9 @@
-"""What edits write: values read from traces of other runs, checked to fit the places they are for."""
+"""Values that edits read from traces of other runs, checked to fit the selected places."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -33,15 +33,15 @@ def not_a_trace(value: object) -> str:
     return type(value).__name__
 
 
-def of_trace(source: Trace, target: Target) -> Tensor:
-    """A trace's values at the places of an edit. EditError for one whose positions or sizes do not match."""
-    ids, there = target.ids, source.ids
+def values_from_trace(source: Trace, target: Target) -> Tensor:
+    """A trace's values at the selected places. EditError if its positions or sizes do not match."""
+    ids, source_ids = target.ids, source.ids
     axes = range(1, 3) if target.address.site.is_edges else range(1)
-    if any(len(target.places[axis]) == len(ids) for axis in axes) and len(ids) != len(there):
-        raise EditError(f"the source's positions must match the run's: {first_difference(target.model, ids, there)}")
-    if any(int(target.places[axis].max()) >= len(there) for axis in axes):
+    if any(len(target.places[axis]) == len(ids) for axis in axes) and len(ids) != len(source_ids):
+        raise EditError(f"the source's positions must match the run's: {first_difference(target.model, ids, source_ids)}")
+    if any(int(target.places[axis].max()) >= len(source_ids) for axis in axes):
         last = max(int(target.places[axis].max()) for axis in axes)
-        raise EditError(f"the source has no position {last}: {first_difference(target.model, ids, there)}")
+        raise EditError(f"the source has no position {last}: {first_difference(target.model, ids, source_ids)}")
     value: Tensor = source[target.address.site.name, target.address.layer]
     if value.shape[-1] != target.shape()[-1] and not target.address.site.is_edges:
         raise EditError(
@@ -53,22 +53,22 @@ def of_trace(source: Trace, target: Target) -> Tensor:
 MEANS = ("mean", "mean_by_pos")
 
 
-def listed_reference(reference: Any) -> tuple[Trace, ...]:
-    """The traces to take a mean over as they were given, checked to be a list of traces. EditError for anything else."""
+def listed_reference(reference: object) -> tuple[Trace, ...]:
+    """The user's reference as a tuple. EditError if it is not a list of traces."""
     if is_trace(reference):
         raise EditError("reference is a list of traces; given one: write reference=[trace]")
     if isinstance(reference, (str, bytes, Mapping, type)) or is_array(reference) or not isinstance(reference, Iterable):
-        given = not_a_trace(reference) if hasattr(reference, "stream") else shown(reference)
-        raise EditError(f"reference is a list of traces; given {given}")
-    found = as_list(reference, "reference", error=EditError)
-    if wrong := [given for given in found if not is_trace(given)]:
+        described = not_a_trace(reference) if hasattr(reference, "stream") else shown(reference)
+        raise EditError(f"reference is a list of traces; given {described}")
+    traces = as_list(reference, "reference", error=EditError)
+    if wrong := [one for one in traces if not is_trace(one)]:
         held = not_a_trace(wrong[0]) if hasattr(wrong[0], "stream") else shown(wrong[0])
         raise EditError(f"reference is a list of traces, made by gs.trace; it holds {held}")
-    return tuple(one for one in found if is_trace(one))
+    return tuple(one for one in traces if is_trace(one))
 
 
 def check_reference(how: str, reference: Sequence[Trace], target: Target) -> None:
-    """EditError for traces that no mean of this kind can be taken over."""
+    """EditError if a mean of this kind cannot be taken over the reference."""
     if how not in MEANS:
         raise EditError(f"value is a number, 'mean' or 'mean_by_pos'; given {shown(how)}")
     if not reference:
@@ -88,18 +88,18 @@ def check_reference(how: str, reference: Sequence[Trace], target: Target) -> Non
 
 
 def mean_of(
-    how: str, reference: Sequence[Trace], target: Target, made: dict[tuple[str, int | None], Tensor] | None = None
+    how: str, reference: Sequence[Trace], target: Target, means: dict[tuple[str, int | None], Tensor] | None = None
 ) -> Tensor:
     """The mean of a site over traces: over all positions but the first ("mean"), or at each ("mean_by_pos").
 
-    made: the means that were taken of this reference before, by site and layer: for many runs, one is taken once.
+    means: a cache of the means of this reference by site and layer.
     """
     check_reference(how, reference, target)
-    made = {} if made is None else made
+    means = {} if means is None else means
     address = (target.address.site.name, target.address.layer)
-    if address not in made:
-        made[address] = _mean(reference, target, by_pos=_by_position(how, target))
-    mean = made[address].to(target.model.device)
+    if address not in means:
+        means[address] = _mean(reference, target, by_pos=_by_position(how, target))
+    mean = means[address].to(target.model.device)
     if _by_position(how, target):
         return target.select(mean)
     return (mean if len(target.places) == 1 else mean[target.places[1]]).expand(target.shape())
@@ -116,5 +116,5 @@ def _by_position(how: str, target: Target) -> bool:
 
 
 def _sizes(model: Model, target: Target) -> list[int]:
-    """The sizes of a site in a model, but for its positions."""
+    """The sizes of a site in a model, without its positions."""
     return [model.config.size_of(axis, 0) for axis in target.address.site.axes if not axis.endswith("pos")]

@@ -1,9 +1,9 @@
-"""Edits as Python: what they write, printed as the call that makes it."""
+"""The sources and references of edits as Python code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ from gemmascope.values import is_array, real_tensor
 if TYPE_CHECKING:
     from gemmascope.run.trace import Trace
 
-# A tensor of at most so many numbers is printed whole, and references of at most so many tokens together.
+# Tensors of up to this many numbers, and references of up to this many tokens in total, are printed in full.
 SHOWN_NUMBERS, SHOWN_TOKENS = 16, 256
 
 
 def source_text(source: Trace | Tensor | DeferredValues) -> str:
-    """What an edit writes as Python; a tensor of many numbers by its shape."""
+    """The source of an edit as Python code; a large tensor as <its shape>."""
     if is_array(source) and not isinstance(source, Tensor):
         return _array_text(source)
     if isinstance(source, Tensor):
@@ -36,8 +36,8 @@ def source_text(source: Trace | Tensor | DeferredValues) -> str:
     return f"gs.trace({source.ids.tolist()}, model=model{edits})"
 
 
-def _array_text(source: Any) -> str:
-    """An array that is no tensor, as the tensor of its numbers."""
+def _array_text(source: object) -> str:
+    """An array that is not a tensor, as the tensor of its numbers."""
     array = np.asarray(source)
     if array.size > SHOWN_NUMBERS or array.dtype.kind not in "biuf":
         return f"<{type(source).__name__} {list(array.shape)}>"
@@ -45,7 +45,7 @@ def _array_text(source: Any) -> str:
 
 
 def _readable(source: Tensor) -> bool:
-    """Whether a tensor's numbers can be listed: not those of a tensor without values, or of parts."""
+    """Whether a tensor's numbers can be listed: not if it is meta, sparse or nested."""
     return not source.is_meta and not source.is_nested and source.layout == torch.strided
 
 
@@ -56,5 +56,5 @@ def traces_text(traces: Sequence[Trace]) -> str:
 
 
 def traces_verbatim(traces: Sequence[Trace]) -> VerbatimText | None:
-    """Reference traces as an argument of a call; None for none."""
+    """Reference traces as an argument of a call; None if there are none."""
     return VerbatimText(traces_text(tuple(traces))) if traces else None

@@ -1,4 +1,4 @@
-"""What a function of the user's wrote to a run, by position: a layer that runs again writes the same without asking anew."""
+"""Records what a user's function wrote to a run, by position, so that a layer that runs again writes the same."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from gemmascope.errors import EditError
 
-# How far a second result may be off the first, in units of the number format's precision and of the largest value: a
-# layer that runs alone rounds differently than in a pass of many prompts.
+# How far a second result may differ from the first, in units of the dtype's precision and of the largest value: a layer that
+# runs alone rounds differently than in a pass of many prompts.
 _ROUNDING = 256
 
-# fn(old, rows): the new values in the place of old. rows: which of the positions asked for they are; None for all.
+# write(old, rows) -> the new values. rows: a mask of the requested positions that old has; None for all.
 Write = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -30,49 +30,49 @@ class WriteRecord:
         self._at: dict[int, tuple[int, int]] = {}  # position -> part, and row in it
 
     def __call__(self, write: Write, old: Tensor, positions: Tensor, keys: Tensor | None) -> Tensor:
-        """What stands in the place of old: what was written there before, and write(...) where nothing was yet.
+        """The new values: those recorded, and write(...) for positions without a record.
 
-        EditError where a gradient is to flow through a function that now returns something else.
+        EditError if a gradient must flow through a function that now returns something else.
         """
         listed = positions.tolist()
         known = torch.tensor([pos in self._at for pos in listed], device=old.device)
         if not bool(known.any()):
             return self._write(write(old, None), listed, keys, old.dtype)
         if not bool(known.all()):
-            mine = [pos for pos in listed if pos not in self._at]
+            unknown = [pos for pos in listed if pos not in self._at]
             some = old.movedim(self.axis, 0)[~known].movedim(0, self.axis)
-            self._write(write(some, ~known), mine, keys, old.dtype)
-        found = self._read(old, listed, keys)
+            self._write(write(some, ~known), unknown, keys, old.dtype)
+        recorded = self._read(old, listed, keys)
         if torch.is_grad_enabled() and old.requires_grad:
-            return _same(write(old, None), found)
-        return found
+            return _require_same(write(old, None), recorded)
+        return recorded
 
     def _write(self, new: Tensor, positions: Sequence[int], keys: Tensor | None, dtype: torch.dtype) -> Tensor:
-        # A copy, since the function may go on to write to what it returned.
-        kept = new.detach().to(dtype, copy=True).movedim(self.axis, 0)
+        # A copy, since the function may later write to what it returned.
+        values = new.detach().to(dtype, copy=True).movedim(self.axis, 0)
         self._at |= {pos: (len(self._parts), row) for row, pos in enumerate(positions)}
-        self._parts.append((list(positions), kept, keys))
+        self._parts.append((list(positions), values, keys))
         return new
 
     def _read(self, old: Tensor, positions: Sequence[int], keys: Tensor | None) -> Tensor:
-        for there, values, at in self._parts:  # nearly always all of one part
-            if there == positions and (at is None or keys is None or torch.equal(keys, at)):
+        for part_positions, values, at in self._parts:  # nearly always one part has them all
+            if part_positions == positions and (at is None or keys is None or torch.equal(keys, at)):
                 return values.movedim(0, self.axis)
         new = old.detach().clone()
         rows = new.movedim(self.axis, 0)
         for row, pos in enumerate(positions):
-            part, there_row = self._at[pos]
+            part, part_row = self._at[pos]
             _, values, at = self._parts[part]
             if at is None or keys is None:
-                rows[row] = values[there_row]
+                rows[row] = values[part_row]
             else:
-                rows[row][:, torch.isin(keys, at)] = values[there_row][:, torch.isin(at, keys)]
+                rows[row][:, torch.isin(keys, at)] = values[part_row][:, torch.isin(at, keys)]
         return new
 
 
-def _same(again: Tensor, first: Tensor) -> Tensor:
-    """A second result, through which a gradient can flow. EditError unless it is the first one but for rounding."""
-    off = (again.detach().float() - first.float()).abs().nan_to_num(0.0)  # a NaN that was a NaN is the same
+def _require_same(again: Tensor, first: Tensor) -> Tensor:
+    """A second result, through which a gradient can flow. EditError unless it equals the first up to rounding."""
+    off = (again.detach().float() - first.float()).abs().nan_to_num(0.0)  # NaN in both counts as equal
     allowed = _ROUNDING * torch.finfo(first.dtype).eps * float(first.float().abs().nan_to_num(0.0).max().clamp(min=1e-30))
     if float(off.max()) > allowed:
         raise EditError(

@@ -178,7 +178,7 @@ class _Pass:
         y = layer(x, self.leads, Chain(self.editing, recorder).at(layer.index, self.leads))
         n_bases = len(self.bases)
         for source, kept in zip(self.sources, recorder.values[n_bases:], strict=True):
-            source.values.hand(layer.index, kept[source.site, layer.index])
+            source.values.set(layer.index, kept[source.site, layer.index])
         return y, [_earlier(kept["k_rot", layer.index], kept["v", layer.index]) for kept in recorder.values[:n_bases]]
 
     def _join(self, joining: Iterable[tuple[_Member, Tensor]]) -> None:
