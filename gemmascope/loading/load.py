@@ -205,7 +205,7 @@ def _words(given: Any, config: GemmaConfig) -> Tokenizer:
         words = Tokenizer.from_folder(folder, config.bos_id)
     else:
         words = Tokenizer.from_transformers(given, config.bos_id)
-    beyond = words.beyond(config.vocab_size)
+    beyond = words.tokens_beyond(config.vocab_size)
     if beyond.keys() - _UNSAID:
         first = ", ".join(f"{name!r} ({i})" for name, i in list(beyond.items())[:3])
         warn(
@@ -214,7 +214,7 @@ def _words(given: Any, config: GemmaConfig) -> Tokenizer:
             "If it is another model's tokenizer, give the model's own"
         )
     _warn_of_bos(words, config)
-    return words.within(config.vocab_size)
+    return words.limited_to(config.vocab_size)
 
 
 def _warn_of_bos(words: Tokenizer, config: GemmaConfig) -> None:

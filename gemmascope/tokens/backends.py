@@ -1,26 +1,29 @@
-"""Text to token ids and back by the libraries that read a tokenizer's files: tokenizers and sentencepiece."""
+"""Backends that encode and decode text: the tokenizers library for tokenizer.json, sentencepiece for tokenizer.model."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gemmascope.errors import CheckpointError, PromptError, warn
 from gemmascope.files.json_reader import refuse_pointer
 
-# How Gemma's tokenizers treat text before it is split, as tokenizer.json says it.
+if TYPE_CHECKING:
+    import tokenizers
+
+# How Gemma's tokenizer.json describes its treatment of text before splitting.
 _SPACES = '{"type":"Replace","pattern":{"String":" "},"content":"▁"}'
 _AT_SPACES = '{"type":"Split","pattern":{"String":" "},"behavior":"MergedWithPrevious","invert":false}'
 
-
-# Parts of tokenizer.json that decide what is put around a text, or cut off it.
+# Parts of tokenizer.json that only add tokens around a text, or truncate it.
 _AROUND = ("version", "truncation", "padding", "post_processor")
 
 
 class Backend(Protocol):
-    """What a tokenizer library must answer."""
+    """What Tokenizer needs of a tokenizer library."""
 
     bos: int | None
     size: int
@@ -32,22 +35,21 @@ class Backend(Protocol):
 
 
 class JsonBackend:
-    """A tokenizer of the tokenizers library, such as tokenizer.json holds.
+    """A tokenizer of the tokenizers library, such as tokenizer.json contains.
 
-    It is the user's own when it comes from a tokenizer of transformers, whose every call may set truncation and padding
-    on it. So a copy is kept, without either.
+    Works on a copy without truncation and padding: a transformers tokenizer shares its own, and sets both on it when called.
     """
 
-    def __init__(self, inner: Any) -> None:
-        """Raises PromptError for a tokenizer with parts in Python, of which there is no copy."""
-        self._inner = _own(inner)
-        self._added: dict[int, Any] = self._inner.get_added_tokens_decoder()
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        """Raises PromptError for a tokenizer with parts in Python, which cannot be copied."""
+        self._inner = _copy(inner)
+        self._added = self._inner.get_added_tokens_decoder()
         self._special = {i for i, token in self._added.items() if token.special}
         self.bos: int | None = self._inner.token_to_id("<bos>")
         self.size: int = self._inner.get_vocab_size(with_added_tokens=True)
 
-    def __reduce__(self) -> tuple[Any, tuple[str, bool]]:
-        return _again, (self._inner.to_str(), self._inner.encode_special_tokens)
+    def __reduce__(self) -> tuple[Callable[[str, bool], JsonBackend], tuple[str, bool]]:
+        return _from_pickle, (self._inner.to_str(), self._inner.encode_special_tokens)
 
     @classmethod
     def from_file(cls, path: Path) -> JsonBackend:
@@ -57,7 +59,7 @@ class JsonBackend:
         refuse_pointer(path)
         try:
             inner = tokenizers.Tokenizer.from_file(str(path))
-        except BaseException as error:  # the library raises bare Exception, and Rust's panics
+        except BaseException as error:  # the library raises bare Exceptions, and Rust panics
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise CheckpointError(f"{path} is not a tokenizer that can be read: {error}") from error
@@ -77,16 +79,16 @@ class JsonBackend:
         return token_id in self._special
 
     def content(self) -> bytes:
-        """All that decides how a text is split, as a file holds it: without what stands around a text, which is not used."""
+        """Everything in the tokenizer that decides how a text is split, as bytes."""
         head, model, rest = str(self._inner.to_str()).partition(',"model":{')
         try:
             about = json.loads(head + "}")
-        except ValueError:  # laid out as no version does it so far
+        except ValueError:  # an unknown layout
             return (head + model + rest).encode()
-        kept = {name: value for name, value in about.items() if name not in _AROUND}
-        if self.is_gemmas():  # whether they say that they split at spaces makes no difference
-            kept.pop("pre_tokenizer", None)
-        return (json.dumps(kept, sort_keys=True) + model + rest).encode()
+        relevant = {name: value for name, value in about.items() if name not in _AROUND}
+        if self.is_gemmas():  # their optional split at spaces makes no difference
+            relevant.pop("pre_tokenizer", None)
+        return (json.dumps(relevant, sort_keys=True) + model + rest).encode()
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name."""
@@ -94,7 +96,7 @@ class JsonBackend:
         return found
 
     def matches(self, name: str, token_id: int | None, flags: dict[str, bool]) -> bool:
-        """Whether this added token is known, by the id (None: any) and with the flags that another file gives it."""
+        """Whether an added token of another file is known, by its id (None: any) and flags."""
         known = self.id_of(name)
         token = self._added.get(-1 if known is None else known)
         if token is None or token_id not in (None, known):
@@ -102,7 +104,7 @@ class JsonBackend:
         return all(getattr(token, flag) == value for flag, value in flags.items())
 
     def is_gemmas(self) -> bool:
-        """Whether text is treated as Gemma's tokenizers treat it: pairs of bytes, and spaces as ▁."""
+        """Whether text is treated as Gemma's tokenizers treat it: BPE, with spaces as ▁."""
         normalizer, splitter = self._inner.normalizer, self._inner.pre_tokenizer
         return (
             type(self._inner.model).__name__ == "BPE"
@@ -114,25 +116,24 @@ class JsonBackend:
     def is_bpe(self) -> bool:
         return type(self._inner.model).__name__ == "BPE"
 
-    def around(self) -> tuple[list[int], list[int]]:
-        """The ids that a call of transformers puts in front of a text and behind it."""
+    def wrapping(self) -> tuple[list[int], list[int]]:
+        """The ids that transformers adds before and after a text."""
         text = self.encode("a")
         whole = list(self._inner.encode("a", add_special_tokens=True).ids)
         start = next((i for i in range(len(whole) - len(text) + 1) if whole[i : i + len(text)] == text), 0)
         return whole[:start], whole[start + len(text) :]
 
-    def has_rule(self) -> bool:
-        """Whether it says at all what goes around a text; a bare tokenizer leaves that to its user."""
+    def has_wrapping_rule(self) -> bool:
+        """Whether the tokenizer has a rule for what is added around a text; a bare one has none."""
         return self._inner.post_processor is not None
 
-    def beyond(self, size: int) -> dict[str, int]:
-        """The tokens whose ids an embedding of this size does not have, by name."""
+    def tokens_beyond(self, size: int) -> dict[str, int]:
+        """The tokens whose ids an embedding of this size lacks, by name."""
         ids = {*range(size, self.size), *(i for i in self._added if i >= size)}
         return {self.piece(i): i for i in sorted(ids)}
 
 
-def _again(content: str, encode_special: bool) -> JsonBackend:
-    """A backend out of a pickle."""
+def _from_pickle(content: str, encode_special: bool) -> JsonBackend:
     import tokenizers
 
     inner = tokenizers.Tokenizer.from_str(content)
@@ -140,7 +141,7 @@ def _again(content: str, encode_special: bool) -> JsonBackend:
     return JsonBackend(inner)
 
 
-def _own(inner: Any) -> Any:
+def _copy(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """A copy without truncation, padding and dropout."""
     import tokenizers
 
@@ -150,7 +151,7 @@ def _own(inner: Any) -> Any:
         raise PromptError(f"this tokenizer has parts in Python, which cannot be copied: {error}. Give its folder") from error
     copied.no_truncation()
     copied.no_padding()
-    copied.encode_special_tokens = inner.encode_special_tokens  # of no tokenizer.json: set by split_special_tokens=
+    copied.encode_special_tokens = inner.encode_special_tokens  # not part of tokenizer.json: set by split_special_tokens=
     if getattr(copied.model, "dropout", None):
         warn("this tokenizer drops merges at random (dropout), which belongs to training: it is read without")
         copied.model.dropout = None
@@ -174,9 +175,9 @@ class PieceBackend:
         bos = self._inner.bos_id()
         self.bos: int | None = bos if bos >= 0 else None
         self.size: int = self._inner.vocab_size()
-        # sentencepiece reads "<bos>" in a text as letters; tokenizer.json reads it as the token. The latter is the rule.
+        # sentencepiece reads "<bos>" in a text as letters. We read it as the token, as tokenizer.json does.
         self._controls = {self._inner.id_to_piece(i): i for i in range(self.size) if self.is_special(i)}
-        names = sorted(filter(None, self._controls), key=len, reverse=True)  # where two fit, the longer one is meant
+        names = sorted(filter(None, self._controls), key=len, reverse=True)  # the longer of two that match wins
         self._split = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
 
     def encode(self, text: str) -> list[int]:
@@ -206,7 +207,7 @@ class PieceBackend:
         return token_id < self.size and bool(self._inner.is_control(token_id) or self._inner.is_unknown(token_id))
 
     def content(self) -> bytes:
-        """All that decides how a text is split, as a file holds it."""
+        """Everything in the tokenizer that decides how a text is split, as bytes."""
         return bytes(self._inner.serialized_model_proto())
 
     def id_of(self, name: str) -> int | None:
@@ -215,14 +216,14 @@ class PieceBackend:
         return found if self._inner.id_to_piece(found) == name else None
 
     def matches(self, name: str, token_id: int | None, flags: dict[str, bool]) -> bool:
-        """Whether this added token is known, by the id (None: any) and with the flags that another file gives it."""
+        """Whether an added token of another file is known, by its id (None: any) and flags."""
         known = self.id_of(name)
         if known is None or token_id not in (None, known) or any(map(flags.get, ("lstrip", "rstrip", "single_word"))):
             return False
         return name in self._controls or self._inner.encode(f"a{name}a")[1:-1] == [known]
 
     def is_gemmas(self) -> bool:
-        """Whether text is treated as Gemma's tokenizers treat it: as it stands, no space put in front."""
+        """Whether text is treated as Gemma's tokenizers treat it: unchanged, without a leading space."""
         text = "  a  ﬁ "
         return bool(self._inner.decode(self._inner.encode(text)) == text)
 

@@ -1,4 +1,4 @@
-"""Chat messages as text, by a checkpoint's own template, which transformers renders."""
+"""Renders chat messages to text with a checkpoint's template, by transformers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from gemmascope.arguments import shown
 from gemmascope.errors import PromptError
 from gemmascope.files.json_reader import is_regular_file, refuse_pointer
 
-# A message: who speaks, and what; the content is text, or parts of which each is {"type": "text", "text": ...}.
+# {"role": ..., "content": ...}; the content is text, or a list of parts {"type": "text", "text": ...}.
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message]], str]
 
 
-def chat_of_folder(folder: Path, settings: Mapping[str, Any]) -> Render | None:
-    """The template of a folder, given its tokenizer_config.json; None where there is none."""
+def chat_of_folder(folder: Path, settings: Mapping[str, object]) -> Render | None:
+    """The chat template of a folder, given its tokenizer_config.json; None if it has none."""
     written = folder / "chat_template.jinja"
     if not (is_regular_file(written) or settings.get("chat_template")):
         return None
@@ -27,17 +28,23 @@ def chat_of_folder(folder: Path, settings: Mapping[str, Any]) -> Render | None:
     return _OfFolder(folder)
 
 
-def chat_of(tokenizer: Any) -> Render:
-    """The template of a tokenizer of transformers."""
+class ChatTokenizer(Protocol):
+    """A tokenizer of transformers that has a chat template."""
+
+    def apply_chat_template(self, conversation: list[Message], *, tokenize: bool, add_generation_prompt: bool) -> object: ...
+
+
+def chat_of(tokenizer: ChatTokenizer) -> Render:
+    """The chat template of a transformers tokenizer."""
     return _OfTokenizer(tokenizer)
 
 
-# Objects and no functions inside functions, so that a tokenizer can be pickled.
+# Classes, not closures, so that a Tokenizer can be pickled.
 
 
 @dataclass(frozen=True)
 class _OfTokenizer:
-    tokenizer: Any
+    tokenizer: ChatTokenizer
 
     def __call__(self, messages: Sequence[Message]) -> str:
         to_answer = messages[-1]["role"] not in ("assistant", "model")
@@ -58,35 +65,30 @@ class _OfFolder:
         return self._loaded(messages)
 
 
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages whose content is text: parts are joined. PromptError for what is no message, and for images and the like."""
+def plain_messages(messages: Sequence[Message]) -> list[Message]:
+    """Messages with their text parts joined. PromptError for anything else, such as an image."""
     return [_plain(message) for message in messages]
 
 
-def _plain(message: Any) -> dict[str, Any]:
+def _plain(message: object) -> Message:
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-        raise PromptError(f"a message is {{'role': 'user', 'content': 'text'}}; given {_shown(message)}")
+        raise PromptError(f"a message is {{'role': 'user', 'content': 'text'}}; given {shown(message)}")
     if not isinstance(message["role"], str):
-        raise PromptError(f"the role of a message is text, such as 'user'; given {_shown(message['role'])}")
+        raise PromptError(f"the role of a message is text, such as 'user'; given {shown(message['role'])}")
     content = message["content"]
-    if isinstance(content, Mapping):  # one part alone
+    if isinstance(content, Mapping):  # a single part
         content = [content]
     if isinstance(content, (list, tuple)):
         content = "".join(map(_text_of, content))
     if not isinstance(content, str):
-        raise PromptError(f"the content of a message is text, or a list of text parts; given {_shown(content)}")
+        raise PromptError(f"the content of a message is text, or a list of text parts; given {shown(content)}")
     return {**message, "content": content}
 
 
-def _text_of(part: Any) -> str:
+def _text_of(part: object) -> str:
     if isinstance(part, str):
         return part
     if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    kind = f"{part.get('type')!r}" if isinstance(part, Mapping) else _shown(part)
+    kind = f"{part.get('type')!r}" if isinstance(part, Mapping) else shown(part)
     raise PromptError(f"Gemma 2 reads text: a part of a message is {{'type': 'text', 'text': ...}}; given one of {kind}")
-
-
-def _shown(given: Any) -> str:
-    text = repr(given)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""Text to token ids and back, the BOS rule, and how a token is shown: all in one place."""
+"""Tokenizer: text to token ids and back, with <bos> in front, and how a token is displayed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from gemmascope.errors import CheckpointError, PromptError
 from gemmascope.tokens.backends import Backend, JsonBackend
@@ -16,14 +15,14 @@ from gemmascope.tokens.folder import has_tokenizer, read_tokenizer, settings_of,
 
 __all__ = ["SHOWN_AS", "Message", "Tokenizer", "shown"]
 
-# One table, for Python and for the widgets' module: what a character is drawn as.
+# How invisible characters are displayed, in Python and in the widgets.
 SHOWN_AS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u200b": "␣", "\u200e": "⟨lrm⟩", "\u200f": "⟨rlm⟩"}
 
 
 class Tokenizer:
-    """Gemma's tokenizer: text <-> ids, with <bos> always in front of a text.
+    """Gemma's tokenizer: text <-> ids, always with <bos> in front of a text.
 
-    chat: renders a list of messages to text, for instruction-tuned checkpoints; None where there is no template.
+    chat: renders a list of messages to text, for instruction-tuned checkpoints; None without a chat template.
     """
 
     def __init__(self, backend: Backend, bos_id: int, chat: Render | None = None) -> None:
@@ -34,25 +33,22 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path, bos_id: int = 2) -> Tokenizer:
         """From a checkpoint folder with tokenizer.json (read by tokenizers) or tokenizer.model (by sentencepiece).
 
-        Tokens that only tokenizer_config.json, added_tokens.json or special_tokens_map.json names count, as they do in
-        transformers. bos_id: of <bos>, if no file says it.
+        Includes tokens that only tokenizer_config.json, added_tokens.json or special_tokens_map.json names, as transformers
+        does. bos_id: the id of <bos> if no file states it.
         """
         folder = Path(folder)
         if not has_tokenizer(folder):
             raise CheckpointError(f"no tokenizer in {folder}: neither tokenizer.json nor tokenizer.model is there")
         settings = settings_of(folder)
         backend, bos = read_tokenizer(folder, settings)
-        made = cls(backend, bos_id if bos is None else bos, chat_of_folder(folder, settings))
-        made._look_around(folder)
-        return made
+        tokenizer = cls(backend, bos_id if bos is None else bos, chat_of_folder(folder, settings))
+        tokenizer._check_wrapping(folder)
+        return tokenizer
 
     @classmethod
-    def from_transformers(cls, tokenizer: Any, bos_id: int = 2) -> Tokenizer:
-        """From a fast tokenizer of transformers, which is copied: later calls of it change nothing here.
-
-        Raises PromptError for one without a fast backend.
-        """
-        inside = getattr(tokenizer, "tokenizer", None)  # of a processor, which is a tokenizer and more
+    def from_transformers(cls, tokenizer: object, bos_id: int = 2) -> Tokenizer:
+        """From a fast transformers tokenizer, which is copied. PromptError for one without a fast backend."""
+        inside = getattr(tokenizer, "tokenizer", None)  # of a processor, which wraps a tokenizer
         if not hasattr(tokenizer, "backend_tokenizer") and hasattr(inside, "backend_tokenizer"):
             tokenizer = inside
         inner = getattr(tokenizer, "backend_tokenizer", None)
@@ -63,24 +59,25 @@ class Tokenizer:
                 else ""
             )
             raise PromptError(f"a fast tokenizer of transformers is needed; given {type(tokenizer).__name__}{do}")
-        chat = chat_of(tokenizer) if getattr(tokenizer, "chat_template", None) else None
-        made = cls(JsonBackend(inner), bos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id, chat)
-        made._look_around(type(tokenizer).__name__)
-        return made
+        chat = chat_of(tokenizer) if getattr(tokenizer, "chat_template", None) else None  # type: ignore[arg-type]
+        bos = getattr(tokenizer, "bos_token_id", None)
+        copied = cls(JsonBackend(inner), bos_id if bos is None else bos, chat)
+        copied._check_wrapping(type(tokenizer).__name__)
+        return copied
 
-    def _look_around(self, where: object) -> None:
-        """Find what a call of transformers puts in front of a text: <bos>. Warn if it puts anything else around it."""
+    def _check_wrapping(self, source: object) -> None:
+        """Take the one token that transformers adds before a text as <bos>. Warn if it adds anything else."""
         if not isinstance(self.backend, JsonBackend):
             return
-        front, behind = self.backend.around()
-        if len(front) == 1:  # what a call puts there counts, whatever other files call <bos>
+        front, behind = self.backend.wrapping()
+        if len(front) == 1:  # overrides what other files call <bos>
             self.bos_id = front[0]
         places = ((front if front != [self.bos_id] else [], "in front of"), (behind, "behind"))
-        said = [f"{''.join(self.texts(ids))!r} {place}" for ids, place in places if ids]
-        if said:
-            warn_of_wrapping(where, " and ".join(said), None)
-        elif not front and self.backend.has_rule():
-            warn_of_wrapping(where, "no <bos> in front of", "give token ids to go without")
+        added = [f"{''.join(self.texts(ids))!r} {place}" for ids, place in places if ids]
+        if added:
+            warn_of_wrapping(source, " and ".join(added), None)
+        elif not front and self.backend.has_wrapping_rule():
+            warn_of_wrapping(source, "no <bos> in front of", "give token ids to go without")
 
     @property
     def vocab_size(self) -> int:
@@ -88,28 +85,28 @@ class Tokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """A digest of all that decides how a text is split, which tells tokenizers apart."""
+        """A digest of everything that decides how a text is split."""
         content = getattr(self.backend, "content", None)
         pieces = content() if content else repr([self.backend.piece(i) for i in range(self.vocab_size)]).encode()
         return hashlib.sha256(f"{self.bos_id} ".encode() + pieces).hexdigest()
 
-    def beyond(self, size: int) -> dict[str, int]:
-        """The tokens, by name, whose ids an embedding of this size does not have."""
+    def tokens_beyond(self, size: int) -> dict[str, int]:
+        """The tokens, by name, whose ids an embedding of this size lacks."""
         if isinstance(self.backend, JsonBackend):
-            return self.backend.beyond(size)
+            return self.backend.tokens_beyond(size)
         return {self.text(i): i for i in range(size, self.vocab_size)}
 
-    def within(self, size: int) -> Tokenizer:
-        """This tokenizer for a model whose embedding has this size: prompts and answers beyond it are refused."""
-        made = copy(self)
-        made._embedded = size
-        return made
+    def limited_to(self, size: int) -> Tokenizer:
+        """This tokenizer for a model whose embedding has this size: it refuses tokens beyond it."""
+        limited = copy(self)
+        limited._embedded = size
+        return limited
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text as they stand: no <bos> is added. PromptError for a text that is no valid Unicode."""
+        """The ids of a text, without <bos>. PromptError for a text that is not valid Unicode."""
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # json.loads and os.listdir make such texts
+        except UnicodeEncodeError as error:  # json.loads and os.listdir can return such texts
             half = text[error.start]
             raise PromptError(
                 f"the text holds half a character, {half!r}, at {error.start}: it cannot be encoded"
@@ -131,7 +128,7 @@ class Tokenizer:
         return ids if ids[0] == self.bos_id else [self.bos_id, *ids]
 
     def _require_embedded(self, ids: Sequence[int]) -> None:
-        """PromptError for a token that the model has no embedding for, by its name."""
+        """PromptError for a token that the model has no embedding for."""
         if self._embedded is not None and (outside := [i for i in ids if i >= self._embedded]):
             raise PromptError(
                 f"the tokenizer knows {self.text(outside[0])!r} as id {outside[0]}, and the model has an embedding for the "
@@ -139,7 +136,7 @@ class Tokenizer:
             )
 
     def chat(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation, by the checkpoint's chat template, up to where the model is to answer."""
+        """The text of a conversation by the checkpoint's chat template, up to where the model answers."""
         if self._chat is None:
             raise PromptError(
                 "this checkpoint has no chat template, so messages have no text: "
@@ -148,11 +145,11 @@ class Tokenizer:
         plain = plain_messages(messages)
         try:
             return self._chat(plain)
-        except Exception as error:  # templates raise whatever they like, and jinja its own
+        except Exception as error:  # templates and jinja raise all kinds
             raise PromptError(f"the checkpoint's chat template refused the messages: {error}") from error
 
     def single(self, text: str) -> int:
-        """The id of a text that is exactly one token, such as an answer. PromptError otherwise, with what it splits into."""
+        """The id of a text that is exactly one token, such as an answer. PromptError otherwise, with its tokens."""
         ids = self.encode(text)
         if len(ids) == 1:
             self._require_embedded(ids)
@@ -172,7 +169,7 @@ class Tokenizer:
         return [self.text(int(i)) for i in ids]
 
     def shown(self, ids: Iterable[int]) -> list[str]:
-        """Each token as it is drawn: '·Mary', '⏎', '<0xE2>'. Text, never HTML: escape it where HTML is written."""
+        """Each token as it is displayed: '·Mary', '⏎', '<0xE2>'. Plain text: escape it for HTML."""
         return [shown(self.text(int(i))) for i in ids]
 
     def is_special(self, token_id: int) -> bool:
