@@ -62,11 +62,11 @@ from gemmascope.sweeps.result import SweepResult as SweepResult
 from gemmascope.sweeps.result import open_sweep as open_sweep
 from gemmascope.sweeps.sweep import sweep as sweep
 from gemmascope.views.attention import attention_view as attention_view
-from gemmascope.views.grids import sae_view as sae_view
-from gemmascope.views.grids import sweep_view as sweep_view
 from gemmascope.views.lens import lens_view as lens_view
 from gemmascope.views.page import View as View
 from gemmascope.views.plan import plan_view as plan_view
+from gemmascope.views.sae import sae_view as sae_view
 from gemmascope.views.stream import stream_view as stream_view
+from gemmascope.views.sweep import sweep_view as sweep_view
 
 __version__: str

@@ -17,7 +17,7 @@ from pieces import ODD
 from gemmascope.run.show import _drawn
 from gemmascope.tokens.tokenizer import SHOWN_AS, shown
 from gemmascope.views.module import FILES, FOLDER, LIVE_FILES, module_text, needed_by, static_module
-from gemmascope.views.packing import packed, probabilities, seen_numbers, seen_rows
+from gemmascope.views.packing import count_visible, pack, pack_probabilities, visible_values
 
 TESTS = Path(__file__).parent / "js"
 
@@ -69,9 +69,9 @@ def test_its_pure_functions() -> None:
     floats = rng.normal(size=(3, 4)).astype(np.float32)
     floats[1, 2] = np.nan
     cases = [
-        {"packed": packed(floats), "values": [None if np.isnan(v) else float(v) for v in floats.ravel()]},
-        {"packed": probabilities(pattern), "values": pattern.ravel().tolist()},
-        {"packed": packed(np.arange(7, dtype=np.uint8)), "values": list(range(7))},
+        {"packed": pack(floats), "values": [None if np.isnan(v) else float(v) for v in floats.ravel()]},
+        {"packed": pack_probabilities(pattern), "values": pattern.ravel().tolist()},
+        {"packed": pack(np.arange(7, dtype=np.uint8)), "values": list(range(7))},
     ]
     chars = [c for c in map(chr, range(1, 0x3000)) if unicodedata.category(c) != "Cn"]  # what later versions add differs
     texts = [*ODD, *SHOWN_AS, "\u200d", *("".join(rng.choice(chars, 9)) for _ in range(200))]
@@ -87,8 +87,8 @@ def test_its_pure_functions() -> None:
 def test_seen_rows_are_what_queries_see(window: int | None) -> None:
     pattern = np.arange(2 * 5 * 5, dtype=np.float32).reshape(2, 5, 5)
     expected = [pattern[head, q, k] for head in range(2) for q in range(5) for k in range(5) if 0 <= q - k < (window or 5)]
-    assert seen_rows(pattern, window).tolist() == expected
-    assert 2 * seen_numbers(5, window) == len(expected)
+    assert visible_values(pattern, window).tolist() == expected
+    assert 2 * count_visible(5, window) == len(expected)
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.5, 1.0, 2.0])
@@ -96,10 +96,10 @@ def test_a_layer_of_a_large_model_has_room_on_a_page_however_evenly_its_heads_lo
     """Patterns that rest on a few keys shrink well; these, the softmax of noise, are the least that do."""
     scores = np.where(np.tri(200) > 0, np.random.default_rng(0).normal(size=(32, 200, 200)) * spread, -np.inf)
     pattern = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    held = probabilities(seen_rows(pattern.astype(np.float32), None))
+    held = pack_probabilities(visible_values(pattern.astype(np.float32), None))
     assert len(held["data"]) + len(static_module()) < 1_450_000
 
 
 def test_other_numbers_do_not_travel() -> None:
     with pytest.raises(TypeError, match="float32, uint16 or uint8; given float64"):
-        packed(np.zeros(3))
+        pack(np.zeros(3))

@@ -24,7 +24,7 @@ def planned(model: str, weights: str, context: int) -> Any:
 
 def test_every_case_is_what_the_planner_says() -> None:
     spec = gs.plan_view().spec
-    cards = {card["place"]: card["name"] for card in spec["cards"]}
+    cards = {card["size"]: card["name"] for card in spec["cards"]}
     asked = list(itertools.product(SIZES, WEIGHTS, CONTEXTS, sorted(cards)))
     assert len(asked) == len(spec["cases"])
     for (model, weights, context, place), case in zip(asked, spec["cases"], strict=True):
@@ -35,14 +35,14 @@ def test_every_case_is_what_the_planner_says() -> None:
         if fit.how == "streams":
             streamed = gs.plan(model, weights=weights, context=context, memory=fit.memory, device="cpu", dtype="bfloat16")
             assert case["total"] == streamed.total
-            assert f"; {fit.n_kept} of {fit.n_layers} layers stay" in case["said"]
+            assert f"; {fit.n_kept} of {fit.n_layers} layers stay" in case["verdict"]
             int8 = ", weights='int8'" if weights == "int8" else ""
             amount = str(fit).split("with ")[1]
-            assert case["do"] == f"gs.load('google/gemma-2-{model}', device='cuda'{int8}, {amount})"
+            assert case["advice"] == f"gs.load('google/gemma-2-{model}', device='cuda'{int8}, {amount})"
         else:
             assert case["total"] == found.total
-            assert case["do"].startswith("Take " if fit.how == "no" else "gs.load(")
-        assert (f" {gigabytes(fit.missing)} are missing; " in case["said"]) == (fit.how == "no")
+            assert case["advice"].startswith("Take " if fit.how == "no" else "gs.load(")
+        assert (f" {gigabytes(fit.missing)} are missing; " in case["verdict"]) == (fit.how == "no")
         assert (case["total"] <= fit.card.n_bytes - DRIVER) == (fit.how != "no")
     assert {case["how"] for case in spec["cases"]} == {"resident", "streams", "no"}
 
@@ -51,7 +51,7 @@ def test_a_folder_is_planned_as_well(tmp_path: Path) -> None:
     checkpoint("lg").save_pretrained(tmp_path / "mine")
     view = gs.plan_view([str(tmp_path / "mine")], [16, 64])
     assert len(view.spec["cases"]) == 2 * 2 * len({card.n_bytes for card in CARDS})
-    assert f"gs.load({str(tmp_path / 'mine')!r}" in view.spec["cases"][0]["do"]
+    assert f"gs.load({str(tmp_path / 'mine')!r}" in view.spec["cases"][0]["advice"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_folder_is_planned_as_well(tmp_path: Path) -> None:
     [("2b", "google/gemma-2-2b"), ("gemma-2-9b-it", "google/gemma-2-9b-it"), ("google/gemma-2-27b", "google/gemma-2-27b")],
 )
 def test_the_call_names_the_hub(given: str, loaded: str) -> None:
-    said = {case["do"].split(",")[0] for case in gs.plan_view([given], [256]).spec["cases"] if case["how"] != "no"}
+    said = {case["advice"].split(",")[0] for case in gs.plan_view([given], [256]).spec["cases"] if case["how"] != "no"}
     assert said == {f"gs.load({loaded!r}"}
 
 

@@ -167,7 +167,7 @@ def test_a_lens_view_holds_what_the_lens_read(site: str) -> None:
     t = trace(edits=[gs.add("resid_pre", torch.ones(32), layer=1, pos=3)])
     found = gs.lens(t, site, 4, answer=" Mary")
     view = gs.lens_view(t, site=site, top=4, answer=" Mary", colour="rank")
-    words = np.array(view.spec["words"], dtype=object)
+    words = np.array(view.spec["tokens"], dtype=object)
     assert (words[unpacked(view.arrays["ids"]).astype(int)] == found.top_tokens.values).all()
     assert np.abs(unpacked(view.arrays["probs"]) - found.top_probs.values).max() < 1e-5
     assert np.abs(unpacked(view.arrays["top"]) - found.top_probs.values[..., 0]).max() < 1e-5
@@ -190,7 +190,7 @@ def test_a_long_prompt_is_shown_by_its_last_positions_and_that_is_said(monkeypat
     for pos, held in ((-1, range(9, 15)), (2, range(0, 6)), (9, range(4, 10))):
         stream = gs.stream_view(trace(), pos=pos)
         assert [one["pos"] for one in stream.spec["positions"]] == list(held)
-        assert held[stream.spec["at"]] == pos % 15
+        assert held[stream.spec["start"]] == pos % 15
         assert f"positions {held[0]} to {held[-1]} are held" in stream.spec["note"]
         assert np.allclose(unpacked(stream.arrays["values"])[0, :, 1], trace()["resid_post", 1][list(held)].norm(dim=-1))
 

@@ -87,9 +87,9 @@ def _swept(*prompts: Any, **asked: Any) -> tuple[SweepResult, bool]:
 def _write(result: SweepResult, args: argparse.Namespace) -> None:
     print(json.dumps(result.to_dict(), indent=2) if args.json else result)
     if args.html is not None:
-        from gemmascope.views.pages import write_sweep
+        from gemmascope.views.sweep import sweep_view
 
-        write_sweep(args.html, result)
+        sweep_view(result).save(args.html)
     if args.csv is not None:
         from gemmascope.files.csv_tables import csv_text
         from gemmascope.files.writing import write_file

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmascope.cli.arguments import add_model, added, require_writable_paths, wrote
+from gemmascope.errors import GemmascopeError
 
 if TYPE_CHECKING:
     from gemmascope.cli.arguments import Commands
+    from gemmascope.run.trace import Trace
+    from gemmascope.views.page import View
 
 
 _TRACE = """\
@@ -45,8 +49,25 @@ def run(args: argparse.Namespace) -> int:
     t = trace(args.prompt, model=load(args.model, weights=args.weights, memory=args.memory))
     print(json.dumps(to_dict(t), indent=2) if args.json else as_text(t))
     if args.html is not None:
-        from gemmascope.views.pages import write_trace
-
-        write_trace(args.html, t)
+        _write_page(args.html, t)
         wrote(args.html)
     return 0
+
+
+def _write_page(path: Path, trace: Trace) -> None:
+    """Write a trace's summary, its attention, lens and stream as a page, which names a view that did not fit and why."""
+    from gemmascope.files.writing import write_file
+    from gemmascope.run.show import as_html
+    from gemmascope.views.attention import attention_view
+    from gemmascope.views.lens import lens_view
+    from gemmascope.views.page import page
+    from gemmascope.views.stream import stream_view
+
+    views: list[View] = []
+    parts = [as_html(trace)]
+    for make in (attention_view, lens_view, stream_view):
+        try:
+            views.append(make(trace))
+        except GemmascopeError as error:  # noqa: PERF203
+            parts.append(f"<p>{escape(f'gs.{make.__name__} is not on this page: {error}')}</p>")
+    write_file(path, page(views, "\n".join(parts), title=f"Trace of {trace.model.name}"), allow_pipe=True)

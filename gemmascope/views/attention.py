@@ -1,30 +1,34 @@
-"""gs.attention_view: who attends to whom, head by head and layer by layer, of one prompt or of two."""
+"""gs.attention_view: who attends to whom, head by head and layer by layer, for one prompt or two."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from gemmascope.arguments import as_numbers, is_whole, true_or_false
 from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import find_heads
 from gemmascope.errors import SiteError
+from gemmascope.model.model import Model
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
 from gemmascope.tokens.tokenizer import shown
-from gemmascope.views.labels import require_trace, special_of
-from gemmascope.views.packing import PackedLayer, probabilities, seen_numbers, seen_rows
+from gemmascope.views.labels import are_special, require_trace
+from gemmascope.views.packing import PackedArray, count_visible, pack_probabilities, visible_values
 from gemmascope.views.page import View
 
-# What the patterns of a view may take, in bytes of its page: layers beyond it are left out, and the view says which. One
-# layer alone may take as much as a page can hold.
+# How many bytes of a page the patterns may take: layers beyond that are left out, and the view names them. A single layer
+# may take as much as a page can hold.
 MOST_BYTES = 1_200_000
 LARGEST_LAYER = 16_000_000
 
-Rows = dict[str, PackedLayer]
+# The traces of a view by their names in the spec, "first" and "second"; patterns are named by trace and layer: "first0".
+Traces = dict[str, Trace]
+Patterns = dict[str, PackedArray]
 
 
 def attention_view(
@@ -37,13 +41,34 @@ def attention_view(
     heads: Sequence[int] | None = None,
     bos: bool = False,
 ) -> View:
-    """A picture of attention: all heads of a layer small, one of them large, with its values under the pointer.
+    """Attention patterns: all heads of a layer as small pictures, one of them large with its values under the pointer.
 
-    compare: the trace of a second prompt, shown beside it; of prompts of one length their difference as well. layer, head:
-    what is large at first; by default the first. layers, heads: which to hold; None for all heads, and for as many layers
-    as MOST_BYTES hold (the view names the others). bos: whether colours take in the first position, on which much
-    attention rests. Values are held in steps of 1/65535.
-    SiteError for what is not there, for a trace of a model of another shape, and for a layer too large for a page.
+    Probabilities are rounded to multiples of 1/65535. Layers that a page has no room for are left out, and the view says
+    which.
+
+    Args:
+        trace: The run to show.
+        compare: A second run of the same model, shown beside the first; if both prompts have the same number of tokens,
+            their difference is shown as well. None for one run.
+        layer: The layer shown at first, negative counting from the end. None for the first of `layers`.
+        head: The head shown large at first. None for the first of `heads`.
+        layers: The layers to include. None for as many as fit, in order.
+        heads: The heads to include. None for all.
+        bos: Whether the range of the colours includes the first key, which usually draws most of the attention.
+
+    Returns:
+        The picture, self-contained.
+
+    Raises:
+        SiteError: A layer or head does not exist or is not included, `compare` is from a model of another shape, or one
+            layer alone is too large for a page.
+
+    Example:
+        >>> view = gs.attention_view(gs.trace("Mary and John went to the store"), layer=1)
+        >>> view
+        Attention in nano
+        8 tokens: <bos> Mary ·and ·John ·went ·to ·the ·store. Layers 0 local, 1 global, ... 4 heads. In layer 1:
+        >>> view.save("attention.html")
     """
     require_trace(trace, "trace")
     bos = true_or_false(bos, "bos", error=SiteError)
@@ -52,47 +77,56 @@ def attention_view(
         if compare.model.config != trace.model.config:
             raise SiteError(f"compare is of {compare.model.name!r}, whose shape is not that of {trace.model.name!r}")
     n_layers = trace.model.config.n_layers
-    wanted = _layers(layers, n_layers)
-    first = wanted[0] if layer is None else find_layer(layer, n_layers)
-    if first not in wanted:
-        raise SiteError(f"layer {first} is not among layers={wanted}")
-    held_heads = sorted(find_heads(heads, find_site("pattern"), trace.model) or [])
-    large = held_heads[0] if head is None else (find_heads(head, find_site("pattern"), trace.model) or [0])[0]
-    if large not in held_heads:
-        raise SiteError(f"head {large} is not among heads={held_heads}")
+    chosen = _find_layers(layers, n_layers)
+    first = chosen[0] if layer is None else find_layer(layer, n_layers)
+    if first not in chosen:
+        raise SiteError(f"layer {first} is not among layers={chosen}")
+    included = sorted(_find_heads(heads, trace.model))
+    large = included[0] if head is None else _find_heads(head, trace.model)[0]
+    if large not in included:
+        raise SiteError(f"head {large} is not among heads={included}")
     traces = {"first": trace} if compare is None else {"first": trace, "second": compare}
-    rows, table = _shown_at_first(traces, first, held_heads)
-    rows |= _others(traces, first, wanted, held_heads, rows)
-    held = [n for n in wanted if f"first{n}" in rows]
-    spec = _spec(traces, wanted, held, held_heads)
-    spec |= {"layer": held.index(first), "head": held_heads.index(large), "bos": bos}
-    return View(spec, rows, _summary(trace, spec, first), table)
+    patterns, table = _first_layer(traces, first, included)
+    patterns |= _other_layers(traces, first, chosen, included, patterns)
+    shown_layers = [n for n in chosen if f"first{n}" in patterns]
+    spec = _spec(traces, shown_layers, included) | {
+        "layer": shown_layers.index(first),
+        "head": included.index(large),
+        "bos": bos,
+    }
+    if note := _note(traces, [n for n in chosen if n not in shown_layers]):
+        spec["note"] = note
+    return View(spec, patterns, _summary(trace, shown_layers, len(included), first), table)
 
 
-def _layers(layers: Any, n_layers: int) -> list[int]:
+def _find_layers(layers: object, n_layers: int) -> list[int]:
     if layers is None:
         return list(range(n_layers))
-    if is_whole(layers) or not (found := as_numbers(layers)):
+    if is_whole(layers) or not (numbers := as_numbers(layers)):
         raise SiteError(f"layers is a list of numbers, at least one; given {quoted(layers)}")
-    return sorted({find_layer(n, n_layers) for n in found})
+    return sorted({find_layer(n, n_layers) for n in numbers})
 
 
-def _shown_at_first(traces: dict[str, Trace], layer: int, heads: list[int]) -> tuple[Rows, list[list[str]]]:
-    """The patterns of the layer that is shown at first, and a small table of them for where there is no picture."""
-    rows: Rows = {}
+def _find_heads(heads: object, model: Model) -> list[int]:
+    return find_heads(heads, find_site("pattern"), model) or []
+
+
+def _first_layer(traces: Traces, layer: int, heads: list[int]) -> tuple[Patterns, list[list[str]]]:
+    """The patterns of the layer that is shown at first, and the table that stands in for the picture."""
+    patterns: Patterns = {}
     table: list[list[str]] = []
     window = traces["first"].model.config.window_of(layer)
     for trace in traces.values():
-        _require_room(trace, layer, window, len(heads))
+        _require_fit(trace, layer, window, len(heads))
     for name, trace in traces.items():
         pattern = trace["pattern", layer][heads].float().cpu().numpy()
-        rows[f"{name}{layer}"] = probabilities(seen_rows(pattern, window))
-        table = table or _most_seen(trace, heads, pattern)
-    return rows, table
+        patterns[f"{name}{layer}"] = pack_probabilities(visible_values(pattern, window))
+        table = table or _table(trace, heads, pattern)
+    return patterns, table
 
 
-def _require_room(trace: Trace, layer: int, window: int | None, n_heads: int) -> None:
-    size = 2 * n_heads * seen_numbers(len(trace), window)
+def _require_fit(trace: Trace, layer: int, window: int | None, n_heads: int) -> None:
+    size = 2 * n_heads * count_visible(len(trace), window)
     if size > LARGEST_LAYER:
         raise SiteError(
             f"layer {layer} of {len(trace)} positions and {n_heads} heads is {size / 1e6:.0f} MB, and a page holds "
@@ -100,101 +134,110 @@ def _require_room(trace: Trace, layer: int, window: int | None, n_heads: int) ->
         )
 
 
-def _most_seen(trace: Trace, heads: list[int], pattern: np.ndarray[Any, Any]) -> list[list[str]]:
-    """What the last position looks at most in each head, the first position left aside."""
-    after = 1 if len(trace) > 1 else 0
+def _table(trace: Trace, heads: list[int], pattern: NDArray[np.floating]) -> list[list[str]]:
+    """The key that the last position attends to most, by head; the first key does not count."""
+    start = 1 if len(trace) > 1 else 0
     rows = [["head", f"sees most from the last position ({shown(trace.tokens[-1])})", "probability"]]
-    for head, one in zip(heads, pattern[:, -1, after:], strict=True):
-        at = int(one.argmax()) + after
-        rows.append([str(head), f"{at}: {shown(trace.tokens[at])}", f"{one.max():.4f}"])
+    for head, probabilities in zip(heads, pattern[:, -1, start:], strict=True):
+        key = int(probabilities.argmax()) + start
+        rows.append([str(head), f"{key}: {shown(trace.tokens[key])}", f"{probabilities.max():.4f}"])
     return rows
 
 
-def _others(traces: dict[str, Trace], first: int, wanted: list[int], heads: list[int], there: Rows) -> Rows:
-    """The patterns of the other layers, in order, as far as there is room for them."""
-    room = MOST_BYTES - _bytes(there.values())
-    chosen = _fitting(traces, first, wanted, there, room)
-    found: dict[int, Rows] = {n: {} for n in chosen}
+def _other_layers(traces: Traces, first: int, layers: list[int], heads: list[int], drawn: Patterns) -> Patterns:
+    """The patterns of the other layers, in order, as far as they fit on the page beside those of the first layer."""
+    free_bytes = MOST_BYTES - _n_bytes(drawn.values())
+    fitting = _fitting_layers(traces, first, layers, _n_bytes(drawn.values()), free_bytes)
+    by_layer: dict[int, Patterns] = {n: {} for n in fitting}
     for name, trace in traces.items():
-        for n, pattern in _patterns(trace, chosen):
-            seen = seen_rows(pattern[heads].float().cpu().numpy(), trace.model.config.window_of(n))
-            found[n][f"{name}{n}"] = probabilities(seen)
-    rows: Rows = {}
-    for n in chosen:  # what was expected to fit may turn out larger
-        room -= _bytes(found[n].values())
-        if room < 0:
+        for n, pattern in _replayed_patterns(trace, fitting):
+            visible = visible_values(pattern[heads].float().cpu().numpy(), trace.model.config.window_of(n))
+            by_layer[n][f"{name}{n}"] = pack_probabilities(visible)
+    patterns: Patterns = {}
+    for n in fitting:  # the estimate may have been too low
+        free_bytes -= _n_bytes(by_layer[n].values())
+        if free_bytes < 0:
             break
-        rows |= found[n]
-    return rows
+        patterns |= by_layer[n]
+    return patterns
 
 
-def _fitting(traces: dict[str, Trace], first: int, wanted: list[int], there: Rows, room: int) -> list[int]:
-    """Which layers may fit, going by nine tenths of the first one's bytes a number: the others are not computed."""
+def _fitting_layers(traces: Traces, first: int, layers: list[int], first_bytes: int, free_bytes: int) -> list[int]:
+    """The layers that may fit, so that the others need not be computed.
 
-    def numbers(n: int) -> int:
-        return sum(seen_numbers(len(trace), trace.model.config.window_of(n)) for trace in traces.values())
+    Assumes that a value takes at least nine tenths of the bytes that it took in the first layer.
+    """
 
-    each = 0.9 * _bytes(there.values()) / numbers(first)
-    chosen = []
-    for n in wanted:
-        if n != first and (room := room - int(each * numbers(n))) >= 0:
-            chosen.append(n)
-        elif n != first:
+    def n_values(layer: int) -> int:
+        return sum(count_visible(len(trace), trace.model.config.window_of(layer)) for trace in traces.values())
+
+    bytes_per_value = 0.9 * first_bytes / n_values(first)
+    fitting = []
+    for n in layers:
+        if n == first:
+            continue
+        free_bytes -= int(bytes_per_value * n_values(n))
+        if free_bytes < 0:
             break
-    return chosen
+        fitting.append(n)
+    return fitting
 
 
-def _patterns(trace: Trace, layers: list[int]) -> Iterator[tuple[int, Any]]:
+def _replayed_patterns(trace: Trace, layers: list[int]) -> Iterator[tuple[int, Tensor]]:
     if not layers:
         return
     for layer, values in replay(trace, [("pattern", n) for n in layers]):
         if "pattern" in values:
             yield layer.index, values["pattern"]
         if layer.index == max(layers):
-            return  # the layers after it may have to be brought from files
+            return  # going on would stream the layers after it for nothing
 
 
-def _bytes(rows: Any) -> int:
-    return sum(len(packed["data"]) for packed in rows)
+def _n_bytes(arrays: Iterable[PackedArray]) -> int:
+    return sum(len(array["data"]) for array in arrays)
 
 
-def _spec(traces: dict[str, Trace], wanted: list[int], held: list[int], heads: list[int]) -> dict[str, Any]:
+def _spec(traces: Traces, layers: list[int], heads: list[int]) -> dict[str, object]:
     trace, compare = traces["first"], traces.get("second")
-    infos = [trace.layers[n] for n in held]
-    spec: dict[str, Any] = {
+    infos = [trace.layers[n] for n in layers]
+    spec: dict[str, object] = {
         "view": "attention",
         "title": f"Attention in {trace.model.name}",
         "layers": [{"index": info.index, "kind": info.kind, "window": info.window} for info in infos],
         "heads": heads,
         "tokens": trace.tokens,
-        "special": special_of(trace),
+        "special": are_special(trace.model, trace.ids.tolist()),
     }
-    notes = []
     if compare is not None:
-        spec["other"] = {"tokens": compare.tokens, "special": special_of(compare)}
+        spec["other"] = {"tokens": compare.tokens, "special": are_special(compare.model, compare.ids.tolist())}
         spec["same"] = len(compare) == len(trace)
-        if not spec["same"]:
-            notes.append(f"The prompts have {len(trace)} and {len(compare)} tokens, so there is no difference to show.")
-    if left_out := [n for n in wanted if n not in held]:
+    return spec
+
+
+def _note(traces: Traces, left_out: list[int]) -> str:
+    notes = []
+    if len(lengths := [len(trace) for trace in traces.values()]) == 2 and lengths[0] != lengths[1]:
+        notes.append(f"The prompts have {lengths[0]} and {lengths[1]} tokens, so there is no difference to show.")
+    if left_out:
         some = f"layers={left_out[:2]} ..." if len(left_out) > 2 else f"layers={left_out}"
         notes.append(
             f"Left out for the size of the page: layers {_ranges(left_out)}. attention_view(trace, {some}) shows them."
         )
-    return {**spec, "note": " ".join(notes)} if notes else spec
+    return " ".join(notes)
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Numbers as people write them: '2, 4 to 7'."""
-    runs: list[list[int]] = []
+    """Rising numbers in short: '2, 4 to 7'."""
+    ranges: list[list[int]] = []
     for n in numbers:
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
+        if ranges and n == ranges[-1][-1] + 1:
+            ranges[-1].append(n)
         else:
-            runs.append([n])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+            ranges.append([n])
+    return ", ".join(str(one[0]) if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges)
 
 
-def _summary(trace: Trace, spec: dict[str, Any], first: int) -> str:
-    kinds = ", ".join(f"{layer['index']} {layer['kind']}" for layer in spec["layers"])
+def _summary(trace: Trace, layers: list[int], n_heads: int, first: int) -> str:
+    kinds = ", ".join(f"{n} {trace.layers[n].kind}" for n in layers)
     text = " ".join(shown(token) for token in trace.tokens)
-    return f"{len(trace)} tokens: {text}. Layers {kinds}; {len(spec['heads'])} heads. In layer {first}:"
+    return f"{len(trace)} tokens: {text}. Layers {kinds}; {n_heads} heads. In layer {first}:"

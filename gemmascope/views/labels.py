@@ -1,33 +1,54 @@
-"""What views ask of a trace before they begin, and how they name its positions."""
+"""Labels of positions, layers and heads, as the canvas module reads them, and the check of a view's trace."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
+from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
+from gemmascope.sweeps.result import SweepMetadata
 from gemmascope.tokens.tokenizer import shown
 
-
-def require_trace(given: Any, name: str) -> None:
-    """SiteError for what is no trace."""
-    if isinstance(given, list) and given and all(isinstance(one, Trace) for one in given):
-        raise SiteError(f"{name} is one trace; given a list of {len(given)}: take one of them, {name}=traces[0]")
-    if not isinstance(given, Trace):
-        raise SiteError(f"{name} is a trace, gs.trace(prompt); given {not_a_trace(given)}")
+# How a view titles the axes of a sweep; the others by their own names.
+AXIS_TITLES = {"pos": "position", "q_pos": "query", "k_pos": "key", "kv_head": "kv head"}
 
 
-def special_of(trace: Trace) -> list[bool]:
-    """Of every position whether its token is a control token such as <bos>."""
-    model = trace.model
-    return [model.has_tokenizer and model.tokenizer.is_special(i) for i in trace.ids.tolist()]
+class Label(TypedDict, total=False):
+    """The label of a row or column. token: draw spaces visibly. special: a control token. hint: the tooltip's text."""
+
+    label: str
+    token: bool
+    special: bool
+    kind: str | None
+    hint: str
 
 
-def position_labels(trace: Trace, positions: list[int]) -> list[dict[str, Any]]:
-    """The labels of positions, as the canvas module reads them."""
-    special = special_of(trace)
-    return [
-        {"label": trace.tokens[n], "token": True, "special": special[n], "hint": f"{n}: {shown(trace.tokens[n])}"}
-        for n in positions
-    ]
+def require_trace(trace: object, name: str) -> None:
+    """SiteError for anything that is not a trace."""
+    if isinstance(trace, list) and trace and all(isinstance(one, Trace) for one in trace):
+        raise SiteError(f"{name} is one trace; given a list of {len(trace)}: take one of them, {name}=traces[0]")
+    if not isinstance(trace, Trace):
+        raise SiteError(f"{name} is a trace, gs.trace(prompt); given {not_a_trace(trace)}")
+
+
+def are_special(model: Model | None, ids: Sequence[int]) -> list[bool]:
+    """Whether each token is a control token such as <bos>; never without a tokenizer."""
+    tokenizer = model.tokenizer if model is not None and model.has_tokenizer else None
+    return [tokenizer is not None and tokenizer.is_special(i) for i in ids]
+
+
+def position_label(pos: int, token: str, special: bool) -> Label:
+    return {"label": token, "token": True, "special": special, "hint": f"{pos}: {shown(token)}"}
+
+
+def sweep_labels(sweep: SweepMetadata, axis: str) -> list[Label]:
+    """The labels along one axis of a sweep."""
+    numbers = sweep.axes[axis]
+    if axis == "layer":
+        return [{"label": str(n), "kind": sweep.kinds[n], "hint": f"{n} ({sweep.kinds[n]})"} for n in numbers]
+    if axis in ("pos", "q_pos", "k_pos"):
+        return [{"label": sweep.tokens[n], "token": True, "hint": f"{n}: {shown(sweep.tokens[n])}"} for n in numbers]
+    return [{"label": str(n)} for n in numbers]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
-from gemmascope.analysis.lens import Lens, lens
+from gemmascope.analysis.lens import COLOURS, Lens, lens
 from gemmascope.arguments import one_of, whole_number
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import SiteError
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import shown
-from gemmascope.views.labels import position_labels, require_trace
-from gemmascope.views.packing import PackedLayer, packed, probabilities
+from gemmascope.views.labels import Label, are_special, position_label, require_trace
+from gemmascope.views.packing import PackedArray, pack, pack_probabilities
 from gemmascope.views.page import View
 
-COLOURS = ("probability", "rank", "entropy")
-
-# How many of the likeliest tokens a page holds, of all its cells together; each is named by two bytes.
+# How many top tokens a page holds over all its cells; each takes two bytes.
 MOST_TOKENS = 60_000
 
 
@@ -33,39 +29,63 @@ def lens_view(
     pos: Pos = None,
     head: int | None = None,
 ) -> View:
-    """A picture of the lens: layer by position, the top token in each cell, the `top` likeliest under the pointer.
+    """The lens as a grid, layer by position, with the most likely token in each cell.
 
-    answer: a token to follow: its probability and rank can be the colour then. site, head: as in gs.lens. colour: what the
-    colour says at first: "probability" (of the answer, or of the top token), "rank" of the answer, or "entropy". pos:
-    positions, as in gs.patch; None for all, or for the last ones of a prompt that is too long for a page, which the view
-    then says. SiteError, PromptError for what is not there.
+    The pointer shows the `top` most likely tokens of a cell.
+
+    Args:
+        trace: The run to read.
+        answer: A token to follow, as text or id: the colour can then be its probability or its rank. None for none.
+        site: What to read, as in `gs.lens`: "resid_post" by default, "stream" for the stream after every sublayer.
+        colour: What the colour stands for at first: "probability" (of the answer if there is one, else of each cell's
+            top token), "rank" (of the answer; 0 is the most likely token) or "entropy" (in nats).
+        top: How many tokens each cell holds.
+        pos: The positions to show, as in `gs.patch`. None for all, or for as many of the last ones as a page holds; the
+            view then says so.
+        head: The head to read at `site="head_out"`. None elsewhere.
+
+    Returns:
+        The picture, self-contained.
+
+    Raises:
+        SiteError: A site, head, position or colour does not exist, or `pos` names more positions than a page holds.
+        PromptError: The answer is not one token.
+
+    Example:
+        >>> view = gs.lens_view(gs.trace("When Mary and John went to the store, John gave a drink to"), answer=" Mary")
+        >>> view.title
+        'Lens on resid_post in nano'
+        >>> view.rows[-1][:2]
+        ['5 (global)', '·Mary 0.9995']
     """
     require_trace(trace, "trace")
     if one_of(colour, "colour", COLOURS, error=SiteError) == "rank" and answer is None:
         raise SiteError("colour='rank' is of an answer: rank needs answer=")
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
     positions, clipped = _positions(trace, pos, site, top)
-    found = lens(trace, site, top, pos=positions, head=head, answer=answer)
-    arrays, words = _arrays(found)
+    reading = lens(trace, site, top, pos=positions, head=head, answer=answer)
+    distinct, token_numbers = torch.unique(reading.ids, return_inverse=True)
+    special = are_special(trace.model, trace.ids.tolist())
     spec = {
         "view": "lens",
-        "title": f"Lens on {found.site}{'' if head is None else f' of head {found.head}'} in {trace.model.name}",
-        "note": _note(found, clipped),
-        "rows": [_row(found, i) for i in range(len(found.entries))],
-        "columns": position_labels(trace, positions),
+        "title": f"Lens on {reading.site}{'' if head is None else f' of head {reading.head}'} in {trace.model.name}",
+        "note": _note(reading, clipped),
+        "rows": [_row_label(reading, i) for i in range(len(reading.entries))],
+        "columns": [position_label(n, trace.tokens[n], special[n]) for n in positions],
         "row_axis": "layer",
         "column_axis": "position",
         "up": True,
-        "words": words,
-        "top": found.ids.shape[-1],
-        "follows": None if found.answer is None else trace.model.texts(torch.tensor([found.answer]))[0],
-        "colours": _colours(found, colour),
+        "tokens": trace.model.texts(distinct),
+        "top": reading.ids.shape[-1],
+        "follows": None if reading.answer is None else _answer_text(reading),
+        "colours": _colours(reading, colour),
     }
-    return View(spec, arrays, f"After {shown(trace.tokens[positions[-1]])}, at position {positions[-1]}:", _table(found))
+    summary = f"After {shown(trace.tokens[positions[-1]])}, at position {positions[-1]}:"
+    return View(spec, _arrays(reading, token_numbers.cpu().numpy().astype(np.uint16)), summary, _table(reading))
 
 
 def _positions(trace: Trace, pos: Pos, site: str, top: int) -> tuple[list[int], bool]:
-    """The positions that are shown, and whether a prompt's first ones had to be left out."""
+    """The positions to show, and whether a long prompt's first ones were left out."""
     n_layers = trace.model.n_layers
     n_entries = 2 * n_layers + 1 if isinstance(site, str) and site == "stream" else n_layers
     most = max(1, MOST_TOKENS // (n_entries * top))
@@ -73,74 +93,79 @@ def _positions(trace: Trace, pos: Pos, site: str, top: int) -> tuple[list[int], 
     if len(positions) <= most:
         return positions, False
     if pos is not None:
-        room = f"a lens view of {n_entries} rows and top={top} has room for {most} positions"
-        raise SiteError(f"{room}; given {len(positions)}")
+        limit = f"a lens view of {n_entries} rows and top={top} has room for {most} positions"
+        raise SiteError(f"{limit}; given {len(positions)}")
     return positions[-most:], True
 
 
-def _arrays(found: Lens) -> tuple[dict[str, PackedLayer], list[str]]:
-    """The numbers of the view, and the words that its ids are numbers of."""
-    ids, at = torch.unique(found.ids, return_inverse=True)
+def _arrays(reading: Lens, token_numbers: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]) -> dict[str, PackedArray]:
+    """The arrays of the view. token_numbers [entry, pos, top]: each cell's tokens, as indices of the spec's tokens."""
     arrays = {
-        "ids": packed(at.cpu().numpy().astype(np.uint16)),
-        "probs": probabilities(found.probs.float().cpu().numpy()),
-        "top": probabilities(found.probs[..., 0].float().cpu().numpy()),
-        "entropy": packed(found.entropies.float().cpu().numpy()),
+        "ids": pack(token_numbers),
+        "probs": pack_probabilities(reading.probs.float().cpu().numpy()),
+        "top": pack_probabilities(reading.probs[..., 0].float().cpu().numpy()),
+        "entropy": pack(reading.entropies.float().cpu().numpy()),
     }
-    if found.followed:
-        _, prob, rank = found.followed
-        arrays |= {"prob": probabilities(prob.float().cpu().numpy()), "rank": packed(rank.cpu().numpy().astype(np.float32))}
-    return arrays, found.trace.model.texts(ids)
+    if reading.followed:
+        _, prob, rank = reading.followed
+        arrays["prob"] = pack_probabilities(prob.float().cpu().numpy())
+        arrays["rank"] = pack(rank.cpu().numpy().astype(np.float32))
+    return arrays
 
 
-def _colours(found: Lens, first: str) -> list[dict[str, Any]]:
-    """What the colour may say, the one asked for first. Ranks go by powers of ten, and 0, the best, stands out most."""
-    share: dict[str, Any] = {"decimals": 4, "scale": {"kind": "sequential", "low": 0.0, "high": 1.0}}
-    nats = {"kind": "sequential", "low": 0.0, "high": float(found.entropies.max()) or 1.0}
-    colours: list[dict[str, Any]] = [
-        {"name": "probability of the top token", "array": "top", "unit": "probability", **share},
+def _colours(reading: Lens, first: str) -> list[dict[str, object]]:
+    """What the colour can stand for, the user's choice first."""
+    nats = {"kind": "sequential", "low": 0.0, "high": float(reading.entropies.max()) or 1.0}
+    colours: list[dict[str, object]] = [
+        _probability_colour("probability of the top token", "top"),
         {"name": "entropy", "array": "entropy", "unit": "nats", "scale": nats},
     ]
-    if found.followed:
-        worst = max(1.0, float(found.followed[2].max()))
+    if reading.followed:
+        worst = max(1.0, float(reading.followed[2].max()))
+        # Logarithmic, and rank 0, the best, in the strongest colour.
         ranks = {"kind": "sequential", "low": 0.0, "high": worst, "log": True, "reverse": True}
         colours = [
-            {"name": "probability of the answer", "array": "prob", "unit": "probability", **share},
+            _probability_colour("probability of the answer", "prob"),
             {"name": "rank of the answer (0: the likeliest)", "array": "rank", "unit": "rank", "scale": ranks},
             *colours,
         ]
-    start = next(i for i, one in enumerate(colours) if one["name"].startswith(first))
-    return [colours[start], *(one for i, one in enumerate(colours) if i != start)]
+    start = next(i for i, colour in enumerate(colours) if str(colour["name"]).startswith(first))
+    return [colours[start], *(colour for i, colour in enumerate(colours) if i != start)]
 
 
-def _row(found: Lens, i: int) -> dict[str, Any]:
-    site, layer = found.entries[i]
+def _probability_colour(name: str, array: str) -> dict[str, object]:
+    scale = {"kind": "sequential", "low": 0.0, "high": 1.0}
+    return {"name": name, "array": array, "unit": "probability", "decimals": 4, "scale": scale}
+
+
+def _row_label(reading: Lens, i: int) -> Label:
+    site, layer = reading.entries[i]
     if layer is None:
         return {"label": site, "kind": None}
-    kind = found.trace.model.config.kinds[layer]
-    label = f"{layer} {site}" if found.site == "stream" else str(layer)
+    kind = reading.trace.model.config.kinds[layer]
+    label = f"{layer} {site}" if reading.site == "stream" else str(layer)
     return {"label": label, "kind": kind, "hint": f"{label} ({kind})"}
 
 
-def _table(found: Lens) -> list[list[str]]:
-    """What the layers would answer after the last position, for where there is no picture."""
+def _table(reading: Lens) -> list[list[str]]:
+    """What each layer would answer after the last position: the table that stands in for the picture."""
     rows = []
-    for i in range(len(found.entries)):
-        texts = found.trace.model.texts(found.ids[i, -1])
-        tops = [f"{shown(text)} {float(prob):.4f}" for text, prob in zip(texts, found.probs[i, -1], strict=True)]
-        rank = [f"rank of the answer {int(found.followed[2][i, -1])}"] if found.followed else []
-        rows.append([str(_row(found, i).get("hint", found.entries[i][0])), *tops, *rank])
+    for i in range(len(reading.entries)):
+        texts = reading.trace.model.texts(reading.ids[i, -1])
+        tops = [f"{shown(text)} {float(prob):.4f}" for text, prob in zip(texts, reading.probs[i, -1], strict=True)]
+        rank = [f"rank of the answer {int(reading.followed[2][i, -1])}"] if reading.followed else []
+        rows.append([_row_label(reading, i).get("hint", reading.entries[i][0]), *tops, *rank])
     return rows
 
 
-def _note(found: Lens, clipped: bool) -> str:
-    follows = "" if found.answer is None else f", and how {_answer(found)} fares as the next one"
+def _note(reading: Lens, clipped: bool) -> str:
+    follows = "" if reading.answer is None else f", and how {shown(_answer_text(reading))} fares as the next one"
     note = f"The likeliest next token at each place{follows}."
     if clipped:
-        first, last = found.positions[0], found.positions[-1]
+        first, last = reading.positions[0], reading.positions[-1]
         note += f" For the size of the page positions {first} to {last} are shown: pos= chooses others."
     return note
 
 
-def _answer(found: Lens) -> str:
-    return shown(found.trace.model.texts(torch.tensor([found.answer]))[0])
+def _answer_text(reading: Lens) -> str:
+    return reading.trace.model.texts(torch.tensor([reading.answer]))[0]

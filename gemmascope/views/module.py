@@ -1,6 +1,6 @@
-"""The canvas module: files in js/ as one text, which static pages hold and live widgets send to the front end.
+"""The canvas module: files of js/ joined into one text, which static pages contain and live widgets send to the front end.
 
-One page or widget takes what it draws with and no more: a live widget stores its text in every instance.
+Only the files that a page or widget needs are joined: every instance of a live widget stores its module's text.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "js"
 
-# In the order of who needs whom; a file's imports come from files before it.
+# Each file imports only from files before it.
 FILES = (
     "tokens.js", "scale.js", "theme.js", "arrays.js", "select.js", "matrix.js", "page.js", "grid.js", "attention.js",
     "lens.js", "lines.js", "plan.js", "views.js", "talk.js", "live.js", "answers.js",
 )  # fmt: skip
-# Each of these is what one live widget begins with: it exports the function render that anywidget asks for.
+# The entry points of the live widgets: each exports the function render that anywidget calls.
 LIVE_FILES = ("patching_lab.js", "head_lab.js", "steer_lab.js")
 
-_NEEDS = re.compile(r"^import\s[^;]*?from\s+\"\./([\w.]+)\";\n", re.MULTILINE)
-# A page holds the module once for every view: it goes without what only people read.
+_IMPORT = re.compile(r"^import\s[^;]*?from\s+\"\./([\w.]+)\";\n", re.MULTILINE)
+# Comments and indentation go: a page contains the module once for every view.
 _COMMENT = re.compile(r"^\s*//.*\n|^\s*/\*\*(?:[^*]|\*(?!/))*\*/\n", re.MULTILINE)
 _INDENT = re.compile(r"^[ \t]+", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=function|async function|const|class|let)", re.MULTILINE)
@@ -28,31 +28,31 @@ _EXPORT = re.compile(r"^export (?=function|async function|const|class|let)", re.
 
 @cache
 def static_module() -> str:
-    """The module of a static page; it ends with the function mount(element, spec, arrays)."""
+    """The module of a static page, which defines mount(element, spec, arrays)."""
     return _joined("views.js")
 
 
 @cache
-def module_text(live: str = "patching_lab.js") -> str:
-    """The module of a live widget, by the file that it begins with."""
-    return _joined(live) + "\nexport default { render };\n"
+def module_text(entry: str = "patching_lab.js") -> str:
+    """The module of a live widget, by its entry point."""
+    return _joined(entry) + "\nexport default { render };\n"
 
 
-def _joined(last: str) -> str:
-    """A file and all that it needs as one module: what each exports is at hand for those after it."""
-    needed = needed_by(last)
+def _joined(entry: str) -> str:
+    """A file and everything it imports as one module, in which imports and exports are not needed."""
+    needed = needed_by(entry)
     parts = []
     for name in (*FILES, *LIVE_FILES):
         if name not in needed:
             continue
         text = (FOLDER / name).read_text(encoding="utf-8")
-        for left_out in (_NEEDS, _COMMENT, _EXPORT, _INDENT):
-            text = left_out.sub("", text)
+        for pattern in (_IMPORT, _COMMENT, _EXPORT, _INDENT):
+            text = pattern.sub("", text)
         parts.append(text)
     return "\n".join(parts)
 
 
 def needed_by(name: str) -> set[str]:
-    """The names of a file and of those that it imports from, however far away."""
-    direct = _NEEDS.findall((FOLDER / name).read_text(encoding="utf-8"))
+    """The names of a file and of all files that it imports, directly or not."""
+    direct = _IMPORT.findall((FOLDER / name).read_text(encoding="utf-8"))
     return {name}.union(*map(needed_by, direct))

@@ -1,46 +1,52 @@
-"""Arrays as the canvas module reads them: bytes, raw or deflated into base64, with what they mean."""
+"""Arrays in the form that the canvas module reads (js/arrays.js): bytes with their dtype, shape and scale."""
 
 from __future__ import annotations
 
 import base64
 import zlib
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, Any]
-PackedLayer = dict[str, Any]
-
-# Probabilities travel as whole steps of this size: an error of less than 0.00001.
+# Probabilities are stored as whole multiples of this, so their error is below 0.00001.
 STEP = 1 / 65535
 
 
-def packed(array: Array, scale: float = 1.0) -> PackedLayer:
-    """An array (float32, uint16 or uint8) for a static page: deflated, in base64. scale: what its numbers are times."""
+class PackedArray(TypedDict):
+    """An array as JSON. data: its bytes, deflated, in base64. scale: what each number is to be multiplied by."""
+
+    dtype: str
+    shape: list[int]
+    scale: float
+    data: str
+
+
+def pack(array: NDArray[np.generic], scale: float = 1.0) -> PackedArray:
+    """An array (float32, uint16 or uint8) for a static page."""
     if array.dtype not in (np.float32, np.uint16, np.uint8):
         raise TypeError(f"arrays travel as float32, uint16 or uint8; given {array.dtype}")
-    squeezed = zlib.compressobj(9, zlib.DEFLATED, -15)
-    data = squeezed.compress(np.ascontiguousarray(array).tobytes()) + squeezed.flush()
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    data = compressor.compress(np.ascontiguousarray(array).tobytes()) + compressor.flush()
     text = base64.b64encode(data).decode()
     return {"dtype": str(array.dtype), "shape": list(array.shape), "scale": scale, "data": text}
 
 
-def probabilities(array: Array) -> PackedLayer:
-    """Probabilities in two bytes each."""
-    return packed(np.round(array.astype(np.float64) / STEP).astype(np.uint16), STEP)
+def pack_probabilities(array: NDArray[np.floating]) -> PackedArray:
+    """Probabilities, two bytes each."""
+    return pack(np.round(array.astype(np.float64) / STEP).astype(np.uint16), STEP)
 
 
-def seen_numbers(n_pos: int, window: int | None) -> int:
-    """How many numbers one head's pattern has: the keys that each query sees."""
+def count_visible(n_pos: int, window: int | None) -> int:
+    """How many values `visible_values` returns for one head: the keys that each query sees, summed over queries."""
     width = min(window or n_pos, n_pos)
     return n_pos * width - width * (width - 1) // 2
 
 
-def seen_rows(pattern: Array, window: int | None) -> Array:
-    """Of patterns [head, q_pos, k_pos] what each query sees: keys max(0, q - window + 1) to q, flat, head by head."""
+def visible_values(pattern: NDArray[np.floating], window: int | None) -> NDArray[np.floating]:
+    """The part of patterns [head, q_pos, k_pos] that queries see: keys max(0, q - window + 1) to q, flat, head by head."""
     n_pos = pattern.shape[-1]
-    at = np.arange(n_pos)
-    distance = at[:, None] - at
-    seen = (distance >= 0) & (distance < (window or n_pos))
-    flat: Array = pattern[:, seen]
-    return flat.reshape(-1)
+    positions = np.arange(n_pos)
+    distance = positions[:, None] - positions
+    visible = (distance >= 0) & (distance < (window or n_pos))
+    return pattern[:, visible].reshape(-1)

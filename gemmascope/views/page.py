@@ -1,8 +1,4 @@
-"""View: a picture that is a whole page part by itself, with its module and its numbers, and needs no kernel and no network.
-
-Where scripts do not run - in a notebook that is not trusted, on a site that shows notebooks - the words and the small table
-that stand in its place are seen.
-"""
+"""View: a picture as a self-contained part of a page, with its module and its numbers, which needs no kernel or network."""
 
 from __future__ import annotations
 
@@ -17,9 +13,9 @@ from typing import Any
 from gemmascope.files.writing import write_file
 from gemmascope.legible import legible, legibly, spelled
 from gemmascope.views.module import static_module
-from gemmascope.views.packing import PackedLayer
+from gemmascope.views.packing import PackedArray
 
-# A page may ask nothing of any address: the browser is told so, too.
+# The policy keeps the page from loading anything from any address.
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy"
@@ -35,46 +31,60 @@ _PAGE = """<!doctype html>
 
 @dataclass(frozen=True, repr=False)
 class View:
-    """A picture in a notebook or a page: its last expression in a cell shows it, save(path) writes it.
+    """A picture that shows itself as the last expression of a cell.
 
-    spec: what is drawn, as JSON holds it. arrays: its numbers, packed. summary: the same in words, for where no picture is;
-    rows: a small table for there.
+    `gs.attention_view`, `gs.lens_view` and their kin return it. The HTML is self-contained; where scripts do not run, as in
+    a notebook that is not trusted, the summary and the table are seen instead of the picture.
+
+    Attributes:
+        spec: What is drawn, as JSON.
+        arrays: The numbers that are drawn, packed, by name.
+        summary: The picture in words.
+        rows: A small table, its header first; empty for none.
+
+    Example:
+        >>> view = gs.stream_view(gs.trace("Mary and John went to the store"))
+        >>> view.title
+        'The stream in nano'
+        >>> view.save("stream.html")
     """
 
     spec: Mapping[str, Any]
-    arrays: Mapping[str, PackedLayer]
+    arrays: Mapping[str, PackedArray]
     summary: str
     rows: Sequence[Sequence[str]] = field(default_factory=tuple)
 
     @property
     def title(self) -> str:
+        """The title above the picture."""
         return str(self.spec.get("title", "gemmascope"))
 
     def to_html(self) -> str:
-        """The view as a part of a page: self-contained, as often on one page as one likes, and the same every time."""
-        given = f"{in_script(self.spec)}, {in_script(self.arrays)}"
-        name = f"gs-{hashlib.sha256(given.encode()).hexdigest()[:12]}"
-        each = f'for (const el of document.querySelectorAll("[data-gs={name}]:not([data-gs-drawn])"))'
+        """The view as a part of a page: self-contained, the same every time, and usable more than once on a page."""
+        arguments = f"{in_script(self.spec)}, {in_script(self.arrays)}"
+        name = f"gs-{hashlib.sha256(arguments.encode()).hexdigest()[:12]}"
+        for_each = f'for (const el of document.querySelectorAll("[data-gs={name}]:not([data-gs-drawn])"))'
         return (
-            f'<div data-gs="{name}">{self._plain()}</div>\n<script type="module">\n{static_module()}\n'
-            f'{each} {{ el.dataset.gsDrawn = "1"; mount(el, {given}); }}\n</script>'
+            f'<div data-gs="{name}">{self._without_script()}</div>\n<script type="module">\n{static_module()}\n'
+            f'{for_each} {{ el.dataset.gsDrawn = "1"; mount(el, {arguments}); }}\n</script>'
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the view as a page of its own; an existing file is replaced, once the new one is whole.
+        """Write the view as a page. An existing file is replaced once the new one is complete.
 
         Args:
-            path: The file, "~" being the home folder. A link is followed; a pipe or a device is written to.
+            path: The file; "~" is the home folder. A link is followed; a pipe or a device is written to.
 
         Raises:
-            FileError: It cannot be written.
+            FileError: The file cannot be written.
         """
         write_file(path, page([self]), allow_pipe=True)
 
-    def _plain(self) -> str:
-        rows = "".join("<tr>" + "".join(f"<td>{_text(spelled(cell))}</td>" for cell in row) + "</tr>" for row in self.rows)
+    def _without_script(self) -> str:
+        rows = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
         table = f"<table>{rows}</table>" if rows else ""
-        return f'<b>{_text(spelled(self.title))}</b><p style="white-space:pre-wrap">{_text(self.summary)}</p>{table}'
+        summary = html.escape(legible(self.summary))
+        return f'<b>{_escaped(self.title)}</b><p style="white-space:pre-wrap">{summary}</p>{table}'
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -85,17 +95,17 @@ class View:
 
 
 def page(views: Sequence[View], before: str = "", title: str | None = None) -> str:
-    """A page of its own with these views, one under the other. before: HTML that comes first."""
+    """A page with these views, one below the other. before: HTML above them. title: None for the first view's."""
     body = "\n".join([before, *(view.to_html() for view in views)])
-    return _PAGE.format(title=_text(spelled(title or views[0].title)), body=body)
+    return _PAGE.format(title=_escaped(title or views[0].title), body=body)
 
 
-def _text(given: str) -> str:
-    """Text as HTML, with nothing in it that turns what is beside it round."""
-    return html.escape(legible(given))
+def _escaped(text: str) -> str:
+    """One line of text as HTML, with control characters spelled out."""
+    return html.escape(legible(spelled(text)))
 
 
-def in_script(value: Any) -> str:
-    """A value as JSON that may stand in a script element: nothing in it can end the element, or open another."""
+def in_script(value: object) -> str:
+    """A value as JSON for a script element: nothing in it can end the element or open another."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,11 +1,13 @@
-"""gs.stream_view: what the stream is made of, layer by layer."""
+"""gs.stream_view: what the residual stream is made of, layer by layer."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gemmascope.analysis.direct_logits import answer_directions
@@ -17,90 +19,120 @@ from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import shown
-from gemmascope.views.labels import require_trace, special_of
-from gemmascope.views.packing import packed
+from gemmascope.views.labels import are_special, require_trace
+from gemmascope.views.packing import pack
 from gemmascope.views.page import View
 
-# How many numbers a page holds: of longer prompts the positions up to the one asked for.
+# How many numbers a page holds; of a longer prompt it holds the positions around the one shown at first.
 MOST_NUMBERS = 150_000
 
 
 def stream_view(trace: Trace, *, pos: int | str = -1, answer: Answer | None = None, against: Answer | None = None) -> View:
-    """A picture of the stream by layer: norms, what attention and MLP add, the cosine with the final stream.
+    """The residual stream by layer: its norm, what attention and MLP add, and its cosine with the final stream.
 
-    pos: the position that is shown at first; the others are chosen by their tokens. answer, against: adds what attention
-    and MLP of each layer wrote towards the answer, before the soft cap, as gs.direct_logits has it. The layers are run
-    again once. SiteError, PromptError for what is not there.
+    Runs the layers again once.
+
+    Args:
+        trace: The run to read.
+        pos: The position shown at first, as an index or a token that occurs once; the others can be chosen in the picture.
+            The last position by default.
+        answer: A token, or several, as text or id. If given, a third panel shows what attention and MLP of each layer
+            write towards it, in logits before the soft cap, as in `gs.direct_logits`. None for no such panel.
+        against: Tokens whose logits are subtracted from the answer's. None for nothing.
+
+    Returns:
+        The picture, self-contained.
+
+    Raises:
+        SiteError: The position does not exist, or `against` is given without `answer`.
+        PromptError: An answer is not one token.
+
+    Example:
+        >>> view = gs.stream_view(gs.trace("When Mary and John went to the store, John gave a drink to"), answer=" Mary")
+        >>> view.spec["panels"][2]["title"]
+        'written towards ·Mary'
     """
     require_trace(trace, "trace")
     if answer is None and against is not None:
         raise SiteError(f"against={quoted(against)} is subtracted from an answer: give answer= as well")
-    at = find_positions(pos, trace.model, trace.ids)
-    if len(at) != 1:
+    positions = find_positions(pos, trace.model, trace.ids)
+    if len(positions) != 1:
         raise SiteError(f"one position is shown at first; given pos={quoted(pos)}")
+    (start,) = positions
     directions = None if answer is None else answer_directions(trace, answer, against)
-    values = _measures(trace, directions)  # [series, pos, layer]
+    values = _measure(trace, directions)  # [series, pos, layer]
     panels = _panels(trace, answer, against)
-    first, last = _held(trace, at[0], len(values))
-    special = special_of(trace)
+    first, end = _included(trace, start, len(values))
+    special = are_special(trace.model, trace.ids.tolist())
     kinds = trace.model.config.kinds
     spec = {
         "view": "lines",
         "title": f"The stream in {trace.model.name}",
-        "note": _note(trace, first, last),
+        "note": _note(trace, first, end),
         "x": [f"{n} {GLOBAL}" if kind == "global" else str(n) for n, kind in enumerate(kinds)],
         "x_axis": f"layer ({GLOBAL} global)",
         "panels": panels,
-        "positions": [{"pos": n, "token": trace.tokens[n], "special": special[n]} for n in range(first, last)],
-        "at": at[0] - first,
+        "positions": [{"pos": n, "token": trace.tokens[n], "special": special[n]} for n in range(first, end)],
+        "start": start - first,
     }
-    head = ["layer", *(f"{panel['title']}: {name}" for panel in panels for name in panel["series"])]
-    rows = [head, *([str(n), *(f"{v:.4g}" for v in values[:, at[0], n])] for n in range(values.shape[-1]))]
-    summary = f"At position {at[0]} ({shown(trace.tokens[at[0]])}):"
-    return View(spec, {"values": packed(np.ascontiguousarray(values[:, first:last]))}, summary, rows)
+    header = ["layer", *(f"{panel['title']}: {name}" for panel in panels for name in panel["series"])]
+    rows = [header, *([str(n), *(f"{v:.4g}" for v in values[:, start, n])] for n in range(values.shape[-1]))]
+    summary = f"At position {start} ({shown(trace.tokens[start])}):"
+    return View(spec, {"values": pack(np.ascontiguousarray(values[:, first:end]))}, summary, rows)
 
 
-def _panels(trace: Trace, answer: Answer | None, against: Answer | None) -> list[dict[str, Any]]:
-    panels: list[dict[str, Any]] = [
+class Panel(TypedDict):
+    """A chart: its title, the unit of its numbers, and the names of its lines."""
+
+    title: str
+    unit: str
+    series: list[str]
+
+
+def _panels(trace: Trace, answer: Answer | None, against: Answer | None) -> list[Panel]:
+    panels: list[Panel] = [
         {"title": "norm of the stream, and of what is added to it", "unit": "", "series": ["stream", "attention", "MLP"]},
         {"title": "cosine of the stream with the final stream", "unit": "", "series": ["stream"]},
     ]
     if answer is not None:
-        towards = _named(trace, answer) + ("" if against is None else f" against {_named(trace, against)}")
+        towards = _token_names(trace, answer) + ("" if against is None else f" against {_token_names(trace, against)}")
         unit = "logit before the soft cap"
         panels.append({"title": f"written towards {towards}", "unit": unit, "series": ["attention", "MLP"]})
     return panels
 
 
-def _named(trace: Trace, answer: Answer) -> str:
+def _token_names(trace: Trace, answer: Answer) -> str:
     return ", ".join(map(shown, trace.model.texts(torch.tensor(answer_ids(answer, trace.model)))))
 
 
-def _measures(trace: Trace, directions: Tensor | None) -> np.ndarray[Any, Any]:
-    """Norms of the stream, of attention's and of the MLP's part, the cosine with the final stream, and what both parts
-    wrote along directions, where there are some: each [pos, layer], in one stream of the weights."""
+def _measure(trace: Trace, directions: Float[Tensor, "pos d_model"] | None) -> NDArray[np.float32]:
+    """The numbers of all panels [series, pos, layer], in one stream of the weights.
+
+    Norms of the stream, of attention and of the MLP; the cosine with the final stream; and, along directions if there are
+    any, what attention and the MLP wrote.
+    """
     final = trace.residuals[-1].float()
-    rows = []
+    by_layer = []
     for layer, values in replay(trace, ["attn_out", "mlp_out"]):
         after = trace.residuals[layer.index + 1].float()
         parts = [values["attn_out"].float(), values["mlp_out"].float()]
         series = [after.norm(dim=-1), *(part.norm(dim=-1) for part in parts), torch.cosine_similarity(after, final, dim=-1)]
         if directions is not None:
             series += [(part * directions).sum(-1) for part in parts]
-        rows.append(torch.stack(series))
-    found: np.ndarray[Any, Any] = torch.stack(rows, -1).cpu().numpy()
-    return found
+        by_layer.append(torch.stack(series))
+    measured: NDArray[np.float32] = torch.stack(by_layer, -1).cpu().numpy()
+    return measured
 
 
-def _held(trace: Trace, pos: int, n_series: int) -> tuple[int, int]:
-    """Which positions a page holds, first and one after the last: all, or those round and before pos."""
+def _included(trace: Trace, pos: int, n_series: int) -> tuple[int, int]:
+    """The first position that a page holds and the end of the range: all positions, or those up to and around pos."""
     most = max(1, MOST_NUMBERS // (n_series * trace.model.n_layers))
-    last = min(len(trace), max(pos + 1, most))
-    return max(0, last - most), last
+    end = min(len(trace), max(pos + 1, most))
+    return max(0, end - most), end
 
 
-def _note(trace: Trace, first: int, last: int) -> str:
+def _note(trace: Trace, first: int, end: int) -> str:
     note = "At each layer: the stream as it leaves the layer, and what attention and MLP of that layer add to it."
-    if last - first < len(trace):
-        note += f" For the size of the page positions {first} to {last - 1} are held: pos= chooses others."
+    if end - first < len(trace):
+        note += f" For the size of the page positions {first} to {end - 1} are held: pos= chooses others."
     return note

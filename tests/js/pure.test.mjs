@@ -159,7 +159,7 @@ test("a cell says its place, its number and what that is, or why there is none",
 });
 
 test("a lens's cells are found among the words, with the answer's rank", () => {
-  const spec = { rows: [{}, {}], columns: [{}], words: [" a", "b"], top: 2, follows: "b" };
+  const spec = { rows: [{}, {}], columns: [{}], tokens: [" a", "b"], top: 2, follows: "b" };
   const data = { ids: Uint16Array.of(0, 1, 1, 0), probs: Float32Array.of(0.5, 0.25, 0.75, 0.125), prob: Float32Array.of(0.25, 0.75), rank: Float32Array.of(1, 0) };
   const { texts, hover } = cellsOf(spec, data);
   assert.deepEqual(texts, [[" a"], ["b"]]);

@@ -8,8 +8,8 @@ from gemmascope.labs.patching.cell_grid import MARKS, CellGrid
 from gemmascope.labs.patching.detail import place_of
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.tokens.tokenizer import shown
-from gemmascope.views.grids import AXES, labels_of
-from gemmascope.views.packing import packed
+from gemmascope.views.labels import AXIS_TITLES, Label, sweep_labels
+from gemmascope.views.packing import pack
 from gemmascope.views.page import View
 
 N_STRONGEST = 5
@@ -26,8 +26,8 @@ def grid_spec(experiment: Experiment, cell_grid: CellGrid, bound: float | None =
         "note": _note(experiment),
         "rows": _labels(experiment, row_axis),
         "columns": _labels(experiment, column_axis),
-        "row_axis": AXES.get(row_axis, row_axis),
-        "column_axis": AXES.get(column_axis, column_axis),
+        "row_axis": AXIS_TITLES.get(row_axis, row_axis),
+        "column_axis": AXIS_TITLES.get(column_axis, column_axis),
         "up": row_axis == "layer",
         "unit": "",
         "scale": {"kind": "diverging", "low": -bound, "high": bound},
@@ -45,7 +45,7 @@ def bound_of(experiment: Experiment, cell_grid: CellGrid) -> float:
 def view_of(experiment: Experiment, bound: float | None = None) -> View:
     """An experiment's grid as a static view, its estimates marked. bound: as in grid_spec, to compare it with another's."""
     cell_grid = experiment.cell_grid.copy()
-    arrays = {"values": packed(cell_grid.values.astype(np.float32)), "marks": packed(cell_grid.marks)}
+    arrays = {"values": pack(cell_grid.values.astype(np.float32)), "marks": pack(cell_grid.marks)}
     b = experiment.baselines
     baselines = "not run yet" if b is None else f"clean {b['clean']:.4g}, corrupt {b['corrupt']:.4g}"
     summary = f"{label_of(experiment)}. {baselines}"
@@ -85,8 +85,8 @@ def _note(experiment: Experiment) -> str:
     )
 
 
-def _labels(experiment: Experiment, axis: str) -> list[dict[str, object]]:
-    labels: list[dict[str, object]] = [dict(label) for label in labels_of(experiment.result, axis)]
+def _labels(experiment: Experiment, axis: str) -> list[Label]:
+    labels = sweep_labels(experiment.result.question, axis)
     if axis.endswith("pos") and experiment.model.has_tokenizer:
         ids = experiment.base_ids
         for label, number in zip(labels, experiment.axes[axis], strict=True):

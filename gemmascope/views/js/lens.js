@@ -1,8 +1,8 @@
 // The lens view: a grid of layers by positions with the top token in every cell; what the colour says is chosen.
 //
-// spec: a grid's, with words: [the tokens that occur], top: how many a cell has, follows: the answer's text or null,
+// spec: a grid's, with tokens: [those that occur], top: how many a cell has, follows: the answer's text or null,
 //   colours: [{name, unit, scale, decimals?, array: its name in data}]
-// data: the arrays of colours, and ids (into words) and probs, each [layer, position, top]
+// data: the arrays of colours, and ids (indices into tokens) and probs, each [layer, position, top]
 
 import { grid } from "./grid.js";
 import { make } from "./page.js";
@@ -13,10 +13,10 @@ import { legible } from "./tokens.js";
 export function cellsOf(spec, data) {
   const columns = spec.columns.length;
   const at = (row, column) => row * columns + column;
-  const texts = spec.rows.map((_, r) => spec.columns.map((_, c) => spec.words[data.ids[at(r, c) * spec.top]]));
+  const texts = spec.rows.map((_, r) => spec.columns.map((_, c) => spec.tokens[data.ids[at(r, c) * spec.top]]));
   const hover = (row, column) => {
     const i = at(row, column);
-    const lines = Array.from({ length: spec.top }, (_, k) => `${legible(spec.words[data.ids[i * spec.top + k]])}  ${format(data.probs[i * spec.top + k], false, 4)}`);
+    const lines = Array.from({ length: spec.top }, (_, k) => `${legible(spec.tokens[data.ids[i * spec.top + k]])}  ${format(data.probs[i * spec.top + k], false, 4)}`);
     if (spec.follows !== null) lines.push(`answer ${legible(spec.follows)}: ${format(data.prob[i], false, 4)}, rank ${data.rank[i]}`);
     return lines;
   };

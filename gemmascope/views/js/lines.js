@@ -1,6 +1,6 @@
 // Line charts: series over layers, each with its own mark, one panel under the other; a position is chosen by its token.
 //
-// spec: {x: [labels], panels: [{title, unit, series: [names]}], positions: [{pos, token, special}], at: which of them first}
+// spec: {x: [labels], panels: [{title, unit, series: [names]}], positions: [{pos, token, special}], start: which of them first}
 // data: values [panel series one after the other][position][x], flat. A name has one mark and one colour in all panels.
 
 import { FONT } from "./matrix.js";
@@ -32,7 +32,7 @@ export function lines(el, spec, data) {
   const root = rootIn(el, spec);
   const sizes = { pos: spec.positions.length, x: spec.x.length };
   const names = [...new Set(spec.panels.flatMap((panel) => panel.series))];
-  let pos = spec.at;
+  let pos = spec.start;
   const chips = make("div", { class: "gs-bar gs-chips", role: "toolbar", "aria-label": "positions" });
   const buttons = spec.positions.map(({ token, special, pos: number }, i) =>
     make("button", { type: "button", class: special ? "gs-chip gs-special" : "gs-chip", title: `position ${number}`, onclick: () => choose(i), "data-lm-suppress-shortcuts": "true" }, legible(token)));

@@ -1,8 +1,8 @@
 // The memory planner: what was computed beforehand for a model, its weights, a context and a card is looked up and drawn.
 //
-// spec: {models, weights, contexts, cards: [{name, bytes, place}], driver, parts: names,
-//   cases: one for each model, weights, context and size of card, in this order: {how, said, do, total,
-//   parts: [[place in names, bytes]]}}
+// spec: {models, weights, contexts, cards: [{name, bytes, size}], driver, parts: names,
+//   cases: one for each model, weights, context and size of card, in this order: {how, verdict, advice, total,
+//   parts: [[index into parts, bytes]]}}
 
 import { make, paint, rootIn } from "./page.js";
 import { onTheme, theme } from "./theme.js";
@@ -31,8 +31,8 @@ export function bytesText(n) {
 
 /** The place of a case: models, weights, contexts and sizes of cards count up from the last. */
 export function caseAt(spec, at) {
-  const sizes = 1 + Math.max(...spec.cards.map((card) => card.place));
-  return ((at.model * spec.weights.length + at.weights) * spec.contexts.length + at.context) * sizes + spec.cards[at.card].place;
+  const sizes = 1 + Math.max(...spec.cards.map((card) => card.size));
+  return ((at.model * spec.weights.length + at.weights) * spec.contexts.length + at.context) * sizes + spec.cards[at.card].size;
 }
 
 export function plan(el, spec) {
@@ -83,8 +83,8 @@ export function plan(el, spec) {
     const limit = make("div", { class: `gs-limit${end > 60 ? " gs-left" : ""}`, style: `left:${end}%;border-color:${colours.ink}` }, `${card.name}: ${bytesText(room)} to use`);
     memory.replaceChildren(...parts, limit);
     memory.setAttribute("aria-label", `${bytesText(found.total)}, of ${bytesText(room)} to use on ${card.name}`);
-    verdict.textContent = `${SIGNS[found.how]} ${found.said}`;
-    todo.replaceChildren(found.how === "no" ? found.do : make("code", {}, found.do));
+    verdict.textContent = `${SIGNS[found.how]} ${found.verdict}`;
+    todo.replaceChildren(found.how === "no" ? found.advice : make("code", {}, found.advice));
     const swatch = (name, i) => make("span", { class: "gs-swatch", style: `background:${TINTS[name % TINTS.length]}` }, String(i + 1));
     const rows = found.parts.map(([name, bytes], i) => make("tr", {}, make("td", {}, swatch(name, i), spec.parts[name]), make("td", {}, bytesText(bytes))));
     table.replaceChildren(...rows, make("tr", {}, make("th", {}, "together"), make("th", {}, bytesText(found.total))));

@@ -1,0 +1,64 @@
+"""gs.sweep_view: a sweep as a grid that needs no kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gemmascope.arguments import shown
+from gemmascope.errors import SweepError
+from gemmascope.sweeps.captions import picture_title
+from gemmascope.sweeps.result import SweepResult
+from gemmascope.views.labels import AXIS_TITLES, sweep_labels
+from gemmascope.views.packing import pack
+from gemmascope.views.page import View
+
+NOT_RUN, ESTIMATED, EXACT = 0, 1, 2
+
+
+def sweep_view(result: SweepResult) -> View:
+    """A sweep over two axes as a grid to explore.
+
+    Colours are the effect, centred on 0. Cells that were not run are hatched, estimates are marked.
+
+    Args:
+        result: What `gs.sweep`, `gs.path_sweep` or `gs.attribute` returned, over two axes.
+
+    Returns:
+        The picture, self-contained.
+
+    Raises:
+        SweepError: `result` is something else, or has another number of axes.
+
+    Example:
+        >>> clean = "When Mary and John went to the store, John gave a drink to"
+        >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
+        >>> metric = gs.logit_diff(" Mary", " John")
+        >>> result = gs.sweep(clean, corrupt, metric, site="resid_pre", by=("layer", "pos"), progress=False)
+        >>> view = gs.sweep_view(result)
+        >>> view.title
+        'resid_pre patched into the corrupt run, nano'
+        >>> view.save("sweep.html")
+    """
+    if not isinstance(result, SweepResult):
+        raise SweepError(f"sweep_view takes what gs.sweep or gs.attribute returns; given {shown(result)}")
+    axes = list(result.question.axes)
+    if len(axes) != 2:
+        raise SweepError(f"a grid has two axes; this sweep has {len(axes)} ({', '.join(axes)})")
+    values = result.effect.values.astype(np.float32)
+    bound = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    finished = ESTIMATED if result.question.estimate else EXACT
+    marks = np.where(np.isnan(values), NOT_RUN, finished).astype(np.uint8)
+    summary = repr(result)
+    spec = {
+        "view": "grid",
+        "title": picture_title(result.question),
+        "note": summary.split("\n")[1],
+        "rows": sweep_labels(result.question, axes[0]),
+        "columns": sweep_labels(result.question, axes[1]),
+        "row_axis": AXIS_TITLES.get(axes[0], axes[0]),
+        "column_axis": AXIS_TITLES.get(axes[1], axes[1]),
+        "up": axes[0] == "layer",
+        "unit": "",
+        "scale": {"kind": "diverging", "low": -bound, "high": bound},
+    }
+    return View(spec, {"values": pack(values), "marks": pack(marks)}, summary)
