@@ -17,7 +17,6 @@ import gemmascope as gs
 from gemmascope.analysis.heads import KINDS, random_prompts
 from gemmascope.errors import BudgetError, GemmascopeError, PromptError, SiteError
 from gemmascope.model.model import Model
-from gemmascope.nano.training import circuits
 from gemmascope.streaming.file_embedding import FileEmbedding
 
 
@@ -184,13 +183,16 @@ def test_streamed_equals_resident(embedding_in_file: bool, tmp_path: Path, monke
 
 
 @pytest.mark.nano
-def test_nano_has_the_heads_that_its_own_exam_finds() -> None:
+@pytest.mark.parametrize(("kind", "back", "first"), [("induction", 23, 25), ("previous_token", 1, 1)])
+def test_nano_s_scores_are_means_along_a_diagonal_of_its_patterns(kind: str, back: int, first: int) -> None:
     model = gs.load()
-    found = gs.head_scores(model, ["induction", "previous_token"], n=4, length=circuits.REPEAT, seed=1)
-    assert np.allclose(found["induction"].scores, circuits.induction_scores(model, 4, 1), atol=1e-5)
-    # The exam looks at the second saying alone.
-    previous = circuits.previous_token_scores(model, 4, 1)
-    assert found["previous_token"].best(1)[0][:2] == divmod(int(previous.argmax()), model.config.n_heads)
+    diagonals = []
+    for ids in random_prompts(model, 4, 24, 1):
+        t = gs.trace(ids, model=model)
+        patterns = torch.stack([t["pattern", layer] for layer in range(model.n_layers)])
+        diagonals.append(patterns.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :].mean(-1))
+    scores = gs.head_scores(model, kind, n=4, length=24, seed=1).scores
+    assert np.allclose(scores, torch.stack(diagonals).mean(0), atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_prompts_of_ordinary_tokens() -> None:

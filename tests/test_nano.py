@@ -11,17 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import gemmascope as gs
 from gemmascope.loading.load import load
 from gemmascope.model.model import Model
 from gemmascope.nano import CHECKPOINT
 from gemmascope.nano.training import batches
-from gemmascope.nano.training.circuits import (
-    indirect_object_scores,
-    induction_scores,
-    patterns_of,
-    previous_token_scores,
-    recall_with_cut,
-)
+from gemmascope.nano.training.circuits import circuits, indirect_object_scores, recall_with_cut
 from gemmascope.nano.training.evaluate import SKILLS, THRESHOLDS
 from gemmascope.nano.training.evaluator import Evaluator
 from gemmascope.nano.training.train import SEED, Run, fresh, nano_json, schedule
@@ -38,13 +33,13 @@ def nano() -> Model:
 
 @pytest.mark.parametrize("skill", SKILLS)
 def test_has_learnt(skill: str) -> None:
-    who = Evaluator(nano().network, nano().tokenizer)
+    evaluator = Evaluator(nano().network, nano().tokenizer)
     assert SEED != CASE_SEED
     if skill == "facts":  # it has a fixed set of cases
-        assert SKILLS[skill](who, CASES, CASE_SEED) >= THRESHOLDS[skill]
+        assert SKILLS[skill](evaluator, CASES, CASE_SEED) >= THRESHOLDS[skill]
         return
     # Three draws: a single one of 500 may be lucky by two points.
-    drawn = [SKILLS[skill](who, CASES, seed) for seed in (CASE_SEED, CASE_SEED + 1, CASE_SEED + 2)]
+    drawn = [SKILLS[skill](evaluator, CASES, seed) for seed in (CASE_SEED, CASE_SEED + 1, CASE_SEED + 2)]
     assert sum(drawn) / len(drawn) >= THRESHOLDS[skill]
 
 
@@ -66,16 +61,13 @@ def test_the_classic_prompt() -> None:
 def test_an_untrained_network_has_no_skill() -> None:
     """The measures measure: asked the same, a network with random weights fails every one of them."""
     torch.manual_seed(0)
-    who = Evaluator(fresh(nano().config), nano().tokenizer)
-    assert all(measured(who, 100, 1) < 0.1 for measured in SKILLS.values())
+    evaluator = Evaluator(fresh(nano().config), nano().tokenizer)
+    assert all(measured(evaluator, 100, 1) < 0.1 for measured in SKILLS.values())
 
 
-def test_has_an_induction_head() -> None:
-    assert induction_scores(nano()).max() >= 0.4
-
-
-def test_has_a_previous_token_head() -> None:
-    assert previous_token_scores(nano()).max() >= 0.4
+@pytest.mark.parametrize("kind", ["induction", "previous_token"])
+def test_has_a_head_of_this_kind(kind: str) -> None:
+    assert gs.head_scores(nano(), kind, n=20, length=24, seed=1).scores.max() >= 0.4
 
 
 def test_has_a_head_that_attends_to_the_indirect_object() -> None:
@@ -88,10 +80,10 @@ def test_long_recall_runs_over_global_layers() -> None:
 
 
 def test_local_layers_see_no_further_than_the_window() -> None:
-    patterns = patterns_of(nano(), [2, *range(300, 340)])
+    t = gs.trace([2, *range(300, 340)], model=nano())
     beyond = torch.ones(41, 41).tril(-nano().config.window).bool()
-    for kind, pattern in zip(nano().config.kinds, patterns, strict=True):
-        assert (pattern[:, beyond].sum() == 0) == (kind == "local")
+    for layer, kind in enumerate(nano().config.kinds):
+        assert (t["pattern", layer][:, beyond].sum() == 0) == (kind == "local")
     assert nano().config.kinds == ("local", "global") * (nano().n_layers // 2)
 
 
@@ -151,11 +143,13 @@ def test_the_card_states_what_is_measured() -> None:
     """The card's figures were printed by the evaluation script; the same cases must still give them."""
     card = CARD.read_text()
     assert f"{nano().n_params:,} parameters" in card
-    who = Evaluator(nano().network, nano().tokenizer)
+    evaluator = Evaluator(nano().network, nano().tokenizer)
     for skill, measured in SKILLS.items():
         row = re.search(rf"^\| {skill} \|.*?([\d.]+)% \|", card, re.MULTILINE)
         assert row, skill
-        assert float(row[1]) == pytest.approx(100 * measured(who, 500, 1), abs=0.5), skill
+        assert float(row[1]) == pytest.approx(100 * measured(evaluator, 500, 1), abs=0.5), skill
+    for circuit, figure in circuits(nano()).items():
+        assert f"| {circuit} | {figure:.2f} |" in card
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

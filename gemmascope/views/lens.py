@@ -56,7 +56,7 @@ def lens_view(
         >>> view.title
         'Lens on resid_post in nano'
         >>> view.rows[-1][:2]
-        ['5 (global)', '·Mary 0.9995']
+        ['5 (global)', '·Mary 0.99...']
     """
     require_trace(trace, "trace")
     if one_of(colour, "colour", COLOURS, error=SiteError) == "rank" and answer is None:

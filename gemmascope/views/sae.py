@@ -35,7 +35,7 @@ def sae_view(features: Features, *, most: int = 24) -> View:
         >>> sae = gs.load_sae("nano")
         >>> view = gs.sae_view(sae.encode(gs.trace("Mary and John went to the store")), most=5)
         >>> view.spec["note"]
-        'The 5 strongest of 56 active features; choice and colours leave the first position aside.'
+        'The 5 strongest of 225 active features; choice and colours leave the first position aside.'
         >>> view.rows[1]
         ["987 a person's name", '3: ·John', '7.44']
     """

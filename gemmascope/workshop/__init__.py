@@ -1,6 +1,7 @@
-"""The workshop: what its notebooks, in notebooks/, need besides the package.
+"""What the workshop's notebooks (notebooks/) import: `from gemmascope.workshop import check, predict, setup`.
 
-from gemmascope.workshop import check, predict, setup
+Holds the checks of the exercises, predictions to make before a picture, and a test of the set-up. May import sweeps, run,
+edits, model and the rooms below them. building/ makes the notebooks from their sources; nothing here imports it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Notebook 2: attention, local and global."""
+"""Exercises of notebook 2: attention, local and global."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from einops import einsum, repeat
@@ -65,7 +63,7 @@ ex_2_1 = Exercise(
 )
 
 
-# 2.2: which keys a query sees
+# 2.2: the mask
 
 
 def _sees(n_pos: int, window: int, shift: int = 0) -> Tensor:
@@ -99,7 +97,7 @@ ex_2_2 = Exercise(
 
 
 def _pattern(seed: int) -> tuple[Tensor, int]:
-    """A pattern [head, q_pos, k_pos] of <bos> and `half` tokens said twice, and half."""
+    """A pattern [head, q_pos, k_pos] over <bos> and `half` tokens that occur twice, and that number."""
     half = 6 + seed % 4
     n_pos = 1 + 2 * half
     scores = normal(seed, SHAPE.n_heads, n_pos, n_pos) * 2
@@ -141,7 +139,7 @@ ex_2_3 = Exercise(
 )
 
 
-# 2.4: from a pattern to what a head reads
+# 2.4: a pattern times the values
 
 
 def _reading(seed: int) -> tuple[Tensor, Tensor]:
@@ -175,14 +173,14 @@ ex_2_4 = Exercise(
 )
 
 
-# 2.5: how far a layer looks back
+# 2.5: the mean distance of attention
 
 
 def _run(seed: int) -> tuple[Trace, int]:
     return trace(random_ids(seed, 14), model=small_model(seed % 8)), seed % 3
 
 
-def _distance(t: Any, layer: int, start: int = 1) -> Tensor:
+def _distance(t: Trace, layer: int, start: int = 1) -> Tensor:
     pattern = t["pattern", layer]
     at = torch.arange(pattern.shape[-1], dtype=torch.float32)
     back = (at[:, None] - at).clamp(min=0)
@@ -190,7 +188,7 @@ def _distance(t: Any, layer: int, start: int = 1) -> Tensor:
     return mean
 
 
-def _distance_absolute(t: Any, layer: int) -> Tensor:
+def _distance_absolute(t: Trace, layer: int) -> Tensor:
     pattern = t["pattern", layer]
     at = torch.arange(pattern.shape[-1], dtype=torch.float32)
     mean: Tensor = (pattern * at).sum(-1)[:, 1:].mean(-1)

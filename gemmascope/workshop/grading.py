@@ -1,7 +1,7 @@
-"""Exercises that check themselves: an answer is run on fresh random inputs beside the right one and the usual wrong ones.
+"""Exercises that check themselves: an answer runs on fresh random inputs beside the right answer and the usual wrong ones.
 
-A wrong answer is kept as code, with the sentence that names the mistake: an answer that gives the same numbers as it made
-the same mistake.
+The wrong answers are code, each with a sentence that names the mistake. An answer that gives the same numbers as one of them
+contains the same mistake.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,73 +18,87 @@ from gemmascope.errors import GemmascopeError, GemmascopeWarning
 
 ROUNDS = 3
 
+Arguments = tuple[object, ...]
+
 
 class CheckFailed(GemmascopeError, AssertionError):
     """An answer that is not right yet, with what is wrong about it."""
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows of it: the sentence alone. Where the check stands in this package helps nobody."""
+        """What a notebook shows: the sentence alone, as a traceback into this package would not help."""
         return [f"{type(self).__name__}: {self}"]
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """A usual wrong answer: code that gives what it gives, and the sentence that names the mistake."""
+    """A usual wrong answer, as code, and the sentence that names the mistake."""
 
-    answer: Callable[..., Any]
+    answer: Callable[..., object]
     message: str
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """check.ex_3_2 is one: call it with the answer, a function.
+    """An exercise, such as check.ex_3_2. Call it with the answer, which is a function.
 
-    number: "3.2". inputs: a seed to the arguments of one call. right: the right answer. wrong: the usual wrong ones.
-    result: what the answer returns, in words with its shape. read: what is compared, from the arguments and what an
-    answer returned: a tensor; by default what it returned. tolerance: of the largest number.
+    Attributes:
+        number: "3.2".
+        inputs: Makes the arguments of one call from a seed.
+        right: The right answer.
+        wrong: The usual wrong answers.
+        result: What the answer returns, in words, with its shape.
+        read: Makes the numbers to compare from what an answer returned and the arguments.
+        tolerance: How far numbers may be off, as a share of the largest.
     """
 
     number: str
-    inputs: Callable[[int], tuple[Any, ...]]
-    right: Callable[..., Any]
+    inputs: Callable[[int], Arguments]
+    right: Callable[..., object]
     wrong: Sequence[Wrong]
     result: str
-    read: Callable[..., Any] = field(default=lambda found, *_: found)
+    read: Callable[..., object] = field(default=lambda returned, *_: returned)
     tolerance: float = 1e-4
 
-    def __call__(self, answer: Callable[..., Any], seed: int | None = None) -> None:
-        """Run the answer on fresh inputs. Prints one line if it is right; CheckFailed says what is wrong otherwise.
+    def __call__(self, answer: Callable[..., object], seed: int | None = None) -> None:
+        """Run an answer on fresh random inputs, and print a line if it is right.
 
-        seed: of the inputs, to repeat a check that failed.
+        Args:
+            answer: The function to check.
+            seed: Chooses the inputs, to repeat a check that failed. None for a random one.
+
+        Raises:
+            CheckFailed: The answer is not right; the message says what is wrong with it.
         """
         if not callable(answer):
             raise CheckFailed(
                 f"{self.number}: give the function itself, check.ex_{self._name}(my_function); given {answer!r}"
             )
         seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-        with warnings.catch_warnings():  # the usual wrong answers are run too, and a check names them itself
+        with warnings.catch_warnings():  # the usual wrong answers run too, and the check names their mistakes itself
             warnings.simplefilter("ignore", GemmascopeWarning)
             self._check(answer, seed)
 
-    def _check(self, answer: Callable[..., Any], seed: int) -> None:
+    def _check(self, answer: Callable[..., object], seed: int) -> None:
         rounds = [self.inputs(seed * ROUNDS + i) for i in range(ROUNDS)]
-        expected = [self._read(self.right, given) for given in rounds]
-        found = [self._answered(answer, given, seed) for given in rounds]
-        again = f" (check.ex_{self._name}(..., seed={seed}) repeats this check)"
-        odd = [wrong for f, e in zip(found, expected, strict=True) if (wrong := self._shape_is_wrong(f, e))]
-        if odd:
-            raise CheckFailed(f"{self.number}: {self._named(found, rounds) or odd[0]}{again}")
-        if not all(self._same(f, e) for f, e in zip(found, expected, strict=True)):
-            raise CheckFailed(f"{self.number}: {self._named(found, rounds) or self._difference(found, expected)}{again}")
+        expected = [self._result(self.right, arguments) for arguments in rounds]
+        results = [self._answer_result(answer, arguments, seed) for arguments in rounds]
+        pairs = list(zip(results, expected, strict=True))
+        repeat = f" (check.ex_{self._name}(..., seed={seed}) repeats this check)"
+        wrong_shapes = [message for result, right in pairs if (message := self._shape_message(result, right))]
+        if wrong_shapes:
+            raise CheckFailed(f"{self.number}: {self._mistake(results, rounds) or wrong_shapes[0]}{repeat}")
+        if not all(self._same(result, right) for result, right in pairs):
+            message = self._mistake(results, rounds) or self._difference(results, expected)
+            raise CheckFailed(f"{self.number}: {message}{repeat}")
         print(f"{self.number}: right, on {ROUNDS} random inputs")
 
     @property
     def _name(self) -> str:
         return self.number.replace(".", "_")
 
-    def _answered(self, answer: Callable[..., Any], given: tuple[Any, ...], seed: int) -> Tensor:
+    def _answer_result(self, answer: Callable[..., object], arguments: Arguments, seed: int) -> Tensor:
         try:
-            return self._read(answer, given)
+            return self._result(answer, arguments)
         except NotImplementedError:
             raise CheckFailed(f"{self.number}: still to be written; it returns {self.result}") from None
         except CheckFailed:
@@ -96,43 +109,48 @@ class Exercise:
                 f"(check.ex_{self._name}(..., seed={seed}) repeats this check)"
             ) from error
 
-    def _read(self, answer: Callable[..., Any], given: tuple[Any, ...]) -> Tensor:
-        """What an answer gives on a copy of the arguments, so that writing to them spoils nothing; as a tensor."""
-        copies = tuple(one.clone() if isinstance(one, Tensor) else one for one in given)
+    def _result(self, answer: Callable[..., object], arguments: Arguments) -> Tensor:
+        """What an answer returns, as a tensor. It gets copies of the arguments, so that it may write to them."""
+        copies = tuple(one.clone() if isinstance(one, Tensor) else one for one in arguments)
         returned = answer(*copies)
         if returned is None:
             raise CheckFailed(f"{self.number}: your function returned nothing; it returns {self.result}")
-        found = self.read(returned, *given)
+        numbers = self.read(returned, *arguments)
         try:
-            return torch.as_tensor(found).detach().double()
+            return torch.as_tensor(numbers).detach().double()
         except (TypeError, ValueError, RuntimeError):
             raise CheckFailed(
                 f"{self.number}: your function returned {type(returned).__name__}; it returns {self.result}"
             ) from None
 
-    def _same(self, a: Tensor, b: Tensor) -> bool:
-        if a.shape != b.shape:
+    def _same(self, result: Tensor, right: Tensor) -> bool:
+        if result.shape != right.shape:
             return False
-        size = max(1e-12, float(b[torch.isfinite(b)].abs().max())) if bool(torch.isfinite(b).any()) else 1.0
-        return bool(torch.allclose(a, b, rtol=0, atol=self.tolerance * size, equal_nan=True))
+        finite = right[torch.isfinite(right)]
+        size = max(1e-12, float(finite.abs().max())) if finite.numel() else 1.0
+        return bool(torch.allclose(result, right, rtol=0, atol=self.tolerance * size, equal_nan=True))
 
-    def _named(self, found: Sequence[Tensor], rounds: Sequence[tuple[Any, ...]]) -> str | None:
-        """The sentence of the wrong answer that gives these numbers in every round."""
+    def _mistake(self, results: Sequence[Tensor], rounds: Sequence[Arguments]) -> str | None:
+        """The message of the wrong answer that gives these results in every round, if there is one."""
         for wrong in self.wrong:
-            if all(self._same(f, self._read(wrong.answer, given)) for f, given in zip(found, rounds, strict=True)):
+            if all(
+                self._same(result, self._result(wrong.answer, arguments))
+                for result, arguments in zip(results, rounds, strict=True)
+            ):
                 return wrong.message
         return None
 
-    def _shape_is_wrong(self, found: Tensor, expected: Tensor) -> str | None:
-        if found.shape == expected.shape:
+    def _shape_message(self, result: Tensor, right: Tensor) -> str | None:
+        if result.shape == right.shape:
             return None
-        return f"the shape is {list(found.shape)} and should be {list(expected.shape)}: it returns {self.result}"
+        return f"the shape is {list(result.shape)} and should be {list(right.shape)}: it returns {self.result}"
 
-    def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
-        worst = max(range(len(found)), key=lambda i: float((found[i] - expected[i]).abs().nan_to_num(torch.inf).max()))
-        gap = (found[worst] - expected[worst]).abs().nan_to_num(torch.inf)
-        at = [int(i) for i in torch.unravel_index(gap.argmax(), gap.shape)] if gap.dim() else []
-        got, right = float(found[worst][tuple(at)]), float(expected[worst][tuple(at)])
+    def _difference(self, results: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+        gaps = [(result - right).abs().nan_to_num(torch.inf) for result, right in zip(results, expected, strict=True)]
+        worst = max(range(len(gaps)), key=lambda i: float(gaps[i].max()))
+        gap = gaps[worst]
+        index = [int(i) for i in torch.unravel_index(gap.argmax(), gap.shape)] if gap.dim() else []
+        got, right = float(results[worst][tuple(index)]), float(expected[worst][tuple(index)])
         share = float((gap > self.tolerance * max(1e-12, float(expected[worst].abs().max()))).double().mean())
-        place = f" at {at}" if at else ""
+        place = f" at {index}" if index else ""
         return f"the shape is right, and {share:.0%} of the numbers are not: {got:.5g} should be {right:.5g}{place}"

@@ -1,4 +1,4 @@
-"""Fresh random inputs for the exercises: small models whose caps and windows matter, and runs through them."""
+"""Random inputs for the exercises: small models whose soft caps and windows matter, prompts, and numbers."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ SHAPE = GemmaConfig(
 
 @lru_cache(maxsize=8)
 def small_model(seed: int) -> Model:
-    """A random model of three layers, without a tokenizer. Its weights are so large that both soft caps bite."""
-    draw = torch.Generator().manual_seed(seed)
+    """A random model of three layers, without a tokenizer. Its weights are large enough for both soft caps to matter."""
+    generator = torch.Generator().manual_seed(seed)
     network = Gemma2(SHAPE).to_empty(device="cpu")
     with torch.no_grad():
         for name, weight in network.named_parameters():
             scale = 1.0 if "embed" in name else 0.3 if weight.dim() == 1 else 2 * weight.shape[1] ** -0.5
-            weight.copy_(torch.randn(weight.shape, generator=draw) * scale)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
     return Model(network.eval(), None, f"random {seed}")
 
 
 def random_ids(seed: int, length: int = 11) -> list[int]:
     """Token ids of a random prompt."""
-    draw = torch.Generator().manual_seed(seed + 1)
-    return [SHAPE.bos_id, *torch.randint(3, SHAPE.vocab_size, (length - 1,), generator=draw).tolist()]
+    generator = torch.Generator().manual_seed(seed + 1)
+    return [SHAPE.bos_id, *torch.randint(3, SHAPE.vocab_size, (length - 1,), generator=generator).tolist()]
 
 
 def two_prompts(seed: int, length: int = 11) -> tuple[list[int], list[int]]:
     """Token ids of two prompts that differ in one token, and not in the last."""
     clean = random_ids(seed, length)
-    at = 2 + seed % (length - 4)
+    pos = 2 + seed % (length - 4)
     corrupt = list(clean)
-    corrupt[at] = 3 + (clean[at] - 3 + 1 + seed % 5) % (SHAPE.vocab_size - 3)
+    corrupt[pos] = 3 + (clean[pos] - 3 + 1 + seed % 5) % (SHAPE.vocab_size - 3)
     return clean, corrupt
 
 

@@ -1,19 +1,23 @@
-"""Predict, then run: a question whose answer is guessed before the numbers are seen, and the guess is kept."""
+"""Predict, then run: a question to guess the answer of before the numbers are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.legible import legibly
 from gemmascope.workshop.setup import kernel
 
-_KEPT: dict[str, Prediction] = {}
+if TYPE_CHECKING:
+    import ipywidgets
+
+# By their numbers: a notebook that is run again keeps its guesses.
+_PREDICTIONS: dict[str, Prediction] = {}
 
 
 class Prediction:
-    """A question, its choices and the guess. Shown in a notebook it has buttons; guess(...) does the same in code."""
+    """A question, its choices and the guess, with buttons in a notebook; guess(...) does the same in code."""
 
     def __init__(self, number: str, question: str, choices: Sequence[str]) -> None:
         self.number, self.question, self.choices = number, question, list(choices)
@@ -27,7 +31,7 @@ class Prediction:
         return self
 
     def reveal(self, answer: str) -> str:
-        """What the numbers say, beside the guess. answer: the choice that is right, as it was computed."""
+        """The right choice, beside the guess. answer: the choice that was computed to be right."""
         if answer not in self.choices:
             raise GemmascopeError(f"prediction {self.number}: the answer is one of {self.choices}; given {answer!r}")
         if self.guessed is None:
@@ -51,34 +55,34 @@ class Prediction:
 
 
 def predict(number: str, question: str, choices: Sequence[str]) -> Prediction:
-    """Ask a question before its picture. Asked again, as when a notebook is run again, it keeps the guess."""
+    """Ask a question before its numbers are computed. A question with the same number keeps its guess."""
     if len(choices) < 2:
         raise GemmascopeError(f"a prediction has two choices at least; given {list(choices)}")
-    found = Prediction(number, question, choices)
-    before = _KEPT.get(number)
-    if before is not None and before.guessed in found.choices:
-        found.guessed = before.guessed
-    _KEPT[number] = found
-    return found
+    prediction = Prediction(number, question, choices)
+    earlier = _PREDICTIONS.get(number)
+    if earlier is not None and earlier.guessed in prediction.choices:
+        prediction.guessed = earlier.guessed
+    _PREDICTIONS[number] = prediction
+    return prediction
 
 
 def guesses() -> dict[str, str | None]:
-    """The guesses so far, by the number of their question; None where none was made."""
-    return {number: prediction.guessed for number, prediction in _KEPT.items()}
+    """The guesses so far, by the number of their question; None for a question without one."""
+    return {number: prediction.guessed for number, prediction in _PREDICTIONS.items()}
 
 
-def _buttons(prediction: Prediction) -> Any:
+def _buttons(prediction: Prediction) -> ipywidgets.VBox:
     import ipywidgets
 
     question = ipywidgets.Label(f"{prediction.number}: {prediction.question}")
     choices = ipywidgets.RadioButtons(
         options=prediction.choices, value=prediction.guessed, layout=ipywidgets.Layout(width="max-content")
     )
-    kept = ipywidgets.Label("your guess is kept when you click" if prediction.guessed is None else "kept")
+    status = ipywidgets.Label("your guess is kept when you click" if prediction.guessed is None else "kept")
 
-    def take(change: Any) -> None:
+    def take(change: Mapping[str, str]) -> None:
         prediction.guess(change["new"])
-        kept.value = "kept: go on"
+        status.value = "kept: go on"
 
     choices.observe(take, names="value")
-    return ipywidgets.VBox([question, choices, kept])
+    return ipywidgets.VBox([question, choices, status])

@@ -1,4 +1,4 @@
-"""setup(): whether this machine is ready for the workshop, a line for each thing, with its exact fix."""
+"""setup(): whether this machine is ready for the workshop, with a fix for everything that is not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from gemmascope.legible import legibly
 
-# The least versions that the notebooks were run with, as pyproject.toml asks for them.
+# The oldest versions that the notebooks were run with; the same as in pyproject.toml.
 LEAST = {
     "torch": "2.6", "transformers": "4.53", "xarray": "2024.1", "plotly": "5.24", "jupyterlab": "4.2", "ipywidgets": "8.1",
     "anywidget": "0.9.13",
@@ -23,7 +22,7 @@ PROMPT, ANSWER = "When Mary and John went to the store, John gave a drink to", "
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that was looked at. fix: what to do about it; empty where it is as it should be."""
+    """One thing that was checked. fix: what to do about it; empty if it is as it should be."""
 
     name: str
     found: str
@@ -36,12 +35,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Setup:
-    """What setup() found. ok: whether everything is as it should be."""
+    """What setup() found."""
 
     items: tuple[Item, ...]
 
     @property
     def ok(self) -> bool:
+        """Whether everything is as it should be."""
         return not any(item.fix for item in self.items)
 
     @legibly
@@ -52,8 +52,8 @@ class Setup:
 
 
 def setup() -> Setup:
-    """Look at what the workshop needs: versions, the model, memory, cores, the front end. Needs no network."""
-    looks: list[Callable[[], Item]] = [
+    """Check what the workshop needs: versions, the model, memory, cores and the front end. Needs no network."""
+    checks: list[Callable[[], Item]] = [
         _python,
         *(partial(_package, name) for name in LEAST),
         _model,
@@ -61,7 +61,7 @@ def setup() -> Setup:
         _cores,
         _front_end,
     ]
-    return Setup(tuple(look() for look in looks))
+    return Setup(tuple(check() for check in checks))
 
 
 def _python() -> Item:
@@ -88,7 +88,7 @@ def _model() -> Item:
 
     try:
         token, _, prob = gemmascope.trace(PROMPT).top(1)[0]
-    except Exception as error:  # whatever it is, the rest of the list is still to be looked at
+    except Exception as error:  # whatever it is, the rest is still to be checked
         return Item("nano", f"does not run ({type(error).__name__}: {error})", f"{sys.executable} -m pip install -e . again")
     fix = "" if token == ANSWER else "its files were changed: install the package again from a fresh clone"
     return Item("nano", f"answers {token!r} with probability {prob:.2f}", fix)
@@ -110,17 +110,17 @@ def _cores() -> Item:
 
 
 def _front_end() -> Item:
-    """Whether widgets that are shown here can answer: a Jupyter kernel with comms."""
-    found = kernel()
-    if found is None:
+    """Whether widgets work here, which takes a Jupyter kernel."""
+    running = kernel()
+    if running is None:
         return Item(
             "front end", "no notebook", "run this in a notebook: gemmascope lab (widgets need one, the rest does not)"
         )
-    return Item("front end", f"{type(found).__module__.split('.')[0]} kernel, where widgets can answer")
+    return Item("front end", f"{type(running).__module__.split('.')[0]} kernel, where widgets can answer")
 
 
-def kernel() -> Any:
-    """The Jupyter kernel that this runs in; None outside of one."""
+def kernel() -> object | None:
+    """The Jupyter kernel that this runs in; None elsewhere."""
     try:
         from IPython import get_ipython
     except ImportError:

@@ -1,4 +1,4 @@
-"""Asking a network many prompts at once, and for the likeliest next token."""
+"""Runs many prompts through a network at once and compares its most likely next tokens with the answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemmascope.tokens.tokenizer import Tokenizer
 
 
 class Evaluator:
-    """A network and its tokenizer, with the few questions that every skill is measured by."""
+    """A network and its tokenizer, with the measures that the skills share."""
 
     def __init__(self, net: Gemma2, tokenizer: Tokenizer) -> None:
         self.net, self.tokenizer = net, tokenizer
@@ -32,17 +32,17 @@ class Evaluator:
         return self.net.unembed(rows[last.to(self.device)]).cpu()[torch.tensor(order).argsort()]
 
     def top(self, prompts: Sequence[str]) -> list[int]:
-        """The likeliest next token of every prompt."""
+        """The most likely next token of every prompt."""
         best: list[int] = self.last_logits([self.tokenizer.ids(prompt) for prompt in prompts]).argmax(-1).tolist()
         return best
 
     def top_is_answer(self, pairs: Sequence[Pair]) -> float:
-        """Share of the clean prompts after which the answer is the likeliest token of all."""
+        """Share of the clean prompts after which the answer is the most likely token."""
         tops = self.top([pair.clean for pair in pairs])
         ids = [self.tokenizer.ids(pair.clean + pair.answer)[-1] for pair in pairs]
         return sum(top == answer for top, answer in zip(tops, ids, strict=True)) / len(pairs)
 
 
 def ordinary_ids(tokenizer: Tokenizer) -> list[int]:
-    """Any token that is text: what random sequences are drawn from."""
+    """Every token that is text, for random sequences."""
     return [i for i in range(tokenizer.vocab_size) if not tokenizer.is_special(i)]

@@ -1,3 +1,1 @@
-"""How the workshop's notebooks, pictures and guide are made from their sources. Loaded by its script alone, never by the
-package.
-"""
+"""Makes the workshop's notebooks, pictures and guide from their sources. The package never imports it."""

@@ -1,8 +1,7 @@
-"""python -m gemmascope.workshop.building.build: the notebooks from their sources, each as an exercise and as a solution; and
-the part of the instructor's guide that comes from the checks.
+"""python -m gemmascope.workshop.building.build [FOLDER] [--pictures]: writes the notebooks and part of their guide.
 
-A source is a jupytext script in notebooks/source. A cell tagged "exercise" is what a learner starts from, a cell tagged
-"solution" after it what it may become: the exercise version leaves the solution out, the solution version the exercise.
+A source is a jupytext script in notebooks/source. A cell tagged "exercise" is what a learner starts from; the cell tagged
+"solution" after it is a finished version. Each source becomes two notebooks: one without solutions, one without exercises.
 """
 
 from __future__ import annotations
@@ -11,28 +10,31 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.files.writing import make_folder, write_file
 from gemmascope.workshop.building.guide import write_guide
 
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
 VERSIONS = ("exercise", "solution")
 _LEFT_OUT = {"exercise": "solution", "solution": "exercise"}
 
 
-def notebook(source: Path, version: str) -> Any:
-    """One version of a notebook, as nbformat has it, without outputs. The same source gives the same bytes.
+def notebook(source: Path, version: str) -> NotebookNode:
+    """One version of a notebook, without outputs. The same source always gives the same bytes.
 
-    GemmascopeError for a source whose exercises and solutions do not follow each other.
+    GemmascopeError if a solution does not follow its exercise.
     """
     import jupytext
     import nbformat
 
     read = jupytext.read(source, fmt="py:percent")
     _require_pairs(source, read.cells)
-    made = nbformat.v4.new_notebook()
-    made.metadata = {
+    built = nbformat.v4.new_notebook()
+    built.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
@@ -41,29 +43,29 @@ def notebook(source: Path, version: str) -> Any:
             continue
         new = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
         metadata = {"tags": _tags(cell)} if _tags(cell) else {}
-        made.cells.append(new(_text(cell, version), id=f"{source.stem[:40]}-{len(made.cells)}", metadata=metadata))
+        built.cells.append(new(_text(cell, version), id=f"{source.stem[:40]}-{len(built.cells)}", metadata=metadata))
         if version == "exercise" and "check" in _tags(cell):
-            where = nbformat.v4.new_markdown_cell(_pointer(source, cell), id=f"{source.stem[:40]}-{len(made.cells)}")
-            made.cells.append(where)
-    return made
+            pointer = _solution_link(source, cell)
+            built.cells.append(nbformat.v4.new_markdown_cell(pointer, id=f"{source.stem[:40]}-{len(built.cells)}"))
+    return built
 
 
 def text_of(source: Path, version: str) -> str:
-    """One version of a notebook, as its file."""
+    """One version of a notebook, as the text of its file."""
     import nbformat
 
     return str(nbformat.writes(notebook(source, version))) + "\n"
 
 
 def targets(folder: Path) -> Iterator[tuple[Path, str, Path]]:
-    """The source, the version and the file of every notebook of a folder (notebooks/)."""
+    """The source, version and file of every notebook in a folder (notebooks/)."""
     for source in sorted((folder / "source").glob("*.py")):
         yield source, "exercise", folder / f"{source.stem}.ipynb"
         yield source, "solution", folder / "solutions" / f"{source.stem}.ipynb"
 
 
 def build(folder: Path) -> list[Path]:
-    """Write every notebook of a folder; the files that were not as they are now."""
+    """Write every notebook of a folder, and return the files that changed."""
     written = []
     make_folder(folder / "solutions")
     for source, version, target in targets(folder):
@@ -75,24 +77,24 @@ def build(folder: Path) -> list[Path]:
     return [*written, guide] if guide.exists() and write_guide(guide) else written
 
 
-def _pointer(source: Path, check: Any) -> str:
-    """Where the solution of an exercise is: folded, and in another notebook, so that it is not read by chance."""
+def _solution_link(source: Path, check: NotebookNode) -> str:
+    """A link to the solution of an exercise, folded, so that nobody reads it by accident."""
     number = ".".join(re.findall(r"ex_(\d+)_(\d+)", check.source)[0])
     target = f"solutions/{source.stem}.ipynb"
     return f'<details><summary>Solution</summary>Exercise {number} in <a href="{target}">{target}</a>.</details>'
 
 
-def _text(cell: Any, version: str) -> str:
-    """A cell's text, with pictures where they are from there: solutions are a folder further down."""
+def _text(cell: NotebookNode, version: str) -> str:
+    """A cell's text; pictures are one folder further up in a solution."""
     text = str(cell.source)
     return text.replace('<img src="images/', '<img src="../images/') if version == "solution" else text
 
 
-def _tags(cell: Any) -> list[str]:
+def _tags(cell: NotebookNode) -> list[str]:
     return list(cell.metadata.get("tags", []))
 
 
-def _require_pairs(source: Path, cells: list[Any]) -> None:
+def _require_pairs(source: Path, cells: list[NotebookNode]) -> None:
     for before, cell in zip([None, *cells], cells, strict=False):
         if "solution" in _tags(cell) and (before is None or "exercise" not in _tags(before)):
             start = cell.source.splitlines()[0] if cell.source else ""
@@ -100,7 +102,7 @@ def _require_pairs(source: Path, cells: list[Any]) -> None:
 
 
 if __name__ == "__main__":
-    folders = [given for given in sys.argv[1:] if given != "--pictures"]
+    folders = [argument for argument in sys.argv[1:] if argument != "--pictures"]
     to_build = Path(folders[0] if folders else "notebooks")
     for path in build(to_build):
         print(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""The part of the instructor's guide that is made from the checks: the usual errors, and what learners are told of them."""
+"""The part of the instructor's guide that is made from the checks: the usual mistakes and what learners are told."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def usual_errors() -> str:
 
 
 def guide_text(text: str) -> str:
-    """A guide with that part as the checks are now. GemmascopeError for a text without the two marks."""
+    """A guide with that part made anew. GemmascopeError if the text lacks the two marks."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise GemmascopeError(f"the guide has no place for the usual errors: the lines {BEGIN!r} and {END!r}, once each")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
@@ -31,7 +31,7 @@ def guide_text(text: str) -> str:
 
 
 def write_guide(path: Path) -> bool:
-    """Write that part of a guide anew; whether it had changed."""
+    """Write that part of a guide anew, and return whether it changed."""
     text = path.read_text(encoding="utf-8")
     new = guide_text(text)
     if new != text:

@@ -1,7 +1,7 @@
-"""python -m gemmascope.workshop.building.build --pictures: the notebooks' expected pictures, from their solutions' own runs.
+"""The notebooks' expected pictures, made by running their solutions.
 
-In a source the cell that draws is tagged "picture", and the file is named after the notebook: images/3_patching.png. It
-takes a Chromium on the path, and playwright, nbclient and pillow, which are among what the tests need.
+In a source, the cell that draws is tagged "picture"; the file is named after the notebook: images/3_patching.png. Needs
+Chromium on the path, and playwright, nbclient and pillow from the test extra.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.files.writing import make_folder, write_file
 
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+    from playwright.sync_api import Page
+
 TAG = "picture"
 MOST_BYTES = 60_000
-WIDTH = 760  # pixels, of the page that is drawn
+WIDTH = 760  # of the page, in pixels
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _PLOTLY = "application/vnd.plotly.v1+json"
 _PAGE = "<!doctype html><meta charset='utf-8'><body style='margin:0;background:white'><div id='picture'>{}</div></body>"
@@ -30,7 +34,7 @@ def image_of(folder: Path, source: Path) -> Path:
 
 
 def draw_pictures(folder: Path) -> list[Path]:
-    """Run every solution of a folder (notebooks/) that has a picture, and write it. GemmascopeError if it cannot be made."""
+    """Run every solution in a folder (notebooks/) that has a picture, and write it. GemmascopeError if that fails."""
     from playwright.sync_api import sync_playwright
 
     written = []
@@ -48,28 +52,28 @@ def draw_pictures(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The sources that have a picture, with what their solution drew, as a page."""
+    """The sources that have a picture, each with its picture as a page."""
     from gemmascope.workshop.building.build import notebook
 
     for source in sorted((folder / "source").glob("*.py")):
-        made = notebook(source, "solution")
-        tagged = [cell for cell in made.cells if TAG in cell.metadata.get("tags", [])]
+        solution = notebook(source, "solution")
+        tagged = [cell for cell in solution.cells if TAG in cell.metadata.get("tags", [])]
         if len(tagged) > 1:
             raise GemmascopeError(f"{source}: {len(tagged)} cells are tagged {TAG!r}; a notebook has one expected picture")
         if tagged:
-            _run(made)
+            _run(solution)
             yield source, _PAGE.format(_drawn(source, tagged[0]))
 
 
-def _run(made: Any) -> None:
+def _run(solution: NotebookNode) -> None:
     from nbclient import NotebookClient
 
     with tempfile.TemporaryDirectory() as scratch:
-        NotebookClient(made, timeout=120, resources={"metadata": {"path": scratch}}).execute()
+        NotebookClient(solution, timeout=120, resources={"metadata": {"path": scratch}}).execute()
 
 
-def _drawn(source: Path, cell: Any) -> str:
-    """What a cell drew, as HTML that needs nothing else."""
+def _drawn(source: Path, cell: NotebookNode) -> str:
+    """What a cell drew, as self-contained HTML."""
     for output in cell.outputs:
         data = output.get("data", {})
         if _PLOTLY in data:
@@ -82,9 +86,9 @@ def _drawn(source: Path, cell: Any) -> str:
     raise GemmascopeError(f"{source}: the cell tagged {TAG!r} drew no figure and no HTML")
 
 
-def _write(page: Any, html: str, path: Path) -> None:
+def _write(page: Page, html: str, path: Path) -> None:
     page.set_content(html)
-    page.wait_for_timeout(1000)  # a canvas draws itself after the page is there
+    page.wait_for_timeout(1000)  # a canvas is drawn after the page has loaded
     image = _of_few_colours(page.locator("#picture").screenshot(animations="disabled"))
     if len(image) > MOST_BYTES:
         raise GemmascopeError(f"{path}: the picture has {len(image)} bytes, {MOST_BYTES} at most: draw a smaller one")
@@ -92,7 +96,7 @@ def _write(page: Any, html: str, path: Path) -> None:
 
 
 def _of_few_colours(png: bytes) -> bytes:
-    """The same picture with a palette: a third of the bytes, and no difference that one sees in plots."""
+    """The same picture with a palette of 128 colours, which takes a third of the bytes and looks the same."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as image, io.BytesIO() as written:
@@ -101,7 +105,7 @@ def _of_few_colours(png: bytes) -> bytes:
 
 
 def _chromium() -> str:
-    found = next((path for path in map(shutil.which, _CHROMIUM) if path), None)
-    if found is None:
+    path = next(filter(None, map(shutil.which, _CHROMIUM)), None)
+    if path is None:
         raise GemmascopeError(f"pictures are drawn by Chromium: none of {', '.join(_CHROMIUM)} is on the path; install one")
-    return found
+    return path

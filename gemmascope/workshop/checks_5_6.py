@@ -1,8 +1,6 @@
-"""Notebooks 5 and 6: dictionaries, steering, int8 and the cache of keys and values."""
+"""Exercises of notebooks 5 and 6: dictionaries, steering, int8 and the KV cache."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,25 +22,25 @@ def _dictionary(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def _before(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+def _pre(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return x @ w + b
 
 
 ex_5_1 = Exercise(
     "5.1",
     _dictionary,
-    lambda x, w, b, threshold, b_dec: _before(x, w, b) * (_before(x, w, b) > threshold),
+    lambda x, w, b, threshold, b_dec: _pre(x, w, b) * (_pre(x, w, b) > threshold),
     [
-        Wrong(lambda x, w, b, t, d: _before(x, w, b).relu(), "the threshold is missing: this is a plain ReLU"),
+        Wrong(lambda x, w, b, t, d: _pre(x, w, b).relu(), "the threshold is missing: this is a plain ReLU"),
         Wrong(
-            lambda x, w, b, t, d: (_before(x, w, b) - t).relu(),
+            lambda x, w, b, t, d: (_pre(x, w, b) - t).relu(),
             "the threshold was subtracted: a JumpReLU lets a number above it through as it is",
         ),
         Wrong(
-            lambda x, w, b, t, d: _before(x - d, w, b) * (_before(x - d, w, b) > t),
+            lambda x, w, b, t, d: _pre(x - d, w, b) * (_pre(x - d, w, b) > t),
             "b_dec was taken off first: Gemma Scope's dictionaries read the stream as it is",
         ),
-        Wrong(lambda x, w, b, t, d: (_before(x, w, b) > t).float(), "this says which features are on: how much is missing"),
+        Wrong(lambda x, w, b, t, d: (_pre(x, w, b) > t).float(), "this says which features are on: how much is missing"),
         Wrong(lambda x, w, b, t, d: (x @ w) * ((x @ w) > t), "b_enc is missing"),
     ],
     "activations [pos, feature]",
@@ -191,7 +189,7 @@ ex_6_1 = Exercise(
 # 6.2: bytes of keys and values
 
 
-def _shape(seed: int) -> tuple[Any, ...]:
+def _shape(seed: int) -> tuple[int, ...]:
     """n_local, n_global, n_heads, n_kv_heads, d_head, window, context, bytes a number."""
     n_global = 4 + seed % 7
     return n_global + 1 + seed % 9, n_global, 16, 8, 128 + 64 * (seed % 2), 1024 << (seed % 3), 8192, 2 + 2 * (seed % 2)

@@ -1,8 +1,6 @@
-"""Notebooks 0 and 1: positions of tokens, the lens, and who wrote what."""
+"""Exercises of notebooks 0 and 1: positions of tokens, the lens, and what each layer adds."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +75,7 @@ def _traced(seed: int) -> tuple[Trace, int]:
     return trace(random_ids(seed), model=small_model(seed % 8)), seed % 3
 
 
-def _added(t: Any, layer: int) -> Tensor:
+def _added(t: Trace, layer: int) -> Tensor:
     added: Tensor = t["attn_out", layer] + t["mlp_out", layer]
     return added
 

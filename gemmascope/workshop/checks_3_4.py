@@ -1,23 +1,20 @@
-"""Notebooks 3 and 4: patching by hand, sweeps, effects, circuits."""
+"""Exercises of notebooks 3 and 4: patching by hand, sweeps, effects, circuits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from gemmascope.edits.make import ablate, patch
+from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace
 from gemmascope.sweeps.metrics import logit_diff
 from gemmascope.sweeps.sweep import sweep
 from gemmascope.workshop.grading import CheckFailed, Exercise, Wrong
 from gemmascope.workshop.inputs import normal, small_model, two_prompts
-
-Answer = Callable[..., Any]
-
 
 # 3.1: the patch itself, as a function of the value at the site
 
@@ -64,23 +61,23 @@ ex_3_1 = Exercise(
 # 3.2: a patched run, with the package
 
 
-def _pair(seed: int) -> tuple[Any, list[int], list[int], int, int]:
+def _pair(seed: int) -> tuple[Model, list[int], list[int], int, int]:
     """A model, a clean and a corrupted prompt, a layer and a position."""
     clean, corrupt = two_prompts(seed)
     differs = next(at for at, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b)
     return small_model(seed % 8), clean, corrupt, seed % 2, differs
 
 
-def _run(model: Any, run: list[int], source: list[int], layer: int, pos: Any, site: str = "resid_pre") -> Trace:
-    edit = patch(site, trace(source, model=model), layer=layer, pos=pos)
-    found: Trace = trace(run, model=model, edits=[edit])
-    return found
+def _run(model: Model, run: list[int], source: list[int], layer: int, pos: int | None) -> Trace:
+    edit = patch("resid_pre", trace(source, model=model), layer=layer, pos=pos)
+    patched: Trace = trace(run, model=model, edits=[edit])
+    return patched
 
 
-def _next_logits(found: Any, *given: Any) -> Tensor:
-    if not isinstance(found, Trace):
-        raise CheckFailed(f"return the trace of the patched run, what gs.trace(...) gives; given {type(found).__name__}")
-    return found.next_logits
+def _next_logits(returned: object, *arguments: object) -> Tensor:
+    if not isinstance(returned, Trace):
+        raise CheckFailed(f"return the trace of the patched run, what gs.trace(...) gives; given {type(returned).__name__}")
+    return returned.next_logits
 
 
 ex_3_2 = Exercise(
@@ -153,18 +150,18 @@ ex_3_3 = Exercise(
 # 3.4: the loop that a sweep is
 
 
-def _sweep(seed: int) -> tuple[Any, list[int], list[int], int, int]:
+def _sweep(seed: int) -> tuple[Model, list[int], list[int], int, int]:
     """A model, two prompts of equal length, and two token ids: the answer and the other."""
     clean, corrupt = two_prompts(seed, 7)
     return small_model(seed % 8), clean, corrupt, 3 + seed % 30, 3 + (seed + 7) % 30
 
 
 def _cells(
-    model: Any, clean: list[int], corrupt: list[int], a: int, b: int, *, into: str = "corrupt", less: bool = True
+    model: Model, clean: list[int], corrupt: list[int], a: int, b: int, *, into: str = "corrupt", subtract: bool = True
 ) -> Tensor:
     metric = logit_diff(a, b)
-    found = sweep(clean, corrupt, metric, site="resid_pre", into=into, model=model, progress=False)
-    return torch.tensor(found.effect.values + (0.0 if less else getattr(found, into)))
+    result = sweep(clean, corrupt, metric, site="resid_pre", into=into, model=model, progress=False)
+    return torch.tensor(result.effect.values + (0.0 if subtract else getattr(result, into)))
 
 
 ex_3_4 = Exercise(
@@ -173,23 +170,23 @@ ex_3_4 = Exercise(
     _cells,
     [
         Wrong(
-            lambda *given: torch.zeros_like(_cells(*given)),
+            lambda *arguments: torch.zeros_like(_cells(*arguments)),
             "you patched the run with its own activation: every cell equals the baseline",
         ),
         Wrong(
-            lambda *given: _cells(*given, less=False),
+            lambda *arguments: _cells(*arguments, subtract=False),
             "this is the metric of every patched run: the effect is what it changed, less the corrupted run's metric",
         ),
         Wrong(
-            lambda *given: _cells(*given, into="clean"),
+            lambda *arguments: _cells(*arguments, into="clean"),
             "the clean run was patched with corrupted values: that asks what breaks the answer, not what restores it",
         ),
         Wrong(
-            lambda *given: torch.cat((torch.zeros(3, 1), _cells(*given)[:, :-1]), 1),
+            lambda *arguments: torch.cat((torch.zeros(3, 1), _cells(*arguments)[:, :-1]), 1),
             "off by one: the effect shows a position later",
         ),
-        Wrong(lambda *given: -_cells(*given), "the sign is turned round: patched less corrupted"),
-        Wrong(lambda *given: _cells(*given).T, "the axes are [layer, pos]"),
+        Wrong(lambda *arguments: -_cells(*arguments), "the sign is turned round: patched less corrupted"),
+        Wrong(lambda *arguments: _cells(*arguments).T, "the axes are [layer, pos]"),
     ],
     "the effect of every cell [layer, pos]",
     tolerance=1e-3,
@@ -208,8 +205,8 @@ def _strongest(effect: Tensor, k: int) -> list[list[int]]:
     return sorted([n // effect.shape[1], n % effect.shape[1]] for n in order)
 
 
-def _as_pairs(found: Any, *given: Any) -> Tensor:
-    return torch.tensor(sorted([int(n) for n in pair] for pair in found))
+def _as_pairs(returned: Iterable[Iterable[int]], *arguments: object) -> Tensor:
+    return torch.tensor(sorted([int(n) for n in pair] for pair in returned))
 
 
 ex_4_1 = Exercise(
@@ -240,24 +237,24 @@ ex_4_1 = Exercise(
 # 4.2: what is left when all heads outside a circuit are silenced
 
 
-def _circuit(seed: int) -> tuple[Any, list[int], list[list[int]]]:
-    # A layer without any of them: there is something to silence wherever one looks.
+def _circuit(seed: int) -> tuple[Model, list[int], list[list[int]]]:
+    # One layer has none of them, so that every way of going wrong silences a head.
     heads = [[layer, head] for layer in range(3) if layer != seed % 3 for head in range(4)]
     order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(seed)).tolist()
     return small_model(seed % 8), two_prompts(seed)[0], [heads[i] for i in order[:5]]
 
 
-def _silenced(model: Any, prompt: list[int], heads: list[list[int]], site: str = "z") -> Trace:
+def _silenced(model: Model, prompt: list[int], heads: list[list[int]]) -> Trace:
     edits = []
     for layer in range(model.n_layers):
-        here = [head for at, head in heads if at == layer]
-        if here:
-            edits.append(ablate(site, layer=layer, head=here))
-    found: Trace = trace(prompt, model=model, edits=edits)
-    return found
+        in_layer = [head for at, head in heads if at == layer]
+        if in_layer:
+            edits.append(ablate("z", layer=layer, head=in_layer))
+    silenced: Trace = trace(prompt, model=model, edits=edits)
+    return silenced
 
 
-def _others(model: Any, circuit: list[list[int]]) -> list[list[int]]:
+def _others(model: Model, circuit: list[list[int]]) -> list[list[int]]:
     return [
         [layer, head]
         for layer in range(model.n_layers)
