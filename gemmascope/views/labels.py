@@ -9,7 +9,7 @@ from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
-from gemmascope.sweeps.result import SweepMetadata
+from gemmascope.sweeps.metadata import SweepMetadata
 from gemmascope.tokens.tokenizer import shown
 
 # How a view titles the axes of a sweep; the others by their own names.

@@ -6,7 +6,7 @@ import numpy as np
 
 from gemmascope.arguments import shown
 from gemmascope.errors import SweepError
-from gemmascope.sweeps.captions import picture_title
+from gemmascope.sweeps.metadata import picture_title
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.views.labels import AXIS_TITLES, sweep_labels
 from gemmascope.views.packing import pack
