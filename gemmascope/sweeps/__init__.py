@@ -1,3 +1,6 @@
-"""gs.sweep and gs.attribute: grids of runs, each one edit away from a base run, in one pass; their metrics, results and
-journals. Imports run and edits.
+"""Grids of runs, each one edit away from a base run, and a metric: gs.sweep, and gs.attribute, which estimates one.
+
+A spec (spec.py) and two prompts make pairs (pairs.py); the cells of a pair's grid become variants of its base run, which go
+through the layers in one pass (sweep.py, variants.py); the result holds their metrics (result.py). Imports generation, run,
+edits and the rooms above them.
 """

@@ -1,7 +1,7 @@
-"""Digests: what went into a sweep, in sixteen letters that tell it from another.
+"""Digests: a hash of all that goes into a sweep, so that a file is not continued by another sweep.
 
-A user's function goes in as its code, with the data that the code reads: defaults, closure and globals. Bytecode is
-that of one version of Python, so a function under another counts as changed.
+A user's function is hashed by its bytecode and the data that the code reads: defaults, closure and globals. Bytecode depends
+on the version of Python, so a function counts as changed under another version.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import functools
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from types import CellType, CodeType, FunctionType, MethodType
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +23,16 @@ Part = str | bytes
 
 
 def digest(parts: Iterable[Part]) -> str:
-    """Sixteen letters that other parts would not have. Each goes in with its length, so that two are not one."""
-    found = hashlib.sha256()
+    """A hash of these parts, in sixteen letters. Their lengths are hashed too: "ab", "c" differs from "a", "bc"."""
+    sha256 = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        found.update(f"{len(data)}:".encode() + data)
-    return found.hexdigest()[:16]
+        sha256.update(f"{len(data)}:".encode() + data)
+    return sha256.hexdigest()[:16]
 
 
 def run_parts(ids: Tensor, edits: Iterable[BoundEdit]) -> Iterator[Part]:
-    """The parts of a run: its tokens, and each of its edits with what it writes."""
+    """The parts of a run: its token ids, and its edits with the values that they write."""
     yield repr(ids.tolist())
     for edit in edits:
         yield repr(edit.edit)
@@ -44,13 +43,13 @@ def run_parts(ids: Tensor, edits: Iterable[BoundEdit]) -> Iterator[Part]:
 
 
 def trace_parts(trace: Trace) -> Iterator[Part]:
-    """The parts of a trace: its run, and the model that ran it."""
+    """The parts of a trace: its model and its run."""
     yield trace.model.fingerprint
     yield from run_parts(trace.ids, trace.bound_edits)
 
 
-def metric_parts(metric: Any) -> Iterator[Part]:
-    """The parts of a metric, or of several, that its text does not say: a function's code, and the run of gs.kl_from."""
+def metric_parts(metric: object) -> Iterator[Part]:
+    """The parts of a metric, or of several, that its text does not show: a function's code, and the run of gs.kl_from."""
     if isinstance(metric, (list, tuple)):
         for one in metric:
             yield from metric_parts(one)
@@ -61,12 +60,13 @@ def metric_parts(metric: Any) -> Iterator[Part]:
 
 
 class _Walk:
-    """A walk through data and functions, which may lead back to where it was."""
+    """A walk through data and functions that may refer to each other."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[int, Any]] = {}  # by id, with the value, so that no other takes its id
+        # By id, with the order in which they came. The value is kept, so that no other value gets its id.
+        self._seen: dict[int, tuple[int, object]] = {}
 
-    def of(self, value: Any) -> Iterator[Part]:
+    def of(self, value: object) -> Iterator[Part]:
         """The parts of plain data, of tensors and traces, and of functions; of anything else, its type."""
         yield type(value).__qualname__
         if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
@@ -78,22 +78,22 @@ class _Walk:
         elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
             yield f"{value.dtype} {value.shape}"
             yield value.tobytes()
-        elif isinstance(value, tuple):  # not noted, like sets: whether two equal constants are one is the compiler's whim
+        elif isinstance(value, tuple):  # not in _seen: the compiler may or may not make one object of two equal constants
             yield from self._each(value)
         elif isinstance(value, (set, frozenset)):
-            yield from sorted(digest(_Walk().of(item)) for item in value)  # their own order is another every time
+            yield from sorted(digest(_Walk().of(item)) for item in value)  # the order of a set differs between processes
         elif id(value) in self._seen:
             yield str(self._seen[id(value)][0])
         else:
             self._seen[id(value)] = len(self._seen), value
             yield from self._inside(value)
 
-    def _each(self, values: Collection[Any]) -> Iterator[Part]:
+    def _each(self, values: Collection[object]) -> Iterator[Part]:
         yield str(len(values))
         for value in values:
             yield from self.of(value)
 
-    def _inside(self, value: Any) -> Iterator[Part]:
+    def _inside(self, value: object) -> Iterator[Part]:
         if isinstance(value, list):
             yield from self._each(value)
         elif isinstance(value, dict):
@@ -103,8 +103,8 @@ class _Walk:
         else:
             yield from self._called(value)
 
-    def _called(self, fn: Any) -> Iterator[Part]:
-        """The parts of what can be called; of an object its class's code, for what it notes as it goes is no question."""
+    def _called(self, fn: object) -> Iterator[Part]:
+        """The parts of a callable. Of an object only its class's code: its attributes may change as it is called."""
         if isinstance(fn, FunctionType):
             yield from self._function(fn)
         elif isinstance(fn, MethodType):
@@ -120,7 +120,7 @@ class _Walk:
 
     def _function(self, fn: FunctionType) -> Iterator[Part]:
         own = next(value for _, value in self._seen.values() if isinstance(value, FunctionType))
-        if fn.__module__ != own.__module__:  # a library's function, called by the user's: its name will do
+        if fn.__module__ != own.__module__:  # a library's function that the user's calls: its name is enough
             yield f"{fn.__module__} {fn.__qualname__}"
             return
         yield from self._code(fn.__code__)
@@ -140,14 +140,14 @@ def _of_tensor(value: Tensor) -> Iterator[Part]:
     yield tensor_digest(value)
 
 
-def _contents(cell: CellType) -> Any:
+def _contents(cell: CellType) -> object:
     try:
         return cell.cell_contents
-    except ValueError:  # a name that nothing was given to yet
+    except ValueError:  # a variable without a value yet
         return None
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names that code reads, those of functions inside it included."""
+    """The names that code reads, with those of functions inside it."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*inner)

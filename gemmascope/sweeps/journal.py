@@ -1,6 +1,6 @@
-"""Journals: the finished cells of a sweep in a file, as they come. A line for the question, and one a chunk.
+"""Journals: the finished cells of a sweep in a file, as they come: a line for what was asked, and a line for each chunk.
 
-A line that a crash cut off is left out on reading; its cells are run again. One sweep at a time writes to a file.
+A last line that a crash cut off is dropped on reading, and its cells are run again. One sweep at a time writes to a file.
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from gemmascope.errors import SweepError
 from gemmascope.files.locking import lock, unlock
 from gemmascope.files.paths import user_path, why_not_written
 from gemmascope.files.writing import explain_os_errors, require_writable
-from gemmascope.sweeps.journal_lines import FORMAT, about_of, cells_line, fill, opened, sealed
+from gemmascope.sweeps.journal_lines import Head, cells_line, fill, opened, read_head, sealed
 
 if TYPE_CHECKING:
     from gemmascope.sweeps.result import SweepResult
 
 
 class JournalStopped(SweepError):
-    """A file that takes no more cells, such as on a full disk. What it holds can be read, and gone on from."""
+    """A file takes no more cells, for example on a full disk. It can still be read, and a later sweep can continue it."""
 
 
 class Journal:
@@ -33,20 +32,20 @@ class Journal:
     def __init__(self) -> None:
         self.path: Path | None = None
         self._file: BinaryIO | None = None
-        self._size, self._sum = 0, ""
-        self.n_cells = 0  # that the file holds
+        self._size, self._checksum = 0, ""
+        self.n_cells = 0  # in the file
 
-    def open(self, given: str | os.PathLike[str] | None, result: SweepResult) -> None:
-        """Take a new file, or the file of the same sweep, whose finished cells are read.
+    def open(self, out: str | os.PathLike[str] | None, result: SweepResult) -> None:
+        """Start a new file, or continue the file of the same sweep, whose finished cells are read into the result.
 
-        SweepError for another sweep's, for one that another process or thread is writing to, and for a damaged one.
+        SweepError for another sweep's file, for one that another process or thread is writing to, and for a damaged one.
         """
-        if given is None:
+        if out is None:
             return
-        path = user_path(given, error=SweepError, what="a sweep")
+        path = user_path(out, error=SweepError, what="a sweep")
         if os.path.isdir(path):
             raise SweepError(f"{path} is not a sweep that can be read: it is a folder; name a file in it")
-        require_writable(given, error=SweepError)
+        require_writable(out, error=SweepError)
         if os.path.exists(path) and not path.is_file():
             raise SweepError(
                 f"cannot write {path}: it is a pipe or a device, and this must be a file that can be read again"
@@ -65,73 +64,73 @@ class Journal:
         """
         if self._file is None or not cells:
             return
-        line, found = sealed(cells_line(result, list(cells)), self._sum)
-        self._require_own()
+        line, checksum = sealed(cells_line(result, list(cells)), self._checksum)
+        self._require_unchanged()
         try:
             self._append(line)
         except OSError as error:
             assert self.path is not None
             raise JournalStopped(why_not_written(self.path, error)) from error
-        self._size, self._sum = self._size + len(line), found
+        self._size, self._checksum = self._size + len(line), checksum
         self.n_cells += len(cells)
 
     def close(self) -> None:
-        """Let go of the file. As often as one likes."""
+        """Unlock and close the file. May be called again."""
         if self._file is not None:
             unlock(self._file)
             self._file.close()
             self._file = None
 
     def _begin(self, result: SweepResult, is_new: bool) -> None:
-        """Write the first line, or read the lines that are there."""
+        """Write the first line, or read the lines that the file has."""
         assert self._file is not None
         assert self.path is not None
-        first, found = sealed(_about(result), "")
-        there = _bytes_of(self.path)
-        if len(there) < len(first) and first.startswith(there):  # nothing, or what a crash left of the first line
+        head, checksum = sealed(Head.of(result).as_line(), "")
+        content = _bytes_of(self.path)
+        if len(content) < len(head) and head.startswith(content):  # empty, or what a crash left of the first line
             try:
                 with explain_os_errors(self.path, SweepError):
                     self._file.truncate(0)
-                    self._append(first)
-                    self._size, self._sum = len(first), found
+                    self._append(head)
+                    self._size, self._checksum = len(head), checksum
                     is_new = False
             finally:
                 if is_new:
                     self.close()
                     self.path.unlink(missing_ok=True)
             return
-        _check_same(there, self.path, result)
-        self._size, self._sum = fill_from(there, self.path, result)
+        _check_same(content, self.path, result)
+        self._size, self._checksum = fill_from(content, self.path, result)
         self.n_cells = int(result.finished.sum())
         with explain_os_errors(self.path, SweepError):
-            if not there[: self._size].endswith(b"\n"):  # the first line, whose end alone is missing
+            if not content[: self._size].endswith(b"\n"):  # a first line that lacks only its newline
                 self._append(b"\n")
                 self._size += 1
-            self._file.truncate(self._size)  # a line that was cut off goes, so that the next one stands on its own
+            self._file.truncate(self._size)  # drop a line that was cut off, so that the next one starts a line
 
     def _append(self, line: bytes) -> None:
-        """Write at the end; what breaks off in the middle is taken back."""
+        """Write at the end. A write that fails part of the way is undone."""
         assert self._file is not None
-        done = 0
+        n_written = 0
         try:
-            while done < len(line):
-                done += self._file.write(line[done:])
+            while n_written < len(line):
+                n_written += self._file.write(line[n_written:])
         except BaseException:
             with suppress(OSError):
                 self._file.truncate(self._size)
             raise
 
-    def _require_own(self) -> None:
-        """JournalStopped for a file that was removed, replaced or written to since."""
+    def _require_unchanged(self) -> None:
+        """JournalStopped for a file that something else removed, replaced or wrote to since the last line."""
         assert self._file is not None
         assert self.path is not None
         try:
-            here, there = os.fstat(self._file.fileno()), os.stat(self.path)
+            own, at_path = os.fstat(self._file.fileno()), os.stat(self.path)
         except OSError:
             raise JournalStopped("it was removed, or moved, while the sweep ran") from None
-        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+        if (own.st_dev, own.st_ino) != (at_path.st_dev, at_path.st_ino):
             raise JournalStopped("another file was put in its place while the sweep ran")
-        if here.st_size != self._size:
+        if own.st_size != self._size:
             raise JournalStopped("something else wrote to it while the sweep ran")
 
 
@@ -139,25 +138,25 @@ NOWHERE = Journal()
 
 
 def text_of(result: SweepResult, cells: list[tuple[int, int]]) -> bytes:
-    """A finished journal of these cells, as a file holds it."""
-    first, found = sealed({**_about(result), "saved": len(cells)}, "")
-    return first + (sealed(cells_line(result, cells), found)[0] if cells else b"")
+    """The whole file of a result with these cells."""
+    head, checksum = sealed(Head.of(result, saved=len(cells)).as_line(), "")
+    return head + (sealed(cells_line(result, cells), checksum)[0] if cells else b"")
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The question that a file's sweep answers, and all of the file. SweepError if it is no sweep."""
+def read_file(path: Path) -> tuple[Head, bytes]:
+    """What a file's sweep was asked, and all of the file. SweepError if it is not a sweep's."""
     content = _bytes_of(path)
-    return about_of(content.partition(b"\n")[0], path)[0], content
+    return read_head(content.partition(b"\n")[0], path)[0], content
 
 
 def _bytes_of(path: Path) -> bytes:
     if not os.path.isfile(path):
-        there = "it is a folder" if os.path.isdir(path) else "it is no file" if os.path.exists(path) else "No such file"
-        raise SweepError(f"{path} is not a sweep that can be read: {there}")
+        fault = "it is a folder" if os.path.isdir(path) else "it is no file" if os.path.exists(path) else "No such file"
+        raise SweepError(f"{path} is not a sweep that can be read: {fault}")
     try:
         with path.open("rb") as file:
             start = file.read(2)
-            if start not in (b"", b"{", b'{"'):  # whatever its size: it may be of terabytes
+            if start not in (b"", b"{", b'{"'):  # checked first: the file may be of any size
                 raise SweepError(f"{path} is not a sweep that can be read: it does not begin as one")
             return start + file.read()
     except OSError as error:
@@ -167,29 +166,27 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def fill_from(content: bytes, path: Path, result: SweepResult) -> tuple[int, str]:
-    """Fill a result with a file's cells; where its last whole line ends, and that line's checksum."""
-    *lines, torn = content.split(b"\n")  # a whole line ends in a newline
-    first = lines[0] if lines else torn
-    _, found = about_of(first, path)
-    size = len(first) + bool(lines)
-    for at, line in enumerate(lines[1:], start=2):
-        where = f"line {at} of {path}"
-        said, found = opened(line, found, where)
-        fill(result, said, where)
+    """Fill a result with a file's cells. Returns where the last whole line ends, and the checksum of that line."""
+    *lines, cut_off = content.split(b"\n")  # a whole line ends in a newline
+    head = lines[0] if lines else cut_off
+    _, checksum = read_head(head, path)
+    size = len(head) + bool(lines)
+    for number, line in enumerate(lines[1:], start=2):
+        name = f"line {number} of {path}"
+        cells, checksum = opened(line, checksum, name)
+        fill(result, cells, name)
         size += len(line) + 1
-    return size, found
-
-
-def _about(result: SweepResult) -> dict[str, Any]:
-    return {"format": FORMAT, "n_pairs": len(result.values), "question": asdict(result.question)}
+    return size, checksum
 
 
 def _check_same(content: bytes, path: Path, result: SweepResult) -> None:
-    there, here = about_of(content.partition(b"\n")[0], path)[0], json.loads(json.dumps(_about(result)))
-    there.pop("saved", None)
-    if there == here:
+    """SweepError for a file of another sweep."""
+    theirs = read_head(content.partition(b"\n")[0], path)[0]
+    ours = Head.of(result)
+    question = json.loads(json.dumps(ours.question))  # with lists for tuples, as the file has them
+    if theirs.n_pairs == ours.n_pairs and theirs.question == question:
         return
-    differing = [k for k, v in here["question"].items() if there["question"].get(k) != v and k != "digest"]
-    said = "; ".join(f"{k}: {there['question'].get(k)!r} there, {here['question'][k]!r} here" for k in differing[:3])
-    said = said or "other prompts or edits, or a function with other code"
-    raise SweepError(f"{path} holds another sweep ({said}): give another file, or remove this one")
+    differing = [k for k, v in question.items() if theirs.question.get(k) != v and k != "digest"]
+    parts = "; ".join(f"{k}: {theirs.question.get(k)!r} there, {question[k]!r} here" for k in differing[:3])
+    parts = parts or "other prompts or edits, or a function with other code"
+    raise SweepError(f"{path} holds another sweep ({parts}): give another file, or remove this one")

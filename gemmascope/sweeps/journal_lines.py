@@ -1,6 +1,7 @@
 """The lines of a journal: JSON, each with a checksum of itself and of the lines before it.
 
-A line that was changed, left out, doubled or moved is thus seen. The first says what was asked, the others hold cells.
+The first line holds what the sweep was asked, the others hold cells. The checksum shows a line that was changed, left out,
+doubled or moved.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from gemmascope.errors import GemmascopeError, SweepError
 from gemmascope.files.json_reader import parse_json
@@ -20,67 +22,86 @@ if TYPE_CHECKING:
     from gemmascope.sweeps.result import SweepResult
 
 FORMAT = "gemmascope.sweep.3"
-_EARLIER = ("gemmascope.sweep.1", "gemmascope.sweep.2")
+_EARLIER_FORMATS = ("gemmascope.sweep.1", "gemmascope.sweep.2")
 
 _SEALED = re.compile(rb'(\{.*), "sum": "([0-9a-f]{16})"\}', re.DOTALL)
 
-# More cells than this, and a thousand times as many as the sweep says it has, were never laid out. 2**24 cells are 128 MB.
-_MOST_CELLS = 2**24
+# A grid of more cells than this, and of a thousand times as many as the sweep has, is damage. 2**24 cells are 128 MB.
+_MAX_CELLS = 2**24
+
+_WHAT_TO_DO = "Run the sweep again into another file, or take the file from a copy"
+
+Line = Mapping[str, object]
 
 
-def sealed(content: dict[str, Any], before: str) -> tuple[bytes, str]:
-    """A line with its newline, and its checksum. before: the checksum of the line before; "" for the first."""
+def sealed(content: Line, previous: str) -> tuple[bytes, str]:
+    """A line with its newline, and its checksum. previous: the checksum of the line before; "" for the first."""
     text = json.dumps(content)
-    found = _sum(text.encode(), before)
-    return f'{text[:-1]}, "sum": "{found}"}}\n'.encode(), found
+    checksum = _checksum(text.encode(), previous)
+    return f'{text[:-1]}, "sum": "{checksum}"}}\n'.encode(), checksum
 
 
-def opened(line: bytes, before: str, where: str) -> tuple[dict[str, Any], str]:
-    """What a line says, and its checksum. SweepError, with where, for a line that is not as it was written."""
-    found = _SEALED.fullmatch(line.removesuffix(b"\r"))  # a file that went through Windows
-    if found is None or _sum(found[1] + b"}", before) != found[2].decode():
-        raise SweepError(f"{where} is damaged: its checksum does not fit. {_DO}")
-    content = parse_json(found[1] + b"}", where, error=SweepError, finite=False)
-    return dict(content), found[2].decode()
+def opened(line: bytes, previous: str, name: str) -> tuple[Line, str]:
+    """The content of a line, and its checksum. SweepError, with the line's name, if it is not as it was written."""
+    match = _SEALED.fullmatch(line.removesuffix(b"\r"))  # a file that went through Windows
+    if match is None or _checksum(match[1] + b"}", previous) != match[2].decode():
+        raise SweepError(f"{name} is damaged: its checksum does not fit. {_WHAT_TO_DO}")
+    content = parse_json(match[1] + b"}", name, error=SweepError, finite=False)
+    return dict(content), match[2].decode()
 
 
-_DO = "Run the sweep again into another file, or take the file from a copy"
-
-
-def _sum(text: bytes, before: str) -> str:
-    return hashlib.sha256(before.encode() + text).hexdigest()[:16]
+def _checksum(text: bytes, previous: str) -> str:
+    return hashlib.sha256(previous.encode() + text).hexdigest()[:16]
 
 
 # -- the first line --
 
 
-def about_of(line: bytes, path: Path) -> tuple[dict[str, Any], str]:
-    """What was asked, as a file's first line says it, and the line's checksum. SweepError if that is no sweep's."""
+@dataclass(frozen=True)
+class Head:
+    """The first line of a file. question: the sweep's metadata. saved: how many cells SweepResult.save wrote."""
+
+    question: dict[str, object]
+    n_pairs: int
+    saved: int | None = None
+
+    @classmethod
+    def of(cls, result: SweepResult, saved: int | None = None) -> Head:
+        return cls(asdict(result.question), len(result.values), saved)
+
+    def as_line(self) -> Line:
+        line = {"format": FORMAT, "n_pairs": self.n_pairs, "question": self.question}
+        return line if self.saved is None else {**line, "saved": self.saved}
+
+
+def read_head(line: bytes, path: Path) -> tuple[Head, str]:
+    """A file's first line, and its checksum. SweepError if it is not a sweep's."""
+    content: object
     if line.removesuffix(b"\r").endswith(b'"}') and _SEALED.fullmatch(line.removesuffix(b"\r")):
-        about, found = opened(line, "", f"line 1 of {path}")
+        content, checksum = opened(line, "", f"line 1 of {path}")
     else:
         try:
-            about, found = parse_json(line, path, error=SweepError, finite=False), ""
+            content, checksum = parse_json(line, path, error=SweepError, finite=False), ""
         except SweepError as error:
             raise SweepError(f"{path} is not a sweep that can be read: {error}") from error
-    kind = about.get("format") if isinstance(about, dict) else None
-    if kind in _EARLIER:
+    file_format = content.get("format") if isinstance(content, dict) else None
+    if file_format in _EARLIER_FORMATS:
         raise SweepError(
-            f"{path} was written by gemmascope 0.1 (format {kind}), whose lines have no checksums and whose fingerprints of "
-            "models saw a part of the weights: run the sweep again, into another file"
+            f"{path} was written by gemmascope 0.1 (format {file_format}), whose lines have no checksums and whose "
+            "fingerprints of models saw a part of the weights: run the sweep again, into another file"
         )
-    if kind != FORMAT:
+    if not isinstance(content, dict) or file_format != FORMAT:
         raise SweepError(f"{path} is not a sweep of this version of gemmascope (format {FORMAT})")
-    if not found:
-        raise SweepError(f"line 1 of {path} is damaged: it has no checksum. {_DO}")
-    if why := _unlike(about):
-        raise SweepError(f"{path} is not a sweep that can be read: {why}")
-    return about, found
+    if not checksum:
+        raise SweepError(f"line 1 of {path} is damaged: it has no checksum. {_WHAT_TO_DO}")
+    if fault := _fault(content):
+        raise SweepError(f"{path} is not a sweep that can be read: {fault}")
+    return Head(content["question"], content["n_pairs"], content.get("saved")), checksum
 
 
-def _unlike(about: dict[str, Any]) -> str | None:
-    """Why what was asked cannot have been asked; None if it can. Looked at before room is made for the cells."""
-    question, n_pairs, saved = about.get("question"), about.get("n_pairs"), about.get("saved", 0)
+def _fault(head: Line) -> str | None:
+    """Why a first line cannot be a sweep's; None if it can. Checked before memory is taken for the cells."""
+    question, n_pairs, saved = head.get("question"), head.get("n_pairs"), head.get("saved", 0)
     if not _is_count(n_pairs) or n_pairs < 1 or not _is_count(saved):
         return f"n_pairs is a whole number from 1; it has {n_pairs!r}"
     if not isinstance(question, dict):
@@ -89,41 +110,41 @@ def _unlike(about: dict[str, Any]) -> str | None:
         if not isinstance(question.get(name), str):
             return f"its question's {name} is no text"
     for name, allowed in (("kinds", ("local", "global")), ("tokens", None)):
-        listed = question.get(name)
-        if not isinstance(listed, list) or not all(isinstance(x, str) and (not allowed or x in allowed) for x in listed):
+        texts = question.get(name)
+        if not isinstance(texts, list) or not all(isinstance(x, str) and (not allowed or x in allowed) for x in texts):
             return f"its question's {name} are no list of texts"
     if question["into"] not in ("clean", "corrupt") or not isinstance(question.get("has_source"), bool):
         return "its question does not say which run is patched"
     if not isinstance(question.get("estimate"), (str, type(None))):
         return "its question's estimate is no text"
-    return _unlike_grid(question, n_pairs)
+    return _grid_fault(question, n_pairs, len(question["kinds"]), len(question["tokens"]))
 
 
-def _unlike_grid(question: dict[str, Any], n_pairs: int) -> str | None:
+def _grid_fault(question: Line, n_pairs: int, n_layers: int, n_pos: int) -> str | None:
     axes, n_cells = question.get("axes"), question.get("n_cells")
     if not isinstance(axes, dict) or not axes or not _is_count(n_cells):
         return "its question has no axes, or no number of cells"
-    ends = {"layer": len(question["kinds"]), **dict.fromkeys(("pos", "q_pos", "k_pos"), len(question["tokens"]))}
+    sizes = {"layer": n_layers, **dict.fromkeys(("pos", "q_pos", "k_pos"), n_pos)}
     for name, numbers in axes.items():
-        end = ends.get(name, 2**20)  # heads: how many there are stands nowhere
-        if not isinstance(numbers, list) or not numbers or not all(_is_count(n) and n < end for n in numbers):
+        size = sizes.get(name, 2**20)  # the file does not say how many heads the model has
+        if not isinstance(numbers, list) or not numbers or not all(_is_count(n) and n < size for n in numbers):
             return f"the numbers along its axis {name[:40]!r} are not those of a grid"
         if len(set(numbers)) < len(numbers):
             return f"its axis {name[:40]!r} has a number twice"
-    size = n_pairs * math.prod(map(len, axes.values()))
-    if n_cells > size or (size > _MOST_CELLS and size > 1000 * n_cells):
-        return f"{n_pairs:,} pairs make {size:,} cells, and it says that {n_cells:,} have a value"
+    total = n_pairs * math.prod(map(len, axes.values()))
+    if n_cells > total or (total > _MAX_CELLS and total > 1000 * n_cells):
+        return f"{n_pairs:,} pairs make {total:,} cells, and it says that {n_cells:,} have a value"
     return None
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and value >= 0
 
 
 # -- the cells --
 
 
-def cells_line(result: SweepResult, cells: list[tuple[int, int]]) -> dict[str, Any]:
+def cells_line(result: SweepResult, cells: list[tuple[int, int]]) -> Line:
     """Cells, (pair, number), with their metric, and the baselines of their pairs."""
     pairs = sorted({pair for pair, _ in cells})
     return {
@@ -132,23 +153,21 @@ def cells_line(result: SweepResult, cells: list[tuple[int, int]]) -> dict[str, A
     }
 
 
-def fill(result: SweepResult, line: dict[str, Any], where: str) -> None:
-    """Fill a result with what a line says. SweepError for cells that are not of its grid."""
+def fill(result: SweepResult, line: Line, name: str) -> None:
+    """Fill a result with the cells of a line. SweepError, with the line's name, for cells that are not of its grid."""
     try:
-        for pair, number, value in _triples(line.get("cells"), len(result.values), result.values[0].size):
-            there = result.values[pair].flat[number]
-            if math.isnan(value) or not (math.isnan(there) or there == value):
+        for pair, number, value in _cells(line.get("cells"), len(result.values), result.values[0].size):
+            present = result.values[pair].flat[number]
+            if math.isnan(value) or not (math.isnan(present) or present == value):
                 raise ValueError(f"cell {number} of pair {pair} is NaN, or there twice with two metrics")
             result.values[pair].flat[number] = value
-        for pair, base, source in line["baselines"]:
-            if not _is_count(pair) or not all(type(x) in (int, float) for x in (base, source)):
-                raise ValueError(f"a baseline is {[pair, base, source]!r:.60}")
+        for pair, base, source in _baselines(line.get("baselines")):
             result.base_metric[pair], result.source_metric[pair] = base, source
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, GemmascopeError) as error:
-        raise SweepError(f"{where} is damaged: {error}. {_DO}") from error
+        raise SweepError(f"{name} is damaged: {error}. {_WHAT_TO_DO}") from error
 
 
-def _triples(cells: Any, n_pairs: int, size: int) -> Iterator[tuple[int, int, float]]:
+def _cells(cells: object, n_pairs: int, size: int) -> Iterator[tuple[int, int, float]]:
     if not isinstance(cells, list):
         raise ValueError("it has no cells")
     for cell in cells:
@@ -160,3 +179,12 @@ def _triples(cells: Any, n_pairs: int, size: int) -> Iterator[tuple[int, int, fl
         if type(value) not in (int, float):
             raise ValueError(f"the metric of cell {number} is {value!r:.40}")
         yield pair, number, float(value)
+
+
+def _baselines(baselines: object) -> Iterator[tuple[int, float, float]]:
+    if not isinstance(baselines, list):
+        raise ValueError("it has no baselines")
+    for pair, base, source in baselines:
+        if not _is_count(pair) or not all(type(x) in (int, float) for x in (base, source)):
+            raise ValueError(f"a baseline is {[pair, base, source]!r:.60}")
+        yield pair, base, source

@@ -1,8 +1,4 @@
-"""Metrics: soft-capped logits of one position, [run, vocab], to one number per run.
-
-Each takes one answer or several: a text that is a single token (" Mary", with its leading space), or a token id. Bound to
-a model, its answers are looked up; any function of that shape is a metric as well.
-"""
+"""Metrics: from the soft-capped logits of one position, [run, vocab], to one number per run."""
 
 from __future__ import annotations
 
@@ -52,16 +48,16 @@ MetricLike = Metric | BindableMetric
 
 @dataclass(frozen=True, repr=False)
 class AnswerMetric:
-    """A metric about given answers. name: the function that makes it. rule: (logits, answers, against) -> [run]."""
+    """A metric of one or two answers. name: the function that makes it. rule: (logits, answers, against) -> [run]."""
 
     name: str
     rule: Callable[[Tensor, Tensor, Tensor], Tensor]
     answers: tuple[Answer, ...]
 
     def bind(self, model: Model) -> Callable[[Logits], PerRun]:
-        """The metric with its answers as token ids.
+        """The metric with its answers as token ids of the model.
 
-        PromptError for an answer that is not one token of the model, MetricError for an answer against itself.
+        PromptError for an answer that is not one token, MetricError for an answer held against itself.
         """
         listed = [answer_ids(answer, model) for answer in self.answers]
         if len(listed) > 1 and set(listed[0]) == set(listed[1]):
@@ -76,26 +72,87 @@ class AnswerMetric:
 
 
 def logit_diff(answer: Answer, against: Answer) -> AnswerMetric:
-    """Soft-capped logit of the answer less that of the other: means over several. Positive where the answer wins."""
+    """The metric that subtracts one answer's soft-capped logit from another's: positive where `answer` wins.
+
+    Args:
+        answer: The right answer: a text that is one token, with its leading space (" Mary"), or a token id, or a list
+            of them, whose mean logit is taken.
+        against: The wrong answer, written in the same way.
+
+    Returns:
+        A metric for gs.sweep, gs.attribute and the like: soft-capped logits [run, vocab] -> [run], in logits. The
+        answers are looked up when it meets a model: PromptError for a text that is not one token, MetricError for two
+        equal answers.
+
+    Example:
+        >>> metric = gs.logit_diff(" Mary", " John")
+        >>> metric
+        gs.logit_diff(' Mary', ' John')
+        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> round(metric.bind(trace.model)(trace.next_logits[None]).item(), 1)
+        11.9
+    """
     return AnswerMetric("logit_diff", _logit_diff, (answer, against))
 
 
 def answer_prob(answer: Answer) -> AnswerMetric:
-    """Probability of the answer, between 0 and 1: the sum over several."""
+    """The metric that takes the answer's probability, from 0 to 1.
+
+    Args:
+        answer: A text that is one token, with its leading space, or a token id, or a list of them, whose probabilities
+            are added.
+
+    Returns:
+        A metric for gs.sweep, gs.attribute and the like: soft-capped logits [run, vocab] -> [run].
+
+    Example:
+        >>> metric = gs.answer_prob(" Mary")
+        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> round(metric.bind(trace.model)(trace.next_logits[None]).item(), 2)
+        1.0
+    """
     return AnswerMetric("answer_prob", _answer_prob, (answer,))
 
 
 def answer_logprob(answer: Answer) -> AnswerMetric:
-    """Natural logarithm of the answer's probability, in nats: of the sum over several."""
+    """The metric that takes the natural logarithm of the answer's probability, in nats: at most 0.
+
+    Args:
+        answer: A text that is one token, with its leading space, or a token id, or a list of them, whose probabilities
+            are added before the logarithm.
+
+    Returns:
+        A metric for gs.sweep, gs.attribute and the like: soft-capped logits [run, vocab] -> [run].
+
+    Example:
+        >>> metric = gs.answer_logprob(" John")
+        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> round(metric.bind(trace.model)(trace.next_logits[None]).item(), 1)
+        -11.9
+    """
     return AnswerMetric("answer_logprob", _answer_logprob, (answer,))
 
 
 def rank(answer: Answer) -> AnswerMetric:
-    """How many tokens are likelier than the answer: 0 where it is the likeliest. Of several answers, the best one's."""
+    """The metric that counts the tokens likelier than the answer: 0 where the answer is the likeliest.
+
+    Args:
+        answer: A text that is one token, with its leading space, or a token id, or a list of them, of which the
+            likeliest counts.
+
+    Returns:
+        A metric for gs.sweep and the like: soft-capped logits [run, vocab] -> [run], whole numbers as floats. It has no
+        gradient, so gs.attribute cannot use it.
+
+    Example:
+        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> [gs.rank(name).bind(trace.model)(trace.next_logits[None]).item() for name in (" Mary", " John")]
+        [0.0, 41.0]
+    """
     return AnswerMetric("rank", _rank, (answer,))
 
 
-# Functions of the module, since a metric is pickled by the name of its rule.
+# Functions of the module, because a metric is pickled with its rule, by name.
 
 
 def _logit_diff(logits: Tensor, answers: Tensor, against: Tensor) -> Tensor:
@@ -116,12 +173,12 @@ def _rank(logits: Tensor, answers: Tensor, _: Tensor) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class KLFrom:
-    """The metric that gs.kl_from makes."""
+    """The metric that gs.kl_from returns."""
 
     trace: Trace
 
     def bind(self, model: Model) -> Callable[[Logits], PerRun]:
-        """The metric, for a model with the vocabulary of the trace's. MetricError for another."""
+        """The metric for a model with the trace's vocabulary. MetricError for another, and for what is no trace."""
         if not is_trace(self.trace):
             raise MetricError(f"gs.kl_from takes a trace; given {not_a_trace(self.trace)}")
         if model.config.vocab_size != self.trace.model.config.vocab_size:
@@ -138,5 +195,22 @@ class KLFrom:
 
 
 def kl_from(trace: Trace) -> KLFrom:
-    """KL divergence, in nats, of a run's next-token distribution from that of a trace: 0 where they agree."""
+    """The metric that takes the KL divergence of a run's next-token distribution from that of a trace.
+
+    It is KL(trace || run), 0 where the two agree: the sum over tokens of p (log p - log q), where p are the trace's and
+    q the run's probabilities, after the soft cap, at the last position.
+
+    Args:
+        trace: The run to compare with, from gs.trace. Its model must have the vocabulary of the model that is swept.
+
+    Returns:
+        A metric for gs.sweep, gs.attribute and the like: soft-capped logits [run, vocab] -> [run], in nats.
+
+    Example:
+        >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
+        >>> other = gs.trace("When Mary and John went to the store, Mary gave a drink to")
+        >>> metric = gs.kl_from(trace).bind(trace.model)
+        >>> [round(metric(run.next_logits[None]).item(), 1) for run in (trace, other)]
+        [0.0, 11.6]
+    """
     return KLFrom(trace)

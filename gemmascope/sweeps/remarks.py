@@ -1,6 +1,6 @@
-"""Questions looked at before they run: what cannot have been meant is an error, what may not be meant a warning.
+"""Remarks on prompts, answers, metrics and grids before anything runs: errors, and warnings of likely mistakes.
 
-Sweeps, estimates, lenses, direct logits, labs and the command line ask here, so that all of them say the same.
+Sweeps, estimates, lenses, direct logits, labs and the command line share them, so that all report the same.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from gemmascope.edits.reach import no_effect_messages
 from gemmascope.errors import GemmascopeError, warn
 from gemmascope.model.model import Model
-from gemmascope.run.metric import answer_ids, listed_answers
+from gemmascope.run.metric import Answer, answer_ids, listed_answers
 
 if TYPE_CHECKING:
     from gemmascope.edits.bound import BoundEdit
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 Level = Literal["error", "warning"]
 
-# After these a word begins with its space; after an opening quote, a bracket or a dash it does not.
+# The next word begins with a space after these, but not after an opening quote, a bracket or a dash.
 _ENDS_A_WORD = frozenset(",.;:!?)]}%…”»")
 
-# Sites of the first layer that are made from a row's own token alone.
+# Sites of the first layer that depend on the row's own token only.
 _OF_OWN_TOKEN = frozenset(("resid_pre", "attn_in", "q", "k", "v", "q_rot", "k_rot"))
 
 # Sites whose rows no other row of the same layer reads.
@@ -38,7 +38,7 @@ _OF_OWN_ROW = frozenset(
 
 @dataclass(frozen=True)
 class Remark:
-    """Something to know before a question runs. An error must be mended first. about: the argument that it is about."""
+    """An error, or a warning, about an argument of a question that has not run. about: the argument's name."""
 
     level: Level
     about: str
@@ -46,15 +46,15 @@ class Remark:
 
 
 def raise_or_warn(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
-    """Raise the first error, or give the warnings, each text once."""
-    found = list(remarks)
-    raise_first_error(found, error)
-    for text in dict.fromkeys(remark.text for remark in found):
+    """Raise the first error; without one, give the warnings, each text once."""
+    remarks = list(remarks)
+    raise_first_error(remarks, error)
+    for text in dict.fromkeys(remark.text for remark in remarks):
         warn(text)
 
 
 def raise_first_error(remarks: Iterable[Remark], error: type[GemmascopeError]) -> None:
-    """Raise the first error. Warnings are left to whoever asks."""
+    """Raise the first error. The caller shows the warnings."""
     for remark in remarks:
         if remark.level == "error":
             raise error(remark.text)
@@ -64,7 +64,7 @@ def raise_first_error(remarks: Iterable[Remark], error: type[GemmascopeError]) -
 
 
 def prompt_remarks(name: str, ids: Tensor, model: Model) -> Iterator[Remark]:
-    """Remarks on one prompt: a space that it ends in, and a second <bos>."""
+    """Remarks on one prompt: a space at its end, and a second <bos>."""
     if not model.has_tokenizer:
         return
     texts = model.texts(ids[-8:])
@@ -80,7 +80,7 @@ def prompt_remarks(name: str, ids: Tensor, model: Model) -> Iterator[Remark]:
 
 
 def pair_remarks(clean: Tensor, corrupt: Tensor) -> Iterator[Remark]:
-    """A remark on two prompts that are one."""
+    """A remark on two equal prompts."""
     if clean.tolist() == corrupt.tolist():
         yield Remark("warning", "corrupt", "the two prompts are the same: patching changes nothing. Change a word in one")
 
@@ -89,55 +89,55 @@ def pair_remarks(clean: Tensor, corrupt: Tensor) -> Iterator[Remark]:
 
 
 def edit_remarks(edits: Sequence[BoundEdit], ids: Tensor, model: Model) -> Iterator[Remark]:
-    """Remarks on edits of a run that surely change nothing, the same that gs.trace gives."""
+    """Remarks on edits of a run that cannot change anything: the warnings of gs.trace."""
     yield from (Remark("warning", "edits", text) for text in no_effect_messages(edits, model, ids))
 
 
 # -- answers --
 
 
-def answer_remarks(answers: Mapping[str, Any], ids: Tensor | None, model: Model) -> Iterator[Remark]:
-    """Remarks on the answers to a prompt, by the arguments that they were given as.
+def answer_remarks(answers: Mapping[str, Answer], ids: Tensor | None, model: Model) -> Iterator[Remark]:
+    """Remarks on the answers to a prompt.
 
-    answers: "answer", and "against" where one is subtracted; each one answer or several. ids: the prompt's; None where it is
-    not known. PromptError for an answer that is none.
+    answers: by argument: "answer", and "against" where one is subtracted; each one answer or several. ids: the
+    prompt's; None for an unknown prompt. PromptError for what is no answer.
     """
-    found = {name: answer_ids(given, model) for name, given in answers.items()}
-    both = set(found.get("answer", ())) & set(found.get("against", ()))
-    if both and len(both) == len(found["answer"]) == len(found["against"]):
+    ids_of = {name: answer_ids(answer, model) for name, answer in answers.items()}
+    both = set(ids_of.get("answer", ())) & set(ids_of.get("against", ()))
+    if both and len(both) == len(ids_of["answer"]) == len(ids_of["against"]):
         yield Remark("error", "against", same_answers_text(answers["answer"]))
     elif both:
         texts = ", ".join(map(repr, model.texts(torch.tensor(sorted(both)))))
         yield Remark(
             "warning", "against", f"{texts} stands on both sides, where it cancels itself out: name it on one alone"
         )
-    for name, given in answers.items():
-        yield from _answer_remarks(name, given, ids, model)
+    for name, answer in answers.items():
+        yield from _remarks_on_one(name, answer, ids, model)
 
 
-def against_itself(metric: Any, model: Model) -> str | None:
-    """What to say of a metric that holds an answer against itself; None of any other."""
-    answers = answers_of(metric)
+def against_itself(metric: object, model: Model) -> str | None:
+    """The error text for a metric that holds an answer against itself; None for any other."""
+    answers = _answers_of(metric)
     if "against" in answers and set(answer_ids(answers["answer"], model)) == set(answer_ids(answers["against"], model)):
         return same_answers_text(answers["answer"])
     return None
 
 
-def same_answers_text(answer: Any) -> str:
-    """What to say of an answer that is held against itself."""
-    said = "the two answers are the same token: their difference is 0 everywhere. Change one"
+def same_answers_text(answer: Answer) -> str:
+    """The error text for an answer that is held against itself."""
+    text = "the two answers are the same token: their difference is 0 everywhere. Change one"
     if len(listed_answers(answer)) > 1:
-        said = "both lists hold the same answers: their difference is 0 everywhere. Change one"
-        said += ". For several pairs give a metric for each: metric=[gs.logit_diff(a, b), ...]"
-    return said
+        text = "both lists hold the same answers: their difference is 0 everywhere. Change one"
+        text += ". For several pairs give a metric for each: metric=[gs.logit_diff(a, b), ...]"
+    return text
 
 
-def _answer_remarks(name: str, given: Any, ids: Tensor | None, model: Model) -> Iterator[Remark]:
+def _remarks_on_one(name: str, answer: Answer, ids: Tensor | None, model: Model) -> Iterator[Remark]:
     if not model.has_tokenizer:
         return
-    listed = listed_answers(given)
-    for one in listed:
-        if ids is not None and isinstance(one, str) and f" {one}" not in listed and _lacks_space(one, ids, model):
+    answers = listed_answers(answer)
+    for one in answers:
+        if ids is not None and isinstance(one, str) and f" {one}" not in answers and _lacks_space(one, ids, model):
             spaced = f" {one}"
             yield Remark(
                 "warning", name, f"{one!r} has no space in front: after a word the model says {spaced!r}, another token"
@@ -147,7 +147,7 @@ def _answer_remarks(name: str, given: Any, ids: Tensor | None, model: Model) -> 
 
 
 def _lacks_space(answer: str, ids: Tensor, model: Model) -> bool:
-    """Whether an answer begins a text, where one that goes on with it was likely meant."""
+    """Whether an answer without a leading space follows a word, where its token with the space was likely meant."""
     first, last = answer[:1], int(ids[-1])
     end = model.tokenizer.text(last)[-1:]
     after_a_word = not model.tokenizer.is_special(last) and (end.isalnum() or end in _ENDS_A_WORD)
@@ -155,35 +155,32 @@ def _lacks_space(answer: str, ids: Tensor, model: Model) -> bool:
     return after_a_word and has_spaces and len(model.tokenizer.encode(f" {answer}")) == 1
 
 
-def metric_remarks(metric: Any, ids: Tensor, model: Model) -> Iterator[Remark]:
+def metric_remarks(metric: object, ids: Tensor, model: Model) -> Iterator[Remark]:
     """Remarks on the answers of a metric; none on a user's own function."""
-    if answers := answers_of(metric):
+    if answers := _answers_of(metric):
         yield from answer_remarks(answers, ids, model)
 
 
-def answers_of(metric: Any) -> dict[str, Any]:
-    """The answers of a metric that has some, by the arguments that they were given as."""
-    return dict(zip(("answer", "against"), getattr(metric, "answers", ()), strict=False)) if _has_bind(metric) else {}
+def _answers_of(metric: object) -> dict[str, Answer]:
+    """The answers of a metric, by argument; none for a user's own function."""
+    answers = getattr(metric, "answers", ()) if hasattr(metric, "bind") else ()
+    return dict(zip(("answer", "against"), answers, strict=False))
 
 
-def _shared_metric_remarks(metric: Any, n_prompts: int) -> Iterator[Remark]:
-    """A remark on one metric for several prompts whose answers look like one for each."""
-    answers = answers_of(metric)
-    if n_prompts > 1 and answers and all(_n_listed(answer) == n_prompts for answer in answers.values()):
+def _shared_metric_remarks(metric: object, n_prompts: int) -> Iterator[Remark]:
+    """A remark on one metric for several prompts that has as many answers as there are prompts."""
+    answers = _answers_of(metric)
+    if n_prompts > 1 and answers and all(_n_answers(answer) == n_prompts for answer in answers.values()):
         yield Remark(
             "warning",
             "metric",
             f"{metric!r} takes all {n_prompts} answers together in every one of the {n_prompts} prompts. "
-            f"For one answer each, give a list of metrics: [gs.{metric.name}(...), ...]",
+            f"For one answer each, give a list of metrics: [gs.{getattr(metric, 'name', 'metric')}(...), ...]",
         )
 
 
-def _n_listed(answer: Any) -> int:
+def _n_answers(answer: Answer) -> int:
     return 1 if isinstance(answer, str) else len(listed_answers(answer))
-
-
-def _has_bind(metric: Any) -> bool:
-    return hasattr(metric, "bind")
 
 
 # -- sweeps --
@@ -196,28 +193,29 @@ def sweep_remarks(pairs: Sequence[Pair], metric: object, model: Model) -> Iterat
     yield from _numbered("pair", [_sweep_pair_remarks(pair, model) for pair in pairs])
 
 
-def prompts_remarks(ids: Sequence[Tensor], metric: Any, model: Model) -> Iterator[Remark]:
-    """Remarks on prompts and what is measured of their next tokens: one metric for all, or a list with one for each."""
-    is_list = isinstance(metric, (list, tuple))
-    if not is_list:
+def prompts_remarks(ids: Sequence[Tensor], metric: object, model: Model) -> Iterator[Remark]:
+    """Remarks on prompts and the metric of their next tokens: one metric for all, or a list with one for each."""
+    if isinstance(metric, (list, tuple)):
+        metrics = list(metric)
+    else:
+        metrics = [metric] * len(ids)
         yield from _shared_metric_remarks(metric, len(ids))
-    metrics = metric if is_list else [metric] * len(ids)
     both = zip(ids, metrics, strict=True)
     yield from _numbered(
         "prompt", [[*prompt_remarks("prompt", i, model), *metric_remarks(one, i, model)] for i, one in both]
     )
 
 
-def _numbered(what: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark]:
-    """Remarks on several pairs or prompts: each once, with the numbers of those that it is about."""
-    found: dict[Remark, list[int]] = {}
-    for number, of_one in enumerate(remarks):
-        for remark in of_one:
-            found.setdefault(remark, []).append(number)
-    for remark, numbers in found.items():
-        shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-        where = f"{what}{'s' if len(numbers) > 1 else ''} {shown} of {len(remarks)} (counted from 0): "
-        yield remark if len(remarks) == 1 else replace(remark, text=where + remark.text)
+def _numbered(noun: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark]:
+    """The remarks on several pairs or prompts: each once, with the numbers of those that it is about."""
+    numbers_of: dict[Remark, list[int]] = {}
+    for number, on_one in enumerate(remarks):
+        for remark in on_one:
+            numbers_of.setdefault(remark, []).append(number)
+    for remark, numbers in numbers_of.items():
+        first = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+        prefix = f"{noun}{'s' if len(numbers) > 1 else ''} {first} of {len(remarks)} (counted from 0): "
+        yield remark if len(remarks) == 1 else replace(remark, text=prefix + remark.text)
 
 
 def _sweep_pair_remarks(pair: Pair, model: Model) -> Iterator[Remark]:

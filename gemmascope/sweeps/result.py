@@ -1,4 +1,4 @@
-"""SweepResult: what a sweep, or an estimate of one, found: a metric for every cell of a grid, with its labels."""
+"""SweepResult: the metric of every cell of a grid, with labels, from a sweep or an estimate of one."""
 
 from __future__ import annotations
 
@@ -27,19 +27,39 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-# Baselines nearer to each other than this share of their size leave nothing to explain.
+# Baselines whose difference is a smaller share of their size than this count as equal.
 NO_GAP = 1e-6
 
-# A metric longer than this is cut where the result shows itself: one for each of many pairs would fill the page.
+# A longer metric is cut in the repr: a list with one for each of many pairs would fill the page.
 SHOWN_METRIC = 100
 
 
 @dataclass
 class SweepResult:
-    """A metric for every cell of a grid.
+    """The metric of every cell of a grid, from gs.sweep, gs.path_sweep or gs.attribute.
 
-    values: the metric of each cell's run, float64 [pair, *grid]; NaN where a cell was not run, or cannot be.
-    base_metric: of the run that is patched, [pair]; source_metric: of the run patched from, NaN for an ablation.
+    Most questions are answered by .effect, .clean, .corrupt and .normalized. Arrays with labels are xarray.DataArrays:
+    their axes are those of `by`, with the kind of each layer ("local" or "global") and the token of each position as
+    coordinates, so that .effect.sel(layer=3) works. The metric's unit is the unit of all numbers: logits, nats, or a
+    probability.
+
+    Attributes:
+        question: What was asked, as data: model, site, axes, metric, tokens, code.
+        values: The metric of each cell's run, float64 [pair, *grid]. NaN where a cell was not run, or cannot be.
+        base_metric: The metric of the run that is patched, float64 [pair].
+        source_metric: The metric of the run that it is patched from, float64 [pair]. NaN for an ablation.
+
+    Example:
+        >>> clean = "When Mary and John went to the store, John gave a drink to"
+        >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
+        >>> metric = gs.logit_diff(" Mary", " John")
+        >>> result = gs.sweep(clean, corrupt, metric, site="resid_pre", pos=[10, -1], progress=False)
+        >>> round(result.clean, 2), round(result.corrupt, 2)
+        (11.86, -11.61)
+        >>> result.normalized.sel(pos=14).round(1).values
+        array([0., 0., 0., 1., 1., 1.])
+        >>> result.normalized.sel(pos=14).token.item()
+        ' to'
     """
 
     question: SweepMetadata
@@ -49,9 +69,15 @@ class SweepResult:
 
     @classmethod
     def empty(cls, question: SweepMetadata, n_pairs: int) -> SweepResult:
+        """A result without values: all of them NaN.
+
+        Args:
+            question: What is asked; its axes give the shape.
+            n_pairs: How many pairs of prompts there are.
+        """
         shape = tuple(len(numbers) for numbers in question.axes.values())
-        blank = [np.full(n_pairs, np.nan) for _ in range(2)]
-        return cls(question, np.full((n_pairs, *shape), np.nan), *blank)
+        baselines = [np.full(n_pairs, np.nan) for _ in range(2)]
+        return cls(question, np.full((n_pairs, *shape), np.nan), *baselines)
 
     @property
     def finished(self) -> Array:
@@ -59,9 +85,9 @@ class SweepResult:
         return ~np.isnan(self.values)
 
     @cached_property
-    def coords(self) -> dict[str, Any]:
-        """xarray coordinates: the numbers of each axis, its layers' kinds, its positions' tokens."""
-        coords: dict[str, Any] = {}
+    def coords(self) -> dict[str, list[int] | tuple[str, list[str]]]:
+        """The coordinates of the labelled arrays: the numbers of each axis, the layers' kinds, the positions' tokens."""
+        coords: dict[str, list[int] | tuple[str, list[str]]] = {}
         for axis, numbers in self.question.axes.items():
             coords[axis] = numbers
             if axis == "layer":
@@ -73,21 +99,25 @@ class SweepResult:
 
     @property
     def per_pair(self) -> xarray.DataArray:
-        """What each cell changed in each pair: the metric of its run less that of the run that was patched."""
+        """The effect of each cell in each pair, (pair, *by): the metric of its run less that of the run that is patched."""
         change = self.values - self.base_metric.reshape(-1, *[1] * (self.values.ndim - 1))
         return self._labelled(change, ("pair",))
 
     @property
     def effect(self) -> xarray.DataArray:
-        """What each cell changed: the metric of its run less that of the run that was patched; the mean over pairs.
+        """The effect of each cell, (*by): the metric of its run less that of the patched run; the mean over pairs.
 
-        In units of the metric. NaN where a cell was not run; 0 means that it was run and changed nothing.
+        In the metric's unit, float64. NaN where a cell was not run; 0 where it was run and changed nothing.
         """
         return self._labelled(self.per_pair.values.mean(0))
 
     @property
     def stderr(self) -> xarray.DataArray:
-        """The standard error of the mean effect over pairs. SweepError for a single pair."""
+        """The standard error of the mean effect over pairs, (*by), in the metric's unit.
+
+        Raises:
+            SweepError: The sweep has a single pair.
+        """
         n_pairs = len(self.values)
         if n_pairs < 2:
             raise SweepError("a standard error needs at least two pairs; this sweep has one")
@@ -95,21 +125,28 @@ class SweepResult:
 
     @property
     def clean(self) -> float:
-        """The metric of the clean run; its mean over pairs."""
+        """The metric of the clean run; the mean over pairs."""
         return float(self._baseline("clean").mean())
 
     @property
     def corrupt(self) -> float:
-        """The metric of the corrupted run; its mean over pairs. SweepError for an ablation, which has none."""
+        """The metric of the corrupted run; the mean over pairs.
+
+        Raises:
+            SweepError: The sweep is an ablation, which has no corrupted run.
+        """
         if not self.question.has_source:
             raise SweepError("an ablation has no corrupted run: its baseline is .clean")
         return float(self._baseline("corrupt").mean())
 
     @property
     def normalized(self) -> xarray.DataArray:
-        """The effect as a share of the gap between the baselines: 0 changes nothing, 1 makes the run like the source.
+        """The effect as a share of the gap between the two baselines, (*by): 0 changes nothing, 1 closes the gap.
 
-        SweepError where there is no gap to explain.
+        Over several pairs, the mean effect over the mean gap. Values below 0 and above 1 are possible.
+
+        Raises:
+            SweepError: The two baselines are equal, or the sweep is an ablation, which has only one.
         """
         if not self.question.has_source:
             raise SweepError("an ablation has no second baseline to normalise by: use .effect")
@@ -122,20 +159,28 @@ class SweepResult:
         return self.effect / gap
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row a cell: its place, its labels, the metric of its run and its effect."""
+        """One row a cell: its place and labels, its "effect", and the "metric" of its run, both means over pairs."""
         frame = self.effect.to_dataframe(name="effect").reset_index()
         frame["metric"] = self.values.mean(0).reshape(-1)
         return frame
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON holds it: what was asked, the baselines, and a dictionary a cell; None for what was not run."""
+    def to_dict(self) -> dict[str, object]:
+        """The result as data for JSON: what was asked, the baselines, and one dictionary a cell, None for NaN."""
         q = self.question
-        ends = {"clean": self.clean, "corrupt": self.corrupt if q.has_source else None}
         asked = {"model": q.model, "site": q.site, "metric": q.metric, "into": q.into, "estimate": q.estimate}
-        return {**asked, **ends, "cells": json.loads(self.to_dataframe().to_json(orient="records", double_precision=15))}
+        baselines = {"clean": self.clean, "corrupt": self.corrupt if q.has_source else None}
+        cells = json.loads(self.to_dataframe().to_json(orient="records", double_precision=15))
+        return {**asked, **baselines, "cells": cells}
 
     def plot(self, *, normalized: bool = False) -> Figure:
-        """A plotly heat map, diverging around 0: blue raises the metric, red lowers it. Needs plotly."""
+        """A plotly heat map of a grid of one or two axes: blue raises the metric, red lowers it. Needs plotly.
+
+        Args:
+            normalized: Show .normalized, shares of the gap; by default .effect, in the metric's unit.
+
+        Raises:
+            SweepError: The grid has more than two axes, or there is nothing to normalise by.
+        """
         from gemmascope.figures.labelled import labelled_figure
 
         values = self.normalized if true_or_false(normalized, "normalized", error=SweepError) else self.effect
@@ -151,22 +196,25 @@ class SweepResult:
         )
 
     def code(self) -> str:
-        """The Python that asks the same question again. A user's own metric or edit appears under its name."""
+        """The Python that repeats the call. A function of your own appears under its name."""
         return self.question.code
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the result to a file for gs.open_sweep. JSON; an existing file is replaced, once the new one is whole.
+        """Write the result to a file for gs.open_sweep, as JSON.
+
+        An existing file is replaced once the new one is whole.
 
         Args:
-            path: The file, "~" being the home folder. A link is followed, and a file keeps its mode.
+            path: The file; "~" is the home folder. A link is followed, and an existing file keeps its mode.
 
         Raises:
-            SweepError: It cannot be written.
+            SweepError: The file cannot be written.
         """
         pairs, cells = np.nonzero(self.finished.reshape(len(self.values), -1))
         write_file(path, text_of(self, list(zip(pairs.tolist(), cells.tolist(), strict=True))), error=SweepError)
 
     def progress_text(self) -> str:
+        """How far the sweep got: "90 of 90 cells finished"."""
         return f"{int(self.finished.sum())} of {self.question.n_cells} cells finished"
 
     @legibly
@@ -177,18 +225,20 @@ class SweepResult:
         pairs = f" of {len(self.values)} pairs" if len(self.values) > 1 else ""
         metric = q.metric if len(q.metric) <= SHOWN_METRIC else f"{q.metric[:SHOWN_METRIC]}..."
         grid = " x ".join(f"{len(n)} {axis}" for axis, n in q.axes.items())
-        ends = f"clean {self.clean:.4g}" + (f", corrupt {self.corrupt:.4g}; patched: {q.into}" if q.has_source else "")
-        said = f"{kind} of {q.site} in {spelled(q.model)}{pairs}: {grid}, {metric}, {self.progress_text()}"
-        return f"{said}\n{ends}\n{self._best()}"
+        baselines = f"clean {self.clean:.4g}"
+        if q.has_source:
+            baselines += f", corrupt {self.corrupt:.4g}; patched: {q.into}"
+        title = f"{kind} of {q.site} in {spelled(q.model)}{pairs}: {grid}, {metric}, {self.progress_text()}"
+        return f"{title}\n{baselines}\n{self._strongest()}"
 
-    def _best(self, k: int = 5) -> str:
-        """The strongest cells, a line each."""
+    def _strongest(self, k: int = 5) -> str:
+        """The cells with the largest effects, either way, a line each."""
         frame = self.to_dataframe().dropna(subset=["effect"])
         top = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index[:k])
         lines = []
         for _, row in top.iterrows():
-            where = [f"{axis} {int(row[axis])}" + self._token(axis, int(row[axis])) for axis in self.question.axes]
-            lines.append(f"  {row['effect']:+.4g}  {', '.join(where)}")
+            place = [f"{axis} {int(row[axis])}" + self._token(axis, int(row[axis])) for axis in self.question.axes]
+            lines.append(f"  {row['effect']:+.4g}  {', '.join(place)}")
         return "\n".join(lines)
 
     def _token(self, axis: str, number: int) -> str:
@@ -206,23 +256,32 @@ class SweepResult:
 
 
 def open_sweep(path: str | os.PathLike[str]) -> SweepResult:
-    """The result in a file that SweepResult.save or gs.sweep(out=...) wrote.
+    """Read a result from a file that SweepResult.save or gs.sweep(out=...) wrote.
 
-    A last line that was cut off is left out, with a GemmascopeWarning.
+    A last line that was cut off is left out, with a GemmascopeWarning: its cells are NaN.
 
     Args:
-        path: The file, "~" being the home folder.
+        path: The file; "~" is the home folder.
+
+    Returns:
+        The result, with the cells that the file holds.
 
     Raises:
-        SweepError: It is no such file, or a damaged one: says which line.
+        SweepError: The file is not a sweep, or is damaged; the error names the line.
+
+    Example:
+        >>> result = gs.sweep([2, 5, 7], [2, 5, 9], gs.logit_diff(7, 9), site="mlp_out", progress=False)
+        >>> result.save("sweep.json")
+        >>> gs.open_sweep("sweep.json").effect.equals(result.effect)
+        True
     """
     path = user_path(path, error=SweepError, what="a sweep")
-    about, content = read_file(path)
+    head, content = read_file(path)
     try:
-        result = SweepResult.empty(SweepMetadata(**about["question"]), about["n_pairs"])
+        result = SweepResult.empty(SweepMetadata(**head.question), head.n_pairs)  # type: ignore[arg-type]
     except (TypeError, ValueError, AttributeError, MemoryError) as error:
         raise SweepError(f"{path} is not a sweep that can be read: {error}") from error
     size, _ = fill_from(content, path, result)
-    if size < len(content) or int(result.finished.sum()) < about.get("saved", 0):
+    if size < len(content) or int(result.finished.sum()) < (head.saved or 0):
         warn(f"the end of {path} is missing: it was cut off, or is being written. {result.progress_text()}")
     return result

@@ -58,21 +58,77 @@ def sweep(
     progress: bool = True,
     out: str | os.PathLike[str] | None = None,
 ) -> SweepResult:
-    """Patch every cell of a grid, each in a run of its own, and measure what it changes: all runs in one pass.
+    """Patch every cell of a grid, each in a run of its own, and measure what that changes: all runs in one pass.
 
-    clean, corrupt: two prompts of equal length, or lists of them (pairs). metric: gs.logit_diff(...) or a function of
-    soft-capped logits [run, vocab] -> [run]; for pairs, a list with one for each. site: where to patch, by its name here
-    or in TransformerLens, which may say the layer ("blocks.5.attn.hook_z"). by: the axes of the grid, of layer, pos, head
-    (kv heads at k and v), q_pos and k_pos; along the others all places are patched together.
-    into: the run that is patched: "corrupt" (with clean values: what restores the answer?) or "clean" (with corrupted
-    ones: what breaks it?). ablate: what to write instead, the clean run then being changed and corrupt None: a number, or
-    "mean" or "mean_by_pos" over reference, a list of traces, as in gs.ablate.
-    layer, pos, head, q_pos, k_pos: a subset, written as in gs.patch. window: layers that a cell patches, centred on its
-    own. edits: made to the base run and to all its variants. memory: how much the variants may take, such as "2GiB"; by
-    default a quarter of what is free. progress: whether to show a bar. out: a file for the finished cells; a second call
-    with the same file goes on where it stopped. Interrupting returns what is finished, the other cells NaN.
-    Raises PromptError, SiteError, EditError, MetricError, BudgetError or SweepError for what does not fit, before
-    anything is run.
+    Activation patching. The run of a cell is the run of one prompt, with the values of a site at the cell's places
+    taken from the run of the other prompt; in an ablation a number or a mean is written instead. All runs go through
+    the layers together: each layer's weights are read once, and a run takes only the rows from its first change on.
+
+    Interrupting (Ctrl-C) gives a warning and returns the cells that are finished; the others are NaN.
+
+    Args:
+        clean: The prompt that has the answer: text (<bos> is put in front), token ids (taken as they are) or chat
+            messages; or a list of prompts, for several pairs.
+        corrupt: The prompt to compare with, of as many tokens; or a list of as many prompts. None for an ablation.
+        metric: What to measure: gs.logit_diff(...) or another metric of gs, or a function of the soft-capped logits of
+            the last position, [run, vocab] -> [run]. For several pairs one for all, or a list with one for each.
+        site: What to patch, by its name here ("resid_pre", "z", "pattern", ...) or in TransformerLens; the name may say
+            the layer as well ("blocks.5.attn.hook_z").
+        by: The axes of the grid, of those that the site has: "layer", "pos" and "head"; at attention edges "q_pos" and
+            "k_pos" in place of "pos". Along the axes that are left out a cell patches all places together.
+        into: The run that is patched. "corrupt", with values of the clean run: what restores the answer? "clean", with
+            values of the corrupted run: what breaks it?
+        ablate: What to write in place of another run's values, for an ablation of the clean run: a number, or "mean" or
+            "mean_by_pos" over reference. None: patch.
+        reference: Traces to take the mean over, as in gs.ablate.
+        layer: The layers to cover: a number or a list; negative ones count from the end. None: all.
+        pos: The positions: a number, a slice, a list, or a token that occurs once in the prompt; negative ones count
+            from the end. None: all.
+        head: The heads: a number or a list; kv heads at k, k_rot and v. None: all.
+        q_pos: At attention edges, the query positions, written like pos. None: all.
+        k_pos: At attention edges, the key positions, written like pos. None: all.
+        window: How many neighbouring layers a cell patches, centred on its own. Above 1 it needs "layer" in by.
+        edits: Edits of the run that is patched: of its baseline and of every cell's run, but not of the run that the
+            values come from.
+        model: The model. None: nano.
+        memory: How much the runs of one pass may take, in bytes or as text ("2GiB"); a larger sweep is run in several
+            passes. None: what the model was loaded to leave for it, or a quarter of what is free.
+        progress: Show a progress bar when the sweep takes more than a second.
+        out: A file for the finished cells. A second call with the same arguments and file continues where the first
+            stopped.
+
+    Returns:
+        A SweepResult. Its .effect is an xarray.DataArray with the axes of by, float64: the metric of each cell's run
+        less that of the run that is patched, the mean over pairs. .clean and .corrupt are the baselines, .normalized is
+        the effect as a share of the gap between them.
+
+    Raises:
+        PromptError: A prompt or an answer cannot be read, or is longer than the model's context.
+        SiteError: A site, layer, position or head does not exist.
+        EditError: An edit or the reference does not fit.
+        MetricError: The metric does not give one number for each run, or mixes runs.
+        BudgetError: memory is not an amount of memory.
+        SweepError: The arguments do not fit together (prompts of different lengths, axes that the site does not have),
+            memory is too small, or the file belongs to another sweep. What can be checked is checked before anything is
+            run.
+
+    Example:
+        >>> clean = "When Mary and John went to the store, John gave a drink to"
+        >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
+        >>> metric = gs.logit_diff(" Mary", " John")
+        >>> result = gs.sweep(clean, corrupt, metric, site="z", by=("layer", "head"), progress=False)
+        >>> result.effect.dims, result.effect.shape
+        (('layer', 'head'), (6, 4))
+        >>> round(result.normalized.sel(layer=2, head=3).item(), 2)  # this head restores the answer
+        1.02
+        >>> ablated = gs.sweep(clean, None, metric, site="mlp_out", by=("layer",), ablate=0.0, progress=False)
+        >>> ablated.effect.dims
+        ('layer',)
+
+    References:
+        Vig et al., "Investigating gender bias in language models using causal mediation analysis", arXiv 2004.12265.
+        Meng et al., "Locating and editing factual associations in GPT", arXiv 2202.05262.
+        Heimersheim and Nanda, "How to use and interpret activation patching", arXiv 2404.15255.
     """
     spec = SweepSpec(site, by, into, ablate, reference, layer, pos, head, q_pos, k_pos, window, edits)
     runner = prepare(clean, corrupt, metric, spec, model=model, memory=memory)

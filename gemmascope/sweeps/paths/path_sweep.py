@@ -1,7 +1,8 @@
 """gs.path_sweep: a sender's effect on the answer through chosen receivers only, the other heads between them frozen.
 
-In the first run the sender has the value of the other prompt's run, and the receiver's queries, keys or values are read; in
-the second the receiver alone is patched with them, and the run goes on from there. MLPs between the two are live or frozen.
+In the first run the sender has the value of the other prompt's run, and the receiver's queries, keys or values are
+read; in the second the receiver alone is patched with them, and the run goes on from there. MLPs between the two are
+live or frozen.
 """
 
 from __future__ import annotations
@@ -51,19 +52,60 @@ def path_sweep(
     memory: int | str | None = None,
     progress: bool = True,
 ) -> SweepResult:
-    """Patch every cell of a grid of senders, and measure its effect through the receivers alone.
+    """Patch every cell of a grid of senders, and measure its effect through chosen receivers only.
 
-    Two runs stand for a cell. In the first the sender has the value of the other run, every other attention head keeps its
-    z of the base run, and the receiver is read. In the second, a run of the base, the receiver alone has that value.
-    mlps="live": in the first run MLPs and norms compute anew from the stream that reaches them, and only heads are frozen:
-    path patching as in Wang et al. (arXiv 2211.00593), whose paths go through MLPs. Heads are frozen at z, so that the
-    sender's post-norm, which is of all heads' sum, computes anew as well. mlps="frozen": MLPs keep what they wrote, too:
-    the direct path alone, from the sender to the receiver through the stream (Goldowsky-Dill et al., arXiv 2304.05969).
-    sender: "z" (heads), "attn_out" or "mlp_out". receiver: ("q" | "k" | "v", layer, head or heads or None for all; kv heads
-    at k and v), a list of such, or "final": the sender's way to the unembedding. TransformerLens' names are read
-    as well; "blocks.5.attn.hook_q" alone is a receiver. by: ("layer", "head") for z, else ("layer", "pos"). into, layer,
-    pos, head, memory, progress, the other arguments and the result: as in gs.sweep. A sender that comes at or after the
-    layer of every receiver has no path: its cell stays NaN. SweepError if none has one.
+    Path patching. Each cell takes two runs. In the first the sender has its value of the other prompt's run, all other
+    attention heads keep their z of the base run, and the value that arrives at the receiver is read. In the second, a
+    run of the base, only the receiver has that value. A cell whose sender does not come before any receiver has no
+    path: it is NaN.
+
+    Args:
+        clean: The prompt that has the answer: text (<bos> is put in front), token ids (taken as they are) or chat
+            messages; or a list of prompts, for several pairs.
+        corrupt: The prompt to compare with, of as many tokens; or a list of as many prompts.
+        metric: What to measure, as in gs.sweep: a function of the soft-capped logits of the last position, [run, vocab]
+            -> [run], or gs.logit_diff(...). For several pairs one for all, or a list with one for each.
+        sender: What sends: "z" (heads), "attn_out" or "mlp_out", or the name in TransformerLens.
+        receiver: What receives: "final" (the unembedding), or (site, layer, head) with the site "q", "k" or "v", the
+            head a number, a list or left out for all, counted in kv heads at k and v; or a list of such. Names in
+            TransformerLens are read as well: "blocks.5.attn.hook_q".
+        by: The axes of the grid. None: ("layer", "head") for z, ("layer", "pos") for the others.
+        into: The run that is patched: "corrupt" with values of the clean run, or "clean" with values of the corrupted
+            run.
+        layer: The senders' layers: a number or a list; negative ones count from the end. None: all.
+        pos: The senders' positions: a number, a slice, a list, or a token that occurs once in the prompt. None: all.
+        head: The senders' heads: a number or a list. None: all.
+        mlps: What the MLPs between sender and receiver do in the first run. "live": they and the norms compute anew
+            from the stream that reaches them, so that paths through MLPs count (Wang et al.). "frozen": they keep what
+            they wrote, so that only the direct path through the stream counts (Goldowsky-Dill et al.).
+        model: The model. None: nano.
+        memory: How much the runs of one pass may take, in bytes or as text ("2GiB"). None: as in gs.sweep.
+        progress: Show a progress bar when the sweep takes more than a second.
+
+    Returns:
+        A SweepResult, as from gs.sweep, over the senders.
+
+    Raises:
+        PromptError: A prompt or an answer cannot be read, or is longer than the model's context.
+        SiteError: A site, layer, position or head does not exist.
+        MetricError: The metric does not give one number for each run, or mixes runs.
+        BudgetError: memory is not an amount of memory.
+        SweepError: A sender or receiver is not one, no sender comes before a receiver, or the arguments do not fit
+            together.
+
+    Example:
+        >>> clean = "When Mary and John went to the store, John gave a drink to"
+        >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
+        >>> metric = gs.logit_diff(" Mary", " John")
+        >>> paths = gs.path_sweep(clean, corrupt, metric, sender="z", receiver=("q", 3), progress=False)
+        >>> round(paths.effect.sel(layer=2, head=3).item(), 1)  # of 23.8 by all paths
+        19.8
+        >>> bool(paths.effect.sel(layer=3).isnull().all())  # layer 3 does not come before its own queries
+        True
+
+    References:
+        Wang et al., "Interpretability in the wild: a circuit for indirect object identification", arXiv 2211.00593.
+        Goldowsky-Dill et al., "Localizing model behavior with path patching", arXiv 2304.05969.
     """
     sender_site = parse_site_name(sender)[0].name
     if sender_site not in SENDERS:
