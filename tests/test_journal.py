@@ -22,7 +22,7 @@ from gemmascope.sweeps import sweep as sweep_module
 from gemmascope.sweeps.journal import Journal
 from gemmascope.sweeps.journal_lines import FORMAT, sealed
 from gemmascope.sweeps.result import SweepResult
-from gemmascope.sweeps.variants import final_rows
+from gemmascope.sweeps.variants import final_residuals
 
 CLOSE = 1e-5
 N_POS = 7
@@ -57,9 +57,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counting(m: Model, bases: Any, variants: Any, sources: Any) -> Any:
         sizes.append(len(variants))
-        return final_rows(m, bases, variants, sources)
+        return final_residuals(m, bases, variants, sources)
 
-    monkeypatch.setattr(sweep_module, "final_rows", counting)
+    monkeypatch.setattr(sweep_module, "final_residuals", counting)
     monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 10)
     return sizes
 

@@ -25,7 +25,7 @@ from gemmascope.model.model import Model
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.splice import Splice
 from gemmascope.sweeps.digest import digest, run_parts
-from gemmascope.sweeps.variants import BaseRun, Variant, final_rows
+from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
 
 CLOSE = 1e-5
 N_POS = 9
@@ -179,7 +179,9 @@ def test_variants_of_a_pass_equal_runs_of_their_own(site: str, layer: int) -> No
     edits = [gs.splice(d, {f: v}, pos=pos) for f, v, pos in ((3, 2.0, 4), (3, 2.0, [2, 7]), (8, 0.5, None), (9, 4.0, -1))]
     base = [gs.add("resid_pre", torch.ones(32), layer=1, pos=3)]
     bound = tuple(edit.bind(model(), ids) for edit in base)
-    ends = final_rows(model(), [BaseRun(ids, bound, N_POS - 1)], [Variant(0, (edit.bind(model(), ids),)) for edit in edits])
+    ends = final_residuals(
+        model(), [BaseRun(ids, bound, N_POS - 1)], [Variant(0, (edit.bind(model(), ids),)) for edit in edits]
+    )
     for row, edit in zip(ends.variants, edits, strict=True):
         assert error(row, run(*base, edit).stream[-1][-1]) <= CLOSE
 

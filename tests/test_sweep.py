@@ -345,13 +345,13 @@ class Chunks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[int] = []
-        final_rows = variants_module.final_rows
+        final_residuals = variants_module.final_residuals
 
         def counting(m: Model, bases: Any, variants: Sequence[Any], sources: Any) -> Any:
             self.sizes.append(len(variants))
-            return final_rows(m, bases, variants, sources)
+            return final_residuals(m, bases, variants, sources)
 
-        monkeypatch.setattr(sweep_module, "final_rows", counting)
+        monkeypatch.setattr(sweep_module, "final_residuals", counting)
 
 
 @pytest.mark.parametrize("rows", [1, 17, 100])

@@ -22,7 +22,7 @@ from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
 from gemmascope.sites import LAYER_SITES, SITES
 from gemmascope.sweeps import variants as variants_module
-from gemmascope.sweeps.variants import BaseRun, Variant, final_rows
+from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
 
 CLOSE = 1e-5
 N_POS = 9
@@ -35,11 +35,11 @@ def model(kinds: str = "lgl", kv: int = 4) -> Model:
 
 
 def run(m: Model, bases: Bases, variants: Sequence[tuple[int, Sequence[Edit]]]) -> tuple[Tensor, Tensor]:
-    """final_rows of these bases (ids, edits, wanted position) and variants (number of the base, edits)."""
+    """final_residuals of these bases (ids, edits, wanted position) and variants (number of the base, edits)."""
     ids = [m.ids(prompt) for prompt, _, _ in bases]
     bound = [BaseRun(i, tuple(e.bind(m, i) for e in edits), pos) for i, (_, edits, pos) in zip(ids, bases, strict=True)]
     given = [Variant(base, tuple(e.bind(m, ids[base]) for e in edits)) for base, edits in variants]
-    ends = final_rows(m, bound, given)
+    ends = final_residuals(m, bound, given)
     return ends.bases, ends.variants
 
 

@@ -28,7 +28,7 @@ from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.features import Features, feature_coords
 from gemmascope.sae.splice import feature_number, splice
 from gemmascope.sweeps.remarks import metric_remarks, prompt_remarks, raise_or_warn
-from gemmascope.sweeps.variants import BaseRun, Variant, final_rows
+from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
 from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
@@ -139,11 +139,11 @@ def feature_sweep(
     there = torch.tensor(float("nan"))
     for chunk in _chunks(_cells(found, axes, positions, float(value)), len(ids), max_rows):
         edited = [splice(sae, {cell.feature: value}, pos=list(cell.positions)).bind(model, ids) for cell in chunk]
-        ends = final_rows(model, [base], [Variant(0, (edit,)) for edit in edited])
+        ends = final_residuals(model, [base], [Variant(0, (edit,)) for edit in edited])
         there = _measured(bound, model, ends.bases)[0]
         effect[tuple(zip(*(cell.place for cell in chunk), strict=True))] = _measured(bound, model, ends.variants) - there
     if not there.isfinite():
-        there = _measured(bound, model, final_rows(model, [base], []).bases)[0]
+        there = _measured(bound, model, final_residuals(model, [base], []).bases)[0]
     coords = {**feature_coords(sae, numbers)}
     if len(axes) == 2:
         coords |= {"pos": positions, "token": ("pos", [found.tokens[p] for p in positions])}

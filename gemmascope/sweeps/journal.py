@@ -1,4 +1,4 @@
-"""Journals: the finished cells of a sweep in a file, as they come: a line for what was asked, and a line for each chunk.
+"""Journals: the finished cells of a sweep in a file: a line for what was asked, and a line for each chunk as it ends.
 
 A last line that a crash cut off is dropped on reading, and its cells are run again. One sweep at a time writes to a file.
 """

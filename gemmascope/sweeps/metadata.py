@@ -1,4 +1,4 @@
-"""SweepMetadata: what a sweep was asked, as data, for the labels of its result, its file and the call that repeats it."""
+"""SweepMetadata: what was asked of a sweep, as data, for its labels, its file and the call that repeats it."""
 
 from __future__ import annotations
 

@@ -167,10 +167,10 @@ class SweepResult:
     def to_dict(self) -> dict[str, object]:
         """The result as data for JSON: what was asked, the baselines, and one dictionary a cell, None for NaN."""
         q = self.question
-        asked = {"model": q.model, "site": q.site, "metric": q.metric, "into": q.into, "estimate": q.estimate}
+        question = {"model": q.model, "site": q.site, "metric": q.metric, "into": q.into, "estimate": q.estimate}
         baselines = {"clean": self.clean, "corrupt": self.corrupt if q.has_source else None}
         cells = json.loads(self.to_dataframe().to_json(orient="records", double_precision=15))
-        return {**asked, **baselines, "cells": cells}
+        return {**question, **baselines, "cells": cells}
 
     def plot(self, *, normalized: bool = False) -> Figure:
         """A plotly heat map of a grid of one or two axes: blue raises the metric, red lowers it. Needs plotly.

@@ -1,4 +1,4 @@
-"""SweepSpec: what a sweep patches and where, as users write it, and the look-up of those places in a model and a prompt."""
+"""SweepSpec: what a sweep patches, and at which places, as users write it; and the look-up of those places."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _GRID_AXES = ("head", "kv_head", "pos", "q_pos", "k_pos")
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """What a sweep patches and where: each field is the argument of gs.sweep of that name.
+    """What a sweep patches, and at which places. Each field is the argument of gs.sweep of that name.
 
-    Iterators are read here, once. EditError or SiteError for what is no list.
+    Iterators become lists here, because each pair looks its places up. EditError or SiteError for what is no list.
     """
 
     site: str
@@ -48,7 +48,7 @@ class SweepSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reference", listed_reference(self.reference))
         for name in _PLACES:
-            if isinstance(value := getattr(self, name), Iterator):  # every pair looks it up again
+            if isinstance(value := getattr(self, name), Iterator):
                 object.__setattr__(self, name, as_list(value, name, error=SiteError))
         object.__setattr__(self, "edits", listed_edits(self.edits))
 
@@ -64,15 +64,15 @@ def grid_axes(site: str, by: object) -> tuple[Site, int | None, list[str]]:
 
     SiteError for an unknown site, SweepError for one outside the layers and for axes that it does not have.
     """
-    found, layer = parse_site_name(site)
-    if not found.in_layer:
-        raise SweepError(f"'{found.name}' is outside the layers, so there is no grid over it: use gs.trace with an edit")
-    possible = ["layer", *(axis for axis in found.axes if axis in _GRID_AXES)]
+    named, layer = parse_site_name(site)
+    if not named.in_layer:
+        raise SweepError(f"'{named.name}' is outside the layers, so there is no grid over it: use gs.trace with an edit")
+    possible = ["layer", *(axis for axis in named.axes if axis in _GRID_AXES)]
     names = as_words(by)
-    names = names and [found.heads if name == "head" and found.heads else name for name in names]
+    names = names and [named.heads if name == "head" and named.heads else name for name in names]
     if not names or len(set(names)) < len(names) or set(names) - set(possible):
-        raise SweepError(f"by names axes of '{found.name}', each once: {', '.join(possible)}; given {shown(by)}")
-    return found, layer, names
+        raise SweepError(f"by names axes of '{named.name}', each once: {', '.join(possible)}; given {shown(by)}")
+    return named, layer, names
 
 
 def numbers_along(spec: SweepSpec, site: Site, layer: int | None, model: Model, ids: Tensor) -> dict[str, list[int]]:

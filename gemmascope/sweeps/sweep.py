@@ -32,7 +32,7 @@ from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of
 from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import Array, SweepResult
 from gemmascope.sweeps.spec import Layers, SweepSpec
-from gemmascope.sweeps.variants import Variant, final_rows
+from gemmascope.sweeps.variants import Variant, final_residuals
 
 
 @computes
@@ -243,16 +243,16 @@ def _run_chunk(chunk: Sequence[CellRun], pairs: Sequence[Pair], model: Model, re
     index = {number: i for i, number in enumerate(numbers)}
     variants = [Variant(index[run.pair], run.edits) for run in chunk]
     sources = {number: source for number in numbers if (source := pairs[number].source_run) is not None}
-    ends = final_rows(model, bases, variants, list(sources.values()))
-    for number, row in zip(sources, ends.sources, strict=True):
+    finals = final_residuals(model, bases, variants, list(sources.values()))
+    for number, row in zip(sources, finals.sources, strict=True):
         if np.isnan(result.source_metric[number]):
             with torch.no_grad():
                 logits = model.network.unembed(row[None])
             result.source_metric[number] = measure(pairs[number].metric, logits)[0].item()
-    for number, base, row in zip(numbers, bases, ends.bases, strict=True):
+    for number, base, row in zip(numbers, bases, finals.bases, strict=True):
         require_finite_end(model, base.ids, row, base.edits)
         metric = pairs[number].metric
         result.base_metric[number] = measure_rows(metric, model, base, row[None])[0]
         of_pair = [i for i, run in enumerate(chunk) if run.pair == number]
         cells = [chunk[i].number for i in of_pair]
-        result.values[number].flat[cells] = measure_rows(metric, model, base, ends.variants[of_pair]).numpy()
+        result.values[number].flat[cells] = measure_rows(metric, model, base, finals.variants[of_pair]).numpy()
