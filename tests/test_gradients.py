@@ -114,10 +114,10 @@ def test_an_estimate_is_the_sweep_to_first_order(site: str, by: tuple[str, ...])
 
 
 def test_with_many_steps_the_cells_of_a_layer_add_up_to_patching_them_all() -> None:
-    where = {"site": "resid_mid", "layer": [0, 2], "model": model()}
-    joint = gs.sweep(CLEAN, CORRUPT, METRIC, by=("layer",), **where).effect.values
+    cell = {"site": "resid_mid", "layer": [0, 2], "model": model()}
+    joint = gs.sweep(CLEAN, CORRUPT, METRIC, by=("layer",), **cell).effect.values
     errors = [
-        float(np.abs(gs.attribute(CLEAN, CORRUPT, METRIC, steps=steps, **where).effect.sum("pos").values - joint).max())
+        float(np.abs(gs.attribute(CLEAN, CORRUPT, METRIC, steps=steps, **cell).effect.sum("pos").values - joint).max())
         for steps in (1, 64)
     ]
     assert errors[1] < 0.02 * np.abs(joint).max()
@@ -125,9 +125,9 @@ def test_with_many_steps_the_cells_of_a_layer_add_up_to_patching_them_all() -> N
 
 
 def test_steps_move_only_the_places_of_the_grid() -> None:
-    where = {"site": "resid_mid", "layer": 1, "pos": [8], "model": model()}
-    one = gs.sweep(CLEAN, CORRUPT, METRIC, **where).effect.item()
-    assert gs.attribute(CLEAN, CORRUPT, METRIC, steps=64, **where).effect.item() == pytest.approx(one, rel=0.02)
+    cell = {"site": "resid_mid", "layer": 1, "pos": [8], "model": model()}
+    one = gs.sweep(CLEAN, CORRUPT, METRIC, **cell).effect.item()
+    assert gs.attribute(CLEAN, CORRUPT, METRIC, steps=64, **cell).effect.item() == pytest.approx(one, rel=0.02)
 
 
 @pytest.mark.parametrize("how", ["mean", "mean_by_pos"])
@@ -142,8 +142,14 @@ def test_an_estimate_of_a_mean_ablation_goes_to_the_mean(how: str) -> None:
 
 
 def test_an_estimate_has_the_labels_of_a_sweep_and_says_that_it_is_one() -> None:
-    asked = {"site": "pattern", "by": ("layer", "head", "q_pos", "k_pos"), "model": model(), "layer": [0, 1], "head": [0, 5]}
-    e, s = gs.attribute(CLEAN, CORRUPT, METRIC, **asked), gs.sweep(CLEAN, CORRUPT, METRIC, **asked)
+    arguments = {
+        "site": "pattern",
+        "by": ("layer", "head", "q_pos", "k_pos"),
+        "model": model(),
+        "layer": [0, 1],
+        "head": [0, 5],
+    }
+    e, s = gs.attribute(CLEAN, CORRUPT, METRIC, **arguments), gs.sweep(CLEAN, CORRUPT, METRIC, **arguments)
     assert e.effect.dims == s.effect.dims
     assert (e.finished == s.finished).all(), "edges that the mask hides have no estimate either"
     assert (e.clean, e.corrupt) == pytest.approx((s.clean, s.corrupt), abs=1e-4)

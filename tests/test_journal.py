@@ -44,10 +44,10 @@ class Metric:
         return logits[:, 5] - logits[:, 9]
 
 
-def sweep(out: Path | None, metric: Any = None, **asked: Any) -> SweepResult:
+def sweep(out: Path | None, metric: Any = None, **arguments: Any) -> SweepResult:
     plain: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "model": model()}
     clean, corrupt = prompt(N_POS), prompt(N_POS, seed=1)
-    return gs.sweep(clean, corrupt, metric or Metric(), out=out, **{**plain, **asked})
+    return gs.sweep(clean, corrupt, metric or Metric(), out=out, **{**plain, **arguments})
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def interrupted(out: Path | None, **asked: Any) -> SweepResult:
+def interrupted(out: Path | None, **arguments: Any) -> SweepResult:
     """A sweep stopped in its second chunk: after three trials, the source, a base and cells of the first."""
     with pytest.warns(UserWarning, match=r"interrupted: \d+ of 21 cells finished; the other cells are NaN"):
-        return sweep(out, Metric(stop_after=7), **asked)
+        return sweep(out, Metric(stop_after=7), **arguments)
 
 
 def test_an_interrupted_sweep_keeps_its_finished_cells(runs: list[int]) -> None:
@@ -128,13 +128,13 @@ def test_a_second_call_runs_only_the_rest(runs: list[int], tmp_path: Path) -> No
 
 def test_a_sweep_of_pairs_goes_on_where_it_stopped(runs: list[int], tmp_path: Path) -> None:
     pairs = [prompt(N_POS, seed=s) for s in (0, 1, 2)], [prompt(N_POS, seed=s) for s in (3, 4, 5)]
-    asked: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "head": [0, 5], "model": model()}
-    whole = gs.sweep(*pairs, Metric(), **asked)
+    arguments: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "head": [0, 5], "model": model()}
+    whole = gs.sweep(*pairs, Metric(), **arguments)
     with pytest.warns(UserWarning, match="interrupted"):
-        part = gs.sweep(*pairs, Metric(stop_after=17), out=tmp_path / "s.json", **asked)
+        part = gs.sweep(*pairs, Metric(stop_after=17), out=tmp_path / "s.json", **arguments)
     assert 0 < part.finished.sum() < 18
     assert np.isnan(part.effect.values).any()
-    rest = gs.sweep(*pairs, Metric(), out=tmp_path / "s.json", **asked)
+    rest = gs.sweep(*pairs, Metric(), out=tmp_path / "s.json", **arguments)
     assert error(rest.values, whole.values) <= CLOSE
     assert error(rest.stderr.values, whole.stderr.values) <= CLOSE
     assert error(gs.open_sweep(tmp_path / "s.json").effect.values, whole.effect.values) <= CLOSE
@@ -301,10 +301,10 @@ other_weigh.__name__ = "weigh"
 
 def test_functions_of_one_name_with_other_code_are_other_sweeps(runs: list[int], tmp_path: Path) -> None:
     """A metric, and an edit of the base: the file holds their names, and the digest what they do."""
-    told = "other prompts or edits, or a function with other code"
+    message = "other prompts or edits, or a function with other code"
     whole = sweep(tmp_path / "metric.json", weigh)
     assert np.array_equal(sweep(tmp_path / "metric.json", weigh).values, whole.values)
-    with pytest.raises(SweepError, match=told):
+    with pytest.raises(SweepError, match=message):
         sweep(tmp_path / "metric.json", other_weigh)
 
     def halved(factor: float) -> Any:
@@ -312,7 +312,7 @@ def test_functions_of_one_name_with_other_code_are_other_sweeps(runs: list[int],
 
     whole = sweep(tmp_path / "edit.json", edits=[halved(0.5)])
     assert np.array_equal(sweep(tmp_path / "edit.json", edits=[halved(0.5)]).values, whole.values)
-    with pytest.raises(SweepError, match=told):
+    with pytest.raises(SweepError, match=message):
         sweep(tmp_path / "edit.json", edits=[halved(0.25)])
     with pytest.raises(SweepError, match="holds another sweep"):
         sweep(tmp_path / "edit.json")
@@ -333,8 +333,8 @@ def test_means_over_other_runs_are_another_sweep(how: str, tmp_path: Path) -> No
 
     def ask(*prompts: list[int], other: Model | None = None, edits: Any = ()) -> SweepResult:
         reference = [gs.trace(ids, model=other or model(), edits=edits) for ids in prompts * 20]
-        asked: dict[str, Any] = {"ablate": how, "reference": reference, "site": "z", "by": "head", "model": model()}
-        return gs.sweep(prompt(N_POS), None, Metric(), out=tmp_path / "s.json", **asked)
+        arguments: dict[str, Any] = {"ablate": how, "reference": reference, "site": "z", "by": "head", "model": model()}
+        return gs.sweep(prompt(N_POS), None, Metric(), out=tmp_path / "s.json", **arguments)
 
     one, two = prompt(N_POS, seed=1), prompt(N_POS, seed=2)
     first = ask(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)])

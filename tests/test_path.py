@@ -53,8 +53,8 @@ def test_a_path_is_its_definition(sender: str, receivers: Any) -> None:
     for layer in range(last):
         for head in [0, 7] if sender == "z" else [None]:
             expected = by_definition(gs.patch(sender, other, layer=layer, head=head), receivers)
-            found = s.values[0, layer] if head is None else s.values[0, layer, head]
-            assert found == pytest.approx(expected, abs=3e-4), (layer, head)
+            value = s.values[0, layer] if head is None else s.values[0, layer, head]
+            assert value == pytest.approx(expected, abs=3e-4), (layer, head)
     assert np.isnan(s.values[0, last:]).all(), "a sender at or after its receivers has no path: not run, rather than 0"
     assert float(np.nanstd(s.values)) > 1e-2
     assert s.progress_text() == f"{s.finished.sum()} of {s.finished.sum()} cells finished"
@@ -72,17 +72,17 @@ def test_a_sender_at_one_position() -> None:
 def test_names_of_transformerlens_are_read() -> None:
     ours = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="z", layer=1, receiver=[("q", 3), ("v", 2, 1)], model=model("lgll"))
     theirs: list[Any] = ["blocks.3.attn.hook_q", ("attn.hook_v", 2, 1)]
-    told = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="blocks.1.attn.hook_z", receiver=theirs, model=model("lgll"))
-    assert told.question.axes == ours.question.axes
-    assert np.array_equal(told.values, ours.values)
+    by_hook = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="blocks.1.attn.hook_z", receiver=theirs, model=model("lgll"))
+    assert by_hook.question.axes == ours.question.axes
+    assert np.array_equal(by_hook.values, ours.values)
     one = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("blocks.2.attn.hook_v", None, 1), model=model("lgll"))
     other = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("v", 2, 1), model=model("lgll"))
     assert np.array_equal(one.values, other.values)
 
 
 def test_bad_input() -> None:
-    def ask(**asked: Any) -> Any:
-        return gs.path_sweep(CLEAN, CORRUPT, METRIC, model=model("lgll"), **asked)
+    def ask(**arguments: Any) -> Any:
+        return gs.path_sweep(CLEAN, CORRUPT, METRIC, model=model("lgll"), **arguments)
 
     with pytest.raises(SweepError, match="a sender writes to the stream: z, attn_out, mlp_out; given 'q'"):
         ask(sender="q")

@@ -57,10 +57,10 @@ def diff(logits: Tensor) -> Tensor:
     return logits[..., 5] - logits[..., 9]
 
 
-def sweep(clean: Any, corrupt: Any = None, **asked: Any) -> SweepResult | None:
+def sweep(clean: Any, corrupt: Any = None, **arguments: Any) -> SweepResult | None:
     """A sweep; None if it was refused because the mask hides every edge of its grid."""
     try:
-        return gs.sweep(clean, corrupt, METRIC, **{"model": model(), **asked})
+        return gs.sweep(clean, corrupt, METRIC, **{"model": model(), **arguments})
     except SweepError as error:
         if "the mask hides every edge" not in str(error):
             raise
@@ -216,13 +216,15 @@ def test_places_are_written_as_in_an_edit() -> None:
     )
 
 
-@pytest.mark.parametrize("ask", [sweep, lambda *given, **asked: gs.attribute(*given, METRIC, model=model(), **asked)])
+@pytest.mark.parametrize(
+    "ask", [sweep, lambda *given, **arguments: gs.attribute(*given, METRIC, model=model(), **arguments)]
+)
 def test_names_of_transformerlens_are_read_as_in_a_trace(ask: Any) -> None:
     clean, corrupt = prompt(5), prompt(5, seed=1)
     for name, layer in [("attn.hook_z", None), ("blocks.2.attn.hook_z", 2), ("layers.-1.z", 2)]:
-        told, ours = (ask(clean, corrupt, site=site, by=("layer", "head"), layer=layer) for site in (name, "z"))
-        assert (told.question.site, told.question.axes) == ("z", ours.question.axes)
-        assert np.array_equal(told.values, ours.values)
+        theirs, ours = (ask(clean, corrupt, site=site, by=("layer", "head"), layer=layer) for site in (name, "z"))
+        assert (theirs.question.site, theirs.question.axes) == ("z", ours.question.axes)
+        assert np.array_equal(theirs.values, ours.values)
     alone = ask(clean, corrupt, site="blocks.2.hook_mlp_out", by="pos", layer=[-1])
     assert np.array_equal(alone.values, ask(clean, corrupt, site="mlp_out", by="pos", layer=2).values)
     with pytest.raises(SiteError, match=r"'blocks.2.hook_mlp_out' names layer 2, and layer=\[1, 2\] was given as well"):
@@ -335,9 +337,9 @@ def test_a_sweep_in_bfloat16_is_no_further_from_float32_than_single_runs_are(sit
 # -- how it is carried --
 
 
-def carried(**asked: Any) -> SweepResult:
+def carried(**arguments: Any) -> SweepResult:
     pairs = [prompt(N_POS), prompt(N_POS, seed=2)], [prompt(N_POS, seed=1), prompt(N_POS, seed=3)]
-    return sweep(*pairs, site="resid_pre", by=("layer", "pos"), **asked)
+    return sweep(*pairs, site="resid_pre", by=("layer", "pos"), **arguments)
 
 
 class Chunks:
@@ -368,9 +370,9 @@ def test_the_result_does_not_depend_on_the_chunks(rows: int, monkeypatch: pytest
 
 def test_the_result_does_not_depend_on_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = carried()
-    with pytest.raises(SweepError, match=r"memory of 1,000 bytes is too little for a pass of 'random': it needs") as told:
+    with pytest.raises(SweepError, match=r"memory of 1,000 bytes is too little for a pass of 'random': it needs") as raised:
         carried(memory=1000)
-    needed = int(re.search(r"needs ([\d,]+) bytes", str(told.value))[1].replace(",", ""))  # type: ignore[index]
+    needed = int(re.search(r"needs ([\d,]+) bytes", str(raised.value))[1].replace(",", ""))  # type: ignore[index]
     chunks = Chunks(monkeypatch)
     assert error(carried(memory=needed).values, whole.values) <= CLOSE
     assert len(chunks.sizes) > 1
@@ -430,9 +432,9 @@ def test_only_wanted_positions_are_unembedded(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_sweep_of_pairs_is_the_mean_of_their_sweeps() -> None:
     cleans, corrupts = ([prompt(N_POS, seed=seed + n) for seed in range(3)] for n in (0, 10))
-    asked: dict[str, Any] = {"site": "attn_out", "by": ("layer", "pos")}
-    together = sweep(cleans, corrupts, **asked)
-    single = [sweep(a, b, **asked) for a, b in zip(cleans, corrupts, strict=True)]
+    arguments: dict[str, Any] = {"site": "attn_out", "by": ("layer", "pos")}
+    together = sweep(cleans, corrupts, **arguments)
+    single = [sweep(a, b, **arguments) for a, b in zip(cleans, corrupts, strict=True)]
     effects = np.stack([s.effect.values for s in single])
     assert error(together.per_pair.values, effects) <= CLOSE
     assert error(together.effect.values, effects.mean(0)) <= CLOSE
@@ -470,16 +472,16 @@ def test_an_edge_that_is_masked_has_no_number(site: str) -> None:
 def test_cells_that_cannot_be_run_are_not_counted(bars: list[Any], tmp_path: Path) -> None:
     """28 of 49 edges lie behind the diagonal, 22 of them in the window of 4; a cell is a layer and two pairs of prompts."""
     pairs = [[prompt(7, seed=s) for s in seeds] for seeds in ((0, 1), (2, 3))]
-    asked: dict[str, Any] = {"site": "pattern", "by": ("layer", "q_pos", "k_pos"), "layer": [0, 1]}
-    s = sweep(*pairs, **asked)
+    arguments: dict[str, Any] = {"site": "pattern", "by": ("layer", "q_pos", "k_pos"), "layer": [0, 1]}
+    s = sweep(*pairs, **arguments)
     assert s.progress_text() == "100 of 100 cells finished"
     assert [(bar.total, bar.done) for bar in bars] == [(100, 100)]
     s.save(tmp_path / "s.json")
     assert gs.open_sweep(tmp_path / "s.json").progress_text() == s.progress_text()
-    assert gs.attribute(*pairs, METRIC, model=model(), **asked).progress_text() == s.progress_text()
-    wide = sweep(*pairs, **asked, window=3, out=tmp_path / "wide.json")
+    assert gs.attribute(*pairs, METRIC, model=model(), **arguments).progress_text() == s.progress_text()
+    wide = sweep(*pairs, **arguments, window=3, out=tmp_path / "wide.json")
     assert wide.progress_text() == "112 of 112 cells finished"
-    assert sweep(*pairs, **asked, window=3, out=tmp_path / "wide.json").progress_text() == wide.progress_text()
+    assert sweep(*pairs, **arguments, window=3, out=tmp_path / "wide.json").progress_text() == wide.progress_text()
     assert (bars[-1].total, bars[-1].done) == (112, 112)
 
 

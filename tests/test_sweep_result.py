@@ -119,8 +119,8 @@ def test_there_is_no_share_of_a_gap_that_is_not_there() -> None:
 def test_a_result_prints_what_was_asked_and_its_strongest_cells() -> None:
     s = patched()
     lines = repr(s).splitlines()
-    asked = "sweep of resid_post in random: 3 layer x 15 pos, gs.logit_diff(' Mary', ' John'), 45 of 45 cells finished"
-    assert lines[0] == asked
+    title = "sweep of resid_post in random: 3 layer x 15 pos, gs.logit_diff(' Mary', ' John'), 45 of 45 cells finished"
+    assert lines[0] == title
     assert lines[1] == f"clean {s.clean:.4g}, corrupt {s.corrupt:.4g}; patched: corrupt"
     frame = s.to_dataframe()
     strongest = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index).iloc[0]
@@ -140,7 +140,7 @@ def test_a_result_over_heads_prints_whole_numbers() -> None:
 
 NEWER = gs.trace(CLEAN, model=worded())
 EDITED = gs.trace([4, 5, 6], model=worded(), edits=[gs.scale("z", 0.5, layer=0)])
-ASKED: list[tuple[Any, Any, Any, dict[str, Any]]] = [
+CALLS: list[tuple[Any, Any, Any, dict[str, Any]]] = [
     (CLEAN, CORRUPT, METRIC, {"site": "resid_pre", "by": ("layer", "pos")}),
     (CLEAN, CORRUPT, gs.answer_prob([" Mary", 6]), {"site": "z", "by": ["layer", "head"], "into": "clean", "window": 2}),
     (CLEAN, None, gs.rank(" Mary"), {"site": "k", "by": "head", "ablate": 0.0, "layer": range(1, 3), "pos": " Mary"}),
@@ -160,11 +160,11 @@ ASKED: list[tuple[Any, Any, Any, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("clean", "corrupt", "metric", "asked"), ASKED, ids=[str(i) for i in range(len(ASKED))])
+@pytest.mark.parametrize(("clean", "corrupt", "metric", "arguments"), CALLS, ids=[str(i) for i in range(len(CALLS))])
 def test_the_code_of_a_sweep_repeats_it(
-    clean: Any, corrupt: Any, metric: Any, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    clean: Any, corrupt: Any, metric: Any, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s = gs.sweep(clean, corrupt, metric, model=worded(), **asked)
+    s = gs.sweep(clean, corrupt, metric, model=worded(), **arguments)
     loaded: list[str] = []
     monkeypatch.setattr(gs, "load", lambda name: loaded.append(name) or worded(), raising=False)
     names: dict[str, Any] = {}
@@ -195,8 +195,8 @@ def test_code_names_a_function_of_ones_own() -> None:
 
 
 def test_progress_is_shown_unless_it_is_not_wanted(bars: list[Any]) -> None:
-    asked: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "model": model()}
-    gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **asked)
-    gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **asked, progress=False)
+    arguments: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "model": model()}
+    gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **arguments)
+    gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **arguments, progress=False)
     assert [bar.asked["disable"] for bar in bars] == [False, True]
     assert all(bar.total == bar.done == 15 for bar in bars)

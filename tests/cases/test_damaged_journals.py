@@ -25,8 +25,10 @@ def metric(logits: Any) -> Any:
     return logits[:, 5] - logits[:, 9]
 
 
-def sweep(out: Path | None, **asked: Any) -> SweepResult:
-    return gs.sweep(prompt(5), prompt(5, seed=1), metric, **{"site": "resid_pre", "model": model("lg"), "out": out, **asked})
+def sweep(out: Path | None, **arguments: Any) -> SweepResult:
+    return gs.sweep(
+        prompt(5), prompt(5, seed=1), metric, **{"site": "resid_pre", "model": model("lg"), "out": out, **arguments}
+    )
 
 
 @pytest.fixture(autouse=True)

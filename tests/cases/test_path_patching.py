@@ -132,8 +132,8 @@ def test_a_path_is_what_transformers_gives_with_hooks(shape: str, sender: str, r
     def logit(logits: Tensor) -> Tensor:
         return logits[:, token]
 
-    asked: dict[str, Any] = {"sender": sender, "receiver": receivers or "final", "by": by, "mlps": mlps}
-    found = gs.path_sweep(CLEAN, CORRUPT, logit, **asked, model=model_of(hf), progress=False)
+    arguments: dict[str, Any] = {"sender": sender, "receiver": receivers or "final", "by": by, "mlps": mlps}
+    result = gs.path_sweep(CLEAN, CORRUPT, logit, **arguments, model=model_of(hf), progress=False)
     n_late = len(KINDS) if receivers is None else max(layer for _, layer, _ in receivers)
     moved = 0.0
     for layer in range(n_late):
@@ -141,18 +141,20 @@ def test_a_path_is_what_transformers_gives_with_hooks(shape: str, sender: str, r
             sent = (sender, layer, [place], None) if sender == "z" else (sender, layer, None, place)
             expected = by_hooks(hf, sent, receivers, mlps)
             scale = float(expected.abs().max())
-            assert abs(found.values[0, layer, place] - float(expected[token])) <= CLOSE * scale, (layer, place)
-            moved = max(moved, abs(float(found.effect[layer, place])))
+            assert abs(result.values[0, layer, place] - float(expected[token])) <= CLOSE * scale, (layer, place)
+            moved = max(moved, abs(float(result.effect[layer, place])))
     assert moved > 1e-3, "nothing moved: the test would hold for anything"
-    assert np.isnan(found.values[0, n_late:]).all()
+    assert np.isnan(result.values[0, n_late:]).all()
 
 
 def heads_of(hf: Any, site: str) -> int:
     return int(hf.config.num_attention_heads if site == "q" else hf.config.num_key_value_heads)
 
 
-def ask(**asked: Any) -> Any:
-    return gs.path_sweep(CLEAN, CORRUPT, gs.logit_diff(5, 9), model=model_of(source("one kv head")), progress=False, **asked)
+def ask(**arguments: Any) -> Any:
+    return gs.path_sweep(
+        CLEAN, CORRUPT, gs.logit_diff(5, 9), model=model_of(source("one kv head")), progress=False, **arguments
+    )
 
 
 def test_live_is_the_default_and_another_quantity() -> None:

@@ -20,16 +20,18 @@ CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 NAMES = gs.logit_diff(" Mary", " John")
 
 
-def swept(clean: Any = CLEAN, corrupt: Any = CORRUPT, metric: Any = NAMES, **asked: Any) -> Any:
-    return gs.sweep(clean, corrupt, metric, **{"site": "resid_pre", "pos": -1, "by": "layer", "progress": False, **asked})
+def swept(clean: Any = CLEAN, corrupt: Any = CORRUPT, metric: Any = NAMES, **arguments: Any) -> Any:
+    return gs.sweep(
+        clean, corrupt, metric, **{"site": "resid_pre", "pos": -1, "by": "layer", "progress": False, **arguments}
+    )
 
 
-def estimated(clean: Any = CLEAN, corrupt: Any = CORRUPT, metric: Any = NAMES, **asked: Any) -> Any:
-    return gs.attribute(clean, corrupt, metric, **{"site": "resid_pre", "pos": -1, "by": "layer", **asked})
+def estimated(clean: Any = CLEAN, corrupt: Any = CORRUPT, metric: Any = NAMES, **arguments: Any) -> Any:
+    return gs.attribute(clean, corrupt, metric, **{"site": "resid_pre", "pos": -1, "by": "layer", **arguments})
 
 
-def along_paths(clean: Any = CLEAN, corrupt: Any = CORRUPT, metric: Any = NAMES, **asked: Any) -> Any:
-    return gs.path_sweep(clean, corrupt, metric, progress=False, **{"layer": 4, "head": 0, **asked})
+def along_paths(clean: Any = CLEAN, corrupt: Any = CORRUPT, metric: Any = NAMES, **arguments: Any) -> Any:
+    return gs.path_sweep(clean, corrupt, metric, progress=False, **{"layer": 4, "head": 0, **arguments})
 
 
 SWEEPS = pytest.mark.parametrize("ask", [swept, estimated, along_paths])
@@ -149,16 +151,16 @@ def test_an_answer_that_no_text_goes_on_with_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("arguments", "message"),
     [
         ({"pos": [1, 2, 9]}, r"differ from position 10 on, and the grid covers pos 9 at most: every effect is 0"),
         ({"site": "pattern", "by": ("layer", "head"), "pos": None, "q_pos": [4, 9]}, "the grid covers q_pos 9 at most"),
         ({"layer": 0, "pos": -1}, "resid_pre of layer 0 is made of a position's own token"),
     ],
 )
-def test_a_grid_whose_values_are_the_same_in_both_runs_is_told(asked: dict[str, Any], said: str) -> None:
-    with pytest.warns(GemmascopeWarning, match=said):
-        s = swept(**asked)
+def test_a_grid_whose_values_are_the_same_in_both_runs_is_told(arguments: dict[str, Any], message: str) -> None:
+    with pytest.warns(GemmascopeWarning, match=message):
+        s = swept(**arguments)
     assert float(np.nanmax(abs(s.effect))) <= 1e-4
 
 
@@ -200,9 +202,9 @@ def test_a_metric_of_noise_is_told() -> None:
 
 def test_a_metric_that_writes_to_its_logits_changes_nothing() -> None:
     def writing(x: Tensor) -> Tensor:
-        found = x[:, 5].clone()
+        copy = x[:, 5].clone()
         x.zero_()
-        return found
+        return copy
 
     for ask in (swept, estimated, along_paths):
         assert np.array_equal(ask(metric=writing).values, ask(metric=lambda x: x[:, 5]).values, equal_nan=True)
@@ -212,7 +214,7 @@ def test_a_metric_that_writes_to_its_logits_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "said"),
+    ("metric", "message"),
     [
         (lambda x: x[:, 5] * 1j, "one real number per run"),
         (lambda x: float(x[0, 5]), "returned float"),
@@ -223,8 +225,8 @@ def test_a_metric_that_writes_to_its_logits_changes_nothing() -> None:
     ],
     ids=["complex", "float", "numpy", "squeezed", "nan", "meta"],
 )
-def test_what_a_metric_may_not_return(metric: Any, said: str) -> None:
-    with pytest.raises(MetricError, match=said):
+def test_what_a_metric_may_not_return(metric: Any, message: str) -> None:
+    with pytest.raises(MetricError, match=message):
         swept(metric=metric)
 
 
@@ -233,8 +235,8 @@ def test_a_metric_with_weights_of_its_own_and_one_of_whole_numbers() -> None:
 
     def probed(x: Tensor) -> Tensor:
         with torch.enable_grad():
-            found: Tensor = probe(x)[:, 0]
-        return found
+            score: Tensor = probe(x)[:, 0]
+        return score
 
     assert np.isfinite(swept(metric=probed).values).all()
     assert np.isfinite(swept(metric=lambda x: x.argmax(-1)).values).all()
