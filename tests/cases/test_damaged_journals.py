@@ -48,42 +48,42 @@ def is_whole_or_refused(data: bytes, path: Path, whole: SweepResult) -> str:
     """ "whole", "part" (with a warning), or "refused" with the file's name."""
     path.write_bytes(data)
     try:
-        with _noting() as noted:
-            found = gs.open_sweep(path)
+        with _catching() as caught:
+            result = gs.open_sweep(path)
     except SweepError as error:
         assert str(path) in str(error)  # noqa: PT017
         return "refused"
-    assert np.array_equal(found.values[found.finished], whole.values[found.finished])
-    assert found.question == whole.question
-    return "whole" if found.finished.all() else "told" if noted else "part"
+    assert np.array_equal(result.values[result.finished], whole.values[result.finished])
+    assert result.question == whole.question
+    return "whole" if result.finished.all() else "warned" if caught else "part"
 
 
-def _noting() -> Any:
+def _catching() -> Any:
     import warnings
 
     context = warnings.catch_warnings(record=True)
 
-    class Noting:
+    class Catching:
         def __enter__(self) -> Any:
-            noted = context.__enter__()
+            caught = context.__enter__()
             warnings.simplefilter("always")
-            return noted
+            return caught
 
         def __exit__(self, *given: Any) -> None:
             context.__exit__(*given)
 
-    return Noting()
+    return Catching()
 
 
 def test_no_single_bit_can_change_unseen(out: Path) -> None:
     whole, data = gs.open_sweep(out), out.read_bytes()
-    draw, ends = random.Random(0), {"refused": 0, "told": 0, "whole": 0, "part": 0}
+    draw, outcomes = random.Random(0), {"refused": 0, "warned": 0, "whole": 0, "part": 0}
     for _ in range(500):
         damaged = bytearray(data)
         damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        ends[is_whole_or_refused(bytes(damaged), out, whole)] += 1
-    assert ends["refused"] > 480  # but for the last newline, without which the last line counts as cut off
-    assert ends["part"] == 0
+        outcomes[is_whole_or_refused(bytes(damaged), out, whole)] += 1
+    assert outcomes["refused"] > 480  # but for the last newline, without which the last line counts as cut off
+    assert outcomes["part"] == 0
 
 
 def test_a_file_cut_anywhere_is_gone_on_from_or_refused(out: Path) -> None:
@@ -100,11 +100,11 @@ def test_a_cut_file_that_is_read_says_so(out: Path) -> None:
     whole, data = gs.open_sweep(out), out.read_bytes()
     lines = [at + 1 for at, byte in enumerate(data) if byte == 10]
     for length in range(lines[0] + 1, len(data), 29):
-        said = is_whole_or_refused(data[:length], out, whole)
-        assert said == ("part" if length in lines else "told"), length
+        outcome = is_whole_or_refused(data[:length], out, whole)
+        assert outcome == ("part" if length in lines else "warned"), length
     whole.save(out)
     saved = out.read_bytes()
-    assert is_whole_or_refused(saved[: saved.index(b"\n") + 1], out, whole) == "told"  # it says how many cells it had
+    assert is_whole_or_refused(saved[: saved.index(b"\n") + 1], out, whole) == "warned"  # it says how many cells it had
 
 
 CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
@@ -163,24 +163,24 @@ LINES: list[Any] = [
 
 
 def resealed(out: Path, change: Callable[[list[Any]], None]) -> None:
-    """The lines with a change, their checksums those of what they say: as a program would write them."""
-    before, said = "", []
+    """The lines with a change, with checksums that fit: as a program would write them."""
+    previous, contents = "", []
     for line in out.read_bytes().splitlines():
-        content, before = opened(line, before, "a line")
-        said.append(content)
-    change(said)
-    before, lines = "", b""
-    for content in said:
-        line, before = sealed(content, before)
+        content, previous = opened(line, previous, "a line")
+        contents.append(content)
+    change(contents)
+    previous, lines = "", b""
+    for content in contents:
+        line, previous = sealed(content, previous)
         lines += line
     out.write_bytes(lines)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ABOUT.items() for value in values])
 def test_odd_questions_are_refused_though_the_checksum_fits(name: str, value: Any, out: Path) -> None:
-    def change(said: list[Any]) -> None:
+    def change(contents: list[Any]) -> None:
         *path, last = name.split(".")
-        (said[0][path[0]] if path else said[0])[last] = value
+        (contents[0][path[0]] if path else contents[0])[last] = value
 
     resealed(out, change)
     with pytest.raises(SweepError, match=r"s\.json"):
@@ -189,7 +189,7 @@ def test_odd_questions_are_refused_though_the_checksum_fits(name: str, value: An
 
 @pytest.mark.parametrize("cells", LINES, ids=lambda cells: json.dumps(cells)[:30])
 def test_odd_cells_are_refused_though_the_checksum_fits(cells: Any, out: Path) -> None:
-    resealed(out, lambda said: said.__setitem__(slice(1, None), [{"cells": cells, "baselines": []}]))
+    resealed(out, lambda contents: contents.__setitem__(slice(1, None), [{"cells": cells, "baselines": []}]))
     for read in (lambda: gs.open_sweep(out), lambda: sweep(out)):
         with pytest.raises(SweepError, match=r"line 2 of .*s.json is damaged"):
             read()
@@ -199,7 +199,7 @@ def test_odd_cells_are_refused_though_the_checksum_fits(cells: Any, out: Path) -
     "baselines", [None, 3, [[0, 1.0]], [[-1, 0.0, 0.0]], [[5, 0.0, 0.0]], [[0, "x", 0.0]], [["0", 0.0, 0.0]]]
 )
 def test_odd_baselines_are_refused_though_the_checksum_fits(baselines: Any, out: Path) -> None:
-    resealed(out, lambda said: said[1].__setitem__("baselines", baselines))
+    resealed(out, lambda contents: contents[1].__setitem__("baselines", baselines))
     with pytest.raises(SweepError, match=r"line 2 of .*s.json is damaged"):
         gs.open_sweep(out)
 
@@ -220,9 +220,9 @@ def test_a_file_that_another_sweep_writes_to_is_refused_and_the_other_goes_on(tm
                 refused.append(str(error))
         return metric(logits)
 
-    found = gs.sweep(prompt(5), prompt(5, seed=1), second, site="resid_pre", model=model("lg"), out=tmp_path / "s")
+    result = gs.sweep(prompt(5), prompt(5, seed=1), second, site="resid_pre", model=model("lg"), out=tmp_path / "s")
     assert refused == [f"another sweep is writing to {tmp_path / 's'}: let it end, or give another file"]
-    assert np.array_equal(gs.open_sweep(tmp_path / "s").values, found.values)
+    assert np.array_equal(gs.open_sweep(tmp_path / "s").values, result.values)
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced", "written to"])
@@ -240,10 +240,10 @@ def test_a_file_that_is_changed_meanwhile_stops_the_sweep(how: str, tmp_path: Pa
                 path.write_bytes(b"another")
         return metric(logits)
 
-    said = {"removed": "was removed", "replaced": "another file was put", "written to": "something else wrote"}[how]
-    with pytest.warns(gs.GemmascopeWarning, match=f"{path} stopped at .* of 10 cells: .*{said}"):
-        found = gs.sweep(prompt(5), prompt(5, seed=1), meddling, site="resid_pre", model=model("lg"), out=path)
-    assert 0 < found.finished.sum() < 10
+    reason = {"removed": "was removed", "replaced": "another file was put", "written to": "something else wrote"}[how]
+    with pytest.warns(gs.GemmascopeWarning, match=f"{path} stopped at .* of 10 cells: .*{reason}"):
+        result = gs.sweep(prompt(5), prompt(5, seed=1), meddling, site="resid_pre", model=model("lg"), out=path)
+    assert 0 < result.finished.sum() < 10
 
 
 @pytest.mark.parametrize("wrote", [0, 10])

@@ -1,1 +1,1 @@
-"""gs.path_sweep: a sender's effect through chosen receivers only. Imports the rest of sweeps and the rooms it may import."""
+"""gs.path_sweep: a sender's effect through chosen receivers only. May import the rest of `sweeps` and what it may import."""
