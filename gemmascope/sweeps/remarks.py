@@ -16,7 +16,7 @@ from torch import Tensor
 from gemmascope.edits.reach import no_effect_messages
 from gemmascope.errors import GemmascopeError, warn
 from gemmascope.model.model import Model
-from gemmascope.run.metric import Answer, answer_ids, listed_answers
+from gemmascope.run.metric import answer_ids, listed_answers
 
 if TYPE_CHECKING:
     from gemmascope.edits.bound import BoundEdit
@@ -96,7 +96,7 @@ def edit_remarks(edits: Sequence[BoundEdit], ids: Tensor, model: Model) -> Itera
 # -- answers --
 
 
-def answer_remarks(answers: Mapping[str, Answer], ids: Tensor | None, model: Model) -> Iterator[Remark]:
+def answer_remarks(answers: Mapping[str, object], ids: Tensor | None, model: Model) -> Iterator[Remark]:
     """Remarks on the answers to a prompt.
 
     answers: by argument: "answer", and "against" where one is subtracted; each one answer or several. ids: the
@@ -123,7 +123,7 @@ def against_itself(metric: object, model: Model) -> str | None:
     return None
 
 
-def same_answers_text(answer: Answer) -> str:
+def same_answers_text(answer: object) -> str:
     """The error text for an answer that is held against itself."""
     text = "the two answers are the same token: their difference is 0 everywhere. Change one"
     if len(listed_answers(answer)) > 1:
@@ -132,7 +132,7 @@ def same_answers_text(answer: Answer) -> str:
     return text
 
 
-def _remarks_on_one(name: str, answer: Answer, ids: Tensor | None, model: Model) -> Iterator[Remark]:
+def _remarks_on_one(name: str, answer: object, ids: Tensor | None, model: Model) -> Iterator[Remark]:
     if not model.has_tokenizer:
         return
     answers = listed_answers(answer)
@@ -161,7 +161,7 @@ def metric_remarks(metric: object, ids: Tensor, model: Model) -> Iterator[Remark
         yield from answer_remarks(answers, ids, model)
 
 
-def _answers_of(metric: object) -> dict[str, Answer]:
+def _answers_of(metric: object) -> dict[str, object]:
     """The answers of a metric, by argument; none for a user's own function."""
     answers = getattr(metric, "answers", ()) if hasattr(metric, "bind") else ()
     return dict(zip(("answer", "against"), answers, strict=False))
@@ -179,7 +179,7 @@ def _shared_metric_remarks(metric: object, n_prompts: int) -> Iterator[Remark]:
         )
 
 
-def _n_answers(answer: Answer) -> int:
+def _n_answers(answer: object) -> int:
     return 1 if isinstance(answer, str) else len(listed_answers(answer))
 
 
