@@ -1,4 +1,4 @@
-"""The patching lab without a front end: its numbers are those of gs.sweep, whatever is asked when, and by whom."""
+"""The patching lab without a front end: its numbers are those of gs.sweep, in whatever order and thread they come."""
 
 from __future__ import annotations
 
@@ -40,16 +40,18 @@ CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 
 
-def lab(m: Model | None = None, **asked: Any) -> LabSession:
+def lab(m: Model | None = None, **settings: Any) -> LabSession:
     """A lab about two prompts of ids."""
-    return LabSession(prompt(N_POS), prompt(N_POS, seed=1), 5, 9, model=m or model(), **asked)
+    return LabSession(prompt(N_POS), prompt(N_POS, seed=1), 5, 9, model=m or model(), **settings)
 
 
-def exact(m: Model | None = None, **asked: Any) -> np.ndarray[Any, Any]:
+def exact(m: Model | None = None, **settings: Any) -> np.ndarray[Any, Any]:
     """The effects that gs.sweep finds."""
     clean, corrupt = prompt(N_POS), prompt(N_POS, seed=1)
-    found = gs.sweep(clean, corrupt, gs.logit_diff(5, 9), model=m or model(), **{"site": "resid_pre", **asked}).effect.values
-    return np.asarray(found)
+    effects = gs.sweep(
+        clean, corrupt, gs.logit_diff(5, 9), model=m or model(), **{"site": "resid_pre", **settings}
+    ).effect.values
+    return np.asarray(effects)
 
 
 def worded_lab(clean: Any = CLEAN, corrupt: Any = CORRUPT, answer: Any = " Mary", against: Any = " John") -> LabSession:
@@ -67,12 +69,12 @@ def one_cell_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("site", LAYER_SITES)
 def test_a_lab_finds_what_a_sweep_finds(site: str) -> None:
     for by in grids_of(site):
-        found = lab(site=site, by=by)
+        session = lab(site=site, by=by)
         expected = exact(site=site, by=by)
-        result = found.run()
+        result = session.run()
         assert list(result.question.axes) == list(by)
         assert (np.isnan(expected) == np.isnan(result.effect.values)).all()
-        cells = found.cell_grid()
+        cells = session.cell_grid()
         assert cells is not None
         for values in (result.effect.values, cells.values):
             assert error(np.nan_to_num(values), np.nan_to_num(expected)) <= CLOSE
@@ -80,20 +82,20 @@ def test_a_lab_finds_what_a_sweep_finds(site: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "settings",
     [{"into": "clean"}, {"layers": "local"}, {"layers": "global"}, {"metric": "answer_prob"}, {"by": ("pos", "layer")}],
     ids=str,
 )
-def test_every_setting_is_that_of_a_sweep(asked: dict[str, Any]) -> None:
-    words: dict[str, Any] = {name: value for name, value in asked.items() if name in ("into", "by")}
-    words |= {"layer": {"local": [0, 2], "global": [1]}[asked["layers"]]} if "layers" in asked else {}
-    metric = gs.answer_prob(5) if "metric" in asked else gs.logit_diff(5, 9)
-    expected = gs.sweep(prompt(N_POS), prompt(N_POS, seed=1), metric, site="mlp_out", model=model(), **words)
-    found = lab(site="mlp_out", **asked)
-    assert error(found.run().effect.values, expected.effect.values) <= CLOSE
-    assert found.code() == expected.code()
-    assert found.experiment is not None
-    baselines = found.experiment.baselines
+def test_every_setting_is_that_of_a_sweep(settings: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {name: value for name, value in settings.items() if name in ("into", "by")}
+    arguments |= {"layer": {"local": [0, 2], "global": [1]}[settings["layers"]]} if "layers" in settings else {}
+    metric = gs.answer_prob(5) if "metric" in settings else gs.logit_diff(5, 9)
+    expected = gs.sweep(prompt(N_POS), prompt(N_POS, seed=1), metric, site="mlp_out", model=model(), **arguments)
+    session = lab(site="mlp_out", **settings)
+    assert error(session.run().effect.values, expected.effect.values) <= CLOSE
+    assert session.code() == expected.code()
+    assert session.experiment is not None
+    baselines = session.experiment.baselines
     assert baselines == {
         "clean": pytest.approx(expected.clean, rel=1e-5),
         "corrupt": pytest.approx(expected.corrupt, rel=1e-5),
@@ -111,54 +113,54 @@ PARTS: list[tuple[str, Any, Any, Any]] = [
 
 @pytest.mark.parametrize(("what", "row", "column", "place"), PARTS, ids=[part[0] for part in PARTS])
 def test_parts_of_a_grid_fill_one_result(what: str, row: Any, column: Any, place: Any) -> None:
-    expected, found = exact(), lab()
-    found.run("cell", 0, 6)
-    found.run(what, row, column)
-    cells = found.cell_grid()
+    expected, session = exact(), lab()
+    session.run("cell", 0, 6)
+    session.run(what, row, column)
+    cells = session.cell_grid()
     assert cells is not None
     wanted = np.zeros((3, N_POS), bool)
     wanted[place] = True
     wanted[0, 6] = True
     assert ((cells.marks == EXACT) == wanted).all()
-    assert (found.experiment.result.finished[0] == wanted).all()  # type: ignore[union-attr]
+    assert (session.experiment.result.finished[0] == wanted).all()  # type: ignore[union-attr]
     assert error(cells.values[wanted], expected[wanted]) <= CLOSE
     assert np.isnan(cells.values[~wanted]).all()
 
 
 def test_a_cell_is_run_once(one_cell_a_chunk: None) -> None:
-    found = lab()
-    found.run("row", 1)
+    session = lab()
+    session.run("row", 1)
     counted: list[int] = []
-    found.listener = lambda event: counted.append(len(found.experiment.result.finished.nonzero()[0]))  # type: ignore[union-attr]
-    found.run("rectangle", (0, 1), (0, 1))
+    session.listener = lambda event: counted.append(len(session.experiment.result.finished.nonzero()[0]))  # type: ignore[union-attr]
+    session.run("rectangle", (0, 1), (0, 1))
     assert sorted(set(counted)) == [7, 8, 9]
-    assert found.expected("row", 1) == (0, 0.0)
-    assert found.expected("all")[0] == 12
+    assert session.expected("row", 1) == (0, 0.0)
+    assert session.expected("all")[0] == 12
 
 
 def test_an_estimate_gives_way_to_exact_numbers() -> None:
-    found = lab()
+    session = lab()
     estimated = gs.attribute(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), site="resid_pre", model=model())
-    assert error(found.run("estimate").effect.values, estimated.effect.values) <= CLOSE
-    cells = found.cell_grid()
+    assert error(session.run("estimate").effect.values, estimated.effect.values) <= CLOSE
+    cells = session.cell_grid()
     assert cells is not None
     assert (cells.marks == ESTIMATED).all()
-    found.run("row", 1)
-    found.run("estimate")
-    cells = found.cell_grid()
+    session.run("row", 1)
+    session.run("estimate")
+    cells = session.cell_grid()
     assert cells is not None
     assert (cells.marks == [[ESTIMATED] * N_POS, [EXACT] * N_POS, [ESTIMATED] * N_POS]).all()
     assert error(cells.values[1], exact()[1]) <= CLOSE
     assert error(cells.values[[0, 2]], estimated.effect.values[[0, 2]]) <= CLOSE
-    assert np.isnan(found.run("cell", 1, 1).effect.values[0]).all()  # the result holds what is exact, and no estimate
+    assert np.isnan(session.run("cell", 1, 1).effect.values[0]).all()  # the result holds what is exact, and no estimate
 
 
 def test_edges_that_the_mask_hides_are_not_counted() -> None:
-    found = lab(site="pattern", by=("q_pos", "k_pos"))
-    found.wait()
-    assert found.expected()[0] == N_POS * (N_POS + 1) // 2
-    found.run("rectangle", (0, 1), (1, 6))
-    cells = found.cell_grid()
+    session = lab(site="pattern", by=("q_pos", "k_pos"))
+    session.wait()
+    assert session.expected()[0] == N_POS * (N_POS + 1) // 2
+    session.run("rectangle", (0, 1), (1, 6))
+    cells = session.cell_grid()
     assert cells is not None
     assert (np.argwhere(cells.marks == EXACT) == [[1, 1]]).all()
     assert not (cells.marks == UNDER_WAY).any()
@@ -174,132 +176,132 @@ def test_a_kv_head_is_an_axis() -> None:
 
 
 def test_a_cancel_ends_within_a_chunk_and_keeps_what_is_done(one_cell_a_chunk: None) -> None:
-    found = lab()
-    found.wait()
+    session = lab()
+    session.wait()
     kinds: list[str] = []
 
     def watch(event: dict[str, Any]) -> None:
         kinds.append(event["kind"])
-        if found.experiment is not None and found.experiment.result.finished.sum() == 4:
-            found.cancel()
+        if session.experiment is not None and session.experiment.result.finished.sum() == 4:
+            session.cancel()
 
-    found.listener = watch
-    job = found.start()
+    session.listener = watch
+    job = session.start()
     assert job.ended.wait(30)
-    assert found.experiment is not None
-    assert found.experiment.result.finished.sum() == 4  # not one chunk more
-    assert (found.experiment.cell_grid.marks == EXACT).sum() == 4
-    assert not found.experiment.cell_grid.under_way.any()
+    assert session.experiment is not None
+    assert session.experiment.result.finished.sum() == 4  # not one chunk more
+    assert (session.experiment.cell_grid.marks == EXACT).sum() == 4
+    assert not session.experiment.cell_grid.under_way.any()
     assert kinds[-1] == "cancelled"
-    assert not found.is_busy
-    found.listener = None
-    assert error(found.run().effect.values, exact()) <= CLOSE  # and it goes on where it stopped
+    assert not session.is_busy
+    session.listener = None
+    assert error(session.run().effect.values, exact()) <= CLOSE  # and it goes on where it stopped
 
 
 def test_a_click_goes_before_the_rest_of_a_long_job(one_cell_a_chunk: None) -> None:
-    found = lab()
-    found.wait()
+    session = lab()
+    session.wait()
     order: list[int] = []
 
     def watch(event: dict[str, Any]) -> None:
-        assert found.experiment is not None
-        done = np.flatnonzero(found.experiment.result.finished[0])
+        assert session.experiment is not None
+        done = np.flatnonzero(session.experiment.result.finished[0])
         order.extend(n for n in done if n not in order)
-        if len(order) == 2 and not found.experiment.result.finished[0, 2, 6]:
-            found.click(2, 6)
+        if len(order) == 2 and not session.experiment.result.finished[0, 2, 6]:
+            session.click(2, 6)
 
-    found.listener = watch
-    found.start()
-    found.wait(30)
+    session.listener = watch
+    session.start()
+    session.wait(30)
     assert order.index(2 * N_POS + 6) == 2
     assert len(order) == 3 * N_POS
 
 
 def test_a_click_is_answered_in_the_thread_that_asked() -> None:
-    found = lab()
-    found.wait()
+    session = lab()
+    session.wait()
     threads: list[Any] = []
-    found.listener = lambda event: threads.append((event["kind"], threading.current_thread()))
-    found.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
-    found.click(1, 2)
+    session.listener = lambda event: threads.append((event["kind"], threading.current_thread()))
+    session.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
+    session.click(1, 2)
     assert threads == [(kind, threading.main_thread()) for kind in ("cells", "cells", "detail", "done")]
-    cells = found.cell_grid()
+    cells = session.cell_grid()
     assert cells is not None
     assert abs(cells.exact[1, 2] - exact()[1, 2]) <= 1e-4
     threads.clear()
-    found.click(1, 2)  # there is nothing to do
+    session.click(1, 2)  # there is nothing to do
     assert threads == []
-    found.experiment.throughput.row_layer = 1.0  # type: ignore[union-attr]
-    found.click(1, 3)  # it would take too long: the worker's
-    found.wait(30)
+    session.experiment.throughput.row_layer = 1.0  # type: ignore[union-attr]
+    session.click(1, 3)  # it would take too long: the worker's
+    session.wait(30)
     assert threading.main_thread() not in [thread for _, thread in threads]
     turns_of(model()).take_if_free()  # another lab is at work: the worker waits for its turn
-    found.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
-    found.click(1, 4)
-    assert found.is_busy
+    session.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
+    session.click(1, 4)
+    assert session.is_busy
     turns_of(model()).give_back()
-    found.wait(30)
-    cells = found.cell_grid()
+    session.wait(30)
+    cells = session.cell_grid()
     assert cells is not None
     assert (cells.marks[1, 2:5] == EXACT).all()
 
 
 def test_what_is_computed_for_an_older_question_is_not_told(one_cell_a_chunk: None) -> None:
-    found = lab()
-    found.wait()
+    session = lab()
+    session.wait()
     told: list[tuple[int, str]] = []
 
     def watch(event: dict[str, Any]) -> None:
         told.append((event["seq"], event["kind"]))
-        if event == {**event, "seq": 1, "kind": "cells"} and found.seq == 1 and len(told) > 2:
-            found.set(into="clean")
+        if event == {**event, "seq": 1, "kind": "cells"} and session.seq == 1 and len(told) > 2:
+            session.set(into="clean")
 
-    found.listener = watch
-    old = found.start()
+    session.listener = watch
+    old = session.start()
     assert old.ended.wait(30)
-    found.wait(30)
+    session.wait(30)
     first = [seq for seq, _ in told].index(2)
     assert {seq for seq, _ in told[first:]} == {2}
     assert {seq for seq, _ in told[:first]} == {1}
     assert old.cancelled
-    cells = found.cell_grid()
+    cells = session.cell_grid()
     assert cells is not None
     assert cells.is_blank
-    assert found.settings.into == "clean"
-    (kept,) = found.experiments()
+    assert session.settings.into == "clean"
+    (kept,) = session.experiments()
     assert kept.settings.into == "corrupt"
     assert 0 < kept.result.finished.sum() < 3 * N_POS
-    assert error(found.run().effect.values, exact(into="clean")) <= CLOSE
-    assert [one.settings.into for one in found.experiments()] == ["corrupt", "clean"]
+    assert error(session.run().effect.values, exact(into="clean")) <= CLOSE
+    assert [one.settings.into for one in session.experiments()] == ["corrupt", "clean"]
 
 
 @pytest.mark.parametrize("what", ["estimate", "look"])
 def test_a_step_that_ends_after_its_question_is_not_told(what: str) -> None:
-    found = lab()
-    found.wait()
+    session = lab()
+    session.wait()
     for name in ("estimate", "run_baselines"):  # the settings change while its numbers are computed
-        compute = getattr(found.experiment, name)
-        setattr(found.experiment, name, lambda compute=compute: (found.set(into="clean"), compute())[1])
+        compute = getattr(session.experiment, name)
+        setattr(session.experiment, name, lambda compute=compute: (session.set(into="clean"), compute())[1])
     told: list[tuple[int, str]] = []
-    found.listener = lambda event: told.append((event["seq"], event["kind"]))
-    old = found.start("estimate") if what == "estimate" else found.look(0, 0)
+    session.listener = lambda event: told.append((event["seq"], event["kind"]))
+    old = session.start("estimate") if what == "estimate" else session.look(0, 0)
     assert old.ended.wait(30)
-    found.wait(30)
+    session.wait(30)
     first = told.index((2, "settings"))
     assert {seq for seq, _ in told[first:]} == {2}
     assert {"prepared", "baselines"} < {kind for _, kind in told[first:]}
-    assert found.detail is None
-    assert found.cell_grid().is_blank  # type: ignore[union-attr]
+    assert session.detail is None
+    assert session.cell_grid().is_blank  # type: ignore[union-attr]
 
 
 def test_events_are_numbered() -> None:
-    found = lab()
+    session = lab()
     events: list[dict[str, Any]] = []
-    found.wait()
-    found.listener = events.append
-    found.run("row", 0)
-    found.set(site="z")
-    found.run("estimate")
+    session.wait()
+    session.listener = events.append
+    session.run("row", 0)
+    session.set(site="z")
+    session.run("estimate")
     numbers = [event["number"] for event in events]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     assert [event["seq"] for event in events] == sorted(event["seq"] for event in events)
@@ -345,12 +347,12 @@ def test_the_callers_grad_mode_does_not_matter() -> None:
     modes: list[bool] = []
     for mode in (torch.enable_grad, torch.no_grad):
         with mode():
-            found = lab()
-            found.wait()
-            found.listener = lambda event: modes.append(torch.is_grad_enabled()) if event["kind"] == "cells" else None
-            found.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
-            found.click(0, 0)
-            estimated = found.run("estimate")
+            session = lab()
+            session.wait()
+            session.listener = lambda event: modes.append(torch.is_grad_enabled()) if event["kind"] == "cells" else None
+            session.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
+            session.click(0, 0)
+            estimated = session.run("estimate")
             assert np.isfinite(estimated.values).all()
             assert torch.is_grad_enabled() == (mode is torch.enable_grad)
     assert modes == [False] * len(modes)
@@ -358,71 +360,71 @@ def test_the_callers_grad_mode_does_not_matter() -> None:
 
 
 def test_labs_of_many_threads_can_be_read_while_they_work(one_cell_a_chunk: None) -> None:
-    found, expected = lab(), exact()
-    job = found.start()
+    session, expected = lab(), exact()
+    job = session.start()
     while not job.ended.is_set():
-        cells = found.cell_grid()
+        cells = session.cell_grid()
         time.sleep(0.005)
         if cells is not None:
-            there = cells.marks == EXACT
-            assert (there == ~np.isnan(cells.values)).all()
-            assert error(cells.values[there], expected[there]) <= CLOSE if there.any() else True
-    found.wait()
+            is_exact = cells.marks == EXACT
+            assert (is_exact == ~np.isnan(cells.values)).all()
+            assert error(cells.values[is_exact], expected[is_exact]) <= CLOSE if is_exact.any() else True
+    session.wait()
 
 
 # -- errors --
 
 
-def failing(found: LabSession, error: Exception) -> None:
+def failing(session: LabSession, error: Exception) -> None:
     def fail(*_: Any) -> Iterator[Any]:
         raise error
         yield
 
-    found.experiment.run_chunks = fail  # type: ignore[method-assign,union-attr,assignment]
+    session.experiment.run_chunks = fail  # type: ignore[method-assign,union-attr,assignment]
 
 
 def test_an_error_in_a_job_is_shown_and_raised_where_python_waits() -> None:
-    found = lab()
-    found.wait()
+    session = lab()
+    session.wait()
     kinds: list[str] = []
-    found.listener = lambda event: kinds.append(event["kind"])
-    failing(found, RuntimeError("no more memory"))
-    found.start()
+    session.listener = lambda event: kinds.append(event["kind"])
+    failing(session, RuntimeError("no more memory"))
+    session.start()
     with pytest.raises(RuntimeError, match="no more memory"):
-        found.wait()
-    assert "RuntimeError: no more memory" in (found.error or "")
+        session.wait()
+    assert "RuntimeError: no more memory" in (session.error or "")
     assert kinds[-1] == "error"
-    found.wait()  # it was told once
-    failing(found, SweepError("take fewer cells"))
+    session.wait()  # it was told once
+    failing(session, SweepError("take fewer cells"))
     with pytest.raises(SweepError, match="take fewer cells"):
-        found.run("row", 0)
-    assert found.error == "take fewer cells"
-    assert not found.experiment.cell_grid.under_way.any()  # type: ignore[union-attr]
-    found.set(into="clean")
-    assert found.error is None
-    assert error(found.run().effect.values, exact(into="clean")) <= CLOSE
+        session.run("row", 0)
+    assert session.error == "take fewer cells"
+    assert not session.experiment.cell_grid.under_way.any()  # type: ignore[union-attr]
+    session.set(into="clean")
+    assert session.error is None
+    assert error(session.run().effect.values, exact(into="clean")) <= CLOSE
 
 
 def test_a_listener_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: Any) -> None:
         raise RuntimeError("the page is gone")
 
-    found = lab(listener=fail)
-    assert error(found.run().effect.values, exact()) <= CLOSE
+    session = lab(listener=fail)
+    assert error(session.run().effect.values, exact()) <= CLOSE
     assert "the page is gone" in caplog.text
 
 
 def test_waiting_ends_when_its_time_is_up() -> None:
-    found = lab()
-    found.wait()
+    session = lab()
+    session.wait()
     with turns_of(model()).turn():
         with pytest.raises(SweepError, match=r"row 1 did not end within 0.01 s; it goes on: lab.wait\(\) or lab.cancel\(\)"):
-            found.run("row", 1, timeout=0.01)
+            session.run("row", 1, timeout=0.01)
         with pytest.raises(SweepError, match=r"did not end within 0\.01 s"):
-            found.wait(timeout=0.01)
-        found.cancel()
-    found.wait(30)
-    assert found.cell_grid().is_blank  # type: ignore[union-attr]
+            session.wait(timeout=0.01)
+        session.cancel()
+    session.wait(30)
+    assert session.cell_grid().is_blank  # type: ignore[union-attr]
 
 
 BAD: list[tuple[Callable[[LabSession], Any], type[GemmascopeError], str]] = [
@@ -448,23 +450,23 @@ BAD: list[tuple[Callable[[LabSession], Any], type[GemmascopeError], str]] = [
 
 @pytest.mark.parametrize(("ask", "wrong", "message"), BAD, ids=[message[:40] for *_, message in BAD])
 def test_what_cannot_be_is_refused_and_changes_nothing(ask: Any, wrong: type[Exception], message: str) -> None:
-    found = lab()
-    found.wait()
-    settings, seq = found.settings, found.seq
+    session = lab()
+    session.wait()
+    settings, seq = session.settings, session.seq
     with pytest.raises(wrong, match=message):
-        ask(found)
-    assert (found.settings, found.seq, found.is_busy) == (settings, seq, False)
+        ask(session)
+    assert (session.settings, session.seq, session.is_busy) == (settings, seq, False)
 
 
 def test_a_kind_of_layer_that_is_not_there_is_shown_and_raised() -> None:
-    found = lab(model("gg"), layers="local")
+    session = lab(model("gg"), layers="local")
     with pytest.raises(SweepError, match="'random' has no local layers: take all of them"):
-        found.run()
-    assert found.error == "'random' has no local layers: take all of them"
-    assert not found.can_run
-    found.set(layers="all")
-    assert found.can_run
-    assert error(found.run().effect.values, exact(model("gg"))) <= CLOSE
+        session.run()
+    assert session.error == "'random' has no local layers: take all of them"
+    assert not session.can_run
+    session.set(layers="all")
+    assert session.can_run
+    assert error(session.run().effect.values, exact(model("gg"))) <= CLOSE
 
 
 # -- what is looked at first --
@@ -508,20 +510,20 @@ CHECKS: list[tuple[dict[str, Any], list[tuple[str, str, str]]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("asked", "expected"), CHECKS, ids=[repr(asked)[:50] for asked, _ in CHECKS])
-def test_every_remark_says_what_to_do(asked: dict[str, Any], expected: list[tuple[str, str, str]]) -> None:
-    found = LabSession(**{**GOOD, **asked}, model=split_model())
-    assert [(remark.level, remark.about) for remark in found.checks] == [(level, about) for level, about, _ in expected]
-    for remark, (_, _, text) in zip(found.checks, expected, strict=True):
+@pytest.mark.parametrize(("settings", "expected"), CHECKS, ids=[repr(settings)[:50] for settings, _ in CHECKS])
+def test_every_remark_says_what_to_do(settings: dict[str, Any], expected: list[tuple[str, str, str]]) -> None:
+    session = LabSession(**{**GOOD, **settings}, model=split_model())
+    assert [(remark.level, remark.about) for remark in session.checks] == [(level, about) for level, about, _ in expected]
+    for remark, (_, _, text) in zip(session.checks, expected, strict=True):
         assert re.search(text, remark.text), remark.text
-    assert found.can_run == all(level != "error" for level, _, _ in expected)
-    if not found.can_run:
+    assert session.can_run == all(level != "error" for level, _, _ in expected)
+    if not session.can_run:
         with pytest.raises(GemmascopeError):
-            found.run("cell", 0, 0)
+            session.run("cell", 0, 0)
         with pytest.raises(GemmascopeError):
-            found.code()
-        found.set(**GOOD, metric="logit_diff")  # and it can be mended
-    assert np.isfinite(found.run("cell", 0, 0).values[0, 0, 0])
+            session.code()
+        session.set(**GOOD, metric="logit_diff")  # and it can be mended
+    assert np.isfinite(session.run("cell", 0, 0).values[0, 0, 0])
 
 
 def test_a_wrong_prompt_raises_what_a_sweep_raises() -> None:
@@ -547,11 +549,11 @@ def test_prompts_are_laid_beside_each_other() -> None:
 
 
 def test_answers_are_swapped() -> None:
-    found = worded_lab()
-    before = found.run("cell", 1, 4).effect.values[1, 4]
-    found.swap()
-    assert (found.settings.answer, found.settings.against) == (" John", " Mary")
-    assert found.run("cell", 1, 4).effect.values[1, 4] == pytest.approx(-before, rel=1e-4)
+    session = worded_lab()
+    before = session.run("cell", 1, 4).effect.values[1, 4]
+    session.swap()
+    assert (session.settings.answer, session.settings.against) == (" John", " Mary")
+    assert session.run("cell", 1, 4).effect.values[1, 4] == pytest.approx(-before, rel=1e-4)
 
 
 # -- looking into a cell --
@@ -560,11 +562,11 @@ def test_answers_are_swapped() -> None:
 @pytest.mark.parametrize("into", ["corrupt", "clean"])
 @pytest.mark.parametrize(("site", "cell", "head"), [("q", (1, 3), 3), ("pattern", (2, 7), 7), ("k", (0, 2), 4)])
 def test_a_cells_detail_is_that_of_a_run_with_its_patch(into: str, site: str, cell: tuple[int, int], head: int) -> None:
-    found = worded_lab()
-    found.set(site=site, into=into)
-    found.look(*cell)
-    found.wait()
-    detail = found.detail
+    session = worded_lab()
+    session.set(site=site, into=into)
+    session.look(*cell)
+    session.wait()
+    detail = session.detail
     assert detail is not None
     runs = {"clean": gs.trace(CLEAN, model=worded()), "corrupt": gs.trace(CORRUPT, model=worded())}
     base, source = runs[into], runs["clean" if into == "corrupt" else "corrupt"]
@@ -582,17 +584,17 @@ def test_a_cells_detail_is_that_of_a_run_with_its_patch(into: str, site: str, ce
 
 
 def test_a_cell_of_no_head_has_answers_only() -> None:
-    found = worded_lab()
-    found.look(1, 4)
-    found.wait()
-    assert found.detail is not None
-    assert found.detail.patterns == {}
-    assert found.detail.place == 'layer 1 (global), position 4 " John"'
-    assert len(found.detail.top) >= 5
-    found.set(site="z", by=("pos", "head"))  # a head of all layers
-    found.look(3, 1)
-    found.wait()
-    assert found.detail.patterns == {}
+    session = worded_lab()
+    session.look(1, 4)
+    session.wait()
+    assert session.detail is not None
+    assert session.detail.patterns == {}
+    assert session.detail.place == 'layer 1 (global), position 4 " John"'
+    assert len(session.detail.top) >= 5
+    session.set(site="z", by=("pos", "head"))  # a head of all layers
+    session.look(3, 1)
+    session.wait()
+    assert session.detail.patterns == {}
 
 
 # -- time --
@@ -617,49 +619,67 @@ def test_chunks_of_a_resident_model_take_a_moment_and_of_a_streamed_one_all_ther
 
 
 def test_what_cells_take_is_known_before_they_run() -> None:
-    found = lab()
-    found.wait()
-    n_cells, seconds = found.expected()
+    session = lab()
+    session.wait()
+    n_cells, seconds = session.expected()
     assert n_cells == 3 * N_POS
     assert seconds is not None
     assert 0 < seconds < 60
-    cost = found.experiment.runner.cost()  # type: ignore[union-attr]
+    cost = session.experiment.runner.cost()  # type: ignore[union-attr]
     assert cost.n_cells == n_cells
     assert cost.n_rows == 3 * sum(range(1, N_POS + 1))
     assert cost.row_layers == (3 + 2 + 1) * sum(range(1, N_POS + 1))
-    assert found.expected("rectangle", (0, 1), (2, 3))[0] == 4
+    assert session.expected("rectangle", (0, 1), (2, 3))[0] == 4
 
 
-@pytest.mark.parametrize("asked", [{"site": "resid_pre"}, {"site": "pattern", "by": ("q_pos", "k_pos")}], ids=str)
-def test_a_sweeps_cost_is_what_its_chunks_carry(asked: dict[str, Any]) -> None:
-    sweeping = prepare(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), SweepSpec(**asked), model=model())
-    whole = sweeping.cost()
-    mask = Part("column", None, 2).cells(sweeping.pairs[0].grid.shape)  # type: ignore[arg-type]
-    part = sweeping.cost(mask)
-    done = [pair for chunk in sweeping.chunks(mask, lambda: 9) for pair in chunk]
-    assert len(done) == part.n_cells == sweeping.result.finished.sum()
-    rest = sweeping.cost()
+@pytest.mark.parametrize("settings", [{"site": "resid_pre"}, {"site": "pattern", "by": ("q_pos", "k_pos")}], ids=str)
+def test_a_sweeps_cost_is_what_its_chunks_carry(settings: dict[str, Any]) -> None:
+    runner = prepare(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), SweepSpec(**settings), model=model())
+    whole = runner.cost()
+    mask = Part("column", None, 2).cells(runner.pairs[0].grid.shape)  # type: ignore[arg-type]
+    part = runner.cost(mask)
+    done = [pair for chunk in runner.chunks(mask, lambda: 9) for pair in chunk]
+    assert len(done) == part.n_cells == runner.result.finished.sum()
+    rest = runner.cost()
     assert (rest.n_cells, rest.n_rows) == (whole.n_cells - part.n_cells, whole.n_rows - part.n_rows)
-    assert list(sweeping.chunks(mask)) == []
+    assert list(runner.chunks(mask)) == []
 
 
 # -- files --
 
 
 def test_a_lab_gives_the_code_and_a_table() -> None:
-    found = worded_lab()
-    found.run("estimate")
-    found.run("row", 1)
-    assert found.code() == gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", model=worded()).code()
-    frame = found.experiment.to_dataframe()  # type: ignore[union-attr]
+    session = worded_lab()
+    session.run("estimate")
+    session.run("row", 1)
+    assert (
+        session.code() == gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", model=worded()).code()
+    )
+    frame = session.experiment.to_dataframe()  # type: ignore[union-attr]
     assert frame.columns.tolist() == ["layer", "pos", "kind", "token", "effect", "is"]
     assert frame["is"].tolist() == ["estimated"] * 15 + ["exact"] * 15 + ["estimated"] * 15
-    assert np.array_equal(frame["effect"].to_numpy(), found.cell_grid().values.reshape(-1))  # type: ignore[union-attr]
+    assert np.array_equal(frame["effect"].to_numpy(), session.cell_grid().values.reshape(-1))  # type: ignore[union-attr]
 
 
 def test_an_experiment_is_made_without_a_run(asked: list[int]) -> None:
-    made = Experiment(Settings(prompt(N_POS), prompt(N_POS, seed=1), 5, 9), model())
+    experiment = Experiment(Settings(prompt(N_POS), prompt(N_POS, seed=1), 5, 9), model())
     assert asked == []
-    made.run_baselines()
-    made.run_baselines()
+    experiment.run_baselines()
+    experiment.run_baselines()
     assert asked == [0, 1, 2]
+
+
+def test_a_click_runs_its_patch_once(asked: list[int]) -> None:
+    """One run gives the cell's number and its detail; a second click runs nothing."""
+    session = lab()
+    session.wait()
+    asked.clear()
+    for _ in range(2):
+        session.click(1, 2)
+        session.wait()
+        assert asked == [0, 1, 2]
+    assert session.detail is not None
+    assert (session.detail.row, session.detail.column) == (1, 2)
+    cells = session.cell_grid()
+    assert cells is not None
+    assert (np.argwhere(cells.marks == EXACT) == [[1, 2]]).all()

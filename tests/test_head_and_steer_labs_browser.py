@@ -26,7 +26,7 @@ pytestmark = pytest.mark.nano
 @pytest.fixture
 def page(lab: Lab, chromium: Any) -> Iterator[Any]:
     with page_of(chromium) as found:
-        lab.run(found, "following.ipynb", CELLS)
+        lab.run(found, "labs.ipynb", CELLS)
         found.wait_for_selector("[data-gemmascope-pictures='1']", timeout=30_000)
         yield found
         assert found.beyond == []
