@@ -1,3 +1,3 @@
-"""Sparse dictionaries (SAEs and transcoders): loading them, encoding a run, splicing features, gs.feature_sweep. Imports
-sweeps, run and figures.
+"""Sparse dictionaries (SAEs and transcoders): loading them, encoding a run, splicing features and `gs.feature_sweep`. May
+import `steering`, `analysis`, `sweeps`, `run` and the rooms below them.
 """

@@ -1,8 +1,6 @@
-"""How Gemma Scope names its dictionaries: repositories by model and site, folders by layer, width and sparsity.
+"""How Gemma Scope (arXiv 2408.05147) names its dictionaries: repositories by model and site, folders by layer, width and L0.
 
-    google/gemma-scope-2b-pt-res    layer_20/width_16k/average_l0_71/params.npz
-
-Source: "Gemma Scope: Open Sparse Autoencoders Everywhere All At Once on Gemma 2" (arXiv 2408.05147) and its repositories.
+google/gemma-scope-2b-pt-res    layer_20/width_16k/average_l0_71/params.npz
 """
 
 from __future__ import annotations
@@ -11,12 +9,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from gemmascope.arguments import is_whole, shown, whole_number
 from gemmascope.errors import DictionaryError
 
-# What a repository's name ends in -> the site: of a transcoder, which reads the MLP's input, the word for it.
+# The last part of a repository's name -> the site, or "transcoder".
 TRANSCODER = "transcoder"
 SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "z", "transcoders": TRANSCODER}
 PARAMS = "params.npz"
@@ -27,7 +24,7 @@ EMBEDDING = "embedding"
 
 @dataclass(frozen=True)
 class Suite:
-    """What a repository's name says: which model's, and at which site."""
+    """A repository of dictionaries: the model that they were trained for, and their site."""
 
     size: str
     tuned: bool
@@ -35,18 +32,19 @@ class Suite:
 
     @property
     def model(self) -> str:
+        """The model's hub id."""
         return f"google/gemma-2-{self.size}{'-it' if self.tuned else ''}"
 
     @classmethod
     def of(cls, name: str) -> Suite | None:
-        """The suite of a repository, or of a folder that is named as one."""
-        found = _REPOSITORY.search(name)
-        return cls(found[1], found[2] == "it", SITES[found[3]]) if found else None
+        """The suite of a repository's name, or of a folder named like one; None for another name."""
+        match = _REPOSITORY.search(name)
+        return cls(match[1], match[2] == "it", SITES[match[3]]) if match else None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A dictionary in a repository, by its path there. layer: a number, or "embedding". l0: a number, or "canonical"."""
+    """A dictionary in a repository. layer: a number, or "embedding". l0: a number, or "canonical"."""
 
     path: str
     layer: int | str
@@ -55,7 +53,7 @@ class Entry:
 
     @classmethod
     def of(cls, path: str) -> Entry | None:
-        """What the last folders of a path say; None where they say nothing."""
+        """The entry of a path, from its last folders; None for another path."""
         parts = PurePosixPath(path).parts
         if len(parts) < 4 or parts[-1] != PARAMS:
             return None
@@ -69,7 +67,7 @@ class Entry:
 
 
 def width_name(width: int | str) -> str:
-    """A width as folders say it: 16384 is "16k", 1048576 "1m"."""
+    """A width as in folder names: 16384 is "16k", 1048576 is "1m"."""
     if isinstance(width, str):
         return width.lower()
     if not is_whole(width) or not 1 <= int(width) < 10**12:
@@ -78,29 +76,33 @@ def width_name(width: int | str) -> str:
     return f"{width // 10**6}m" if width >= 10**6 else f"{width // 1000}k" if width >= 1000 else str(width)
 
 
-def _place(given: Any, name: str) -> int | str | None:
-    """A layer or a sparsity as an entry has it. DictionaryError for what is neither a number nor a word."""
-    return given if given is None or isinstance(given, str) else whole_number(given, name, least=0, error=DictionaryError)
+def _layer_or_l0(value: object, name: str) -> int | str | None:
+    """A layer or an L0 as entries have it. DictionaryError for anything but a number or a text."""
+    return value if value is None or isinstance(value, str) else whole_number(value, name, least=0, error=DictionaryError)
 
 
 def choose(
-    entries: Iterable[Entry], where: str, layer: int | str | None, width: int | str | None, l0: int | str | None
+    entries: Iterable[Entry], source: str, layer: int | str | None, width: int | str | None, l0: int | str | None
 ) -> Entry:
-    """The one dictionary that is meant. DictionaryError that lists what there is, where that is none or several."""
+    """The one dictionary that fits. DictionaryError, which lists the choices, for none or several. source: for the error."""
     left = sorted(entries, key=_order)
     if not left:
-        raise DictionaryError(f"{where} holds no dictionaries: nothing in it is called layer_*/width_*/*/{PARAMS}")
-    asked = {"layer": _place(layer, "layer"), "width": None if width is None else width_name(width), "l0": _place(l0, "l0")}
-    for name, wanted in asked.items():
-        fits = [entry for entry in left if wanted is None or getattr(entry, name) == wanted]
-        if not fits:
-            before = ", ".join(f"{n}={shown(w)}" for n, w in asked.items() if w is not None)
-            raise DictionaryError(f"{where} has no dictionary of {before}: there, {_choices(left, name)}")
-        left = fits
+        raise DictionaryError(f"{source} holds no dictionaries: nothing in it is called layer_*/width_*/*/{PARAMS}")
+    request = {
+        "layer": _layer_or_l0(layer, "layer"),
+        "width": None if width is None else width_name(width),
+        "l0": _layer_or_l0(l0, "l0"),
+    }
+    for name, value in request.items():
+        fitting = [entry for entry in left if value is None or getattr(entry, name) == value]
+        if not fitting:
+            requested = ", ".join(f"{n}={shown(v)}" for n, v in request.items() if v is not None)
+            raise DictionaryError(f"{source} has no dictionary of {requested}: there, {_choices(left, name)}")
+        left = fitting
     if len(left) > 1:
-        several = [name for name in asked if len({getattr(entry, name) for entry in left}) > 1]
+        several = [name for name in request if len({getattr(entry, name) for entry in left}) > 1]
         choices = "; ".join(_choices(left, name) for name in several)
-        raise DictionaryError(f"{where} has {len(left)} dictionaries that fit: say which, by {choices}")
+        raise DictionaryError(f"{source} has {len(left)} dictionaries that fit: say which, by {choices}")
     return left[0]
 
 
@@ -111,5 +113,5 @@ def _order(entry: Entry) -> tuple[int, str, int, str, str]:
 
 def _choices(entries: Iterable[Entry], name: str) -> str:
     """'l0 = 22, 41 or 82'"""
-    said = [repr(value) for value in dict.fromkeys(getattr(entry, name) for entry in entries)]
-    return f"{name} = {' or '.join(filter(None, [', '.join(said[:-1]), said[-1]]))}"
+    values = [repr(value) for value in dict.fromkeys(getattr(entry, name) for entry in entries)]
+    return f"{name} = {' or '.join(filter(None, [', '.join(values[:-1]), values[-1]]))}"

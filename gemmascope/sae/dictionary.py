@@ -1,67 +1,46 @@
-"""Dictionary: a sparse autoencoder or transcoder with the JumpReLU, as Gemma Scope releases them.
+"""Dictionary: a JumpReLU sparse autoencoder or transcoder, as Gemma Scope releases them.
 
-    acts = relu(pre) * (pre > threshold), pre = x @ W_enc + b_enc; reconstruction = acts @ W_dec + b_dec
-
-Sources: "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders" (arXiv 2407.14435);
-"Gemma Scope" (arXiv 2408.05147).
+acts = relu(pre) * (pre > threshold), pre = x @ W_enc + b_enc; reconstruction = acts @ W_dec + b_dec
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.arguments import as_numbers, is_whole, shown
-from gemmascope.config import PRESETS
 from gemmascope.edits.sources import is_trace
 from gemmascope.errors import DeviceError, DictionaryError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legibly
 from gemmascope.model.digests import join_digests, tensor_digest
 from gemmascope.model.maths import rms_scale
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.sae.catalogue import TRANSCODER
+from gemmascope.sae.fit import NORM_EPS, TrainedFor, require_fit
 from gemmascope.sites import find_site
 from gemmascope.values import is_array, real_tensor
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gemmascope.run.trace import Trace
     from gemmascope.sae.features import Features
     from gemmascope.sae.loss import LossRecovered
 
-# Activations held at once, in elements: 64 MB.
+# Activations in memory at once, in elements: 64 MB.
 CHUNK_ELEMENTS = 2**24
-# The epsilon of Gemma 2's norms, which a transcoder's input goes through.
-NORM_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class TrainedFor:
-    """What a dictionary was trained for. size: the preset of its model; fingerprint: the model's
-    network_fingerprint; None if not known."""
-
-    model: str | None = None
-    size: str | None = None
-    fingerprint: str | None = None
-
-    @legibly
-    def __str__(self) -> str:
-        name = spelled(self.model or "a model that its files do not name")
-        if self.size is None:
-            return name
-        return f"{name} ({PRESETS[self.size].n_layers} layers, d_model {PRESETS[self.size].d_model})"
 
 
 @dataclass(frozen=True)
 class Tie:
-    """A feature's tie to a concept, measured on texts: of the tokens where its activation is above so much, the share that
-    are of the concept (precision), and the share of the concept's tokens where it is (recall)."""
+    """A feature's tie to a concept, measured on texts: activations above `above` stand for tokens of the concept."""
 
     concept: str
     above: float
@@ -71,11 +50,32 @@ class Tie:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dictionary:
-    """A dictionary of features at one site of one layer. Made by gs.load_sae. Float32.
+    """A dictionary of features at one site of one layer, in float32. Made by gs.load_sae.
 
-    site: what it reconstructs: a site, or "transcoder" for one that reads the MLP's input and writes mlp_out. layer: None
-    at the site embed. call: the Python that loads it. concepts: features that were tied to a concept, by number.
-    any_model: whether it may be used with other models than the one that it was trained for, if the shapes fit.
+    Attributes:
+        W_enc: The encoder, [d_in, feature].
+        W_dec: The decoder, [feature, d_out].
+        b_enc: The encoder's bias, [feature].
+        b_dec: The decoder's bias, [d_out].
+        threshold: The thresholds of the JumpReLU, [feature].
+        site: The site that it reconstructs; "transcoder" for one that reads the MLP's input and writes mlp_out.
+        layer: The layer; None at the site embed.
+        call: The Python call that loads it.
+        trained_for: The model that it was trained for.
+        concepts: Features that were tied to a concept, by number.
+        any_model: Whether it may be used with other models than its own, if the shapes fit.
+
+    Example:
+        >>> dictionary = gs.load_sae()
+        >>> dictionary.n_features, dictionary.site, dictionary.layer
+        (1024, 'resid_post', 3)
+        >>> dictionary.encode(gs.trace("Mary went to the store.")).top(1)
+        [(..., None)]
+
+    References:
+        Rajamanoharan et al., "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders"
+        (arXiv 2407.14435).
+        Lieberum et al., "Gemma Scope: Open Sparse Autoencoders Everywhere All At Once on Gemma 2" (arXiv 2408.05147).
     """
 
     W_enc: Float[Tensor, "d_in feature"]
@@ -86,7 +86,7 @@ class Dictionary:
     site: str
     layer: int | None
     call: str = "sae"
-    trained_for: TrainedFor = TrainedFor()
+    trained_for: TrainedFor = field(default_factory=TrainedFor)
     concepts: Mapping[int, Tie] = field(default_factory=dict)
     any_model: bool = False
 
@@ -103,37 +103,54 @@ class Dictionary:
 
     @property
     def n_features(self) -> int:
+        """The number of features."""
         return len(self.b_enc)
 
     @property
     def d_in(self) -> int:
+        """The width of the rows that it reads."""
         return len(self.W_enc)
 
     @property
     def d_out(self) -> int:
+        """The width of the rows that it writes."""
         return len(self.b_dec)
 
     @property
     def is_transcoder(self) -> bool:
+        """Whether it reads the MLP's input and writes mlp_out."""
         return self.site == TRANSCODER
 
     @property
+    def read_from(self) -> str:
+        """The site whose rows input_of takes: resid_mid for a transcoder."""
+        return "resid_mid" if self.is_transcoder else self.site
+
+    @property
     def writes(self) -> str:
-        """The site that the reconstruction stands for."""
+        """The site that the reconstruction stands for: mlp_out for a transcoder."""
         return "mlp_out" if self.is_transcoder else self.site
 
     @property
     def device(self) -> torch.device:
+        """The device of its arrays."""
         return self.W_enc.device
 
     @computes
-    def encode(self, source: Trace | Tensor) -> Features:
-        """The features of a run, or of rows [pos, d_in] of one's own: sparse activations at every position.
+    def encode(self, source: Trace | Tensor | np.ndarray) -> Features:
+        """The features of a run, or of rows: sparse activations at every position.
 
-        A transcoder's input is the stream before the MLP over its root mean square, without the gain of the norm: read
-        from resid_mid, so that it is exact where the gain is near zero (an edit of mlp_in itself is not seen).
-        Rows given to a transcoder are that input. Raises DictionaryError for a run of another model, and for rows of
-        another width.
+        A transcoder reads the stream before the MLP divided by its root mean square, without the gain of the norm. It is
+        computed from resid_mid, which is exact where the gain is near zero; an edit of mlp_in itself is not seen.
+
+        Args:
+            source: A trace, or rows [pos, d_in]. For a transcoder, rows are its input as described above.
+
+        Returns:
+            The activations above zero, and what the reconstruction leaves unexplained.
+
+        Raises:
+            DictionaryError: For a run of another model, or rows of another width.
         """
         from gemmascope.sae.features import Features
 
@@ -145,8 +162,12 @@ class Dictionary:
         return Features.of_rows(self, rows.detach().to(self.device, torch.float32))
 
     @computes
-    def decode(self, acts: Any) -> Float[Tensor, "pos d_out"]:
-        """The reconstruction from activations [pos, feature], dense or sparse: acts @ W_dec + b_dec. Float32."""
+    def decode(self, acts: Tensor | np.ndarray) -> Float[Tensor, "pos d_out"]:
+        """The reconstruction acts @ W_dec + b_dec, float32.
+
+        Args:
+            acts: Activations [pos, feature], dense or a sparse tensor.
+        """
         self.require_values()
         if not isinstance(acts, Tensor) or not acts.is_sparse or acts.is_complex() or acts.is_meta:
             acts = real_tensor(acts, "activations", DictionaryError)
@@ -155,39 +176,58 @@ class Dictionary:
         read: Tensor = torch.sparse.mm(acts, self.W_dec) if acts.is_sparse else acts @ self.W_dec
         return read + self.b_dec
 
-    def activations(self, x: Any, features: Any = None) -> Float[Tensor, "pos some_or_all"]:
-        """The activations of rows [pos, d_in], dense: of some features, or of all."""
+    def activations(
+        self, x: Tensor | np.ndarray, features: Sequence[int] | Tensor | None = None
+    ) -> Float[Tensor, "pos some_or_all"]:
+        """Dense activations of rows, float32.
+
+        Args:
+            x: Rows [pos, d_in].
+            features: The features to compute; None means all.
+        """
         self.require_values()
         rows: Tensor = real_tensor(x, "the rows", DictionaryError).to(self.device, torch.float32)
         self._require_width(rows, self.d_in, "reads")
-        some = slice(None) if features is None else self._numbers(features)
-        pre = rows @ self.W_enc[:, some] + self.b_enc[some]
-        return pre.relu() * (pre > self.threshold[some])
+        columns = slice(None) if features is None else self._columns(features)
+        pre = rows @ self.W_enc[:, columns] + self.b_enc[columns]
+        return pre.relu() * (pre > self.threshold[columns])
 
-    def _numbers(self, features: Any) -> Tensor:
-        """Features as the numbers of columns. DictionaryError for what is no list of them."""
-        found = as_numbers(features)
-        if found is None or not all(is_whole(one) and 0 <= int(one) < self.n_features for one in found):
+    def _columns(self, features: object) -> Tensor:
+        """Features as column numbers. DictionaryError for anything that is not a list of them."""
+        numbers = as_numbers(features)
+        if numbers is None or not all(is_whole(one) and 0 <= int(one) < self.n_features for one in numbers):
             raise DictionaryError(f"features are numbers from 0 to {self.n_features - 1}; given {shown(features)}")
-        return torch.tensor([int(one) for one in found if is_whole(one)], device=self.device, dtype=torch.long)
+        return torch.tensor([int(one) for one in numbers if is_whole(one)], device=self.device, dtype=torch.long)
 
     def sparse(self, x: Float[Tensor, "pos d_in"]) -> tuple[Tensor, Tensor, Tensor]:
-        """The activations above zero: position, feature and value of each, position by position.
+        """The activations above zero: the position, the feature and the value of each, position by position.
 
-        The rows go a few at a time: a million features at eight thousand positions are never held together.
+        Rows are encoded a few at a time: dense activations of a million features at eight thousand positions would not fit.
+
+        Args:
+            x: Rows [pos, d_in].
         """
         step = max(1, CHUNK_ELEMENTS // self.n_features)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         with torch.no_grad():
             for first in range(0, len(x), step):
                 acts = self.activations(x[first : first + step])
                 pos, feature = acts.nonzero(as_tuple=True)
-                found.append((pos + first, feature, acts[pos, feature]))
-        pos, feature, value = (torch.cat(part) for part in zip(*found, strict=True))
+                parts.append((pos + first, feature, acts[pos, feature]))
+        pos, feature, value = (torch.cat(part) for part in zip(*parts, strict=True))
         return pos, feature, value
 
-    def summed(self, pos: Tensor, feature: Tensor, value: Tensor, n_pos: int) -> Float[Tensor, "pos d_out"]:
-        """The reconstruction from sparse activations, a few of them at a time."""
+    def summed(
+        self, pos: Int[Tensor, " active"], feature: Int[Tensor, " active"], value: Float[Tensor, " active"], n_pos: int
+    ) -> Float[Tensor, "pos d_out"]:
+        """The reconstruction from sparse activations, a few of them at a time.
+
+        Args:
+            pos: The position of each activation.
+            feature: Its feature.
+            value: Its value.
+            n_pos: The number of positions.
+        """
         total = self.b_dec.expand(n_pos, -1).clone()
         step = max(1, CHUNK_ELEMENTS // self.d_out)
         for first in range(0, len(pos), step):
@@ -196,76 +236,64 @@ class Dictionary:
         return total
 
     def input_of(self, rows: Float[Tensor, "pos ..."]) -> Float[Tensor, "pos d_in"]:
-        """What the dictionary reads, from rows of the site that it is read from: resid_mid for a transcoder. Float32."""
+        """What the dictionary reads, float32.
+
+        Args:
+            rows: Rows of the site read_from: resid_mid for a transcoder.
+        """
         x = rearrange(rows, "pos ... -> pos (...)").to(self.device, torch.float32)
         return x * rms_scale(x, NORM_EPS) if self.is_transcoder else x
 
-    @property
-    def read_from(self) -> str:
-        """The site whose rows input_of takes."""
-        return "resid_mid" if self.is_transcoder else self.site
-
     @computes
-    def loss_recovered(self, prompts: Any, *, model: Model | None = None) -> LossRecovered:
-        """How much of the next-token loss is kept when the reconstruction stands in the place of the site.
+    def loss_recovered(self, prompts: Prompt | Sequence[Prompt], *, model: Model | None = None) -> LossRecovered:
+        """How much of the next-token loss is kept when the reconstruction replaces the site.
 
-        prompts: one, or a list; one of them at least has two tokens after <bos>. See LossRecovered in loss.py.
+        Args:
+            prompts: A prompt or several, of which at least one has two tokens after <bos>.
+            model: The model; None means nano.
+
+        Returns:
+            The mean losses in nats with the site as it is, replaced by the reconstruction, and set to zero.
         """
         from gemmascope.sae.loss import loss_recovered
 
         return loss_recovered(self, prompts, model)
 
     def require_fit(self, model: Model) -> None:
-        """DictionaryError, which says both, if a model is not what the dictionary was trained for."""
+        """DictionaryError, which names both, if a model is not what the dictionary was trained for.
+
+        Args:
+            model: The model that it is to be used with.
+        """
         self.require_values()
-        config, trained = model.config, self.trained_for
-        wants = f"the dictionary {self.call} was trained for {trained}, {self._place()}"
-        given = f"given {model.name!r} ({config.n_layers} layers, d_model {config.d_model})"
-        other = "gs.load_sae(..., any_model=True) lets it be used with others of its shape"
-        if not self.any_model:
-            preset = PRESETS[trained.size] if trained.size else config
-            if (preset.n_layers, preset.d_model) != (config.n_layers, config.d_model):
-                raise DictionaryError(f"{wants}; {given}. {other}")
-            if trained.fingerprint is not None and trained.fingerprint != (found := model.network_fingerprint):
-                raise DictionaryError(
-                    f"{wants} (fingerprint {trained.fingerprint}); {given}, whose weights or dtype differ "
-                    f"(fingerprint {found}). {other}"
-                )
-        if self.layer is not None and self.layer >= config.n_layers:
-            raise DictionaryError(f"{wants}; {given}: there is no layer {self.layer}")
-        for what, width, site in (("reads", self.d_in, self.read_from), ("writes", self.d_out, self.writes)):
-            there = 1
-            for axis in find_site(site).axes[1:]:
-                there *= config.size_of(axis, 0)
-            if there != width:
-                raise DictionaryError(f"{wants}, and {what} {width} numbers; {given}, whose '{site}' has {there}")
-        if self.is_transcoder and config.norm_eps != NORM_EPS:
-            raise DictionaryError(f"{wants}: norms with an epsilon of {NORM_EPS}; {given}, with {config.norm_eps}")
+        require_fit(self, self._place, model)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the place and of every number of the arrays, as they are now."""
+        """A hash of the site, the layer and every number of the arrays, as they are now."""
         arrays = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold)
         return join_digests((repr((self.site, self.layer)), *map(tensor_digest, arrays)))[:16]
+
+    @property
+    def _place(self) -> str:
+        """The site and layer, as text."""
+        site = "the MLP (a transcoder)" if self.is_transcoder else f"'{self.site}'"
+        return site if self.layer is None else f"{site} of layer {self.layer}"
 
     def require_values(self) -> None:
         """DeviceError for a dictionary on the meta device, which has shapes and no numbers."""
         if self.W_enc.is_meta:
             raise DeviceError(f"{self.call} is on the meta device, which has shapes and no values: load it on another one")
 
-    def _require_width(self, given: Tensor, width: int, what: str) -> None:
-        if given.dim() != 2 or given.shape[-1] != width:
+    def _require_width(self, rows: Tensor, width: int, what: str) -> None:
+        if rows.dim() != 2 or rows.shape[-1] != width:
             raise DictionaryError(
-                f"the dictionary {self.call}, trained for {self.trained_for}, {self._place()}, {what} {width} numbers a "
-                f"position, [pos, {width}]; given shape {tuple(given.shape)}"
+                f"the dictionary {self.call}, trained for {self.trained_for}, {self._place}, {what} {width} numbers a "
+                f"position, [pos, {width}]; given shape {tuple(rows.shape)}"
             )
-
-    def _place(self) -> str:
-        where = "the MLP (a transcoder)" if self.is_transcoder else f"'{self.site}'"
-        return where if self.layer is None else f"{where} of layer {self.layer}"
 
     @legibly
     def __repr__(self) -> str:
         sizes = f"{self.d_in} -> {self.n_features:,} features -> {self.d_out}"
         tied = f"; {len(self.concepts)} features tied to a concept" if self.concepts else ""
-        return f"Dictionary({self.call}: {self._place()}, {sizes}; trained for {self.trained_for}{tied})"
+        return f"Dictionary({self.call}: {self._place}, {sizes}; trained for {self.trained_for}{tied})"

@@ -1,17 +1,17 @@
-"""Features: what a dictionary finds in a run, as sparse activations, with what it leaves unexplained."""
+"""Features: a dictionary's sparse activations in a run, and what its reconstruction leaves unexplained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.arguments import as_list, whole_number
+from gemmascope.arguments import as_list, is_whole, whole_number
 from gemmascope.arguments import shown as quoted
 from gemmascope.edits.places import find_positions
 from gemmascope.edits.sources import is_trace, not_a_trace
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     import xarray
     from plotly.graph_objects import Figure
 
-    from gemmascope.run.trace import Trace
 
-# A table of positions by active features is made up to so many cells: 1 GB.
+# The largest table of positions by active features, in cells: 1 GB.
 MOST_CELLS = 2**28
 SHOWN_POSITIONS, SHOWN_FEATURES = 24, 3
 
@@ -39,9 +38,24 @@ SHOWN_POSITIONS, SHOWN_FEATURES = 24, 3
 class Features:
     """The active features of a run at every position. Made by Dictionary.encode.
 
-    pos, feature, value: of each activation above zero, position by position. target: what the reconstruction stands for,
-    [pos, d_out] in float32, the heads of z side by side; None for a transcoder's rows that came without. tokens: as text;
-    of rows that came without, their numbers. first: the first position that <bos> does not take.
+    Attributes:
+        dictionary: The dictionary that encoded the run.
+        pos: The position of each activation above zero, [active], in rising order.
+        feature: Its feature, [active].
+        value: Its value, [active].
+        target: What the reconstruction stands for, [pos, d_out] in float32, with the heads of z side by side. None for rows
+            that were encoded by a transcoder, whose output is not known.
+        tokens: The tokens as text; for rows without a run, their numbers.
+        first: The first position after <bos>; 0 without a <bos> at the start.
+        model: The model of the run; None for rows.
+        ids: The token ids of the run; None for rows.
+
+    Example:
+        >>> features = gs.load_sae().encode(gs.trace("When Mary and John went to the store, John gave a drink to"))
+        >>> features.top(1, pos=2)
+        [(987, 6.9..., "a person's name")]
+        >>> round(features.explained, 2)
+        0.89
     """
 
     dictionary: Dictionary
@@ -55,8 +69,13 @@ class Features:
     ids: Tensor | None = None
 
     @classmethod
-    def of_trace(cls, dictionary: Dictionary, trace: Trace | Any) -> Features:
-        """The features of a run. DictionaryError for what is no trace, or a trace of another model."""
+    def of_trace(cls, dictionary: Dictionary, trace: object) -> Features:
+        """The features of a run. DictionaryError for something that is not a trace, or a trace of another model.
+
+        Args:
+            dictionary: The dictionary.
+            trace: What gs.trace returns.
+        """
         if not is_trace(trace):
             raise DictionaryError(f"encode takes a trace, or rows [pos, {dictionary.d_in}]; given {not_a_trace(trace)}")
         dictionary.require_fit(trace.model)
@@ -64,14 +83,19 @@ class Features:
             trace[site if dictionary.layer is None else (site, dictionary.layer)]
             for site in (dictionary.read_from, dictionary.writes)
         )
-        first = int(trace.ids[0] == trace.model.config.bos_id)
+        first = first_after_bos(trace.ids, trace.model)
         rows = target.flatten(1).to(dictionary.device, torch.float32)
         active = dictionary.sparse(dictionary.input_of(read))
         return cls(dictionary, *active, rows, tuple(trace.tokens), first, trace.model, trace.ids)
 
     @classmethod
     def of_rows(cls, dictionary: Dictionary, x: Tensor) -> Features:
-        """The features of rows [pos, d_in]."""
+        """The features of rows without a run.
+
+        Args:
+            dictionary: The dictionary.
+            x: Rows [pos, d_in], float32.
+        """
         target = None if dictionary.is_transcoder else x
         return cls(dictionary, *dictionary.sparse(x), target, tuple(map(str, range(len(x)))))
 
@@ -80,13 +104,13 @@ class Features:
 
     @cached_property
     def active(self) -> list[int]:
-        """The features that are active anywhere, in order."""
+        """The features that are active at any position, in rising order."""
         return sorted(set(self.feature.tolist()))
 
     @property
     @computes
     def l0(self) -> xarray.DataArray:
-        """How many features are active at each position, [pos]."""
+        """The number of active features at each position, [pos]."""
         import xarray
 
         counts = torch.bincount(self.pos, minlength=len(self)).cpu().numpy()
@@ -95,9 +119,9 @@ class Features:
     @property
     @computes
     def acts(self) -> xarray.DataArray:
-        """The activations of the features that are active anywhere, [pos, feature]: zero where one is not active.
+        """Activations of the features that are active at any position, [pos, feature]; zero where one is not active.
 
-        DictionaryError where that is too large a table: encode fewer positions, or read pos, feature and value.
+        DictionaryError if the table would be too large: encode fewer positions, or read pos, feature and value.
         """
         import xarray
 
@@ -115,10 +139,13 @@ class Features:
 
     @computes
     def top(self, k: int = 5, pos: int | str = -1) -> list[tuple[int, float, str | None]]:
-        """The k strongest features at a position: (feature, activation, concept or None), the strongest first.
+        """The strongest features at a position: (feature, activation, concept or None), the strongest first.
 
-        A concept is named where the activation is above what the feature's tie to it asks for.
-        pos: a number, or a token that occurs once. SiteError for a position that is not there.
+        A concept is given if the activation is above the threshold of the feature's tie to it.
+
+        Args:
+            k: The number of features.
+            pos: A position, or a token that occurs once.
         """
         k = whole_number(k, "k", least=1, error=DictionaryError)
         here = self.pos == self._position(pos)
@@ -129,23 +156,23 @@ class Features:
     @cached_property
     @computes
     def reconstruction(self) -> Float[Tensor, "pos d_out"]:
-        """What the dictionary makes of the active features. Float32."""
+        """The reconstruction from the active features, [pos, d_out], float32."""
         return self.dictionary.summed(self.pos, self.feature, self.value, len(self))
 
     @property
     @computes
     def error(self) -> Float[Tensor, "pos d_out"]:
-        """What the reconstruction leaves out: the site's value less the reconstruction."""
-        return self._target() - self.reconstruction
+        """What the reconstruction leaves out: the site's value less the reconstruction, [pos, d_out]."""
+        return self._require_target() - self.reconstruction
 
     @property
     @computes
     def explained(self) -> float:
-        """The share of variance explained: 1 - sum |x - reconstruction|^2 / sum |x - mean|^2, all positions but <bos>.
+        """The share of variance explained, 1 - sum |x - reconstruction|^2 / sum |x - mean|^2, over all positions but <bos>.
 
-        The sums run over positions and dimensions, the mean over positions; NaN where fewer than two positions are left.
+        Sums are over positions and dimensions, the mean is over positions. NaN if fewer than two positions are left.
         """
-        x, error = in_float64(self._target()[self.first :]), in_float64(self.error[self.first :])
+        x, error = in_float64(self._require_target()[self.first :]), in_float64(self.error[self.first :])
         total = (x - x.mean(0)).square().sum()
         return float(1 - error.square().sum() / total) if len(x) > 1 else float("nan")
 
@@ -164,10 +191,14 @@ class Features:
             }
         )
 
-    def plot(self, features: Sequence[int] | None = None, *, most: int = 20) -> Figure:
-        """A plotly heat map of features by position: those named, or the `most` strongest away from <bos>. Needs plotly."""
+    def plot(self, features: Iterable[int] | None = None, *, most: int = 20) -> Figure:
+        """A plotly heat map of features by position.
+
+        Args:
+            features: The features to show. None means the strongest at any position but <bos>.
+            most: How many of the strongest to show.
+        """
         from gemmascope.figures.features import features_figure
-        from gemmascope.sae.splice import feature_number
 
         if features is None:
             chosen = self.strongest(most)
@@ -183,11 +214,15 @@ class Features:
         return features_figure(acts, title=f"features of {self.dictionary.call}", unit="activation", diverging=False)
 
     def strongest(self, n: int) -> list[int]:
-        """The n features with the largest activations, <bos> left out, the largest first."""
+        """The features with the largest activations at any position but <bos>, the largest first.
+
+        Args:
+            n: The number of features.
+        """
         n = whole_number(n, "how many features to take", least=1, error=DictionaryError)
-        there = self.pos >= self.first
-        order = self.value[there].argsort(descending=True)
-        return list(dict.fromkeys(self.feature[there][order].tolist()))[:n]
+        after_bos = self.pos >= self.first
+        order = self.value[after_bos].argsort(descending=True)
+        return list(dict.fromkeys(self.feature[after_bos][order].tolist()))[:n]
 
     @legibly
     def __repr__(self) -> str:
@@ -195,46 +230,61 @@ class Features:
         active = len(set(self.feature[self.pos >= self.first].tolist()))
         head = f"Features of {n} position{'s' * (n != 1)} in {d.call}: {active} of {d.n_features:,} are active, "
         l0 = torch.bincount(self.pos, minlength=n)[self.first :].float().mean()
-        told = "" if self.target is None else f"; explained {self.explained:.1%} of the variance"
-        lines = [head + f"{l0:.1f} a position{told}{' (<bos> left out)' if self.first else ''}"]
+        explained = "" if self.target is None else f"; explained {self.explained:.1%} of the variance"
+        lines = [head + f"{l0:.1f} a position{explained}{' (<bos> left out)' if self.first else ''}"]
         for pos in range(self.first, min(n, self.first + SHOWN_POSITIONS)):
-            top = ", ".join(_said(*found) for found in self.top(SHOWN_FEATURES, pos))
+            top = ", ".join(_feature_text(*each) for each in self.top(SHOWN_FEATURES, pos))
             lines.append(f"  {pos:>3} {shown(self.tokens[pos])}  {top}")
         more = n - self.first - SHOWN_POSITIONS
         return "\n".join([*lines, *[f"  … {more} more positions"] * (more > 0)])
 
-    def _position(self, pos: Any) -> int:
+    def _position(self, pos: int | str) -> int:
         if self.model is not None and self.ids is not None:
-            found = find_positions(pos, self.model, self.ids)
+            positions = find_positions(pos, self.model, self.ids)
         else:
             most = len(self) - 1
-            found = [whole_number(pos, "a position", least=-len(self), most=most, error=DictionaryError) % len(self)]
-        if len(found) != 1:
+            positions = [whole_number(pos, "a position", least=-len(self), most=most, error=DictionaryError) % len(self)]
+        if len(positions) != 1:
             raise DictionaryError(f"one position is read at a time; given {quoted(pos)}")
-        return found[0]
+        return positions[0]
 
-    def _target(self) -> Tensor:
+    def _require_target(self) -> Tensor:
         if self.target is None:
             raise DictionaryError("a transcoder's rows say nothing of the output they stand for: encode a trace instead")
         return self.target
 
     def _concept(self, feature: int, value: float) -> str | None:
-        """The concept of an activation: its feature's, where it is as large as the tie to that asks for."""
+        """The concept of an activation, if it is above the threshold of the feature's tie to it."""
         tie = self.dictionary.concepts.get(feature)
         return tie.concept if tie and value > tie.above else None
 
-    def _pos_coords(self) -> dict[str, Any]:
+    def _pos_coords(self) -> dict[str, object]:
         return {"pos": range(len(self)), "token": ("pos", list(self.tokens))}
 
 
-def feature_coords(dictionary: Dictionary, features: Sequence[int]) -> dict[str, Any]:
-    """xarray coordinates of a feature axis: the numbers, and their concepts where any feature has one."""
-    coords: dict[str, Any] = {"feature": list(features)}
+def feature_coords(dictionary: Dictionary, features: Sequence[int]) -> dict[str, object]:
+    """xarray coordinates of a feature axis: the numbers, and their concepts if the dictionary has any."""
+    coords: dict[str, object] = {"feature": list(features)}
     if dictionary.concepts:
         ties = [dictionary.concepts.get(feature) for feature in features]
         coords["concept"] = ("feature", [tie.concept if tie else "" for tie in ties])
     return coords
 
 
-def _said(feature: int, value: float, concept: str | None) -> str:
+def feature_number(dictionary: Dictionary, feature: object) -> int:
+    """A feature's number. DictionaryError for one that is not there."""
+    if not is_whole(feature) or not 0 <= int(feature) < dictionary.n_features:
+        last = dictionary.n_features - 1
+        raise DictionaryError(
+            f"there is no feature {quoted(feature)}: the features of {dictionary.call} go from 0 to {last}"
+        )
+    return int(feature)
+
+
+def first_after_bos(ids: Tensor, model: Model) -> int:
+    """The first position after <bos>; 0 without a <bos> at the start."""
+    return int(ids[0] == model.config.bos_id)
+
+
+def _feature_text(feature: int, value: float, concept: str | None) -> str:
     return f"{feature}{f' ({spelled(concept)})' if concept else ''} {value:.3g}"

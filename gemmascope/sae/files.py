@@ -1,10 +1,10 @@
-"""Where a dictionary lies: a params.npz of a source, and what its folders say of it."""
+"""Finding a dictionary's params.npz: inside the package, in a folder or on the hub."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ _SOURCES = (
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file, and what its path says: None where it says nothing. name: of the repository or folder that was asked for."""
+class DictionaryFile:
+    """A params.npz. name: its repository or folder, as the user gave it. suite, entry: from its path, where it has them."""
 
     path: Path
     name: str
@@ -31,19 +31,22 @@ class Found:
 
 @dataclass(frozen=True)
 class DictionaryRequest:
-    """Which dictionary of a repository is meant. None: whichever there is, if there is one."""
+    """Which dictionary of a repository to take. None means the only one."""
 
     layer: int | str | None = None
     width: int | str | None = None
     l0: int | str | None = None
 
+    def choose(self, entries: Iterable[Entry], source: str) -> Entry:
+        return choose(entries, source, self.layer, self.width, self.l0)
 
-def locate(source: object, asked: DictionaryRequest, revision: str | None = None) -> Found:
-    """The file that a source and a choice mean, fetched if it is on the hub. DictionaryError with what there is."""
+
+def find_dictionary(source: object, request: DictionaryRequest, revision: str | None = None) -> DictionaryFile:
+    """The file of a source that a request means, fetched if it is on the hub. DictionaryError that lists the choices."""
     if isinstance(source, str) and source == "nano":
         if revision is not None:
             raise DictionaryError("revision= is of a hub id, and 'nano' has none: leave it out")
-        return _in_folder(NANO, "nano", asked)
+        return _in_folder(NANO, "nano", request)
     if not isinstance(source, (str, os.PathLike)):
         raise DictionaryError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")
     path = Path(os.path.expanduser(source))
@@ -52,43 +55,38 @@ def locate(source: object, asked: DictionaryRequest, revision: str | None = None
             f"revision={revision!r} was given, and only a hub id has revisions; the source is {str(source)!r}"
         )
     if os.path.isfile(path):
-        return _alone(path, str(source), asked)
+        return _single_file(path, str(source), request)
     if os.path.isdir(path) and source != "":
-        return (
-            _alone(path / PARAMS, str(source), asked) if (path / PARAMS).is_file() else _in_folder(path, str(source), asked)
-        )
+        if (path / PARAMS).is_file():
+            return _single_file(path / PARAMS, str(source), request)
+        return _in_folder(path, str(source), request)
     if isinstance(source, str) and is_hub_id(source):
-        return _on_hub(source, asked, revision)
+        return _on_hub(source, request, revision)
     raise DictionaryError(f"{str(source)!r} is no folder that exists and no hub id. A source is {_SOURCES}")
 
 
-def _on_hub(repo: str, asked: DictionaryRequest, revision: str | None) -> Found:
-    entries = [entry for path in files_of(repo, revision) if (entry := Entry.of(path))]
-    entry = choose(entries, repo, asked.layer, asked.width, asked.l0)
-    return Found(fetch_file(repo, entry.path, revision), repo, Suite.of(repo), entry)
+def _on_hub(repo: str, request: DictionaryRequest, revision: str | None) -> DictionaryFile:
+    entry = request.choose([entry for path in files_of(repo, revision) if (entry := Entry.of(path))], repo)
+    return DictionaryFile(fetch_file(repo, entry.path, revision), repo, Suite.of(repo), entry)
 
 
-def _in_folder(folder: Path, name: str, asked: DictionaryRequest) -> Found:
+def _in_folder(folder: Path, name: str, request: DictionaryRequest) -> DictionaryFile:
     paths = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob(PARAMS)))
-    # The folders around one that was given count too: .../layer_20 given, or .../layer_20/width_16k.
-    entries = {entry: folder / path for path in paths if (entry := Entry.of((folder.resolve() / path).as_posix()))}
-    entry = choose(entries, name, asked.layer, asked.width, asked.l0)
-    return Found(entries[entry], name, _suite(folder), entry)
+    # Entries are read from the whole path, because the folder may itself be .../layer_20 or .../layer_20/width_16k.
+    files = {entry: folder / path for path in paths if (entry := Entry.of((folder.resolve() / path).as_posix()))}
+    entry = request.choose(files, name)
+    return DictionaryFile(files[entry], name, _suite(folder), entry)
 
 
-def _alone(path: Path, name: str, asked: DictionaryRequest) -> Found:
-    """A file by itself: what its path says must be what was asked for."""
+def _single_file(path: Path, name: str, request: DictionaryRequest) -> DictionaryFile:
+    """A file by itself. DictionaryError if its path says that it is another dictionary than the request means."""
     entry = Entry.of(path.resolve().as_posix())
     if entry is not None:
-        choose([entry], name, asked.layer, asked.width, asked.l0)
-    return Found(path, name, _suite(path), entry)
+        request.choose([entry], name)
+    return DictionaryFile(path, name, _suite(path), entry)
 
 
 def _suite(path: Path) -> Suite | None:
-    """What the folders of a path say of the suite: a copy's own name, or the hub cache's."""
-    return next((suite for part in _names(path) if (suite := Suite.of(part))), None)
-
-
-def _names(path: Path) -> Iterator[str]:
-    for part in reversed(path.resolve().parts):
-        yield re.sub(r"^models--", "", part)
+    """The suite of the nearest folder that is named like a repository, in a copy or in the hub's cache."""
+    names = (re.sub(r"^models--", "", part) for part in reversed(path.resolve().parts))
+    return next((suite for name in names if (suite := Suite.of(name))), None)

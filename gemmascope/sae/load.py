@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -19,13 +19,24 @@ from gemmascope.files.json_reader import is_regular_file, read_json
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sae.catalogue import EMBEDDING, PARAMS, TRANSCODER
-from gemmascope.sae.dictionary import Dictionary, Tie, TrainedFor
-from gemmascope.sae.files import DictionaryRequest, Found, locate
+from gemmascope.sae.dictionary import Dictionary, Tie
+from gemmascope.sae.files import DictionaryFile, DictionaryRequest, find_dictionary
+from gemmascope.sae.fit import TrainedFor
 from gemmascope.sae.npz import read_params
 from gemmascope.sites import find_site
 
-# Beside the params.npz of a dictionary that gemmascope.nano.training.train_sae made.
+# The file beside the params.npz of a dictionary that gemmascope.nano.training.train_sae trained.
 ABOUT = "about.json"
+
+
+class About(TypedDict, total=False):
+    """What ABOUT says of a dictionary. concepts: ties of features, which are checked as they are read."""
+
+    model: str
+    fingerprint: str
+    site: str
+    layer: int | str
+    concepts: object
 
 
 @computes
@@ -41,119 +52,153 @@ def load_sae(
     any_model: bool = False,
     revision: str | None = None,
 ) -> Dictionary:
-    """A dictionary of features (a JumpReLU autoencoder or transcoder), ready to encode traces.
+    """Load a dictionary of features: a JumpReLU sparse autoencoder or transcoder.
 
-    source: "nano", the one inside the package; a hub id such as "google/gemma-scope-2b-pt-res" (-mlp, -att, -transcoders;
-        -canonical), of which one file is fetched; a copy of such a repository in a folder; or a folder with params.npz.
-    layer, width, l0: which one, where there are several: 20 (or "embedding"), 16384 or "16k", 71 (or "canonical").
-    site: what it reconstructs, where the names of its folders do not say it: "resid_post", "mlp_out", "z" (all heads side by
-        side), another site with rows, or "transcoder" (reads the MLP's input, writes mlp_out).
-    model: the model that it is to be used with, to have it checked now rather than at the first use.
-    device: "auto" is the model's if one is given, else cuda if there is one, else the CPU. Numbers are kept in float32.
-    any_model: let it be used with other models than the one it was trained for, where the shapes fit. A dictionary of a
-        pretrained Gemma 2 may be used with the instruction-tuned one of its size, and the other way round, without that.
-    revision: of a hub id, the branch, tag or commit to take.
-    A dictionary of Gemma Scope at site embed was trained on embeddings as they are stored; here, as in a pass, they are
-    multiplied by sqrt(d_model), and the dictionary's weights are rescaled to match.
-    The files are read without pickle. Raises DictionaryError for a source or a choice that is not there, a file that is no
-    such dictionary, or a model it was not trained for; CheckpointError where fetching fails.
+    A dictionary of Gemma Scope at site embed was trained on embeddings as they are stored. In a pass they are multiplied by
+    sqrt(d_model), so its weights are rescaled to match. Files are read without pickle.
+
+    Args:
+        source: "nano", the dictionary inside the package; a hub id such as "google/gemma-scope-2b-pt-res" (or -mlp, -att,
+            -transcoders, and their -canonical), of which one file is fetched; a copy of such a repository in a folder; or a
+            folder with params.npz.
+        layer: The layer, or "embedding". None means the only one.
+        width: The number of features, such as 16384 or "16k". None means the only one.
+        l0: The average L0, such as 71, or "canonical". None means the only one.
+        site: The site that it reconstructs, if the names of its folders do not say it: "resid_post", "mlp_out", "z" (all
+            heads side by side), another site with rows, or "transcoder" (reads the MLP's input, writes mlp_out).
+        model: The model that it is for, to have it checked at once. None checks it when it is first used.
+        device: The device of its arrays. "auto" means that of model if it is given, else CUDA if there is a GPU, else the
+            CPU.
+        any_model: Whether it may be used with models that it was not trained for, if the shapes fit. A dictionary of a
+            pretrained Gemma 2 fits the instruction-tuned model of its size without this, and the other way round.
+        revision: The branch, tag or commit of a hub id; None means the default branch.
+
+    Returns:
+        The dictionary, in float32.
+
+    Raises:
+        DictionaryError: For a source or choice that is not there, a file that is no such dictionary, or a model that it was
+            not trained for.
+        CheckpointError: If fetching fails.
+
+    Example:
+        >>> gs.load_sae()
+        Dictionary(gs.load_sae('nano'): 'resid_post' of layer 3, 128 -> 1,024 features -> 128; trained for nano; ...)
+
+    References:
+        Lieberum et al., "Gemma Scope: Open Sparse Autoencoders Everywhere All At Once on Gemma 2" (arXiv 2408.05147).
     """
-    _refuse_odd(layer, site, model, revision)
+    _check_arguments(layer, site, model, revision)
     any_model = true_or_false(any_model, "any_model", error=DictionaryError)
-    found = locate(source, DictionaryRequest(layer, width, l0), revision)
-    about = _about(found.path.with_name(ABOUT))
+    request = DictionaryRequest(layer, width, l0)
+    file = find_dictionary(source, request, revision)
+    about = _about(file.path.with_name(ABOUT))
     place = model.device if model is not None and str(device) == "auto" else choose_device(device)
-    where = _site(found, site, about)
-    tensors = as_tensors(read_params(found.path), place, found.path)
-    if where == "embed" and "site" not in about:  # gemmascope's own training sees embeddings as a pass does
+    site_name = _site(file, site, about)
+    tensors = as_tensors(read_params(file.path), place, file.path)
+    if site_name == "embed" and "site" not in about:  # gemmascope's own training sees embeddings as a pass does
         tensors = for_scaled_embeddings(tensors, torch.float32 if model is None else model.dtype)
-    made = Dictionary(
+    dictionary = Dictionary(
         **tensors,
-        site=where,
-        layer=_layer(found, layer, about),
-        call=_call(source, DictionaryRequest(layer, width, l0), site, any_model, revision),
-        trained_for=_trained_for(found, about),
-        concepts=_concepts(about, found.path.with_name(ABOUT)),
+        site=site_name,
+        layer=_layer(file, layer, about),
+        call=_call(source, request, site, any_model, revision),
+        trained_for=_trained_for(file, about),
+        concepts=_concepts(about, file.path.with_name(ABOUT)),
         any_model=any_model,
     )
     if model is not None:
-        made.require_fit(model)
-    return made
+        dictionary.require_fit(model)
+    return dictionary
 
 
-def _refuse_odd(layer: Any, site: Any, model: Any, revision: Any) -> None:
-    """DictionaryError for arguments of other kinds than load_sae takes, before they are compared with anything."""
+def _check_arguments(layer: object, site: object, model: object, revision: object) -> None:
+    """DictionaryError for arguments of types that load_sae does not take, before they are compared with anything."""
     if layer is not None and not isinstance(layer, str):
         whole_number(layer, "a dictionary's layer ('embedding' for none)", least=0, error=DictionaryError)
-    for name, given in (("site", site), ("revision", revision)):
-        if given is not None and not isinstance(given, str):
-            raise DictionaryError(f"{name} is a text; given {shown(given)}")
+    for name, value in (("site", site), ("revision", revision)):
+        if value is not None and not isinstance(value, str):
+            raise DictionaryError(f"{name} is a text; given {shown(value)}")
     if model is not None and not isinstance(model, Model):
         raise DictionaryError(f"model is what gs.load returns; given {shown(model)}")
 
 
-def as_tensors(arrays: Mapping[str, Any], device: str | torch.device, path: Path | None = None) -> dict[str, Any]:
-    """The arrays of a dictionary as it keeps them: by name, in float32, on a device. DictionaryError for one too large."""
-    made = {name: torch.from_numpy(array).to(device, torch.float32) for name, array in arrays.items()}
-    for name, tensor in made.items():
+class DictionaryTensors(TypedDict):
+    """The arrays of a Dictionary, by the names of its fields."""
+
+    W_enc: Tensor
+    W_dec: Tensor
+    b_enc: Tensor
+    b_dec: Tensor
+    threshold: Tensor
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray], device: str | torch.device, path: Path | None = None) -> DictionaryTensors:
+    """The five arrays as float32 tensors on a device. DictionaryError for numbers that float32 cannot hold."""
+    tensors = {name: torch.from_numpy(array).to(device, torch.float32) for name, array in arrays.items()}
+    for name, tensor in tensors.items():
         if arrays[name].dtype == np.float64 and not bool(tensor.isfinite().all()):
             raise DictionaryError(f"{path or 'the dictionary'}: {name} holds numbers in float64 that float32 cannot hold")
-    return made
+    return cast(DictionaryTensors, tensors)
 
 
-def for_scaled_embeddings(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """A dictionary of embeddings as they are stored, made one of the site embed, where they are times sqrt(d_model).
+def for_scaled_embeddings(tensors: DictionaryTensors, dtype: torch.dtype) -> DictionaryTensors:
+    """A dictionary of stored embeddings, rescaled to the site embed, where they are multiplied by sqrt(d_model).
 
-    What it reads is divided by the factor, what it writes is multiplied; pre-activations, and with them b_enc and the
-    thresholds, stay. dtype: the model's, which rounds the factor: in bfloat16 sqrt(2304) stays 48, sqrt(3584) becomes 60.
+    The encoder is divided by the factor, and the decoder and its bias are multiplied. Pre-activations stay, and with them
+    b_enc and the thresholds. dtype: the model's, to which the factor is rounded: in bfloat16 sqrt(2304) stays 48 and
+    sqrt(3584) becomes 60.
     """
     factor = float(torch.tensor(len(tensors["W_enc"]) ** 0.5, dtype=dtype))
-    scaled = {"W_enc": 1 / factor, "W_dec": factor, "b_dec": factor}
-    return {name: tensor * scaled.get(name, 1) for name, tensor in tensors.items()}
+    W_enc, W_dec, b_dec = tensors["W_enc"] * (1 / factor), tensors["W_dec"] * factor, tensors["b_dec"] * factor
+    return {**tensors, "W_enc": W_enc, "W_dec": W_dec, "b_dec": b_dec}
 
 
-def _site(found: Found, given: str | None, about: Mapping[str, Any]) -> str:
-    """The site that the names say, or that was given. DictionaryError if they differ, or if neither says it."""
-    told = (
-        "embed" if found.entry and found.entry.layer == EMBEDDING else found.suite.site if found.suite else about.get("site")
-    )
-    if told is None and given is None:
+def _site(file: DictionaryFile, given: str | None, about: About) -> str:
+    """The site of the path or file, or the user's. DictionaryError if they differ, or if none of them says it."""
+    if file.entry and file.entry.layer == EMBEDDING:
+        site: str | None = "embed"
+    else:
+        site = file.suite.site if file.suite else about.get("site")
+    if site is None and given is None:
         raise DictionaryError(
-            f"nothing in the path of {found.path} says what it reconstructs: say site='resid_post', 'mlp_out', 'z' or "
+            f"nothing in the path of {file.path} says what it reconstructs: say site='resid_post', 'mlp_out', 'z' or "
             "'transcoder'"
         )
-    if None not in (told, given) and told != given:
-        raise DictionaryError(f"{found.name} is of '{told}', and site={given!r} was given: leave it out, or load another")
-    return str(told or given)
+    if None not in (site, given) and site != given:
+        raise DictionaryError(f"{file.name} is of '{site}', and site={given!r} was given: leave it out, or load another")
+    return str(site or given)
 
 
-def _layer(found: Found, given: int | str | None, about: Mapping[str, Any]) -> int | None:
-    layer = found.entry.layer if found.entry else about.get("layer", given)
+def _layer(file: DictionaryFile, given: int | str | None, about: About) -> int | None:
+    layer = file.entry.layer if file.entry else about.get("layer", given)
     if layer is None:
-        raise DictionaryError(f"nothing in the path of {found.path} says which layer it is of: say layer=")
+        raise DictionaryError(f"nothing in the path of {file.path} says which layer it is of: say layer=")
     if given is not None and layer != given:
-        raise DictionaryError(f"{found.name} was trained for layer {layer}, and layer={given!r} was given")
+        raise DictionaryError(f"{file.name} was trained for layer {layer}, and layer={given!r} was given")
     if layer == EMBEDDING:
         return None
     return whole_number(layer, "a dictionary's layer ('embedding' for none)", least=0, error=DictionaryError)
 
 
-def _trained_for(found: Found, about: Mapping[str, Any]) -> TrainedFor:
-    if found.suite is not None:
-        return TrainedFor(found.suite.model, found.suite.size)
+def _trained_for(file: DictionaryFile, about: About) -> TrainedFor:
+    if file.suite is not None:
+        return TrainedFor(file.suite.model, file.suite.size)
     return TrainedFor(about.get("model"), None, about.get("fingerprint"))
 
 
-def _call(source: Any, asked: DictionaryRequest, site: str | None, any_model: bool, revision: str | None) -> str:
+def _call(
+    source: str | os.PathLike[str], request: DictionaryRequest, site: str | None, any_model: bool, revision: str | None
+) -> str:
     """The call that loads this dictionary again."""
-    said = [repr(str(source))]
-    given = {**vars(asked), "site": site, "revision": revision}
-    said += [f"{name}={plain(value)!r}" for name, value in given.items() if value is not None]
-    return f"gs.load_sae({', '.join(said)}{', any_model=True' if any_model else ''})"
+    arguments = [repr(str(source))]
+    named = {**vars(request), "site": site, "revision": revision}
+    arguments += [f"{name}={plain(value)!r}" for name, value in named.items() if value is not None]
+    return f"gs.load_sae({', '.join(arguments)}{', any_model=True' if any_model else ''})"
 
 
-def _about(path: Path) -> dict[str, Any]:
-    """What stands in the file that training writes beside a dictionary; nothing where there is none."""
+def _about(path: Path) -> About:
+    """The file that training writes beside a dictionary, checked but for its concepts; empty if there is none."""
     if not is_regular_file(path, error=DictionaryError):
         return {}
     try:
@@ -167,18 +212,18 @@ def _about(path: Path) -> dict[str, Any]:
             whole_number(about["layer"], "layer", least=0, error=DictionaryError)
     except (DictionaryError, SiteError) as error:
         raise DictionaryError(f"{path} is not what training writes beside a {PARAMS}: {error}") from error
-    return about
+    return cast(About, about)
 
 
-def _concepts(about: Mapping[str, Any], path: Path) -> dict[int, Tie]:
-    """The ties of features to concepts. DictionaryError if the file holds something else in their place."""
-    ties = about.get("concepts", ())
+def _concepts(about: About, path: Path) -> dict[int, Tie]:
+    """The ties of features to concepts. DictionaryError for anything else in their place."""
+    ties: Any = about.get("concepts", ())
     try:
         return {whole_number(tie["feature"], "feature", least=0, error=DictionaryError): _tie(tie) for tie in ties}
     except (DictionaryError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise DictionaryError(f"{path}: concepts hold something else than ties of features: {error!r}") from error
 
 
-def _tie(given: Mapping[str, Any]) -> Tie:
-    numbers = (finite_number(given[name], name, error=DictionaryError) for name in ("above", "precision", "recall"))
-    return Tie(str(given["concept"]), *numbers)
+def _tie(tie: Mapping[str, object]) -> Tie:
+    numbers = (finite_number(tie[name], name, error=DictionaryError) for name in ("above", "precision", "recall"))
+    return Tie(str(tie["concept"]), *numbers)

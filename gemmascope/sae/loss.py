@@ -1,10 +1,9 @@
-"""How much of a model's next-token loss a dictionary keeps when its reconstruction stands in the place of the site."""
+"""How much of a model's next-token loss is kept when a dictionary's reconstruction replaces the site."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,21 +13,23 @@ from gemmascope.edits.edit import Ablate, Edit
 from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly
 from gemmascope.loading.default import model_or_nano
-from gemmascope.model.model import Model
+from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.run.tracing import traces
 from gemmascope.sae.dictionary import Dictionary
+from gemmascope.sae.features import first_after_bos
 from gemmascope.sae.splice import splice
 
-# Rows that are unembedded at once, in elements of logits: 64 MB.
+# Logits in memory at once, in elements: 64 MB.
 LOGIT_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
 class LossRecovered:
-    """Mean next-token losses in nats: of the model as it is, with the reconstruction in the place of the site, with zeros.
+    """Mean next-token losses in nats over n_tokens tokens, from Dictionary.loss_recovered.
 
-    A <bos> in front keeps its value in all three, and what it predicts is not counted. n_tokens: how many are.
+    clean: of the model as it is. spliced: with the reconstruction in place of the site. zeroed: with zeros in its place. A
+    <bos> at the start keeps its value in all three, and the token after it is not counted.
     """
 
     clean: float
@@ -38,7 +39,7 @@ class LossRecovered:
 
     @property
     def recovered(self) -> float:
-        """(zeroed - spliced) / (zeroed - clean): 1 where the reconstruction is as good as the site, 0 as bad as zeros."""
+        """(zeroed - spliced) / (zeroed - clean): 1 if the reconstruction is as good as the site, 0 if as bad as zeros."""
         return (self.zeroed - self.spliced) / (self.zeroed - self.clean)
 
     @property
@@ -54,35 +55,25 @@ class LossRecovered:
         )
 
 
-def loss_recovered(sae: Dictionary, prompts: Any, model: Model | None) -> LossRecovered:
-    """The losses over prompts, in three passes. DictionaryError where no prompt has a token to predict."""
+def loss_recovered(dictionary: Dictionary, prompts: Prompt | Iterable[Prompt], model: Model | None) -> LossRecovered:
+    """The losses over prompts, in three passes. DictionaryError if no prompt has a token to predict."""
     model = model_or_nano(model)
-    sae.require_fit(model)
+    dictionary.require_fit(model)
     ids = model.each_ids(listed_prompts(prompts)[0])
-    ids = [one for one in ids if len(one) - _first(one, model) >= 2]
+    ids = [prompt for prompt in ids if len(prompt) - first_after_bos(prompt, model) >= 2]
     if not ids:
         raise DictionaryError("no prompt has two tokens after <bos>: there is nothing to predict")
-    losses = [
-        torch.cat([_losses(model, one, _after_bos(edit, one, model)) for one in ids])
-        for edit in (None, splice(sae, keep_error=False), Ablate(site=sae.writes, layer=sae.layer))
-    ]
+    edits = (None, splice(dictionary, keep_error=False), Ablate(site=dictionary.writes, layer=dictionary.layer))
+    losses = [torch.cat([_losses(model, prompt, edit) for prompt in ids]) for edit in edits]
     clean, spliced, zeroed = (loss.cpu().double().mean().item() for loss in losses)
     return LossRecovered(clean, spliced, zeroed, len(losses[0]))
 
 
-def _first(ids: Tensor, model: Model) -> int:
-    """The first position that <bos> does not take."""
-    return int(ids[0] == model.config.bos_id)
-
-
-def _after_bos(edit: Edit | None, ids: Tensor, model: Model) -> list[Edit]:
-    return [] if edit is None else [replace(edit, pos=slice(_first(ids, model), None))]
-
-
-def _losses(model: Model, ids: Tensor, edits: Sequence[Edit]) -> Tensor:
-    """The loss of each token that follows a position after <bos>."""
+def _losses(model: Model, ids: Tensor, edit: Edit | None) -> Tensor:
+    """The loss of each token that follows a position after <bos>, with an edit of these positions."""
+    first = first_after_bos(ids, model)
+    edits = [] if edit is None else [replace(edit, pos=slice(first, None))]
     (trace,) = traces(model, [ids], edits)
-    first = _first(ids, model)
     step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
     rows = zip(torch.split(trace.residuals[-1][first:-1], step), torch.split(ids[first + 1 :], step), strict=True)
     with torch.no_grad():

@@ -40,8 +40,8 @@ class StrengthSweep:
         >>> direction = gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
         >>> metric = gs.logit_diff(" Mary", " John")
         >>> found = gs.strength_sweep("Mary and John went to the store.", direction, metric, strengths=[-1, 0, 1])
-        >>> float(found.kl.sel(strength=0))
-        0.0
+        >>> found.per_prompt.dims
+        ('prompt', 'strength')
         >>> found.to_dataframe().shape
         (3, 4)
     """

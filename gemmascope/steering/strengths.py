@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from gemmascope.run.microbatches import Microbatch, embed_in_microbatches, in_mi
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.directions import layer_of, prompts_ids
 from gemmascope.steering.strength_result import StrengthSweep
+from gemmascope.sweeps.cells import chunked
 from gemmascope.sweeps.remarks import prompts_remarks, raise_or_warn
 from gemmascope.values import in_float64, is_array, real_tensor
 
@@ -148,6 +150,14 @@ def _metrics(metric: object, ids: Sequence[Tensor], model: Model) -> list[Metric
     return bound
 
 
+class _Run(NamedTuple):
+    """One prompt or text at one level of strength, both by number. n_rows: how many rows it takes in a pass."""
+
+    text: int
+    level: int
+    n_rows: int
+
+
 @dataclass
 class _SteeredRuns:
     """Every prompt and text at every level of strength; level 0 is the unsteered run.
@@ -197,44 +207,34 @@ class _SteeredRuns:
         """Run everything, in passes of at most max_rows rows, or of a single longer run."""
         from tqdm.auto import tqdm
 
-        runs = [(text, level) for text in range(len(self.ids)) for level in range(len(self.edits[0]))]
+        n_levels = len(self.edits[0])
+        runs = [_Run(text, level, len(ids)) for text, ids in enumerate(self.ids) for level in range(n_levels)]
         with tqdm(total=len(runs), desc="strengths", unit="run", delay=1.0, leave=False, disable=not progress) as bar:
-            for chunk in self._chunks(runs, max_rows):
+            for chunk in chunked(runs, lambda: max_rows):
                 with torch.no_grad(), explain_oom(self.model):
                     for batch in self._carry(chunk):
                         self._collect(batch, chunk)
                 bar.update(len(chunk))
 
-    def _chunks(self, runs: Sequence[tuple[int, int]], max_rows: int) -> Iterator[list[tuple[int, int]]]:
-        chunk: list[tuple[int, int]] = []
-        n_rows = 0
-        for run in runs:
-            if chunk and n_rows + len(self.ids[run[0]]) > max_rows:
-                yield chunk
-                chunk, n_rows = [], 0
-            chunk.append(run)
-            n_rows += len(self.ids[run[0]])
-        yield chunk
-
-    def _carry(self, chunk: Sequence[tuple[int, int]]) -> list[Microbatch]:
+    def _carry(self, chunk: Sequence[_Run]) -> list[Microbatch]:
         """Carry a chunk through the layers: each text once as far as the steered layer, then once for each level."""
-        texts = sorted({text for text, _ in chunk})
+        texts = sorted({run.text for run in chunk})
         batches = embed_in_microbatches(self.model, [self.ids[text] for text in texts])
         with closing(self.model.layers()) as layers:
             for layer in layers:
                 if layer.index == self.layer:
-                    entering = {texts[run]: rows for batch in batches for run, rows in batch.each()}
-                    edits = [self.edits[text][level] for text, level in chunk]
-                    batches = in_microbatches(self.model, [entering[text] for text, _ in chunk], edits)
+                    entering = {texts[i]: rows for batch in batches for i, rows in batch.each()}
+                    edits = [self.edits[run.text][run.level] for run in chunk]
+                    batches = in_microbatches(self.model, [entering[run.text] for run in chunk], edits)
                 for batch in batches:
                     batch.through(layer)
         return batches
 
-    def _collect(self, batch: Microbatch, chunk: Sequence[tuple[int, int]]) -> None:
+    def _collect(self, batch: Microbatch, chunk: Sequence[_Run]) -> None:
         """Keep the last row of prompts, and the likelihood of scored texts, after the last layer."""
         rows, next_ids, places = [], [], []
-        for run, x in batch.each():
-            text, level = chunk[run]
+        for i, x in batch.each():
+            text, level, _ = chunk[i]
             if text < self.n_prompts:
                 self.final_residuals[text, level] = x[-1]
             if text in self.scored:

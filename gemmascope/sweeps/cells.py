@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,16 @@ from gemmascope.edits.bound import BoundEdit
 from gemmascope.sweeps.grid import Cell
 from gemmascope.sweeps.pairs import Pair
 from gemmascope.sweeps.result import Array, SweepResult
+
+
+class Run(Protocol):
+    """A run that waits for a pass. n_rows: how many rows it takes there."""
+
+    @property
+    def n_rows(self) -> int: ...
+
+
+RunT = TypeVar("RunT", bound=Run)
 
 # Makes the edits of a cell's run; none for a cell that cannot be run.
 EditsOf = Callable[[Cell], tuple[BoundEdit, ...]]
@@ -72,9 +82,9 @@ def cell_runs(pairs: Sequence[Pair], edits_of: Sequence[EditsOf], pending: Itera
             yield CellRun(pair, number, edits, len(pairs[pair].base.ids) - min(edit.reach[0] for edit in edits))
 
 
-def chunked(runs: Iterator[CellRun], row_limit: Callable[[], int]) -> Iterator[list[CellRun]]:
+def chunked(runs: Iterable[RunT], row_limit: Callable[[], int]) -> Iterator[list[RunT]]:
     """Runs in chunks of at most so many rows, and of one run at least. row_limit: called before each chunk."""
-    chunk: list[CellRun] = []
+    chunk: list[RunT] = []
     n_rows, limit = 0, row_limit()
     for run in runs:
         if chunk and n_rows + run.n_rows > limit:
