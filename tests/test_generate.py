@@ -21,7 +21,7 @@ from gemmascope.errors import EditError, GemmascopeError, GenerationError, Promp
 from gemmascope.generation.decoder import Decoder
 from gemmascope.generation.result import Generation
 from gemmascope.model.model import Model
-from gemmascope.streaming.layer_stream import Stream
+from gemmascope.streaming.layer_stream import LayerStream
 
 CLOSE = 1e-5
 ENDLESS: dict[str, Any] = {"eos_token_id": None}
@@ -339,7 +339,9 @@ def test_streamed_models_give_the_same_tokens(tmp_path: Path) -> None:
         one = gs.load(tmp_path / folder, dtype="float32")
         other = gs.load(tmp_path / folder, dtype="float32", memory="1GiB")
         layer_source: Any = other.network.layer_source
-        other.network.layer_source = Stream(other.config, layer_source.packed, torch.float32, torch.device("cpu"), (1,), 1)
+        other.network.layer_source = LayerStream(
+            other.config, layer_source.packed, torch.float32, torch.device("cpu"), (1,), 1
+        )
         a, b = (
             gs.generate([prompt(5), prompt(8)], model=m, max_new_tokens=12, edits=[gs.ablate("z", layer=1, head=1)])
             for m in (one, other)

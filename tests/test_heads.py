@@ -164,8 +164,8 @@ def test_streamed_equals_resident(embedding_in_file: bool, tmp_path: Path, monke
         for name, small in (
             ("memory.placement.MICROBATCH_ROWS", 8),
             ("memory.placement.RESERVED_ROWS", 64),
-            ("memory.placement.PART", 1000),
-            ("streaming.file_embedding.PART", 1000),
+            ("memory.placement.CHUNK_BYTES", 1000),
+            ("streaming.file_embedding.CHUNK_BYTES", 1000),
         ):
             monkeypatch.setattr(f"gemmascope.{name}", small)
         with pytest.raises(BudgetError) as told:

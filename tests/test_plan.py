@@ -189,15 +189,15 @@ def test_laws_of_a_budget(size: str, weights: str, context: int, budgets: tuple[
     less, more = (plan(size, weights=weights, context=context, memory=n) for n in (budgets[0], sum(budgets)))
     for p in (less, more):
         assert sorted(p.kept + p.streamed) == list(range(p.config.n_layers))
-        assert weight_bytes(p) == p.share.weights + part(p, "last norm")
+        assert weight_bytes(p) == p.placement.weights + part(p, "last norm")
         for task, peak in p.peaks.items():
             assert peak == sum(part.n_bytes for part in p.parts if task in part.tasks)
         assert p.peaks["sweep"] <= p.memory + part(p, "last norm")
         assert p.total == max(p.peaks["trace"], p.peaks["generate"])
-        streamed = len(p.streamed) * p.demand.sizes.layer
-        assert p.moved == streamed + (0 if p.share.embedded else p.config.vocab_size * p.config.d_model * 2)
+        streamed = len(p.streamed) * p.memory_need.sizes.layer
+        assert p.moved == streamed + (0 if p.placement.embedded else p.config.vocab_size * p.config.d_model * 2)
     assert more.moved <= less.moved
-    if more.share.embedded == less.share.embedded:  # else the memory went to the embedding, which saves as much
+    if more.placement.embedded == less.placement.embedded:  # else the memory went to the embedding, which saves as much
         assert len(more.kept) >= len(less.kept)
 
 
@@ -289,7 +289,7 @@ def test_what_stays_is_what_gs_load_keeps(memory: int | None, n_kept: int, tmp_p
     assert p.weights == "int8"
     assert p.kept == tuple(sorted(layer_source.kept))
     assert len(p.kept) == n_kept
-    for name, buffers in (("layers that stay", layer_source.kept.values()), ("slots", layer_source.slots)):
+    for name, buffers in (("layers that stay", layer_source.kept.values()), ("slots", layer_source.buffers)):
         taken = sum(buffer.nbytes for buffer in buffers)
         assert taken - 4096 * len(buffers) <= part(p, name) <= taken  # whole pages, for reads past the cache
     assert part(p, "scratch") == sum(value.nbytes for value in layer_source.scratch.values())

@@ -23,16 +23,16 @@ from gemmascope.errors import BudgetError, CheckpointError, DeviceError, SweepEr
 from gemmascope.memory.placement import Sizes, place_layers
 from gemmascope.model.model import Model
 from gemmascope.streaming.file_embedding import FileEmbedding
-from gemmascope.streaming.layer_stream import HostTransfer, Stream
+from gemmascope.streaming.layer_stream import HostTransfer, LayerStream
 
 KINDS, METRIC = "lglgl", gs.logit_diff(5, 9)
 
 
 class Poisoning(HostTransfer):
-    """A lane that ruins what was in a slot as soon as it may be filled anew."""
+    """Ruins what was in a buffer as soon as it may be filled again."""
 
-    def released(self, slot: Tensor) -> None:
-        slot.fill_(255)  # NaN in float32, bfloat16 and float16
+    def release(self, buffer: Tensor) -> None:
+        buffer.fill_(255)  # NaN in float32, bfloat16 and float16
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget_module, "MICROBATCH_ROWS", 8)
     monkeypatch.setattr(budget_module, "RESERVED_ROWS", 64)
     monkeypatch.setattr(memory_module, "MICROBATCH_ROWS", 8)
-    monkeypatch.setattr(embedding_module, "PART", 1000)
-    monkeypatch.setattr(budget_module, "PART", 1000)
+    monkeypatch.setattr(embedding_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(budget_module, "CHUNK_BYTES", 1000)
 
 
 def resident(folder: Path, kind: str, dtype: str = "float32") -> Model:
@@ -60,12 +60,12 @@ def resident(folder: Path, kind: str, dtype: str = "float32") -> Model:
 def streamed(
     folder: Path, kind: str, kept: tuple[int, ...], ahead: int, dtype: str = "float32", direct: bool = False
 ) -> Model:
-    """The model with these layers kept, so many on their way, and slots that are poisoned when they are free."""
+    """The model with these layers kept, so many loading ahead, and buffers that are poisoned when they are free."""
     model = gs.load(folder / kind, dtype=dtype, memory="1GiB")
     layer_source: Any = model.network.layer_source
     number = getattr(torch, dtype)
-    model.network.layer_source = Stream(
-        model.config, layer_source.packed, number, torch.device("cpu"), kept, ahead, lane=Poisoning(direct)
+    model.network.layer_source = LayerStream(
+        model.config, layer_source.packed, number, torch.device("cpu"), kept, ahead, transfer=Poisoning(direct)
     )
     return model
 
@@ -228,20 +228,20 @@ def test_threads_take_turns(folder: Path) -> None:
 def test_fifty_passes_hold_no_more_than_one(folder: Path) -> None:
     model = streamed(folder, "int8", (1,), 2)
     layer_source: Any = model.network.layer_source
-    before = [slot.data_ptr() for slot in layer_source.slots]
+    before = [buffer.data_ptr() for buffer in layer_source.buffers]
     for _ in range(50):
         gs.trace(prompt(9), model=model)
-    assert [slot.data_ptr() for slot in layer_source.slots] == before
+    assert [buffer.data_ptr() for buffer in layer_source.buffers] == before
     assert threads() == []
-    assert all(parameter.is_meta for shell in layer_source.shells for parameter in shell.parameters())
+    assert all(parameter.is_meta for shell in layer_source.templates for parameter in shell.parameters())
 
 
 def test_a_sweep_reads_every_layer_once_a_chunk(folder: Path) -> None:
     model = streamed(folder, "int8", (), 1)
     layer_source: Any = model.network.layer_source
     read: list[int] = []
-    bring = layer_source.lane.bring
-    layer_source.lane.bring = lambda packed, index, slot: (read.append(index), bring(packed, index, slot))[1]
+    fill = layer_source.transfer.fill
+    layer_source.transfer.fill = lambda packed, index, buffer: (read.append(index), fill(packed, index, buffer))[1]
     gs.sweep(prompt(9), prompt(9, seed=1), METRIC, site="z", by=("layer", "head"), model=model, progress=False)
     assert read == [0, 1, 2, 3, 4]
 

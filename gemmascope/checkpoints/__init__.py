@@ -1,3 +1,3 @@
-"""Checkpoints as others write them: a folder, the hub, a model of transformers in memory; and the device and number
-format to load to. Imports model and files.
+"""Reading checkpoints: from a folder, the hub, or a transformers model in memory; and the device and dtype to load to.
+Imports model, tokens and files.
 """

@@ -1,4 +1,4 @@
-"""Where a model lives and in which numbers it computes: the choices behind device= and dtype=."""
+"""The device a model is on and the number format it computes in: what device= and dtype= mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FLOAT16 = ("float16", "half", "fp16", "f16")
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The device to load to; "auto" is cuda if there is one, else the CPU. DeviceError for one that is not there."""
+    """The device to load to: "auto" is cuda if there is one, else the CPU. Raises DeviceError if it is not available."""
     if equals_text(device, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -39,26 +39,26 @@ def _require_cuda(device: torch.device) -> None:
         raise DeviceError(f"device={str(device)!r} was asked for and there are {count} GPUs, cuda:0 to cuda:{count - 1}")
 
 
-def asked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    """The dtype that dtype= names; None for "auto". DeviceError for one that Gemma 2 cannot compute in."""
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The dtype that dtype= names; None for "auto". Raises DeviceError for one that Gemma 2 cannot compute in."""
     if equals_text(dtype, "auto"):
         return None
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, (str, torch.dtype)) else ""
     if name in _FLOAT16:
-        raise no_float16()
+        raise float16_error()
     if name not in _NAMES:
         raise DeviceError(f"dtype={shown(dtype)} is not offered; give 'auto', 'bfloat16' or 'float32', or torch's own")
     return _NAMES[name]
 
 
-def not_offered(weights: object, offered: str) -> DeviceError:
-    """The error for weights= that are none of those offered."""
-    four = isinstance(weights, str) and "4" in weights
-    why = " (4 bits are not offered: they change what is found)" if four else ""
-    return DeviceError(f"weights={shown(weights)} is not offered{why}; give 'auto' for what is stored, {offered}")
+def weights_error(weights: object, choices: str) -> DeviceError:
+    """The error for weights= that name none of the choices."""
+    four_bits = isinstance(weights, str) and "4" in weights
+    why = " (4 bits are not offered: they change what is found)" if four_bits else ""
+    return DeviceError(f"weights={shown(weights)} is not offered{why}; give 'auto' for what is stored, {choices}")
 
 
-def no_float16() -> DeviceError:
+def float16_error() -> DeviceError:
     return DeviceError(
         "Gemma 2 cannot compute in float16: its residual stream exceeds 65504, the largest float16, and becomes "
         "infinite. Use 'bfloat16' (the same size), 'float32' or 'auto'"
@@ -66,10 +66,10 @@ def no_float16() -> DeviceError:
 
 
 def choose_dtype(dtype: str | torch.dtype, configured: str | None, stored: set[torch.dtype]) -> torch.dtype:
-    """The dtype to compute in, from what was asked for, what config.json says and what the tensors are stored in."""
-    asked = asked_dtype(dtype)
-    if asked is not None:
-        return asked
+    """The dtype to compute in, from the dtype= argument, the dtype in config.json, and the dtypes of the stored tensors."""
+    named = parse_dtype(dtype)
+    if named is not None:
+        return named
     if torch.float16 in stored:  # float32 holds every float16, bfloat16 does not
         return torch.float32
     if configured in _NAMES:

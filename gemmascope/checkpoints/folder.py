@@ -1,4 +1,4 @@
-"""A checkpoint folder in the transformers layout: its configuration, and what it must hold."""
+"""A checkpoint folder in the transformers layout: its configuration and its tensors, checked."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemmascope.arguments import shown
-from gemmascope.checkpoints.shards import Shards, Stored
+from gemmascope.checkpoints.shards import Shards, StoredTensor
 from gemmascope.checkpoints.tensor_names import EMBEDDING as EMBEDDING
-from gemmascope.checkpoints.tensor_names import HEAD, by_plain_name
+from gemmascope.checkpoints.tensor_names import HEAD, canonical_names
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, ConfigError
 from gemmascope.files.json_reader import is_regular_file, read_json
@@ -28,50 +27,54 @@ _EXPECTED = (
 
 
 class Checkpoint:
-    """An open checkpoint folder. Opening reads configuration and headers, and no tensor.
+    """An open checkpoint folder, to be used as a context manager. Opening reads the configuration and the file headers.
 
-    config: the shape. dtype_name: the number format that config.json names, if it names one.
-    Use it as a context manager: leaving closes the files.
+    Attributes:
+        folder: The folder.
+        config: The model's shape.
+        dtype_name: The dtype that config.json names; None if it names none.
+        stored: Each tensor's header, by the tensor's name in Gemma2ForCausalLM.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises CheckpointError, or ConfigError for another architecture; both name the file at fault."""
+        """Raises CheckpointError, or ConfigError for another architecture; both name the faulty file."""
         self.folder = folder
         self.config, self.dtype_name = read_config(folder)
         self._index = _index(folder)
         self._shards = Shards(_shard_paths(folder, self._index))
         try:
-            names = by_plain_name(self._shards.stored, folder)
-            self.stored: Mapping[str, Stored] = {plain: self._shards.stored[name] for plain, name in names.items()}
+            names = canonical_names(self._shards.stored, folder)
+            self.stored: Mapping[str, StoredTensor] = {new: self._shards.stored[old] for new, old in names.items()}
             self._require_layers()
         except BaseException:
             self._shards.close()
             raise
 
     def _require_layers(self) -> None:
-        """CheckpointError if there are far fewer layers than config.json says: before a network of its size is made."""
-        there = {int(name.split(".")[2]) for name in self.stored if re.match(r"model\.layers\.\d{1,9}\.", name)}
-        if self.config.n_layers > 2 * max(there, default=0) + 64:
+        """Refuses a folder with far fewer layers than config.json says, before a network of that size is built."""
+        present = {int(name.split(".")[2]) for name in self.stored if re.match(r"model\.layers\.\d{1,9}\.", name)}
+        if self.config.n_layers > 2 * max(present, default=0) + 64:
             raise CheckpointError(
-                f"{self.folder}: config.json says num_hidden_layers {self.config.n_layers}, and its files hold {len(there)}"
+                f"{self.folder}: config.json says num_hidden_layers {self.config.n_layers}, "
+                f"and its files hold {len(present)}"
             )
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """The number formats that the tensors are stored in."""
+        """The dtypes of the stored tensors."""
         return {stored.dtype for stored in self.stored.values()}
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU, in the dtype it is stored in."""
         return self._shards.read(self.stored[name].name)
 
-    def require(self, shapes: Mapping[str, torch.Size]) -> None:
-        """CheckpointError unless the tensors are exactly these; a second copy of the embedding as lm_head may be there."""
+    def require_tensors(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Refuses a checkpoint whose tensors are not exactly these. A copy of the embedding as lm_head is allowed."""
         if missing := [name for name in shapes if name not in self.stored]:
-            raise CheckpointError(f"{self.folder}: {_naming(missing, 'missing')}; {self._place(missing[0])}")
+            raise CheckpointError(f"{self.folder}: {_are(missing, 'missing')}; {self._expected_place(missing[0])}")
         if extra := [name for name in self.stored if name not in shapes and name != HEAD]:
             shard = self.stored[extra[0]].shard.name
-            raise CheckpointError(f"{self.folder}: {_naming(extra, 'unknown to Gemma 2 of this config')}; it is in {shard}")
+            raise CheckpointError(f"{self.folder}: {_are(extra, 'unknown to Gemma 2 of this config')}; it is in {shard}")
         expected = {**shapes, HEAD: shapes[EMBEDDING]}
         for name, stored in self.stored.items():
             if stored.shape != tuple(expected[name]):
@@ -80,7 +83,7 @@ class Checkpoint:
                     f"config.json asks for {list(expected[name])}"
                 )
 
-    def _place(self, missing: str) -> str:
+    def _expected_place(self, missing: str) -> str:
         """Where a missing tensor should have been."""
         if missing in self._index:
             return f"the index says it is in {self._index[missing]}, and it is not"
@@ -95,14 +98,16 @@ class Checkpoint:
 
 
 def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
-    """The configuration of a checkpoint folder, and the dtype its config.json names (None: names none).
+    """A checkpoint folder's configuration, and the dtype that its config.json names (None if it names none).
 
-    Raises CheckpointError for a folder without a readable config.json, ConfigError for one of another architecture.
+    Raises:
+        CheckpointError: The folder has no readable config.json.
+        ConfigError: It is of another architecture.
     """
     path = folder / "config.json"
     refuse_adapter(folder)
     if not is_regular_file(path):
-        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json. {_wanted(folder)}")
+        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json. {_expectation(folder)}")
     given = read_json(path)
     _refuse_quantised(given, path)
     try:
@@ -113,18 +118,18 @@ def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
     generation = folder / "generation_config.json"
     if is_regular_file(generation):
         try:
-            config = with_ends(config, read_json(generation).get("eos_token_id"))
+            config = with_end_tokens(config, read_json(generation).get("eos_token_id"))
         except ConfigError as error:
             raise ConfigError(f"{generation}: eos_token_id: {error}") from error
     return config, name if isinstance(name, str) else None
 
 
-# Adapters of peft that are learned tokens or keys, and no change of weights.
-UNMERGED = frozenset(("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"))
+# Adapters of peft that learn tokens or keys rather than changes of weights, so they cannot be merged.
+UNMERGEABLE = frozenset(("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"))
 
 
 def refuse_adapter(folder: Path) -> None:
-    """CheckpointError if a folder holds an adapter: transformers would load it with its base, and other numbers come."""
+    """Refuses a folder that holds an adapter: transformers would load it with its base, which gives different numbers."""
     names = [
         name
         for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -136,7 +141,7 @@ def refuse_adapter(folder: Path) -> None:
     about = read_json(config) if is_regular_file(config) else {}
     base, kind = about.get("base_model_name_or_path"), about.get("peft_type")
     beside = "beside a model" if os.path.lexists(folder / "config.json") else "and no model"
-    if kind in UNMERGED:
+    if kind in UNMERGEABLE:
         raise CheckpointError(
             f"{folder} holds an adapter ({', '.join(names)}) of type {kind} {beside}: it adds tokens or keys that are no "
             "weights, so it cannot be merged, and it is not read. Remove it, if the model without it is meant"
@@ -149,8 +154,8 @@ def refuse_adapter(folder: Path) -> None:
     )
 
 
-def _refuse_quantised(given: Mapping[str, Any], path: Path) -> None:
-    about = given.get("quantization_config")
+def _refuse_quantised(config: Mapping[str, object], path: Path) -> None:
+    about = config.get("quantization_config")
     if about:
         method = about.get("quant_method", "a method that it does not name") if isinstance(about, dict) else about
         raise CheckpointError(
@@ -159,15 +164,15 @@ def _refuse_quantised(given: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def with_ends(config: GemmaConfig, ends: int | list[int] | None) -> GemmaConfig:
-    """The config with the end tokens of a generation config: chat checkpoints may name <end_of_turn> only there."""
-    if ends is None:
+def with_end_tokens(config: GemmaConfig, ids: int | list[int] | None) -> GemmaConfig:
+    """The config with the end tokens of a generation config, where chat checkpoints name <end_of_turn>."""
+    if ids is None:
         return config
-    return dataclasses.replace(config, eos_ids=tuple(ends) if isinstance(ends, list) else (ends,))
+    return dataclasses.replace(config, eos_ids=tuple(ids) if isinstance(ids, list) else (ids,))
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Tensor name -> shard name; empty for a checkpoint in one file."""
+    """Tensor name to shard name; empty for a checkpoint in one file."""
     path = folder / "model.safetensors.index.json"
     if is_regular_file(folder / "model.safetensors") or not is_regular_file(path):
         return {}
@@ -199,11 +204,11 @@ def _shard_paths(folder: Path, index: Mapping[str, str]) -> list[Path]:
             f"{folder} has its weights only as {pickled[0]}, a pickle, which can run code and is not opened: "
             "convert it with transformers: from_pretrained(folder), then save_pretrained(new_folder)"
         )
-    raise CheckpointError(f"{folder} has a config.json and no weights. {_wanted(folder)}")
+    raise CheckpointError(f"{folder} has a config.json and no weights. {_expectation(folder)}")
 
 
 def gguf_advice(folder: Path, name: str) -> str:
-    """What to do with a GGUF file."""
+    """Advice for a folder whose weights are a GGUF file."""
     return (
         "GGUF is not read. If it is not quantised to few bits, transformers converts it: "
         f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, gguf_file={name!r}).save_pretrained(new_folder); "
@@ -211,7 +216,7 @@ def gguf_advice(folder: Path, name: str) -> str:
     )
 
 
-def _wanted(folder: Path) -> str:
+def _expectation(folder: Path) -> str:
     if not folder.is_dir():
         return f"Expected: {_EXPECTED}. There is no such folder"
     try:
@@ -226,13 +231,13 @@ def _wanted(folder: Path) -> str:
     return f"Expected: {_EXPECTED}. There is: {', '.join(names[:8]) or 'nothing'}{', ...' if names[8:] else ''}"
 
 
-def _naming(names: list[str], what: str) -> str:
+def _are(names: list[str], what: str) -> str:
     more = f" (and {len(names) - 1} more: {', '.join(names[1:4])}{', ...' if len(names) > 4 else ''})" if names[1:] else ""
     return f"tensor {names[0]!r} is {what}{more}"
 
 
 def require_tied(checkpoint: Checkpoint) -> None:
-    """Gemma 2 unembeds with its embedding; a copy of it under the head's name may lie in the file, nothing else."""
+    """Refuses a checkpoint whose lm_head differs from its embedding: Gemma 2 ties the two."""
     if HEAD in checkpoint.stored and not torch.equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING)):
         raise CheckpointError(
             f"{HEAD!r} of {checkpoint.stored[HEAD].shard} differs from the embedding. Gemma 2 unembeds with its embedding, "
@@ -241,11 +246,11 @@ def require_tied(checkpoint: Checkpoint) -> None:
 
 
 def require_finite(tensor: Tensor, what: str) -> None:
-    """CheckpointError, with the place and the number of them, for NaN or infinity in a tensor."""
-    low, high = tensor.detach().aminmax()  # NaN comes through, and unlike isfinite() this allocates nothing
+    """Refuses a tensor with NaN or infinity; the error gives the first position and the number of them."""
+    low, high = tensor.detach().aminmax()  # NaN propagates, and unlike isfinite() this allocates nothing
     if not (low.isfinite() and high.isfinite()):
-        where = (~tensor.detach().isfinite()).nonzero()
-        value = tensor.detach()[tuple(where[0])].item()
+        positions = (~tensor.detach().isfinite()).nonzero()
+        value = tensor.detach()[tuple(positions[0])].item()
         raise CheckpointError(
-            f"{what} holds {value} at {where[0].tolist()}, and {len(where) - 1} more NaN or infinite values"
+            f"{what} holds {value} at {positions[0].tolist()}, and {len(positions) - 1} more NaN or infinite values"
         )

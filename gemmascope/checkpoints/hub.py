@@ -1,4 +1,4 @@
-"""Checkpoints from the Hugging Face hub: what is fetched, and what to do when that fails."""
+"""Downloading checkpoints from the Hugging Face hub, and what to do when that fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemmascope.checkpoints.folder import read_config
 from gemmascope.errors import CheckpointError
 from gemmascope.files.locking import lock, unlock
 
-KNOWN = tuple(f"google/gemma-2-{size}{tuned}" for size in ("2b", "9b", "27b") for tuned in ("", "-it"))
+KNOWN_REPOS = tuple(f"google/gemma-2-{size}{tuned}" for size in ("2b", "9b", "27b") for tuned in ("", "-it"))
 
 _CONFIG = ("config.json", "generation_config.json", "adapter_config.json")
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
@@ -32,29 +32,33 @@ def is_hub_id(text: str) -> bool:
 
 
 def fetch(repo: str, revision: str | None = None) -> Path:
-    """The folder of a hub id in the hub's cache, fetched if it is not there. Only what loading needs is fetched.
+    """The folder of a hub id in the hub's cache, downloaded if it is not there. Only the files that loading needs.
 
-    The configuration comes first: another architecture is refused before its weights are downloaded. Without a network
-    the cached folder serves. Raises CheckpointError with what to do, ConfigError for another architecture.
+    The configuration comes first, so that another architecture is refused before its weights are downloaded. Without a
+    network the cached folder is used.
+
+    Raises:
+        CheckpointError: The download failed; the message says what to do.
+        ConfigError: The repository holds another architecture.
     """
-    door = _Door()
-    folder = _snapshot(repo, _CONFIG, revision, door)
+    request = _Request()
+    folder = _snapshot(repo, _CONFIG, revision, request)
     read_config(folder)
-    return _snapshot(repo, (*_WEIGHTS, *_TOKENIZER), folder.name, door)
+    return _snapshot(repo, (*_WEIGHTS, *_TOKENIZER), folder.name, request)
 
 
 def fetch_tokenizer(repo: str, revision: str | None = None) -> Path:
-    """The folder of a hub id with at least its tokenizer's files. Raises CheckpointError with what to do."""
-    return _snapshot(repo, _TOKENIZER, revision, _Door())
+    """The folder of a hub id with at least its tokenizer's files."""
+    return _snapshot(repo, _TOKENIZER, revision, _Request())
 
 
 def fetch_file(repo: str, name: str, revision: str | None = None) -> Path:
-    """One file of a repository by its path there, fetched if it is not in the cache. CheckpointError with what to do."""
-    return _snapshot(repo, (name,), revision, _Door()) / name
+    """A file of a repository, by its path there; downloaded if it is not in the cache."""
+    return _snapshot(repo, (name,), revision, _Request()) / name
 
 
 def files_of(repo: str, revision: str | None = None) -> list[str]:
-    """The paths of a repository's files; without a network, of those in the cache. CheckpointError with what to do."""
+    """The paths of a repository's files; without a network, of those in the cache."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -63,13 +67,13 @@ def files_of(repo: str, revision: str | None = None) -> list[str]:
             if not constants.HF_HUB_OFFLINE:
                 about = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision)
                 return sorted(file.rfilename for file in about.siblings or ())
-        except HfHubHTTPError:  # the hub answered, and said no
+        except HfHubHTTPError:  # the hub answered, with an error
             raise
         except Exception as error:  # the transports' own errors, of several libraries
             if not _is_connection(error):
                 raise
-            _out_of_reach[constants.ENDPOINT] = monotonic()
-        # Its folder in the cache, which need not be whole: of no file is it asked whether it is there.
+            _unreachable[constants.ENDPOINT] = monotonic()
+        # The repository's folder in the cache, complete or not: the pattern matches no file, so none is missed.
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["-"]))
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -79,9 +83,9 @@ def _is_connection(error: Exception) -> bool:
 
 
 def suggestion(name: str) -> str:
-    """' Did you mean ...?' for a name close to one of Google's Gemma 2 repositories, else an empty text."""
-    wanted, plain = _plain(name.split("/")[-1]), {_plain(known.split("/")[1]): known for known in KNOWN}
-    near = [wanted] if wanted in plain else difflib.get_close_matches(wanted, plain, n=2, cutoff=0.75)
+    """' Did you mean ...?' for a name similar to one of Google's Gemma 2 repositories, else an empty string."""
+    given, plain = _plain(name.split("/")[-1]), {_plain(known.split("/")[1]): known for known in KNOWN_REPOS}
+    near = [given] if given in plain else difflib.get_close_matches(given, plain, n=2, cutoff=0.75)
     found = [repr(plain[key]) for key in near if plain[key] != name]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
@@ -91,18 +95,18 @@ def _plain(name: str) -> str:
 
 
 @dataclass
-class _Door:
-    """One errand to the hub. local: whether the cache serves for all of it, the hub being out of reach; None: not known."""
+class _Request:
+    """One call's downloads. local: whether the hub is unreachable, so that the cache is used; None: not yet known."""
 
     local: bool | None = None
 
 
-# When each hub was last found out of reach. Asking it takes seconds, which the files of one question should wait once.
-_out_of_reach: dict[str, float] = {}
+# When each hub was last found unreachable. Finding out takes seconds, which several downloads should spend once.
+_unreachable: dict[str, float] = {}
 _SECONDS = 60.0
 
 
-def _snapshot(repo: str, files: Sequence[str], revision: str | None, door: _Door) -> Path:
+def _snapshot(repo: str, files: Sequence[str], revision: str | None, request: _Request) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -110,17 +114,17 @@ def _snapshot(repo: str, files: Sequence[str], revision: str | None, door: _Door
         return Path(snapshot_download(repo, allow_patterns=list(files), revision=revision, local_files_only=local))
 
     with _explained(repo):
-        if door.local is None and monotonic() - _out_of_reach.get(constants.ENDPOINT, -_SECONDS) < _SECONDS:
+        if request.local is None and monotonic() - _unreachable.get(constants.ENDPOINT, -_SECONDS) < _SECONDS:
             with suppress(LocalEntryNotFoundError):
                 return fetched(True)
-        if door.local is None:
-            door.local = _is_out_of_reach(repo, revision)
+        if request.local is None:
+            request.local = _is_unreachable(repo, revision)
         with _without_parts(repo):
-            return fetched(door.local)
+            return fetched(request.local)
 
 
-def _is_out_of_reach(repo: str, revision: str | None) -> bool:
-    """Whether the hub does not answer. One request, which unlike those of fetching is not made again and again."""
+def _is_unreachable(repo: str, revision: str | None) -> bool:
+    """Whether the hub does not answer. Makes one request; a download would retry many times."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -128,20 +132,20 @@ def _is_out_of_reach(repo: str, revision: str | None) -> bool:
         return True
     try:
         HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision)
-    except HfHubHTTPError as error:  # it answered: fetching says what, unless it is broken
+    except HfHubHTTPError as error:  # it answered; unless the hub is broken, downloading reports what is wrong
         return error.response is not None and error.response.status_code >= 500
     except Exception as error:  # the transports' own errors, of several libraries
         if not _is_connection(error):
             raise
-        _out_of_reach[constants.ENDPOINT] = monotonic()
+        _unreachable[constants.ENDPOINT] = monotonic()
         return True
-    _out_of_reach.pop(constants.ENDPOINT, None)
+    _unreachable.pop(constants.ENDPOINT, None)
     return False
 
 
 @contextmanager
 def _without_parts(repo: str) -> Iterator[None]:
-    """What breaks off inside leaves no parts of files in the cache."""
+    """If the download inside is interrupted, removes the partial files that it left in the cache."""
     started = time.time()
     try:
         yield
@@ -151,7 +155,7 @@ def _without_parts(repo: str) -> Iterator[None]:
 
 
 def _remove_parts(repo: str, since: float) -> None:
-    """Remove the parts of files that a call which broke off left in the cache, but not those that others are fetching."""
+    """Remove the partial files that an interrupted call left in the cache, but not those that others are downloading."""
     from huggingface_hub import constants
 
     folder, locks = f"models--{repo.replace('/', '--')}", Path(constants.HF_HUB_CACHE) / ".locks"
@@ -171,7 +175,7 @@ def _remove_parts(repo: str, since: float) -> None:
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Turns the errors of fetching into CheckpointError."""
+    """Turns the errors of downloading into CheckpointError."""
     from huggingface_hub.errors import HFValidationError
 
     try:
@@ -195,7 +199,7 @@ def _reason(repo: str, error: Exception) -> str:
     )
 
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
-        error = error.__cause__  # what the hub answered, which the library's first versions hide behind the cache
+        error = error.__cause__  # the hub's own answer, which early versions of the library hide behind the cache
     login = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, GatedRepoError):
         return f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then {login}, and call again. {_NANO}"
@@ -223,7 +227,7 @@ def _reason(repo: str, error: Exception) -> str:
 
 
 def _broken_off(repo: str, error: Exception) -> str:
-    # The hub library keeps no part of a file across calls (some versions do), but every file that arrived whole.
+    # The hub library keeps every file that arrived whole; only some versions keep partial files.
     return (
         f"fetching {repo} broke off: {_first_line(error)}. "
         "The files that had arrived are kept: call again, and it goes on with the rest"

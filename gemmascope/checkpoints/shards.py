@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint: which tensors lie in them, and reading one of them at a time."""
+"""The safetensors files of a checkpoint: their headers, and reading one tensor at a time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from gemmascope.errors import CheckpointError
 from gemmascope.files.json_reader import is_regular_file, parse_json
 
-# By their names in the headers of safetensors files.
+# By their names in safetensors headers.
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor as the header of its file describes it. name: what it is called there."""
+class StoredTensor:
+    """A tensor as its file's header describes it, under the name it has there."""
 
     name: str
     shard: Path
@@ -29,15 +29,15 @@ class Stored:
 
 
 class Shards:
-    """Open safetensors files. Opening reads their headers only; `read` brings one tensor.
+    """Open safetensors files. Opening reads their headers; `read` reads one tensor.
 
-    Files are read, not mapped: mapped pages count as resident memory next to the model they are copied into, and
-    change under the model if the file does.
+    Files are read rather than memory-mapped: mapped pages would count as resident memory beside the model they are copied
+    to, and would change if the file does.
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        """Raises CheckpointError for a file that is absent, cut short or no safetensors file, and names it."""
-        self.stored: dict[str, Stored] = {}
+        """Raises CheckpointError, naming the file, for one that is missing, cut short or not a safetensors file."""
+        self.stored: dict[str, StoredTensor] = {}
         self._files: dict[Path, Any] = {}
         self._closing = ExitStack()
         try:
@@ -57,15 +57,15 @@ class Shards:
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read: {_why(path) or error}") from error
         file = self._files[path] = self._closing.enter_context(opened)
-        for name in file.keys():  # noqa: SIM118 (no mapping: a safe_open has no __iter__)
+        for name in file.keys():  # noqa: SIM118 (a safe_open has no __iter__)
             if name in self.stored:
                 raise CheckpointError(f"tensor {name!r} lies in two files: {self.stored[name].shard.name} and {path.name}")
             header = file.get_slice(name)
             dtype = _dtype(header.get_dtype(), name, path)
-            self.stored[name] = Stored(name, path, tuple(header.get_shape()), dtype)
+            self.stored[name] = StoredTensor(name, path, tuple(header.get_shape()), dtype)
 
     def read(self, name: str) -> Tensor:
-        """The tensor of this name, on the CPU, in the dtype it is stored in. The caller owns its memory."""
+        """The tensor of this name, on the CPU, in its stored dtype. The caller owns its memory."""
         from safetensors import SafetensorError
 
         stored = self.stored[name]
@@ -90,10 +90,10 @@ def _dtype(code: str, name: str, path: Path) -> torch.dtype:
 
 
 def _why(path: Path) -> str | None:
-    """What is wrong with a file that safetensors refuses, for the cases that happen to people; None for the others."""
+    """Why safetensors refuses a file, for the usual cases; None for the others."""
     try:
         return _damage(path)
-    except OSError:  # not even readable: safetensors has said so
+    except OSError:  # not readable at all: safetensors' own message says so
         return None
 
 

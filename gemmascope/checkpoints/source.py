@@ -1,10 +1,9 @@
-"""Where a model lies: the folder of a source."""
+"""The folder of a model's source: nano, a folder, or a repository on the hub."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from gemmascope.arguments import equals_text, shown
 from gemmascope.checkpoints.folder import gguf_advice
@@ -16,25 +15,25 @@ NANO = Path(__file__).parent.parent / "nano" / "checkpoint"
 _SOURCES = "a folder in the transformers layout, a hub id (owner/name), 'nano', or a transformers Gemma2ForCausalLM"
 
 
-def resolve_source(source: Any, revision: str | None = None) -> tuple[Path, str]:
-    """The folder of a source, fetched if it is a hub id, and the name that its model goes by.
+def resolve_source(source: object, revision: str | None = None) -> tuple[Path, str]:
+    """The folder of a source, downloaded if the source is a hub id, and the model's name.
 
-    CheckpointError for a source that is not there, and for a revision of something that has none.
+    Raises CheckpointError if the source does not exist, or if it has no revisions and one is given.
     """
-    found, name = _located(source, revision)
-    if revision is not None and not (isinstance(source, str) and is_hub_id(source) and found != Path(source).expanduser()):
-        raise CheckpointError(f"revision={shown(revision)} was given, and {name!r} is {found}: only a hub id has revisions")
-    return found, name
+    folder, name = _resolve(source, revision)
+    if revision is not None and not (isinstance(source, str) and is_hub_id(source) and folder != Path(source).expanduser()):
+        raise CheckpointError(f"revision={shown(revision)} was given, and {name!r} is {folder}: only a hub id has revisions")
+    return folder, name
 
 
-def _located(source: Any, revision: str | None) -> tuple[Path, str]:
+def _resolve(source: object, revision: str | None) -> tuple[Path, str]:
     if source is None or equals_text(source, "nano"):
         return NANO, "nano"
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path) and source != "":  # Path("") is the current folder; nobody means that
-        return in_hub_cache(path), str(source)
+        return hub_snapshot(path), str(source)
     if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file; {_advice(path)}")
     if isinstance(source, str) and is_hub_id(source):
@@ -44,24 +43,24 @@ def _located(source: Any, revision: str | None) -> tuple[Path, str]:
     )
 
 
-def in_hub_cache(folder: Path) -> Path:
-    """The snapshot within, of a folder of the hub's cache (models--owner--name); any other folder as it is.
+def hub_snapshot(folder: Path) -> Path:
+    """The snapshot inside a folder of the hub's cache (models--owner--name); any other folder is returned as it is.
 
-    The snapshot is the one that refs/main names, or the only one. CheckpointError where there are several.
+    The snapshot is the one that refs/main names, or else the only one. Raises CheckpointError if there are several.
     """
     snapshots = folder / "snapshots"
     if os.path.lexists(folder / "config.json") or not os.path.isdir(snapshots):
         return folder
     try:
-        there = sorted(path for path in snapshots.iterdir() if path.is_dir())
+        paths = sorted(path for path in snapshots.iterdir() if path.is_dir())
         main = (folder / "refs" / "main").read_text(encoding="utf-8").strip() if (folder / "refs" / "main").is_file() else ""
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} is a folder of the hub's cache that cannot be read: {error}") from error
-    named = [path for path in there if path.name == main] or there
+    named = [path for path in paths if path.name == main] or paths
     if len(named) == 1:
         return named[0]
-    said = f"give one of its snapshots: {', '.join(str(path) for path in there[:4])}" if there else "it holds no snapshot"
-    raise CheckpointError(f"{folder} is a folder of the hub's cache; {said}")
+    advice = f"give one of its snapshots: {', '.join(str(path) for path in paths[:4])}" if paths else "it holds no snapshot"
+    raise CheckpointError(f"{folder} is a folder of the hub's cache; {advice}")
 
 
 def _advice(path: Path) -> str:

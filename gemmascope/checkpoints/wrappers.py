@@ -1,34 +1,63 @@
-"""Models of transformers in memory that are no plain Gemma2ForCausalLM, but hold one: compiled, wrapped, without a head."""
+"""Transformers models in memory that contain a Gemma2ForCausalLM: compiled, wrapped, or with another head or none."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from gemmascope.errors import CheckpointError
 
 CAUSAL, BODY = "Gemma2ForCausalLM", "Gemma2Model"
-# Heads on top of the body, which a language model leaves out, as transformers does when it loads such a checkpoint.
+# Models with another head on top of the body, which is left out, as transformers does when it loads such a checkpoint.
 _HEADED = ("Gemma2ForSequenceClassification", "Gemma2ForTokenClassification")
-_AROUND = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
 
-def kinds_of(source: object) -> set[str]:
-    """The names of the classes of an object. By name, so that nothing need be imported."""
-    return {kind.__name__ for kind in type(source).__mro__}
+class TransformersConfig(Protocol):
+    """A transformers configuration."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Its content, as config.json has it."""
 
 
-def unwrapped(source: Any) -> Any:
-    """The Gemma2ForCausalLM that an object holds or stands for; any other object as it is.
+class TransformersBody(Protocol):
+    """A transformers Gemma2Model."""
+
+    embed_tokens: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
+
+
+class TransformersGemma2(Protocol):
+    """What is used of a transformers Gemma2ForCausalLM."""
+
+    config: TransformersConfig
+    model: TransformersBody
+    dtype: torch.dtype
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter and its name."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every module and its name."""
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head."""
+
+
+def unwrap(source: object) -> object:
+    """The Gemma2ForCausalLM that a model contains; any other object is returned as it is.
 
     Raises:
-        CheckpointError: It has adapters, is sharded, or is quantised; says what to do.
+        CheckpointError: The model has adapters, is sharded, or is quantised. The message says what to do.
     """
-    kinds = kinds_of(source)
-    if around := next((attribute for kind, attribute in _AROUND.items() if kind in kinds), None):
-        return unwrapped(getattr(source, around))
+    kinds = {kind.__name__ for kind in type(source).__mro__}  # compared by name, so that nothing need be imported
+    if attribute := next((attribute for kind, attribute in _WRAPPERS.items() if kind in kinds), None):
+        return unwrap(getattr(source, attribute))
     if kinds & {"PeftModel", "PeftMixedModel"}:
         if getattr(getattr(source, "active_peft_config", None), "is_prompt_learning", False):
             raise CheckpointError(
@@ -43,22 +72,22 @@ def unwrapped(source: Any) -> Any:
         raise CheckpointError("this model is sharded (FSDP): save it whole with save_pretrained, and load that folder")
     if not kinds & {CAUSAL, BODY, *_HEADED}:
         return source
-    _refuse_quantised(source)
-    return source if CAUSAL in kinds else _with_head(source if BODY in kinds else source.model)
+    model: Any = source
+    _refuse_quantised(model.named_parameters())
+    return model if CAUSAL in kinds else _with_head(model if BODY in kinds else model.model)
 
 
-def _with_head(body: Any) -> Any:
-    """A Gemma2ForCausalLM around a body that is in memory. Its head is the embedding, to which Gemma 2 ties it."""
-    whole: Any = sys.modules["transformers"].Gemma2ForCausalLM
+def _with_head(body: nn.Module) -> object:
+    """A Gemma2ForCausalLM around a body in memory. Its head is the embedding, to which Gemma 2 ties it."""
     with torch.device("meta"):
-        made = whole(body.config)
-    made.model = body
-    made.lm_head.weight = body.embed_tokens.weight
-    return made.eval()
+        model = sys.modules["transformers"].Gemma2ForCausalLM(body.config)
+    model.model = body
+    model.lm_head.weight = body.get_submodule("embed_tokens").weight
+    return model.eval()
 
 
-def _refuse_quantised(source: Any) -> None:
-    for name, parameter in source.named_parameters():
+def _refuse_quantised(parameters: Iterator[tuple[str, nn.Parameter]]) -> None:
+    for name, parameter in parameters:
         kind = type(parameter).__name__
         if kind in ("Params4bit", "Int8Params") or parameter.dtype.itemsize == 1:
             raise CheckpointError(

@@ -1,1 +1,1 @@
-"""The command line, one file a subcommand; gemmascope lab starts JupyterLab. Imports every room."""
+"""The command line, one file for each subcommand. Imports every room."""

@@ -1,4 +1,4 @@
-"""What the subcommands share: their parsers, arguments that several take, and exit statuses."""
+"""What the subcommands share: their parsers, common arguments, and exit statuses."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gemmascope.legible import legible, spelled
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-# As a shell reports a program that a signal ended: 128 and the signal's number.
+# A shell reports a program that a signal ended as 128 plus the signal's number.
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
 
 class LegibleParser(argparse.ArgumentParser):
-    """A parser whose messages are legible, whatever was typed."""
+    """A parser that escapes control characters in its messages."""
 
-    def _print_message(self, message: str, file: Any = None) -> None:
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         super()._print_message(legible(message), file)
 
 
-def wrote(path: Path) -> None:
-    """Say that a file was written."""
+def report_written(path: Path) -> None:
+    """Print, on stderr, that a file was written."""
     print(f"wrote {spelled(str(path))}", file=sys.stderr)
 
 
-def added(
+def add_command(
     commands: Commands, run: Callable[[argparse.Namespace], int], about: str, description: str, examples: str | None = None
 ) -> argparse.ArgumentParser:
-    """The parser of a subcommand, which goes by the name of the module that runs it."""
-    plain = argparse.RawDescriptionHelpFormatter  # keeps the lines of the description and of the examples
+    """Add a subcommand, named after the module of its run function, and return its parser."""
+    plain = argparse.RawDescriptionHelpFormatter  # keeps the line breaks
     name = run.__module__.rpartition(".")[2]
     parser = commands.add_parser(name, help=about, description=description, epilog=examples, formatter_class=plain)
     parser.set_defaults(run=run)
@@ -41,14 +43,14 @@ def added(
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which model, as gs.load takes them."""
+    """Add the arguments that choose a model, as gs.load takes them."""
     parser.add_argument("--model", default="nano", help="'nano', a hub id, or a checkpoint's folder (default: nano)")
     parser.add_argument("--weights", default="auto", help="'auto' for what is stored, or 'int8' (default: auto)")
     parser.add_argument("--memory", help="what the model may take, such as 20GiB: the rest streams in")
 
 
 def require_writable_paths(*paths: Path | None) -> None:
-    """FileError for files that cannot be written: said before a large model is loaded for nothing."""
+    """Raises FileError for files that cannot be written, before a large model is loaded in vain."""
     from gemmascope.files.writing import require_writable
 
     for path in paths:

@@ -1,4 +1,4 @@
-"""gemmascope generate: a text that goes on."""
+"""gemmascope generate: continue a prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import warnings
 from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import INTERRUPTED, add_model, added
+from gemmascope.cli.arguments import INTERRUPTED, add_command, add_model
 
 if TYPE_CHECKING:
     from gemmascope.cli.arguments import Commands
@@ -26,8 +26,8 @@ examples:
 
 
 def add(commands: Commands) -> None:
-    """Say what it is and what it takes."""
-    parser = added(commands, run, "go on with a prompt, token by token", _GENERATE, _GENERATE_EXAMPLES)
+    """Add the subcommand and its arguments."""
+    parser = add_command(commands, run, "go on with a prompt, token by token", _GENERATE, _GENERATE_EXAMPLES)
     parser.add_argument("prompt", metavar="PROMPT", help="the text to go on with; <bos> is put in front of it")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, default=32, help="the most tokens (default: 32)")
     parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 for the likeliest (default: 0)")
@@ -39,16 +39,16 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it, and return the exit status."""
+    """Run the subcommand and return its exit status."""
     from gemmascope.generation.generate import generate
     from gemmascope.loading.load import load
 
     model = load(args.model, weights=args.weights, memory=args.memory)
     options = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
-    asked = {name: getattr(args, name) for name in options}
-    with warnings.catch_warnings():  # the exit status says that it was interrupted
+    settings = {name: getattr(args, name) for name in options}
+    with warnings.catch_warnings():  # the exit status reports an interrupt
         warnings.simplefilter("ignore", UserWarning)
-        found = generate(args.prompt, model=model, show=not args.json, **asked)
+        result = generate(args.prompt, model=model, show=not args.json, **settings)
     if args.json:
-        print(json.dumps(found.to_dict(), indent=2))
-    return INTERRUPTED if found.stopped == "interrupted" else 0
+        print(json.dumps(result.to_dict(), indent=2))
+    return INTERRUPTED if result.stopped == "interrupted" else 0

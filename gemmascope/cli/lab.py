@@ -1,4 +1,4 @@
-"""gemmascope lab: JupyterLab on the notebooks."""
+"""gemmascope lab: start JupyterLab on the notebooks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import added
+from gemmascope.cli.arguments import add_command
 
 if TYPE_CHECKING:
     from gemmascope.cli.arguments import Commands
@@ -27,8 +27,8 @@ examples:
 
 
 def add(commands: Commands) -> None:
-    """Say what it is and what it takes."""
-    parser = added(commands, run, "start JupyterLab on the notebooks", _LAB, _LAB_EXAMPLES)
+    """Add the subcommand and its arguments."""
+    parser = add_command(commands, run, "start JupyterLab on the notebooks", _LAB, _LAB_EXAMPLES)
     parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, help="default: ./notebooks, or this clone's")
     parser.add_argument("--port", type=int, help="where it listens (default: the first that is free from 8888)")
     parser.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it, and return the exit status."""
+    """Run the subcommand and return its exit status."""
     from gemmascope.cli.serving import lab_command, require_user, serve
 
     command = lab_command(args.folder, args.port, args.jupyter, opens_browser=not args.no_browser)

@@ -7,13 +7,14 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
-from gemmascope.cli.arguments import INTERRUPTED, add_model, added, require_writable_paths, wrote
+from gemmascope.cli.arguments import INTERRUPTED, add_command, add_model, report_written, require_writable_paths
 from gemmascope.errors import SweepError
 
 if TYPE_CHECKING:
     from gemmascope.cli.arguments import Commands
+    from gemmascope.model.model import Model
     from gemmascope.sweeps.metrics import AnswerMetric
     from gemmascope.sweeps.result import SweepResult
 
@@ -32,8 +33,8 @@ _METRICS = ("logit_diff", "answer_prob", "answer_logprob")
 
 
 def add(commands: Commands) -> None:
-    """Say what it is and what it takes."""
-    parser = added(commands, run, "patch every cell of a grid, and show what that changes", _PATCH, _PATCH_EXAMPLES)
+    """Add the subcommand and its arguments."""
+    parser = add_command(commands, run, "patch every cell of a grid, and show what that changes", _PATCH, _PATCH_EXAMPLES)
     parser.add_argument("clean", metavar="CLEAN", help="the prompt that has the answer")
     parser.add_argument("corrupt", metavar="CORRUPT", help="the same with something changed, of equal length in tokens")
     parser.add_argument("--answer", metavar="TOKEN", required=True, help='one token, with its leading space: " Mary"')
@@ -56,27 +57,39 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it, and return the exit status."""
+    """Run the subcommand and return its exit status."""
     require_writable_paths(args.html, args.csv)
-    asked: dict[str, Any] = {"site": args.site, "by": _axes(args), "into": args.into}
-    prompts = args.clean, args.corrupt, _metric(args)
+    by, metric = _axes(args), _metric(args)
     from gemmascope.loading.load import load
     from gemmascope.sweeps.attribution import attribute
 
-    asked["model"] = load(args.model, weights=args.weights, memory=args.memory)
-    result, interrupted = (attribute(*prompts, **asked), False) if args.estimate else _swept(*prompts, **asked)
+    model = load(args.model, weights=args.weights, memory=args.memory)
+    grid: _Grid = {"site": args.site, "by": by, "into": args.into, "model": model}
+    if args.estimate:
+        result, interrupted = attribute(args.clean, args.corrupt, metric, **grid), False
+    else:
+        result, interrupted = _sweep(args.clean, args.corrupt, metric, grid)
     if result.finished.any():
         _write(result, args)
     return INTERRUPTED if interrupted else 0
 
 
-def _swept(*prompts: Any, **asked: Any) -> tuple[SweepResult, bool]:
-    """A sweep, and whether it was interrupted: it says so in a warning, for which the exit status stands here."""
+class _Grid(TypedDict):
+    """The keyword arguments that gs.sweep and gs.attribute share."""
+
+    site: str
+    by: tuple[str, ...]
+    into: str
+    model: Model
+
+
+def _sweep(clean: str, corrupt: str, metric: AnswerMetric, grid: _Grid) -> tuple[SweepResult, bool]:
+    """A sweep, and whether it was interrupted. The exit status replaces the sweep's warning."""
     from gemmascope.sweeps.sweep import sweep
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message="interrupted: ")
-        result = sweep(*prompts, **asked, progress=sys.stderr.isatty())
+        result = sweep(clean, corrupt, metric, **grid, progress=sys.stderr.isatty())
     is_interrupted = [str(warning.message).startswith("interrupted: ") for warning in caught]
     for warning, hidden in zip(caught, is_interrupted, strict=True):
         if not hidden:
@@ -97,11 +110,11 @@ def _write(result: SweepResult, args: argparse.Namespace) -> None:
         write_file(args.csv, csv_text(result.to_dataframe()), allow_pipe=True)
     for path in (args.html, args.csv):
         if path is not None:
-            wrote(path)
+            report_written(path)
 
 
 def _axes(args: argparse.Namespace) -> tuple[str, ...]:
-    """The grid's axes as asked. SiteError, SweepError for what the site does not have, or a page cannot show."""
+    """The grid's axes. Raises SiteError or SweepError for axes that the site lacks or a page cannot show."""
     from gemmascope.sweeps.spec import grid_axes
 
     by = tuple(axis.strip() for axis in args.by.split(","))
@@ -112,7 +125,7 @@ def _axes(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _metric(args: argparse.Namespace) -> AnswerMetric:
-    """The metric as asked. SweepError for answers that do not go with it."""
+    """The metric. Raises SweepError for answers that do not go with it."""
     from gemmascope.sweeps import metrics
 
     needs = args.metric == "logit_diff"

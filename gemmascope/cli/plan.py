@@ -1,4 +1,4 @@
-"""gemmascope plan: what a model takes in memory."""
+"""gemmascope plan: how much memory a model takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import added
+from gemmascope.cli.arguments import add_command
 from gemmascope.legible import legible
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ examples:
 
 
 def add(commands: Commands) -> None:
-    """Say what it is and what it takes."""
+    """Add the subcommand and its arguments."""
     about = "say what a model takes in memory and on which GPUs it fits"
-    parser = added(commands, run, about, _PLAN, _PLAN_EXAMPLES)
+    parser = add_command(commands, run, about, _PLAN, _PLAN_EXAMPLES)
     parser.add_argument("source", metavar="SOURCE", help="a hub id of Google's, '2b', '9b', '27b', 'nano', or a folder")
     parser.add_argument("--weights", default="auto", help="auto (as stored), bf16, float32 or int8 (default: auto)")
     parser.add_argument("--context", metavar="N", type=int, help="positions of the prompt (default: the model's most)")
@@ -41,11 +41,11 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it, and return the exit status."""
+    """Run the subcommand and return its exit status."""
     from gemmascope.memory.plan import plan
     from gemmascope.memory.plan_report import table_text
 
     options = ("weights", "context", "memory", "rows", "device", "dtype", "probe")
-    found = plan(args.source, **{name: getattr(args, name) for name in options})
-    print(json.dumps(found.to_dict(), indent=2) if args.json else legible(f"{found}\n\n{table_text(found.table())}"))
+    result = plan(args.source, **{name: getattr(args, name) for name in options})
+    print(json.dumps(result.to_dict(), indent=2) if args.json else legible(f"{result}\n\n{table_text(result.table())}"))
     return 0

@@ -1,4 +1,4 @@
-"""gemmascope quantize: int8 weights in a folder."""
+"""gemmascope quantize: write int8 weights to a folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import added
+from gemmascope.cli.arguments import add_command
 from gemmascope.legible import spelled
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ then a model: gemmascope trace --model TARGET, or gs.load(TARGET, memory="20GiB"
 
 
 def add(commands: Commands) -> None:
-    """Say what it is and what it takes."""
-    parser = added(commands, run, "write a checkpoint's int8 weights to a folder", _QUANTIZE)
+    """Add the subcommand and its arguments."""
+    parser = add_command(commands, run, "write a checkpoint's int8 weights to a folder", _QUANTIZE)
     parser.add_argument("source", metavar="SOURCE", help="a hub id, or a checkpoint's folder")
     parser.add_argument("target", metavar="TARGET", type=Path, help="a new folder, or one where this was interrupted")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it, and return the exit status."""
+    """Run the subcommand and return its exit status."""
     from gemmascope.loading.network import quantize
 
     folder = quantize(args.source, args.target)

@@ -1,4 +1,4 @@
-"""gemmascope lab: JupyterLab on the notebooks, for this machine alone and with the token check left on."""
+"""Starting JupyterLab on the notebooks, reachable from this machine only, with its token check on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gemmascope.packages import requires_package
 
 LOOPBACK = "127.0.0.1"
 
-# What is passed on to JupyterLab: nothing that takes the token away, lets other machines, pages or origins in, binds
-# elsewhere, or reads another configuration. A list of what may pass, because there are many ways to say the rest.
+# The arguments that are passed on to JupyterLab. None of them turns off the token, lets in other machines, pages or origins,
+# binds to another address, or reads another configuration. There are too many ways to do that to list what is refused.
 _FLAGS = ("--debug", "--no-browser", "--allow-root", "-y", "--core-mode", "--version", "--help", "--help-all")
 _ALIASES = ("--port", "--port-retries", "--browser", "--log-level")
 _SERVERS = ("ServerApp", "NotebookApp", "LabApp")
@@ -45,35 +45,41 @@ class NoJupyterError(MissingPackageError, ServingError):
     """JupyterLab is not installed."""
 
 
-def lab_command(folder: Path | None, port: int | None, more: Sequence[str], *, opens_browser: bool = True) -> list[str]:
-    """The command that starts JupyterLab. folder: of notebooks; None: ./notebooks, or those of this clone.
+def lab_command(folder: Path | None, port: int | None, arguments: Sequence[str], *, opens_browser: bool = True) -> list[str]:
+    """The command that starts JupyterLab.
 
-    more: further arguments of JupyterLab. ServingError for a folder that is not there, where JupyterLab is not installed,
-    and for arguments that are not among those which may pass.
+    Args:
+        folder: The folder of notebooks; None for ./notebooks, or else those of this clone.
+        port: The port to listen on; None for the first free one.
+        arguments: Further arguments of JupyterLab.
+        opens_browser: Whether to open a browser.
+
+    Raises:
+        ServingError: There is no such folder, JupyterLab is not installed, or an argument is not passed on.
     """
-    require_harmless(more)
+    require_harmless(arguments)
     with requires_package("gemmascope lab", "jupyterlab", error_class=NoJupyterError):
         if importlib.util.find_spec("jupyterlab") is None:
             raise ImportError("JupyterLab is not installed", name="jupyterlab")
-    found = find_notebooks(folder)
-    # Ctrl-C ends it at once, as it ends every other command.
-    options = [f"--ServerApp.ip={LOOPBACK}", f"--ServerApp.root_dir={found}", "--ServerApp.answer_yes=True"]
+    notebooks = find_notebooks(folder)
+    # With answer_yes Ctrl-C ends it at once, like every other command.
+    options = [f"--ServerApp.ip={LOOPBACK}", f"--ServerApp.root_dir={notebooks}", "--ServerApp.answer_yes=True"]
     options += [] if port is None else [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     options += [] if opens_browser else ["--no-browser"]
-    return [sys.executable, "-m", "jupyterlab", *options, *more]
+    return [sys.executable, "-m", "jupyterlab", *options, *arguments]
 
 
-def require_harmless(more: Sequence[str]) -> None:
-    """ServingError for arguments that are not passed on to JupyterLab: for all but those listed above."""
-    left = list(more)
-    while left:
-        given = left.pop(0)
-        name, equals, _ = given.partition("=")
+def require_harmless(arguments: Sequence[str]) -> None:
+    """Raises ServingError for arguments of JupyterLab that are not in the lists above."""
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, _ = argument.partition("=")
         owner, _, setting = name.removeprefix("--").partition(".")
         takes_value = name in _ALIASES or (name.startswith("--") and setting in _SETTINGS.get(owner, ()))
-        if takes_value and not equals and left and not left[0].startswith("-"):
-            equals, _ = "=", left.pop(0)
-        if (given in _FLAGS) or (takes_value and equals):
+        if takes_value and not equals and remaining and not remaining[0].startswith("-"):
+            equals, _ = "=", remaining.pop(0)
+        if (argument in _FLAGS) or (takes_value and equals):
             continue
         if takes_value:
             raise ServingError(f"{name} needs a value: {name}=VALUE")
@@ -84,9 +90,9 @@ def require_harmless(more: Sequence[str]) -> None:
         )
 
 
-def require_user(more: Sequence[str]) -> None:
-    """ServingError for root, as whom JupyterLab does not start unless it is told to."""
-    if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in more:
+def require_user(arguments: Sequence[str]) -> None:
+    """Raises ServingError for root, unless --allow-root is among JupyterLab's arguments."""
+    if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in arguments:
         raise ServingError(
             "JupyterLab does not start as root, because every page could then change this whole machine: start it as "
             "another user, or say `gemmascope lab -- --allow-root`, such as in a container"
@@ -94,15 +100,15 @@ def require_user(more: Sequence[str]) -> None:
 
 
 def find_notebooks(folder: Path | None) -> Path:
-    """The folder of notebooks. ServingError if there is none."""
+    """The folder of notebooks. Raises ServingError if there is none."""
     if folder is not None:
         if not folder.is_dir():
             raise ServingError(f"there is no folder {str(folder)!r}: give one that holds notebooks")
         return folder.resolve()
-    places = (Path.cwd() / "notebooks", Path(__file__).resolve().parents[2] / "notebooks")
-    for place in places:
-        if any(place.glob("*.ipynb")):
-            return place
+    candidates = (Path.cwd() / "notebooks", Path(__file__).resolve().parents[2] / "notebooks")
+    for candidate in candidates:
+        if any(candidate.glob("*.ipynb")):
+            return candidate
     raise ServingError(
         "there are no notebooks here: they lie in the repository, not in the installed package. Clone it and run this "
         "there, or name a folder: gemmascope lab FOLDER"
@@ -110,7 +116,7 @@ def find_notebooks(folder: Path | None) -> Path:
 
 
 def serve(command: Sequence[str]) -> int:
-    """Run it in the place of this process, so that Ctrl-C is JupyterLab's; returns its status where that cannot be."""
+    """Replace this process with the command, so that Ctrl-C goes to JupyterLab; on Windows, run it and return its status."""
     if os.name == "posix":
         sys.stdout.flush()
         os.execv(command[0], list(command))

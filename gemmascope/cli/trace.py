@@ -1,4 +1,4 @@
-"""gemmascope trace: a prompt, and what each layer would answer."""
+"""gemmascope trace: run a prompt, and show what each layer would answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import add_model, added, require_writable_paths, wrote
+from gemmascope.cli.arguments import add_command, add_model, report_written, require_writable_paths
 from gemmascope.errors import GemmascopeError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ examples:
 
 
 def add(commands: Commands) -> None:
-    """Say what it is and what it takes."""
-    parser = added(commands, run, "run a prompt and show what each layer would answer", _TRACE, _TRACE_EXAMPLES)
+    """Add the subcommand and its arguments."""
+    parser = add_command(commands, run, "run a prompt and show what each layer would answer", _TRACE, _TRACE_EXAMPLES)
     parser.add_argument("prompt", metavar="PROMPT", help="the text to run; <bos> is put in front of it")
     add_model(parser)
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write a self-contained page to FILE")
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it, and return the exit status."""
+    """Run the subcommand and return its exit status."""
     require_writable_paths(args.html)
     from gemmascope.loading.load import load
     from gemmascope.run.show import as_text, to_dict
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(to_dict(t), indent=2) if args.json else as_text(t))
     if args.html is not None:
         _write_page(args.html, t)
-        wrote(args.html)
+        report_written(args.html)
     return 0
 
 

@@ -1,3 +1,3 @@
-"""gs.load and gs.quantize: a source turned into a Model, resident or streamed. Imports checkpoints, streaming and
-memory.
+"""gs.load and gs.quantize: making a Model from a source, with its layers resident or streamed; and pickling models. Imports
+checkpoints, streaming, memory, model and tokens.
 """

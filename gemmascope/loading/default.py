@@ -1,4 +1,4 @@
-"""The model a function uses when it is given none: nano, loaded once."""
+"""The default model: nano, loaded once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from gemmascope.model.model import Model
 
 
 def model_or_nano(model: Model | None) -> Model:
-    """The model given, or nano for None.
+    """The given model, or nano for None.
 
-    GemmascopeError for anything else, with what to do; DeviceError for one on the meta device, which cannot be run.
+    Raises:
+        GemmascopeError: The argument is not a model; the message says how to load one.
+        DeviceError: The model is on the meta device, so it has no values and cannot be run.
     """
     if model is None:
         from gemmascope.loading.load import nano

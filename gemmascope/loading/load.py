@@ -4,74 +4,95 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from gemmascope.arguments import equals_text, shown, true_or_false
-from gemmascope.checkpoints.device import asked_dtype, choose_device, choose_dtype
+from gemmascope.checkpoints.device import choose_device, choose_dtype, parse_dtype
 from gemmascope.checkpoints.folder import Checkpoint, require_finite, require_tied
-from gemmascope.checkpoints.from_transformers import empty_network, from_transformers, is_gemma, put
+from gemmascope.checkpoints.from_transformers import empty_network, from_transformers, is_gemma, set_parameter
 from gemmascope.checkpoints.hub import fetch_tokenizer, is_hub_id
-from gemmascope.checkpoints.load_arguments import asked_of
-from gemmascope.checkpoints.source import in_hub_cache, resolve_source
-from gemmascope.checkpoints.wrappers import unwrapped
+from gemmascope.checkpoints.load_arguments import load_arguments
+from gemmascope.checkpoints.source import hub_snapshot, resolve_source
+from gemmascope.checkpoints.wrappers import TransformersGemma2, unwrap
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError, warn
-from gemmascope.loading import pickling as pickling  # models can be pickled from here on
-from gemmascope.loading.network import Wanted, int8_store, network_of_checkpoint, network_of_store, require_weights
+from gemmascope.loading import pickling as pickling  # registers how models are pickled
+from gemmascope.loading.network import LoadRequest, int8_store, network_of_checkpoint, network_of_store, require_weights
 from gemmascope.memory.placement import parse_bytes
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.streaming.store import Store, is_store
+from gemmascope.streaming.store import is_store
 from gemmascope.tokens.folder import has_tokenizer
 from gemmascope.tokens.tokenizer import Tokenizer
 
-# A token that transformers adds to every Gemma tokenizer that has none, whether or not the model has room for it.
-_UNSAID = {"<mask>"}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# transformers adds this token to every Gemma tokenizer without one, whether or not the model can embed it.
+_ADDED = {"<mask>"}
 
 
 @computes
 def load(
-    source: Any = "nano",
+    source: str | os.PathLike[str] | nn.Module | None = "nano",
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     weights: str = "auto",
     memory: int | str | None = None,
     cache: str | os.PathLike[str] | None = None,
-    tokenizer: Any = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | PreTrainedTokenizerFast | None = None,
     check: bool = False,
     revision: str | None = None,
 ) -> Model:
-    """A Gemma 2, ready to be looked into.
+    """Load a Gemma 2.
 
-    source: "nano" (or None), the small trained model inside the package; a folder in the transformers layout; a hub id
-        such as "google/gemma-2-2b", fetched once into the hub's cache (HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE
-        count); or a transformers Gemma2ForCausalLM, whose parameters are shared, not copied (a
-        Gemma2Model and a compiled model too; the head of a reward model is left out). A folder that exists is
-        taken before a hub id of the same name.
-    device: "auto" is cuda if there is one, else the CPU; for a model in memory, where it is. "meta" builds the network
-        and checks names and shapes, and reads no values.
-    dtype: "auto" is float32 if any tensor is stored in float16, else what config.json names if that is bfloat16 or
-        float32, else bfloat16 if every tensor is stored so, else float32; for a model in memory, what it is in.
-        float16 is refused: Gemma 2 overflows in it.
-    weights: "auto" is what is stored; "int8" quantises the layers' matrices (groups of 128, symmetric), once, into a cache
-        folder, and computes in dtype with the numbers that they stand for. A folder that gemmascope quantize wrote is
-        a source, and is int8.
-    memory: bytes that the model may take on the device, such as "20GiB". What fits stays there; the other layers are
-        brought as a pass goes, from host memory or from their files. None: everything stays.
-    cache: the folder for the int8 weights; by default one in GEMMASCOPE_CACHE or ~/.cache/gemmascope.
-    tokenizer: a folder, a hub id or a fast tokenizer of transformers, instead of the source's own. A source without
-        any loads as well; its prompts are then token ids.
-    check: look at every value for NaN and infinity.
-    revision: of a hub id, the branch, tag or commit to take, such as "main"; a commit pins the numbers.
+    Loading takes at most the model's own size and one tensor in memory; quantising takes one layer in int8 and two tensors.
+    A load that fails leaves nothing behind.
 
-    Memory while loading: at most the model's own size and one tensor; while quantising, one layer in int8 and two tensors.
-    Raises CheckpointError, ConfigError (another architecture), DeviceError (a device, dtype or weights that cannot be) or
-    BudgetError (too little memory, with the least; no room on the disk); nothing half loaded stays behind.
+    Args:
+        source: One of
+            "nano" or None, a small trained Gemma 2 inside the package;
+            a folder in the transformers layout, or one that gs.quantize wrote;
+            a hub id such as "google/gemma-2-2b", downloaded once into the hub's cache (HF_HOME, HF_ENDPOINT, HF_TOKEN and
+            HF_HUB_OFFLINE apply). A folder of the same name comes first;
+            a transformers Gemma2ForCausalLM, whose parameters are shared rather than copied. A compiled model and a
+            Gemma2Model work too; the head of a reward model is left out.
+        device: The device to load to. "auto" is cuda if there is one, else the CPU; a model in memory stays where it is.
+            "meta" builds the network and checks names and shapes, without reading any values.
+        dtype: The dtype to compute in, "float32" or "bfloat16". "auto" is float32 if any tensor is stored in float16; else
+            the dtype in config.json; else bfloat16 if every tensor is stored in it; else float32. A model in memory keeps
+            its own. float16 is refused, because Gemma 2 overflows in it.
+        weights: "auto" takes the weights as they are stored. "int8" quantises the layers' matrices (symmetric, in groups of
+            128 along the input) once, into a cache folder, and dequantises them to dtype as they are used.
+        memory: Bytes that the model may take on the device, as a number or a text such as "20GiB". As many layers as fit
+            stay there; the others stream from host memory or from their files in every pass. None: everything stays.
+        cache: The folder for the int8 weights. None: a folder in GEMMASCOPE_CACHE or ~/.cache/gemmascope.
+        tokenizer: A folder, a hub id or a fast tokenizer of transformers, instead of the source's own. None: the source's
+            own; without one, prompts are token ids.
+        check: Whether to look at every value for NaN and infinity.
+        revision: The branch, tag or commit of a hub id; a commit pins the numbers. None: the main branch.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: The source cannot be found, read or trusted.
+        ConfigError: It is of another architecture.
+        DeviceError: The device, dtype or weights are not available.
+        BudgetError: The memory is too little, or the disk has no room; the message says how much is needed.
+
+    Example:
+        >>> model = gs.load()
+        >>> model.name, model.n_layers, model.dtype
+        ('nano', 6, torch.float32)
+        >>> small = gs.load("nano", weights="int8", cache="nano-int8")
+        >>> round(gs.trace("Hello", model=small).top(1)[0][2] - gs.trace("Hello").top(1)[0][2], 1)
+        0.0
     """
     check = true_or_false(check, "check", error=CheckpointError)
     if revision is not None and not isinstance(revision, str):
@@ -80,45 +101,37 @@ def load(
         raise DeviceError("check=True looks at the values, and device='meta' reads none: leave one of them out")
     require_weights(weights)
     budget = None if memory is None else parse_bytes(memory)
-    asked = asked_of(
+    arguments = load_arguments(
         device=device, dtype=dtype, weights=weights, memory=memory, cache=cache, tokenizer=tokenizer, revision=revision
     )
-    plain = unwrapped(source)
-    if is_gemma(plain):
+    given: object = source
+    inner = unwrap(given)
+    if is_gemma(inner):
         _refuse_in_memory(weights, memory, revision)
-        model = _from_memory(plain, device, dtype, tokenizer, check, asked)
-        model.network.keep_alive = (plain,) if plain is not source else ()  # a head made here lives as long as the network
+        model = _from_memory(inner, device, dtype, tokenizer, check, arguments)
+        model.network.keep_alive = (inner,) if inner is not given else ()  # keeps a head that was made here alive
         return model
     folder, name = resolve_source(source, revision)
     if weights == "int8" or is_store(folder):
-        store = int8_store(folder, name, cache, Wanted(choose_device(device), asked_dtype(dtype), budget))
-        return _in_int8(store, name, device, dtype, tokenizer, budget, asked)
+        store = int8_store(folder, name, cache, LoadRequest(choose_device(device), parse_dtype(dtype), budget))
+        chosen_dtype = choose_dtype(dtype, store.dtype_name, {store.dtype})
+        own = store.companions if has_tokenizer(store.companions) else None
+        reader = _tokenizer(own if tokenizer is None else tokenizer, store.config)
+        return Model(network_of_store(store, choose_device(device), chosen_dtype, budget), reader, name, arguments, name)
     with Checkpoint(folder) as checkpoint:
-        words = _own_words(folder, checkpoint.config) if tokenizer is None else _words(tokenizer, checkpoint.config)
-        place, numbers = choose_device(device), choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
-        if budget is not None and place.type != "meta":
+        own = folder if has_tokenizer(folder) else None
+        reader = _tokenizer(own if tokenizer is None else tokenizer, checkpoint.config)
+        target, chosen_dtype = choose_device(device), choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
+        if budget is not None and target.type != "meta":
             if check:
                 raise DeviceError(
                     "check=True looks at every value, and with memory= most of them stay in their files: leave one out"
                 )
             require_tied(checkpoint)
-            return Model(network_of_checkpoint(checkpoint, place, numbers, budget), words, name, asked, name)
-        network = _network(checkpoint, place, numbers, check)
-    return Model(network, words, name, asked, name)
-
-
-def _in_int8(
-    store: Store,
-    name: str,
-    device: str | torch.device,
-    dtype: str | torch.dtype,
-    tokenizer: Any,
-    budget: int | None,
-    asked: dict[str, Any],
-) -> Model:
-    words = _own_words(store.beside, store.config) if tokenizer is None else _words(tokenizer, store.config)
-    numbers = choose_dtype(dtype, store.dtype_name, {store.dtype})
-    return Model(network_of_store(store, choose_device(device), numbers, budget), words, name, asked, name)
+            network = network_of_checkpoint(checkpoint, target, chosen_dtype, budget)
+        else:
+            network = _network(checkpoint, target, chosen_dtype, check)
+    return Model(network, reader, name, arguments, name)
 
 
 def _refuse_in_memory(weights: str, memory: int | str | None, revision: str | None) -> None:
@@ -135,28 +148,33 @@ _LOADED: dict[str, Model] = {}
 
 
 def nano() -> Model:
-    """The model inside the package: what functions take for model=None. Always the same one, in every thread."""
-    found = _LOADED.get("nano")
-    return _LOADED.setdefault("nano", load("nano")) if found is None else found
+    """The model inside the package, which functions use for model=None. The same object in every thread."""
+    loaded = _LOADED.get("nano")
+    return _LOADED.setdefault("nano", load("nano")) if loaded is None else loaded
 
 
 def _from_memory(
-    source: Any, device: str | torch.device, dtype: str | torch.dtype, tokenizer: Any, check: bool, asked: dict[str, Any]
+    source: TransformersGemma2,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    tokenizer: object,
+    check: bool,
+    arguments: dict[str, object],
 ) -> Model:
     network = from_transformers(source, device, dtype)
-    words = None if tokenizer is None else _words(tokenizer, network.config)
+    reader = _tokenizer(tokenizer, network.config)
     if check:
         for name, parameter in network.named_parameters():
             require_finite(parameter, f"parameter {name!r}")
-    return Model(network, words, getattr(source.config, "name_or_path", "") or type(source).__name__, asked)
+    return Model(network, reader, getattr(source.config, "name_or_path", "") or type(source).__name__, arguments)
 
 
 def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, check: bool) -> Gemma2:
-    """The network of a checkpoint: built without memory, then filled tensor by tensor."""
+    """A checkpoint's network: built without values, then filled tensor by tensor."""
     network = empty_network(checkpoint.config)
     network.owned = True
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-    checkpoint.require(shapes)
+    checkpoint.require_tensors(shapes)
     if device.type == "meta":
         return network.to(dtype)
     require_tied(checkpoint)
@@ -166,60 +184,54 @@ def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, c
             require_finite(tensor, f"tensor {name!r} of {checkpoint.stored[name].shard}")
         moved = tensor.to(device, dtype)
         if tensor.dtype == torch.float64:
-            _require_held(tensor, moved, f"tensor {name!r} of {checkpoint.stored[name].shard}")
-        put(network, name, nn.Parameter(moved, requires_grad=False))
+            _require_representable(tensor, moved, f"tensor {name!r} of {checkpoint.stored[name].shard}")
+        set_parameter(network, name, nn.Parameter(moved, requires_grad=False))
     return network
 
 
-def _require_held(tensor: Tensor, moved: Tensor, what: str) -> None:
-    """CheckpointError for a number that is finite in float64 and infinite in the dtype that is computed in."""
+def _require_representable(tensor: Tensor, moved: Tensor, what: str) -> None:
+    """Refuses a number that is finite in float64 and infinite in the dtype to compute in."""
     if bool((tensor.isfinite() & moved.isinf().to(tensor.device)).any()):
         largest = float(tensor.abs().nan_to_num(posinf=0).max())
         raise CheckpointError(f"{what} holds {largest:.3g} in float64, which {moved.dtype} cannot hold")
 
 
-def _own_words(folder: Path, config: GemmaConfig) -> Tokenizer | None:
-    """The tokenizer in a checkpoint's folder; None if there is none: the model then takes token ids."""
-    if not has_tokenizer(folder):
+def _tokenizer(given: object, config: GemmaConfig) -> Tokenizer | None:
+    """A tokenizer from a folder, a hub id or an object; None for None. Warns of tokens that the model cannot embed."""
+    if given is None:
         return None
-    return _words(folder, config)
-
-
-def _words(given: Any, config: GemmaConfig) -> Tokenizer:
-    """The tokenizer that was given as a folder, a hub id or an object. Warns of tokens that the model cannot embed."""
     if isinstance(given, Tokenizer):
-        words = given
+        tokenizer = given
     elif isinstance(given, (str, os.PathLike)):
-        folder = Path(os.path.expanduser(given))
-        if os.path.isdir(folder):
-            folder = in_hub_cache(folder)
-        elif is_hub_id(str(given)):
-            folder = fetch_tokenizer(str(given))
-        else:
-            what = (
-                "is a file: give the folder that holds it"
-                if os.path.isfile(folder)
-                else "is no folder that exists and no hub id"
-            )
-            raise CheckpointError(f"tokenizer={str(given)!r} {what}")
-        words = Tokenizer.from_folder(folder, config.bos_id)
+        tokenizer = Tokenizer.from_folder(_tokenizer_folder(given), config.bos_id)
     else:
-        words = Tokenizer.from_transformers(given, config.bos_id)
-    beyond = words.tokens_beyond(config.vocab_size)
-    if beyond.keys() - _UNSAID:
+        tokenizer = Tokenizer.from_transformers(given, config.bos_id)
+    _warn_of_unembedded(tokenizer, config)
+    if tokenizer.bos_id != config.bos_id:
+        warn(
+            f"the tokenizer's <bos> is {tokenizer.text(tokenizer.bos_id)!r} (id {tokenizer.bos_id}) and the model's "
+            f"configuration says bos_token_id {config.bos_id}: prompts begin with the tokenizer's"
+        )
+    return tokenizer.limited_to(config.vocab_size)
+
+
+def _tokenizer_folder(given: str | os.PathLike[str]) -> Path:
+    folder = Path(os.path.expanduser(given))
+    if os.path.isdir(folder):
+        return hub_snapshot(folder)
+    if is_hub_id(str(given)):
+        return fetch_tokenizer(str(given))
+    is_file = os.path.isfile(folder)
+    problem = "is a file: give the folder that holds it" if is_file else "is no folder that exists and no hub id"
+    raise CheckpointError(f"tokenizer={str(given)!r} {problem}")
+
+
+def _warn_of_unembedded(tokenizer: Tokenizer, config: GemmaConfig) -> None:
+    beyond = tokenizer.tokens_beyond(config.vocab_size)
+    if beyond.keys() - _ADDED:
         first = ", ".join(f"{name!r} ({i})" for name, i in list(beyond.items())[:3])
         warn(
-            f"the tokenizer has {words.vocab_size} tokens and the model an embedding for {config.vocab_size}: {first}"
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model an embedding for {config.vocab_size}: {first}"
             f"{' and others' if len(beyond) > 3 else ''} cannot be embedded, and a prompt with such a token is refused. "
             "If it is another model's tokenizer, give the model's own"
-        )
-    _warn_of_bos(words, config)
-    return words.limited_to(config.vocab_size)
-
-
-def _warn_of_bos(words: Tokenizer, config: GemmaConfig) -> None:
-    if words.bos_id != config.bos_id:
-        warn(
-            f"the tokenizer's <bos> is {words.text(words.bos_id)!r} (id {words.bos_id}) and the model's configuration says "
-            f"bos_token_id {config.bos_id}: prompts begin with the tokenizer's"
         )

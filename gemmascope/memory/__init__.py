@@ -1,3 +1,3 @@
-"""How much memory models and passes take, what a machine has, and what stays on a device within a budget; gs.plan.
-Imports streaming and model.
+"""Memory: what models and passes take, what a machine has, and which layers stay on a device within a budget; gs.plan.
+Imports streaming, checkpoints and model.
 """

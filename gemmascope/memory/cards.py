@@ -1,9 +1,9 @@
-"""Cards: common GPUs, and whether a model fits on one: whole, with layers that stream, or not."""
+"""Common GPUs, and whether a model fits on one: whole, with layers that stream, or not at all."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -13,13 +13,13 @@ from gemmascope.errors import BudgetError
 from gemmascope.legible import legibly
 from gemmascope.memory.placement import RESERVED_ROWS, Placement, Sizes, parse_bytes, place_layers, work_bytes
 
-# Of a card's memory: some 0.6 GB for the driver, the rest because a card reports somewhat less than its name says.
+# Memory that a model cannot use: some 0.6 GB for the driver, the rest because a card has less than its name says.
 DRIVER = 10**9
 
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, and its memory in bytes as its name says it, in units of 10^9."""
+    """A GPU and its memory in bytes, as its name says it: a GB is 10^9 bytes."""
 
     name: str
     n_bytes: int
@@ -34,12 +34,28 @@ CARDS = tuple(
 )  # fmt: skip
 
 
+class FitData(TypedDict):
+    """A fit as JSON."""
+
+    card: str
+    bytes: int
+    how: str
+    layers_kept: int
+    load_memory: int | None
+    missing: int
+
+
 @dataclass(frozen=True)
 class Fit:
-    """How a model fits on a card.
+    """How a model fits on a card. True if it fits, whole or streaming.
 
-    how: "resident", "streams" or "no". n_kept: layers that stay. memory: what to give to gs.load, None for no budget.
-    missing: bytes that a card on which it does not fit lacks.
+    Attributes:
+        card: The card.
+        how: "resident", "streams" or "no".
+        n_kept: Layers that stay on the card.
+        n_layers: Layers of the model.
+        memory: The memory= to give to gs.load; None for no budget.
+        missing: Bytes that are missing, if the model does not fit.
     """
 
     card: Card
@@ -60,7 +76,8 @@ class Fit:
             return f"no: {self.missing / 1e9:.2f} GB are missing"
         return f"streams: {self.n_kept} of {self.n_layers} layers stay, with memory={memory_text(self.memory or 0)!r}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> FitData:
+        """The fit as JSON, in bytes."""
         return {
             "card": self.card.name, "bytes": self.card.n_bytes, "how": self.how, "layers_kept": self.n_kept,
             "load_memory": self.memory, "missing": self.missing,
@@ -69,64 +86,67 @@ class Fit:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What must fit: a model's weights, whole or shared out, beside so many bytes for what is run."""
+    """What must fit on a card: a model's weights, all of them or with layers that stream, and the memory of a run.
+
+    all_weights: bytes of the weights if every layer stays. run_bytes: bytes that a run takes beside the weights.
+    """
 
     config: GemmaConfig
     sizes: Sizes
     dtype: torch.dtype
-    whole: int
-    beside: int
+    all_weights: int
+    run_bytes: int
 
     @property
     def least(self) -> int:
-        """What is needed if nothing stays on the device."""
-        return self.sizes.weights(0, 1, embedded=False) + self.beside
+        """Bytes needed if no layer stays on the device."""
+        return self.sizes.weights(0, 1, embedded=False) + self.run_bytes
 
-    def on(self, card: Card, room: int) -> Fit:
-        """How it fits within so many bytes of a card."""
+    def on(self, card: Card, n_bytes: int) -> Fit:
+        """How it fits within this much of a card's memory."""
         n_layers = self.config.n_layers
-        if self.whole + self.beside <= room:
+        if self.all_weights + self.run_bytes <= n_bytes:
             return Fit(card, "resident", n_layers, n_layers)
-        share = self.share_within(room)
-        if share is None:
-            return Fit(card, "no", 0, n_layers, missing=max(1, self.least - room))
-        return Fit(card, "streams", len(share.kept), n_layers, share.weights + share.work)
+        placement = self.placement_within(n_bytes)
+        if placement is None:
+            return Fit(card, "no", 0, n_layers, missing=max(1, self.least - n_bytes))
+        return Fit(card, "streams", len(placement.kept), n_layers, placement.weights + placement.work)
 
-    def share_within(self, room: int) -> Placement | None:
-        """What may stay on the device so that what is run fits beside it; None if even nothing is too much.
+    def placement_within(self, n_bytes: int) -> Placement | None:
+        """What may stay on the device so that the run fits beside it; None if the run does not fit at all.
 
-        share_out leaves room for a sweep's rows: for a run that takes more than they do, it is given less.
+        place_layers reserves memory for a sweep's rows. A run that takes more than that leaves it a smaller budget.
         """
         rows = work_bytes(self.config, self.dtype, RESERVED_ROWS)
-        budget = room - max(0, self.beside - rows)
-        if self.least > room or budget <= 0:
+        budget = n_bytes - max(0, self.run_bytes - rows)
+        if self.least > n_bytes or budget <= 0:
             return None
         try:
             return place_layers(self.config, self.sizes, self.dtype, _rounded(budget))
-        except BudgetError:  # less than the least rows of a sweep take
+        except BudgetError:  # less than the smallest pass needs
             return None
 
 
 def memory_text(n_bytes: int) -> str:
-    """An amount of memory as it is written for gs.load."""
+    """An amount of memory as text that gs.load takes."""
     return f"{n_bytes / 1e9:.12g}GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.12g}MB"
 
 
 def _rounded(n_bytes: int) -> int:
-    """Down to four digits, which can be typed."""
+    """Rounded down to four digits, which are easy to type."""
     step: int = 10 ** max(0, len(str(n_bytes)) - 4)
     return n_bytes // step * step
 
 
-def find_card(given: Any) -> Card:
-    """A card by name ("T4", "rtx 4090"), or one of so many bytes (or "24GiB"). BudgetError for any other."""
+def find_card(given: object) -> Card:
+    """A card by name ("T4", "rtx 4090") or by its memory (a number of bytes, or "24GiB"). Raises BudgetError otherwise."""
     if isinstance(given, Card):
         return given
     if isinstance(given, str):
-        wanted = _plain(given)
-        found = [card for card in CARDS if wanted and wanted in _plain(card.name)]
-        if found:
-            return min(found, key=lambda card: card.n_bytes)
+        name = _plain(given)
+        matches = [card for card in CARDS if name and name in _plain(card.name)]
+        if matches:
+            return min(matches, key=lambda card: card.n_bytes)
     try:
         n_bytes = parse_bytes(given)
     except BudgetError as error:

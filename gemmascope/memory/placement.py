@@ -1,11 +1,10 @@
-"""Budgets: what a model's parts take in bytes, and which of them stay on the device within an amount of memory."""
+"""Placement: the size of a model's parts in bytes, and which of them stay on the device within a memory budget."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -13,28 +12,28 @@ from gemmascope.arguments import is_whole, shown
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.memory.host_memory import available_bytes
-from gemmascope.streaming.file_embedding import PART
+from gemmascope.streaming.file_embedding import CHUNK_BYTES
 from gemmascope.streaming.packed import int8_layout, layer_shapes, plain_layout
 
 MOST_BYTES = 2**62
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
-# Rows that go through a layer at once, and that a pass must at least be able to carry. Measured on two cores.
+# Rows that go through a layer at once, and the fewest that a pass must be able to carry. Measured on two cores.
 MICROBATCH_ROWS = 1024
 
-# Rows that a budget leaves room for before it keeps any layer: they share one stream of the weights, and memory is better
-# spent on them than on layers that stay. A sweep of 46 layers x 16 positions of 27B is 11,776.
+# Rows that a budget reserves memory for before any layer stays. All rows share one stream of the weights, so memory is
+# better spent on rows than on layers. A sweep of 27B over 46 layers x 16 positions has 11,776.
 RESERVED_ROWS = 16 * MICROBATCH_ROWS
 
-# The most rows that a sweep's chunk carries where no layer streams: more at once gain nothing on weights that lie still,
-# and finished cells, a bar that moves and an interrupt cost a chunk, some seconds of a small model.
+# The most rows in a sweep's chunk if no layer streams. More rows would not be faster, and a chunk is the granularity of
+# finished cells, the progress bar and interrupts: some seconds of a small model.
 RESIDENT_ROWS = 32 * MICROBATCH_ROWS
 
 
-def parse_bytes(given: Any) -> int:
-    """A number of bytes, or a text such as "2GiB" or "500 MB", in bytes. BudgetError for anything else."""
+def parse_bytes(given: object) -> int:
+    """Bytes from a number or a text such as "2GiB" or "500 MB". Raises BudgetError for anything else."""
     if is_whole(given) and int(given) > 0:
-        return min(int(given), MOST_BYTES)  # more than any machine has is all that there is
+        return min(int(given), MOST_BYTES)  # more than any machine has means all of it
     if (
         isinstance(given, str)
         and (found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", given))
@@ -46,8 +45,15 @@ def parse_bytes(given: Any) -> int:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a model's weights take, in bytes. layer: one packed layer. scratch: a layer as it is computed with, 0 if that is
-    how it is packed. embedding: the table; part: what is held of it if it stays in its file."""
+    """The sizes of a model's weights in bytes.
+
+    Attributes:
+        n_layers: Layers of the model.
+        layer: One packed layer.
+        scratch: One unpacked layer; 0 if layers are computed with as they are packed.
+        embedding: The embedding.
+        part: What is in memory of the embedding if it stays in its file.
+    """
 
     n_layers: int
     layer: int
@@ -57,27 +63,33 @@ class Sizes:
 
     @classmethod
     def of(cls, config: GemmaConfig, weights: str, dtype: torch.dtype, stored: torch.dtype | None = None) -> Sizes:
-        """weights: "int8", or anything else for the dtype that the layers are stored in (None: dtype)."""
+        """Sizes for "int8" weights, or for weights in the dtype they are stored in (stored None: dtype)."""
         stored = stored or dtype
         pieces = int8_layout(config, stored) if weights == "int8" else plain_layout(config, stored)
         unpacked = sum(math.prod(shape) for shape in layer_shapes(config).values()) * dtype.itemsize
         table = config.vocab_size * config.d_model
         scratch = 0 if weights != "int8" and stored == dtype else unpacked
-        # A part is read as it is stored, and computed with as dtype.
-        part = min(PART, table * stored.itemsize) * (1 if stored == dtype else 1 + dtype.itemsize // stored.itemsize)
+        # A chunk is read in the stored dtype and cast to dtype.
+        part = min(CHUNK_BYTES, table * stored.itemsize) * (1 if stored == dtype else 1 + dtype.itemsize // stored.itemsize)
         return cls(config.n_layers, max(p.stop for p in pieces), scratch, table * dtype.itemsize, part)
 
     def weights(self, n_kept: int, ahead: int, *, embedded: bool) -> int:
-        """Bytes on the device with so many layers kept, so many on their way, and the embedding there or in its file."""
-        n_slots = min(self.n_layers - n_kept, ahead + 1)
+        """Bytes on the device with n_kept layers there, `ahead` layers loading, and the embedding there or in its file."""
+        n_buffers = min(self.n_layers - n_kept, ahead + 1)
         scratch = self.scratch if self.n_layers else 0
-        return (n_kept + n_slots) * self.layer + scratch + (self.embedding if embedded else self.part)
+        return (n_kept + n_buffers) * self.layer + scratch + (self.embedding if embedded else self.part)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What stays on the device: these layers, and the embedding or not. weights: their bytes, with the slots and scratch
-    that the others need. work: bytes for the rows of a pass."""
+    """What stays on the device.
+
+    Attributes:
+        kept: The numbers of the layers that stay.
+        embedded: Whether the embedding stays.
+        weights: Bytes of both, and of the buffers and scratch weights that the other layers need.
+        work: Bytes left for the rows of a pass.
+    """
 
     kept: tuple[int, ...]
     embedded: bool
@@ -86,7 +98,7 @@ class Placement:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What is free on a device now, in bytes. Every other device than a CUDA one has its memory from the host."""
+    """Free memory of a device now, in bytes. All devices but CUDA ones use the host's memory."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
@@ -94,20 +106,20 @@ def work_bytes(config: GemmaConfig, dtype: torch.dtype, rows: int) -> int:
     """Bytes that a pass of so many rows takes: its input and output rows, and MICROBATCH_ROWS of them inside a layer."""
     size = dtype.itemsize
     # gate, up and their product; q, k, v, z; norms in float32
-    inside = 3 * config.d_mlp * size + 4 * config.n_heads * config.d_head * size + 4 * config.d_model * 4
-    return MICROBATCH_ROWS * inside + rows * 2 * config.d_model * size
+    layer = 3 * config.d_mlp * size + 4 * config.n_heads * config.d_head * size + 4 * config.d_model * 4
+    return MICROBATCH_ROWS * layer + rows * 2 * config.d_model * size
 
 
 def rows_in(config: GemmaConfig, dtype: torch.dtype, work: int) -> int:
-    """How many rows a pass may carry in so many bytes; below 0 where not even a layer's work fits."""
+    """How many rows a pass may carry within `work` bytes; negative if not even one microbatch fits."""
     return (work - work_bytes(config, dtype, 0)) // (2 * config.d_model * dtype.itemsize)
 
 
 def place_layers(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int | None, ahead: int = 1) -> Placement:
-    """What stays on the device within an amount of memory: room for rows, then the embedding, then as many layers as fit.
+    """What stays on the device within a memory budget: first memory for rows, then the embedding, then layers.
 
-    memory None: everything stays. The layers that stay are spread evenly, so that computing them hides the bringing of
-    those between. BudgetError, with the least amount, for one that is too small.
+    With memory=None everything stays. The layers that stay are spread evenly, so that computing them hides the loading of
+    those between. Raises BudgetError, with the least amount that would do, for a budget that is too small.
     """
     if memory is None:
         whole = sizes.weights(sizes.n_layers, ahead, embedded=True)

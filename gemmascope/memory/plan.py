@@ -1,10 +1,11 @@
-"""gs.plan: what a model takes, and where it fits, before anything of it is loaded."""
+"""gs.plan: how much memory a model takes and where it fits, before anything is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TypedDict
 
 import torch
 
@@ -13,7 +14,7 @@ from gemmascope.checkpoints.device import choose_device
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.legible import legibly
-from gemmascope.memory.cards import CARDS, DRIVER, Fit, MemoryNeed, find_card
+from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, MemoryNeed, find_card
 from gemmascope.memory.host_memory import measured_bytes
 from gemmascope.memory.placement import (
     RESIDENT_ROWS,
@@ -25,21 +26,42 @@ from gemmascope.memory.placement import (
     rows_in,
     work_bytes,
 )
-from gemmascope.memory.planned_model import Formats, find_formats, find_source
+from gemmascope.memory.planned_model import Formats, find_formats, find_planned_model
 from gemmascope.memory.rates import Rates, probe
 from gemmascope.memory.sizes import GENERATE, SWEEP, TASKS, TRACE, Part, run_parts, weight_parts
 
-# The contexts of the table by quantisation and context.
+# The contexts in Plan.table, in positions.
 CONTEXTS = (1024, 4096, 8192)
+
+
+class TableRow(TypedDict):
+    """A row of Plan.table: the memory of one kind of weights at one context, in bytes."""
+
+    weights: str
+    context: int
+    weight_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    total: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model takes, in bytes, and where it fits. Made by gs.plan; printed, it is a table.
+    """How much memory a model takes, in bytes, and where it fits. gs.plan returns it; printed, it is a table.
 
-    parts: what takes memory on the device, and which tasks need it ("trace", "generate", "sweep"). kept: the layers that
-    stay there. context: positions of the prompt. rows: of a sweep's chunk. memory: the budget, None for none. free: what
-    was free on the device. rates: what the probe found, None if there was none.
+    Attributes:
+        name: The model's name.
+        config: Its shape.
+        formats: The dtypes of its weights and of the computation.
+        device: The device it is planned for.
+        context: Positions of the prompt.
+        rows: Rows of a sweep's chunk.
+        memory: The budget in bytes; None for none.
+        free: Bytes that were free on the device; None if that is unknown.
+        placement: What stays on the device.
+        parts: What takes memory on the device, and the tasks that need it ("trace", "generate", "sweep").
+        total_tasks: The tasks that `total` covers.
+        rates: What the probe measured; None without one.
     """
 
     name: str
@@ -50,50 +72,54 @@ class Plan:
     rows: int
     memory: int | None
     free: int | None
-    share: Placement
+    placement: Placement
     parts: tuple[Part, ...]
-    held_to: tuple[str, ...]
+    total_tasks: tuple[str, ...]
     rates: Rates | None = None
 
     @property
     def weights(self) -> str:
-        """'int8', or the dtype of the weights where they lie."""
+        """ "int8", or the dtype of the stored weights."""
         return self.formats.weights
 
     @property
     def kept(self) -> tuple[int, ...]:
         """The layers that stay on the device."""
-        return self.share.kept
+        return self.placement.kept
 
     @property
     def streamed(self) -> tuple[int, ...]:
-        """The layers that are brought in every pass."""
-        return tuple(sorted(set(range(self.config.n_layers)) - set(self.share.kept)))
+        """The layers that stream in every pass."""
+        return tuple(sorted(set(range(self.config.n_layers)) - set(self.placement.kept)))
 
     @cached_property
     def peaks(self) -> dict[str, int]:
-        """Bytes on the device at once, by task: the sum of the parts that it needs."""
+        """Bytes on the device at once, by task: the sum of the task's parts."""
         return {task: sum(part.n_bytes for part in self.parts if task in part.tasks) for task in TASKS}
 
     @property
     def total(self) -> int:
-        """The largest peak: a trace's or generation's; a sweep's as well if its rows were given."""
-        return max(self.peaks[task] for task in self.held_to)
+        """The largest peak of a trace and generation; of a sweep too if rows= was given."""
+        return max(self.peaks[task] for task in self.total_tasks)
 
     @property
     def moved(self) -> int:
-        """Bytes brought to the device in a pass: layers that do not stay, and the embedding once if it does not."""
+        """Bytes that a pass moves to the device: the layers that do not stay, and the embedding once if it does not."""
         table = self.config.vocab_size * self.config.d_model * self.formats.stored.itemsize
-        return len(self.streamed) * self.demand.sizes.layer + (0 if self.share.embedded else table)
+        return len(self.streamed) * self.memory_need.sizes.layer + (0 if self.placement.embedded else table)
 
     @property
     def limit(self) -> int | None:
-        """What there is: the budget, or else what was free on the device."""
+        """The budget, or else the bytes that were free on the device."""
         return self.free if self.memory is None else self.memory
 
     @property
     def seconds(self) -> dict[str, float] | None:
-        """Predicted seconds of a pass of `context` rows and of a sweep's chunk through all layers; None without rates."""
+        """Predicted seconds of a trace of `context` positions and of a sweep's chunk of `rows` rows; None without a probe.
+
+        The longer of moving the weights and computing, from the measured rates. A lower bound: it counts matrix products and
+        dequantising, but no norms, softmax or Python, which dominate in small models and short prompts.
+        """
         if self.rates is None:
             return None
         moving = self.rates.moving(self.moved, free_bytes(torch.device("cpu")) // 2)
@@ -105,32 +131,35 @@ class Plan:
         return {task: max(moving, seconds) for task, seconds in computing.items()}
 
     @cached_property
-    def demand(self) -> MemoryNeed:
-        """What must fit on a card."""
-        whole = _sizes(self.config, self.formats, streams=False).weights(self.config.n_layers, 1, embedded=True)
-        beside = self.total - sum(part.n_bytes for part in self.parts if set(part.tasks) == set(TASKS))
-        return MemoryNeed(self.config, _sizes(self.config, self.formats, streams=True), self.formats.dtype, whole, beside)
+    def memory_need(self) -> MemoryNeed:
+        """The memory that must fit on a card."""
+        all_weights = _sizes(self.config, self.formats, streams=False).weights(self.config.n_layers, 1, embedded=True)
+        run_bytes = self.total - sum(part.n_bytes for part in self.parts if set(part.tasks) == set(TASKS))
+        return MemoryNeed(
+            self.config, _sizes(self.config, self.formats, streams=True), self.formats.dtype, all_weights, run_bytes
+        )
 
-    def fits(self, card: Any) -> Fit:
-        """Whether it fits on a card: "T4" or another name of the list, or an amount of memory. False if it does not."""
+    def fits(self, card: Card | str | int) -> Fit:
+        """Whether the model fits on a card: a name such as "T4", or an amount of memory. The result is falsy if not."""
         found = find_card(card)
-        return self.demand.on(found, found.n_bytes - DRIVER)
+        return self.memory_need.on(found, found.n_bytes - DRIVER)
 
     def cards(self) -> list[Fit]:
-        """How it fits on common GPUs."""
+        """How the model fits on common GPUs."""
         return [self.fits(card) for card in CARDS]
 
-    def table(self) -> list[dict[str, Any]]:
-        """Memory by quantisation and context, everything on the device: weights, keys and values, activations, in bytes.
+    def table(self) -> list[TableRow]:
+        """Memory by quantisation and context, in bytes, with everything on the device and computed in bfloat16.
 
-        Computed in bfloat16. A trace takes its stream instead of keys and values.
+        Each row has the weights, the KV cache and the activations of generation. A trace keeps its residual stream instead
+        of a KV cache.
         """
         contexts = [n for n in CONTEXTS if n <= self.config.context] or [self.config.context]
         formats = (Formats(False, torch.bfloat16, torch.bfloat16), Formats(True, torch.bfloat16, torch.bfloat16))
-        return [_row(self.config, one, context) for one in formats for context in contexts]
+        return [_row(self.config, each, context) for each in formats for context in contexts]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON holds it, in bytes and seconds."""
+    def to_dict(self) -> dict[str, object]:
+        """The plan as JSON, in bytes and seconds."""
         from gemmascope.memory.plan_report import as_data
 
         return as_data(self)
@@ -148,7 +177,7 @@ class Plan:
 
 
 def plan(
-    source: Any = "nano",
+    source: object = "nano",
     *,
     weights: str = "auto",
     context: int | None = None,
@@ -158,86 +187,102 @@ def plan(
     dtype: str | torch.dtype = "auto",
     probe: bool = False,
 ) -> Plan:
-    """What a model takes in memory, which of its layers stay on the device, and on which GPUs it fits. Loads nothing.
+    """Predict how much memory a model takes, which layers stay on the device, and on which GPUs it fits. Loads nothing.
 
-    source: one of Google's hub ids, or "2b", "9b", "27b", for which no network is needed; a folder with config.json; a
-        model; "nano".
-    weights: "auto" (as stored; bfloat16 for hub ids), "bf16", "float32" or "int8".
-    context: positions of the prompt, by default the most that the model takes.
-    memory: what gs.load will be given, such as "20GiB"; None: everything stays on the device.
-    rows: rows of a sweep's chunk, by default as many as the memory holds, 32,768 without a budget.
-    device, dtype: as in gs.load.
-    probe: measure the rates of this machine, which takes some seconds, and predict a pass's time from them.
+    Args:
+        source: One of Google's hub ids, or "2b", "9b" or "27b", none of which needs a network; a folder with a config.json;
+            a model; or "nano".
+        weights: "auto" (as stored; bfloat16 for hub ids), "bf16", "float32" or "int8".
+        context: Positions of the prompt. None: the most that the model takes.
+        memory: The memory= that gs.load will get, as a number of bytes or a text such as "20GiB". None: everything stays
+            on the device.
+        rows: Rows of a sweep's chunk. None: as many as the memory holds, or 32,768 without a budget.
+        device: As in gs.load.
+        dtype: As in gs.load.
+        probe: Whether to measure this machine for some seconds and predict the least time of a pass (Plan.seconds).
 
-    Raises CheckpointError for a source that is not known, DeviceError for formats or a device that are not there,
-    BudgetError for a context beyond the model's, rows that are none, or a budget below the least.
+    Returns:
+        A plan. Printed, it is a table of the parts, the tasks and the GPUs; `fits("T4")`, `peaks`, `kept`, `streamed`,
+        `table()` and `to_dict()` give the same as values, in bytes.
+
+    Raises:
+        CheckpointError: The source is not known.
+        DeviceError: The weights, the device or the dtype are not available.
+        BudgetError: The context is longer than the model's, rows is not a positive number, or the memory is too little.
+
+    Example:
+        >>> p = gs.plan("27b", weights="int8", context=4096, memory="24GB", device="cpu")
+        >>> len(p.kept), len(p.streamed)
+        (32, 14)
+        >>> print(p.fits("T4"))
+        streams: 13 of 46 layers stay, with memory='12.83GB'
     """
     probe = true_or_false(probe, "probe", error=BudgetError)
-    found = find_source(source)
-    config, formats, place = found.config, find_formats(found, weights, dtype), choose_device(device)
+    found = find_planned_model(source)
+    config, formats, target = found.config, find_formats(found, weights, dtype), choose_device(device)
     n_pos = config.context if context is None else _whole("context", context)
     if n_pos > config.context:
         raise BudgetError(f"context={n_pos:,} is more than {found.name!r} takes: at most {config.context:,} positions")
     budget = None if memory is None else parse_bytes(memory)
     sizes = _sizes(config, formats, streams=budget is not None)
-    share = place_layers(config, sizes, formats.dtype, budget)
-    n_rows = _rows(config, formats.dtype, share, budget) if rows is None else _whole("rows", rows)
+    placement = place_layers(config, sizes, formats.dtype, budget)
+    n_rows = _rows(config, formats.dtype, placement, budget) if rows is None else _whole("rows", rows)
     return Plan(
         name=found.name,
         config=config,
         formats=formats,
-        device=place,
+        device=target,
         context=n_pos,
         rows=n_rows,
         memory=budget,
-        free=_free(place),
-        share=share,
-        parts=_parts(config, formats, sizes, share, n_pos, n_rows),
-        held_to=(TRACE, GENERATE) if rows is None else TASKS,
-        rates=_probed(config, formats, place, found.folder, (n_pos, n_rows)) if probe else None,
+        free=_free(target),
+        placement=placement,
+        parts=_parts(config, formats, sizes, placement, n_pos, n_rows),
+        total_tasks=(TRACE, GENERATE) if rows is None else TASKS,
+        rates=_probe(config, formats, target, found.folder, (n_pos, n_rows)) if probe else None,
     )
 
 
 def _free(device: torch.device) -> int | None:
-    """What is free there; None where that is not known, or where it is not memory that a model is loaded into."""
+    """Bytes that are free on a device; None if that is unknown, or if models are not loaded into its memory."""
     if device.type in ("meta", "mps"):
         return None
     return free_bytes(device) if device.type == "cuda" else measured_bytes()
 
 
-def _probed(config: GemmaConfig, formats: Formats, device: torch.device, folder: Any, rows: tuple[int, int]) -> Rates:
+def _probe(config: GemmaConfig, formats: Formats, device: torch.device, folder: Path | None, rows: tuple[int, int]) -> Rates:
     return probe(config, formats.dtype, device, folder, rows, formats.int8)
 
 
-def _whole(name: str, given: Any) -> int:
+def _whole(name: str, given: object) -> int:
     return whole_number(given, name, least=1, most=2**62, error=BudgetError)
 
 
 def _sizes(config: GemmaConfig, formats: Formats, *, streams: bool) -> Sizes:
-    """streams: whether layers are packed as they are stored; those that all stay are turned into dtype while loading."""
+    """streams: whether layers stay packed in their stored dtype; if all of them stay, loading casts them to dtype."""
     stored = formats.stored if streams or formats.int8 else formats.dtype
     return Sizes.of(config, formats.weights, formats.dtype, stored)
 
 
-def _rows(config: GemmaConfig, dtype: torch.dtype, share: Placement, memory: int | None) -> int:
-    return RESIDENT_ROWS if memory is None else rows_in(config, dtype, share.work)
+def _rows(config: GemmaConfig, dtype: torch.dtype, placement: Placement, memory: int | None) -> int:
+    return RESIDENT_ROWS if memory is None else rows_in(config, dtype, placement.work)
 
 
 def _parts(
-    config: GemmaConfig, formats: Formats, sizes: Sizes, share: Placement, context: int, rows: int
+    config: GemmaConfig, formats: Formats, sizes: Sizes, placement: Placement, context: int, rows: int
 ) -> tuple[Part, ...]:
     chunk = Part("sweep chunk", work_bytes(config, formats.dtype, rows), f"{rows:,} rows", (SWEEP,))
     of_run = run_parts(config, formats.dtype, context)
-    return (*weight_parts(config, sizes, share, formats.dtype), *of_run, chunk)
+    return (*weight_parts(config, sizes, placement, formats.dtype), *of_run, chunk)
 
 
-def _row(config: GemmaConfig, formats: Formats, context: int) -> dict[str, Any]:
+def _row(config: GemmaConfig, formats: Formats, context: int) -> TableRow:
     sizes = _sizes(config, formats, streams=False)
     parts = _parts(config, formats, sizes, place_layers(config, sizes, formats.dtype, None), context, 1)
     size = {part.name: part.n_bytes for part in parts}
     weights = sum(part.n_bytes for part in parts if set(part.tasks) == set(TASKS))
-    beside = size["keys and values"], size["activations"] + size["logits"]
+    kv, activations = size["keys and values"], size["activations"] + size["logits"]
     return {
-        "weights": formats.weights, "context": context, "weight_bytes": weights, "kv_bytes": beside[0],
-        "activation_bytes": beside[1], "total": weights + sum(beside),
+        "weights": formats.weights, "context": context, "weight_bytes": weights, "kv_bytes": kv,
+        "activation_bytes": activations, "total": weights + kv + activations,
     }  # fmt: skip

@@ -1,21 +1,22 @@
-"""How a plan shows itself: as text in a terminal, as HTML in a notebook, as data for a program. The same in all three."""
+"""A plan as text, as HTML and as JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gemmascope.memory.cards import memory_text
 from gemmascope.memory.sizes import GENERATE, SWEEP, TASKS, TRACE
 
 if TYPE_CHECKING:
-    from gemmascope.memory.plan import Plan
+    from gemmascope.memory.plan import Plan, TableRow
 
 _TASKS = {TRACE: "a trace", GENERATE: "generating", SWEEP: "a sweep"}
 
 
-def as_data(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON holds it: bytes, layers by number, seconds."""
+def as_data(plan: Plan) -> dict[str, object]:
+    """A plan as JSON, in bytes and seconds."""
     return {
         "model": plan.name,
         "weights": plan.weights,
@@ -40,7 +41,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
 
 
 def as_text(plan: Plan) -> str:
-    """The text form, for a terminal."""
+    """A plan as text, for a terminal."""
     cards = [[fit.card.name, str(fit)] for fit in plan.cards()]
     rows = _aligned([*_parts(plan), *_tasks(plan)])
     rows.insert(len(plan.parts), "")
@@ -48,18 +49,18 @@ def as_text(plan: Plan) -> str:
 
 
 def as_html(plan: Plan) -> str:
-    """A self-contained piece of HTML. Names are escaped: a folder's name is text."""
+    """A plan as self-contained HTML, with names escaped."""
     cards = [[fit.card.name, str(fit)] for fit in plan.cards()]
-    said = "".join(f"<div>{escape(line)}</div>" for line in _sentences(plan))
+    sentences = "".join(f"<div>{escape(line)}</div>" for line in _sentences(plan))
     return (
         f"<div class='gs-plan'>{_STYLE}<div><b>{escape(_title(plan))}</b></div>"
         f"{_table(_parts(plan), ('part', 'bytes', 'what'))}"
-        f"{_table(_tasks(plan), ('task', 'bytes', 'what'))}{said}{_table(cards, ('does it fit on', ''))}</div>"
+        f"{_table(_tasks(plan), ('task', 'bytes', 'what'))}{sentences}{_table(cards, ('does it fit on', ''))}</div>"
     )
 
 
-def table_text(rows: list[dict[str, Any]]) -> str:
-    """The table by quantisation and context, with a column for each context."""
+def table_text(rows: Sequence[TableRow]) -> str:
+    """The rows of Plan.table as text, with a column for each context."""
     contexts = sorted({row["context"] for row in rows})
     total = {(row["weights"], row["context"]): gigabytes(row["total"]) for row in rows}
     body = [[kind, *(total[kind, n] for n in contexts)] for kind in dict.fromkeys(row["weights"] for row in rows)]
@@ -68,7 +69,7 @@ def table_text(rows: list[dict[str, Any]]) -> str:
 
 
 def gigabytes(n_bytes: int) -> str:
-    """Bytes in units of 10^9; of 10^6 or 10^3 where that would be nothing."""
+    """Bytes as text in GB (10^9), MB or kB."""
     unit, name = next(((u, n) for u, n in ((10**9, "GB"), (10**6, "MB")) if n_bytes >= u / 10), (10**3, "kB"))
     return f"{n_bytes / unit:.2f} {name}"
 
@@ -85,7 +86,7 @@ def _parts(plan: Plan) -> list[list[str]]:
 
 
 def _tasks(plan: Plan) -> list[list[str]]:
-    """What each task needs at once: the weights, and its own parts."""
+    """A line for each task: its peak, and the parts that it needs."""
     own = {task: [part.name for part in plan.parts if task in part.tasks and part.tasks != TASKS] for task in _TASKS}
     return [[_TASKS[task], gigabytes(n), f"at once: weights, {', '.join(own[task])}"] for task, n in plan.peaks.items()]
 
@@ -95,9 +96,9 @@ def _sentences(plan: Plan) -> list[str]:
 
 
 def _staying(plan: Plan) -> str:
-    if not plan.streamed and plan.share.embedded:
+    if not plan.streamed and plan.placement.embedded:
         return f"All {plan.config.n_layers} layers stay: nothing is brought in a pass."
-    table = "" if plan.share.embedded else ", the embedding in its file"
+    table = "" if plan.placement.embedded else ", the embedding in its file"
     return (
         f"{len(plan.kept)} layers stay, {len(plan.streamed)} stream{table}: a pass brings {gigabytes(plan.moved)}, "
         "however many rows it carries."
@@ -105,18 +106,18 @@ def _staying(plan: Plan) -> str:
 
 
 def _fitting(plan: Plan) -> str:
-    """The sentence whether it fits, and what to do if not."""
+    """A sentence that says whether the model fits, and what to do if not."""
     if plan.limit is None:
         return f"It needs {gigabytes(plan.total)}."
     what = f"what is free on {plan.device}" if plan.memory is None else "the budget"
     if plan.total <= plan.limit:
         return f"It fits: {gigabytes(plan.total)} of {gigabytes(plan.limit)}, {what}."
     beginning = f"It does not fit: {gigabytes(plan.total)} are needed and {what} is {gigabytes(plan.limit)}."
-    if share := plan.demand.share_within(plan.limit):
-        given = memory_text(share.weights + share.work)
-        return f"{beginning} gs.load(memory={given!r}) leaves it room: {len(share.kept)} layers stay."
+    if placement := plan.memory_need.placement_within(plan.limit):
+        given = memory_text(placement.weights + placement.work)
+        return f"{beginning} gs.load(memory={given!r}) leaves it room: {len(placement.kept)} layers stay."
     smaller = "a shorter context" if plan.weights == "int8" else "int8 weights, a shorter context"
-    return f"{beginning} At least {gigabytes(plan.demand.least)} are needed: take {smaller}, or a larger device."
+    return f"{beginning} At least {gigabytes(plan.memory_need.least)} are needed: take {smaller}, or a larger device."
 
 
 def _timing(plan: Plan) -> list[str]:
@@ -134,7 +135,7 @@ def _time(seconds: float) -> str:
 
 
 def _aligned(rows: list[list[str]], right: range = range(1, 2)) -> list[str]:
-    """Rows as lines of columns, numbers to the right."""
+    """Rows as lines of aligned columns; the columns in `right` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = right if len(widths) > 2 else range(0)
     lines = (

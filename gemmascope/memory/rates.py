@@ -1,4 +1,4 @@
-"""Rates of this machine, from a probe of some seconds: reading, copying to a GPU, dequantising, matrix products."""
+"""The speed of this machine, measured for some seconds: reading, copying to a GPU, dequantising, matrix products."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gemmascope.errors import BudgetError
 from gemmascope.legible import legibly
 from gemmascope.memory.sizes import operations
 from gemmascope.streaming.int8 import dequantise, n_groups
-from gemmascope.streaming.packed import own_memory
+from gemmascope.streaming.packed import private_memory
 
-# What is read and copied to find a rate, in bytes, and the longest side of a matrix that is multiplied.
+# Bytes that are read and copied to measure a rate, and the longest side of the matrices that are multiplied.
 SAMPLE, SIDE = 128 * 2**20, 4096
 ROUNDS = 3
 
@@ -28,8 +28,13 @@ ROUNDS = 3
 class Rates:
     """What this machine does in a second.
 
-    read: bytes from the disk of `folder`; copy: bytes from host memory to the GPU, None on a CPU; dequantise: weights, None
-    where there are none in int8; prompt and chunk: operations of matrix products, at the rows of a prompt and of a sweep.
+    Attributes:
+        folder: The folder that was read from.
+        read: Bytes read from the folder's disk.
+        copy: Bytes copied from host memory to the GPU; None on a CPU.
+        dequantise: Weights dequantised; None if the weights are not int8.
+        prompt: Operations of matrix products with the rows of a prompt.
+        chunk: Operations of matrix products with the rows of a sweep's chunk.
     """
 
     folder: str
@@ -40,13 +45,13 @@ class Rates:
     chunk: float
 
     def moving(self, n_bytes: int, from_host: int) -> float:
-        """Seconds to bring so many bytes to the device, from_host of them from host memory if it is a GPU."""
+        """Seconds to move n_bytes to the device; on a GPU, from_host of them come from host memory."""
         if self.copy is None:
             return n_bytes / self.read
         return max((n_bytes - from_host) / self.read, n_bytes / self.copy)
 
     def computing(self, config: GemmaConfig, rows: int, *, one_prompt: bool) -> float:
-        """Seconds to carry so many rows through layers that are there, dequantising included."""
+        """Seconds of the matrix products of `rows` rows through all layers, and of dequantising the layers once."""
         products = operations(config, rows, one_prompt=one_prompt) / (self.prompt if one_prompt else self.chunk)
         weights = operations(config, 1, one_prompt=False) / 2
         return products + (weights / self.dequantise if self.dequantise else 0.0)
@@ -65,12 +70,12 @@ class Rates:
 def probe(
     config: GemmaConfig, dtype: torch.dtype, device: torch.device, folder: Path | None, rows: tuple[int, int], int8: bool
 ) -> Rates:
-    """Measure the rates. folder: where the model's files are. rows: of a prompt, and of a sweep's chunk."""
-    place = folder if folder is not None and os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+    """Measure the rates. folder: the model's folder; rows: those of a prompt and of a sweep's chunk."""
+    probed = folder if folder is not None and os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
     prompt, chunk = (_products(config, dtype, device, min(n, 1024)) for n in rows)
     return Rates(
-        folder=str(place),
-        read=_read(place),
+        folder=str(probed),
+        read=_read(probed),
         copy=_copy(device) if device.type == "cuda" else None,
         dequantise=_dequantise(config, dtype, device) if int8 else None,
         prompt=prompt,
@@ -79,7 +84,7 @@ def probe(
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:
-    """The shortest time that work took, in seconds, after a first time that does not count."""
+    """The shortest time of several runs, in seconds, after a warm-up."""
     times = []
     for _ in range(ROUNDS + 1):
         start = perf_counter()
@@ -111,15 +116,13 @@ def _copy(device: torch.device) -> float:
 
 
 def _read(folder: Path) -> float:
-    """Bytes a second from the disk, past the system's cache of files. BudgetError for a disk without the room."""
+    """Bytes per second from the disk, without the page cache. Raises BudgetError if the disk has no room for the sample."""
     if shutil.disk_usage(folder).free < 2 * SAMPLE:
         raise BudgetError(f"the disk of {folder} has no room for a probe of {SAMPLE:,} bytes: plan without probe=True")
-    buffer = own_memory(2**24)
+    buffer = private_memory(2**24)
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for _ in range(SAMPLE // len(buffer)):
-            file.write(
-                os.urandom(2**16) * (len(buffer) // 2**16)
-            )  # a disk that compresses or shares blocks is not fooled much
+            file.write(os.urandom(2**16) * (len(buffer) // 2**16))  # random, so that disks compress little of it
         file.flush()
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):

@@ -1,6 +1,6 @@
-"""What a model's parts take in memory, in bytes, by what a user does: a trace, generation, a sweep.
+"""The memory that a trace, generation or a sweep takes, part by part, in bytes.
 
-The figures for rows on their way are those of the pass as it is written in model/: tests count its live tensors.
+The sizes of activations follow the code of the pass in model/; tests compare them with its live tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TRACE, GENERATE, SWEEP = TASKS = ("trace", "generate", "sweep")
 
 @dataclass(frozen=True)
 class Part:
-    """Something that takes memory on the device. n_bytes: how much; note: what it is; tasks: which need it."""
+    """Something that takes memory on the device; note says what it is, tasks which tasks need it."""
 
     name: str
     n_bytes: int
@@ -27,23 +27,24 @@ class Part:
     tasks: tuple[str, ...] = TASKS
 
 
-def weight_parts(config: GemmaConfig, sizes: Sizes, share: Placement, dtype: torch.dtype, ahead: int = 1) -> Iterator[Part]:
-    """The weights: what stays on the device, and the room for what comes and goes."""
-    n_kept, n_slots = len(share.kept), min(config.n_layers - len(share.kept), ahead + 1)
-    if share.embedded:
+def weight_parts(config: GemmaConfig, sizes: Sizes, placement: Placement, dtype: torch.dtype) -> Iterator[Part]:
+    """The weights: what stays on the device, and the buffers of the layers that stream."""
+    n_kept = len(placement.kept)
+    n_buffers = min(config.n_layers - n_kept, 2)  # one to compute with, one to load
+    if placement.embedded:
         yield Part("embedding", sizes.embedding, f"{config.vocab_size:,} tokens, also the unembedding")
     else:
         yield Part("embedding, a part", sizes.part, f"the table of {sizes.embedding / 1e9:.2f} GB stays in its file")
     yield Part("layers that stay", n_kept * sizes.layer, f"{n_kept} of {config.n_layers}, {sizes.layer / 1e9:.3f} GB each")
-    if n_slots:
-        yield Part("slots", n_slots * sizes.layer, f"for layers on their way, {n_slots} of them")
+    if n_buffers:
+        yield Part("slots", n_buffers * sizes.layer, f"for layers on their way, {n_buffers} of them")
     if sizes.scratch:
         yield Part("scratch", sizes.scratch, "one layer as it is computed with")
     yield Part("last norm", config.d_model * dtype.itemsize, "the other norms are in the layers")
 
 
 def run_parts(config: GemmaConfig, dtype: torch.dtype, context: int) -> Iterator[Part]:
-    """What a prompt of so many positions takes beside the weights."""
+    """What a prompt of `context` positions takes beside the weights."""
     n_local = config.kinds.count("local")
     within = f"{n_local} local layers keep {min(config.window, context):,} positions, {config.n_layers - n_local} global all"
     yield Part("keys and values", kv_bytes(config, dtype, context), within, (GENERATE,))
@@ -54,13 +55,13 @@ def run_parts(config: GemmaConfig, dtype: torch.dtype, context: int) -> Iterator
 
 
 def kv_bytes(config: GemmaConfig, dtype: torch.dtype, context: int) -> int:
-    """Keys and values of all layers at so many positions; a local layer keeps no more than its window."""
+    """The KV cache of all layers at `context` positions; a local layer keeps no more than its window."""
     positions = sum(min(context, config.window) if kind == "local" else context for kind in config.kinds)
     return positions * 2 * config.n_kv_heads * config.d_head * dtype.itemsize
 
 
 def activation_bytes(config: GemmaConfig, dtype: torch.dtype, rows: int) -> int:
-    """The most that the rows of one prompt take on their way through a layer: in its MLP, or in its attention."""
+    """The most that one prompt's rows take inside a layer, in its attention or its MLP."""
     size, d_q, d_kv = dtype.itemsize, config.n_heads * config.d_head, config.n_kv_heads * config.d_head
     always = rows * (3 * config.d_model * size + 2 * config.d_head * 4)  # the stream twice, a norm's output, RoPE's tables
     mlp = rows * 3 * config.d_mlp * size
@@ -72,7 +73,7 @@ def activation_bytes(config: GemmaConfig, dtype: torch.dtype, rows: int) -> int:
 
 
 def operations(config: GemmaConfig, rows: int, *, one_prompt: bool) -> int:
-    """Multiplications and additions of so many rows through all layers. one_prompt: with their attention to each other."""
+    """Multiplications and additions of a pass through all layers. one_prompt: count the rows' attention to each other."""
     d_q, d_kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
     products = 2 * rows * config.n_layers * config.d_model * (2 * d_q + 2 * d_kv + 3 * config.d_mlp)
     spans = [min(rows, config.window) if kind == "local" else rows for kind in config.kinds]

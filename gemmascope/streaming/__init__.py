@@ -1,3 +1,3 @@
-"""Layers that arrive while a pass computes: int8 weights, the store that holds them, and the stream that brings them
-from files or host memory. Imports checkpoints and model.
+"""Int8 weights and streaming: packed layers, int8 stores and their cache, and the stream that loads layers ahead of a pass.
+Imports model, checkpoints and files.
 """

@@ -1,92 +1,105 @@
-"""An embedding that stays in its file: rows are read as they are asked for, and logits are made a part at a time."""
+"""An embedding that stays in its file: rows are read as they are needed, and logits are computed in chunks of tokens."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from gemmascope.files.positional_read import PAGE
 from gemmascope.model.digests import TensorDigest
-from gemmascope.streaming.packed import FileRange, TensorSlice, bytes_of, require_stamp, room, stamp_of
+from gemmascope.streaming.packed import FileRange, TensorSlice, bytes_of, file_stamp, page_buffer, require_stamp
 
-# Bytes of the table that are held at once.
-PART = 64 * 2**20
+# Bytes of the table that are in memory at once.
+CHUNK_BYTES = 64 * 2**20
 
 
 class FileEmbedding(nn.Module):
-    """The table of tokens in a file. path: a safetensors file; data: where its tensors begin; piece: the table's.
+    """A token embedding in a file. Its `weight` is on the meta device; `read` and `parts` read the rows.
 
-    `weight` is empty here: what needs the whole table reads it with `read`.
+    Args:
+        path: A safetensors file.
+        data: The offset of the file's data.
+        table: The embedding's place in the data.
+        dtype: The dtype to compute in.
+        device: The device to compute on.
     """
 
-    def __init__(self, path: Path, data: int, piece: TensorSlice, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, path: Path, data: int, table: TensorSlice, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.path, self.offset, self.piece, self.dtype, self.device = path, data + piece.start, piece, dtype, device
-        self.stamp = stamp_of(path)
+        self.path, self.offset, self.table, self.dtype, self.device = path, data + table.start, table, dtype, device
+        self.stamp = file_stamp(path)
         self._digest: str | None = None
-        self.weight = nn.Parameter(torch.empty(piece.shape, dtype=dtype, device="meta"), requires_grad=False)
-        self.width = piece.shape[1] * piece.dtype.itemsize
-        step = PAGE // math.gcd(PAGE, self.width)  # so many rows are whole pages
-        self.rows_at_once = max(1, PART // (self.width * step)) * step
+        self.weight = nn.Parameter(torch.empty(table.shape, dtype=dtype, device="meta"), requires_grad=False)
+        self.row_bytes = table.shape[1] * table.dtype.itemsize
+        step = PAGE // math.gcd(PAGE, self.row_bytes)  # this many rows are whole pages
+        self.rows_at_once = max(1, CHUNK_BYTES // (self.row_bytes * step)) * step
 
     def forward(self, ids: Tensor) -> Tensor:
-        numbers, places = torch.unique(ids, return_inverse=True)
-        rows = [self.read(int(i), int(i) + 1) for i in numbers]
-        return torch.cat(rows)[places].to(self.device)
+        distinct, inverse = torch.unique(ids, return_inverse=True)
+        rows = [self.read(int(i), int(i) + 1) for i in distinct]
+        return torch.cat(rows)[inverse].to(self.device)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The products of rows with every token's embedding, before the soft cap."""
-        found: Tensor = _Logits.apply(x, self)  # type: ignore[no-untyped-call]
-        return found
+        """The products of rows with every token's embedding, before the soft cap: [row, vocab]."""
+        products: Tensor = _Logits.apply(x, self)  # type: ignore[no-untyped-call]
+        return products
 
     def digest(self) -> str:
-        """The digest of the table, as a table in memory has it. Reads the file once: its stamp is looked at ever after."""
+        """The digest that the table would have in memory. Reads the file once, and later only checks its stamp."""
         if self._digest is None:
-            found = TensorDigest(f"{self.dtype} {tuple(self.weight.shape)}")
+            bits = TensorDigest(f"{self.dtype} {tuple(self.weight.shape)}")
             for _, rows in self.parts():
-                found.add(rows)
-            self._digest = found.hexdigest()
+                bits.add(rows)
+            self._digest = bits.hexdigest()
         require_stamp(self.path, self.stamp)
         return self._digest
 
     def mark(self) -> str:
-        """What a run notes of the table: its file, which is looked at whenever it is read."""
-        return repr((str(self.path), stamp_of(self.path)))
+        """What a run records of the table to notice changes: its file and its stamp."""
+        return repr((str(self.path), file_stamp(self.path)))
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """The table, a part at a time: which tokens, and their rows. A part is good until the next."""
-        buffer = room(self.rows_at_once * self.width)
-        for start in range(0, self.piece.shape[0], self.rows_at_once):
-            stop = min(start + self.rows_at_once, self.piece.shape[0])
+        """The table in chunks: the tokens, and their rows, which are valid until the next chunk."""
+        buffer = page_buffer(self.rows_at_once * self.row_bytes)
+        for start in range(0, self.table.shape[0], self.rows_at_once):
+            stop = min(start + self.rows_at_once, self.table.shape[0])
             yield slice(start, stop), self.read(start, stop, buffer).to(self.device)
 
     def read(self, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
-        """The rows of the tokens start to stop - 1, on the CPU."""
-        n_bytes = (stop - start) * self.width
-        direct = buffer is not None  # a part of the whole table, which should not push other things out of the page cache
+        """The rows of the tokens from start to stop - 1, on the CPU: [token, d_model]."""
+        n_bytes = (stop - start) * self.row_bytes
+        direct = buffer is not None  # the whole table should not push other files out of the page cache
         buffer = torch.empty(n_bytes, dtype=torch.uint8) if buffer is None else buffer
-        FileRange(self.path, self.offset + start * self.width, n_bytes, 0, self.stamp).read(bytes_of(buffer), direct=direct)
-        return buffer[:n_bytes].view(self.piece.dtype).view(stop - start, -1).to(self.dtype)
+        FileRange(self.path, self.offset + start * self.row_bytes, n_bytes, 0, self.stamp).read(
+            bytes_of(buffer), direct=direct
+        )
+        return buffer[:n_bytes].view(self.table.dtype).view(stop - start, -1).to(self.dtype)
+
+
+class _Context(FunctionCtx):
+    """What the backward pass needs."""
+
+    embedding: FileEmbedding
 
 
 class _Logits(torch.autograd.Function):
-    """x @ table.T, the table read a part at a time; backward reads it again."""
+    """x @ table.T, with the table read in chunks, and again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: FileEmbedding) -> Tensor:
-        ctx.table = table
-        out = x.new_empty(len(x), table.piece.shape[0])
-        for tokens, rows in table.parts():
+    def forward(ctx: _Context, x: Tensor, embedding: FileEmbedding) -> Tensor:
+        ctx.embedding = embedding
+        out = x.new_empty(len(x), embedding.table.shape[0])
+        for tokens, rows in embedding.parts():
             out[:, tokens] = x @ rows.T
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
-        total = sum((grad[:, tokens] @ rows).float() for tokens, rows in ctx.table.parts())  # in float32: there are many
+        total = sum((grad[:, tokens] @ rows).float() for tokens, rows in ctx.embedding.parts())  # summed in float32
         return torch.as_tensor(total).to(grad.dtype), None

@@ -1,7 +1,7 @@
-"""int8 weights: groups of 128 along the input, symmetric, a float16 scale for each. Activations stay as they are.
+"""int8 weights: symmetric, in groups of 128 along the input, each with a float16 scale. Activations are not quantised.
 
-The scale is rounded first and the weights are quantised with the rounded one, so that no weight is off by more than half
-of a stored step. Embedding and norms are not quantised.
+The scale is rounded to float16 before the weights are quantised with it, so that no weight is off by more than half a stored
+step. The embedding and the norms are not quantised.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from gemmascope.errors import CheckpointError
 
 GROUP = 128
 
-# Rows of a matrix that are worked on at once, so that what lies between two steps stays in the cache. Measured on two cores.
+# Rows of a matrix that are processed at once, so that intermediate values stay in the cache. Measured on two cores.
 TILE = 64
 
 
 def n_groups(n_in: int) -> int:
-    """Groups of an input of this size; the last one may be shorter."""
+    """The number of groups of an input of this size; the last one may be shorter."""
     return -(-n_in // GROUP)
 
 
 def quantise(
     weight: Float[Tensor, "out in"], q: Int8[Tensor, "out in"], scale: Float16[Tensor, "out group"], name: str
 ) -> None:
-    """Write a matrix's int8 numbers and their scales into q and scale. CheckpointError for one that cannot be."""
-    missing = -weight.shape[1] % GROUP  # of the last group: as zeros, which change no scale
+    """Write a matrix's int8 numbers and scales into q and scale. Raises CheckpointError for NaN and huge weights."""
+    missing = -weight.shape[1] % GROUP  # of the last group: padded with zeros, which change no scale
     for at in range(0, len(weight), TILE):
         rows = slice(at, at + TILE)
         tile = F.pad(weight[rows].float(), (0, missing)).view(-1, n_groups(weight.shape[1]), GROUP)  # [row, group, GROUP]
@@ -39,23 +39,23 @@ def quantise(
 
 
 def _scales(largest: Tensor, name: str) -> Tensor:
-    """The step of each group, float16: small enough for half a step of error, large enough to reach its largest weight."""
+    """The float16 step of each group: large enough for 127 steps to reach the group's largest weight."""
     if not bool(torch.isfinite(largest).all()):
         raise CheckpointError(f"tensor {name!r} holds NaN or infinity: it cannot be quantised")
     scale = (largest / 127).half()
     if not bool(torch.isfinite(scale).all()):
         raise CheckpointError(f"tensor {name!r} holds {float(largest.max()):.3g}, too large for a float16 scale")
-    # Near float16's smallest numbers rounding may leave the largest weight out of reach: the next step up reaches it.
+    # Near float16's smallest numbers, rounding may leave the largest weight out of reach; the next larger step reaches it.
     return torch.where(largest > scale.float() * 127.5, _next_up(scale), scale)
 
 
 def _next_up(scale: Float16[Tensor, "out group"]) -> Float16[Tensor, "out group"]:
-    """The next larger float16 of numbers that are not negative: one more in their bits."""
+    """The next larger float16 of non-negative numbers: their bits plus one."""
     return (scale.view(torch.int16) + 1).view(torch.float16)
 
 
 def dequantise(q: Int8[Tensor, "out in"], scale: Float16[Tensor, "out group"], into: Float[Tensor, "out in"]) -> None:
-    """Write the numbers that a quantised matrix stands for, scale x q, rounded to the dtype of `into`."""
+    """Write scale x q, rounded to the dtype of `into`."""
     if q.device.type != "cpu" and q.shape[1] % GROUP == 0:
         by_group = (*scale.shape, GROUP)
         torch.mul(q.view(by_group), scale.float()[..., None], out=into.view(by_group))

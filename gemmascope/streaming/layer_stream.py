@@ -1,15 +1,15 @@
-"""Streams: layers that are not all at hand as they are computed with.
+"""Layer streams: the layers of a model that do not all stay on the device.
 
-A layer is kept on the device as packed bytes, waits in page-locked host memory, or lies in files. One that is not kept
-arrives in a slot, brought by a thread that works one layer ahead while the pass computes; a pass cannot tell the tiers
-apart. Where the bytes are not what is computed with (int8), they are unpacked into scratch weights, one layer's worth.
+A layer is kept on the device as packed bytes, held in page-locked host memory, or read from files. One that is not kept is
+loaded into a buffer by a thread that works one layer ahead of the pass; the pass does not see the difference. Where the
+bytes are not in the dtype to compute in (int8), they are unpacked into scratch weights for one layer.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary, ref
 
 import torch
@@ -21,56 +21,65 @@ from gemmascope.errors import DeviceError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.shutdown import stop_at_exit
 from gemmascope.model.weight_digests import digest_of_layer
-from gemmascope.streaming.packed import PackedLayer, bytes_of, require_stamp, room
-from gemmascope.streaming.pass_lock import Holder, PassLock
-from gemmascope.streaming.prefetch import Arrival, Bringer, Job
+from gemmascope.streaming.packed import PackedLayer, bytes_of, page_buffer, require_stamp
+from gemmascope.streaming.pass_lock import PassLock, QueuedPass
+from gemmascope.streaming.prefetch import Arrival, LayerRequest, Prefetcher
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Transfer(Protocol):
-    """How bytes come into a slot of a device."""
+    """How a layer's bytes get into a buffer on the device."""
 
-    def slot(self, n_bytes: int) -> Tensor:
-        """A slot of this size, uint8, on the device."""
+    def allocate(self, n_bytes: int) -> Tensor:
+        """A uint8 buffer of this size on the device."""
 
-    def bring(self, packed: PackedLayer, index: int, slot: Tensor) -> Arrival:
-        """Begin to fill a slot; runs in the stream's thread."""
+    def fill(self, packed: PackedLayer, index: int, buffer: Tensor) -> Arrival | None:
+        """Begin to fill a buffer with a layer. Runs in the prefetch thread."""
 
-    def arrive(self, arrival: Arrival) -> None:
-        """Make the pass's next steps wait until the slot is filled."""
+    def wait(self, arrival: Arrival | None) -> None:
+        """Make what the pass computes next wait until the buffer is filled."""
 
-    def released(self, slot: Tensor) -> None:
-        """Told when the pass's steps so far are the last to read a slot."""
+    def release(self, buffer: Tensor) -> None:
+        """Allow a buffer to be filled again, once what the pass has computed so far no longer reads it."""
 
 
 class HostTransfer:
-    """Files to the memory that the pass computes in.
+    """Reads files into the memory that the pass computes in.
 
-    direct: past the page cache. What does not fit in it comes from the disk every time, and copying it out of the cache
-    takes a core that the pass could use: measured, 0.4 to 1.0 of one, beside 0.06.
+    direct: bypass the page cache. Layers that do not fit in the cache come from the disk every time, and copying them out of
+    the cache takes 0.4 to 1.0 of a core that the pass could use, against 0.06 (measured).
     """
 
     def __init__(self, direct: bool = False) -> None:
         self.direct = direct
 
-    def slot(self, n_bytes: int) -> Tensor:
-        return room(n_bytes)
+    def allocate(self, n_bytes: int) -> Tensor:
+        return page_buffer(n_bytes)
 
-    def bring(self, packed: PackedLayer, index: int, slot: Tensor) -> None:
-        packed.read(bytes_of(slot), direct=self.direct)
+    def fill(self, packed: PackedLayer, index: int, buffer: Tensor) -> None:
+        packed.read(bytes_of(buffer), direct=self.direct)
 
-    def arrive(self, arrival: Arrival) -> None:
-        """Nothing is to be waited for: what brings a layer here has read all of it."""
+    def wait(self, arrival: Arrival | None) -> None:
+        """Nothing to wait for: `fill` returns when the layer has been read."""
 
-    def released(self, slot: Tensor) -> None:
-        """Nothing is to be noted: the steps of a pass are over when they return."""
+    def release(self, buffer: Tensor) -> None:
+        """Nothing to record: on the host a computation is finished when it returns."""
 
 
-class Stream:
-    """The layers of a model, some kept, the others brought as a pass goes.
+class LayerStream:
+    """The layers of a model, some kept on the device, the others loaded during a pass.
 
-    layers: every layer's bytes. kept: the numbers of those that stay on the device. ahead: how many layers may be on
-    their way while one is computed. One pass goes at a time: a second thread waits, and a second pass of the same thread
-    ends one that was left open.
+    One pass runs at a time: a second thread waits, and a second pass of the same thread ends one that was left open.
+
+    Args:
+        config: The model's shape.
+        layers: The packed bytes of every layer.
+        dtype: The dtype to compute in.
+        device: The device to compute on.
+        kept: The numbers of the layers that stay on the device.
+        ahead: How many layers may be loading while one is computed.
+        transfer: How bytes get to the device; None reads files into host memory.
     """
 
     def __init__(
@@ -81,64 +90,64 @@ class Stream:
         device: torch.device,
         kept: Iterable[int] = (),
         ahead: int = 1,
-        lane: Transfer | None = None,
+        transfer: Transfer | None = None,
     ) -> None:
         self.config, self.packed, self.dtype, self.device = config, layers, dtype, device
-        self.lane: Transfer = lane or HostTransfer()
-        self.shells = empty_layers(config, dtype)
-        self.empty = [dict(shell.named_parameters()) for shell in self.shells]
-        self.ready = all(packed.ready(dtype) for packed in layers)
-        self._handed: WeakValueDictionary[int, Layer] = WeakValueDictionary()
+        self.transfer: Transfer = transfer or HostTransfer()
+        self.templates = empty_layers(config, dtype)
+        self.meta_parameters = [dict(template.named_parameters()) for template in self.templates]
+        self.in_place = all(packed.computes_in(dtype) for packed in layers)
+        self._single_layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
         self._lock = PassLock()
         self._digests: dict[int, str] = {}
-        self.kept = {index: self._read_kept(index) for index in sorted(kept)}
+        self.kept = {index: self._read(index) for index in sorted(kept)}
         n_streamed = len(layers) - len(self.kept)
         largest = max((packed.n_bytes for packed in layers), default=0)
-        self.slots = [self.lane.slot(largest) for _ in range(min(n_streamed, ahead + 1))]
-        self.scratch = {} if self.ready else self._weights()
+        self.buffers = [self.transfer.allocate(largest) for _ in range(min(n_streamed, ahead + 1))]
+        self.scratch = {} if self.in_place else self._empty_weights()
 
     def layers(self, reverse: bool) -> Generator[Layer]:
-        """The layers one after the other. Each is good until the next is asked for, or the generator is closed."""
+        """The layers in order. Each may be used until the next is requested or the generator is closed."""
         order = range(len(self.packed))[:: -1 if reverse else 1]
         itself: list[ref[Generator[Layer]]] = []
-        found = self._layers(order, itself)
-        itself.append(ref(found))  # begins when it is asked for its first layer
-        return found
+        generator = self._layers(order, itself)
+        itself.append(ref(generator))  # it runs only when its first layer is requested
+        return generator
 
     def _layers(self, order: Sequence[int], itself: list[ref[Generator[Layer]]]) -> Generator[Layer]:
-        going = _Pass(self, itself[0], [index for index in order if index not in self.kept])
+        current = _Pass(self, itself[0], [index for index in order if index not in self.kept])
         try:
-            self._lock.acquire(going)
-            going.begin()
+            self._lock.acquire(current)
+            current.begin()
             for index in order:
                 stop_at_exit()
-                slot = self.kept[index] if index in self.kept else going.take(index)
-                weights = self._unpacked(index, slot)
-                if not self.ready:  # the bytes are no longer needed: the next layer's may take their place
-                    going.release(slot)
-                yield going.lend(index, weights)
-                going.require_going()
-                going.take_back()
-                if self.ready:
-                    going.release(slot)
+                buffer = self.kept[index] if index in self.kept else current.take(index)
+                weights = self._weights_in(index, buffer)
+                if not self.in_place:  # the bytes have been unpacked: the next layer's may take their place
+                    current.release(buffer)
+                yield current.lend(index, weights)
+                current.require_not_ended()
+                current.take_back()
+                if self.in_place:
+                    current.release(buffer)
         finally:
-            self._lock.release(going)
-            going.bringer.join()
+            self._lock.release(current)
+            current.prefetcher.join()
 
     def layer(self, index: int) -> Layer:
-        """One layer, with weights of its own: they stay what they are whatever passes follow."""
-        found = self._handed.get(index)
-        if found is None:
+        """One layer with its own weights, which no later pass changes."""
+        layer = self._single_layers.get(index)
+        if layer is None:
             with torch.no_grad():
-                found = _filled(_copied(self.shells[index]), self._own_weights(index))
-            self._handed[index] = found
-        return found
+                layer = _with_parameters(_shallow_copy(self.templates[index]), self._own_weights(index))
+            self._single_layers[index] = layer
+        return layer
 
     def digest(self, index: int) -> str:
-        """A digest of a layer's numbers: the store's own checksum, or of the numbers as a layer in memory has them."""
+        """A digest of a layer's numbers: the store's checksum, or the digest that a layer in memory has."""
         packed = self.packed[index]
-        for span in packed.spans:
-            require_stamp(span.path, span.stamp)
+        for each in packed.ranges:
+            require_stamp(each.path, each.stamp)
         if packed.sha256 is not None:
             return packed.sha256
         if index not in self._digests:
@@ -146,114 +155,112 @@ class Stream:
         return self._digests[index]
 
     def mark(self, index: int) -> str:
-        """What a run notes of a layer: its files, which are looked at whenever it is read."""
+        """What a run records of a layer to notice changes: its files and their stamps."""
         return self.packed[index].mark
 
-    def bring(self, index: int, slot: Tensor) -> Arrival:
-        """Fill a slot with a layer's bytes."""
-        return self.lane.bring(self.packed[index], index, slot)
+    def fill(self, index: int, buffer: Tensor) -> Arrival | None:
+        """Begin to fill a buffer with a layer."""
+        return self.transfer.fill(self.packed[index], index, buffer)
 
-    def released(self, slot: Tensor) -> None:
-        """Told when a slot's bytes are no longer read."""
-        self.lane.released(slot)
-
-    def _unpacked(self, index: int, slot: Tensor) -> Mapping[str, Tensor]:
+    def _weights_in(self, index: int, buffer: Tensor) -> Mapping[str, Tensor]:
+        """The weights of the layer in a buffer: views of it, or the scratch weights that it was unpacked into."""
         packed = self.packed[index]
-        if self.ready:
-            return {piece.name: _parameter(piece.view(slot)) for piece in packed.pieces}
-        packed.unpack(slot, self.scratch)
+        if self.in_place:
+            return {slice_.name: _parameter(slice_.view(buffer)) for slice_ in packed.slices}
+        packed.unpack(buffer, self.scratch)
         return self.scratch
 
     def _own_weights(self, index: int) -> Mapping[str, Tensor]:
-        slot = self.kept.get(index)
-        if slot is None:
-            slot = self._read_kept(index)
-        if self.ready:
-            return self._unpacked(index, slot)
-        weights = self._weights()
-        self.packed[index].unpack(slot, weights)
+        buffer = self.kept.get(index)
+        if buffer is None:
+            buffer = self._read(index)
+        if self.in_place:
+            return self._weights_in(index, buffer)
+        weights = self._empty_weights()
+        self.packed[index].unpack(buffer, weights)
         return weights
 
-    def _read_kept(self, index: int) -> Tensor:
-        slot = self.lane.slot(self.packed[index].n_bytes)
-        self.lane.arrive(self.bring(index, slot))
-        return slot
+    def _read(self, index: int) -> Tensor:
+        """A layer's bytes in a new buffer."""
+        buffer = self.transfer.allocate(self.packed[index].n_bytes)
+        self.transfer.wait(self.fill(index, buffer))
+        return buffer
 
-    def _weights(self) -> dict[str, Tensor]:
-        """Room for the weights of a layer, as they are computed with."""
+    def _empty_weights(self) -> dict[str, Tensor]:
+        """Uninitialised weights for a layer in the dtype to compute in."""
         return {
             name: _parameter(torch.empty(meta.shape, dtype=self.dtype, device=self.device))
-            for name, meta in self.empty[0].items()
+            for name, meta in self.meta_parameters[0].items()
         }
 
 
-class _Pass(Holder):
-    """The layers on their way in one pass: which slot each comes in, and the one that is being computed with."""
+class _Pass(QueuedPass):
+    """The layers that one pass is loading, their buffers, and the layer that it is computing with."""
 
-    def __init__(self, stream: Stream, generator: ref[Generator[Layer]], order: Sequence[int]) -> None:
+    def __init__(self, stream: LayerStream, generator: ref[Generator[Layer]], order: Sequence[int]) -> None:
         super().__init__(generator)
-        self.stream, self.to_come, self.free = stream, deque(order), deque(stream.slots)
-        self.coming: deque[Job] = deque()
-        self.bringer = Bringer(stream.bring, lambda: self.gone)
+        self.stream, self.remaining, self.free = stream, deque(order), deque(stream.buffers)
+        self.loading: deque[LayerRequest] = deque()
+        self.prefetcher = Prefetcher(stream.fill, lambda: self.gone)
         self.lent: Layer | None = None
-        self.read: Tensor | None = None
+        self.in_use: Tensor | None = None
 
     def begin(self) -> None:
-        if self.to_come:
-            self.bringer.thread.start()
-            self._ask()
+        if self.remaining:
+            self.prefetcher.thread.start()
+            self._request()
 
     def take(self, index: int) -> Tensor:
-        """The slot with this layer's bytes, once they are there."""
-        job = self.coming.popleft()
-        assert job.index == index
-        self.stream.lane.arrive(self.bringer.result(job))
-        self.read = job.slot
-        return job.slot
+        """The buffer with this layer's bytes, once it is filled."""
+        request = self.loading.popleft()
+        assert request.index == index
+        self.stream.transfer.wait(self.prefetcher.result(request))
+        self.in_use = request.buffer
+        return request.buffer
 
-    def release(self, slot: Tensor) -> None:
-        """Let a slot be filled anew. A kept layer's bytes are none."""
-        if slot is self.read:
-            self.read = None
-            self.stream.released(slot)
-            self.free.append(slot)
-            self._ask()
+    def release(self, buffer: Tensor) -> None:
+        """Let a buffer be filled again. A kept layer's bytes are left alone."""
+        if buffer is self.in_use:
+            self.in_use = None
+            self.stream.transfer.release(buffer)
+            self.free.append(buffer)
+            self._request()
 
     def lend(self, index: int, weights: Mapping[str, Tensor]) -> Layer:
-        """A layer with these weights. It is this pass's own, so that no other pass can fill or empty it."""
-        self.lent = _filled(_copied(self.stream.shells[index]), weights)
+        """A layer with these weights. It belongs to this pass, so that no other pass can fill or empty it."""
+        self.lent = _with_parameters(_shallow_copy(self.stream.templates[index]), weights)
         return self.lent
 
     def take_back(self) -> None:
-        """Empty the layer that was lent: a use of it is from here on an error, and not another layer's numbers."""
+        """Empty the layer that was lent: using it later is an error rather than another layer's numbers."""
         if self.lent is not None:
-            _filled(self.lent, self.stream.empty[self.lent.index])
+            _with_parameters(self.lent, self.stream.meta_parameters[self.lent.index])
 
-    def require_going(self) -> None:
-        """DeviceError if another pass has ended this one."""
+    def require_not_ended(self) -> None:
+        """Raises DeviceError if another pass has ended this one."""
         if self.ended:
             raise DeviceError("another pass over these layers began before this one ended: end one at a time")
 
     def end(self) -> None:
-        if not self.ended and self.read is not None:  # steps under way may still read what it holds
-            self.stream.released(self.read)
-        self.bringer.stop()
+        if not self.ended and self.in_use is not None:  # kernels under way may still read it
+            self.stream.transfer.release(self.in_use)
+        self.prefetcher.stop()
         super().end()
 
     def settle(self) -> None:
-        self.bringer.wait()
+        self.prefetcher.wait()
         self.take_back()
 
-    def _ask(self) -> None:
-        while self.free and self.to_come:
-            self.coming.append(self.bringer.ask(self.to_come.popleft(), self.free.popleft()))
+    def _request(self) -> None:
+        while self.free and self.remaining:
+            self.loading.append(self.prefetcher.request(self.remaining.popleft(), self.free.popleft()))
 
 
 def _parameter(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
 
 
-def _filled(layer: Layer, weights: Mapping[str, Tensor]) -> Layer:
+def _with_parameters(layer: Layer, weights: Mapping[str, Tensor]) -> Layer:
     """The layer, with these as its parameters."""
     for name, value in weights.items():
         path, _, leaf = name.rpartition(".")
@@ -261,10 +268,10 @@ def _filled(layer: Layer, weights: Mapping[str, Tensor]) -> Layer:
     return layer
 
 
-def _copied(module: nn.Module) -> Any:
-    """A module over the same values, into which others can be put without the first one seeing them."""
-    made = module.__class__.__new__(module.__class__)
-    made.__dict__.update(module.__dict__)
-    made.__dict__["_parameters"] = dict(module._parameters)
-    made.__dict__["_modules"] = {name: child and _copied(child) for name, child in module._modules.items()}
-    return made
+def _shallow_copy(module: ModuleT) -> ModuleT:
+    """A module with the same parameters, which can be replaced without changing the original."""
+    copied = module.__class__.__new__(module.__class__)
+    copied.__dict__.update(module.__dict__)
+    copied.__dict__["_parameters"] = dict(module._parameters)
+    copied.__dict__["_modules"] = {name: child and _shallow_copy(child) for name, child in module._modules.items()}
+    return copied

@@ -1,6 +1,6 @@
-"""Packed layers: the bytes of a layer as they lie in files, in one flat buffer, and the tensors that they hold.
+"""Packed layers: a layer's bytes in one flat buffer, where they lie in files, and the tensors in them.
 
-A layer's bytes come from one safetensors file of a store, or from places in the shards of a checkpoint.
+The bytes come from one safetensors file of an int8 store, or from several ranges of a checkpoint's shards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ SCALE, NORM = ".scale", "model.norm.weight"
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """A tensor in a buffer of bytes: where it begins, and what it is."""
+    """A tensor in a buffer of bytes."""
 
     name: str
     dtype: torch.dtype
@@ -52,30 +52,31 @@ class TensorSlice:
         return self.start + self.n_bytes
 
     def view(self, buffer: Tensor) -> Tensor:
-        """The tensor, in the memory of the buffer."""
+        """The tensor, sharing the buffer's memory."""
         return buffer[self.start : self.stop].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """Bytes of a file, `at` their place in the buffer. stamp: what the file looked like when it was described."""
+    """Bytes of a file and their place in the buffer. stamp: the file's size, time and inode when the range was made."""
 
     path: Path
     offset: int
     n_bytes: int
-    at: int
+    buffer_offset: int
     stamp: tuple[int, int, int]
 
     def read(self, buffer: memoryview, *, direct: bool = False) -> None:
-        """Read into the buffer of the whole layer. CheckpointError for a file that changed, is gone or is cut short.
+        """Read into the buffer of the whole layer. Raises CheckpointError if the file changed, is gone or is cut short.
 
-        direct: past the page cache where the place in the file allows it. The buffer is then of `room(...)`.
+        direct: bypass the page cache if the range is aligned to pages. The buffer then comes from `page_buffer`.
         """
-        direct = direct and self.offset % PAGE == 0 and self.at % PAGE == 0
-        target = buffer[self.at : self.at + (_paged(self.n_bytes) if direct else self.n_bytes)]
+        direct = direct and self.offset % PAGE == 0 and self.buffer_offset % PAGE == 0
+        length = _whole_pages(self.n_bytes) if direct else self.n_bytes
+        target = buffer[self.buffer_offset : self.buffer_offset + length]
         try:
             done = read_into(self.path, self.offset, target, self.n_bytes, direct=direct)
-            stamp = stamp_of(self.path)
+            stamp = file_stamp(self.path)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error}") from error
         if done < self.n_bytes:
@@ -84,83 +85,83 @@ class FileRange:
             raise CheckpointError(f"{self.path} changed while it was in use: load the model again")
 
 
-def _paged(n_bytes: int) -> int:
+def _whole_pages(n_bytes: int) -> int:
     return -(-n_bytes // PAGE) * PAGE
 
 
-def room(n_bytes: int) -> Tensor:
-    """A buffer of whole pages for so many bytes, uint8, into which the disk may write by itself."""
-    return torch.frombuffer(own_memory(_paged(max(1, n_bytes))), dtype=torch.uint8)
+def page_buffer(n_bytes: int) -> Tensor:
+    """A uint8 buffer of whole, aligned pages, as reads that bypass the page cache need it."""
+    return torch.frombuffer(private_memory(_whole_pages(max(1, n_bytes))), dtype=torch.uint8)
 
 
-def own_memory(n_bytes: int) -> mmap.mmap:
-    """Memory in whole pages. Private: mmap's default would be shared with forked processes, which would fill it, too."""
+def private_memory(n_bytes: int) -> mmap.mmap:
+    """Memory in whole pages, private to this process: mmap's default is shared with forked processes."""
     private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
     return mmap.mmap(-1, n_bytes, flags=private) if private else mmap.mmap(-1, n_bytes)
 
 
 def bytes_of(buffer: Tensor) -> memoryview:
-    """The bytes of a tensor of uint8 on the CPU, to be read and written in place."""
+    """The bytes of a uint8 tensor on the CPU, writable in place."""
     return memoryview(buffer.numpy().data)
 
 
-def stamp_of(path: Path) -> tuple[int, int, int]:
-    """What tells a file from the same file changed: size, time of the last change, inode. CheckpointError if it is gone."""
+def file_stamp(path: Path) -> tuple[int, int, int]:
+    """A file's size, time of the last change and inode: they differ if the file changed. CheckpointError if it is gone."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def require_stamp(path: Path, stamp: tuple[int, int, int]) -> None:
-    """CheckpointError for a file that does not look as it did."""
-    if not path.is_file() or stamp_of(path) != stamp:
+    """Raises CheckpointError if a file changed since its stamp was taken."""
+    if not path.is_file() or file_stamp(path) != stamp:
         raise CheckpointError(f"{path} changed while it was in use: load the model again")
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """A layer's bytes: where they are read from, and the tensors in them, by the names within the layer.
+    """A layer's bytes: the file ranges they are read from, and the tensors in them, by their names within the layer.
 
-    sha256: of all the bytes, where it is known.
+    sha256: the checksum of all the bytes; None if it is not known.
     """
 
-    spans: tuple[FileRange, ...]
-    pieces: tuple[TensorSlice, ...]
+    ranges: tuple[FileRange, ...]
+    slices: tuple[TensorSlice, ...]
     sha256: str | None = None
-    checked: list[bool] = field(default_factory=list, compare=False, repr=False)
+    _verified: list[bool] = field(default_factory=list, compare=False, repr=False)
 
     @cached_property
     def n_bytes(self) -> int:
-        return max(piece.stop for piece in self.pieces)
+        return max(slice_.stop for slice_ in self.slices)
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorSlice]:
-        return {piece.name: piece for piece in self.pieces}
+        return {slice_.name: slice_ for slice_ in self.slices}
 
     def read(self, buffer: memoryview, *, direct: bool = False) -> None:
-        """Read the layer into a buffer. The first time, its checksum is taken, if there is one to compare with."""
-        for span in self.spans:
-            span.read(buffer, direct=direct and len(self.spans) == 1)
-        if self.sha256 is not None and not self.checked:
+        """Read the layer into a buffer. The first time, its checksum is verified, if it has one."""
+        for each in self.ranges:
+            each.read(buffer, direct=direct and len(self.ranges) == 1)
+        if self.sha256 is not None and not self._verified:
             if hashlib.sha256(buffer[: self.n_bytes]).hexdigest() != self.sha256:
                 raise CheckpointError(
-                    f"{self.spans[0].path} is damaged: its checksum is not the manifest's; remove it, and quantise again"
+                    f"{self.ranges[0].path} is damaged: its checksum is not the manifest's; remove it, and quantise again"
                 )
-            self.checked.append(True)
+            self._verified.append(True)
 
     @property
     def mark(self) -> str:
-        """The files that the layer is read from, as they are now."""
-        return repr([(str(span.path), stamp_of(span.path)) for span in self.spans])
+        """The files that the layer is read from, with their current stamps."""
+        return repr([(str(each.path), file_stamp(each.path)) for each in self.ranges])
 
-    def ready(self, dtype: torch.dtype) -> bool:
-        """Whether the tensors can be computed with where they lie."""
-        return all(piece.dtype == dtype for piece in self.pieces)
+    def computes_in(self, dtype: torch.dtype) -> bool:
+        """Whether the tensors are all stored in the dtype to compute in, so that they need no unpacking."""
+        return all(slice_.dtype == dtype for slice_ in self.slices)
 
     def unpack(self, buffer: Tensor, into: Mapping[str, Tensor]) -> None:
-        """Write every tensor as the numbers that it stands for."""
+        """Write each tensor's numbers into the tensor of the same name, dequantised and cast."""
         for name, target in into.items():
             value = self.by_name[name].view(buffer)
             if name + SCALE in self.by_name:
@@ -169,47 +170,55 @@ class PackedLayer:
                 target.copy_(value)
 
 
-def laid_out(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[TensorSlice]:
-    """The pieces of a buffer that holds these tensors without holes, wide numbers first, so that each is aligned."""
+def pack_layout(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[TensorSlice]:
+    """The slices of a buffer that holds these tensors without gaps, the widest dtypes first so that each is aligned."""
     names = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
     sizes = [torch.Size(tensors[name][1]).numel() * tensors[name][0].itemsize for name in names]
     starts = accumulate([0, *sizes])
     return [TensorSlice(name, *tensors[name], start) for name, start in zip(names, starts, strict=False)]
 
 
-def header_of(pieces: Sequence[TensorSlice], metadata: Mapping[str, str]) -> bytes:
-    """What a safetensors file has before these bytes."""
+def header_of(slices: Sequence[TensorSlice], metadata: Mapping[str, str]) -> bytes:
+    """The safetensors header of a file that holds these slices."""
     described = {
-        p.name: {"dtype": CODES[p.dtype], "shape": list(p.shape), "data_offsets": [p.start, p.stop]} for p in pieces
+        p.name: {"dtype": CODES[p.dtype], "shape": list(p.shape), "data_offsets": [p.start, p.stop]} for p in slices
     }
     text = json.dumps({"__metadata__": dict(metadata), **described}).encode()
-    text += b" " * (-(8 + len(text)) % PAGE)  # the data begins at a page, as reading past the page cache wants it
+    text += b" " * (-(8 + len(text)) % PAGE)  # the data begins at a page, so that reads can bypass the page cache
     return struct.pack("<Q", len(text)) + text
 
 
-def pieces_in(path: Path) -> tuple[dict[str, TensorSlice], int]:
-    """The tensors in a safetensors file, and where its data begins. CheckpointError if it is none."""
+def read_header(path: Path) -> tuple[dict[str, TensorSlice], int]:
+    """The tensors in a safetensors file, and the offset of its data. Raises CheckpointError for any other file."""
     try:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             if length > path.stat().st_size:
                 raise ValueError("the header is longer than the file")
             header = parse_json(file.read(length), path)
-            pieces = {name: _piece(name, entry) for name, entry in header.items() if name != "__metadata__"}
+            slices = {name: _slice(name, entry) for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{path} is no safetensors file that can be read: {error}") from error
-    return pieces, 8 + length
+    return slices, 8 + length
 
 
-def _piece(name: str, entry: Mapping[str, Any]) -> TensorSlice:
-    """A tensor as a header describes it. ValueError and the like for what no writer writes."""
+class _Entry(TypedDict):
+    """A tensor's entry in a safetensors header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+def _slice(name: str, entry: _Entry) -> TensorSlice:
+    """A tensor as a header describes it. Raises ValueError, KeyError or TypeError for a malformed entry."""
     sizes, (start, stop) = entry["shape"], entry["data_offsets"]
     if not all(type(size) is int and 0 <= size < 2**48 for size in (*sizes, start, stop)):
         raise ValueError(f"tensor {name[:80]!r} has sizes or offsets that are none")
-    piece = TensorSlice(name, PACKED_DTYPES[entry["dtype"]], tuple(sizes), start)
-    if piece.stop != stop:
+    described = TensorSlice(name, PACKED_DTYPES[entry["dtype"]], tuple(sizes), start)
+    if described.stop != stop:
         raise ValueError(f"tensor {name[:80]!r} does not fill its place in the file")
-    return piece
+    return described
 
 
 # The matrices of a layer, and its norms.
@@ -227,20 +236,20 @@ def layer_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def int8_layout(config: GemmaConfig, norms: torch.dtype) -> list[TensorSlice]:
-    """A layer in int8: matrices and their scales, norms in a dtype of their own."""
+    """The layout of a layer in int8: the matrices, their scales, and the norms in their own dtype."""
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, shape in layer_shapes(config).items():
         tensors[name] = (torch.int8 if name in MATRICES else norms, shape)
         if name in MATRICES:
             tensors[name + SCALE] = (torch.float16, (shape[0], n_groups(shape[1])))
-    return laid_out(tensors)
+    return pack_layout(tensors)
 
 
 def outer_layout(config: GemmaConfig, embedding: torch.dtype, norm: torch.dtype) -> list[TensorSlice]:
-    """What is outside the layers: the embedding and the last norm, as they are stored."""
-    return laid_out({EMBEDDING: (embedding, (config.vocab_size, config.d_model)), NORM: (norm, (config.d_model,))})
+    """The layout of what is outside the layers: the embedding and the last norm, in their stored dtypes."""
+    return pack_layout({EMBEDDING: (embedding, (config.vocab_size, config.d_model)), NORM: (norm, (config.d_model,))})
 
 
 def plain_layout(config: GemmaConfig, dtype: torch.dtype) -> list[TensorSlice]:
-    """A layer in one dtype throughout."""
-    return laid_out({name: (dtype, shape) for name, shape in layer_shapes(config).items()})
+    """The layout of a layer in a single dtype."""
+    return pack_layout({name: (dtype, shape) for name, shape in layer_shapes(config).items()})

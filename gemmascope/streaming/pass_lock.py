@@ -1,11 +1,11 @@
-"""The lock of a stream: one pass holds it at a time, first come, first served, and nothing can leave it held.
+"""The lock of a layer stream: one pass at a time, in order of arrival, and no interrupt can leave it locked.
 
-Python raises KeyboardInterrupt between any two steps of the main thread, also between taking a lock and noting who took it.
-So nothing here is held that has to be given back. A pass stands in a queue, and it is its turn once every pass before it is
-over. A pass is over when it says so, and just as well when its generator has ended or was collected, when its thread or its
-process is gone, or when the function of this package that went through its layers has returned without closing them.
+Python may raise KeyboardInterrupt between any two steps of the main thread, even between taking a lock and recording its
+owner, so no ordinary lock is held here. Passes stand in a queue, and a pass has its turn once every pass before it is over.
+A pass is over when it says so; and also when its generator has ended or was collected, when its thread or process is
+gone, or when the function of this package that consumed its layers has returned without closing them.
 
-The bells only save time: whoever waits for one looks again after PATIENCE, whether it rang or not.
+Signals only save time: a waiting thread looks again after POLL_SECONDS in any case.
 """
 
 from __future__ import annotations
@@ -19,66 +19,69 @@ from collections import deque
 from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 from weakref import ref
 
 from gemmascope.errors import DeviceError
 
+if TYPE_CHECKING:
+    from gemmascope.model.gemma2 import Layer
+
 # Seconds until a waiting thread looks again.
-PATIENCE = 0.05
+POLL_SECONDS = 0.05
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
-class Bell:
-    """Wakes those who wait for it, now and from now on."""
+class Signal:
+    """Wakes every thread that waits for it, now or later."""
 
     def __init__(self) -> None:
-        self._silent = threading.Lock()
-        self._silent.acquire()
+        self._unset = threading.Lock()
+        self._unset.acquire()
 
-    def ring(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it rang before
-            self._silent.release()
+    def set(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is already set
+            self._unset.release()
 
-    def wait(self, seconds: float = PATIENCE) -> None:
-        if self._silent.acquire(timeout=seconds):
-            self.ring()  # for the others
+    def wait(self, seconds: float = POLL_SECONDS) -> None:
+        if self._unset.acquire(timeout=seconds):
+            self.set()  # wake the other waiting threads
 
 
-class Holder:
-    """A pass in the queue. generator: what goes through its layers."""
+class QueuedPass:
+    """A pass in the queue. generator: the generator of its layers."""
 
-    def __init__(self, generator: ref[Generator[Any]]) -> None:
+    def __init__(self, generator: ref[Generator[Layer]]) -> None:
         self.generator = generator
         self.thread, self.process = threading.current_thread(), os.getpid()
         self.consumer, self.root = _consumer()
-        self.ended, self.end_bell = False, Bell()
+        self.ended, self.end_signal = False, Signal()
 
     def end(self) -> None:
-        """From here on nobody waits for it. May be called again, and from any thread."""
+        """Let the next pass begin. May be called repeatedly and from any thread."""
         self.ended = True
-        self.end_bell.ring()
+        self.end_signal.set()
 
     def settle(self) -> None:
-        """Called by the next pass before it begins: wait until nothing writes for this one any more."""
+        """Called by the next pass before it begins: wait until nothing is written for this one any more."""
 
     @property
     def gone(self) -> bool:
-        """Whether it has ended, or can never go on: its generator has ended, or it is another process's."""
+        """Whether it has ended or can never continue: its generator has ended, or it belongs to another process."""
         generator = self.generator()
         return self.ended or generator is None or getattr(generator, "gi_frame", None) is None or self.process != os.getpid()
 
     @property
     def over(self) -> bool:
-        """Whether nobody goes through its layers any more."""
+        """Whether nobody consumes its layers any more."""
         return self.gone or not self.thread.is_alive() or not self._is_consumed()
 
     def _is_consumed(self) -> bool:
-        """Whether the function of this package that goes through the layers still runs. True for a user's own: it may go on.
+        """Whether the function of this package that consumes the layers still runs. True for a user's own function.
 
-        A traceback that is held, as notebooks do, keeps the generator of an interrupted pass alive.
+        A stored traceback, as notebooks keep them, keeps the generator of an interrupted pass alive.
         """
         if self.consumer is None:
             return True
@@ -89,19 +92,19 @@ class Holder:
             if id(frame) == self.root:
                 return False
             frame = frame.f_back
-        return True  # the thread went on while it was looked at
+        return True  # the thread continued meanwhile
 
 
 class PassLock:
     """Held by one pass at a time."""
 
     def __init__(self) -> None:
-        self._queue: deque[Holder] = deque()  # its methods are single steps: no interrupt and no thread comes between
+        self._queue: deque[QueuedPass] = deque()  # each of its methods is atomic
 
-    def acquire(self, mine: Holder) -> None:
-        """Wait for this pass's turn. Passes of the same thread that were left open are ended.
+    def acquire(self, mine: QueuedPass) -> None:
+        """Wait for this pass's turn. Ends passes of the same thread that were left open.
 
-        Raises DeviceError where a pass of the same thread is still at work: this one is begun by a function within it.
+        Raises DeviceError if a pass of the same thread is still running, because a function called within it began this one.
         """
         self._queue.append(mine)
         while waiting := [one for one in self._before(mine) if not one.over]:
@@ -115,13 +118,13 @@ class PassLock:
             for one in own:
                 one.end()
             if not own:
-                waiting[0].end_bell.wait()
+                waiting[0].end_signal.wait()
         for one in self._before(mine):
             one.end()
             one.settle()
             self._remove(one)
 
-    def release(self, mine: Holder) -> None:
+    def release(self, mine: QueuedPass) -> None:
         """End a pass, and let the next one begin."""
         mine.end()
         mine.settle()
@@ -131,28 +134,28 @@ class PassLock:
         """Whether a pass is under way."""
         return any(not one.over for one in list(self._queue.copy()))
 
-    def _before(self, mine: Holder) -> list[Holder]:
+    def _before(self, mine: QueuedPass) -> list[QueuedPass]:
         queue = list(self._queue.copy())
         return queue[: queue.index(mine)]
 
-    def _remove(self, one: Holder) -> None:
+    def _remove(self, one: QueuedPass) -> None:
         with contextlib.suppress(ValueError):  # another thread was faster
             self._queue.remove(one)
 
 
 def _consumer() -> tuple[int | None, int]:
-    """The function of this package that goes through the layers, and the outermost one of the thread, by their frames' ids.
+    """The ids of two frames: that of the function of this package that consumes the layers, and the thread's outermost one.
 
-    Called within the generator that gives the layers. A frame's id is its own for as long as its function runs. None for a
-    function outside this package: it may hand the generator on, to go on later from anywhere.
+    Called within the generator of the layers. A frame keeps its id as long as its function runs. The first is None for a
+    function outside this package, which may pass the generator on and continue it from anywhere.
     """
     frame: FrameType | None = sys._getframe(1)
-    inside, found, outermost = True, None, 0
+    inside, consumer, outermost = True, None, 0
     while frame is not None:
         suspendable = bool(frame.f_code.co_flags & _SUSPENDABLE)
-        inside = inside and not suspendable  # what made the Holder, up to the generator
-        if found is None and not inside and not suspendable:
-            found = frame
+        inside = inside and not suspendable  # frames between here and the generator
+        if consumer is None and not inside and not suspendable:
+            consumer = frame
         outermost, frame = id(frame), frame.f_back
-    ours = found is not None and found.f_code.co_filename.startswith(_PACKAGE)
-    return (id(found) if ours else None), outermost
+    ours = consumer is not None and consumer.f_code.co_filename.startswith(_PACKAGE)
+    return (id(consumer) if ours else None), outermost

@@ -1,7 +1,7 @@
-"""The thread of a pass that brings layers, one after the other, while the pass computes with those that are there.
+"""The thread that loads a pass's next layers while the pass computes with the current one.
 
-It holds no lock, and what it is at can be seen: a pass that follows waits for the slot that is being filled, whatever became
-of the pass that asked for it.
+It holds no lock, and its current request is visible: the next pass waits until the buffer of that request is filled,
+whatever became of the pass that made it.
 """
 
 from __future__ import annotations
@@ -11,69 +11,70 @@ import sys
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from gemmascope.errors import DeviceError
-from gemmascope.streaming.pass_lock import Bell
+from gemmascope.streaming.pass_lock import Signal
 
-Arrival = Any
+# Recorded when a buffer has been filled; None where it is filled already.
+Arrival = torch.cuda.Event
 
-# Seconds after which a thread without work looks whether its pass is still there.
+# Seconds after which an idle thread checks whether its pass still exists.
 IDLE = 1.0
 
 
-class Job:
-    """A slot to be filled with a layer."""
+class LayerRequest:
+    """A buffer to fill with a layer."""
 
-    def __init__(self, index: int, slot: Tensor) -> None:
-        self.index, self.slot = index, slot
-        self.arrival: Arrival = None
+    def __init__(self, index: int, buffer: Tensor) -> None:
+        self.index, self.buffer = index, buffer
+        self.arrival: Arrival | None = None
         self.error: BaseException | None = None
-        self.done, self.bell = False, Bell()
+        self.done, self.signal = False, Signal()
 
 
-class Bringer:
-    """bring: fills a slot. abandoned: whether the pass is gone, and nobody waits for what is brought."""
+class Prefetcher:
+    """Loads layers in a thread. fill: fills a buffer with a layer. abandoned: whether the pass is gone."""
 
-    def __init__(self, bring: Callable[[int, Tensor], Arrival], abandoned: Callable[[], bool]) -> None:
-        self.bring, self.abandoned = bring, abandoned
-        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self.current: Job | None = None
+    def __init__(self, fill: Callable[[int, Tensor], Arrival | None], abandoned: Callable[[], bool]) -> None:
+        self.fill, self.abandoned = fill, abandoned
+        self.requests: SimpleQueue[LayerRequest | None] = SimpleQueue()
+        self.current: LayerRequest | None = None
         self.ended = False
         self.process = os.getpid()
         self.thread = threading.Thread(target=self._work, name="gemmascope-stream", daemon=True)
 
-    def ask(self, index: int, slot: Tensor) -> Job:
-        """Have a slot filled when those asked for before are."""
-        job = Job(index, slot)
-        self.jobs.put(job)
-        return job
+    def request(self, index: int, buffer: Tensor) -> LayerRequest:
+        """Queue a request to fill a buffer with a layer."""
+        request = LayerRequest(index, buffer)
+        self.requests.put(request)
+        return request
 
-    def result(self, job: Job) -> Arrival:
-        """Wait until the slot is filled. Raises what went wrong."""
-        while not job.done:
+    def result(self, request: LayerRequest) -> Arrival | None:
+        """Wait until a request is done. Raises the error it met."""
+        while not request.done:
             if self.ended or self.process != os.getpid() or sys.is_finalizing():
                 raise DeviceError("this pass was ended, or its process was forked in the middle of it: begin another")
-            job.bell.wait()
-        error, job.error = job.error, None
+            request.signal.wait()
+        error, request.error = request.error, None
         if error is not None:
             raise error
-        return job.arrival
+        return request.arrival
 
     def stop(self) -> None:
-        """Begin no further job. May be called again, and from any thread."""
+        """Begin no further request. May be called repeatedly and from any thread."""
         self.ended = True
-        self.jobs.put(None)
+        self.requests.put(None)
 
     def wait(self) -> None:
-        """After `stop`: wait until no slot is written to. The thread looks at `ended` after it has said what it is at."""
-        while (job := self.current) is not None and self.process == os.getpid() and not sys.is_finalizing():
-            job.bell.wait()
+        """After `stop`: wait until no buffer is written to. The thread checks `ended` after it has set `current`."""
+        while (request := self.current) is not None and self.process == os.getpid() and not sys.is_finalizing():
+            request.signal.wait()
 
     def join(self) -> None:
-        """After `stop`: let the thread end, for tidiness. Nothing depends on it."""
+        """After `stop`: let the thread end. Nothing depends on it."""
         here = threading.current_thread()
         if self.thread.is_alive() and self.thread is not here and self.process == os.getpid() and not sys.is_finalizing():
             self.thread.join(timeout=IDLE)
@@ -81,23 +82,23 @@ class Bringer:
     def _work(self) -> None:
         while not self.ended:
             try:
-                job = self.jobs.get(timeout=IDLE)
+                request = self.requests.get(timeout=IDLE)
             except Empty:
                 if self.abandoned():
                     return
                 continue
-            if job is None:
+            if request is None:
                 return
-            self._fill(job)
-            del job  # with its slot, and an error with all that its traceback holds
+            self._serve(request)
+            del request  # it holds a buffer, and perhaps an error with its traceback
 
-    def _fill(self, job: Job) -> None:
-        self.current = job
+    def _serve(self, request: LayerRequest) -> None:
+        self.current = request
         try:
             if not self.ended:
-                job.arrival = self.bring(job.index, job.slot)
-        except BaseException as error:  # whatever it is, it is the pass's
-            job.error = error
+                request.arrival = self.fill(request.index, request.buffer)
+        except BaseException as error:  # raised again in the pass
+            request.error = error
         finally:
-            self.current, job.done = None, True
-            job.bell.ring()
+            self.current, request.done = None, True
+            request.signal.set()

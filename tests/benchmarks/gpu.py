@@ -59,8 +59,8 @@ def streaming(layer_source: Any) -> None:
     """Bring every streamed layer, and compute nothing."""
     for index in range(len(layer_source.packed)):
         if index not in layer_source.kept:
-            layer_source.lane.arrive(layer_source.bring(index, layer_source.slots[0]))
-            layer_source.released(layer_source.slots[0])
+            layer_source.transfer.wait(layer_source.fill(index, layer_source.buffers[0]))
+            layer_source.transfer.release(layer_source.buffers[0])
 
 
 def streamed(folder: Path, memory: str, device: torch.device) -> None:
@@ -80,9 +80,9 @@ def streamed(folder: Path, memory: str, device: torch.device) -> None:
             gs.trace(ids, model=model)
 
         wall = seconds(run, device)
-        lane, layer_source.lane = layer_source.lane, NoReading()
+        transfer, layer_source.transfer = layer_source.transfer, NoReading()
         computing = seconds(run, device)
-        layer_source.lane = lane
+        layer_source.transfer = transfer
         ratio = wall / max(bringing, computing)
         print(
             f"{memory}, {rows:5d} rows: {wall:.3f} s; streaming alone {bringing:.3f}, computing alone {computing:.3f}: "

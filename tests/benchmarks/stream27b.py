@@ -31,7 +31,7 @@ from gemmascope.checkpoints.folder import EMBEDDING
 from gemmascope.config import PRESETS, GemmaConfig
 from gemmascope.streaming.int8 import GROUP
 from gemmascope.streaming.layer_stream import HostTransfer
-from gemmascope.streaming.packed import MATRICES, SCALE, header_of, int8_layout, laid_out
+from gemmascope.streaming.packed import MATRICES, SCALE, header_of, int8_layout, pack_layout
 from gemmascope.streaming.store import FORMAT, MANIFEST, NORM, OUTER, layer_file
 
 N_TOKENS, LINKED = 16, 4
@@ -74,7 +74,7 @@ def write(folder: Path, config: GemmaConfig) -> None:
 
 
 def _write_outer(folder: Path, config: GemmaConfig) -> dict[str, Any]:
-    layout = laid_out(
+    layout = pack_layout(
         {EMBEDDING: (torch.bfloat16, (config.vocab_size, config.d_model)), NORM: (torch.bfloat16, (config.d_model,))}
     )
     table = torch.empty(config.vocab_size, config.d_model, dtype=torch.bfloat16).normal_(std=0.02)
@@ -113,10 +113,10 @@ def timed(folder: Path, function: Callable[[], Any]) -> float:
 def read_all(model: gs.Model) -> None:
     """What a pass reads: every streamed layer, and the embedding if it stays in its file."""
     layer_source: Any = model.network.layer_source
-    slot = layer_source.slots[0] if layer_source.slots else None
+    buffer = layer_source.buffers[0] if layer_source.buffers else None
     for index, packed in enumerate(layer_source.packed):
         if index not in layer_source.kept:
-            packed.read(memoryview(slot.numpy()), direct=layer_source.lane.direct)
+            packed.read(memoryview(buffer.numpy()), direct=layer_source.transfer.direct)
     table: Any = model.network.model.embed_tokens
     if hasattr(table, "parts"):
         for _ in table.parts():
@@ -124,19 +124,19 @@ def read_all(model: gs.Model) -> None:
 
 
 class NoReading(HostTransfer):
-    """Leaves in the slots what is there: a pass with it only computes."""
+    """Leaves the buffers as they are: a pass with it only computes."""
 
-    def bring(self, packed: Any, index: int, slot: torch.Tensor) -> None:
+    def fill(self, packed: Any, index: int, buffer: torch.Tensor) -> None:
         pass
 
 
 def computing(model: gs.Model, function: Callable[[], Any]) -> float:
     """Seconds of a pass whose layers need no reading."""
     layer_source: Any = model.network.layer_source
-    lane, layer_source.lane = layer_source.lane, NoReading()
+    transfer, layer_source.transfer = layer_source.transfer, NoReading()
     start = time.perf_counter()
     function()
-    layer_source.lane = lane
+    layer_source.transfer = transfer
     return time.perf_counter() - start
 
 
@@ -190,7 +190,7 @@ def main() -> None:
     where = "in its file" if hasattr(model.network.model.embed_tokens, "parts") else "stays"
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; memory={given.memory}: {len(layer_source.kept)} of "
-        f"{config.n_layers} layers stay, the embedding {where}; past the page cache: {layer_source.lane.direct}"
+        f"{config.n_layers} layers stay, the embedding {where}; past the page cache: {layer_source.transfer.direct}"
     )
     ids = torch.randint(config.vocab_size, (N_TOKENS,), generator=torch.Generator().manual_seed(1))
     other = ids.roll(1)

@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
-    monkeypatch.setattr(door, "_out_of_reach", {})
+    monkeypatch.setattr(door, "_unreachable", {})
     return cache
 
 
@@ -92,7 +92,7 @@ def test_a_cached_dictionary_asks_for_the_hub_once(cache: Path, requests: list[A
     assert to_the_hub(requests) == 1
 
 
-def test_what_is_not_cached_says_that_the_hub_is_out_of_reach(cache: Path, requests: list[Any]) -> None:
+def test_what_is_not_cached_says_that_the_hub_is_unreachable(cache: Path, requests: list[Any]) -> None:
     gs.load(REPO)
     for revision in ("v2", "3" * 40):
         with pytest.raises(CheckpointError, match=r"127\.0\.0\.1:9 cannot be reached and google/gemma-2-2b is not"):

@@ -14,12 +14,13 @@ SCRIPT = """
 import sys, threading
 import torch
 import gemmascope as gs
-from gemmascope.streaming.layer_stream import Stream
+from gemmascope.streaming.layer_stream import LayerStream
 
 torch.set_num_threads(1)
 model = gs.load(sys.argv[1], memory=None if sys.argv[2] == "resident" else "1GiB")
 if sys.argv[2] == "streamed":
-    model.network.layer_source = Stream(model.config, model.network.layer_source.packed, torch.float32, torch.device("cpu"))
+    packed = model.network.layer_source.packed
+    model.network.layer_source = LayerStream(model.config, packed, torch.float32, torch.device("cpu"))
 C, X = [2, 5, 9, 12, 7, 30] * 8, [2, 5, 9, 14, 7, 30] * 8
 metric, begun = gs.logit_diff(5, 9), threading.Event()
 calls = {

@@ -20,13 +20,13 @@ from torch import Tensor
 import gemmascope as gs
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.model.model import Model
-from gemmascope.streaming.layer_stream import Stream
+from gemmascope.streaming.layer_stream import LayerStream
 
 IDS, SECONDS = prompt(9), 30
 
 # Steps that are interrupted in each test: some 1,500 are possible.
 STEPS = int(os.environ.get("GEMMASCOPE_STEPS", "16"))
-OURS = ("stream.py", "pass_lock.py", "bringing.py", "gemma2.py", "contextlib.py")
+OURS = ("stream.py", "pass_lock.py", "prefetch.py", "gemma2.py", "contextlib.py")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def model(folder: Path, request: pytest.FixtureRequest) -> Model:
     """A model of which no layer stays."""
     found = gs.load(folder / request.param, memory="1GiB")
     layer_source: Any = found.network.layer_source
-    found.network.layer_source = Stream(found.config, layer_source.packed, torch.float32, torch.device("cpu"))
+    found.network.layer_source = LayerStream(found.config, layer_source.packed, torch.float32, torch.device("cpu"))
     return found
 
 
@@ -63,7 +63,7 @@ def elsewhere(work: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def bringing() -> list[threading.Thread]:
+def loading_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "gemmascope-stream"]
 
 
@@ -115,7 +115,7 @@ def test_an_interrupt_at_any_step_leaves_the_stream_to_others(model: Model, whol
     assert came > STEPS // 2
     gc.collect()
     assert torch.equal(work().logits, whole)
-    assert bringing() == []
+    assert loading_threads() == []
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal")
@@ -173,7 +173,7 @@ def test_a_pass_that_is_left_half_way_is_no_obstacle(model: Model, whole: Tensor
             model.run(IDS, tap=failing)
         held.append(found)
     assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
-    assert bringing() == []
+    assert loading_threads() == []
 
 
 def test_a_pass_within_a_pass_says_so_and_the_outer_one_goes_on(model: Model, whole: Tensor) -> None:
@@ -192,7 +192,7 @@ def test_a_pass_within_a_pass_says_so_and_the_outer_one_goes_on(model: Model, wh
 
 def test_a_file_that_goes_and_comes_back_is_an_error_and_then_none(model: Model, whole: Tensor, tmp_path: Path) -> None:
     layer_source: Any = model.network.layer_source
-    path = layer_source.packed[1].spans[0].path
+    path = layer_source.packed[1].ranges[0].path
     path.rename(tmp_path / "away")
     try:
         for _ in range(3):
@@ -203,16 +203,16 @@ def test_a_file_that_goes_and_comes_back_is_an_error_and_then_none(model: Model,
     assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
 
 
-def test_what_fails_in_the_thread_that_brings_is_the_callers_error(model: Model, whole: Tensor) -> None:
+def test_what_fails_in_the_thread_that_loads_layers_is_the_callers_error(model: Model, whole: Tensor) -> None:
     layer_source: Any = model.network.layer_source
-    bring = layer_source.lane.bring
+    fill = layer_source.transfer.fill
 
     def failing(*_: Any) -> None:
         raise MemoryError("none left")
 
     for _ in range(3):
-        layer_source.lane.bring = failing
+        layer_source.transfer.fill = failing
         with pytest.raises(MemoryError, match="none left"):
             gs.trace(IDS, model=model)
-        layer_source.lane.bring = bring
+        layer_source.transfer.fill = fill
         assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)

@@ -163,8 +163,8 @@ def test_a_download_that_breaks_off_leaves_no_part_but_what_others_fetch(
     os.utime(blobs / "old.incomplete", (0, 0))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", breaking)
-    monkeypatch.setattr(hub, "_is_out_of_reach", lambda *_: False)
-    monkeypatch.setattr(hub, "_out_of_reach", {})
+    monkeypatch.setattr(hub, "_is_unreachable", lambda *_: False)
+    monkeypatch.setattr(hub, "_unreachable", {})
     with (locks / "other.lock").open("w") as held:
         assert lock(held, wait=False)
         with pytest.raises((KeyboardInterrupt, gs.errors.CheckpointError)):

@@ -23,7 +23,7 @@ from torch import Tensor
 import gemmascope as gs
 import gemmascope.loading.load as load_module
 from gemmascope.model.model import Model
-from gemmascope.streaming.layer_stream import Stream
+from gemmascope.streaming.layer_stream import LayerStream
 
 N_THREADS = 8
 CALLS = int(os.environ.get("GEMMASCOPE_CALLS", "160"))
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def streamed(folder: Path, kept: tuple[int, ...] = ()) -> Model:
     model = gs.load(folder / "int8", memory="1GiB")
     layer_source: Any = model.network.layer_source
-    model.network.layer_source = Stream(model.config, layer_source.packed, torch.float32, torch.device("cpu"), kept)
+    model.network.layer_source = LayerStream(model.config, layer_source.packed, torch.float32, torch.device("cpu"), kept)
     return model
 
 
@@ -180,9 +180,9 @@ import os, sys, threading
 import torch
 torch.set_num_threads(1)
 import gemmascope as gs
-from gemmascope.streaming.layer_stream import Stream
+from gemmascope.streaming.layer_stream import LayerStream
 model = gs.load(sys.argv[1], memory="1GiB")
-model.network.layer_source = Stream(model.config, model.network.layer_source.packed, torch.float32, torch.device("cpu"))
+model.network.layer_source = LayerStream(model.config, model.network.layer_source.packed, torch.float32, torch.device("cpu"))
 ids = [2, 5, 9, 12]
 whole = gs.trace(ids, model=model).logits
 """

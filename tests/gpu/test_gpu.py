@@ -12,7 +12,7 @@ from reference import error
 
 import gemmascope as gs
 from gemmascope.model.model import Model
-from gemmascope.streaming.layer_stream import Stream
+from gemmascope.streaming.layer_stream import LayerStream
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -33,8 +33,8 @@ def streamed(folder: Path, kind: str, kept: tuple[int, ...], held: tuple[int, ..
     model = gs.load(folder / kind, device="cuda", memory="1GiB")
     layer_source: Any = model.network.layer_source
     device = torch.device("cuda")
-    lane = CudaTransfer(device, {index: layer_source.packed[index] for index in held})
-    model.network.layer_source = Stream(model.config, layer_source.packed, torch.float32, device, kept, ahead, lane)
+    transfer = CudaTransfer(device, {index: layer_source.packed[index] for index in held})
+    model.network.layer_source = LayerStream(model.config, layer_source.packed, torch.float32, device, kept, ahead, transfer)
     return model
 
 
