@@ -17,7 +17,7 @@ from checkpoints import checkpoint, prompt
 from torch import Tensor
 
 import gemmascope as gs
-from gemmascope.errors import CheckpointError, LabError, TraceError
+from gemmascope.errors import CheckpointError, EditError, LabError, TraceError
 
 IDS, OTHER = prompt(9), prompt(9, seed=1)
 SPLIT = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))}
@@ -86,6 +86,21 @@ def test_a_model_whose_files_or_weights_changed_does_not_arrive_as_another(tmp_p
     edited.network.model.norm.weight.data.add_(1)
     with pytest.raises(CheckpointError, match="edited in memory"):
         pickle.loads(pickle.dumps(edited))
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def test_an_edit_with_a_function_that_no_process_can_import_says_so() -> None:
+    edit = gs.edit("resid_post", lambda x: x * 2, layer=1)
+    trace = gs.trace(TEXT, edits=[edit])
+    for thing in (edit, trace):
+        with pytest.raises(EditError, match="cannot be pickled: another process cannot import its function, '<lambda>'"):
+            pickle.dumps(thing)
+        assert repr(copy.deepcopy(thing)) == repr(copy.copy(thing)) == repr(thing)
+    named = gs.trace(TEXT, edits=[gs.edit("resid_post", doubled, layer=1)])
+    assert torch.equal(pickle.loads(pickle.dumps(named)).logits, trace.logits)
 
 
 def test_a_trace_whose_weights_changed_is_not_pickled() -> None:
