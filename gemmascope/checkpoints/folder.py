@@ -108,13 +108,13 @@ def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
     refuse_adapter(folder)
     if not is_regular_file(path):
         raise CheckpointError(f"{folder} is no checkpoint: it has no config.json. {_expectation(folder)}")
-    given = read_json(path)
-    _refuse_quantised(given, path)
+    content = read_json(path)
+    _refuse_quantised(content, path)
     try:
-        config = GemmaConfig.from_dict(given)
+        config = GemmaConfig.from_dict(content)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    name = given.get("dtype") or given.get("torch_dtype")
+    name = content.get("dtype") or content.get("torch_dtype")
     generation = folder / "generation_config.json"
     if is_regular_file(generation):
         try:

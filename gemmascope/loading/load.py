@@ -104,12 +104,12 @@ def load(
     arguments = load_arguments(
         device=device, dtype=dtype, weights=weights, memory=memory, cache=cache, tokenizer=tokenizer, revision=revision
     )
-    given: object = source
-    inner = unwrap(given)
+    outer: object = source
+    inner = unwrap(outer)
     if is_gemma(inner):
         _refuse_in_memory(weights, memory, revision)
         model = _from_memory(inner, device, dtype, tokenizer, check, arguments)
-        model.network.keep_alive = (inner,) if inner is not given else ()  # keeps a head that was made here alive
+        model.network.keep_alive = (inner,) if inner is not outer else ()  # keeps a head that was made here alive
         return model
     folder, name = resolve_source(source, revision)
     if weights == "int8" or is_store(folder):
@@ -196,16 +196,16 @@ def _require_representable(tensor: Tensor, moved: Tensor, what: str) -> None:
         raise CheckpointError(f"{what} holds {largest:.3g} in float64, which {moved.dtype} cannot hold")
 
 
-def _tokenizer(given: object, config: GemmaConfig) -> Tokenizer | None:
+def _tokenizer(source: object, config: GemmaConfig) -> Tokenizer | None:
     """A tokenizer from a folder, a hub id or an object; None for None. Warns of tokens that the model cannot embed."""
-    if given is None:
+    if source is None:
         return None
-    if isinstance(given, Tokenizer):
-        tokenizer = given
-    elif isinstance(given, (str, os.PathLike)):
-        tokenizer = Tokenizer.from_folder(_tokenizer_folder(given), config.bos_id)
+    if isinstance(source, Tokenizer):
+        tokenizer = source
+    elif isinstance(source, (str, os.PathLike)):
+        tokenizer = Tokenizer.from_folder(_tokenizer_folder(source), config.bos_id)
     else:
-        tokenizer = Tokenizer.from_transformers(given, config.bos_id)
+        tokenizer = Tokenizer.from_transformers(source, config.bos_id)
     _warn_of_unembedded(tokenizer, config)
     if tokenizer.bos_id != config.bos_id:
         warn(
@@ -215,15 +215,15 @@ def _tokenizer(given: object, config: GemmaConfig) -> Tokenizer | None:
     return tokenizer.limited_to(config.vocab_size)
 
 
-def _tokenizer_folder(given: str | os.PathLike[str]) -> Path:
-    folder = Path(os.path.expanduser(given))
+def _tokenizer_folder(source: str | os.PathLike[str]) -> Path:
+    folder = Path(os.path.expanduser(source))
     if os.path.isdir(folder):
         return hub_snapshot(folder)
-    if is_hub_id(str(given)):
-        return fetch_tokenizer(str(given))
+    if is_hub_id(str(source)):
+        return fetch_tokenizer(str(source))
     is_file = os.path.isfile(folder)
     problem = "is a file: give the folder that holds it" if is_file else "is no folder that exists and no hub id"
-    raise CheckpointError(f"tokenizer={str(given)!r} {problem}")
+    raise CheckpointError(f"tokenizer={str(source)!r} {problem}")
 
 
 def _warn_of_unembedded(tokenizer: Tokenizer, config: GemmaConfig) -> None:

@@ -138,21 +138,21 @@ def _rounded(n_bytes: int) -> int:
     return n_bytes // step * step
 
 
-def find_card(given: object) -> Card:
+def find_card(card: object) -> Card:
     """A card by name ("T4", "rtx 4090") or by its memory (a number of bytes, or "24GiB"). Raises BudgetError otherwise."""
-    if isinstance(given, Card):
-        return given
-    if isinstance(given, str):
-        name = _plain(given)
+    if isinstance(card, Card):
+        return card
+    if isinstance(card, str):
+        name = _plain(card)
         matches = [card for card in CARDS if name and name in _plain(card.name)]
         if matches:
             return min(matches, key=lambda card: card.n_bytes)
     try:
-        n_bytes = parse_bytes(given)
+        n_bytes = parse_bytes(card)
     except BudgetError as error:
         names = ", ".join(card.name for card in CARDS)
         raise BudgetError(
-            f"{shown(given)} is no card that is known ({names}) and no amount of memory such as '24GB'"
+            f"{shown(card)} is no card that is known ({names}) and no amount of memory such as '24GB'"
         ) from error
     return Card(f"{n_bytes / 1e9:.1f} GB", n_bytes)  # parse_bytes bounds it
 

@@ -30,17 +30,17 @@ RESERVED_ROWS = 16 * MICROBATCH_ROWS
 RESIDENT_ROWS = 32 * MICROBATCH_ROWS
 
 
-def parse_bytes(given: object) -> int:
+def parse_bytes(amount: object) -> int:
     """Bytes from a number or a text such as "2GiB" or "500 MB". Raises BudgetError for anything else."""
-    if is_whole(given) and int(given) > 0:
-        return min(int(given), MOST_BYTES)  # more than any machine has means all of it
+    if is_whole(amount) and int(amount) > 0:
+        return min(int(amount), MOST_BYTES)  # more than any machine has means all of it
     if (
-        isinstance(given, str)
-        and (found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", given))
-        and found[2].upper() in UNITS
+        isinstance(amount, str)
+        and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", amount))
+        and match[2].upper() in UNITS
     ):
-        return min(int(min(float(found[1]), MOST_BYTES) * UNITS[found[2].upper()]), MOST_BYTES)
-    raise BudgetError(f"memory is a number of bytes or a text such as '2GiB' or '500MB'; given {shown(given)}")
+        return min(int(min(float(match[1]), MOST_BYTES) * UNITS[match[2].upper()]), MOST_BYTES)
+    raise BudgetError(f"memory is a number of bytes or a text such as '2GiB' or '500MB'; given {shown(amount)}")
 
 
 @dataclass(frozen=True)

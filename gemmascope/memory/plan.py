@@ -218,17 +218,17 @@ def plan(
         streams: 13 of 46 layers stay, with memory='12.83GB'
     """
     probe = true_or_false(probe, "probe", error=BudgetError)
-    found = find_planned_model(source)
-    config, formats, target = found.config, find_formats(found, weights, dtype), choose_device(device)
+    model = find_planned_model(source)
+    config, formats, target = model.config, find_formats(model, weights, dtype), choose_device(device)
     n_pos = config.context if context is None else _whole("context", context)
     if n_pos > config.context:
-        raise BudgetError(f"context={n_pos:,} is more than {found.name!r} takes: at most {config.context:,} positions")
+        raise BudgetError(f"context={n_pos:,} is more than {model.name!r} takes: at most {config.context:,} positions")
     budget = None if memory is None else parse_bytes(memory)
     sizes = _sizes(config, formats, streams=budget is not None)
     placement = place_layers(config, sizes, formats.dtype, budget)
     n_rows = _rows(config, formats.dtype, placement, budget) if rows is None else _whole("rows", rows)
     return Plan(
-        name=found.name,
+        name=model.name,
         config=config,
         formats=formats,
         device=target,
@@ -239,7 +239,7 @@ def plan(
         placement=placement,
         parts=_parts(config, formats, sizes, placement, n_pos, n_rows),
         total_tasks=(TRACE, GENERATE) if rows is None else TASKS,
-        rates=_probe(config, formats, target, found.folder, (n_pos, n_rows)) if probe else None,
+        rates=_probe(config, formats, target, model.folder, (n_pos, n_rows)) if probe else None,
     )
 
 

@@ -60,23 +60,25 @@ class Formats:
         return "int8" if self.int8 else str(self.stored).removeprefix("torch.")
 
 
-def find_planned_model(given: object) -> PlannedModel:
+def find_planned_model(source: object) -> PlannedModel:
     """The model that a source names. Raises CheckpointError, with the known sources, for an unknown one."""
-    if isinstance(given, Model):
-        return PlannedModel(given.name, given.config, _stored(given), given.dtype, _in_int8(given))
-    if is_gemma(given):
-        return PlannedModel(type(given).__name__, GemmaConfig.from_dict(given.config.to_dict()), given.dtype, given.dtype)
-    if given is None or equals_text(given, "nano"):
+    if isinstance(source, Model):
+        return PlannedModel(source.name, source.config, _stored(source), source.dtype, _in_int8(source))
+    if is_gemma(source):
+        return PlannedModel(
+            type(source).__name__, GemmaConfig.from_dict(source.config.to_dict()), source.dtype, source.dtype
+        )
+    if source is None or equals_text(source, "nano"):
         return _of_folder(NANO, "nano")
-    if not isinstance(given, (str, os.PathLike)):
-        raise CheckpointError(f"cannot plan for a {type(given).__name__}; {_known()}")
-    path = Path(given).expanduser()
-    if path.is_dir() and given != "":
-        return _of_folder(path, str(given))
-    if preset := re.fullmatch(r"(?:(?:google/)?gemma-2-)?(2b|9b|27b)(?:-it)?", str(given).lower()):
-        return PlannedModel(str(given), PRESETS[preset[1]], torch.bfloat16, torch.bfloat16)
+    if not isinstance(source, (str, os.PathLike)):
+        raise CheckpointError(f"cannot plan for a {type(source).__name__}; {_known()}")
+    path = Path(source).expanduser()
+    if path.is_dir() and source != "":
+        return _of_folder(path, str(source))
+    if preset := re.fullmatch(r"(?:(?:google/)?gemma-2-)?(2b|9b|27b)(?:-it)?", str(source).lower()):
+        return PlannedModel(str(source), PRESETS[preset[1]], torch.bfloat16, torch.bfloat16)
     raise CheckpointError(
-        f"{str(given)!r} is no folder that exists and no model that is known.{suggestion(str(given))} {_known()}"
+        f"{str(source)!r} is no folder that exists and no model that is known.{suggestion(str(source))} {_known()}"
     )
 
 
