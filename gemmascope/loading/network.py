@@ -92,7 +92,7 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
 
     Example:
         >>> folder = gs.quantize("nano", "nano-int8")
-        >>> gs.load(folder, memory="8MB").n_layers
+        >>> gs.load(folder, memory="16MB").n_layers
         6
     """
     folder, name = resolve_source(source)
