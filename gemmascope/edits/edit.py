@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -21,6 +21,7 @@ from gemmascope.arguments import as_list, shown
 from gemmascope.edits.binding import bind, copy_argument, equal_arguments
 from gemmascope.edits.bound import BoundEdit, DeferredValues, Target
 from gemmascope.edits.call_text import name_of, plain
+from gemmascope.edits.pickles import require_importable
 from gemmascope.edits.places import Head, Pos
 from gemmascope.edits.sources import is_trace, mean_of, not_a_trace, values_from_trace
 from gemmascope.edits.text import source_text, traces_text
@@ -245,6 +246,21 @@ class Custom(Edit):
     @property
     def extra_hash(self) -> object:
         return self.fn
+
+    def __copy__(self) -> Custom:
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Custom:
+        copied = object.__new__(type(self))
+        vars(copied).update(deepcopy(vars(self), memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, object]:
+        """For pickles. Raises EditError for a function that pickle cannot import elsewhere, such as a lambda."""
+        require_importable(self.fn, self)
+        return dict(vars(self))
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         new = self.fn(old)
