@@ -174,23 +174,12 @@ class GemmaConfig:
         c: dict[str, Any] = {**_DEFAULTS, **given}
         try:
             _refuse_variants(c)
-            values = {
-                "d_model": c["hidden_size"],
-                "n_heads": c["num_attention_heads"],
-                "n_kv_heads": c["num_key_value_heads"],
-                "d_head": c["hidden_size"] // c["num_attention_heads"] if c["head_dim"] is None else c["head_dim"],
-                "d_mlp": c["intermediate_size"],
-                "vocab_size": c["vocab_size"],
-                "window": c["sliding_window"],
-                "context": c["max_position_embeddings"],
-                "query_scalar": c["query_pre_attn_scalar"],
-                "attn_cap": c["attn_logit_softcapping"],
-                "final_cap": c["final_logit_softcapping"],
-                "norm_eps": c["rms_norm_eps"],
-                "rope_theta": _rope_theta(c),
-                "bos_id": 2 if c["bos_token_id"] is None else c["bos_token_id"],
-                "eos_ids": _as_tuple(c["eos_token_id"]),
-            }
+            values: dict[str, Any] = {name: c.get(json_name) for name, json_name in _JSON_NAMES.items()}
+            if values["d_head"] is None:
+                values["d_head"] = c["hidden_size"] // c["num_attention_heads"]
+            values["rope_theta"] = _rope_theta(c)
+            values["bos_id"] = 2 if values["bos_id"] is None else values["bos_id"]
+            values["eos_ids"] = _as_tuple(values["eos_ids"])
             return cls(**values, kinds=_kinds(c))
         except ConfigError as error:
             raise ConfigError(_with_json_name(str(error))) from None
