@@ -71,24 +71,24 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of every layer that is asked for, as it is. A layer may run only while a pass goes through it."""
+def layers_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the layers that are read, in that order. A layer may run only while a pass goes through it."""
     from gemmascope.model.gemma2 import Gemma2, Layer
 
-    asked: list[int] = []
+    numbers: list[int] = []
     passing: list[int] = []
     layers, layer, forward = Gemma2.layers, Gemma2.layer, Layer.forward
 
     def one_by_one(self: Gemma2, reverse: bool = False) -> Iterator[Layer]:
         with closing(layers(self, reverse)) as each:
             for found in each:
-                asked.append(found.index)
+                numbers.append(found.index)
                 passing[:] = [found.index]
                 yield found
                 passing.clear()
 
     def by_number(self: Gemma2, index: int) -> Layer:
-        asked.append(index)
+        numbers.append(index)
         return layer(self, index)
 
     def guarded(self: Layer, *given: Any) -> Any:
@@ -97,4 +97,4 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     for owner, name, counting in ((Gemma2, "layers", one_by_one), (Gemma2, "layer", by_number), (Layer, "forward", guarded)):
         monkeypatch.setattr(owner, name, counting)
-    return asked
+    return numbers

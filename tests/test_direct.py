@@ -252,11 +252,11 @@ def test_of_a_bfloat16_model_the_stream_s_rounding_is_a_part() -> None:
 
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("edits", EDITS)
-def test_layers_are_gone_through_once(by: str, edits: str, asked: list[int]) -> None:
+def test_layers_are_gone_through_once(by: str, edits: str, layers_read: list[int]) -> None:
     t = run(edits)
-    asked.clear()
+    layers_read.clear()
     gs.direct_logits(t, 3, by=by, pos=4)
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
 
 
 @pytest.mark.parametrize("kind", ["source", "int8"])

@@ -148,18 +148,18 @@ def test_composition_is_the_norm_of_the_product_of_whole_matrices(kind: str, sha
                 assert score == pytest.approx(float((send @ receive).norm() / (send.norm() * receive.norm())), rel=1e-3)
 
 
-def test_composition_of_some_layers_is_a_part_of_all(asked: list[int]) -> None:
+def test_composition_of_some_layers_is_a_part_of_all(layers_read: list[int]) -> None:
     m = model()
     whole = gs.composition(m, "v").scores
-    asked.clear()
+    layers_read.clear()
     part = gs.composition(m, "v", senders=[1, 0], receivers=-1).scores
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
     assert np.array_equal(part.values, whole.sel(from_layer=[1, 0], to_layer=[2]).values)
     assert part["to_kv_head"].values.tolist() == part["from_kv_head"].values.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert (part["from_kind"].values.tolist(), part["to_kind"].values.tolist()) == (["global", "local"], ["local"])
-    asked.clear()
+    layers_read.clear()
     gs.composition(m, "q", receivers=1)
-    assert asked == [0, 1]  # what comes after the last receiver is left alone
+    assert layers_read == [0, 1]  # what comes after the last receiver is left alone
 
 
 def test_composition_shows_itself() -> None:

@@ -196,13 +196,13 @@ def test_the_trace_is_that_of_the_whole_text(edits: list[Edit]) -> None:
     assert torch.equal(drawn, g.new_ids)
 
 
-def test_a_trace_asks_every_layer_once(asked: list[int]) -> None:
+def test_a_trace_asks_every_layer_once(layers_read: list[int]) -> None:
     g = gs.generate(prompt(5), model=model(), max_new_tokens=3)
-    assert asked == [0, 1, 2] * 3
-    asked.clear()
+    assert layers_read == [0, 1, 2] * 3
+    layers_read.clear()
     g.trace()
     g.trace()
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
 
 
 def test_edits_at_positions_that_never_came_are_dropped_and_their_values_with_them() -> None:
@@ -431,11 +431,11 @@ BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
 
 @pytest.mark.parametrize(("given", "kind", "message"), BAD, ids=[f"{given}"[:50] for given, _, _ in BAD])
 def test_what_does_not_fit_is_refused_before_anything_runs(
-    given: dict[str, Any], kind: type[Exception], message: str, asked: list[int]
+    given: dict[str, Any], kind: type[Exception], message: str, layers_read: list[int]
 ) -> None:
     with pytest.raises(kind, match=message):
         gs.generate(prompt(5), **{"model": model(), "max_new_tokens": 10, **given})
-    assert asked == []
+    assert layers_read == []
 
 
 def test_a_prompt_as_long_as_the_context_has_no_room() -> None:

@@ -74,11 +74,11 @@ def test_gradients_at_the_stream_are_those_of_transformers() -> None:
         assert error(ours["resid_post", layer], theirs[layer + 1][0]) <= 1e-5
 
 
-def test_a_gradient_leaves_no_trace_on_the_model_and_asks_each_layer_once(asked: list[int]) -> None:
+def test_a_gradient_leaves_no_trace_on_the_model_and_asks_each_layer_once(layers_read: list[int]) -> None:
     t = gs.trace(CLEAN, model=model())
-    asked.clear()
+    layers_read.clear()
     t.grad(METRIC, [("z", 0), ("z", 1), ("resid_mid", 1)])
-    assert asked == [2, 1, 0]
+    assert layers_read == [2, 1, 0]
     assert all(weight.grad is None for weight in model().network.parameters())
 
 

@@ -108,11 +108,11 @@ def test_copying_is_the_sum_of_the_eigenvalues_of_the_whole_matrix(shape: dict[s
             assert float(scores[layer, head]) == pytest.approx(expected, abs=1e-3)
 
 
-def test_one_pass_for_all_prompts_and_kinds(asked: list[int]) -> None:
+def test_one_pass_for_all_prompts_and_kinds(layers_read: list[int]) -> None:
     model = model_of(checkpoint("lgl"))
     kinds = [kind for kind in KINDS if kind != "copying"]
     found = gs.head_scores(model, kinds, n=5, length=6)
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
     assert list(found) == kinds
     for kind, one in found.items():
         alone = gs.head_scores(model, kind, n=5, length=6)
@@ -277,11 +277,11 @@ def test_a_summary_is_what_a_loop_over_the_pattern_gives(edits: Any) -> None:
     assert float(found.by_query["beyond_window"].sel(layer=[0, 2]).max()) == 0.0
 
 
-def test_a_summary_in_parts_equals_one_at_once(monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
+def test_a_summary_in_parts_equals_one_at_once(monkeypatch: pytest.MonkeyPatch, layers_read: list[int]) -> None:
     t = gs.trace(prompt(9), model=model_of(checkpoint("lgl")))
-    asked.clear()
+    layers_read.clear()
     whole = gs.attention_summary(t).by_query
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
     monkeypatch.setattr("gemmascope.analysis.patterns.EDGES", 8 * 9 * 2)
     parts = gs.attention_summary(t).by_query
     assert all(np.allclose(whole[name], parts[name], atol=1e-6) for name in whole)

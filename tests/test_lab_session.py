@@ -661,23 +661,23 @@ def test_a_lab_gives_the_code_and_a_table() -> None:
     assert np.array_equal(frame["effect"].to_numpy(), session.cell_grid().values.reshape(-1))  # type: ignore[union-attr]
 
 
-def test_an_experiment_is_made_without_a_run(asked: list[int]) -> None:
+def test_an_experiment_is_made_without_a_run(layers_read: list[int]) -> None:
     experiment = Experiment(Settings(prompt(N_POS), prompt(N_POS, seed=1), 5, 9), model())
-    assert asked == []
+    assert layers_read == []
     experiment.run_baselines()
     experiment.run_baselines()
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
 
 
-def test_a_click_runs_its_patch_once(asked: list[int]) -> None:
+def test_a_click_runs_its_patch_once(layers_read: list[int]) -> None:
     """One run gives the cell's number and its detail; a second click runs nothing."""
     session = lab()
     session.wait()
-    asked.clear()
+    layers_read.clear()
     for _ in range(2):
         session.click(1, 2)
         session.wait()
-        assert asked == [0, 1, 2]
+        assert layers_read == [0, 1, 2]
     assert session.detail is not None
     assert (session.detail.row, session.detail.column) == (1, 2)
     cells = session.cell_grid()

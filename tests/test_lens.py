@@ -203,12 +203,12 @@ def test_positions_and_labels() -> None:
     assert "answer's rank" in repr(found)
 
 
-def test_layers_are_gone_through_once(asked: list[int]) -> None:
+def test_layers_are_gone_through_once(layers_read: list[int]) -> None:
     t = run("lgl")
     for site in ("stream", "resid_pre", "head_out"):
-        asked.clear()
+        layers_read.clear()
         gs.lens(t, site, head=1 if site == "head_out" else None)
-        assert asked == [0, 1, 2]
+        assert layers_read == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -50,12 +50,12 @@ def test_a_site_of_one_layer_is_had_in_that_layer_alone() -> None:
     assert found == [{"z"}, {"z", "pattern"}, {"z", "head_out"}]
 
 
-def test_layers_are_asked_for_once_and_in_order(asked: list[int]) -> None:
+def test_layers_are_asked_for_once_and_in_order(layers_read: list[int]) -> None:
     t = run(EDITS)
-    asked.clear()
+    layers_read.clear()
     for _ in replay(t, LAYER_SITES):
         pass
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
 
 
 def test_a_replay_that_is_left_early_leaves_the_stream_to_others(tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ def test_a_replay_that_is_left_early_leaves_the_stream_to_others(tmp_path: Path)
     ],
 )
 def test_a_site_that_is_not_in_the_layers_is_refused_before_anything_runs(
-    sites: Any, message: str, asked: list[int]
+    sites: Any, message: str, layers_read: list[int]
 ) -> None:
     t = run()
-    asked.clear()
+    layers_read.clear()
     with pytest.raises(SiteError, match=message):
         replay(t, sites)
-    assert asked == []
+    assert layers_read == []

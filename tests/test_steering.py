@@ -199,9 +199,9 @@ def test_a_direction_is_the_difference_of_means(site: str, layer: int, head: int
     assert d.vector.dtype == torch.float32
 
 
-def test_the_pass_of_a_direction_ends_at_its_layer_and_is_one(asked: list[int]) -> None:
+def test_the_pass_of_a_direction_ends_at_its_layer_and_is_one(layers_read: list[int]) -> None:
     gs.direction(POSITIVE, NEGATIVE, layer=1, model=model())
-    assert asked == [0, 1]
+    assert layers_read == [0, 1]
 
 
 def test_a_direction_is_no_other_with_another_seed_but_for_its_folds() -> None:
@@ -265,14 +265,14 @@ NO_DIRECTION: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
 @pytest.mark.parametrize(
     ("instead", "kind", "message"), NO_DIRECTION, ids=[f"{list(i)}-{m[:25]}" for i, _, m in NO_DIRECTION]
 )
-def test_a_bad_direction_is_refused(instead: dict[str, Any], kind: Any, message: str, asked: list[int]) -> None:
+def test_a_bad_direction_is_refused(instead: dict[str, Any], kind: Any, message: str, layers_read: list[int]) -> None:
     given = {"positive": POSITIVE, "negative": NEGATIVE, "layer": 1, "model": model(), **instead}
     if kind is None:
         assert gs.direction(**given).norm > 0
         return
     with pytest.raises(kind, match=message):
         gs.direction(**given)
-    assert not asked
+    assert not layers_read
 
 
 # -- probes --
@@ -456,9 +456,9 @@ def test_there_is_no_perplexity_where_steering_reaches_no_token() -> None:
         valid(found.plot())
 
 
-def test_each_layer_is_asked_for_once_a_pass(asked: list[int]) -> None:
+def test_each_layer_is_asked_for_once_a_pass(layers_read: list[int]) -> None:
     gs.strength_sweep(PROMPTS, randn(12), METRIC, strengths=range(9), site="z", layer=1, head=0, model=model())
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
 
 
 def test_a_bar_counts_the_runs(bars: list[Any]) -> None:
@@ -513,12 +513,12 @@ NOT_SWEPT: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
 
 
 @pytest.mark.parametrize(("instead", "kind", "message"), NOT_SWEPT, ids=[f"{list(i)}-{m[:25]}" for i, _, m in NOT_SWEPT])
-def test_a_bad_strength_sweep_is_refused(instead: dict[str, Any], kind: Any, message: str, asked: list[int]) -> None:
+def test_a_bad_strength_sweep_is_refused(instead: dict[str, Any], kind: Any, message: str, layers_read: list[int]) -> None:
     given: dict[str, Any] = {"prompts": PROMPTS, "vector": torch.ones(32), "metric": METRIC, "strengths": [1]}
     given |= {"site": "resid_post", "layer": 1, "model": model(), **instead}
     with pytest.raises(kind, match=message):
         gs.strength_sweep(given.pop("prompts"), given.pop("vector"), given.pop("metric"), **given)
-    assert not asked
+    assert not layers_read
 
 
 # -- pictures --

@@ -381,16 +381,16 @@ def test_the_result_does_not_depend_on_the_budget(monkeypatch: pytest.MonkeyPatc
         carried(memory=needed - 1)
 
 
-def test_each_layer_is_asked_for_once_a_chunk(asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_layer_is_asked_for_once_a_chunk(layers_read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """For bases, sources and variants alike: no layer runs at another time."""
     monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 60)
     chunks = Chunks(monkeypatch)
     carried()
     assert len(chunks.sizes) > 2
-    assert asked == [0, 1, 2] * len(chunks.sizes)
+    assert layers_read == [0, 1, 2] * len(chunks.sizes)
 
 
-def test_the_source_rides_in_the_pass_of_the_cells(asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_rides_in_the_pass_of_the_cells(layers_read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell at the last layer: every layer runs once, with the rows of base and source, and the last with the cell's."""
     rows: list[list[int]] = [[], [], []]
     forward = Layer.forward
@@ -402,12 +402,12 @@ def test_the_source_rides_in_the_pass_of_the_cells(asked: list[int], monkeypatch
     monkeypatch.setattr(Layer, "forward", counting)
     clean, corrupt = prompt(N_POS), prompt(N_POS, seed=1)
     s = sweep(clean, corrupt, site="resid_post", by="pos", layer=2, pos=[N_POS - 1])
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
     assert rows == [[2 * N_POS], [2 * N_POS], [2 * N_POS, 1]]
     assert s.corrupt != s.clean == pytest.approx(s.values.item(), rel=1e-4)
-    asked.clear()
+    layers_read.clear()
     sweep(clean, site="z", by=("layer", "head"), ablate=0)
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
 
 
 def test_only_wanted_positions_are_unembedded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,9 +211,9 @@ def test_the_rows_that_go_together_do_not_matter(rows: int, monkeypatch: pytest.
     assert error(apart, together) <= CLOSE
 
 
-def test_each_layer_is_asked_for_once_a_pass(asked: list[int]) -> None:
+def test_each_layer_is_asked_for_once_a_pass(layers_read: list[int]) -> None:
     run(model(), BASES, some_variants())
-    assert asked == [0, 1, 2]
+    assert layers_read == [0, 1, 2]
 
 
 def test_a_variant_costs_the_rows_that_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:

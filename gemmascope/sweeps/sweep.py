@@ -62,7 +62,7 @@ def sweep(
 
     Activation patching. The run of a cell is the run of one prompt, with the values of a site at the cell's places
     taken from the run of the other prompt; in an ablation a number or a mean is written instead. All runs go through
-    the layers together: each layer's weights are read once, and a run takes only the rows from its first change on.
+    the layers together: a pass reads each layer's weights once, and a run takes only the rows from its first change on.
 
     Interrupting (Ctrl-C) gives a warning and returns the cells that are finished; the others are NaN.
 
