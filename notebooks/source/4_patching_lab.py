@@ -96,7 +96,7 @@ for layer, head in found:
 # ## 4.3 Paths: who talks to whom?
 #
 # The strongest early head may write for the heads after it. A **path sweep** lets a head's change reach the answer through
-# chosen receivers only, and nothing else.
+# chosen receivers only: all other heads keep what they had, and the MLPs on the way compute anew.
 
 # %%
 guess = predict(
