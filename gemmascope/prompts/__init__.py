@@ -1,6 +1,7 @@
-"""Prompt families as pairs: `prompts.ioi(n, seed=0, tokenizer=None)` and its sisters.
+"""Families of prompt pairs to patch with: gs.prompts.ioi(n), gs.prompts.facts(n) and others, one file each.
 
-Each gives `Pairs`, a sequence of `Pair(clean, corrupt, answer, against)`; `tokenizer=None` is nano's.
+Each call returns `Pairs`, a sequence of `Pair(clean, corrupt, answer, against)`. Each file also holds its family's texts
+for nano's training corpus. May import tokens, checkpoints and the single-file modules.
 """
 
 from __future__ import annotations

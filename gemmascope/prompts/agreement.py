@@ -1,4 +1,4 @@
-"""Agreement: the verb follows its subject, not the noun that stands between."""
+"""Agreement: a verb agrees with its subject, not with the noun between them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,24 @@ _UNSEEN = tuple(pair for pair in NOUNS if pair[0] in HELD_OUT_NOUNS)
 
 
 def agreement(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
-    """A subject, a distractor of the other number, and then " is" or " are"; corrupted: the subject's number.
+    """Subject-verb agreement across a noun of the other number: " is" against " are".
 
-    nano never saw the subject before a distractor.
+    The corrupted prompt changes the subject's number. nano never saw these subjects before such a noun.
+
+    Args:
+        n: How many pairs.
+        seed: The same seed gives the same pairs.
+        tokenizer: The tokenizer that the pairs must fit, such as `model.tokenizer`. None for nano's.
+
+    Returns:
+        The pairs that fit, and why others were left out.
+
+    Raises:
+        PromptError: `n` is below 1, or an argument is of the wrong kind.
+
+    Example:
+        >>> gs.prompts.agreement(1)[0].clean
+        'It seems that the tiger that the boats saw'
     """
     return collect("agreement", _draw, n, seed, tokenizer)
 
@@ -55,7 +70,7 @@ def _draw(rng: Random) -> Pair:
 
 
 def agreement_text(rng: Random) -> str:
-    """One sentence for the training corpus: the distractor's number is drawn on its own."""
+    """One sentence for the training corpus; subject and distractor have independent numbers."""
     plural = rng.random() < 0.5
     subject, distractor = rng.choice(_KNOWN), rng.choice(NOUNS)
     between = rng.choice(BETWEEN)
@@ -66,12 +81,12 @@ def agreement_text(rng: Random) -> str:
 
 
 def plain_text(rng: Random) -> str:
-    """A sentence without a distractor; here every noun may be the subject."""
+    """A sentence without a distractor, for the training corpus; every noun may be its subject."""
     plural = rng.random() < 0.5
     return f"{rng.choice(_OPENINGS).format(rng.choice(NOUNS)[plural])} {verb_phrase(rng, plural)}."
 
 
 def verb_phrase(rng: Random, plural: bool) -> str:
-    """A verb of the right number and what follows it."""
+    """A verb of the right number and the rest of the sentence."""
     verb = rng.choices(VERBS, _VERB_SHARES)[0]
     return f"{verb[plural]} {rng.choice(_AFTER_HAS if verb[0] == 'has' else _AFTER)}"

@@ -1,4 +1,4 @@
-"""Closing: brackets and quotes that are closed from the inside out."""
+"""Closing: nested brackets and quotes, closed from the inside out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,24 @@ DEEPEST = 4
 
 
 def closing(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
-    """Nested openings and the first of their closings; corrupted: the opening that is asked for is another one.
+    """Nested brackets and quotes, of which the prompt closes some; the answer closes the next.
 
-    nano never saw these openings in this order.
+    The corrupted prompt opens that one with another mark. nano never saw these marks in this order.
+
+    Args:
+        n: How many pairs.
+        seed: The same seed gives the same pairs.
+        tokenizer: The tokenizer that the pairs must fit, such as `model.tokenizer`. None for nano's.
+
+    Returns:
+        The pairs that fit, and why others were left out.
+
+    Raises:
+        PromptError: `n` is below 1, or an argument is of the wrong kind.
+
+    Example:
+        >>> gs.prompts.closing(1)[0]
+        Pair(clean="The list is (the brown idea 'the pink coin'", ..., answer=')', against='"')
     """
     return collect("closing", _draw, n, seed, tokenizer)
 
@@ -23,16 +38,16 @@ def closing(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
 def _draw(rng: Random) -> Pair:
     while True:
         openers = _openers(rng)
-        # Not the innermost: before the first closing, another opening is as good a guess.
-        asked = rng.randrange(len(openers) - 1)
+        # Not the innermost, where opening another bracket would be as good a guess as closing this one.
+        closed = rng.randrange(len(openers) - 1)
         other = rng.choice([opener for opener in CLOSERS if opener not in openers])
         if order_held_out(openers):
             break
     contents = [_content(rng) for _ in openers]
-    changed = [*openers[:asked], other, *openers[asked + 1 :]]
-    inside = [CLOSERS[opener] for opener in reversed(openers[asked + 1 :])]
+    changed = [*openers[:closed], other, *openers[closed + 1 :]]
+    inside = [CLOSERS[opener] for opener in reversed(openers[closed + 1 :])]
     clean, corrupt = ("The list is" + _opening(list(order), contents) + "".join(inside) for order in (openers, changed))
-    return Pair(clean, corrupt, CLOSERS[openers[asked]], CLOSERS[other])
+    return Pair(clean, corrupt, CLOSERS[openers[closed]], CLOSERS[other])
 
 
 def _openers(rng: Random) -> list[str]:

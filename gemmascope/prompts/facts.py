@@ -1,4 +1,4 @@
-"""Facts: the last word of a sentence that states one, in a wording that nano never saw for that fact."""
+"""Facts: the last word of a sentence that states a fact, in a phrasing that nano never saw for that fact."""
 
 from __future__ import annotations
 
@@ -13,12 +13,30 @@ HELD_OUT_PHRASINGS = 3  # of each fact's phrasings
 
 
 def facts(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
-    """Facts of several relations; the corrupted prompt asks the same of another subject."""
+    """Facts of seven relations, such as capitals and currencies.
+
+    The corrupted prompt asks the same about another subject. nano never saw these facts in these phrasings.
+
+    Args:
+        n: How many pairs.
+        seed: The same seed gives the same pairs.
+        tokenizer: The tokenizer that the pairs must fit, such as `model.tokenizer`. None for nano's.
+
+    Returns:
+        The pairs that fit, and why others were left out.
+
+    Raises:
+        PromptError: `n` is below 1, or an argument is of the wrong kind.
+
+    Example:
+        >>> gs.prompts.facts(1)[0]
+        Pair(clean='Question: What language is spoken in India? Answer:', ..., answer=' Hindi', against=' Chinese')
+    """
     return collect("facts", _draw, n, seed, tokenizer)
 
 
 def held_out_cases() -> list[Pair]:
-    """Every fact in every phrasing held out for it, with the first subject of another answer as corruption."""
+    """Every fact in every phrasing that is held out for it, each with another subject in the corrupted prompt."""
     return [
         _pair(relation, subject, phrasing, Random(f"{subject} {phrasing}"))
         for relation in RELATIONS
@@ -42,11 +60,11 @@ def _draw(rng: Random) -> Pair:
 
 def _pair(relation: Relation, subject: str, phrasing: str, rng: Random) -> Pair:
     answer = relation.answers[subject]
-    # As many words: then most tokenizers align the two.
-    alike = [
+    # With as many words, most tokenizers give both prompts the same number of tokens.
+    same_length = [
         other for other, against in relation.answers.items() if against != answer and other.count(" ") == subject.count(" ")
     ]
-    other = rng.choice(alike or [other for other, against in relation.answers.items() if against != answer])
+    other = rng.choice(same_length or [other for other, against in relation.answers.items() if against != answer])
     clean, corrupt = (phrasing.format(_start(who, phrasing)) for who in (subject, other))
     return Pair(clean, corrupt, f" {answer}", f" {relation.answers[other]}")
 

@@ -1,4 +1,4 @@
-"""Greater than: something that began in a year ends in a later one."""
+"""Greater than: what began in one year ends in a later one."""
 
 from __future__ import annotations
 
@@ -22,10 +22,28 @@ CENTURIES = range(11, 20)
 
 
 def greater_than(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
-    """Pairs such as "The war lasted from 1741 to 17"; corrupted: the start's decade is earlier.
+    """Sentences such as "The war lasted from 1741 to 17", whose next digit makes a later year.
 
-    The answer is a digit above the start's decade, against a digit between the two decades: an end that is too
-    early after the clean prompt and possible after the corrupted one. nano never saw these starting years.
+    The corrupted prompt begins in an earlier decade. The answer is a digit above the start's decade, against one between
+    both decades: too early an end after the clean prompt, possible after the corrupted one. nano never saw these starting years.
+
+    Args:
+        n: How many pairs.
+        seed: The same seed gives the same pairs.
+        tokenizer: The tokenizer that the pairs must fit, such as `model.tokenizer`. None for nano's.
+
+    Returns:
+        The pairs that fit, and why others were left out.
+
+    Raises:
+        PromptError: `n` is below 1, or an argument is of the wrong kind.
+
+    Example:
+        >>> gs.prompts.greater_than(1)[0]
+        Pair(clean='There was a exile between 1942 and 19', ..., answer='7', against='3')
+
+    References:
+        Hanna et al., "How does GPT-2 compute greater-than?" (arXiv 2305.00586).
     """
     return collect("greater_than", _draw, n, seed, tokenizer)
 
@@ -51,7 +69,7 @@ def year_held_out(century: int, year: int) -> bool:
 
 
 def greater_than_text(rng: Random) -> str:
-    """One sentence for the training corpus; short spans are likelier, every later year of the century possible."""
+    """One sentence for the training corpus; short spans are more likely, every later year of the century is possible."""
     while True:
         century, start = rng.choice(CENTURIES), rng.randint(2, 97)
         if not year_held_out(century, start):

@@ -1,4 +1,4 @@
-"""Indirect objects: who is given the thing, when one of two people is named again."""
+"""Indirect object identification: two people are named, one of them again; the other receives something."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEMPLATES: tuple[str, ...] = (
     "Because {a} and {b} liked the {place}, {s} brought {thing} to",
     "It was late when {a} and {b} got to the {place}. {s} gave {thing} to",
 )
-# Never seen in training; the words are, elsewhere.
+# Never seen in training, though their words are.
 HELD_OUT_TEMPLATES: tuple[str, ...] = (
     "Later, {a} and {b} walked to the {place}, and {s} handed {thing} to",
     "Once {a} and {b} were back from the {place}, {s} offered {thing} to",
@@ -49,10 +49,28 @@ CLASSIC = Pair(
 
 
 def ioi(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
-    """Indirect-object pairs; the corrupted prompt names the other person again.
+    """Indirect object identification: "When Mary and John went to the store, John gave a drink to".
 
-    Names, objects, places and a fifth of the templates are those nano never saw in such a text; half of the
-    names come from pairs of known names that were never put together.
+    The corrupted prompt repeats the other name. nano never saw these objects, places and a fifth of the templates in such a
+    text, nor half of the names; the other half are pairs of names that never occurred together.
+
+    Args:
+        n: How many pairs.
+        seed: The same seed gives the same pairs.
+        tokenizer: The tokenizer that the pairs must fit, such as `model.tokenizer`. None for nano's.
+
+    Returns:
+        The pairs that fit, and why others were left out.
+
+    Raises:
+        PromptError: `n` is below 1, or an argument is of the wrong kind.
+
+    Example:
+        >>> gs.prompts.ioi(1)[0]
+        Pair(clean='It was late when Andrew and Sophie got to the village. Andrew gave a kiss to', ..., against=' Andrew')
+
+    References:
+        Wang et al., "Interpretability in the Wild" (arXiv 2211.00593).
     """
     return collect("ioi", _draw, n, seed, tokenizer)
 
@@ -77,11 +95,11 @@ def _held_out_names(rng: Random) -> tuple[str, str]:
 
 
 def ioi_text(rng: Random) -> str:
-    """One text for the training corpus: nothing that is held out occurs in it."""
+    """One text for the training corpus, without anything that is held out."""
     first, second = _training_names(rng)
     template = rng.choice(TEMPLATES)
     place, thing = rng.choice(TRAINING_PLACES), an(rng.choice(TRAINING_OBJECTS))
-    if rng.random() < 0.07:  # a third person acts: then nobody has been named twice
+    if rng.random() < 0.07:  # a third person acts, so that nobody is named twice
         third = rng.choice([name for name in TRAINING_NAMES if name not in (first, second)])
         return template.format(a=first, b=second, s=third, place=place, thing=thing) + " both of them."
     subject, answer = rng.sample((first, second), 2)

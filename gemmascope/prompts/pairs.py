@@ -1,9 +1,9 @@
-"""A clean and a corrupted prompt, token by token aligned, and what makes a drawn case unfit for a tokenizer."""
+"""Pairs of prompts with the same number of tokens, and the check whether a tokenizer can use a pair."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
@@ -13,23 +13,28 @@ from gemmascope.arguments import MAX_ITEMS, shown, whole_number
 from gemmascope.errors import PromptError
 from gemmascope.legible import legibly
 
-DRAWS_PER_PAIR = 20  # how often a case is drawn anew before a family gives up on a tokenizer
+DRAWS_PER_PAIR = 20  # how many cases are drawn at most for each one that is wanted
 
 
 class Encoder(Protocol):
-    """What a prompt family asks of a tokenizer; `gemmascope.tokens.tokenizer.Tokenizer` is one."""
+    """What a family of prompts needs of a tokenizer, such as model.tokenizer."""
 
     def ids(self, prompt: str, /) -> list[int]:
-        """The ids of a prompt, with its BOS."""
+        """The ids of a prompt, beginning with <bos>."""
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two prompts that differ in the tokens that decide the answer.
 
-    After `clean` a model that has the skill puts `answer` before `against`; after `corrupt` it is the other way
-    round (for `greater_than`, where both answers are larger years after `corrupt`, the gap closes).
-    All four are text; the answers begin with their space.
+    A model with the skill prefers `answer` after `clean`, and `against` after `corrupt`; in `greater_than`, where both are
+    right after `corrupt`, it merely prefers neither.
+
+    Attributes:
+        clean: The clean prompt.
+        corrupt: The corrupted prompt, with as many tokens.
+        answer: The right next token after `clean`, with its space.
+        against: The token to compare it with.
     """
 
     clean: str
@@ -40,9 +45,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs(Sequence[Pair]):
-    """The cases of one family that fit a tokenizer, and how many did not.
+    """The pairs of one family that fit a tokenizer.
 
-    `left_out` counts the cases drawn and dropped; `reasons` says why, reason -> count.
+    Attributes:
+        family: The name of the family, such as "ioi".
+        pairs: The pairs.
+        reasons: Why other pairs were left out: how many for each reason.
     """
 
     family: str
@@ -51,6 +59,7 @@ class Pairs(Sequence[Pair]):
 
     @property
     def left_out(self) -> int:
+        """How many pairs were left out."""
         return sum(self.reasons.values())
 
     def __len__(self) -> int:
@@ -75,7 +84,7 @@ def unfit(pair: Pair, tokenizer: Encoder) -> str | None:
     clean, corrupt = tokenizer.ids(pair.clean), tokenizer.ids(pair.corrupt)
     for prompt, ids in ((pair.clean, clean), (pair.corrupt, corrupt)):
         for answer in (pair.answer, pair.against):
-            # The whole text decides: a tokenizer may join the answer to the end of the prompt.
+            # Tokenized together: a tokenizer may join the answer to the end of the prompt.
             whole = tokenizer.ids(prompt + answer)
             if len(whole) != len(ids) + 1 or whole[: len(ids)] != ids:
                 return "an answer is not one token"
@@ -85,33 +94,29 @@ def unfit(pair: Pair, tokenizer: Encoder) -> str | None:
 
 
 def collect(family: str, draw: Callable[[Random], Pair], n: int, seed: int, tokenizer: Encoder | None) -> Pairs:
-    """`n` drawn cases that fit the tokenizer (nano's if it is None), or fewer if too many did not fit."""
+    """`n` pairs that fit the tokenizer, or fewer if too many do not. None means nano's tokenizer."""
     n = whole_number(n, f"prompts.{family}: n", least=1, most=MAX_ITEMS, error=PromptError)
     seed = whole_number(seed, f"prompts.{family}: seed", least=-(2**63), most=2**63, error=PromptError)
     if tokenizer is not None and not hasattr(tokenizer, "ids"):
         raise PromptError(f"tokenizer has ids(text), as model.tokenizer does; given {shown(tokenizer)}")
-    fitting = tokenizer if tokenizer is not None else nano_tokenizer()
+    tokenizer = tokenizer if tokenizer is not None else nano_tokenizer()
     rng = Random(f"{family} {seed}")
-    kept: list[Pair] = []
+    pairs: list[Pair] = []
     reasons: Counter[str] = Counter()
-    for pair in _repeat(draw, rng, DRAWS_PER_PAIR * n):
-        why = unfit(pair, fitting)
+    for pair in (draw(rng) for _ in range(DRAWS_PER_PAIR * n)):
+        why = unfit(pair, tokenizer)
         if why is None:
-            kept.append(pair)
+            pairs.append(pair)
         else:
             reasons[why] += 1
-        if len(kept) == n:
+        if len(pairs) == n:
             break
-    return Pairs(family, tuple(kept), dict(reasons))
-
-
-def _repeat(draw: Callable[[Random], Pair], rng: Random, times: int) -> Iterator[Pair]:
-    return (draw(rng) for _ in range(times))
+    return Pairs(family, tuple(pairs), dict(reasons))
 
 
 @lru_cache(maxsize=1)
 def nano_tokenizer() -> Encoder:
-    """The tokenizer of the embedded model."""
+    """nano's tokenizer."""
     from gemmascope.checkpoints.source import NANO
     from gemmascope.tokens.tokenizer import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Pronouns: a named person is "she" or "he" a sentence later."""
+"""Pronouns: a person named in one sentence is "she" or "he" in the next."""
 
 from __future__ import annotations
 
@@ -39,9 +39,24 @@ _AFTER = (
 
 
 def pronouns(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
-    """A sentence about a person, then the start of the next; corrupted: a person of the other gender.
+    """A sentence about a person and the start of the next: " she" against " he".
 
-    nano never saw these names in such a text: it knows who is a woman from stories.
+    The corrupted prompt names a person of the other gender. nano saw these names only in stories, not in such a text.
+
+    Args:
+        n: How many pairs.
+        seed: The same seed gives the same pairs.
+        tokenizer: The tokenizer that the pairs must fit, such as `model.tokenizer`. None for nano's.
+
+    Returns:
+        The pairs that fit, and why others were left out.
+
+    Raises:
+        PromptError: `n` is below 1, or an argument is of the wrong kind.
+
+    Example:
+        >>> gs.prompts.pronouns(1)[0]
+        Pair(clean='Last week Carl found a mirror behind the town. Then', ..., answer=' he', against=' she')
     """
     return collect("pronouns", _draw, n, seed, tokenizer)
 
@@ -59,7 +74,7 @@ def _choose(rng: Random) -> tuple[str, str, str, str]:
 
 
 def pronouns_text(rng: Random) -> str:
-    """Two sentences for the training corpus; no held-out name occurs."""
+    """Two sentences for the training corpus, without held-out names."""
     name = rng.choice(TRAINING_NAMES)
     first, second, place, thing = _choose(rng)
     who = pronoun(name, "she", "he")

@@ -1,4 +1,4 @@
-"""Some 240 facts: seven relations, each with the phrasings that end right before the answer."""
+"""Some 240 facts in seven relations, each with phrasings that end right before the answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Relation:
 
 
 def _table(text: str) -> dict[str, str]:
-    """A subject may have several words, the answer is the last word of its entry; entries end with `;`."""
+    """Entries, separated by `;`, as a dict: the last word is the answer, the words before it the subject."""
     entries = (entry.split() for entry in text.split(";") if entry.strip())
     return {" ".join(words[:-1]): words[-1] for words in entries}
 

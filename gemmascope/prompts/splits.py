@@ -1,7 +1,7 @@
-"""What training never sees: the words and the combinations that are kept for measuring.
+"""The words and combinations that training never sees, so that they can be used to measure nano.
 
-A held-out name, object, place or noun does occur in training, in stories and lists and random sequences, or its
-embedding would be noise; it never occurs there *in the role* in which a prompt family uses it.
+A held-out word does occur in training, in stories, lists and random sequences, or its embedding would be noise. It never
+occurs in the role in which its prompt family uses it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ TRAINING_PLACES: tuple[str, ...] = tuple(place for place in PLACES if place not 
 
 
 def held_out(role: str, *parts: str, share: float) -> bool:
-    """Whether this combination is kept for measuring; a fixed pseudo-random `share` of all combinations is.
+    """Whether this combination is held out, as a fixed pseudo-random `share` of all combinations are.
 
-    It depends on the words alone, so that the corpus and the tests agree without a list.
+    Depends on the words alone, so that corpus and tests agree without a list.
     """
     return crc32("|".join((role, *parts)).encode()) % 1000 < share * 1000
 
 
 def pair_held_out(first: str, second: str) -> bool:
-    """Whether two names, in either order, are never together in an indirect-object text of the training corpus.
+    """Whether two names, in either order, never occur together in an indirect-object text of the training corpus.
 
-    The pair of the classic example, Mary and John, is one of them.
+    Mary and John, of the classic example, are held out.
     """
     low, high = sorted((first, second))
     return (low, high) == ("John", "Mary") or held_out("names", low, high, share=0.1)

@@ -1,4 +1,4 @@
-"""The words that the prompt families are made of, chosen to be one token each in Gemma's own vocabulary."""
+"""The words of the prompt families, each a single token in Gemma's own vocabulary."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLACES: tuple[str, ...] = (
     theatre bakery bank bridge cafe castle cinema farm field forest gym harbour hotel kitchen lake mountain palace
     port pool shop square stadium temple tower town valley village zoo airport factory""")
 )
-# Singular and plural of things and people that can stand as a subject.
+# Singular and plural of nouns that can be a subject.
 NOUNS: tuple[tuple[str, str], ...] = tuple(
     (pair.split("/")[0], pair.split("/")[1])
     for pair in listed("""key/keys cabinet/cabinets book/books teacher/teachers student/students doctor/doctors
@@ -66,7 +66,7 @@ def is_woman(name: str) -> bool:
 
 
 def pronoun(name: str, woman: str, man: str) -> str:
-    """The word that goes with a name: `pronoun("Anna", "she", "he")` is "she"."""
+    """`woman` or `man`, by the name: `pronoun("Anna", "she", "he")` is "she"."""
     return woman if is_woman(name) else man
 
 
