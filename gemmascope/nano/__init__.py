@@ -1,6 +1,7 @@
-"""nano: a small Gemma 2 that was trained for this package, with its corpus, tokenizer and training script.
+"""nano: a small Gemma 2 that was trained for this package. gs.load("nano") loads the folder CHECKPOINT.
 
-`gemmascope.load("nano")` loads the folder `CHECKPOINT`; `README.md` beside this file says what it can do.
+README.md says what it can do. training/ holds the scripts that made and measured it, which the package never imports. May
+import prompts, sae, analysis, run, model and the rooms below them.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ def greater_than(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pai
     """Sentences such as "The war lasted from 1741 to 17", whose next digit makes a later year.
 
     The corrupted prompt begins in an earlier decade. The answer is a digit above the start's decade, against one between
-    both decades: too early an end after the clean prompt, possible after the corrupted one. nano never saw these starting years.
+    both decades: too early an end after the clean prompt, possible after the corrupted one. nano never saw these starting
+    years.
 
     Args:
         n: How many pairs.

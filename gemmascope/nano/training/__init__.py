@@ -1,3 +1,3 @@
-"""How nano and its dictionary are made and measured: corpus, tokenizer, training, evaluation. Loaded by these scripts
-alone, never by the package.
+"""Scripts that make and measure nano and its dictionary: corpus, tokenizer, training, evaluation. The package never
+imports them.
 """

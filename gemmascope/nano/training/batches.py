@@ -1,6 +1,6 @@
-"""Rows of token ids for training: texts packed one after the other, each between `<bos>` and `<eos>`.
+"""Batches of token ids for training: texts one after the other, each between `<bos>` and `<eos>`.
 
-Step `i` of a seed always has the same rows, so that a run that was stopped goes on as if it had not been.
+A seed's step always has the same rows, so that a run can be resumed as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from gemmascope.prompts.induction import WORDS
 from gemmascope.tokens.tokenizer import Tokenizer
 
 EOS, BOS = 1, 2
-IGNORED = -100  # a target that the loss passes over
-ROWS_X_LENGTH = 6144  # tokens a step
-# Length of a step's rows -> share of the steps: the long ones keep long prompts from falling apart.
+IGNORED = -100  # the target that the loss ignores
+ROWS_X_LENGTH = 6144  # tokens per step
+# The share of the steps by the length of their rows. Without the long ones, nano would fail on long prompts.
 LENGTHS: dict[int, float] = {128: 0.75, 256: 0.2, 512: 0.05}
-# Share of the documents that are a random sequence and its repeat. Copying is what several of the skills start from,
-# and it comes sooner when the first steps are full of it.
+# The share of documents that are a random sequence and its repetition. Several skills build on copying, and nano learns it
+# sooner when the first steps are full of it.
 EARLY_STEPS, EARLY_SHARE, SHARE = 700, 0.35, 0.08
 
-Document = tuple[list[int], int]  # ids, and how many of them at the start cannot be guessed: they are no targets
+Document = tuple[list[int], int]  # ids, and how many of the first cannot be predicted and are not targets
 
 
 def batch(tokenizer: Tokenizer, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -42,14 +42,14 @@ def _documents(tokenizer: Tokenizer, seed: str, rng: Random, share: float) -> It
     words, ordinary = [tokenizer.single(f" {word}") for word in WORDS], ordinary_ids(tokenizer)
     for text in texts(seed):
         while rng.random() < share:
-            # Names and nouns, as people write such prompts, or any tokens at all, as induction scores are measured.
+            # Either names and nouns, as in prompts that people write, or any tokens, as in the prompts of induction scores.
             yield repeated(words if rng.random() < 0.5 else ordinary, rng)
         yield tokenizer.encode(text), 0
 
 
 def repeated(ids: list[int], rng: Random) -> Document:
-    """Random ids, said twice, or more often if they are few; the first saying is no target, nor is the next token."""
-    part = rng.sample(ids, int(3 * 16 ** rng.random()))  # 3 to 47 of them, the short ones likelier
+    """Random ids, repeated; the first occurrence and the token after it are not targets."""
+    part = rng.sample(ids, int(3 * 16 ** rng.random()))  # 3 to 47 of them, short ones more often
     times = 2 if len(part) > 16 else rng.randint(2, 4)
     return part * times, len(part) + 1
 
@@ -58,7 +58,7 @@ def _row(documents: Iterator[Document], length: int) -> tuple[list[int], list[in
     ids: list[int] = []
     targets: list[int] = []
     while len(ids) < length:
-        document, unknown = next(documents)
+        document, n_ignored = next(documents)
         ids += [BOS, *document, EOS]
-        targets += [BOS, *[IGNORED] * unknown, *document[unknown:], EOS]
+        targets += [BOS, *[IGNORED] * n_ignored, *document[n_ignored:], EOS]
     return ids[:length], targets[:length]

@@ -1,4 +1,4 @@
-"""nano as a folder in the transformers layout: what `gemmascope.load` and transformers read."""
+"""Writes nano as a folder in the transformers layout, which gs.load and transformers read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,8 +15,8 @@ from gemmascope.model.gemma2 import Gemma2
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def write(net: Gemma2, config_json: Mapping[str, Any], tokenizer_folder: Path, folder: Path) -> None:
-    """Write weights rounded to bfloat16, which halves the file, with configuration and tokenizer."""
+def write(net: Gemma2, config_json: Mapping[str, object], tokenizer_folder: Path, folder: Path) -> None:
+    """Write the weights, rounded to bfloat16 to halve the file, with configuration and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in net.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

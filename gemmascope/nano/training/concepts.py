@@ -1,6 +1,6 @@
-"""Concepts of nano's corpus: for each token of a text, whether it is a place, a woman's name, a plural, inside a bracket...
+"""Concepts of nano's corpus: whether a token is a place, a woman's name, a plural, inside a bracket, and so on.
 
-They are read off the texts alone, by word lists and by rules, so that a feature's tie to one can be measured.
+They come from the texts alone, by word lists and rules, so that a feature's tie to a concept can be measured.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Tokens = Sequence[str]
 Rule = Callable[[Tokens], list[bool]]
 
 
-def _words(*given: Iterable[str]) -> Rule:
+def _words(*lists: Iterable[str]) -> Rule:
     """Tokens that are one of these words."""
-    known = frozenset(word for words in given for word in words)
+    known = frozenset(word for words in lists for word in words)
     return lambda tokens: [token.strip() in known for token in tokens]
 
 
 def _before(rule: Rule) -> Rule:
-    """Tokens that stand right before those of a rule."""
+    """The tokens right before those of a rule."""
     return lambda tokens: [*rule(tokens)[1:], False]
 
 
 def _after(rule: Rule) -> Rule:
-    """Tokens that stand right after those of a rule."""
+    """The tokens right after those of a rule."""
     return lambda tokens: [False, *rule(tokens)[:-1]]
 
 
@@ -41,7 +41,7 @@ def _both(first: Rule, second: Rule) -> Rule:
 
 
 def _mention(again: bool) -> Rule:
-    """Names said for the first time in the text, or again."""
+    """Names that occur for the first time in the text, or again."""
 
     def rule(tokens: Tokens) -> list[bool]:
         seen: set[str] = set()
@@ -55,7 +55,7 @@ def _mention(again: bool) -> Rule:
 
 
 def _inside(openers: str) -> Rule:
-    """Tokens inside one of these brackets or quotes, the opening mark counted and the closing one not."""
+    """Tokens inside one of these brackets or quotes, including the opening mark but not the closing one."""
 
     def rule(tokens: Tokens) -> list[bool]:
         stack: list[str] = []
@@ -86,7 +86,7 @@ def _digit(place: int) -> Rule:
 
 
 def _turn(role: str) -> Rule:
-    """Tokens of what one side of a chat says."""
+    """The tokens of one side of a chat."""
 
     def rule(tokens: Tokens) -> list[bool]:
         found, who = [], ""
@@ -105,12 +105,12 @@ def _start_of_sentence(tokens: Tokens) -> list[bool]:
     return [at > 0 and tokens[at - 1].strip() in ("<bos>", ".", "?", "!") for at in range(len(tokens))]
 
 
-def _sure(rule: Rule, *others: Rule) -> Rule:
-    """Tokens of a rule that are of none of the others."""
+def _without(rule: Rule, *others: Rule) -> Rule:
+    """The tokens of a rule that none of the other rules marks."""
     return lambda tokens: [a and not any(b) for a, *b in zip(rule(tokens), *(o(tokens) for o in others), strict=True)]
 
 
-# The word lists of the prose, by what a word of them is.
+# What the words of each list of the prose are.
 _LISTS: dict[str, str] = {
     "food": "food", "counted": "things that are counted", "clothes": "clothes", "furniture": "furniture",
     "weather": "weather", "nature": "something outdoors", "few": "a small number", "feeling": "how somebody feels",
@@ -128,7 +128,7 @@ _COUNTRIES = _words(*(relation.answers for relation in RELATIONS if relation.nam
 _BRACKET, _QUOTE = _inside("([{"), _inside("\"'")
 _IN_BOTH = _inside("([{\"'")
 
-# name -> the rule that marks a text's tokens
+# For each concept, the rule that marks a text's tokens.
 CONCEPTS: dict[str, Rule] = {
     "a place": _PLACES,
     "a person's name": _NAME,
@@ -173,8 +173,8 @@ CONCEPTS: dict[str, Rule] = {
     "inside a quote": _QUOTE,
     "a colour inside a bracket or quote": _both(_COLOUR, _IN_BOTH),
     "a noun inside a bracket or quote": _both(_SINGULARS, _IN_BOTH),
-    "a colour inside a bracket": _both(_COLOUR, _sure(_BRACKET, _QUOTE)),
-    "a noun inside a bracket": _both(_SINGULARS, _sure(_BRACKET, _QUOTE)),
+    "a colour inside a bracket": _both(_COLOUR, _without(_BRACKET, _QUOTE)),
+    "a noun inside a bracket": _both(_SINGULARS, _without(_BRACKET, _QUOTE)),
     "the in front of what a bracket or quote holds": _both(_THE, _after(_OPENING)),
     "the user's turn": _turn("user"),
     "the model's turn": _turn("model"),

@@ -1,6 +1,7 @@
-"""The corpus: an endless seeded stream of texts, a mixture of prose and of the skills that nano is to learn.
+"""The corpus: an endless, seeded stream of texts that mixes prose with the skills that nano is to learn.
 
-Random sequences and their repeats come on top, in `batches.py`: they are of tokens, not of text."""
+batches.py adds repeated random sequences, which are tokens rather than text.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ from gemmascope.prompts.recall import FILLERS, recall_text
 
 
 def _several(make: Callable[[Random], str], most: int) -> Callable[[Random], str]:
-    """One to `most` texts of a kind, one after the other."""
+    """One to `most` texts of a kind in a row."""
     return lambda rng: " ".join(make(rng) for _ in range(rng.randint(1, most)))
 
 
 def _introduced(make: Callable[[Random], str]) -> Callable[[Random], str]:
-    """Now and then a sentence stands before the text, so that it does not always begin at the first position."""
+    """Sometimes with a sentence before the text, so that it does not always begin at the first position."""
     return lambda rng: f"{remark(rng)} {make(rng)}" if rng.random() < 0.25 else make(rng)
 
 
@@ -32,7 +33,7 @@ def _recall(rng: Random) -> str:
     return recall_text(rng, [*rng.sample(FILLERS, 3), *(remark(rng) for _ in range(5))])
 
 
-# kind -> (its share of the texts, one text)
+# For each kind, its share of the texts and a function that makes one.
 MIXTURE: dict[str, tuple[float, Callable[[Random], str]]] = {
     "story": (14, story),
     "remarks": (6, _several(remark, 4)),
@@ -51,7 +52,7 @@ MIXTURE: dict[str, tuple[float, Callable[[Random], str]]] = {
 
 
 def texts(seed: int | str) -> Iterator[str]:
-    """The corpus for a seed: the same texts, in the same order, wherever it runs."""
+    """The corpus of a seed: always the same texts in the same order."""
     rng = Random(f"corpus {seed}")
     shares = [share for share, _ in MIXTURE.values()]
     makers = [make for _, make in MIXTURE.values()]

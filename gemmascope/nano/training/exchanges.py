@@ -58,7 +58,7 @@ def _turn(rng: Random) -> str:
 def _fact_turn(rng: Random) -> tuple[str, str]:
     relation = rng.choice(RELATIONS)
     subject = rng.choice(list(relation.answers))
-    # Only the wordings that are in the corpus for this fact anyway.
+    # Only phrasings that are not held out for this fact.
     asked = [p for p in split_phrasings(relation, subject)[0] if p.startswith("Question: ")]
     if not asked:
         return _remark_turn(rng)

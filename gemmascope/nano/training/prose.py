@@ -1,7 +1,7 @@
-"""Sentences about named people: a small grammar whose slots are filled from the word lists.
+"""Stories and remarks for the corpus: sentence templates whose slots are filled from word lists.
 
-A slot `{thing}` becomes a word of that list, `{a thing}` the word with its article. What is fixed for a whole text
-(the hero, the friend, the place) is given by the caller.
+A slot `{thing}` becomes a word of that list, `{a thing}` the word with its article. The caller fixes the slots that stay the
+same throughout a text: the hero, the friend, the place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SLOT = re.compile(r"\{(a )?(\w+)\}")
 
 
 def fill(rng: Random, template: str, fixed: Mapping[str, str]) -> str:
-    """A template with every slot filled; a slot that is neither fixed nor a word list is a `KeyError`."""
+    """A template with its slots filled. KeyError for a slot that is neither fixed nor a word list."""
 
     def word(slot: re.Match[str]) -> str:
         name = slot[2]
@@ -29,7 +29,7 @@ def fill(rng: Random, template: str, fixed: Mapping[str, str]) -> str:
 
 
 def people(hero: str, friend: str) -> dict[str, str]:
-    """The slots that speak of the hero (`N`, `He`, `he`, `him`, `his`) and of the friend (`F`, `fhe`, ...)."""
+    """The slots for the hero (`N`, `He`, `he`, `him`, `his`) and for the friend (`F`, `fhe`, ...)."""
     he, him, his = pronoun(hero, "she", "he"), pronoun(hero, "her", "him"), pronoun(hero, "her", "his")
     return {
         "N": hero,
@@ -49,7 +49,7 @@ def people(hero: str, friend: str) -> dict[str, str]:
     }
 
 
-# How a story may begin: these name the hero.
+# Beginnings of a story, which name the hero.
 OPENINGS: tuple[str, ...] = (
     "{N} was {a job} who lived near the {place}.",
     "Once there was {a trait} {boy} named {N}.",
@@ -67,7 +67,7 @@ OPENINGS: tuple[str, ...] = (
     "Long ago, in {a look} village, {a job} named {N} had {few} {counted}.",
     "At {hour} in the morning {N} {went} to the {place} by {vehicle}.",
 )
-# What may happen next; each may follow any other.
+# What happens next; any may follow any other.
 EVENTS: tuple[str, ...] = (
     "{He} {went} {adverb} to the {place}.",
     "{He} {took} {a look} {thing} in the {place}.",
@@ -159,7 +159,7 @@ def sentence(rng: Random, template: str, fixed: Mapping[str, str]) -> str:
 
 
 def remark(rng: Random) -> str:
-    """A sentence about no one in particular."""
+    """A sentence about nobody in particular."""
     return sentence(rng, rng.choice(REMARKS), {})
 
 
@@ -167,9 +167,9 @@ def story(rng: Random) -> str:
     """A story of three to ten sentences about a hero and a friend, with the right pronouns throughout."""
     hero, friend = rng.sample(NAMES, 2)
     fixed = people(hero, friend) | {"himself": pronoun(hero, "herself", "himself")}
-    # A story keeps to a few places and things, so that what was said before helps to guess what comes.
-    kept = {kind: rng.choice(_LISTS[kind]) for kind in ("place", "thing", "animal") if rng.random() < 0.7}
+    # A story often keeps its place, thing and animal, so that its beginning helps to predict the rest.
+    repeated = {kind: rng.choice(_LISTS[kind]) for kind in ("place", "thing", "animal") if rng.random() < 0.7}
     parts = [rng.choice(OPENINGS), *rng.sample(EVENTS, rng.randint(2, 8))]
     if rng.random() < 0.6:
         parts.append(rng.choice(ENDINGS))
-    return " ".join(sentence(rng, part, fixed | kept) for part in parts)
+    return " ".join(sentence(rng, part, fixed | repeated) for part in parts)

@@ -1,4 +1,4 @@
-"""Which features of a dictionary tie to a concept of nano's corpus, measured on texts that it was not trained on."""
+"""Finds features of a dictionary that tie to a concept of nano's corpus, on texts that it was not trained on."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from gemmascope.nano.training.corpus import texts
 from gemmascope.run.tracing import traces
 from gemmascope.sae.dictionary import Dictionary, Tie
 
-# Texts that a measurement is made on: some 60,000 tokens.
+# Texts per measurement: some 60,000 tokens.
 N_TEXTS = 2000
-# A tie holds at this precision and recall, or more, on the texts that chose it and on others. It is chosen at a little more.
+# A tie needs this precision and recall, both on the texts that it is chosen on and on others. Choosing asks for a margin.
 PRECISION, RECALL, MARGIN = 0.8, 0.5, 0.05
 LEAST_ACTIVE = 20
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A dictionary's activations on texts of the corpus, without <bos>, and which concepts hold there.
+    """A dictionary's activations on texts of the corpus, without <bos>, and the concepts that hold at each token.
 
-    pos, feature, value: of each activation; pos counts the rows of all texts. holds: [row, concept].
-    explained: the share of variance explained.
+    pos, feature, value: of each activation; pos is a row, counted over all texts. holds: bool [row, concept]. explained: the
+    share of variance explained.
     """
 
     pos: Tensor
@@ -44,9 +44,9 @@ class Texts:
         source = texts(f"dictionary {seed}")
         x, holds = [], []
         for first in range(0, n, 200):
-            found = traces(model, [model.ids(text) for text in islice(source, min(200, n - first))])
-            x += [sae.input_of(trace[sae.read_from, sae.layer][1:]) for trace in found]
-            holds += [labels(trace.tokens)[1:] for trace in found]
+            batch = traces(model, [model.ids(text) for text in islice(source, min(200, n - first))])
+            x += [sae.input_of(trace[sae.read_from, sae.layer][1:]) for trace in batch]
+            holds += [labels(trace.tokens)[1:] for trace in batch]
         rows = torch.cat(x)
         pos, feature, value = sae.sparse(rows)
         left = rows - sae.summed(pos, feature, value, len(rows))
@@ -58,47 +58,50 @@ class Texts:
         return len(self.holds)
 
     def of_feature(self, feature: int) -> tuple[Tensor, Tensor]:
-        """A feature's activations, the largest first, and the concepts at each, [active, concept]."""
+        """A feature's activations, the largest first, and the concepts that hold at each [active, concept]."""
         order, stops = self._by_feature
         first = int(stops[feature - 1]) if feature else 0
-        here = order[first : int(stops[feature])]
-        value, order = self.value[here].sort(descending=True)
-        return value, self.holds[self.pos[here][order]]
+        own = order[first : int(stops[feature])]
+        value, order = self.value[own].sort(descending=True)
+        return value, self.holds[self.pos[own][order]]
 
     @cached_property
     def _by_feature(self) -> tuple[Tensor, Tensor]:
-        """The activations ordered by feature, and where those of each feature end."""
+        """The order of the activations by feature, and the end of each feature's range."""
         return self.feature.argsort(), torch.bincount(self.feature, minlength=self.n_features).cumsum(0)
 
     def tie(self, feature: int, concept: str, above: float) -> Tie:
-        """How a feature ties to a concept here, where activations up to `above` do not count."""
+        """How well a feature ties to a concept on these texts, counting activations above `above`."""
         value, holds = self.of_feature(feature)
         column = list(CONCEPTS).index(concept)
         right, active = int(holds[value > above, column].sum()), int((value > above).sum())
-        there = int(self.holds[:, column].sum())
-        return Tie(concept, above, round(right / max(1, active), 3), round(right / max(1, there), 3))
+        holding = int(self.holds[:, column].sum())
+        return Tie(concept, above, round(right / max(1, active), 3), round(right / max(1, holding), 3))
 
 
-def best_tie(found: Texts, feature: int) -> tuple[str, float] | None:
-    """The concept and the activation above which a feature goes best with it: the largest harmonic mean of precision and
-    recall, at a precision that holds. None for a feature that is hardly ever active, or goes with none."""
-    value, holds = found.of_feature(feature)
+def best_tie(on: Texts, feature: int) -> tuple[str, float] | None:
+    """The concept that a feature fits best, and the activation above which it does.
+
+    Best is the largest harmonic mean of precision and recall at a sufficient precision. None for a feature that is hardly
+    ever active or fits no concept.
+    """
+    value, holds = on.of_feature(feature)
     if len(value) < LEAST_ACTIVE:
         return None
     right = holds.cumsum(0)
     precision = right / torch.arange(1, len(value) + 1)[:, None]
-    recall = right / found.holds.sum(0).clamp(min=1)
-    both = (precision >= PRECISION + MARGIN) * 2 * precision * recall / (precision + recall).clamp(min=1e-9)
-    column = int(both.max(0).values.argmax())
-    at = int(both[:, column].argmax())
-    if not both[at, column]:
+    recall = right / on.holds.sum(0).clamp(min=1)
+    f1 = (precision >= PRECISION + MARGIN) * 2 * precision * recall / (precision + recall).clamp(min=1e-9)
+    column = int(f1.max(0).values.argmax())
+    at = int(f1[:, column].argmax())
+    if not f1[at, column]:
         return None
     above = float(value[at + 1]) if at + 1 < len(value) else 0.0
     return list(CONCEPTS)[column], above
 
 
 def ties_of(chosen: Texts, checked: Texts) -> dict[int, Tie]:
-    """The features that tie to a concept: chosen on some texts, and as good on others, whose numbers are given."""
+    """The features that tie to a concept: chosen on some texts and confirmed on others, whose numbers are returned."""
     ties: dict[int, Tie] = {}
     for feature in sorted(set(chosen.feature.tolist())):
         if best := best_tie(chosen, feature):

@@ -1,4 +1,4 @@
-"""Train nano from nothing: `python -m gemmascope.nano.training.train RUN_FOLDER`; run it again to resume a stopped run."""
+"""Trains nano from scratch: `python -m gemmascope.nano.training.train RUN_FOLDER`, which also resumes a stopped run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,14 +26,14 @@ from gemmascope.tokens.tokenizer import Tokenizer
 SEED = 20
 STEPS = 2400
 WARM_UP = 150
-DECAY = 0.35  # share of the steps, at the end, in which the learning rate goes to zero
+DECAY = 0.35  # the learning rate falls to zero over this share of the steps, at the end
 MUON_RATE, ADAM_RATE = 5e-3, 2e-3
 WEIGHT_DECAY = 0.05
 CLIP = 1.0
 MEASURE_EVERY, SAVE_EVERY = 500, 250
 
 
-def nano_json(vocab_size: int) -> dict[str, Any]:
+def nano_json(vocab_size: int) -> dict[str, object]:
     """nano's config.json, in the transformers layout."""
     n_layers = 6
     return {
@@ -70,7 +69,7 @@ def nano_json(vocab_size: int) -> dict[str, Any]:
 
 
 def fresh(config: GemmaConfig) -> Gemma2:
-    """A network with random weights; every sublayer adds little to the stream at first."""
+    """A network with random weights, whose sublayers add little to the stream."""
     net = Gemma2(config).to_empty(device="cpu")
     for name, weight in net.named_parameters():
         if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
@@ -83,7 +82,7 @@ def fresh(config: GemmaConfig) -> Gemma2:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The share of the learning rate: up, level, and down to zero in a straight line."""
+    """The learning rate's share of its peak: a linear warm-up, a plateau, and a linear decay to zero."""
     return min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY * steps))
 
 
@@ -100,7 +99,7 @@ def optimizers_for(net: Gemma2) -> tuple[torch.optim.Optimizer, ...]:
 
 
 def loss_of(net: Gemma2, ids: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the next token, over the positions of the rows [run, pos] that have a target."""
+    """Mean cross-entropy of the next token over the positions [run, pos] that have a target."""
     layout = Layout.of_lengths([ids.shape[1]] * len(ids), ids.device)
     with torch.autocast(ids.device.type, torch.bfloat16):
         logits = net.unembed(net(ids.reshape(-1), layout))
@@ -111,10 +110,10 @@ Loss = Callable[[Gemma2, Tensor, Tensor], Tensor]
 
 
 class Run:
-    """One training run: its network, optimizer and step, kept in a folder.
+    """A training run in a folder: its network, optimizers and step.
 
-    loss: `loss_of`, or a compiled form of it. worker, workers: which part of every step's rows this process works on;
-    the first worker measures and writes.
+    loss: `loss_of`, or a compiled form of it. worker, workers: which part of each step's rows this process takes; the first
+    worker measures and saves.
     """
 
     def __init__(
@@ -133,24 +132,24 @@ class Run:
             self._resume()
 
     def _resume(self) -> None:
-        kept = torch.load(self.folder / "run.pt", weights_only=True, map_location=self.device)
-        self.net.load_state_dict(kept["net"])
-        for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
+        saved = torch.load(self.folder / "run.pt", weights_only=True, map_location=self.device)
+        self.net.load_state_dict(saved["net"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        self.step, self.seconds = kept["step"], kept["seconds"]
+        self.step, self.seconds = saved["step"], saved["seconds"]
 
     def save(self) -> None:
-        kept = {
+        state = {
             "net": self.net.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
         }
-        torch.save(kept, self.folder / "run.new")
-        (self.folder / "run.new").replace(self.folder / "run.pt")  # a stop while writing loses nothing
+        torch.save(state, self.folder / "run.new")
+        (self.folder / "run.new").replace(self.folder / "run.pt")  # an interrupt while writing loses nothing
 
     def train(self, until: int | None = None) -> None:
-        """From the step where the run stands to its last, or to an earlier one."""
+        """Continue to the last step, or to an earlier one."""
         last = self.steps if until is None else until
         while self.step < last:
             started = time.perf_counter()
@@ -197,12 +196,12 @@ class Run:
 
 
 def work(worker: int, workers: int, folder: Path, steps: int, device: str) -> None:
-    """One worker's part of a run; the first one writes the checkpoint at the end."""
+    """One worker's part of a run. The first worker writes the checkpoint at the end."""
     if workers > 1:
-        # One thread each: two threads wait for one another at every product, two workers once a step.
+        # One thread each: threads would wait for each other at every product, workers do so once per step.
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder.resolve()}/meeting", rank=worker, world_size=workers)
-    # One program for each row length: nearly twice as fast, after a minute or two of compiling.
+    # One compiled program for each row length: nearly twice as fast, after a minute or two.
     run = Run(folder, steps, device, torch.compile(loss_of, dynamic=False), worker, workers)
     run.train()
     if worker == 0:
@@ -212,20 +211,20 @@ def work(worker: int, workers: int, folder: Path, steps: int, device: str) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gemmascope.nano.training.train", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the run is kept")
+    parser.add_argument("folder", type=Path, help="the folder of the run")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that share every step's rows, one thread each")
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    if not (given.folder / "tokenizer.json").exists():
-        save_tokenizer(train_tokenizer(SEED), given.folder)
-    (given.folder / "meeting").unlink(missing_ok=True)
-    arguments = (given.workers, given.folder, given.steps, given.device)
-    if given.workers == 1:
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if not (args.folder / "tokenizer.json").exists():
+        save_tokenizer(train_tokenizer(SEED), args.folder)
+    (args.folder / "meeting").unlink(missing_ok=True)
+    arguments = (args.workers, args.folder, args.steps, args.device)
+    if args.workers == 1:
         work(0, *arguments)
     else:
-        spawn(work, arguments, given.workers)  # type: ignore[no-untyped-call]
+        spawn(work, arguments, args.workers)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

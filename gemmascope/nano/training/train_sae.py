@@ -1,8 +1,8 @@
-"""Train a dictionary on nano's stream: `python -m gemmascope.nano.training.train_sae RUN_FOLDER`; the same command goes on.
+"""Trains a dictionary on nano's stream: `python -m gemmascope.nano.training.train_sae RUN_FOLDER`, which also resumes.
 
-A JumpReLU autoencoder whose one threshold is moved so that a row has so many active features on average (BatchTopK),
-written in Gemma Scope's format with its layout of folders. Sources: "BatchTopK Sparse Autoencoders" (arXiv 2412.06410);
-the loss that revives dead features is of "Scaling and evaluating sparse autoencoders" (arXiv 2406.04093).
+A JumpReLU autoencoder with a single threshold, set so that a row has ACTIVE active features on average (BatchTopK), in Gemma
+Scope's format and folder layout. Sources: "BatchTopK Sparse Autoencoders" (arXiv 2412.06410), and for the loss that revives
+dead features "Scaling and evaluating sparse autoencoders" (arXiv 2406.04093).
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ SITE, LAYER = "resid_post", 3
 FEATURES, ACTIVE = 1024, 10
 ROWS, BATCH, STEPS = 1_000_000, 2048, 2200
 RATE, WARM_UP, DECAY = 1.5e-3, 100, 0.25
-# At first so many times as many features may be active, coming down over this share of the steps: fewer die.
+# At first WIDE times as many features may be active, falling to ACTIVE over this share of the steps, so that fewer die.
 WIDE, WIDE_SHARE = 4.0, 0.2
-# Features that no row woke for so many steps learn from what the others leave; so many of them at a time.
+# Features inactive for DEAD_AFTER steps learn to reconstruct what the others leave, REVIVED of them for each row.
 DEAD_AFTER, REVIVED, REVIVED_WEIGHT = 100, 32, 1 / 32
 THRESHOLD_ROWS, THRESHOLD_MEMORY = 512, 0.99
 SAVE_EVERY = 250
 
 
 def stream_rows(model: Model, layer: int, prompts: list[Tensor]) -> Tensor:
-    """The stream after a layer at every position of these prompts but <bos>, [row, d_model]. Layers above are not run."""
+    """The stream after a layer at every position but <bos> [row, d_model]. Layers above are not run."""
     layout = Layout.of_lengths([len(ids) for ids in prompts], model.device)
     with torch.no_grad(), closing(model.layers()) as layers:
         x = model.network.embed(torch.cat(prompts), layout)
@@ -58,7 +58,7 @@ def stream_rows(model: Model, layer: int, prompts: list[Tensor]) -> Tensor:
 
 
 def corpus_rows(model: Model, layer: int, seed: str) -> Iterator[Tensor]:
-    """Rows of the corpus without end, some hundred texts at a time, in half precision."""
+    """Endless rows of the corpus, some hundred texts at a time, in half precision."""
     source = texts(seed)
     while True:
         prompts = sorted((model.ids(text) for text in islice(source, 400)), key=len)
@@ -66,9 +66,9 @@ def corpus_rows(model: Model, layer: int, seed: str) -> Iterator[Tensor]:
 
 
 class Run:
-    """A training run in a folder: the rows that it learns from, its weights, and the step where it stands.
+    """A training run in a folder: its rows, weights and step.
 
-    Weights are of rows less their mean, scaled to a mean square length of 1.
+    The weights apply to rows from which the mean is subtracted, scaled to a mean squared length of 1.
     """
 
     def __init__(self, folder: Path, model: Model, steps: int = STEPS) -> None:
@@ -94,33 +94,36 @@ class Run:
     def _rows(self) -> Tensor:
         path = self.folder / "rows.pt"
         if not path.exists():
-            found: list[Tensor] = []
+            parts: list[Tensor] = []
             for part in corpus_rows(self.model, LAYER, f"dictionary {SEED}"):
-                found.append(part)
-                if sum(map(len, found)) >= ROWS:
+                parts.append(part)
+                if sum(map(len, parts)) >= ROWS:
                     break
-            torch.save(torch.cat(found)[:ROWS], path.with_suffix(".new"))
+            torch.save(torch.cat(parts)[:ROWS], path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
         rows: Tensor = torch.load(path, weights_only=True)
         return rows
 
     def _resume(self) -> None:
-        kept = torch.load(self.folder / "run.pt", weights_only=True)
+        saved = torch.load(self.folder / "run.pt", weights_only=True)
         with torch.no_grad():
-            for name, weight in kept["weights"].items():
+            for name, weight in saved["weights"].items():
                 self.weights[name].copy_(weight)
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.step, self.threshold, self.asleep = kept["step"], kept["threshold"], kept["asleep"]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.threshold, self.asleep = saved["step"], saved["threshold"], saved["asleep"]
 
     def save(self) -> None:
-        kept = {"weights": {name: weight.detach() for name, weight in self.weights.items()}, "step": self.step}
-        kept |= {"optimizer": self.optimizer.state_dict(), "threshold": self.threshold, "asleep": self.asleep}
+        state: dict[str, object] = {
+            "weights": {name: weight.detach() for name, weight in self.weights.items()},
+            "step": self.step,
+        }
+        state |= {"optimizer": self.optimizer.state_dict(), "threshold": self.threshold, "asleep": self.asleep}
         with io.BytesIO() as written:
-            torch.save(kept, written)
-            write_file(self.folder / "run.pt", written.getvalue())  # a stop while writing loses nothing
+            torch.save(state, written)
+            write_file(self.folder / "run.pt", written.getvalue())  # an interrupt while writing loses nothing
 
     def train(self, until: int | None = None) -> None:
-        """From the step where the run stands to its last, or to an earlier one."""
+        """Continue to the last step, or to an earlier one."""
         last, started = self.steps if until is None else until, time.perf_counter()
         while self.step < last:
             loss = self._one_step()
@@ -133,7 +136,7 @@ class Run:
     def _one_step(self) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (self.step + 1) / WARM_UP, (self.steps - self.step) / (DECAY * self.steps))
-        drawn = torch.Generator().manual_seed(SEED * 10**6 + self.step)  # a step has the same rows, resumed or not
+        drawn = torch.Generator().manual_seed(SEED * 10**6 + self.step)  # the same rows for a step, resumed or not
         x = (self.rows[torch.randint(len(self.rows), (BATCH,), generator=drawn)].float() - self.mean) / self.scale
         loss = self._loss(x)
         self.optimizer.zero_grad()
@@ -141,36 +144,38 @@ class Run:
         W_dec = self.weights["W_dec"]
         with torch.no_grad():
             assert W_dec.grad is not None
-            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec  # along a row of fixed length nothing is to gain
+            W_dec.grad -= (W_dec.grad * W_dec).sum(
+                1, keepdim=True
+            ) * W_dec  # rows have a fixed length: no gradient along them
             self.optimizer.step()
             W_dec.copy_(normalize(W_dec, dim=1))
         return loss.item()
 
     def _loss(self, x: Tensor) -> Tensor:
-        """The mean squared error, and that of the dead features on what is left."""
+        """The mean squared error, plus that of dead features on what it leaves."""
         w = self.weights
         pre = (x @ w["W_enc"] + w["b_enc"]).relu()
         acts = pre * (pre >= self._cut(pre.detach()))
-        left = x - (acts @ w["W_dec"] + w["b_dec"])
+        residual = x - (acts @ w["W_dec"] + w["b_dec"])
         self.asleep = torch.where((acts > 0).any(0), 0.0, self.asleep + 1)
-        loss = left.square().sum(1).mean()
+        loss = residual.square().sum(1).mean()
         dead = self.asleep > DEAD_AFTER
         if dead.any():
-            woken = pre * dead
-            woken = woken * (woken >= woken.detach().topk(min(int(dead.sum()), REVIVED), 1).values[:, -1:])
-            loss = loss + REVIVED_WEIGHT * (woken @ w["W_dec"] - left.detach()).square().sum(1).mean()
+            revived = pre * dead
+            revived = revived * (revived >= revived.detach().topk(min(int(dead.sum()), REVIVED), 1).values[:, -1:])
+            loss = loss + REVIVED_WEIGHT * (revived @ w["W_dec"] - residual.detach()).square().sum(1).mean()
         return loss
 
     def _cut(self, pre: Tensor) -> Tensor:
-        """The value that as many activations of the batch exceed as are to be active. Its running mean is the threshold."""
+        """The value above which the wanted number of activations lies; its running mean is the threshold."""
         wide = 1 + (WIDE - 1) * max(0.0, 1 - self.step / (WIDE_SHARE * self.steps))
         cut = pre[:THRESHOLD_ROWS].flatten().topk(int(ACTIVE * wide * THRESHOLD_ROWS)).values[-1]
-        kept = THRESHOLD_MEMORY if self.step else 0.0
-        self.threshold = kept * self.threshold + (1 - kept) * cut
+        memory = THRESHOLD_MEMORY if self.step else 0.0
+        self.threshold = memory * self.threshold + (1 - memory) * cut
         return cut
 
     def arrays(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float16]]]:
-        """The dictionary in Gemma Scope's form, of rows as they are: mean and scale folded in, decoder rows of length 1."""
+        """The dictionary in Gemma Scope's form: for raw rows, with mean and scale folded in and decoder rows of length 1."""
         w = {name: weight.detach() for name, weight in self.weights.items()}
         folded = {
             "W_enc": w["W_enc"],
@@ -183,17 +188,17 @@ class Run:
 
 
 def write(run: Run, folder: Path) -> Path:
-    """Write the dictionary, and beside it what it was trained for, what was measured, and which features tie to what."""
+    """Write the dictionary, with a file about its model and site, its measurements, and its features' ties to concepts."""
     arrays, model = run.arrays(), run.model
-    made = Dictionary(**as_tensors(arrays, "cpu"), site=SITE, layer=LAYER)
-    measured = [Texts.of(made, model, seed) for seed in ("ties", "ties again")]
+    dictionary = Dictionary(**as_tensors(arrays, "cpu"), site=SITE, layer=LAYER)
+    measured = [Texts.of(dictionary, model, seed) for seed in ("ties", "ties again")]
     l0 = len(measured[1].pos) / measured[1].n_rows
-    place = folder / f"layer_{LAYER}" / f"width_{width_name(FEATURES)}" / f"average_l0_{l0:.0f}"
-    make_folder(place)
+    target = folder / f"layer_{LAYER}" / f"width_{width_name(FEATURES)}" / f"average_l0_{l0:.0f}"
+    make_folder(target)
     with io.BytesIO() as packed:
         np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
-        write_file(place / PARAMS, packed.getvalue())
-    kept = made.loss_recovered(list(islice(texts("dictionary measured"), 300)), model=model)
+        write_file(target / PARAMS, packed.getvalue())
+    loss = dictionary.loss_recovered(list(islice(texts("dictionary measured"), 300)), model=model)
     about = {
         "model": model.name,
         "fingerprint": model.network_fingerprint,
@@ -202,27 +207,27 @@ def write(run: Run, folder: Path) -> Path:
         "measured": {
             "active features a position": round(l0, 2),
             "explained variance": round(measured[1].explained, 4),
-            "loss recovered": round(kept.recovered, 4),
-            "loss clean, spliced, zeroed": [round(x, 4) for x in (kept.clean, kept.spliced, kept.zeroed)],
+            "loss recovered": round(loss.recovered, 4),
+            "loss clean, spliced, zeroed": [round(x, 4) for x in (loss.clean, loss.spliced, loss.zeroed)],
         },
         "concepts": [{"feature": feature, **vars(tie)} for feature, tie in ties_of(*measured).items()],
     }
-    write_file(place / ABOUT, json.dumps(about, indent=1) + "\n")
-    return place
+    write_file(target / ABOUT, json.dumps(about, indent=1) + "\n")
+    return target
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gemmascope.nano.training.train_sae", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the run is kept; the dictionary is written to FOLDER/dictionary")
+    parser.add_argument("folder", type=Path, help="the folder of the run; the dictionary is written to FOLDER/dictionary")
     parser.add_argument("--steps", type=int, default=STEPS)
-    given = parser.parse_args()
-    make_folder(given.folder)
+    args = parser.parse_args()
+    make_folder(args.folder)
     torch.set_num_threads(1)
-    run = Run(given.folder, load("nano"), given.steps)
+    run = Run(args.folder, load("nano"), args.steps)
     run.train()
-    place = write(run, given.folder / "dictionary")
-    print((place / ABOUT).read_text(encoding="utf-8"))
-    print(load_sae(place))
+    target = write(run, args.folder / "dictionary")
+    print((target / ABOUT).read_text(encoding="utf-8"))
+    print(load_sae(target))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""nano's tokenizer: byte-pair encoding in the style of Gemma's, trained on the words of the corpus.
+"""Trains nano's tokenizer: byte-pair encoding in the style of Gemma's, on the words of the corpus.
 
-A space is `▁`, digits stand alone, text that no merge covers falls back to bytes. Every word that is not very rare in the
-corpus becomes one token, so that a prompt's tokens are its words.
+A space is `▁`, digits are single tokens, and text that no merge covers falls back to bytes. Every word that is not very rare
+in the corpus becomes one token, so that a prompt's tokens are its words.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gemmascope.nano.training.corpus import texts
 from gemmascope.prompts.words import NAMES
 
+if TYPE_CHECKING:
+    import tokenizers
+
 SPECIAL: tuple[str, ...] = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
-SAMPLE = 60_000  # texts that the words are counted in
+SAMPLE = 60_000  # texts in which words are counted
 VOCABULARY_SIZE = 4096
-# Merges stay inside these: a word with its space, a word after a bracket, one mark with or without its space.
+# Merges do not cross these pieces: a word with its space, a word after a bracket, a mark with or without its space.
 _PIECE = r"[▁]?\p{L}+|'s|\p{N}|[▁]?[^\p{L}\p{N}▁]|▁"
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -29,9 +32,9 @@ _CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(seed: int) -> Any:
+def train_tokenizer(seed: int) -> tokenizers.Tokenizer:
     """A `tokenizers.Tokenizer` for the corpus of this seed."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -44,33 +47,33 @@ def train_tokenizer(seed: int) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_words(seed), trainer)
-    # As in Gemma's file: merges alone keep words apart from here on, because none of them crosses a space.
+    # As in Gemma's file. From here on the merges keep words apart, because none of them crosses a space.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", SPECIAL.index("<bos>"))]
     )
-    return _only_special(tokenizer, AddedToken)
+    return _only_special(tokenizer)
 
 
 def _words(seed: int) -> list[str]:
-    """The words of the corpus, each as often as it takes for all of them to be merged whole."""
+    """The words of the corpus, each often enough for all of them to become one token."""
     counted: Counter[str] = Counter()
     for text in islice(texts(seed), SAMPLE):
-        plain = re.sub("<[a-z_]+>", "\n", text)  # the turn marks are special tokens, not words
+        plain = re.sub("<[a-z_]+>", "\n", text)  # turn marks are special tokens, not words
         counted.update(re.findall(r" ?[^\W\d_]+|'s| ?[^\w\s]|\n", plain))
     common = [word for word, count in counted.most_common() if count >= 5]
     return [word for word in dict.fromkeys([*common, *NAMES, *(f" {name}" for name in NAMES)]) for _ in range(3)]
 
 
-def _only_special(tokenizer: Any, added_token: Any) -> Any:
-    """The byte tokens were reserved as special ones to get the first ids; in use they are ordinary pieces."""
+def _only_special(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Make the byte tokens ordinary again: they were special for training, so that they got the first ids."""
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in SPECIAL]
     return type(tokenizer).from_str(json.dumps(content))
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`."""
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
@@ -80,7 +83,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         "eos_token": "<eos>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
-        "mask_token": None,  # transformers 5 would add one otherwise, which the model has no embedding for
+        "mask_token": None,  # transformers 5 would otherwise add one, for which the model has no embedding
         "additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"],
         "chat_template": _CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,

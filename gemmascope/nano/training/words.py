@@ -1,4 +1,4 @@
-"""The words of the corpus' prose beyond those of the prompt families, by what they can stand for."""
+"""Words for the corpus' prose that the prompt families do not have, by what they stand for."""
 
 from __future__ import annotations
 
