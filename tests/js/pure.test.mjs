@@ -3,14 +3,14 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { fromRows, numbers, rowsLength, unpack } from "../../gemmascope/views/js/arrays.js";
-import { largest, pooled, windowSentence } from "../../gemmascope/views/js/attention.js";
-import { says } from "../../gemmascope/views/js/grid.js";
+import { fullPattern, numbers, countVisible, unpack } from "../../gemmascope/views/js/arrays.js";
+import { largestValue, downsample, windowSentence } from "../../gemmascope/views/js/attention.js";
+import { cellText } from "../../gemmascope/views/js/grid.js";
 import { cellsOf } from "../../gemmascope/views/js/lens.js";
 import { rangeOf, seriesAt } from "../../gemmascope/views/js/lines.js";
-import { corner, hit, labelOf, layoutOf } from "../../gemmascope/views/js/matrix.js";
-import { colour, colourAt, css, format, inkOn, place, ticks, ticksOf } from "../../gemmascope/views/js/scale.js";
-import { brushed, key, pointed, start } from "../../gemmascope/views/js/select.js";
+import { cellCorner, cellAtPoint, labelOf, layoutOf } from "../../gemmascope/views/js/matrix.js";
+import { colour, colourAt, css, format, inkOn, fractionAt, ticks, ticksOf } from "../../gemmascope/views/js/scale.js";
+import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "../../gemmascope/views/js/select.js";
 import { cut, fitted, legible, shown } from "../../gemmascope/views/js/tokens.js";
 
 const DIVERGING = { kind: "diverging", low: -2, high: 2 };
@@ -26,16 +26,16 @@ test("the middle of a diverging scale is neither colour, its ends are red and bl
 
 test("what is no number has no colour", () => {
   assert.equal(colour(NaN, SEQUENTIAL), null);
-  assert.equal(place(null, SEQUENTIAL), null);
-  assert.equal(place(0.25, SEQUENTIAL), 0.25);
-  assert.equal(place(5, { low: 5, high: 5 }), 0);
+  assert.equal(fractionAt(null, SEQUENTIAL), null);
+  assert.equal(fractionAt(0.25, SEQUENTIAL), 0.25);
+  assert.equal(fractionAt(5, { low: 5, high: 5 }), 0);
 });
 
 test("ranks go by powers of ten, and the best stands out most", () => {
   const scale = { kind: "sequential", low: 0, high: 999, log: true, reverse: true };
-  assert.equal(place(0, scale), 0);
-  assert.equal(place(999, scale), 1);
-  assert.ok(Math.abs(place(9, scale) - 1 / 3) < 1e-9);
+  assert.equal(fractionAt(0, scale), 0);
+  assert.equal(fractionAt(999, scale), 1);
+  assert.ok(Math.abs(fractionAt(9, scale) - 1 / 3) < 1e-9);
   assert.deepEqual(colour(0, scale), colour(1, SEQUENTIAL));
   assert.deepEqual(colourAt(1, scale), colour(0, SEQUENTIAL));
   assert.deepEqual(ticksOf(scale, 9), [0, 1, 10, 100]);
@@ -120,13 +120,13 @@ test("a point is in the cell whose corner and size say so, whichever way rows ru
   for (const up of [false, true]) for (const width of [300, 800, 1280]) {
     const at = layoutOf(spec(5, 14, { up }), width, (text) => 7 * text.length);
     for (let r = 0; r < 5; r++) for (let c = 0; c < 14; c++) {
-      const [x, y] = corner(at, r, c);
-      assert.deepEqual(hit(at, x + at.cw / 2, y + at.ch / 2), [r, c]);
+      const [x, y] = cellCorner(at, r, c);
+      assert.deepEqual(cellAtPoint(at, x + at.cw / 2, y + at.ch / 2), [r, c]);
     }
-    assert.equal(hit(at, at.left - 1, at.top + 1), null);
-    assert.equal(hit(at, at.right + 1, at.top + 1), null);
-    assert.equal(hit(at, at.left + 1, at.bottom + 1), null);
-    const [, first] = corner(at, 0, 0);
+    assert.equal(cellAtPoint(at, at.left - 1, at.top + 1), null);
+    assert.equal(cellAtPoint(at, at.right + 1, at.top + 1), null);
+    assert.equal(cellAtPoint(at, at.left + 1, at.bottom + 1), null);
+    const [, first] = cellCorner(at, 0, 0);
     assert.equal(first === at.top, !up);
   }
 });
@@ -149,13 +149,13 @@ test("a cell says its place, its number and what that is, or why there is none",
     row_axis: "layer", column_axis: "position", unit: "nats", scale: DIVERGING,
   };
   const data = { values: [1.25, NaN], marks: [1, 2] };
-  assert.equal(says(grid, data, 0, 0), "layer 0 (local), position 4: <b>\n+1.25 nats\nestimate");
-  assert.equal(says(grid, data, 1, 0), "layer ·a\\u202e, position 4: <b>\nnot run");
-  assert.equal(says({ ...grid, measure: "entropy" }, { values: [1.25, 0] }, 0, 0).split("\n")[1], "entropy: +1.25");
-  assert.equal(says({ ...grid, outside: () => "outside the window" }, data, 0, 0).split("\n")[1], "outside the window");
-  assert.equal(says({ ...grid, outside: () => true }, data, 0, 0).split("\n")[1], "not seen");
-  assert.equal(says({ ...grid, hover: (r, c) => [`${r} ${c}`] }, data, 0, 0).split("\n").at(-1), "0 0");
-  assert.equal(says({ ...grid, texts: [[" go"], [""]] }, data, 0, 0).split("\n").at(-1), "·go");
+  assert.equal(cellText(grid, data, 0, 0), "layer 0 (local), position 4: <b>\n+1.25 nats\nestimate");
+  assert.equal(cellText(grid, data, 1, 0), "layer ·a\\u202e, position 4: <b>\nnot run");
+  assert.equal(cellText({ ...grid, measure: "entropy" }, { values: [1.25, 0] }, 0, 0).split("\n")[1], "entropy: +1.25");
+  assert.equal(cellText({ ...grid, outside: () => "outside the window" }, data, 0, 0).split("\n")[1], "outside the window");
+  assert.equal(cellText({ ...grid, outside: () => true }, data, 0, 0).split("\n")[1], "not seen");
+  assert.equal(cellText({ ...grid, hover: (r, c) => [`${r} ${c}`] }, data, 0, 0).split("\n").at(-1), "0 0");
+  assert.equal(cellText({ ...grid, texts: [[" go"], [""]] }, data, 0, 0).split("\n").at(-1), "·go");
 });
 
 test("a lens's cells are found among the words, with the answer's rank", () => {
@@ -170,7 +170,7 @@ test("a lens's cells are found among the words, with the answer's rank", () => {
 test("small pictures keep what is furthest from 0, and the sentence says what the window cuts", () => {
   for (const [n, most] of [[5, 5], [7, 3], [200, 60], [4, 60]]) {
     const pattern = Float32Array.from({ length: n * n }, (_, i) => (i % n <= Math.floor(i / n) ? Math.random() * 2 - 1 : 0));
-    const { size, values } = pooled(pattern, n, most);
+    const { size, values } = downsample(pattern, n, most);
     assert.equal(size, Math.min(n, most));
     const expected = new Float32Array(size * size);
     pattern.forEach((v, i) => {
@@ -186,37 +186,37 @@ test("small pictures keep what is furthest from 0, and the sentence says what th
 
 test("keys move within the grid, shift brushes, Escape lets go", () => {
   const size = { rows: 3, columns: 4 };
-  let state = start();
-  state = key(state, "ArrowLeft", size);
+  let state = initialState();
+  state = stateAfterKey(state, "ArrowLeft", size);
   assert.deepEqual([state.row, state.column], [0, 0]);
-  for (let i = 0; i < 9; i++) state = key(state, "ArrowRight", size);
+  for (let i = 0; i < 9; i++) state = stateAfterKey(state, "ArrowRight", size);
   assert.deepEqual([state.row, state.column], [0, 3]);
-  state = key(state, "ArrowDown", { ...size, shift: true });
-  state = key(state, "ArrowLeft", { ...size, shift: true });
-  assert.deepEqual(brushed(state), { rows: [0, 1], columns: [2, 3] });
-  assert.equal(brushed(key(state, "Escape", size)), null);
-  assert.equal(brushed(key(state, "ArrowUp", size)), null);
-  assert.equal(key(start(), "ArrowUp", { ...size, up: true }).row, 1);
-  assert.equal(key(start(), "PageUp", { ...size, up: true }).row, 2);
-  assert.equal(key(start(), "End", { ...size, ctrl: true }).row, 2);
-  assert.equal(key(start(), "a", size), null);
-  const dragged = pointed(pointed(start(), 2, 3, false), 1, 1, true);
-  assert.deepEqual(brushed(dragged), { rows: [1, 2], columns: [1, 3] });
+  state = stateAfterKey(state, "ArrowDown", { ...size, shift: true });
+  state = stateAfterKey(state, "ArrowLeft", { ...size, shift: true });
+  assert.deepEqual(brushedCells(state), { rows: [0, 1], columns: [2, 3] });
+  assert.equal(brushedCells(stateAfterKey(state, "Escape", size)), null);
+  assert.equal(brushedCells(stateAfterKey(state, "ArrowUp", size)), null);
+  assert.equal(stateAfterKey(initialState(), "ArrowUp", { ...size, up: true }).row, 1);
+  assert.equal(stateAfterKey(initialState(), "PageUp", { ...size, up: true }).row, 2);
+  assert.equal(stateAfterKey(initialState(), "End", { ...size, ctrl: true }).row, 2);
+  assert.equal(stateAfterKey(initialState(), "a", size), null);
+  const dragged = stateAfterPointer(stateAfterPointer(initialState(), 2, 3, false), 1, 1, true);
+  assert.deepEqual(brushedCells(dragged), { rows: [1, 2], columns: [1, 3] });
 });
 
 test("rows of what a query sees become the whole pattern", () => {
   const [n, window] = [7, 3];
-  const rows = Float32Array.from({ length: rowsLength(n, window) }, (_, i) => i + 1);
-  const full = fromRows(rows, n, window);
+  const rows = Float32Array.from({ length: countVisible(n, window) }, (_, i) => i + 1);
+  const full = fullPattern(rows, n, window);
   let at = 0;
   for (let q = 0; q < n; q++) for (let k = 0; k < n; k++) {
     const seen = k <= q && q - k < window;
     assert.equal(full[q * n + k], seen ? rows[at++] : 0);
   }
   assert.equal(at, rows.length);
-  assert.equal(rowsLength(5, 99), 15);
-  assert.equal(largest(Float32Array.from([9, 0, 8, 0.5]), 2, false), 0.5);
-  assert.equal(largest(Float32Array.from([9, 0, 8, 0.5]), 2, true), 9);
+  assert.equal(countVisible(5, 99), 15);
+  assert.equal(largestValue(Float32Array.from([9, 0, 8, 0.5]), 2, false), 0.5);
+  assert.equal(largestValue(Float32Array.from([9, 0, 8, 0.5]), 2, true), 9);
 });
 
 test("bytes become numbers wherever they begin in their buffer", () => {

@@ -1,8 +1,8 @@
-// Arrays as Python packed them: {dtype, shape, scale, data}, data in base64 of raw deflate, or the bytes themselves.
+// Arrays as Python packed them: {dtype, shape, scale, data}. data: raw deflate in base64, or the bytes themselves.
 
 const KINDS = { float32: Float32Array, uint16: Uint16Array, uint8: Uint8Array };
 
-/** The numbers of a packed array, times its scale where it has one. A promise: browsers unpack in the background. */
+/** The numbers of a packed array, times its scale if it has one. A promise, as browsers decompress in the background. */
 export async function unpack(packed) {
   const bytes = typeof packed.data === "string" ? await inflate(packed.data) : packed.data;
   return numbers(bytes, packed.dtype, packed.scale);
@@ -15,13 +15,13 @@ export async function unpacked(arrays) {
   return Object.fromEntries(names.map((name, i) => [name, all[i]]));
 }
 
-/** Bytes (a DataView, a buffer or an array of bytes) as numbers of a kind. */
+/** Bytes (a DataView, a buffer or an array of bytes) as numbers of a type. */
 export function numbers(bytes, dtype, scale = 1) {
   const buffer = bytes.buffer ?? bytes;
   const start = bytes.byteOffset ?? 0;
   const length = bytes.byteLength;
   const Kind = KINDS[dtype];
-  // A view may begin anywhere, and a typed array only where its numbers would.
+  // Copied, because a typed array must begin at a multiple of its numbers' size and bytes may begin anywhere.
   const raw = new Kind(buffer.slice(start, start + length));
   return scale === 1 ? raw : Float32Array.from(raw, (n) => n * scale);
 }
@@ -32,16 +32,16 @@ async function inflate(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** A pattern [q][k] in full from its rows of what a query sees: keys max(0, q - window + 1) to q, one row after the other. */
-export function fromRows(rows, n, window) {
+/** A full pattern [q][k] from the values that queries see: keys max(0, q - window + 1) to q, one query after the other. */
+export function fullPattern(rows, n, window) {
   const full = new Float32Array(n * n);
   let at = 0;
   for (let q = 0; q < n; q++) for (let k = Math.max(0, q - window + 1); k <= q; k++) full[q * n + k] = rows[at++];
   return full;
 }
 
-/** How many numbers those rows are. */
-export function rowsLength(n, window) {
+/** How many values that is. */
+export function countVisible(n, window) {
   let length = 0;
   for (let q = 0; q < n; q++) length += Math.min(window, q + 1);
   return length;

@@ -1,27 +1,27 @@
-// The attention view: heads of a layer as thumbnails, one of them large, one or two prompts side by side and their difference.
+// The attention view: a layer's heads as thumbnails, one of them large; for two prompts, both and their difference.
 //
-// spec: {tokens, special, layers: [{index, kind, window}], heads: [numbers], layer, head: places in those lists, bos,
+// spec: {tokens, special, layers: [{index, kind, window}], heads: [numbers], layer, head: indices into those lists, bos,
 //   other?: {tokens, special}, same?: whether both prompts have as many tokens}
-// data[layer] = rows of what queries see, head by head (see arrays.js); other[layer] the same of the second prompt.
+// data[layer] = the values that queries see, head by head (see arrays.js); other[layer] is the same for the second prompt.
 
-import { fromRows, rowsLength } from "./arrays.js";
+import { fullPattern, countVisible } from "./arrays.js";
 import { grid } from "./grid.js";
-import { make, paint, rootIn, sized, walk } from "./page.js";
+import { make, paint, rootIn, sized, moveFocus } from "./page.js";
 import { colour, format } from "./scale.js";
 import { onTheme, theme } from "./theme.js";
 import { legible } from "./tokens.js";
 
 const NAMES = { first: "first prompt", second: "second prompt", difference: "second less first" };
 
-/** The largest number of a pattern [q][k], whatever its sign, the first key left out unless bos. */
-export function largest(pattern, n, bos) {
+/** The largest absolute value of a pattern [q][k], without the first key unless bos. */
+export function largestValue(pattern, n, bos) {
   let most = 0;
   for (let q = 0; q < n; q++) for (let k = bos ? 0 : 1; k <= q; k++) most = Math.max(most, Math.abs(pattern[q * n + k]));
   return most;
 }
 
-/** A pattern [q][k] in at most so many places a side: of the numbers that share one, what is furthest from 0. */
-export function pooled(pattern, n, most) {
+/** A pattern [q][k] with at most `most` cells a side; each keeps the value that is furthest from 0. */
+export function downsample(pattern, n, most) {
   const size = Math.min(n, most);
   const small = new Float32Array(size * size);
   for (let q = 0; q < n; q++) {
@@ -35,19 +35,19 @@ export function pooled(pattern, n, most) {
   return { size, values: small };
 }
 
-/** What a layer lets a query see, in a sentence. */
+/** A sentence on what a query of the layer can see. */
 export function windowSentence(layer, n) {
   if (layer.window === null) return "This layer is global: every query sees all keys before it.";
   if (layer.window >= n) return `This layer is local, and its window of ${layer.window} positions cuts nothing off: the prompt has ${n}.`;
   return `This layer is local: a query sees ${layer.window} positions, its own included; the stair is the window's edge.`;
 }
 
-/** The patterns of each layer of a prompt, "first" or "second". */
+/** The patterns of each layer, for the prompt "first" or "second". */
 export function layersOf(spec, data, name) {
   return spec.layers.map((layer) => data[`${name}${layer.index}`]);
 }
 
-/** chosen(layer, head): called with their numbers when another head is large. */
+/** chosen(layer, head): called with their numbers when another head becomes large. */
 export function attention(el, spec, data, other, chosen = () => {}) {
   const root = rootIn(el, spec);
   const strip = make("div", { class: "gs-bar", role: "toolbar", "aria-label": "layers" });
@@ -68,7 +68,7 @@ export function attention(el, spec, data, other, chosen = () => {}) {
     return make("button", { type: "button", onclick: () => choose({ layer: i }), "data-lm-suppress-shortcuts": "true" }, name);
   });
   strip.append(make("span", {}, "layer"), ...layerButtons);
-  const atLayer = walk(strip, layerButtons, (i) => choose({ layer: i }));
+  const atLayer = moveFocus(strip, layerButtons, (i) => choose({ layer: i }));
   const bos = make("input", { type: "checkbox", onchange: () => choose({ bos: bos.checked }) });
   bos.checked = state.bos;
   options.append(make("label", {}, bos, "colours take in the first position"));
@@ -83,34 +83,34 @@ export function attention(el, spec, data, other, chosen = () => {}) {
     return { button, canvas };
   });
   thumbs.append(...heads.map((h) => h.button));
-  const atHead = walk(thumbs, heads.map((h) => h.button), (i) => choose({ head: i }));
+  const atHead = moveFocus(thumbs, heads.map((h) => h.button), (i) => choose({ head: i }));
 
   const panels = which.map((name) => {
     const host = make("div");
     large.append(host);
     return { name, host, drawn: null };
   });
-  const seen = new Map();
-  let small = "";
+  const patterns = new Map();
+  let drawnThumbnails = "";
 
-  /** A head's pattern in full: of a prompt, or the difference of both. Those of one layer are kept. */
+  /** A head's full pattern, for a prompt or the difference of both. Patterns of the present layer are cached. */
   function pattern(name, head) {
     const key = `${name} ${head}`;
-    if (!seen.has(key)) {
+    if (!patterns.has(key)) {
       const values = name === "difference" ? pattern("second", head).map((v, i) => v - pattern("first", head)[i]) : unrolled(name, head);
-      seen.set(key, values);
+      patterns.set(key, values);
     }
-    return seen.get(key);
+    return patterns.get(key);
   }
   function unrolled(name, head) {
     const n = prompts[name].tokens.length;
     const window = spec.layers[state.layer].window ?? n;
-    const length = rowsLength(n, window);
-    return fromRows((name === "first" ? data : other)[state.layer].subarray(head * length, (head + 1) * length), n, window);
+    const length = countVisible(n, window);
+    return fullPattern((name === "first" ? data : other)[state.layer].subarray(head * length, (head + 1) * length), n, window);
   }
-  /** The scale of a head: one for both prompts, so that they can be compared, another for their difference. */
+  /** The colour scale of a head: the same for both prompts, so that they compare, and another for their difference. */
   function scaleOf(name, head) {
-    const of = (one) => largest(pattern(one, head), prompts[one].tokens.length, state.bos);
+    const of = (one) => largestValue(pattern(one, head), prompts[one].tokens.length, state.bos);
     if (name !== "difference") return { kind: "sequential", low: 0, high: Math.max(of("first"), other ? of("second") : 0) || 1 };
     const most = of(name) || 1;
     return { kind: "diverging", low: -most, high: most };
@@ -133,14 +133,14 @@ export function attention(el, spec, data, other, chosen = () => {}) {
       hover: spec.same ? (q, k) => beside(name, q, k) : undefined,
     };
   }
-  /** What the other panels have at the same place. */
+  /** The values of the other panels in the same cell. */
   function beside(name, q, k) {
     const i = q * spec.tokens.length + k;
     return which.filter((one) => one !== name).map((one) => `${NAMES[one]} ${format(pattern(one, state.head)[i], one === "difference", 4)}`);
   }
 
   function choose(change) {
-    if ("layer" in change) seen.clear();
+    if ("layer" in change) patterns.clear();
     Object.assign(state, change);
     render();
   }
@@ -149,9 +149,9 @@ export function attention(el, spec, data, other, chosen = () => {}) {
     paint(root, colours);
     atLayer(state.layer);
     atHead(state.head);
-    const said = [state.layer, state.show, state.bos, colours.dark].join();
-    if (said !== small) heads.forEach((h, head) => thumbnail(h, head, colours));
-    small = said;
+    const drawn = [state.layer, state.show, state.bos, colours.dark].join();
+    if (drawn !== drawnThumbnails) heads.forEach((h, head) => thumbnail(h, head, colours));
+    drawnThumbnails = drawn;
     const range = state.bos ? "" : " Colours leave out the first position, on which much attention rests.";
     sentence.textContent = `${windowSentence(spec.layers[state.layer], most)}${range} Every head has colours of its own range.`;
     for (const panel of panels) show(panel);
@@ -171,7 +171,7 @@ export function attention(el, spec, data, other, chosen = () => {}) {
   function thumbnail({ button, canvas }, head, colours) {
     const { tokens } = prompts[state.show];
     const values = pattern(state.show, head);
-    const { size, values: dots } = pooled(values, tokens.length, thumb);
+    const { size, values: dots } = downsample(values, tokens.length, thumb);
     const scale = scaleOf(state.show, head);
     const picture = new ImageData(size, size);
     for (let q = 0; q < size; q++) for (let k = 0; k <= q; k++) picture.data.set([...colour(dots[q * size + k], scale, colours.dark), 255], 4 * (q * size + k));

@@ -1,29 +1,29 @@
-// The grid: a labelled matrix that is looked at, pointed at, walked through with keys, and read as a table.
+// The grid: a labelled matrix with a tooltip, selection by pointer and keys, and a table for screen readers.
 //
 // grid(el, spec, data, on) draws it in el and returns
-//   update({spec?, values?, marks?})   other labels, numbers or marks, without losing the selection
-//   select(row, column)                select a cell, as a click does, but tell nobody
-//   point(row, column)                 the same without a word to screen readers: for grids that follow another
+//   update({spec?, values?, marks?})   change labels, numbers or marks, and keep the selection
+//   select(row, column)                select a cell, without a callback
+//   point(row, column)                 the same, without telling screen readers: for grids that follow another
 //   selection()                        {row, column, picked, brush: {rows, columns} | null}
 //   cellAt(row, column)                where a cell is on the canvas, {x, y, width, height} in CSS pixels
 //   canvas, root, bar, destroy()
-// spec: {title, note, rows, columns, row_axis, column_axis, unit, measure?: what a number is called in place of the unit, scale, up?, square?, window?, decimals?, texts?, hover?,
+// spec: {title, note, rows, columns, row_axis, column_axis, unit, measure?: the name of the number, in place of the unit, scale, up?, square?, window?, decimals?, texts?, hover?,
 //   outside?(row, column): why a cell has no number, or nothing}; rows, columns: {label, hint?, token?, special?, kind?};
 //   scale: {kind: "diverging" | "sequential", low, high, log?, reverse?, hidden?}
-// data: {values, marks?} flat, row by row. on: what is called, each optional:
-//   select(row, column), brush(rows, columns), clear(), activate(row, column) for Enter or a double click.
+// data: {values, marks?} flat, row by row. on: callbacks, each optional:
+//   select(row, column), brush(rows, columns), clear(), activate(row, column) on Enter or a double click.
 
-import { draw, drawState, FONT, hit, labelOf, layoutOf, corner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
-import { make, paint, rootIn, sized, tooltip, whenSeen } from "./page.js";
+import { draw, drawState, FONT, cellAtPoint, labelOf, layoutOf, cellCorner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
+import { make, paint, rootIn, sized, tooltip, redrawOnResize } from "./page.js";
 import { format } from "./scale.js";
-import { brushed, key, pointed, start } from "./select.js";
+import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "./select.js";
 import { onTheme, theme } from "./theme.js";
 import { legible, spelled } from "./tokens.js";
 
 const WORDS = { [NOT_RUN]: "not run", [ESTIMATED]: "estimate", [UNDER_WAY]: "under way" };
 
-/** What a cell says: its row and column in words, its number, whether that is an estimate. */
-export function says(spec, data, row, column) {
+/** The text of a cell: its row, its column, its number, and whether that is an estimate. */
+export function cellText(spec, data, row, column) {
   const of = (axis, label) => `${axis ?? ""} ${label.hint ? spelled(label.hint) : labelOf(label)}`.trim();
   const place = `${of(spec.row_axis, spec.rows[row])}, ${of(spec.column_axis, spec.columns[column])}`;
   const why = spec.outside?.(row, column);
@@ -49,10 +49,10 @@ export function grid(el, spec, data, on = {}, options = {}) {
   const wide = make("div", { class: "gs-wide" }, canvas);
   root.append(wide, bar, table, live);
   const tip = tooltip(root);
-  let tipped = null; // the cell whose words are in the box
+  let tipCell = null; // the cell that the tooltip describes
   const base = document.createElement("canvas");
-  let colours, at, ctx;
-  let state = start();
+  let colours, layout, ctx;
+  let state = initialState();
   let picked = false;
   let dragging = false;
 
@@ -61,49 +61,49 @@ export function grid(el, spec, data, on = {}, options = {}) {
     paint(root, colours);
     const width = Math.max(260, root.clientWidth || el.clientWidth || 800);
     const measure = (text) => measured(canvas, text);
-    at = layoutOf(spec, width, measure, options);
-    ctx = sized(canvas, at.width, at.height);
-    rebase();
-    canvas.setAttribute("aria-label", `${spelled(spec.title ?? "grid")}: ${at.rows} by ${at.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
-    again();
+    layout = layoutOf(spec, width, measure, options);
+    ctx = sized(canvas, layout.width, layout.height);
+    drawBase();
+    canvas.setAttribute("aria-label", `${spelled(spec.title ?? "grid")}: ${layout.rows} by ${layout.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
+    drawSelection();
     el.dataset.gemmascopeReady = "1";
   }
-  /** Draw the numbers aside; what is selected is then drawn over a copy, however many cells there are. */
-  function rebase() {
-    draw(sized(base, at.width, at.height), at, spec, data, colours);
-    again();
+  /** Draw the numbers on a second canvas; the selection is drawn over a copy, so that moving it is fast. */
+  function drawBase() {
+    draw(sized(base, layout.width, layout.height), layout, spec, data, colours);
+    drawSelection();
   }
-  function again() {
+  function drawSelection() {
     ctx.save();
     ctx.resetTransform();
     ctx.drawImage(base, 0, 0);
     ctx.restore();
-    drawState(ctx, at, colours, { selected: picked ? state : null, brush: brushed(state) });
+    drawState(ctx, layout, colours, { selected: picked ? state : null, brush: brushedCells(state) });
   }
-  /** Show the box of words at a cell, which is brought into view. */
-  function tipAt(row, column) {
-    const [x, y] = corner(at, row, column);
-    if (x < wide.scrollLeft || x + at.cw > wide.scrollLeft + wide.clientWidth) wide.scrollLeft = x - wide.clientWidth / 2;
-    tipped = [row, column];
-    tip.show(says(spec, data, row, column), wide.offsetLeft + x + at.cw - wide.scrollLeft, wide.offsetTop + y, colours);
+  /** Show the tooltip at a cell, and scroll there. */
+  function showTip(row, column) {
+    const [x, y] = cellCorner(layout, row, column);
+    if (x < wide.scrollLeft || x + layout.cw > wide.scrollLeft + wide.clientWidth) wide.scrollLeft = x - wide.clientWidth / 2;
+    tipCell = [row, column];
+    tip.show(cellText(spec, data, row, column), wide.offsetLeft + x + layout.cw - wide.scrollLeft, wide.offsetTop + y, colours);
   }
-  function tell(text) {
+  function announce(text) {
     if (live.textContent !== text) live.textContent = text;
   }
-  function go(next, quiet = false) {
+  function changeTo(next, quiet = false) {
     state = next;
     picked = true;
-    again();
-    const brush = brushed(state);
-    if (brush) tell(`${brush.rows[1] - brush.rows[0] + 1} by ${brush.columns[1] - brush.columns[0] + 1} cells`);
-    else tell(says(spec, data, state.row, state.column));
+    drawSelection();
+    const brush = brushedCells(state);
+    if (brush) announce(`${brush.rows[1] - brush.rows[0] + 1} by ${brush.columns[1] - brush.columns[0] + 1} cells`);
+    else announce(cellText(spec, data, state.row, state.column));
     if (quiet) return;
     if (brush) on.brush?.(brush.rows, brush.columns);
     else on.select?.(state.row, state.column);
   }
   function pointOf(event) {
     const box = canvas.getBoundingClientRect();
-    return [((event.clientX - box.left) * at.width) / box.width, ((event.clientY - box.top) * at.height) / box.height];
+    return [((event.clientX - box.left) * layout.width) / box.width, ((event.clientY - box.top) * layout.height) / box.height];
   }
   function showTable(yes) {
     table.hidden = !yes;
@@ -112,30 +112,30 @@ export function grid(el, spec, data, on = {}, options = {}) {
   }
 
   canvas.addEventListener("pointerdown", (event) => {
-    const cell = hit(at, ...pointOf(event));
+    const cell = cellAtPoint(layout, ...pointOf(event));
     canvas.focus({ preventScroll: true });
     if (!cell) return;
     dragging = true;
     canvas.setPointerCapture(event.pointerId);
-    state = pointed(state, ...cell, event.shiftKey);
+    state = stateAfterPointer(state, ...cell, event.shiftKey);
     picked = true;
-    again();
+    drawSelection();
   });
   canvas.addEventListener("pointermove", (event) => {
-    const cell = hit(at, ...pointOf(event));
+    const cell = cellAtPoint(layout, ...pointOf(event));
     if (dragging && cell && (cell[0] !== state.row || cell[1] !== state.column)) {
-      state = pointed(state, ...cell, true);
-      again();
+      state = stateAfterPointer(state, ...cell, true);
+      drawSelection();
     }
     if (!cell) return tip.hide();
     const box = root.getBoundingClientRect();
-    tipped = cell;
-    tip.show(says(spec, data, ...cell), event.clientX - box.left, event.clientY - box.top, colours);
+    tipCell = cell;
+    tip.show(cellText(spec, data, ...cell), event.clientX - box.left, event.clientY - box.top, colours);
   });
   canvas.addEventListener("pointerup", () => {
     if (!dragging) return;
     dragging = false;
-    go(state);
+    changeTo(state);
   });
   canvas.addEventListener("pointercancel", () => (dragging = false));
   canvas.addEventListener("pointerleave", () => tip.hide());
@@ -145,7 +145,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
       event.preventDefault();
       return on.activate?.(state.row, state.column);
     }
-    const next = key(state, event.key, { rows: at.rows, columns: at.columns, shift: event.shiftKey, ctrl: event.ctrlKey, up: at.up });
+    const next = stateAfterKey(state, event.key, { rows: layout.rows, columns: layout.columns, shift: event.shiftKey, ctrl: event.ctrlKey, up: layout.up });
     if (!next) return;
     event.preventDefault();
     event.stopPropagation();
@@ -153,16 +153,16 @@ export function grid(el, spec, data, on = {}, options = {}) {
       state = next;
       picked = false;
       tip.hide();
-      again();
-      tell("nothing selected");
+      drawSelection();
+      announce("nothing selected");
       return on.clear?.();
     }
-    go(picked ? next : { ...state, from: null });
-    tipAt(state.row, state.column);
+    changeTo(picked ? next : { ...state, from: null });
+    showTip(state.row, state.column);
   });
   canvas.addEventListener("blur", () => tip.hide());
 
-  const stop = whenSeen(root, onTheme, redraw);
+  const stop = redrawOnResize(root, onTheme, redraw);
   redraw();
   return {
     canvas,
@@ -173,28 +173,28 @@ export function grid(el, spec, data, on = {}, options = {}) {
       if (changes.spec) spec = changes.spec;
       data = { ...data, ...(changes.values ? { values: changes.values } : {}), ...("marks" in changes ? { marks: changes.marks } : {}) };
       if (`${spec.rows.length},${spec.columns.length}` !== shape) {
-        state = start();
+        state = initialState();
         picked = false;
         tip.hide();
       }
       if (changes.spec) redraw();
-      else rebase();
+      else drawBase();
       if (!table.hidden) showTable(true);
-      if (tip.text !== null) tip.say(says(spec, data, ...tipped));
-      if (picked && !brushed(state)) tell(says(spec, data, state.row, state.column));
+      if (tip.text !== null) tip.say(cellText(spec, data, ...tipCell));
+      if (picked && !brushedCells(state)) announce(cellText(spec, data, state.row, state.column));
     },
     select(row, column) {
-      go({ row, column, from: null }, true);
+      changeTo({ row, column, from: null }, true);
     },
     point(row, column) {
       state = { row, column, from: null };
       picked = true;
-      again();
+      drawSelection();
     },
-    selection: () => ({ row: state.row, column: state.column, picked, brush: brushed(state) }),
+    selection: () => ({ row: state.row, column: state.column, picked, brush: brushedCells(state) }),
     cellAt: (row, column) => {
-      const [x, y] = corner(at, row, column);
-      return { x, y, width: at.cw, height: at.ch };
+      const [x, y] = cellCorner(layout, row, column);
+      return { x, y, width: layout.cw, height: layout.ch };
     },
     destroy: stop,
   };
@@ -207,12 +207,12 @@ function measured(canvas, text) {
   return ruler.measureText(text).width;
 }
 
-/** The same numbers as a table that screen readers walk through. */
+/** The numbers as a table, for screen readers. */
 function tableOf(spec, data) {
   const heading = (label, scope) => make("th", { scope, class: label.special ? "gs-special" : null }, labelOf(label));
   const head = make("tr", {}, make("th", {}, ""), ...spec.columns.map((c) => heading(c, "col")));
   const rows = spec.rows.map((r, i) => {
-    const cells = spec.columns.map((_, j) => make("td", {}, spec.outside?.(i, j) ? "" : says(spec, data, i, j).split("\n").slice(1).join("; ")));
+    const cells = spec.columns.map((_, j) => make("td", {}, spec.outside?.(i, j) ? "" : cellText(spec, data, i, j).split("\n").slice(1).join("; ")));
     return make("tr", {}, heading(r, "row"), ...cells);
   });
   return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));

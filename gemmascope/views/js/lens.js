@@ -1,6 +1,6 @@
-// The lens view: a grid of layers by positions with the top token in every cell; what the colour says is chosen.
+// The lens view: a grid of layers by positions with the top token in every cell, and a choice of what the colour shows.
 //
-// spec: a grid's, with tokens: [those that occur], top: how many a cell has, follows: the answer's text or null,
+// spec: a grid's, with tokens: [those that occur], top: how many each cell has, follows: the answer's text or null,
 //   colours: [{name, unit, scale, decimals?, array: its name in data}]
 // data: the arrays of colours, and ids (indices into tokens) and probs, each [layer, position, top]
 
@@ -9,7 +9,7 @@ import { make } from "./page.js";
 import { format } from "./scale.js";
 import { legible } from "./tokens.js";
 
-/** The words of each cell, and what it says: the likeliest tokens, and how the answer fares. */
+/** Each cell's token, and its tooltip: the most likely tokens, and the answer's probability and rank. */
 export function cellsOf(spec, data) {
   const columns = spec.columns.length;
   const at = (row, column) => row * columns + column;

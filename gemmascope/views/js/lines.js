@@ -1,10 +1,10 @@
-// Line charts: series over layers, each with its own mark, one panel under the other; a position is chosen by its token.
+// Line charts: one panel below the other, series over layers, each with its own mark; a position is chosen by its token.
 //
 // spec: {x: [labels], panels: [{title, unit, series: [names]}], positions: [{pos, token, special}], start: which of them first}
-// data: values [panel series one after the other][position][x], flat. A name has one mark and one colour in all panels.
+// data: values, flat: [series of all panels][position][x]. A series has the same mark and colour in all panels.
 
 import { FONT } from "./matrix.js";
-import { make, paint, rootIn, sized, tooltip, walk, whenSeen } from "./page.js";
+import { make, paint, rootIn, sized, tooltip, moveFocus, redrawOnResize } from "./page.js";
 import { format, ticks } from "./scale.js";
 import { onTheme, theme } from "./theme.js";
 import { legible, spelled } from "./tokens.js";
@@ -13,13 +13,13 @@ const MARKS = ["circle", "square", "triangle", "diamond"];
 const INKS = { light: ["#2166ac", "#b2182b", "#5b7f00", "#7b3294"], dark: ["#7db7ff", "#ff8a80", "#b9d94f", "#d3a3ff"] };
 const LEFT = 64, RIGHT = 120, TOP = 30, HEIGHT = 150, FOOT = 36;
 
-/** The numbers of one series at a position, out of all. */
+/** The numbers of one series at a position. */
 export function seriesAt(data, series, pos, sizes) {
   const start = (series * sizes.pos + pos) * sizes.x;
   return data.subarray(start, start + sizes.x);
 }
 
-/** The least and largest of several lists, 0 among them, with a little air; widened where they are one. */
+/** The range of several lists, with 0 and a small margin; never empty. */
 export function rangeOf(lists) {
   let [low, high] = [0, 0];
   for (const list of lists) for (const v of list) if (Number.isFinite(v)) [low, high] = [Math.min(low, v), Math.max(high, v)];
@@ -37,15 +37,15 @@ export function lines(el, spec, data) {
   const buttons = spec.positions.map(({ token, special, pos: number }, i) =>
     make("button", { type: "button", class: special ? "gs-chip gs-special" : "gs-chip", title: `position ${number}`, onclick: () => choose(i), "data-lm-suppress-shortcuts": "true" }, legible(token)));
   chips.append(make("span", {}, "position"), ...buttons);
-  const atChip = walk(chips, buttons, choose);
-  const here = () => `position ${spec.positions[pos].pos}, ${legible(spec.positions[pos].token)}`;
+  const atChip = moveFocus(chips, buttons, choose);
+  const positionText = () => `position ${spec.positions[pos].pos}, ${legible(spec.positions[pos].token)}`;
   const canvas = make("canvas", { tabindex: "0", role: "application", "aria-roledescription": "line charts", "data-lm-suppress-shortcuts": "true" });
   const live = make("div", { class: "gs-live", "aria-live": "polite" });
   const table = make("div", { class: "gs-scroll", hidden: true });
   const toggle = make("button", { type: "button", "aria-pressed": "false", onclick: () => {
     table.hidden = !table.hidden;
     toggle.setAttribute("aria-pressed", String(!table.hidden));
-    fill();
+    fillTable();
   } }, "Show as table");
   if (sizes.pos > 1) root.append(chips);
   root.append(make("div", { class: "gs-wide" }, canvas), make("div", { class: "gs-bar" }, toggle), table, live);
@@ -61,9 +61,9 @@ export function lines(el, spec, data) {
 
   function choose(next) {
     pos = next;
-    live.textContent = here();
+    live.textContent = positionText();
     redraw();
-    fill();
+    fillTable();
   }
   function redraw() {
     colours = theme();
@@ -75,7 +75,7 @@ export function lines(el, spec, data) {
     ctx.fillRect(0, 0, width, spec.panels.length * (HEIGHT + TOP + FOOT));
     ctx.font = FONT;
     spec.panels.forEach((panel, i) => chart(panel, i));
-    canvas.setAttribute("aria-label", `${spelled(spec.title)} at ${here()}: ${spec.panels.map((p) => spelled(p.title)).join("; ")}. Arrow keys read a layer`);
+    canvas.setAttribute("aria-label", `${spelled(spec.title)} at ${positionText()}: ${spec.panels.map((p) => spelled(p.title)).join("; ")}. Arrow keys read a layer`);
     el.dataset.gemmascopeReady = "1";
   }
   function chart(panel, i) {
@@ -129,14 +129,14 @@ export function lines(el, spec, data) {
     else { ctx.moveTo(px, py - 4.6); ctx.lineTo(px + 4.6, py); ctx.lineTo(px, py + 4.6); ctx.lineTo(px - 4.6, py); }
     ctx.fill();
   }
-  function said(k) {
-    const lines = [`layer ${spec.x[k]}, ${here()}`];
+  function layerText(k) {
+    const lines = [`layer ${spec.x[k]}, ${positionText()}`];
     spec.panels.forEach((panel, i) => {
       lines.push(`${spelled(panel.title)}:`, ...numbers(i).map((list, s) => `  ${panel.series[s]} ${format(list[k])}`));
     });
     return lines.join("\n");
   }
-  function fill() {
+  function fillTable() {
     if (table.hidden) return;
     const head = make("tr", {}, make("th", {}, spec.x_axis), ...spec.panels.flatMap((p) => p.series.map((s) => make("th", { scope: "col" }, `${spelled(p.title)}: ${s}`))));
     const rows = spec.x.map((label, k) => make("tr", {}, make("th", { scope: "row" }, label), ...spec.panels.flatMap((_, i) => numbers(i).map((list) => make("td", {}, format(list[k]))))));
@@ -149,7 +149,7 @@ export function lines(el, spec, data) {
     if (k < 0 || k >= sizes.x) return tip.hide();
     at = k;
     const outer = root.getBoundingClientRect();
-    tip.show(said(k), event.clientX - outer.left, event.clientY - outer.top, colours);
+    tip.show(layerText(k), event.clientX - outer.left, event.clientY - outer.top, colours);
   });
   canvas.addEventListener("pointerleave", () => tip.hide());
   canvas.addEventListener("keydown", (event) => {
@@ -158,11 +158,11 @@ export function lines(el, spec, data) {
     event.preventDefault();
     event.stopPropagation();
     at = Math.min(sizes.x - 1, Math.max(0, at + step));
-    live.textContent = said(at);
-    tip.show(said(at), x(at), canvas.parentElement.offsetTop + 30, colours);
+    live.textContent = layerText(at);
+    tip.show(layerText(at), x(at), canvas.parentElement.offsetTop + 30, colours);
   });
   canvas.addEventListener("blur", () => tip.hide());
-  const stop = whenSeen(root, onTheme, redraw);
+  const stop = redrawOnResize(root, onTheme, redraw);
   redraw();
   return { choose, destroy: stop };
 }

@@ -1,23 +1,23 @@
-// A labelled matrix on a canvas: where its cells are, what is drawn in them, which of them a point is in.
+// A labelled matrix on a canvas: its layout, its drawing, and the cell at a point.
 
-import { colour, colourAt, css, format, inkOn, place, ticksOf } from "./scale.js";
+import { colour, colourAt, css, format, inkOn, fractionAt, ticksOf } from "./scale.js";
 import { fitted, legible, spelled } from "./tokens.js";
 
 export const NOT_RUN = 0, ESTIMATED = 1, EXACT = 2, UNDER_WAY = 3;
 export const FONT = "12px system-ui, sans-serif";
 const SMALL = "11.5px system-ui, sans-serif";
-// Labels of columns that do not fit are turned by so much, and are at most so long.
+// Column labels that do not fit are rotated by TURN, and are at most LONGEST pixels long.
 const TURN = Math.PI / 3.6, LONGEST = 126;
-// A canvas that is wider than this is not drawn everywhere; a square one that is higher than this is not seen at once, and
-// is no wider than it must be.
+// Browsers do not draw canvases wider than WIDEST everywhere. A square matrix higher than HIGHEST cannot be seen at once, so
+// it is no wider than necessary.
 const WIDEST = 12000, HIGHEST = 760, LARGEST = 1600;
 
-/** A label as it is drawn: a token with its spaces visible, anything else as it is; global layers have a mark. */
+/** A label as it is drawn: a token with its spaces visible, and a mark for global layers. */
 export function labelOf(label) {
   return (label.token ? legible(label.label) : spelled(label.label)) + (label.kind === "global" ? " ◆" : "");
 }
 
-/** Where everything is, in CSS pixels, for a page of this width; the matrix may be wider. measure: a text to its width. */
+/** The layout, in CSS pixels, for a page of this width; the matrix may be wider. measure: the width of a text. */
 export function layoutOf(spec, width, measure, { most = 34, least = spec.texts ? 40 : 6 } = {}) {
   const rows = spec.rows.length;
   const columns = spec.columns.length;
@@ -39,45 +39,45 @@ export function layoutOf(spec, width, measure, { most = 34, least = spec.texts ?
   };
 }
 
-/** The corner of a cell: [x, y]. */
-export function corner(at, row, column) {
-  const y = at.up ? at.rows - 1 - row : row;
-  return [at.left + column * at.cw, at.top + y * at.ch];
+/** The top left corner of a cell: [x, y]. */
+export function cellCorner(layout, row, column) {
+  const y = layout.up ? layout.rows - 1 - row : row;
+  return [layout.left + column * layout.cw, layout.top + y * layout.ch];
 }
 
-/** The cell that a point is in, [row, column]; null outside. */
-export function hit(at, x, y) {
-  const column = Math.floor((x - at.left) / at.cw);
-  const line = Math.floor((y - at.top) / at.ch);
-  if (column < 0 || column >= at.columns || line < 0 || line >= at.rows) return null;
-  return [at.up ? at.rows - 1 - line : line, column];
+/** The cell at a point, [row, column]; null outside. */
+export function cellAtPoint(layout, x, y) {
+  const column = Math.floor((x - layout.left) / layout.cw);
+  const line = Math.floor((y - layout.top) / layout.ch);
+  if (column < 0 || column >= layout.columns || line < 0 || line >= layout.rows) return null;
+  return [layout.up ? layout.rows - 1 - line : line, column];
 }
 
-/** Draw all of it but what is selected. data: {values, marks?}. */
-export function draw(ctx, at, spec, data, colours) {
-  ctx.clearRect(0, 0, at.width, at.height);
+/** Draw everything but the selection. data: {values, marks?}. */
+export function draw(ctx, layout, spec, data, colours) {
+  ctx.clearRect(0, 0, layout.width, layout.height);
   ctx.fillStyle = colours.ground;
-  ctx.fillRect(0, 0, at.width, at.height);
-  for (let r = 0; r < at.rows; r++) for (let c = 0; c < at.columns; c++) cell(ctx, at, spec, data, colours, r, c);
-  edges(ctx, at, spec, colours);
-  labels(ctx, at, spec, colours);
-  if (!spec.scale.hidden) bar(ctx, at, spec, colours);
+  ctx.fillRect(0, 0, layout.width, layout.height);
+  for (let r = 0; r < layout.rows; r++) for (let c = 0; c < layout.columns; c++) cell(ctx, layout, spec, data, colours, r, c);
+  edges(ctx, layout, spec, colours);
+  labels(ctx, layout, spec, colours);
+  if (!spec.scale.hidden) bar(ctx, layout, spec, colours);
 }
 
-/** Draw what is selected: state {brush, selected}. */
-export function drawState(ctx, at, colours, { brush, selected }) {
-  if (brush) frame(ctx, at, brush.rows, brush.columns, colours.accent, [5, 3]);
-  if (selected) frame(ctx, at, [selected.row, selected.row], [selected.column, selected.column], colours.mark, []);
+/** Draw the selection: {brush, selected}. */
+export function drawState(ctx, layout, colours, { brush, selected }) {
+  if (brush) frame(ctx, layout, brush.rows, brush.columns, colours.accent, [5, 3]);
+  if (selected) frame(ctx, layout, [selected.row, selected.row], [selected.column, selected.column], colours.mark, []);
 }
 
-function cell(ctx, at, spec, data, colours, r, c) {
+function cell(ctx, layout, spec, data, colours, r, c) {
   if (spec.outside?.(r, c)) return;
-  const [x, y] = corner(at, r, c);
-  const i = r * at.columns + c;
+  const [x, y] = cellCorner(layout, r, c);
+  const i = r * layout.columns + c;
   const value = data.values[i];
   const mark = data.marks ? data.marks[i] : EXACT;
-  const gap = at.cw > 9 && at.ch > 9 ? 1 : 0;
-  const [w, h] = [at.cw - gap, at.ch - gap];
+  const gap = layout.cw > 9 && layout.ch > 9 ? 1 : 0;
+  const [w, h] = [layout.cw - gap, layout.ch - gap];
   const rgb = mark === NOT_RUN ? null : colour(value, spec.scale, colours.dark);
   if (rgb === null) {
     hatch(ctx, x, y, w, h, colours.hatch);
@@ -87,7 +87,7 @@ function cell(ctx, at, spec, data, colours, r, c) {
   }
   if (mark === ESTIMATED && rgb) cornerMark(ctx, x, y, Math.min(w, h), inkOn(rgb));
   if (mark === UNDER_WAY) dots(ctx, x, y, w, h, rgb ? inkOn(rgb) : colours.ink);
-  if (spec.texts && at.cw > 18) {
+  if (spec.texts && layout.cw > 18) {
     ctx.font = SMALL;
     ctx.fillStyle = rgb ? inkOn(rgb) : colours.ink;
     ctx.textAlign = "center";
@@ -131,51 +131,51 @@ function dots(ctx, x, y, w, h, ink) {
   }
 }
 
-/** The edge of a local layer's window, as a stair: spec.window positions, in a matrix of queries by keys. */
-function edges(ctx, at, spec, colours) {
-  if (!spec.window || spec.window >= at.columns) return;
+/** The edge of a local layer's window of spec.window positions, as stairs in a matrix of queries by keys. */
+function edges(ctx, layout, spec, colours) {
+  if (!spec.window || spec.window >= layout.columns) return;
   ctx.strokeStyle = colours.accent;
   ctx.lineWidth = 1.5;
   ctx.beginPath();
-  for (let q = spec.window; q < at.rows; q++) {
-    const [x, y] = corner(at, q, q - spec.window + 1);
-    if (q === spec.window) ctx.moveTo(at.left, y);
+  for (let q = spec.window; q < layout.rows; q++) {
+    const [x, y] = cellCorner(layout, q, q - spec.window + 1);
+    if (q === spec.window) ctx.moveTo(layout.left, y);
     ctx.lineTo(x, y);
-    ctx.lineTo(x, y + at.ch);
+    ctx.lineTo(x, y + layout.ch);
   }
   ctx.stroke();
 }
 
-function labels(ctx, at, spec, colours) {
+function labels(ctx, layout, spec, colours) {
   ctx.font = FONT;
   ctx.textBaseline = "middle";
   const measure = (text) => ctx.measureText(text).width;
-  const rowsShown = every(at.ch, 13);
+  const rowsShown = every(layout.ch, 13);
   spec.rows.forEach((label, r) => {
     if (r % rowsShown) return;
-    const [x, y] = corner(at, r, 0);
-    nameAt(ctx, label, { x: x - 6, y: y + at.ch / 2, align: "right", room: at.room, thick: at.ch * rowsShown }, measure, colours);
+    const [x, y] = cellCorner(layout, r, 0);
+    nameAt(ctx, label, { x: x - 6, y: y + layout.ch / 2, align: "right", room: layout.room, thick: layout.ch * rowsShown }, measure, colours);
   });
-  const columnsShown = every(at.cw, at.slanted ? 13 : 1);
+  const columnsShown = every(layout.cw, layout.slanted ? 13 : 1);
   spec.columns.forEach((label, c) => {
     if (c % columnsShown) return;
-    const x = at.left + (c + 0.5) * at.cw;
+    const x = layout.left + (c + 0.5) * layout.cw;
     ctx.save();
-    ctx.translate(x, at.bottom + 8);
-    if (at.slanted) ctx.rotate(-TURN);
-    // Turned, the first labels reach to the left of their column, where the canvas ends.
-    const room = at.slanted ? Math.min(LONGEST, (x - 4) / Math.cos(TURN)) : at.cw;
-    const where = at.slanted ? { x: 0, y: 2, align: "right", thick: at.cw * columnsShown * Math.sin(TURN) } : { x: 0, y: 4, align: "center", thick: 16 };
+    ctx.translate(x, layout.bottom + 8);
+    if (layout.slanted) ctx.rotate(-TURN);
+    // Rotated, the first labels would reach beyond the left edge of the canvas.
+    const room = layout.slanted ? Math.min(LONGEST, (x - 4) / Math.cos(TURN)) : layout.cw;
+    const where = layout.slanted ? { x: 0, y: 2, align: "right", thick: layout.cw * columnsShown * Math.sin(TURN) } : { x: 0, y: 4, align: "center", thick: 16 };
     nameAt(ctx, label, { ...where, room }, measure, colours);
     ctx.restore();
   });
   ctx.fillStyle = colours.faint;
   ctx.textAlign = "center";
-  if (spec.column_axis) ctx.fillText(spec.column_axis, (at.left + at.right) / 2, at.height - 9);
-  if (spec.row_axis) upright(ctx, spec.row_axis, 10, (at.top + at.bottom) / 2);
+  if (spec.column_axis) ctx.fillText(spec.column_axis, (layout.left + layout.right) / 2, layout.height - 9);
+  if (spec.row_axis) upright(ctx, spec.row_axis, 10, (layout.top + layout.bottom) / 2);
 }
 
-/** A label at a point; a special token in a frame of its own, no thicker than there is room for. */
+/** A label at a point; a special token in a frame, which fits into `thick` pixels. */
 function nameAt(ctx, label, { x, y, align, room, thick }, measure, colours) {
   const text = fitted(labelOf(label), label.special ? room - 8 : room, measure);
   ctx.fillStyle = colours.ink;
@@ -201,38 +201,38 @@ function every(size, least) {
   return Math.max(1, Math.ceil(least / size));
 }
 
-function bar(ctx, at, spec, colours) {
-  const x = at.right + 14;
-  const height = Math.min(180, Math.max(40, at.bottom - at.top));
+function bar(ctx, layout, spec, colours) {
+  const x = layout.right + 14;
+  const height = Math.min(180, Math.max(40, layout.bottom - layout.top));
   for (let i = 0; i < height; i++) {
     ctx.fillStyle = css(colourAt(1 - i / height, spec.scale, colours.dark));
-    ctx.fillRect(x, at.top + i, 12, 1.5);
+    ctx.fillRect(x, layout.top + i, 12, 1.5);
   }
   ctx.strokeStyle = colours.line;
   ctx.lineWidth = 1;
-  ctx.strokeRect(x, at.top, 12, height);
+  ctx.strokeRect(x, layout.top, 12, height);
   ctx.font = FONT;
   ctx.fillStyle = colours.ink;
   ctx.textAlign = "left";
   ctx.textBaseline = "middle";
   for (const tick of ticksOf(spec.scale, Math.max(2, Math.floor(height / 34)))) {
-    ctx.fillText(format(tick, spec.scale.low < 0), x + 16, Math.max(at.top + 4, at.top + height * (1 - place(tick, spec.scale))));
+    ctx.fillText(format(tick, spec.scale.low < 0), x + 16, Math.max(layout.top + 4, layout.top + height * (1 - fractionAt(tick, spec.scale))));
   }
   if (!spec.unit) return;
   ctx.fillStyle = colours.faint;
   ctx.textAlign = "center";
-  const text = fitted(spec.unit, at.height - 8, (t) => ctx.measureText(t).width);
+  const text = fitted(spec.unit, layout.height - 8, (t) => ctx.measureText(t).width);
   const half = ctx.measureText(text).width / 2;
-  upright(ctx, text, at.right + 86, Math.min(Math.max(at.top + height / 2, half + 2), at.height - half - 2));
+  upright(ctx, text, layout.right + 86, Math.min(Math.max(layout.top + height / 2, half + 2), layout.height - half - 2));
 }
 
-function frame(ctx, at, rows, columns, ink, dash) {
-  const a = corner(at, at.up ? rows[1] : rows[0], columns[0]);
-  const b = corner(at, at.up ? rows[0] : rows[1], columns[1]);
+function frame(ctx, layout, rows, columns, ink, dash) {
+  const a = cellCorner(layout, layout.up ? rows[1] : rows[0], columns[0]);
+  const b = cellCorner(layout, layout.up ? rows[0] : rows[1], columns[1]);
   ctx.save();
   ctx.setLineDash(dash);
   ctx.lineWidth = 2;
   ctx.strokeStyle = ink;
-  ctx.strokeRect(a[0], a[1], b[0] + at.cw - a[0] - 1, b[1] + at.ch - a[1] - 1);
+  ctx.strokeRect(a[0], a[1], b[0] + layout.cw - a[0] - 1, b[1] + layout.ch - a[1] - 1);
   ctx.restore();
 }

@@ -1,4 +1,4 @@
-// Small pieces of a page: elements whose text is text, and the style that all components share.
+// The parts that all pages share: elements with safe text, the style, canvases, tooltips and keyboard focus.
 
 import { readable, spelled } from "./tokens.js";
 
@@ -34,22 +34,22 @@ const STYLE = `
 .gs-special{border-style:double;border-width:3px}
 `;
 
-// Attributes that are read out or shown.
-const SAID = ["title", "aria-label", "placeholder"];
+// Attributes whose values are shown or read out.
+const TEXT_ATTRIBUTES = ["title", "aria-label", "placeholder"];
 
-/** An element with attributes and children; strings become text, never markup, and nothing in them turns the page round. */
+/** An element with attributes and children. Strings become text, never markup, with invisible characters spelled out. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, SAID.includes(name) ? readable(String(value)) : value);
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, TEXT_ATTRIBUTES.includes(name) ? readable(String(value)) : value);
   }
   element.append(...children.map((child) => (typeof child === "string" ? readable(child) : child)));
   return element;
 }
 
-/** The root of a component in an element, emptied and with the shared style. */
+/** The root of a component in an emptied element, with the shared style. */
 export function rootIn(el, spec) {
   const root = make("div", { class: "gs", role: "group", "aria-label": spelled(spec.title ?? "") });
   root.append(make("style", {}, STYLE));
@@ -59,7 +59,7 @@ export function rootIn(el, spec) {
   return root;
 }
 
-/** Paint a root in a theme's colours. */
+/** Set a root's colours to those of a theme. */
 export function paint(root, colours) {
   root.style.color = colours.ink;
   root.style.background = colours.ground;
@@ -80,7 +80,7 @@ export function sized(canvas, width, height) {
   return ctx;
 }
 
-/** A box of text beside the pointer. */
+/** A tooltip beside the pointer. */
 export function tooltip(root) {
   const box = make("div", { class: "gs-tip", role: "presentation", hidden: true });
   root.append(box);
@@ -106,8 +106,8 @@ export function tooltip(root) {
   };
 }
 
-/** Arrow keys walk along a row of buttons, of which one can be tabbed to. Returns a function that says which one that is. */
-export function walk(bar, buttons, chosen) {
+/** Make arrow keys move the focus along a row of buttons. Returns a function that marks one of them as pressed. */
+export function moveFocus(bar, buttons, chosen) {
   bar.addEventListener("keydown", (event) => {
     const at = buttons.indexOf(document.activeElement);
     const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
@@ -125,19 +125,19 @@ export function walk(bar, buttons, chosen) {
     });
 }
 
-/** Wait for the first width and for later ones, and for changes of the theme; draw then. Returns a function that stops it. */
-export function whenSeen(root, stopTheme, drawn) {
+/** Redraw when the width or the theme changes. Returns a function that stops this. */
+export function redrawOnResize(root, stopTheme, drawn) {
   let width = 0;
-  const seen = new ResizeObserver(() => {
+  const observer = new ResizeObserver(() => {
     if (Math.abs(root.clientWidth - width) > 1) {
       width = root.clientWidth;
       drawn();
     }
   });
-  seen.observe(root);
+  observer.observe(root);
   const stop = stopTheme(drawn);
   return () => {
-    seen.disconnect();
+    observer.disconnect();
     stop();
   };
 }

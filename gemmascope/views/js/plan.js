@@ -1,4 +1,4 @@
-// The memory planner: what was computed beforehand for a model, its weights, a context and a card is looked up and drawn.
+// The memory planner: looks up and draws what Python computed for a model, its weights, a context and a card.
 //
 // spec: {models, weights, contexts, cards: [{name, bytes, size}], driver, parts: names,
 //   cases: one for each model, weights, context and size of card, in this order: {how, verdict, advice, total,
@@ -19,17 +19,17 @@ const PLAN_STYLE = `
 .gs-swatch{display:inline-block;min-width:18px;text-align:center;font-weight:600;color:#1a1a1a;margin-right:6px;border-radius:3px}
 .gs .gs-sizes td:first-child{text-align:left}
 `;
-// Light enough for dark digits in both themes; the digits, not the colours, tell the parts apart.
+// Light enough for dark digits in both themes. The digits identify the parts; the colours need not.
 const TINTS = ["#8ec1f0", "#b7dca4", "#f5c98b", "#d9b8e8", "#f2a9a0", "#a7dbe0", "#e3dc8a", "#c9c9c9", "#e0bfa4"];
 const SIGNS = { resident: "●", streams: "◐", no: "○" };
 
-/** Bytes in units of 10^9; of 10^6 or 10^3 where that would be nothing. As gemmascope/memory/plan_report.py writes them. */
+/** Bytes in units of 10^9, 10^6 or 10^3, as gemmascope/memory/plan_report.py writes them. */
 export function bytesText(n) {
   const [unit, name] = n >= 1e8 ? [1e9, "GB"] : n >= 1e5 ? [1e6, "MB"] : [1e3, "kB"];
   return `${(n / unit).toFixed(2)} ${name}`;
 }
 
-/** The place of a case: models, weights, contexts and sizes of cards count up from the last. */
+/** The index of a case: cards' sizes vary fastest, then contexts, weights and models. */
 export function caseAt(spec, at) {
   const sizes = 1 + Math.max(...spec.cards.map((card) => card.size));
   return ((at.model * spec.weights.length + at.weights) * spec.contexts.length + at.context) * sizes + spec.cards[at.card].size;
@@ -39,24 +39,24 @@ export function plan(el, spec) {
   const root = rootIn(el, spec);
   root.append(make("style", {}, PLAN_STYLE));
   const at = { model: spec.models.length - 1, weights: spec.weights.length - 1, context: spec.contexts.length - 1, card: 2 % spec.cards.length };
-  const asks = make("div", { class: "gs-asks", "data-lm-suppress-shortcuts": "true" });
+  const controls = make("div", { class: "gs-asks", "data-lm-suppress-shortcuts": "true" });
   const choice = (name, texts) => {
-    const made = make("select", { "aria-label": name, onchange: () => set(name, made.selectedIndex) }, ...texts.map((text) => make("option", {}, text)));
-    made.selectedIndex = at[name];
-    asks.append(make("label", {}, name, made));
+    const select = make("select", { "aria-label": name, onchange: () => set(name, select.selectedIndex) }, ...texts.map((text) => make("option", {}, text)));
+    select.selectedIndex = at[name];
+    controls.append(make("label", {}, name, select));
   };
   choice("model", spec.models);
   choice("weights", spec.weights);
   const shownContext = make("output");
   const slider = make("input", { type: "range", "aria-label": "context", min: "0", max: String(spec.contexts.length - 1), step: "1", oninput: () => set("context", Number(slider.value)) });
   slider.value = String(at.context);
-  asks.append(make("label", {}, "context", slider, shownContext));
+  controls.append(make("label", {}, "context", slider, shownContext));
   choice("card", spec.cards.map((card) => card.name));
   const memory = make("div", { class: "gs-memory", role: "img" });
   const verdict = make("div", { class: "gs-verdict", "aria-live": "polite" });
-  const todo = make("div", { class: "gs-note" });
+  const advice = make("div", { class: "gs-note" });
   const table = make("table", { class: "gs-sizes" });
-  root.append(asks, memory, verdict, todo, table);
+  root.append(controls, memory, verdict, advice, table);
 
   function set(name, value) {
     at[name] = value;
@@ -65,15 +65,15 @@ export function plan(el, spec) {
   function draw() {
     const colours = theme();
     paint(root, colours);
-    const found = spec.cases[caseAt(spec, at)];
+    const fit = spec.cases[caseAt(spec, at)];
     const card = spec.cards[at.card];
     const room = card.bytes - spec.driver;
-    const whole = Math.max(found.total, room) * 1.02;
+    const whole = Math.max(fit.total, room) * 1.02;
     const text = `${spec.contexts[at.context].toLocaleString("en")} positions`;
     shownContext.textContent = text;
     slider.setAttribute("aria-valuetext", text);
     let left = 0;
-    const parts = found.parts.map(([name, bytes], i) => {
+    const parts = fit.parts.map(([name, bytes], i) => {
       const width = (100 * bytes) / whole;
       const style = `left:${left}%;width:${width}%;background:${TINTS[name % TINTS.length]};border-color:${colours.ground}`;
       left += width;
@@ -82,12 +82,12 @@ export function plan(el, spec) {
     const end = (100 * room) / whole;
     const limit = make("div", { class: `gs-limit${end > 60 ? " gs-left" : ""}`, style: `left:${end}%;border-color:${colours.ink}` }, `${card.name}: ${bytesText(room)} to use`);
     memory.replaceChildren(...parts, limit);
-    memory.setAttribute("aria-label", `${bytesText(found.total)}, of ${bytesText(room)} to use on ${card.name}`);
-    verdict.textContent = `${SIGNS[found.how]} ${found.verdict}`;
-    todo.replaceChildren(found.how === "no" ? found.advice : make("code", {}, found.advice));
+    memory.setAttribute("aria-label", `${bytesText(fit.total)}, of ${bytesText(room)} to use on ${card.name}`);
+    verdict.textContent = `${SIGNS[fit.how]} ${fit.verdict}`;
+    advice.replaceChildren(fit.how === "no" ? fit.advice : make("code", {}, fit.advice));
     const swatch = (name, i) => make("span", { class: "gs-swatch", style: `background:${TINTS[name % TINTS.length]}` }, String(i + 1));
-    const rows = found.parts.map(([name, bytes], i) => make("tr", {}, make("td", {}, swatch(name, i), spec.parts[name]), make("td", {}, bytesText(bytes))));
-    table.replaceChildren(...rows, make("tr", {}, make("th", {}, "together"), make("th", {}, bytesText(found.total))));
+    const rows = fit.parts.map(([name, bytes], i) => make("tr", {}, make("td", {}, swatch(name, i), spec.parts[name]), make("td", {}, bytesText(bytes))));
+    table.replaceChildren(...rows, make("tr", {}, make("th", {}, "together"), make("th", {}, bytesText(fit.total))));
     el.dataset.gemmascopeReady = "1";
   }
   const stop = onTheme(draw);

@@ -1,4 +1,4 @@
-// Numbers to colours and to text. Colours are ColorBrewer's RdBu and Blues, told apart by the colour-blind.
+// Numbers as colours and as text. The colours are ColorBrewer's RdBu and Blues, which colour-blind readers can tell apart.
 
 const DIVERGING = {
   light: [[178, 24, 43], [239, 138, 98], [247, 247, 247], [103, 169, 207], [33, 102, 172]],
@@ -9,21 +9,21 @@ const SEQUENTIAL = {
   dark: [[32, 36, 42], [28, 66, 110], [40, 110, 180], [110, 175, 230], [225, 240, 255]],
 };
 
-/** Where a value stands on a scale {kind, low, high, log?}: 0 to 1, cut off at the ends; null for no number. */
-export function place(value, scale) {
+/** Where a value is on a scale {kind, low, high, log?}, from 0 to 1, clipped; null for a missing number. */
+export function fractionAt(value, scale) {
   if (value === null || Number.isNaN(value)) return null;
   const span = scale.high - scale.low || 1;
   const at = scale.log ? Math.log1p(Math.max(0, value - scale.low)) / Math.log1p(span) : (value - scale.low) / span;
   return Math.min(1, Math.max(0, at));
 }
 
-/** The colour of a value on a scale, [red, green, blue]; null for no number. dark: for a dark page. */
+/** The colour of a value on a scale, [red, green, blue]; null for a missing number. dark: for a dark page. */
 export function colour(value, scale, dark = false) {
-  const at = place(value, scale);
+  const at = fractionAt(value, scale);
   return at === null ? null : colourAt(at, scale, dark);
 }
 
-/** The colour at a place of a scale, 0 to 1; where scale.reverse is set, what is low stands out. */
+/** The colour at a fraction of a scale, 0 to 1; with scale.reverse, low values get the strong colours. */
 export function colourAt(at, scale, dark = false) {
   const stops = (scale.kind === "diverging" ? DIVERGING : SEQUENTIAL)[dark ? "dark" : "light"];
   const x = (scale.reverse ? 1 - at : at) * (stops.length - 1);
@@ -36,13 +36,13 @@ export function css(rgb) {
   return `rgb(${rgb[0]},${rgb[1]},${rgb[2]})`;
 }
 
-/** Black or white, whichever can be read on a colour. */
+/** Black or white, whichever is legible on a colour. */
 export function inkOn(rgb) {
   const light = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
   return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] > 0.18 ? "#000000" : "#ffffff";
 }
 
-/** A number as people read it: four digits, or so many decimals, and a real minus sign. */
+/** A number as text: four digits, or `decimals` decimals, with a proper minus sign. */
 export function format(value, sign = false, decimals = null) {
   if (value === null || value === undefined || Number.isNaN(value)) return "not run";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
@@ -55,12 +55,12 @@ export function format(value, sign = false, decimals = null) {
   return (value < 0 && Number(text) !== 0 ? "−" : sign && value > 0 ? "+" : "") + text;
 }
 
-/** A share of one as people read it. */
+/** A share of one as a percentage. */
 export function percent(p) {
   return p >= 0.0005 ? `${(100 * p).toFixed(1)}%` : "<0.1%";
 }
 
-/** What is written beside a scale: round numbers, or powers of ten where it is logarithmic. */
+/** The labels of a scale: round numbers, or powers of ten on a logarithmic scale. */
 export function ticksOf(scale, n) {
   if (!scale.log) return ticks(scale.low, scale.high, n);
   const found = [scale.low];
@@ -69,7 +69,7 @@ export function ticksOf(scale, n) {
   return found.filter((_, i) => i % every === 0);
 }
 
-/** Round numbers between low and high, about n of them. */
+/** About n round numbers between low and high. */
 export function ticks(low, high, n = 5) {
   if (!(high > low)) return [low];
   const rough = (high - low) / n;

@@ -1,12 +1,12 @@
-// What is selected in a grid, and how keys change it: no drawing, no page.
+// The selection in a grid and how keys and the pointer change it, without any drawing.
 
-/** The first state: one cell, nothing brushed. */
-export function start() {
+/** The first state: one cell, no range. */
+export function initialState() {
   return { row: 0, column: 0, from: null };
 }
 
-/** The rectangle that is brushed, {rows: [first, last], columns: [first, last]}; null where none is. */
-export function brushed(state) {
+/** The selected range, {rows: [first, last], columns: [first, last]}; null if there is none. */
+export function brushedCells(state) {
   if (state.from === null) return null;
   const sorted = (a, b) => (a < b ? [a, b] : [b, a]);
   return { rows: sorted(state.from.row, state.row), columns: sorted(state.from.column, state.column) };
@@ -15,10 +15,10 @@ export function brushed(state) {
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 /**
- * The state after a key, or null for a key that is not ours. up: whether rows are drawn from the bottom upwards.
- * With shift, arrows brush from where the selection was.
+ * The state after a key, or null if the key does nothing. up: whether rows are drawn from the bottom upwards.
+ * With shift, arrow keys extend a range from the present cell.
  */
-export function key(state, name, { rows, columns, shift = false, ctrl = false, up = false }) {
+export function stateAfterKey(state, name, { rows, columns, shift = false, ctrl = false, up = false }) {
   if (name === "Escape") return { ...state, from: null };
   let row = state.row;
   let column = state.column;
@@ -34,8 +34,8 @@ export function key(state, name, { rows, columns, shift = false, ctrl = false, u
   return { row: within(row, rows), column: within(column, columns), from };
 }
 
-/** The state after the pointer went down on a cell, or was dragged to one. */
-export function pointed(state, row, column, dragged) {
+/** The state after the pointer was pressed on a cell, or dragged to one. */
+export function stateAfterPointer(state, row, column, dragged) {
   const from = dragged ? state.from ?? { row: state.row, column: state.column } : null;
   return { row, column, from };
 }

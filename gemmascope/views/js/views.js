@@ -1,4 +1,4 @@
-// Static views: a spec and packed arrays, as a page holds them, become the component that draws them.
+// Draws static views: turns a spec and packed arrays from a page into the component that shows them.
 
 import { unpacked } from "./arrays.js";
 import { attention, layersOf } from "./attention.js";
@@ -15,7 +15,7 @@ const VIEWS = {
   attention: (el, spec, data) => attention(el, spec, layersOf(spec, data, "first"), spec.other ? layersOf(spec, data, "second") : null),
 };
 
-/** Draw a view in an element. What goes wrong is said in the picture's place. */
+/** Draw a view in an element. An error is shown in place of the picture. */
 export async function mount(el, spec, arrays) {
   try {
     return VIEWS[spec.view](el, spec, await unpacked(arrays));
