@@ -24,14 +24,28 @@ class Prediction:
         self.guessed: str | None = None
 
     def guess(self, choice: str) -> Prediction:
-        """Guess one of the choices, by its text. GemmascopeError for another."""
+        """Choose an answer.
+
+        Args:
+            choice: The text of one of the choices.
+
+        Raises:
+            GemmascopeError: It is none of them.
+        """
         if choice not in self.choices:
             raise GemmascopeError(f"prediction {self.number}: choose one of {self.choices}; given {choice!r}")
         self.guessed = choice
         return self
 
     def reveal(self, answer: str) -> str:
-        """The right choice, beside the guess. answer: the choice that was computed to be right."""
+        """A sentence that compares the guess with the right answer.
+
+        Args:
+            answer: The choice that the numbers turned out to support.
+
+        Raises:
+            GemmascopeError: It is none of the choices.
+        """
         if answer not in self.choices:
             raise GemmascopeError(f"prediction {self.number}: the answer is one of {self.choices}; given {answer!r}")
         if self.guessed is None:
@@ -55,7 +69,24 @@ class Prediction:
 
 
 def predict(number: str, question: str, choices: Sequence[str]) -> Prediction:
-    """Ask a question before its numbers are computed. A question with the same number keeps its guess."""
+    """Ask a question before its numbers are computed. A question with the same number keeps its guess.
+
+    Args:
+        number: The number of the question, such as "4.3".
+        question: Its text.
+        choices: Two or more answers to choose from.
+
+    Returns:
+        The prediction, which shows buttons in a notebook.
+
+    Raises:
+        GemmascopeError: There are fewer than two choices.
+
+    Example:
+        >>> p = gs.workshop.predict("0.0", "Which is larger?", ["2 + 2", "2 x 3"]).guess("2 + 2")
+        >>> p.reveal("2 x 3")
+        "0.0: the numbers say '2 x 3'; you guessed '2 + 2'"
+    """
     if len(choices) < 2:
         raise GemmascopeError(f"a prediction has two choices at least; given {list(choices)}")
     prediction = Prediction(number, question, choices)

@@ -52,7 +52,15 @@ class Setup:
 
 
 def setup() -> Setup:
-    """Check what the workshop needs: versions, the model, memory, cores and the front end. Needs no network."""
+    """Check what the workshop needs: versions, the model, memory, cores and the front end. Needs no network.
+
+    Returns:
+        One item for each thing that was checked, with what to do if it is not as it should be.
+
+    Example:
+        >>> print(gs.workshop.setup().items[0])
+        ok  python        3...
+    """
     checks: list[Callable[[], Item]] = [
         _python,
         *(partial(_package, name) for name in LEAST),
