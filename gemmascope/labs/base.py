@@ -119,8 +119,8 @@ class LabBase(Session):
         """The controls and the page below them."""
         from gemmascope.labs.widget import ENDS, LabWidget
 
+        fields = self._fields()  # first: events between the page's first values and its listener would be lost
         page = LabWidget(self.MODULE, self, self._snapshot, self._handlers(), self._fallback.id)
-        fields = self._fields()
 
         def hear(event: Event) -> None:
             if event["kind"] == "settings":
