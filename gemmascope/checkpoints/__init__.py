@@ -1,3 +1,3 @@
 """Reading checkpoints: from a folder, the hub, or a transformers model in memory; and the device and dtype to load to.
-Imports model, tokens and files.
+Imports model and files.
 """

@@ -52,8 +52,8 @@ def require_fit(dictionary: Dictionary, place: str, model: Model) -> None:
             raise DictionaryError(f"{wants}; {given}. {hint}")
         if trained.fingerprint is not None and trained.fingerprint != (fingerprint := model.network_fingerprint):
             raise DictionaryError(
-                f"{wants} (fingerprint {trained.fingerprint}); {given}, whose weights or dtype differ "
-                f"(fingerprint {fingerprint}). {hint}"
+                f"{wants} (its about.json has fingerprint {trained.fingerprint}); {given}, whose weights or dtype "
+                f"differ (fingerprint {fingerprint}). {hint}"
             )
     if dictionary.layer is not None and dictionary.layer >= config.n_layers:
         raise DictionaryError(f"{wants}; {given}: there is no layer {dictionary.layer}")

@@ -173,7 +173,9 @@ def _site(file: DictionaryFile, given: str | None, about: About) -> str:
 def _layer(file: DictionaryFile, given: int | str | None, about: About) -> int | None:
     layer = file.entry.layer if file.entry else about.get("layer", given)
     if layer is None:
-        raise DictionaryError(f"nothing in the path of {file.path} says which layer it is of: say layer=")
+        raise DictionaryError(
+            f"nothing in the path of {file.path}, and no {ABOUT} beside it, says which layer it is of: say layer="
+        )
     if given is not None and layer != given:
         raise DictionaryError(f"{file.name} was trained for layer {layer}, and layer={given!r} was given")
     if layer == EMBEDDING:
