@@ -117,8 +117,9 @@ class Plan:
     def seconds(self) -> dict[str, float] | None:
         """Predicted seconds of a trace of `context` positions and of a sweep's chunk of `rows` rows; None without a probe.
 
-        The longer of moving the weights and computing, from the measured rates. A lower bound: it counts matrix products and
-        dequantising, but no norms, softmax or Python, which dominate in small models and short prompts.
+        The longer of moving the weights and computing, from the measured rates. A rough estimate: it counts matrix products
+        and dequantising, but no norms, softmax or Python. On two busy cores, traces of a model of 96 million parameters took
+        0.4 to 2 times as long as predicted.
         """
         if self.rates is None:
             return None
@@ -199,7 +200,7 @@ def plan(
         rows: Rows of a sweep's chunk. None: as many as the memory holds, or 32,768 without a budget.
         device: As in gs.load.
         dtype: As in gs.load.
-        probe: Whether to measure this machine for some seconds and predict the least time of a pass (Plan.seconds).
+        probe: Whether to measure this machine for some seconds and predict the time of a pass, roughly (Plan.seconds).
 
     Returns:
         A plan. Printed, it is a table of the parts, the tasks and the GPUs; `fits("T4")`, `peaks`, `kept`, `streamed`,
