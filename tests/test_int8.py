@@ -254,9 +254,9 @@ def test_other_weights_are_refused(weights: str, said: str) -> None:
 
 
 def test_a_model_in_memory_is_shared_as_it_is() -> None:
-    for asked in ({"weights": "int8"}, {"memory": "1GiB"}):
+    for options in ({"weights": "int8"}, {"memory": "1GiB"}):
         with pytest.raises(DeviceError, match="save_pretrained"):
-            gs.load(checkpoint("lg"), **asked)
+            gs.load(checkpoint("lg"), **options)
 
 
 def test_a_head_that_is_not_the_embedding_is_refused(source: Path, tmp_path: Path) -> None:
@@ -315,12 +315,12 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "kind", "message"), BAD_CALLS)
+@pytest.mark.parametrize(("options", "kind", "message"), BAD_CALLS)
 def test_a_call_that_cannot_be_is_refused_before_anything_is_quantised(
-    asked: dict[str, Any], kind: type[Exception], message: str, source: Path, tmp_path: Path
+    options: dict[str, Any], kind: type[Exception], message: str, source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(kind, match=message):
-        gs.load(source, weights="int8", cache=tmp_path / "q", **asked)
+        gs.load(source, weights="int8", cache=tmp_path / "q", **options)
     assert not (tmp_path / "q").exists()
 
 
@@ -343,8 +343,8 @@ def test_a_quantised_model_says_so_and_its_sweeps_code_loads_it_so(
     model = gs.load(source, weights="int8", memory="1GiB")
     assert "weights='int8', memory='1GiB'" in repr(model)
     assert "weights" not in repr(gs.load(source))
-    asked: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "progress": False}
-    s = gs.sweep(prompt(9), prompt(9, seed=1), gs.logit_diff(5, 9), model=model, **asked)
+    options: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "progress": False}
+    s = gs.sweep(prompt(9), prompt(9, seed=1), gs.logit_diff(5, 9), model=model, **options)
     made: dict[str, Any] = {}
     exec(s.code(), made)
     assert (made["result"].values == s.values).all()

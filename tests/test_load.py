@@ -97,7 +97,7 @@ def test_the_wider_of_two_stored_dtypes_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16, "float32", torch.float32])
-def test_an_asked_dtype_is_taken(dtype: str | torch.dtype, folder: Path) -> None:
+def test_a_given_dtype_is_taken(dtype: str | torch.dtype, folder: Path) -> None:
     assert load(folder, dtype=dtype).dtype == (DTYPES[dtype] if isinstance(dtype, str) else dtype)
 
 

@@ -254,7 +254,7 @@ def test_activations_never_shrink_with_more_rows(size: str, rows: int) -> None:
 
 def test_known_models_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
@@ -403,10 +403,10 @@ def test_the_sentence_says_whether_it_fits_and_what_to_do() -> None:
     assert "take int8 weights, a shorter context, or a larger device" in repr(plan("27b", memory="7GB"))
 
 
-def test_rows_that_were_asked_for_count() -> None:
-    asked = plan("2b", context=16, memory="12GB", rows=10**7)
-    assert asked.total == asked.peaks["sweep"] > plan("2b", context=16, memory="12GB").total
-    assert "It does not fit" in repr(asked)
+def test_rows_that_are_given_count() -> None:
+    given = plan("2b", context=16, memory="12GB", rows=10**7)
+    assert given.total == given.peaks["sweep"] > plan("2b", context=16, memory="12GB").total
+    assert "It does not fit" in repr(given)
 
 
 class Page(HTMLParser):
@@ -472,7 +472,7 @@ def test_a_probe_gives_rates_and_from_them_seconds(tmp_path: Path, monkeypatch: 
     assert json.loads(json.dumps(p.to_dict()))["seconds"]["trace"] > 0
 
 
-def test_seconds_are_the_longer_of_bringing_and_computing() -> None:
+def test_seconds_are_the_longer_of_moving_and_computing() -> None:
     c = PRESETS["27b"]
     known = rates.Rates("", read=2e9, copy=None, dequantise=2.7e9, prompt=2e12, chunk=2e12)
     p = dataclasses.replace(plan("27b", weights="int8", context=16, rows=11776, memory="8GB", device="cpu"), rates=known)

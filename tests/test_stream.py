@@ -70,7 +70,7 @@ def streamed(
     return model
 
 
-# Layers kept, layers on their way, and whether files are read past the page cache.
+# Layers kept, layers loading ahead, and whether reads bypass the page cache.
 TIERS = [((), 1, False), ((), 3, True), ((2,), 1, False), ((0, 4), 2, True), ((0, 1, 2, 3, 4), 1, False)]
 
 
@@ -85,8 +85,8 @@ def test_streamed_equals_resident_bit_for_bit(
     assert torch.equal(a.logits, b.logits)
     for site in ("pattern", "mlp_act", "resid_post"):
         assert torch.equal(a[site, 3], b[site, 3])
-    asked: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "progress": False}
-    swept = [gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **asked, model=m).values for m in (one, other)]
+    options: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "progress": False}
+    swept = [gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **options, model=m).values for m in (one, other)]
     assert (swept[0] == swept[1]).all()
     assert one.fingerprint == other.fingerprint
 
@@ -97,8 +97,8 @@ def test_gradients_go_through_streamed_layers(folder: Path, kind: str) -> None:
     sites = [("resid_pre", 0), ("z", 2), ("pattern", 3), "embed"]
     grads = [gs.trace(prompt(9), model=model).grad(METRIC, sites) for model in (one, other)]
     assert all(torch.equal(grads[0][site], grads[1][site]) for site in sites)
-    asked: dict[str, Any] = {"site": "mlp_out", "by": ("layer", "pos")}
-    found = [gs.attribute(prompt(9), prompt(9, seed=1), METRIC, **asked, model=m).values for m in (one, other)]
+    options: dict[str, Any] = {"site": "mlp_out", "by": ("layer", "pos")}
+    found = [gs.attribute(prompt(9), prompt(9, seed=1), METRIC, **options, model=m).values for m in (one, other)]
     assert (found[0] == found[1]).all()
 
 
@@ -152,8 +152,8 @@ def test_gradients_and_sweeps_go_through_an_embedding_in_its_file(folder: Path) 
     assert isinstance(other.network.model.embed_tokens, FileEmbedding)
     grads = [gs.trace(prompt(9), model=model).grad(METRIC, "embed") for model in (one, other)]
     assert torch.allclose(*grads, atol=1e-5)
-    asked: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "progress": False}
-    found = [gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **asked, model=m).values for m in (one, other)]
+    options: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "progress": False}
+    found = [gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **options, model=m).values for m in (one, other)]
     assert abs(found[0] - found[1]).max() <= 1e-4
 
 
@@ -279,9 +279,9 @@ def test_running_out_of_memory_says_what_was_planned(folder: Path, swept: bool) 
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     edits = [gs.edit("mlp_out", full, layer=2)]
-    asked: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "edits": edits, "model": model}
+    options: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "edits": edits, "model": model}
     with pytest.raises(BudgetError, match=f"{planned:,} bytes were planned.*tried to allocate") as told:
-        gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **asked) if swept else gs.trace(prompt(9), model=model, edits=edits)
+        gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **options) if swept else gs.trace(prompt(9), model=model, edits=edits)
     assert told.value is not None
     assert [ref() for ref in held] == [None]  # though the error, and with it the traceback, is held here
     assert threads() == []
@@ -328,7 +328,7 @@ def test_a_pass_that_cannot_start_leaves_no_lock(folder: Path, monkeypatch: pyte
     gs.trace(prompt(9), model=model)
 
 
-def test_files_are_read_past_the_page_cache_where_that_was_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_bypass_the_page_cache_with_direct(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags: list[int] = []
     opened = os.open
     monkeypatch.setattr("os.open", lambda path, flag, *rest: (flags.append(flag), opened(path, flag, *rest))[1])

@@ -72,7 +72,7 @@ def streamed(folder: Path, memory: str, device: torch.device) -> None:
     plan = gs.plan(folder, weights="int8", context=max(ROWS), memory=memory, device=device)
     model = gs.load(folder, device=device, memory=memory)
     layer_source: Any = model.network.layer_source
-    bringing = seconds(lambda: streaming(layer_source), device)
+    moving = seconds(lambda: streaming(layer_source), device)
     for rows in ROWS:
         ids = torch.randint(model.config.vocab_size, (rows,))
 
@@ -83,9 +83,9 @@ def streamed(folder: Path, memory: str, device: torch.device) -> None:
         transfer, layer_source.transfer = layer_source.transfer, NoReading()
         computing = seconds(run, device)
         layer_source.transfer = transfer
-        ratio = wall / max(bringing, computing)
+        ratio = wall / max(moving, computing)
         print(
-            f"{memory}, {rows:5d} rows: {wall:.3f} s; streaming alone {bringing:.3f}, computing alone {computing:.3f}: "
+            f"{memory}, {rows:5d} rows: {wall:.3f} s; streaming alone {moving:.3f}, computing alone {computing:.3f}: "
             f"{ratio:.2f} times the larger (aim 1.15)",
             flush=True,
         )
@@ -128,7 +128,7 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("no CUDA GPU is at hand: nothing was measured")
+        print("no CUDA GPU here: nothing was measured")
         return
     config = shape(given.shape)
     if not (given.folder / MANIFEST).is_file():

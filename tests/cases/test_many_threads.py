@@ -74,7 +74,7 @@ def calls_of(model: Model) -> list[Callable[[], Any]]:
     """Calls of every kind, each of which always finds the same."""
     shared = gs.trace(prompt(11, seed=3), model=model)
     edits = [gs.ablate("z", layer=1, head=2)]
-    asked: dict[str, Any] = {"model": model, "progress": False}
+    options: dict[str, Any] = {"model": model, "progress": False}
 
     def trace(n: int) -> Callable[[], Any]:
         return lambda: gs.trace(prompt(n, seed=n), model=model).logits
@@ -85,8 +85,10 @@ def calls_of(model: Model) -> list[Callable[[], Any]]:
     return [
         *(trace(n) for n in (3, 7, 12)),
         lambda: gs.trace(prompt(9), model=model, edits=edits)["pattern", 2],
-        lambda: gs.sweep(prompt(6), prompt(6, seed=1), METRIC, site="resid_pre", layer=1, **asked).values,
-        lambda: gs.sweep(prompt(6), prompt(6, seed=1), METRIC, site="z", by=("layer", "head"), layer=[0, 2], **asked).values,
+        lambda: gs.sweep(prompt(6), prompt(6, seed=1), METRIC, site="resid_pre", layer=1, **options).values,
+        lambda: (
+            gs.sweep(prompt(6), prompt(6, seed=1), METRIC, site="z", by=("layer", "head"), layer=[0, 2], **options).values
+        ),
         lambda: gs.generate(prompt(5), model=model, max_new_tokens=4).ids,
         lambda: gs.generate(prompt(5), model=model, max_new_tokens=4, temperature=1.0, seed=7).ids,
         lambda: gs.trace(prompt(6), model=model).grad(METRIC, ("resid_pre", 1)),
@@ -152,7 +154,7 @@ def test_edits_that_fail_beside_passes_that_do_not(folder: Path) -> None:
     together(work)
 
 
-def test_a_layer_that_is_asked_for_by_many_is_the_right_one(folder: Path) -> None:
+def test_a_layer_that_many_threads_read_is_the_right_one(folder: Path) -> None:
     model, resident = streamed(folder), gs.load(folder / "int8")
 
     def work(number: int) -> None:
