@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from checkpoints import checkpoint, model_of
-from dictionaries_made import dictionary
+from random_dictionaries import dictionary
 
 import gemmascope as gs
 from gemmascope.model.model import Model

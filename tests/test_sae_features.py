@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from checkpoints import checkpoint, model, model_of, prompt
-from dictionaries_made import FEATURES, arrays, dictionary, plain_acts, plain_decode
 from pieces import worded
+from random_dictionaries import FEATURES, arrays, dictionary, plain_acts, plain_decode
 from reference import error
 from torch import Tensor
 
@@ -37,15 +37,15 @@ def trace(*edits: Any) -> gs.Trace:
 
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out", "z", "transcoder", "resid_pre"])
 def test_features_of_a_trace_are_what_the_format_says(site: str) -> None:
-    d, t, made = sae(site), trace(), arrays(96 if site == "z" else 32)
+    d, t, params = sae(site), trace(), arrays(96 if site == "z" else 32)
     x = t["resid_mid" if site == "transcoder" else site, 1].flatten(1).double().numpy()
     if site == "transcoder":  # the norm before its gain: what mlp_in is, divided by the gain
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
         gain = 1 + model().layer(1).pre_feedforward_layernorm.weight.detach().double().numpy()
         assert np.allclose(x * gain, t["mlp_in", 1].numpy(), atol=1e-5)
-    found, acts = d.encode(t), plain_acts(made, x)
+    found, acts = d.encode(t), plain_acts(params, x)
     out = t[d.writes, 1].flatten(1).double().numpy()
-    left = out - plain_decode(made, acts)
+    left = out - plain_decode(params, acts)
     assert found.active == np.flatnonzero(acts.any(0)).tolist()
     assert np.allclose(found.acts.values, acts[:, found.active], atol=1e-4)
     assert found.l0.values.tolist() == np.count_nonzero(acts, axis=1).tolist()
@@ -155,18 +155,18 @@ def naive_loss(ids: list[int], change: Any) -> Tensor:
 
 def test_loss_recovered_is_that_of_a_loop() -> None:
     d, prompts = sae(), [[2, *prompt(n, seed=n)] for n in (3, 8, 5)]
-    made = arrays(32)
+    params = arrays(32)
     changes = {
         "clean": lambda x: x,
-        "spliced": lambda x: torch.from_numpy(plain_decode(made, plain_acts(made, x.numpy()))).float(),
+        "spliced": lambda x: torch.from_numpy(plain_decode(params, plain_acts(params, x.numpy()))).float(),
         "zeroed": torch.zeros_like,
     }
-    wanted = {name: float(torch.cat([naive_loss(ids, fn) for ids in prompts]).mean()) for name, fn in changes.items()}
+    expected = {name: float(torch.cat([naive_loss(ids, fn) for ids in prompts]).mean()) for name, fn in changes.items()}
     found = d.loss_recovered(prompts, model=model())
     assert found.n_tokens == 2 + 7 + 4
-    for name, loss in wanted.items():
+    for name, loss in expected.items():
         assert abs(getattr(found, name) - loss) <= 1e-4 * abs(loss)
-    share = (wanted["zeroed"] - wanted["spliced"]) / (wanted["zeroed"] - wanted["clean"])
+    share = (expected["zeroed"] - expected["spliced"]) / (expected["zeroed"] - expected["clean"])
     assert abs(found.recovered - share) <= 1e-3 * (1 + abs(share))
     assert repr(found).startswith("loss recovered ")
     with pytest.raises(DictionaryError, match="two tokens after <bos>"):

@@ -17,8 +17,8 @@ import pytest
 import test_hub
 import torch
 from checkpoints import model, prompt
-from dictionaries_made import FEATURES, Arrays, arrays, plain_acts, plain_decode, write
 from hub_server import COMMIT, Hub, serving
+from random_dictionaries import FEATURES, Arrays, arrays, plain_acts, plain_decode, write
 from test_hub import point_to
 
 import gemmascope as gs
@@ -31,10 +31,10 @@ IDS = [2, *prompt(8)]
 cache = test_hub.cache  # a fixture
 
 
-def says(call: Callable[[], Any], *wanted: str, error: type[Exception] = DictionaryError) -> None:
+def says(call: Callable[[], Any], *expected: str, error: type[Exception] = DictionaryError) -> None:
     with pytest.raises(error) as caught:
         call()
-    for part in wanted:
+    for part in expected:
         assert part in str(caught.value), str(caught.value)
 
 
@@ -64,18 +64,18 @@ PLACES = [
 def test_a_file_that_numpy_wrote_is_read_and_computes_what_the_format_says(
     dtype: Any, save: Any, order: Any, tmp_path: Path
 ) -> None:
-    made = {name: np.asarray(array.astype(dtype), order=order) for name, array in arrays(32, seed=4).items()}
-    save(tmp_path / "params.npz", **made)
+    params = {name: np.asarray(array.astype(dtype), order=order) for name, array in arrays(32, seed=4).items()}
+    save(tmp_path / "params.npz", **params)
     d = gs.load_sae(tmp_path, site="resid_post", layer=1)
-    for name, array in made.items():
+    for name, array in params.items():
         assert np.array_equal(getattr(d, name).numpy(), array.astype(np.float32))
     x = np.random.default_rng(0).normal(size=(7, 32)).astype(np.float32)
-    found, acts = d.encode(torch.from_numpy(x)), plain_acts(made, x)
+    found, acts = d.encode(torch.from_numpy(x)), plain_acts(params, x)
     assert np.count_nonzero(acts) == len(found.value) > 20
     assert np.allclose(found.acts.values, acts[:, found.active], atol=1e-5)
-    assert np.allclose(found.reconstruction, plain_decode(made, acts), atol=1e-5)
-    assert np.allclose(d.decode(torch.from_numpy(acts).float()), plain_decode(made, acts), atol=1e-5)
-    assert np.allclose(d.decode(torch.from_numpy(acts).float().to_sparse()), plain_decode(made, acts), atol=1e-5)
+    assert np.allclose(found.reconstruction, plain_decode(params, acts), atol=1e-5)
+    assert np.allclose(d.decode(torch.from_numpy(acts).float()), plain_decode(params, acts), atol=1e-5)
+    assert np.allclose(d.decode(torch.from_numpy(acts).float().to_sparse()), plain_decode(params, acts), atol=1e-5)
 
 
 # -- which one --
@@ -181,9 +181,9 @@ def test_a_dictionary_of_another_width_says_both(tmp_path: Path) -> None:
 
 
 def rewritten(path: Path, change: Callable[[Arrays], Any]) -> Path:
-    made: Any = arrays(32)
-    change(made)
-    np.savez(path, **made)
+    params: Any = arrays(32)
+    change(params)
+    np.savez(path, **params)
     return path
 
 
@@ -224,9 +224,9 @@ def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path: Path) -> None:
     went_off, path = tmp_path / "went-off", tmp_path / "params.npz"
     path.write_bytes(pickle.dumps(Bomb(went_off)))
     says(lambda: read_params(path), str(path), "not a params.npz that can be read")
-    made: Any = arrays(32)
-    made["threshold"] = np.array([Bomb(went_off)] * FEATURES, dtype=object)
-    np.savez(path, **made)
+    params: Any = arrays(32)
+    params["threshold"] = np.array([Bomb(went_off)] * FEATURES, dtype=object)
+    np.savez(path, **params)
     says(lambda: read_params(path), str(path), "threshold holds Python objects")
     with zipfile.ZipFile(path, "w") as archive:  # one named as an array that is a pickle outright
         for name in arrays(32):

@@ -40,7 +40,7 @@ def marked(concept: str, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("concept", "text", "wanted"),
+    ("concept", "text", "expected"),
     [
         ("a place", "<bos>|Anna| went| to| the| park|.", [" park"]),
         ("a woman's name", "<bos>|Anna| met| John|.", ["Anna"]),
@@ -58,8 +58,8 @@ def marked(concept: str, text: str) -> list[str]:
         ("the first word of a sentence", "<bos>|Anna| ran|.| She| fell|.", ["Anna", " She"]),
     ],
 )
-def test_a_concept_marks_its_tokens(concept: str, text: str, wanted: list[str]) -> None:
-    assert marked(concept, text) == wanted
+def test_a_concept_marks_its_tokens(concept: str, text: str, expected: list[str]) -> None:
+    assert marked(concept, text) == expected
 
 
 # -- what ships --
@@ -155,10 +155,10 @@ def test_the_form_of_gemma_scope_computes_what_was_trained(tmp_path: Path, monke
     w = {name: weight.detach() for name, weight in run.weights.items()}
     rows = run.rows[:200].float()
     pre = ((rows - run.mean) / run.scale @ w["W_enc"] + w["b_enc"]).relu()
-    wanted = ((pre * (pre > run.threshold)) @ w["W_dec"] + w["b_dec"]) * run.scale + run.mean
+    expected = ((pre * (pre > run.threshold)) @ w["W_dec"] + w["b_dec"]) * run.scale + run.mean
     arrays = {name: torch.from_numpy(array.astype(np.float32)) for name, array in run.arrays().items()}
     found = Dictionary(**arrays, site="resid_post", layer=3).encode(rows).reconstruction  # type: ignore[arg-type]
-    near = (found - wanted).norm(dim=1) <= 1e-2 * wanted.norm(dim=1)  # float16, and a few that cross the threshold
+    near = (found - expected).norm(dim=1) <= 1e-2 * expected.norm(dim=1)  # float16, and a few that cross the threshold
     assert float(near.float().mean()) >= 0.95
 
 

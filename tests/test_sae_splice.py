@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import checkpoint, model_of, prompt
-from dictionaries_made import FEATURES, arrays, dictionary, plain_acts, plain_decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_dictionaries import FEATURES, arrays, dictionary, plain_acts, plain_decode
 from reference import error
 from torch import Tensor
 from transformers import Gemma2ForCausalLM
@@ -81,9 +81,9 @@ def test_the_error_term_is_kept_exactly(site: str, seed: int, data: Any) -> None
     acts = torch.tensor(dense(clean))
     before = d.decode(acts)
     acts[1:, list(features)] = torch.tensor(list(features.values()))
-    wanted = clean.error + d.decode(acts)
-    wanted[0] = clean.error[0] + before[0]
-    assert error(found, wanted) <= CLOSE
+    expected = clean.error + d.decode(acts)
+    expected[0] = clean.error[0] + before[0]
+    assert error(found, expected) <= CLOSE
     assert torch.equal(found[0], clean.target[0])  # <bos> is left alone
 
 
@@ -120,18 +120,18 @@ def in_transformers(site: str, layer: int, change: Callable[[Tensor, Tensor], Te
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out", "z", "transcoder"])
 @pytest.mark.parametrize("keep_error", [True, False])
 def test_a_changed_feature_does_what_a_hook_in_transformers_does(site: str, keep_error: bool) -> None:
-    d, made, features = sae(site), arrays(WIDTHS[site]), {3: 2.0, 11: 0.0, 17: 4.5}
+    d, params, features = sae(site), arrays(WIDTHS[site]), {3: 2.0, 11: 0.0, 17: 4.5}
 
     def change(read: Tensor, out: Tensor) -> Tensor:
         x = read[0].double().numpy()
         if site == "transcoder":
             x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
-        before = plain_acts(made, x)
+        before = plain_acts(params, x)
         after = before.copy()
         after[:, list(features)] = list(features.values())
-        new = plain_decode(made, after)
+        new = plain_decode(params, after)
         if keep_error:
-            new = out[0].double().numpy() + new - plain_decode(made, before)
+            new = out[0].double().numpy() + new - plain_decode(params, before)
         new[0] = out[0, 0].numpy()
         return torch.from_numpy(new).float()[None]
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import checkpoint, model_of, prompt
-from dictionaries_made import dictionary
 from pieces import ODD, worded
+from random_dictionaries import dictionary
 
 import gemmascope as gs
 from gemmascope.errors import DictionaryError, GemmascopeError, SiteError, SweepError

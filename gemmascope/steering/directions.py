@@ -79,8 +79,8 @@ def direction(
     seed = whole_number(seed, "seed", error=GemmascopeError)
     address, head_number = _address(site, layer, head, model)
     hint = "give at least one, and two to measure a probe by"
-    positive_ids = prompts_ids(positive, "positive prompt", hint, model)
-    ids = [*positive_ids, *prompts_ids(negative, "negative prompt", hint, model)]
+    positive_ids = ids_of_prompts(positive, "positive prompt", hint, model)
+    ids = [*positive_ids, *ids_of_prompts(negative, "negative prompt", hint, model)]
     is_positive = torch.arange(len(ids)) < len(positive_ids)
     positions = [_positions(pos, model, prompt) for prompt in ids]
     groups = [_read_tokens(prompt, at) for prompt, at in zip(ids, positions, strict=True)]
@@ -105,7 +105,7 @@ def direction(
     )
 
 
-def prompts_ids(prompts: Prompt | Iterable[Prompt], one: str, hint: str, model: Model) -> list[Tensor]:
+def ids_of_prompts(prompts: Prompt | Iterable[Prompt], one: str, hint: str, model: Model) -> list[Tensor]:
     """The token ids of every prompt. PromptError for an empty list. one: what one prompt is called, such as "text"."""
     prompts = as_prompts(prompts)
     if isinstance(prompts, Sequence) and not isinstance(prompts, str) and not prompts:

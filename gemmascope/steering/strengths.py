@@ -25,7 +25,7 @@ from gemmascope.model.modes import computes
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.microbatches import Microbatch, embed_in_microbatches, in_microbatches
 from gemmascope.steering.direction import Direction
-from gemmascope.steering.directions import layer_of, prompts_ids
+from gemmascope.steering.directions import ids_of_prompts, layer_of
 from gemmascope.steering.strength_result import StrengthSweep
 from gemmascope.sweeps.cells import chunked
 from gemmascope.sweeps.remarks import prompts_remarks, raise_or_warn
@@ -92,9 +92,9 @@ def strength_sweep(
     model = model_or_nano(model)
     numbers = _listed_strengths(strengths)
     steering = steering_edit(vector, site, layer, head, pos)
-    ids = prompts_ids(prompts, "prompt", "give at least one", model)
+    ids = ids_of_prompts(prompts, "prompt", "give at least one", model)
     metrics = _metrics(metric, ids, model)
-    text_ids = [] if texts is None else prompts_ids(texts, "text", "give at least one", model)
+    text_ids = [] if texts is None else ids_of_prompts(texts, "text", "give at least one", model)
     raise_or_warn(prompts_remarks(ids, metric, model), SweepError)
     levels = [0.0, *(strength for strength in numbers if strength)]
     runs = _SteeredRuns.of(model, ids, text_ids, steering, levels)

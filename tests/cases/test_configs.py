@@ -137,7 +137,7 @@ def test_json_that_cannot_be_meant_is_refused_by_its_file(file: str, what: str, 
 
 @pytest.mark.parametrize("what", ["nested", "NaN", "named twice", "UTF-16", "a list"])
 def test_json_beside_a_dictionary_is_refused_by_its_file(what: str, tmp_path: Path) -> None:
-    from dictionaries_made import arrays, write
+    from random_dictionaries import arrays, write
 
     write(tmp_path, arrays(8))
     (tmp_path / "about.json").write_bytes(TEXTS[what][0])
@@ -148,7 +148,7 @@ def test_json_beside_a_dictionary_is_refused_by_its_file(what: str, tmp_path: Pa
 @pytest.mark.parametrize("concepts", [3, [3], [{}], {"a": 1}, [{"feature": "x", "concept": "c", "above": 1, "precision": 1,
                                                                "recall": 1}], None])  # fmt: skip
 def test_concepts_that_are_none_are_refused_by_their_file(concepts: Any, tmp_path: Path) -> None:
-    from dictionaries_made import arrays, write
+    from random_dictionaries import arrays, write
 
     write(tmp_path, arrays(8))
     (tmp_path / "about.json").write_text(json.dumps({"concepts": concepts}))
@@ -157,7 +157,7 @@ def test_concepts_that_are_none_are_refused_by_their_file(concepts: Any, tmp_pat
 
 
 def test_a_dictionary_beyond_float32_is_refused_by_its_file(tmp_path: Path) -> None:
-    from dictionaries_made import arrays, write
+    from random_dictionaries import arrays, write
 
     made = {name: array.astype("float64") for name, array in arrays(8).items()}
     made["W_enc"][1, 2] = 1e300

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import checkpoint
-from dictionaries_made import arrays, plain_acts, plain_decode, write
+from random_dictionaries import arrays, plain_acts, plain_decode, write
 
 import gemmascope as gs
 

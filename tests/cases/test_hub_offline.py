@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from checkpoints import checkpoint
-from dictionaries_made import arrays
 from hub_server import COMMIT, Hub, serving
+from random_dictionaries import arrays
 
 import gemmascope as gs
 from gemmascope.checkpoints import hub as door
