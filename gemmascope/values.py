@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -68,3 +70,8 @@ def in_float64(value: Tensor) -> Tensor:
 
 def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
+
+
+def chunks(n: int, step: int) -> Iterator[slice]:
+    """Slices of up to `step` items that cover n items in order."""
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))

@@ -1,12 +1,14 @@
 """Attention over a layout: the one place where rows look at other rows.
 
-Exact, in plain torch: scale, soft cap, mask, softmax in float32. Query rows go in chunks, each with the keys cut to
-what those rows can see, so that the causal half and the window come for free and no prompt needs its whole score matrix
-at once. Where runs start later than position 0, later.py has the way. When a tap wants the scores or the pattern of a
-layer, they are made whole, and what the tap returns is used.
+Exact, in plain torch: scale, soft cap, mask, softmax in float32. Query rows are processed in chunks, each with only the
+keys that it can see, so masked halves and windows cost nothing and no prompt needs its whole score matrix at once. Runs
+that start after position 0 go through prefix_attention.py. If a tap wants the scores or the pattern of a layer, they
+are computed whole.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from einops import rearrange
@@ -15,17 +17,18 @@ from torch import Tensor
 
 from gemmascope.errors import TapError
 from gemmascope.model.layout import Block, Layout, PrefixKV
-from gemmascope.model.maths import soft_cap, visible
-from gemmascope.model.prefix_attention import PrefixAttention
+from gemmascope.model.maths import first_visible, soft_cap, visible
+from gemmascope.model.prefix_attention import KeyValues, PrefixAttention, Queries
 from gemmascope.model.tap import BoundTap
 from gemmascope.sites import EDGE_SITES
+from gemmascope.values import chunks
 
-# Scores held at once, in elements: 32 MB in float32. Measured on two cores: larger chunks leave the cache.
+# Scores in memory at once: 32 MB in float32. Measured on two cores: larger chunks do not fit the processor cache.
 CHUNK_ELEMENTS = 8 * 2**20
 CHUNK_ROWS = 256
 
-# Scores up to here can be summed as exp(score) in float32 as they are: exp(80) is 5e34.
-EXPONENT = 80
+# The largest score whose exp float32 can sum: exp(80) is 5e34.
+MAX_EXPONENT = 80
 
 
 class Attend:
@@ -36,18 +39,18 @@ class Attend:
 
     def __call__(
         self,
-        q: Float[Tensor, "query head d_head"],
-        k: Float[Tensor, "row kv_head d_head"],
-        v: Float[Tensor, "row kv_head d_head"],
+        q: Queries,
+        k: KeyValues,
+        v: KeyValues,
         layout: Layout,
         tap: BoundTap,
-    ) -> Float[Tensor, "query head d_head"]:
+    ) -> Queries:
         if layout.kv_cache is not None:
             layout.kv_cache.append(k, v, layout.positions, layout.pass_cache)
             return layout.kv_cache.attend(q, layout.positions, self.scale, self.cap, layout.pass_cache)
         whole = any(tap.wants(site) for site in EDGE_SITES)
         if not whole and any(block.start for block in layout.blocks):
-            if self.cap is not None and self.cap <= EXPONENT:
+            if self.cap is not None and self.cap <= MAX_EXPONENT:
                 return PrefixAttention(self.scale, self.cap, self.window)(q, k, v, layout)
             whole = True
         parts, at = [], 0
@@ -55,9 +58,9 @@ class Attend:
             stop = at + block.count * block.n_queries
             q_b = rearrange(q[at:stop], "(run q) (kv group) d -> run kv group q d", run=block.count, kv=k.shape[1])
             k_b, v_b = (rearrange(x[block.rows], "(run k) kv d -> run kv k d", run=block.count) for x in (k, v))
-            earlier = layout.prefixes[i] if block.start else None
+            prefix = layout.prefixes[i] if block.start else None
             z = (
-                self._whole(q_b, *_joined(k_b, v_b, earlier, block), block, tap)
+                self._whole(q_b, *_with_prefix(k_b, v_b, prefix, block), block, tap)
                 if whole
                 else self._chunked(q_b, k_b, v_b, block)
             )
@@ -79,7 +82,7 @@ class Attend:
         return self.masked(capped, q_pos, k_pos).softmax(-1, dtype=torch.float32).to(dtype)
 
     def masked(self, capped: Float[Tensor, "*heads q k"], q_pos: Tensor, k_pos: Tensor) -> Float[Tensor, "*heads q k"]:
-        """Capped scores with minus infinity where a query does not see a key."""
+        """Capped scores, with minus infinity for the keys that a query does not see."""
         return capped.masked_fill(~visible(q_pos, k_pos, self.window), -torch.inf)
 
     def read(
@@ -89,17 +92,13 @@ class Attend:
         flat = rearrange(pattern, "run kv group q k -> run kv (group q) k") @ v
         return rearrange(flat, "run kv (group q) d -> run kv group q d", group=pattern.shape[2])
 
-    def first_seen(self, q_pos: int) -> int:
-        """The earliest key that a query at this position sees."""
-        return 0 if self.window is None else max(0, q_pos - self.window + 1)
-
     def _chunked(self, q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
-        """Runs from position 0: query rows in chunks, the keys of each cut to what it sees."""
+        """Runs from position 0: query rows in chunks, each with the keys that it sees."""
         positions = torch.arange(block.length, device=q.device)
         parts = []
-        for rows in _chunks(q, block.length):
+        for rows in _query_chunks(q, block.length):
             start, stop = rows.start + block.length - block.n_queries, rows.stop + block.length - block.n_queries
-            seen = slice(self.first_seen(start), stop)
+            seen = slice(first_visible(start, self.window), stop)
             capped = soft_cap(self.scores(q[..., rows, :], k[..., seen, :]), self.cap)
             pattern = self.pattern(capped, positions[start:stop], positions[seen], v.dtype)
             parts.append(self.read(pattern, v[..., seen, :]))
@@ -121,17 +120,16 @@ class Attend:
         return self.read(tapped("pattern", self.pattern(capped, q_pos, k_pos, v.dtype)), v)
 
 
-def _chunks(q: Tensor, n_keys: int) -> list[slice]:
-    """Slices of the query rows whose scores against n_keys keys fit the chunk."""
-    n_rows, per_row = q.shape[3], q.shape[0] * q.shape[1] * q.shape[2] * n_keys
-    step = min(CHUNK_ROWS, max(1, CHUNK_ELEMENTS // per_row))
-    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+def _query_chunks(q: Tensor, n_keys: int) -> Iterator[slice]:
+    """Slices of the query rows, each with at most CHUNK_ELEMENTS scores against n_keys keys."""
+    per_row = q.shape[0] * q.shape[1] * q.shape[2] * n_keys
+    return chunks(q.shape[3], min(CHUNK_ROWS, max(1, CHUNK_ELEMENTS // per_row)))
 
 
-def _joined(k: Tensor, v: Tensor, earlier: PrefixKV | None, block: Block) -> tuple[Tensor, Tensor]:
-    """Keys and values of a block with the earlier ones in front."""
-    if earlier is None:
+def _with_prefix(k: Tensor, v: Tensor, prefix: PrefixKV | None, block: Block) -> tuple[Tensor, Tensor]:
+    """Keys and values of a block behind those of its prefix."""
+    if prefix is None:
         return k, v
-    early = earlier.between(earlier.first, block.start)
-    k_all, v_all = (torch.cat((e.expand(block.count, *e.shape), own), dim=2) for e, own in zip(early, (k, v), strict=True))
+    before = prefix.between(prefix.first, block.start)
+    k_all, v_all = (torch.cat((x.expand(block.count, *x.shape), own), dim=2) for x, own in zip(before, (k, v), strict=True))
     return k_all, v_all

@@ -1,13 +1,14 @@
-"""Factors: a head's matrices as they are, products of two thin ones, so that no d_model x d_model matrix is made.
+"""A head's OV and QK matrices as products of two thin matrices, so that no d_model x d_model matrix is needed.
 
-Rows multiply from the left: row @ left @ right. Source: Elhage et al., "A Mathematical Framework for Transformer Circuits"
-(2021).
+Rows multiply from the left: row @ left @ right.
+
+References: Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Complex, Float
@@ -29,17 +30,26 @@ if TYPE_CHECKING:
     from gemmascope.model.model import Model
 
 
-# No key stands further behind its query than this.
-FAR = 2**31
+# The largest distance of a key from its query.
+MAX_DISTANCE = 2**31
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class FactoredMatrix:
     """left [d_model, d_head] @ right [d_head, d_model], float32: the OV or QK matrix of one query head.
 
-    kind: "ov": what a head writes for what stands where it reads: normed row @ left @ right. "qk": a score: query row @ left
-    @ right @ key row. kv_head: the kv head that it reads with; shared_with: the other query heads that read with it.
-    distance: of a "qk", how many positions before the query the key stands. gains: whether the norms' are folded in.
+    Attributes:
+        kind: "ov": what the head writes for a row that it reads, row @ left @ right. "qk": a score, query row @ left @
+        right @
+            key row.
+        layer: The layer.
+        head: The query head.
+        kv_head: The kv head that it reads with.
+        shared_with: The other query heads that read with that kv head.
+        left: [d_model, d_head].
+        right: [d_head, d_model].
+        gains: Whether the gains of the norms are included.
+        distance: For "qk", how many positions the key is before the query.
     """
 
     kind: str
@@ -59,7 +69,7 @@ class FactoredMatrix:
 
     @computes
     def singular(self) -> tuple[Float[Tensor, "d_model n"], Float[Tensor, " n"], Float[Tensor, "n d_model"]]:
-        """The singular value decomposition U, S, Vh of the matrix, its d_head largest values, the largest first."""
+        """The singular value decomposition U, S, Vh of the matrix: its d_head largest values, the largest first."""
         q_left, r_left = torch.linalg.qr(self.left)
         q_right, r_right = torch.linalg.qr(self.right.mT)
         u, s, vh = torch.linalg.svd(r_left @ r_right.mT)
@@ -67,7 +77,7 @@ class FactoredMatrix:
 
     @computes
     def eigenvalues(self) -> Complex[Tensor, " d_head"]:
-        """The eigenvalues of the matrix that are not 0 by its rank."""
+        """The d_head eigenvalues that its rank allows to be nonzero."""
         values: Tensor = torch.linalg.eigvals(self.right @ self.left)
         return values
 
@@ -78,11 +88,22 @@ class FactoredMatrix:
 
     @computes
     def read_out(self, model: Model, k: int = 5, n: int = 3) -> pandas.DataFrame:
-        """The n strongest singular vectors in tokens: what the left side reads, and what the right side writes or reads.
+        """The strongest singular vectors as tokens: those that the left side reads, and the right side writes or reads.
 
-        One row for each vector and sign. Tokens stand for themselves as they enter the first layer, each normed; what an OV
-        matrix writes is read through the last norm's gain and the unembedding. k: tokens of each side, the strongest first.
-        GemmascopeError for another width than the model's, SiteError for a k or n that there is not.
+        A token is read as the normed embedding that enters the first layer; what an OV matrix writes is read through
+        the last norm's gain and the unembedding.
+
+        Args:
+            model: The model that the matrix is of.
+            k: How many tokens of each side, the strongest first. Default 5.
+            n: How many singular vectors. Default 3.
+
+        Returns:
+            A table with one row for each vector and sign.
+
+        Raises:
+            GemmascopeError: The model has another width.
+            SiteError: k or n is out of range.
         """
         import pandas
 
@@ -99,10 +120,10 @@ class FactoredMatrix:
                 rows.append({"vector": i, "sign": mark, "value": float(s[i]), **dict(zip(names, sides, strict=True))})
         return pandas.DataFrame(rows)
 
-    def _check(self, model: Model, k: Any, n: Any) -> None:
-        width, theirs = len(self.left), getattr(getattr(model, "config", None), "d_model", None)
-        if not isinstance(theirs, int) or theirs != width:
-            given = type(model).__name__ if theirs is None else f"{model.name!r}, whose d_model is {theirs}"
+    def _check(self, model: Model, k: int, n: int) -> None:
+        width, d_model = len(self.left), getattr(getattr(model, "config", None), "d_model", None)
+        if not isinstance(d_model, int) or d_model != width:
+            given = type(model).__name__ if d_model is None else f"{model.name!r}, whose d_model is {d_model}"
             raise GemmascopeError(f"read_out takes the model that these factors are of, of d_model {width}; given {given}")
         for name, number, most in (("k", k, model.config.vocab_size), ("n", n, min(self.left.shape))):
             whole_number(number, name, least=1, most=most, error=SiteError)
@@ -115,11 +136,11 @@ class FactoredMatrix:
         others = ", ".join(map(str, self.shared_with))
         shared = f", shared with query head{'s' if len(self.shared_with) > 1 else ''} {others}" if others else ""
         shape = f"{self.left.shape[0]} x {self.left.shape[0]}, rank {self.left.shape[1]}"
-        apart = "" if self.distance is None else f" at distance {self.distance}"
-        bare = "" if self.gains else ", without the norms' gains"
+        at_distance = "" if self.distance is None else f" at distance {self.distance}"
+        without_gains = "" if self.gains else ", without the norms' gains"
         return (
-            f"Factors({self.kind}{apart} of layer {self.layer}, query head {self.head}, which reads kv head {self.kv_head}"
-            f"{shared}: {shape}, norm {self.norm():.4g}{bare})"
+            f"Factors({self.kind}{at_distance} of layer {self.layer}, query head {self.head}, "
+            f"which reads kv head {self.kv_head}{shared}: {shape}, norm {self.norm():.4g}{without_gains})"
         )
 
 
@@ -128,7 +149,7 @@ def ov_of(layer: Layer, head: int, *, gains: bool) -> FactoredMatrix:
     """The OV matrix of a layer's query head; see Layer.ov."""
     _require_values(layer)
     attention, config = layer.self_attn, layer.self_attn.config
-    head = _head_of(head, config)
+    head = _head_index(head, config)
     values, columns = head // config.heads_per_kv, slice(head * config.d_head, (head + 1) * config.d_head)
     left = _rows(attention.v_proj.weight, values, config.d_head)
     right = attention.o_proj.weight[:, columns].mT.detach().float()
@@ -141,16 +162,16 @@ def ov_of(layer: Layer, head: int, *, gains: bool) -> FactoredMatrix:
 def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> FactoredMatrix:
     """The QK matrix of a layer's query head; see Layer.qk."""
     _require_values(layer)
-    if not is_whole(distance) or not 0 <= int(distance) <= FAR:
+    if not is_whole(distance) or not 0 <= int(distance) <= MAX_DISTANCE:
         raise SiteError(
             f"distance is how many positions before the query the key stands, 0 or more; given {quoted(distance)}"
         )
     distance = int(distance)
     attention, config = layer.self_attn, layer.self_attn.config
-    head = _head_of(head, config)
+    head = _head_index(head, config)
     left = _rows(attention.q_proj.weight, head, config.d_head) * attention.attend.scale
     right = _rows(attention.k_proj.weight, head // config.heads_per_kv, config.d_head)
-    # A rotation by the query's angles and one by the key's leave the one by their difference.
+    # The rotations of query and key combine to one by the difference of their positions.
     cos, sin = rope_table(torch.tensor([-distance], device=right.device), config.d_head, config.rope_theta)
     right = rotate(right.mT[:, None], cos.expand(config.d_model, -1), sin.expand(config.d_model, -1))[:, 0].mT
     if gains:
@@ -172,8 +193,8 @@ def _require_values(layer: Layer) -> None:
         raise DeviceError("the layer is on the meta device, which has shapes and no values: load the model on another one")
 
 
-def _head_of(head: Any, config: GemmaConfig) -> int:
-    """A query head as a number from 0, negative ones counted from the end. SiteError if the model has no such head."""
+def _head_index(head: object, config: GemmaConfig) -> int:
+    """A query head as an index from 0; negative ones count from the end. SiteError if there is no such head."""
     n_heads = config.n_heads
     if not is_whole(head):
         raise SiteError(f"a head is a whole number, from 0 to {n_heads - 1}; given {quoted(head)}")
@@ -195,7 +216,7 @@ def _gain(norm: RMSNorm) -> Tensor:
 
 
 def normed_tokens(model: Model, rows: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-    """Rows of the embedding as the first layer's norm makes them, before its gain."""
+    """Rows of the embedding after the first layer's norm, without its gain."""
     rows = rows * model.config.d_model**0.5
     return rows * rms_scale(rows, model.config.norm_eps)
 

@@ -1,4 +1,4 @@
-"""Runs that hold NaN or infinity: what is checked at the end of a pass, and the site at which it began."""
+"""Detects NaN and infinity in a pass, and the site at which they first appear."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.tap import Tap
 from gemmascope.sites import Address, find_site
 
-# Sites where a tap or an edit may write minus infinity, to hide an edge or to rule out a token.
+# Sites where minus infinity is allowed: it hides an edge or excludes a token.
 _MAY_HIDE = frozenset(("scores", "scores_capped", "logits_raw", "logits"))
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether all numbers are finite. A finite sum proves it quickly. A tensor on the meta device has no numbers."""
+    """Whether all numbers are finite, which a finite sum proves quickly. True on the meta device."""
     return value.is_meta or bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
 def can_normalize(rows: Tensor) -> bool:
-    """Whether the mean square of each row, [..., d], is finite: where it is not, a norm makes zeros of the row."""
+    """Whether the mean square of each row [..., d] is finite, so that a norm does not fail on it."""
     return rows.is_meta or bool(torch.isfinite(rows.float().square().sum(-1)).all())
 
 
 def valid_logits(logits: Tensor) -> bool:
-    """Whether these can be logits, [..., vocab]: minus infinity rules a token out, and one at least is left."""
-    most = logits.amax(-1)  # NaN where there is one
-    return bool(torch.isfinite(most).all())
+    """Whether these can be logits [..., vocab]: minus infinity may exclude tokens, but not all of them."""
+    largest = logits.amax(-1)  # NaN if any is NaN
+    return bool(torch.isfinite(largest).all())
 
 
 class FirstNonFinite(Tap):
@@ -43,7 +43,7 @@ class FirstNonFinite(Tap):
         return value
 
     def see(self, site: str, layer: int | None, value: Tensor, first: int) -> None:
-        if self.where is None and not _allowed(site, value):
+        if self.where is None and not _is_allowed(site, value):
             self.where = Address(find_site(site), layer)
             self.pos = int(torch.nonzero(~torch.isfinite(value))[0, 0]) + first
 
@@ -51,7 +51,7 @@ class FirstNonFinite(Tap):
         return "at its end" if self.where is None else f"first at '{self.where}', position {self.pos}"
 
 
-def _allowed(site: str, value: Tensor) -> bool:
+def _is_allowed(site: str, value: Tensor) -> bool:
     return is_finite(value) or (site in _MAY_HIDE and not bool((value.isnan() | value.isposinf()).any()))
 
 

@@ -1,6 +1,6 @@
-"""Gemma 2, layer by layer over rows. Module names are the checkpoint's, so weights load with no table of names.
-
-Source: "Gemma 2: Improving Open Language Models at a Practical Size" (arXiv 2408.00118) and transformers' Gemma2ForCausalLM.
+"""Gemma 2, layer by layer over rows. Modules have the checkpoint's names, so weights load without a name table.
+References: "Gemma 2: Improving Open Language Models at a Practical Size" (arXiv 2408.00118); Gemma2ForCausalLM of
+transformers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from copy import deepcopy
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from einops import einsum, rearrange
@@ -26,19 +26,19 @@ from gemmascope.model.layout import NO_ROWS, Layout
 from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate, soft_cap
 from gemmascope.model.shutdown import stop_at_exit
 from gemmascope.model.tap import SILENT, BoundTap, Tap
+from gemmascope.values import chunks
 
-# Rows of the table of tokens that are handed out at once.
-TOKENS = 8192
+TOKENS = 8192  # rows of the embedding that parts() yields at once
 
 
 class Linear(nn.Linear):
-    """A product without a bias. Its weight is on the meta device until a checkpoint's tensor takes its place."""
+    """A linear map without bias. Its weight stays on the meta device until a checkpoint's tensor replaces it."""
 
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__(d_in, d_out, bias=False, device="meta")
 
     def reset_parameters(self) -> None:
-        """Draws nothing: there is no memory to draw into."""
+        """Does nothing: weights on the meta device have no memory."""
 
 
 class RMSNorm(nn.Module):
@@ -53,7 +53,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
     def gain(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """The diagonal of the linear map that this norm is on the rows x: multiply by it to go through the norm. Float32."""
+        """What this norm multiplies rows x by, with its scale for these rows. Float32."""
         return rms_scale(x, self.eps) * (1.0 + self.weight.float())
 
 
@@ -110,8 +110,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "row d_model"], tap: BoundTap) -> Float[Tensor, "row d_model"]:
         gate, up = tap("mlp_gate", self.gate_proj(x)), tap("mlp_up", self.up_proj(x))
-        out: Tensor = self.down_proj(tap("mlp_act", gelu_gate(gate, up)))
-        return out
+        return self.down_proj(tap("mlp_act", gelu_gate(gate, up)))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -140,82 +139,90 @@ class Layer(nn.Module):
         if tap.wants("head_out"):
             heads = self.head_out(raw, z)
             changed = tap("head_out", heads)
-            if changed is not heads:  # what a tap writes to a head joins the sum; untouched heads change no bit
+            if changed is not heads:  # add what the tap changed; without a change every bit stays
                 out = out + (changed - heads).sum(1)
         return tap("attn_out", out)
 
     def head_out(
         self, raw: Float[Tensor, "row d_model"], z: Float[Tensor, "row head d_head"]
     ) -> Float[Tensor, "row head d_model"]:
-        """What each head adds to the stream: through the post-norm, its scale frozen at that of the whole output."""
+        """What each head adds to the stream, through the post-norm with the scale of the whole output."""
         gain = self.post_attention_layernorm.gain(raw)
         return (self.self_attn.head_outputs(z).float() * gain[:, None]).to(raw.dtype)
 
     def ov(self, head: int, *, gains: bool = True) -> FactoredMatrix:
-        """What a query head writes for what stands where it reads: row @ left @ right.
+        """The OV matrix of a query head: it writes row @ left @ right for a row that it reads.
 
-        gains: with those of the norm before it, so that row is a row of the stream over its root mean square, and of the
-        post-norm, whose scale depends on the run and is left out. Without them row is attn_in and the product attn_raw's
-        part. A negative head counts from the end. SiteError for a head that is not there.
+        Args:
+            head: The query head, counted from the end if negative.
+            gains: Include the norms' gains, so that row is a stream row over its root mean square; the scale of the post-norm
+                is left out. Without gains row is attn_in and the product is the head's part of attn_raw. Default True.
+
+        Raises:
+            SiteError: There is no such head.
         """
         return ov_of(self, head, gains=true_or_false(gains, "gains", error=SiteError))
 
     def qk(self, head: int, *, distance: int = 0, gains: bool = True) -> FactoredMatrix:
-        """A query head's scores, before the soft cap: query row @ left @ right @ key row, for a key so many positions back.
+        """The QK matrix of a query head: its score before the soft cap is query row @ left @ right @ key row.
 
-        RoPE turns queries and keys by their positions, so the matrix depends on their distance. gains: with the gain of
-        the norm before it, on both sides, so that the rows are rows of the stream over their root mean square. SiteError for
-        a head that is not there, or a distance below 0.
+        Args:
+            head: The query head, counted from the end if negative.
+            distance: How many positions the key is before the query, on which RoPE makes the score depend. Default 0.
+            gains: Include the norm's gain on both sides, so that both rows are stream rows over their root mean squares.
+                Default True.
+
+        Raises:
+            SiteError: There is no such head, or the distance is negative.
         """
         return qk_of(self, head, distance, gains=true_or_false(gains, "gains", error=SiteError))
 
 
 class Embedding(nn.Embedding):
-    """The table of tokens, which Gemma 2 reads both ways: ids to rows, and rows to logits."""
+    """The tied embedding: token ids to rows, and rows to logits."""
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__(vocab_size, d_model, device="meta")
 
     def reset_parameters(self) -> None:
-        """Draws nothing: there is no memory to draw into."""
+        """Does nothing: weights on the meta device have no memory."""
 
     def logits(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """The products of rows with every token's embedding, before the soft cap."""
         return F.linear(x, self.weight)
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """The table, a part at a time: which tokens, and their rows. A part is good until the next."""
-        for start in range(0, len(self.weight), TOKENS):
-            tokens = slice(start, min(start + TOKENS, len(self.weight)))
+        """The table in parts: the tokens, and their rows, valid until the next part is requested."""
+        for tokens in chunks(len(self.weight), TOKENS):
             yield tokens, self.weight.detach()[tokens]
 
     def digest(self) -> str:
-        """The digest of the table as it is now."""
+        """The digest of the present table."""
         return tensor_digest(self.weight)
 
     def mark(self) -> str | None:
-        """The stamp of the file that the table stays in; None for a table in memory."""
+        """The stamp of the file that holds the table; None for a table in memory."""
         return None
 
 
 class LayerSource(Protocol):
-    """Where the layers come from when they are not all at hand as they are computed with: packed, or still to be read."""
+    """Provides layers whose weights are packed, or streamed from memory or files."""
 
     def layers(self, reverse: bool) -> Iterator[Layer]:
-        """The layers one after the other. Each is good until the next is asked for, or the iterator is closed."""
+        """The layers in order. Each is valid until the next one is requested, or the iterator is closed."""
 
     def layer(self, index: int) -> Layer:
-        """One layer, with weights of its own."""
+        """One layer that owns its weights."""
 
     def digest(self, index: int) -> str:
-        """A digest of a layer's numbers."""
+        """The digest of a layer's weights."""
 
     def mark(self, index: int) -> str:
-        """What a run notes of a layer, to see later whether it changed: costs next to nothing."""
+        """A cheap mark of a layer, by which a run later sees whether it changed."""
 
 
 class Torso(nn.Module):
-    """What the checkpoint calls `model`: embedding, layers, last norm."""
+    """Embedding, layers, last norm: `model` in the checkpoint."""
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
@@ -225,19 +232,17 @@ class Torso(nn.Module):
 
 
 def _no_check() -> None:
-    """Nobody else holds the weights."""
+    """The check of a network that shares no weights."""
 
 
 class Gemma2(nn.Module):
     """The network: token ids to rows, rows through the layers, rows to soft-capped logits.
 
-    A new network is on the meta device, which takes no memory; whoever loads it gives each parameter its values.
+    A new network is on the meta device, which takes no memory; its loader replaces each parameter.
 
-    layer_source: provides the layers when this module's own parameters are empty; None when they are filled.
-
-    work_bytes: bytes that the rows of a pass may take, where a memory budget is set.
-    owned: whether the weights were read for this network alone.
-    check: raises where a model that shares its tensors with this network no longer computes what this one does.
+    layer_source: provides the layers when this module's own parameters are empty. work_bytes: the memory budget of the rows
+    of a pass. owned: whether the weights were read for this network alone. keep_alive: objects that must live as long as the
+    network. check: raises if a transformers model that shares these weights no longer computes the same.
     """
 
     def __init__(self, config: GemmaConfig) -> None:
@@ -246,7 +251,7 @@ class Gemma2(nn.Module):
         self.model = Torso(config)
         self.layer_source: LayerSource | None = None
         self.work_bytes: int | None = None
-        self.keep_alive: tuple[object, ...] = ()  # a tuple, so that torch sees no second module in it
+        self.keep_alive: tuple[object, ...] = ()  # in a tuple, so that torch does not register a module in it
         self.owned = False
         self.check: Callable[[], None] = _no_check
 
@@ -258,17 +263,17 @@ class Gemma2(nn.Module):
                 x = layer(x, layout, tap.at(layer.index, layout))
         return x
 
-    def copied(self, memo: dict[int, Any]) -> Gemma2:
-        """A network with weights of its own, which nobody else holds."""
+    def deep_copy(self, memo: dict[int, object]) -> Gemma2:
+        """A network with its own weights."""
         memo.update({id(self.check): _no_check, id(self.keep_alive): ()})
-        made = deepcopy(self, memo).requires_grad_(False)
-        made.owned = True
-        return made
+        copied = deepcopy(self, memo).requires_grad_(False)
+        copied.owned = True
+        return copied
 
     def layers(self, reverse: bool = False) -> Generator[Layer]:
-        """The layers in the order of a pass, or in reverse. Each is good until the next is asked for.
+        """The layers in the order of a pass, or in reverse. Each is valid until the next one is requested.
 
-        Close it (contextlib.closing) where a pass may end early: layers that stream in hold memory and a thread.
+        Use contextlib.closing if the pass may end early: streaming layers hold memory and a thread.
         """
         if self.layer_source is not None:
             yield from self.layer_source.layers(reverse)
@@ -278,7 +283,7 @@ class Gemma2(nn.Module):
                 yield layer  # type: ignore[misc]
 
     def layer(self, index: int) -> Layer:
-        """The layer of this number, from 0, for as long as it is held."""
+        """The layer of this index, from 0, valid as long as it is referenced."""
         return self.model.layers[index] if self.layer_source is None else self.layer_source.layer(index)  # type: ignore[return-value]
 
     def embed(self, ids: Int[Tensor, " row"], layout: Layout, tap: Tap = SILENT) -> Float[Tensor, "row d_model"]:

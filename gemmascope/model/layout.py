@@ -1,29 +1,31 @@
 """The layout of a pass: which run and position each row is, and which keys it may see.
 
-A pass carries the rows of many runs, flat, with no padding. Runs that start at the same position and have the same
-length stand side by side in a block, so that attention over them is one batched product. A run that starts later than
-position 0 reads the keys of the positions before it from elsewhere: from its parent in a sweep, or from a cache.
+A pass carries the rows of many runs, flat, without padding. Adjacent runs with the same start and length form a block, whose
+attention is one batched product. A run that starts after position 0 reads the keys of the positions before it from a
+prefix (in a sweep: of its base run) or from a KV cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import Any
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.model.kv_cache import KVCache
+from gemmascope.model.kv_cache import KVCache, PassCache, once
 from gemmascope.model.maths import rope_table
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class PrefixKV:
-    """Keys, after RoPE, and values of the positions from `first` on, which later rows of one layer may read."""
+    """Keys, after RoPE, and values of one layer at the positions from `first` on, for rows that start after them."""
 
     k: Float[Tensor, "kv_head k_pos d_head"]
     v: Float[Tensor, "kv_head k_pos d_head"]
@@ -36,10 +38,10 @@ class PrefixKV:
 
 @dataclass(frozen=True)
 class Block:
-    """`count` runs of `length` rows each, side by side from row `first` of the pass, each from position `start`.
+    """`count` runs of `length` rows each, adjacent from row `first` of the pass, each from position `start`.
 
-    run: the number of the first of them in the pass. asked: how many of each run's last rows go on after attention;
-    the rows before them are there for their keys only.
+    run: the index of the first of these runs in the pass. n_queries: how many of each run's last rows are queries, which
+    continue after attention; the rows before them only provide keys and values. 0 means all.
     """
 
     first: int
@@ -67,17 +69,16 @@ class Block:
 class Layout:
     """The blocks of a pass, in the order of their rows, and the position of every row.
 
-    earlier: for each block, the keys and values of the positions before its start; None where it starts at 0. It holds
-    those of one layer: a pass gives every layer its own layout.with_prefixes(...). kept: where the keys of one layer stay
-    from pass to pass, for runs that go on with one row each; given in the same way. made: what is the same in every
-    layer, such as the angles of RoPE, from where it was needed first.
+    prefixes: for each block, the keys and values before its start in one layer; None if it starts at 0. Each layer gets its
+    own by with_prefixes. kv_cache: the cache of one layer, for runs that grow by one row; set by with_kv_cache.
+    pass_cache: values that all layers of the pass share, such as the angles of RoPE, computed when first needed.
     """
 
     blocks: tuple[Block, ...]
     positions: Int[Tensor, " row"]
     prefixes: tuple[PrefixKV | None, ...] = ()
     kv_cache: KVCache | None = None
-    pass_cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    pass_cache: PassCache = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
@@ -95,11 +96,11 @@ class Layout:
         return cls(tuple(blocks), torch.cat(positions))
 
     def with_prefixes(self, prefixes: Sequence[PrefixKV | None]) -> Layout:
-        """This layout, with the earlier keys and values of one layer for each block."""
+        """This layout with the keys and values of one layer before each block."""
         return replace(self, prefixes=tuple(prefixes))
 
     def with_kv_cache(self, kv_cache: KVCache) -> Layout:
-        """This layout, of one new row for each run, with the keys and values that one layer keeps."""
+        """This layout, of one new row for each run, with the KV cache of one layer."""
         return replace(self, kv_cache=kv_cache)
 
     @property
@@ -115,7 +116,7 @@ class Layout:
 
     @cached_property
     def query_stops(self) -> tuple[int, ...]:
-        """For each run, where its rows end among those that go on after attention."""
+        """For each run, where its rows end among the query rows."""
         return tuple(accumulate(b.n_queries for b in self.blocks for _ in range(b.count)))
 
     @cached_property
@@ -124,7 +125,7 @@ class Layout:
         return tuple(b.start for b in self.blocks for _ in range(b.count))
 
     def query_rows(self, x: Float[Tensor, "row ..."]) -> Float[Tensor, "query ..."]:
-        """The rows of x that go on after attention: all, unless some blocks ask for fewer."""
+        """The rows of x that are queries: all, unless some blocks have fewer."""
         return x if self._query_rows is None else x[self._query_rows]
 
     @cached_property
@@ -135,13 +136,13 @@ class Layout:
         return torch.cat([rows[b.rows].view(b.count, b.length)[:, -b.n_queries :].flatten() for b in self.blocks])
 
     def rope(self, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of every row's angles, made once a pass."""
-        key = ("rope", d_head, theta)
-        if key not in self.pass_cache:
-            self.pass_cache[key] = rope_table(self.positions, d_head, theta)
-        found: tuple[Tensor, Tensor] = self.pass_cache[key]
-        return found
+        """Cosines and sines of every row's angles, computed once per pass."""
+        return self.once(("rope", d_head, theta), lambda: rope_table(self.positions, d_head, theta))
+
+    def once(self, key: object, compute: Callable[[], T]) -> T:
+        """A value that all layers of the pass share, computed when it is first needed."""
+        return once(self.pass_cache, key, compute)
 
 
-# For a computation outside any pass, such as reading logits from rows of a stream.
+# For computations outside a pass, such as reading logits from rows of a stream.
 NO_ROWS = Layout((), torch.zeros(0, dtype=torch.long))

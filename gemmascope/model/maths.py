@@ -13,25 +13,25 @@ def rms_norm(
     """x over its root mean square, times (1 + weight), computed in float32 and returned in x's dtype."""
     x32, weight = x.float(), weight.float()
     scaled = x32 * rms_scale(x32, eps)
-    # In place where no gradient is recorded: a pass over memory less, and the same numbers.
+    # In place unless a gradient is recorded: one pass over memory less, and the same numbers.
     return (scaled.addcmul(scaled, weight) if torch.is_grad_enabled() else scaled.addcmul_(scaled, weight)).to(x.dtype)
 
 
 def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*rows 1"]:
-    """What an RMS norm multiplies each row of x by, before its gain. Float32; NaN where the square is beyond its range."""
+    """The factor by which an RMS norm multiplies each row of x, before its gain. Float32; NaN if the square overflows."""
     norm = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
-    grad = torch.is_grad_enabled()  # without one in place: of one row, each tensor made is a cost
+    grad = torch.is_grad_enabled()  # in place without one: for a single row each new tensor costs time
     square = norm.square() if grad else norm.square_()
     mean = square / x.shape[-1] + eps if grad else square.div_(x.shape[-1]).add_(eps)
-    # Beyond float32's range the mean square is infinite, and 1 / inf would make zeros of finite numbers: 0 x inf is NaN,
-    # which a run looks for, and 0 x any other number changes nothing.
+    # If the mean square overflows, rsqrt gives 0 and would silently turn finite numbers into zeros. Adding 0 x mean makes it
+    # NaN (0 x inf), which every run checks for, and changes nothing otherwise.
     return torch.add(torch.rsqrt(mean), mean, alpha=0)
 
 
 def gelu_gate(gate: Float[Tensor, "row d_mlp"], up: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:
     """gelu(gate) x up, with GELU's tanh form."""
     active = torch.nn.functional.gelu(gate, approximate="tanh")
-    return active * up if torch.is_grad_enabled() else active.mul_(up)  # in place: a pass over memory less
+    return active * up if torch.is_grad_enabled() else active.mul_(up)  # in place: one pass over memory less
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
@@ -59,15 +59,20 @@ def rotate(
     cos, sin = (table[:, None, : x.shape[-1] // 2].to(x.dtype) for table in (cos, sin))
     if torch.is_grad_enabled():
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    turned = torch.empty_like(x)  # in place: a tenth of the time, which goes to fresh memory
+    turned = torch.empty_like(x)  # in place: ten times faster, since allocating dominates
     left, right = turned.chunk(2, dim=-1)
     torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=right).addcmul_(first, sin)
     return turned
 
 
+def first_visible(q_pos: int, window: int | None) -> int:
+    """The earliest key that a query at this position sees."""
+    return 0 if window is None else max(0, q_pos - window + 1)
+
+
 def visible(q_pos: Int[Tensor, " q"], k_pos: Int[Tensor, " k"], window: int | None) -> Bool[Tensor, "q k"]:
-    """Which keys each query sees: none ahead of it and, under a window, only the `window` latest, its own included."""
+    """Which keys each query sees: none after it and, with a window, only the `window` latest, its own included."""
     distance = q_pos[:, None] - k_pos[None, :]
     seen = distance >= 0
     return seen if window is None else seen & (distance < window)

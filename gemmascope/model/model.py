@@ -61,7 +61,7 @@ class Model:
     def __deepcopy__(self, memo: dict[int, object]) -> Model:
         """A model with its own weights; layers that stream from files are shared, since nobody writes to them."""
         self.network.check()
-        network = self.network if self.network.layer_source is not None else self.network.copied(memo)
+        network = self.network if self.network.layer_source is not None else self.network.deep_copy(memo)
         return Model(network, self._tokenizer, self.name, self.asked, self.source)
 
     @property

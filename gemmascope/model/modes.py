@@ -1,8 +1,7 @@
-"""Torch's modes: what a user's session has switched on must change no number that we compute.
+"""Switches off the torch modes of the user's session while one of our functions runs, so that they change no number.
 
-Under torch.autocast a product would be rounded to another dtype; what is made under torch.inference_mode takes part in no
-gradient; torch.set_default_device decides where a tensor without a device is made. All three are of the thread, so they
-are set aside for as long as one of our functions runs.
+torch.autocast would round products to another dtype, tensors made under torch.inference_mode have no gradient, and
+torch.set_default_device decides where new tensors are created.
 """
 
 from __future__ import annotations
@@ -10,18 +9,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from gemmascope.model.shutdown import stopping_at_exit
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @contextmanager
-def own_modes() -> Iterator[None]:
-    """Around whatever computes: no autocast, no inference mode, new tensors on the CPU unless they say where."""
+def default_modes() -> Iterator[None]:
+    """No autocast, no inference mode, and new tensors on the CPU by default."""
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             grad = torch.is_grad_enabled()
@@ -34,19 +34,19 @@ def own_modes() -> Iterator[None]:
         yield
 
 
-def computes(fn: _F) -> _F:
-    """A public function: sets the modes of the user's session aside (own_modes), and stops when the interpreter ends."""
+def computes(fn: Callable[P, R]) -> Callable[P, R]:
+    """Decorates public functions: they run in default_modes, and stop when the interpreter exits."""
 
     @functools.wraps(fn)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        with stopping_at_exit(), own_modes():
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        with stopping_at_exit(), default_modes():
             return fn(*args, **kwargs)
 
-    return cast(_F, called)
+    return called
 
 
 def _autocasting() -> list[str]:
-    """The kinds of device for which autocast is on."""
+    """The device types for which autocast is on."""
     return [
         kind for kind in ("cpu", "cuda", "mps") if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     ]

@@ -1,8 +1,8 @@
-"""Attention of runs that start later than position 0, and read the keys before them from elsewhere.
+"""Attention of runs that start after position 0 and read the keys before them from a prefix.
 
-Runs that share their earlier keys read them in one product, wherever each of them starts; what each reads from its own
-rows is a product for every block. The halves meet as weights exp(score - top) and their sums, where top bounds every
-score: the soft cap. So nothing is masked out by minus infinity, and no maximum is looked for.
+Runs that share a prefix read it in one product, wherever each starts; each block reads its own rows in another. The two are
+added as unnormalised weights exp(score) and their sums. The soft cap bounds the scores, so no maximum is needed, and
+hidden keys get weight 0.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.model.layout import Block, Layout, PrefixKV
-from gemmascope.model.maths import soft_cap, visible
+from gemmascope.model.maths import first_visible, soft_cap, visible
+from gemmascope.values import chunks
 
-# Scores held at once, in elements: 8 MB in float32. Measured on two cores: larger chunks leave the cache.
+# Scores in memory at once: 8 MB in float32. Measured on two cores: larger chunks do not fit the processor cache.
 CHUNK_ELEMENTS = 2**21
 CHUNK_ROWS = 256
 
 
-class _Readers(NamedTuple):
-    """Rows that read the same earlier keys: their places among the rows that ask, positions and runs' starts."""
+class _PrefixQueries(NamedTuple):
+    """The queries that read the same prefix: rows among all queries, positions, starts of their runs, and key range."""
 
     rows: Tensor
     positions: Tensor
@@ -33,35 +34,39 @@ class _Readers(NamedTuple):
     stop: int
 
 
+# The axes of queries, and of keys and values, in a pass.
+Queries = Float[Tensor, "query head d_head"]
+KeyValues = Float[Tensor, "row kv_head d_head"]
+
+
 class PrefixAttention:
-    """softmax(mask(cap(q k scale))) v for the heads of one layer, where cap is a number that exp can take."""
+    """softmax(mask(cap(q k scale))) v for the heads of one layer, for a cap whose exp float32 can sum."""
 
     def __init__(self, scale: float, cap: float, window: int | None) -> None:
         self.scale, self.cap, self.window = scale, cap, window
 
     def __call__(
         self,
-        q: Float[Tensor, "query head d_head"],
-        k: Float[Tensor, "row kv_head d_head"],
-        v: Float[Tensor, "row kv_head d_head"],
+        q: Queries,
+        k: KeyValues,
+        v: KeyValues,
         layout: Layout,
-    ) -> Float[Tensor, "query head d_head"]:
-        dtype = v.dtype
-        # On a CPU the first bfloat16 product of a shape costs milliseconds, and every start and count is another shape.
-        at_work = torch.float32 if v.device.type == "cpu" else v.dtype
-        q, k, v = (q * self.scale).to(at_work), k.to(at_work), v.to(at_work)
+    ) -> Queries:
+        # On a CPU the first bfloat16 product of a shape costs milliseconds, and every start and count is a new shape.
+        dtype, compute_dtype = v.dtype, torch.float32 if v.device.type == "cpu" else v.dtype
+        q, k, v = (q * self.scale).to(compute_dtype), k.to(compute_dtype), v.to(compute_dtype)
         read, total = torch.empty_like(q, dtype=torch.float32), q.new_empty(*q.shape[:2], 1, dtype=torch.float32)
         at = 0
         for block in layout.blocks:
-            asked = slice(at, at + block.count * block.n_queries)
-            self._own(q[asked], k[block.rows], v[block.rows], block, read[asked], total[asked])
-            at = asked.stop
-        for earlier, readers in _readers(layout, self.window):
-            self._earlier(q, earlier, readers, read, total)
+            queries = slice(at, at + block.count * block.n_queries)
+            self._read_own(q[queries], k[block.rows], v[block.rows], block, read[queries], total[queries])
+            at = queries.stop
+        for prefix, queries_of_prefix in _prefix_queries(layout, self.window):
+            self._add_prefix(q, prefix, queries_of_prefix, read, total)
         return (read / total).to(dtype)
 
-    def _own(self, q: Tensor, k: Tensor, v: Tensor, block: Block, read: Tensor, total: Tensor) -> None:
-        """Write what the runs of a block read from their own rows, weighted, and the sums of the weights."""
+    def _read_own(self, q: Tensor, k: Tensor, v: Tensor, block: Block, read: Tensor, total: Tensor) -> None:
+        """Write the weighted values that the runs of a block read from their own rows, and the sums of the weights."""
         n_kv, group = k.shape[1], q.shape[1] // k.shape[1]
 
         def by_run(x: Tensor, length: int) -> Tensor:
@@ -81,51 +86,48 @@ class PrefixAttention:
             total[..., rows, :] = weights.sum(-1).view(shape)
             read[..., rows, :] = (weights.to(v.dtype) @ v[:, seen]).view(shape)
 
-    def _earlier(self, q: Tensor, earlier: PrefixKV, readers: _Readers, read: Tensor, total: Tensor) -> None:
-        """Add what rows read from the keys before their runs. read [row, head, d], total [row, head, 1]."""
-        k, v = (x.to(q.dtype) for x in earlier.between(readers.first, readers.stop))
-        n_kv, k_pos = len(k), torch.arange(readers.first, readers.stop, device=q.device)
+    def _add_prefix(self, q: Tensor, prefix: PrefixKV, queries: _PrefixQueries, read: Tensor, total: Tensor) -> None:
+        """Add what queries read from the keys before their runs. read [query, head, d], total [query, head, 1]."""
+        k, v = (x.to(q.dtype) for x in prefix.between(queries.first, queries.stop))
+        n_kv, k_pos = len(k), torch.arange(queries.first, queries.stop, device=q.device)
         step = max(1, CHUNK_ELEMENTS // (q.shape[1] * len(k_pos)))
-        for some in (slice(i, i + step) for i in range(0, len(readers.rows), step)):
-            rows, starts = readers.rows[some], readers.starts[some]
+        for part in chunks(len(queries.rows), step):
+            rows, starts = queries.rows[part], queries.starts[part]
             q_rows = q[rows].view(len(rows), n_kv, -1, q.shape[-1]).transpose(0, 1).flatten(1, 2)  # [kv, row x group, d]
             weights = self._weights(q_rows @ k.mT)
             hidden = k_pos >= starts[:, None]
             if self.window is not None:
-                hidden |= k_pos <= readers.positions[some, None] - self.window
+                hidden |= k_pos <= queries.positions[part, None] - self.window
             weights.view(n_kv, len(rows), -1, len(k_pos)).masked_fill_(hidden[:, None], 0.0)
-            for into, part in ((total, weights.sum(-1, keepdim=True)), (read, (weights.to(v.dtype) @ v).float())):
-                into.index_add_(0, rows, part.view(n_kv, len(rows), -1, part.shape[-1]).transpose(0, 1).flatten(1, 2))
+            for into, value in ((total, weights.sum(-1, keepdim=True)), (read, (weights.to(v.dtype) @ v).float())):
+                into.index_add_(0, rows, value.view(n_kv, len(rows), -1, value.shape[-1]).transpose(0, 1).flatten(1, 2))
 
     def _weights(self, scores: Tensor) -> Tensor:
-        """exp(capped score), float32. The cap keeps it far from overflow."""
+        """exp(capped score), float32."""
         return soft_cap(scores.float(), self.cap).exp_()
 
     def _chunks(self, block: Block, n_heads: int) -> Iterator[tuple[slice, slice]]:
-        """Query rows whose scores fit a chunk, and the run's own rows that they see."""
+        """Chunks of query rows, each with the rows of its run that it sees."""
         before = block.length - block.n_queries
         step = min(CHUNK_ROWS, max(1, CHUNK_ELEMENTS // (n_heads * block.length)), max(32, self.window or CHUNK_ROWS))
-        for start in range(0, block.n_queries, step):
-            stop = min(start + step, block.n_queries)
-            seen = 0 if self.window is None else max(0, before + start - self.window + 1)
-            yield slice(start, stop), slice(seen, before + stop)
+        for rows in chunks(block.n_queries, step):
+            yield rows, slice(first_visible(before + rows.start, self.window), before + rows.stop)
 
 
-def _readers(layout: Layout, window: int | None) -> Iterator[tuple[PrefixKV, _Readers]]:
-    """For each set of earlier keys, the rows that read them. What stays the same from layer to layer is made once."""
-    for number, (_, numbers) in enumerate(groupby(range(len(layout.blocks)), lambda i: id(layout.prefixes[i]))):
-        blocks = list(numbers)
-        earlier = layout.prefixes[blocks[0]]
-        if earlier is None:
+def _prefix_queries(layout: Layout, window: int | None) -> Iterator[tuple[PrefixKV, _PrefixQueries]]:
+    """Each prefix of a layout with the queries that read it, which are the same in all layers of the kind."""
+    for number, (_, indices) in enumerate(groupby(range(len(layout.blocks)), lambda i: id(layout.prefixes[i]))):
+        blocks = list(indices)
+        prefix = layout.prefixes[blocks[0]]
+        if prefix is None:
             continue
-        key = (number, window)
-        if key not in layout.pass_cache:
-            layout.pass_cache[key] = _found_readers(layout, blocks, earlier.first, window)
-        if layout.pass_cache[key] is not None:
-            yield earlier, layout.pass_cache[key]
+        first = prefix.first
+        queries = layout.once((number, window), lambda: _find_prefix_queries(layout, blocks, first, window))  # noqa: B023
+        if queries is not None:
+            yield prefix, queries
 
 
-def _found_readers(layout: Layout, blocks: list[int], known: int, window: int | None) -> _Readers | None:
+def _find_prefix_queries(layout: Layout, blocks: list[int], known: int, window: int | None) -> _PrefixQueries | None:
     at = sum(b.count * b.n_queries for b in layout.blocks[: blocks[0]])
     chosen = [layout.blocks[i] for i in blocks]
     device = layout.positions.device
@@ -137,7 +139,7 @@ def _found_readers(layout: Layout, blocks: list[int], known: int, window: int | 
     if not len(reading):
         return None
     first, stop = int(seen[reading].min()), int(starts[reading].max())
-    return _Readers(reading + at, positions[reading], starts[reading], max(known, first), stop)
+    return _PrefixQueries(reading + at, positions[reading], starts[reading], max(known, first), stop)
 
 
 def _hidden(q: tuple[int, int], k: tuple[int, int], window: int | None, device: torch.device) -> Tensor | None:

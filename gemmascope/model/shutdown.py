@@ -1,7 +1,7 @@
-"""The end of the interpreter: computations of daemon threads are stopped before it, between two layers.
+"""Stops computations in daemon threads, between two layers, before the interpreter exits.
 
-Python ends a daemon thread wherever it next asks for the interpreter's lock. Where that is inside torch, the process aborts.
-Python itself waits for the other threads, so they go on.
+Python ends a daemon thread when it next takes the interpreter's lock. If that happens inside torch, the process aborts.
+Other threads are waited for by Python.
 """
 
 from __future__ import annotations
@@ -12,48 +12,48 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Seconds that an interpreter waits at its end for a thread: for the layer that it is at, and then for it to be gone.
-PATIENCE, FAREWELL = 20.0, 2.0
+# Seconds to wait at exit for a thread: to finish its layer, and then to end.
+LAYER_TIMEOUT, END_TIMEOUT = 20.0, 2.0
 
-_under_way: dict[threading.Thread, int] = {}
+_computing: dict[threading.Thread, int] = {}
 _stopped: set[threading.Thread] = set()
 _ending, _ended = threading.Event(), threading.Event()
 
 
 @contextmanager
 def stopping_at_exit() -> Iterator[None]:
-    """Around whatever computes. At the interpreter's end SystemExit in a daemon thread, which ends the thread in silence."""
+    """Around a computation. At exit it raises SystemExit in a daemon thread, which ends the thread silently."""
     thread = threading.current_thread()
     if not thread.daemon:
         yield
         return
-    if _ended.is_set() and thread not in _under_way:  # nobody waits any more: what its frames hold must not be freed
+    if _ended.is_set() and thread not in _computing:  # too late to be waited for: block, so that nothing is freed
         threading.Event().wait()
-    _under_way[thread] = _under_way.get(thread, 0) + 1
+    _computing[thread] = _computing.get(thread, 0) + 1
     try:
         stop_at_exit()
         yield
         stop_at_exit()
     finally:
-        _under_way[thread] -= 1
-        if not _under_way[thread]:
+        _computing[thread] -= 1
+        if not _computing[thread]:
             if _ending.is_set():
                 _stopped.add(thread)
-            del _under_way[thread]
+            del _computing[thread]
 
 
 def stop_at_exit() -> None:
-    """Called between the layers of a pass. SystemExit in a daemon thread once the interpreter ends."""
+    """Called between the layers of a pass. Raises SystemExit in a daemon thread once the interpreter exits."""
     if _ending.is_set() and threading.current_thread().daemon:
         raise SystemExit
 
 
 @atexit.register
 def _end() -> None:
-    """Stop what is under way, and wait until its threads are gone: while they go, they free tensors."""
+    """Stop the computations, and wait for their threads to end, since ending threads free tensors."""
     _ending.set()
-    _wait_for(_under_way, PATIENCE)
-    _wait_for(_stopped, FAREWELL)
+    _wait_for(_computing, LAYER_TIMEOUT)
+    _wait_for(_stopped, END_TIMEOUT)
     _ended.set()
 
 

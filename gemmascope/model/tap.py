@@ -1,7 +1,7 @@
-"""Taps: the one mechanism by which anything looks into a pass, or changes it.
+"""Taps: the one mechanism that reads or changes a pass.
 
-A tap sees a site's value as it is made and returns the value that the model goes on with. It is an argument of the
-forward, never state on the model: nothing to reset, and safe in threads.
+A tap sees a site's value when it is computed, and returns the value that the model continues with. It is an argument of the
+forward, never state of the model, so nothing must be reset and threads do not interfere.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ TapFn = Callable[[str, int | None, Tensor], Tensor]
 
 
 class Tap:
-    """Lets every value pass. Subclasses look, or write.
+    """Returns every value unchanged. Subclasses read or write.
 
     Values come flat: a row site has all rows of the pass, [row, ...]; an edge site (scores, scores_capped, pattern)
     comes block by block, [count, head, q_pos, k_pos]. layer is None for the sites outside the layers.
     """
 
     def wants(self, site: str, layer: int | None) -> bool:
-        """Whether to make a site that the forward does not need: the edge sites, and head_out."""
+        """Whether to compute a site that the forward does not need: the edge sites, and head_out."""
         return False
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
@@ -39,7 +39,7 @@ class Tap:
 
 
 class BoundTap:
-    """A tap at one layer of one pass: what the layer's code calls."""
+    """A tap at one layer of one pass, which the layer calls."""
 
     __slots__ = ("layer", "layout", "tap")
 
@@ -61,7 +61,7 @@ SILENT = Tap()
 
 
 class Chain(Tap):
-    """Taps one after the other: each sees what the one before it returned."""
+    """Several taps: each sees what the one before it returned."""
 
     def __init__(self, *taps: Tap) -> None:
         self.taps = taps
@@ -91,13 +91,13 @@ class FunctionTap(Tap):
         if not callable(fn):
             raise TapError(f"a tap is a function fn(site, layer, value) -> value; given {type(fn).__name__}")
         self.fn = fn
-        self.sums: list[tuple[str, Tensor]] = []  # of every value returned, so that the first that is none can be named
+        self.sums: list[tuple[str, Tensor]] = []  # of every returned value, to name the first that is NaN
 
     def wants(self, site: str, layer: int | None) -> bool:
         return True
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        if site == "head_out":  # the layer goes on with the change alone: its own copy must not see a write in place
+        if site == "head_out":  # the layer adds the difference, so a write in place must not reach its own copy
             value = value.clone()
         return self._checked(site, layer, value)
 
@@ -106,18 +106,18 @@ class FunctionTap(Tap):
 
     def _checked(self, site: str, layer: int | None, value: Tensor) -> Tensor:
         result = self.fn(site, layer, value)
-        where = f"the tap at '{site}'" + ("" if layer is None else f" of layer {layer}")
+        place = f"the tap at '{site}'" + ("" if layer is None else f" of layer {layer}")
         if not isinstance(result, Tensor):
             raise TapError(
-                f"{where} returned {type(result).__name__}; return the value to go on with (unchanged: the one it was given)"
+                f"{place} returned {type(result).__name__}; return the value to go on with (unchanged: the one it was given)"
             )
-        result = real_tensor(result, f"what {where} returned", TapError)
+        result = real_tensor(result, f"what {place} returned", TapError)
         if result.shape != value.shape:
-            raise TapError(f"{where} returned shape {tuple(result.shape)}; the site has {tuple(value.shape)}")
+            raise TapError(f"{place} returned shape {tuple(result.shape)}; the site has {tuple(value.shape)}")
         result = result.to(device=value.device, dtype=value.dtype)
-        self.sums.append((where, result.detach().sum()))
+        self.sums.append((place, result.detach().sum()))
         return result
 
     def first_nan(self) -> str | None:
-        """The first site at which the function returned NaN; None if it never did."""
-        return next((where for where, total in self.sums if bool(total.isnan())), None)
+        """The first site at which the function returned NaN; None if there is none."""
+        return next((place for place, total in self.sums if bool(total.isnan())), None)

@@ -1,7 +1,7 @@
-"""What tells a network's weights from others, part by part: every layer, and what is outside the layers.
+"""Digests of a network's weights by part: each layer, and the embedding with the last norm.
 
-`digest` is of the numbers themselves. `mark` is what a run notes and a later look at it compares: where weights stay in
-files that are watched, the files' stamps will do.
+A `digest` is of the numbers. A `mark` is what a run records, to see later whether a part changed: for weights in files it is
+the stamp of the files.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 # A part of a network: a layer's number, or None for embedding and last norm.
 Part = int | None
 
-# What a mark begins with that is of the digest before, of weights that looked as they did.
+# Prefix of a mark that holds an older digest, of weights that have looked the same since.
 UNVERIFIED = "unsure "
 
-# Up to so many bytes the embedding is looked at whole whenever a run begins.
+# An embedding of up to this many bytes is digested whenever a run begins.
 SMALL = 2**22
 
 
 class WeightDigests:
-    """Digests of a network's weights.
+    """Digests and marks of a network's weights.
 
-    A tensor can be written to without a trace that torch keeps (through .data, numpy, another process), so every digest is
-    of what is there now. Only the marks of a run that begins may be those of before, of weights that gs.load has read for
-    this network alone and that look as they did: then a run costs no look at all of them.
+    A tensor can change without torch noticing (through .data, numpy, another process), so digests are always computed anew.
+    Only the marks of a new run may reuse an older digest, if gs.load read the weights for this network alone and a sample of
+    them is unchanged: then starting a run does not read all weights.
     """
 
     def __init__(self, network: Gemma2) -> None:
@@ -44,11 +44,11 @@ class WeightDigests:
         return (*range(self._network.config.n_layers), None)
 
     def digest(self, part: Part) -> str:
-        """The digest of a part's numbers, as they are now."""
+        """The digest of a part's present numbers."""
         model, layer_source = self._network.model, self._network.layer_source
         if part is not None and layer_source is not None:
             return layer_source.digest(part)
-        look = self._look(part)  # before: a change while the digest is taken is then seen by the next look
+        look = self._look(part)  # first, so that a later look notices a change during the digest
         if part is None:
             found = join_digests((model.embed_tokens.digest(), tensor_digest(model.norm.weight)))
         else:
@@ -57,28 +57,28 @@ class WeightDigests:
         return found
 
     def known(self, part: Part) -> str:
-        """The digest of a part as it was last taken, if nobody else holds the weights and they look as they did."""
+        """The last digest of a part, if the network owns its weights and they look unchanged; else a new one."""
         look, found = self._seen.get(part, (None, ""))
         if self._network.owned and look is not None and look == self._look(part):
             return found
         return self.digest(part)
 
     def mark(self, part: Part) -> str:
-        """What a run notes of a part, as it is now."""
+        """The mark of a part's present numbers."""
         return self._from_files(part) or self.digest(part)
 
     def marks(self) -> tuple[str, ...]:
-        """The marks of all parts, for a run that begins."""
+        """The marks of all parts, for a new run."""
         return tuple(self._from_files(part) or self._mark_of_run(part) for part in self.parts)
 
     def looks(self) -> tuple[object, ...]:
-        """What changes with most changes of the weights, without a look at all of them."""
+        """Values that change with most changes of the weights, from a sample of them."""
         return tuple(self._from_files(part) or self._look(part) for part in self.parts)
 
     def _mark_of_run(self, part: Part) -> str:
-        """The mark of a part in memory. A layer's may be that of before: what the run kept tells whether it is right.
+        """The mark of a part in memory. A layer's may be an older digest, which the run's stored stream can confirm later.
 
-        A change of few numbers through .data is not seen by the look at some.
+        The sample misses a change of few numbers through .data.
         """
         look, found = self._seen.get(part, (None, ""))
         if not self._network.owned or look is None or look != self._look(part):
@@ -88,7 +88,7 @@ class WeightDigests:
         return UNVERIFIED + found
 
     def _from_files(self, part: Part) -> str | None:
-        """The mark of a part that is read from files."""
+        """The mark of a part that stays in files; None for a part in memory."""
         model, layer_source = self._network.model, self._network.layer_source
         if part is not None:
             return None if layer_source is None else layer_source.mark(part)
@@ -96,18 +96,17 @@ class WeightDigests:
         return None if stamp is None else join_digests((stamp, tensor_digest(model.norm.weight)))
 
     def _look(self, part: Part) -> object:
-        """What changes with most changes of a part: its tensors, their places and versions, some of their numbers."""
+        """Values that change with most changes of a part: addresses and versions of its tensors, a sample of its numbers."""
         model = self._network.model
         tensors = [model.norm.weight, model.embed_tokens.weight] if part is None else list(model.layers[part].parameters())
         about = tuple((id(t), t.data_ptr(), t.dtype, t.shape, 0 if t.is_inference() else t._version) for t in tensors)
         with torch.no_grad():
-            flat = [t.detach().reshape(-1) for t in tensors if not t.is_meta]
-            probed = [one[:: _step(t)].float() for one, t in zip(flat, (t for t in tensors if not t.is_meta), strict=True)]
-            return about, torch.cat(probed).cpu().numpy().tobytes() if probed else b""
+            sampled = [t.detach().reshape(-1)[:: _step(t)].float() for t in tensors if not t.is_meta]
+            return about, torch.cat(sampled).cpu().numpy().tobytes() if sampled else b""
 
 
 def _step(tensor: Tensor) -> int:
-    """Every how many numbers a tensor is looked at, so that each of its rows and each of its columns is."""
+    """The stride of a sample that meets each row and each column of a tensor."""
     if tensor.dim() < 2:
         return 1
     step = max(1, min(tensor.shape[0], tensor.shape[1]))
@@ -118,5 +117,6 @@ def _step(tensor: Tensor) -> int:
 
 def digest_of_layer(layer: nn.Module) -> str:
     """The digest of a layer's parameters, names included."""
-    tensors = dict(sorted(layer.named_parameters(), key=lambda item: (-item[1].numel(), item[0])))  # the odd sizes last
+    # Large tensors first, whose sizes are whole rows of a digest.
+    tensors = dict(sorted(layer.named_parameters(), key=lambda item: (-item[1].numel(), item[0])))
     return join_digests((*tensors, tensor_digest(*tensors.values())))

@@ -89,7 +89,7 @@ def test_the_digest_of_bits_is_the_same_by_parts_and_by_either_product(monkeypat
     in_parts = TensorDigest(f"{values.dtype} {tuple(values.shape)}")
     for part in values.view(-1).split(9973):
         in_parts.add(part)
-    monkeypatch.setattr(digests, "_fast", lambda device: False)
+    monkeypatch.setattr(digests, "_multiplies_bytes", lambda device: False)
     assert expected == [in_parts.hexdigest(), tensor_digest(extremes)] == [tensor_digest(values), tensor_digest(extremes)]
     assert tensor_digest(values.T) != expected[0] != tensor_digest(values.view(70001, 3))
 
