@@ -1,1 +1,4 @@
-"""gs.generate: text from a model, token by token, with edits. Imports run and edits."""
+"""gs.generate: decoding with a KV cache, with edits; sampling, stopping, and the Generation class.
+
+May import run and the rooms below it.
+"""

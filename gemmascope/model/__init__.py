@@ -1,3 +1,4 @@
-"""The network and one pass through it: layers over rows, attention, the layout of rows, the tap, key-value caches, and
-the Model that every function takes. Imports tokens.
+"""The network, and one pass through it: layers, attention, the layout of rows, taps, KV caches, and the Model class.
+
+May import figures, tokens, files and the top-level modules.
 """

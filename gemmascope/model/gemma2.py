@@ -155,8 +155,8 @@ class Layer(nn.Module):
 
         Args:
             head: The query head, counted from the end if negative.
-            gains: Include the norms' gains, so that row is a stream row over its root mean square; the scale of the post-norm
-                is left out. Without gains row is attn_in and the product is the head's part of attn_raw. Default True.
+            gains: Include the norms' gains, so that row is a stream row over its root mean square; the post-norm's
+                scale is left out. Without gains row is attn_in and the product is the head's part of attn_raw. Default True.
 
         Raises:
             SiteError: There is no such head.

@@ -1,3 +1,4 @@
-"""Runs: passes, gs.trace and what it keeps, layers that are run again, gradients, metrics of a run's logits, and traces
-in files. Imports edits.
+"""Runs: gs.trace and the Trace class, passes, layers that run again, gradients, metrics, and traces in files.
+
+May import edits and the rooms below it.
 """

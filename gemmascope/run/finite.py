@@ -1,7 +1,7 @@
-"""Runs whose numbers are none: NaN and infinity are found at the end of a pass, and named by where they began.
+"""Refuses runs that hold NaN or infinity, with the site at which they began.
 
-Looking is cheap: one sum over the last stream, or over the logits that are read. Only where one is found is a layer run
-again, to say at which site it began.
+The check is one sum over the final stream, or over the logits that are read. Only if it fails does a layer run again,
+to find the site.
 """
 
 from __future__ import annotations
@@ -25,52 +25,52 @@ if TYPE_CHECKING:
 
 
 def require_finite(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit]) -> None:
-    """EditError or CheckpointError for a run that ends in NaN or infinity: at which site it began, and what did it.
+    """EditError or CheckpointError for a run that ends in NaN or infinity, with the site and the cause.
 
     Args:
-        model: Whose run it is.
-        ids: The tokens of the run, or those that it began with.
-        stream: The stream at the entry of every layer, and after the last.
+        model: The model of the run.
+        ids: The tokens of the run, or of its prompt, [pos].
+        stream: The stream at the entry of every layer and after the last, each [pos, d_model].
         edits: The edits of the run.
     """
     norm = model.network.model.norm.weight
     if is_finite(stream[-1]) and is_finite(norm):
         if edits and (large := next((i for i, x in enumerate(stream) if not can_normalize(x)), None)) is not None:
             at = Address(find_site("resid_post" if large else "embed"), large - 1 if large else None)
-            made = ", ".join(repr(bound.edit) for bound in edits)
+            listed = ", ".join(repr(bound.edit) for bound in edits)
             raise EditError(
                 f"the edits make numbers whose squares are infinite, first at '{at}': the norm after it would make zeros of "
-                f"them: {made}"
+                f"them: {listed}"
             )
         return
-    found = FirstNonFinite()
+    first = FirstNonFinite()
     if not is_finite(stream[0]):
-        found.see("embed", None, stream[0], 0)
+        first.see("embed", None, stream[0], 0)
     elif is_finite(stream[-1]):
         raise damaged(model.name, "from 'final' on")
     else:
-        tap = Chain(_editing(edits), found)
+        tap = Chain(_edit_tap(edits), first)
         layer = next(i for i, x in enumerate(stream[1:]) if not is_finite(x))
         layout = Layout.of_lengths([len(stream[0])], model.device)
         model.layer(layer)(stream[layer], layout, tap.at(layer, layout))
-    raise _error(model, ids, found, edits)
+    raise _error(model, ids, first, edits)
 
 
 def require_logits(model: Model, ids: Tensor, logits: Tensor, row: Tensor, pos: int, edits: Sequence[BoundEdit]) -> None:
-    """EditError or CheckpointError for logits that hold NaN. row: that of the stream that they are read from, at pos."""
+    """EditError or CheckpointError for logits that hold NaN. row: the stream row at pos that they are read from."""
     if valid_logits(logits):
         return
-    found = FirstNonFinite()
+    first = FirstNonFinite()
     layout = Layout.of_blocks([Block(0, 1, 1, start=pos)], model.device)
     after = [edit for edit in edits if edit.address.layer is None]
-    model.network.unembed(row[None], Chain(_editing(after), found).at(None, layout))
-    raise _error(model, ids, found, edits)
+    model.network.unembed(row[None], Chain(_edit_tap(after), first).at(None, layout))
+    raise _error(model, ids, first, edits)
 
 
 def require_finite_end(model: Model, ids: Tensor, row: Tensor, edits: Sequence[BoundEdit]) -> None:
-    """What require_finite and require_logits say of a run of which the end of the stream alone is there, [d_model].
+    """As require_finite and require_logits, for a run of which only the last row of the final stream is known, [d_model].
 
-    Only where it holds what is no number is the run made again, to say where that began.
+    Only if it is not finite does the run repeat, to find the site.
     """
     if bool(torch.isfinite(rms_scale(row[None], model.config.norm_eps)).all()):
         return
@@ -81,15 +81,15 @@ def require_finite_end(model: Model, ids: Tensor, row: Tensor, edits: Sequence[B
     require_logits(model, ids, model.network.unembed(stream[-1][-1:])[0], stream[-1][-1], last, edits)
 
 
-def _editing(edits: Sequence[BoundEdit]) -> Tap:
+def _edit_tap(edits: Sequence[BoundEdit]) -> Tap:
     from gemmascope.run.passes import EditTap
 
     return EditTap([edits])
 
 
-def _error(model: Model, ids: Tensor, found: FirstNonFinite, edits: Sequence[BoundEdit]) -> GemmascopeError:
+def _error(model: Model, ids: Tensor, first: FirstNonFinite, edits: Sequence[BoundEdit]) -> GemmascopeError:
     if edits:
         require_sound_weights(model.network, model.name, ids)
-        made = ", ".join(repr(bound.edit) for bound in edits)
-        return EditError(f"the edits make a run that holds NaN or infinity, {found}; without them it does not: {made}")
-    return damaged(model.name, str(found))
+        listed = ", ".join(repr(bound.edit) for bound in edits)
+        return EditError(f"the edits make a run that holds NaN or infinity, {first}; without them it does not: {listed}")
+    return damaged(model.name, str(first))

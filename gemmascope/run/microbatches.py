@@ -1,6 +1,6 @@
-"""Bins: many whole runs carried through the layers, of which a layer takes a bin of rows at a time.
+"""Microbatches: a pass of many runs, of which each layer processes one microbatch of rows at a time.
 
-Each layer is asked for once, however many runs there are, and what it makes inside is never held for more than a bin.
+The weights are streamed once, however many runs there are, and a layer's activations exist for one microbatch only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gemmascope.run.passes import EditTap
 
 @dataclass
 class Microbatch:
-    """Some runs of a pass, by their numbers, and their rows as they are now."""
+    """Some runs of a pass, by their indices, with their rows at the current layer."""
 
     runs: tuple[int, ...]
     layout: Layout
@@ -34,7 +34,7 @@ class Microbatch:
         self.rows = layer(self.rows, self.layout, self.tap.at(layer.index, self.layout))
 
     def each(self) -> Iterator[tuple[int, Tensor]]:
-        """Every run's number and rows, [pos, d_model]."""
+        """The index and the rows [pos, d_model] of every run."""
         for run, span in zip(self.runs, self.layout.spans, strict=True):
             yield run, self.rows[span]
 
@@ -48,24 +48,24 @@ def embed_in_microbatches(model: Model, prompts: Sequence[Tensor]) -> list[Micro
 
 
 def in_microbatches(model: Model, rows: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]] = ()) -> list[Microbatch]:
-    """Runs in bins, those of a length side by side. rows: every run's, [pos, d_model]. edits: of every run, or none."""
-    bins = []
-    for runs in _shared_out([len(x) for x in rows]):
+    """Runs in microbatches, equal lengths adjacent. rows: of each run, [pos, d_model]. edits: of each run, or none."""
+    batches = []
+    for runs in _batches([len(x) for x in rows]):
         layout = Layout.of_lengths([len(rows[run]) for run in runs], model.device)
         tap = EditTap([edits[run] for run in runs]) if edits else SILENT
-        bins.append(Microbatch(runs, layout, torch.cat([rows[run] for run in runs]), tap))
-    return bins
+        batches.append(Microbatch(runs, layout, torch.cat([rows[run] for run in runs]), tap))
+    return batches
 
 
-def _shared_out(lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """The numbers of runs, shortest first, in tuples of at most MICROBATCH_ROWS rows, and of one run at least."""
-    found: list[int] = []
+def _batches(lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """The indices of runs, shortest first, in batches of at most MICROBATCH_ROWS rows, or of one longer run."""
+    batch: list[int] = []
     n_rows = 0
     for run in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if found and n_rows + lengths[run] > MICROBATCH_ROWS:
-            yield tuple(found)
-            found, n_rows = [], 0
-        found.append(run)
+        if batch and n_rows + lengths[run] > MICROBATCH_ROWS:
+            yield tuple(batch)
+            batch, n_rows = [], 0
+        batch.append(run)
         n_rows += lengths[run]
-    if found:
-        yield tuple(found)
+    if batch:
+        yield tuple(batch)

@@ -1,4 +1,4 @@
-"""Passes: runs carried through the layers together, and the taps that keep and edit values on the way."""
+"""One pass of several runs, and its taps: EditTap applies edits, Recorder records values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gemmascope.run.finite import require_finite
 
 
 class EditTap(Tap):
-    """Writes each run's edits where they belong, in the order given. edits[i]: those of run i of the pass.
+    """Applies each run's edits, in their order. edits[i]: those of run i of the pass.
 
-    An edit may read another site of its layer, made before the one that it writes: that value is held for it on the way.
+    If an edit reads an earlier site of its layer, the value of that site is held until the edit is applied.
     """
 
     def __init__(self, edits: Sequence[Sequence[BoundEdit]]) -> None:
@@ -35,9 +35,9 @@ class EditTap(Tap):
         return (site, layer) in self.at_site
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        if found := self.at_site.get((site, layer)):
+        if edits := self.at_site.get((site, layer)):
             value = value.clone()
-            for run, edit in found:
+            for run, edit in edits:
                 span = layout.spans[run]
                 read = None if edit.edit.reads is None else self.held[edit.edit.reads, layer]
                 edit.write_to(value[span], layout.starts[run], None if read is None else read[span])
@@ -46,9 +46,9 @@ class EditTap(Tap):
         return value
 
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
-        if found := self.at_site.get((site, layer)):
+        if edits := self.at_site.get((site, layer)):
             value = value.clone()
-            for run, edit in found:
+            for run, edit in edits:
                 if 0 <= run - block.run < block.count:
                     edit.write_to(value[run - block.run], block.start)
         return value
@@ -66,8 +66,8 @@ class Recorder(Tap):
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if site in self.sites:
-            for kept, span in zip(self.values, layout.spans, strict=True):
-                kept[site, layer] = value if len(self.values) == 1 else value[span].clone()
+            for values, span in zip(self.values, layout.spans, strict=True):
+                values[site, layer] = value if len(self.values) == 1 else value[span].clone()
         return value
 
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
@@ -83,7 +83,7 @@ class Recorder(Tap):
 def streams(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[list[Tensor]]:
     """The residual stream of every run, from one pass: n_layers + 1 tensors [pos, d_model] each.
 
-    Entry l is what enters layer l (an edit at its resid_pre is still to come), the last what leaves the last layer.
+    Entry l is what enters layer l, before an edit at its resid_pre; the last entry is the output of the last layer.
     EditError or CheckpointError for a run that holds NaN or infinity.
     """
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -93,7 +93,7 @@ def streams(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[Bo
         model.network(
             torch.cat([prompts[i] for i in by_length]), layout, Chain(EditTap([edits[i] for i in by_length]), recorder)
         )
-        found = {i: list(kept.values()) for i, kept in zip(by_length, recorder.values, strict=True)}
-        for i, stream in found.items():
+        by_run = {i: list(values.values()) for i, values in zip(by_length, recorder.values, strict=True)}
+        for i, stream in by_run.items():
             require_finite(model, prompts[i], stream, edits[i])
-    return [found[i] for i in range(len(prompts))]
+    return [by_run[i] for i in range(len(prompts))]

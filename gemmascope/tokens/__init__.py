@@ -1,1 +1,4 @@
-"""Text to token ids and back: the tokenizer, the libraries that read its files, and chat templates. Imports files."""
+"""The tokenizer: text to token ids and back, the files it is read from, and chat templates.
+
+May import files and the top-level modules.
+"""
