@@ -182,9 +182,9 @@ class BoundEdit:
                 f"{axis} {int(place[n])}"
                 for axis, place, n in zip(self.address.site.axes, places, wrong[0].tolist(), strict=False)
             )
-            made = float(new[tuple(wrong[0])])
+            number = float(new[tuple(wrong[0])])
             raise EditError(
-                f"{self.edit!r} made {made} of what stood at '{self.address}' ({at}): no run can go on from there"
+                f"{self.edit!r} made {number} of what stood at '{self.address}' ({at}): no run can go on from there"
             )
         if can_normalize_site(self.address.site, old) and not can_normalize_site(self.address.site, new.detach()):
             raise EditError(

@@ -288,7 +288,7 @@ def listed_edits(edits: object) -> tuple[Edit, ...]:
         raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
     if isinstance(edits, (str, bytes, Mapping, type)) or is_array(edits) or not isinstance(edits, Iterable):
         raise EditError(f"edits is a list of edits; given {shown(edits)}")
-    found = as_list(edits, "edits", error=EditError)
-    if wrong := [edit for edit in found if not isinstance(edit, Edit)]:
+    listed = as_list(edits, "edits", error=EditError)
+    if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:
         raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {shown(wrong[0])}")
-    return tuple(edit for edit in found if isinstance(edit, Edit))
+    return tuple(edit for edit in listed if isinstance(edit, Edit))

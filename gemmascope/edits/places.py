@@ -26,10 +26,10 @@ def find_positions(pos: object, model: Model, ids: Tensor) -> list[int]:
         return list(range(n_pos))
     if isinstance(pos, slice):
         start, stop, step = _slice_numbers(pos)
-        found = list(range(n_pos))[start:stop:step]
-        if not found:
+        selected = list(range(n_pos))[start:stop:step]
+        if not selected:
             raise SiteError(f"the slice {_show_slice(pos)} holds none of the {n_pos} positions (0 to {n_pos - 1})")
-        return found
+        return selected
     if isinstance(pos, str):
         return [_find_token(pos, model, ids)]
     return _numbers(_listed(pos, "pos"), n_pos, "pos", "position")
@@ -65,9 +65,9 @@ def find_generation_positions(pos: object, model: Model, prompt: Tensor, n_total
 def _slice_of_generation(pos: slice, n_prompt: int, n_total: int) -> list[int]:
     """The positions that a slice selects from n_total, with negative numbers counted from the end of the prompt."""
     first, last, step = _slice_numbers(pos)
-    ends = [at + n_prompt if at is not None and at < 0 else at for at in (first, last)]
+    bounds = [at + n_prompt if at is not None and at < 0 else at for at in (first, last)]
     # A number that is still negative would count from the end of all positions.
-    start, stop = (-n_total - 1 if at is not None and at < 0 else at for at in ends)
+    start, stop = (-n_total - 1 if at is not None and at < 0 else at for at in bounds)
     return list(range(n_total))[start:stop:step]
 
 

@@ -46,8 +46,8 @@ class Decoder:
         layout = Layout.of_lengths([self.lengths[run] for run in order], self.model.device)
         filling = _PrefillTap(self._caches, order)
         x = self._pass(torch.cat([self.prompts[run] for run in order]), order, [layout] * self.model.n_layers, filling)
-        ends = {run: span.stop - 1 for run, span in zip(order, layout.spans, strict=True)}
-        return self._logits(x[[ends[run] for run in self.active]])
+        last_row = {run: span.stop - 1 for run, span in zip(order, layout.spans, strict=True)}
+        return self._logits(x[[last_row[run] for run in self.active]])
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Add one position to every active run; returns the soft-capped logits after it, [run, vocab]."""

@@ -33,9 +33,9 @@ class Stopping:
 
         GenerationError for a text that no sequence of tokens can contain, or a value that is neither text nor id.
         """
-        ends = set(model.config.eos_ids)
+        end_ids = set(model.config.eos_ids)
         if is_chat(prompt):
-            ends |= _control(END_OF_TURN, model.tokenizer)
+            end_ids |= _control(END_OF_TURN, model.tokenizer)
         ids: set[int] = set()
         texts = []
         for one in _listed(stop):
@@ -46,8 +46,8 @@ class Stopping:
                 texts += [] if control else [one]
             else:
                 ids.add(_token(one, model))
-        silent = ends | {i for i in ids if model.has_tokenizer and _is_control(i, model.tokenizer)}
-        return cls(frozenset(ends | ids), frozenset(silent), tuple(texts))
+        silent = end_ids | {i for i in ids if model.has_tokenizer and _is_control(i, model.tokenizer)}
+        return cls(frozenset(end_ids | ids), frozenset(silent), tuple(texts))
 
 
 class IncrementalDetokenizer:

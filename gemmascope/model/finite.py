@@ -35,7 +35,7 @@ class FirstNonFinite(Tap):
     """Records the first site whose value holds NaN or infinity."""
 
     def __init__(self) -> None:
-        self.where: Address | None = None
+        self.address: Address | None = None
         self.pos = 0
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
@@ -43,12 +43,12 @@ class FirstNonFinite(Tap):
         return value
 
     def see(self, site: str, layer: int | None, value: Tensor, first: int) -> None:
-        if self.where is None and not _is_allowed(site, value):
-            self.where = Address(find_site(site), layer)
+        if self.address is None and not _is_allowed(site, value):
+            self.address = Address(find_site(site), layer)
             self.pos = int(torch.nonzero(~torch.isfinite(value))[0, 0]) + first
 
     def __str__(self) -> str:
-        return "at its end" if self.where is None else f"first at '{self.where}', position {self.pos}"
+        return "at its end" if self.address is None else f"first at '{self.address}', position {self.pos}"
 
 
 def _is_allowed(site: str, value: Tensor) -> bool:
@@ -57,16 +57,16 @@ def _is_allowed(site: str, value: Tensor) -> bool:
 
 def require_sound_weights(network: Gemma2, name: str, ids: Tensor) -> None:
     """Raise CheckpointError if a run without edits or taps holds NaN or infinity as well."""
-    layout, found = Layout.of_lengths([len(ids)], ids.device), FirstNonFinite()
+    layout, first = Layout.of_lengths([len(ids)], ids.device), FirstNonFinite()
     with torch.no_grad():
-        logits = network.unembed(network(ids, layout, found), found.at(None, layout))
-    if found.where is not None or not valid_logits(logits):
-        raise damaged(name, str(found))
+        logits = network.unembed(network(ids, layout, first), first.at(None, layout))
+    if first.address is not None or not valid_logits(logits):
+        raise damaged(name, str(first))
 
 
-def damaged(name: str, where: str) -> CheckpointError:
+def damaged(name: str, place: str) -> CheckpointError:
     """The error for weights whose own runs hold NaN or infinity."""
     return CheckpointError(
-        f"a run of {name!r} holds NaN or infinity, {where}, without any edit: its weights are damaged. "
+        f"a run of {name!r} holds NaN or infinity, {place}, without any edit: its weights are damaged. "
         "gs.load(..., check=True) finds the tensor"
     )

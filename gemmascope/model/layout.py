@@ -82,7 +82,7 @@ class Layout:
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
-        """The layout of whole prompts, in the order given. Neighbours of equal length share a block."""
+        """The layout of whole prompts, in their order. Neighbours of equal length share a block."""
         blocks, first, run = [], 0, 0
         for length, same in groupby(lengths):
             blocks.append(Block(first, len(list(same)), length, run))

@@ -85,13 +85,13 @@ def _hint(mapping: Mapping[str, object]) -> str:
     return "give its texts as a list, list(prompts.values())"
 
 
-def _of_array(given: object) -> object:
+def _of_array(value: object) -> object:
     """An array of texts as a list; an array of numbers unchanged."""
-    array = np.asarray(given)
+    array = np.asarray(value)
     if array.dtype.kind not in "OUST":
-        return given
+        return value
     if array.ndim > 1:
-        raise PromptError(f"prompts stand in one column; given a {type(given).__name__} of shape {array.shape}")
+        raise PromptError(f"prompts stand in one column; given a {type(value).__name__} of shape {array.shape}")
     return array.tolist()
 
 

@@ -50,17 +50,17 @@ class WeightDigests:
             return layer_source.digest(part)
         look = self._look(part)  # first, so that a later look notices a change during the digest
         if part is None:
-            found = join_digests((model.embed_tokens.digest(), tensor_digest(model.norm.weight)))
+            digest = join_digests((model.embed_tokens.digest(), tensor_digest(model.norm.weight)))
         else:
-            found = digest_of_layer(model.layers[part])
-        self._seen[part] = look, found
-        return found
+            digest = digest_of_layer(model.layers[part])
+        self._seen[part] = look, digest
+        return digest
 
     def known(self, part: Part) -> str:
         """The last digest of a part, if the network owns its weights and they look unchanged; else a new one."""
-        look, found = self._seen.get(part, (None, ""))
+        look, digest = self._seen.get(part, (None, ""))
         if self._network.owned and look is not None and look == self._look(part):
-            return found
+            return digest
         return self.digest(part)
 
     def mark(self, part: Part) -> str:
@@ -80,12 +80,12 @@ class WeightDigests:
 
         The sample misses a change of few numbers through .data.
         """
-        look, found = self._seen.get(part, (None, ""))
+        look, digest = self._seen.get(part, (None, ""))
         if not self._network.owned or look is None or look != self._look(part):
             return self.digest(part)
         if part is None and self._network.model.embed_tokens.weight.nbytes <= SMALL:
             return self.digest(part)
-        return UNVERIFIED + found
+        return UNVERIFIED + digest
 
     def _from_files(self, part: Part) -> str | None:
         """The mark of a part that stays in files; None for a part in memory."""

@@ -111,9 +111,9 @@ def _other_token(ids: Tensor, model: Model) -> Tensor:
 
 def listed_answers(answer: object) -> list[str | int]:
     """One answer or several, as a list. PromptError for what is neither a text nor a token id."""
-    given = answer if isinstance(answer, str) else plain(answer)
-    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, bytearray, Mapping, type))
-    answers = as_list(given, "an answer", error=PromptError) if several else [given]
+    value = answer if isinstance(answer, str) else plain(answer)
+    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping, type))
+    answers = as_list(value, "an answer", error=PromptError) if several else [value]
     if not answers:
         raise PromptError("the list of answers is empty")
     if odd := [a for a in answers if not isinstance(a, str) and not is_whole(a)]:

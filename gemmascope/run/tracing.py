@@ -52,8 +52,8 @@ def trace(prompt: object, *, model: Model | None = None, edits: Sequence[Edit] =
     model = model_or_nano(model)
     edits = listed_edits(edits)
     prompts, is_list = listed_prompts(prompt)
-    found = traces(model, prompts, edits)
-    return found if is_list else found[0]
+    results = traces(model, prompts, edits)
+    return results if is_list else results[0]
 
 
 def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:
@@ -71,7 +71,7 @@ def run_traced(model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[Bou
     bound = [[with_write_record(edit) for edit in of_run] for of_run in edits]
     marks = model.weights.marks()
     with torch.inference_mode(False):  # a trace outlives the caller's inference mode, and gradients start from its stream
-        found = [Trace(model, *run, marks) for run in zip(ids, streams(model, ids, bound), bound, strict=True)]
-        for one in found:
+        results = [Trace(model, *run, marks) for run in zip(ids, streams(model, ids, bound), bound, strict=True)]
+        for one in results:
             record_final_edits(one)
-    return found
+    return results

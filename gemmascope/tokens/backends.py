@@ -92,8 +92,7 @@ class JsonBackend:
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name."""
-        found: int | None = self._inner.token_to_id(name)
-        return found
+        return self._inner.token_to_id(name)
 
     def matches(self, name: str, token_id: int | None, flags: dict[str, bool]) -> bool:
         """Whether an added token of another file is known, by its id (None: any) and flags."""
@@ -212,8 +211,8 @@ class PieceBackend:
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name."""
-        found = int(self._inner.piece_to_id(name))
-        return found if self._inner.id_to_piece(found) == name else None
+        token_id = int(self._inner.piece_to_id(name))
+        return token_id if self._inner.id_to_piece(token_id) == name else None
 
     def matches(self, name: str, token_id: int | None, flags: dict[str, bool]) -> bool:
         """Whether an added token of another file is known, by its id (None: any) and flags."""
