@@ -20,7 +20,6 @@ from test_showing import Page
 from torch import Tensor
 
 import gemmascope as gs
-from gemmascope.analysis import compare as compare_file
 from gemmascope.analysis.comparison import rank_correlation
 from gemmascope.errors import MetricError, PromptError, SweepError
 from gemmascope.model.model import Model
@@ -235,7 +234,7 @@ def test_prompts_of_different_lengths_do_not_know_each_other() -> None:
 def test_a_wide_vocabulary_is_compared_a_few_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compared(0.0, 0.3)
     for elements in (1, 2 * 61, 4 * 61):
-        monkeypatch.setattr(compare_file, "LOGIT_ELEMENTS", elements)
+        monkeypatch.setattr("gemmascope.run.logits.LOGIT_BYTES", 16 * elements)
         parts = gs.compare(noisy(), noisy(0.3), PROMPTS)
         assert np.allclose(parts.kl_all, whole.kl_all, rtol=1e-5)
         assert np.allclose(parts.kl, whole.kl, rtol=1e-5)

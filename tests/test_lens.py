@@ -172,7 +172,7 @@ def test_the_logits_of_a_few_rows_are_held_at_once(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Embedding, "logits", counted)
     monkeypatch.setattr(Layer, "head_out", refused)
-    monkeypatch.setattr("gemmascope.analysis.lens_rows.LOGIT_ELEMENTS", 61 * 7)
+    monkeypatch.setattr("gemmascope.run.logits.LOGIT_BYTES", 4 * 61 * 7)
     for site in ("stream", "head_out"):
         gs.lens(t, site, head=1 if site == "head_out" else None, answer=1)
     assert max(rows) == 7
@@ -181,7 +181,7 @@ def test_the_logits_of_a_few_rows_are_held_at_once(monkeypatch: pytest.MonkeyPat
 def test_rows_in_parts_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     t = run(length=13)
     whole = gs.lens(t, answer=1)
-    monkeypatch.setattr("gemmascope.analysis.lens_rows.LOGIT_ELEMENTS", 61 * 3)
+    monkeypatch.setattr("gemmascope.run.logits.LOGIT_BYTES", 4 * 61 * 3)
     parts = gs.lens(t, answer=1)
     assert np.array_equal(whole.top_ids, parts.top_ids)
     assert np.allclose(whole.answer_prob, parts.answer_prob, atol=1e-6)

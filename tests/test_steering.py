@@ -390,7 +390,7 @@ def test_a_strength_sweep_equals_a_loop_of_edited_runs(
     where: dict[str, Any] = {"site": site, "layer": layer, "pos": pos, "head": head}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(strengths_file, "rows_within", lambda *_: rows)
-        patched.setattr(strengths_file, "LOGIT_ELEMENTS", rows * 61)
+        patched.setattr("gemmascope.run.logits.LOGIT_BYTES", 16 * rows * 61)
         patched.setattr(bins, "MICROBATCH_ROWS", max(8, rows // 4))
         found = gs.strength_sweep(PROMPTS, vector, METRIC, strengths=strengths, texts=texts, model=model(), **where)
     assert found.metric["strength"].values.tolist() == strengths

@@ -421,7 +421,7 @@ def test_only_wanted_positions_are_unembedded(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(type(model().network), "unembed", counting)
     carried()
     assert sum(rows) == 4 + 2 + 2 + 54  # the trials of the metric, the sources, the bases, the cells
-    monkeypatch.setattr("gemmascope.sweeps.final_logits.LOGIT_ELEMENTS", 61 * 5)  # not more than five at once
+    monkeypatch.setattr("gemmascope.run.logits.LOGIT_BYTES", 4 * 61 * 5)  # not more than five at once
     rows.clear()
     carried()
     assert max(rows) == 5

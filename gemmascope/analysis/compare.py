@@ -19,6 +19,7 @@ from gemmascope.errors import MetricError, SweepError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
+from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace
 from gemmascope.sweeps.metrics import answer_logprob
@@ -31,8 +32,6 @@ from gemmascope.values import in_float64
 if TYPE_CHECKING:
     import xarray
 
-# Logits compared at once, in elements: 32 MB in float64, of which there are a few copies.
-LOGIT_ELEMENTS = 2**22
 SHAPE = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "vocab_size")
 
 
@@ -118,7 +117,7 @@ def _run_both(ids: Sequence[Tensor], a: Model, b: Model) -> tuple[list[_Answers]
 
 def _answers(x: Trace, y: Trace) -> _Answers:
     """Compare next tokens at every position, a few positions at a time, because logits of all would be large."""
-    parts, step = [], max(1, LOGIT_ELEMENTS // x.model.config.vocab_size)
+    parts, step = [], rows_to_unembed(x.model, bytes_per_logit=16)
     for first in range(0, len(x), step):
         p = _log_probs(x, slice(first, first + step))
         q = _log_probs(y, slice(first, first + step)).to(p.device)

@@ -14,6 +14,7 @@ from torch import Tensor
 from gemmascope.edits.places import Head, find_heads
 from gemmascope.errors import SiteError
 from gemmascope.model.maths import soft_cap
+from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_site
@@ -21,9 +22,6 @@ from gemmascope.sites import find_site
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 PARTS = ("attn_out", "mlp_out", "head_out")
 EVERY = "stream"
-
-# Logits in memory at once, in elements: 64 MB.
-LOGIT_ELEMENTS = 2**24
 
 # A site and its layer, None for the embedding.
 Entry = tuple[str, int | None]
@@ -81,7 +79,7 @@ def read_rows(
 
     With an answer (a token id) its logit, probability and rank as well, each [pos].
     """
-    step = max(1, LOGIT_ELEMENTS // trace.model.config.vocab_size)
+    step = rows_to_unembed(trace.model)
     parts = []
     for start in range(0, len(positions), step):
         chunk = positions[start : start + step]

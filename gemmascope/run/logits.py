@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.memory.limits import require_free_memory
+from gemmascope.model.model import Model
 from gemmascope.run.finite import require_logits
 from gemmascope.run.replay import rerun_layer
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     import xarray
 
     from gemmascope.run.trace import Trace
+
+
+# Bytes of logits that are in memory at once, where rows are unembedded in parts.
+LOGIT_BYTES = 2**26
+
+
+def rows_to_unembed(model: Model, bytes_per_logit: int = 4) -> int:
+    """How many rows to unembed at once. bytes_per_logit: 4 for float32; more if copies or float64 are computed from them."""
+    return max(1, LOGIT_BYTES // (bytes_per_logit * model.config.vocab_size))
 
 
 def logit_lens(trace: Trace, rows: Sequence[int]) -> xarray.DataArray:

@@ -15,13 +15,11 @@ from gemmascope.legible import legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import listed_prompts
+from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.tracing import traces
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.features import first_after_bos
 from gemmascope.sae.splice import splice
-
-# Logits in memory at once, in elements: 64 MB.
-LOGIT_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def _losses(model: Model, ids: Tensor, edit: Edit | None) -> Tensor:
     first = first_after_bos(ids, model)
     edits = [] if edit is None else [replace(edit, pos=slice(first, None))]
     (trace,) = traces(model, [ids], edits)
-    step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
+    step = rows_to_unembed(model)
     rows = zip(torch.split(trace.residuals[-1][first:-1], step), torch.split(ids[first + 1 :], step), strict=True)
     with torch.no_grad():
         return torch.cat([cross_entropy(model.network.unembed(x), after, reduction="none") for x, after in rows])

@@ -22,6 +22,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import explain_oom, rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
+from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.microbatches import Microbatch, embed_in_microbatches, in_microbatches
 from gemmascope.steering.direction import Direction
@@ -30,9 +31,6 @@ from gemmascope.steering.strength_result import StrengthSweep
 from gemmascope.sweeps.cells import chunked
 from gemmascope.sweeps.remarks import prompts_remarks, raise_or_warn
 from gemmascope.values import in_float64, is_array, real_tensor
-
-# Logits in memory at once, in elements: 32 MB in float64, of which there are a few copies.
-LOGIT_ELEMENTS = 2**22
 
 
 @computes
@@ -273,4 +271,4 @@ class _SteeredRuns:
     @property
     def _step(self) -> int:
         """Rows to unembed at once."""
-        return max(1, LOGIT_ELEMENTS // self.model.config.vocab_size)
+        return rows_to_unembed(self.model, bytes_per_logit=16)

@@ -10,17 +10,15 @@ from gemmascope.errors import SweepError
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
+from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.metric import Metric, measure
 from gemmascope.run.passes import EditTap
 from gemmascope.sweeps.variants import BaseRun
 
-# Logits held at once, in elements: 64 MB.
-LOGIT_ELEMENTS = 2**24
-
 
 def measure_rows(metric: Metric, model: Model, base: BaseRun, rows: Tensor) -> Tensor:
     """The metric of runs whose stream ends in these rows, float64 [run] on the CPU. The logits are made a few at a time."""
-    step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
+    step = rows_to_unembed(model)
     with torch.no_grad():
         parts = [measure(metric, _final_logits(model, base, part)) for part in torch.split(rows, step)]
     return torch.cat(parts).cpu()
