@@ -20,11 +20,10 @@ from torch import Tensor
 from gemmascope.arguments import as_list, shown
 from gemmascope.edits.binding import bind, copy_argument, equal_arguments
 from gemmascope.edits.bound import BoundEdit, DeferredValues, Target
-from gemmascope.edits.call_text import name_of, plain
+from gemmascope.edits.call_text import name_of, plain, source_text, traces_text
 from gemmascope.edits.pickles import require_importable
 from gemmascope.edits.places import Head, Pos
 from gemmascope.edits.sources import is_trace, mean_of, not_a_trace, values_from_trace
-from gemmascope.edits.text import source_text, traces_text
 from gemmascope.errors import EditError, SiteError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import visible

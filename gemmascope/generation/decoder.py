@@ -37,7 +37,7 @@ class Decoder:
         self.active = list(range(len(prompts)))  # the run of each row of a step
         self._passes: list[tuple[dict[int, slice], list[Tensor]]] = []
         # An edited score or pattern is computed over all keys, so such a layer keeps every position.
-        self._keeps_all = {e.address.layer for of_run in edits for e in of_run if e.address.site.name in EDGE_SITES}
+        self._full_layers = {e.address.layer for of_run in edits for e in of_run if e.address.site.name in EDGE_SITES}
         self._caches = [self._empty_cache(layer, n_total) for layer in range(model.n_layers)]
 
     def prefill(self) -> Tensor:
@@ -53,7 +53,7 @@ class Decoder:
         """Add one position to every active run; returns the soft-capped logits after it, [run, vocab]."""
         layout = self._next_rows()
         layouts = [self._with_cache(layout, layer) for layer in range(self.model.n_layers)]
-        appending = _AppendTap(self._caches) if self._keeps_all else None
+        appending = _AppendTap(self._caches) if self._full_layers else None
         x = self._pass(torch.tensor(tokens, device=self.model.device), self.active, layouts, appending)
         for run in self.active:
             self.lengths[run] += 1
@@ -96,14 +96,14 @@ class Decoder:
     def _with_cache(self, layout: Layout, layer: int) -> Layout:
         """The layout of a step with the keys and values that its rows read in a layer."""
         cache, dtype = self._caches[layer], self.model.dtype
-        if layer not in self._keeps_all:
+        if layer not in self._full_layers:
             return layout.with_kv_cache(cache)
         earlier = [cache.of_run(at, self.lengths[run]) for at, run in enumerate(self.active)]
         return layout.with_prefixes([PrefixKV(k.to(dtype), v.to(dtype)) for k, v in earlier])
 
     def _empty_cache(self, layer: int, n_total: int) -> KVCache:
         config, norm = self.model.config, self.model.network.model.norm
-        window = None if layer in self._keeps_all else config.window_of(layer)
+        window = None if layer in self._full_layers else config.window_of(layer)
         n_slots = n_total if window is None else min(window, n_total)
         return KVCache(len(self.prompts), config.n_kv_heads, n_slots, config.d_head, norm.weight)
 

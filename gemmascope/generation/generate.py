@@ -157,7 +157,7 @@ class _Loop:
     """Draws tokens until every run has stopped."""
 
     def __init__(
-        self, runs: Sequence[_Run], sampling: Sampling, show: Callable[[str], Any], model: Model, n_new: int
+        self, runs: Sequence[_Run], sampling: Sampling, show: Callable[[str], object], model: Model, n_new: int
     ) -> None:
         self.runs, self.sampling, self.show, self.model, self.n_new = runs, sampling, show, model, n_new
         n_total = max(run.n_total for run in runs)

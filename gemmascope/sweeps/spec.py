@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gemmascope.arguments import as_list, as_numbers, as_words, shown
+from gemmascope.edits.call_text import traces_verbatim
 from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.places import Head, Pos, find_heads, find_positions
 from gemmascope.edits.sources import listed_reference
-from gemmascope.edits.text import traces_verbatim
 from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
