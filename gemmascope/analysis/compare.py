@@ -27,7 +27,7 @@ from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import SweepSpec
 from gemmascope.sweeps.sweep import prepare, run_cells
-from gemmascope.values import in_float64
+from gemmascope.values import chunks, in_float64
 
 if TYPE_CHECKING:
     import xarray
@@ -118,9 +118,9 @@ def _run_both(ids: Sequence[Tensor], a: Model, b: Model) -> tuple[list[_Answers]
 def _answers(x: Trace, y: Trace) -> _Answers:
     """Compare next tokens at every position, a few positions at a time, because logits of all would be large."""
     parts, step = [], rows_to_unembed(x.model, bytes_per_logit=16)
-    for first in range(0, len(x), step):
-        p = _log_probs(x, slice(first, first + step))
-        q = _log_probs(y, slice(first, first + step)).to(p.device)
+    for rows in chunks(len(x), step):
+        p = _log_probs(x, rows)
+        q = _log_probs(y, rows).to(p.device)
         parts.append((p.exp() * (p - q)).sum(-1))
     p, q = p[-1], q[-1]  # of the last position
     top_a, top_b = int(p.argmax()), int(q.argmax())

@@ -18,6 +18,7 @@ from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_site
+from gemmascope.values import chunks
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 PARTS = ("attn_out", "mlp_out", "head_out")
@@ -81,18 +82,18 @@ def read_rows(
     """
     step = rows_to_unembed(trace.model)
     parts = []
-    for start in range(0, len(positions), step):
-        chunk = positions[start : start + step]
+    for part in chunks(len(positions), step):
+        chunk = positions[part]
         logits = logits_of(trace, site, rows[chunk], chunk)
         logprobs = logits.log_softmax(-1)
         best = logits.topk(top)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
-        part = [best.indices, best.values, logprobs.gather(-1, best.indices).exp(), entropy]
+        columns = [best.indices, best.values, logprobs.gather(-1, best.indices).exp(), entropy]
         if answer is not None:
             answer_logits = logits[:, answer]
             rank = (logits > answer_logits[:, None]).sum(-1)
-            part += [answer_logits, logprobs[:, answer].exp(), rank]
-        parts.append(part)
+            columns += [answer_logits, logprobs[:, answer].exp(), rank]
+        parts.append(columns)
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
 

@@ -25,7 +25,7 @@ from gemmascope.model.modes import computes
 from gemmascope.sae.catalogue import TRANSCODER
 from gemmascope.sae.fit import NORM_EPS, TrainedFor, require_fit
 from gemmascope.sites import find_site
-from gemmascope.values import is_array, real_tensor
+from gemmascope.values import chunks, is_array, real_tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,10 +210,10 @@ class Dictionary:
         step = max(1, CHUNK_ELEMENTS // self.n_features)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         with torch.no_grad():
-            for first in range(0, len(x), step):
-                acts = self.activations(x[first : first + step])
+            for part in chunks(len(x), step):
+                acts = self.activations(x[part])
                 pos, feature = acts.nonzero(as_tuple=True)
-                parts.append((pos + first, feature, acts[pos, feature]))
+                parts.append((pos + part.start, feature, acts[pos, feature]))
         pos, feature, value = (torch.cat(part) for part in zip(*parts, strict=True))
         return pos, feature, value
 
@@ -230,8 +230,7 @@ class Dictionary:
         """
         total = self.b_dec.expand(n_pos, -1).clone()
         step = max(1, CHUNK_ELEMENTS // self.d_out)
-        for first in range(0, len(pos), step):
-            part = slice(first, first + step)
+        for part in chunks(len(pos), step):
             total.index_add_(0, pos[part], value[part, None] * self.W_dec[feature[part]])
         return total
 

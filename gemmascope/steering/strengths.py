@@ -30,7 +30,7 @@ from gemmascope.steering.directions import ids_of_prompts, layer_of
 from gemmascope.steering.strength_result import StrengthSweep
 from gemmascope.sweeps.cells import chunked
 from gemmascope.sweeps.remarks import prompts_remarks, raise_or_warn
-from gemmascope.values import in_float64, is_array, real_tensor
+from gemmascope.values import chunks, in_float64, is_array, real_tensor
 
 
 @computes
@@ -260,8 +260,7 @@ class _SteeredRuns:
         with torch.no_grad(), explain_oom(self.model):
             for prompt, metric in enumerate(metrics):
                 unsteered = in_float64(self.model.network.unembed(self.final_residuals[prompt, :1])).log_softmax(-1)
-                for first in range(0, kl.shape[1], self._step):
-                    part = slice(first, first + self._step)
+                for part in chunks(kl.shape[1], self._step):
                     logits = self.model.network.unembed(self.final_residuals[prompt, part])
                     values[prompt, part] = measure(metric, logits).cpu()
                     divergence = (unsteered.exp() * (unsteered - in_float64(logits).log_softmax(-1))).sum(-1)

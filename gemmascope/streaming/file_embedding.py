@@ -13,6 +13,7 @@ from torch.autograd.function import FunctionCtx
 from gemmascope.files.positional_read import PAGE
 from gemmascope.model.digests import TensorDigest
 from gemmascope.streaming.packed import FileRange, TensorSlice, bytes_of, file_stamp, page_buffer, require_stamp
+from gemmascope.values import chunks
 
 # Bytes of the table that are in memory at once.
 CHUNK_BYTES = 64 * 2**20
@@ -66,9 +67,8 @@ class FileEmbedding(nn.Module):
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
         """The table in chunks: the tokens, and their rows, which are valid until the next chunk."""
         buffer = page_buffer(self.rows_at_once * self.row_bytes)
-        for start in range(0, self.table.shape[0], self.rows_at_once):
-            stop = min(start + self.rows_at_once, self.table.shape[0])
-            yield slice(start, stop), self.read(start, stop, buffer).to(self.device)
+        for tokens in chunks(self.table.shape[0], self.rows_at_once):
+            yield tokens, self.read(tokens.start, tokens.stop, buffer).to(self.device)
 
     def read(self, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
         """The rows of the tokens from start to stop - 1, on the CPU: [token, d_model]."""

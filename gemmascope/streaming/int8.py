@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gemmascope.errors import CheckpointError
+from gemmascope.values import chunks
 
 GROUP = 128
 
@@ -29,8 +30,7 @@ def quantise(
 ) -> None:
     """Write a matrix's int8 numbers and scales into q and scale. Raises CheckpointError for NaN and huge weights."""
     missing = -weight.shape[1] % GROUP  # of the last group: padded with zeros, which change no scale
-    for at in range(0, len(weight), TILE):
-        rows = slice(at, at + TILE)
+    for rows in chunks(len(weight), TILE):
         tile = F.pad(weight[rows].float(), (0, missing)).view(-1, n_groups(weight.shape[1]), GROUP)  # [row, group, GROUP]
         scale[rows] = _scales(tile.abs().amax(2), name)
         step = scale[rows, :, None].float()
@@ -65,8 +65,7 @@ def dequantise(q: Int8[Tensor, "out in"], scale: Float16[Tensor, "out group"], i
         into.copy_(q * step)
         return
     tile = torch.empty(TILE, scale.shape[1], GROUP)
-    for at in range(0, len(q), TILE):
-        rows = slice(at, min(at + TILE, len(q)))
+    for rows in chunks(len(q), TILE):
         part = tile[: rows.stop - rows.start]
         part.copy_(q[rows].view(part.shape)).mul_(scale[rows, :, None].float())
         into[rows].view(part.shape).copy_(part)
