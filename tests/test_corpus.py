@@ -99,11 +99,11 @@ def test_indirect_objects_keep_their_words_out(corpus: list[str]) -> None:
     found = matches(TEMPLATES, corpus, thing=r"an? (?P<thing>\w+)")
     assert len(found) > 2000
     for match in found:
-        said = match.groupdict()
-        assert not {said["a"], said["b"], said["s"]} & HELD_OUT_NAMES, match[0]
-        assert not pair_held_out(said["a"], said["b"]), match[0]
-        assert said["place"] not in HELD_OUT_PLACES, match[0]
-        assert said.get("thing") not in HELD_OUT_OBJECTS, match[0]
+        slots = match.groupdict()
+        assert not {slots["a"], slots["b"], slots["s"]} & HELD_OUT_NAMES, match[0]
+        assert not pair_held_out(slots["a"], slots["b"]), match[0]
+        assert slots["place"] not in HELD_OUT_PLACES, match[0]
+        assert slots.get("thing") not in HELD_OUT_OBJECTS, match[0]
 
 
 def test_held_out_indirect_object_templates_never_occur(corpus: list[str]) -> None:
@@ -137,8 +137,8 @@ def test_subjects_before_a_distractor_are_known_nouns(corpus: list[str]) -> None
 
 def test_names_before_a_pronoun_are_known(corpus: list[str]) -> None:
     openings = "|".join(map(re.escape, SECOND))
-    asked = [f"{first} {{second}} {{who}}" for first in FIRST]
-    found = matches(asked, corpus, second=f"(?:{openings})", who="(?:she|he)", thing=r"an? \w+")
+    templates = [f"{first} {{second}} {{who}}" for first in FIRST]
+    found = matches(templates, corpus, second=f"(?:{openings})", who="(?:she|he)", thing=r"an? \w+")
     assert len(found) > 500
     assert not [match[0] for match in found if match["name"] in HELD_OUT_NAMES]
 

@@ -96,8 +96,8 @@ def test_a_layer_of_a_large_model_has_room_on_a_page_however_evenly_its_heads_lo
     """Patterns that rest on a few keys shrink well; these, the softmax of noise, are the least that do."""
     scores = np.where(np.tri(200) > 0, np.random.default_rng(0).normal(size=(32, 200, 200)) * spread, -np.inf)
     pattern = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    held = pack_probabilities(visible_values(pattern.astype(np.float32), None))
-    assert len(held["data"]) + len(static_module()) < 1_450_000
+    packed = pack_probabilities(visible_values(pattern.astype(np.float32), None))
+    assert len(packed["data"]) + len(static_module()) < 1_450_000
 
 
 def test_other_numbers_do_not_travel() -> None:

@@ -110,9 +110,9 @@ def test_the_reference_on_heads_runs_on_a_checkpoint_of_another_shape(tmp_path: 
     source.write_text(text.replace('\nMODEL = "nano"\n', f"\nMODEL = {str(tmp_path / 'other')!r}\n"), encoding="utf-8")
     run = Run(source, "solution", tmp_path)
     assert run.errors == {}
-    said = "".join(str(output.get("text", "")) for cell in run.notebook.cells for output in cell.get("outputs", []))
-    assert "local layers [1, 2, 4], with a window of 600 positions; global layers [0, 3]" in said
-    assert "the window of 600 is longer than 512 positions" in said
+    printed = "".join(str(output.get("text", "")) for cell in run.notebook.cells for output in cell.get("outputs", []))
+    assert "local layers [1, 2, 4], with a window of 600 positions; global layers [0, 3]" in printed
+    assert "the window of 600 is longer than 512 positions" in printed
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)

@@ -25,9 +25,9 @@ def planned(model: str, weights: str, context: int) -> Any:
 def test_every_case_is_what_the_planner_says() -> None:
     spec = gs.plan_view().spec
     cards = {card["size"]: card["name"] for card in spec["cards"]}
-    asked = list(itertools.product(SIZES, WEIGHTS, CONTEXTS, sorted(cards)))
-    assert len(asked) == len(spec["cases"])
-    for (model, weights, context, place), case in zip(asked, spec["cases"], strict=True):
+    combinations = list(itertools.product(SIZES, WEIGHTS, CONTEXTS, sorted(cards)))
+    assert len(combinations) == len(spec["cases"])
+    for (model, weights, context, place), case in zip(combinations, spec["cases"], strict=True):
         found = planned(model, weights, context)
         fit = found.fits(cards[place])
         assert case["how"] == fit.how
@@ -59,8 +59,8 @@ def test_a_folder_is_planned_as_well(tmp_path: Path) -> None:
     [("2b", "google/gemma-2-2b"), ("gemma-2-9b-it", "google/gemma-2-9b-it"), ("google/gemma-2-27b", "google/gemma-2-27b")],
 )
 def test_the_call_names_the_hub(given: str, loaded: str) -> None:
-    said = {case["advice"].split(",")[0] for case in gs.plan_view([given], [256]).spec["cases"] if case["how"] != "no"}
-    assert said == {f"gs.load({loaded!r}"}
+    calls = {case["advice"].split(",")[0] for case in gs.plan_view([given], [256]).spec["cases"] if case["how"] != "no"}
+    assert calls == {f"gs.load({loaded!r}"}
 
 
 def test_a_model_that_is_loaded_is_planned_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,27 +100,27 @@ def test_what_is_chosen_in_a_browser_is_looked_up(chromium: Any, tmp_path: Path)
             for _ in range(context):
                 slider.press("ArrowRight")
             fit = planned(model, weights, CONTEXTS[context]).fits(card.name)
-            said = page.locator(".gs-verdict").inner_text()
-            words = {"resident": "● fits whole", "streams": "◐ fits, layers stream", "no": "○ does not fit"}[fit.how]
-            assert said.startswith(f"{words}: ")
+            verdict = page.locator(".gs-verdict").inner_text()
+            beginning = {"resident": "● fits whole", "streams": "◐ fits, layers stream", "no": "○ does not fit"}[fit.how]
+            assert verdict.startswith(f"{beginning}: ")
             numbers = {
                 "streams": f"; {fit.n_kept} of {fit.n_layers} layers stay",
                 "no": f" {gigabytes(fit.missing)} are missing",
             }
-            assert numbers.get(fit.how, "") in said
+            assert numbers.get(fit.how, "") in verdict
             assert f"{CONTEXTS[context]:,} positions" in page.locator(".gs-asks").inner_text()
             assert f"{card.name}: {(card.n_bytes - DRIVER) / 1e9:.2f} GB to use" in page.locator(".gs-memory").inner_text()
             found = planned(model, weights, CONTEXTS[context])
             if fit.how == "streams":
-                asked = {"weights": weights, "context": CONTEXTS[context], "memory": fit.memory}
-                found = gs.plan(model, **asked, device="cpu", dtype="bfloat16")
+                options = {"weights": weights, "context": CONTEXTS[context], "memory": fit.memory}
+                found = gs.plan(model, **options, device="cpu", dtype="bfloat16")
             task = max(("trace", "generate"), key=lambda one: found.peaks[one])
             parts = [part for part in found.parts if task in part.tasks and part.n_bytes]
             assert _sizes(page) == [
                 *((part.name, gigabytes(part.n_bytes)) for part in parts),
                 ("together", gigabytes(found.total)),
             ]
-            assert {"trace": "for a trace", "generate": "for generating"}[task] in said
+            assert {"trace": "for a trace", "generate": "for generating"}[task] in verdict
         assert page.beyond == []
         assert page.errors == []
 

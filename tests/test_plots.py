@@ -21,8 +21,8 @@ CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 
 
 @cache
-def patched(site: str = "resid_pre", by: tuple[str, ...] = ("layer", "pos"), **asked: Any) -> SweepResult:
-    return gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site=site, by=by, model=worded(), **asked)
+def patched(site: str = "resid_pre", by: tuple[str, ...] = ("layer", "pos"), **options: Any) -> SweepResult:
+    return gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site=site, by=by, model=worded(), **options)
 
 
 def valid(figure: Any) -> dict[str, Any]:
@@ -111,10 +111,10 @@ def test_a_sweep_over_one_axis_is_a_bar_chart() -> None:
 
 def test_the_metrics_of_many_pairs_do_not_overflow_the_scale() -> None:
     same = [gs.logit_diff(" Mary", " John"), gs.logit_diff(" John", " Mary")] * 2
-    for metrics, said in ((same, "gs.logit_diff"), ([*same[:3], gs.answer_prob(" Mary")], "the metric")):
+    for metrics, label in ((same, "gs.logit_diff"), ([*same[:3], gs.answer_prob(" Mary")], "the metric")):
         s = gs.sweep([CLEAN] * 4, None, metrics, site="z", by=("layer", "head"), ablate=0.0, model=worded())
         figure = s.plot()
-        assert figure.data[0].colorbar.title.text == f"change of {said}"
+        assert figure.data[0].colorbar.title.text == f"change of {label}"
         assert figure.layout.title.text == f"z ablated, {s.question.model}, mean of 4 pairs"
 
 

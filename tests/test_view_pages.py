@@ -25,20 +25,20 @@ def shown(chromium: Any, tmp_path: Path) -> Iterator[Any]:
     """A function that opens views on one page and gives the page, drawn. Nothing may ask the network, fail or alert."""
     opened: list[Any] = []
 
-    def show(*views: gs.View, **asked: Any) -> Any:
+    def show(*views: gs.View, **options: Any) -> Any:
         path = tmp_path / f"{len(opened)}.html"
         path.write_text(page_with(list(views)), encoding="utf-8")
-        manager = page_of(chromium, **asked)
-        found = manager.__enter__()
-        opened.append((manager, found))
-        found.goto(path.as_uri())
-        found.wait_for_function(f"document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === {len(views)}")
-        return found
+        manager = page_of(chromium, **options)
+        page = manager.__enter__()
+        opened.append((manager, page))
+        page.goto(path.as_uri())
+        page.wait_for_function(f"document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === {len(views)}")
+        return page
 
     yield show
-    for manager, found in opened:
-        assert found.errors == []
-        assert found.beyond == []
+    for manager, page in opened:
+        assert page.errors == []
+        assert page.beyond == []
         manager.__exit__(None, None, None)
 
 
@@ -55,9 +55,9 @@ def test_attention_under_the_pointer_is_the_trace_s_and_so_is_its_colour(shown: 
     most = np.tril(pattern)[:, 1:].max()  # the first position is left out of the range
     for q, k in ((6, 2), (14, 10), (9, 9), (3, 1)):
         x, y = cells.find(f"query {q}: {shown_text(t.tokens[q])}, key {k}: {shown_text(t.tokens[k])}")
-        said = re.search(r"probability: (\S+)", cells.says(x, y))
-        assert said
-        assert number(said[1]) == pytest.approx(pattern[q, k], abs=6e-5)
+        match = re.search(r"probability: (\S+)", cells.says(x, y))
+        assert match
+        assert number(match[1]) == pytest.approx(pattern[q, k], abs=6e-5)
         page.mouse.move(0, 0)
         assert np.abs(cells.pixel(x - 4, y - 4) - between(BLUES, min(1, pattern[q, k] / most))).max() <= 2
     x, y = cells.find("query 2: ·Mary, key 8: ·store")
@@ -86,9 +86,9 @@ def test_layers_and_heads_of_attention_are_chosen_by_keys(shown: Any) -> None:
     page.keyboard.press("ArrowDown")  # the first key shows where the selection is
     for _ in range(6):
         page.keyboard.press("ArrowDown")
-    said = page.locator(".gs-live").last.text_content()
-    assert said.startswith("query 6: ·to, key 0: <bos>\nprobability: ")
-    assert number(said.split(": ")[-1]) == pytest.approx(float(t["pattern", 1][2, 6, 0]), abs=6e-5)
+    announced = page.locator(".gs-live").last.text_content()
+    assert announced.startswith("query 6: ·to, key 0: <bos>\nprobability: ")
+    assert number(announced.split(": ")[-1]) == pytest.approx(float(t["pattern", 1][2, 6, 0]), abs=6e-5)
     page.get_by_role("button", name="Show as table").click()
     rows = [row.locator("td").all_inner_texts() for row in page.locator("tbody tr").all()]
     expected = np.tril(t["pattern", 1][2].numpy())
@@ -208,9 +208,9 @@ def test_positions_of_the_stream_are_chosen_by_their_tokens(shown: Any) -> None:
     page.locator("canvas").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    said = page.locator(".gs-live").text_content()
-    assert said.startswith(f"layer 1 ◆, position {at}, ·store")
-    assert [number(n) for n in re.findall(r"(?:stream|attention|MLP) (\S+)$", said, re.MULTILINE)] == pytest.approx(
+    announced = page.locator(".gs-live").text_content()
+    assert announced.startswith(f"layer 1 ◆, position {at}, ·store")
+    assert [number(n) for n in re.findall(r"(?:stream|attention|MLP) (\S+)$", announced, re.MULTILINE)] == pytest.approx(
         expected, rel=1e-3
     )
 

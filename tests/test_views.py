@@ -25,8 +25,8 @@ CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 
 
-def trace(text: str = CLEAN, **asked: Any) -> gs.Trace:
-    found = gs.trace(text, model=worded(), **asked)
+def trace(text: str = CLEAN, **options: Any) -> gs.Trace:
+    found = gs.trace(text, model=worded(), **options)
     assert isinstance(found, gs.Trace)
     return found
 
@@ -167,8 +167,8 @@ def test_a_lens_view_holds_what_the_lens_read(site: str) -> None:
     t = trace(edits=[gs.add("resid_pre", torch.ones(32), layer=1, pos=3)])
     found = gs.lens(t, site, 4, answer=" Mary")
     view = gs.lens_view(t, site=site, top=4, answer=" Mary", colour="rank")
-    words = np.array(view.spec["tokens"], dtype=object)
-    assert (words[unpacked(view.arrays["ids"]).astype(int)] == found.top_tokens.values).all()
+    tokens = np.array(view.spec["tokens"], dtype=object)
+    assert (tokens[unpacked(view.arrays["ids"]).astype(int)] == found.top_tokens.values).all()
     assert np.abs(unpacked(view.arrays["probs"]) - found.top_probs.values).max() < 1e-5
     assert np.abs(unpacked(view.arrays["top"]) - found.top_probs.values[..., 0]).max() < 1e-5
     assert np.abs(unpacked(view.arrays["prob"]) - found.answer_prob.values).max() < 1e-5
@@ -187,12 +187,12 @@ def test_a_long_prompt_is_shown_by_its_last_positions_and_that_is_said(monkeypat
     assert [label["hint"][0] for label in gs.lens_view(trace(), pos=[2, 4]).spec["columns"]] == ["2", "4"]
     with pytest.raises(SiteError, match="room for 6 positions; given 7"):
         gs.lens_view(trace(), pos=slice(0, 7))
-    for pos, held in ((-1, range(9, 15)), (2, range(0, 6)), (9, range(4, 10))):
+    for pos, included in ((-1, range(9, 15)), (2, range(0, 6)), (9, range(4, 10))):
         stream = gs.stream_view(trace(), pos=pos)
-        assert [one["pos"] for one in stream.spec["positions"]] == list(held)
-        assert held[stream.spec["start"]] == pos % 15
-        assert f"positions {held[0]} to {held[-1]} are held" in stream.spec["note"]
-        assert np.allclose(unpacked(stream.arrays["values"])[0, :, 1], trace()["resid_post", 1][list(held)].norm(dim=-1))
+        assert [one["pos"] for one in stream.spec["positions"]] == list(included)
+        assert included[stream.spec["start"]] == pos % 15
+        assert f"positions {included[0]} to {included[-1]} are held" in stream.spec["note"]
+        assert np.allclose(unpacked(stream.arrays["values"])[0, :, 1], trace()["resid_post", 1][list(included)].norm(dim=-1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
