@@ -11,6 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
+import networkx
+import pytest
+
 PACKAGE = Path(__file__).resolve().parent.parent / "gemmascope"
 
 FILE_LINES = 300
@@ -119,6 +123,16 @@ def test_signatures_say_what_they_take() -> None:
         f"{name_of(path)}:{f.lineno} {f.name}": n for path, tree in sources() for f in functions(tree) if (n := anys(f))
     }
     assert sum(found.values()) < ANY, found
+
+
+@pytest.mark.parametrize("for_types", [False, True], ids=["as they run", "with those for types"])
+def test_no_circle_of_imports(for_types: bool) -> None:
+    graph = grimp.build_graph("gemmascope", exclude_type_checking_imports=not for_types, cache_dir=None)
+    imports = networkx.DiGraph(
+        (module, imported) for module in graph.modules for imported in graph.find_modules_directly_imported_by(module)
+    )
+    assert imports.number_of_edges() > 1000
+    assert [sorted(circle) for circle in networkx.strongly_connected_components(imports) if len(circle) > 1] == []
 
 
 def report(only: str | None) -> None:
