@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import equals_text, shown
 from gemmascope.errors import CheckpointError
 from gemmascope.files.paths import user_path
 from gemmascope.legible import legibly
@@ -26,7 +26,7 @@ class InMemory(str):
 def load_arguments(**arguments: object) -> dict[str, object]:
     """The arguments of gs.load that differ from its defaults ("auto" and None), as plain values that load the same model."""
     plain = {name: _plain(name, value) for name, value in arguments.items() if value is not None}
-    return {name: value for name, value in plain.items() if value != "auto"}
+    return {name: value for name, value in plain.items() if not equals_text(value, "auto")}
 
 
 def _plain(name: str, value: object) -> object:

@@ -68,7 +68,8 @@ class Part:
 
     @property
     def name(self) -> str:
-        named = {"cell": f"cell {self.row}, {self.column}", "row": f"row {self.row}", "column": f"column {self.column}"}
+        row, column = shown(self.row), shown(self.column)
+        named = {"cell": f"cell {row}, {column}", "row": f"row {row}", "column": f"column {column}"}
         return named.get(self.what, f"{self.what} cells")
 
     def cells(self, shape: tuple[int, int]) -> Array:
