@@ -1,6 +1,8 @@
-"""The rows that a lens reads, entry by entry, and what it keeps of their logits.
+"""The rows that gs.lens reads, entry by entry, and what it keeps of their logits.
 
-Rows are unembedded a few at a time, because the logits of all entries of a long prompt would not fit in memory.
+Rows are unembedded a few at a time, because the logits of all entries of a long prompt would not fit in memory. The logits
+of whole layers are Trace.lens (run/logits.py). The formula is Gemma2.unembed (model/gemma2.py); for a part of the stream,
+such as attn_out, with the last norm's scale for the whole stream.
 """
 
 from __future__ import annotations

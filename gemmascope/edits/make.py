@@ -33,8 +33,10 @@ def patch(
 
     Args:
         site: The site to write, such as "resid_post"; gs.SITES lists them.
-        source: A Trace, read at the same site, layer and places; or a tensor or array with the shape of the selected values,
-            or of their last axes.
+        source: A Trace, read at the same positions, counted in the run that is edited (pos=-1 is its last position, whatever
+            the source's length). With pos=None the lengths must be equal; for another position of the source give a tensor,
+            t['z', 2][3]. A tensor or array has the axes of the selected values; leading axes may be left out, and are then
+            repeated.
         layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
         head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
@@ -153,7 +155,8 @@ def add(
 
     Args:
         site: The site to write, such as "resid_post".
-        vector: A tensor or array with the shape of the selected values, or of their last axes, such as [d_model].
+        vector: A tensor or array with the axes of the selected values, such as [pos, d_model]; leading axes may be left out,
+            and are then repeated, as for [d_model].
         layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
         head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.

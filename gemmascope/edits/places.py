@@ -103,10 +103,16 @@ def find_heads(head: object, site: Site, model: Model) -> list[int] | None:
     return _numbers(heads, n_heads, "head", "kv head" if site.heads == "kv_head" else "head")
 
 
+def differing_position(model: Model, ids: Tensor, other: Tensor) -> int:
+    """The first position at which two prompts have different tokens; the length of the shorter one if it begins the other."""
+    a, b = model.texts(ids), model.texts(other)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def first_difference(model: Model, ids: Tensor, other: Tensor) -> str:
     """Describes two prompts of different lengths for an error: their first differing token, and both texts."""
     a, b = model.texts(ids), model.texts(other)
-    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    at = differing_position(model, ids, other)
     here = f"part at position {at}, at {a[at : at + 1]} and {b[at : at + 1]}"
     return f"they have {len(a)} and {len(b)} tokens and {here}. The run: {a}. The other: {b}"
 

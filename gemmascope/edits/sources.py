@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gemmascope.arguments import as_list, shown
 from gemmascope.edits.bound import Target
-from gemmascope.edits.places import first_difference
+from gemmascope.edits.places import differing_position, first_difference
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 from gemmascope.values import is_array
@@ -38,7 +38,12 @@ def values_from_trace(source: Trace, target: Target) -> Tensor:
     ids, source_ids = target.ids, source.ids
     axes = range(1, 3) if target.address.site.is_edges else range(1)
     if any(len(target.places[axis]) == len(ids) for axis in axes) and len(ids) != len(source_ids):
-        raise EditError(f"the source's positions must match the run's: {first_difference(target.model, ids, source_ids)}")
+        n_run, n_source, pos = len(ids), len(source_ids), differing_position(target.model, ids, source_ids)
+        name = "q_pos= and k_pos=" if target.address.site.is_edges else "pos="
+        raise EditError(
+            f"an edit of all positions needs a source of as many tokens: the run has {n_run}, the source {n_source}; they "
+            f"first differ at position {pos}. Name {name}, or give a tensor"
+        )
     if any(int(target.places[axis].max()) >= len(source_ids) for axis in axes):
         last = max(int(target.places[axis].max()) for axis in axes)
         raise EditError(f"the source has no position {last}: {first_difference(target.model, ids, source_ids)}")

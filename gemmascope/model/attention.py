@@ -1,9 +1,9 @@
-"""Attention over a layout: the one place where rows look at other rows.
+"""Attention over a layout: scale, soft cap, mask, softmax in float32, exact and in plain torch.
 
-Exact, in plain torch: scale, soft cap, mask, softmax in float32. Query rows are processed in chunks, each with only the
-keys that it can see, so masked halves and windows cost nothing and no prompt needs its whole score matrix at once. Runs
-that start after position 0 go through prefix_attention.py. If a tap wants the scores or the pattern of a layer, they
-are computed whole.
+Attend chooses between three forms of the same formula. Runs from position 0 are computed here, in chunks of query rows,
+each with only the keys that it can see, so that masked halves and windows cost nothing and no prompt needs its whole score
+matrix at once. Runs that start after position 0 go through prefix_attention.py, and runs that grow by one row go through
+kv_cache.py. If a tap wants the scores or the pattern of a layer, they are computed whole.
 """
 
 from __future__ import annotations

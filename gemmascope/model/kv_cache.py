@@ -1,7 +1,9 @@
 """The KV cache of a generation: keys and values that stay from pass to pass, so that a run grows by one row a pass.
 
-One cache per layer serves all runs. A local layer has as many slots as its window, and a new key replaces the one that
-left the window. Empty slots are masked, so a run does not depend on its neighbours.
+One cache per layer serves all runs. The decoder (generation/decoder.py) chooses the number of slots: all positions that a
+run may reach in a global layer, the window in a local layer, where a new key replaces the one that left the window. A local
+layer with an edited score or pattern keeps all positions too. Empty slots are masked, so a run does not depend on its
+neighbours.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ class KVCache:
         factor = scale if cap is None else scale / cap
         queries = (q * factor).to(self.k.dtype).view(len(q), self.k.shape[1], -1, q.shape[-1])
         scores = (queries @ self.k[:, :, : slots.n_used].mT).float()
-        if cap is not None:
+        if cap is not None:  # maths.soft_cap in place, its division already in the queries
             scores = scores.tanh_().mul_(cap)
         if slots.empty is not None:
             scores = scores.masked_fill_(slots.empty, -torch.inf)

@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PrefixKV:
-    """Keys, after RoPE, and values of one layer at the positions from `first` on, for rows that start after them."""
+    """Keys, after RoPE, and values of one layer at consecutive positions of one run, for rows that start after them.
+
+    first: the position of the first key and value.
+    """
 
     k: Float[Tensor, "kv_head k_pos d_head"]
     v: Float[Tensor, "kv_head k_pos d_head"]
@@ -38,10 +41,16 @@ class PrefixKV:
 
 @dataclass(frozen=True)
 class Block:
-    """`count` runs of `length` rows each, adjacent from row `first` of the pass, each from position `start`.
+    """Adjacent runs of a pass with the same start and length.
 
-    run: the index of the first of these runs in the pass. n_queries: how many of each run's last rows are queries, which
-    continue after attention; the rows before them only provide keys and values. 0 means all.
+    Attributes:
+        first: The row of the pass at which the first of these runs begins.
+        count: How many runs.
+        length: How many rows each run has.
+        run: The index of the first of these runs among the runs of the pass.
+        start: The position of each run's first row.
+        n_queries: How many of each run's last rows are queries, which continue after attention; the rows before them only
+            provide keys and values. 0 means all.
     """
 
     first: int
@@ -69,9 +78,13 @@ class Block:
 class Layout:
     """The blocks of a pass, in the order of their rows, and the position of every row.
 
-    prefixes: for each block, the keys and values before its start in one layer; None if it starts at 0. Each layer gets its
-    own by with_prefixes. kv_cache: the cache of one layer, for runs that grow by one row; set by with_kv_cache.
-    pass_cache: values that all layers of the pass share, such as the angles of RoPE, computed when first needed.
+    Attributes:
+        blocks: The blocks, adjacent.
+        positions: The position of each row in its run.
+        prefixes: For each block, the keys and values before its start in one layer; None for a block that starts at 0. Set
+            for each layer by with_prefixes.
+        kv_cache: The cache of one layer, for runs that grow by one row. Set for each layer by with_kv_cache.
+        pass_cache: Values that all layers of the pass share, such as the angles of RoPE, computed when first needed.
     """
 
     blocks: tuple[Block, ...]

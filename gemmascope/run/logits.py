@@ -1,4 +1,8 @@
-"""Logits of a trace: the whole logit lens, one position, and what follows the layers. gs.lens keeps only the top tokens."""
+"""Logits of a trace, whole, in memory: of some positions after every layer (Trace.lens), and of one position at the end.
+
+gs.lens keeps the top tokens alone (analysis/lens_rows.py). The formula, last norm, unembedding and soft cap, is
+Gemma2.unembed (model/gemma2.py).
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Answer = str | int | Sequence[str | int]
 
 @runtime_checkable
 class BindableMetric(Protocol):
-    """A metric that must look up its answers in a model's tokenizer before it can be called."""
+    """A metric that looks its answers up in a model's tokenizer before it can be called: what gs.logit_diff returns."""
 
     def bind(self, model: Model) -> Metric: ...
 

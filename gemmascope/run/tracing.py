@@ -23,9 +23,11 @@ from gemmascope.run.trace import Trace
 @overload
 def trace(prompt: str, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Trace: ...
 @overload
-def trace(prompt: object, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any: ...
+def trace(prompt: Prompt | Sequence[Prompt], *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any: ...
 @computes
-def trace(prompt: object, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Trace | list[Trace]:
+def trace(
+    prompt: Prompt | Sequence[Prompt], *, model: Model | None = None, edits: Sequence[Edit] = ()
+) -> Trace | list[Trace]:
     """Run a prompt through the model once, and record what is needed to look at any site of the run.
 
     Args:
@@ -35,11 +37,12 @@ def trace(prompt: object, *, model: Model | None = None, edits: Sequence[Edit] =
         edits: Changes to the run, or to each of the runs, such as gs.patch(...). Default: none.
 
     Returns:
-        A Trace; for a list of prompts, a list of them.
+        A Trace, from which every site of the run can be read: t["z", 3], t.top(3), t.logits; help(gs.Trace) lists the rest.
+        For a list of prompts, a list of them.
 
     Raises:
         PromptError: The prompt is empty, too long, or not one.
-        SiteError, EditError: An edit does not fit the run.
+        SiteError, EditError: An edit does not fit the run. An edit that makes NaN is an EditError that names it.
         CheckpointError: The run holds NaN or infinity without any edit.
 
     Example:

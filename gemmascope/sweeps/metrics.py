@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from gemmascope.edits.sources import is_trace, not_a_trace
 from gemmascope.errors import MetricError
 from gemmascope.legible import legibly
 from gemmascope.model.model import Model
-from gemmascope.run.metric import Answer, Metric, answer_ids
+from gemmascope.run.metric import Answer, BindableMetric, Metric, answer_ids
 from gemmascope.sweeps.remarks import same_answers_text
 
 if TYPE_CHECKING:
@@ -35,12 +35,6 @@ __all__ = [
 
 Logits = Float[Tensor, "run vocab"]
 PerRun = Float[Tensor, " run"]
-
-
-class BindableMetric(Protocol):
-    """A metric that looks its answers up in a model: what gs.logit_diff and the others return."""
-
-    def bind(self, model: Model) -> Metric: ...
 
 
 MetricLike = Metric | BindableMetric

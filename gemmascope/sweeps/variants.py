@@ -60,7 +60,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class FinalResiduals:
-    """The stream after the last layer, [run, d_model], at the position that is read; of a source at its last position."""
+    """The stream after the last layer, [run, d_model], at the position that is read; of a source at its last position.
+
+    These rows come before the last norm, unlike the site `final`, which comes after it.
+    """
 
     bases: Tensor
     variants: Tensor
