@@ -66,6 +66,12 @@ def test_a_call_says_what_it_takes_and_gives(name: str) -> None:
         assert "Returns" in found or "Yields" in found
 
 
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_looks_like_markup_is_code(name: str) -> None:
+    text = re.sub(r"(?s)\n *>>> .*?(\n\n|$)", "\n\n", inspect.getdoc(PUBLIC[name]) or "")
+    assert not re.findall(r"<\w+>", re.sub(r"`[^`]*`|\"[^\"\n]*\"", "", text)), "the site would swallow it: write `<bos>`"
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_public_name_has_an_example(name: str) -> None:
     assert ">>> " in sections(inspect.getdoc(PUBLIC[name]) or "").get("Example", "")

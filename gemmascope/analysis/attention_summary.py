@@ -1,4 +1,4 @@
-"""Attention of a run, head by head: how spread out it is, how far back it looks, how much of it rests on <bos>."""
+"""Attention of a run, head by head: how spread out it is, how far back it looks, how much of it rests on `<bos>`."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class AttentionSummary:
 
 @computes
 def attention_summary(trace: Trace) -> AttentionSummary:
-    """Entropy, mean distance, share on <bos> and share beyond the window, of every head's attention.
+    """Entropy, mean distance, share on `<bos>` and share beyond the window, of every head's attention.
 
     Runs the layers once more. Patterns are computed a few query rows at a time, except in layers whose scores or pattern
     an edit of the run wrote.

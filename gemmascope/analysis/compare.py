@@ -47,7 +47,7 @@ def compare(
     """Compare two models of one shape: their answers, their streams layer by layer, and the heads that matter.
 
     Both models run the same token ids, in one pass each. model_a's tokenizer reads prompts given as text. The first position
-    of the stream, <bos>, is left out: it is the same in every prompt, and would count once for each.
+    of the stream, `<bos>`, is left out: it is the same in every prompt, and would count once for each.
 
     Args:
         model_a: A model; None means nano.

@@ -34,7 +34,7 @@ class Comparison:
         agrees: Whether the top answers are the same token, [prompt].
         logprob_change: The log-probability of a's top answer, b's less a's, in nats, [prompt].
         cosine: Cosine of the two streams, [layer]: n_layers + 1 entries, what enters each layer and what leaves the last
-            one. A mean over the positions of all prompts, the first of each (<bos>) left out.
+            one. A mean over the positions of all prompts, the first of each (`<bos>`) left out.
         relative_error: |a - b| / |a| of the same.
         effect_a: What patching a head's z, or setting it to 0, changes in a metric in model a, [pair, layer, head].
         effect_b: The same in model b.

@@ -162,11 +162,11 @@ def head_scores(
             "previous_token": the share of attention on the token before.
             "duplicate_token": the share on earlier places of the same token.
             "induction": the share on what followed earlier places of the same token.
-            "sink": the share on the first position, <bos>.
+            "sink": the share on the first position, `<bos>`.
             "local_reach": the mean distance of attention in positions, over all queries but the first.
             "copying": from the weights, without prompts: the sum of the eigenvalues of embedding, W_OV and unembedding,
             with the norms' gains, over the sum of their sizes. From -1 to 1.
-        prompts: A prompt or several, as text or token ids. None means n random ones: <bos> and `length` different
+        prompts: A prompt or several, as text or token ids. None means n random ones: `<bos>` and `length` different
             ordinary tokens, twice in a row.
         n: The number of random prompts.
         length: The tokens in the repeated part of a random prompt. None means as many as fit a local layer's window,
@@ -211,7 +211,7 @@ def head_scores(
 
 
 def random_prompts(model: Model, n: int, length: int | None, seed: int) -> list[list[int]]:
-    """n prompts of <bos> and `length` different ordinary tokens, twice. PromptError if they do not fit the context.
+    """n prompts of `<bos>` and `length` different ordinary tokens, twice. PromptError if they do not fit the context.
 
     length: None for the most that a query of a local layer can look back over, at most LENGTH.
     """
@@ -236,7 +236,7 @@ def random_prompts(model: Model, n: int, length: int | None, seed: int) -> list[
 
 
 def _ordinary_ids(model: Model) -> list[int]:
-    """The ids of no special token; without a tokenizer, those that are neither <bos> nor an end."""
+    """The ids of no special token; without a tokenizer, those that are neither `<bos>` nor an end."""
     config = model.config
     special = {config.bos_id, *config.eos_ids}
     size = min(config.vocab_size, model.tokenizer.vocab_size) if model.has_tokenizer else config.vocab_size

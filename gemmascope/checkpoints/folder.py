@@ -165,7 +165,7 @@ def _refuse_quantised(config: Mapping[str, object], path: Path) -> None:
 
 
 def with_end_tokens(config: GemmaConfig, ids: int | list[int] | None) -> GemmaConfig:
-    """The config with the end tokens of a generation config, where chat checkpoints name <end_of_turn>."""
+    """The config with the end tokens of a generation config, where chat checkpoints name `<end_of_turn>`."""
     if ids is None:
         return config
     return dataclasses.replace(config, eos_ids=tuple(ids) if isinstance(ids, list) else (ids,))

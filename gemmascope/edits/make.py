@@ -82,7 +82,7 @@ def ablate(
         layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
         head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
-        value: A number; "mean", over all positions of all references but the first (<bos> carries huge values); or
+        value: A number; "mean", over all positions of all references but the first (`<bos>` carries huge values); or
             "mean_by_pos", over the references at each position, which then have the run's length. Default 0.0.
         reference: The traces to take the mean over; empty for a number.
         q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.

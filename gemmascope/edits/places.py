@@ -104,7 +104,7 @@ def find_heads(head: object, site: Site, model: Model) -> list[int] | None:
 
 
 def differing_position(model: Model, ids: Tensor, other: Tensor) -> int:
-    """The first position at which two prompts have different tokens; the length of the shorter one if it begins the other."""
+    """The first position at which two prompts have different tokens; the shorter length if one begins the other."""
     a, b = model.texts(ids), model.texts(other)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

@@ -140,7 +140,7 @@ class Model:
         """The soft-capped logits of one prompt at every position.
 
         Args:
-            prompt: Text (<bos> is put in front), token ids, or chat messages.
+            prompt: Text (`<bos>` is put in front), token ids, or chat messages.
             tap: A function fn(site, layer, value) -> value. It sees every site once per layer, in the order and with the
                 axes of gs.SITES, and the model continues with what it returns. layer is None for embed, final, logits_raw
                 and logits. Scores and patterns are built whole, so a long prompt needs the memory for them. Default: none.
@@ -174,7 +174,7 @@ class Model:
         """The token ids of a prompt.
 
         Args:
-            prompt: Text (<bos> is put in front unless the text has it), chat messages, or token ids, taken as they are.
+            prompt: Text (`<bos>` is put in front unless the text has it), chat messages, or token ids, taken as they are.
 
         Returns:
             [pos], int64, on the model's device. A copy.

@@ -20,7 +20,7 @@ class Encoder(Protocol):
     """What a family of prompts needs of a tokenizer, such as model.tokenizer."""
 
     def ids(self, prompt: str, /) -> list[int]:
-        """The ids of a prompt, beginning with <bos>."""
+        """The ids of a prompt, beginning with `<bos>`."""
 
 
 @dataclass(frozen=True)

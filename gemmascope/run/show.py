@@ -47,7 +47,7 @@ class LayerAnswers:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is shown of a trace. tokens: text, id, and whether it is a control token such as <bos>."""
+    """What is shown of a trace. tokens: text, id, and whether it is a control token such as `<bos>`."""
 
     model: str
     tokens: tuple[tuple[str, int, bool], ...]

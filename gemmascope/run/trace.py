@@ -116,7 +116,7 @@ class Trace:
 
     @property
     def tokens(self) -> list[str]:
-        """Each token as text: '<bos>', ' Mary'."""
+        """Each token as text: `'<bos>'`, `' Mary'`."""
         return self.model.texts(self.ids)
 
     @property

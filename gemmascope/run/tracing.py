@@ -31,7 +31,7 @@ def trace(
     """Run a prompt through the model once, and record what is needed to look at any site of the run.
 
     Args:
-        prompt: Text (<bos> is put in front), token ids (a list or tensor, taken as they are), chat messages, or a list of
+        prompt: Text (`<bos>` is put in front), token ids (a list or tensor, taken as they are), chat messages, or a list of
             prompts, which share one pass.
         model: What gs.load returned; None means nano.
         edits: Changes to the run, or to each of the runs, such as gs.patch(...). Default: none.

@@ -248,7 +248,7 @@ class Dictionary:
         """How much of the next-token loss is kept when the reconstruction replaces the site.
 
         Args:
-            prompts: A prompt or several, of which at least one has two tokens after <bos>.
+            prompts: A prompt or several, of which at least one has two tokens after `<bos>`.
             model: The model; None means nano.
 
         Returns:

@@ -143,7 +143,7 @@ def feature_sweep(
         features: The features to change. None means all that are active at the positions.
         value: What each feature is set to; 0.0 removes it.
         by: "feature" changes a feature at all positions together; ("feature", "pos") at each position alone.
-        pos: The positions, as in gs.patch. None means every position but a <bos> at the start.
+        pos: The positions, as in gs.patch. None means every position but a `<bos>` at the start.
         edits: Edits of the unchanged run, and of all others.
         model: The model; None means nano.
         memory: How much memory the runs of one pass may take, such as "2GiB". None means what the model was loaded to leave

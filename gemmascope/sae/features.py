@@ -46,7 +46,7 @@ class Features:
         target: What the reconstruction stands for, [pos, d_out] in float32, with the heads of z side by side. None for rows
             that were encoded by a transcoder, whose output is not known.
         tokens: The tokens as text; for rows without a run, their numbers.
-        first: The first position after <bos>; 0 without a <bos> at the start.
+        first: The first position after `<bos>`; 0 without a `<bos>` at the start.
         model: The model of the run; None for rows.
         ids: The token ids of the run; None for rows.
 
@@ -168,7 +168,7 @@ class Features:
     @property
     @computes
     def explained(self) -> float:
-        """The share of variance explained, 1 - sum |x - reconstruction|^2 / sum |x - mean|^2, over all positions but <bos>.
+        """The share of variance explained, 1 - sum |x - reconstruction|^2 / sum |x - mean|^2, over positions after `<bos>`.
 
         Sums are over positions and dimensions, the mean is over positions. NaN if fewer than two positions are left.
         """
@@ -195,7 +195,7 @@ class Features:
         """A plotly heat map of features by position.
 
         Args:
-            features: The features to show. None means the strongest at any position but <bos>.
+            features: The features to show. None means the strongest at any position but `<bos>`.
             most: How many of the strongest to show.
         """
         from gemmascope.figures.features import features_figure
@@ -214,7 +214,7 @@ class Features:
         return features_figure(acts, title=f"features of {self.dictionary.call}", unit="activation", diverging=False)
 
     def strongest(self, n: int) -> list[int]:
-        """The features with the largest activations at any position but <bos>, the largest first.
+        """The features with the largest activations at any position but `<bos>`, the largest first.
 
         Args:
             n: The number of features.
@@ -282,7 +282,7 @@ def feature_number(dictionary: Dictionary, feature: object) -> int:
 
 
 def first_after_bos(ids: Tensor, model: Model) -> int:
-    """The first position after <bos>; 0 without a <bos> at the start."""
+    """The first position after `<bos>`; 0 without a `<bos>` at the start."""
     return int(ids[0] == model.config.bos_id)
 
 

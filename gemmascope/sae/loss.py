@@ -27,7 +27,7 @@ class LossRecovered:
     """Mean next-token losses in nats over n_tokens tokens, from Dictionary.loss_recovered.
 
     clean: of the model as it is. spliced: with the reconstruction in place of the site. zeroed: with zeros in its place. A
-    <bos> at the start keeps its value in all three, and the token after it is not counted.
+    `<bos>` at the start keeps its value in all three, and the token after it is not counted.
     """
 
     clean: float
@@ -68,7 +68,7 @@ def loss_recovered(dictionary: Dictionary, prompts: Prompt | Iterable[Prompt], m
 
 
 def _losses(model: Model, ids: Tensor, edit: Edit | None) -> Tensor:
-    """The loss of each token that follows a position after <bos>, with an edit of these positions."""
+    """The loss of each token that follows a position after `<bos>`, with an edit of these positions."""
     first = first_after_bos(ids, model)
     edits = [] if edit is None else [replace(edit, pos=slice(first, None))]
     (trace,) = traces(model, [ids], edits)

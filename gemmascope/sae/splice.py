@@ -100,7 +100,7 @@ def splice(
     Args:
         sae: A dictionary from gs.load_sae.
         features: {feature: activation}, where 0.0 removes a feature. None changes none.
-        pos: The positions to edit, as in gs.patch. None means every position but a <bos> at the start, on which
+        pos: The positions to edit, as in gs.patch. None means every position but a `<bos>` at the start, on which
             dictionaries are not trained; name pos=0 for that one.
         keep_error: Whether to keep what the dictionary does not explain, so that changing no feature changes nothing. False
             writes the plain reconstruction, from the changed features and all others.

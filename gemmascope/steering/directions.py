@@ -53,7 +53,7 @@ def direction(
         site: A site with rows in the layers, such as "resid_post".
         layer: Its layer; a negative one counts from the end.
         pos: The position to read in each prompt: -1 for the last, or a token that occurs once. Of several positions, or a
-            slice, the mean is taken. None means all but the first, because <bos> carries a huge value.
+            slice, the mean is taken. None means all but the first, because `<bos>` carries a huge value.
         head: The head to read, at sites with heads only.
         model: The model; None means nano.
         seed: The seed of the folds in which the probe's accuracy is measured.

@@ -63,7 +63,7 @@ def attribute(
     gs.sweep.
 
     Args:
-        clean: The prompt that has the answer: text (<bos> is put in front), token ids (taken as they are) or chat
+        clean: The prompt that has the answer: text (`<bos>` is put in front), token ids (taken as they are) or chat
             messages; or a list of prompts, for several pairs.
         corrupt: The prompt to compare with, of as many tokens; or a list of as many prompts. None for an ablation.
         metric: What to measure, with a gradient: gs.logit_diff(...) or another metric of gs but gs.rank, or a function

@@ -64,7 +64,7 @@ def raise_first_error(remarks: Iterable[Remark], error: type[GemmascopeError]) -
 
 
 def prompt_remarks(name: str, ids: Tensor, model: Model) -> Iterator[Remark]:
-    """Remarks on one prompt: a space at its end, and a second <bos>."""
+    """Remarks on one prompt: a space at its end, and a second `<bos>`."""
     if not model.has_tokenizer:
         return
     texts = model.texts(ids[-8:])

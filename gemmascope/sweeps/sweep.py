@@ -67,7 +67,7 @@ def sweep(
     Interrupting (Ctrl-C) gives a warning and returns the cells that are finished; the others are NaN.
 
     Args:
-        clean: The prompt that has the answer: text (<bos> is put in front), token ids (taken as they are) or chat
+        clean: The prompt that has the answer: text (`<bos>` is put in front), token ids (taken as they are) or chat
             messages; or a list of prompts, for several pairs.
         corrupt: The prompt to compare with, of as many tokens; or a list of as many prompts. None for an ablation.
         metric: What to measure: gs.logit_diff(...) or another metric of gs, or a function of the soft-capped logits of

@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a folder: its backend, and the id of <bos>.
+"""Reads the tokenizer of a folder: its backend, and the id of `<bos>`.
 
 tokenizer.json or tokenizer.model is nearly always enough. If other files add tokens, or the tokenizer is not Gemma's,
 transformers reads the folder, which takes seconds to import.
@@ -37,7 +37,7 @@ def settings_of(folder: Path) -> dict[str, object]:
 
 
 def read_tokenizer(folder: Path, settings: Mapping[str, object]) -> tuple[JsonBackend | PieceBackend, int | None]:
-    """The backend of a folder, and the id of its <bos> if it names one. CheckpointError if it cannot be read."""
+    """The backend of a folder, and the id of its `<bos>` if it names one. CheckpointError if it cannot be read."""
     backend: JsonBackend | PieceBackend
     try:
         backend = JsonBackend.from_file(folder / JSON) if is_regular_file(folder / JSON) else PieceBackend(folder / PIECES)

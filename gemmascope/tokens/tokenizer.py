@@ -1,4 +1,4 @@
-"""Tokenizer: text to token ids and back, with <bos> in front, and how a token is displayed."""
+"""Tokenizer: text to token ids and back, with `<bos>` in front, and how a token is displayed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN_AS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u200b": "␣", "
 
 
 class Tokenizer:
-    """Gemma's tokenizer: text <-> ids, always with <bos> in front of a text.
+    """Gemma's tokenizer: text <-> ids, always with `<bos>` in front of a text.
 
     chat: renders a list of messages to text, for instruction-tuned checkpoints; None without a chat template.
     """
@@ -34,7 +34,7 @@ class Tokenizer:
         """From a checkpoint folder with tokenizer.json (read by tokenizers) or tokenizer.model (by sentencepiece).
 
         Includes tokens that only tokenizer_config.json, added_tokens.json or special_tokens_map.json names, as transformers
-        does. bos_id: the id of <bos> if no file states it.
+        does. bos_id: the id of `<bos>` if no file states it.
         """
         folder = Path(folder)
         if not has_tokenizer(folder):
@@ -66,7 +66,7 @@ class Tokenizer:
         return copied
 
     def _check_wrapping(self, source: object) -> None:
-        """Take the one token that transformers adds before a text as <bos>. Warn if it adds anything else."""
+        """Take the one token that transformers adds before a text as `<bos>`. Warn if it adds anything else."""
         if not isinstance(self.backend, JsonBackend):
             return
         front, behind = self.backend.wrapping()
@@ -103,7 +103,7 @@ class Tokenizer:
         return limited
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without <bos>. PromptError for a text that is not valid Unicode."""
+        """The ids of a text, without `<bos>`. PromptError for a text that is not valid Unicode."""
         try:
             text.encode()
         except UnicodeEncodeError as error:  # json.loads and os.listdir can return such texts
@@ -118,7 +118,7 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids])
 
     def ids(self, prompt: str | Sequence[Message]) -> list[int]:
-        """The ids of a prompt, <bos> in front unless the prompt already begins with it. PromptError for an empty one."""
+        """The ids of a prompt, `<bos>` in front unless the prompt already begins with it. PromptError for an empty one."""
         if not isinstance(prompt, str):
             return self.ids(self.chat(prompt))
         ids = self.encode(prompt)
@@ -173,7 +173,7 @@ class Tokenizer:
         return [shown(self.text(int(i))) for i in ids]
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the id is a control token such as <bos>, rather than text."""
+        """Whether the id is a control token such as `<bos>`, rather than text."""
         return self.backend.is_special(token_id)
 
 

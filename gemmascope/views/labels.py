@@ -35,7 +35,7 @@ def require_trace(trace: object, name: str) -> None:
 
 
 def are_special(model: Model | None, ids: Sequence[int]) -> list[bool]:
-    """Whether each token is a control token such as <bos>; never without a tokenizer."""
+    """Whether each token is a control token such as `<bos>`; never without a tokenizer."""
     tokenizer = model.tokenizer if model is not None and model.has_tokenizer else None
     return [tokenizer is not None and tokenizer.is_special(i) for i in ids]
 

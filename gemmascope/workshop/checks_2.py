@@ -97,7 +97,7 @@ ex_2_2 = Exercise(
 
 
 def _pattern(seed: int) -> tuple[Tensor, int]:
-    """A pattern [head, q_pos, k_pos] over <bos> and `half` tokens that occur twice, and that number."""
+    """A pattern [head, q_pos, k_pos] over `<bos>` and `half` tokens that occur twice, and that number."""
     half = 6 + seed % 4
     n_pos = 1 + 2 * half
     scores = normal(seed, SHAPE.n_heads, n_pos, n_pos) * 2

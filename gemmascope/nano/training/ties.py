@@ -25,7 +25,7 @@ LEAST_ACTIVE = 20
 
 @dataclass(frozen=True)
 class Texts:
-    """A dictionary's activations on texts of the corpus, without <bos>, and the concepts that hold at each token.
+    """A dictionary's activations on texts of the corpus, without `<bos>`, and the concepts that hold at each token.
 
     pos, feature, value: of each activation; pos is a row, counted over all texts. holds: bool [row, concept]. explained: the
     share of variance explained.

@@ -46,7 +46,7 @@ SAVE_EVERY = 250
 
 
 def stream_rows(model: Model, layer: int, prompts: list[Tensor]) -> Tensor:
-    """The stream after a layer at every position but <bos> [row, d_model]. Layers above are not run."""
+    """The stream after a layer at every position but `<bos>` [row, d_model]. Layers above are not run."""
     layout = Layout.of_lengths([len(ids) for ids in prompts], model.device)
     with torch.no_grad(), closing(model.layers()) as layers:
         x = model.network.embed(torch.cat(prompts), layout)

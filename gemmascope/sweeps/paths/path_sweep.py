@@ -60,7 +60,7 @@ def path_sweep(
     path: it is NaN.
 
     Args:
-        clean: The prompt that has the answer: text (<bos> is put in front), token ids (taken as they are) or chat
+        clean: The prompt that has the answer: text (`<bos>` is put in front), token ids (taken as they are) or chat
             messages; or a list of prompts, for several pairs.
         corrupt: The prompt to compare with, of as many tokens; or a list of as many prompts.
         metric: What to measure, as in gs.sweep: a function of the soft-capped logits of the last position, [run, vocab]
