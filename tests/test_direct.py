@@ -21,8 +21,9 @@ import gemmascope as gs
 from gemmascope.analysis.direct_logits import BY
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.model.attention import Attend
-from gemmascope.model.gemma2 import Embedding, Layer
+from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
+from gemmascope.model.modules import Embedding
 
 EDITS: dict[str, list[Any]] = {
     "none": [],

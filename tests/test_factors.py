@@ -112,7 +112,7 @@ def test_the_read_out_names_the_strongest_tokens(kind: str, monkeypatch: pytest.
             tokens = m.tokenizer.shown((sign * strengths).topk(4).indices.tolist())
             assert found.iloc[row][column] == " ".join(tokens)
         assert found.iloc[row]["value"] == pytest.approx(float(s[i]))
-    monkeypatch.setattr("gemmascope.model.gemma2.TOKENS", 7)
+    monkeypatch.setattr("gemmascope.model.modules.TOKENS", 7)
     assert factors.read_out(m, k=4, n=2).equals(found)
 
 

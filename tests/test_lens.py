@@ -17,8 +17,9 @@ from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.errors import PromptError, SiteError
-from gemmascope.model.gemma2 import Embedding, Layer
+from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
+from gemmascope.model.modules import Embedding
 
 KINDS = ("lg", "lgl", "ggl")
 SITES = ("resid_pre", "resid_mid", "resid_post")

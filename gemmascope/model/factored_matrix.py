@@ -8,7 +8,7 @@ References: Elhage et al., "A Mathematical Framework for Transformer Circuits" (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Complex, Float
@@ -16,22 +16,44 @@ from torch import Tensor
 
 from gemmascope.arguments import is_whole, whole_number
 from gemmascope.arguments import shown as quoted
+from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError, GemmascopeError, SiteError
 from gemmascope.legible import legibly
 from gemmascope.model.maths import rms_scale, rope_table, rotate
 from gemmascope.model.modes import computes
+from gemmascope.model.modules import Attention, Embedding, RMSNorm
 from gemmascope.tokens.tokenizer import shown
 
 if TYPE_CHECKING:
     import pandas
 
-    from gemmascope.config import GemmaConfig
-    from gemmascope.model.gemma2 import Layer, RMSNorm
-    from gemmascope.model.model import Model
-
 
 # The largest distance of a key from its query.
 MAX_DISTANCE = 2**31
+
+
+class _Torso(Protocol):
+    @property
+    def embed_tokens(self) -> Embedding: ...
+    @property
+    def norm(self) -> RMSNorm: ...
+
+
+class _Network(Protocol):
+    @property
+    def model(self) -> _Torso: ...
+
+
+class VocabularyModel(Protocol):
+    """What is read of a Model to name tokens: its embedding, its last norm, and the texts of its tokens."""
+
+    name: str
+
+    @property
+    def config(self) -> GemmaConfig: ...
+    @property
+    def network(self) -> _Network: ...
+    def texts(self, ids: Tensor) -> list[str]: ...
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,9 +61,8 @@ class FactoredMatrix:
     """left [d_model, d_head] @ right [d_head, d_model], float32: the OV or QK matrix of one query head.
 
     Attributes:
-        kind: "ov": what the head writes for a row that it reads, row @ left @ right. "qk": a score, query row @ left @
-        right @
-            key row.
+        kind: "ov": what the head writes for a row that it reads, row @ left @ right. "qk": a score,
+            query row @ left @ right @ key row.
         layer: The layer.
         head: The query head.
         kv_head: The kv head that it reads with.
@@ -87,7 +108,7 @@ class FactoredMatrix:
         return float(((self.left.mT @ self.left) * (self.right @ self.right.mT)).sum().clamp(min=0).sqrt())
 
     @computes
-    def read_out(self, model: Model, k: int = 5, n: int = 3) -> pandas.DataFrame:
+    def read_out(self, model: VocabularyModel, k: int = 5, n: int = 3) -> pandas.DataFrame:
         """The strongest singular vectors as tokens: those that the left side reads, and the right side writes or reads.
 
         A token is read as the normed embedding that enters the first layer; what an OV matrix writes is read through
@@ -120,7 +141,7 @@ class FactoredMatrix:
                 rows.append({"vector": i, "sign": mark, "value": float(s[i]), **dict(zip(names, sides, strict=True))})
         return pandas.DataFrame(rows)
 
-    def _check(self, model: Model, k: int, n: int) -> None:
+    def _check(self, model: VocabularyModel, k: int, n: int) -> None:
         width, d_model = len(self.left), getattr(getattr(model, "config", None), "d_model", None)
         if not isinstance(d_model, int) or d_model != width:
             given = type(model).__name__ if d_model is None else f"{model.name!r}, whose d_model is {d_model}"
@@ -128,7 +149,7 @@ class FactoredMatrix:
         for name, number, most in (("k", k, model.config.vocab_size), ("n", n, min(self.left.shape))):
             whole_number(number, name, least=1, most=most, error=SiteError)
 
-    def _as_written(self, model: Model, rows: Tensor) -> Tensor:
+    def _as_written(self, model: VocabularyModel, rows: Tensor) -> Tensor:
         return rows if self.kind == "qk" else rows * (1 + model.network.model.norm.weight.detach().float())
 
     @legibly
@@ -145,29 +166,30 @@ class FactoredMatrix:
 
 
 @computes
-def ov_of(layer: Layer, head: int, *, gains: bool) -> FactoredMatrix:
-    """The OV matrix of a layer's query head; see Layer.ov."""
-    _require_values(layer)
-    attention, config = layer.self_attn, layer.self_attn.config
+def ov_of(layer: int, attention: Attention, norms: tuple[RMSNorm, RMSNorm], head: int, *, gains: bool) -> FactoredMatrix:
+    """The OV matrix of a query head; see Layer.ov. norms: those before and after the attention of the layer."""
+    before, after = norms
+    _require_values(before)
+    config = attention.config
     head = _head_index(head, config)
     values, columns = head // config.heads_per_kv, slice(head * config.d_head, (head + 1) * config.d_head)
     left = _rows(attention.v_proj.weight, values, config.d_head)
     right = attention.o_proj.weight[:, columns].mT.detach().float()
     if gains:
-        left, right = left * _gain(layer.input_layernorm), right * _gain(layer.post_attention_layernorm)
-    return _factors("ov", layer, head, left.mT, right, gains)
+        left, right = left * _gain(before), right * _gain(after)
+    return _factors("ov", layer, config, head, left.mT, right, gains)
 
 
 @computes
-def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> FactoredMatrix:
-    """The QK matrix of a layer's query head; see Layer.qk."""
-    _require_values(layer)
+def qk_of(layer: int, attention: Attention, norm: RMSNorm, head: int, distance: int, *, gains: bool) -> FactoredMatrix:
+    """The QK matrix of a query head; see Layer.qk. norm: that before the attention of the layer."""
+    _require_values(norm)
     if not is_whole(distance) or not 0 <= int(distance) <= MAX_DISTANCE:
         raise SiteError(
             f"distance is how many positions before the query the key stands, 0 or more; given {quoted(distance)}"
         )
     distance = int(distance)
-    attention, config = layer.self_attn, layer.self_attn.config
+    config = attention.config
     head = _head_index(head, config)
     left = _rows(attention.q_proj.weight, head, config.d_head) * attention.attend.scale
     right = _rows(attention.k_proj.weight, head // config.heads_per_kv, config.d_head)
@@ -175,21 +197,28 @@ def qk_of(layer: Layer, head: int, distance: int, *, gains: bool) -> FactoredMat
     cos, sin = rope_table(torch.tensor([-distance], device=right.device), config.d_head, config.rope_theta)
     right = rotate(right.mT[:, None], cos.expand(config.d_model, -1), sin.expand(config.d_model, -1))[:, 0].mT
     if gains:
-        left, right = left * _gain(layer.input_layernorm), right * _gain(layer.input_layernorm)
-    return _factors("qk", layer, head, left.mT, right, gains, int(distance))
+        left, right = left * _gain(norm), right * _gain(norm)
+    return _factors("qk", layer, config, head, left.mT, right, gains, distance)
 
 
 def _factors(
-    kind: str, layer: Layer, head: int, left: Tensor, right: Tensor, gains: bool, distance: int | None = None
+    kind: str,
+    layer: int,
+    config: GemmaConfig,
+    head: int,
+    left: Tensor,
+    right: Tensor,
+    gains: bool,
+    distance: int | None = None,
 ) -> FactoredMatrix:
-    group = layer.self_attn.config.heads_per_kv
+    group = config.heads_per_kv
     kv_head = head // group
     sharing = tuple(h for h in range(kv_head * group, (kv_head + 1) * group) if h != head)
-    return FactoredMatrix(kind, layer.index, head, kv_head, sharing, left, right, gains, distance)
+    return FactoredMatrix(kind, layer, head, kv_head, sharing, left, right, gains, distance)
 
 
-def _require_values(layer: Layer) -> None:
-    if layer.input_layernorm.weight.is_meta:
+def _require_values(norm: RMSNorm) -> None:
+    if norm.weight.is_meta:
         raise DeviceError("the layer is on the meta device, which has shapes and no values: load the model on another one")
 
 
@@ -215,16 +244,16 @@ def _gain(norm: RMSNorm) -> Tensor:
     return 1.0 + norm.weight.detach().float()
 
 
-def normed_tokens(model: Model, rows: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+def normed_tokens(model: VocabularyModel, rows: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
     """Rows of the embedding after the first layer's norm, without its gain."""
     rows = rows * model.config.d_model**0.5
     return rows * rms_scale(rows, model.config.norm_eps)
 
 
-def _strengths(model: Model, vectors: Tensor, *, normed: bool) -> Float[Tensor, "token n"]:
+def _strengths(model: VocabularyModel, vectors: Tensor, *, normed: bool) -> Float[Tensor, "token n"]:
     parts = (rows.float() for _, rows in model.network.model.embed_tokens.parts())
     return torch.cat([(normed_tokens(model, rows) if normed else rows) @ vectors for rows in parts])
 
 
-def _top(model: Model, strengths: Tensor, k: int) -> str:
+def _top(model: VocabularyModel, strengths: Tensor, k: int) -> str:
     return " ".join(shown(text) for text in model.texts(strengths.topk(min(k, len(strengths))).indices))

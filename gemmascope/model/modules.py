@@ -1,0 +1,133 @@
+"""The modules of Gemma 2 that have weights: linear maps, norms, attention, MLP and the tied embedding.
+
+They have the checkpoint's names, so weights load without a name table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemmascope.config import GemmaConfig
+from gemmascope.model.attention import Attend
+from gemmascope.model.digests import tensor_digest
+from gemmascope.model.layout import Layout
+from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate
+from gemmascope.model.tap import BoundTap
+from gemmascope.values import chunks
+
+TOKENS = 8192  # rows of the embedding that parts() yields at once
+
+
+class Linear(nn.Linear):
+    """A linear map without bias. Its weight stays on the meta device until a checkpoint's tensor replaces it."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out, bias=False, device="meta")
+
+    def reset_parameters(self) -> None:
+        """Does nothing: weights on the meta device have no memory."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight), in float32."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(d_model, device="meta"))
+
+    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        return rms_norm(x, self.weight, self.eps)
+
+    def gain(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """What this norm multiplies rows x by, with its scale for these rows. Float32."""
+        return rms_scale(x, self.eps) * (1.0 + self.weight.float())
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RoPE and a soft cap; local layers see a window of keys."""
+
+    def __init__(self, config: GemmaConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        d_q, d_kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+        self.q_proj = Linear(config.d_model, d_q)
+        self.k_proj = Linear(config.d_model, d_kv)
+        self.v_proj = Linear(config.d_model, d_kv)
+        self.o_proj = Linear(d_q, config.d_model)
+        self.attend = Attend(config.query_scalar**-0.5, config.attn_cap, config.window_of(layer))
+
+    def forward(
+        self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
+    ) -> tuple[Float[Tensor, "query d_model"], Float[Tensor, "query head d_head"]]:
+        q, k, v = self.queries_keys_values(x, layout, tap)
+        z = tap("z", self.attend(q, k, v, layout, tap))
+        return self.o_proj(rearrange(z, "row head d -> row (head d)")), z
+
+    def queries_keys_values(
+        self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
+    ) -> tuple[Float[Tensor, "query head d_head"], Float[Tensor, "row kv_head d_head"], Float[Tensor, "row kv_head d_head"]]:
+        """The queries and keys, after RoPE, and the values."""
+        q, k, v = (
+            tap(site, rearrange(project(rows), "row (head d) -> row head d", d=self.config.d_head))
+            for site, project, rows in (
+                ("q", self.q_proj, layout.query_rows(x)),
+                ("k", self.k_proj, x),
+                ("v", self.v_proj, x),
+            )
+        )
+        cos, sin = layout.rope(self.config.d_head, self.config.rope_theta)
+        q_rot = tap("q_rot", rotate(q, layout.query_rows(cos), layout.query_rows(sin)))
+        return q_rot, tap("k_rot", rotate(k, cos, sin)), v
+
+    def head_outputs(self, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row head d_model"]:
+        """What each head adds to the attention output, before the post-norm: they sum to it."""
+        w_o = rearrange(self.o_proj.weight, "d_model (head d) -> head d d_model", head=self.config.n_heads)
+        return einsum(z, w_o, "row head d, head d d_model -> row head d_model")
+
+
+class MLP(nn.Module):
+    """GeGLU: down(gelu(gate) * up), with GELU's tanh form."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.d_model, config.d_mlp)
+        self.up_proj = Linear(config.d_model, config.d_mlp)
+        self.down_proj = Linear(config.d_mlp, config.d_model)
+
+    def forward(self, x: Float[Tensor, "row d_model"], tap: BoundTap) -> Float[Tensor, "row d_model"]:
+        gate, up = tap("mlp_gate", self.gate_proj(x)), tap("mlp_up", self.up_proj(x))
+        return self.down_proj(tap("mlp_act", gelu_gate(gate, up)))  # type: ignore[no-any-return]
+
+
+class Embedding(nn.Embedding):
+    """The tied embedding: token ids to rows, and rows to logits."""
+
+    def __init__(self, vocab_size: int, d_model: int) -> None:
+        super().__init__(vocab_size, d_model, device="meta")
+
+    def reset_parameters(self) -> None:
+        """Does nothing: weights on the meta device have no memory."""
+
+    def logits(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """The products of rows with every token's embedding, before the soft cap."""
+        return F.linear(x, self.weight)
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """The table in parts: the tokens, and their rows, valid until the next part is requested."""
+        for tokens in chunks(len(self.weight), TOKENS):
+            yield tokens, self.weight.detach()[tokens]
+
+    def digest(self) -> str:
+        """The digest of the present table."""
+        return tensor_digest(self.weight)
+
+    def mark(self) -> str | None:
+        """The stamp of the file that holds the table; None for a table in memory."""
+        return None
