@@ -13,7 +13,7 @@ from random_dictionaries import dictionary
 
 import gemmascope as gs
 from gemmascope.model.model import Model
-from gemmascope.sae.dictionary import Tie, TrainedFor
+from gemmascope.sae.weights import Tie, TrainedFor
 from gemmascope.tokens.tokenizer import Tokenizer
 
 NAME = "evil\x1b]0;owned\x07\x1b[31m\u202eelbat\u2066<b>$x$ $y$ %{z}\r\nforged: 1\x9b31m\x7f\u200f\u2028"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_public_names import members
 
 import gemmascope as gs
 
@@ -24,7 +25,7 @@ def public() -> Iterator[tuple[str, Any]]:
             continue
         yield name, thing
         if inspect.isclass(thing):
-            for method, value in vars(thing).items():
+            for method, value in members(thing).items():
                 found = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
                 if not method.startswith("_") and inspect.isfunction(found):
                     yield f"{name}.{method}", found

@@ -29,8 +29,14 @@ def lines() -> Iterator[str]:
             yield f"{name}: {type(found).__name__}"
 
 
+def members(found: type) -> dict[str, Any]:
+    """The members of a class, with those of its lower part, which is named after it: DictionaryWeights."""
+    parts = [one for one in reversed(found.__mro__) if one.__name__.startswith(found.__name__)]
+    return {name: member for part in parts for name, member in vars(part).items()}
+
+
 def _members(found: type) -> Iterator[str]:
-    for name, member in vars(found).items():
+    for name, member in members(found).items():
         if name.startswith("_"):
             continue
         if isinstance(member, (property,)) or hasattr(member, "func"):

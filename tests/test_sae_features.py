@@ -17,7 +17,8 @@ from torch import Tensor
 import gemmascope as gs
 from gemmascope.errors import DictionaryError, GemmascopeError, MetricError, SiteError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.sae.dictionary import Dictionary, Tie
+from gemmascope.sae.dictionary import Dictionary
+from gemmascope.sae.weights import Tie
 
 IDS = [2, *prompt(8)]
 METRIC = gs.logit_diff(5, 9)
@@ -77,7 +78,7 @@ def test_axes_labels_and_tables() -> None:
 
 def test_few_rows_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sae().encode(trace())
-    monkeypatch.setattr("gemmascope.sae.dictionary.CHUNK_ELEMENTS", 2 * FEATURES)
+    monkeypatch.setattr("gemmascope.sae.weights.CHUNK_ELEMENTS", 2 * FEATURES)
     parts = sae().encode(trace())
     assert torch.equal(whole.pos, parts.pos)
     assert torch.equal(whole.feature, parts.feature)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypeVar
 
 from gemmascope.errors import GemmascopeError, LabError
+from gemmascope.labs.display import lab_box
 from gemmascope.labs.fallback import StaticFallback
 from gemmascope.labs.session import Event, Session
 from gemmascope.labs.worker import CLOSED
@@ -67,8 +68,6 @@ class LabBase(Session):
         if self._is_closed:
             raise LabError(CLOSED)
         if self._box is None:
-            from gemmascope.labs.display import lab_box
-
             with requires_package("the live widget", "ipywidgets", "anywidget"):
                 self._box = lab_box(self, self._widgets(), self._on_box_closed)
         return self._box

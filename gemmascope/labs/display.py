@@ -14,7 +14,7 @@ from weakref import WeakSet
 if TYPE_CHECKING:
     import ipywidgets
 
-    from gemmascope.labs.base import LabBase
+    from gemmascope.labs.session import Session
 
 
 class Events(Protocol):
@@ -33,7 +33,7 @@ class Shell(Protocol):
     def get_parent(self) -> Mapping[str, Mapping[str, object]]: ...
 
 
-def lab_box(lab: LabBase, widgets: Sequence[ipywidgets.Widget], on_close: Callable[[], None]) -> ipywidgets.Widget:
+def lab_box(lab: Session, widgets: Sequence[ipywidgets.Widget], on_close: Callable[[], None]) -> ipywidgets.Widget:
     """A box that shows a lab. on_close: called when it is closed, by whomever."""
     box = box_class()(widgets)
     box.parts = list(_widgets_within(box))
@@ -49,7 +49,7 @@ def box_class() -> type[ipywidgets.VBox]:
     import ipywidgets
 
     class LabBox(ipywidgets.VBox):  # type: ignore[misc,unused-ignore]
-        lab: LabBase | None = None
+        lab: Session | None = None
         parts: Sequence[ipywidgets.Widget] = ()
         on_close: Callable[[], None] | None = None
 

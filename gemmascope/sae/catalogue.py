@@ -97,7 +97,7 @@ def choose(
         fitting = [entry for entry in left if value is None or getattr(entry, name) == value]
         if not fitting:
             requested = ", ".join(f"{n}={shown(v)}" for n, v in request.items() if v is not None)
-            raise DictionaryError(f"{source} has no dictionary of {requested}: there, {_choices(left, name)}")
+            raise DictionaryError(f"{source} has no dictionary of {requested}; it has {_choices(left, name)}")
         left = fitting
     if len(left) > 1:
         several = [name for name in request if len({getattr(entry, name) for entry in left}) > 1]
@@ -112,6 +112,6 @@ def _order(entry: Entry) -> tuple[int, str, int, str, str]:
 
 
 def _choices(entries: Iterable[Entry], name: str) -> str:
-    """'l0 = 22, 41 or 82'"""
+    """'l0 22, 41 or 82'"""
     values = [repr(value) for value in dict.fromkeys(getattr(entry, name) for entry in entries)]
-    return f"{name} = {' or '.join(filter(None, [', '.join(values[:-1]), values[-1]]))}"
+    return f"{name} {' or '.join(filter(None, [', '.join(values[:-1]), values[-1]]))}"

@@ -1,55 +1,31 @@
-"""Dictionary: a JumpReLU sparse autoencoder or transcoder, as Gemma Scope releases them.
-
-acts = relu(pre) * (pre > threshold), pre = x @ W_enc + b_enc; reconstruction = acts @ W_dec + b_dec
-"""
+"""Dictionary: a JumpReLU sparse autoencoder or transcoder, as Gemma Scope releases them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.arguments import as_numbers, is_whole, shown
 from gemmascope.edits.sources import is_trace
-from gemmascope.errors import DeviceError, DictionaryError
-from gemmascope.legible import legibly
-from gemmascope.model.digests import join_digests, tensor_digest
-from gemmascope.model.maths import rms_scale
+from gemmascope.errors import DictionaryError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
-from gemmascope.sae.catalogue import TRANSCODER
-from gemmascope.sae.fit import NORM_EPS, TrainedFor, require_fit
-from gemmascope.sites import find_site
-from gemmascope.values import chunks, is_array, real_tensor
+from gemmascope.sae.features import Features
+from gemmascope.sae.loss import LossRecovered, loss_recovered
+from gemmascope.sae.weights import DictionaryWeights
+from gemmascope.values import is_array, real_tensor
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gemmascope.run.trace import Trace
-    from gemmascope.sae.features import Features
-    from gemmascope.sae.loss import LossRecovered
-
-# Activations in memory at once, in elements: 64 MB.
-CHUNK_ELEMENTS = 2**24
-
-
-@dataclass(frozen=True)
-class Tie:
-    """A feature's tie to a concept, measured on texts: activations above `above` stand for tokens of the concept."""
-
-    concept: str
-    above: float
-    precision: float
-    recall: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Dictionary:
+class Dictionary(DictionaryWeights):
     """A dictionary of features at one site of one layer, in float32. Made by gs.load_sae.
 
     Attributes:
@@ -78,64 +54,6 @@ class Dictionary:
         Lieberum et al., "Gemma Scope: Open Sparse Autoencoders Everywhere All At Once on Gemma 2" (arXiv 2408.05147).
     """
 
-    W_enc: Float[Tensor, "d_in feature"]
-    W_dec: Float[Tensor, "feature d_out"]
-    b_enc: Float[Tensor, " feature"]
-    b_dec: Float[Tensor, " d_out"]
-    threshold: Float[Tensor, " feature"]
-    site: str
-    layer: int | None
-    call: str = "sae"
-    trained_for: TrainedFor = field(default_factory=TrainedFor)
-    concepts: Mapping[int, Tie] = field(default_factory=dict)
-    any_model: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.is_transcoder:
-            site = find_site(self.site)
-            if site.is_edges or site.axes[-1] == "vocab" or (site.in_layer != (self.layer is not None)):
-                raise DictionaryError(f"a dictionary is of a site with rows; given {self.site!r}, layer {self.layer}")
-            if self.d_in != self.d_out:
-                raise DictionaryError(
-                    f"this dictionary reads {self.d_in} numbers and writes {self.d_out}: an autoencoder of '{self.site}' "
-                    "writes what it reads. If it is a transcoder, say site='transcoder'"
-                )
-
-    @property
-    def n_features(self) -> int:
-        """The number of features."""
-        return len(self.b_enc)
-
-    @property
-    def d_in(self) -> int:
-        """The width of the rows that it reads."""
-        return len(self.W_enc)
-
-    @property
-    def d_out(self) -> int:
-        """The width of the rows that it writes."""
-        return len(self.b_dec)
-
-    @property
-    def is_transcoder(self) -> bool:
-        """Whether it reads the MLP's input and writes mlp_out."""
-        return self.site == TRANSCODER
-
-    @property
-    def read_from(self) -> str:
-        """The site whose rows input_of takes: resid_mid for a transcoder."""
-        return "resid_mid" if self.is_transcoder else self.site
-
-    @property
-    def writes(self) -> str:
-        """The site that the reconstruction stands for: mlp_out for a transcoder."""
-        return "mlp_out" if self.is_transcoder else self.site
-
-    @property
-    def device(self) -> torch.device:
-        """The device of its arrays."""
-        return self.W_enc.device
-
     @computes
     def encode(self, source: Trace | Tensor | np.ndarray) -> Features:
         """The features of a run, or of rows: sparse activations at every position.
@@ -152,96 +70,12 @@ class Dictionary:
         Raises:
             DictionaryError: For a run of another model, or rows of another width.
         """
-        from gemmascope.sae.features import Features
-
         self.require_values()
         if is_trace(source) or not is_array(source):
             return Features.of_trace(self, source)
         rows = real_tensor(source, "the rows", DictionaryError)
         self._require_width(rows, self.d_in, "reads")
         return Features.of_rows(self, rows.detach().to(self.device, torch.float32))
-
-    @computes
-    def decode(self, acts: Tensor | np.ndarray) -> Float[Tensor, "pos d_out"]:
-        """The reconstruction acts @ W_dec + b_dec, float32.
-
-        Args:
-            acts: Activations [pos, feature], dense or a sparse tensor.
-        """
-        self.require_values()
-        if not isinstance(acts, Tensor) or not acts.is_sparse or acts.is_complex() or acts.is_meta:
-            acts = real_tensor(acts, "activations", DictionaryError)
-        self._require_width(acts, self.n_features, "has features:")
-        acts = acts.to(self.device, torch.float32)
-        read: Tensor = torch.sparse.mm(acts, self.W_dec) if acts.is_sparse else acts @ self.W_dec
-        return read + self.b_dec
-
-    def activations(
-        self, x: Tensor | np.ndarray, features: Sequence[int] | Tensor | None = None
-    ) -> Float[Tensor, "pos some_or_all"]:
-        """Dense activations of rows, float32.
-
-        Args:
-            x: Rows [pos, d_in].
-            features: The features to compute; None means all.
-        """
-        self.require_values()
-        rows: Tensor = real_tensor(x, "the rows", DictionaryError).to(self.device, torch.float32)
-        self._require_width(rows, self.d_in, "reads")
-        columns = slice(None) if features is None else self._columns(features)
-        pre = rows @ self.W_enc[:, columns] + self.b_enc[columns]
-        return pre.relu() * (pre > self.threshold[columns])
-
-    def _columns(self, features: object) -> Tensor:
-        """Features as column numbers. DictionaryError for anything that is not a list of them."""
-        numbers = as_numbers(features)
-        if numbers is None or not all(is_whole(one) and 0 <= int(one) < self.n_features for one in numbers):
-            raise DictionaryError(f"features are numbers from 0 to {self.n_features - 1}; given {shown(features)}")
-        return torch.tensor([int(one) for one in numbers if is_whole(one)], device=self.device, dtype=torch.long)
-
-    def sparse(self, x: Float[Tensor, "pos d_in"]) -> tuple[Tensor, Tensor, Tensor]:
-        """The activations above zero: the position, the feature and the value of each, position by position.
-
-        Rows are encoded a few at a time: dense activations of a million features at eight thousand positions would not fit.
-
-        Args:
-            x: Rows [pos, d_in].
-        """
-        step = max(1, CHUNK_ELEMENTS // self.n_features)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        with torch.no_grad():
-            for part in chunks(len(x), step):
-                acts = self.activations(x[part])
-                pos, feature = acts.nonzero(as_tuple=True)
-                parts.append((pos + part.start, feature, acts[pos, feature]))
-        pos, feature, value = (torch.cat(part) for part in zip(*parts, strict=True))
-        return pos, feature, value
-
-    def summed(
-        self, pos: Int[Tensor, " active"], feature: Int[Tensor, " active"], value: Float[Tensor, " active"], n_pos: int
-    ) -> Float[Tensor, "pos d_out"]:
-        """The reconstruction from sparse activations, a few of them at a time.
-
-        Args:
-            pos: The position of each activation.
-            feature: Its feature.
-            value: Its value.
-            n_pos: The number of positions.
-        """
-        total = self.b_dec.expand(n_pos, -1).clone()
-        step = max(1, CHUNK_ELEMENTS // self.d_out)
-        for part in chunks(len(pos), step):
-            total.index_add_(0, pos[part], value[part, None] * self.W_dec[feature[part]])
-        return total
-
-    def input_of(self, rows: Float[Tensor, "pos ..."]) -> Float[Tensor, "pos d_in"]:
-        """What the dictionary reads, float32.
-
-        Args:
-            rows: Rows of the site read_from: resid_mid for a transcoder.
-        """
-        x = rearrange(rows, "pos ... -> pos (...)").to(self.device, torch.float32)
-        return x * rms_scale(x, NORM_EPS) if self.is_transcoder else x
 
     @computes
     def loss_recovered(self, prompts: Prompt | Sequence[Prompt], *, model: Model | None = None) -> LossRecovered:
@@ -254,45 +88,4 @@ class Dictionary:
         Returns:
             The mean losses in nats with the site as it is, replaced by the reconstruction, and set to zero.
         """
-        from gemmascope.sae.loss import loss_recovered
-
         return loss_recovered(self, prompts, model)
-
-    def require_fit(self, model: Model) -> None:
-        """DictionaryError, which names both, if a model is not what the dictionary was trained for.
-
-        Args:
-            model: The model that it is to be used with.
-        """
-        self.require_values()
-        require_fit(self, self._place, model)
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the site, the layer and every number of the arrays, as they are now."""
-        arrays = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold)
-        return join_digests((repr((self.site, self.layer)), *map(tensor_digest, arrays)))[:16]
-
-    @property
-    def _place(self) -> str:
-        """The site and layer, as text."""
-        site = "the MLP (a transcoder)" if self.is_transcoder else f"'{self.site}'"
-        return site if self.layer is None else f"{site} of layer {self.layer}"
-
-    def require_values(self) -> None:
-        """DeviceError for a dictionary on the meta device, which has shapes and no numbers."""
-        if self.W_enc.is_meta:
-            raise DeviceError(f"{self.call} is on the meta device, which has shapes and no values: load it on another one")
-
-    def _require_width(self, rows: Tensor, width: int, what: str) -> None:
-        if rows.dim() != 2 or rows.shape[-1] != width:
-            raise DictionaryError(
-                f"the dictionary {self.call}, trained for {self.trained_for}, {self._place}, {what} {width} numbers a "
-                f"position, [pos, {width}]; given shape {tuple(rows.shape)}"
-            )
-
-    @legibly
-    def __repr__(self) -> str:
-        sizes = f"{self.d_in} -> {self.n_features:,} features -> {self.d_out}"
-        tied = f"; {len(self.concepts)} features tied to a concept" if self.concepts else ""
-        return f"Dictionary({self.call}: {self._place}, {sizes}; trained for {self.trained_for}{tied})"

@@ -19,7 +19,7 @@ from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly, spelled
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.sae.dictionary import Dictionary
+from gemmascope.sae.weights import DictionaryWeights
 from gemmascope.tokens.tokenizer import shown
 from gemmascope.values import in_float64
 
@@ -58,7 +58,7 @@ class Features:
         0.89
     """
 
-    dictionary: Dictionary
+    dictionary: DictionaryWeights
     pos: Int[Tensor, " active"]
     feature: Int[Tensor, " active"]
     value: Float[Tensor, " active"]
@@ -69,7 +69,7 @@ class Features:
     ids: Tensor | None = None
 
     @classmethod
-    def of_trace(cls, dictionary: Dictionary, trace: object) -> Features:
+    def of_trace(cls, dictionary: DictionaryWeights, trace: object) -> Features:
         """The features of a run. DictionaryError for something that is not a trace, or a trace of another model.
 
         Args:
@@ -89,7 +89,7 @@ class Features:
         return cls(dictionary, *active, rows, tuple(trace.tokens), first, trace.model, trace.ids)
 
     @classmethod
-    def of_rows(cls, dictionary: Dictionary, x: Tensor) -> Features:
+    def of_rows(cls, dictionary: DictionaryWeights, x: Tensor) -> Features:
         """The features of rows without a run.
 
         Args:
@@ -262,7 +262,7 @@ class Features:
         return {"pos": range(len(self)), "token": ("pos", list(self.tokens))}
 
 
-def feature_coords(dictionary: Dictionary, features: Sequence[int]) -> dict[str, object]:
+def feature_coords(dictionary: DictionaryWeights, features: Sequence[int]) -> dict[str, object]:
     """xarray coordinates of a feature axis: the numbers, and their concepts if the dictionary has any."""
     coords: dict[str, object] = {"feature": list(features)}
     if dictionary.concepts:
@@ -271,7 +271,7 @@ def feature_coords(dictionary: Dictionary, features: Sequence[int]) -> dict[str,
     return coords
 
 
-def feature_number(dictionary: Dictionary, feature: object) -> int:
+def feature_number(dictionary: DictionaryWeights, feature: object) -> int:
     """A feature's number. DictionaryError for one that is not there."""
     if not is_whole(feature) or not 0 <= int(feature) < dictionary.n_features:
         last = dictionary.n_features - 1

@@ -31,7 +31,7 @@ class DictionaryFile:
 
 @dataclass(frozen=True)
 class DictionaryRequest:
-    """Which dictionary of a repository to take. None means the only one."""
+    """Which dictionary of a repository to take. None leaves it open."""
 
     layer: int | str | None = None
     width: int | str | None = None

@@ -19,10 +19,10 @@ from gemmascope.files.json_reader import is_regular_file, read_json
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sae.catalogue import EMBEDDING, PARAMS, TRANSCODER
-from gemmascope.sae.dictionary import Dictionary, Tie
+from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.files import DictionaryFile, DictionaryRequest, find_dictionary
-from gemmascope.sae.fit import TrainedFor
 from gemmascope.sae.npz import read_params
+from gemmascope.sae.weights import Tie, TrainedFor
 from gemmascope.sites import find_site
 
 # The file beside the params.npz of a dictionary that gemmascope.nano.training.train_sae trained.
@@ -61,9 +61,10 @@ def load_sae(
         source: "nano", the dictionary inside the package; a hub id such as "google/gemma-scope-2b-pt-res" (or -mlp, -att,
             -transcoders, and their -canonical), of which one file is fetched; a copy of such a repository in a folder; or a
             folder with params.npz.
-        layer: The layer, or "embedding". None means the only one.
-        width: The number of features, such as 16384 or "16k". None means the only one.
-        l0: The average L0, such as 71, or "canonical". None means the only one.
+        layer: The layer, counted from 0 (negative ones are refused), or "embedding". None leaves it open, and so do width
+            and l0: if several dictionaries still fit, the error lists them.
+        width: The number of features, such as 16384 or "16k". None leaves it open.
+        l0: The average L0, such as 71, or "canonical". None leaves it open.
         site: The site that it reconstructs, if the names of its folders do not say it: "resid_post", "mlp_out", "z" (all
             heads side by side), another site with rows, or "transcoder" (reads the MLP's input, writes mlp_out).
         model: The model that it is for, to have it checked at once. None checks it when it is first used.

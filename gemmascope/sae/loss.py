@@ -17,9 +17,9 @@ from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.tracing import traces
-from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.features import first_after_bos
 from gemmascope.sae.splice import splice
+from gemmascope.sae.weights import DictionaryWeights
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LossRecovered:
         )
 
 
-def loss_recovered(dictionary: Dictionary, prompts: Prompt | Iterable[Prompt], model: Model | None) -> LossRecovered:
+def loss_recovered(dictionary: DictionaryWeights, prompts: Prompt | Iterable[Prompt], model: Model | None) -> LossRecovered:
     """The losses over prompts, in three passes. DictionaryError if no prompt has a token to predict."""
     model = model_or_nano(model)
     dictionary.require_fit(model)

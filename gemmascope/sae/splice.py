@@ -22,8 +22,8 @@ from gemmascope.edits.places import Pos
 from gemmascope.errors import DictionaryError, EditError
 from gemmascope.legible import legibly
 from gemmascope.model.model import Model
-from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.features import feature_number, first_after_bos
+from gemmascope.sae.weights import DictionaryWeights
 
 # Values are written in float32, in which a larger one would be infinity.
 LARGEST = torch.finfo(torch.float32).max
@@ -33,7 +33,7 @@ LARGEST = torch.finfo(torch.float32).max
 class Splice(Edit):
     """An edit that sets features of a dictionary. Made by gs.splice."""
 
-    dictionary: Dictionary
+    dictionary: DictionaryWeights
     features: Mapping[int, float]
     keep_error: bool = True
     records = True  # the arrays of a dictionary can be written to
@@ -79,10 +79,10 @@ class Splice(Edit):
 
 
 # For each dictionary, the models that it was found to fit and how their weights looked: a sweep binds it in every cell.
-_FITS: WeakKeyDictionary[Dictionary, WeakKeyDictionary[Model, object]] = WeakKeyDictionary()
+_FITS: WeakKeyDictionary[DictionaryWeights, WeakKeyDictionary[Model, object]] = WeakKeyDictionary()
 
 
-def _require_fit(dictionary: Dictionary, model: Model) -> None:
+def _require_fit(dictionary: DictionaryWeights, model: Model) -> None:
     """Dictionary.require_fit, once for each state of a model's weights."""
     fits, looks = _FITS.setdefault(dictionary, WeakKeyDictionary()), model.weights.looks()
     if fits.get(model) != looks:
@@ -91,7 +91,7 @@ def _require_fit(dictionary: Dictionary, model: Model) -> None:
 
 
 def splice(
-    sae: Dictionary, features: Mapping[int, float] | None = None, *, pos: Pos = None, keep_error: bool = True
+    sae: DictionaryWeights, features: Mapping[int, float] | None = None, *, pos: Pos = None, keep_error: bool = True
 ) -> Splice:
     """The edit that sets features of a dictionary to values, at the dictionary's site and layer.
 
@@ -118,7 +118,7 @@ def splice(
         >>> trace.top(1)[0][0]
         ' Mary'
     """
-    if not isinstance(sae, Dictionary):
+    if not isinstance(sae, DictionaryWeights):
         raise DictionaryError(f"a dictionary is what gs.load_sae returns; given {type(sae).__name__}")
     if features is not None and not isinstance(features, Mapping):
         raise DictionaryError(f"features is a mapping of numbers, such as {{17: 0.0}}; given {shown(features)}")

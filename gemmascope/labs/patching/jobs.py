@@ -6,18 +6,17 @@ Results for settings that have changed since stay in their experiment and raise 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypedDict
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, TypedDict
 
 import numpy as np
 
 from gemmascope.labs.patching.cell_grid import Part
-from gemmascope.labs.patching.detail import detail_of
+from gemmascope.labs.patching.detail import Detail, detail_of
 from gemmascope.labs.patching.experiment import Experiment
+from gemmascope.labs.patching.settings import Settings
+from gemmascope.model.model import Model
 from gemmascope.sweeps.result import Array
-
-if TYPE_CHECKING:
-    from gemmascope.labs.patching.session import LabSession
 
 
 class Progress(TypedDict):
@@ -29,97 +28,116 @@ class Progress(TypedDict):
     seconds: float | None
 
 
-def preparing(session: LabSession, seq: int) -> Generator[None]:
+class LabState(Protocol):
+    """What a job reads and writes of its lab, whose settings may change while it runs."""
+
+    model: Model
+    settings: Settings
+    seq: int
+    experiment: Experiment | None
+    detail: Detail | None
+    progress: Progress | None
+    refused: BaseException | None
+
+    @property
+    def guard(self) -> AbstractContextManager[object]: ...
+
+    def current(self, seq: int) -> Experiment | None: ...
+
+    def tell(self, kind: str, seq: int) -> None: ...
+
+
+def preparing(lab: LabState, seq: int) -> Generator[None]:
     """Create the experiment of the settings, then run its two prompts."""
     try:
-        experiment = Experiment(session.settings, session.model)
+        experiment = Experiment(lab.settings, lab.model)
     except Exception as error:
-        with session.guard:
-            if seq == session.seq:
-                session.refused = error
+        with lab.guard:
+            if seq == lab.seq:
+                lab.refused = error
         raise
-    with session.guard:
-        if seq != session.seq:
+    with lab.guard:
+        if seq != lab.seq:
             return
-        session.experiment = experiment
-    session.tell("prepared", seq)
+        lab.experiment = experiment
+    lab.tell("prepared", seq)
     yield
     experiment.run_baselines()
-    session.tell("baselines", seq)
+    lab.tell("baselines", seq)
 
 
-def running(session: LabSession, seq: int, part: Part, cells: Array | None) -> Generator[None]:
+def running(lab: LabState, seq: int, part: Part, cells: Array | None) -> Generator[None]:
     """Exact numbers of a part of the grid, chunk by chunk. cells: its cells; None if the grid was not known yet."""
-    experiment = session.current(seq)
+    experiment = lab.current(seq)
     if experiment is None:
         return
     cells = part.cells(experiment.shape) if cells is None else cells
     total, _ = experiment.expected(cells)
-    with _under_way(session, experiment, cells):
-        _tell_progress(session, seq, experiment, part, cells, total)
+    with _under_way(lab, experiment, cells):
+        _tell_progress(lab, seq, experiment, part, cells, total)
         for numbers in experiment.run_chunks(cells):
-            _store(session, experiment, numbers)
-            _tell_progress(session, seq, experiment, part, cells, total)
+            _store(lab, experiment, numbers)
+            _tell_progress(lab, seq, experiment, part, cells, total)
             yield
 
 
-def looking(session: LabSession, seq: int, part: Part, cells: Array | None) -> Generator[None]:
+def looking(lab: LabState, seq: int, part: Part, cells: Array | None) -> Generator[None]:
     """One cell's number, then its detail, from one patched run. cells: as in running."""
-    experiment = session.current(seq)
+    experiment = lab.current(seq)
     if experiment is None:
         return
     cells = part.cells(experiment.shape) if cells is None else cells
     number = int(np.flatnonzero(cells)[0])
-    with _under_way(session, experiment, cells):
-        session.tell("cells", seq)
+    with _under_way(lab, experiment, cells):
+        lab.tell("cells", seq)
         experiment.run_baselines()
         patched = experiment.run_cell(number)
-        _store(session, experiment, [number])
-    session.tell("cells", seq)
+        _store(lab, experiment, [number])
+    lab.tell("cells", seq)
     yield
     detail = detail_of(experiment, *divmod(number, experiment.shape[1]), patched)
-    with session.guard:
-        if seq == session.seq:
-            session.detail = detail
-    session.tell("detail", seq)
+    with lab.guard:
+        if seq == lab.seq:
+            lab.detail = detail
+    lab.tell("detail", seq)
 
 
-def estimating(session: LabSession, seq: int) -> Generator[None]:
+def estimating(lab: LabState, seq: int) -> Generator[None]:
     """The gradient estimate of all cells: one step."""
-    experiment = session.current(seq)
+    experiment = lab.current(seq)
     if experiment is None:
         return
-    with session.guard:
-        session.progress = Progress(what="estimate", done=0, total=1, seconds=None)
-    session.tell("progress", seq)
+    with lab.guard:
+        lab.progress = Progress(what="estimate", done=0, total=1, seconds=None)
+    lab.tell("progress", seq)
     estimated = experiment.estimate()
-    with session.guard:
+    with lab.guard:
         experiment.estimated, experiment.cell_grid.estimate = estimated, estimated.effect.values
-    session.tell("cells", seq)
+    lab.tell("cells", seq)
     yield
 
 
 @contextmanager
-def _under_way(session: LabSession, experiment: Experiment, cells: Array) -> Iterator[None]:
-    with session.guard:
+def _under_way(lab: LabState, experiment: Experiment, cells: Array) -> Iterator[None]:
+    with lab.guard:
         experiment.cell_grid.under_way |= cells & experiment.runnable
     try:
         yield
     finally:
-        with session.guard:
+        with lab.guard:
             experiment.cell_grid.under_way[cells] = False
 
 
-def _store(session: LabSession, experiment: Experiment, numbers: list[int]) -> None:
-    with session.guard:
+def _store(lab: LabState, experiment: Experiment, numbers: list[int]) -> None:
+    with lab.guard:
         experiment.cell_grid.exact.flat[numbers] = experiment.effects(numbers)
         experiment.cell_grid.under_way.flat[numbers] = False
 
 
-def _tell_progress(session: LabSession, seq: int, experiment: Experiment, part: Part, cells: Array, total: int) -> None:
+def _tell_progress(lab: LabState, seq: int, experiment: Experiment, part: Part, cells: Array, total: int) -> None:
     left, seconds = experiment.expected(cells)
     if part.what != "cell":
-        with session.guard:
-            if seq == session.seq:
-                session.progress = Progress(what=part.what, done=total - left, total=total, seconds=seconds)
-    session.tell("cells", seq)
+        with lab.guard:
+            if seq == lab.seq:
+                lab.progress = Progress(what=part.what, done=total - left, total=total, seconds=seconds)
+    lab.tell("cells", seq)

@@ -14,7 +14,8 @@ from gemmascope.model.model import Model
 from gemmascope.nano.training.concepts import CONCEPTS, labels
 from gemmascope.nano.training.corpus import texts
 from gemmascope.run.tracing import traces
-from gemmascope.sae.dictionary import Dictionary, Tie
+from gemmascope.sae.dictionary import Dictionary
+from gemmascope.sae.weights import Tie
 
 # Texts per measurement: some 60,000 tokens.
 N_TEXTS = 2000

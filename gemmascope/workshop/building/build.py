@@ -1,53 +1,18 @@
 """python -m gemmascope.workshop.building.build [FOLDER] [--pictures]: writes the notebooks and part of their guide.
 
-A source is a jupytext script in notebooks/source. A cell tagged "exercise" is what a learner starts from; the cell tagged
-"solution" after it is a finished version. Each source becomes two notebooks: one without solutions, one without exercises.
+The sources are in notebooks/source.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gemmascope.errors import GemmascopeError
 from gemmascope.files.writing import make_folder, write_file
 from gemmascope.workshop.building.guide import write_guide
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
-
-VERSIONS = ("exercise", "solution")
-_LEFT_OUT = {"exercise": "solution", "solution": "exercise"}
-
-
-def notebook(source: Path, version: str) -> NotebookNode:
-    """One version of a notebook, without outputs. The same source always gives the same bytes.
-
-    GemmascopeError if a solution does not follow its exercise.
-    """
-    import jupytext
-    import nbformat
-
-    read = jupytext.read(source, fmt="py:percent")
-    _require_pairs(source, read.cells)
-    built = nbformat.v4.new_notebook()
-    built.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    for cell in read.cells:
-        if _LEFT_OUT[version] in _tags(cell):
-            continue
-        new = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
-        metadata = {"tags": _tags(cell)} if _tags(cell) else {}
-        built.cells.append(new(_text(cell, version), id=f"{source.stem[:40]}-{len(built.cells)}", metadata=metadata))
-        if version == "exercise" and "check" in _tags(cell):
-            pointer = _solution_link(source, cell)
-            built.cells.append(nbformat.v4.new_markdown_cell(pointer, id=f"{source.stem[:40]}-{len(built.cells)}"))
-    return built
+from gemmascope.workshop.building.notebook import notebook
+from gemmascope.workshop.building.pictures import draw_pictures
 
 
 def text_of(source: Path, version: str) -> str:
@@ -77,37 +42,11 @@ def build(folder: Path) -> list[Path]:
     return [*written, guide] if guide.exists() and write_guide(guide) else written
 
 
-def _solution_link(source: Path, check: NotebookNode) -> str:
-    """A link to the solution of an exercise, folded, so that nobody reads it by accident."""
-    number = ".".join(re.findall(r"ex_(\d+)_(\d+)", check.source)[0])
-    target = f"solutions/{source.stem}.ipynb"
-    return f'<details><summary>Solution</summary>Exercise {number} in <a href="{target}">{target}</a>.</details>'
-
-
-def _text(cell: NotebookNode, version: str) -> str:
-    """A cell's text; pictures are one folder further up in a solution."""
-    text = str(cell.source)
-    return text.replace('<img src="images/', '<img src="../images/') if version == "solution" else text
-
-
-def _tags(cell: NotebookNode) -> list[str]:
-    return list(cell.metadata.get("tags", []))
-
-
-def _require_pairs(source: Path, cells: list[NotebookNode]) -> None:
-    for before, cell in zip([None, *cells], cells, strict=False):
-        if "solution" in _tags(cell) and (before is None or "exercise" not in _tags(before)):
-            start = cell.source.splitlines()[0] if cell.source else ""
-            raise GemmascopeError(f"{source}: the solution that begins {start!r} does not follow its exercise")
-
-
 if __name__ == "__main__":
     folders = [argument for argument in sys.argv[1:] if argument != "--pictures"]
     to_build = Path(folders[0] if folders else "notebooks")
     for path in build(to_build):
         print(f"wrote {path}")
     if "--pictures" in sys.argv:
-        from gemmascope.workshop.building.pictures import draw_pictures
-
         for path in draw_pictures(to_build):
             print(f"wrote {path}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.files.writing import make_folder, write_file
+from gemmascope.workshop.building.notebook import notebook
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -53,8 +54,6 @@ def draw_pictures(folder: Path) -> list[Path]:
 
 def _pictures(folder: Path) -> Iterator[tuple[Path, str]]:
     """The sources that have a picture, each with its picture as a page."""
-    from gemmascope.workshop.building.build import notebook
-
     for source in sorted((folder / "source").glob("*.py")):
         solution = notebook(source, "solution")
         tagged = [cell for cell in solution.cells if TAG in cell.metadata.get("tags", [])]
