@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gemmascope.errors import GemmascopeError
+
+Array = np.ndarray[Any, Any]  # of any shape and dtype
 
 
 def is_array(value: object) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +22,8 @@ from gemmascope.checkpoints.source import hub_snapshot, resolve_source
 from gemmascope.checkpoints.wrappers import TransformersGemma2, unwrap
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError, warn
-from gemmascope.loading import pickling as pickling  # registers how models are pickled
 from gemmascope.loading.network import LoadRequest, int8_store, network_of_checkpoint, network_of_store, require_weights
+from gemmascope.loading.pickling import FromSource, FromWeights, as_pickled, from_weights, require_same
 from gemmascope.memory.placement import parse_bytes
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.model import Model
@@ -234,3 +237,36 @@ def _warn_of_unembedded(tokenizer: Tokenizer, config: GemmaConfig) -> None:
             f"{' and others' if len(beyond) > 3 else ''} cannot be embedded, and a prompt with such a token is refused. "
             "If it is another model's tokenizer, give the model's own"
         )
+
+
+# -- pickling --
+
+# The models that this process has unpickled, so that each is loaded once.
+_UNPICKLED: WeakValueDictionary[str, Model] = WeakValueDictionary()
+
+
+def _reduce(model: Model) -> tuple[Callable[[FromSource | FromWeights], Model], tuple[FromSource | FromWeights]]:
+    return _rebuild, (as_pickled(model),)
+
+
+def _rebuild(pickled: FromSource | FromWeights) -> Model:
+    return _load_again(pickled) if isinstance(pickled, FromSource) else from_weights(pickled)
+
+
+def _load_again(pickled: FromSource) -> Model:
+    """The pickled model, loaded from its source. Raises CheckpointError if that now gives a different model."""
+    is_nano = pickled.source == "nano" and not pickled.arguments
+    key = repr((pickled.source, pickled.name, sorted(pickled.arguments.items()), pickled.fingerprint))
+    model = nano() if is_nano else _UNPICKLED.get(key)
+    if model is None or model.fingerprint != pickled.fingerprint:
+        arguments: dict[str, Any] = dict(pickled.arguments)
+        if pickled.tokenizer is not None:
+            arguments["tokenizer"] = pickled.tokenizer
+        model = load(pickled.source, **arguments)
+        model.name, model.asked = pickled.name, dict(pickled.arguments)
+        require_same(model, pickled)
+        _UNPICKLED[key] = model
+    return model
+
+
+copyreg.pickle(Model, _reduce)

@@ -1,4 +1,4 @@
-"""Pickling models, as joblib and multiprocessing do.
+"""What stands for a model in a pickle, such as those of joblib and multiprocessing.
 
 A model with a source is pickled as the arguments of gs.load and its fingerprint, and is loaded again, once for each process
 that unpickles it. A model that was given in memory is pickled with its weights.
@@ -6,15 +6,13 @@ that unpickles it. A model that was given in memory is pickled with its weights.
 
 from __future__ import annotations
 
-import copyreg
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
+from gemmascope.checkpoints.device import choose_device
 from gemmascope.checkpoints.from_transformers import empty_network, set_parameter
 from gemmascope.checkpoints.load_arguments import InMemory
 from gemmascope.config import GemmaConfig
@@ -24,7 +22,7 @@ from gemmascope.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class _FromSource:
+class FromSource:
     """A model as the arguments that load it. tokenizer: the object, if one was given, since `arguments` only names it."""
 
     source: str
@@ -35,7 +33,7 @@ class _FromSource:
 
 
 @dataclass(frozen=True)
-class _FromWeights:
+class FromWeights:
     """A model as its weights, on the CPU."""
 
     config: GemmaConfig
@@ -46,24 +44,20 @@ class _FromWeights:
     tokenizer: Tokenizer | None
 
 
-# The models that this process has unpickled, so that each is loaded once.
-_UNPICKLED: WeakValueDictionary[str, Model] = WeakValueDictionary()
-
-
-def _reduce(model: Model) -> tuple[Callable[[_FromSource | _FromWeights], Model], tuple[_FromSource | _FromWeights]]:
+def as_pickled(model: Model) -> FromSource | FromWeights:
+    """What stands for a model in a pickle."""
     tokenizer = model.tokenizer if model.has_tokenizer else None
     if model.source is None:
         model.network.check()
         parameters = {name: parameter.detach().cpu() for name, parameter in model.network.named_parameters()}
-        weights = _FromWeights(model.config, parameters, str(model.device), model.name, model.asked, tokenizer)
-        return _rebuild, (weights,)
+        return FromWeights(model.config, parameters, str(model.device), model.name, model.asked, tokenizer)
     source = os.path.expanduser(model.source)
     source = os.path.abspath(source) if os.path.isdir(source) else model.source
     arguments = dict(model.asked)
     for name in {"cache", "tokenizer"} & arguments.keys():
         arguments[name] = _absolute(arguments[name])
     given = tokenizer if isinstance(arguments.get("tokenizer"), InMemory) else None
-    return _rebuild, (_FromSource(source, model.name, arguments, given, model.fingerprint),)
+    return FromSource(source, model.name, arguments, given, model.fingerprint)
 
 
 def _absolute(path: object) -> object:
@@ -74,29 +68,7 @@ def _absolute(path: object) -> object:
     return os.path.abspath(expanded) if os.path.isdir(expanded) else path
 
 
-def _rebuild(pickled: _FromSource | _FromWeights) -> Model:
-    return _load_again(pickled) if isinstance(pickled, _FromSource) else _from_weights(pickled)
-
-
-def _load_again(pickled: _FromSource) -> Model:
-    """The pickled model, loaded from its source. Raises CheckpointError if that now gives a different model."""
-    from gemmascope.loading.load import load, nano
-
-    is_nano = pickled.source == "nano" and not pickled.arguments
-    key = repr((pickled.source, pickled.name, sorted(pickled.arguments.items()), pickled.fingerprint))
-    model = nano() if is_nano else _UNPICKLED.get(key)
-    if model is None or model.fingerprint != pickled.fingerprint:
-        arguments: dict[str, Any] = dict(pickled.arguments)
-        if pickled.tokenizer is not None:
-            arguments["tokenizer"] = pickled.tokenizer
-        model = load(pickled.source, **arguments)
-        model.name, model.asked = pickled.name, dict(pickled.arguments)
-        _require_same(model, pickled)
-        _UNPICKLED[key] = model
-    return model
-
-
-def _require_same(model: Model, pickled: _FromSource) -> None:
+def require_same(model: Model, pickled: FromSource) -> None:
     if (fingerprint := model.fingerprint) != pickled.fingerprint:
         raise CheckpointError(
             f"the model {pickled.name!r} was pickled as what loads it, gs.load({pickled.source!r}), and that now gives "
@@ -105,15 +77,10 @@ def _require_same(model: Model, pickled: _FromSource) -> None:
         )
 
 
-def _from_weights(pickled: _FromWeights) -> Model:
+def from_weights(pickled: FromWeights) -> Model:
     """The pickled model with its own weights. Raises DeviceError if its device is not available here."""
-    from gemmascope.checkpoints.device import choose_device
-
     device, network = choose_device(pickled.device), empty_network(pickled.config)
     network.owned = True
     for name, value in pickled.parameters.items():
         set_parameter(network, name, nn.Parameter(value.to(device), requires_grad=False))
     return Model(network, pickled.tokenizer, pickled.name, pickled.arguments)
-
-
-copyreg.pickle(Model, _reduce)

@@ -11,7 +11,8 @@ import numpy as np
 from gemmascope.edits.bound import BoundEdit
 from gemmascope.sweeps.grid import Cell
 from gemmascope.sweeps.pairs import Pair
-from gemmascope.sweeps.result import Array, SweepResult
+from gemmascope.sweeps.result import SweepResult
+from gemmascope.values import Array
 
 
 class Run(Protocol):

@@ -10,16 +10,13 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from gemmascope.errors import SweepError
 from gemmascope.files.locking import lock, unlock
 from gemmascope.files.paths import user_path, why_not_written
 from gemmascope.files.writing import explain_os_errors, require_writable
-from gemmascope.sweeps.journal_lines import Head, cells_line, fill, opened, read_head, sealed
-
-if TYPE_CHECKING:
-    from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.journal_lines import Head, SweepNumbers, cells_line, fill, opened, read_head, sealed
 
 
 class JournalStopped(SweepError):
@@ -35,7 +32,7 @@ class Journal:
         self._size, self._checksum = 0, ""
         self.n_cells = 0  # in the file
 
-    def open(self, out: str | os.PathLike[str] | None, result: SweepResult) -> None:
+    def open(self, out: str | os.PathLike[str] | None, result: SweepNumbers) -> None:
         """Start a new file, or continue the file of the same sweep, whose finished cells are read into the result.
 
         SweepError for another sweep's file, for one that another process or thread is writing to, and for a damaged one.
@@ -57,7 +54,7 @@ class Journal:
             raise SweepError(f"another sweep is writing to {path}: let it end, or give another file")
         self._begin(result, is_new)
 
-    def write(self, result: SweepResult, cells: Sequence[tuple[int, int]]) -> None:
+    def write(self, result: SweepNumbers, cells: Sequence[tuple[int, int]]) -> None:
         """Append these cells, (pair, number), and the baselines of their pairs.
 
         JournalStopped if the file does not take them: it then ends with the line before.
@@ -81,7 +78,7 @@ class Journal:
             self._file.close()
             self._file = None
 
-    def _begin(self, result: SweepResult, is_new: bool) -> None:
+    def _begin(self, result: SweepNumbers, is_new: bool) -> None:
         """Write the first line, or read the lines that the file has."""
         assert self._file is not None
         assert self.path is not None
@@ -137,7 +134,7 @@ class Journal:
 NOWHERE = Journal()
 
 
-def text_of(result: SweepResult, cells: list[tuple[int, int]]) -> bytes:
+def text_of(result: SweepNumbers, cells: list[tuple[int, int]]) -> bytes:
     """The whole file of a result with these cells."""
     head, checksum = sealed(Head.of(result, saved=len(cells)).as_line(), "")
     return head + (sealed(cells_line(result, cells), checksum)[0] if cells else b"")
@@ -165,7 +162,7 @@ def _bytes_of(path: Path) -> bytes:
         raise SweepError(f"{path} is not a sweep that can be read: it does not fit in memory") from None
 
 
-def fill_from(content: bytes, path: Path, result: SweepResult) -> tuple[int, str]:
+def fill_from(content: bytes, path: Path, result: SweepNumbers) -> tuple[int, str]:
     """Fill a result with a file's cells. Returns where the last whole line ends, and the checksum of that line."""
     *lines, cut_off = content.split(b"\n")  # a whole line ends in a newline
     head = lines[0] if lines else cut_off
@@ -179,7 +176,7 @@ def fill_from(content: bytes, path: Path, result: SweepResult) -> tuple[int, str
     return size, checksum
 
 
-def _check_same(content: bytes, path: Path, result: SweepResult) -> None:
+def _check_same(content: bytes, path: Path, result: SweepNumbers) -> None:
     """SweepError for a file of another sweep."""
     theirs = read_head(content.partition(b"\n")[0], path)[0]
     ours = Head.of(result)
@@ -187,6 +184,7 @@ def _check_same(content: bytes, path: Path, result: SweepResult) -> None:
     if theirs.n_pairs == ours.n_pairs and theirs.question == question:
         return
     differing = [k for k, v in question.items() if theirs.question.get(k) != v and k != "digest"]
+    differing = [k for k in differing if k != "code"] or differing  # the code is long, and repeats the others
     parts = "; ".join(f"{k}: {theirs.question.get(k)!r} there, {question[k]!r} here" for k in differing[:3])
     parts = parts or "other prompts or edits, or a function with other code"
     raise SweepError(f"{path} holds another sweep ({parts}): give another file, or remove this one")

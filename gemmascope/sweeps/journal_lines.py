@@ -13,13 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import Protocol, TypeGuard
 
 from gemmascope.errors import GemmascopeError, SweepError
 from gemmascope.files.json_reader import parse_json
-
-if TYPE_CHECKING:
-    from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.metadata import SweepMetadata
+from gemmascope.values import Array
 
 FORMAT = "gemmascope.sweep.3"
 _EARLIER_FORMATS = ("gemmascope.sweep.1", "gemmascope.sweep.2")
@@ -32,6 +31,18 @@ _MAX_CELLS = 2**24
 _WHAT_TO_DO = "Run the sweep again into another file, or take the file from a copy"
 
 Line = Mapping[str, object]
+
+
+class SweepNumbers(Protocol):
+    """The parts of a SweepResult that a file holds."""
+
+    question: SweepMetadata
+    values: Array
+    base_metric: Array
+    source_metric: Array
+
+    @property
+    def finished(self) -> Array: ...
 
 
 def sealed(content: Line, previous: str) -> tuple[bytes, str]:
@@ -66,7 +77,7 @@ class Head:
     saved: int | None = None
 
     @classmethod
-    def of(cls, result: SweepResult, saved: int | None = None) -> Head:
+    def of(cls, result: SweepNumbers, saved: int | None = None) -> Head:
         return cls(asdict(result.question), len(result.values), saved)
 
     def as_line(self) -> Line:
@@ -144,7 +155,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 # -- the cells --
 
 
-def cells_line(result: SweepResult, cells: list[tuple[int, int]]) -> Line:
+def cells_line(result: SweepNumbers, cells: list[tuple[int, int]]) -> Line:
     """Cells, (pair, number), with their metric, and the baselines of their pairs."""
     pairs = sorted({pair for pair, _ in cells})
     return {
@@ -153,7 +164,7 @@ def cells_line(result: SweepResult, cells: list[tuple[int, int]]) -> Line:
     }
 
 
-def fill(result: SweepResult, line: Line, name: str) -> None:
+def fill(result: SweepNumbers, line: Line, name: str) -> None:
     """Fill a result with the cells of a line. SweepError, with the line's name, for cells that are not of its grid."""
     try:
         for pair, number, value in _cells(line.get("cells"), len(result.values), result.values[0].size):

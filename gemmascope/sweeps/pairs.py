@@ -117,8 +117,10 @@ def _runs_of(
 ) -> list[tuple[Tensor, Tensor | None, Metric, object]]:
     """For each pair: the ids to patch, those to patch from, and the metric, bound and as it was given."""
     one_of(into, "into, the run to patch,", INTO, error=SweepError)
-    if (corrupt is None) != is_ablation:
-        raise SweepError("give a corrupted prompt to patch from, or ablate=VALUE with corrupt=None: one of the two")
+    if corrupt is not None and is_ablation:
+        raise SweepError("corrupt and ablate were both given: leave one out")
+    if corrupt is None and not is_ablation:
+        raise SweepError("neither corrupt nor ablate was given: give a corrupted prompt, or ablate=0.0")
     many = is_prompt_list(clean)
     if corrupt is not None and is_prompt_list(corrupt) != many:
         raise SweepError("give clean and corrupt as two prompts, or as two lists of prompts")

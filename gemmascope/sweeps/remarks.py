@@ -20,20 +20,11 @@ from gemmascope.run.metric import answer_ids, listed_answers
 
 if TYPE_CHECKING:
     from gemmascope.edits.bound import BoundEdit
-    from gemmascope.sweeps.pairs import Pair
 
 Level = Literal["error", "warning"]
 
 # The next word begins with a space after these, but not after an opening quote, a bracket or a dash.
 _ENDS_A_WORD = frozenset(",.;:!?)]}%…”»")
-
-# Sites of the first layer that depend on the row's own token only.
-_OF_OWN_TOKEN = frozenset(("resid_pre", "attn_in", "q", "k", "v", "q_rot", "k_rot"))
-
-# Sites whose rows no other row of the same layer reads.
-_OF_OWN_ROW = frozenset(
-    ("q", "q_rot", "scores", "scores_capped", "pattern", "z", "head_out", "attn_raw", "attn_out", "resid_mid", "mlp_in")
-) | frozenset(("mlp_gate", "mlp_up", "mlp_act", "mlp_raw", "mlp_out", "resid_post"))
 
 
 @dataclass(frozen=True)
@@ -167,7 +158,7 @@ def _answers_of(metric: object) -> dict[str, object]:
     return dict(zip(("answer", "against"), answers, strict=False))
 
 
-def _shared_metric_remarks(metric: object, n_prompts: int) -> Iterator[Remark]:
+def shared_metric_remarks(metric: object, n_prompts: int) -> Iterator[Remark]:
     """A remark on one metric for several prompts that has as many answers as there are prompts."""
     answers = _answers_of(metric)
     if n_prompts > 1 and answers and all(_n_answers(answer) == n_prompts for answer in answers.values()):
@@ -183,14 +174,7 @@ def _n_answers(answer: object) -> int:
     return 1 if isinstance(answer, str) else len(listed_answers(answer))
 
 
-# -- sweeps --
-
-
-def sweep_remarks(pairs: Sequence[Pair], metric: object, model: Model) -> Iterator[Remark]:
-    """Remarks on a sweep's pairs, grids and metrics."""
-    if not isinstance(metric, (list, tuple)):
-        yield from _shared_metric_remarks(metric, len(pairs))
-    yield from _numbered("pair", [_sweep_pair_remarks(pair, model) for pair in pairs])
+# -- several prompts --
 
 
 def prompts_remarks(ids: Sequence[Tensor], metric: object, model: Model) -> Iterator[Remark]:
@@ -199,14 +183,12 @@ def prompts_remarks(ids: Sequence[Tensor], metric: object, model: Model) -> Iter
         metrics = list(metric)
     else:
         metrics = [metric] * len(ids)
-        yield from _shared_metric_remarks(metric, len(ids))
+        yield from shared_metric_remarks(metric, len(ids))
     both = zip(ids, metrics, strict=True)
-    yield from _numbered(
-        "prompt", [[*prompt_remarks("prompt", i, model), *metric_remarks(one, i, model)] for i, one in both]
-    )
+    yield from numbered("prompt", [[*prompt_remarks("prompt", i, model), *metric_remarks(one, i, model)] for i, one in both])
 
 
-def _numbered(noun: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark]:
+def numbered(noun: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark]:
     """The remarks on several pairs or prompts: each once, with the numbers of those that it is about."""
     numbers_of: dict[Remark, list[int]] = {}
     for number, on_one in enumerate(remarks):
@@ -216,44 +198,3 @@ def _numbered(noun: str, remarks: Sequence[Iterable[Remark]]) -> Iterator[Remark
         first = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
         prefix = f"{noun}{'s' if len(numbers) > 1 else ''} {first} of {len(remarks)} (counted from 0): "
         yield remark if len(remarks) == 1 else replace(remark, text=prefix + remark.text)
-
-
-def _sweep_pair_remarks(pair: Pair, model: Model) -> Iterator[Remark]:
-    ids = pair.base.ids
-    if pair.grid.site.is_edges and not pair.n_cells:
-        yield Remark(
-            "error", "q_pos", f"the mask hides every edge of {pair.grid.site.name} that the grid names: no cell can be run. "
-            "Name keys that come before their queries, within the window of a local layer"
-        )  # fmt: skip
-    yield from prompt_remarks("prompt", ids, model)
-    yield from edit_remarks(pair.base.edits, ids, model)
-    if pair.source_ids is not None and not pair.base.edits:  # the source of an edited run is without its edits: it differs
-        same = list(pair_remarks(ids, pair.source_ids))
-        yield from same or _grid_remarks(pair, pair.source_ids)
-    yield from metric_remarks(pair.user_metric, ids, model)
-
-
-def _grid_remarks(pair: Pair, source_ids: Tensor) -> Iterator[Remark]:
-    """A remark on a grid whose places have the same value in both runs, or cannot reach the metric."""
-    grid = pair.grid
-    differing = (pair.base.ids != source_ids).nonzero()[:, 0].tolist()
-    axis, site = grid.row_axis, grid.site.name
-    layers, positions = grid.numbers["layer"], grid.numbers[axis]
-    is_first_layer = layers == [0] and grid.window == 1
-    is_last_layer = layers == [grid.config.n_layers - 1] and grid.window == 1
-    last = len(pair.base.ids) - 1
-    if max(positions) < differing[0]:
-        yield Remark(
-            "warning", axis, f"the prompts differ from position {differing[0]} on, and the grid covers {axis} "
-            f"{max(positions)} at most: every effect is 0"
-        )  # fmt: skip
-    elif is_first_layer and site in _OF_OWN_TOKEN and not set(positions) & set(differing):
-        yield Remark(
-            "warning", axis, f"{site} of layer 0 is made of a position's own token, and the prompts have the same tokens "
-            "there: every effect is 0"
-        )  # fmt: skip
-    elif is_last_layer and site in _OF_OWN_ROW and last not in positions:
-        yield Remark(
-            "warning", axis, f"{site} of the last layer reaches its own position alone, and the metric reads position "
-            f"{last}: every effect is 0"
-        )  # fmt: skip

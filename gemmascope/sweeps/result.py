@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,13 +19,12 @@ from gemmascope.legible import legibly, spelled
 from gemmascope.sweeps.journal import fill_from, read_file, text_of
 from gemmascope.sweeps.metadata import SweepMetadata, call_details, metric_label, picture_title
 from gemmascope.tokens.tokenizer import shown
+from gemmascope.values import Array
 
 if TYPE_CHECKING:
     import pandas
     import xarray
     from plotly.graph_objects import Figure
-
-Array = np.ndarray[Any, Any]
 
 # Baselines whose difference is a smaller share of their size than this count as equal.
 NO_GAP = 1e-6

@@ -29,10 +29,12 @@ from gemmascope.sweeps.journal import NOWHERE, Journal, JournalStopped
 from gemmascope.sweeps.metadata import metadata_of
 from gemmascope.sweeps.metrics import MetricLike
 from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of
-from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
-from gemmascope.sweeps.result import Array, SweepResult
+from gemmascope.sweeps.remarks import raise_or_warn
+from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import Layers, SweepSpec
+from gemmascope.sweeps.sweep_remarks import sweep_remarks
 from gemmascope.sweeps.variants import Variant, final_residuals
+from gemmascope.values import Array
 
 
 @computes
@@ -75,7 +77,8 @@ def sweep(
         site: What to patch, by its name here ("resid_pre", "z", "pattern", ...) or in TransformerLens; the name may say
             the layer as well ("blocks.5.attn.hook_z").
         by: The axes of the grid, of those that the site has: "layer", "pos" and "head"; at attention edges "q_pos" and
-            "k_pos" in place of "pos". Along the axes that are left out a cell patches all places together.
+            "k_pos" in place of "pos". Along the axes that are left out a cell patches all places together. The default
+            suits sites with positions; at scores, scores_capped and pattern give by.
         into: The run that is patched. "corrupt", with values of the clean run: what restores the answer? "clean", with
             values of the corrupted run: what breaks it?
         ablate: What to write in place of another run's values, for an ablation of the clean run: a number, or "mean" or
@@ -94,8 +97,9 @@ def sweep(
         memory: How much the runs of one pass may take, in bytes or as text ("2GiB"); a larger sweep is run in several
             passes. None: what the model was loaded to leave for it, or a quarter of what is free.
         progress: Show a progress bar when the sweep takes more than a second.
-        out: A file for the finished cells. A second call with the same arguments and file continues where the first
-            stopped.
+        out: A file for the finished cells. Written as JSON lines, a chunk at a time; gs.open_sweep reads it, finished or
+            not. A second call with the same file continues where the first stopped. The question must be the same;
+            memory and progress may differ. Another sweep's file is refused, never overwritten. None: no file.
 
     Returns:
         A SweepResult. Its .effect is an xarray.DataArray with the axes of by, float64: the metric of each cell's run

@@ -8,7 +8,7 @@ import numpy as np
 
 from gemmascope.arguments import is_whole, one_of, shown
 from gemmascope.errors import SweepError
-from gemmascope.sweeps.result import Array
+from gemmascope.values import Array
 
 # What a cell's number is. matrix.js has the same codes.
 NOT_RUN, ESTIMATED, EXACT, UNDER_WAY = 0, 1, 2, 3

@@ -8,7 +8,7 @@ from gemmascope.labs.before_after import TokenChange, changes_as_data, token_cha
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.run.trace import Trace
 from gemmascope.sites import SITES
-from gemmascope.sweeps.result import Array
+from gemmascope.values import Array
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace, traces
 from gemmascope.sweeps.attribution import estimate
 from gemmascope.sweeps.cells import Cost, cost_of
-from gemmascope.sweeps.result import Array, SweepResult
+from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.sweep import prepare
+from gemmascope.values import Array
 
 if TYPE_CHECKING:
     import pandas

@@ -16,7 +16,7 @@ from gemmascope.labs.patching.detail import Detail, detail_of
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
-from gemmascope.sweeps.result import Array
+from gemmascope.values import Array
 
 
 class Progress(TypedDict):

@@ -18,7 +18,8 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.run.metric import Answer
 from gemmascope.sweeps.remarks import Remark
-from gemmascope.sweeps.result import Array, SweepResult
+from gemmascope.sweeps.result import SweepResult
+from gemmascope.values import Array
 
 # A click that takes no longer than this is answered in the calling thread, in seconds.
 AT_ONCE_SECONDS = 0.06

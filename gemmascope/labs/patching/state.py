@@ -15,8 +15,8 @@ from gemmascope.labs.patching.picture import answer_text, grid_spec, label_of
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
-from gemmascope.sweeps.result import Array
 from gemmascope.tokens.tokenizer import shown
+from gemmascope.values import Array
 
 if TYPE_CHECKING:
     from gemmascope.labs.widget import Handlers, Message, Trait

@@ -25,10 +25,11 @@ from gemmascope.sweeps.pairs import listed_pairs, pairs_of
 from gemmascope.sweeps.paths.frozen import FrozenPaths
 from gemmascope.sweeps.paths.live import LivePaths
 from gemmascope.sweeps.paths.receivers import ReceiverLike, has_path, receivers_of
-from gemmascope.sweeps.remarks import raise_or_warn, sweep_remarks
+from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import Layers, SweepSpec
 from gemmascope.sweeps.sweep import SweepRunner, run_all
+from gemmascope.sweeps.sweep_remarks import sweep_remarks
 
 SENDERS = ("z", "attn_out", "mlp_out")
 MLPS = ("live", "frozen")
