@@ -35,7 +35,7 @@ from gemmascope.labs.steering import SteerLab as SteerLab
 from gemmascope.labs.steering import steer_lab as steer_lab
 from gemmascope.loading.load import load as load
 from gemmascope.loading.network import quantize as quantize
-from gemmascope.memory.plan import plan as plan
+from gemmascope.memory.planning import plan as plan
 from gemmascope.model.model import Model as Model
 from gemmascope.run.save import open_trace as open_trace
 from gemmascope.run.trace import Trace as Trace

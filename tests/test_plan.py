@@ -25,7 +25,8 @@ from gemmascope.memory import rates
 from gemmascope.memory.cards import CARDS, DRIVER
 from gemmascope.memory.limits import RESIDENT_ROWS
 from gemmascope.memory.placement import Sizes, parse_bytes
-from gemmascope.memory.plan import Plan, plan
+from gemmascope.memory.plan import Plan
+from gemmascope.memory.planning import plan
 from gemmascope.memory.sizes import TASKS, TRACE, activation_bytes, kv_bytes, operations
 from gemmascope.model.model import Model
 from gemmascope.run.passes import streams

@@ -14,7 +14,7 @@ from checkpoints import checkpoint, model_of
 import gemmascope as gs
 from gemmascope.errors import BudgetError, CheckpointError
 from gemmascope.memory.cards import CARDS, DRIVER, Card
-from gemmascope.memory.plan_report import gigabytes
+from gemmascope.memory.plan_tables import gigabytes
 from gemmascope.views.plan import CONTEXTS, SIZES, WEIGHTS
 
 

@@ -42,8 +42,8 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
-    from gemmascope.memory.plan import plan
-    from gemmascope.memory.plan_report import table_text
+    from gemmascope.memory.plan_tables import table_text
+    from gemmascope.memory.planning import plan
 
     options = ("weights", "context", "memory", "rows", "device", "dtype", "probe")
     result = plan(args.source, **{name: getattr(args, name) for name in options})

@@ -1,48 +1,30 @@
-"""gs.plan: how much memory a model takes and where it fits, before anything is loaded."""
+"""Plan: how much memory a model takes and where it fits, which gs.plan returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TypedDict
+from html import escape
 
 import torch
 
-from gemmascope.arguments import true_or_false, whole_number
-from gemmascope.checkpoints.device import choose_device
 from gemmascope.config import GemmaConfig
-from gemmascope.errors import BudgetError
 from gemmascope.legible import legibly
-from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, MemoryNeed, find_card
-from gemmascope.memory.host_memory import measured_bytes
+from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, MemoryNeed, find_card, memory_text
 from gemmascope.memory.placement import (
-    RESIDENT_ROWS,
     Placement,
     Sizes,
     free_bytes,
-    parse_bytes,
     place_layers,
-    rows_in,
     work_bytes,
 )
-from gemmascope.memory.planned_model import Formats, find_formats, find_planned_model
-from gemmascope.memory.rates import Rates, probe
+from gemmascope.memory.plan_tables import STYLE, TableRow, aligned, gigabytes, html_table
+from gemmascope.memory.planned_model import Formats
+from gemmascope.memory.rates import Rates
 from gemmascope.memory.sizes import GENERATE, SWEEP, TASKS, TRACE, Part, run_parts, weight_parts
 
 # The contexts in Plan.table, in positions.
 CONTEXTS = (1024, 4096, 8192)
-
-
-class TableRow(TypedDict):
-    """A row of Plan.table: the memory of one kind of weights at one context, in bytes."""
-
-    weights: str
-    context: int
-    weight_bytes: int
-    kv_bytes: int
-    activation_bytes: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -134,10 +116,10 @@ class Plan:
     @cached_property
     def memory_need(self) -> MemoryNeed:
         """The memory that must fit on a card."""
-        all_weights = _sizes(self.config, self.formats, streams=False).weights(self.config.n_layers, 1, embedded=True)
+        all_weights = sizes_of(self.config, self.formats, streams=False).weights(self.config.n_layers, 1, embedded=True)
         run_bytes = self.total - sum(part.n_bytes for part in self.parts if set(part.tasks) == set(TASKS))
         return MemoryNeed(
-            self.config, _sizes(self.config, self.formats, streams=True), self.formats.dtype, all_weights, run_bytes
+            self.config, sizes_of(self.config, self.formats, streams=True), self.formats.dtype, all_weights, run_bytes
         )
 
     def fits(self, card: Card | str | int) -> Fit:
@@ -161,115 +143,43 @@ class Plan:
 
     def to_dict(self) -> dict[str, object]:
         """The plan as JSON, in bytes and seconds."""
-        from gemmascope.memory.plan_report import as_data
-
-        return as_data(self)
+        return {
+            "model": self.name,
+            "weights": self.weights,
+            "dtype": str(self.formats.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "context": self.context,
+            "rows": self.rows,
+            "memory": self.memory,
+            "free": self.free,
+            "parts": [{"name": p.name, "bytes": p.n_bytes, "note": p.note, "tasks": list(p.tasks)} for p in self.parts],
+            "peaks": self.peaks,
+            "total": self.total,
+            "fits": None if self.limit is None else self.total <= self.limit,
+            "layers_kept": list(self.kept),
+            "layers_streamed": list(self.streamed),
+            "moved_per_pass": self.moved,
+            "rates": None if self.rates is None else self.rates.to_dict(),
+            "seconds": self.seconds,
+            "cards": [fit.to_dict() for fit in self.cards()],
+            "table": self.table(),
+        }
 
     @legibly
     def __repr__(self) -> str:
-        from gemmascope.memory.plan_report import as_text
-
-        return as_text(self)
+        return _as_text(self)
 
     def _repr_html_(self) -> str:
-        from gemmascope.memory.plan_report import as_html
-
-        return as_html(self)
+        return _as_html(self)
 
 
-def plan(
-    source: object = "nano",
-    *,
-    weights: str = "auto",
-    context: int | None = None,
-    memory: int | str | None = None,
-    rows: int | None = None,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    probe: bool = False,
-) -> Plan:
-    """Predict how much memory a model takes, which layers stay on the device, and on which GPUs it fits. Loads nothing.
-
-    Args:
-        source: One of Google's hub ids, or "2b", "9b" or "27b", none of which needs a network; a folder with a config.json;
-            a model; or "nano".
-        weights: "auto" (as stored; bfloat16 for hub ids), "bf16", "float32" or "int8".
-        context: Positions of the prompt. None: the most that the model takes.
-        memory: The memory= that gs.load will get, as a number of bytes or a text such as "20GiB". None: everything stays
-            on the device.
-        rows: Rows of a sweep's chunk. None: as many as the memory holds, or 32,768 without a budget.
-        device: As in gs.load.
-        dtype: As in gs.load.
-        probe: Whether to measure this machine for some seconds and predict the time of a pass, roughly (Plan.seconds).
-
-    Returns:
-        A plan. Printed, it is a table of the parts, the tasks and the GPUs; `fits("T4")`, `peaks`, `kept`, `streamed`,
-        `table()` and `to_dict()` give the same as values, in bytes.
-
-    Raises:
-        CheckpointError: The source is not known.
-        DeviceError: The weights, the device or the dtype are not available.
-        BudgetError: The context is longer than the model's, rows is not a positive number, or the memory is too little.
-
-    Example:
-        >>> p = gs.plan("27b", weights="int8", context=4096, memory="24GB", device="cpu")
-        >>> len(p.kept), len(p.streamed)
-        (32, 14)
-        >>> print(p.fits("T4"))
-        streams: 13 of 46 layers stay, with memory='12.83GB'
-    """
-    probe = true_or_false(probe, "probe", error=BudgetError)
-    model = find_planned_model(source)
-    config, formats, target = model.config, find_formats(model, weights, dtype), choose_device(device)
-    n_pos = config.context if context is None else _whole("context", context)
-    if n_pos > config.context:
-        raise BudgetError(f"context={n_pos:,} is more than {model.name!r} takes: at most {config.context:,} positions")
-    budget = None if memory is None else parse_bytes(memory)
-    sizes = _sizes(config, formats, streams=budget is not None)
-    placement = place_layers(config, sizes, formats.dtype, budget)
-    n_rows = _rows(config, formats.dtype, placement, budget) if rows is None else _whole("rows", rows)
-    return Plan(
-        name=model.name,
-        config=config,
-        formats=formats,
-        device=target,
-        context=n_pos,
-        rows=n_rows,
-        memory=budget,
-        free=_free(target),
-        placement=placement,
-        parts=_parts(config, formats, sizes, placement, n_pos, n_rows),
-        total_tasks=(TRACE, GENERATE) if rows is None else TASKS,
-        rates=_probe(config, formats, target, model.folder, (n_pos, n_rows)) if probe else None,
-    )
-
-
-def _free(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None if that is unknown, or if models are not loaded into its memory."""
-    if device.type in ("meta", "mps"):
-        return None
-    return free_bytes(device) if device.type == "cuda" else measured_bytes()
-
-
-def _probe(config: GemmaConfig, formats: Formats, device: torch.device, folder: Path | None, rows: tuple[int, int]) -> Rates:
-    return probe(config, formats.dtype, device, folder, rows, formats.int8)
-
-
-def _whole(name: str, given: object) -> int:
-    return whole_number(given, name, least=1, most=2**62, error=BudgetError)
-
-
-def _sizes(config: GemmaConfig, formats: Formats, *, streams: bool) -> Sizes:
-    """streams: whether layers stay packed in their stored dtype; if all of them stay, loading casts them to dtype."""
+def sizes_of(config: GemmaConfig, formats: Formats, *, streams: bool) -> Sizes:
+    """The sizes of a model's parts. streams: whether layers stay packed in their stored dtype; else loading casts them."""
     stored = formats.stored if streams or formats.int8 else formats.dtype
     return Sizes.of(config, formats.weights, formats.dtype, stored)
 
 
-def _rows(config: GemmaConfig, dtype: torch.dtype, placement: Placement, memory: int | None) -> int:
-    return RESIDENT_ROWS if memory is None else rows_in(config, dtype, placement.work)
-
-
-def _parts(
+def parts_of(
     config: GemmaConfig, formats: Formats, sizes: Sizes, placement: Placement, context: int, rows: int
 ) -> tuple[Part, ...]:
     chunk = Part("sweep chunk", work_bytes(config, formats.dtype, rows), f"{rows:,} rows", (SWEEP,))
@@ -278,8 +188,8 @@ def _parts(
 
 
 def _row(config: GemmaConfig, formats: Formats, context: int) -> TableRow:
-    sizes = _sizes(config, formats, streams=False)
-    parts = _parts(config, formats, sizes, place_layers(config, sizes, formats.dtype, None), context, 1)
+    sizes = sizes_of(config, formats, streams=False)
+    parts = parts_of(config, formats, sizes, place_layers(config, sizes, formats.dtype, None), context, 1)
     size = {part.name: part.n_bytes for part in parts}
     weights = sum(part.n_bytes for part in parts if set(part.tasks) == set(TASKS))
     kv, activations = size["keys and values"], size["activations"] + size["logits"]
@@ -287,3 +197,87 @@ def _row(config: GemmaConfig, formats: Formats, context: int) -> TableRow:
         "weights": formats.weights, "context": context, "weight_bytes": weights, "kv_bytes": kv,
         "activation_bytes": activations, "total": weights + kv + activations,
     }  # fmt: skip
+
+
+# -- as text --
+
+_TASKS = {TRACE: "a trace", GENERATE: "generating", SWEEP: "a sweep"}
+
+
+def _as_text(plan: Plan) -> str:
+    """A plan as text, for a terminal."""
+    cards = [[fit.card.name, str(fit)] for fit in plan.cards()]
+    rows = aligned([*_parts(plan), *_tasks(plan)])
+    rows.insert(len(plan.parts), "")
+    return "\n".join([_title(plan), *rows, "", *_sentences(plan), "", "does it fit on", *aligned(cards)])
+
+
+def _as_html(plan: Plan) -> str:
+    """A plan as self-contained HTML, with names escaped."""
+    cards = [[fit.card.name, str(fit)] for fit in plan.cards()]
+    sentences = "".join(f"<div>{escape(line)}</div>" for line in _sentences(plan))
+    return (
+        f"<div class='gs-plan'>{STYLE}<div><b>{escape(_title(plan))}</b></div>"
+        f"{html_table(_parts(plan), ('part', 'bytes', 'what'))}"
+        f"{html_table(_tasks(plan), ('task', 'bytes', 'what'))}{sentences}{html_table(cards, ('does it fit on', ''))}</div>"
+    )
+
+
+def _title(plan: Plan) -> str:
+    memory = "no budget" if plan.memory is None else f"memory of {gigabytes(plan.memory)}"
+    dtype = str(plan.formats.dtype).removeprefix("torch.")
+    name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plan.name)
+    return f"Plan of {name}: {plan.weights} weights, computed in {dtype}, {plan.context:,} positions, {memory}"
+
+
+def _parts(plan: Plan) -> list[list[str]]:
+    return [[part.name, gigabytes(part.n_bytes), part.note] for part in plan.parts]
+
+
+def _tasks(plan: Plan) -> list[list[str]]:
+    """A line for each task: its peak, and the parts that it needs."""
+    own = {task: [part.name for part in plan.parts if task in part.tasks and part.tasks != TASKS] for task in _TASKS}
+    return [[_TASKS[task], gigabytes(n), f"at once: weights, {', '.join(own[task])}"] for task, n in plan.peaks.items()]
+
+
+def _sentences(plan: Plan) -> list[str]:
+    return [_staying(plan), _fitting(plan), *_timing(plan)]
+
+
+def _staying(plan: Plan) -> str:
+    if not plan.streamed and plan.placement.embedded:
+        return f"All {plan.config.n_layers} layers stay: nothing is brought in a pass."
+    table = "" if plan.placement.embedded else ", the embedding in its file"
+    return (
+        f"{len(plan.kept)} layers stay, {len(plan.streamed)} stream{table}: a pass brings {gigabytes(plan.moved)}, "
+        "however many rows it carries."
+    )
+
+
+def _fitting(plan: Plan) -> str:
+    """A sentence that says whether the model fits, and what to do if not."""
+    if plan.limit is None:
+        return f"It needs {gigabytes(plan.total)}."
+    what = f"what is free on {plan.device}" if plan.memory is None else "the budget"
+    if plan.total <= plan.limit:
+        return f"It fits: {gigabytes(plan.total)} of {gigabytes(plan.limit)}, {what}."
+    beginning = f"It does not fit: {gigabytes(plan.total)} are needed and {what} is {gigabytes(plan.limit)}."
+    if placement := plan.memory_need.placement_within(plan.limit):
+        given = memory_text(placement.weights + placement.work)
+        return f"{beginning} gs.load(memory={given!r}) leaves it room: {len(placement.kept)} layers stay."
+    smaller = "a shorter context" if plan.weights == "int8" else "int8 weights, a shorter context"
+    return f"{beginning} At least {gigabytes(plan.memory_need.least)} are needed: take {smaller}, or a larger device."
+
+
+def _timing(plan: Plan) -> list[str]:
+    if plan.rates is None or plan.seconds is None:
+        return []
+    return [
+        f"Measured here: {plan.rates}.",
+        f"Predicted: a trace of {plan.context:,} positions {_time(plan.seconds[TRACE])}; "
+        f"a sweep's chunk of {plan.rows:,} rows through every layer {_time(plan.seconds[SWEEP])}.",
+    ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

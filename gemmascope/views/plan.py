@@ -10,8 +10,9 @@ from pathlib import Path
 from gemmascope.arguments import as_list, whole_number
 from gemmascope.errors import BudgetError
 from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, memory_text
-from gemmascope.memory.plan import Plan, plan
-from gemmascope.memory.plan_report import gigabytes
+from gemmascope.memory.plan import Plan
+from gemmascope.memory.plan_tables import gigabytes
+from gemmascope.memory.planning import plan
 from gemmascope.memory.sizes import GENERATE, TRACE
 from gemmascope.views.page import View
 

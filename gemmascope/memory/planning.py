@@ -1,0 +1,104 @@
+"""gs.plan: predicts how much memory a model takes and where it fits, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gemmascope.arguments import true_or_false, whole_number
+from gemmascope.checkpoints.device import choose_device
+from gemmascope.config import GemmaConfig
+from gemmascope.errors import BudgetError
+from gemmascope.memory.host_memory import measured_bytes
+from gemmascope.memory.placement import RESIDENT_ROWS, Placement, free_bytes, parse_bytes, place_layers, rows_in
+from gemmascope.memory.plan import Plan, parts_of, sizes_of
+from gemmascope.memory.planned_model import Formats, find_formats, find_planned_model
+from gemmascope.memory.rates import Rates, probe
+from gemmascope.memory.sizes import GENERATE, TASKS, TRACE
+
+
+def plan(
+    source: object = "nano",
+    *,
+    weights: str = "auto",
+    context: int | None = None,
+    memory: int | str | None = None,
+    rows: int | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    probe: bool = False,
+) -> Plan:
+    """Predict how much memory a model takes, which layers stay on the device, and on which GPUs it fits. Loads nothing.
+
+    Args:
+        source: One of Google's hub ids, or "2b", "9b" or "27b", none of which needs a network; a folder with a config.json;
+            a model; or "nano".
+        weights: "auto" (as stored; bfloat16 for hub ids), "bf16", "float32" or "int8".
+        context: Positions of the prompt. None: the most that the model takes.
+        memory: The memory= that gs.load will get, as a number of bytes or a text such as "20GiB". None: everything stays
+            on the device.
+        rows: Rows of a sweep's chunk. None: as many as the memory holds, or 32,768 without a budget.
+        device: As in gs.load.
+        dtype: As in gs.load.
+        probe: Whether to measure this machine for some seconds and predict the time of a pass, roughly (Plan.seconds).
+
+    Returns:
+        A plan. Printed, it is a table of the parts, the tasks and the GPUs; `fits("T4")`, `peaks`, `kept`, `streamed`,
+        `table()` and `to_dict()` give the same as values, in bytes.
+
+    Raises:
+        CheckpointError: The source is not known.
+        DeviceError: The weights, the device or the dtype are not available.
+        BudgetError: The context is longer than the model's, rows is not a positive number, or the memory is too little.
+
+    Example:
+        >>> p = gs.plan("27b", weights="int8", context=4096, memory="24GB", device="cpu")
+        >>> len(p.kept), len(p.streamed)
+        (32, 14)
+        >>> print(p.fits("T4"))
+        streams: 13 of 46 layers stay, with memory='12.83GB'
+    """
+    probe = true_or_false(probe, "probe", error=BudgetError)
+    model = find_planned_model(source)
+    config, formats, target = model.config, find_formats(model, weights, dtype), choose_device(device)
+    n_pos = config.context if context is None else _whole("context", context)
+    if n_pos > config.context:
+        raise BudgetError(f"context={n_pos:,} is more than {model.name!r} takes: at most {config.context:,} positions")
+    budget = None if memory is None else parse_bytes(memory)
+    sizes = sizes_of(config, formats, streams=budget is not None)
+    placement = place_layers(config, sizes, formats.dtype, budget)
+    n_rows = _rows(config, formats.dtype, placement, budget) if rows is None else _whole("rows", rows)
+    return Plan(
+        name=model.name,
+        config=config,
+        formats=formats,
+        device=target,
+        context=n_pos,
+        rows=n_rows,
+        memory=budget,
+        free=_free(target),
+        placement=placement,
+        parts=parts_of(config, formats, sizes, placement, n_pos, n_rows),
+        total_tasks=(TRACE, GENERATE) if rows is None else TASKS,
+        rates=_probe(config, formats, target, model.folder, (n_pos, n_rows)) if probe else None,
+    )
+
+
+def _free(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None if that is unknown, or if models are not loaded into its memory."""
+    if device.type in ("meta", "mps"):
+        return None
+    return free_bytes(device) if device.type == "cuda" else measured_bytes()
+
+
+def _probe(config: GemmaConfig, formats: Formats, device: torch.device, folder: Path | None, rows: tuple[int, int]) -> Rates:
+    return probe(config, formats.dtype, device, folder, rows, formats.int8)
+
+
+def _whole(name: str, given: object) -> int:
+    return whole_number(given, name, least=1, most=2**62, error=BudgetError)
+
+
+def _rows(config: GemmaConfig, dtype: torch.dtype, placement: Placement, memory: int | None) -> int:
+    return RESIDENT_ROWS if memory is None else rows_in(config, dtype, placement.work)
