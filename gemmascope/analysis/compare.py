@@ -23,11 +23,11 @@ from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace
 from gemmascope.sweeps.metrics import answer_logprob
+from gemmascope.sweeps.pairs import sweep_remarks
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import SweepSpec
 from gemmascope.sweeps.sweep import prepare, run_cells
-from gemmascope.sweeps.sweep_remarks import sweep_remarks
 from gemmascope.values import chunks, in_float64
 
 if TYPE_CHECKING:

@@ -26,11 +26,10 @@ from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import run_traced
 from gemmascope.sweeps.metadata import metadata_of
 from gemmascope.sweeps.metrics import MetricLike
-from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of
+from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of, sweep_remarks
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import Layers, SweepSpec
-from gemmascope.sweeps.sweep_remarks import sweep_remarks
 from gemmascope.values import in_float64
 
 # Each is a backward pass of every layer: more would take forever.

@@ -28,11 +28,10 @@ from gemmascope.sweeps.final_logits import measure_rows, refuse_wide_functions
 from gemmascope.sweeps.journal import NOWHERE, Journal, JournalStopped
 from gemmascope.sweeps.metadata import metadata_of
 from gemmascope.sweeps.metrics import MetricLike
-from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of
+from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of, sweep_remarks
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import Layers, SweepSpec
-from gemmascope.sweeps.sweep_remarks import sweep_remarks
 from gemmascope.sweeps.variants import Variant, final_residuals
 from gemmascope.values import Array
 

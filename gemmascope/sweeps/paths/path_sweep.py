@@ -21,7 +21,7 @@ from gemmascope.run.metric import try_metric
 from gemmascope.sites import parse_site_name
 from gemmascope.sweeps.metadata import metadata_of
 from gemmascope.sweeps.metrics import MetricLike
-from gemmascope.sweeps.pairs import listed_pairs, pairs_of
+from gemmascope.sweeps.pairs import listed_pairs, pairs_of, sweep_remarks
 from gemmascope.sweeps.paths.frozen import FrozenPaths
 from gemmascope.sweeps.paths.live import LivePaths
 from gemmascope.sweeps.paths.receivers import ReceiverLike, has_path, receivers_of
@@ -29,7 +29,6 @@ from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import Layers, SweepSpec
 from gemmascope.sweeps.sweep import SweepRunner, run_all
-from gemmascope.sweeps.sweep_remarks import sweep_remarks
 
 SENDERS = ("z", "attn_out", "mlp_out")
 MLPS = ("live", "frozen")
