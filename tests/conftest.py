@@ -18,6 +18,7 @@ if "gemmascope" in sys.modules:
     raise RuntimeError("gemmascope was imported before the tests could switch the checks of its shapes on")
 install_import_hook("gemmascope", "shapes.checked")
 
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from browser import browser  # noqa: E402
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from gemmascope.model.gemma2 import Gemma2, Layer
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What -n auto means: a process for each core that this one may use, and 2 GB of memory for each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().available // 2**31))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
