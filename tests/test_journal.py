@@ -249,7 +249,7 @@ def test_a_journal_is_json(tmp_path: Path) -> None:
 # -- files of something else --
 
 OTHER: list[tuple[Callable[[Path], Any], str]] = [
-    (lambda out: sweep(out, site="resid_post"), "holds another sweep .*site: 'resid_post' there, 'resid_pre' here"),
+    (lambda out: sweep(out, site="resid_post"), r"another sweep \(site: 'resid_post' there, 'resid_pre' here\): give"),
     (lambda out: sweep(out, into="clean"), "holds another sweep .*into: 'clean' there, 'corrupt' here"),
     (lambda out: sweep(out, metric=gs.logit_diff(5, 9)), r"metric: 'gs.logit_diff\(5, 9\)' there, 'patient' here"),
     (lambda out: sweep(out, pos=[1, 2]), r"holds another sweep \(axes: \{'layer': \[0, 1, 2\], 'pos': \[1, 2\]\} there"),
