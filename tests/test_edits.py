@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from reference import error
 
 import gemmascope as gs
-from gemmascope.edits.edit import Custom, Edit
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.kinds import Custom
 from gemmascope.errors import EditError, GemmascopeError, SiteError, TapError
 from gemmascope.run.trace import Trace
 

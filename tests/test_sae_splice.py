@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
-from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.errors import DictionaryError, EditError, SiteError, TraceError
 from gemmascope.model.model import Model
 from gemmascope.sae.dictionary import Dictionary

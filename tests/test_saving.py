@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pieces import worded
 
 import gemmascope as gs
-from gemmascope.edits.edit import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.kinds import Ablate, Add, Custom, Knockout, Patch, Scale
 from gemmascope.errors import TraceError
 from gemmascope.files import replace
 from gemmascope.model.model import Model

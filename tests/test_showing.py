@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pieces import ODD, STORY, Pieces, worded
 
 import gemmascope as gs
-from gemmascope.edits.edit import Ablate, Custom
+from gemmascope.edits.kinds import Ablate, Custom
 from gemmascope.model.model import Model
 from gemmascope.run.show import as_html, as_text, to_dict
 from gemmascope.run.trace import Trace

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
-from gemmascope.edits.edit import Ablate, Add, Custom, Edit, Knockout, Patch, Scale
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.kinds import Ablate, Add, Custom, Knockout, Patch, Scale
 from gemmascope.errors import EditError, GemmascopeError, SiteError
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gemmascope.edits.bound import Target
 from gemmascope.edits.call_text import source_text
 from gemmascope.edits.edit import Edit
+from gemmascope.edits.target import Target
 from gemmascope.errors import EditError
 from gemmascope.legible import legibly
 from gemmascope.values import in_float64, is_array, real_tensor

@@ -5,20 +5,17 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gemmascope.arguments import MAX_ITEMS
-from gemmascope.edits.bound import DeferredValues
+from gemmascope.edits.sources import ReadableRun
+from gemmascope.edits.target import DeferredValues
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 from gemmascope.values import is_array, real_tensor
-
-if TYPE_CHECKING:
-    from gemmascope.run.trace import Trace
 
 # Arguments that are left out of the code when they have these values.
 _DEFAULTS: dict[str, object] = {"into": "corrupt", "window": 1, "steps": 1}
@@ -128,7 +125,7 @@ def name_of(fn: object) -> str:
     return str(getattr(fn, "__name__", type(fn).__name__))
 
 
-def source_text(source: Trace | Tensor | DeferredValues) -> str:
+def source_text(source: ReadableRun | Tensor | DeferredValues) -> str:
     """The source of an edit as Python code; a large tensor as <its shape>."""
     if is_array(source) and not isinstance(source, Tensor):
         return _array_text(source)
@@ -156,12 +153,12 @@ def _readable(source: Tensor) -> bool:
     return not source.is_meta and not source.is_nested and source.layout == torch.strided
 
 
-def traces_text(traces: Sequence[Trace]) -> str:
+def traces_text(traces: Sequence[ReadableRun]) -> str:
     if sum(len(trace) for trace in traces) > SHOWN_TOKENS:
         return f"<{len(traces)} traces>"
     return f"[{', '.join(map(source_text, traces))}]"
 
 
-def traces_verbatim(traces: Sequence[Trace]) -> VerbatimText | None:
+def traces_verbatim(traces: Sequence[ReadableRun]) -> VerbatimText | None:
     """Reference traces as an argument of a call; None if there are none."""
     return VerbatimText(traces_text(tuple(traces))) if traces else None

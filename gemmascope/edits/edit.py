@@ -1,37 +1,46 @@
-"""Edits: changes to a run, as data. The repr of each is the call that makes it.
+"""Edits: changes to a run, as data, and the same bound to a run. The repr of an edit is the call that makes it.
 
 An edit names a site, a layer, places (positions and heads, or edges) and what to write there. Binding it to a run (a model
-and token ids) looks up its places and checks its source, before anything runs.
+and token ids) looks up its places and checks its source, before anything runs. The kinds of edits are in kinds.py.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy, deepcopy
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gemmascope.arguments import as_list, shown
-from gemmascope.edits.binding import bind, copy_argument, equal_arguments
-from gemmascope.edits.bound import BoundEdit, DeferredValues, Target
-from gemmascope.edits.call_text import name_of, plain, source_text, traces_text
-from gemmascope.edits.pickles import require_importable
+from gemmascope.edits.arguments import copy_argument, equal_arguments
+from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import Head, Pos
-from gemmascope.edits.sources import is_trace, mean_of, not_a_trace, values_from_trace
+from gemmascope.edits.target import (
+    DeferredRead,
+    Target,
+    can_continue_from,
+    can_normalize_site,
+    find_target,
+    is_hidden,
+    mesh,
+    what_is_seen,
+)
+from gemmascope.edits.write_record import WriteRecord
 from gemmascope.errors import EditError, SiteError
 from gemmascope.legible import legibly
-from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
-from gemmascope.values import is_array, real_tensor
+from gemmascope.sites import Address
+from gemmascope.values import is_array
 
-if TYPE_CHECKING:
-    from gemmascope.run.trace import Trace
+PLACES = ("pos", "head", "q_pos", "k_pos")
+
+# A write at these sites affects other rows through the attention of the same layer.
+_SPREADING = frozenset(("embed", "resid_pre", "attn_in", "k", "k_rot", "v"))
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -46,7 +55,7 @@ class Edit(ABC):
     k_pos: Pos = None
 
     def __post_init__(self) -> None:
-        for name in ("pos", "head", "q_pos", "k_pos"):
+        for name in PLACES:
             if isinstance(place := getattr(self, name), Iterator):  # read once, while an edit may be bound many times
                 object.__setattr__(self, name, as_list(place, name, error=SiteError))
 
@@ -88,7 +97,29 @@ class Edit(ABC):
         return snapshot if copies else self
 
     def _bind(self, model: Model, ids: Tensor) -> BoundEdit:
-        return bind(self, model, ids)
+        places = {name: getattr(self, name) for name in PLACES}
+        target = find_target(model, ids, self.site, self.layer, places)
+        values = self.values_at(target)
+        if values is not None and not bool(torch.isfinite(values.to(model.dtype)).all()):
+            raise EditError(f"the source of {self!r} holds NaN or infinity, or a number too large for {model.dtype}")
+        if values is not None and not self.computes and not can_normalize_site(target.address.site, values):
+            raise EditError(
+                f"the source of {self!r} holds numbers whose squares are infinite: a norm would make zeros of them"
+            )
+        return BoundEdit(self, target.address, target.places, values, self._names_masked_edges_only(target, values))
+
+    def _names_masked_edges_only(self, target: Target, values: Tensor | None) -> bool:
+        """Whether all selected edges are masked. EditError if the edit cannot change anything there.
+
+        A pattern is written after the mask, so a weight on a masked edge counts; what a function returns for one is known
+        only when it is called.
+        """
+        address = target.address
+        if not is_hidden(address, target.places, target.model):
+            return False
+        if address.site.name == "pattern" and (self.needs_all or (values is not None and bool(values.any()))):
+            return True
+        raise EditError(f"{self!r} reaches nothing: {what_is_seen(address, target.model)}, and no edge named is among them")
 
     @abstractmethod
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
@@ -105,11 +136,7 @@ class Edit(ABC):
     @legibly
     def __repr__(self) -> str:
         name = type(self).__name__.lower()
-        places = [
-            f"{k}={plain(getattr(self, k))!r}"
-            for k in ("layer", "pos", "head", "q_pos", "k_pos")
-            if getattr(self, k) is not None
-        ]
+        places = [f"{k}={plain(getattr(self, k))!r}" for k in ("layer", *PLACES) if getattr(self, k) is not None]
         return f"gs.{name}({', '.join([*self._arguments(), *places])})"
 
     def __eq__(self, other: object) -> bool:
@@ -121,164 +148,111 @@ class Edit(ABC):
         return hash((type(self), self.site))
 
 
-@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Patch(Edit):
-    source: Trace | Tensor | DeferredValues
-    overwrites = True
-    computes = False
+@dataclass(frozen=True)
+class BoundEdit:
+    """An edit with its places as numbers and its source checked, so that it can be applied to its run.
 
-    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
-        assert values is not None
-        return values
+    places: the selected numbers along the first axes of the site. values: what to write; None if it is computed from the old
+    values, DeferredRead if it is known only once the pass is at the layer. hidden: whether it names only masked edges of a
+    pattern, where a written weight still counts. written: what a function wrote to the run so far; None if not recorded.
+    """
 
-    def values_at(self, target: Target) -> Tensor:
-        if is_array(self.source):
-            return target.fit(self.source, "the source tensor")
-        if isinstance(self.source, DeferredValues) or not is_trace(self.source):
-            raise EditError(f"a source is a trace or a tensor; given {not_a_trace(self.source)}")
-        return values_from_trace(self.source, target)
-
-    def _arguments(self) -> list[str]:
-        return [repr(self.site), source_text(self.source)]
-
-
-@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Ablate(Edit):
-    value: float | str = 0.0
-    reference: Sequence[Trace] = ()
-    overwrites = True
-    computes = False
-
-    @cached_property
-    def _means(self) -> dict[tuple[str, int | None], Tensor]:
-        """The means computed so far, shared by all runs that this edit is bound to."""
-        return {}
-
-    def _snapshot(self) -> Edit:
-        self._means  # noqa: B018 (created before copying, so that the copies share it)
-        return super()._snapshot()
-
-    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
-        assert values is not None
-        return values
-
-    def values_at(self, target: Target) -> Tensor:
-        if isinstance(self.value, str):
-            return mean_of(self.value, self.reference, target, self._means)
-        if self.reference:
-            raise EditError("a reference is only for value='mean' or 'mean_by_pos'")
-        value = torch.tensor(float(self.value), dtype=torch.float64).to(target.model.device, torch.float32)
-        return value.expand(target.shape())
-
-    @legibly
-    def __repr__(self) -> str:
-        rest = [] if self.value == 0.0 else [f"value={self.value!r}"]
-        rest += [f"reference={traces_text(self.reference)}"] if self.reference else []
-        return super().__repr__()[:-1] + "".join(f", {part}" for part in rest) + ")"
-
-
-@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Add(Edit):
-    vector: Tensor
-    scale: float = 1.0
-
-    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
-        assert values is not None
-        return old + values
-
-    def values_at(self, target: Target) -> Tensor:
-        return target.fit(self.vector, "the vector") * self.scale
-
-    def _arguments(self) -> list[str]:
-        return [repr(self.site), source_text(self.vector)]
-
-    @legibly
-    def __repr__(self) -> str:
-        return super().__repr__() if self.scale == 1.0 else super().__repr__()[:-1] + f", scale={self.scale!r})"
-
-
-@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Scale(Edit):
-    factor: float
-
-    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
-        return old * self.factor
-
-    def values_at(self, target: Target) -> None:
-        if not math.isfinite(self.factor):
-            raise EditError(f"factor is a finite number; given {self.factor!r}")
-
-    def _arguments(self) -> list[str]:
-        return [repr(self.site), repr(self.factor)]
-
-
-@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Knockout(Edit):
-    site: str = "scores_capped"
-    overwrites = True
-    computes = False
-
-    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
-        return torch.full_like(old, -torch.inf)
-
-    def values_at(self, target: Target) -> None:
-        _, q_pos, k_pos = target.places
-        assert target.address.layer is not None
-        window = target.model.config.window_of(target.address.layer)
-        all_keys = torch.arange(len(target.ids), device=q_pos.device)
-        seen = visible(q_pos, all_keys, window).clone()
-        seen[:, k_pos] = False
-        blind = q_pos[~seen.any(1)]
-        if len(blind):
-            raise EditError(f"{self!r} would leave position {int(blind[0])} nothing to attend to: leave it one key at least")
-
-    def _arguments(self) -> list[str]:
-        return []
-
-
-@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Custom(Edit):
-    fn: Callable[[Tensor], Tensor]
-    needs_all = True
-    records = True
+    edit: Edit
+    address: Address
+    places: tuple[Tensor, ...]
+    values: Tensor | DeferredRead | None
+    hidden: bool = False
+    written: WriteRecord | None = field(default=None, compare=False, repr=False)
 
     @property
-    def extra_hash(self) -> object:
-        return self.fn
+    def positions(self) -> Tensor:
+        """The positions whose rows the edit changes at its layer: those named; query positions at edge sites."""
+        return self.places[1 if self.address.site.is_edges else 0]
 
-    def __copy__(self) -> Custom:
-        copied = object.__new__(type(self))
-        vars(copied).update(vars(self))
-        return copied
+    @cached_property
+    def spreads(self) -> bool:
+        """Whether the edit can change rows of its layer beyond those it names, or needs them to be present."""
+        if not self.address.site.is_edges:
+            return self.address.site.name in _SPREADING
+        if self.edit.needs_all:
+            return True
+        if not isinstance(self.values, Tensor) or self.address.site.name != "pattern":
+            return False
+        _, q_pos, k_pos = self.places
+        return bool(self.values[:, k_pos[None] > q_pos[:, None]].any())  # a weight on a key after its query
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Custom:
-        copied = object.__new__(type(self))
-        vars(copied).update(deepcopy(vars(self), memo))
-        return copied
+    @cached_property
+    def reach(self) -> tuple[int, int]:
+        """The first position whose row the edit changes at its layer, and the one after the last."""
+        return int(self.positions.min()), int(self.positions.max()) + 1
 
-    def __getstate__(self) -> dict[str, object]:
-        """For pickles. Raises EditError for a function that pickle cannot import elsewhere, such as a lambda."""
-        require_importable(self.fn, self)
-        return dict(vars(self))
+    def write_to(self, value: Tensor, first: int = 0, read: Tensor | None = None) -> None:
+        """Apply the edit to a run's value of the site, in place. The value begins at position `first`.
 
-    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
-        new = self.fn(old)
-        if isinstance(new, Tensor):
-            new = real_tensor(new, f"what the function of {self!r} returned", EditError)
-        if not isinstance(new, Tensor) or new.shape != old.shape:
-            returned = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            inplace = ", also where it writes in place" if new is None else ""
+        read: for an edit that reads another site, the run's rows there, which begin at the same position.
+        """
+        values = self.values.read() if isinstance(self.values, DeferredRead) else self.values
+        places = list(self.places)
+        firsts = (0, first, 0) if self.address.site.is_edges else (first, 0)
+        for axis, offset in enumerate(firsts[: len(places)]):
+            places[axis] = places[axis] - offset
+            present = (places[axis] >= 0) & (places[axis] < value.shape[axis])
+            if not bool(present.all()):
+                places[axis] = places[axis][present]
+                values = None if values is None else values.movedim(axis, 0)[present].movedim(0, axis)
+        if not all(map(len, places)):  # a user's function is not called with an empty tensor
+            return
+        if read is not None:
+            values = read[places[0]]
+        index = mesh(places)
+        new = self._new(value[index], values, places, first).to(value)
+        if self.edit.computes:
+            self._check(value[index], new, places)
+        value[index] = new
+
+    def _new(self, old: Tensor, values: Tensor | None, places: Sequence[Tensor], first: int) -> Tensor:
+        """The values that replace old."""
+        if self.written is None:
+            return self.edit.write(old, values)
+        axis = self.written.axis
+
+        def write(some: Tensor, rows: Tensor | None) -> Tensor:
+            of_rows = values if rows is None or values is None else values.movedim(axis, 0)[rows].movedim(0, axis)
+            return self.edit.write(some, of_rows)
+
+        return self.written(write, old, places[axis] + first, places[2] if self.address.site.is_edges else None)
+
+    def _check(self, old: Tensor, new: Tensor, places: Sequence[Tensor]) -> None:
+        """EditError for computed values that are not finite, or that leave masked edges at 0."""
+        if self.hidden and not bool(new.any()):
             raise EditError(
-                f"the function of {self!r} returned {returned}; it must return a tensor of shape {tuple(old.shape)}{inplace}"
+                f"{self.edit!r} reaches nothing: the mask hides the edges named, whose weights are 0, and it leaves 0"
             )
-        return new if torch.is_grad_enabled() else new.detach()
+        if can_normalize_site(self.address.site, new.detach()) and bool(torch.isfinite(new.detach().sum())):
+            return  # a finite sum proves all values finite, quickly
+        if not bool(can_continue_from(self.address.site, old).all()):
+            return
+        if len(wrong := torch.nonzero(~can_continue_from(self.address.site, new))):
+            at = ", ".join(
+                f"{axis} {int(place[n])}"
+                for axis, place, n in zip(self.address.site.axes, places, wrong[0].tolist(), strict=False)
+            )
+            number = float(new[tuple(wrong[0])])
+            raise EditError(
+                f"{self.edit!r} made {number} of what stood at '{self.address}' ({at}): no run can go on from there"
+            )
+        if can_normalize_site(self.address.site, old) and not can_normalize_site(self.address.site, new.detach()):
+            raise EditError(
+                f"{self.edit!r} made numbers whose squares are infinite of what stood at '{self.address}': a norm would "
+                "make zeros of them"
+            )
 
-    def _arguments(self) -> list[str]:
-        return [repr(self.site), name_of(self.fn)]
 
-    @legibly
-    def __repr__(self) -> str:
-        return super().__repr__().replace("gs.custom(", "gs.edit(", 1)
+def with_write_record(bound: BoundEdit) -> BoundEdit:
+    """An edit of a trace. What a function writes is recorded, so that a layer that runs again repeats it."""
+    if not bound.edit.records:
+        return bound
+    return replace(bound, written=WriteRecord(1 if bound.address.site.is_edges else 0))
 
 
 def listed_edits(edits: object) -> tuple[Edit, ...]:

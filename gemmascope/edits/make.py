@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from gemmascope.arguments import is_number, shown
 from gemmascope.edits.ablate_direction import AblateDirection, HasVector
-from gemmascope.edits.edit import Ablate, Add, Custom, Knockout, Patch, Scale
+from gemmascope.edits.kinds import Ablate, Add, Custom, Knockout, Patch, Scale
 from gemmascope.edits.places import Head, Pos
-from gemmascope.edits.sources import listed_reference
+from gemmascope.edits.sources import ReadableRun, listed_reference
 from gemmascope.errors import EditError
 from gemmascope.values import is_array
-
-if TYPE_CHECKING:
-    from gemmascope.run.trace import Trace
 
 
 def patch(
     site: str,
-    source: Trace | Tensor,
+    source: ReadableRun | Tensor,
     *,
     layer: int | None = None,
     pos: Pos = None,
@@ -71,7 +67,7 @@ def ablate(
     pos: Pos = None,
     head: Head = None,
     value: float | str = 0.0,
-    reference: Sequence[Trace] = (),
+    reference: Sequence[ReadableRun] = (),
     q_pos: Pos = None,
     k_pos: Pos = None,
 ) -> Ablate:

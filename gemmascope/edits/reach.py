@@ -1,58 +1,19 @@
-"""Finds edits without effect: on masked edges, overwritten by a later edit, or patching a run into itself.
-
-It is an error if the edit can have no meaning, and a warning if the user may have intended it.
+"""Warns of edits without effect, which the user may have intended: on masked edges, overwritten by a later edit, or patching
+a run into itself. An edit that names masked edges only is an error (edit.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.sources import is_trace
-from gemmascope.errors import EditError, warn
-from gemmascope.model.maths import visible
+from gemmascope.edits.target import seen_edges, what_is_seen
+from gemmascope.errors import warn
 from gemmascope.model.model import Model
-from gemmascope.sites import Address
-
-if TYPE_CHECKING:
-    from gemmascope.edits.bound import BoundEdit
-    from gemmascope.edits.edit import Edit
-
-
-def seen_edges(address: Address, places: Sequence[Tensor], model: Model) -> Tensor:
-    """Which of the selected edges the mask lets through, [q_pos, k_pos], at an edge site."""
-    _, q_pos, k_pos = places
-    assert address.layer is not None
-    return visible(q_pos, k_pos, model.config.window_of(address.layer))
-
-
-def is_hidden(address: Address, places: Sequence[Tensor], model: Model) -> bool:
-    """Whether the mask hides all selected edges. False at row sites."""
-    return address.site.is_edges and not bool(seen_edges(address, places, model).any())
-
-
-def refuse_hidden(edit: Edit, address: Address, places: Sequence[Tensor], values: Tensor | None, model: Model) -> bool:
-    """EditError for an edit that selects only masked edges and cannot change anything there.
-
-    Returns whether it selects only masked edges. A pattern is written after the mask, so a weight on a masked edge counts;
-    what a function returns for one is known only when it is called.
-    """
-    if not is_hidden(address, places, model):
-        return False
-    if address.site.name == "pattern" and (edit.needs_all or (values is not None and bool(values.any()))):
-        return True
-    raise EditError(f"{edit!r} reaches nothing: {_what_is_seen(address, model)}, and no edge named is among them")
-
-
-def _what_is_seen(address: Address, model: Model) -> str:
-    assert address.layer is not None
-    window = model.config.window_of(address.layer)
-    if window is None:
-        return f"position q of layer {address.layer} sees keys 0 to q"
-    return f"position q of local layer {address.layer} sees keys q-{window - 1} to q"
 
 
 def warn_of_no_effect(
@@ -101,7 +62,7 @@ def _masked_messages(bound: BoundEdit, user_edit: Edit, model: Model) -> Iterato
         numbers = bound.places[1 if name == "q_pos" else 2][~seen.any(axis)]
         if len(numbers) and _by_number(getattr(user_edit, name)):
             yield (
-                f"{user_edit!r} reaches nothing at {name}={numbers.tolist()}: {_what_is_seen(bound.address, model)}, and "
+                f"{user_edit!r} reaches nothing at {name}={numbers.tolist()}: {what_is_seen(bound.address, model)}, and "
                 "no edge named there is among them"
             )
 
@@ -122,4 +83,4 @@ def _is_own(bound: BoundEdit, model: Model, ids: Tensor) -> bool:
     source = getattr(bound.edit, "source", None)
     if not is_trace(source):
         return False
-    return source.model is model and not source.bound_edits and source.ids.tolist() == ids.tolist()
+    return source.model is model and not source.edits and source.ids.tolist() == ids.tolist()

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
 from gemmascope.arguments import as_list, shown
-from gemmascope.edits.bound import Target
 from gemmascope.edits.places import differing_position, first_difference
+from gemmascope.edits.target import Target
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 from gemmascope.values import is_array
 
-if TYPE_CHECKING:
-    from gemmascope.run.trace import Trace
+
+class ReadableRun(Protocol):
+    """A run whose values can be read by site: a Trace."""
+
+    model: Model
+
+    @property
+    def ids(self) -> Tensor: ...
+    @property
+    def tokens(self) -> list[str]: ...
+    @property
+    def edits(self) -> Sequence[object]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: object) -> Tensor: ...
 
 
-def is_trace(value: object) -> TypeGuard[Trace]:
+def is_trace(value: object) -> TypeGuard[ReadableRun]:
     """Whether this is a run that can be read by site: what gs.trace returns."""
     return hasattr(value, "residuals") and hasattr(value, "layout")
 
@@ -33,7 +45,7 @@ def not_a_trace(value: object) -> str:
     return type(value).__name__
 
 
-def values_from_trace(source: Trace, target: Target) -> Tensor:
+def values_from_trace(source: ReadableRun, target: Target) -> Tensor:
     """A trace's values at the selected places. EditError if its positions or sizes do not match."""
     ids, source_ids = target.ids, source.ids
     axes = range(1, 3) if target.address.site.is_edges else range(1)
@@ -58,7 +70,7 @@ def values_from_trace(source: Trace, target: Target) -> Tensor:
 MEANS = ("mean", "mean_by_pos")
 
 
-def listed_reference(reference: object) -> tuple[Trace, ...]:
+def listed_reference(reference: object) -> tuple[ReadableRun, ...]:
     """The user's reference as a tuple. EditError if it is not a list of traces."""
     if is_trace(reference):
         raise EditError("reference is a list of traces; given one: write reference=[trace]")
@@ -72,7 +84,7 @@ def listed_reference(reference: object) -> tuple[Trace, ...]:
     return tuple(one for one in traces if is_trace(one))
 
 
-def check_reference(how: str, reference: Sequence[Trace], target: Target) -> None:
+def check_reference(how: str, reference: Sequence[ReadableRun], target: Target) -> None:
     """EditError if a mean of this kind cannot be taken over the reference."""
     if how not in MEANS:
         raise EditError(f"value is a number, 'mean' or 'mean_by_pos'; given {shown(how)}")
@@ -93,7 +105,7 @@ def check_reference(how: str, reference: Sequence[Trace], target: Target) -> Non
 
 
 def mean_of(
-    how: str, reference: Sequence[Trace], target: Target, means: dict[tuple[str, int | None], Tensor] | None = None
+    how: str, reference: Sequence[ReadableRun], target: Target, means: dict[tuple[str, int | None], Tensor] | None = None
 ) -> Tensor:
     """The mean of a site over traces: over all positions but the first ("mean"), or at each ("mean_by_pos").
 
@@ -110,7 +122,7 @@ def mean_of(
     return (mean if len(target.places) == 1 else mean[target.places[1]]).expand(target.shape())
 
 
-def _mean(reference: Sequence[Trace], target: Target, *, by_pos: bool) -> Tensor:
+def _mean(reference: Sequence[ReadableRun], target: Target, *, by_pos: bool) -> Tensor:
     values = [trace[target.address.site.name, target.address.layer] for trace in reference]
     # <bos> carries a huge, prompt-independent value: it would swamp the mean of the other positions.
     return torch.stack(values).mean(0) if by_pos else torch.cat([value[1:] for value in values]).mean(0)

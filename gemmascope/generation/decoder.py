@@ -12,7 +12,7 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.memory.limits import explain_oom
 from gemmascope.model.finite import can_normalize, is_finite, valid_logits
 from gemmascope.model.kv_cache import KVCache

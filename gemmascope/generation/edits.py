@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit
-from gemmascope.edits.edit import Ablate, Add, Edit, Patch
+from gemmascope.edits.edit import BoundEdit, Edit
+from gemmascope.edits.kinds import Ablate, Add, Patch
 from gemmascope.edits.places import find_generation_positions
-from gemmascope.edits.reach import is_hidden
+from gemmascope.edits.target import is_hidden
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
 

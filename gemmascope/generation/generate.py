@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import shown, whole_number
-from gemmascope.edits.bound import BoundEdit, with_write_record
-from gemmascope.edits.edit import Edit, listed_edits
+from gemmascope.edits.edit import BoundEdit, Edit, listed_edits, with_write_record
 from gemmascope.edits.reach import warn_if_not_reached, warn_of_no_effect
 from gemmascope.errors import GenerationError, warn
 from gemmascope.generation.decoder import Decoder

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit
-from gemmascope.edits.edit import Edit
+from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.legible import legible, legibly, spelled
 from gemmascope.memory.limits import explain_oom
 from gemmascope.model.layout import Block, Layout

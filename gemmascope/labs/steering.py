@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gemmascope.arguments import shown
 from gemmascope.edits.call_text import plain
-from gemmascope.edits.edit import Add, Edit
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.kinds import Add
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import SweepError
 from gemmascope.labs.before_after import BeforeAfter

@@ -21,7 +21,7 @@ from gemmascope.model.tap import Chain, Tap
 from gemmascope.sites import Address, find_site
 
 if TYPE_CHECKING:
-    from gemmascope.edits.bound import BoundEdit
+    from gemmascope.edits.edit import BoundEdit
 
 
 def require_finite(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit]) -> None:

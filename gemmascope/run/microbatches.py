@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.memory.placement import MICROBATCH_ROWS
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.memory.limits import explain_oom
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model

@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.arguments import is_whole, shown
-from gemmascope.edits.bound import BoundEdit
-from gemmascope.edits.edit import Edit
+from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.places import Head, Pos, find_positions
 from gemmascope.errors import SiteError
 from gemmascope.legible import legibly

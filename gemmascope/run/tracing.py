@@ -8,8 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit, with_write_record
-from gemmascope.edits.edit import Edit, listed_edits
+from gemmascope.edits.edit import BoundEdit, Edit, listed_edits, with_write_record
 from gemmascope.edits.reach import warn_of_no_effect
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gemmascope.edits.edit import Ablate, Edit
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.kinds import Ablate
 from gemmascope.errors import DictionaryError
 from gemmascope.legible import legibly
 from gemmascope.loading.default import model_or_nano

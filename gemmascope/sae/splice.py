@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import finite_number, is_number, shown, true_or_false
-from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.call_text import plain
-from gemmascope.edits.edit import Edit
+from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.places import Pos
 from gemmascope.errors import DictionaryError, EditError
 from gemmascope.legible import legibly

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gemmascope.edits.ablate_direction import AblateDirection
 from gemmascope.edits.call_text import plain
-from gemmascope.edits.edit import Add
+from gemmascope.edits.kinds import Add
 from gemmascope.edits.make import ablate_direction, add
 from gemmascope.edits.places import Pos
 from gemmascope.legible import legibly, spelled

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gemmascope.arguments import as_list, finite_number, shown
-from gemmascope.edits.bound import BoundEdit
 from gemmascope.edits.call_text import metric_text
-from gemmascope.edits.edit import Add
+from gemmascope.edits.edit import BoundEdit
+from gemmascope.edits.kinds import Add
 from gemmascope.edits.make import add
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import EditError, SiteError, SweepError

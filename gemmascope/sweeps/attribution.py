@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gemmascope.arguments import whole_number
 from gemmascope.edits.call_text import call_text
-from gemmascope.edits.edit import Edit, Patch
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.kinds import Patch
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import SweepError
 from gemmascope.loading.default import model_or_nano

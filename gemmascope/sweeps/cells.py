@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.sweeps.grid import Cell
 from gemmascope.sweeps.pairs import Pair
 from gemmascope.sweeps.result import SweepResult

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.model.digests import tensor_digest
 from gemmascope.run.trace import Trace
 

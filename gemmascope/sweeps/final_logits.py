@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.errors import SweepError
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model

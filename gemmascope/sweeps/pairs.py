@@ -9,9 +9,10 @@ from math import nan
 from torch import Tensor
 
 from gemmascope.arguments import one_of
-from gemmascope.edits.bound import BoundEdit, mesh
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.places import first_difference
 from gemmascope.edits.sources import is_trace
+from gemmascope.edits.target import mesh
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import as_prompts, is_prompt_list, number_errors

@@ -19,7 +19,7 @@ from gemmascope.model.model import Model
 from gemmascope.run.metric import answer_ids, listed_answers
 
 if TYPE_CHECKING:
-    from gemmascope.edits.bound import BoundEdit
+    from gemmascope.edits.edit import BoundEdit
 
 Level = Literal["error", "warning"]
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import finite_number, shown
-from gemmascope.edits.bound import BoundEdit, DeferredRead, DeferredValues, Target, mesh
-from gemmascope.edits.edit import Ablate, Edit, Patch
+from gemmascope.edits.edit import BoundEdit, Edit
+from gemmascope.edits.kinds import Ablate, Patch
 from gemmascope.edits.sources import MEANS, check_reference, mean_of
+from gemmascope.edits.target import DeferredRead, DeferredValues, Target, mesh
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace

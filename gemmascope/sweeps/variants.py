@@ -17,7 +17,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit, DeferredValues
+from gemmascope.edits.edit import BoundEdit
+from gemmascope.edits.target import DeferredValues
 from gemmascope.memory.limits import explain_oom
 from gemmascope.memory.placement import MICROBATCH_ROWS
 from gemmascope.model.gemma2 import Layer

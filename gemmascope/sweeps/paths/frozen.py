@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gemmascope.edits.bound import BoundEdit
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.model.model import Model
 from gemmascope.run.tracing import trace
 from gemmascope.sweeps.grid import Cell

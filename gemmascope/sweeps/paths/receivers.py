@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor
 
 from gemmascope.arguments import shown
-from gemmascope.edits.bound import BoundEdit
-from gemmascope.edits.edit import Patch
+from gemmascope.edits.edit import BoundEdit
+from gemmascope.edits.kinds import Patch
 from gemmascope.edits.places import Head, find_heads
 from gemmascope.errors import SweepError
 from gemmascope.model.gemma2 import Layer

@@ -1,0 +1,182 @@
+"""The kinds of edits: patch, ablate, add, scale, knockout, and an edit by a user's function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gemmascope.edits.arguments import require_importable
+from gemmascope.edits.call_text import name_of, source_text, traces_text
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.sources import ReadableRun, is_trace, mean_of, not_a_trace, values_from_trace
+from gemmascope.edits.target import DeferredValues, Target
+from gemmascope.errors import EditError
+from gemmascope.legible import legibly
+from gemmascope.model.maths import visible
+from gemmascope.values import is_array, real_tensor
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Patch(Edit):
+    source: ReadableRun | Tensor | DeferredValues
+    overwrites = True
+    computes = False
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        assert values is not None
+        return values
+
+    def values_at(self, target: Target) -> Tensor:
+        if is_array(self.source):
+            return target.fit(self.source, "the source tensor")
+        if isinstance(self.source, DeferredValues) or not is_trace(self.source):
+            raise EditError(f"a source is a trace or a tensor; given {not_a_trace(self.source)}")
+        return values_from_trace(self.source, target)
+
+    def _arguments(self) -> list[str]:
+        return [repr(self.site), source_text(self.source)]
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Ablate(Edit):
+    value: float | str = 0.0
+    reference: Sequence[ReadableRun] = ()
+    overwrites = True
+    computes = False
+
+    @cached_property
+    def _means(self) -> dict[tuple[str, int | None], Tensor]:
+        """The means computed so far, shared by all runs that this edit is bound to."""
+        return {}
+
+    def _snapshot(self) -> Edit:
+        self._means  # noqa: B018 (created before copying, so that the copies share it)
+        return super()._snapshot()
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        assert values is not None
+        return values
+
+    def values_at(self, target: Target) -> Tensor:
+        if isinstance(self.value, str):
+            return mean_of(self.value, self.reference, target, self._means)
+        if self.reference:
+            raise EditError("a reference is only for value='mean' or 'mean_by_pos'")
+        value = torch.tensor(float(self.value), dtype=torch.float64).to(target.model.device, torch.float32)
+        return value.expand(target.shape())
+
+    @legibly
+    def __repr__(self) -> str:
+        rest = [] if self.value == 0.0 else [f"value={self.value!r}"]
+        rest += [f"reference={traces_text(self.reference)}"] if self.reference else []
+        return super().__repr__()[:-1] + "".join(f", {part}" for part in rest) + ")"
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Add(Edit):
+    vector: Tensor
+    scale: float = 1.0
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        assert values is not None
+        return old + values
+
+    def values_at(self, target: Target) -> Tensor:
+        return target.fit(self.vector, "the vector") * self.scale
+
+    def _arguments(self) -> list[str]:
+        return [repr(self.site), source_text(self.vector)]
+
+    @legibly
+    def __repr__(self) -> str:
+        return super().__repr__() if self.scale == 1.0 else super().__repr__()[:-1] + f", scale={self.scale!r})"
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Scale(Edit):
+    factor: float
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        return old * self.factor
+
+    def values_at(self, target: Target) -> None:
+        if not math.isfinite(self.factor):
+            raise EditError(f"factor is a finite number; given {self.factor!r}")
+
+    def _arguments(self) -> list[str]:
+        return [repr(self.site), repr(self.factor)]
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Knockout(Edit):
+    site: str = "scores_capped"
+    overwrites = True
+    computes = False
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        return torch.full_like(old, -torch.inf)
+
+    def values_at(self, target: Target) -> None:
+        _, q_pos, k_pos = target.places
+        assert target.address.layer is not None
+        window = target.model.config.window_of(target.address.layer)
+        all_keys = torch.arange(len(target.ids), device=q_pos.device)
+        seen = visible(q_pos, all_keys, window).clone()
+        seen[:, k_pos] = False
+        blind = q_pos[~seen.any(1)]
+        if len(blind):
+            raise EditError(f"{self!r} would leave position {int(blind[0])} nothing to attend to: leave it one key at least")
+
+    def _arguments(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Custom(Edit):
+    fn: Callable[[Tensor], Tensor]
+    needs_all = True
+    records = True
+
+    @property
+    def extra_hash(self) -> object:
+        return self.fn
+
+    def __copy__(self) -> Custom:
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Custom:
+        copied = object.__new__(type(self))
+        vars(copied).update(deepcopy(vars(self), memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, object]:
+        """For pickles. Raises EditError for a function that pickle cannot import elsewhere, such as a lambda."""
+        require_importable(self.fn, self)
+        return dict(vars(self))
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        new = self.fn(old)
+        if isinstance(new, Tensor):
+            new = real_tensor(new, f"what the function of {self!r} returned", EditError)
+        if not isinstance(new, Tensor) or new.shape != old.shape:
+            returned = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            inplace = ", also where it writes in place" if new is None else ""
+            raise EditError(
+                f"the function of {self!r} returned {returned}; it must return a tensor of shape {tuple(old.shape)}{inplace}"
+            )
+        return new if torch.is_grad_enabled() else new.detach()
+
+    def _arguments(self) -> list[str]:
+        return [repr(self.site), name_of(self.fn)]
+
+    @legibly
+    def __repr__(self) -> str:
+        return super().__repr__().replace("gs.custom(", "gs.edit(", 1)
