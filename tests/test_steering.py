@@ -22,7 +22,7 @@ from torch import Tensor
 import gemmascope as gs
 from gemmascope.errors import EditError, GemmascopeError, MetricError, PromptError, SiteError, SweepError
 from gemmascope.figures.steering import log_ticks
-from gemmascope.run import microbatches as bins
+from gemmascope.run import microbatches
 from gemmascope.steering import strengths as strengths_file
 from gemmascope.steering.probe import L2, fit_probe, held_out
 from gemmascope.sweeps.digest import digest, run_parts
@@ -172,9 +172,9 @@ NEGATIVE = [prompt(n, seed=20 + n) for n in (6, 3, 9)]
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(
     site=st.sampled_from(list(WIDTHS)), layer=st.integers(-3, 2), head=st.integers(0, 3),
-    pos=st.sampled_from([-1, 0, None, [0, -1], slice(1, None)]), bin_rows=st.sampled_from([1, 10, 1024]),
+    pos=st.sampled_from([-1, 0, None, [0, -1], slice(1, None)]), microbatch_rows=st.sampled_from([1, 10, 1024]),
 )  # fmt: skip
-def test_a_direction_is_the_difference_of_means(site: str, layer: int, head: int, pos: Any, bin_rows: int) -> None:
+def test_a_direction_is_the_difference_of_means(site: str, layer: int, head: int, pos: Any, microbatch_rows: int) -> None:
     of_head = head if site in HEADS else None
 
     def naive(ids: list[int]) -> Tensor:
@@ -184,7 +184,7 @@ def test_a_direction_is_the_difference_of_means(site: str, layer: int, head: int
 
     positive, negative = ([naive(ids) for ids in given] for given in (POSITIVE, NEGATIVE))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bins, "MICROBATCH_ROWS", bin_rows)
+        patched.setattr(microbatches, "MICROBATCH_ROWS", microbatch_rows)
         d = gs.direction(POSITIVE, NEGATIVE, site=site, layer=layer, pos=pos, head=of_head, model=model())
     means = torch.stack([torch.stack(positive).mean(0), torch.stack(negative).mean(0)])
     assert error(d.means, means) <= CLOSE
@@ -391,7 +391,7 @@ def test_a_strength_sweep_equals_a_loop_of_edited_runs(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(strengths_file, "rows_within", lambda *_: rows)
         patched.setattr("gemmascope.run.logits.LOGIT_BYTES", 16 * rows * 61)
-        patched.setattr(bins, "MICROBATCH_ROWS", max(8, rows // 4))
+        patched.setattr(microbatches, "MICROBATCH_ROWS", max(8, rows // 4))
         found = gs.strength_sweep(PROMPTS, vector, METRIC, strengths=strengths, texts=texts, model=model(), **where)
     assert found.metric["strength"].values.tolist() == strengths
     plain = [gs.trace(ids, model=model()) for ids in PROMPTS]

@@ -20,7 +20,7 @@ from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.finite import require_finite, require_logits
-from gemmascope.run.passes import EditTap
+from gemmascope.run.taps import EditTap
 from gemmascope.sites import EDGE_SITES
 
 

@@ -20,7 +20,7 @@ from gemmascope.memory.limits import explain_oom
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.run.passes import EditTap
+from gemmascope.run.taps import EditTap
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import shown
 

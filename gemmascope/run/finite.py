@@ -7,21 +7,17 @@ to find the site.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.errors import EditError, GemmascopeError
 from gemmascope.model.finite import FirstNonFinite, can_normalize, damaged, is_finite, require_sound_weights, valid_logits
 from gemmascope.model.layout import Block, Layout
-from gemmascope.model.maths import rms_scale
 from gemmascope.model.model import Model
-from gemmascope.model.tap import Chain, Tap
+from gemmascope.model.tap import Chain
+from gemmascope.run.taps import EditTap
 from gemmascope.sites import Address, find_site
-
-if TYPE_CHECKING:
-    from gemmascope.edits.edit import BoundEdit
 
 
 def require_finite(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit]) -> None:
@@ -49,7 +45,7 @@ def require_finite(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: S
     elif is_finite(stream[-1]):
         raise damaged(model.name, "from 'final' on")
     else:
-        tap = Chain(_edit_tap(edits), first)
+        tap = Chain(EditTap([edits]), first)
         layer = next(i for i, x in enumerate(stream[1:]) if not is_finite(x))
         layout = Layout.of_lengths([len(stream[0])], model.device)
         model.layer(layer)(stream[layer], layout, tap.at(layer, layout))
@@ -63,28 +59,8 @@ def require_logits(model: Model, ids: Tensor, logits: Tensor, row: Tensor, pos: 
     first = FirstNonFinite()
     layout = Layout.of_blocks([Block(0, 1, 1, start=pos)], model.device)
     after = [edit for edit in edits if edit.address.layer is None]
-    model.network.unembed(row[None], Chain(_edit_tap(after), first).at(None, layout))
+    model.network.unembed(row[None], Chain(EditTap([after]), first).at(None, layout))
     raise _error(model, ids, first, edits)
-
-
-def require_finite_end(model: Model, ids: Tensor, row: Tensor, edits: Sequence[BoundEdit]) -> None:
-    """As require_finite and require_logits, for a run of which only the last row of the final stream is known, [d_model].
-
-    Only if it is not finite does the run repeat, to find the site.
-    """
-    if bool(torch.isfinite(rms_scale(row[None], model.config.norm_eps)).all()):
-        return
-    from gemmascope.run.passes import streams
-
-    (stream,) = streams(model, [ids], [edits])
-    last = len(ids) - 1
-    require_logits(model, ids, model.network.unembed(stream[-1][-1:])[0], stream[-1][-1], last, edits)
-
-
-def _edit_tap(edits: Sequence[BoundEdit]) -> Tap:
-    from gemmascope.run.passes import EditTap
-
-    return EditTap([edits])
 
 
 def _error(model: Model, ids: Tensor, first: FirstNonFinite, edits: Sequence[BoundEdit]) -> GemmascopeError:

@@ -19,7 +19,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Tap
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
-from gemmascope.run.trace import Trace
+from gemmascope.run.recorded import RecordedRun
 from gemmascope.sites import Address, find
 
 Key = tuple[str, int | None]
@@ -48,7 +48,7 @@ class _GradientTap(Tap):
         return copy
 
 
-def gradient(trace: Trace, metric: object, sites: object) -> Tensor | dict[object, Tensor]:
+def gradient(trace: RecordedRun, metric: object, sites: object) -> Tensor | dict[object, Tensor]:
     """See Trace.grad."""
     keys = sites if isinstance(sites, list) else [sites]
     if not keys:
@@ -66,13 +66,13 @@ def _hashable(key: object) -> object:
     return (key[0], int(key[1])) if isinstance(key, tuple) and len(key) == 2 and is_whole(key[1]) else key
 
 
-def gradients(trace: Trace, metric: Metric, requested: Collection[Key]) -> dict[Key, Tensor]:
+def gradients(trace: RecordedRun, metric: Metric, requested: Collection[Key]) -> dict[Key, Tensor]:
     """The gradient of a bound metric at each requested (site, layer)."""
     with torch.inference_mode(False):
         return _gradients(trace, metric, requested)
 
 
-def _gradients(trace: Trace, metric: Metric, requested: Collection[Key]) -> dict[Key, Tensor]:
+def _gradients(trace: RecordedRun, metric: Metric, requested: Collection[Key]) -> dict[Key, Tensor]:
     by_key: dict[Key, Tensor] = {}
     grad = _at_final_stream(trace, metric)
     lowest = min(layer or 0 for _, layer in requested)
@@ -87,7 +87,7 @@ def _gradients(trace: Trace, metric: Metric, requested: Collection[Key]) -> dict
     return by_key
 
 
-def _at_final_stream(trace: Trace, metric: Metric) -> Tensor:
+def _at_final_stream(trace: RecordedRun, metric: Metric) -> Tensor:
     """The gradient at the stream after the last layer. The metric reads the last position only."""
     if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in trace.bound_edits):
         raise EditError("the run has an edit after its layers (final, logits_raw or logits), which gradients do not pass")
@@ -101,7 +101,9 @@ def _at_final_stream(trace: Trace, metric: Metric) -> Tensor:
     return torch.cat((torch.zeros_like(trace.residuals[-1][:-1]), grad))
 
 
-def _through_layer(trace: Trace, layer: Layer, grad: Tensor, requested: Collection[Key]) -> tuple[Tensor, dict[Key, Tensor]]:
+def _through_layer(
+    trace: RecordedRun, layer: Layer, grad: Tensor, requested: Collection[Key]
+) -> tuple[Tensor, dict[Key, Tensor]]:
     trace.require_weights(layer.index)
     tap = _GradientTap(requested)
     with torch.enable_grad():

@@ -15,12 +15,11 @@ from torch import Tensor
 from gemmascope.memory.limits import require_free_memory
 from gemmascope.model.model import Model
 from gemmascope.run.finite import require_logits
+from gemmascope.run.recorded import RecordedRun
 from gemmascope.run.replay import rerun_layer
 
 if TYPE_CHECKING:
     import xarray
-
-    from gemmascope.run.trace import Trace
 
 
 # Bytes of logits that are in memory at once, where rows are unembedded in parts.
@@ -32,7 +31,7 @@ def rows_to_unembed(model: Model, bytes_per_logit: int = 4) -> int:
     return max(1, LOGIT_BYTES // (bytes_per_logit * model.config.vocab_size))
 
 
-def logit_lens(trace: Trace, rows: Sequence[int]) -> xarray.DataArray:
+def logit_lens(trace: RecordedRun, rows: Sequence[int]) -> xarray.DataArray:
     """Soft-capped logits [layer, pos, vocab] of some positions, read from the stream after every layer by the last norm."""
     import xarray
 
@@ -53,7 +52,7 @@ def logit_lens(trace: Trace, rows: Sequence[int]) -> xarray.DataArray:
     return xarray.DataArray(logits, dims=("layer", "pos", "vocab"), coords=coords, name="soft-capped logit")
 
 
-def logits_at(trace: Trace, pos: int) -> Tensor:
+def logits_at(trace: RecordedRun, pos: int) -> Tensor:
     """The logits [vocab] of one position, with the edits that come after the layers."""
     if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in trace.bound_edits):
         return trace["logits"][pos]
@@ -65,7 +64,7 @@ def logits_at(trace: Trace, pos: int) -> Tensor:
         return logits
 
 
-def record_final_edits(trace: Trace) -> None:
+def record_final_edits(trace: RecordedRun) -> None:
     """Call the user's functions after the layers once, so that later reads repeat what they wrote."""
     if any(bound.written is not None and bound.address.layer is None for bound in trace.bound_edits):
         rerun_layer(trace, None, ["logits"])

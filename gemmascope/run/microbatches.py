@@ -17,7 +17,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Tap
-from gemmascope.run.passes import EditTap
+from gemmascope.run.taps import EditTap
 
 
 @dataclass

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
-from threading import Lock
-from typing import TYPE_CHECKING
 
 import torch
 from einops import einsum
@@ -22,61 +19,15 @@ from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
 from gemmascope.model.weight_digests import UNVERIFIED
 from gemmascope.run.finite import require_logits
-from gemmascope.run.passes import Recorder
+from gemmascope.run.recorded import RecordedRun, n_bytes_of
+from gemmascope.run.taps import Recorder
 from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, find, find_site
-
-if TYPE_CHECKING:
-    from gemmascope.run.trace import Trace
-
-# A layer that ran again is cached with all its sites up to this many bytes; above it, only the requested site is kept.
-MAX_CACHED_LAYER_BYTES = 256 * 2**20
-MAX_CACHED_LAYERS = 4
 
 # How far a layer that runs again may differ from the run, in units of the dtype's precision and of the largest value.
 ROUNDING = 16
 
 
-class LayerCache:
-    """The sites of the layers that ran again last, by layer; None stands for what follows the last layer.
-
-    Threads may share it. Its lock is not held while a layer runs.
-    """
-
-    def __init__(self) -> None:
-        self._sites: OrderedDict[int | None, dict[str, Tensor]] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, layer: int | None) -> dict[str, Tensor]:
-        """The cached sites of a layer."""
-        with self._lock:
-            if layer in self._sites:
-                self._sites.move_to_end(layer)
-            return self._sites.get(layer, {})
-
-    def add(self, layer: int | None, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add sites of a layer to those that are cached, which another thread may have added meanwhile; returns them all."""
-        with self._lock:
-            merged = self._sites[layer] = {**self._sites.get(layer, {}), **sites}
-            self._sites.move_to_end(layer)
-            while len(self._sites) > MAX_CACHED_LAYERS:
-                self._sites.popitem(last=False)
-            return merged
-
-    def fits(self, sites: Mapping[str, Tensor]) -> bool:
-        """Whether these sites of one layer are small enough to be cached."""
-        return _n_bytes(sites.values()) <= MAX_CACHED_LAYER_BYTES
-
-    def sizes(self) -> list[int]:
-        """The bytes that are cached for each layer."""
-        with self._lock:
-            return [_n_bytes(sites.values()) for sites in self._sites.values()]
-
-
-def _n_bytes(values: Iterable[Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in values)
-
-
-def replay(trace: Trace, sites: Collection[str | tuple[str, int]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
+def replay(trace: RecordedRun, sites: Collection[str | tuple[str, int]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
     """Each layer of a trace with the values of the given sites, as t[site, layer] returns them.
 
     One stream of the weights serves all layers, where t[site, layer] would fetch a streamed layer each time.
@@ -96,7 +47,7 @@ def replay(trace: Trace, sites: Collection[str | tuple[str, int]]) -> Iterator[t
     return _replay(trace, requested)
 
 
-def _replay(trace: Trace, requested: Collection[tuple[str, int | None]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
+def _replay(trace: RecordedRun, requested: Collection[tuple[str, int | None]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
     with closing(trace.model.layers()) as layers:
         for layer in layers:
             trace.require_weights(layer.index)
@@ -106,7 +57,7 @@ def _replay(trace: Trace, requested: Collection[tuple[str, int | None]]) -> Iter
             yield layer, recorder.by_name()
 
 
-def _at(trace: Trace, site: tuple[str, int]) -> tuple[str, int | None]:
+def _at(trace: RecordedRun, site: tuple[str, int]) -> tuple[str, int | None]:
     address = find(site, trace.model.n_layers)
     return _in_layers(address.site.name), address.layer
 
@@ -117,7 +68,7 @@ def _in_layers(site: str) -> str:
     return site
 
 
-def read_site(trace: Trace, site: Site, layer: int | None) -> Tensor:
+def read_site(trace: RecordedRun, site: Site, layer: int | None) -> Tensor:
     """A copy of the value of a site: a stored entry of the stream, or computed by running the layer again."""
     stored = _stored(trace, site.name, layer)
     if stored is not None:
@@ -125,13 +76,13 @@ def read_site(trace: Trace, site: Site, layer: int | None) -> Tensor:
     cached = trace.layer_cache.get(layer)
     if site.name not in cached:
         computed = rerun_layer(trace, layer, sites_to_record(trace, site, layer))
-        if not trace.layer_cache.fits({**cached, **computed}):
+        if not trace.layer_cache.fits(n_bytes_of({**cached, **computed}.values())):
             return computed[site.name]  # not cached, so the caller owns it: no copy
         cached = trace.layer_cache.add(layer, computed)
     return cached[site.name].clone()
 
 
-def _stored(trace: Trace, site: str, layer: int | None) -> Tensor | None:
+def _stored(trace: RecordedRun, site: str, layer: int | None) -> Tensor | None:
     """A site that is an entry of the stream, which is stored as it was before the edits at resid_pre."""
     if site == "embed":
         return trace.residuals[0]
@@ -142,7 +93,7 @@ def _stored(trace: Trace, site: str, layer: int | None) -> Tensor | None:
     return None if trace.edits_at(layer, ("resid_pre",)) else trace.residuals[layer]
 
 
-def sites_to_record(trace: Trace, requested: Site, layer: int | None) -> list[str]:
+def sites_to_record(trace: RecordedRun, requested: Site, layer: int | None) -> list[str]:
     """The sites to record when a layer runs again for one site: if they are small, its neighbours too.
 
     Edge sites are recorded apart from the others: a layer that builds them whole does not work in chunks as the pass did,
@@ -155,10 +106,10 @@ def sites_to_record(trace: Trace, requested: Site, layer: int | None) -> list[st
     ]
     size = trace.model.config.size_of
     n_bytes = 4 * sum(torch.Size(size(axis, len(trace)) for axis in s.axes).numel() for s in others)
-    return list({requested.name, *(s.name for s in others if 2 * n_bytes <= MAX_CACHED_LAYER_BYTES)})
+    return list({requested.name, *(s.name for s in others if trace.layer_cache.fits(2 * n_bytes))})
 
 
-def rerun_layer(trace: Trace, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:
+def rerun_layer(trace: RecordedRun, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:
     """The values of some sites of a layer (None: of what follows the layers), from running it again with the run's edits."""
     _require_memory(trace, sites)
     trace.require_weights(layer)
@@ -175,7 +126,7 @@ def rerun_layer(trace: Trace, layer: int | None, sites: Sequence[str]) -> dict[s
     return values
 
 
-def _require_memory(trace: Trace, names: Sequence[str]) -> None:
+def _require_memory(trace: RecordedRun, names: Sequence[str]) -> None:
     """BudgetError if logits, scores or patterns of a long prompt exceed the free memory."""
     size = trace.model.config.size_of
     wide = [SITES[name] for name in names if SITES[name].is_edges or "vocab" in SITES[name].axes]
@@ -187,7 +138,7 @@ def _require_memory(trace: Trace, names: Sequence[str]) -> None:
         require_free_memory(n_bytes, trace.model.device, what, do)
 
 
-def require_run_weights(trace: Trace, part: int | None) -> None:
+def require_run_weights(trace: RecordedRun, part: int | None) -> None:
     """TraceError if the weights of a layer (None: embedding and last norm) changed since the run."""
     trace.model.network.check()
     place = -1 if part is None else part
@@ -200,7 +151,7 @@ def require_run_weights(trace: Trace, part: int | None) -> None:
         raise weights_changed_error(trace.model, part)
 
 
-def reproduces_run(trace: Trace, layer: int) -> bool:
+def reproduces_run(trace: RecordedRun, layer: int) -> bool:
     """Whether a layer still turns its recorded input into its recorded output, up to rounding."""
     before = trace.residuals[layer + 1]
     with torch.no_grad():
@@ -209,7 +160,7 @@ def reproduces_run(trace: Trace, layer: int) -> bool:
     return bool((now - before).abs().max() <= allowed)
 
 
-def read_edges(trace: Trace, address: Address, head: Head, q_pos: Pos) -> Tensor:
+def read_edges(trace: RecordedRun, address: Address, head: Head, q_pos: Pos) -> Tensor:
     """Some heads' rows of an edge site. A single head or query position drops its axis."""
     assert address.layer is not None
     heads, rows = find_heads(head, address.site, trace.model), find_positions(q_pos, trace.model, trace.ids)
@@ -221,7 +172,7 @@ def read_edges(trace: Trace, address: Address, head: Head, q_pos: Pos) -> Tensor
     return value[0 if is_single(head) else slice(None)][..., 0 if is_single(q_pos) else slice(None), :]
 
 
-def _compute_edges(trace: Trace, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
+def _compute_edges(trace: RecordedRun, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
     trace.require_weights(layer)
     module, tap = trace.model.layer(layer), trace.tap(Tap()).at(layer, trace.layout)
     attend, group = module.self_attn.attend, trace.model.config.heads_per_kv

@@ -20,10 +20,9 @@ from gemmascope.errors import GemmascopeError, TraceError, warn
 from gemmascope.files.json_reader import parse_json
 from gemmascope.files.paths import user_path
 from gemmascope.files.writing import write_file
-from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.run.trace import Trace
+from gemmascope.run.recorded import RecordedRun
 
 VERSION = 2
 
@@ -65,7 +64,7 @@ class Metadata(TypedDict, total=False):
 
 
 @computes
-def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
+def save_trace(trace: RecordedRun, path: str | os.PathLike[str]) -> None:
     """See Trace.save. Writes a temporary file and renames it, so that an interrupted write leaves the old file intact."""
     for part in trace.model.weights.parts:  # the file names the present weights as those of the run
         trace.require_weights(part)
@@ -82,27 +81,8 @@ def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     write_file(path, _file_chunks(metadata, tensors), error=TraceError)
 
 
-@computes
-def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> Trace:
-    """Open a trace that t.save(path) wrote.
-
-    Args:
-        path: The file, "~" being the home folder.
-        model: The model that wrote it; None means nano.
-
-    Returns:
-        The Trace, with the same stream and edits, on the model's device.
-
-    Raises:
-        TraceError: The file is not a trace, is damaged, or was written by another model (the error names both).
-
-    Example:
-        >>> t = gs.trace("Mary and John")
-        >>> t.save("mary.trace")
-        >>> bool((gs.open_trace("mary.trace").logits == t.logits).all())
-        True
-    """
-    model = model_or_nano(model)
+def read_run(path: str | os.PathLike[str], model: Model) -> tuple[Tensor, list[Tensor], list[BoundEdit]]:
+    """The token ids, the stream and the edits of a saved run, on the model's device. TraceError as in open_trace."""
     path = user_path(path, error=TraceError, what="a trace")
     metadata, tensors = _read(path)
     _check(metadata, tensors, path, model)
@@ -111,7 +91,7 @@ def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> T
     edits = [_bind(described, tensors.get(f"edit.{i}"), model, ids, path) for i, described in enumerate(metadata["edits"])]
     if not all(bool(torch.isfinite(x).all()) for x in stream):
         warn(f"the residual stream in {path} holds NaN or infinity: the run that was saved did")
-    return Trace(model, ids, stream, edits)
+    return ids, stream, edits
 
 
 # -- the file --

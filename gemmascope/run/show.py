@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 from unicodedata import east_asian_width
 
 import torch
@@ -12,10 +12,8 @@ import torch
 from gemmascope.errors import GemmascopeError
 from gemmascope.legible import legible as legible
 from gemmascope.legible import spelled
+from gemmascope.run.recorded import RecordedRun
 from gemmascope.tokens.tokenizer import shown
-
-if TYPE_CHECKING:
-    from gemmascope.run.trace import Trace
 
 N_TOP = 5
 # A long prompt shows its first and last tokens only.
@@ -61,7 +59,7 @@ class Summary:
         return f"{n} token" if n == 1 else f"{n} tokens"
 
 
-def summarise(trace: Trace) -> Summary:
+def summarise(trace: RecordedRun) -> Summary:
     """Collect what is shown of a trace. Unembeds the last position after every layer."""
     model, ids = trace.model, trace.ids.tolist()
     trace.require_weights(None)
@@ -80,7 +78,7 @@ def summarise(trace: Trace) -> Summary:
     )
 
 
-def _answers(trace: Trace, logits: torch.Tensor) -> tuple[Answer, ...]:
+def _answers(trace: RecordedRun, logits: torch.Tensor) -> tuple[Answer, ...]:
     probabilities, ids = logits.softmax(-1).topk(min(N_TOP, len(logits)))
     texts = trace.model.texts(ids)
     return tuple(Answer(*answer) for answer in zip(texts, ids.tolist(), probabilities.tolist(), strict=True))
@@ -113,7 +111,7 @@ class SummaryJson(TypedDict):
     layers: list[LayerJson]
 
 
-def to_dict(trace: Trace) -> SummaryJson:
+def to_dict(trace: RecordedRun) -> SummaryJson:
     """What a trace shows, as JSON: raw token texts, probabilities between 0 and 1."""
 
     def answers(top: tuple[Answer, ...]) -> list[AnswerJson]:
@@ -131,7 +129,7 @@ def to_dict(trace: Trace) -> SummaryJson:
     }
 
 
-def as_text(trace: Trace) -> str:
+def as_text(trace: RecordedRun) -> str:
     """The text form. Control and direction characters in tokens are spelled out, so that they cannot act on a terminal."""
     try:
         s = summarise(trace)
@@ -171,7 +169,7 @@ def _columns(text: str) -> int:
     return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def as_html(trace: Trace) -> str:
+def as_html(trace: RecordedRun) -> str:
     """A self-contained piece of HTML. Every token is escaped: prompt text is text."""
     try:
         s = summarise(trace)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,22 +20,17 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.model.tap import Chain, Tap
+from gemmascope.run.gradients import gradient
 from gemmascope.run.logits import logit_lens, logits_at
-from gemmascope.run.passes import EditTap
-from gemmascope.run.replay import LayerCache, is_single, read_edges, read_site, require_run_weights
+from gemmascope.run.recorded import LayerCache, LayerInfo
+from gemmascope.run.replay import is_single, read_edges, read_site, require_run_weights
+from gemmascope.run.save import save_trace
+from gemmascope.run.show import as_html, as_text
+from gemmascope.run.taps import EditTap
 from gemmascope.sites import EDGE_SITES, Site, find
 
 if TYPE_CHECKING:
     import xarray
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """A layer's index, its kind ("local" or "global"), and how many keys a query sees (None: all)."""
-
-    index: int
-    kind: str
-    window: int | None
 
 
 class Trace:
@@ -219,8 +213,6 @@ class Trace:
             SiteError: A site does not exist, or comes after the layers.
             MetricError: The metric is not one, or has no gradient.
         """
-        from gemmascope.run.gradients import gradient
-
         return gradient(self, metric, sites)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -232,19 +224,13 @@ class Trace:
         Raises:
             TraceError: The place cannot be written, or the run has an edit by a function.
         """
-        from gemmascope.run.save import save_trace
-
         save_trace(self, path)
 
     @legibly
     def __repr__(self) -> str:
-        from gemmascope.run.show import as_text
-
         return as_text(self)
 
     def _repr_html_(self) -> str:
-        from gemmascope.run.show import as_html
-
         return as_html(self)
 
     def _position(self, pos: object) -> int:

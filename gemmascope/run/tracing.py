@@ -1,7 +1,8 @@
-"""gs.trace: runs prompts through the model and records their residual streams."""
+"""gs.trace runs prompts through the model and records their residual streams; gs.open_trace reads a run from a file."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -16,6 +17,7 @@ from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.run.logits import record_final_edits
 from gemmascope.run.passes import streams
+from gemmascope.run.save import read_run
 from gemmascope.run.trace import Trace
 
 
@@ -56,6 +58,30 @@ def trace(
     prompts, is_list = listed_prompts(prompt)
     results = traces(model, prompts, edits)
     return results if is_list else results[0]
+
+
+@computes
+def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> Trace:
+    """Open a trace that t.save(path) wrote.
+
+    Args:
+        path: The file, "~" being the home folder.
+        model: The model that wrote it; None means nano.
+
+    Returns:
+        The Trace, with the same stream and edits, on the model's device.
+
+    Raises:
+        TraceError: The file is not a trace, is damaged, or was written by another model (the error names both).
+
+    Example:
+        >>> t = gs.trace("Mary and John")
+        >>> t.save("mary.trace")
+        >>> bool((gs.open_trace("mary.trace").logits == t.logits).all())
+        True
+    """
+    model = model_or_nano(model)
+    return Trace(model, *read_run(path, model))
 
 
 def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:

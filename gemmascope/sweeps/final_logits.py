@@ -12,7 +12,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
 from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.metric import Metric, measure
-from gemmascope.run.passes import EditTap
+from gemmascope.run.taps import EditTap
 from gemmascope.sweeps.variants import BaseRun
 
 

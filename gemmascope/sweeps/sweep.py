@@ -20,8 +20,8 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
-from gemmascope.run.finite import require_finite_end
 from gemmascope.run.metric import measure, try_metric
+from gemmascope.run.passes import require_finite_end
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.cells import CellRun, Cost, EditsOf, cell_runs, chunked, cost_of, pending_cells
 from gemmascope.sweeps.final_logits import measure_rows, refuse_wide_functions

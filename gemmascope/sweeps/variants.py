@@ -25,7 +25,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Chain
-from gemmascope.run.passes import EditTap, Recorder
+from gemmascope.run.taps import EditTap, Recorder
 
 
 @dataclass(frozen=True)

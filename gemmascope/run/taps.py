@@ -1,0 +1,76 @@
+"""The taps of a pass of several runs: EditTap applies edits, Recorder records values."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
+
+from gemmascope.edits.edit import BoundEdit
+from gemmascope.model.layout import Block, Layout
+from gemmascope.model.tap import Tap
+
+
+class EditTap(Tap):
+    """Applies each run's edits, in their order. edits[i]: those of run i of the pass.
+
+    If an edit reads an earlier site of its layer, the value of that site is held until the edit is applied.
+    """
+
+    def __init__(self, edits: Sequence[Sequence[BoundEdit]]) -> None:
+        self.at_site: dict[tuple[str, int | None], list[tuple[int, BoundEdit]]] = defaultdict(list)
+        self.held: dict[tuple[str, int | None], Tensor | None] = {}
+        for run, of_run in enumerate(edits):
+            for edit in of_run:
+                self.at_site[edit.address.site.name, edit.address.layer].append((run, edit))
+                if edit.edit.reads is not None:
+                    self.held[edit.edit.reads, edit.address.layer] = None
+
+    def wants(self, site: str, layer: int | None) -> bool:
+        return (site, layer) in self.at_site
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        if edits := self.at_site.get((site, layer)):
+            value = value.clone()
+            for run, edit in edits:
+                span = layout.spans[run]
+                read = None if edit.edit.reads is None else self.held[edit.edit.reads, layer]
+                edit.write_to(value[span], layout.starts[run], None if read is None else read[span])
+        if (site, layer) in self.held:
+            self.held[site, layer] = value
+        return value
+
+    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
+        if edits := self.at_site.get((site, layer)):
+            value = value.clone()
+            for run, edit in edits:
+                if 0 <= run - block.run < block.count:
+                    edit.write_to(value[run - block.run], block.start)
+        return value
+
+
+class Recorder(Tap):
+    """Records the values of some sites, run by run: values[run][site, layer]. A single run's values are not copied."""
+
+    def __init__(self, sites: Collection[str], n_runs: int = 1) -> None:
+        self.sites = frozenset(sites)
+        self.values: list[dict[tuple[str, int | None], Tensor]] = [{} for _ in range(n_runs)]
+
+    def wants(self, site: str, layer: int | None) -> bool:
+        return site in self.sites
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        if site in self.sites:
+            for values, span in zip(self.values, layout.spans, strict=True):
+                values[site, layer] = value if len(self.values) == 1 else value[span].clone()
+        return value
+
+    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
+        for i in range(block.count):
+            self.values[block.run + i][site, layer] = value[i]
+        return value
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The values of the first run by the name of their site, where one layer was recorded."""
+        return {name: value for (name, _), value in self.values[0].items()}
