@@ -9,15 +9,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # mypy and pytest bring it there
 
-# What checks the code itself, or needs a browser or a server, is left out of the run on the lowest versions. So is torch,
-# whose old builds on PyPI bring three gigabytes of CUDA: pip takes the build that is at hand.
-LEFT_OUT = {"ruff", "mypy", "import-linter", "playwright", "jupyterlab", "gemmascope", "torch"}
+# What checks the code itself, or needs a browser or a server, is left out of the run on the lowest versions.
+LEFT_OUT = {"ruff", "mypy", "import-linter", "playwright", "jupyterlab", "gemmascope"}
+# torch's old builds on PyPI bring three gigabytes of CUDA: pip takes the build that it finds first.
+ANY_VERSION = {"torch"}
 
 
 def lowest(requirement: str) -> str | None:
-    """'torch>=2.6,<2.14' -> 'torch==2.6'; None for one that is left out."""
+    """'einops>=0.8' -> 'einops==0.8'; None for one that is left out."""
     found = re.match(r"([\w-]+)(?:\[[\w,]*\])?\s*(?:>=|==)\s*([\w.]+)", requirement)
-    return None if found is None or found[1] in LEFT_OUT else f"{found[1]}=={found[2]}"
+    if found is None or found[1] in LEFT_OUT:
+        return None
+    return requirement if found[1] in ANY_VERSION else f"{found[1]}=={found[2]}"
 
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
