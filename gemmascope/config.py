@@ -70,7 +70,7 @@ class GemmaConfig:
     References:
         Gemma Team (2024), "Gemma 2: Improving Open Language Models at a Practical Size", arXiv:2408.00118.
 
-    Example:
+    Examples:
         >>> config = gs.load("nano").config
         >>> config.n_layers, config.d_model, config.n_heads, config.n_kv_heads
         (6, 128, 4, 2)

@@ -17,7 +17,7 @@ class GemmascopeError(Exception):
     The message says what was given, what is possible, and what to do. Each error is also a Python error of the fitting
     kind (ValueError, LookupError, OSError, ImportError or RuntimeError), so existing handlers catch it too.
 
-    Example:
+    Examples:
         >>> try:
         ...     gs.trace("Hello")["resid_prev", 0]
         ... except gs.GemmascopeError as error:
@@ -34,7 +34,7 @@ class GemmascopeWarning(UserWarning):
 
     The warning points at the caller's own line. Python's warning filters can silence it or turn it into an error.
 
-    Example:
+    Examples:
         >>> import warnings
         >>> warnings.simplefilter("error", gs.GemmascopeWarning)
     """

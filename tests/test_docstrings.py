@@ -14,7 +14,7 @@ from test_public_names import members
 
 import gemmascope as gs
 
-SECTIONS = ("Args", "Returns", "Yields", "Raises", "Attributes", "Example", "Note", "References")
+SECTIONS = ("Args", "Returns", "Yields", "Raises", "Attributes", "Examples", "Note", "References")
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -75,7 +75,7 @@ def test_what_looks_like_markup_is_code(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_public_name_has_an_example(name: str) -> None:
-    assert ">>> " in sections(inspect.getdoc(PUBLIC[name]) or "").get("Example", "")
+    assert ">>> " in sections(inspect.getdoc(PUBLIC[name]) or "").get("Examples", "")
 
 
 @pytest.mark.nano

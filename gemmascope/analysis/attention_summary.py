@@ -43,7 +43,7 @@ class AttentionSummary:
         model: The model's name.
         window: The window of its local layers, in positions.
 
-    Example:
+    Examples:
         >>> summary = gs.attention_summary(gs.trace("The key of Anna is seven."))
         >>> summary.mean["entropy"].dims
         ('layer', 'head')
@@ -111,7 +111,7 @@ def attention_summary(trace: Trace) -> AttentionSummary:
     Raises:
         SiteError: For something that is not a trace.
 
-    Example:
+    Examples:
         >>> prompt = "When Mary and John went to the store, John gave a drink to"
         >>> summary = gs.attention_summary(gs.trace(prompt))
         >>> round(float(summary.mean["on_bos"].max()), 2)

@@ -68,7 +68,7 @@ def compare(
         PromptError: For prompts that are too short, or that the two tokenizers read differently.
         SweepError: For pairs that do not fit.
 
-    Example:
+    Examples:
         >>> found = gs.compare(gs.load(), gs.load(dtype="bfloat16"), "Mary went to the store.", top=3)
         >>> bool(found.agrees[0])
         True

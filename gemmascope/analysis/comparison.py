@@ -41,7 +41,7 @@ class Comparison:
         patched: Whether z was patched; else it was set to 0.
         top: How many of the strongest heads are compared.
 
-    Example:
+    Examples:
         >>> found = gs.compare(gs.load(), gs.load(dtype="bfloat16"), "Mary went to the store.", top=3)
         >>> found.cosine.sizes["layer"]
         7

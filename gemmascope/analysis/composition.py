@@ -39,7 +39,7 @@ class Composition:
             not come before the receiver.
         model: The model's name.
 
-    Example:
+    Examples:
         >>> composition = gs.composition(kind="k", senders=[0, 1], receivers=[2, 3])
         >>> composition.scores.shape
         (2, 4, 2, 4)
@@ -112,7 +112,7 @@ def composition(
     Raises:
         SiteError: For an unknown kind or layer, or where no sender comes before a receiver.
 
-    Example:
+    Examples:
         >>> gs.composition(kind="v").best(1)
         [(0, 3, 1, 2, 0.16...)]
 

@@ -50,7 +50,7 @@ class DirectLogits:
         by: How the stream was split.
         about: The model, the answer and the position, as text.
 
-    Example:
+    Examples:
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> found = gs.direct_logits(trace, " Mary", against=" John", by="head")
         >>> round(float(found.parts.sum() + found.rest.sum()), 3) == round(found.total, 3)
@@ -146,7 +146,7 @@ def direct_logits(
         SiteError: For a position that is not there, another split, a token on both sides, or a run with edits after the
             layers (final, logits_raw, logits), which no part of the stream wrote.
 
-    Example:
+    Examples:
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> found = gs.direct_logits(trace, " Mary", against=" John")
         >>> found.total

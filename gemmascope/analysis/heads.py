@@ -56,7 +56,7 @@ class HeadScores:
         model: The model's name.
         over: The prompts and the number of queries that were scored, as text.
 
-    Example:
+    Examples:
         >>> scores = gs.head_scores(kind="previous_token")
         >>> scores.meaning
         'attention to the token before'
@@ -180,7 +180,7 @@ def head_scores(
         SiteError: For an unknown kind.
         PromptError: For prompts with no query to score, and for random prompts that would be longer than the context.
 
-    Example:
+    Examples:
         >>> gs.head_scores(kind="induction").best(1)
         [(3, 3, 0.99...)]
         >>> both = gs.head_scores(kind=["sink", "copying"])

@@ -58,7 +58,7 @@ class Lens:
         followed: Its soft-capped logit, its probability and its rank (0 for the likeliest), each (entry, pos); empty
             where no token is followed.
 
-    Example:
+    Examples:
         >>> lens = gs.lens(gs.trace("When Mary and John went to the store, John gave a drink to"), answer=" Mary", pos=-1)
         >>> lens.answer_rank.values.ravel()
         array([357, 162, 109,   0,   0,   0])
@@ -257,7 +257,7 @@ def lens(
         SiteError: For a site, head, position or number of tokens that is not there, or several answers.
         PromptError: For an answer that is not one token.
 
-    Example:
+    Examples:
         >>> lens = gs.lens(gs.trace("When Mary and John went to the store, John gave a drink to"), pos=-1)
         >>> [str(token) for token in lens.top_tokens.values[:, 0, 0]]
         [' to', ' to', ' to', ' Mary', ' Mary', ' Mary']

@@ -45,7 +45,7 @@ def patch(
         SiteError: When the edit meets a run: a site, layer, position or head does not exist.
         EditError: When the edit meets a run: the source does not fit.
 
-    Example:
+    Examples:
         Patching the last position's stream carries the other run's answer over.
 
         >>> clean = gs.trace("When Mary and John went to the store, John gave a drink to")
@@ -90,7 +90,7 @@ def ablate(
         EditError: value is neither a number nor the name of a mean, or reference is not a list of traces.
         SiteError: When the edit meets a run: a site, layer, position or head does not exist.
 
-    Example:
+    Examples:
         Without the attention of layer 2, nano names the giver.
 
         >>> prompt = "When Mary and John went to the store, John gave a drink to"
@@ -122,7 +122,7 @@ def ablate_direction(
         SiteError: When the edit meets a run: a site, layer, position or head does not exist.
         EditError: When the edit meets a run: the vector is zero, holds NaN, or has another width.
 
-    Example:
+    Examples:
         >>> clean = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> u = clean["resid_post", 4][-1]
         >>> removed = gs.trace(clean.ids, edits=[gs.ablate_direction("resid_post", u, layer=4, pos=-1)])
@@ -166,7 +166,7 @@ def add(
         EditError: scale is no number; or, when the edit meets a run, the vector does not fit.
         SiteError: When the edit meets a run: a site, layer, position or head does not exist.
 
-    Example:
+    Examples:
         >>> clean = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> corrupt = gs.trace("When Mary and John went to the store, Mary gave a drink to")
         >>> towards = corrupt["resid_post", 4][-1] - clean["resid_post", 4][-1]
@@ -208,7 +208,7 @@ def scale(
         EditError: factor is not a finite number.
         SiteError: When the edit meets a run: a site, layer, position or head does not exist.
 
-    Example:
+    Examples:
         >>> halved = gs.trace("Mary and John", edits=[gs.scale("attn_out", 0.5, layer=3)])
         >>> bool((halved["attn_out", 3] == 0.5 * gs.trace("Mary and John")["attn_out", 3]).all())
         True
@@ -232,7 +232,7 @@ def knockout(*, layer: int, head: Head = None, q_pos: Pos = None, k_pos: Pos = N
         SiteError: When the edit meets a run: a site, layer, position or head does not exist.
         EditError: When the edit meets a run: a query would see no key at all, or the mask hides every named edge already.
 
-    Example:
+    Examples:
         >>> t = gs.trace("Mary and John", edits=[gs.knockout(layer=3, q_pos=-1, k_pos=1)])
         >>> float(t["pattern", 3][:, -1, 1].max())
         0.0
@@ -271,7 +271,7 @@ def edit(
         EditError: fn cannot be called; or, in the run, it returns another shape, NaN, or something that is no tensor.
         SiteError: When the edit meets a run: a site, layer, position or head does not exist.
 
-    Example:
+    Examples:
         >>> doubled = gs.trace("Mary and John", edits=[gs.edit("z", lambda z: 2 * z, layer=3, head=0)])
         >>> bool((doubled["z", 3][:, 0] == 2 * gs.trace("Mary and John")["z", 3][:, 0]).all())
         True

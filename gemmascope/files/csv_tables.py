@@ -42,7 +42,7 @@ def safe_text(text: str) -> str:
 def plain_text(cell: str) -> str:
     """The original text of a cell that csv_text wrote.
 
-    Example:
+    Examples:
         >>> plain_text(safe_text("=1+1"))
         '=1+1'
     """

@@ -69,7 +69,7 @@ def generate(
     Raises:
         PromptError, SiteError, EditError, GenerationError: An argument does not fit. Raised before anything runs.
 
-    Example:
+    Examples:
         >>> gs.generate("Mary and John went to the", max_new_tokens=5).text
         ' library leaves at three.'
 

@@ -59,7 +59,7 @@ class Generation:
         bound_edits: The edits of the run, bound to it.
         stream: The residual stream of the positions that passed through the layers, n_layers + 1 tensors [pos, d_model].
 
-    Example:
+    Examples:
         >>> g = gs.generate("Mary and John went to the", max_new_tokens=5)
         >>> g.text, g.stopped
         (' library leaves at three.', 'length')

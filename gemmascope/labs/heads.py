@@ -44,7 +44,7 @@ class HeadLab(RecomputingLab):
         against: The answer whose logit is subtracted; None for none.
         views: The pictures of the attention patterns and of the logit lens; empty for a prompt too long for a page.
 
-    Example:
+    Examples:
         >>> with gs.head_lab("When Mary and John went to the store, John gave a drink to", " Mary", " John") as lab:
         ...     lab.scale(2, 3, 0.0)
         ...     lab.factors
@@ -253,7 +253,7 @@ def head_lab(
         GenerationError: max_new_tokens is below 1, or the prompt leaves no room to generate.
         SweepError: The two answers are the same, or against is given without an answer.
 
-    Example:
+    Examples:
         >>> lab = gs.head_lab("When Mary and John went to the store, John gave a drink to", " Mary", " John")
         >>> lab.scale(2, 3, 0.0)
         >>> name, before, after = lab.moved()

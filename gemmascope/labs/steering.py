@@ -40,7 +40,7 @@ class SteerLab(RecomputingLab):
         strengths: The two ends of the slider.
         edit: Where the vector is added, as an edit.
 
-    Example:
+    Examples:
         >>> d = gs.direction(["Mary was", "Anna was"], ["John was", "Peter was"], layer=4)
         >>> with gs.steer_lab("Peter was tired because", d, max_new_tokens=4) as lab:
         ...     lab.set(strength=4.0)
@@ -188,7 +188,7 @@ def steer_lab(
         GenerationError: max_new_tokens is below 1, or the prompt leaves no room to generate.
         SweepError: strengths are not two numbers around 0.
 
-    Example:
+    Examples:
         >>> d = gs.direction(["Mary was", "Anna was"], ["John was", "Peter was"], layer=4)
         >>> lab = gs.steer_lab("Peter was tired because", d, strengths=(-4, 4), max_new_tokens=4)
         >>> lab.set(strength=4.0)

@@ -89,7 +89,7 @@ def load(
         DeviceError: The device, dtype or weights are not available.
         BudgetError: The memory is too little, or the disk has no room; the message says how much is needed.
 
-    Example:
+    Examples:
         >>> model = gs.load()
         >>> model.name, model.n_layers, model.dtype
         ('nano', 6, torch.float32)

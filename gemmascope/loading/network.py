@@ -90,7 +90,7 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
         CheckpointError: The source cannot be read, changes meanwhile or is int8 already; or the target holds other files.
         BudgetError: The disk has no room. Nothing is written.
 
-    Example:
+    Examples:
         >>> folder = gs.quantize("nano", "nano-int8")
         >>> gs.load(folder, memory="16MB").n_layers
         6

@@ -52,7 +52,7 @@ def plan(
         DeviceError: The weights, the device or the dtype are not available.
         BudgetError: The context is longer than the model's, rows is not a positive number, or the memory is too little.
 
-    Example:
+    Examples:
         >>> p = gs.plan("27b", weights="int8", context=4096, memory="24GB", device="cpu")
         >>> len(p.kept), len(p.streamed)
         (32, 14)

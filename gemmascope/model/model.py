@@ -34,7 +34,7 @@ class Model:
         asked: The further arguments that gs.load was called with.
         weights: Digests of the weights, layer by layer.
 
-    Example:
+    Examples:
         >>> model = gs.load()
         >>> model
         Model('nano': 6 layers, d_model 128, 4 heads over 2 kv heads of 32, vocabulary 3623, window 16, context 512; ...)

@@ -52,7 +52,7 @@ def agreement(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
     Raises:
         PromptError: `n` is below 1, or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> gs.prompts.agreement(1)[0].clean
         'It seems that the tiger that the boats saw'
     """

@@ -28,7 +28,7 @@ def closing(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
     Raises:
         PromptError: `n` is below 1, or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> gs.prompts.closing(1)[0]
         Pair(clean="The list is (the brown idea 'the pink coin'", ..., answer=')', against='"')
     """

@@ -28,7 +28,7 @@ def facts(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
     Raises:
         PromptError: `n` is below 1, or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> gs.prompts.facts(1)[0]
         Pair(clean='Question: What language is spoken in India? Answer:', ..., answer=' Hindi', against=' Chinese')
     """

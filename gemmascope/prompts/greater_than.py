@@ -39,7 +39,7 @@ def greater_than(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pai
     Raises:
         PromptError: `n` is below 1, or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> gs.prompts.greater_than(1)[0]
         Pair(clean='There was a exile between 1942 and 19', ..., answer='7', against='3')
 

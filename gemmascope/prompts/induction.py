@@ -27,7 +27,7 @@ def induction(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
     Raises:
         PromptError: `n` is below 1, or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> gs.prompts.induction(1)[0].answer
         ' Paul'
 

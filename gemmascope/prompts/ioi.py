@@ -65,7 +65,7 @@ def ioi(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
     Raises:
         PromptError: `n` is below 1, or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> gs.prompts.ioi(1)[0]
         Pair(clean='It was late when Andrew and Sophie got to the village. Andrew gave a kiss to', ..., against=' Andrew')
 

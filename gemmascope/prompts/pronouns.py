@@ -54,7 +54,7 @@ def pronouns(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
     Raises:
         PromptError: `n` is below 1, or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> gs.prompts.pronouns(1)[0]
         Pair(clean='Last week Carl found a mirror behind the town. Then', ..., answer=' he', against=' she')
     """

@@ -50,7 +50,7 @@ def recall(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
     Raises:
         PromptError: `n` is below 1, or an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> gs.prompts.recall(1)[0].answer
         ' sixty'
     """

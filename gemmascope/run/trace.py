@@ -40,7 +40,7 @@ class Trace:
     dotted strings and TransformerLens' names work too. Entries of the residual stream are stored; any other site is computed
     by running its layer again. Threads may share a trace.
 
-    Example:
+    Examples:
         >>> t = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> t
         Trace of nano: 15 tokens

@@ -46,7 +46,7 @@ def trace(
         SiteError, EditError: An edit does not fit the run. An edit that makes NaN is an EditError that names it.
         CheckpointError: The run holds NaN or infinity without any edit.
 
-    Example:
+    Examples:
         >>> t = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> t.top(1)[0][0]
         ' Mary'
@@ -74,7 +74,7 @@ def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> T
     Raises:
         TraceError: The file is not a trace, is damaged, or was written by another model (the error names both).
 
-    Example:
+    Examples:
         >>> t = gs.trace("Mary and John")
         >>> t.save("mary.trace")
         >>> bool((gs.open_trace("mary.trace").logits == t.logits).all())

@@ -41,7 +41,7 @@ class Dictionary(DictionaryWeights):
         concepts: Features that were tied to a concept, by number.
         any_model: Whether it may be used with other models than its own, if the shapes fit.
 
-    Example:
+    Examples:
         >>> dictionary = gs.load_sae()
         >>> dictionary.n_features, dictionary.site, dictionary.layer
         (1024, 'resid_post', 3)

@@ -53,7 +53,7 @@ class FeatureSweep:
         sae: The dictionary.
         model: The model's name.
 
-    Example:
+    Examples:
         >>> metric = gs.logit_diff(" Mary", " John")
         >>> prompt = "When Mary and John went to the store, John gave a drink to"
         >>> found = gs.feature_sweep(gs.load_sae(), prompt, metric, pos=-1)
@@ -155,7 +155,7 @@ def feature_sweep(
     Raises:
         DictionaryError, PromptError, SiteError, EditError, MetricError, SweepError: For arguments that do not fit.
 
-    Example:
+    Examples:
         >>> prompt = "When Mary and John went to the store, John gave a drink to"
         >>> found = gs.feature_sweep(gs.load_sae(), prompt, gs.logit_diff(" Mary", " John"), features=[804, 265], pos=-1)
         >>> found.effect.values.round(2)

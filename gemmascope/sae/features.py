@@ -50,7 +50,7 @@ class Features:
         model: The model of the run; None for rows.
         ids: The token ids of the run; None for rows.
 
-    Example:
+    Examples:
         >>> features = gs.load_sae().encode(gs.trace("When Mary and John went to the store, John gave a drink to"))
         >>> features.top(1, pos=2)
         [(987, 6.9..., "a person's name")]

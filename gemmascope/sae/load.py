@@ -82,7 +82,7 @@ def load_sae(
             not trained for.
         CheckpointError: If fetching fails.
 
-    Example:
+    Examples:
         >>> gs.load_sae()
         Dictionary(gs.load_sae('nano'): 'resid_post' of layer 3, 128 -> 1,024 features -> 128; trained for nano; ...)
 

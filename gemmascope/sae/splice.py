@@ -111,7 +111,7 @@ def splice(
     Raises:
         DictionaryError: For a feature that is not there, or a value that is no number.
 
-    Example:
+    Examples:
         >>> edit = gs.splice(gs.load_sae(), {887: 0.0})
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to", edits=[edit])
         >>> trace.top(1)[0][0]

@@ -55,7 +55,7 @@ class Direction:
         log_odds: Log-odds of the positive class, [prompt], from a probe that was fitted without that prompt.
         model: The model's name.
 
-    Example:
+    Examples:
         >>> direction = gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
         >>> direction.vector.shape
         torch.Size([128])

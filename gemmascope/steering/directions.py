@@ -66,7 +66,7 @@ def direction(
             the other.
         SiteError: For a site, layer, position or head that is not there.
 
-    Example:
+    Examples:
         >>> gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
         direction at resid_post of layer 2, pos -1, nano: 2 positive and 2 negative prompts...
 

@@ -36,7 +36,7 @@ class StrengthSweep:
         question: The metric, as text.
         edit: The edit at strength 1, as text.
 
-    Example:
+    Examples:
         >>> direction = gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
         >>> metric = gs.logit_diff(" Mary", " John")
         >>> found = gs.strength_sweep("Mary and John went to the store.", direction, metric, strengths=[-1, 0, 1])

@@ -77,7 +77,7 @@ def strength_sweep(
         PromptError, SiteError, EditError, MetricError, BudgetError, SweepError: For arguments that do not fit, before
             anything runs.
 
-    Example:
+    Examples:
         >>> direction = gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
         >>> prompt = "When Mary and John went to the store, John gave a drink to"
         >>> found = gs.strength_sweep(prompt, direction, gs.logit_diff(" Mary", " John"), strengths=[-2, 0, 2])

@@ -101,7 +101,7 @@ def attribute(
         MetricError: The metric does not give one number for each run, mixes runs, or has no gradient.
         SweepError: The arguments do not fit together, such as prompts of different lengths.
 
-    Example:
+    Examples:
         >>> clean = "When Mary and John went to the store, John gave a drink to"
         >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
         >>> metric = gs.logit_diff(" Mary", " John")

@@ -78,7 +78,7 @@ def logit_diff(answer: Answer, against: Answer) -> AnswerMetric:
         answers are looked up when it meets a model: PromptError for a text that is not one token, MetricError for two
         equal answers.
 
-    Example:
+    Examples:
         >>> metric = gs.logit_diff(" Mary", " John")
         >>> metric
         gs.logit_diff(' Mary', ' John')
@@ -99,7 +99,7 @@ def answer_prob(answer: Answer) -> AnswerMetric:
     Returns:
         A metric for gs.sweep, gs.attribute and the like: soft-capped logits [run, vocab] -> [run].
 
-    Example:
+    Examples:
         >>> metric = gs.answer_prob(" Mary")
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> round(metric.bind(trace.model)(trace.next_logits[None]).item(), 2)
@@ -118,7 +118,7 @@ def answer_logprob(answer: Answer) -> AnswerMetric:
     Returns:
         A metric for gs.sweep, gs.attribute and the like: soft-capped logits [run, vocab] -> [run].
 
-    Example:
+    Examples:
         >>> metric = gs.answer_logprob(" John")
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> round(metric.bind(trace.model)(trace.next_logits[None]).item(), 1)
@@ -138,7 +138,7 @@ def rank(answer: Answer) -> AnswerMetric:
         A metric for gs.sweep and the like: soft-capped logits [run, vocab] -> [run], whole numbers as floats. It has no
         gradient, so gs.attribute cannot use it.
 
-    Example:
+    Examples:
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> [gs.rank(name).bind(trace.model)(trace.next_logits[None]).item() for name in (" Mary", " John")]
         [0.0, 41.0]
@@ -200,7 +200,7 @@ def kl_from(trace: Trace) -> KLFrom:
     Returns:
         A metric for gs.sweep, gs.attribute and the like: soft-capped logits [run, vocab] -> [run], in nats.
 
-    Example:
+    Examples:
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> other = gs.trace("When Mary and John went to the store, Mary gave a drink to")
         >>> metric = gs.kl_from(trace).bind(trace.model)

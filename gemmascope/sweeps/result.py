@@ -48,7 +48,7 @@ class SweepResult:
         base_metric: The metric of the run that is patched, float64 [pair].
         source_metric: The metric of the run that it is patched from, float64 [pair]. NaN for an ablation.
 
-    Example:
+    Examples:
         >>> clean = "When Mary and John went to the store, John gave a drink to"
         >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
         >>> metric = gs.logit_diff(" Mary", " John")
@@ -268,7 +268,7 @@ def open_sweep(path: str | os.PathLike[str]) -> SweepResult:
     Raises:
         SweepError: The file is not a sweep, or is damaged; the error names the line.
 
-    Example:
+    Examples:
         >>> result = gs.sweep([2, 5, 7], [2, 5, 9], gs.logit_diff(7, 9), site="mlp_out", progress=False)
         >>> result.save("sweep.json")
         >>> gs.open_sweep("sweep.json").effect.equals(result.effect)

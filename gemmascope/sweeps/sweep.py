@@ -115,7 +115,7 @@ def sweep(
             memory is too small, or the file belongs to another sweep. What can be checked is checked before anything is
             run.
 
-    Example:
+    Examples:
         >>> clean = "When Mary and John went to the store, John gave a drink to"
         >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
         >>> metric = gs.logit_diff(" Mary", " John")

@@ -63,7 +63,7 @@ def attention_view(
         SiteError: A layer or head does not exist or is not included, `compare` is from a model of another shape, or one
             layer alone is too large for a page.
 
-    Example:
+    Examples:
         >>> view = gs.attention_view(gs.trace("Mary and John went to the store"), layer=1)
         >>> view
         Attention in nano

@@ -51,7 +51,7 @@ def lens_view(
         SiteError: A site, head, position or colour does not exist, or `pos` names more positions than a page holds.
         PromptError: The answer is not one token.
 
-    Example:
+    Examples:
         >>> view = gs.lens_view(gs.trace("When Mary and John went to the store, John gave a drink to"), answer=" Mary")
         >>> view.title
         'Lens on resid_post in nano'

@@ -42,7 +42,7 @@ class View:
         summary: The picture in words.
         rows: A small table, its header first; empty for none.
 
-    Example:
+    Examples:
         >>> view = gs.stream_view(gs.trace("Mary and John went to the store"))
         >>> view.title
         'The stream in nano'

@@ -38,7 +38,7 @@ def plan_view(models: Sequence[object] = SIZES, contexts: Sequence[int] = CONTEX
         BudgetError: A list is empty, or a context is too long for a model.
         CheckpointError: A model is unknown.
 
-    Example:
+    Examples:
         >>> view = gs.plan_view(["2b"], [1024])
         >>> view.rows[1][:3]
         ['2b', 'bf16', '5.43 GB']

@@ -31,7 +31,7 @@ def sae_view(features: Features, *, most: int = 24) -> View:
     Raises:
         DictionaryError: `features` is something else, `most` is below 1, or no feature is active.
 
-    Example:
+    Examples:
         >>> sae = gs.load_sae("nano")
         >>> view = gs.sae_view(sae.encode(gs.trace("Mary and John went to the store")), most=5)
         >>> view.spec["note"]

@@ -47,7 +47,7 @@ def stream_view(trace: Trace, *, pos: int | str = -1, answer: Answer | None = No
         SiteError: The position does not exist, or `against` is given without `answer`.
         PromptError: An answer is not one token.
 
-    Example:
+    Examples:
         >>> view = gs.stream_view(gs.trace("When Mary and John went to the store, John gave a drink to"), answer=" Mary")
         >>> view.spec["panels"][2]["title"]
         'written towards ·Mary'

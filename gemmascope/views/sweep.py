@@ -29,7 +29,7 @@ def sweep_view(result: SweepResult) -> View:
     Raises:
         SweepError: `result` is something else, or has another number of axes.
 
-    Example:
+    Examples:
         >>> clean = "When Mary and John went to the store, John gave a drink to"
         >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
         >>> metric = gs.logit_diff(" Mary", " John")

@@ -82,7 +82,7 @@ def predict(number: str, question: str, choices: Sequence[str]) -> Prediction:
     Raises:
         GemmascopeError: There are fewer than two choices.
 
-    Example:
+    Examples:
         >>> p = gs.workshop.predict("0.0", "Which is larger?", ["2 + 2", "2 x 3"]).guess("2 + 2")
         >>> p.reveal("2 x 3")
         "0.0: the numbers say '2 x 3'; you guessed '2 + 2'"

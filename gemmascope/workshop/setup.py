@@ -57,7 +57,7 @@ def setup() -> Setup:
     Returns:
         One item for each thing that was checked, with what to do if it is not as it should be.
 
-    Example:
+    Examples:
         >>> print(gs.workshop.setup().items[0])
         ok  python        3...
     """

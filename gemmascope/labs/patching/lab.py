@@ -119,7 +119,7 @@ def patching_lab(
         SweepError: There is no such setting, or a setting has no such value.
         SiteError: There is no such site.
 
-    Example:
+    Examples:
         >>> clean = "When Mary and John went to the store, John gave a drink to"
         >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
         >>> with gs.patching_lab(clean, corrupt, " Mary", " John") as lab:

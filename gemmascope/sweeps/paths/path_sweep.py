@@ -93,7 +93,7 @@ def path_sweep(
         SweepError: A sender or receiver is not one, no sender comes before a receiver, or the arguments do not fit
             together.
 
-    Example:
+    Examples:
         >>> clean = "When Mary and John went to the store, John gave a drink to"
         >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
         >>> metric = gs.logit_diff(" Mary", " John")
