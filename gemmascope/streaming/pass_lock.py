@@ -56,12 +56,14 @@ class QueuedPass:
     def __init__(self, generator: ref[Generator[Layer]]) -> None:
         self.generator = generator
         self.thread, self.process = threading.current_thread(), os.getpid()
-        self.consumer, self.root = _consumer()
+        self.consumer = _consumer()
+        self.in_package = self.consumer is not None
         self.ended, self.end_signal = False, Signal()
 
     def end(self) -> None:
         """Let the next pass begin. May be called repeatedly and from any thread."""
         self.ended = True
+        self.consumer = None  # a frame that is held keeps its variables, the generator among them
         self.end_signal.set()
 
     def settle(self) -> None:
@@ -81,18 +83,17 @@ class QueuedPass:
     def _is_consumed(self) -> bool:
         """Whether the function of this package that consumes the layers still runs. True for a user's own function.
 
-        A stored traceback, as notebooks keep them, keeps the generator of an interrupted pass alive.
+        A stored traceback, as notebooks keep them, keeps the generator of an interrupted pass alive. Python clears no frame
+        that runs, in whichever thread, and says so; walking another thread's frames instead reads freed memory at times.
         """
-        if self.consumer is None:
+        consumer = self.consumer
+        if consumer is None:
             return True
-        frame = sys._current_frames().get(self.thread.ident or 0)
-        while frame is not None:
-            if id(frame) == self.consumer:
-                return True
-            if id(frame) == self.root:
-                return False
-            frame = frame.f_back
-        return True  # the thread continued meanwhile
+        try:
+            consumer.clear()
+        except RuntimeError:
+            return True
+        return False
 
 
 class PassLock:
@@ -109,7 +110,7 @@ class PassLock:
         self._queue.append(mine)
         while waiting := [one for one in self._before(mine) if not one.over]:
             own = [one for one in waiting if one.thread is mine.thread]
-            if any(one.consumer is not None for one in own):
+            if any(one.in_package for one in own):
                 raise DeviceError(
                     "a pass over this model's layers is under way in this thread, and a function that it calls (an edit's, "
                     "a tap's or a metric's) began another: layers that stream serve one pass at a time. Run the model "
@@ -143,19 +144,18 @@ class PassLock:
             self._queue.remove(one)
 
 
-def _consumer() -> tuple[int | None, int]:
-    """The ids of two frames: that of the function of this package that consumes the layers, and the thread's outermost one.
+def _consumer() -> FrameType | None:
+    """The frame of the function of this package that consumes the layers, which closes their generator when it returns.
 
-    Called within the generator of the layers. A frame keeps its id as long as its function runs. The first is None for a
-    function outside this package, which may pass the generator on and continue it from anywhere.
+    Called within that generator. None for a function outside this package, which may pass the generator on and continue it
+    from anywhere.
     """
     frame: FrameType | None = sys._getframe(1)
-    inside, consumer, outermost = True, None, 0
+    inside = True  # still between here and the generator
     while frame is not None:
         suspendable = bool(frame.f_code.co_flags & _SUSPENDABLE)
-        inside = inside and not suspendable  # frames between here and the generator
-        if consumer is None and not inside and not suspendable:
-            consumer = frame
-        outermost, frame = id(frame), frame.f_back
-    ours = consumer is not None and consumer.f_code.co_filename.startswith(_PACKAGE)
-    return (id(consumer) if ours else None), outermost
+        inside = inside and not suspendable
+        if not inside and not suspendable:
+            return frame if frame.f_code.co_filename.startswith(_PACKAGE) else None
+        frame = frame.f_back
+    return None

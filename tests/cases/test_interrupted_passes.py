@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -116,6 +117,30 @@ def test_an_interrupt_at_any_step_leaves_the_stream_to_others(model: Model, whol
     gc.collect()
     assert torch.equal(work().logits, whole)
     assert loading_threads() == []
+
+
+def test_an_interrupt_before_the_layers_are_closed_leaves_the_stream_to_others(model: Model, whole: Tensor) -> None:
+    def before_close(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_name == "__exit__" and isinstance(frame.f_locals.get("self"), closing):
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    def work() -> Any:
+        return gs.trace(IDS, model=model)
+
+    def failing(value: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    sys.settrace(before_close)
+    try:
+        with pytest.raises(KeyboardInterrupt) as held:
+            gs.trace(IDS, model=model, edits=[gs.edit("z", failing, layer=1)])
+    finally:
+        sys.settrace(None)
+    assert model.network.layer_source._lock._queue  # type: ignore[union-attr]
+    assert torch.equal(elsewhere(work).logits, whole)
+    assert torch.equal(work().logits, whole)
+    assert held.value.__traceback__ is not None  # as a notebook keeps it
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal")
