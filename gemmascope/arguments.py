@@ -33,7 +33,7 @@ def whole_number(
         number = int(value)
         if (least is None or number >= least) and (most is None or number <= most):
             return number
-    raise error(f"{name} is a whole number{_bounds(least, most)}; given {shown(value)}")
+    raise error(f"{name} is a whole number{_bounds(least, most)}; given {short_repr(value)}")
 
 
 def finite_number(value: object, name: str, *, error: type[GemmascopeError]) -> float:
@@ -49,7 +49,7 @@ def finite_number(value: object, name: str, *, error: type[GemmascopeError]) -> 
             number = math.nan
         if math.isfinite(number):
             return number
-    raise error(f"{name} is a finite number; given {shown(value)}")
+    raise error(f"{name} is a finite number; given {short_repr(value)}")
 
 
 def is_whole(value: object) -> TypeGuard[SupportsIndex]:
@@ -85,7 +85,7 @@ def true_or_false(value: object, name: str, *, error: type[GemmascopeError]) -> 
     """
     if isinstance(value, bool) or (type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")):
         return bool(value)
-    raise error(f"{name} is True or False; given {shown(value)}")
+    raise error(f"{name} is True or False; given {short_repr(value)}")
 
 
 def one_of(value: object, name: str, choices: Iterable[str], *, error: type[GemmascopeError]) -> str:
@@ -97,7 +97,7 @@ def one_of(value: object, name: str, choices: Iterable[str], *, error: type[Gemm
     allowed = tuple(choices)
     if isinstance(value, str) and value in allowed:
         return value
-    raise error(f"{name} is one of {', '.join(map(repr, allowed))}; given {shown(value)}")
+    raise error(f"{name} is one of {', '.join(map(repr, allowed))}; given {short_repr(value)}")
 
 
 def as_list(value: object, name: str, *, error: type[GemmascopeError]) -> list[object]:
@@ -108,13 +108,13 @@ def as_list(value: object, name: str, *, error: type[GemmascopeError]) -> list[o
             as an endless generator does.
     """
     if isinstance(value, (str, bytes, bytearray, Mapping, type)) or not isinstance(value, Iterable):
-        raise error(f"{name} is a list; given {shown(value)}")
+        raise error(f"{name} is a list; given {short_repr(value)}")
     try:
         items = list(islice(value, MAX_ITEMS + 1))
     except Exception as failure:  # iterating over a 0-d tensor or array fails, and so may a user's generator
         raise error(f"{name} is a list, and cannot be read as one: {type(failure).__name__}: {failure}") from failure
     if len(items) > MAX_ITEMS:
-        raise error(f"{name} holds more than {MAX_ITEMS:,}: given {shown(value)}, which may have no end")
+        raise error(f"{name} holds more than {MAX_ITEMS:,}: given {short_repr(value)}, which may have no end")
     return items
 
 
@@ -156,7 +156,7 @@ def _bounds(least: int | None, most: int | None) -> str:
     return "" if most is None else f" of at most {most}"
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value's repr for an error message, cut to 80 characters."""
     try:
         text = repr(value)

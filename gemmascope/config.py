@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gemmascope.arguments import is_number, is_whole, shown
+from gemmascope.arguments import is_number, is_whole, short_repr
 from gemmascope.errors import ConfigError
 
 Kind = Literal["local", "global"]
@@ -105,15 +105,17 @@ class GemmaConfig:
                 _require(name, getattr(self, name), (int, float), "a number above 0, or None for no cap")
         for token_id in (self.bos_id, *self.eos_ids):
             if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-                raise ConfigError(f"bos_id and eos_ids are token ids; given {shown(token_id)}")
+                raise ConfigError(f"bos_id and eos_ids are token ids; given {short_repr(token_id)}")
             if token_id > _MOST["vocab_size"]:
-                raise ConfigError(f"bos_id and eos_ids are token ids of a vocabulary; given {shown(token_id)}")
+                raise ConfigError(f"bos_id and eos_ids are token ids of a vocabulary; given {short_repr(token_id)}")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"{self.n_heads} query heads cannot be shared out evenly to {self.n_kv_heads} kv heads")
         if self.d_head % 2:
             raise ConfigError(f"RoPE rotates pairs, so d_head must be even; given {self.d_head}")
         if not self.kinds or set(self.kinds) - {"local", "global"}:
-            raise ConfigError(f"every layer is 'local' or 'global', and there is at least one; given {shown(self.kinds)}")
+            raise ConfigError(
+                f"every layer is 'local' or 'global', and there is at least one; given {short_repr(self.kinds)}"
+            )
         if len(self.kinds) > MOST_LAYERS:
             raise ConfigError(f"a model has at most {MOST_LAYERS} layers; given {len(self.kinds):,}")
 
@@ -165,11 +167,11 @@ class GemmaConfig:
         """
         model_type = given.get("model_type")
         if model_type != "gemma2":
-            names = (
-                ", ".join(str(name)[:80] for name in _as_tuple(given.get("architectures"))[:5]) or "no architecture named"
-            )
+            architectures = [str(name)[:80] for name in _as_tuple(given.get("architectures"))[:5]]
+            names = ", ".join(architectures) or "no architecture named"
             raise ConfigError(
-                f"this is not a Gemma 2 checkpoint: model_type is {shown(model_type)} ({names}), not 'gemma2'{_inner(given)}"
+                f"this is not a Gemma 2 checkpoint: model_type is {short_repr(model_type)} ({names}), not "
+                f"'gemma2'{_inner(given)}"
             )
         c: dict[str, Any] = {**_DEFAULTS, **given}
         try:
@@ -205,11 +207,11 @@ class GemmaConfig:
 def _require(name: str, value: object, kind: type[int | float] | tuple[type[int | float], ...], what: str) -> None:
     amount = value if isinstance(value, kind) and not isinstance(value, bool) else 0
     if not amount > 0:
-        raise ConfigError(f"{name} must be {what}; given {shown(value)}")
+        raise ConfigError(f"{name} must be {what}; given {short_repr(value)}")
     if amount < _LEAST.get(name, 0):
-        raise ConfigError(f"{name} must be at least {_LEAST[name]}; given {shown(value)}")
+        raise ConfigError(f"{name} must be at least {_LEAST[name]}; given {short_repr(value)}")
     if amount > _MOST[name]:
-        raise ConfigError(f"{name} must be at most {_MOST[name]:,}; given {shown(value)}")
+        raise ConfigError(f"{name} must be at most {_MOST[name]:,}; given {short_repr(value)}")
 
 
 def _with_json_name(message: str) -> str:
@@ -222,16 +224,16 @@ def _with_json_name(message: str) -> str:
 def _kinds(c: Mapping[str, object]) -> tuple[Kind, ...]:
     n_layers, types = c["num_hidden_layers"], c.get("layer_types")
     if not is_whole(n_layers):
-        raise ConfigError(f"num_hidden_layers: the config holds a value of the wrong type: {shown(n_layers)}")
+        raise ConfigError(f"num_hidden_layers: the config holds a value of the wrong type: {short_repr(n_layers)}")
     n_layers = int(n_layers)
     if n_layers > MOST_LAYERS:
-        raise ConfigError(f"num_hidden_layers: a model has at most {MOST_LAYERS} layers; given {shown(n_layers)}")
+        raise ConfigError(f"num_hidden_layers: a model has at most {MOST_LAYERS} layers; given {short_repr(n_layers)}")
     if types is None:  # configs written before transformers 4.53 do not list them: even layers slide
         types = ["sliding_attention" if layer % 2 == 0 else "full_attention" for layer in range(n_layers)]
     if not isinstance(types, (list, tuple)):
-        raise ConfigError(f"layer_types: the config holds a value of the wrong type: {shown(types)}")
+        raise ConfigError(f"layer_types: the config holds a value of the wrong type: {short_repr(types)}")
     if unknown := {str(name) for name in types if not isinstance(name, str) or name not in _KINDS}:
-        raise ConfigError(f"layer_types holds {shown(sorted(unknown))}; known are {sorted(_KINDS)}")
+        raise ConfigError(f"layer_types holds {short_repr(sorted(unknown))}; known are {sorted(_KINDS)}")
     if len(types) != n_layers:
         raise ConfigError(f"layer_types lists {len(types)} layers and num_hidden_layers is {n_layers}")
     return tuple(_KINDS[name] for name in types)
@@ -241,7 +243,7 @@ def _rope(c: Mapping[str, object]) -> Mapping[str, object]:
     """RoPE's own fields: transformers 5 writes rope_parameters, transformers 4 rope_theta and rope_scaling."""
     fields = c.get("rope_parameters") or c.get("rope_scaling") or {}
     if not isinstance(fields, Mapping):
-        raise ConfigError(f"rope_parameters: the config holds a value of the wrong type: {shown(fields)}")
+        raise ConfigError(f"rope_parameters: the config holds a value of the wrong type: {short_repr(fields)}")
     return fields
 
 
@@ -249,7 +251,7 @@ def _rope_theta(c: Mapping[str, object]) -> float:
     given = (_rope(c).get("rope_theta"), c.get("rope_theta"), 10000.0)
     value = next(theta for theta in given if theta is not None)
     if not is_number(value):
-        raise ConfigError(f"rope_theta must be a number above 0; given {shown(value)}")
+        raise ConfigError(f"rope_theta must be a number above 0; given {short_repr(value)}")
     return float(value)
 
 
@@ -257,10 +259,10 @@ def _refuse_variants(c: Mapping[str, object]) -> None:
     rope_type = _rope(c).get("rope_type", _rope(c).get("type", "default"))
     activation = c["hidden_activation"] or c.get("hidden_act")
     checks = {
-        f"hidden_activation {shown(activation)} (Gemma 2 has 'gelu_pytorch_tanh')": activation == "gelu_pytorch_tanh",
+        f"hidden_activation {short_repr(activation)} (Gemma 2 has 'gelu_pytorch_tanh')": activation == "gelu_pytorch_tanh",
         "attention_bias true (Gemma 2 has none)": not c["attention_bias"],
         "tie_word_embeddings false (Gemma 2 unembeds with its embedding)": c["tie_word_embeddings"] is True,
-        f"RoPE of type {shown(rope_type)} (Gemma 2 has 'default')": rope_type == "default",
+        f"RoPE of type {short_repr(rope_type)} (Gemma 2 has 'default')": rope_type == "default",
         "RoPE that differs between layers (Gemma 2 has one)": not any(isinstance(v, Mapping) for v in _rope(c).values()),
         "RoPE of a part of each head (Gemma 2 turns all of it)": _rope(c).get("partial_rotary_factor", 1) == 1,
         "use_bidirectional_attention (Gemma 2 is causal)": not c.get("use_bidirectional_attention"),

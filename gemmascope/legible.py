@@ -16,7 +16,7 @@ SelfT = TypeVar("SelfT")
 _JOINERS = "\u200c\u200d"
 
 
-def spelled(text: str) -> str:
+def legible_line(text: str) -> str:
     """One line of text with its escape codes, line ends and direction marks spelled out, as \\x1b or \\u202e."""
     if text.isprintable():
         return text
@@ -25,11 +25,11 @@ def spelled(text: str) -> str:
 
 
 def legible(text: str) -> str:
-    """Text of several lines: line ends and tabs stay, everything else that `spelled` escapes is spelled out."""
-    return "".join(c if c in "\n\t" else spelled(c) for c in text) if not text.isprintable() else text
+    """Text of several lines: line ends and tabs stay, everything else that `legible_line` escapes is spelled out."""
+    return "".join(c if c in "\n\t" else legible_line(c) for c in text) if not text.isprintable() else text
 
 
-def legibly(method: Callable[[SelfT], str]) -> Callable[[SelfT], str]:
+def prints_legibly(method: Callable[[SelfT], str]) -> Callable[[SelfT], str]:
     """Decorator for a __repr__ or __str__: passes what it returns through `legible`."""
 
     @wraps(method)

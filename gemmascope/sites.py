@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gemmascope.arguments import is_whole, shown
+from gemmascope.arguments import is_whole, short_repr
 from gemmascope.errors import SiteError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Address:
     site: Site
     layer: int | None
 
-    @legibly
+    @prints_legibly
     def __str__(self) -> str:
         return self.site.name if self.layer is None else f"layers.{self.layer}.{self.site.name}"
 
@@ -155,7 +155,7 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
     """
     if isinstance(key, tuple):
         if len(key) != 2:
-            raise SiteError(f"a site is looked up as ('site', layer), such as ('pattern', 5); given {shown(key)}")
+            raise SiteError(f"a site is looked up as ('site', layer), such as ('pattern', 5); given {short_repr(key)}")
         name, layer = key
         # TransformerLens users write both cache["resid_post", 5] and cache[utils.get_act_name("resid_post", 5)].
         return find(name, n_layers, layer)
@@ -163,17 +163,17 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
         raise SiteError(_unknown(key))
     site, named = parse_site_name(key)
     if named is not None and layer is not None and find_layer(layer, n_layers) != find_layer(named, n_layers):
-        raise SiteError(f"{shown(key)} names layer {named}, and layer {layer} was given as well; give one of them")
+        raise SiteError(f"{short_repr(key)} names layer {named}, and layer {layer} was given as well; give one of them")
     return _address(site, layer if named is None else named, n_layers)
 
 
 def find_layer(layer: object, n_layers: int) -> int:
     """A layer as a number from 0; negative ones count from the end. Raises SiteError if there is no such layer."""
     if not is_whole(layer):
-        raise SiteError(f"a layer is a whole number, {_layer_range(n_layers)}; given {shown(layer)}")
+        raise SiteError(f"a layer is a whole number, {_layer_range(n_layers)}; given {short_repr(layer)}")
     number = int(layer)
     if not -n_layers <= number < n_layers:
-        raise SiteError(f"there is no layer {shown(number)}: layers go {_layer_range(n_layers)}")
+        raise SiteError(f"there is no layer {short_repr(number)}: layers go {_layer_range(n_layers)}")
     return number % n_layers
 
 
@@ -184,7 +184,7 @@ def _layer_range(n_layers: int) -> str:
 def _address(site: Site, layer: int | None, n_layers: int) -> Address:
     if not site.in_layer:
         if layer is not None:
-            raise SiteError(f"'{site.name}' is outside the layers: ask for it without one; given layer {shown(layer)}")
+            raise SiteError(f"'{site.name}' is outside the layers: ask for it without one; given layer {short_repr(layer)}")
         return Address(site, None)
     if layer is None:
         raise SiteError(f"'{site.name}' is in every layer: say which, {_layer_range(n_layers)}")
@@ -200,7 +200,7 @@ def _translate(name: str) -> str:
 def _unknown(name: object) -> str:
     near = near_names(name, list(SITES)) if isinstance(name, str) else []
     suggestion = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"there is no site {shown(name)}.{suggestion} The sites are: {', '.join(SITES)}"
+    return f"there is no site {short_repr(name)}.{suggestion} The sites are: {', '.join(SITES)}"
 
 
 def near_names(name: str, known: Sequence[str]) -> list[str]:

@@ -109,7 +109,7 @@ def test_the_read_out_names_the_strongest_tokens(kind: str, monkeypatch: pytest.
     written = table * (1 + m.network.model.norm.weight.detach()) if kind == "ov" else read
     for row, (i, sign) in enumerate([(0, 1), (0, -1), (1, 1), (1, -1)]):
         for column, strengths in ((found.columns[3], read @ u[:, i]), (found.columns[4], written @ vh[i])):
-            tokens = m.tokenizer.shown((sign * strengths).topk(4).indices.tolist())
+            tokens = m.tokenizer.visible_texts((sign * strengths).topk(4).indices.tolist())
             assert found.iloc[row][column] == " ".join(tokens)
         assert found.iloc[row]["value"] == pytest.approx(float(s[i]))
     monkeypatch.setattr("gemmascope.model.modules.TOKENS", 7)

@@ -15,7 +15,7 @@ import pytest
 from pieces import ODD
 
 from gemmascope.run.show import _drawn
-from gemmascope.tokens.tokenizer import SHOWN_AS, shown
+from gemmascope.tokens.tokenizer import SHOWN_AS, visible_text
 from gemmascope.views.module import FILES, FOLDER, LIVE_FILES, module_text, needed_by, static_module
 from gemmascope.views.packing import count_visible, pack, pack_probabilities, visible_values
 
@@ -75,7 +75,7 @@ def test_its_pure_functions() -> None:
     ]
     chars = [c for c in map(chr, range(1, 0x3000)) if unicodedata.category(c) != "Cn"]  # what later versions add differs
     texts = [*ODD, *SHOWN_AS, "\u200d", *("".join(rng.choice(chars, 9)) for _ in range(200))]
-    given = {"GS_PACKED": json.dumps(cases), "GS_SHOWN": json.dumps([(t, shown(t), _drawn(t)) for t in texts])}
+    given = {"GS_PACKED": json.dumps(cases), "GS_SHOWN": json.dumps([(t, visible_text(t), _drawn(t)) for t in texts])}
     files = [str(path) for path in sorted(TESTS.glob("*.test.mjs"))]
     command = [node(), "--test", "--test-reporter=tap", *files]
     ran = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True)

@@ -17,7 +17,7 @@ from gemmascope.edits.kinds import Ablate, Custom
 from gemmascope.model.model import Model
 from gemmascope.run.show import as_html, as_text, to_dict
 from gemmascope.run.trace import Trace
-from gemmascope.tokens.tokenizer import Tokenizer, shown
+from gemmascope.tokens.tokenizer import Tokenizer, visible_text
 
 TEXT = "When Mary and John went to the store, John gave a drink to"
 # All that may be in the page: anything else came out of a token.
@@ -66,13 +66,13 @@ def test_text_shows_tokens_model_answers_and_layers() -> None:
     t = gs.trace(TEXT, model=worded(), edits=[Ablate(site="z", layer=1, pos=3, head=2)])
     head, tokens, edit, following, columns, *layers = repr(t).split("\n")
     assert head == "Trace of random: 15 tokens"
-    assert tokens.split() == [shown(text) for text in t.tokens]
+    assert tokens.split() == [visible_text(text) for text in t.tokens]
     assert edit.strip() == "edit gs.ablate('z', layer=1, pos=3, head=2)"
     best, _, probability = t.top(1)[0]
-    assert following.split()[:3] == ["next", shown(best), f"{probability:.1%}"]
+    assert following.split()[:3] == ["next", visible_text(best), f"{probability:.1%}"]
     assert columns.split() == ["layer", "kind", "would", "answer"]
     probs = torch.from_numpy(t.lens().values).softmax(-1).max(-1)
-    answers = [shown(text) for text in t.model.texts(probs.indices)]
+    answers = [visible_text(text) for text in t.model.texts(probs.indices)]
     kinds = ["local", "global", "local"]
     shares = [f"{p:.1%}" for p in probs.values.tolist()]
     assert [line.split() for line in layers] == [list(map(str, row)) for row in zip(range(3), kinds, answers, shares)]  # noqa: B905
@@ -95,7 +95,7 @@ def test_html_shows_the_same() -> None:
     page, words = Page(t._repr_html_()), " ".join(Page(t._repr_html_()).text)
     data = to_dict(t)
     layers = [row["top"][0]["text"] for row in data["layers"]]
-    assert page.chips == [shown(x) for x in [*t.tokens, *(a["text"] for a in data["top"]), *layers]]
+    assert page.chips == [visible_text(x) for x in [*t.tokens, *(a["text"] for a in data["top"]), *layers]]
     for part in ("random", "15 tokens", "gs.ablate('z', layer=1, pos=3, head=2)", "▭ local", "◯ global"):
         assert part in words
     assert page.tags <= TAGS

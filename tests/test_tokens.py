@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from gemmascope.errors import CheckpointError, GemmascopeWarning, PromptError
 from gemmascope.loading.load import load
-from gemmascope.tokens.tokenizer import SHOWN_AS, Tokenizer, shown
+from gemmascope.tokens.tokenizer import SHOWN_AS, Tokenizer, visible_text
 
 BOS = 2
 TEXTS = [
@@ -86,10 +86,10 @@ def test_half_a_character_is_refused(ours: Tokenizer) -> None:
 def test_how_tokens_are_shown(ours: Tokenizer) -> None:
     ids = ours.ids("the\nthe 🙂")
     assert ours.texts(ids)[:3] == ["<bos>", "the", "\n"]
-    assert ours.shown(ids)[:3] == ["<bos>", "the", "⏎"]
+    assert ours.visible_texts(ids)[:3] == ["<bos>", "the", "⏎"]
     assert ours.texts(ids)[-4:] == ["<0xF0>", "<0x9F>", "<0x99>", "<0x82>"]
     assert ours.text(ours.encode("to the")[-1]) == " the"
-    assert ours.shown(ours.encode("to the"))[-1] == "·the"
+    assert ours.visible_texts(ours.encode("to the"))[-1] == "·the"
     assert [ours.is_special(i) for i in ids[:3]] == [True, False, False]
     assert all(ours.is_special(ours.single(name)) for name in ("<bos>", "<eos>", "<pad>", "<unk>"))
     assert ours.vocab_size == 700
@@ -101,7 +101,7 @@ def test_how_tokens_are_shown(ours: Tokenizer) -> None:
 def test_every_shown_character_is_visible_and_its_own() -> None:
     assert len(set(SHOWN_AS.values())) == len(SHOWN_AS)
     assert all(drawn.isprintable() and not drawn.isspace() for drawn in SHOWN_AS.values())
-    assert shown(" a\tb ") == "·a⇥b·"
+    assert visible_text(" a\tb ") == "·a⇥b·"
 
 
 def test_an_answer_is_one_token(ours: Tokenizer) -> None:

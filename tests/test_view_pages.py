@@ -16,7 +16,7 @@ from pointer import BLUES, RED_BLUE, Pointer, between
 from test_views import CLEAN, CORRUPT, every_view, odd, trace, wide
 
 import gemmascope as gs
-from gemmascope.tokens.tokenizer import shown as shown_text
+from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.views.page import page as page_with
 
 
@@ -54,7 +54,7 @@ def test_attention_under_the_pointer_is_the_trace_s_and_so_is_its_colour(shown: 
     cells = Pointer(page)
     most = np.tril(pattern)[:, 1:].max()  # the first position is left out of the range
     for q, k in ((6, 2), (14, 10), (9, 9), (3, 1)):
-        x, y = cells.find(f"query {q}: {shown_text(t.tokens[q])}, key {k}: {shown_text(t.tokens[k])}")
+        x, y = cells.find(f"query {q}: {visible_text(t.tokens[q])}, key {k}: {visible_text(t.tokens[k])}")
         match = re.search(r"probability: (\S+)", cells.says(x, y))
         assert match
         assert number(match[1]) == pytest.approx(pattern[q, k], abs=6e-5)
@@ -144,7 +144,7 @@ def test_the_lens_is_drawn_in_the_colours_of_its_numbers(shown: Any) -> None:
     cells = Pointer(page)
     x, y = cells.find("layer 1 (global), position 2: ·Mary")
     prob, rank = float(found.answer_prob.sel(layer=1)[2]), int(found.answer_rank.sel(layer=1)[2])
-    tops = [f"{shown_text(token)}  {prob:.4f}" for token, prob, *_ in _tops(found, 1, 2)]
+    tops = [f"{visible_text(token)}  {prob:.4f}" for token, prob, *_ in _tops(found, 1, 2)]
     lines = cells.says(x, y).split("\n")
     assert lines[1] == f"probability of the answer: {prob:.4f}"
     assert lines[2:7] == tops

@@ -14,7 +14,7 @@ from gemmascope.analysis.patterns import PatternRows, attend_of, patterns
 from gemmascope.arguments import one_of
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.modes import computes
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
@@ -81,11 +81,11 @@ class AttentionSummary:
         title = f"attention, {self.model}, mean over queries without the first"
         return labelled_figure(self.mean[measure], title=title, unit=MEASURES[measure], diverging=False, bound=bound)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         mean, n_pos = self.mean, self.by_query.sizes["q_pos"]
         cuts = "cuts nothing off here" if n_pos <= self.window else "is shorter than the prompt"
-        lines = [f"attention in {spelled(self.model)}, {n_pos} positions; the window of {self.window} {cuts}"]
+        lines = [f"attention in {legible_line(self.model)}, {n_pos} positions; the window of {self.window} {cuts}"]
         for layer in range(mean.sizes["layer"]):
             row = {name: mean[name].isel(layer=layer) for name in MEASURES}
             values = ", ".join(f"{name} {float(v.min()):.2f} to {float(v.max()):.2f}" for name, v in row.items())

@@ -11,7 +11,7 @@ import numpy as np
 
 from gemmascope.arguments import one_of
 from gemmascope.errors import MetricError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 
 if TYPE_CHECKING:
     import pandas
@@ -115,7 +115,7 @@ class Comparison:
         title = "The stream of model b beside that of model a, mean over positions without the first"
         return stream_difference_figure(self.cosine, self.relative_error, title=title)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         lines = [f"  {name:<11} {text}" for name, text in self._summary()]
         rows = [f"  {kl:<11} {answers}  {text}" for kl, answers, text in self._most_different()]
@@ -137,8 +137,8 @@ class Comparison:
         intervention = "patching z" if self.patched else "setting z to 0"
         shared = round(self.head_agreement * self.top)
         return [
-            ("a", spelled(self.model_a)),
-            ("b", spelled(self.model_b)),
+            ("a", legible_line(self.model_a)),
+            ("b", legible_line(self.model_b)),
             ("KL(a || b)", f"next token {float(self.kl.mean()):.3g} nats, at most {float(self.kl.max()):.3g}; "
                            f"mean over all positions {self.kl_mean:.3g}"),
             ("answers", f"the same top answer in {int(self.agrees.sum())} of {self.agrees.size}; log-probability of a's "

@@ -12,9 +12,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.arguments import as_numbers, one_of, shown, whole_number
+from gemmascope.arguments import as_numbers, one_of, short_repr, whole_number
 from gemmascope.errors import SiteError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
@@ -72,14 +72,14 @@ class Composition:
         title = f"composition through {KINDS[self.kind]}, {self.model}"
         return composition_figure(self.scores, title=title, unit="composition, 0 to 1")
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         kv_heads = self.scores["to_kv_head"].values
         best = [
             f"  {score:6.3f}  layer {a} head {b} -> layer {c} head {d} (kv head {kv_heads[d]})"
             for a, b, c, d, score in self.best()
         ]
-        return "\n".join([f"composition through {KINDS[self.kind]} in {spelled(self.model)}, 0 to 1", *best])
+        return "\n".join([f"composition through {KINDS[self.kind]} in {legible_line(self.model)}, 0 to 1", *best])
 
 
 @computes
@@ -189,12 +189,12 @@ def _listed_layers(given: object, name: str, model: Model) -> list[int]:
         return list(range(model.n_layers))
     numbers = as_numbers(given)
     if numbers is None:
-        raise SiteError(f"{name} is a layer or a list of layers; given {shown(given)}")
+        raise SiteError(f"{name} is a layer or a list of layers; given {short_repr(given)}")
     layers = [find_layer(layer, model.n_layers) for layer in numbers]
     if not layers:
         raise SiteError(f"{name} is an empty list: name at least one layer, or leave it out for all")
     if len(set(layers)) < len(layers):
-        raise SiteError(f"{name} names a layer twice: {shown(numbers)}")
+        raise SiteError(f"{name} names a layer twice: {short_repr(numbers)}")
     return layers
 
 

@@ -15,18 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.analysis.decomposition import Decomposition
-from gemmascope.arguments import one_of, whole_number
-from gemmascope.arguments import shown as quoted
+from gemmascope.arguments import one_of, short_repr, whole_number
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import find_positions
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.modes import computes
 from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 
 if TYPE_CHECKING:
     import pandas
@@ -100,7 +99,7 @@ class DirectLogits:
         unit = str(self.parts.attrs["long_name"])
         return direct_figure(self.parts, self.rest, title=self.about, unit=unit, total=self.total, capped=self.capped)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         totals = (
             f"{self.total:+.4g} before the soft cap, {self.capped:+.4g} after it: the cap changes {self.cap_effect:+.4g}"
@@ -116,7 +115,7 @@ class DirectLogits:
         names = {"head": "head", "d_mlp": "neuron", "layer": "layer"}
         labels = [f"{names[str(dim)]} {n}" for dim, n in zip(self.parts.dims, index, strict=True) if dim != "k_pos"]
         if self.by == "token":
-            labels.append(f"reading position {index[-1]} ({shown(str(self.parts['k_token'].values[index[-1]]))})")
+            labels.append(f"reading position {index[-1]} ({visible_text(str(self.parts['k_token'].values[index[-1]]))})")
         return " ".join(labels)
 
 
@@ -162,21 +161,21 @@ def direct_logits(
     ids, against_ids = _answer_tokens(trace, answer, against)
     positions = find_positions(pos, trace.model, trace.ids)
     if len(positions) != 1:
-        raise SiteError(f"contributions are read at one position; given pos={quoted(pos)}")
+        raise SiteError(f"contributions are read at one position; given pos={short_repr(pos)}")
     position = positions[0]
     answers = {"answer": answer} if against is None else {"answer": answer, "against": against}
     raise_or_warn(answer_remarks(answers, trace.ids[: position + 1], trace.model), SiteError)
     decomposition = Decomposition(trace, position, _direction(trace, ids, against_ids, position))
     parts, rest = _labelled(trace, by, decomposition.split(by), decomposition.rest)
     towards = f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")
-    place = f"at position {position} ({shown(trace.tokens[position])})"
+    place = f"at position {position} ({visible_text(trace.tokens[position])})"
     return DirectLogits(
         parts=parts,
         rest=rest,
         total=decomposition.along(trace.residuals[-1]),
         capped=_capped(trace, ids, against_ids, position),
         by=by,
-        about=f"direct logits in {spelled(trace.model.name)}, {towards}, {place}",
+        about=f"direct logits in {legible_line(trace.model.name)}, {towards}, {place}",
     )
 
 

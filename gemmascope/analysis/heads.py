@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gemmascope.analysis.head_kinds import REACH, TARGETS, PatternSums, copying, count_queries
 from gemmascope.analysis.patterns import rows_at_once
-from gemmascope.arguments import shown, whole_number
+from gemmascope.arguments import short_repr, whole_number
 from gemmascope.errors import PromptError, SiteError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import explain_oom
 from gemmascope.model.finite import is_finite, require_sound_weights
@@ -105,10 +105,10 @@ class HeadScores:
         """A description of what the score measures."""
         return _MEANING[self.kind]
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         best = "\n".join(f"  {score:6.3f}  layer {layer} head {head}" for layer, head, score in self.best())
-        return f"{self.kind} scores of {spelled(self.model)}: {self.meaning}; {self.over}\n{best}"
+        return f"{self.kind} scores of {legible_line(self.model)}: {self.meaning}; {self.over}\n{best}"
 
 
 @overload
@@ -226,7 +226,7 @@ def random_prompts(model: Model, n: int, length: int | None, seed: int) -> list[
     if 1 + 2 * length > config.context:
         most = (config.context - 1) // 2
         raise PromptError(
-            f"{shown(length)} tokens said twice are longer than the context of {config.context}: {most} at most"
+            f"{short_repr(length)} tokens said twice are longer than the context of {config.context}: {most} at most"
         )
     if length > len(ordinary):
         raise PromptError(f"the vocabulary has {len(ordinary)} ordinary tokens; asked for {length} different ones")
@@ -252,9 +252,9 @@ def _listed_kinds(kind: object) -> list[str]:
         if isinstance(each, str) and each in KINDS:
             kinds.append(each)
         else:
-            near = near_names(shown(each).strip("'"), list(KINDS))
+            near = near_names(short_repr(each).strip("'"), list(KINDS))
             meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise SiteError(f"there is no kind of head {shown(each)}.{meant} The kinds are {', '.join(KINDS)}")
+            raise SiteError(f"there is no kind of head {short_repr(each)}.{meant} The kinds are {', '.join(KINDS)}")
     return kinds
 
 

@@ -12,18 +12,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_of, one_head, read_rows
-from gemmascope.arguments import one_of, true_or_false, whole_number
-from gemmascope.arguments import shown as quoted
+from gemmascope.arguments import one_of, short_repr, true_or_false, whole_number
 from gemmascope.edits.places import Head, Pos, find_positions
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.modes import computes
 from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.trace import Trace
 from gemmascope.sites import parse_site_name
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +134,7 @@ class Lens:
         """
         positions = find_positions(pos, self.trace.model, self.trace.ids)
         if len(positions) != 1:
-            raise SiteError(f"all logits are given at one position at a time; given pos={quoted(pos)}")
+            raise SiteError(f"all logits are given at one position at a time; given pos={short_repr(pos)}")
         logits = [
             logits_of(self.trace, site, rows[positions], positions)
             for (site, _), rows in entries_of(self.trace, self.site, self.head)
@@ -158,7 +157,7 @@ class Lens:
         values, unit = self._coloured(colour, follow)
         title = f"lens on {self.site}{'' if self.head is None else f' of head {self.head}'}, {self.trace.model.name}"
         if follow and self.answer is not None:
-            title += f", following {shown(self.trace.model.texts(torch.tensor([self.answer]))[0])}"
+            title += f", following {visible_text(self.trace.model.texts(torch.tensor([self.answer]))[0])}"
         bound = 1.0 if colour == "probability" else None
         return lens_figure(values, self.top_tokens.isel(top=0), title=title, unit=unit, bound=bound)
 
@@ -187,15 +186,15 @@ class Lens:
                 rows.append(row)
         return pandas.DataFrame(rows)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         site, last = self.site if self.head is None else f"{self.site}, head {self.head}", self.positions[-1]
-        model, token = spelled(self.trace.model.name), shown(self.trace.tokens[last])
+        model, token = legible_line(self.trace.model.name), visible_text(self.trace.tokens[last])
         lines = [f"lens on {site} of {model}: after position {last} ({token})"]
         for i, (site, layer) in enumerate(self.entries):
             name = site if layer is None else f"{site} {layer}" if self.site == EVERY else f"layer {layer}"
             texts = self.trace.model.texts(self.ids[i, -1])
-            tops = "  ".join(f"{shown(text)} {prob:.2f}" for text, prob in zip(texts, self.probs[i, -1], strict=True))
+            tops = "  ".join(f"{visible_text(text)} {prob:.2f}" for text, prob in zip(texts, self.probs[i, -1], strict=True))
             rank = f"  answer's rank {int(self.followed[2][i, -1])}" if self.followed else ""
             lines.append(f"  {name:14} {tops}{rank}")
         return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.errors import PromptError, SweepError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import as_prompts, listed_prompts
@@ -76,7 +76,7 @@ def shared_cases(pairs: object, a: Model, b: Model) -> list[Case]:
     if isinstance(pairs, str) or not isinstance(pairs, Sequence) or not pairs:
         raise SweepError(
             "pairs is a list of (clean, corrupt, metric), or the prompts of a family, gs.prompts.ioi(8); given "
-            f"{shown(pairs)}"
+            f"{short_repr(pairs)}"
         )
     return [_case(pair, a, b) for pair in pairs]
 
@@ -86,6 +86,6 @@ def _case(pair: object, a: Model, b: Model) -> Case:
     if isinstance(pair, FamilyPair):
         pair = (pair.clean, pair.corrupt, logit_diff(pair.answer, pair.against))
     if not isinstance(pair, (tuple, list)) or len(pair) != 3 or pair[1] is None:
-        raise SweepError(f"each of pairs is (clean, corrupt, metric), two prompts of one length; given {shown(pair)}")
+        raise SweepError(f"each of pairs is (clean, corrupt, metric), two prompts of one length; given {short_repr(pair)}")
     clean, corrupt, metric = pair
     return Case(_ids(clean, a, b), _ids(corrupt, a, b), metric)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gemmascope.arguments import equals_text, shown
+from gemmascope.arguments import equals_text, short_repr
 from gemmascope.errors import DeviceError
 
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -19,14 +19,16 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise DeviceError(
-            f"device={shown(device)} is no device; give 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or 'meta'"
+            f"device={short_repr(device)} is no device; give 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or 'meta'"
         ) from error
     if chosen.type == "cuda":
         _require_cuda(chosen)
     elif chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError(f"device={shown(device)} was asked for and this machine has no Apple GPU; give 'auto' or 'cpu'")
+        raise DeviceError(
+            f"device={short_repr(device)} was asked for and this machine has no Apple GPU; give 'auto' or 'cpu'"
+        )
     elif chosen.type not in ("cpu", "mps", "meta"):
-        raise DeviceError(f"device={shown(device)} is not supported; give 'auto', 'cpu', 'cuda', 'mps' or 'meta'")
+        raise DeviceError(f"device={short_repr(device)} is not supported; give 'auto', 'cpu', 'cuda', 'mps' or 'meta'")
     return chosen
 
 
@@ -47,7 +49,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     if name in _FLOAT16:
         raise float16_error()
     if name not in _NAMES:
-        raise DeviceError(f"dtype={shown(dtype)} is not offered; give 'auto', 'bfloat16' or 'float32', or torch's own")
+        raise DeviceError(f"dtype={short_repr(dtype)} is not offered; give 'auto', 'bfloat16' or 'float32', or torch's own")
     return _NAMES[name]
 
 
@@ -55,7 +57,7 @@ def weights_error(weights: object, choices: str) -> DeviceError:
     """The error for weights= that name none of the choices."""
     four_bits = isinstance(weights, str) and "4" in weights
     why = " (4 bits are not offered: they change what is found)" if four_bits else ""
-    return DeviceError(f"weights={shown(weights)} is not offered{why}; give 'auto' for what is stored, {choices}")
+    return DeviceError(f"weights={short_repr(weights)} is not offered{why}; give 'auto' for what is stored, {choices}")
 
 
 def float16_error() -> DeviceError:

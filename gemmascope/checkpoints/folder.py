@@ -12,7 +12,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.checkpoints.shards import Shards, StoredTensor
 from gemmascope.checkpoints.tensor_names import EMBEDDING as EMBEDDING
 from gemmascope.checkpoints.tensor_names import HEAD, canonical_names
@@ -159,7 +159,7 @@ def _refuse_quantised(config: Mapping[str, object], path: Path) -> None:
     if about:
         method = about.get("quant_method", "a method that it does not name") if isinstance(about, dict) else about
         raise CheckpointError(
-            f"{path}: the checkpoint is quantised ({shown(method)}), which is not read: give the original one. "
+            f"{path}: the checkpoint is quantised ({short_repr(method)}), which is not read: give the original one. "
             "weights='int8' quantises it here"
         )
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from gemmascope.arguments import equals_text, shown
+from gemmascope.arguments import equals_text, short_repr
 from gemmascope.errors import CheckpointError
 from gemmascope.files.paths import user_path
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 
 
 class InMemory(str):
@@ -18,7 +18,7 @@ class InMemory(str):
 
     __slots__ = ()
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         return f"<{self!s} in memory>"
 
@@ -35,6 +35,6 @@ def _plain(name: str, value: object) -> object:
     if name == "tokenizer" and not isinstance(value, str):
         return str(Path(value)) if isinstance(value, os.PathLike) else InMemory(type(value).__name__)
     if name in ("device", "dtype"):
-        text = str(value) if isinstance(value, (str, torch.device, torch.dtype)) else shown(value)  # refused later
+        text = str(value) if isinstance(value, (str, torch.device, torch.dtype)) else short_repr(value)  # refused later
         return text.removeprefix("torch.")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gemmascope.arguments import equals_text, shown
+from gemmascope.arguments import equals_text, short_repr
 from gemmascope.checkpoints.folder import gguf_advice
 from gemmascope.checkpoints.hub import fetch, is_hub_id, suggestion
 from gemmascope.errors import CheckpointError
@@ -22,7 +22,9 @@ def resolve_source(source: object, revision: str | None = None) -> tuple[Path, s
     """
     folder, name = _resolve(source, revision)
     if revision is not None and not (isinstance(source, str) and is_hub_id(source) and folder != Path(source).expanduser()):
-        raise CheckpointError(f"revision={shown(revision)} was given, and {name!r} is {folder}: only a hub id has revisions")
+        raise CheckpointError(
+            f"revision={short_repr(revision)} was given, and {name!r} is {folder}: only a hub id has revisions"
+        )
     return folder, name
 
 

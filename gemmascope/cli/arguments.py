@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmascope.legible import legible, spelled
+from gemmascope.legible import legible, legible_line
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -28,7 +28,7 @@ class LegibleParser(argparse.ArgumentParser):
 
 def report_written(path: Path) -> None:
     """Print, on stderr, that a file was written."""
-    print(f"wrote {spelled(str(path))}", file=sys.stderr)
+    print(f"wrote {legible_line(str(path))}", file=sys.stderr)
 
 
 def add_command(

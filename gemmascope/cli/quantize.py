@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmascope.cli.arguments import add_command
-from gemmascope.legible import spelled
+from gemmascope.legible import legible_line
 
 if TYPE_CHECKING:
     from gemmascope.cli.arguments import Commands
@@ -31,5 +31,5 @@ def run(args: argparse.Namespace) -> int:
 
     folder = quantize(args.source, args.target)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"wrote {spelled(str(folder))}: {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} files")
+    print(f"wrote {legible_line(str(folder))}: {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} files")
     return 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemmascope.errors import MissingPackageError, ServingError
-from gemmascope.legible import spelled
+from gemmascope.legible import legible_line
 from gemmascope.packages import requires_package
 
 LOOPBACK = "127.0.0.1"
@@ -84,9 +84,9 @@ def require_harmless(arguments: Sequence[str]) -> None:
         if takes_value:
             raise ServingError(f"{name} needs a value: {name}=VALUE")
         raise ServingError(
-            f"{spelled(name)} is not passed on: this server is for this machine alone, with its token and with no other "
-            f"configuration than yours. Passed on are {', '.join(_FLAGS[:5])} and settings of limits, timeouts and logs. "
-            "For another machine's browser forward the port (ssh -L), or start `jupyter lab` yourself"
+            f"{legible_line(name)} is not passed on: this server is for this machine alone, with its token and with no "
+            f"other configuration than yours. Passed on are {', '.join(_FLAGS[:5])} and settings of limits, timeouts and "
+            "logs. For another machine's browser forward the port (ssh -L), or start `jupyter lab` yourself"
         )
 
 

@@ -14,7 +14,7 @@ from gemmascope.edits.call_text import source_text
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.target import Target
 from gemmascope.errors import EditError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.values import in_float64, is_array, real_tensor
 
 
@@ -57,6 +57,6 @@ class AblateDirection(Edit):
     def _arguments(self) -> list[str]:
         return [repr(self.site), source_text(self.vector)]
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         return super().__repr__().replace("gs.ablatedirection(", "gs.ablate_direction(", 1)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import as_list, shown
+from gemmascope.arguments import as_list, short_repr
 from gemmascope.edits.arguments import copy_argument, equal_arguments
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import Head, Pos
@@ -32,7 +32,7 @@ from gemmascope.edits.target import (
 )
 from gemmascope.edits.write_record import WriteRecord
 from gemmascope.errors import EditError, SiteError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.sites import Address
 from gemmascope.values import is_array
@@ -133,7 +133,7 @@ class Edit(ABC):
         """The positional arguments of the call that makes this edit, as Python code."""
         return [repr(self.site)]
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         name = type(self).__name__.lower()
         places = [f"{k}={plain(getattr(self, k))!r}" for k in ("layer", *PLACES) if getattr(self, k) is not None]
@@ -260,8 +260,10 @@ def listed_edits(edits: object) -> tuple[Edit, ...]:
     if isinstance(edits, Edit):
         raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
     if isinstance(edits, (str, bytes, Mapping, type)) or is_array(edits) or not isinstance(edits, Iterable):
-        raise EditError(f"edits is a list of edits; given {shown(edits)}")
+        raise EditError(f"edits is a list of edits; given {short_repr(edits)}")
     listed = as_list(edits, "edits", error=EditError)
     if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:
-        raise EditError(f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {shown(wrong[0])}")
+        raise EditError(
+            f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {short_repr(wrong[0])}"
+        )
     return tuple(edit for edit in listed if isinstance(edit, Edit))

@@ -17,7 +17,7 @@ from gemmascope.edits.edit import Edit
 from gemmascope.edits.sources import ReadableRun, is_trace, mean_of, not_a_trace, values_from_trace
 from gemmascope.edits.target import DeferredValues, Target
 from gemmascope.errors import EditError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.model.maths import visible
 from gemmascope.values import is_array, real_tensor
 
@@ -71,7 +71,7 @@ class Ablate(Edit):
         value = torch.tensor(float(self.value), dtype=torch.float64).to(target.model.device, torch.float32)
         return value.expand(target.shape())
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         rest = [] if self.value == 0.0 else [f"value={self.value!r}"]
         rest += [f"reference={traces_text(self.reference)}"] if self.reference else []
@@ -93,7 +93,7 @@ class Add(Edit):
     def _arguments(self) -> list[str]:
         return [repr(self.site), source_text(self.vector)]
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         return super().__repr__() if self.scale == 1.0 else super().__repr__()[:-1] + f", scale={self.scale!r})"
 
@@ -177,6 +177,6 @@ class Custom(Edit):
     def _arguments(self) -> list[str]:
         return [repr(self.site), name_of(self.fn)]
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         return super().__repr__().replace("gs.custom(", "gs.edit(", 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from gemmascope.arguments import is_number, shown
+from gemmascope.arguments import is_number, short_repr
 from gemmascope.edits.ablate_direction import AblateDirection, HasVector
 from gemmascope.edits.kinds import Ablate, Add, Custom, Knockout, Patch, Scale
 from gemmascope.edits.places import Head, Pos
@@ -277,15 +277,15 @@ def edit(
         True
     """
     if not callable(fn):
-        raise EditError(f"fn is a function of the values, such as lambda x: 2 * x; given {shown(fn)}")
+        raise EditError(f"fn is a function of the values, such as lambda x: 2 * x; given {short_repr(fn)}")
     return Custom(site=site, fn=fn, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
 
 
 def _number(name: str, value: object) -> float:
     """A number as a float. NaN and infinity are left to the run, whose error names the whole edit."""
     if not is_number(value):
-        raise EditError(f"{name} is a number; given {shown(value)}")
+        raise EditError(f"{name} is a number; given {short_repr(value)}")
     try:
         return float(value)
     except OverflowError as error:  # 10**400
-        raise EditError(f"{name} is a number that a float can hold; given {shown(value)}") from error
+        raise EditError(f"{name} is a number that a float can hold; given {short_repr(value)}") from error

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from gemmascope.arguments import as_numbers, is_whole, shown
+from gemmascope.arguments import as_numbers, is_whole, short_repr
 from gemmascope.errors import SiteError
 from gemmascope.model.model import Model
 from gemmascope.sites import Site, near_names
@@ -55,8 +55,8 @@ def find_generation_positions(pos: object, model: Model, prompt: Tensor, n_total
     outside = [at for at in listed if is_whole(at) and not -n_prompt <= int(at) < n_total]
     if outside:
         raise SiteError(
-            f"there is no position {shown(outside[0])}: the prompt has {n_prompt} tokens and up to {n_total - n_prompt} are "
-            f"generated, so positions go from 0 to {n_total - 1} (or from -1 to -{n_prompt}, from the prompt's end)"
+            f"there is no position {short_repr(outside[0])}: the prompt has {n_prompt} tokens and up to "
+            f"{n_total - n_prompt} are generated, so positions go from 0 to {n_total - 1} (or from -1 to -{n_prompt}, from the prompt's end)"
         )
     from_start = [int(at) + n_prompt if is_whole(at) and int(at) < 0 else at for at in listed]
     return _numbers(from_start, n_total, "pos", "position")
@@ -76,7 +76,7 @@ def _slice_numbers(pos: slice) -> tuple[int | None, int | None, int | None]:
     named = {"start": pos.start, "stop": pos.stop, "step": pos.step}
     for name, at in named.items():
         if at is not None and not is_whole(at):
-            raise SiteError(f"the {name} of a slice of positions is a whole number; given {shown(at)}")
+            raise SiteError(f"the {name} of a slice of positions is a whole number; given {short_repr(at)}")
     start, stop, step = (None if at is None else int(at) for at in named.values())
     if step == 0:
         raise SiteError(f"the slice {_show_slice(pos)} has a step of 0: it never comes to a next position")
@@ -88,7 +88,7 @@ def find_heads(head: object, site: Site, model: Model) -> list[int] | None:
     config = model.config
     if site.heads is None:
         if head is not None:
-            raise SiteError(f"'{site.name}' has no heads: leave head out; given head={shown(head)}")
+            raise SiteError(f"'{site.name}' has no heads: leave head out; given head={short_repr(head)}")
         return None
     n_heads = config.n_heads if site.heads == "head" else config.n_kv_heads
     if head is None:
@@ -97,7 +97,7 @@ def find_heads(head: object, site: Site, model: Model) -> list[int] | None:
     if site.heads == "kv_head" and any(is_whole(h) and n_heads <= int(h) < config.n_heads for h in heads):
         shared = config.heads_per_kv
         raise SiteError(
-            f"'{site.name}' has {n_heads} kv heads, 0 to {n_heads - 1}; given head={shown(head)}. "
+            f"'{site.name}' has {n_heads} kv heads, 0 to {n_heads - 1}; given head={short_repr(head)}. "
             f"Each kv head serves {shared} query heads: query head h reads kv head h // {shared}"
         )
     return _numbers(heads, n_heads, "head", "kv head" if site.heads == "kv_head" else "head")
@@ -132,7 +132,7 @@ def _find_token(text: str, model: Model, ids: Tensor) -> int:
 def _listed(places: object, name: str) -> list[object]:
     listed = as_numbers(places)
     if listed is None:
-        raise SiteError(f"{name} is a number or a list of numbers; given {shown(places)}")
+        raise SiteError(f"{name} is a number or a list of numbers; given {short_repr(places)}")
     if not listed:
         raise SiteError(f"{name} is an empty list: name at least one, or leave it out for all")
     return listed
@@ -147,15 +147,15 @@ def _numbers(listed: list[object], size: int, name: str, what: str) -> list[int]
 
 def _number(place: object, size: int, what: str) -> int:
     if not is_whole(place):
-        raise SiteError(f"a {what} is a whole number; given {shown(place)}")
+        raise SiteError(f"a {what} is a whole number; given {short_repr(place)}")
     number = int(place)
     if not -size <= number < size:
         raise SiteError(
-            f"there is no {what} {shown(number)}: {what}s go from 0 to {size - 1} (or from -1 to -{size}, from the end)"
+            f"there is no {what} {short_repr(number)}: {what}s go from 0 to {size - 1} (or from -1 to -{size}, from the end)"
         )
     return number % size
 
 
 def _show_slice(s: slice) -> str:
     parts = [s.start, s.stop] if s.step is None else [s.start, s.stop, s.step]
-    return ":".join("" if p is None else shown(p) for p in parts)
+    return ":".join("" if p is None else short_repr(p) for p in parts)

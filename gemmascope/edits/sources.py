@@ -8,7 +8,7 @@ from typing import Protocol, TypeGuard
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import as_list, shown
+from gemmascope.arguments import as_list, short_repr
 from gemmascope.edits.places import differing_position, first_difference
 from gemmascope.edits.target import Target
 from gemmascope.errors import EditError
@@ -75,11 +75,11 @@ def listed_reference(reference: object) -> tuple[ReadableRun, ...]:
     if is_trace(reference):
         raise EditError("reference is a list of traces; given one: write reference=[trace]")
     if isinstance(reference, (str, bytes, Mapping, type)) or is_array(reference) or not isinstance(reference, Iterable):
-        described = not_a_trace(reference) if hasattr(reference, "stream") else shown(reference)
+        described = not_a_trace(reference) if hasattr(reference, "stream") else short_repr(reference)
         raise EditError(f"reference is a list of traces; given {described}")
     traces = as_list(reference, "reference", error=EditError)
     if wrong := [one for one in traces if not is_trace(one)]:
-        held = not_a_trace(wrong[0]) if hasattr(wrong[0], "stream") else shown(wrong[0])
+        held = not_a_trace(wrong[0]) if hasattr(wrong[0], "stream") else short_repr(wrong[0])
         raise EditError(f"reference is a list of traces, made by gs.trace; it holds {held}")
     return tuple(one for one in traces if is_trace(one))
 
@@ -87,7 +87,7 @@ def listed_reference(reference: object) -> tuple[ReadableRun, ...]:
 def check_reference(how: str, reference: Sequence[ReadableRun], target: Target) -> None:
     """EditError if a mean of this kind cannot be taken over the reference."""
     if how not in MEANS:
-        raise EditError(f"value is a number, 'mean' or 'mean_by_pos'; given {shown(how)}")
+        raise EditError(f"value is a number, 'mean' or 'mean_by_pos'; given {short_repr(how)}")
     if not reference:
         raise EditError(f"{how!r} needs reference=[traces] to take the mean over")
     for trace in reference:

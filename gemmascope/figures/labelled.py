@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from gemmascope.errors import GemmascopeError
-from gemmascope.legible import spelled
+from gemmascope.legible import legible_line
 from gemmascope.packages import plotly
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 
 if TYPE_CHECKING:
     import xarray
@@ -91,14 +91,14 @@ def escape_label(label: str) -> str:
     """
     for char, entity in _ENTITIES.items():
         label = label.replace(char, entity)
-    return spelled(label)
+    return legible_line(label)
 
 
 def axis_labels(array: xarray.DataArray, axis: str) -> list[str]:
     """The label of each index of an axis: '·Mary' for a position, '5 ◆' for a global layer, '2' for a head."""
     numbers = _numbers(array, axis)
     if (tokens := TOKENS_OF.get(axis)) in array.coords:
-        return [escape_label(shown(str(token))) for token in array[tokens].values]
+        return [escape_label(visible_text(str(token))) for token in array[tokens].values]
     if axis == "layer" and "kind" in array.coords:
         return [
             f"{n} {GLOBAL}" if kind == "global" else str(n) for n, kind in zip(numbers, array["kind"].values, strict=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gemmascope.figures.labelled import GLOBAL, escape_label, labelled_figure
-from gemmascope.legible import spelled
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.legible import legible_line
+from gemmascope.tokens.tokenizer import visible_text
 
 if TYPE_CHECKING:
     import xarray
@@ -24,7 +24,9 @@ def lens_figure(
         values = values.assign_coords(entry=_entry_names(values))
     figure = labelled_figure(values, title=title, unit=unit, diverging=False, bound=bound)
     if tokens.sizes["pos"] <= MOST_COLUMNS:
-        cells = [[escape_label(spelled(shown(str(token)))[:MOST_LETTERS]) for token in row] for row in tokens.values]
+        cells = [
+            [escape_label(legible_line(visible_text(str(token)))[:MOST_LETTERS]) for token in row] for row in tokens.values
+        ]
         heat_map = figure.data[-1]
         heat_map.text, heat_map.texttemplate, heat_map.textfont = cells, "%{text}", {"size": 10}
     if by_entry:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gemmascope.figures.labelled import NEGATIVE, PLAIN, POSITIVE, escape_label
 from gemmascope.packages import plotly
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 
 if TYPE_CHECKING:
     import xarray
@@ -67,7 +67,7 @@ def _spread(n: int) -> NDArray[np.floating]:
 def _hover(prompt: str, log_odds: float) -> str:
     end = prompt if len(prompt) <= MOST_SHOWN else f"...{prompt[-MOST_SHOWN:]}"
     odds = "" if np.isnan(log_odds) else f"<br>held-out log-odds {log_odds:+.3g}"
-    return f"{escape_label(shown(end))}{odds}"
+    return f"{escape_label(visible_text(end))}{odds}"
 
 
 def strengths_figure(

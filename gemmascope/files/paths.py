@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.errors import GemmascopeError
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -26,17 +26,17 @@ def user_path(path: str | os.PathLike[str], *, error: type[GemmascopeError], wha
     try:
         text = os.fspath(path)
     except TypeError:
-        raise error(f"the path of {what} is a text or a pathlib.Path; given {shown(path)}") from None
+        raise error(f"the path of {what} is a text or a pathlib.Path; given {short_repr(path)}") from None
     if not isinstance(text, str):
-        raise error(f"the path of {what} is a text, not {type(text).__name__}; given {shown(text)}")
+        raise error(f"the path of {what} is a text, not {type(text).__name__}; given {short_repr(text)}")
     if not text or "\0" in text:
         raise error(
-            f"the path of {what} {'is empty' if not text else 'holds a NUL, which no path can'}: given {shown(text)}"
+            f"the path of {what} {'is empty' if not text else 'holds a NUL, which no path can'}: given {short_repr(text)}"
         )
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
-        raise error(f"the path of {what} cannot be a file's name on this system: given {shown(text)}") from None
+        raise error(f"the path of {what} cannot be a file's name on this system: given {short_repr(text)}") from None
     return Path(os.path.expanduser(text))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import shown, whole_number
+from gemmascope.arguments import short_repr, whole_number
 from gemmascope.edits.edit import BoundEdit, Edit, listed_edits, with_write_record
 from gemmascope.edits.reach import warn_if_not_reached, warn_of_no_effect
 from gemmascope.errors import GenerationError, warn
@@ -132,8 +132,8 @@ class _Run:
             n_left = context - len(ids)
             do = f"ask for {n_left} at most" if n_left else "shorten it"
             raise GenerationError(
-                f"the prompt has {len(ids)} tokens and {model.name!r} a context of {context}: {shown(n_new)} new ones would "
-                f"go past it; {do}"
+                f"the prompt has {len(ids)} tokens and {model.name!r} a context of {context}: {short_repr(n_new)} new ones "
+                f"would go past it; {do}"
             )
         n_total = len(ids) + n_new
         bound = tuple(with_write_record(bind_for_generation(edit, model, ids, n_total)) for edit in edits)
@@ -213,7 +213,9 @@ def _show_function(show: object, model: Model, n_prompts: int | None) -> Callabl
     if show is False:
         return lambda piece: None
     if show is not True and not callable(show):
-        raise GenerationError(f"show is True, False, or a function that is given each piece of text; given {shown(show)}")
+        raise GenerationError(
+            f"show is True, False, or a function that is given each piece of text; given {short_repr(show)}"
+        )
     if n_prompts is not None:
         raise GenerationError(f"the text of one prompt is shown as it comes; given {n_prompts}: leave show out")
     if not model.has_tokenizer:

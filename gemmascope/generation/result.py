@@ -15,14 +15,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gemmascope.edits.edit import BoundEdit, Edit
-from gemmascope.legible import legible, legibly, spelled
+from gemmascope.legible import legible, legible_line, prints_legibly
 from gemmascope.memory.limits import explain_oom
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.run.taps import EditTap
 from gemmascope.run.trace import Trace
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 
 
 class TokenJson(TypedDict, total=False):
@@ -130,16 +130,16 @@ class Generation:
     def _about(self) -> str:
         return f"{self.n_prompt} tokens and {len(self.new_ids)} new ones, stopped: {self.stopped}"
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         text = legible(f"{self.prompt}{self.text}") if self.model.has_tokenizer else str(self.ids.tolist())
-        return f"Generation by {spelled(self.model.name)}: {self._about()}\n{text}"
+        return f"Generation by {legible_line(self.model.name)}: {self._about()}\n{text}"
 
     def _repr_html_(self) -> str:
         drawn = [_drawn(token, pos) for pos, token in enumerate(self.tokens[: self.n_prompt])]
         new = zip(self.tokens[self.n_prompt :], self.logprobs, strict=True)
         drawn += [_drawn(token, pos, logprob) for pos, (token, logprob) in enumerate(new, self.n_prompt)]
-        about = html.escape(f"by {spelled(self.model.name)}: {self._about()}")
+        about = html.escape(f"by {legible_line(self.model.name)}: {self._about()}")
         legend = "the stronger a new token's bar, the likelier it was"
         return (
             f'<div style="max-width:62em;font:14px/1.5 system-ui,sans-serif"><div><b>Generation</b> {about}</div>'
@@ -159,7 +159,7 @@ def _drawn(token: str, pos: int, logprob: float | None = None) -> str:
         probability = math.exp(logprob)
         title = f"position {pos}, probability {probability:.3g}"
         style = f"font-weight:600;border-bottom:3px solid rgba(59,118,196,{0.15 + 0.85 * probability:.2f})"
-    return f'<span title="{title}" style="{_CHIP};{style}">{html.escape(legible(shown(token)))}</span>'
+    return f'<span title="{title}" style="{_CHIP};{style}">{html.escape(legible(visible_text(token)))}</span>'
 
 
 def with_last_row(

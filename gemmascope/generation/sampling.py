@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, shown
+from gemmascope.arguments import finite_number, short_repr
 from gemmascope.errors import GenerationError
 
 
@@ -25,12 +25,12 @@ class Sampling:
         temperature = _number(self.temperature)
         if not temperature >= 0:
             raise GenerationError(
-                f"temperature is a number from 0 (the likeliest token, always) upwards; given {shown(self.temperature)}"
+                f"temperature is a number from 0 (the likeliest token, always) upwards; given {short_repr(self.temperature)}"
             )
         top_p = _number(self.top_p)
         if not 0 < top_p <= 1:
             raise GenerationError(
-                f"top_p is a number above 0 and up to 1 (all tokens), a share of probability; given {shown(self.top_p)}"
+                f"top_p is a number above 0 and up to 1 (all tokens), a share of probability; given {short_repr(self.top_p)}"
             )
         object.__setattr__(self, "temperature", temperature)
         object.__setattr__(self, "top_p", top_p)

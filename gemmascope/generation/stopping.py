@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gemmascope.arguments import as_numbers, is_whole, shown
+from gemmascope.arguments import as_numbers, is_whole, short_repr
 from gemmascope.errors import GenerationError, PromptError
 from gemmascope.model.model import Model
 from gemmascope.model.prompts import is_chat
@@ -105,10 +105,10 @@ def _listed(stop: object) -> list[object]:
 
 def _token(value: object, model: Model) -> int:
     if not is_whole(value):
-        raise GenerationError(f"stop is a text, a token id, or a list of such; given {shown(value)}")
+        raise GenerationError(f"stop is a text, a token id, or a list of such; given {short_repr(value)}")
     size = model.config.vocab_size
     if not 0 <= int(value) < size:
-        raise GenerationError(f"stop={shown(int(value))} is no token of {model.name!r}: ids go from 0 to {size - 1}")
+        raise GenerationError(f"stop={short_repr(int(value))} is no token of {model.name!r}: ids go from 0 to {size - 1}")
     return int(value)
 
 

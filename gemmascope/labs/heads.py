@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.make import scale
 from gemmascope.edits.places import find_heads
@@ -14,7 +14,7 @@ from gemmascope.errors import EditError, GemmascopeError, SweepError
 from gemmascope.labs.before_after import BeforeAfter, token_text
 from gemmascope.labs.fields import Fields, text_field
 from gemmascope.labs.recompute import RecomputingLab, finite
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.run.metric import Answer, answer_ids, bind_metric
@@ -110,7 +110,7 @@ class HeadLab(RecomputingLab):
         layer = find_layer(layer, self.model.n_layers)
         heads = find_heads(head, find_site("z"), self.model) or []
         if len(heads) != 1:
-            raise EditError(f"one head is scaled at a time; given {shown(head)}")
+            raise EditError(f"one head is scaled at a time; given {short_repr(head)}")
         by = finite("by", by)
         with self.guard:
             self._factors[layer, heads[0]] = by
@@ -214,9 +214,9 @@ class HeadLab(RecomputingLab):
     def _fallback_html(self) -> str:
         return "\n".join(view.to_html() for view in self.views)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
-        lines = [f"HeadLab of {spelled(self.model.name)}: {self.prompt!r}{self._closed_text}"]
+        lines = [f"HeadLab of {legible_line(self.model.name)}: {self.prompt!r}{self._closed_text}"]
         lines += [f"  layer {layer} head {head} x {by:g}" for (layer, head), by in self.factors.items()]
         if not self.is_busy and self._run.after is not None:
             name, before, after = self._moved(self._run)
@@ -267,7 +267,7 @@ def head_lab(
 def _remarks(prompt: Prompt, answer: Answer | None, against: Answer | None, model: Model) -> list[Remark]:
     """Errors and warnings about a prompt and its answers. SweepError if the answer is missing."""
     if against is not None and answer is None:
-        raise SweepError(f"against={shown(against)} is what an answer is held against: give the answer, too")
+        raise SweepError(f"against={short_repr(against)} is what an answer is held against: give the answer, too")
     ids = model.ids(prompt)
     answers = {name: value for name, value in (("answer", answer), ("against", against)) if value is not None}
     return [*prompt_remarks("prompt", ids, model), *answer_remarks(answers, ids, model)]

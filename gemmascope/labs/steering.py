@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.kinds import Add
@@ -18,7 +18,7 @@ from gemmascope.errors import SweepError
 from gemmascope.labs.before_after import BeforeAfter
 from gemmascope.labs.fields import LABEL_STYLE, Fields, text_field
 from gemmascope.labs.recompute import RecomputingLab, finite
-from gemmascope.legible import legible, legibly, spelled
+from gemmascope.legible import legible, legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.steering.direction import Direction
@@ -138,10 +138,10 @@ class SteerLab(RecomputingLab):
         """The texts as HTML, with every character escaped."""
         return f"<pre style='white-space:pre-wrap'>{escape(legible(repr(self)))}</pre>"
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         lines = [
-            f"SteerLab of {spelled(self.model.name)}: {self.prompt!r}{self._closed_text}",
+            f"SteerLab of {legible_line(self.model.name)}: {self.prompt!r}{self._closed_text}",
             f"  {self._note(self.strength)}",
         ]
         if not self.is_busy and self._run.text_after is not None:
@@ -201,8 +201,8 @@ def steer_lab(
     """
     edit = steering_edit(vector, site, layer, head, pos)
     if not isinstance(strengths, (tuple, list)) or len(strengths) != 2:
-        raise SweepError(f"strengths are the slider's two ends, such as (-8, 8); given {shown(strengths)}")
+        raise SweepError(f"strengths are the slider's two ends, such as (-8, 8); given {short_repr(strengths)}")
     low, high = (finite("strengths", end) for end in strengths)
     if not low < high or not low <= 0 <= high:
-        raise SweepError(f"strengths go from a lower to a higher number with 0 between them; given {shown(strengths)}")
+        raise SweepError(f"strengths go from a lower to a higher number with 0 between them; given {short_repr(strengths)}")
     return SteerLab(prompt, edit, (low, high), max_new_tokens, model_or_nano(model))

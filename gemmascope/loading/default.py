@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.errors import GemmascopeError
 from gemmascope.model.model import Model
 
@@ -20,7 +20,7 @@ def model_or_nano(model: Model | None) -> Model:
         return nano()
     if not isinstance(model, Model):
         raise GemmascopeError(
-            f"model is what gs.load returns; given {type(model).__name__}: load it first, model=gs.load({shown(model)})"
+            f"model is what gs.load returns; given {type(model).__name__}: load it first, model=gs.load({short_repr(model)})"
         )
     model.require_values()
     return model

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from gemmascope.arguments import equals_text, shown, true_or_false
+from gemmascope.arguments import equals_text, short_repr, true_or_false
 from gemmascope.checkpoints.device import choose_device, choose_dtype, parse_dtype
 from gemmascope.checkpoints.folder import Checkpoint, require_finite, require_tied
 from gemmascope.checkpoints.from_transformers import empty_network, from_transformers, is_gemma, set_parameter
@@ -98,7 +98,7 @@ def load(
     """
     check = true_or_false(check, "check", error=CheckpointError)
     if revision is not None and not isinstance(revision, str):
-        raise CheckpointError(f"revision is a branch, a tag or a commit, as a text; given {shown(revision)}")
+        raise CheckpointError(f"revision is a branch, a tag or a commit, as a text; given {short_repr(revision)}")
     if check and equals_text(device, "meta"):
         raise DeviceError("check=True looks at the values, and device='meta' reads none: leave one of them out")
     require_weights(weights)

@@ -7,10 +7,10 @@ from typing import TypedDict
 
 import torch
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.memory.placement import RESERVED_ROWS, Placement, Sizes, parse_bytes, place_layers, work_bytes
 
 # Memory that a model cannot use: some 0.6 GB for the driver, the rest because a card has less than its name says.
@@ -68,7 +68,7 @@ class Fit:
     def __bool__(self) -> bool:
         return self.how != "no"
 
-    @legibly
+    @prints_legibly
     def __str__(self) -> str:
         if self.how == "resident":
             return "resident"
@@ -152,7 +152,7 @@ def find_card(card: object) -> Card:
     except BudgetError as error:
         names = ", ".join(card.name for card in CARDS)
         raise BudgetError(
-            f"{shown(card)} is no card that is known ({names}) and no amount of memory such as '24GB'"
+            f"{short_repr(card)} is no card that is known ({names}) and no amount of memory such as '24GB'"
         ) from error
     return Card(f"{n_bytes / 1e9:.1f} GB", n_bytes)  # parse_bytes bounds it
 

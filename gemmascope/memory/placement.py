@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gemmascope.arguments import is_whole, shown
+from gemmascope.arguments import is_whole, short_repr
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.memory.host_memory import available_bytes
@@ -40,7 +40,7 @@ def parse_bytes(amount: object) -> int:
         and match[2].upper() in UNITS
     ):
         return min(int(min(float(match[1]), MOST_BYTES) * UNITS[match[2].upper()]), MOST_BYTES)
-    raise BudgetError(f"memory is a number of bytes or a text such as '2GiB' or '500MB'; given {shown(amount)}")
+    raise BudgetError(f"memory is a number of bytes or a text such as '2GiB' or '500MB'; given {short_repr(amount)}")
 
 
 @dataclass(frozen=True)

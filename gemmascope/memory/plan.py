@@ -9,7 +9,7 @@ from html import escape
 import torch
 
 from gemmascope.config import GemmaConfig
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, MemoryNeed, find_card, memory_text
 from gemmascope.memory.placement import (
     Placement,
@@ -165,7 +165,7 @@ class Plan:
             "table": self.table(),
         }
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         return _as_text(self)
 

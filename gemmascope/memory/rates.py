@@ -14,7 +14,7 @@ import torch
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.memory.sizes import operations
 from gemmascope.streaming.int8 import dequantise, n_groups
 from gemmascope.streaming.packed import private_memory
@@ -59,7 +59,7 @@ class Rates:
     def to_dict(self) -> dict[str, str | float | None]:
         return asdict(self)
 
-    @legibly
+    @prints_legibly
     def __str__(self) -> str:
         found = [f"{self.read / 1e9:.2g} GB/s from the disk of {self.folder}"]
         found += [f"{self.copy / 1e9:.2g} GB/s to the GPU"] if self.copy else []

@@ -14,15 +14,14 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from gemmascope.arguments import is_whole, whole_number
-from gemmascope.arguments import shown as quoted
+from gemmascope.arguments import is_whole, short_repr, whole_number
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError, GemmascopeError, SiteError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.model.maths import rms_scale, rope_table, rotate
 from gemmascope.model.modes import computes
 from gemmascope.model.modules import Attention, Embedding, RMSNorm
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 
 if TYPE_CHECKING:
     import pandas
@@ -152,7 +151,7 @@ class FactoredMatrix:
     def _as_written(self, model: VocabularyModel, rows: Tensor) -> Tensor:
         return rows if self.kind == "qk" else rows * (1 + model.network.model.norm.weight.detach().float())
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         others = ", ".join(map(str, self.shared_with))
         shared = f", shared with query head{'s' if len(self.shared_with) > 1 else ''} {others}" if others else ""
@@ -186,7 +185,7 @@ def qk_of(layer: int, attention: Attention, norm: RMSNorm, head: int, distance: 
     _require_values(norm)
     if not is_whole(distance) or not 0 <= int(distance) <= MAX_DISTANCE:
         raise SiteError(
-            f"distance is how many positions before the query the key stands, 0 or more; given {quoted(distance)}"
+            f"distance is how many positions before the query the key stands, 0 or more; given {short_repr(distance)}"
         )
     distance = int(distance)
     config = attention.config
@@ -226,12 +225,12 @@ def _head_index(head: object, config: GemmaConfig) -> int:
     """A query head as an index from 0; negative ones count from the end. SiteError if there is no such head."""
     n_heads = config.n_heads
     if not is_whole(head):
-        raise SiteError(f"a head is a whole number, from 0 to {n_heads - 1}; given {quoted(head)}")
+        raise SiteError(f"a head is a whole number, from 0 to {n_heads - 1}; given {short_repr(head)}")
     number = int(head)
     if not -n_heads <= number < n_heads:
         raise SiteError(
-            f"there is no head {quoted(number)}: query heads go from 0 to {n_heads - 1} (or from -1 to -{n_heads}, from the "
-            f"end), and query head h reads kv head h // {config.heads_per_kv}"
+            f"there is no head {short_repr(number)}: query heads go from 0 to {n_heads - 1} (or from -1 to -{n_heads}, from "
+            f"the end), and query head h reads kv head h // {config.heads_per_kv}"
         )
     return number % n_heads
 
@@ -256,4 +255,4 @@ def _strengths(model: VocabularyModel, vectors: Tensor, *, normed: bool) -> Floa
 
 
 def _top(model: VocabularyModel, strengths: Tensor, k: int) -> str:
-    return " ".join(shown(text) for text in model.texts(strengths.topk(min(k, len(strengths))).indices))
+    return " ".join(visible_text(text) for text in model.texts(strengths.topk(min(k, len(strengths))).indices))

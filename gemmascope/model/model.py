@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError, PromptError, TapError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.model.digests import join_digests
 from gemmascope.model.finite import require_sound_weights
 from gemmascope.model.gemma2 import Gemma2, Layer
@@ -244,7 +244,7 @@ class Model:
     def _about(self) -> tuple[str, str]:
         return repr(self.config), str(self.dtype)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         c = self.config
         return (

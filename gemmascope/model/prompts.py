@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import as_list, is_whole, shown
+from gemmascope.arguments import as_list, is_whole, short_repr
 from gemmascope.errors import PromptError
 from gemmascope.tokens.tokenizer import Message
 from gemmascope.values import real_tensor
@@ -137,9 +137,9 @@ def _whole(value: object) -> int:
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError as error:
-        raise PromptError(f"token ids are whole numbers; given {shown(value)}") from error
+        raise PromptError(f"token ids are whole numbers; given {short_repr(value)}") from error
     if isinstance(value, bool):  # an int to Python, but nobody means a token by True
-        raise PromptError(f"token ids are whole numbers; given {shown(value)}")
+        raise PromptError(f"token ids are whole numbers; given {short_repr(value)}")
     if abs(number) >= 2**63:  # beyond int64
-        raise PromptError(f"token id {shown(number)} is outside any vocabulary")
+        raise PromptError(f"token id {short_repr(number)} is outside any vocabulary")
     return number

@@ -9,9 +9,9 @@ from functools import lru_cache
 from random import Random
 from typing import Protocol, overload
 
-from gemmascope.arguments import MAX_ITEMS, shown, whole_number
+from gemmascope.arguments import MAX_ITEMS, short_repr, whole_number
 from gemmascope.errors import PromptError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 
 DRAWS_PER_PAIR = 20  # how many cases are drawn at most for each one that is wanted
 
@@ -72,7 +72,7 @@ class Pairs(Sequence[Pair]):
     def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
         return self.pairs[index]
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         first = f", first: {self.pairs[0].clean!r} -> {self.pairs[0].answer!r}" if self.pairs else ""
         dropped = "".join(f"; {count} left out: {why}" for why, count in self.reasons.items())
@@ -98,7 +98,7 @@ def collect(family: str, draw: Callable[[Random], Pair], n: int, seed: int, toke
     n = whole_number(n, f"prompts.{family}: n", least=1, most=MAX_ITEMS, error=PromptError)
     seed = whole_number(seed, f"prompts.{family}: seed", least=-(2**63), most=2**63, error=PromptError)
     if tokenizer is not None and not hasattr(tokenizer, "ids"):
-        raise PromptError(f"tokenizer has ids(text), as model.tokenizer does; given {shown(tokenizer)}")
+        raise PromptError(f"tokenizer has ids(text), as model.tokenizer does; given {short_repr(tokenizer)}")
     tokenizer = tokenizer if tokenizer is not None else nano_tokenizer()
     rng = Random(f"{family} {seed}")
     pairs: list[Pair] = []

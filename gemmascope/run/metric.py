@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import as_list, is_whole, shown
+from gemmascope.arguments import as_list, is_whole, short_repr
 from gemmascope.edits.call_text import plain
 from gemmascope.errors import MetricError, PromptError, warn
 from gemmascope.model.finite import valid_logits
@@ -34,7 +34,7 @@ def bind_metric(metric: object, model: Model) -> Metric:
     if not callable(metric):
         raise MetricError(
             "a metric is a function of soft-capped logits [run, vocab] -> [run], or gs.logit_diff(...); given "
-            f"{shown(metric)}"
+            f"{short_repr(metric)}"
         )
     return metric
 
@@ -117,7 +117,7 @@ def listed_answers(answer: object) -> list[str | int]:
     if not answers:
         raise PromptError("the list of answers is empty")
     if odd := [a for a in answers if not isinstance(a, str) and not is_whole(a)]:
-        raise PromptError(f"an answer is a text that is one token, or a token id; given {shown(odd[0])}")
+        raise PromptError(f"an answer is a text that is one token, or a token id; given {short_repr(odd[0])}")
     return [a if isinstance(a, str) else int(a) for a in answers if isinstance(a, str) or is_whole(a)]
 
 
@@ -126,9 +126,9 @@ def answer_ids(answer: object, model: Model) -> list[int]:
     answers = listed_answers(answer)
     ids = [model.tokenizer.single(a) if isinstance(a, str) else a for a in answers]
     if len(set(ids)) < len(ids):
-        raise PromptError(f"the answers name a token twice: {shown(answers)}")
+        raise PromptError(f"the answers name a token twice: {short_repr(answers)}")
     if wrong := [i for i in ids if not 0 <= i < model.config.vocab_size]:
         raise PromptError(
-            f"token id {shown(wrong[0])} is outside the vocabulary: ids go from 0 to {model.config.vocab_size - 1}"
+            f"token id {short_repr(wrong[0])} is outside the vocabulary: ids go from 0 to {model.config.vocab_size - 1}"
         )
     return ids

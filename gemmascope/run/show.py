@@ -11,9 +11,9 @@ import torch
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.legible import legible as legible
-from gemmascope.legible import spelled
+from gemmascope.legible import legible_line
 from gemmascope.run.recorded import RecordedRun
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 
 N_TOP = 5
 # A long prompt shows its first and last tokens only.
@@ -134,14 +134,14 @@ def as_text(trace: RecordedRun) -> str:
     try:
         s = summarise(trace)
     except GemmascopeError as error:  # such as changed weights: a repr must not raise
-        return f"Trace of {spelled(trace.model.name)}: {len(trace)} tokens\n{spelled(str(error))}"
+        return f"Trace of {legible_line(trace.model.name)}: {len(trace)} tokens\n{legible_line(str(error))}"
     words = [_drawn(text) for text, _, _ in s.tokens]
     top, layers = [_drawn(a.text) for a in s.top], [_drawn(row.top[0].text) for row in s.layers]
     wide = max(map(_columns, layers))
     lines = [
-        f"Trace of {spelled(s.model)}: {s.title}",
+        f"Trace of {legible_line(s.model)}: {s.title}",
         "  " + " ".join(_abridged(words, f"… {len(words) - HEAD_TOKENS - TAIL_TOKENS} more …")),
-        *(f"  edit {spelled(edit)}" for edit in s.edits),
+        *(f"  edit {legible_line(edit)}" for edit in s.edits),
         "next   " + "   ".join(f"{text} {a.share}" for text, a in zip(top, s.top, strict=True)),
         "layer  kind    would answer",
         *(
@@ -161,7 +161,7 @@ def _abridged(parts: list[str], between: str) -> list[str]:
 
 def _drawn(token: str) -> str:
     """A token with a space as ·, and with invisible and direction characters spelled out."""
-    return spelled(shown(token))
+    return legible_line(visible_text(token))
 
 
 def _columns(text: str) -> int:
@@ -177,10 +177,10 @@ def as_html(trace: RecordedRun) -> str:
         return f"<pre>{escape(as_text(trace))}</pre>"
     chips = [_chip(text, special) for text, _, special in s.tokens]
     chips = _abridged(chips, f"<i>… {len(chips) - HEAD_TOKENS - TAIL_TOKENS} more …</i>")
-    edits = "".join(f"<div class='gs-edit'>edit <code>{escape(spelled(edit))}</code></div>" for edit in s.edits)
+    edits = "".join(f"<div class='gs-edit'>edit <code>{escape(legible_line(edit))}</code></div>" for edit in s.edits)
     top = "".join(f"<tr><td>{_chip(a.text)}</td>{_bar(a)}</tr>" for a in s.top)
     return (
-        f"<div class='gs-trace'>{_STYLE}<div><b>Trace</b> of <b>{escape(spelled(s.model))}</b>, {s.title}</div>"
+        f"<div class='gs-trace'>{_STYLE}<div><b>Trace</b> of <b>{escape(legible_line(s.model))}</b>, {s.title}</div>"
         f"<div class='gs-tokens'>{' '.join(chips)}</div>"
         f"{edits}<div class='gs-columns'><table><caption>next token</caption>{top}</table>"
         f"<table><caption>what each layer would answer</caption>{''.join(map(_row, s.layers))}</table></div></div>"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.arguments import is_whole, shown
+from gemmascope.arguments import is_whole, short_repr
 from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.places import Head, Pos, find_positions
 from gemmascope.errors import SiteError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
@@ -147,7 +147,7 @@ class Trace:
         at = self._position(pos)
         size = self.model.config.vocab_size
         if not is_whole(k) or not 0 < int(k) <= size:
-            raise SiteError(f"k is a whole number from 1 to {size}, the size of the vocabulary; given {shown(k)}")
+            raise SiteError(f"k is a whole number from 1 to {size}, the size of the vocabulary; given {short_repr(k)}")
         logits = self._last if at == len(self) - 1 else logits_at(self, at)
         probs, ids = logits.softmax(-1).topk(int(k))
         return [(text, int(i), float(p)) for text, i, p in zip(self.model.texts(ids), ids, probs, strict=True)]
@@ -226,7 +226,7 @@ class Trace:
         """
         save_trace(self, path)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         return as_text(self)
 
@@ -235,7 +235,9 @@ class Trace:
 
     def _position(self, pos: object) -> int:
         if not is_single(pos) and not isinstance(pos, float):
-            raise SiteError(f"one position is read at a time: its number, or a token that occurs once; given {shown(pos)}")
+            raise SiteError(
+                f"one position is read at a time: its number, or a token that occurs once; given {short_repr(pos)}"
+            )
         return find_positions(pos, self.model, self.ids)[0]
 
     @cached_property

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from gemmascope.arguments import is_whole, shown, whole_number
+from gemmascope.arguments import is_whole, short_repr, whole_number
 from gemmascope.errors import DictionaryError
 
 # The last part of a repository's name -> the site, or "transcoder".
@@ -71,7 +71,7 @@ def width_name(width: int | str) -> str:
     if isinstance(width, str):
         return width.lower()
     if not is_whole(width) or not 1 <= int(width) < 10**12:
-        raise DictionaryError(f"width is how many features there are: 16384 or '16k'; given {shown(width)}")
+        raise DictionaryError(f"width is how many features there are: 16384 or '16k'; given {short_repr(width)}")
     width = int(width)
     return f"{width // 10**6}m" if width >= 10**6 else f"{width // 1000}k" if width >= 1000 else str(width)
 
@@ -96,7 +96,7 @@ def choose(
     for name, value in request.items():
         fitting = [entry for entry in left if value is None or getattr(entry, name) == value]
         if not fitting:
-            requested = ", ".join(f"{n}={shown(v)}" for n, v in request.items() if v is not None)
+            requested = ", ".join(f"{n}={short_repr(v)}" for n, v in request.items() if v is not None)
             raise DictionaryError(f"{source} has no dictionary of {requested}; it has {_choices(left, name)}")
         left = fitting
     if len(left) > 1:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gemmascope.arguments import as_list, as_words, finite_number, whole_number
-from gemmascope.arguments import shown as quoted
+from gemmascope.arguments import as_list, as_words, finite_number, short_repr, whole_number
 from gemmascope.edits.call_text import metric_text
 from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import DictionaryError, SweepError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import rows_within
 from gemmascope.model.model import Model, Prompt
@@ -30,7 +29,7 @@ from gemmascope.sweeps.cells import chunked
 from gemmascope.sweeps.final_logits import measure_rows
 from gemmascope.sweeps.remarks import metric_remarks, prompt_remarks, raise_or_warn
 from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 
 if TYPE_CHECKING:
     import pandas
@@ -101,10 +100,12 @@ class FeatureSweep:
         title = f"features of {self.sae.call} set to {self.value:g}, {self.model}"
         return features_figure(effect, title=title, unit=f"change of {self.metric}", diverging=True)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         sizes = " x ".join(f"{n} {axis}" for axis, n in self.effect.sizes.items())
-        head = f"feature sweep of {self.sae.call} in {spelled(self.model)}: {sizes}, set to {self.value:g}, {self.metric}"
+        head = (
+            f"feature sweep of {self.sae.call} in {legible_line(self.model)}: {sizes}, set to {self.value:g}, {self.metric}"
+        )
         return "\n".join([head, f"as it is {self.base:.4g}", *(_line(*cell) for cell in self.top(5))])
 
 
@@ -208,7 +209,7 @@ def _check_arguments(by: object, dictionary: object, prompt: object) -> None:
     if not isinstance(dictionary, Dictionary):
         raise DictionaryError(f"a dictionary is what gs.load_sae returns; given {type(dictionary).__name__}")
     if tuple(as_words(by) or ()) not in BY:
-        raise SweepError(f"by is 'feature' or ('feature', 'pos'); given {quoted(by)}")
+        raise SweepError(f"by is 'feature' or ('feature', 'pos'); given {short_repr(by)}")
     if is_prompt_list(prompt):
         raise SweepError("a feature sweep is of one prompt: call it for each")
 
@@ -221,7 +222,7 @@ def _numbers(
         listed = as_list(features, "features", error=DictionaryError)
         numbers = [feature_number(dictionary, feature) for feature in listed]
         if not numbers or len(set(numbers)) < len(numbers):
-            raise DictionaryError(f"features names each feature once, and one at least; given {quoted(numbers)}")
+            raise DictionaryError(f"features names each feature once, and one at least; given {short_repr(numbers)}")
         return numbers
     at_positions = torch.isin(encoded.pos, torch.tensor(positions, device=encoded.pos.device))
     active = sorted(set(encoded.feature[at_positions].tolist()))
@@ -242,6 +243,6 @@ def _cells(encoded: Features, axes: Sequence[Sequence[int]], positions: Sequence
 
 
 def _line(cell: Mapping[str, object], effect: float) -> str:
-    concept = f" ({spelled(str(cell['concept']))})" if cell.get("concept") else ""
-    at = f", pos {cell['pos']} ({shown(str(cell['token']))})" if "pos" in cell else ""
+    concept = f" ({legible_line(str(cell['concept']))})" if cell.get("concept") else ""
+    at = f", pos {cell['pos']} ({visible_text(str(cell['token']))})" if "pos" in cell else ""
     return f"  {effect:+.4g}  feature {cell['feature']}{concept}{at}"

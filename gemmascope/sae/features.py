@@ -11,16 +11,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.arguments import as_list, is_whole, whole_number
-from gemmascope.arguments import shown as quoted
+from gemmascope.arguments import as_list, is_whole, short_repr, whole_number
 from gemmascope.edits.places import find_positions
 from gemmascope.edits.sources import is_trace, not_a_trace
 from gemmascope.errors import DictionaryError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sae.weights import DictionaryWeights
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import in_float64
 
 if TYPE_CHECKING:
@@ -224,7 +223,7 @@ class Features:
         order = self.value[after_bos].argsort(descending=True)
         return list(dict.fromkeys(self.feature[after_bos][order].tolist()))[:n]
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         d, n = self.dictionary, len(self)
         active = len(set(self.feature[self.pos >= self.first].tolist()))
@@ -234,7 +233,7 @@ class Features:
         lines = [head + f"{l0:.1f} a position{explained}{' (<bos> left out)' if self.first else ''}"]
         for pos in range(self.first, min(n, self.first + SHOWN_POSITIONS)):
             top = ", ".join(_feature_text(*each) for each in self.top(SHOWN_FEATURES, pos))
-            lines.append(f"  {pos:>3} {shown(self.tokens[pos])}  {top}")
+            lines.append(f"  {pos:>3} {visible_text(self.tokens[pos])}  {top}")
         more = n - self.first - SHOWN_POSITIONS
         return "\n".join([*lines, *[f"  … {more} more positions"] * (more > 0)])
 
@@ -245,7 +244,7 @@ class Features:
             most = len(self) - 1
             positions = [whole_number(pos, "a position", least=-len(self), most=most, error=DictionaryError) % len(self)]
         if len(positions) != 1:
-            raise DictionaryError(f"one position is read at a time; given {quoted(pos)}")
+            raise DictionaryError(f"one position is read at a time; given {short_repr(pos)}")
         return positions[0]
 
     def _require_target(self) -> Tensor:
@@ -276,7 +275,7 @@ def feature_number(dictionary: DictionaryWeights, feature: object) -> int:
     if not is_whole(feature) or not 0 <= int(feature) < dictionary.n_features:
         last = dictionary.n_features - 1
         raise DictionaryError(
-            f"there is no feature {quoted(feature)}: the features of {dictionary.call} go from 0 to {last}"
+            f"there is no feature {short_repr(feature)}: the features of {dictionary.call} go from 0 to {last}"
         )
     return int(feature)
 
@@ -287,4 +286,4 @@ def first_after_bos(ids: Tensor, model: Model) -> int:
 
 
 def _feature_text(feature: int, value: float, concept: str | None) -> str:
-    return f"{feature}{f' ({spelled(concept)})' if concept else ''} {value:.3g}"
+    return f"{feature}{f' ({legible_line(concept)})' if concept else ''} {value:.3g}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, shown, true_or_false, whole_number
+from gemmascope.arguments import finite_number, short_repr, true_or_false, whole_number
 from gemmascope.checkpoints.device import choose_device
 from gemmascope.edits.call_text import plain
 from gemmascope.errors import DictionaryError, SiteError
@@ -119,9 +119,9 @@ def _check_arguments(layer: object, site: object, model: object, revision: objec
         whole_number(layer, "a dictionary's layer ('embedding' for none)", least=0, error=DictionaryError)
     for name, value in (("site", site), ("revision", revision)):
         if value is not None and not isinstance(value, str):
-            raise DictionaryError(f"{name} is a text; given {shown(value)}")
+            raise DictionaryError(f"{name} is a text; given {short_repr(value)}")
     if model is not None and not isinstance(model, Model):
-        raise DictionaryError(f"model is what gs.load returns; given {shown(model)}")
+        raise DictionaryError(f"model is what gs.load returns; given {short_repr(model)}")
 
 
 class DictionaryTensors(TypedDict):
@@ -208,7 +208,7 @@ def _about(path: Path) -> About:
         about = read_json(path, error=DictionaryError)
         for name in ("model", "fingerprint", "site"):
             if not isinstance(about.get(name, ""), str):
-                raise DictionaryError(f"{name} is a text; it has {shown(about[name])}")
+                raise DictionaryError(f"{name} is a text; it has {short_repr(about[name])}")
         if about.get("site", TRANSCODER) != TRANSCODER:
             find_site(about["site"])
         if about.get("layer", EMBEDDING) != EMBEDDING:

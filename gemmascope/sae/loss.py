@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.kinds import Ablate
 from gemmascope.errors import DictionaryError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import listed_prompts
@@ -46,7 +46,7 @@ class LossRecovered:
         """The loss that the reconstruction adds, in nats a token."""
         return self.spliced - self.clean
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         return (
             f"loss recovered {self.recovered:.1%} over {self.n_tokens:,} tokens: clean {self.clean:.4f}, "

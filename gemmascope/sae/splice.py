@@ -14,12 +14,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, is_number, shown, true_or_false
+from gemmascope.arguments import finite_number, is_number, short_repr, true_or_false
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.places import Pos
 from gemmascope.errors import DictionaryError, EditError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.sae.features import feature_number, first_after_bos
 from gemmascope.sae.weights import DictionaryWeights
@@ -68,7 +68,7 @@ class Splice(Edit):
         acts = d.activations(x).index_copy(1, features, new.expand(len(x), -1))
         return d.decode(acts).to(old.device).reshape(old.shape)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         arguments = [self.dictionary.call]
         arguments += [f"features={dict(self.features)!r}"] if self.features else []
@@ -120,7 +120,7 @@ def splice(
     if not isinstance(sae, DictionaryWeights):
         raise DictionaryError(f"a dictionary is what gs.load_sae returns; given {type(sae).__name__}")
     if features is not None and not isinstance(features, Mapping):
-        raise DictionaryError(f"features is a mapping of numbers, such as {{17: 0.0}}; given {shown(features)}")
+        raise DictionaryError(f"features is a mapping of numbers, such as {{17: 0.0}}; given {short_repr(features)}")
     keep_error = true_or_false(keep_error, "keep_error", error=DictionaryError)
     values = {feature_number(sae, feature): _activation(value) for feature, value in (features or {}).items()}
     return Splice(site=sae.writes, layer=sae.layer, pos=pos, dictionary=sae, features=values, keep_error=keep_error)
@@ -129,8 +129,8 @@ def splice(
 def _activation(value: object) -> float:
     """The value of a feature. DictionaryError for what is no number, or too large for float32."""
     if not is_number(value):
-        raise DictionaryError(f"a feature's value is a number; given {shown(value)}")
+        raise DictionaryError(f"a feature's value is a number; given {short_repr(value)}")
     number = finite_number(value, "a feature's value", error=DictionaryError)
     if abs(number) > LARGEST:
-        raise DictionaryError(f"a feature's value is at most {LARGEST:.3g}, the largest float32; given {shown(value)}")
+        raise DictionaryError(f"a feature's value is at most {LARGEST:.3g}, the largest float32; given {short_repr(value)}")
     return number

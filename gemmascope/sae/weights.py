@@ -14,10 +14,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.arguments import as_numbers, is_whole, shown
+from gemmascope.arguments import as_numbers, is_whole, short_repr
 from gemmascope.config import PRESETS
 from gemmascope.errors import DeviceError, DictionaryError
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.digests import join_digests, tensor_digest
 from gemmascope.model.maths import rms_scale
 from gemmascope.model.model import Model
@@ -56,9 +56,9 @@ class TrainedFor:
     size: str | None = None
     fingerprint: str | None = None
 
-    @legibly
+    @prints_legibly
     def __str__(self) -> str:
-        name = spelled(self.model or "a model that its files do not name")
+        name = legible_line(self.model or "a model that its files do not name")
         if self.size is None:
             return name
         return f"{name} ({PRESETS[self.size].n_layers} layers, d_model {PRESETS[self.size].d_model})"
@@ -161,7 +161,7 @@ class DictionaryWeights:
         """Features as column numbers. DictionaryError for anything that is not a list of them."""
         numbers = as_numbers(features)
         if numbers is None or not all(is_whole(one) and 0 <= int(one) < self.n_features for one in numbers):
-            raise DictionaryError(f"features are numbers from 0 to {self.n_features - 1}; given {shown(features)}")
+            raise DictionaryError(f"features are numbers from 0 to {self.n_features - 1}; given {short_repr(features)}")
         return torch.tensor([int(one) for one in numbers if is_whole(one)], device=self.device, dtype=torch.long)
 
     def sparse(self, x: Float[Tensor, "pos d_in"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,7 +264,7 @@ class DictionaryWeights:
                 f"position, [pos, {width}]; given shape {tuple(rows.shape)}"
             )
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         sizes = f"{self.d_in} -> {self.n_features:,} features -> {self.d_out}"
         tied = f"; {len(self.concepts)} features tied to a concept" if self.concepts else ""

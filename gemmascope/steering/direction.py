@@ -17,7 +17,7 @@ from gemmascope.edits.call_text import plain
 from gemmascope.edits.kinds import Add
 from gemmascope.edits.make import ablate_direction, add
 from gemmascope.edits.places import Pos
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.sites import Address
 from gemmascope.steering.probe import HeldOut, Probe
@@ -195,9 +195,9 @@ class Direction:
         """The site, layer, head and positions, and the model, as text."""
         head = "" if self.head is None else f", head {self.head}"
         pos = "all positions but the first" if self.pos is None else f"pos {plain(self.pos)!r}"
-        return f"{self.site} of layer {self.layer}{head}, {pos}, {spelled(self.model)}"
+        return f"{self.site} of layer {self.layer}{head}, {pos}, {legible_line(self.model)}"
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         n_positive, n_negative = (int((self.projections["class"] == name).sum()) for name in CLASSES)
         cosine = float(torch.cosine_similarity(in_float64(self.vector), in_float64(self.probe), dim=0))

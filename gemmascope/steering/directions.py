@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.arguments import shown, whole_number
+from gemmascope.arguments import short_repr, whole_number
 from gemmascope.edits.places import Head, Pos, find_heads, find_positions
 from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.loading.default import model_or_nano
@@ -132,7 +132,7 @@ def _address(site: str, layer: int, head: Head, model: Model) -> tuple[Address, 
         name = "kv head" if address.site.heads == "kv_head" else "head"
         n_heads = len(find_heads(None, address.site, model) or ())
         raise SiteError(
-            f"'{address.site.name}' has {n_heads} {name}s: say which one, head=0 to {n_heads - 1}; given {shown(head)}"
+            f"'{address.site.name}' has {n_heads} {name}s: say which one, head=0 to {n_heads - 1}; given {short_repr(head)}"
         )
     return address, heads[0]
 

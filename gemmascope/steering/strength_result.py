@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 
 if TYPE_CHECKING:
     import pandas
@@ -131,14 +131,14 @@ class StrengthSweep:
             unit=self.question,
         )
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         strengths = self.metric["strength"].values
         n_prompts = self.per_prompt.sizes["prompt"]
         over = f", mean of {n_prompts} prompts" if n_prompts > 1 else ""
         return (
             f"{len(strengths)} strengths from {strengths.min():g} to {strengths.max():g} of {self.edit} "
-            f"in {spelled(self.model)}\n"
+            f"in {legible_line(self.model)}\n"
             f"{self.question}{over}: {self._range(self.metric)}; unsteered {self.unsteered_metric:.4g}\n"
             f"{self._perplexity_text()}\n"
             f"KL from the unsteered next token: up to {float(self.kl.max()):.4g} nats"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gemmascope.arguments import as_list, finite_number, shown
+from gemmascope.arguments import as_list, finite_number, short_repr
 from gemmascope.edits.call_text import metric_text
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.kinds import Add
@@ -120,7 +120,7 @@ def _listed_strengths(strengths: object) -> list[float]:
         raise SweepError("strengths is an empty list: give at least one number, such as [-4, -2, 0, 2, 4]")
     numbers = [finite_number(strength, "a strength", error=SweepError) for strength in listed]
     if len(set(numbers)) < len(numbers):
-        raise SweepError(f"strengths name a number twice: {shown(listed)}")
+        raise SweepError(f"strengths name a number twice: {short_repr(listed)}")
     return numbers
 
 

@@ -8,7 +8,7 @@ from itertools import product
 
 from torch import Tensor
 
-from gemmascope.arguments import shown, whole_number
+from gemmascope.arguments import short_repr, whole_number
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
@@ -40,7 +40,9 @@ class Grid:
         numbers = numbers_along(spec, site, layer, model, ids)
         window = whole_number(spec.window, "window", least=1, most=model.n_layers, error=SweepError)
         if window > 1 and "layer" not in by:
-            raise SweepError(f"window needs layer in by: without it a cell edits all its layers; given by={shown(spec.by)}")
+            raise SweepError(
+                f"window needs layer in by: without it a cell edits all its layers; given by={short_repr(spec.by)}"
+            )
         rest = {axis: n for axis, n in numbers.items() if axis not in by}
         return cls(site, {axis: numbers[axis] for axis in by}, rest, window, model.config)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.sources import is_trace, not_a_trace
 from gemmascope.errors import MetricError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.run.metric import Answer, BindableMetric, Metric, answer_ids
 from gemmascope.sweeps.remarks import same_answers_text
@@ -60,7 +60,7 @@ class AnswerMetric:
         against = ids[1] if len(ids) > 1 else ids[0][:0]
         return lambda logits: self.rule(logits, ids[0], against)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         return f"gs.{self.name}({', '.join(repr(plain(answer)) for answer in self.answers)})"
 
@@ -181,7 +181,7 @@ class KLFrom:
         reference = self.trace.next_logits.log_softmax(-1).to(model.device)
         return lambda logits: (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         if not is_trace(self.trace):
             return f"gs.kl_from(<{type(self.trace).__name__}>)"

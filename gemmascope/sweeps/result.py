@@ -15,10 +15,10 @@ from gemmascope.arguments import true_or_false
 from gemmascope.errors import SweepError, warn
 from gemmascope.files.paths import user_path
 from gemmascope.files.writing import write_file
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.sweeps.journal import fill_from, read_file, text_of
 from gemmascope.sweeps.metadata import SweepMetadata, call_details, metric_label, picture_title
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import Array
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class SweepResult:
         """How far the sweep got: "90 of 90 cells finished"."""
         return f"{int(self.finished.sum())} of {self.question.n_cells} cells finished"
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         q = self.question
         kind = f"estimate ({q.estimate})" if q.estimate else "path sweep" if "gs.path_sweep(" in q.code else "sweep"
@@ -227,7 +227,7 @@ class SweepResult:
         baselines = f"clean {self.clean:.4g}"
         if q.has_source:
             baselines += f", corrupt {self.corrupt:.4g}; patched: {q.into}"
-        title = f"{kind} of {q.site} in {spelled(q.model)}{pairs}: {grid}, {metric}, {self.progress_text()}"
+        title = f"{kind} of {q.site} in {legible_line(q.model)}{pairs}: {grid}, {metric}, {self.progress_text()}"
         return f"{title}\n{baselines}\n{self._strongest()}"
 
     def _strongest(self, k: int = 5) -> str:
@@ -241,7 +241,7 @@ class SweepResult:
         return "\n".join(lines)
 
     def _token(self, axis: str, number: int) -> str:
-        return f" ({shown(self.question.tokens[number])})" if axis in ("pos", "q_pos", "k_pos") else ""
+        return f" ({visible_text(self.question.tokens[number])})" if axis in ("pos", "q_pos", "k_pos") else ""
 
     def _baseline(self, which: str) -> Array:
         is_base = self.question.into == which or not self.question.has_source

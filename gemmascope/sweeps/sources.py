@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, shown
+from gemmascope.arguments import finite_number, short_repr
 from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.kinds import Ablate, Patch
 from gemmascope.edits.sources import MEANS, check_reference, mean_of
@@ -37,7 +37,7 @@ class Ablation:
         """The ablation that these arguments of gs.sweep describe; None without one. SweepError for what cannot be one."""
         is_mean = isinstance(value, str) and value in MEANS
         if reference and not is_mean:
-            raise SweepError(f"a reference is only for ablate='mean' or 'mean_by_pos'; given ablate={shown(value)}")
+            raise SweepError(f"a reference is only for ablate='mean' or 'mean_by_pos'; given ablate={short_repr(value)}")
         if value is None:
             return None
         if isinstance(value, str) and is_mean:
@@ -45,7 +45,7 @@ class Ablation:
         try:
             return cls(finite_number(value, "ablate", error=SweepError))
         except SweepError as error:
-            raise SweepError(f"ablate is a finite number, 'mean' or 'mean_by_pos'; given {shown(value)}") from error
+            raise SweepError(f"ablate is a finite number, 'mean' or 'mean_by_pos'; given {short_repr(value)}") from error
 
     def values(self, grid: Grid, model: Model, ids: Tensor) -> ValueSource:
         """The source of what it writes in a run of these ids."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gemmascope.arguments import as_list, as_numbers, as_words, shown
+from gemmascope.arguments import as_list, as_numbers, as_words, short_repr
 from gemmascope.edits.call_text import traces_verbatim
 from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.places import Head, Pos, find_heads, find_positions
@@ -71,7 +71,7 @@ def grid_axes(site: str, by: object) -> tuple[Site, int | None, list[str]]:
     names = as_words(by)
     names = names and [named.heads if name == "head" and named.heads else name for name in names]
     if not names or len(set(names)) < len(names) or set(names) - set(possible):
-        raise SweepError(f"by names axes of '{named.name}', each once: {', '.join(possible)}; given {shown(by)}")
+        raise SweepError(f"by names axes of '{named.name}', each once: {', '.join(possible)}; given {short_repr(by)}")
     return named, layer, names
 
 
@@ -102,7 +102,7 @@ def _named_layer(spec: SweepSpec, named: int, n_layers: int) -> int:
     layer = find_layer(named, n_layers)
     if spec.layer is not None and _layers(spec.layer, n_layers) != [layer]:
         raise SiteError(
-            f"{spec.site!r} names layer {named}, and layer={shown(spec.layer)} was given as well; give one of them"
+            f"{spec.site!r} names layer {named}, and layer={short_repr(spec.layer)} was given as well; give one of them"
         )
     return layer
 
@@ -116,5 +116,5 @@ def _layers(layer: Layers, n_layers: int) -> list[int]:
     if not numbers:
         raise SweepError("layer is an empty list: name at least one, or leave it out for all")
     if len(set(numbers)) < len(numbers):
-        raise SiteError(f"layer names one twice: {shown(values)}")
+        raise SiteError(f"layer names one twice: {short_repr(values)}")
     return numbers

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.errors import PromptError
 from gemmascope.files.json_reader import is_regular_file, refuse_pointer
 
@@ -72,16 +72,16 @@ def plain_messages(messages: Sequence[Message]) -> list[Message]:
 
 def _plain(message: object) -> Message:
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-        raise PromptError(f"a message is {{'role': 'user', 'content': 'text'}}; given {shown(message)}")
+        raise PromptError(f"a message is {{'role': 'user', 'content': 'text'}}; given {short_repr(message)}")
     if not isinstance(message["role"], str):
-        raise PromptError(f"the role of a message is text, such as 'user'; given {shown(message['role'])}")
+        raise PromptError(f"the role of a message is text, such as 'user'; given {short_repr(message['role'])}")
     content = message["content"]
     if isinstance(content, Mapping):  # a single part
         content = [content]
     if isinstance(content, (list, tuple)):
         content = "".join(map(_text_of, content))
     if not isinstance(content, str):
-        raise PromptError(f"the content of a message is text, or a list of text parts; given {shown(content)}")
+        raise PromptError(f"the content of a message is text, or a list of text parts; given {short_repr(content)}")
     return {**message, "content": content}
 
 
@@ -90,5 +90,5 @@ def _text_of(part: object) -> str:
         return part
     if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    kind = f"{part.get('type')!r}" if isinstance(part, Mapping) else shown(part)
+    kind = f"{part.get('type')!r}" if isinstance(part, Mapping) else short_repr(part)
     raise PromptError(f"Gemma 2 reads text: a part of a message is {{'type': 'text', 'text': ...}}; given one of {kind}")

@@ -13,7 +13,7 @@ from gemmascope.tokens.backends import Backend, JsonBackend
 from gemmascope.tokens.chats import Message, Render, chat_of, chat_of_folder, plain_messages
 from gemmascope.tokens.folder import has_tokenizer, read_tokenizer, settings_of, warn_of_wrapping
 
-__all__ = ["SHOWN_AS", "Message", "Tokenizer", "shown"]
+__all__ = ["SHOWN_AS", "Message", "Tokenizer", "visible_text"]
 
 # How invisible characters are displayed, in Python and in the widgets.
 SHOWN_AS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u200b": "␣", "\u200e": "⟨lrm⟩", "\u200f": "⟨rlm⟩"}
@@ -168,15 +168,15 @@ class Tokenizer:
         """Each token as text."""
         return [self.text(int(i)) for i in ids]
 
-    def shown(self, ids: Iterable[int]) -> list[str]:
+    def visible_texts(self, ids: Iterable[int]) -> list[str]:
         """Each token as it is displayed: '·Mary', '⏎', '<0xE2>'. Plain text: escape it for HTML."""
-        return [shown(self.text(int(i))) for i in ids]
+        return [visible_text(self.text(int(i))) for i in ids]
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a control token such as `<bos>`, rather than text."""
         return self.backend.is_special(token_id)
 
 
-def shown(text: str) -> str:
+def visible_text(text: str) -> str:
     """A token's text with every character visible: a space as ·, a newline as ⏎."""
     return "".join(SHOWN_AS.get(char, char) for char in text)

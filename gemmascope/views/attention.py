@@ -8,15 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gemmascope.arguments import as_numbers, is_whole, true_or_false
-from gemmascope.arguments import shown as quoted
+from gemmascope.arguments import as_numbers, is_whole, short_repr, true_or_false
 from gemmascope.edits.places import find_heads
 from gemmascope.errors import SiteError
 from gemmascope.model.model import Model
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.views.labels import are_special, require_trace
 from gemmascope.views.packing import PackedArray, count_visible, pack_probabilities, visible_values
 from gemmascope.views.page import View
@@ -103,7 +102,7 @@ def _find_layers(layers: object, n_layers: int) -> list[int]:
     if layers is None:
         return list(range(n_layers))
     if is_whole(layers) or not (numbers := as_numbers(layers)):
-        raise SiteError(f"layers is a list of numbers, at least one; given {quoted(layers)}")
+        raise SiteError(f"layers is a list of numbers, at least one; given {short_repr(layers)}")
     return sorted({find_layer(n, n_layers) for n in numbers})
 
 
@@ -137,10 +136,10 @@ def _require_fit(trace: Trace, layer: int, window: int | None, n_heads: int) -> 
 def _table(trace: Trace, heads: list[int], pattern: NDArray[np.floating]) -> list[list[str]]:
     """The key that the last position attends to most, by head; the first key does not count."""
     start = 1 if len(trace) > 1 else 0
-    rows = [["head", f"sees most from the last position ({shown(trace.tokens[-1])})", "probability"]]
+    rows = [["head", f"sees most from the last position ({visible_text(trace.tokens[-1])})", "probability"]]
     for head, probabilities in zip(heads, pattern[:, -1, start:], strict=True):
         key = int(probabilities.argmax()) + start
-        rows.append([str(head), f"{key}: {shown(trace.tokens[key])}", f"{probabilities.max():.4f}"])
+        rows.append([str(head), f"{key}: {visible_text(trace.tokens[key])}", f"{probabilities.max():.4f}"])
     return rows
 
 
@@ -239,5 +238,5 @@ def _ranges(numbers: list[int]) -> str:
 
 def _summary(trace: Trace, layers: list[int], n_heads: int, first: int) -> str:
     kinds = ", ".join(f"{n} {trace.layers[n].kind}" for n in layers)
-    text = " ".join(shown(token) for token in trace.tokens)
+    text = " ".join(visible_text(token) for token in trace.tokens)
     return f"{len(trace)} tokens: {text}. Layers {kinds}; {n_heads} heads. In layer {first}:"

@@ -10,7 +10,7 @@ from gemmascope.errors import SiteError
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.metadata import SweepMetadata
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 
 # How a view titles the axes of a sweep; the others by their own names.
 AXIS_TITLES = {"pos": "position", "q_pos": "query", "k_pos": "key", "kv_head": "kv head"}
@@ -41,7 +41,7 @@ def are_special(model: Model | None, ids: Sequence[int]) -> list[bool]:
 
 
 def position_label(pos: int, token: str, special: bool) -> Label:
-    return {"label": token, "token": True, "special": special, "hint": f"{pos}: {shown(token)}"}
+    return {"label": token, "token": True, "special": special, "hint": f"{pos}: {visible_text(token)}"}
 
 
 def sweep_labels(sweep: SweepMetadata, axis: str) -> list[Label]:
@@ -50,5 +50,5 @@ def sweep_labels(sweep: SweepMetadata, axis: str) -> list[Label]:
     if axis == "layer":
         return [{"label": str(n), "kind": sweep.kinds[n], "hint": f"{n} ({sweep.kinds[n]})"} for n in numbers]
     if axis in ("pos", "q_pos", "k_pos"):
-        return [{"label": sweep.tokens[n], "token": True, "hint": f"{n}: {shown(sweep.tokens[n])}"} for n in numbers]
+        return [{"label": sweep.tokens[n], "token": True, "hint": f"{n}: {visible_text(sweep.tokens[n])}"} for n in numbers]
     return [{"label": str(n)} for n in numbers]

@@ -10,7 +10,7 @@ from gemmascope.arguments import one_of, whole_number
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import SiteError
 from gemmascope.run.trace import Trace
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.views.labels import Label, are_special, position_label, require_trace
 from gemmascope.views.packing import PackedArray, pack, pack_probabilities
 from gemmascope.views.page import View
@@ -80,7 +80,7 @@ def lens_view(
         "follows": None if reading.answer is None else _answer_text(reading),
         "colours": _colours(reading, colour),
     }
-    summary = f"After {shown(trace.tokens[positions[-1]])}, at position {positions[-1]}:"
+    summary = f"After {visible_text(trace.tokens[positions[-1]])}, at position {positions[-1]}:"
     return View(spec, _arrays(reading, token_numbers.cpu().numpy().astype(np.uint16)), summary, _table(reading))
 
 
@@ -152,14 +152,14 @@ def _table(reading: Lens) -> list[list[str]]:
     rows = []
     for i in range(len(reading.entries)):
         texts = reading.trace.model.texts(reading.ids[i, -1])
-        tops = [f"{shown(text)} {float(prob):.4f}" for text, prob in zip(texts, reading.probs[i, -1], strict=True)]
+        tops = [f"{visible_text(text)} {float(prob):.4f}" for text, prob in zip(texts, reading.probs[i, -1], strict=True)]
         rank = [f"rank of the answer {int(reading.followed[2][i, -1])}"] if reading.followed else []
         rows.append([_row_label(reading, i).get("hint", reading.entries[i][0]), *tops, *rank])
     return rows
 
 
 def _note(reading: Lens, clipped: bool) -> str:
-    follows = "" if reading.answer is None else f", and how {shown(_answer_text(reading))} fares as the next one"
+    follows = "" if reading.answer is None else f", and how {visible_text(_answer_text(reading))} fares as the next one"
     note = f"The likeliest next token at each place{follows}."
     if clipped:
         first, last = reading.positions[0], reading.positions[-1]

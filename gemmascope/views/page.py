@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemmascope.files.writing import write_file
-from gemmascope.legible import legible, legibly, spelled
+from gemmascope.legible import legible, legible_line, prints_legibly
 from gemmascope.views.module import static_module
 from gemmascope.views.packing import PackedArray
 
@@ -89,9 +89,9 @@ class View:
     def _repr_html_(self) -> str:
         return self.to_html()
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
-        return f"{spelled(self.title)}\n{self.summary}"
+        return f"{legible_line(self.title)}\n{self.summary}"
 
 
 def page(views: Sequence[View], before: str = "", title: str | None = None) -> str:
@@ -102,7 +102,7 @@ def page(views: Sequence[View], before: str = "", title: str | None = None) -> s
 
 def _escaped(text: str) -> str:
     """One line of text as HTML, with control characters spelled out."""
-    return html.escape(legible(spelled(text)))
+    return html.escape(legible(legible_line(text)))
 
 
 def in_script(value: object) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from gemmascope.arguments import whole_number
 from gemmascope.errors import DictionaryError
 from gemmascope.sae.features import Features
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.views.labels import Label, are_special, position_label
 from gemmascope.views.packing import pack
 from gemmascope.views.page import View
@@ -62,7 +62,7 @@ def sae_view(features: Features, *, most: int = 24) -> View:
     rows = [["feature", "strongest at", "activation"]]
     for i in np.argsort(-peaks, kind="stable")[:TABLE_ROWS]:
         pos = int(values[i, features.first :].argmax()) + features.first
-        token = shown(features.tokens[pos])
+        token = visible_text(features.tokens[pos])
         rows.append([_feature_label(features, chosen[i])["label"], f"{pos}: {token}", f"{values[i, pos]:.4g}"])
     return View(spec, {"values": pack(values)}, repr(features), rows)
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gemmascope.analysis.direct_logits import answer_directions
-from gemmascope.arguments import shown as quoted
+from gemmascope.arguments import short_repr
 from gemmascope.edits.places import find_positions
 from gemmascope.errors import SiteError
 from gemmascope.figures.labelled import GLOBAL
 from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.views.labels import are_special, require_trace
 from gemmascope.views.packing import pack
 from gemmascope.views.page import View
@@ -54,10 +54,10 @@ def stream_view(trace: Trace, *, pos: int | str = -1, answer: Answer | None = No
     """
     require_trace(trace, "trace")
     if answer is None and against is not None:
-        raise SiteError(f"against={quoted(against)} is subtracted from an answer: give answer= as well")
+        raise SiteError(f"against={short_repr(against)} is subtracted from an answer: give answer= as well")
     positions = find_positions(pos, trace.model, trace.ids)
     if len(positions) != 1:
-        raise SiteError(f"one position is shown at first; given pos={quoted(pos)}")
+        raise SiteError(f"one position is shown at first; given pos={short_repr(pos)}")
     (start,) = positions
     directions = None if answer is None else answer_directions(trace, answer, against)
     values = _measure(trace, directions)  # [series, pos, layer]
@@ -77,7 +77,7 @@ def stream_view(trace: Trace, *, pos: int | str = -1, answer: Answer | None = No
     }
     header = ["layer", *(f"{panel['title']}: {name}" for panel in panels for name in panel["series"])]
     rows = [header, *([str(n), *(f"{v:.4g}" for v in values[:, start, n])] for n in range(values.shape[-1]))]
-    summary = f"At position {start} ({shown(trace.tokens[start])}):"
+    summary = f"At position {start} ({visible_text(trace.tokens[start])}):"
     return View(spec, {"values": pack(np.ascontiguousarray(values[:, first:end]))}, summary, rows)
 
 
@@ -102,7 +102,7 @@ def _panels(trace: Trace, answer: Answer | None, against: Answer | None) -> list
 
 
 def _token_names(trace: Trace, answer: Answer) -> str:
-    return ", ".join(map(shown, trace.model.texts(torch.tensor(answer_ids(answer, trace.model)))))
+    return ", ".join(map(visible_text, trace.model.texts(torch.tensor(answer_ids(answer, trace.model)))))
 
 
 def _measure(trace: Trace, directions: Float[Tensor, "pos d_model"] | None) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.errors import SweepError
 from gemmascope.sweeps.metadata import picture_title
 from gemmascope.sweeps.result import SweepResult
@@ -40,7 +40,7 @@ def sweep_view(result: SweepResult) -> View:
         >>> view.save("sweep.html")
     """
     if not isinstance(result, SweepResult):
-        raise SweepError(f"sweep_view takes what gs.sweep or gs.attribute returns; given {shown(result)}")
+        raise SweepError(f"sweep_view takes what gs.sweep or gs.attribute returns; given {short_repr(result)}")
     axes = list(result.question.axes)
     if len(axes) != 2:
         raise SweepError(f"a grid has two axes; this sweep has {len(axes)} ({', '.join(axes)})")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gemmascope.errors import GemmascopeError
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 from gemmascope.workshop.setup import kernel
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Prediction:
         verdict = "as you guessed" if self.guessed == answer else f"you guessed {self.guessed!r}"
         return f"{self.number}: the numbers say {answer!r}; {verdict}"
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         choices = "\n".join(f"  {choice}" for choice in self.choices)
         guessed = f"guess: {self.guessed}" if self.guessed else ".guess(...) one of these, before you go on"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from gemmascope.legible import legibly
+from gemmascope.legible import prints_legibly
 
 # The oldest versions that the notebooks were run with; the same as in pyproject.toml.
 LEAST = {
@@ -28,7 +28,7 @@ class Item:
     found: str
     fix: str = ""
 
-    @legibly
+    @prints_legibly
     def __str__(self) -> str:
         return f"{'fix' if self.fix else 'ok ':4}{self.name:14}{self.found}" + (f": {self.fix}" if self.fix else "")
 
@@ -44,7 +44,7 @@ class Setup:
         """Whether everything is as it should be."""
         return not any(item.fix for item in self.items)
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         wrong = sum(bool(item.fix) for item in self.items)
         end = "ready" if self.ok else f"{wrong} to fix; run the line again after it, in a fresh kernel"

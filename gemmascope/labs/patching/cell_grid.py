@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gemmascope.arguments import is_whole, one_of, shown
+from gemmascope.arguments import is_whole, one_of, short_repr
 from gemmascope.errors import SweepError
 from gemmascope.values import Array
 
@@ -68,7 +68,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        row, column = shown(self.row), shown(self.column)
+        row, column = short_repr(self.row), short_repr(self.column)
         named = {"cell": f"cell {row}, {column}", "row": f"row {row}", "column": f"column {column}"}
         return named.get(self.what, f"{self.what} cells")
 
@@ -88,8 +88,8 @@ def _span(name: str, place: object, size: int, is_range: bool) -> slice:
     ends = tuple(place) if is_range and isinstance(place, (tuple, list)) else (place, place)
     if len(ends) != 2 or not all(map(is_whole, ends)):
         needed = "its first and last number" if is_range else "a number"
-        raise SweepError(f"{name} is {needed}, counted from 0 along the grid; given {shown(place)}")
+        raise SweepError(f"{name} is {needed}, counted from 0 along the grid; given {short_repr(place)}")
     numbers = [int(n) for n in ends]
     if not all(0 <= n < size for n in numbers):
-        raise SweepError(f"there is no {name} {shown(place)}: the grid has {size}, from 0 to {size - 1}")
+        raise SweepError(f"there is no {name} {short_repr(place)}: the grid has {size}, from 0 to {size - 1}")
     return slice(min(numbers), max(numbers) + 1)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from gemmascope.arguments import shown, whole_number
+from gemmascope.arguments import short_repr, whole_number
 from gemmascope.errors import SweepError
 from gemmascope.labs.base import LabBase
 from gemmascope.labs.patching.files import save
 from gemmascope.labs.patching.picture import compared_views, label_of, view_of
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.state import handlers_of, snapshot_of
-from gemmascope.legible import legibly, spelled
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.model import Model, Prompt
 from gemmascope.run.metric import Answer
 from gemmascope.views.page import View
@@ -44,7 +44,7 @@ class PatchingLab(LabSession, LabBase):
         index, other = (whole_number(n, "an experiment", error=SweepError) for n in (index, other))
         if not all(-len(experiments) <= n < len(experiments) for n in (index, other)):
             raise SweepError(
-                f"there are {len(experiments)} experiments with numbers; given {shown(index)} and {shown(other)}"
+                f"there are {len(experiments)} experiments with numbers; given {short_repr(index)} and {short_repr(other)}"
             )
         return compared_views(experiments[index], experiments[other])
 
@@ -80,11 +80,11 @@ class PatchingLab(LabSession, LabBase):
     def _fallback_html(self) -> str:
         return "" if self.experiment is None else view_of(self.experiment).to_html()
 
-    @legibly
+    @prints_legibly
     def __repr__(self) -> str:
         s = self.settings
         grid = f"{s.site} by {', '.join(s.by)}, into the {s.into} run"
-        lines = [f"PatchingLab of {spelled(self.model.name)}: {grid}{self._closed_text}"]
+        lines = [f"PatchingLab of {legible_line(self.model.name)}: {grid}{self._closed_text}"]
         lines += [f"  {remark.level}: {remark.text}" for remark in self.checks]
         if self.experiment is not None:
             lines.append(f"  {label_of(self.experiment)}; lab.run() computes every cell, lab.result holds what is exact")

@@ -7,7 +7,7 @@ import numpy as np
 from gemmascope.labs.patching.cell_grid import MARKS, CellGrid
 from gemmascope.labs.patching.detail import place_of
 from gemmascope.labs.patching.experiment import Experiment
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.views.labels import AXIS_TITLES, Label, sweep_labels
 from gemmascope.views.packing import pack
 from gemmascope.views.page import View
@@ -101,6 +101,6 @@ def _strongest(experiment: Experiment, cell_grid: CellGrid) -> list[list[str]]:
     for number in np.argsort(-np.abs(np.nan_to_num(values)), axis=None)[:N_STRONGEST].tolist():
         row, column = divmod(number, experiment.shape[1])
         if not np.isnan(values[row, column]):
-            place = shown(place_of(experiment, row, column)).replace("·", " ")
+            place = visible_text(place_of(experiment, row, column)).replace("·", " ")
             rows.append([place, f"{values[row, column]:+.4g}", MARKS[marks[row, column]]])
     return rows

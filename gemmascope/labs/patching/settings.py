@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from typing import Any
 
-from gemmascope.arguments import as_words, one_of, shown
+from gemmascope.arguments import as_words, one_of, short_repr
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.run.metric import Answer
@@ -75,7 +75,7 @@ class Settings:
     def _site(name: object) -> str:
         site, layer = parse_site_name(name)
         if not site.in_layer or layer is not None:
-            raise SweepError(f"a lab's site is one of {', '.join(LAYER_SITES)}, of all layers; given {shown(name)}")
+            raise SweepError(f"a lab's site is one of {', '.join(LAYER_SITES)}, of all layers; given {short_repr(name)}")
         return site.name
 
 
@@ -90,5 +90,5 @@ def _axes(site: str, by: object) -> tuple[str, ...]:
     axes = tuple(heads if axis == "head" and heads else axis for axis in as_words(by) or ())
     if len(set(axes)) != 2 or set(axes) not in map(set, grids_of(site)):
         choices = ", ".join(f"({a!r}, {b!r})" for a, b in grids_of(site))
-        raise SweepError(f"a lab's grid has two axes of '{site}', rows and columns: {choices}; given by={shown(by)}")
+        raise SweepError(f"a lab's grid has two axes of '{site}', rows and columns: {choices}; given by={short_repr(by)}")
     return axes

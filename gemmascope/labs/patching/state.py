@@ -15,7 +15,7 @@ from gemmascope.labs.patching.picture import answer_text, grid_spec, label_of
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
-from gemmascope.tokens.tokenizer import shown
+from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import Array
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _pattern_bytes(detail: Detail | None) -> bytes:
 def _positions(detail: Detail) -> dict[str, list[dict[str, object]]]:
     """The labels of each run's positions, for its pattern."""
     return {
-        name: [{"label": token, "token": True, "hint": f"{n}: {shown(token)}"} for n, token in enumerate(tokens)]
+        name: [{"label": token, "token": True, "hint": f"{n}: {visible_text(token)}"} for n, token in enumerate(tokens)]
         for name, tokens in detail.tokens.items()
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemmascope.arguments import one_of, shown
+from gemmascope.arguments import one_of, short_repr
 from gemmascope.edits.call_text import call_text
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import SweepError
@@ -109,7 +109,7 @@ def path_sweep(
     """
     sender_site = parse_site_name(sender)[0].name
     if sender_site not in SENDERS:
-        raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {shown(sender)}")
+        raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {short_repr(sender)}")
     one_of(mlps, "mlps", MLPS, error=SweepError)
     model = model_or_nano(model)
     receivers, max_rows = receivers_of(receiver, model), rows_within(memory, model)

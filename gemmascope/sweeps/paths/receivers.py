@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from gemmascope.arguments import shown
+from gemmascope.arguments import short_repr
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.kinds import Patch
 from gemmascope.edits.places import Head, find_heads
@@ -78,10 +78,10 @@ def _receiver(receiver: object, model: Model) -> Iterator[Receiver]:
         return
     parts = (receiver,) if isinstance(receiver, str) else receiver
     if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or parse_site_name(parts[0])[0].name not in RECEIVER_SITES:
-        raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {shown(receiver)}")
+        raise SweepError(f"a receiver is ('q' | 'k' | 'v', layer, head) or 'final'; given {short_repr(receiver)}")
     if len(parts) == 2 and parse_site_name(parts[0])[1] is not None:  # is the number its layer once more, or a head?
         raise SweepError(
-            f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {shown(receiver)}"
+            f"{parts[0]!r} names its layer: give it alone, or as ({parts[0]!r}, None, head); given {short_repr(receiver)}"
         )
     address = find(parts[0], model.n_layers, parts[1] if len(parts) > 1 else None)
     heads = find_heads(parts[2] if len(parts) == 3 else None, address.site, model)
