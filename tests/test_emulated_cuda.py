@@ -1,0 +1,241 @@
+"""On an emulated CUDA device (emulated_cuda/) every call gives the CPU's numbers without a race."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from emulated_cuda import EmulatedCuda
+from torch import Tensor
+
+import gemmascope as gs
+from gemmascope.model.model import Model
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def cuda() -> Iterator[EmulatedCuda]:
+    """A device, and nothing raced on it in the end."""
+    with EmulatedCuda() as emulation:
+        yield emulation
+        gc.collect()
+        assert emulation.races == []
+
+
+# -- the emulation itself --
+
+
+def test_tensors_of_two_devices_do_not_mix(cuda: EmulatedCuda) -> None:
+    ours, theirs = torch.arange(6.0, device="cuda"), torch.arange(6.0)
+    assert ours.device == CUDA
+    for mixed in (
+        lambda: ours + theirs,
+        lambda: torch.cat([ours, theirs]),
+        lambda: theirs[torch.tensor([1, 2], device="cuda")],
+        lambda: ours.index_put_((torch.tensor([1, 2], device="cuda"),), torch.ones(2)),
+        lambda: torch.where(ours > 1, theirs, 0.0),
+        lambda: ours.masked_fill(theirs > 1, 0.0),
+        lambda: theirs.add_(ours),
+    ):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+    with pytest.raises(TypeError, match="to numpy"):
+        ours.numpy()
+    assert (ours * torch.tensor(2.0)).tolist() == [0, 2, 4, 6, 8, 10]
+    assert ours[torch.tensor([1, 2])].tolist() == [1, 2]
+
+
+def test_two_devices_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmulatedCuda(n_devices=2) as cuda:
+        first, second = torch.ones(300, device="cuda:0"), torch.ones(3, device="cuda:1")
+        with pytest.raises(RuntimeError, match="cuda:0 and cuda:1"):
+            first[:3] + second
+        with torch.cuda.device(1):
+            assert torch.zeros(1, device="cuda").device.index == 1
+        assert first[:3].to("cuda:1").device.index == 1
+        assert cuda.memories[0].allocated == 1536
+        del first
+        assert cuda.memories[0].allocated == 0
+
+
+def test_gradients_go_through_moves(cuda: EmulatedCuda) -> None:
+    leaf = torch.tensor([1.0, 2.0], requires_grad=True)
+    (grad,) = torch.autograd.grad((leaf.to("cuda").square().cpu() * 2).sum(), leaf)
+    assert not grad.is_cuda
+    assert grad.tolist() == [4, 8]
+    inside = torch.tensor([1.0, 2.0], device="cuda", requires_grad=True)
+    (grad,) = torch.autograd.grad((inside[1:] ** 3).sum(), inside)
+    assert grad.device == CUDA
+    assert grad.tolist() == [0, 12]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_stream_that_does_not_wait_races(waits: bool) -> None:
+    with EmulatedCuda() as cuda:
+        side, target = torch.cuda.Stream(), torch.zeros(4, device="cuda")
+        if waits:
+            side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            target.add_(1)
+        if waits:
+            torch.cuda.current_stream().wait_stream(side)
+        assert target.sum().item() == 4
+        assert bool(cuda.races) == (not waits)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_memory_that_is_freed_under_a_copy_races(waits: bool) -> None:
+    with EmulatedCuda() as cuda:
+        side, target, source = torch.cuda.Stream(), torch.zeros(4, device="cuda"), torch.ones(4).pin_memory()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            target.copy_(source, non_blocking=True)
+            copied = side.record_event()
+        if waits:
+            copied.synchronize()
+            torch.cuda.current_stream().wait_event(copied)
+        del source, target
+        gc.collect()
+        assert bool(cuda.races) == (not waits)
+
+
+def test_what_is_counted(cuda: EmulatedCuda) -> None:
+    x = torch.arange(8.0, device="cuda")
+    cuda.counts.reset()
+    y = (x * 2)[2:].view(2, 3)
+    assert (cuda.counts.n_kernels, cuda.counts.n_syncs) == (1, 0)
+    assert bool((y > 100).any()) is False
+    _ = y[y > 3], y.cpu()
+    assert cuda.counts.n_syncs == 3
+    assert cuda.counts.operators["mul"] == 1
+
+
+def test_threads_are_emulated_too(cuda: EmulatedCuda) -> None:
+    found: list[Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(torch.ones(2, device="cuda") + 1))
+    thread.start()
+    thread.join()
+    assert found[0].device == CUDA
+
+
+def test_a_captured_graph_computes_again(cuda: EmulatedCuda) -> None:
+    x = torch.ones(3, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = (x * 2).add_(1)
+        with pytest.raises(RuntimeError, match="capturing"):
+            y.sum().item()
+    torch.cuda.synchronize()
+    x.fill_(5)
+    cuda.counts.reset()
+    graph.replay()
+    assert cuda.counts.n_kernels == 1
+    torch.cuda.synchronize()
+    assert y.tolist() == [11, 11, 11]
+
+
+# -- every call, on nano --
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = CLEAN.replace("John gave", "Mary gave")
+LONG = "Mary went to the store. " * 9
+DIFF = gs.logit_diff(" Mary", " John")
+GRIDS: dict[str, dict[str, Any]] = {
+    "resid_pre": {"by": ("layer", "pos")}, "attn_out": {"by": ("layer", "pos")}, "mlp_act": {"by": ("layer",)},
+    "z": {"by": ("layer", "head")}, "k": {"by": ("layer", "head")}, "pattern": {"by": ("layer", "head")},
+}  # fmt: skip
+
+
+def sites(model: Model) -> list[Tensor]:
+    trace = gs.trace(CLEAN, model=model)
+    return [trace[site.name, 2] if site.in_layer else trace[site.name] for site in gs.SITES.values()]
+
+
+def sweep(site: str) -> Callable[[Model], Any]:
+    few = {"layer": [0, 4]}
+    return lambda model: gs.sweep(CLEAN, CORRUPT, DIFF, site=site, model=model, progress=False, **GRIDS[site], **few).values
+
+
+def sampled(model: Model) -> Any:
+    return gs.generate(CLEAN, model=model, max_new_tokens=4, temperature=0.9, top_p=0.9, seed=3).logprobs
+
+
+CALLS: dict[str, Callable[[Model], Any]] = {
+    "sites": sites,
+    "a long prompt": lambda model: gs.trace(LONG, model=model).logits,
+    "edits": lambda model: gs.trace(
+        CLEAN, model=model, edits=[gs.knockout(layer=2, q_pos=-1, k_pos=3), gs.add("resid_post", torch.ones(128), layer=1)]
+    ).logits,
+    "several prompts": lambda model: [one.logits for one in gs.trace([CLEAN, LONG], model=model)],
+    **{f"sweep {site}": sweep(site) for site in GRIDS},
+    "mean ablation": lambda model: gs.sweep(
+        CLEAN, None, DIFF, site="z", ablate="mean", reference=[gs.trace(CORRUPT, model=model)], layer=[1, 4],
+        by=("layer", "head"), model=model, progress=False,
+    ).values,
+    "path_sweep": lambda model: gs.path_sweep(CLEAN, CORRUPT, DIFF, layer=[3], model=model, progress=False).values,
+    "path_sweep into a head": lambda model: gs.path_sweep(
+        CLEAN, CORRUPT, DIFF, layer=[1], receiver=("q", 3, 0), mlps="frozen", model=model, progress=False
+    ).values,
+    "attribute": lambda model: gs.attribute(
+        CLEAN, CORRUPT, DIFF, site="z", by=("layer", "head"), layer=[2, 5], model=model
+    ).values,
+    "integrated": lambda model: gs.attribute(CLEAN, CORRUPT, DIFF, site="z", layer=5, steps=2, model=model).values,
+    "grad": lambda model: list(gs.trace(CLEAN, model=model).grad(DIFF, [("pattern", 3), ("z", 1), "embed"]).values()),
+    "lens of a trace": lambda model: gs.trace(CLEAN, model=model).lens(),
+    "lens": lambda model: gs.lens(gs.trace(CLEAN, model=model)).entropy,
+    "direct_logits": lambda model: gs.direct_logits(gs.trace(CLEAN, model=model), " Mary", against=" John", by="head").parts,
+    "head_scores": lambda model: [
+        one.scores for one in gs.head_scores(model, ["induction", "copying", "sink"], n=2).values()
+    ],
+    "attention_summary": lambda model: gs.attention_summary(gs.trace(CLEAN, model=model)).mean["entropy"],
+    "composition": lambda model: gs.composition(model, "k", senders=[0, 1], receivers=[2]).scores,
+    "generate": lambda model: gs.generate(CLEAN, model=model, max_new_tokens=6, edits=[gs.ablate("z", layer=1)]).logprobs,
+    "generate several": lambda model: [
+        one.logprobs for one in gs.generate([CLEAN, "Mary went"], model=model, max_new_tokens=3)
+    ],
+    "sampled": sampled,
+    "direction": lambda model: gs.direction([CLEAN, LONG], [CORRUPT, "Anna was"], layer=2, model=model).vector,
+    "strength_sweep": lambda model: gs.strength_sweep(
+        [CLEAN], torch.linspace(-1, 1, 128), DIFF, strengths=[0.0, 1.0], site="resid_post", layer=2, model=model,
+        progress=False,
+    ).perplexity,
+    "compare": lambda model: gs.compare(model, model, [CLEAN]).kl_all,
+    "encode": lambda model: gs.load_sae().encode(gs.trace(CLEAN, model=model)).explained,
+    "splice": lambda model: gs.trace(CLEAN, model=model, edits=[gs.splice(gs.load_sae(), {987: 0.0})]).logits,
+    "feature_sweep": lambda model: gs.feature_sweep(
+        gs.load_sae(), CLEAN, DIFF, features=[987, 3], pos=-1, model=model
+    ).effect,
+    "a layer's matrices": lambda model: [model.layer(1).ov(2).matrix(), model.layer(1).qk(0, distance=2).matrix()],
+}  # fmt: skip
+
+
+def numbers(value: Any) -> np.ndarray[Any, Any]:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().double().numpy().ravel()
+    if isinstance(value, (list, tuple)):
+        return np.concatenate([numbers(one) for one in value])
+    return np.asarray(value, dtype=float).ravel()
+
+
+@pytest.fixture(scope="module")
+def nanos() -> tuple[EmulatedCuda, Model, Model]:
+    on_cpu, emulation = gs.load("nano", device="cpu"), EmulatedCuda()
+    with emulation:
+        return emulation, on_cpu, gs.load("nano", device="cuda")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_gives_the_numbers_of_the_cpu(call: str, nanos: tuple[EmulatedCuda, Model, Model]) -> None:
+    emulation, on_cpu, on_cuda = nanos
+    want = numbers(CALLS[call](on_cpu))
+    with emulation:
+        found = numbers(CALLS[call](on_cuda))
+    assert want.size
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+    assert emulation.races == []
