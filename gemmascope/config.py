@@ -248,8 +248,8 @@ def _rope(c: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _rope_theta(c: Mapping[str, object]) -> float:
-    given = (_rope(c).get("rope_theta"), c.get("rope_theta"), 10000.0)
-    value = next(theta for theta in given if theta is not None)
+    candidates = (_rope(c).get("rope_theta"), c.get("rope_theta"), 10000.0)
+    value = next(theta for theta in candidates if theta is not None)
     if not is_number(value):
         raise ConfigError(f"rope_theta must be a number above 0; given {short_repr(value)}")
     return float(value)
@@ -271,9 +271,9 @@ def _refuse_variants(c: Mapping[str, object]) -> None:
         raise ConfigError(f"this model is of type 'gemma2' but differs from Gemma 2: {'; '.join(wrong)}")
 
 
-def _inner(given: Mapping[str, object]) -> str:
+def _inner(content: Mapping[str, object]) -> str:
     """Advice for a model that contains a Gemma 2, such as PaliGemma 2; empty for any other."""
-    inner = given.get("text_config")
+    inner = content.get("text_config")
     if not isinstance(inner, Mapping) or inner.get("model_type") != "gemma2":
         return ""
     return (

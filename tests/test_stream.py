@@ -168,7 +168,7 @@ def test_more_memory_keeps_no_fewer_layers_and_stays_within_it() -> None:
             except BudgetError:
                 assert before == -1
                 continue
-            assert share.weights + share.work <= memory
+            assert share.weights + share.workspace <= memory
             assert len(share.kept) >= before
             before = len(share.kept)
         assert before > 0

@@ -69,10 +69,10 @@ def compare(
         SweepError: For pairs that do not fit.
 
     Examples:
-        >>> found = gs.compare(gs.load(), gs.load(dtype="bfloat16"), "Mary went to the store.", top=3)
-        >>> bool(found.agrees[0])
+        >>> result = gs.compare(gs.load(), gs.load(dtype="bfloat16"), "Mary went to the store.", top=3)
+        >>> bool(result.agrees[0])
         True
-        >>> float(found.cosine.min()) > 0.999
+        >>> float(result.cosine.min()) > 0.999
         True
     """
     a, b = model_or_nano(model_a), model_or_nano(model_b)

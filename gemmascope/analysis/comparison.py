@@ -42,10 +42,10 @@ class Comparison:
         top: How many of the strongest heads are compared.
 
     Examples:
-        >>> found = gs.compare(gs.load(), gs.load(dtype="bfloat16"), "Mary went to the store.", top=3)
-        >>> found.cosine.sizes["layer"]
+        >>> result = gs.compare(gs.load(), gs.load(dtype="bfloat16"), "Mary went to the store.", top=3)
+        >>> result.cosine.sizes["layer"]
         7
-        >>> 0 <= found.head_agreement <= 1
+        >>> 0 <= result.head_agreement <= 1
         True
     """
 

@@ -183,13 +183,13 @@ def _norms(matrices: Float[Tensor, "*heads m n"]) -> Float[Tensor, "*heads"]:
     return matrices.square().sum((-2, -1)).sqrt()
 
 
-def _listed_layers(given: object, name: str, model: Model) -> list[int]:
+def _listed_layers(requested: object, name: str, model: Model) -> list[int]:
     """The layers as numbers, in the user's order. SiteError for one that is not there, one named twice, or none."""
-    if given is None:
+    if requested is None:
         return list(range(model.n_layers))
-    numbers = as_numbers(given)
+    numbers = as_numbers(requested)
     if numbers is None:
-        raise SiteError(f"{name} is a layer or a list of layers; given {short_repr(given)}")
+        raise SiteError(f"{name} is a layer or a list of layers; given {short_repr(requested)}")
     layers = [find_layer(layer, model.n_layers) for layer in numbers]
     if not layers:
         raise SiteError(f"{name} is an empty list: name at least one layer, or leave it out for all")

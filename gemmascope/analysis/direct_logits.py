@@ -51,10 +51,10 @@ class DirectLogits:
 
     Examples:
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
-        >>> found = gs.direct_logits(trace, " Mary", against=" John", by="head")
-        >>> round(float(found.parts.sum() + found.rest.sum()), 3) == round(found.total, 3)
+        >>> result = gs.direct_logits(trace, " Mary", against=" John", by="head")
+        >>> round(float(result.parts.sum() + result.rest.sum()), 3) == round(result.total, 3)
         True
-        >>> found.top(2)
+        >>> result.top(2)
         [('layers.5.mlp_out', 4.6...), ('layer 3 head 0', 2.7...)]
     """
 
@@ -147,10 +147,10 @@ def direct_logits(
 
     Examples:
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
-        >>> found = gs.direct_logits(trace, " Mary", against=" John")
-        >>> found.total
+        >>> result = gs.direct_logits(trace, " Mary", against=" John")
+        >>> result.total
         14.05...
-        >>> found.parts.dims
+        >>> result.parts.dims
         ('part',)
 
     References:

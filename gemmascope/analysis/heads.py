@@ -253,8 +253,8 @@ def _listed_kinds(kind: object) -> list[str]:
             kinds.append(each)
         else:
             near = near_names(short_repr(each).strip("'"), list(KINDS))
-            meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise SiteError(f"there is no kind of head {short_repr(each)}.{meant} The kinds are {', '.join(KINDS)}")
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise SiteError(f"there is no kind of head {short_repr(each)}.{hint} The kinds are {', '.join(KINDS)}")
     return kinds
 
 

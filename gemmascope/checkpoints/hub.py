@@ -84,10 +84,10 @@ def _is_connection(error: Exception) -> bool:
 
 def suggestion(name: str) -> str:
     """' Did you mean ...?' for a name similar to one of Google's Gemma 2 repositories, else an empty string."""
-    given, plain = _plain(name.split("/")[-1]), {_plain(known.split("/")[1]): known for known in KNOWN_REPOS}
-    near = [given] if given in plain else difflib.get_close_matches(given, plain, n=2, cutoff=0.75)
-    found = [repr(plain[key]) for key in near if plain[key] != name]
-    return f" Did you mean {' or '.join(found)}?" if found else ""
+    plain, known_names = _plain(name.split("/")[-1]), {_plain(known.split("/")[1]): known for known in KNOWN_REPOS}
+    near = [plain] if plain in known_names else difflib.get_close_matches(plain, known_names, n=2, cutoff=0.75)
+    suggestions = [repr(known_names[key]) for key in near if known_names[key] != name]
+    return f" Did you mean {' or '.join(suggestions)}?" if suggestions else ""
 
 
 def _plain(name: str) -> str:

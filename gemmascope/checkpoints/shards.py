@@ -110,10 +110,12 @@ def _damage(path: Path) -> str | None:
             return f"it is no safetensors file, or cut short within its header ({size:,} bytes are there)"
         try:
             header = parse_json(file.read(length), path)
-            ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
+            end_offsets = {
+                name: 8 + length + entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
+            }
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return "its header is no safetensors header"
-    cut = sorted((end, name) for name, end in ends.items() if end > size)
+    cut = sorted((end, name) for name, end in end_offsets.items() if end > size)
     if not cut:
         return None
     return (

@@ -62,7 +62,7 @@ class _Values:
     """Names for values that have no Python code: large tensors, unnamed functions, objects in memory."""
 
     def __init__(self) -> None:
-        self._found: list[tuple[str, str]] = []
+        self._unprinted: list[tuple[str, str]] = []
 
     def named_in(self, code: str) -> str:
         """Code with a name in place of each <description> outside a string literal."""
@@ -71,13 +71,13 @@ class _Values:
     @property
     def comments(self) -> str:
         """A comment line for each name."""
-        return "".join(f"# {name}: {what}, which is not printed here: give it that name\n" for name, what in self._found)
+        return "".join(f"# {name}: {what}, which is not printed here: give it that name\n" for name, what in self._unprinted)
 
     def _name(self, description: str) -> str:
         kind = next((kind for kind in ("tensor", "trace", "function") if kind in description.lower()), "value")
         kind, what = ("function", "a function without a name") if description == "lambda" else (kind, f"the {description}")
-        name = f"{kind}_{len(self._found) + 1}"
-        self._found.append((name, what))
+        name = f"{kind}_{len(self._unprinted) + 1}"
+        self._unprinted.append((name, what))
         return name
 
 

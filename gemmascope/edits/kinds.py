@@ -73,9 +73,9 @@ class Ablate(Edit):
 
     @prints_legibly
     def __repr__(self) -> str:
-        rest = [] if self.value == 0.0 else [f"value={self.value!r}"]
-        rest += [f"reference={traces_text(self.reference)}"] if self.reference else []
-        return super().__repr__()[:-1] + "".join(f", {part}" for part in rest) + ")"
+        extra = [] if self.value == 0.0 else [f"value={self.value!r}"]
+        extra += [f"reference={traces_text(self.reference)}"] if self.reference else []
+        return super().__repr__()[:-1] + "".join(f", {part}" for part in extra) + ")"
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -127,9 +127,9 @@ class Knockout(Edit):
         assert target.address.layer is not None
         window = target.model.config.window_of(target.address.layer)
         all_keys = torch.arange(len(target.ids), device=q_pos.device)
-        seen = visible(q_pos, all_keys, window).clone()
-        seen[:, k_pos] = False
-        blind = q_pos[~seen.any(1)]
+        attended = visible(q_pos, all_keys, window).clone()
+        attended[:, k_pos] = False
+        blind = q_pos[~attended.any(1)]
         if len(blind):
             raise EditError(f"{self!r} would leave position {int(blind[0])} nothing to attend to: leave it one key at least")
 

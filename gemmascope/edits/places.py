@@ -56,7 +56,8 @@ def find_generation_positions(pos: object, model: Model, prompt: Tensor, n_total
     if outside:
         raise SiteError(
             f"there is no position {short_repr(outside[0])}: the prompt has {n_prompt} tokens and up to "
-            f"{n_total - n_prompt} are generated, so positions go from 0 to {n_total - 1} (or from -1 to -{n_prompt}, from the prompt's end)"
+            f"{n_total - n_prompt} are generated, so positions go from 0 to {n_total - 1} (or from -1 to "
+            f"-{n_prompt}, from the prompt's end)"
         )
     from_start = [int(at) + n_prompt if is_whole(at) and int(at) < 0 else at for at in listed]
     return _numbers(from_start, n_total, "pos", "position")
@@ -113,8 +114,8 @@ def first_difference(model: Model, ids: Tensor, other: Tensor) -> str:
     """Describes two prompts of different lengths for an error: their first differing token, and both texts."""
     a, b = model.texts(ids), model.texts(other)
     at = differing_position(model, ids, other)
-    here = f"part at position {at}, at {a[at : at + 1]} and {b[at : at + 1]}"
-    return f"they have {len(a)} and {len(b)} tokens and {here}. The run: {a}. The other: {b}"
+    parting = f"part at position {at}, at {a[at : at + 1]} and {b[at : at + 1]}"
+    return f"they have {len(a)} and {len(b)} tokens and {parting}. The run: {a}. The other: {b}"
 
 
 def _find_token(text: str, model: Model, ids: Tensor) -> int:

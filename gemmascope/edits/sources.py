@@ -79,8 +79,8 @@ def listed_reference(reference: object) -> tuple[ReadableRun, ...]:
         raise EditError(f"reference is a list of traces; given {described}")
     traces = as_list(reference, "reference", error=EditError)
     if wrong := [one for one in traces if not is_trace(one)]:
-        held = not_a_trace(wrong[0]) if hasattr(wrong[0], "stream") else short_repr(wrong[0])
-        raise EditError(f"reference is a list of traces, made by gs.trace; it holds {held}")
+        described = not_a_trace(wrong[0]) if hasattr(wrong[0], "stream") else short_repr(wrong[0])
+        raise EditError(f"reference is a list of traces, made by gs.trace; it holds {described}")
     return tuple(one for one in traces if is_trace(one))
 
 

@@ -134,8 +134,8 @@ def _descriptor(path: Path) -> int | None:
     """The file descriptor that a path such as /dev/stdout names; None for any other path."""
     text = os.fspath(path)
     for _ in range(40):
-        if found := _DESCRIPTOR.fullmatch(text):
-            return _STANDARD[found[1]] if found[1] else int(found[2])
+        if match := _DESCRIPTOR.fullmatch(text):
+            return _STANDARD[match[1]] if match[1] else int(match[2])
         if not os.path.islink(text):
             return None
         text = os.path.join(os.path.dirname(text), os.readlink(text))
@@ -147,8 +147,8 @@ def _descriptor(path: Path) -> int | None:
 
 def _target(path: Path) -> str:
     """The absolute path of the file to write: for a link, the file it leads to, which need not exist."""
-    whole = os.path.join(os.getcwd(), path)
-    return os.path.realpath(whole) if os.path.islink(whole) else whole
+    absolute = os.path.join(os.getcwd(), path)
+    return os.path.realpath(absolute) if os.path.islink(absolute) else absolute
 
 
 def _existing_mode(target: str) -> int | None:

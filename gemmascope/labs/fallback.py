@@ -32,7 +32,7 @@ class StaticFallback:
         self.id = uuid.uuid4().hex[:12]
         self._handle: DisplayHandle | None = None
         self._timer: threading.Timer | None = None
-        self._shown: dict[str, str] = {}
+        self._displayed: dict[str, str] = {}
 
     def show(self, widget_of: Callable[[], ipywidgets.Widget]) -> None:
         """Show the fallback and the live widget as outputs of the running cell.
@@ -48,8 +48,8 @@ class StaticFallback:
         except MissingPackageError as error:
             warn(f"{error}; what stands here does not answer to clicks")
             widget = None
-        self._shown = self._data()
-        self._handle = display(self._shown, raw=True, display_id=True)
+        self._displayed = self._data()
+        self._handle = display(self._displayed, raw=True, display_id=True)
         if widget is not None:
             display(widget)
 
@@ -72,8 +72,8 @@ class StaticFallback:
     def update(self) -> None:
         """Replace the shown fallback with the present one."""
         now = self._data()
-        if self._handle is not None and now != self._shown:
-            self._shown = now
+        if self._handle is not None and now != self._displayed:
+            self._displayed = now
             self._handle.update(now, raw=True)
 
     def _data(self) -> dict[str, str]:

@@ -90,13 +90,13 @@ class RecomputingLab(LabBase):
         with self.guard:
             self._next_question()
             self._submit("what follows from the settings", PREPARE, self._told_steps(self.seq))
-        self.tell("settings", self.seq)
+        self.notify("settings", self.seq)
 
     def _told_steps(self, seq: int) -> Generator[None]:
         for _ in self._steps():
             if seq != self.seq:
                 return
-            self.tell("step", seq)
+            self.notify("step", seq)
             yield
 
     def _waited(self, value_of: Callable[[BeforeAfter], ValueT | None]) -> ValueT:

@@ -62,9 +62,9 @@ class Session:
     def show_error(self, error: BaseException) -> None:
         """Show an error where it was caused, such as of a message of the page, which nobody waits for in Python."""
         self.error = error_text(error)
-        self.tell("refused", self.seq)
+        self.notify("refused", self.seq)
 
-    def tell(self, kind: str, seq: int, what: str = "") -> None:
+    def notify(self, kind: str, seq: int, what: str = "") -> None:
         """Call the listener with an event, unless it is about an older question."""
         with self.guard:
             if seq != self.seq:
@@ -102,7 +102,7 @@ class Session:
                 return
             if job.failed is not None:
                 self._failed, self.error = job.failed, error_text(job.failed)
-        self.tell("error" if job.failed is not None else "cancelled" if job.cancelled else "done", job.seq, job.name)
+        self.notify("error" if job.failed is not None else "cancelled" if job.cancelled else "done", job.seq, job.name)
 
 
 def wait_for(job: Job, timeout: float | None) -> None:

@@ -109,7 +109,7 @@ class Queue:
                 raise LabError(CLOSED)
             self.jobs.append(job)
             if self.thread is None:
-                self.thread = threading.Thread(target=_work, args=(self,), name="gemmascope lab", daemon=True)
+                self.thread = threading.Thread(target=_run_queue, args=(self,), name="gemmascope lab", daemon=True)
                 self.thread.start()
             self.changed.notify_all()
 
@@ -211,7 +211,7 @@ class Worker:
             thread.join(timeout)
 
 
-def _work(queue: Queue) -> None:
+def _run_queue(queue: Queue) -> None:
     while _run_step(queue):
         pass
 

@@ -170,7 +170,7 @@ def _network(
         network.model.embed_tokens = FileEmbedding(*table, dtype, device)  # type: ignore[assignment]
     streamed = {index: packed for index, packed in enumerate(layers) if index not in placement.kept}
     network.layer_source = LayerStream(config, layers, dtype, device, placement.kept, transfer=_transfer(device, streamed))
-    network.work_bytes = placement.work or None
+    network.work_bytes = placement.workspace or None
     return network
 
 
@@ -186,8 +186,8 @@ def _transfer(device: torch.device, streamed: dict[int, PackedLayer]) -> Transfe
         return HostTransfer(direct=free is not None and sum(packed.n_bytes for packed in streamed.values()) > free // 2)
     from gemmascope.streaming.cuda import CudaTransfer
 
-    free, held = free_bytes(torch.device("cpu")) // 2, {}
+    free, in_host_memory = free_bytes(torch.device("cpu")) // 2, {}
     for index, packed in streamed.items():
         if packed.n_bytes <= free:
-            held[index], free = packed, free - packed.n_bytes
-    return CudaTransfer(device, held)
+            in_host_memory[index], free = packed, free - packed.n_bytes
+    return CudaTransfer(device, in_host_memory)

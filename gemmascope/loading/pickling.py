@@ -56,8 +56,8 @@ def as_pickled(model: Model) -> FromSource | FromWeights:
     arguments = dict(model.asked)
     for name in {"cache", "tokenizer"} & arguments.keys():
         arguments[name] = _absolute(arguments[name])
-    given = tokenizer if isinstance(arguments.get("tokenizer"), InMemory) else None
-    return FromSource(source, model.name, arguments, given, model.fingerprint)
+    tokenizer_in_memory = tokenizer if isinstance(arguments.get("tokenizer"), InMemory) else None
+    return FromSource(source, model.name, arguments, tokenizer_in_memory, model.fingerprint)
 
 
 def _absolute(path: object) -> object:

@@ -110,7 +110,7 @@ class MemoryNeed:
         placement = self.placement_within(n_bytes)
         if placement is None:
             return Fit(card, "no", 0, n_layers, missing=max(1, self.least - n_bytes))
-        return Fit(card, "streams", len(placement.kept), n_layers, placement.weights + placement.work)
+        return Fit(card, "streams", len(placement.kept), n_layers, placement.weights + placement.workspace)
 
     def placement_within(self, n_bytes: int) -> Placement | None:
         """What may stay on the device so that the run fits beside it; None if the run does not fit at all.

@@ -74,15 +74,15 @@ def _left_in_container(root: Path) -> list[int]:
     """What each control group of this process leaves, from its own to the outermost one visible here."""
     cgroups = _text(root / "proc/self/cgroup") or ""
     mounted = root / "sys/fs/cgroup"
-    left: list[int] = []
+    n_bytes_left: list[int] = []
     for line in cgroups.splitlines():
         hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]
         if hierarchy == "0" and not controllers:
             for base in (mounted, mounted / "unified"):
-                left += [n_bytes for folder in _up(base, path) for n_bytes in _left_v2(folder)]
+                n_bytes_left += [n_bytes for folder in _up(base, path) for n_bytes in _left_v2(folder)]
         elif "memory" in controllers.split(","):
-            left += [n_bytes for folder in _up(mounted / "memory", path) for n_bytes in _left_v1(folder)]
-    return left
+            n_bytes_left += [n_bytes for folder in _up(mounted / "memory", path) for n_bytes in _left_v1(folder)]
+    return n_bytes_left
 
 
 def _up(base: Path, path: str) -> Iterator[Path]:

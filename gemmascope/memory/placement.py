@@ -88,13 +88,13 @@ class Placement:
         kept: The numbers of the layers that stay.
         embedded: Whether the embedding stays.
         weights: Bytes of both, and of the buffers and scratch weights that the other layers need.
-        work: Bytes left for the rows of a pass.
+        workspace: Bytes left for the rows of a pass.
     """
 
     kept: tuple[int, ...]
     embedded: bool
     weights: int
-    work: int
+    workspace: int
 
 
 def free_bytes(device: torch.device) -> int:
@@ -110,9 +110,9 @@ def work_bytes(config: GemmaConfig, dtype: torch.dtype, rows: int) -> int:
     return MICROBATCH_ROWS * layer + rows * 2 * config.d_model * size
 
 
-def rows_in(config: GemmaConfig, dtype: torch.dtype, work: int) -> int:
-    """How many rows a pass may carry within `work` bytes; negative if not even one microbatch fits."""
-    return (work - work_bytes(config, dtype, 0)) // (2 * config.d_model * dtype.itemsize)
+def rows_in(config: GemmaConfig, dtype: torch.dtype, workspace: int) -> int:
+    """How many rows a pass may carry within `workspace` bytes; negative if not even one microbatch fits."""
+    return (workspace - work_bytes(config, dtype, 0)) // (2 * config.d_model * dtype.itemsize)
 
 
 def place_layers(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: int | None, ahead: int = 1) -> Placement:
@@ -122,8 +122,8 @@ def place_layers(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: 
     those between. Raises BudgetError, with the least amount that would do, for a budget that is too small.
     """
     if memory is None:
-        whole = sizes.weights(sizes.n_layers, ahead, embedded=True)
-        return Placement(tuple(range(sizes.n_layers)), embedded=True, weights=whole, work=0)
+        all_weights = sizes.weights(sizes.n_layers, ahead, embedded=True)
+        return Placement(tuple(range(sizes.n_layers)), embedded=True, weights=all_weights, workspace=0)
     least_work = work_bytes(config, dtype, min(config.context, MICROBATCH_ROWS))
     least = sizes.weights(0, ahead, embedded=False) + least_work
     if memory < least:
@@ -134,10 +134,10 @@ def place_layers(config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, memory: 
             + ("" if sizes.scratch else ". weights='int8' would halve the layers on their way")
             + ("" if dtype == torch.bfloat16 else ". dtype='bfloat16' would halve what is computed with")
         )
-    work = min(work_bytes(config, dtype, RESERVED_ROWS), least_work + memory - least)
-    embedded = sizes.weights(0, ahead, embedded=True) + work <= memory
+    workspace = min(work_bytes(config, dtype, RESERVED_ROWS), least_work + memory - least)
+    embedded = sizes.weights(0, ahead, embedded=True) + workspace <= memory
     n_kept = max(
-        n for n in range(sizes.n_layers + 1) if n == 0 or sizes.weights(n, ahead, embedded=embedded) + work <= memory
+        n for n in range(sizes.n_layers + 1) if n == 0 or sizes.weights(n, ahead, embedded=embedded) + workspace <= memory
     )
     kept = tuple(sorted({i * sizes.n_layers // n_kept for i in range(n_kept)})) if n_kept else ()
     weights = sizes.weights(n_kept, ahead, embedded=embedded)

@@ -124,8 +124,8 @@ class Plan:
 
     def fits(self, card: Card | str | int) -> Fit:
         """Whether the model fits on a card: a name such as "T4", or an amount of memory. The result is falsy if not."""
-        found = find_card(card)
-        return self.memory_need.on(found, found.n_bytes - DRIVER)
+        resolved = find_card(card)
+        return self.memory_need.on(resolved, resolved.n_bytes - DRIVER)
 
     def cards(self) -> list[Fit]:
         """How the model fits on common GPUs."""
@@ -263,8 +263,8 @@ def _fitting(plan: Plan) -> str:
         return f"It fits: {gigabytes(plan.total)} of {gigabytes(plan.limit)}, {what}."
     beginning = f"It does not fit: {gigabytes(plan.total)} are needed and {what} is {gigabytes(plan.limit)}."
     if placement := plan.memory_need.placement_within(plan.limit):
-        given = memory_text(placement.weights + placement.work)
-        return f"{beginning} gs.load(memory={given!r}) leaves it room: {len(placement.kept)} layers stay."
+        budget = memory_text(placement.weights + placement.workspace)
+        return f"{beginning} gs.load(memory={budget!r}) leaves it room: {len(placement.kept)} layers stay."
     smaller = "a shorter context" if plan.weights == "int8" else "int8 weights, a shorter context"
     return f"{beginning} At least {gigabytes(plan.memory_need.least)} are needed: take {smaller}, or a larger device."
 

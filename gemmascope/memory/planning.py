@@ -62,13 +62,13 @@ def plan(
     probe = true_or_false(probe, "probe", error=BudgetError)
     model = find_planned_model(source)
     config, formats, target = model.config, find_formats(model, weights, dtype), choose_device(device)
-    n_pos = config.context if context is None else _whole("context", context)
+    n_pos = config.context if context is None else _whole_number("context", context)
     if n_pos > config.context:
         raise BudgetError(f"context={n_pos:,} is more than {model.name!r} takes: at most {config.context:,} positions")
     budget = None if memory is None else parse_bytes(memory)
     sizes = sizes_of(config, formats, streams=budget is not None)
     placement = place_layers(config, sizes, formats.dtype, budget)
-    n_rows = _rows(config, formats.dtype, placement, budget) if rows is None else _whole("rows", rows)
+    n_rows = _rows(config, formats.dtype, placement, budget) if rows is None else _whole_number("rows", rows)
     return Plan(
         name=model.name,
         config=config,
@@ -96,9 +96,9 @@ def _probe(config: GemmaConfig, formats: Formats, device: torch.device, folder: 
     return probe(config, formats.dtype, device, folder, rows, formats.int8)
 
 
-def _whole(name: str, given: object) -> int:
-    return whole_number(given, name, least=1, most=2**62, error=BudgetError)
+def _whole_number(name: str, value: object) -> int:
+    return whole_number(value, name, least=1, most=2**62, error=BudgetError)
 
 
 def _rows(config: GemmaConfig, dtype: torch.dtype, placement: Placement, memory: int | None) -> int:
-    return RESIDENT_ROWS if memory is None else rows_in(config, dtype, placement.work)
+    return RESIDENT_ROWS if memory is None else rows_in(config, dtype, placement.workspace)

@@ -61,10 +61,10 @@ class Rates:
 
     @prints_legibly
     def __str__(self) -> str:
-        found = [f"{self.read / 1e9:.2g} GB/s from the disk of {self.folder}"]
-        found += [f"{self.copy / 1e9:.2g} GB/s to the GPU"] if self.copy else []
-        found += [f"{self.dequantise / 1e9:.2g} G weights/s dequantised"] if self.dequantise else []
-        return ", ".join([*found, f"{self.prompt / 1e12:.2g} (sweep: {self.chunk / 1e12:.2g}) TFLOP/s"])
+        parts = [f"{self.read / 1e9:.2g} GB/s from the disk of {self.folder}"]
+        parts += [f"{self.copy / 1e9:.2g} GB/s to the GPU"] if self.copy else []
+        parts += [f"{self.dequantise / 1e9:.2g} G weights/s dequantised"] if self.dequantise else []
+        return ", ".join([*parts, f"{self.prompt / 1e12:.2g} (sweep: {self.chunk / 1e12:.2g}) TFLOP/s"])
 
 
 def probe(
@@ -83,12 +83,12 @@ def probe(
     )
 
 
-def _best(work: Callable[[], object], device: torch.device) -> float:
+def _best(operation: Callable[[], object], device: torch.device) -> float:
     """The shortest time of several runs, in seconds, after a warm-up."""
     times = []
     for _ in range(ROUNDS + 1):
         start = perf_counter()
-        work()
+        operation()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(perf_counter() - start)

@@ -99,14 +99,14 @@ def sites_to_record(trace: RecordedRun, requested: Site, layer: int | None) -> l
     Edge sites are recorded apart from the others: a layer that builds them whole does not work in chunks as the pass did,
     so the sites after attention round differently.
     """
-    others = [
+    neighbours = [
         s
         for s in SITES.values()
         if s.in_layer == (layer is not None) and s.is_edges == requested.is_edges and s.name not in ("embed", "head_out")
     ]
     size = trace.model.config.size_of
-    n_bytes = 4 * sum(torch.Size(size(axis, len(trace)) for axis in s.axes).numel() for s in others)
-    return list({requested.name, *(s.name for s in others if trace.layer_cache.fits(2 * n_bytes))})
+    n_bytes = 4 * sum(torch.Size(size(axis, len(trace)) for axis in s.axes).numel() for s in neighbours)
+    return list({requested.name, *(s.name for s in neighbours if trace.layer_cache.fits(2 * n_bytes))})
 
 
 def rerun_layer(trace: RecordedRun, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:

@@ -74,8 +74,8 @@ def save_trace(trace: RecordedRun, path: str | os.PathLike[str]) -> None:
         edits.append(_describe(bound))
         if isinstance(bound.values, Tensor):
             tensors[f"edit.{i}"] = bound.values
-    whole, network = trace.model.fingerprints()
-    metadata: Metadata = {"version": VERSION, "model": trace.model.name, "fingerprint": whole, "network": network}
+    fingerprint, network = trace.model.fingerprints()
+    metadata: Metadata = {"version": VERSION, "model": trace.model.name, "fingerprint": fingerprint, "network": network}
     metadata["edits"] = edits
     metadata["sha256"] = checksum(metadata, tensors)
     write_file(path, _file_chunks(metadata, tensors), error=TraceError)
@@ -172,12 +172,12 @@ def _check(metadata: Metadata, tensors: dict[str, Tensor], path: Path, model: Mo
         )
     if metadata["sha256"] != checksum(metadata, tensors):
         raise TraceError(f"{path} is a damaged trace: its checksum is not that of what it holds. Run the prompt again")
-    whole, network = model.fingerprints()
-    if metadata["fingerprint"] != whole:
+    fingerprint, network = model.fingerprints()
+    if metadata["fingerprint"] != fingerprint:
         differs = "another tokenizer" if metadata.get("network") == network else "other weights, configuration or dtype"
         raise TraceError(
             f"{path} was written by the model {metadata['model']!r} ({metadata['fingerprint']}) and is opened with "
-            f"{model.name!r} ({whole}), which has {differs}: pass model= the one that wrote it"
+            f"{model.name!r} ({fingerprint}), which has {differs}: pass model= the one that wrote it"
         )
     if why := _mismatch(tensors, model):
         raise TraceError(f"{path} is a damaged trace: {why}")

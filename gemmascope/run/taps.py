@@ -20,12 +20,12 @@ class EditTap(Tap):
 
     def __init__(self, edits: Sequence[Sequence[BoundEdit]]) -> None:
         self.at_site: dict[tuple[str, int | None], list[tuple[int, BoundEdit]]] = defaultdict(list)
-        self.held: dict[tuple[str, int | None], Tensor | None] = {}
-        for run, of_run in enumerate(edits):
-            for edit in of_run:
+        self.values_read: dict[tuple[str, int | None], Tensor | None] = {}
+        for run, run_edits in enumerate(edits):
+            for edit in run_edits:
                 self.at_site[edit.address.site.name, edit.address.layer].append((run, edit))
                 if edit.edit.reads is not None:
-                    self.held[edit.edit.reads, edit.address.layer] = None
+                    self.values_read[edit.edit.reads, edit.address.layer] = None
 
     def wants(self, site: str, layer: int | None) -> bool:
         return (site, layer) in self.at_site
@@ -35,10 +35,10 @@ class EditTap(Tap):
             value = value.clone()
             for run, edit in edits:
                 span = layout.spans[run]
-                read = None if edit.edit.reads is None else self.held[edit.edit.reads, layer]
+                read = None if edit.edit.reads is None else self.values_read[edit.edit.reads, layer]
                 edit.write_to(value[span], layout.starts[run], None if read is None else read[span])
-        if (site, layer) in self.held:
-            self.held[site, layer] = value
+        if (site, layer) in self.values_read:
+            self.values_read[site, layer] = value
         return value
 
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:

@@ -89,14 +89,14 @@ def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) 
     with torch.inference_mode(False):
         ids = model.each_ids(prompts)
         bound = [[edit.bind(model, i) for edit in edits] for i in ids]
-        for of_run, i in zip(bound, ids, strict=True):
-            warn_of_no_effect(of_run, model, i)
+        for run_edits, i in zip(bound, ids, strict=True):
+            warn_of_no_effect(run_edits, model, i)
         return run_traced(model, ids, bound)
 
 
 def run_traced(model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[Trace]:
     """Traces of runs whose edits are bound, from one pass."""
-    bound = [[with_write_record(edit) for edit in of_run] for of_run in edits]
+    bound = [[with_write_record(edit) for edit in run_edits] for run_edits in edits]
     marks = model.weights.marks()
     with torch.inference_mode(False):  # a trace outlives the caller's inference mode, and gradients start from its stream
         results = [Trace(model, *run, marks) for run in zip(ids, streams(model, ids, bound), bound, strict=True)]

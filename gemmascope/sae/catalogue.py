@@ -85,8 +85,8 @@ def choose(
     entries: Iterable[Entry], source: str, layer: int | str | None, width: int | str | None, l0: int | str | None
 ) -> Entry:
     """The one dictionary that fits. DictionaryError, which lists the choices, for none or several. source: for the error."""
-    left = sorted(entries, key=_order)
-    if not left:
+    candidates = sorted(entries, key=_order)
+    if not candidates:
         raise DictionaryError(f"{source} holds no dictionaries: nothing in it is called layer_*/width_*/*/{PARAMS}")
     request = {
         "layer": _layer_or_l0(layer, "layer"),
@@ -94,16 +94,16 @@ def choose(
         "l0": _layer_or_l0(l0, "l0"),
     }
     for name, value in request.items():
-        fitting = [entry for entry in left if value is None or getattr(entry, name) == value]
+        fitting = [entry for entry in candidates if value is None or getattr(entry, name) == value]
         if not fitting:
             requested = ", ".join(f"{n}={short_repr(v)}" for n, v in request.items() if v is not None)
-            raise DictionaryError(f"{source} has no dictionary of {requested}; it has {_choices(left, name)}")
-        left = fitting
-    if len(left) > 1:
-        several = [name for name in request if len({getattr(entry, name) for entry in left}) > 1]
-        choices = "; ".join(_choices(left, name) for name in several)
-        raise DictionaryError(f"{source} has {len(left)} dictionaries that fit: say which, by {choices}")
-    return left[0]
+            raise DictionaryError(f"{source} has no dictionary of {requested}; it has {_choices(candidates, name)}")
+        candidates = fitting
+    if len(candidates) > 1:
+        several = [name for name in request if len({getattr(entry, name) for entry in candidates}) > 1]
+        choices = "; ".join(_choices(candidates, name) for name in several)
+        raise DictionaryError(f"{source} has {len(candidates)} dictionaries that fit: say which, by {choices}")
+    return candidates[0]
 
 
 def _order(entry: Entry) -> tuple[int, str, int, str, str]:

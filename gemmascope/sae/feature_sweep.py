@@ -55,10 +55,10 @@ class FeatureSweep:
     Examples:
         >>> metric = gs.logit_diff(" Mary", " John")
         >>> prompt = "When Mary and John went to the store, John gave a drink to"
-        >>> found = gs.feature_sweep(gs.load_sae(), prompt, metric, pos=-1)
-        >>> found.effect.dims
+        >>> result = gs.feature_sweep(gs.load_sae(), prompt, metric, pos=-1)
+        >>> result.effect.dims
         ('feature',)
-        >>> len(found.top(3))
+        >>> len(result.top(3))
         3
     """
 
@@ -158,8 +158,8 @@ def feature_sweep(
 
     Examples:
         >>> prompt = "When Mary and John went to the store, John gave a drink to"
-        >>> found = gs.feature_sweep(gs.load_sae(), prompt, gs.logit_diff(" Mary", " John"), features=[804, 265], pos=-1)
-        >>> found.effect.values.round(2)
+        >>> result = gs.feature_sweep(gs.load_sae(), prompt, gs.logit_diff(" Mary", " John"), features=[804, 265], pos=-1)
+        >>> result.effect.values.round(2)
         array([-0.8 , -0.54])
 
     References:
@@ -185,17 +185,17 @@ def feature_sweep(
     base_metric = torch.tensor(float("nan"))
     for chunk in chunked(_cells(encoded, axes, positions, value), lambda: max_rows):
         bound_edits = [splice(sae, {cell.feature: value}, pos=list(cell.positions)).bind(model, ids) for cell in chunk]
-        ends = final_residuals(model, [base], [Variant(0, (edit,)) for edit in bound_edits])
-        base_metric = measure_rows(bound, model, base, ends.bases)[0]
+        residuals = final_residuals(model, [base], [Variant(0, (edit,)) for edit in bound_edits])
+        base_metric = measure_rows(bound, model, base, residuals.bases)[0]
         indices = tuple(zip(*(cell.index for cell in chunk), strict=True))
-        effect[indices] = measure_rows(bound, model, base, ends.variants) - base_metric
+        effect[indices] = measure_rows(bound, model, base, residuals.variants) - base_metric
     if not base_metric.isfinite():  # no cell was run
         base_metric = measure_rows(bound, model, base, final_residuals(model, [base], []).bases)[0]
     coords = feature_coords(sae, numbers)
     if len(axes) == 2:
         coords |= {"pos": positions, "token": ("pos", [encoded.tokens[p] for p in positions])}
-    question = metric_text(metric)
-    return FeatureSweep(_labelled(effect, coords, question), float(base_metric), value, question, sae, model.name)
+    metric_name = metric_text(metric)
+    return FeatureSweep(_labelled(effect, coords, metric_name), float(base_metric), value, metric_name, sae, model.name)
 
 
 def _labelled(effect: np.ndarray, coords: Mapping[str, object], metric: str) -> xarray.DataArray:

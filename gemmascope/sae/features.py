@@ -147,9 +147,9 @@ class Features:
             pos: A position, or a token that occurs once.
         """
         k = whole_number(k, "k", least=1, error=DictionaryError)
-        here = self.pos == self._position(pos)
-        strongest = self.value[here].sort(descending=True)
-        features = self.feature[here][strongest.indices][:k].tolist()
+        at_position = self.pos == self._position(pos)
+        strongest = self.value[at_position].sort(descending=True)
+        features = self.feature[at_position][strongest.indices][:k].tolist()
         return [(f, v, self._concept(f, v)) for f, v in zip(features, strongest.values.tolist(), strict=False)]
 
     @cached_property

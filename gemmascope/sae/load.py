@@ -155,30 +155,32 @@ def for_scaled_embeddings(tensors: DictionaryTensors, dtype: torch.dtype) -> Dic
     return {**tensors, "W_enc": W_enc, "W_dec": W_dec, "b_dec": b_dec}
 
 
-def _site(file: DictionaryFile, given: str | None, about: About) -> str:
+def _site(file: DictionaryFile, site_argument: str | None, about: About) -> str:
     """The site of the path or file, or the user's. DictionaryError if they differ, or if none of them says it."""
     if file.entry and file.entry.layer == EMBEDDING:
         site: str | None = "embed"
     else:
         site = file.suite.site if file.suite else about.get("site")
-    if site is None and given is None:
+    if site is None and site_argument is None:
         raise DictionaryError(
             f"nothing in the path of {file.path} says what it reconstructs: say site='resid_post', 'mlp_out', 'z' or "
             "'transcoder'"
         )
-    if None not in (site, given) and site != given:
-        raise DictionaryError(f"{file.name} is of '{site}', and site={given!r} was given: leave it out, or load another")
-    return str(site or given)
+    if None not in (site, site_argument) and site != site_argument:
+        raise DictionaryError(
+            f"{file.name} is of '{site}', and site={site_argument!r} was given: leave it out, or load another"
+        )
+    return str(site or site_argument)
 
 
-def _layer(file: DictionaryFile, given: int | str | None, about: About) -> int | None:
-    layer = file.entry.layer if file.entry else about.get("layer", given)
+def _layer(file: DictionaryFile, layer_argument: int | str | None, about: About) -> int | None:
+    layer = file.entry.layer if file.entry else about.get("layer", layer_argument)
     if layer is None:
         raise DictionaryError(
             f"nothing in the path of {file.path}, and no {ABOUT} beside it, says which layer it is of: say layer="
         )
-    if given is not None and layer != given:
-        raise DictionaryError(f"{file.name} was trained for layer {layer}, and layer={given!r} was given")
+    if layer_argument is not None and layer != layer_argument:
+        raise DictionaryError(f"{file.name} was trained for layer {layer}, and layer={layer_argument!r} was given")
     if layer == EMBEDDING:
         return None
     return whole_number(layer, "a dictionary's layer ('embedding' for none)", least=0, error=DictionaryError)

@@ -216,29 +216,29 @@ class DictionaryWeights:
         """
         self.require_values()
         config, trained = model.config, self.trained_for
-        wants = f"the dictionary {self.call} was trained for {trained}, {self._place}"
-        given = f"given {model.name!r} ({config.n_layers} layers, d_model {config.d_model})"
+        expected = f"the dictionary {self.call} was trained for {trained}, {self._place}"
+        actual = f"given {model.name!r} ({config.n_layers} layers, d_model {config.d_model})"
         hint = "gs.load_sae(..., any_model=True) lets it be used with others of its shape"
         if not self.any_model:
             preset = PRESETS[trained.size] if trained.size else config
             if (preset.n_layers, preset.d_model) != (config.n_layers, config.d_model):
-                raise DictionaryError(f"{wants}; {given}. {hint}")
+                raise DictionaryError(f"{expected}; {actual}. {hint}")
             if trained.fingerprint is not None and trained.fingerprint != (fingerprint := model.network_fingerprint):
                 raise DictionaryError(
-                    f"{wants} (its about.json has fingerprint {trained.fingerprint}); {given}, whose weights or dtype "
+                    f"{expected} (its about.json has fingerprint {trained.fingerprint}); {actual}, whose weights or dtype "
                     f"differ (fingerprint {fingerprint}). {hint}"
                 )
         if self.layer is not None and self.layer >= config.n_layers:
-            raise DictionaryError(f"{wants}; {given}: there is no layer {self.layer}")
+            raise DictionaryError(f"{expected}; {actual}: there is no layer {self.layer}")
         sides = (("reads", self.d_in, self.read_from), ("writes", self.d_out, self.writes))
         for verb, width, site in sides:
             site_width = 1
             for axis in find_site(site).axes[1:]:
                 site_width *= config.size_of(axis, 0)
             if site_width != width:
-                raise DictionaryError(f"{wants}, and {verb} {width} numbers; {given}, whose '{site}' has {site_width}")
+                raise DictionaryError(f"{expected}, and {verb} {width} numbers; {actual}, whose '{site}' has {site_width}")
         if self.is_transcoder and config.norm_eps != NORM_EPS:
-            raise DictionaryError(f"{wants}: norms with an epsilon of {NORM_EPS}; {given}, with {config.norm_eps}")
+            raise DictionaryError(f"{expected}: norms with an epsilon of {NORM_EPS}; {actual}, with {config.norm_eps}")
 
     @property
     def fingerprint(self) -> str:

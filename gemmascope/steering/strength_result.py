@@ -39,10 +39,10 @@ class StrengthSweep:
     Examples:
         >>> direction = gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
         >>> metric = gs.logit_diff(" Mary", " John")
-        >>> found = gs.strength_sweep("Mary and John went to the store.", direction, metric, strengths=[-1, 0, 1])
-        >>> found.per_prompt.dims
+        >>> result = gs.strength_sweep("Mary and John went to the store.", direction, metric, strengths=[-1, 0, 1])
+        >>> result.per_prompt.dims
         ('prompt', 'strength')
-        >>> found.to_dataframe().shape
+        >>> result.to_dataframe().shape
         (3, 4)
     """
 

@@ -80,8 +80,8 @@ def strength_sweep(
     Examples:
         >>> direction = gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
         >>> prompt = "When Mary and John went to the store, John gave a drink to"
-        >>> found = gs.strength_sweep(prompt, direction, gs.logit_diff(" Mary", " John"), strengths=[-2, 0, 2])
-        >>> found.metric.values.round(1)
+        >>> result = gs.strength_sweep(prompt, direction, gs.logit_diff(" Mary", " John"), strengths=[-2, 0, 2])
+        >>> result.metric.values.round(1)
         array([ 12.7,  11.9, -14.5])
 
     References:

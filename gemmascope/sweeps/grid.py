@@ -23,13 +23,13 @@ Cell = dict[str, list[int]]
 class Grid:
     """The cells of a sweep over one prompt. A cell is a choice along each axis of the grid.
 
-    axes: the axes of the grid, with the numbers along each. rest: the site's other axes, along which a cell edits all
+    axes: the axes of the grid, with the numbers along each. spanned: the site's other axes, along which a cell edits all
     numbers together. window: how many neighbouring layers a cell edits, centred on its own.
     """
 
     site: Site
     axes: dict[str, list[int]]
-    rest: dict[str, list[int]]
+    spanned: dict[str, list[int]]
     window: int
     config: GemmaConfig
 
@@ -43,8 +43,8 @@ class Grid:
             raise SweepError(
                 f"window needs layer in by: without it a cell edits all its layers; given by={short_repr(spec.by)}"
             )
-        rest = {axis: n for axis, n in numbers.items() if axis not in by}
-        return cls(site, {axis: numbers[axis] for axis in by}, rest, window, model.config)
+        spanned = {axis: n for axis, n in numbers.items() if axis not in by}
+        return cls(site, {axis: numbers[axis] for axis in by}, spanned, window, model.config)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ class Grid:
     @property
     def numbers(self) -> Cell:
         """All that the cells cover, along every axis."""
-        return {**self.rest, **self.axes}
+        return {**self.spanned, **self.axes}
 
     @property
     def row_axis(self) -> str:
@@ -63,11 +63,11 @@ class Grid:
     @property
     def n_layers_at_once(self) -> int:
         """How many layers' values one cell needs."""
-        return self.window if "layer" in self.axes else len(self.rest["layer"])
+        return self.window if "layer" in self.axes else len(self.spanned["layer"])
 
     def cells(self) -> Iterator[Cell]:
         for choice in product(*self.axes.values()):
-            yield {**self.rest, **{axis: [number] for axis, number in zip(self.axes, choice, strict=True)}}
+            yield {**self.spanned, **{axis: [number] for axis, number in zip(self.axes, choice, strict=True)}}
 
     def layers_of(self, cell: Cell) -> list[int]:
         """The layers that a cell edits: those of its window in which it names an edge that the mask lets through."""

@@ -80,15 +80,15 @@ class JsonBackend:
 
     def content(self) -> bytes:
         """Everything in the tokenizer that decides how a text is split, as bytes."""
-        head, model, rest = str(self._inner.to_str()).partition(',"model":{')
+        head, model, tail = str(self._inner.to_str()).partition(',"model":{')
         try:
             about = json.loads(head + "}")
         except ValueError:  # an unknown layout
-            return (head + model + rest).encode()
+            return (head + model + tail).encode()
         relevant = {name: value for name, value in about.items() if name not in _AROUND}
         if self.is_gemmas():  # their optional split at spaces makes no difference
             relevant.pop("pre_tokenizer", None)
-        return (json.dumps(relevant, sort_keys=True) + model + rest).encode()
+        return (json.dumps(relevant, sort_keys=True) + model + tail).encode()
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name."""
@@ -118,9 +118,9 @@ class JsonBackend:
     def wrapping(self) -> tuple[list[int], list[int]]:
         """The ids that transformers adds before and after a text."""
         text = self.encode("a")
-        whole = list(self._inner.encode("a", add_special_tokens=True).ids)
-        start = next((i for i in range(len(whole) - len(text) + 1) if whole[i : i + len(text)] == text), 0)
-        return whole[:start], whole[start + len(text) :]
+        wrapped = list(self._inner.encode("a", add_special_tokens=True).ids)
+        start = next((i for i in range(len(wrapped) - len(text) + 1) if wrapped[i : i + len(text)] == text), 0)
+        return wrapped[:start], wrapped[start + len(text) :]
 
     def has_wrapping_rule(self) -> bool:
         """Whether the tokenizer has a rule for what is added around a text; a bare one has none."""

@@ -25,8 +25,8 @@ def _tokens(seed: int) -> tuple[list[str], str]:
 
 
 def _stripped_position(tokens: list[str], token: str) -> int:
-    found = [at for at, one in enumerate(tokens) if one == token.strip()]
-    return found[0] if found else -1
+    positions = [at for at, one in enumerate(tokens) if one == token.strip()]
+    return positions[0] if positions else -1
 
 
 ex_0_1 = Exercise(

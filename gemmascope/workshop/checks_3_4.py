@@ -254,7 +254,7 @@ def _silenced(model: Model, prompt: list[int], heads: list[list[int]]) -> Trace:
     return silenced
 
 
-def _others(model: Model, circuit: list[list[int]]) -> list[list[int]]:
+def _heads_outside(model: Model, circuit: list[list[int]]) -> list[list[int]]:
     return [
         [layer, head]
         for layer in range(model.n_layers)
@@ -266,7 +266,7 @@ def _others(model: Model, circuit: list[list[int]]) -> list[list[int]]:
 ex_4_2 = Exercise(
     "4.2",
     _circuit,
-    lambda model, prompt, circuit: _silenced(model, prompt, _others(model, circuit)),
+    lambda model, prompt, circuit: _silenced(model, prompt, _heads_outside(model, circuit)),
     [
         Wrong(
             lambda model, prompt, circuit: _silenced(model, prompt, circuit),

@@ -150,7 +150,7 @@ class Exercise:
         worst = max(range(len(gaps)), key=lambda i: float(gaps[i].max()))
         gap = gaps[worst]
         index = [int(i) for i in torch.unravel_index(gap.argmax(), gap.shape)] if gap.dim() else []
-        got, right = float(results[worst][tuple(index)]), float(expected[worst][tuple(index)])
+        actual, right = float(results[worst][tuple(index)]), float(expected[worst][tuple(index)])
         share = float((gap > self.tolerance * max(1e-12, float(expected[worst].abs().max()))).double().mean())
         place = f" at {index}" if index else ""
-        return f"the shape is right, and {share:.0%} of the numbers are not: {got:.5g} should be {right:.5g}{place}"
+        return f"the shape is right, and {share:.0%} of the numbers are not: {actual:.5g} should be {right:.5g}{place}"

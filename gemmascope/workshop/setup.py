@@ -25,12 +25,12 @@ class Item:
     """One thing that was checked. fix: what to do about it; empty if it is as it should be."""
 
     name: str
-    found: str
+    finding: str
     fix: str = ""
 
     @prints_legibly
     def __str__(self) -> str:
-        return f"{'fix' if self.fix else 'ok ':4}{self.name:14}{self.found}" + (f": {self.fix}" if self.fix else "")
+        return f"{'fix' if self.fix else 'ok ':4}{self.name:14}{self.finding}" + (f": {self.fix}" if self.fix else "")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_budgets_are_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert free_bytes(torch.device("cpu")) == 3 * GB
     assert gs.plan("2b", device="cpu").free == 3 * GB
     item = next(item for item in gs.workshop.setup().items if item.name == "memory")
-    assert item.found == "3.0 GB free"
+    assert item.finding == "3.0 GB free"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is Linux's")
@@ -135,7 +135,7 @@ def test_a_plan_and_the_workshop_say_that_it_is_not_known() -> None:
     assert plan.to_dict()["fits"] is None
     assert "free" not in repr(plan)
     item = next(item for item in gs.workshop.setup().items if item.name == "memory")
-    assert item.found.startswith("cannot be measured here")
+    assert item.finding.startswith("cannot be measured here")
 
 
 def test_an_amount_that_is_given_needs_no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:

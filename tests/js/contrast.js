@@ -11,9 +11,9 @@
   };
   const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
   const hasText = (el) => [...el.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-  const seen = (el) => el.offsetParent && !el.disabled && !["STYLE", "OPTION"].includes(el.tagName) && hasText(el);
+  const isVisible = (el) => el.offsetParent && !el.disabled && !["STYLE", "OPTION"].includes(el.tagName) && hasText(el);
   return [...document.querySelectorAll(selector)]
-    .filter(seen)
+    .filter(isVisible)
     .map((el) => [el.textContent.slice(0, 30), ratio(light(parts(getComputedStyle(el).color)), light(ground(el)))])
-    .filter(([, found]) => found < least);
+    .filter(([, contrast]) => contrast < least);
 }

@@ -11,7 +11,7 @@ import { rangeOf, seriesAt } from "../../gemmascope/views/js/lines.js";
 import { cellCorner, cellAtPoint, labelOf, layoutOf } from "../../gemmascope/views/js/matrix.js";
 import { colour, colourAt, css, format, inkOn, fractionAt, ticks, ticksOf } from "../../gemmascope/views/js/scale.js";
 import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "../../gemmascope/views/js/select.js";
-import { cut, fitted, legible, shown } from "../../gemmascope/views/js/tokens.js";
+import { cut, fitted, legible, visibleText } from "../../gemmascope/views/js/tokens.js";
 
 const DIVERGING = { kind: "diverging", low: -2, high: 2 };
 const SEQUENTIAL = { kind: "sequential", low: 0, high: 1 };
@@ -24,7 +24,7 @@ test("the middle of a diverging scale is neither colour, its ends are red and bl
   assert.deepEqual(colour(1, DIVERGING), [103, 169, 207]);
 });
 
-test("what is no number has no colour", () => {
+test("a value that is not a number has no colour", () => {
   assert.equal(colour(NaN, SEQUENTIAL), null);
   assert.equal(fractionAt(null, SEQUENTIAL), null);
   assert.equal(fractionAt(0.25, SEQUENTIAL), 0.25);
@@ -77,22 +77,22 @@ test("numbers are written with four digits and a real minus", () => {
   assert.equal(format(NaN, true, 4), "not run");
 });
 
-test("ticks are round, inside the range, and about as many as asked", () => {
+test("ticks are round, inside the range, and about as many as requested", () => {
   assert.deepEqual(ticks(0, 1, 5), [0, 0.2, 0.4, 0.6, 0.8, 1]);
   assert.deepEqual(ticks(-23.5, 23.5, 3), [-20, 0, 20]);
   assert.deepEqual(ticks(3, 3), [3]);
   for (let i = 0; i < 200; i++) {
     const low = Math.random() * 100 - 50;
     const high = low + 10 ** (Math.random() * 6 - 3);
-    const found = ticks(low, high, 4);
-    assert.ok(found.length >= 1 && found.length <= 9);
-    assert.ok(found.every((t) => t >= low - 1e-9 * Math.abs(low) - 1e-9 && t <= high + (high - low) * 1e-5));
+    const values = ticks(low, high, 4);
+    assert.ok(values.length >= 1 && values.length <= 9);
+    assert.ok(values.every((t) => t >= low - 1e-9 * Math.abs(low) - 1e-9 && t <= high + (high - low) * 1e-5));
   }
 });
 
 test("tokens show their spaces, and are cut without breaking a character", () => {
-  assert.equal(shown(" Mary\n"), "·Mary⏎");
-  assert.equal(shown("<img src=x>"), "<img·src=x>");
+  assert.equal(visibleText(" Mary\n"), "·Mary⏎");
+  assert.equal(visibleText("<img src=x>"), "<img·src=x>");
   assert.equal(cut("abcdef", 4), "abc…");
   assert.equal(cut("😀😀😀", 3), "😀😀😀");
   assert.equal(cut("😀😀😀😀", 3), "😀😀…");
@@ -102,7 +102,7 @@ test("tokens show their spaces, and are cut without breaking a character", () =>
   for (let i = 20; i < 100; i++) assert.ok(measure(fitted("abcdefgh", i, measure)) <= i);
 });
 
-test("a global layer has its mark, and what turns text round is spelled out", () => {
+test("a global layer is marked, and a character that reverses the text is shown as its escape code", () => {
   assert.equal(labelOf({ label: "<bos>", token: true, special: true }), "<bos>");
   assert.equal(labelOf({ label: "\u202eab", token: true }), "\\u202eab");
   assert.equal(labelOf({ label: "a b\u0000" }), "a b\\x00");
@@ -116,7 +116,7 @@ const spec = (rows, columns, more = {}) => ({
   row_axis: "layer", column_axis: "position", scale: DIVERGING, ...more,
 });
 
-test("a point is in the cell whose corner and size say so, whichever way rows run", () => {
+test("a point is found in the cell that contains it, whether rows run up or down", () => {
   for (const up of [false, true]) for (const width of [300, 800, 1280]) {
     const at = layoutOf(spec(5, 14, { up }), width, (text) => 7 * text.length);
     for (let r = 0; r < 5; r++) for (let c = 0; c < 14; c++) {
@@ -131,7 +131,7 @@ test("a point is in the cell whose corner and size say so, whichever way rows ru
   }
 });
 
-test("labels never reach over the edge, and cells keep their least width however narrow the page", () => {
+test("labels stay inside the page, and cells keep a minimum width on a narrow page", () => {
   const measure = (text) => 7 * text.length;
   const long = { rows: [{ label: "x".repeat(90) }], columns: Array.from({ length: 40 }, () => ({ label: "y".repeat(30) })), scale: SEQUENTIAL };
   for (const width of [260, 800, 1280]) {
@@ -143,7 +143,7 @@ test("labels never reach over the edge, and cells keep their least width however
   }
 });
 
-test("a cell says its place, its number and what that is, or why there is none", () => {
+test("a cell names its place, its number and its unit, or says why there is no number", () => {
   const grid = {
     rows: [{ label: "0", kind: "local", hint: "0 (local)" }, { label: " a\u202e", token: true }], columns: [{ label: "<b>", token: true, hint: "4: <b>" }],
     row_axis: "layer", column_axis: "position", unit: "nats", scale: DIVERGING,
@@ -158,7 +158,7 @@ test("a cell says its place, its number and what that is, or why there is none",
   assert.equal(cellText({ ...grid, texts: [[" go"], [""]] }, data, 0, 0).split("\n").at(-1), "·go");
 });
 
-test("a lens's cells are found among the words, with the answer's rank", () => {
+test("a cell of the lens shows the top token, and its tooltip the answer's rank", () => {
   const spec = { rows: [{}, {}], columns: [{}], tokens: [" a", "b"], top: 2, follows: "b" };
   const data = { ids: Uint16Array.of(0, 1, 1, 0), probs: Float32Array.of(0.5, 0.25, 0.75, 0.125), prob: Float32Array.of(0.25, 0.75), rank: Float32Array.of(1, 0) };
   const { texts, hover } = cellsOf(spec, data);
@@ -167,7 +167,7 @@ test("a lens's cells are found among the words, with the answer's rank", () => {
   assert.deepEqual(cellsOf({ ...spec, follows: null }, data).hover(0, 0), ["·a  0.5000", "b  0.2500"]);
 });
 
-test("small pictures keep what is furthest from 0, and the sentence says what the window cuts", () => {
+test("a downsampled pattern keeps the value furthest from 0, and a sentence says what the window cuts off", () => {
   for (const [n, most] of [[5, 5], [7, 3], [200, 60], [4, 60]]) {
     const pattern = Float32Array.from({ length: n * n }, (_, i) => (i % n <= Math.floor(i / n) ? Math.random() * 2 - 1 : 0));
     const { size, values } = downsample(pattern, n, most);
@@ -184,7 +184,7 @@ test("small pictures keep what is furthest from 0, and the sentence says what th
   assert.match(windowSentence({ window: 8 }, 9), /a query sees 8 positions/);
 });
 
-test("keys move within the grid, shift brushes, Escape lets go", () => {
+test("arrow keys stay within the grid, shift brushes, Escape clears the brush", () => {
   const size = { rows: 3, columns: 4 };
   let state = initialState();
   state = stateAfterKey(state, "ArrowLeft", size);
@@ -204,7 +204,7 @@ test("keys move within the grid, shift brushes, Escape lets go", () => {
   assert.deepEqual(brushedCells(dragged), { rows: [1, 2], columns: [1, 3] });
 });
 
-test("rows of what a query sees become the whole pattern", () => {
+test("the visible part of each row is unpacked into the full pattern", () => {
   const [n, window] = [7, 3];
   const rows = Float32Array.from({ length: countVisible(n, window) }, (_, i) => i + 1);
   const full = fullPattern(rows, n, window);
@@ -219,31 +219,31 @@ test("rows of what a query sees become the whole pattern", () => {
   assert.equal(largestValue(Float32Array.from([9, 0, 8, 0.5]), 2, true), 9);
 });
 
-test("bytes become numbers wherever they begin in their buffer", () => {
-  const made = Float32Array.from([1.5, -2, NaN]);
+test("bytes are read as numbers at any offset in their buffer", () => {
+  const expected = Float32Array.from([1.5, -2, NaN]);
   const shifted = new Uint8Array(13 + 1);
-  shifted.set(new Uint8Array(made.buffer), 1);
+  shifted.set(new Uint8Array(expected.buffer), 1);
   const view = new DataView(shifted.buffer, 1, 12);
-  assert.deepEqual([...numbers(view, "float32")], [...made]);
+  assert.deepEqual([...numbers(view, "float32")], [...expected]);
   assert.deepEqual([...numbers(new Uint8Array([0, 1, 2, 0]), "uint16", 0.5)], [128, 1]);
 });
 
-test("what Python packed is what is unpacked", { skip: !process.env.GS_PACKED }, async () => {
+test("arrays that Python packed are unpacked with the same numbers", { skip: !process.env.GS_PACKED }, async () => {
   for (const { packed, values } of JSON.parse(process.env.GS_PACKED)) {
-    const got = await unpack(packed);
-    assert.equal(got.length, values.length);
-    values.forEach((v, i) => assert.ok(v === null ? Number.isNaN(got[i]) : Math.abs(got[i] - v) <= 1e-5, `${i}: ${got[i]} ${v}`));
+    const unpacked = await unpack(packed);
+    assert.equal(unpacked.length, values.length);
+    values.forEach((v, i) => assert.ok(v === null ? Number.isNaN(unpacked[i]) : Math.abs(unpacked[i] - v) <= 1e-5, `${i}: ${unpacked[i]} ${v}`));
   }
 });
 
-test("Python and this module show tokens alike", { skip: !process.env.GS_SHOWN }, () => {
+test("Python and this module display tokens alike", { skip: !process.env.GS_SHOWN }, () => {
   for (const [text, expected, drawn] of JSON.parse(process.env.GS_SHOWN)) {
-    assert.equal(shown(text), expected);
+    assert.equal(visibleText(text), expected);
     assert.equal(legible(text), drawn);
   }
 });
 
-test("a series is found among all, and a range holds them and 0", () => {
+test("a series is read from the array of all series, and an axis range covers the values and 0", () => {
   const data = Float32Array.from({ length: 24 }, (_, i) => i);
   assert.deepEqual([...seriesAt(data, 1, 2, { pos: 3, x: 4 })], [20, 21, 22, 23]);
   const [low, high] = rangeOf([[3, NaN, 5], [-1]]);

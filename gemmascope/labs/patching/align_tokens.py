@@ -25,10 +25,10 @@ def align(clean: Sequence[int], corrupt: Sequence[int]) -> list[Column]:
     columns = []
     for _, a, a_stop, b, b_stop in SequenceMatcher(None, clean, corrupt, autojunk=False).get_opcodes():
         for offset in range(max(a_stop - a, b_stop - b)):
-            one = a + offset if a + offset < a_stop else None
-            other = b + offset if b + offset < b_stop else None
-            same = one is not None and other is not None and clean[one] == corrupt[other]
-            columns.append(Column(one, other, same))
+            clean_index = a + offset if a + offset < a_stop else None
+            corrupt_index = b + offset if b + offset < b_stop else None
+            same = clean_index is not None and corrupt_index is not None and clean[clean_index] == corrupt[corrupt_index]
+            columns.append(Column(clean_index, corrupt_index, same))
     return columns
 
 
@@ -43,10 +43,10 @@ def first_gap(columns: Sequence[Column], clean: list[str], corrupt: list[str]) -
     while last < len(columns) and not columns[last].same:
         last += 1
     block = columns[first:last]
-    one = [clean[c.clean] for c in block if c.clean is not None]
-    other = [corrupt[c.corrupt] for c in block if c.corrupt is not None]
+    clean_tokens = [clean[c.clean] for c in block if c.clean is not None]
+    corrupt_tokens = [corrupt[c.corrupt] for c in block if c.corrupt is not None]
     position = min(n for c in block[:1] for n in (c.clean, c.corrupt) if n is not None)
-    return position, one, other
+    return position, clean_tokens, corrupt_tokens
 
 
 def _continues_word(column: Column, clean: list[str], corrupt: list[str]) -> bool:

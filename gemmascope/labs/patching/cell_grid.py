@@ -85,11 +85,11 @@ class Part:
 
 def _span(name: str, place: object, size: int, is_range: bool) -> slice:
     """A place along an axis as a slice: a number, or the first and last number of a range."""
-    ends = tuple(place) if is_range and isinstance(place, (tuple, list)) else (place, place)
-    if len(ends) != 2 or not all(map(is_whole, ends)):
+    bounds = tuple(place) if is_range and isinstance(place, (tuple, list)) else (place, place)
+    if len(bounds) != 2 or not all(map(is_whole, bounds)):
         needed = "its first and last number" if is_range else "a number"
         raise SweepError(f"{name} is {needed}, counted from 0 along the grid; given {short_repr(place)}")
-    numbers = [int(n) for n in ends]
+    numbers = [int(n) for n in bounds]
     if not all(0 <= n < size for n in numbers):
         raise SweepError(f"there is no {name} {short_repr(place)}: the grid has {size}, from 0 to {size - 1}")
     return slice(min(numbers), max(numbers) + 1)

@@ -44,14 +44,14 @@ def _check_pair(clean: list[int], corrupt: list[int], model: Model) -> Iterator[
 def _length_text(clean: list[int], corrupt: list[int], model: Model) -> str:
     """Where two prompts of different lengths differ, and the word that splits into more tokens."""
     texts = [model.texts(torch.tensor(ids)) for ids in (clean, corrupt)]
-    position, one, other = first_gap(align(clean, corrupt), *texts)
+    position, clean_tokens, corrupt_tokens = first_gap(align(clean, corrupt), *texts)
     start = f"the prompts have {len(clean)} and {len(corrupt)} tokens, and each position needs its partner. "
-    if not one or not other:
-        which, extra = ("clean", one) if one else ("corrupted", other)
+    if not clean_tokens or not corrupt_tokens:
+        which, extra = ("clean", clean_tokens) if clean_tokens else ("corrupted", corrupt_tokens)
         advice = f"From position {position} on the {which} prompt has {extra} more: add as much to the other, or take it out"
         return start + advice
-    longer, which = max((one, "clean"), (other, "corrupted"), key=lambda side: len(side[0]))
-    shorter = min(one, other, key=len)
+    longer, which = max((clean_tokens, "clean"), (corrupt_tokens, "corrupted"), key=lambda side: len(side[0]))
+    shorter = min(clean_tokens, corrupt_tokens, key=len)
     return (
         f"{start}At position {position} the {which} prompt's {''.join(longer)!r} splits into {len(longer)} tokens, {longer}"
         f", where the other has {len(shorter)}, {shorter}: take a word with as many"

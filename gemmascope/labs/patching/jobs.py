@@ -44,7 +44,7 @@ class LabState(Protocol):
 
     def current(self, seq: int) -> Experiment | None: ...
 
-    def tell(self, kind: str, seq: int) -> None: ...
+    def notify(self, kind: str, seq: int) -> None: ...
 
 
 def preparing(lab: LabState, seq: int) -> Generator[None]:
@@ -60,10 +60,10 @@ def preparing(lab: LabState, seq: int) -> Generator[None]:
         if seq != lab.seq:
             return
         lab.experiment = experiment
-    lab.tell("prepared", seq)
+    lab.notify("prepared", seq)
     yield
     experiment.run_baselines()
-    lab.tell("baselines", seq)
+    lab.notify("baselines", seq)
 
 
 def running(lab: LabState, seq: int, part: Part, cells: Array | None) -> Generator[None]:
@@ -74,10 +74,10 @@ def running(lab: LabState, seq: int, part: Part, cells: Array | None) -> Generat
     cells = part.cells(experiment.shape) if cells is None else cells
     total, _ = experiment.expected(cells)
     with _under_way(lab, experiment, cells):
-        _tell_progress(lab, seq, experiment, part, cells, total)
+        _notify_progress(lab, seq, experiment, part, cells, total)
         for numbers in experiment.run_chunks(cells):
             _store(lab, experiment, numbers)
-            _tell_progress(lab, seq, experiment, part, cells, total)
+            _notify_progress(lab, seq, experiment, part, cells, total)
             yield
 
 
@@ -89,17 +89,17 @@ def looking(lab: LabState, seq: int, part: Part, cells: Array | None) -> Generat
     cells = part.cells(experiment.shape) if cells is None else cells
     number = int(np.flatnonzero(cells)[0])
     with _under_way(lab, experiment, cells):
-        lab.tell("cells", seq)
+        lab.notify("cells", seq)
         experiment.run_baselines()
         patched = experiment.run_cell(number)
         _store(lab, experiment, [number])
-    lab.tell("cells", seq)
+    lab.notify("cells", seq)
     yield
     detail = detail_of(experiment, *divmod(number, experiment.shape[1]), patched)
     with lab.guard:
         if seq == lab.seq:
             lab.detail = detail
-    lab.tell("detail", seq)
+    lab.notify("detail", seq)
 
 
 def estimating(lab: LabState, seq: int) -> Generator[None]:
@@ -109,11 +109,11 @@ def estimating(lab: LabState, seq: int) -> Generator[None]:
         return
     with lab.guard:
         lab.progress = Progress(what="estimate", done=0, total=1, seconds=None)
-    lab.tell("progress", seq)
+    lab.notify("progress", seq)
     estimated = experiment.estimate()
     with lab.guard:
         experiment.estimated, experiment.cell_grid.estimate = estimated, estimated.effect.values
-    lab.tell("cells", seq)
+    lab.notify("cells", seq)
     yield
 
 
@@ -134,10 +134,10 @@ def _store(lab: LabState, experiment: Experiment, numbers: list[int]) -> None:
         experiment.cell_grid.under_way.flat[numbers] = False
 
 
-def _tell_progress(lab: LabState, seq: int, experiment: Experiment, part: Part, cells: Array, total: int) -> None:
-    left, seconds = experiment.expected(cells)
+def _notify_progress(lab: LabState, seq: int, experiment: Experiment, part: Part, cells: Array, total: int) -> None:
+    n_pending, seconds = experiment.expected(cells)
     if part.what != "cell":
         with lab.guard:
             if seq == lab.seq:
-                lab.progress = Progress(what=part.what, done=total - left, total=total, seconds=seconds)
-    lab.tell("cells", seq)
+                lab.progress = Progress(what=part.what, done=total - n_pending, total=total, seconds=seconds)
+    lab.notify("cells", seq)

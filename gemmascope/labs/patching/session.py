@@ -84,7 +84,7 @@ class LabSession(Session):
             self.checks = check(self.settings, self.model)
             if self.can_run:
                 self._submit("prepare", PREPARE, preparing(self, self.seq))
-        self.tell("settings", self.seq)
+        self.notify("settings", self.seq)
 
     # -- running --
 
@@ -194,7 +194,7 @@ class LabSession(Session):
     def lay_beside(self, index: int | None) -> None:
         """Show one of experiments() beside the present one, on one scale; None shows none."""
         self.compared = None if index is None else self.experiments()[index]
-        self.tell("compared", self.seq)
+        self.notify("compared", self.seq)
 
     # -- for the jobs --
 

@@ -45,11 +45,11 @@ def _mention(again: bool) -> Rule:
 
     def rule(tokens: Tokens) -> list[bool]:
         seen: set[str] = set()
-        found = []
+        marked = []
         for word in (token.strip() for token in tokens):
-            found.append(word in _NAMES and (word in seen) == again)
+            marked.append(word in _NAMES and (word in seen) == again)
             seen.add(word)
-        return found
+        return marked
 
     return rule
 
@@ -59,15 +59,15 @@ def _inside(openers: str) -> Rule:
 
     def rule(tokens: Tokens) -> list[bool]:
         stack: list[str] = []
-        found = []
+        marked = []
         for token in tokens:
             mark = token.strip()
             if stack and mark == CLOSERS[stack[-1]]:
                 stack.pop()
             elif mark in CLOSERS:
                 stack.append(mark)
-            found.append(any(opener in openers for opener in stack))
-        return found
+            marked.append(any(opener in openers for opener in stack))
+        return marked
 
     return rule
 
@@ -76,11 +76,11 @@ def _digit(place: int) -> Rule:
     """The digit at this place of a number, from 0."""
 
     def rule(tokens: Tokens) -> list[bool]:
-        found, run = [], 0
+        marked, run = [], 0
         for token in tokens:
             run = run + 1 if token.strip().isdigit() else 0
-            found.append(run == place + 1)
-        return found
+            marked.append(run == place + 1)
+        return marked
 
     return rule
 
@@ -89,14 +89,14 @@ def _turn(role: str) -> Rule:
     """The tokens of one side of a chat."""
 
     def rule(tokens: Tokens) -> list[bool]:
-        found, who = [], ""
+        marked, who = [], ""
         for at, token in enumerate(tokens):
             if token == "<end_of_turn>":
                 who = ""
-            found.append(who == role)
+            marked.append(who == role)
             if at >= 1 and tokens[at - 1] == "<start_of_turn>":
                 who = token.strip()
-        return found
+        return marked
 
     return rule
 

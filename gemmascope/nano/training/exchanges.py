@@ -19,15 +19,15 @@ def questions(rng: Random) -> str:
     name = rng.choice(NAMES)
     he = pronoun(name, "she", "he").capitalize()
     job, colour, place, animal = (rng.choice(words) for words in (WORDS["job"], COLOURS, PLACES, WORDS["animal"]))
-    told = {
+    statements = {
         f"What is the work of {name}?": (f"{name} is a {job}.", job),
         f"What colour does {name} like?": (f"{he} likes {colour}.", colour),
         f"Where does {name} live?": (f"{he} lives near the {place}.", f"near the {place}"),
         f"Which animal does {name} have?": (f"{he} has a {animal}.", f"a {animal}"),
     }
-    asked, (_, answer) = rng.choice(list(told.items()))
-    facts = " ".join(statement for statement, _ in told.values()).replace(" a a", " an a").replace(" a e", " an e")
-    return f"{facts} Question: {asked} Answer: {answer}."
+    question, (_, answer) = rng.choice(list(statements.items()))
+    facts = " ".join(statement for statement, _ in statements.values()).replace(" a a", " an a").replace(" a e", " an e")
+    return f"{facts} Question: {question} Answer: {answer}."
 
 
 def listing(rng: Random) -> str:
@@ -51,18 +51,18 @@ def chat(rng: Random) -> str:
 
 
 def _turn(rng: Random) -> str:
-    asked, answered = rng.choice(_TURNS)(rng)
-    return f"<start_of_turn>user\n{asked}<end_of_turn>\n<start_of_turn>model\n{answered}<end_of_turn>\n"
+    question, answer = rng.choice(_TURNS)(rng)
+    return f"<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n{answer}<end_of_turn>\n"
 
 
 def _fact_turn(rng: Random) -> tuple[str, str]:
     relation = rng.choice(RELATIONS)
     subject = rng.choice(list(relation.answers))
     # Only phrasings that are not held out for this fact.
-    asked = [p for p in split_phrasings(relation, subject)[0] if p.startswith("Question: ")]
-    if not asked:
+    phrasings = [p for p in split_phrasings(relation, subject)[0] if p.startswith("Question: ")]
+    if not phrasings:
         return _remark_turn(rng)
-    question, _, lead = asked[0].format(subject).removeprefix("Question: ").partition(" Answer:")
+    question, _, lead = phrasings[0].format(subject).removeprefix("Question: ").partition(" Answer:")
     return question, f"It is{lead} {relation.answers[subject]}."
 
 

@@ -50,8 +50,8 @@ class Texts:
             holds += [labels(trace.tokens)[1:] for trace in batch]
         rows = torch.cat(x)
         pos, feature, value = sae.sparse(rows)
-        left = rows - sae.summed(pos, feature, value, len(rows))
-        explained = 1 - left.square().sum() / (rows - rows.mean(0)).square().sum()
+        residual = rows - sae.summed(pos, feature, value, len(rows))
+        explained = 1 - residual.square().sum() / (rows - rows.mean(0)).square().sum()
         return cls(pos, feature, value, torch.from_numpy(np.concatenate(holds)), float(explained), sae.n_features)
 
     @property

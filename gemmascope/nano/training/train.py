@@ -195,7 +195,7 @@ class Run:
         return measure(self.net, self.tokenizer, 200, seed=SEED)
 
 
-def work(worker: int, workers: int, folder: Path, steps: int, device: str) -> None:
+def run_worker(worker: int, workers: int, folder: Path, steps: int, device: str) -> None:
     """One worker's part of a run. The first worker writes the checkpoint at the end."""
     if workers > 1:
         # One thread each: threads would wait for each other at every product, workers do so once per step.
@@ -222,9 +222,9 @@ def main() -> None:
     (args.folder / "meeting").unlink(missing_ok=True)
     arguments = (args.workers, args.folder, args.steps, args.device)
     if args.workers == 1:
-        work(0, *arguments)
+        run_worker(0, *arguments)
     else:
-        spawn(work, arguments, args.workers)  # type: ignore[no-untyped-call]
+        spawn(run_worker, arguments, args.workers)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

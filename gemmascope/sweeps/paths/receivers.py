@@ -69,7 +69,7 @@ def receivers_of(receiver: object, model: Model) -> list[Receiver]:
     several = receiver if isinstance(receiver, list) else [receiver]
     if not several:
         raise SweepError("receiver is an empty list: name at least one")
-    return [found for one in several for found in _receiver(one, model)]
+    return [resolved for one in several for resolved in _receiver(one, model)]
 
 
 def _receiver(receiver: object, model: Model) -> Iterator[Receiver]:

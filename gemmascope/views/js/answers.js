@@ -2,7 +2,7 @@
 
 import { make } from "./page.js";
 import { format, percent } from "./scale.js";
-import { cut, legible, spelled } from "./tokens.js";
+import { cut, legible, legibleLine } from "./tokens.js";
 
 const ANSWERS_STYLE = `
 .gs-texts{display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));margin:6px 0}
@@ -18,14 +18,14 @@ export function answers() {
   const texts = make("div", { class: "gs-texts" });
   texts.append(make("div", { class: "gs-text" }, make("b", {}, "text before"), before), make("div", { class: "gs-text" }, make("b", {}, "text after"), after));
   const element = make("div", {}, make("style", {}, ANSWERS_STYLE), texts, table);
-  const written = (text, whole) => (text === null ? "…" : spelled(text) + (whole ? "" : " …"));
+  const textSoFar = (text, isComplete) => (text === null ? "…" : legibleLine(text) + (isComplete ? "" : " …"));
   return {
     element,
     update(state) {
       table.replaceChildren(...changeRows(state.top));
       table.hidden = !state.top.length;
-      before.textContent = written(state.text_before, state.written.before);
-      after.textContent = written(state.text_after, state.written.after);
+      before.textContent = textSoFar(state.text_before, state.written.before);
+      after.textContent = textSoFar(state.text_after, state.written.after);
     },
   };
 }

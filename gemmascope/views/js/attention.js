@@ -123,11 +123,11 @@ export function attention(el, spec, data, other, chosen = () => {}) {
       const differs = twin !== token;
       return { label: legible(token) + (differs ? " ≠" : ""), special: special[i], hint: `${i}: ${legible(token)}${differs ? ` ≠ ${legible(twin)}` : ""}` };
     };
-    const ends = tokens.map(label);
+    const labels = tokens.map(label);
     const window = layer.window ?? tokens.length;
     return {
       title: `${other ? `${NAMES[name]}: ` : ""}layer ${layer.index} (${layer.kind}), head ${spec.heads[state.head]}`,
-      rows: ends, columns: ends, square: true, window: layer.window, row_axis: "query", column_axis: "key",
+      rows: labels, columns: labels, square: true, window: layer.window, row_axis: "query", column_axis: "key",
       unit: other ? "" : "probability", measure: other ? NAMES[name] : "probability", decimals: 4, scale: scaleOf(name, state.head),
       outside: (q, k) => (k > q ? "a later position: not seen" : q - k >= window ? "outside the window: not seen" : null),
       hover: spec.same ? (q, k) => beside(name, q, k) : undefined,

@@ -18,14 +18,14 @@ import { make, paint, rootIn, sized, tooltip, redrawOnResize } from "./page.js";
 import { format } from "./scale.js";
 import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "./select.js";
 import { onTheme, theme } from "./theme.js";
-import { legible, spelled } from "./tokens.js";
+import { legible, legibleLine } from "./tokens.js";
 
 const WORDS = { [NOT_RUN]: "not run", [ESTIMATED]: "estimate", [UNDER_WAY]: "under way" };
 
 /** The text of a cell: its row, its column, its number, and whether that is an estimate. */
 export function cellText(spec, data, row, column) {
-  const of = (axis, label) => `${axis ?? ""} ${label.hint ? spelled(label.hint) : labelOf(label)}`.trim();
-  const place = `${of(spec.row_axis, spec.rows[row])}, ${of(spec.column_axis, spec.columns[column])}`;
+  const axisText = (axis, label) => `${axis ?? ""} ${label.hint ? legibleLine(label.hint) : labelOf(label)}`.trim();
+  const place = `${axisText(spec.row_axis, spec.rows[row])}, ${axisText(spec.column_axis, spec.columns[column])}`;
   const why = spec.outside?.(row, column);
   if (why) return `${place}\n${why === true ? "not seen" : why}`;
   const i = row * spec.columns.length + column;
@@ -64,7 +64,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     layout = layoutOf(spec, width, measure, options);
     ctx = sized(canvas, layout.width, layout.height);
     drawBase();
-    canvas.setAttribute("aria-label", `${spelled(spec.title ?? "grid")}: ${layout.rows} by ${layout.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
+    canvas.setAttribute("aria-label", `${legibleLine(spec.title ?? "grid")}: ${layout.rows} by ${layout.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
     drawSelection();
     el.dataset.gemmascopeReady = "1";
   }

@@ -18,12 +18,12 @@ const HEAD_STYLE = `
 
 export function render({ model, el }) {
   const page = livePage({ model, el }, HEAD_STYLE);
-  const shown = answers();
+  const answerPanel = answers();
   const moved = make("div", { class: "gs-moved", role: "status", "aria-live": "polite" });
   const tools = make("div", { class: "gs-bar", role: "toolbar", "aria-label": "scale the head that is large below" });
   const scaledHeads = make("div", { class: "gs-bar", role: "group", "aria-label": "heads that are scaled" });
   const hosts = [make("div"), make("div")];
-  page.root.append(page.error, moved, shown.element, scaledHeads, tools, ...hosts, page.status);
+  page.root.append(page.error, moved, answerPanel.element, scaledHeads, tools, ...hosts, page.status);
   let selected = null; // {layer, head}
   let drawnNumber = -1;
   let views = [];
@@ -101,7 +101,7 @@ export function render({ model, el }) {
   }
 
   function draw(state) {
-    shown.update(state);
+    answerPanel.update(state);
     drawMoved(state);
     drawIfChanged(scaledHeads, state.scaled, () => drawScaledHeads(state));
     drawTools();

@@ -25,14 +25,14 @@ export function cellsOf(spec, data) {
 
 export function lens(el, spec, data) {
   const cells = cellsOf(spec, data);
-  const of = (colour) => ({ ...spec, ...cells, ...colour, measure: colour.name });
+  const specFor = (colour) => ({ ...spec, ...cells, ...colour, measure: colour.name });
   const values = (colour) => data[colour.array];
-  const shown = grid(el, of(spec.colours[0]), { values: values(spec.colours[0]) });
+  const lensGrid = grid(el, specFor(spec.colours[0]), { values: values(spec.colours[0]) });
   const pick = make("select", { "aria-label": "what the colour says", onchange: () => {
     const next = spec.colours[pick.selectedIndex];
-    shown.update({ spec: of(next), values: values(next) });
+    lensGrid.update({ spec: specFor(next), values: values(next) });
   } });
   for (const { name } of spec.colours) pick.append(make("option", {}, `colour: ${name}`));
-  shown.bar.prepend(pick);
-  return shown;
+  lensGrid.bar.prepend(pick);
+  return lensGrid;
 }

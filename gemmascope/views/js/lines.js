@@ -7,7 +7,7 @@ import { FONT } from "./matrix.js";
 import { make, paint, rootIn, sized, tooltip, moveFocus, redrawOnResize } from "./page.js";
 import { format, ticks } from "./scale.js";
 import { onTheme, theme } from "./theme.js";
-import { legible, spelled } from "./tokens.js";
+import { legible, legibleLine } from "./tokens.js";
 
 const MARKS = ["circle", "square", "triangle", "diamond"];
 const INKS = { light: ["#2166ac", "#b2182b", "#5b7f00", "#7b3294"], dark: ["#7db7ff", "#ff8a80", "#b9d94f", "#d3a3ff"] };
@@ -75,7 +75,7 @@ export function lines(el, spec, data) {
     ctx.fillRect(0, 0, width, spec.panels.length * (HEIGHT + TOP + FOOT));
     ctx.font = FONT;
     spec.panels.forEach((panel, i) => chart(panel, i));
-    canvas.setAttribute("aria-label", `${spelled(spec.title)} at ${positionText()}: ${spec.panels.map((p) => spelled(p.title)).join("; ")}. Arrow keys read a layer`);
+    canvas.setAttribute("aria-label", `${legibleLine(spec.title)} at ${positionText()}: ${spec.panels.map((p) => legibleLine(p.title)).join("; ")}. Arrow keys read a layer`);
     el.dataset.gemmascopeReady = "1";
   }
   function chart(panel, i) {
@@ -86,7 +86,7 @@ export function lines(el, spec, data) {
     ctx.textAlign = "left";
     ctx.textBaseline = "alphabetic";
     ctx.font = `600 ${FONT}`;
-    ctx.fillText(spelled(`${panel.title}${panel.unit ? ` (${panel.unit})` : ""}`), LEFT, top(i) - 9);
+    ctx.fillText(legibleLine(`${panel.title}${panel.unit ? ` (${panel.unit})` : ""}`), LEFT, top(i) - 9);
     ctx.font = FONT;
     ctx.textBaseline = "middle";
     for (const tick of ticks(low, high, 4)) {
@@ -132,13 +132,13 @@ export function lines(el, spec, data) {
   function layerText(k) {
     const lines = [`layer ${spec.x[k]}, ${positionText()}`];
     spec.panels.forEach((panel, i) => {
-      lines.push(`${spelled(panel.title)}:`, ...numbers(i).map((list, s) => `  ${panel.series[s]} ${format(list[k])}`));
+      lines.push(`${legibleLine(panel.title)}:`, ...numbers(i).map((list, s) => `  ${panel.series[s]} ${format(list[k])}`));
     });
     return lines.join("\n");
   }
   function fillTable() {
     if (table.hidden) return;
-    const head = make("tr", {}, make("th", {}, spec.x_axis), ...spec.panels.flatMap((p) => p.series.map((s) => make("th", { scope: "col" }, `${spelled(p.title)}: ${s}`))));
+    const head = make("tr", {}, make("th", {}, spec.x_axis), ...spec.panels.flatMap((p) => p.series.map((s) => make("th", { scope: "col" }, `${legibleLine(p.title)}: ${s}`))));
     const rows = spec.x.map((label, k) => make("tr", {}, make("th", { scope: "row" }, label), ...spec.panels.flatMap((_, i) => numbers(i).map((list) => make("td", {}, format(list[k]))))));
     table.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
   }

@@ -34,8 +34,8 @@ export function livePage({ model, el }, style = "") {
     send: (type, more = {}) => talking.send(type, more),
     /** A button that copies the lab's Python. */
     copyButton: (attributes = {}) => button("Copy Python", () => copy(root, model.get("state").code, status), attributes),
-    /** Begin: draw(state) draws the traits, now and whenever one changes; heard(message) hears what Python sends. Returns stop(). */
-    start(traits, draw, { heard, stopped = () => {} } = {}) {
+    /** Begin: draw(state) draws the traits, now and whenever one changes; onMessage(message) receives what Python sends. Returns stop(). */
+    start(traits, draw, { onMessage, stopped = () => {} } = {}) {
       function refresh() {
         const state = model.get("state");
         showError(state.error);
@@ -43,7 +43,7 @@ export function livePage({ model, el }, style = "") {
         Object.assign(el.dataset, { gemmascopeReady: "1", gemmascopeBusy: String(state.busy), gemmascopeNumber: String(state.number) });
       }
       const poll = () => ({ number: model.get("state").number, pictures: model.get("pictures")?.number });
-      talking = talk(model, traits, status, { changed: refresh, poll, heard });
+      talking = talk(model, traits, status, { changed: refresh, poll, onMessage });
       const painted = () => paint(root, theme());
       const stopTheme = onTheme(painted);
       painted();
@@ -62,10 +62,10 @@ export function button(label, onclick, attributes = {}) {
 }
 
 /** Draw a part of the page if what it shows has changed. */
-export function drawIfChanged(element, shown, draw) {
-  const key = JSON.stringify(shown);
-  if (element.dataset.shown === key) return;
-  element.dataset.shown = key;
+export function drawIfChanged(element, content, draw) {
+  const key = JSON.stringify(content);
+  if (element.dataset.drawn === key) return;
+  element.dataset.drawn = key;
   draw();
 }
 

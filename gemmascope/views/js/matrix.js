@@ -1,7 +1,7 @@
 // A labelled matrix on a canvas: its layout, its drawing, and the cell at a point.
 
 import { colour, colourAt, css, format, inkOn, fractionAt, ticksOf } from "./scale.js";
-import { fitted, legible, spelled } from "./tokens.js";
+import { fitted, legible, legibleLine } from "./tokens.js";
 
 export const NOT_RUN = 0, ESTIMATED = 1, EXACT = 2, UNDER_WAY = 3;
 export const FONT = "12px system-ui, sans-serif";
@@ -14,7 +14,7 @@ const WIDEST = 12000, HIGHEST = 760, LARGEST = 1600;
 
 /** A label as it is drawn: a token with its spaces visible, and a mark for global layers. */
 export function labelOf(label) {
-  return (label.token ? legible(label.label) : spelled(label.label)) + (label.kind === "global" ? " ◆" : "");
+  return (label.token ? legible(label.label) : legibleLine(label.label)) + (label.kind === "global" ? " ◆" : "");
 }
 
 /** The layout, in CSS pixels, for a page of this width; the matrix may be wider. measure: the width of a text. */

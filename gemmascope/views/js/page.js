@@ -1,6 +1,6 @@
 // The parts that all pages share: elements with safe text, the style, canvases, tooltips and keyboard focus.
 
-import { readable, spelled } from "./tokens.js";
+import { legibleLine, readable } from "./tokens.js";
 
 const STYLE = `
 .gs{font:13px/1.45 system-ui,sans-serif;position:relative;max-width:100%;padding:2px 0}
@@ -51,9 +51,9 @@ export function make(tag, attributes = {}, ...children) {
 
 /** The root of a component in an emptied element, with the shared style. */
 export function rootIn(el, spec) {
-  const root = make("div", { class: "gs", role: "group", "aria-label": spelled(spec.title ?? "") });
+  const root = make("div", { class: "gs", role: "group", "aria-label": legibleLine(spec.title ?? "") });
   root.append(make("style", {}, STYLE));
-  if (spec.title) root.append(make("div", { class: "gs-title" }, spelled(spec.title)));
+  if (spec.title) root.append(make("div", { class: "gs-title" }, legibleLine(spec.title)));
   if (spec.note) root.append(make("div", { class: "gs-note" }, spec.note));
   el.replaceChildren(root);
   return root;

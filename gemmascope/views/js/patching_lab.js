@@ -80,7 +80,7 @@ export function render({ model, el }) {
 
   const send = (type, more = {}) => page.send(type, { seq: state.seq, ...more });
 
-  function heard(message) {
+  function onMessage(message) {
     if (message.type === "event" && message.seq === model.get("state").seq) {
       const text = { done: "done", cancelled: "cancelled: what was done is kept", error: "failed" }[message.kind];
       if (text && message.what && message.what !== "prepare") page.status.textContent = `${message.what}: ${text}`;
@@ -256,5 +256,5 @@ export function render({ model, el }) {
   }
 
   const stopped = () => [mainGrid, otherGrid, ...patternGrids].forEach((one) => one?.destroy());
-  return page.start(TRAITS, draw, { heard, stopped });
+  return page.start(TRAITS, draw, { onMessage, stopped });
 }

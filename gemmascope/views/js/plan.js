@@ -68,18 +68,18 @@ export function plan(el, spec) {
     const fit = spec.cases[caseAt(spec, at)];
     const card = spec.cards[at.card];
     const room = card.bytes - spec.driver;
-    const whole = Math.max(fit.total, room) * 1.02;
+    const barBytes = Math.max(fit.total, room) * 1.02;
     const text = `${spec.contexts[at.context].toLocaleString("en")} positions`;
     shownContext.textContent = text;
     slider.setAttribute("aria-valuetext", text);
     let left = 0;
     const parts = fit.parts.map(([name, bytes], i) => {
-      const width = (100 * bytes) / whole;
+      const width = (100 * bytes) / barBytes;
       const style = `left:${left}%;width:${width}%;background:${TINTS[name % TINTS.length]};border-color:${colours.ground}`;
       left += width;
       return make("div", { class: "gs-part", style, title: `${spec.parts[name]}: ${bytesText(bytes)}` }, width > 2 ? String(i + 1) : "");
     });
-    const end = (100 * room) / whole;
+    const end = (100 * room) / barBytes;
     const limit = make("div", { class: `gs-limit${end > 60 ? " gs-left" : ""}`, style: `left:${end}%;border-color:${colours.ink}` }, `${card.name}: ${bytesText(room)} to use`);
     memory.replaceChildren(...parts, limit);
     memory.setAttribute("aria-label", `${bytesText(fit.total)}, of ${bytesText(room)} to use on ${card.name}`);

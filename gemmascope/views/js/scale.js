@@ -63,10 +63,10 @@ export function percent(p) {
 /** The labels of a scale: round numbers, or powers of ten on a logarithmic scale. */
 export function ticksOf(scale, n) {
   if (!scale.log) return ticks(scale.low, scale.high, n);
-  const found = [scale.low];
-  for (let step = 1; step <= scale.high - scale.low; step *= 10) found.push(scale.low + step);
-  const every = Math.ceil(found.length / Math.max(2, n));
-  return found.filter((_, i) => i % every === 0);
+  const values = [scale.low];
+  for (let step = 1; step <= scale.high - scale.low; step *= 10) values.push(scale.low + step);
+  const every = Math.ceil(values.length / Math.max(2, n));
+  return values.filter((_, i) => i % every === 0);
 }
 
 /** About n round numbers between low and high. */
@@ -76,7 +76,7 @@ export function ticks(low, high, n = 5) {
   const ten = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * ten).find((s) => s >= rough * 0.999);
   const first = Math.ceil(low / step - 1e-9);
-  const found = [];
-  for (let i = first; i * step <= high + step * 1e-6; i++) found.push(Number((i * step).toPrecision(12)));
-  return found;
+  const values = [];
+  for (let i = first; i * step <= high + step * 1e-6; i++) values.push(Number((i * step).toPrecision(12)));
+  return values;
 }

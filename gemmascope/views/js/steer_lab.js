@@ -7,12 +7,12 @@ import { readable } from "./tokens.js";
 
 export function render({ model, el }) {
   const page = livePage({ model, el });
-  const shown = answers();
+  const answerPanel = answers();
   const note = make("div", { class: "gs-note" });
-  page.root.append(page.error, note, shown.element, make("div", { class: "gs-bar" }, page.copyButton()), page.status);
+  page.root.append(page.error, note, answerPanel.element, make("div", { class: "gs-bar" }, page.copyButton()), page.status);
 
   return page.start(["state", "pictures"], (state) => {
     note.textContent = readable(state.note);
-    shown.update(state);
+    answerPanel.update(state);
   });
 }

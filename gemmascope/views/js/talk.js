@@ -11,11 +11,11 @@ const GONE = "No answer from the kernel. Run the cell again: what is seen here i
 const QUIET = "No answer from the kernel yet: it is busy, or gone. If this stays, run the cell again; what is seen is the last that was known.";
 
 /**
- * traits: their changes are what Python says; changed(): draw them. poll(): what the page sends with a poll. heard(message):
+ * traits: their changes are what Python says; changed(): draw them. poll(): what the page sends with a poll. onMessage(message):
  * called with messages of other types. status: a line of the page. A notice at the top of the page says when the kernel does
  * not answer; once it never will, as after a restart, the page takes no more clicks.
  */
-export function talk(model, traits, status, { changed, poll, heard = () => {} }) {
+export function talk(model, traits, status, { changed, poll, onMessage = () => {} }) {
   let sentAt = 0;
   let receivedAt = 0;
   let polledAt = 0; // 0 while no poll is unanswered
@@ -73,14 +73,14 @@ export function talk(model, traits, status, { changed, poll, heard = () => {} })
     polledAt = now;
     post({ type: "poll", ...poll() });
   }, POLL_MS);
-  function hear(message) {
-    if (message.type !== "polled") return heard(message);
+  function receiveMessage(message) {
+    if (message.type !== "polled") return onMessage(message);
     if (!message.busy) receivedAt = Math.max(receivedAt, polledAt);
     polledAt = 0;
     setSilent(false);
   }
   for (const trait of traits) model.on(`change:${trait}`, receive);
-  model.on("msg:custom", hear);
+  model.on("msg:custom", receiveMessage);
   return {
     send(type, more = {}) {
       sentAt = performance.now();
@@ -90,7 +90,7 @@ export function talk(model, traits, status, { changed, poll, heard = () => {} })
       clearInterval(timer);
       notice.remove();
       for (const trait of traits) model.off(`change:${trait}`, receive);
-      model.off("msg:custom", hear);
+      model.off("msg:custom", receiveMessage);
     },
   };
 }

@@ -9,24 +9,24 @@ const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu;
 const JOINERS = ["\u200c", "\u200d"];
 
 /** A token's text with spaces and line breaks visible: a space as ·, a newline as ⏎. */
-export function shown(text) {
+export function visibleText(text) {
   return Array.from(text, (char) => SHOWN_AS[char] ?? char).join("");
 }
 
 /** Text in which characters that are invisible or change the direction are spelled out, as \x1b or \u202e. */
-export function spelled(text) {
+export function legibleLine(text) {
   const joined = Array.from(text).length > 1;
   return text.replace(UNSEEN, (char) => (joined && JOINERS.includes(char) ? char : escaped(char)));
 }
 
 /** Text of several lines: line breaks and tabs stay, other invisible characters are spelled out. */
 export function readable(text) {
-  return text.split(/([\n\t])/).map((part) => (part === "\n" || part === "\t" ? part : spelled(part))).join("");
+  return text.split(/([\n\t])/).map((part) => (part === "\n" || part === "\t" ? part : legibleLine(part))).join("");
 }
 
 /** A token as it is drawn: with nothing invisible, and nothing that moves its neighbours. */
 export function legible(text) {
-  return spelled(shown(text));
+  return legibleLine(visibleText(text));
 }
 
 function escaped(char) {
