@@ -133,19 +133,28 @@ def as_numbers(value: object) -> list[object] | None:
     Takes a number, a list, tuple, range, generator, or a tensor or array with one axis. A set is sorted. Strings, mappings
     and arrays with more axes give None.
     """
-    if getattr(value, "is_meta", False) or isinstance(value, (str, bytes, bytearray, Mapping, type)):
+    if isinstance(value, (str, bytes, bytearray, Mapping, type)):
         return None
-    if hasattr(value, "tolist"):  # tensors, numpy's arrays and their numbers
-        try:
-            value = value.tolist()
-        except (RuntimeError, TypeError, NotImplementedError, ValueError):  # a sparse or nested tensor
-            return None
+    value = as_python(value, unreadable=None)
     if is_whole(value):
         return [value]
     if isinstance(value, (set, frozenset)):
         return sorted(value, key=lambda item: (not is_whole(item), int(item) if is_whole(item) else 0))
     # An endless iterable gives more than MAX_ITEMS, which the caller refuses as too many.
     return list(islice(value, MAX_ITEMS + 1)) if isinstance(value, Iterable) else None
+
+
+def as_python(value: object, *, unreadable: object) -> object:
+    """A tensor, an array or one of its numbers as Python's lists and numbers; anything else unchanged.
+
+    unreadable: What to return for a tensor whose numbers cannot be listed: a meta, sparse or nested one.
+    """
+    if not hasattr(value, "tolist"):
+        return value
+    try:
+        return value.tolist()
+    except (RuntimeError, TypeError, NotImplementedError, ValueError):
+        return unreadable
 
 
 def _bounds(least: int | None, most: int | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import MAX_ITEMS
+from gemmascope.arguments import MAX_ITEMS, as_python
 from gemmascope.edits.sources import ReadableRun
 from gemmascope.edits.target import DeferredValues
 from gemmascope.errors import EditError
@@ -96,10 +96,7 @@ def plain(value: object) -> object:
     if isinstance(value, str):
         return str.__str__(value)  # drops a subclass, such as numpy.str_
     if hasattr(value, "tolist"):
-        try:
-            return value.tolist()
-        except (RuntimeError, TypeError, NotImplementedError, ValueError):  # a meta, sparse or nested tensor
-            return value
+        return as_python(value, unreadable=value)
     if isinstance(value, range):
         return list(value) if len(value) <= MAX_ITEMS else value
     if isinstance(value, slice):
