@@ -111,6 +111,11 @@ class Address:
     site: Site
     layer: int | None
 
+    @property
+    def is_after_layers(self) -> bool:
+        """Whether the site comes after the last layer: final, logits_raw or logits."""
+        return self.layer is None and self.site.name != "embed"
+
     @prints_legibly
     def __str__(self) -> str:
         return self.site.name if self.layer is None else f"layers.{self.layer}.{self.site.name}"

@@ -194,8 +194,7 @@ def _answer_tokens(trace: Trace, answer: Answer, against: Answer | None) -> tupl
         raise SiteError(
             f"contributions are read from a trace: gs.direct_logits(gs.trace(prompt), ...); given {not_a_trace(trace)}"
         )
-    late = [e for e in trace.bound_edits if e.address.layer is None and e.address.site.name != "embed"]
-    if late:
+    if late := [edit for edit in trace.bound_edits if edit.address.is_after_layers]:
         raise SiteError(
             f"{late[0].edit!r} changes the run after the stream, where no part of it wrote: trace it without that edit"
         )

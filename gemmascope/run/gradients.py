@@ -89,7 +89,7 @@ def _gradients(trace: RecordedRun, metric: Metric, requested: Collection[Key]) -
 
 def _at_final_stream(trace: RecordedRun, metric: Metric) -> Tensor:
     """The gradient at the stream after the last layer. The metric reads the last position only."""
-    if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in trace.bound_edits):
+    if any(edit.address.is_after_layers for edit in trace.bound_edits):
         raise EditError("the run has an edit after its layers (final, logits_raw or logits), which gradients do not pass")
     trace.require_weights(None)
     with torch.enable_grad():
@@ -116,7 +116,7 @@ def _through_layer(
 
 
 def _before_the_end(address: Address) -> Address:
-    if address.layer is None and address.site.name != "embed":
+    if address.is_after_layers:
         raise SiteError(f"'{address}' comes after the layers: gradients are had at embed and at the sites of the layers")
     return address
 

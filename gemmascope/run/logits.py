@@ -54,7 +54,7 @@ def logit_lens(trace: RecordedRun, rows: Sequence[int]) -> xarray.DataArray:
 
 def logits_at(trace: RecordedRun, pos: int) -> Tensor:
     """The logits [vocab] of one position, with the edits that come after the layers."""
-    if any(edit.address.layer is None and edit.address.site.name != "embed" for edit in trace.bound_edits):
+    if any(edit.address.is_after_layers for edit in trace.bound_edits):
         return trace["logits"][pos]
     trace.require_weights(None)
     with torch.no_grad():

@@ -172,7 +172,7 @@ def feature_sweep(
     sae.require_fit(model)
     ids = model.ids(prompt)
     base = BaseRun(ids, tuple(edit.bind(model, ids) for edit in edits), len(ids) - 1)
-    if late := [edit.edit for edit in base.edits if edit.address.layer is None and edit.address.site.name != "embed"]:
+    if late := [edit.edit for edit in base.edits if edit.address.is_after_layers]:
         raise SweepError(f"a feature sweep reads the logits as the last layer leaves them, and {late[0]!r} comes after it")
     positions = find_positions(slice(first_after_bos(ids, model), None) if pos is None else pos, model, ids)
     bound, max_rows = bind_metric(metric, model), rows_within(memory, model)

@@ -34,8 +34,7 @@ def _final_logits(model: Model, base: BaseRun, rows: Tensor) -> Tensor:
 
 def _after_layers(base: BaseRun) -> list[BoundEdit]:
     """The base's edits of final and of the logits that name its position."""
-    after = [edit for edit in base.edits if edit.address.layer is None and edit.address.site.name != "embed"]
-    return [edit for edit in after if base.pos in edit.positions.tolist()]
+    return [edit for edit in base.edits if edit.address.is_after_layers and base.pos in edit.positions.tolist()]
 
 
 def refuse_wide_functions(base: BaseRun) -> None:
