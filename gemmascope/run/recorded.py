@@ -11,8 +11,8 @@ from typing import Protocol
 from torch import Tensor
 
 from gemmascope.edits.edit import BoundEdit, Edit
+from gemmascope.edits.sources import ReadableRun
 from gemmascope.model.layout import Layout
-from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
 from gemmascope.sites import Site
 
@@ -71,22 +71,15 @@ def n_bytes_of(values: Iterable[Tensor]) -> int:
     return sum(value.numel() * value.element_size() for value in values)
 
 
-class RecordedRun(Protocol):
+class RecordedRun(ReadableRun, Protocol):
     """A run with its residual stream. Trace implements it, and says what each member is."""
 
-    model: Model
     residuals: tuple[Tensor, ...]
     bound_edits: tuple[BoundEdit, ...]
     marks: tuple[str, ...]
     layout: Layout
     layer_cache: LayerCache
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, key: object) -> Tensor: ...
-    @property
-    def ids(self) -> Tensor: ...
-    @property
-    def tokens(self) -> list[str]: ...
     @property
     def edits(self) -> tuple[Edit, ...]: ...
     @property
