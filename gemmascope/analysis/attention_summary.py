@@ -16,7 +16,7 @@ from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.modes import computes
-from gemmascope.run.replay import replay
+from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import EDGE_SITES
 
@@ -120,10 +120,9 @@ def attention_summary(trace: Trace) -> AttentionSummary:
     if not isinstance(trace, Trace):
         raise SiteError(f"a summary is of a trace: gs.attention_summary(gs.trace(prompt)); given {not_a_trace(trace)}")
     window = trace.model.config.window
-    written = {b.address.layer for b in trace.bound_edits if b.address.site.name in EDGE_SITES}
-    sites: list[str | tuple[str, int]] = ["q_rot", "k_rot", *(("pattern", layer) for layer in written if layer is not None)]
+    edited = [("pattern", layer) for layer in edited_layers(trace, *EDGE_SITES)]
     layers = []
-    for layer, values in replay(trace, sites):
+    for layer, values in replay(trace, ["q_rot", "k_rot", *edited]):
         parts = [_measures(pattern, rows, window) for rows, pattern in _patterns(trace, layer.index, values)]
         layers.append(torch.cat(parts, -1))
     return AttentionSummary(_labelled(trace, torch.stack(layers, 1)), trace.model.name, window)

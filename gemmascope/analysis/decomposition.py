@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.maths import soft_cap
-from gemmascope.run.replay import replay
+from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import EDGE_SITES
 
@@ -58,18 +58,14 @@ class Decomposition:
 
     def _splits(self) -> dict[str, tuple[Callable[[Layer, Values], Tensor], list[str | tuple[str, int]]]]:
         """By name: the function that splits a layer, and the sites it needs, some only in layers where an edit wrote."""
-        heads = [("head_out", layer) for layer in self._edited_layers(("head_out",))]
-        edges = [("pattern", layer) for layer in self._edited_layers(EDGE_SITES)]
+        heads = [("head_out", layer) for layer in edited_layers(self.trace, "head_out")]
+        edges = [("pattern", layer) for layer in edited_layers(self.trace, *EDGE_SITES)]
         return {
             "sublayer": (self._sublayers, []),
             "head": (self._heads, ["z", "attn_raw", *heads]),
             "neuron": (self._neurons, ["mlp_act", "mlp_raw"]),
             "token": (self._tokens, ["q_rot", "k_rot", "v", "attn_raw", *edges]),
         }
-
-    def _edited_layers(self, sites: tuple[str, ...]) -> list[int]:
-        layers = {e.address.layer for e in self.trace.bound_edits if e.address.site.name in sites}
-        return sorted(layer for layer in layers if layer is not None)
 
     def _edited_sites(self, layer: int | None, *sites: str) -> list[str]:
         """Those of the sites that an edit wrote to at the position."""

@@ -17,7 +17,7 @@ from gemmascope.edits.places import Head, find_heads
 from gemmascope.errors import SiteError
 from gemmascope.model.maths import soft_cap
 from gemmascope.run.logits import rows_to_unembed
-from gemmascope.run.replay import replay
+from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_site
 from gemmascope.values import chunks
@@ -63,8 +63,8 @@ def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[Entr
 
 def _entries_of_head(trace: Trace, head: int) -> Iterator[tuple[Entry, Float[Tensor, "pos d_model"]]]:
     """What one head wrote in every layer. Other heads are computed only in layers where an edit writes to head_out."""
-    edited = {e.address.layer for e in trace.bound_edits if e.address.site.name == "head_out"}
-    for layer, values in replay(trace, ["z", "attn_raw", *(("head_out", index) for index in edited if index is not None)]):
+    edited = [("head_out", index) for index in edited_layers(trace, "head_out")]
+    for layer, values in replay(trace, ["z", "attn_raw", *edited]):
         if "head_out" in values:
             rows = values["head_out"][:, head]
         else:

@@ -57,6 +57,11 @@ def _replay(trace: RecordedRun, requested: Collection[tuple[str, int | None]]) -
             yield layer, recorder.by_name()
 
 
+def edited_layers(trace: RecordedRun, *sites: str) -> list[int]:
+    """The layers in which an edit writes to one of these sites."""
+    return [layer for layer in range(trace.model.n_layers) if trace.edits_at(layer, sites)]
+
+
 def _at(trace: RecordedRun, site: tuple[str, int]) -> tuple[str, int | None]:
     address = find(site, trace.model.n_layers)
     return _in_layers(address.site.name), address.layer
