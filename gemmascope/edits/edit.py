@@ -59,6 +59,8 @@ class Edit(ABC):
             if isinstance(place := getattr(self, name), Iterator):  # read once, while an edit may be bound many times
                 object.__setattr__(self, name, as_list(place, name, error=SiteError))
 
+    # The function of gs that makes the edit; "" for the name of the class.
+    function: ClassVar[str] = ""
     # Whether write() must see all named places at once, even where the run equals its base run.
     needs_all: ClassVar[bool] = False
     # Whether the written values are recorded with a run, because a second call may return others.
@@ -135,7 +137,7 @@ class Edit(ABC):
 
     @prints_legibly
     def __repr__(self) -> str:
-        name = type(self).__name__.lower()
+        name = self.function or type(self).__name__.lower()
         places = [f"{k}={plain(getattr(self, k))!r}" for k in ("layer", *PLACES) if getattr(self, k) is not None]
         return f"gs.{name}({', '.join([*self._arguments(), *places])})"
 

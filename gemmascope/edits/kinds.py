@@ -1,4 +1,4 @@
-"""The kinds of edits: patch, ablate, add, scale, knockout, and an edit by a user's function."""
+"""The kinds of edits: patch, ablate, ablate a direction, add, scale, knockout, and an edit by a user's function."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,18 +20,23 @@ from gemmascope.edits.target import DeferredValues, Target
 from gemmascope.errors import EditError
 from gemmascope.legible import prints_legibly
 from gemmascope.model.maths import visible
-from gemmascope.values import is_array, real_tensor
+from gemmascope.values import in_float64, is_array, real_tensor
 
 
-@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Patch(Edit):
-    source: ReadableRun | Tensor | DeferredValues
+class Overwrite(Edit):
+    """An edit that writes values which do not depend on the old ones."""
+
     overwrites = True
     computes = False
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         assert values is not None
         return values
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Patch(Overwrite):
+    source: ReadableRun | Tensor | DeferredValues
 
     def values_at(self, target: Target) -> Tensor:
         if is_array(self.source):
@@ -44,11 +50,9 @@ class Patch(Edit):
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Ablate(Edit):
+class Ablate(Overwrite):
     value: float | str = 0.0
     reference: Sequence[ReadableRun] = ()
-    overwrites = True
-    computes = False
 
     @cached_property
     def _means(self) -> dict[tuple[str, int | None], Tensor]:
@@ -58,10 +62,6 @@ class Ablate(Edit):
     def _snapshot(self) -> Edit:
         self._means  # noqa: B018 (created before copying, so that the copies share it)
         return super()._snapshot()
-
-    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
-        assert values is not None
-        return values
 
     def values_at(self, target: Target) -> Tensor:
         if isinstance(self.value, str):
@@ -76,6 +76,52 @@ class Ablate(Edit):
         extra = [] if self.value == 0.0 else [f"value={self.value!r}"]
         extra += [f"reference={traces_text(self.reference)}"] if self.reference else []
         return super().__repr__()[:-1] + "".join(f", {part}" for part in extra) + ")"
+
+
+class HasVector(Protocol):
+    """An object that has a direction as its vector, such as what gs.direction returns."""
+
+    @property
+    def vector(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class AblateDirection(Edit):
+    """Removes a direction: x - (x . u) u, with the unit vector u.
+
+    References: Bolukbasi et al. (arXiv 1607.06520); Arditi et al. (arXiv 2406.11717).
+    """
+
+    vector: Tensor
+    function = "ablate_direction"
+
+    def write(self, old: Tensor, values: Tensor | None) -> Tensor:
+        assert values is not None
+        # Normalised here, in float64, so that a vector that was saved and opened again gives the same bits.
+        x, along = in_float64(old), in_float64(values)
+        along = along / along.abs().amax(-1, keepdim=True)  # keeps its square within the range of floats
+        share = (x * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True)
+        return x - share * along
+
+    def values_at(self, target: Target) -> Tensor:
+        site, vector = target.address.site, self.vector
+        if site.is_edges:
+            raise EditError(f"'{site.name}' lives on attention edges, where there is no direction to remove")
+        if not is_array(vector):
+            kind = type(vector).__name__
+            raise EditError(f"a direction is a tensor of real numbers, or what gs.direction returns; given {kind}")
+        vector = real_tensor(vector, "the direction", EditError).detach()
+        width, axis = target.shape()[-1], site.axes[-1]
+        if tuple(vector.shape) != (width,):
+            raise EditError(
+                f"the direction has shape {tuple(vector.shape)}; '{target.address}' takes one of {width} numbers ({axis})"
+            )
+        if not bool(vector.any()):
+            raise EditError("the direction is a vector of zeros, which points nowhere")
+        return target.fit(vector, "the direction")
+
+    def _arguments(self) -> list[str]:
+        return [repr(self.site), source_text(self.vector)]
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -114,10 +160,8 @@ class Scale(Edit):
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class Knockout(Edit):
+class Knockout(Overwrite):
     site: str = "scores_capped"
-    overwrites = True
-    computes = False
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
         return torch.full_like(old, -torch.inf)
@@ -140,6 +184,7 @@ class Knockout(Edit):
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Custom(Edit):
     fn: Callable[[Tensor], Tensor]
+    function = "edit"
     needs_all = True
     records = True
 
@@ -176,7 +221,3 @@ class Custom(Edit):
 
     def _arguments(self) -> list[str]:
         return [repr(self.site), name_of(self.fn)]
-
-    @prints_legibly
-    def __repr__(self) -> str:
-        return super().__repr__().replace("gs.custom(", "gs.edit(", 1)

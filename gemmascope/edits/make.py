@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from gemmascope.arguments import is_number, short_repr
-from gemmascope.edits.ablate_direction import AblateDirection, HasVector
-from gemmascope.edits.kinds import Ablate, Add, Custom, Knockout, Patch, Scale
+from gemmascope.edits.kinds import Ablate, AblateDirection, Add, Custom, HasVector, Knockout, Patch, Scale
 from gemmascope.edits.places import Head, Pos
 from gemmascope.edits.sources import ReadableRun, listed_reference
 from gemmascope.errors import EditError

@@ -13,9 +13,8 @@ from typing import TypedDict, cast
 import torch
 from torch import Tensor
 
-from gemmascope.edits.ablate_direction import AblateDirection
 from gemmascope.edits.edit import BoundEdit, Edit
-from gemmascope.edits.kinds import Ablate, Add, Custom, Knockout, Patch, Scale
+from gemmascope.edits.kinds import Ablate, AblateDirection, Add, Custom, Knockout, Patch, Scale
 from gemmascope.errors import GemmascopeError, TraceError, warn
 from gemmascope.files.json_reader import parse_json
 from gemmascope.files.paths import user_path

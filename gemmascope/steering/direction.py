@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gemmascope.edits.ablate_direction import AblateDirection
 from gemmascope.edits.call_text import plain
-from gemmascope.edits.kinds import Add
+from gemmascope.edits.kinds import AblateDirection, Add
 from gemmascope.edits.make import ablate_direction, add
 from gemmascope.edits.places import Pos
 from gemmascope.legible import legible_line, prints_legibly
