@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gemmascope.__main__ import main
 from gemmascope.generation.decoder import Decoder
 from gemmascope.loading import load as load_module
 from gemmascope.run.show import as_html, legible, to_dict
+from gemmascope.sweeps.metrics import AnswerMetric
 
 VIEWS = (gs.attention_view, gs.lens_view, gs.stream_view)
 TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -116,10 +118,11 @@ def test_patch_is_a_sweep(extra: list[str], tmp_path: Path, capsys: pytest.Captu
     assert [cell["effect"] for cell in data["cells"]] == pytest.approx(expected.effect.values.ravel().tolist())
 
 
+@pytest.mark.parametrize("metric", [gs.answer_prob, gs.answer_logprob, gs.rank], ids=lambda metric: metric.__name__)
 @pytest.mark.usefixtures("loaded")
-def test_patch_by_probability_takes_one_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*PATCH, "--metric", "answer_prob"]) == 0
-    expected = gs.sweep(PATCH[1], PATCH[2], gs.answer_prob(" Mary"), site="resid_pre", model=worded(), progress=False)
+def test_patch_by_metrics_of_one_answer(metric: Callable[[str], AnswerMetric], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PATCH, "--metric", metric.__name__]) == 0
+    expected = gs.sweep(PATCH[1], PATCH[2], metric(" Mary"), site="resid_pre", model=worded(), progress=False)
     assert capsys.readouterr().out == f"{expected!r}\n"
 
 
@@ -252,6 +255,7 @@ def test_plan_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["trace", TEXT, "--html", "/"], "Is a directory"),
         (PATCH, 'gemmascope: --metric logit_diff takes two answers: give --against " John"'),
         ([*PATCH, "--metric", "answer_prob", "--against", " John"], "takes no --against: leave it out"),
+        ([*PATCH, "--metric", "rank", "--estimate"], "--metric rank has no gradient to estimate by: leave --estimate out"),
         (["lab", "/no/such/folder"], "gemmascope: there is no folder '/no/such/folder': give one that holds notebooks"),
         (["lab", "--", "--ip=0.0.0.0"], "gemmascope: --ip is not passed on: this server is for this machine alone"),
         (["lab", "--", "--debug", "--IdentityProvider.token="], "gemmascope: --IdentityProvider.token is not passed on"),

@@ -19,6 +19,8 @@ import gemmascope as gs
 from gemmascope.errors import GemmascopeError, MetricError, PromptError
 from gemmascope.model.model import Model
 from gemmascope.run.metric import bind_metric, measure
+from gemmascope.run.metric_names import METRICS
+from gemmascope.sweeps.metrics import named_metric
 
 CLOSE = 1e-5
 
@@ -61,6 +63,14 @@ def test_metrics_are_their_formulas(answer: Any, against: Any, seed: int, n_runs
         ]
         for metric, expected in formulas:
             assert abs(measured(metric, logits)[i] - expected) <= CLOSE * max(1, abs(expected)), metric
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_table_says_which_metrics_have_a_gradient(name: str) -> None:
+    metric = named_metric(name, 5, 9)
+    logits = torch.randn(2, 61, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert len(metric.answers) == METRICS[name].n_answers
+    assert bind_metric(metric, model("lg"))(logits).requires_grad == METRICS[name].has_gradient
 
 
 def test_the_answer_that_wins_is_positive_and_of_rank_0() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from gemmascope.cli.arguments import INTERRUPTED, add_command, add_model, report_written, require_writable_paths
 from gemmascope.errors import SweepError
+from gemmascope.run.metric_names import METRICS
 
 if TYPE_CHECKING:
     from gemmascope.cli.arguments import Commands
@@ -29,7 +30,6 @@ examples:
   gemmascope patch CLEAN CORRUPT --answer " Mary" --metric answer_prob --estimate --csv cells.csv
   gemmascope patch CLEAN CORRUPT --answer " Mary" --against " John" --json | jq '.cells[0]'
 """
-_METRICS = ("logit_diff", "answer_prob", "answer_logprob")
 
 
 def add(commands: Commands) -> None:
@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("corrupt", metavar="CORRUPT", help="the same with something changed, of equal length in tokens")
     parser.add_argument("--answer", metavar="TOKEN", required=True, help='one token, with its leading space: " Mary"')
     parser.add_argument("--against", metavar="TOKEN", help="the answer of the other prompt; needed by logit_diff")
-    parser.add_argument("--metric", choices=_METRICS, default="logit_diff", help="(default: logit_diff)")
+    parser.add_argument("--metric", choices=tuple(METRICS), default="logit_diff", help="(default: logit_diff)")
     parser.add_argument("--site", default="resid_pre", help="the site that is patched, such as z (default: resid_pre)")
     parser.add_argument("--by", default="layer,pos", help="the grid's axes, such as layer,head (default: layer,pos)")
     parser.add_argument("--into", choices=("corrupt", "clean"), default="corrupt", help="the run that is patched")
@@ -125,13 +125,13 @@ def _axes(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _metric(args: argparse.Namespace) -> AnswerMetric:
-    """The metric. Raises SweepError for answers that do not go with it."""
-    from gemmascope.sweeps import metrics
+    """The metric. Raises SweepError for answers or an estimate that do not go with it."""
+    from gemmascope.sweeps.metrics import named_metric
 
-    needs = args.metric == "logit_diff"
+    if args.estimate and not METRICS[args.metric].has_gradient:
+        raise SweepError(f"--metric {args.metric} has no gradient to estimate by: leave --estimate out")
+    needs = METRICS[args.metric].n_answers == 2
     if needs != (args.against is not None):
         do = 'give --against " John", or --metric answer_prob' if needs else "leave it out, or take --metric logit_diff"
         raise SweepError(f"--metric {args.metric} takes {'two answers' if needs else 'no --against'}: {do}")
-    make = getattr(metrics, args.metric)
-    metric: AnswerMetric = make(args.answer, args.against) if needs else make(args.answer)
-    return metric
+    return named_metric(args.metric, args.answer, args.against)

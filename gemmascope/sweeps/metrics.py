@@ -16,6 +16,7 @@ from gemmascope.errors import MetricError
 from gemmascope.legible import prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.run.metric import Answer, BindableMetric, Metric, answer_ids
+from gemmascope.run.metric_names import METRICS
 from gemmascope.sweeps.remarks import same_answers_text
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def logit_diff(answer: Answer, against: Answer) -> AnswerMetric:
         >>> round(metric.bind(trace.model)(trace.next_logits[None]).item(), 1)
         11.9
     """
-    return AnswerMetric("logit_diff", _logit_diff, (answer, against))
+    return named_metric("logit_diff", answer, against)
 
 
 def answer_prob(answer: Answer) -> AnswerMetric:
@@ -105,7 +106,7 @@ def answer_prob(answer: Answer) -> AnswerMetric:
         >>> round(metric.bind(trace.model)(trace.next_logits[None]).item(), 2)
         1.0
     """
-    return AnswerMetric("answer_prob", _answer_prob, (answer,))
+    return named_metric("answer_prob", answer)
 
 
 def answer_logprob(answer: Answer) -> AnswerMetric:
@@ -124,7 +125,7 @@ def answer_logprob(answer: Answer) -> AnswerMetric:
         >>> round(metric.bind(trace.model)(trace.next_logits[None]).item(), 1)
         -11.9
     """
-    return AnswerMetric("answer_logprob", _answer_logprob, (answer,))
+    return named_metric("answer_logprob", answer)
 
 
 def rank(answer: Answer) -> AnswerMetric:
@@ -143,7 +144,12 @@ def rank(answer: Answer) -> AnswerMetric:
         >>> [gs.rank(name).bind(trace.model)(trace.next_logits[None]).item() for name in (" Mary", " John")]
         [0.0, 41.0]
     """
-    return AnswerMetric("rank", _rank, (answer,))
+    return named_metric("rank", answer)
+
+
+def named_metric(name: str, *answers: Answer) -> AnswerMetric:
+    """The metric of a name in METRICS. Answers beyond those that it takes are left out."""
+    return AnswerMetric(name, _RULES[name], answers[: METRICS[name].n_answers])
 
 
 # Functions of the module, because a metric is pickled with its rule, by name.
@@ -163,6 +169,9 @@ def _answer_logprob(logits: Tensor, answers: Tensor, _: Tensor) -> Tensor:
 
 def _rank(logits: Tensor, answers: Tensor, _: Tensor) -> Tensor:
     return (logits > logits[:, answers].amax(-1, keepdim=True)).sum(-1).float()
+
+
+_RULES = {"logit_diff": _logit_diff, "answer_prob": _answer_prob, "answer_logprob": _answer_logprob, "rank": _rank}
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,6 +12,7 @@ from gemmascope.labs.patching.align_tokens import align, first_gap
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
 from gemmascope.run.metric import answer_ids
+from gemmascope.run.metric_names import METRICS
 from gemmascope.sweeps.remarks import Remark, answer_remarks, pair_remarks, prompt_remarks
 
 
@@ -60,8 +61,7 @@ def _length_text(clean: list[int], corrupt: list[int], model: Model) -> str:
 
 def _check_answers(settings: Settings, model: Model) -> Iterator[Remark]:
     answers: dict[str, object] = {}
-    needed = ("answer", "against") if settings.metric == "logit_diff" else ("answer",)
-    for name in needed:
+    for name in ("answer", "against")[: METRICS[settings.metric].n_answers]:
         answer = getattr(settings, name)
         try:
             answer_ids(answer, model)

@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 from gemmascope.labs.fields import LABEL_STYLE, Fields, text_field
 from gemmascope.labs.patching.session import LabSession
-from gemmascope.labs.patching.settings import LAYERS, METRICS, grids_of
+from gemmascope.labs.patching.settings import LAYERS, METRIC_LABELS, grids_of
 from gemmascope.sites import LAYER_SITES, SITES
 
 INTO_LABELS = {
     "the corrupted run (what restores the answer?)": "corrupt",
     "the clean run (what breaks it?)": "clean",
 }
-METRIC_LABELS = {"logit_diff": "logit difference", "answer_prob": "probability", "answer_logprob": "log probability"}
 ROWS = [["clean"], ["corrupt"], ["answer", "against", "swap", "metric"], ["site", "by", "into", "layers"]]
 
 
@@ -46,7 +45,7 @@ def fields_of(lab: LabSession, typed: Callable[[str, Callable[[], object]], None
         "answer": text_field("answer"),
         "against": text_field("against"),
         "swap": swap,
-        "metric": dropdown("metric", {METRIC_LABELS[name]: name for name in METRICS}),
+        "metric": dropdown("metric", {label: name for name, label in METRIC_LABELS.items()}),
         "site": dropdown("site", {f"{name}: {SITES[name].meaning}": name for name in LAYER_SITES}, 330),
         "by": dropdown("grid", {"layer × pos": ("layer", "pos")}),
         "into": dropdown("patch into", INTO_LABELS, 370),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from typing import Any
@@ -11,16 +10,14 @@ from gemmascope.arguments import as_words, one_of, short_repr
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.run.metric import Answer
+from gemmascope.run.metric_names import METRICS
 from gemmascope.sites import LAYER_SITES, find_site, parse_site_name
-from gemmascope.sweeps.metrics import AnswerMetric, answer_logprob, answer_prob, logit_diff
+from gemmascope.sweeps.metrics import AnswerMetric, named_metric
 from gemmascope.sweeps.pairs import INTO
 from gemmascope.sweeps.spec import SweepSpec
 
-METRICS: dict[str, Callable[[Answer, Answer], AnswerMetric]] = {
-    "logit_diff": logit_diff,
-    "answer_prob": lambda answer, _: answer_prob(answer),
-    "answer_logprob": lambda answer, _: answer_logprob(answer),
-}
+# A lab estimates a grid before it runs it, by gradients.
+METRIC_LABELS = {name: metric.label for name, metric in METRICS.items() if metric.has_gradient}
 LAYERS = ("all", "local", "global")
 DEFAULT_AXES = {"head": ("layer", "head"), "kv_head": ("layer", "kv_head"), None: ("layer", "pos")}
 
@@ -29,7 +26,7 @@ DEFAULT_AXES = {"head": ("layer", "head"), "kv_head": ("layer", "kv_head"), None
 class Settings:
     """What a lab computes. by: the two axes of the grid, rows and columns. layers: "all", or those of one kind.
 
-    The others are arguments of gs.sweep; metric names one of METRICS, applied to answer and against.
+    The others are arguments of gs.sweep; metric names one of METRIC_LABELS, applied to answer and against.
     """
 
     clean: Prompt
@@ -57,12 +54,12 @@ class Settings:
             is_same_grid = self.by in grids_of(site) and find_site(site).heads == find_site(self.site).heads
             by = self.by if is_same_grid else DEFAULT_AXES[find_site(site).heads]
         new = replace(self, **{**changes, "site": site, "by": _axes(site, by)})
-        for name, choices in {"into": INTO, "layers": LAYERS, "metric": tuple(METRICS)}.items():
+        for name, choices in {"into": INTO, "layers": LAYERS, "metric": METRIC_LABELS}.items():
             one_of(getattr(new, name), name, choices, error=SweepError)
         return new
 
     def metric_of(self) -> AnswerMetric:
-        return METRICS[self.metric](self.answer, self.against)
+        return named_metric(self.metric, self.answer, self.against)
 
     def spec(self, model: Model) -> SweepSpec:
         """The sweep that these settings describe. SweepError for a kind of layer that the model does not have."""
