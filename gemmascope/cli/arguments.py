@@ -6,14 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from gemmascope.legible import legible, legible_line
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+# What argparse's add_subparsers returns.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # A shell reports a program that a signal ended as 128 plus the signal's number.
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141

@@ -5,13 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import INTERRUPTED, add_command, add_model
-
-if TYPE_CHECKING:
-    from gemmascope.cli.arguments import Commands
-
+from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_model
 
 _GENERATE = """\
 Go on with a prompt, token by token, and print the text as it comes: the likeliest token each time, or tokens drawn at a

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import add_command
-
-if TYPE_CHECKING:
-    from gemmascope.cli.arguments import Commands
-
+from gemmascope.cli.arguments import Commands, add_command
 
 _LAB = """\
 Start JupyterLab on the notebooks: the workshop, the patching lab. It listens on the loopback address only, and asks

@@ -9,12 +9,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from gemmascope.cli.arguments import INTERRUPTED, add_command, add_model, report_written, require_writable_paths
+from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_model, report_written, require_writable_paths
 from gemmascope.errors import SweepError
 from gemmascope.run.metric_names import METRICS
 
 if TYPE_CHECKING:
-    from gemmascope.cli.arguments import Commands
     from gemmascope.model.model import Model
     from gemmascope.sweeps.metrics import AnswerMetric
     from gemmascope.sweeps.result import SweepResult

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import add_command
+from gemmascope.cli.arguments import Commands, add_command
 from gemmascope.legible import legible
-
-if TYPE_CHECKING:
-    from gemmascope.cli.arguments import Commands
-
 
 _PLAN = """\
 Say what a model takes in memory, part by part, which of its layers stay on the device, on which GPUs it fits, and how

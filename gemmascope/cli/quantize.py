@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import add_command
+from gemmascope.cli.arguments import Commands, add_command
 from gemmascope.legible import legible_line
-
-if TYPE_CHECKING:
-    from gemmascope.cli.arguments import Commands
-
 
 _QUANTIZE = """\
 Write a checkpoint's int8 weights to a folder, once: groups of 128 along the input, a file for each layer. The folder is

@@ -8,11 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import add_command, add_model, report_written, require_writable_paths
+from gemmascope.cli.arguments import Commands, add_command, add_model, report_written, require_writable_paths
 from gemmascope.errors import GemmascopeError
 
 if TYPE_CHECKING:
-    from gemmascope.cli.arguments import Commands
     from gemmascope.run.trace import Trace
     from gemmascope.views.page import View
 
