@@ -1,15 +1,19 @@
-"""Checks of arrays that users give: real numbers, with values, and nothing that a cast would silently drop."""
+"""Arrays: checks that those of users hold real numbers, and nothing that a cast would silently drop; and labels for ours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gemmascope.errors import GemmascopeError
+
+if TYPE_CHECKING:
+    import xarray
 
 Array = np.ndarray[Any, Any]  # of any shape and dtype
 
@@ -78,3 +82,13 @@ def has_float64(device: torch.device) -> bool:
 def chunks(n: int, step: int) -> Iterator[slice]:
     """Slices of up to `step` items that cover n items in order."""
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def labelled(
+    values: Tensor | ArrayLike, coords: Mapping[str, object], dims: Sequence[str], name: str, unit: str = ""
+) -> xarray.DataArray:
+    """Numbers with their labels. unit: what they measure, as the attribute long_name; "" for none."""
+    import xarray
+
+    numbers = values.cpu().numpy() if isinstance(values, Tensor) else values
+    return xarray.DataArray(numbers, coords, dims, name, {"long_name": unit} if unit else None)

@@ -28,7 +28,7 @@ from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import SweepSpec
 from gemmascope.sweeps.sweep import prepare, run_cells
-from gemmascope.values import chunks, in_float64
+from gemmascope.values import chunks, in_float64, labelled
 
 if TYPE_CHECKING:
     import xarray
@@ -159,8 +159,6 @@ def _name_and_weights(model: Model) -> str:
 
 def _by_prompt(ids: Sequence[Tensor], answers: Sequence[_Answers], a: Model, b: Model) -> dict[str, xarray.DataArray]:
     """The fields of a comparison with a number for each prompt."""
-    import xarray
-
     model = tokenizing_model(a, b)
     separator = "" if model.has_tokenizer else " "
     tops = torch.tensor([[answer.top_a, answer.top_b] for answer in answers])
@@ -178,22 +176,17 @@ def _by_prompt(ids: Sequence[Tensor], answers: Sequence[_Answers], a: Model, b: 
         "agrees": ([answer.top_a == answer.top_b for answer in answers], "both have the same top answer"),
         "logprob_change": ([answer.change for answer in answers], "change of the log-probability of a's top answer, nats"),
     }
-    return {
-        name: xarray.DataArray(values, coords, ("prompt",), name, {"long_name": meaning})
-        for name, (values, meaning) in fields.items()
-    }
+    return {name: labelled(values, coords, ("prompt",), name, meaning) for name, (values, meaning) in fields.items()}
 
 
 def _by_layer(nearness: Float[Tensor, "2 layer"]) -> dict[str, xarray.DataArray]:
     """The fields of a comparison with a number for each entry of the stream."""
-    import xarray
-
     last = nearness.shape[1] - 1
     coords = {"layer": range(last + 1), "site": ("layer", ["embed", *(f"resid_post {layer}" for layer in range(last))])}
     left_out = "mean over the positions of all prompts, the first of each (<bos>) left out"
     names = {"cosine": "cosine of the stream", "relative_error": "relative error of the stream, |a - b| / |a|"}
     return {
-        name: xarray.DataArray(row.cpu().numpy(), coords, ("layer",), name, {"long_name": meaning, "over": left_out})
+        name: labelled(row, coords, ("layer",), name, meaning).assign_attrs(over=left_out)
         for (name, meaning), row in zip(names.items(), nearness, strict=True)
     }
 

@@ -20,6 +20,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sites import find_layer
+from gemmascope.values import labelled
 
 if TYPE_CHECKING:
     import pandas
@@ -199,8 +200,6 @@ def _listed_layers(requested: object, name: str, model: Model) -> list[int]:
 
 
 def _labelled(model: Model, scores: Tensor, sending: list[int], receiving: list[int], kind: str) -> xarray.DataArray:
-    import xarray
-
     heads, kinds = range(model.config.n_heads), model.config.kinds
     kv_heads = [head // model.config.heads_per_kv for head in heads]
     coords = {
@@ -210,5 +209,4 @@ def _labelled(model: Model, scores: Tensor, sending: list[int], receiving: list[
         "to_head": heads, "to_kv_head": ("to_head", kv_heads),
     }  # fmt: skip
     dims = ("from_layer", "from_head", "to_layer", "to_head")
-    attrs = {"long_name": f"composition through {KINDS[kind]}"}
-    return xarray.DataArray(scores.numpy(), dims=dims, coords=coords, name="composition", attrs=attrs)
+    return labelled(scores, coords, dims, "composition", f"composition through {KINDS[kind]}")

@@ -26,6 +26,7 @@ from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
 from gemmascope.tokens.tokenizer import visible_text
+from gemmascope.values import labelled
 
 if TYPE_CHECKING:
     import pandas
@@ -226,8 +227,6 @@ def _direction(
 
 def _labelled(trace: Trace, by: str, parts: Tensor, rest: dict[str, float]) -> tuple[xarray.DataArray, xarray.DataArray]:
     """The split parts and the rest with their labels. Beside sublayers, the embedding is a part, not of the rest."""
-    import xarray
-
     if by == "sublayer":
         named = {"embed": rest["embed"]}
         rest = {part: value for part, value in rest.items() if part != "embed"}
@@ -239,10 +238,8 @@ def _labelled(trace: Trace, by: str, parts: Tensor, rest: dict[str, float]) -> t
     coords["kind"] = ("layer", list(trace.model.config.kinds))
     if by == "token":
         coords["k_token"] = ("k_pos", trace.tokens)
-    return xarray.DataArray(parts.numpy(), coords, dims, NAME, {"long_name": UNIT}), _by_name(rest)
+    return labelled(parts, coords, dims, NAME, UNIT), _by_name(rest)
 
 
 def _by_name(values: dict[str, float]) -> xarray.DataArray:
-    import xarray
-
-    return xarray.DataArray(list(values.values()), {"part": list(values)}, ("part",), NAME, {"long_name": UNIT})
+    return labelled(list(values.values()), {"part": list(values)}, ("part",), NAME, UNIT)

@@ -23,6 +23,7 @@ from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.sites import near_names
+from gemmascope.values import labelled
 
 if TYPE_CHECKING:
     import pandas
@@ -289,7 +290,5 @@ def _count_all(model: Model, kind: str, runs: Sequence[Tensor]) -> tuple[int, in
 
 
 def _labelled(model: Model, scores: Tensor) -> xarray.DataArray:
-    import xarray
-
     coords = {"layer": range(model.n_layers), "kind": ("layer", list(model.config.kinds)), "head": range(scores.shape[1])}
-    return xarray.DataArray(scores.float().numpy(), dims=("layer", "head"), coords=coords, name="score")
+    return labelled(scores.float(), coords, ("layer", "head"), "score")

@@ -23,6 +23,7 @@ from gemmascope.run.trace import Trace
 from gemmascope.sites import parse_site_name
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
 from gemmascope.tokens.tokenizer import visible_text
+from gemmascope.values import labelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,32 +89,32 @@ class Lens:
     @property
     def top_ids(self) -> xarray.DataArray:
         """Token ids of the top tokens, (layer, pos, top)."""
-        return self._labelled(self.ids.cpu().numpy(), "token id", "top")
+        return self._labelled(self.ids, "token id", "top")
 
     @property
     def top_probs(self) -> xarray.DataArray:
         """Probabilities of the top tokens, (layer, pos, top)."""
-        return self._labelled(self.probs.cpu().numpy(), "probability", "top")
+        return self._labelled(self.probs, "probability", "top")
 
     @property
     def entropy(self) -> xarray.DataArray:
         """Entropy of the distribution, in nats, (layer, pos)."""
-        return self._labelled(self.entropies.cpu().numpy(), "entropy (nats)")
+        return self._labelled(self.entropies, "entropy (nats)")
 
     @property
     def answer_logit(self) -> xarray.DataArray:
         """Soft-capped logit of the followed answer, (layer, pos). SiteError if none is followed."""
-        return self._labelled(self._require_followed()[0].cpu().numpy(), "soft-capped logit")
+        return self._labelled(self._require_followed()[0], "soft-capped logit")
 
     @property
     def answer_prob(self) -> xarray.DataArray:
         """Probability of the followed answer, (layer, pos). SiteError if none is followed."""
-        return self._labelled(self._require_followed()[1].cpu().numpy(), "probability")
+        return self._labelled(self._require_followed()[1], "probability")
 
     @property
     def answer_rank(self) -> xarray.DataArray:
         """How many tokens are likelier than the followed answer, (layer, pos). SiteError if none is followed."""
-        return self._labelled(self._require_followed()[2].cpu().numpy(), "rank")
+        return self._labelled(self._require_followed()[2], "rank")
 
     def follow(self, answer: str | int) -> Lens:
         """The same lens, following another answer.
@@ -139,7 +140,7 @@ class Lens:
             logits_of(self.trace, site, rows[positions], positions)
             for (site, _), rows in entries_of(self.trace, self.site, self.head)
         ]
-        array = self._labelled(torch.stack(logits).cpu().numpy(), "soft-capped logit", "vocab", positions=positions)
+        array = self._labelled(torch.stack(logits), "soft-capped logit", "vocab", positions=positions)
         return array.isel(pos=0)
 
     def plot(self, colour: str = "probability", *, of_answer: bool | None = None) -> Figure:
@@ -218,14 +219,12 @@ class Lens:
         return self.followed
 
     def _labelled(
-        self, values: np.ndarray, name: str, *more_dims: str, positions: Sequence[int] | None = None
+        self, values: Tensor | np.ndarray, name: str, *more_dims: str, positions: Sequence[int] | None = None
     ) -> xarray.DataArray:
-        import xarray
-
         positions = list(self.positions if positions is None else positions)
         dims = ("entry" if self.site == EVERY else "layer", "pos", *more_dims)
         coords = {**self.coords, "pos": positions, "token": ("pos", [self.trace.tokens[p] for p in positions])}
-        return xarray.DataArray(values, coords, dims, name)
+        return labelled(values, coords, dims, name)
 
 
 @computes

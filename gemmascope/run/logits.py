@@ -17,6 +17,7 @@ from gemmascope.model.model import Model
 from gemmascope.run.finite import require_logits
 from gemmascope.run.recorded import RecordedRun
 from gemmascope.run.replay import rerun_layer
+from gemmascope.values import labelled
 
 if TYPE_CHECKING:
     import xarray
@@ -33,15 +34,13 @@ def rows_to_unembed(model: Model, bytes_per_logit: int = 4) -> int:
 
 def logit_lens(trace: RecordedRun, rows: Sequence[int]) -> xarray.DataArray:
     """Soft-capped logits [layer, pos, vocab] of some positions, read from the stream after every layer by the last norm."""
-    import xarray
-
     n_bytes = 2 * 4 * trace.model.n_layers * len(rows) * trace.model.config.vocab_size  # each layer's, and the stack of them
     what = f"the logits of {trace.model.n_layers} layers at {len(rows)} positions"
     do = "give pos= and call it for each, or take gs.lens(trace), which keeps the likeliest tokens alone"
     require_free_memory(n_bytes, trace.model.device, what, do)
     trace.require_weights(None)
     with torch.no_grad():
-        logits = torch.stack([trace.model.network.unembed(x[rows]) for x in trace.residuals[1:]]).cpu().numpy()
+        logits = torch.stack([trace.model.network.unembed(x[rows]) for x in trace.residuals[1:]])
     texts = trace.tokens
     coords = {
         "layer": range(len(logits)),
@@ -49,7 +48,7 @@ def logit_lens(trace: RecordedRun, rows: Sequence[int]) -> xarray.DataArray:
         "pos": rows,
         "token": ("pos", [texts[row] for row in rows]),
     }
-    return xarray.DataArray(logits, dims=("layer", "pos", "vocab"), coords=coords, name="soft-capped logit")
+    return labelled(logits, coords, ("layer", "pos", "vocab"), "soft-capped logit")
 
 
 def logits_at(trace: RecordedRun, pos: int) -> Tensor:

@@ -30,6 +30,7 @@ from gemmascope.sweeps.final_logits import measure_rows
 from gemmascope.sweeps.remarks import metric_remarks, prompt_remarks, raise_or_warn
 from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
 from gemmascope.tokens.tokenizer import visible_text
+from gemmascope.values import labelled
 
 if TYPE_CHECKING:
     import pandas
@@ -195,14 +196,8 @@ def feature_sweep(
     if len(axes) == 2:
         coords |= {"pos": positions, "token": ("pos", [encoded.tokens[p] for p in positions])}
     metric_name = metric_text(metric)
-    return FeatureSweep(_labelled(effect, coords, metric_name), float(base_metric), value, metric_name, sae, model.name)
-
-
-def _labelled(effect: np.ndarray, coords: Mapping[str, object], metric: str) -> xarray.DataArray:
-    import xarray
-
-    dims, unit = ("feature", "pos")[: effect.ndim], {"long_name": f"change of {metric}"}
-    return xarray.DataArray(effect, dims=dims, coords=coords, name="effect", attrs=unit)
+    effects = labelled(effect, coords, BY[len(axes) - 1], "effect", f"change of {metric_name}")
+    return FeatureSweep(effects, float(base_metric), value, metric_name, sae, model.name)
 
 
 def _check_arguments(by: object, dictionary: object, prompt: object) -> None:

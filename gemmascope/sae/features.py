@@ -20,7 +20,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sae.weights import DictionaryWeights
 from gemmascope.tokens.tokenizer import visible_text
-from gemmascope.values import in_float64
+from gemmascope.values import in_float64, labelled
 
 if TYPE_CHECKING:
     import pandas
@@ -110,10 +110,8 @@ class Features:
     @computes
     def l0(self) -> xarray.DataArray:
         """The number of active features at each position, [pos]."""
-        import xarray
-
-        counts = torch.bincount(self.pos, minlength=len(self)).cpu().numpy()
-        return xarray.DataArray(counts, dims="pos", coords=self._pos_coords(), name="active features")
+        counts = torch.bincount(self.pos, minlength=len(self))
+        return labelled(counts, self._pos_coords(), ("pos",), "active features")
 
     @property
     @computes
@@ -122,8 +120,6 @@ class Features:
 
         DictionaryError if the table would be too large: encode fewer positions, or read pos, feature and value.
         """
-        import xarray
-
         n_cells = len(self) * len(self.active)
         if n_cells > MOST_CELLS:
             raise DictionaryError(
@@ -134,7 +130,7 @@ class Features:
         table = self.value.new_zeros(len(self), len(self.active))
         table[self.pos, columns] = self.value
         coords = {**self._pos_coords(), **feature_coords(self.dictionary, self.active)}
-        return xarray.DataArray(table.cpu().numpy(), dims=("pos", "feature"), coords=coords, name="activation")
+        return labelled(table, coords, ("pos", "feature"), "activation")
 
     @computes
     def top(self, k: int = 5, pos: int | str = -1) -> list[tuple[int, float, str | None]]:

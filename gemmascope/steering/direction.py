@@ -20,7 +20,7 @@ from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.sites import Address
 from gemmascope.steering.probe import HeldOut, Probe
-from gemmascope.values import in_float64
+from gemmascope.values import in_float64, labelled
 
 if TYPE_CHECKING:
     import pandas
@@ -125,8 +125,8 @@ class Direction:
             n_held_out=0 if held_out is None else len(values),
             n_folds=0 if held_out is None else held_out.n_folds,
             stream_norm=float(values.norm(dim=1).mean()),
-            projections=_labelled(along, coords, "projection", "projection on the direction, from the midpoint"),
-            log_odds=_labelled(log_odds, coords, "log_odds", "log-odds of positive, held out"),
+            projections=labelled(along, coords, ("prompt",), "projection", "projection on the direction, from the midpoint"),
+            log_odds=labelled(log_odds, coords, ("prompt",), "log_odds", "log-odds of positive, held out"),
             model=model.name,
         )
 
@@ -215,9 +215,3 @@ def _prompt_coords(model: Model, prompts: Sequence[Tensor], positive: Tensor) ->
         # Objects, because numpy's own strings lose a NUL at the end, and a token may be one.
         "text": ("prompt", np.array([separator.join(model.texts(ids)) for ids in prompts], dtype=object)),
     }
-
-
-def _labelled(values: Tensor, coords: dict[str, object], name: str, meaning: str) -> xarray.DataArray:
-    import xarray
-
-    return xarray.DataArray(values.numpy(), coords, ("prompt",), name, {"long_name": meaning})

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.values import labelled
 
 if TYPE_CHECKING:
     import pandas
@@ -84,15 +85,13 @@ class StrengthSweep:
             named: The model's name, the metric as text, and the edit as text.
             texts: The tokens of each prompt.
         """
-        import xarray
-
         columns = [levels.index(strength) for strength in strengths]
         perplexity = (nll.sum(0) / n_predicted).exp() if n_predicted else torch.full((len(levels),), nan)
         model, question, edit = named
         coords = {"strength": list(strengths)}
 
         def by_strength(values: Tensor, name: str, unit: str) -> xarray.DataArray:
-            return xarray.DataArray(values[columns].numpy(), coords, ("strength",), name, {"long_name": unit})
+            return labelled(values[columns], coords, ("strength",), name, unit)
 
         # Objects, because numpy's own strings lose a NUL at the end, and a token may be one.
         joined = np.array(["".join(tokens) for tokens in texts], dtype=object)
@@ -101,9 +100,7 @@ class StrengthSweep:
             metric=by_strength(metric.mean(0), "metric", question),
             perplexity=by_strength(perplexity if reaches else torch.full_like(perplexity, nan), "perplexity", "perplexity"),
             kl=by_strength(kl.mean(0), "kl", "KL(unsteered || steered) of the next token, nats"),
-            per_prompt=xarray.DataArray(
-                metric[:, columns].numpy(), prompts, ("prompt", "strength"), "metric", {"long_name": question}
-            ),
+            per_prompt=labelled(metric[:, columns], prompts, ("prompt", "strength"), "metric", question),
             unsteered_metric=float(metric[:, 0].mean()),
             unsteered_perplexity=float(perplexity[0]),
             n_predicted=n_predicted,

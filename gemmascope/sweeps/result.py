@@ -19,7 +19,7 @@ from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.sweeps.journal import fill_from, read_file, text_of
 from gemmascope.sweeps.metadata import SweepMetadata, call_details, metric_label, picture_title
 from gemmascope.tokens.tokenizer import visible_text
-from gemmascope.values import Array
+from gemmascope.values import Array, labelled
 
 if TYPE_CHECKING:
     import pandas
@@ -248,10 +248,8 @@ class SweepResult:
         return self.base_metric if is_base else self.source_metric
 
     def _labelled(self, values: Array, extra: Sequence[str] = ()) -> xarray.DataArray:
-        import xarray
-
-        unit = {"long_name": f"change of {self.question.metric}"}
-        return xarray.DataArray(values, dims=(*extra, *self.question.axes), coords=self.coords, name="effect", attrs=unit)
+        dims = (*extra, *self.question.axes)
+        return labelled(values, self.coords, dims, "effect", f"change of {self.question.metric}")
 
 
 def open_sweep(path: str | os.PathLike[str]) -> SweepResult:
