@@ -19,7 +19,8 @@ from gemmascope.nano.training import batches
 from gemmascope.nano.training.circuits import circuits, indirect_object_scores, recall_with_cut
 from gemmascope.nano.training.evaluate import SKILLS, THRESHOLDS
 from gemmascope.nano.training.evaluator import Evaluator
-from gemmascope.nano.training.train import SEED, Run, fresh, nano_json, schedule
+from gemmascope.nano.training.runs import schedule
+from gemmascope.nano.training.train import DECAY, SEED, WARM_UP, Run, fresh, nano_json
 from gemmascope.prompts.ioi import CLASSIC
 
 CASES, CASE_SEED = 500, 7
@@ -166,6 +167,6 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, mo
 
 
 def test_the_rate_goes_up_and_down_to_zero() -> None:
-    rates = [schedule(step, 1000) for step in range(1000)]
+    rates = [schedule(step, 1000, WARM_UP, DECAY) for step in range(1000)]
     assert rates[0] < rates[100] < rates[200] == rates[600] > rates[900] > rates[999] > 0
     assert rates[999] < rates[200] / 100

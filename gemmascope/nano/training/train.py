@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
@@ -18,8 +20,8 @@ from gemmascope.config import GemmaConfig
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.layout import Layout
 from gemmascope.nano.training.batches import IGNORED, batch
-from gemmascope.nano.training.checkpoint import write
 from gemmascope.nano.training.evaluate import measure
+from gemmascope.nano.training.runs import save_whole, schedule
 from gemmascope.nano.training.vocabulary import save_tokenizer, train_tokenizer
 from gemmascope.tokens.tokenizer import Tokenizer
 
@@ -31,6 +33,7 @@ MUON_RATE, ADAM_RATE = 5e-3, 2e-3
 WEIGHT_DECAY = 0.05
 CLIP = 1.0
 MEASURE_EVERY, SAVE_EVERY = 500, 250
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def nano_json(vocab_size: int) -> dict[str, object]:
@@ -79,11 +82,6 @@ def fresh(config: GemmaConfig) -> Gemma2:
         else:
             nn.init.zeros_(weight)
     return net
-
-
-def schedule(step: int, steps: int) -> float:
-    """The learning rate's share of its peak: a linear warm-up, a plateau, and a linear decay to zero."""
-    return min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY * steps))
 
 
 def optimizers_for(net: Gemma2) -> tuple[torch.optim.Optimizer, ...]:
@@ -145,8 +143,7 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
         }
-        torch.save(state, self.folder / "run.new")
-        (self.folder / "run.new").replace(self.folder / "run.pt")  # an interrupt while writing loses nothing
+        save_whole(state, self.folder / "run.pt")
 
     def train(self, until: int | None = None) -> None:
         """Continue to the last step, or to an earlier one."""
@@ -169,7 +166,7 @@ class Run:
 
     def _one_step(self) -> float:
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * schedule(self.step, self.steps)
+            optimizer.param_groups[0]["lr"] = peak * schedule(self.step, self.steps, WARM_UP, DECAY)
         rows = batch(self.tokenizer, SEED, self.step)
         ids, targets = (part[self.worker :: self.workers].to(self.device) for part in rows)
         loss = self.loss(self.net, ids, targets)
@@ -193,6 +190,18 @@ class Run:
 
     def skills(self) -> dict[str, float]:
         return measure(self.net, self.tokenizer, 200, seed=SEED)
+
+
+def write(net: Gemma2, config_json: Mapping[str, object], tokenizer_folder: Path, folder: Path) -> None:
+    """Write nano as a folder in the transformers layout. Weights are rounded to bfloat16, to halve the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in net.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    generation = {key: config_json[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    for name, content in (("config.json", config_json), ("generation_config.json", generation)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer_folder / name, folder / name)
 
 
 def run_worker(worker: int, workers: int, folder: Path, steps: int, device: str) -> None:

@@ -27,6 +27,7 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT
 from gemmascope.nano.training.corpus import texts
+from gemmascope.nano.training.runs import save_whole, schedule
 from gemmascope.nano.training.ties import Texts, ties_of
 from gemmascope.sae.catalogue import PARAMS, width_name
 from gemmascope.sae.dictionary import Dictionary
@@ -99,8 +100,7 @@ class Run:
                 parts.append(part)
                 if sum(map(len, parts)) >= ROWS:
                     break
-            torch.save(torch.cat(parts)[:ROWS], path.with_suffix(".new"))
-            path.with_suffix(".new").replace(path)
+            save_whole(torch.cat(parts)[:ROWS], path)
         rows: Tensor = torch.load(path, weights_only=True)
         return rows
 
@@ -118,9 +118,7 @@ class Run:
             "step": self.step,
         }
         state |= {"optimizer": self.optimizer.state_dict(), "threshold": self.threshold, "asleep": self.asleep}
-        with io.BytesIO() as written:
-            torch.save(state, written)
-            write_file(self.folder / "run.pt", written.getvalue())  # an interrupt while writing loses nothing
+        save_whole(state, self.folder / "run.pt")
 
     def train(self, until: int | None = None) -> None:
         """Continue to the last step, or to an earlier one."""
@@ -135,7 +133,7 @@ class Run:
 
     def _one_step(self) -> float:
         for group in self.optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (self.step + 1) / WARM_UP, (self.steps - self.step) / (DECAY * self.steps))
+            group["lr"] = RATE * schedule(self.step, self.steps, WARM_UP, DECAY)
         drawn = torch.Generator().manual_seed(SEED * 10**6 + self.step)  # the same rows for a step, resumed or not
         x = (self.rows[torch.randint(len(self.rows), (BATCH,), generator=drawn)].float() - self.mean) / self.scale
         loss = self._loss(x)
