@@ -59,23 +59,34 @@ def fetch_file(repo: str, name: str, revision: str | None = None) -> Path:
 
 def files_of(repo: str, revision: str | None = None) -> list[str]:
     """The paths of a repository's files; without a network, of those in the cache."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import snapshot_download
 
     with _explained(repo):
-        try:
-            if not constants.HF_HUB_OFFLINE:
-                about = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision)
-                return sorted(file.rfilename for file in about.siblings or ())
-        except HfHubHTTPError:  # the hub answered, with an error
-            raise
-        except Exception as error:  # the transports' own errors, of several libraries
-            if not _is_connection(error):
-                raise
-            _unreachable[constants.ENDPOINT] = monotonic()
+        if (paths := _paths_on_hub(repo, revision)) is not None:
+            return paths
         # The repository's folder in the cache, complete or not: the pattern matches no file, so none is missed.
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["-"]))
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _paths_on_hub(repo: str, revision: str | None) -> list[str] | None:
+    """The paths of a repository's files, from one request; None if the hub does not answer. HfHubHTTPError if it refuses."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        about = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision)
+        _unreachable.pop(constants.ENDPOINT, None)
+        return sorted(file.rfilename for file in about.siblings or ())
+    except HfHubHTTPError:  # the hub answered, with an error
+        raise
+    except Exception as error:  # the transports' own errors, of several libraries
+        if not _is_connection(error):
+            raise
+        _unreachable[constants.ENDPOINT] = monotonic()
+        return None
 
 
 def _is_connection(error: Exception) -> bool:
@@ -124,23 +135,13 @@ def _snapshot(repo: str, files: Sequence[str], revision: str | None, request: _R
 
 
 def _is_unreachable(repo: str, revision: str | None) -> bool:
-    """Whether the hub does not answer. Makes one request; a download would retry many times."""
-    from huggingface_hub import HfApi, constants
+    """Whether the hub does not answer. Asked with one request; a download would retry many times."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    if constants.HF_HUB_OFFLINE:
-        return True
     try:
-        HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision)
+        return _paths_on_hub(repo, revision) is None
     except HfHubHTTPError as error:  # it answered; unless the hub is broken, downloading reports what is wrong
         return error.response is not None and error.response.status_code >= 500
-    except Exception as error:  # the transports' own errors, of several libraries
-        if not _is_connection(error):
-            raise
-        _unreachable[constants.ENDPOINT] = monotonic()
-        return True
-    _unreachable.pop(constants.ENDPOINT, None)
-    return False
 
 
 @contextmanager
