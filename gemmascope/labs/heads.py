@@ -6,14 +6,14 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gemmascope.arguments import short_repr
+from gemmascope.arguments import finite_number, short_repr
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.make import scale
 from gemmascope.edits.places import find_heads
 from gemmascope.errors import EditError, GemmascopeError, SweepError
 from gemmascope.labs.before_after import BeforeAfter, token_text
 from gemmascope.labs.fields import Fields, text_field
-from gemmascope.labs.recompute import RecomputingLab, finite
+from gemmascope.labs.recompute import RecomputingLab
 from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
@@ -111,7 +111,7 @@ class HeadLab(RecomputingLab):
         heads = find_heads(head, find_site("z"), self.model) or []
         if len(heads) != 1:
             raise EditError(f"one head is scaled at a time; given {short_repr(head)}")
-        by = finite("by", by)
+        by = finite_number(by, "by", error=EditError)
         with self.guard:
             self._factors[layer, heads[0]] = by
             if by == 1:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from gemmascope.arguments import finite_number
 from gemmascope.edits.call_text import load_text, prompt_text
-from gemmascope.errors import EditError, GemmascopeError, warn
+from gemmascope.errors import GemmascopeError, warn
 from gemmascope.labs.base import LabBase
 from gemmascope.labs.before_after import BeforeAfter
 from gemmascope.labs.session import PREPARE
@@ -128,8 +127,3 @@ class RecomputingLab(LabBase):
             f"edits = [{', '.join(edits)}]\ntrace = gs.trace(prompt, model=model, edits=edits)\n"
             f"text = gs.generate(prompt, model=model, edits=edits, max_new_tokens={self.max_new_tokens}).text\n"
         )
-
-
-def finite(name: str, value: object) -> float:
-    """A finite number. EditError for anything else."""
-    return finite_number(value, name, error=EditError)

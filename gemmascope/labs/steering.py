@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from gemmascope.arguments import short_repr
+from gemmascope.arguments import finite_number, short_repr
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.kinds import Add
 from gemmascope.edits.places import Head, Pos
-from gemmascope.errors import SweepError
+from gemmascope.errors import EditError, SweepError
 from gemmascope.labs.before_after import BeforeAfter
 from gemmascope.labs.fields import LABEL_STYLE, Fields, text_field
-from gemmascope.labs.recompute import RecomputingLab, finite
+from gemmascope.labs.recompute import RecomputingLab
 from gemmascope.legible import legible, legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
@@ -72,7 +72,7 @@ class SteerLab(RecomputingLab):
         self._worker.require_open()
         if unknown := sorted(set(changes) - {"prompt", "strength"}):
             raise SweepError(f"a steer lab has no {unknown[0]!r}; it has prompt, strength")
-        strength = finite("strength", changes.get("strength", self.strength))
+        strength = finite_number(changes.get("strength", self.strength), "strength", error=EditError)
         prompt = changes.get("prompt", self.prompt)
         edits = [replace(self.edit, scale=1.0)]
         run = BeforeAfter.of(prompt, self.model, self.max_new_tokens, edits) if "prompt" in changes else self._run
@@ -202,7 +202,7 @@ def steer_lab(
     edit = steering_edit(vector, site, layer, head, pos)
     if not isinstance(strengths, (tuple, list)) or len(strengths) != 2:
         raise SweepError(f"strengths are the slider's two ends, such as (-8, 8); given {short_repr(strengths)}")
-    low, high = (finite("strengths", end) for end in strengths)
+    low, high = (finite_number(end, "strengths", error=EditError) for end in strengths)
     if not low < high or not low <= 0 <= high:
         raise SweepError(f"strengths go from a lower to a higher number with 0 between them; given {short_repr(strengths)}")
     return SteerLab(prompt, edit, (low, high), max_new_tokens, model_or_nano(model))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from gemmascope.arguments import true_or_false, whole_number
@@ -13,8 +11,8 @@ from gemmascope.errors import BudgetError
 from gemmascope.memory.host_memory import measured_bytes
 from gemmascope.memory.placement import RESIDENT_ROWS, Placement, free_bytes, parse_bytes, place_layers, rows_in
 from gemmascope.memory.plan import Plan, parts_of, sizes_of
-from gemmascope.memory.planned_model import Formats, find_formats, find_planned_model
-from gemmascope.memory.rates import Rates, probe
+from gemmascope.memory.planned_model import find_formats, find_planned_model
+from gemmascope.memory.rates import probe as probe_rates
 from gemmascope.memory.sizes import GENERATE, TASKS, TRACE
 
 
@@ -81,7 +79,7 @@ def plan(
         placement=placement,
         parts=parts_of(config, formats, sizes, placement, n_pos, n_rows),
         total_tasks=(TRACE, GENERATE) if rows is None else TASKS,
-        rates=_probe(config, formats, target, model.folder, (n_pos, n_rows)) if probe else None,
+        rates=probe_rates(config, formats.dtype, target, model.folder, (n_pos, n_rows), formats.int8) if probe else None,
     )
 
 
@@ -90,10 +88,6 @@ def _free(device: torch.device) -> int | None:
     if device.type in ("meta", "mps"):
         return None
     return free_bytes(device) if device.type == "cuda" else measured_bytes()
-
-
-def _probe(config: GemmaConfig, formats: Formats, device: torch.device, folder: Path | None, rows: tuple[int, int]) -> Rates:
-    return probe(config, formats.dtype, device, folder, rows, formats.int8)
 
 
 def _whole_number(name: str, value: object) -> int:
