@@ -81,29 +81,38 @@ def _layer_or_l0(value: object, name: str) -> int | str | None:
     return value if value is None or isinstance(value, str) else whole_number(value, name, least=0, error=DictionaryError)
 
 
-def choose(
-    entries: Iterable[Entry], source: str, layer: int | str | None, width: int | str | None, l0: int | str | None
-) -> Entry:
-    """The one dictionary that fits. DictionaryError, which lists the choices, for none or several. source: for the error."""
-    candidates = sorted(entries, key=_order)
-    if not candidates:
-        raise DictionaryError(f"{source} holds no dictionaries: nothing in it is called layer_*/width_*/*/{PARAMS}")
-    request = {
-        "layer": _layer_or_l0(layer, "layer"),
-        "width": None if width is None else width_name(width),
-        "l0": _layer_or_l0(l0, "l0"),
-    }
-    for name, value in request.items():
-        fitting = [entry for entry in candidates if value is None or getattr(entry, name) == value]
-        if not fitting:
-            requested = ", ".join(f"{n}={short_repr(v)}" for n, v in request.items() if v is not None)
-            raise DictionaryError(f"{source} has no dictionary of {requested}; it has {_choices(candidates, name)}")
-        candidates = fitting
-    if len(candidates) > 1:
-        several = [name for name in request if len({getattr(entry, name) for entry in candidates}) > 1]
-        choices = "; ".join(_choices(candidates, name) for name in several)
-        raise DictionaryError(f"{source} has {len(candidates)} dictionaries that fit: say which, by {choices}")
-    return candidates[0]
+@dataclass(frozen=True)
+class DictionaryRequest:
+    """Which dictionary of a repository to take. None leaves it open."""
+
+    layer: int | str | None = None
+    width: int | str | None = None
+    l0: int | str | None = None
+
+    def choose(self, entries: Iterable[Entry], source: str) -> Entry:
+        """The one dictionary that fits. DictionaryError, which lists the choices, for none or several.
+
+        source: Where they are, for the error.
+        """
+        candidates = sorted(entries, key=_order)
+        if not candidates:
+            raise DictionaryError(f"{source} holds no dictionaries: nothing in it is called layer_*/width_*/*/{PARAMS}")
+        request = {
+            "layer": _layer_or_l0(self.layer, "layer"),
+            "width": None if self.width is None else width_name(self.width),
+            "l0": _layer_or_l0(self.l0, "l0"),
+        }
+        for name, value in request.items():
+            fitting = [entry for entry in candidates if value is None or getattr(entry, name) == value]
+            if not fitting:
+                requested = ", ".join(f"{n}={short_repr(v)}" for n, v in request.items() if v is not None)
+                raise DictionaryError(f"{source} has no dictionary of {requested}; it has {_choices(candidates, name)}")
+            candidates = fitting
+        if len(candidates) > 1:
+            several = [name for name in request if len({getattr(entry, name) for entry in candidates}) > 1]
+            choices = "; ".join(_choices(candidates, name) for name in several)
+            raise DictionaryError(f"{source} has {len(candidates)} dictionaries that fit: say which, by {choices}")
+        return candidates[0]
 
 
 def _order(entry: Entry) -> tuple[int, str, int, str, str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gemmascope.checkpoints.hub import fetch_file, files_of, is_hub_id
 from gemmascope.errors import DictionaryError
-from gemmascope.sae.catalogue import PARAMS, Entry, Suite, choose
+from gemmascope.sae.catalogue import PARAMS, DictionaryRequest, Entry, Suite
 
 NANO = Path(__file__).parent / "nano"
 
@@ -27,18 +26,6 @@ class DictionaryFile:
     name: str
     suite: Suite | None
     entry: Entry | None
-
-
-@dataclass(frozen=True)
-class DictionaryRequest:
-    """Which dictionary of a repository to take. None leaves it open."""
-
-    layer: int | str | None = None
-    width: int | str | None = None
-    l0: int | str | None = None
-
-    def choose(self, entries: Iterable[Entry], source: str) -> Entry:
-        return choose(entries, source, self.layer, self.width, self.l0)
 
 
 def find_dictionary(source: object, request: DictionaryRequest, revision: str | None = None) -> DictionaryFile:

@@ -18,9 +18,9 @@ from gemmascope.errors import DictionaryError, SiteError
 from gemmascope.files.json_reader import is_regular_file, read_json
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.sae.catalogue import EMBEDDING, PARAMS, TRANSCODER
+from gemmascope.sae.catalogue import EMBEDDING, PARAMS, TRANSCODER, DictionaryRequest
 from gemmascope.sae.dictionary import Dictionary
-from gemmascope.sae.files import DictionaryFile, DictionaryRequest, find_dictionary
+from gemmascope.sae.files import DictionaryFile, find_dictionary
 from gemmascope.sae.npz import read_params
 from gemmascope.sae.weights import Tie, TrainedFor
 from gemmascope.sites import find_site
