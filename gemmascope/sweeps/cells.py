@@ -54,9 +54,6 @@ class Cost:
     n_rows: int = 0
     row_layers: int = 0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.n_cells + other.n_cells, self.n_rows + other.n_rows, self.row_layers + other.row_layers)
-
 
 def cost_of(pair: Pair, cell: Cell) -> Cost:
     """What one cell takes; nothing where it cannot be run."""

@@ -23,7 +23,7 @@ from gemmascope.model.modes import computes
 from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.passes import require_finite_end
 from gemmascope.run.trace import Trace
-from gemmascope.sweeps.cells import CellRun, Cost, EditsOf, cell_runs, chunked, cost_of, pending_cells
+from gemmascope.sweeps.cells import CellRun, EditsOf, cell_runs, chunked, pending_cells
 from gemmascope.sweeps.final_logits import measure_rows, refuse_wide_functions
 from gemmascope.sweeps.journal import NOWHERE, Journal, JournalStopped
 from gemmascope.sweeps.metadata import metadata_of
@@ -206,11 +206,6 @@ class SweepRunner:
             done = [(run.pair, run.number) for run in chunk]
             self.journal.write(self.result, done)
             yield done
-
-    def cost(self, cells: Array | None = None) -> Cost:
-        """What the cells that have no value yet will take; of those in `cells`, bool [*grid], or of all."""
-        pending = pending_cells(self.pairs, self.result, cells)
-        return sum((cost_of(self.pairs[pair], cell) for pair, _, cell in pending), Cost())
 
 
 def run_all(runner: SweepRunner, progress: bool) -> None:
