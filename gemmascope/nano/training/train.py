@@ -38,37 +38,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 def nano_json(vocab_size: int) -> dict[str, object]:
     """nano's config.json, in the transformers layout."""
-    n_layers = 6
-    return {
-        "architectures": ["Gemma2ForCausalLM"],
-        "model_type": "gemma2",
-        "vocab_size": vocab_size,
-        "hidden_size": 128,
-        "intermediate_size": 512,
-        "num_hidden_layers": n_layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
-        "sliding_window": 16,
-        "layer_types": ["sliding_attention", "full_attention"] * (n_layers // 2),
-        "max_position_embeddings": 512,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": True,
-        "use_cache": True,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": 2,
-        "dtype": "float32",
-    }
+    config = GemmaConfig(
+        d_model=128, n_heads=4, n_kv_heads=2, d_head=32, d_mlp=512, vocab_size=vocab_size, kinds=("local", "global") * 3,
+        window=16, context=512, query_scalar=32,
+    )  # fmt: skip
+    more = {"hidden_act": "gelu_pytorch_tanh", "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True}
+    return {**config.to_dict(), **more, "dtype": "float32"}
 
 
 def fresh(config: GemmaConfig) -> Gemma2:
