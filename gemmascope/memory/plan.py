@@ -9,7 +9,7 @@ from html import escape
 import torch
 
 from gemmascope.config import GemmaConfig
-from gemmascope.legible import prints_legibly
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, MemoryNeed, find_card, memory_text
 from gemmascope.memory.placement import (
     Placement,
@@ -226,8 +226,8 @@ def _as_html(plan: Plan) -> str:
 def _title(plan: Plan) -> str:
     memory = "no budget" if plan.memory is None else f"memory of {gigabytes(plan.memory)}"
     dtype = str(plan.formats.dtype).removeprefix("torch.")
-    name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plan.name)
-    return f"Plan of {name}: {plan.weights} weights, computed in {dtype}, {plan.context:,} positions, {memory}"
+    how = f"{plan.weights} weights, computed in {dtype}, {plan.context:,} positions, {memory}"
+    return f"Plan of {legible_line(plan.name)}: {how}"
 
 
 def _parts(plan: Plan) -> list[list[str]]:
