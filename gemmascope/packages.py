@@ -36,6 +36,16 @@ def requires_package(
         raise error_class(needed, name=error.name) from error
 
 
+def ipython() -> object | None:
+    """IPython's shell; None outside it."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    shell: object | None = get_ipython()
+    return shell
+
+
 def plotly(part: str = "graph_objects") -> ModuleType:
     """A module of plotly, such as plotly.graph_objects. Raises MissingPackageError if plotly is not installed."""
     with requires_package("a picture", "plotly", install="plotly"):

@@ -11,6 +11,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol, cast
 from weakref import WeakSet
 
+from gemmascope.packages import ipython
+
 if TYPE_CHECKING:
     import ipywidgets
 
@@ -107,11 +109,7 @@ _SHELLS: WeakSet[Shell] = WeakSet()
 
 
 def _shell() -> Shell | None:
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
-    return cast("Shell | None", get_ipython())
+    return cast("Shell | None", ipython())
 
 
 def _cell_id() -> str:

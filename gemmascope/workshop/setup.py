@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gemmascope.legible import prints_legibly
+from gemmascope.packages import ipython
 
 # The oldest versions that the notebooks were run with; the same as in pyproject.toml.
 LEAST = {
@@ -129,8 +130,4 @@ def _front_end() -> Item:
 
 def kernel() -> object | None:
     """The Jupyter kernel that this runs in; None elsewhere."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
-    return getattr(get_ipython(), "kernel", None)
+    return getattr(ipython(), "kernel", None)
