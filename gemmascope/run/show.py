@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
-from typing import TypedDict
 from unicodedata import east_asian_width
 
 import torch
@@ -40,7 +39,7 @@ class LayerAnswers:
     layer: int
     kind: str
     window: int | None
-    top: tuple[Answer, ...]
+    top: list[Answer]
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ class Summary:
     """What is shown of a trace. tokens: text, id, and whether it is a control token such as `<bos>`."""
 
     model: str
-    tokens: tuple[tuple[str, int, bool], ...]
-    edits: tuple[str, ...]
-    top: tuple[Answer, ...]
-    layers: tuple[LayerAnswers, ...]
+    tokens: list[tuple[str, int, bool]]
+    edits: list[str]
+    top: list[Answer]
+    layers: list[LayerAnswers]
 
     @property
     def title(self) -> str:
@@ -68,65 +67,26 @@ def summarise(trace: RecordedRun) -> Summary:
         read = [model.network.unembed(x[-1:])[0] for x in trace.residuals[1:]]
     return Summary(
         model=model.name,
-        tokens=tuple(zip(trace.tokens, ids, special, strict=True)),
-        edits=tuple(repr(edit) for edit in trace.edits),
-        top=tuple(Answer(*answer) for answer in trace.top(min(N_TOP, model.config.vocab_size))),
-        layers=tuple(
+        tokens=list(zip(trace.tokens, ids, special, strict=True)),
+        edits=[repr(edit) for edit in trace.edits],
+        top=[Answer(*answer) for answer in trace.top(min(N_TOP, model.config.vocab_size))],
+        layers=[
             LayerAnswers(info.index, info.kind, info.window, _answers(trace, logits))
             for info, logits in zip(trace.layers, read, strict=True)
-        ),
+        ],
     )
 
 
-def _answers(trace: RecordedRun, logits: torch.Tensor) -> tuple[Answer, ...]:
+def _answers(trace: RecordedRun, logits: torch.Tensor) -> list[Answer]:
     probabilities, ids = logits.softmax(-1).topk(min(N_TOP, len(logits)))
     texts = trace.model.texts(ids)
-    return tuple(Answer(*answer) for answer in zip(texts, ids.tolist(), probabilities.tolist(), strict=True))
+    return [Answer(*answer) for answer in zip(texts, ids.tolist(), probabilities.tolist(), strict=True)]
 
 
-class AnswerJson(TypedDict):
-    """An Answer, as JSON."""
-
-    text: str
-    id: int
-    probability: float
-
-
-class LayerJson(TypedDict):
-    """A LayerAnswers, as JSON."""
-
-    layer: int
-    kind: str
-    window: int | None
-    top: list[AnswerJson]
-
-
-class SummaryJson(TypedDict):
-    """A Summary, as JSON. tokens: {"pos", "text", "id"}."""
-
-    model: str
-    tokens: list[dict[str, str | int]]
-    edits: list[str]
-    top: list[AnswerJson]
-    layers: list[LayerJson]
-
-
-def to_dict(trace: RecordedRun) -> SummaryJson:
+def to_dict(trace: RecordedRun) -> dict[str, object]:
     """What a trace shows, as JSON: raw token texts, probabilities between 0 and 1."""
-
-    def answers(top: tuple[Answer, ...]) -> list[AnswerJson]:
-        return [{"text": a.text, "id": a.id, "probability": a.probability} for a in top]
-
     s = summarise(trace)
-    return {
-        "model": s.model,
-        "tokens": [{"pos": pos, "text": text, "id": i} for pos, (text, i, _) in enumerate(s.tokens)],
-        "edits": list(s.edits),
-        "top": answers(s.top),
-        "layers": [
-            {"layer": row.layer, "kind": row.kind, "window": row.window, "top": answers(row.top)} for row in s.layers
-        ],
-    }
+    return {**asdict(s), "tokens": [{"pos": pos, "text": text, "id": i} for pos, (text, i, _) in enumerate(s.tokens)]}
 
 
 def as_text(trace: RecordedRun) -> str:
