@@ -125,17 +125,7 @@ def head_scores(
 @overload
 def head_scores(
     model: Model | None = None,
-    *,
-    kind: list[str] | tuple[str, ...],
-    prompts: Prompt | Iterable[Prompt] | None = None,
-    n: int = 8,
-    length: int | None = None,
-    seed: int = 0,
-) -> dict[str, HeadScores]: ...
-@overload
-def head_scores(
-    model: Model | None,
-    kind: list[str] | tuple[str, ...],
+    kind: list[str] | tuple[str, ...] = ...,
     *,
     prompts: Prompt | Iterable[Prompt] | None = None,
     n: int = 8,
