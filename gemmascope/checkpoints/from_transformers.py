@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TypeGuard
 
 import torch
@@ -61,10 +60,9 @@ def parameter_shapes(config: GemmaConfig) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in empty_network(config).named_parameters()}
 
 
-def empty_layers(config: GemmaConfig, dtype: torch.dtype, indices: Iterable[int] | None = None) -> list[Layer]:
-    """Layers of this shape on the meta device: all of them, or those with the given numbers."""
-    chosen = range(config.n_layers) if indices is None else indices
-    return [Layer(config, index).to(dtype).eval().requires_grad_(False) for index in chosen]
+def empty_layers(config: GemmaConfig, dtype: torch.dtype) -> list[Layer]:
+    """The layers of this shape on the meta device."""
+    return [Layer(config, index).to(dtype).eval().requires_grad_(False) for index in range(config.n_layers)]
 
 
 def set_parameter(network: Gemma2, name: str, parameter: nn.Parameter) -> None:

@@ -47,9 +47,9 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     return _snapshot(repo, (*_WEIGHTS, *_TOKENIZER), folder.name, request)
 
 
-def fetch_tokenizer(repo: str, revision: str | None = None) -> Path:
+def fetch_tokenizer(repo: str) -> Path:
     """The folder of a hub id with at least its tokenizer's files."""
-    return _snapshot(repo, _TOKENIZER, revision, _Request())
+    return _snapshot(repo, _TOKENIZER, None, _Request())
 
 
 def fetch_file(repo: str, name: str, revision: str | None = None) -> Path:
