@@ -45,8 +45,6 @@ def refuse_other_forward(source: TransformersGemma2, config: GemmaConfig) -> Non
             )
         _refuse_other_module(name, module)
     _refuse_other_body(source.model, config)
-    for index, layer in enumerate(source.model.layers):
-        _refuse_other_numbers(f"model.layers.{index}", layer, index, config)
 
 
 class SharedModelCheck:
@@ -76,8 +74,6 @@ class SharedModelCheck:
         self._refuse_unusable(source, theirs)
         self._refuse_other_config(source)
         _refuse_other_body(source.model, self._network.config)
-        for index, layer in enumerate(source.model.layers):
-            _refuse_other_numbers(f"model.layers.{index}", layer, index, self._network.config)
         self._warn_of_hooks(source)
 
     def _refuse_other_config(self, source: TransformersGemma2) -> None:
@@ -132,7 +128,7 @@ def _refuse_other_module(name: str, module: nn.Module) -> None:
 
 
 def _refuse_other_body(body: TransformersBody, config: GemmaConfig) -> None:
-    """Refuses a last norm, RoPE or embedding scale whose numbers are not the configuration's."""
+    """Refuses a last norm, RoPE, embedding scale or layer whose numbers are not the configuration's."""
     _require_number("model.norm.eps", getattr(body.norm, "eps", config.norm_eps), config.norm_eps)
     rope = getattr(body, "rotary_emb", None)
     for name in ("inv_freq", "attention_scaling"):
@@ -151,6 +147,8 @@ def _refuse_other_body(body: TransformersBody, config: GemmaConfig) -> None:
         expected_scale = config.d_model**0.5
         if abs(float(scale) - expected_scale) > ROUNDING * expected_scale:
             _require_number("model.embed_tokens.embed_scale", float(scale), expected_scale)
+    for index, layer in enumerate(body.layers):
+        _refuse_other_numbers(f"model.layers.{index}", layer, index, config)
 
 
 def _require_number(name: str, actual: float, expected: float) -> None:
