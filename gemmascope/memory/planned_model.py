@@ -22,6 +22,9 @@ from gemmascope.model.model import Model
 from gemmascope.streaming.packed import NORMS, TensorSlice
 from gemmascope.streaming.store import Store, is_store
 
+# A hub id of Google's, or the end of one.
+PRESET_NAME = re.compile(r"(?:(?:google/)?gemma-2-)?(?P<model>(?P<size>2b|9b|27b)(?:-it)?)")
+
 _PLAIN = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -75,8 +78,8 @@ def find_planned_model(source: object) -> PlannedModel:
     path = Path(source).expanduser()
     if path.is_dir() and source != "":
         return _of_folder(path, str(source))
-    if preset := re.fullmatch(r"(?:(?:google/)?gemma-2-)?(2b|9b|27b)(?:-it)?", str(source).lower()):
-        return PlannedModel(str(source), PRESETS[preset[1]], torch.bfloat16, torch.bfloat16)
+    if preset := PRESET_NAME.fullmatch(str(source).lower()):
+        return PlannedModel(str(source), PRESETS[preset["size"]], torch.bfloat16, torch.bfloat16)
     raise CheckpointError(
         f"{str(source)!r} is no folder that exists and no model that is known.{suggestion(str(source))} {_known()}"
     )

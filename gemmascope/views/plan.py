@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from gemmascope.errors import BudgetError
 from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, memory_text
 from gemmascope.memory.plan import Plan
 from gemmascope.memory.plan_tables import gigabytes
+from gemmascope.memory.planned_model import PRESET_NAME
 from gemmascope.memory.planning import plan
 from gemmascope.memory.sizes import GENERATE, TRACE
 from gemmascope.views.page import View
@@ -137,8 +137,8 @@ def _smaller(request: Request) -> str:
 
 def _load_source(name: str) -> str:
     """What gs.load takes for this name: gs.plan also takes a preset's short name, which stands for a hub id."""
-    short = None if Path(name).is_dir() else re.fullmatch(r"(?:(?:google/)?gemma-2-)?((?:2b|9b|27b)(?:-it)?)", name.lower())
-    return f"google/gemma-2-{short[1]}" if short else name
+    short = None if Path(name).is_dir() else PRESET_NAME.fullmatch(name.lower())
+    return f"google/gemma-2-{short['model']}" if short else name
 
 
 def _table(requests: Sequence[Request]) -> list[list[str]]:
