@@ -100,6 +100,11 @@ def one_of(value: object, name: str, choices: Iterable[str], *, error: type[Gemm
     raise error(f"{name} is one of {', '.join(map(repr, allowed))}; given {short_repr(value)}")
 
 
+def is_list(value: object) -> TypeGuard[Iterable[object]]:
+    """Whether this can be read as a list: an iterable that is no string, mapping or type."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping, type))
+
+
 def as_list(value: object, name: str, *, error: type[GemmascopeError]) -> list[object]:
     """The items of an iterable as a list. The caller checks the items.
 
@@ -107,7 +112,7 @@ def as_list(value: object, name: str, *, error: type[GemmascopeError]) -> list[o
         error: The value is a string, a mapping, a type, a 0-d tensor or not iterable; or it yields more than MAX_ITEMS,
             as an endless generator does.
     """
-    if isinstance(value, (str, bytes, bytearray, Mapping, type)) or not isinstance(value, Iterable):
+    if not is_list(value):
         raise error(f"{name} is a list; given {short_repr(value)}")
     try:
         items = list(islice(value, MAX_ITEMS + 1))
@@ -133,15 +138,13 @@ def as_numbers(value: object) -> list[object] | None:
     Takes a number, a list, tuple, range, generator, or a tensor or array with one axis. A set is sorted. Strings, mappings
     and arrays with more axes give None.
     """
-    if isinstance(value, (str, bytes, bytearray, Mapping, type)):
-        return None
     value = as_python(value, unreadable=None)
     if is_whole(value):
         return [value]
     if isinstance(value, (set, frozenset)):
         return sorted(value, key=lambda item: (not is_whole(item), int(item) if is_whole(item) else 0))
     # An endless iterable gives more than MAX_ITEMS, which the caller refuses as too many.
-    return list(islice(value, MAX_ITEMS + 1)) if isinstance(value, Iterable) else None
+    return list(islice(value, MAX_ITEMS + 1)) if is_list(value) else None
 
 
 def as_python(value: object, *, unreadable: object) -> object:

@@ -7,7 +7,7 @@ and token ids) looks up its places and checks its source, before anything runs. 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import as_list, short_repr
+from gemmascope.arguments import as_list, is_list, short_repr
 from gemmascope.edits.arguments import copy_argument, equal_arguments
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import Head, Pos
@@ -261,7 +261,7 @@ def listed_edits(edits: object) -> tuple[Edit, ...]:
     """The user's edits as a tuple. EditError if they are not a list of edits."""
     if isinstance(edits, Edit):
         raise EditError(f"edits is a list of edits; given one: write edits=[{edits!r}]")
-    if isinstance(edits, (str, bytes, Mapping, type)) or is_array(edits) or not isinstance(edits, Iterable):
+    if is_array(edits) or not is_list(edits):
         raise EditError(f"edits is a list of edits; given {short_repr(edits)}")
     listed = as_list(edits, "edits", error=EditError)
     if wrong := [edit for edit in listed if not isinstance(edit, Edit)]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import as_list, short_repr
+from gemmascope.arguments import as_list, is_list, short_repr
 from gemmascope.edits.places import differing_position, first_difference
 from gemmascope.edits.target import Target
 from gemmascope.errors import EditError
@@ -74,7 +74,7 @@ def listed_reference(reference: object) -> tuple[ReadableRun, ...]:
     """The user's reference as a tuple. EditError if it is not a list of traces."""
     if is_trace(reference):
         raise EditError("reference is a list of traces; given one: write reference=[trace]")
-    if isinstance(reference, (str, bytes, Mapping, type)) or is_array(reference) or not isinstance(reference, Iterable):
+    if is_array(reference) or not is_list(reference):
         described = not_a_trace(reference) if hasattr(reference, "stream") else short_repr(reference)
         raise EditError(f"reference is a list of traces; given {described}")
     traces = as_list(reference, "reference", error=EditError)

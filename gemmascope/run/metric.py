@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import as_list, is_whole, short_repr
+from gemmascope.arguments import as_list, is_list, is_whole, short_repr
 from gemmascope.edits.call_text import plain
 from gemmascope.errors import MetricError, PromptError, warn
 from gemmascope.model.finite import valid_logits
@@ -112,8 +112,7 @@ def _other_token(ids: Tensor, model: Model) -> Tensor:
 def listed_answers(answer: object) -> list[str | int]:
     """One answer or several, as a list. PromptError for what is neither a text nor a token id."""
     value = answer if isinstance(answer, str) else plain(answer)
-    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping, type))
-    answers = as_list(value, "an answer", error=PromptError) if several else [value]
+    answers = as_list(value, "an answer", error=PromptError) if is_list(value) else [value]
     if not answers:
         raise PromptError("the list of answers is empty")
     if odd := [a for a in answers if not isinstance(a, str) and not is_whole(a)]:
