@@ -17,8 +17,7 @@ from PIL import Image
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError
-from gemmascope.workshop.building.build import build, targets, text_of
-from gemmascope.workshop.building.guide import guide_text
+from gemmascope.workshop.building.build import build, guide_text, targets, text_of
 from gemmascope.workshop.building.notebook import notebook
 from gemmascope.workshop.building.pictures import MOST_BYTES, draw_pictures, image_of
 from gemmascope.workshop.check import exercises
