@@ -17,13 +17,12 @@ from gemmascope.checkpoints.device import choose_device, choose_dtype, parse_dty
 from gemmascope.checkpoints.folder import Checkpoint, require_finite, require_tied
 from gemmascope.checkpoints.from_transformers import empty_network, from_transformers, is_gemma, set_parameter
 from gemmascope.checkpoints.hub import fetch_tokenizer, is_hub_id
-from gemmascope.checkpoints.load_arguments import load_arguments
 from gemmascope.checkpoints.source import hub_snapshot, resolve_source
 from gemmascope.checkpoints.wrappers import TransformersGemma2, unwrap
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError, warn
 from gemmascope.loading.network import LoadRequest, int8_store, network_of_checkpoint, network_of_store, require_weights
-from gemmascope.loading.pickling import FromSource, FromWeights, as_pickled, from_weights, require_same
+from gemmascope.loading.pickling import FromSource, FromWeights, as_pickled, from_weights, load_arguments, require_same
 from gemmascope.memory.placement import parse_bytes
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.model import Model

@@ -1,4 +1,4 @@
-"""What stands for a model in a pickle, such as those of joblib and multiprocessing.
+"""The arguments that load a model again, and what stands for it in a pickle, such as those of joblib and multiprocessing.
 
 A model with a source is pickled as the arguments of gs.load and its fingerprint, and is loaded again, once for each process
 that unpickles it. A model that was given in memory is pickled with its weights.
@@ -9,16 +9,50 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from gemmascope.arguments import equals_text, short_repr
 from gemmascope.checkpoints.device import choose_device
 from gemmascope.checkpoints.from_transformers import empty_network, set_parameter
-from gemmascope.checkpoints.load_arguments import InMemory
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError
+from gemmascope.files.paths import user_path
+from gemmascope.legible import prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.tokens.tokenizer import Tokenizer
+
+
+class InMemory(str):
+    """Stands for an object that no code can name, by its class: <GemmaTokenizer in memory>."""
+
+    __slots__ = ()
+
+    @prints_legibly
+    def __repr__(self) -> str:
+        return f"<{self!s} in memory>"
+
+
+def load_arguments(**arguments: object) -> dict[str, object]:
+    """The arguments of gs.load that differ from its defaults ("auto" and None), as plain values that load the same model.
+
+    They are kept with the model, so that the code that repeats a run can name them.
+    """
+    plain = {name: _plain(name, value) for name, value in arguments.items() if value is not None}
+    return {name: value for name, value in plain.items() if not equals_text(value, "auto")}
+
+
+def _plain(name: str, value: object) -> object:
+    if name == "cache" and isinstance(value, (str, os.PathLike)):
+        return os.fspath(user_path(value, error=CheckpointError, what="a folder"))
+    if name == "tokenizer" and not isinstance(value, str):
+        return str(Path(value)) if isinstance(value, os.PathLike) else InMemory(type(value).__name__)
+    if name in ("device", "dtype"):
+        text = str(value) if isinstance(value, (str, torch.device, torch.dtype)) else short_repr(value)  # refused later
+        return text.removeprefix("torch.")
+    return value
 
 
 @dataclass(frozen=True)
