@@ -203,13 +203,18 @@ def _translate(name: str) -> str:
 
 
 def _unknown(name: object) -> str:
-    near = near_names(name, list(SITES)) if isinstance(name, str) else []
-    suggestion = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    suggestion = did_you_mean(name, list(SITES)) if isinstance(name, str) else ""
     return f"there is no site {short_repr(name)}.{suggestion} The sites are: {', '.join(SITES)}"
 
 
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """' Did you mean ...?' for an error message, with up to three known names that resemble a name; "" if none does."""
+    near = near_names(name, known)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
 def near_names(name: str, known: Sequence[str]) -> list[str]:
-    """Up to three known names that resemble a name, for an error message."""
+    """Up to three known names that resemble a name, the nearest first."""
     lower = name.lower().replace("hook_", "")
     inside = [other for other in known if len(lower) > 2 and (lower in other.lower() or other.lower() in lower.split("."))]
     close = difflib.get_close_matches(lower, known, n=3, cutoff=0.5)

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.analysis.decomposition import Decomposition
-from gemmascope.arguments import one_of, short_repr, whole_number
+from gemmascope.arguments import one_of, whole_number
 from gemmascope.edits.call_text import plain
-from gemmascope.edits.places import find_positions
+from gemmascope.edits.places import find_position
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legible_line, prints_legibly
@@ -160,10 +160,7 @@ def direct_logits(
     """
     one_of(by, "by", BY, error=SiteError)
     ids, against_ids = _answer_tokens(trace, answer, against)
-    positions = find_positions(pos, trace.model, trace.ids)
-    if len(positions) != 1:
-        raise SiteError(f"contributions are read at one position; given pos={short_repr(pos)}")
-    position = positions[0]
+    position = find_position(pos, trace.model, trace.ids, "contributions are read at one position")
     answers = {"answer": answer} if against is None else {"answer": answer, "against": against}
     raise_or_warn(answer_remarks(answers, trace.ids[: position + 1], trace.model), SiteError)
     decomposition = Decomposition(trace, position, _direction(trace, ids, against_ids, position))

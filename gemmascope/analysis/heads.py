@@ -22,7 +22,7 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
-from gemmascope.sites import near_names
+from gemmascope.sites import did_you_mean
 from gemmascope.values import labelled
 
 if TYPE_CHECKING:
@@ -243,8 +243,7 @@ def _listed_kinds(kind: object) -> list[str]:
         if isinstance(each, str) and each in KINDS:
             kinds.append(each)
         else:
-            near = near_names(short_repr(each).strip("'"), list(KINDS))
-            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            hint = did_you_mean(short_repr(each).strip("'"), KINDS)
             raise SiteError(f"there is no kind of head {short_repr(each)}.{hint} The kinds are {', '.join(KINDS)}")
     return kinds
 

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_of, one_head, read_rows
-from gemmascope.arguments import one_of, short_repr, true_or_false, whole_number
-from gemmascope.edits.places import Head, Pos, find_positions
+from gemmascope.arguments import one_of, true_or_false, whole_number
+from gemmascope.edits.places import Head, Pos, find_position, find_positions
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legible_line, prints_legibly
@@ -133,9 +133,8 @@ class Lens:
         Raises:
             SiteError: For a position that is not there, or several.
         """
-        positions = find_positions(pos, self.trace.model, self.trace.ids)
-        if len(positions) != 1:
-            raise SiteError(f"all logits are given at one position at a time; given pos={short_repr(pos)}")
+        rule = "all logits are given at one position at a time"
+        positions = [find_position(pos, self.trace.model, self.trace.ids, rule)]
         logits = [
             logits_of(self.trace, site, rows[positions], positions)
             for (site, _), rows in entries_of(self.trace, self.site, self.head)

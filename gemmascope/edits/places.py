@@ -13,7 +13,7 @@ from torch import Tensor
 from gemmascope.arguments import as_numbers, is_whole, short_repr
 from gemmascope.errors import SiteError
 from gemmascope.model.model import Model
-from gemmascope.sites import Site, near_names
+from gemmascope.sites import Site, did_you_mean
 
 Pos = int | slice | Iterable[int] | str | None
 Head = int | Iterable[int] | None
@@ -33,6 +33,14 @@ def find_positions(pos: object, model: Model, ids: Tensor) -> list[int]:
     if isinstance(pos, str):
         return [_find_token(pos, model, ids)]
     return _numbers(_listed(pos, "pos"), n_pos, "pos", "position")
+
+
+def find_position(pos: object, model: Model, ids: Tensor, rule: str) -> int:
+    """The one position that pos selects. SiteError, which begins with the rule, if there are several."""
+    positions = find_positions(pos, model, ids)
+    if len(positions) != 1:
+        raise SiteError(f"{rule}; given pos={short_repr(pos)}")
+    return positions[0]
 
 
 def find_generation_positions(pos: object, model: Model, prompt: Tensor, n_total: int) -> list[int] | None:
@@ -125,8 +133,7 @@ def _find_token(text: str, model: Model, ids: Tensor) -> int:
         return places[0]
     if places:
         raise SiteError(f"the token {text!r} occurs {len(places)} times, at positions {places}: give the position's number")
-    near = near_names(text, list(dict.fromkeys(texts)))
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = did_you_mean(text, list(dict.fromkeys(texts)))
     raise SiteError(f"the token {text!r} is not in the prompt.{hint} Its tokens are {texts}")
 
 

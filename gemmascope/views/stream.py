@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gemmascope.analysis.direct_logits import answer_directions
 from gemmascope.arguments import short_repr
-from gemmascope.edits.places import find_positions
+from gemmascope.edits.places import find_position
 from gemmascope.errors import SiteError
 from gemmascope.figures.labelled import GLOBAL
 from gemmascope.run.metric import Answer, answer_ids
@@ -55,10 +55,7 @@ def stream_view(trace: Trace, *, pos: int | str = -1, answer: Answer | None = No
     require_trace(trace, "trace")
     if answer is None and against is not None:
         raise SiteError(f"against={short_repr(against)} is subtracted from an answer: give answer= as well")
-    positions = find_positions(pos, trace.model, trace.ids)
-    if len(positions) != 1:
-        raise SiteError(f"one position is shown at first; given pos={short_repr(pos)}")
-    (start,) = positions
+    start = find_position(pos, trace.model, trace.ids, "one position is shown at first")
     directions = None if answer is None else answer_directions(trace, answer, against)
     values = _measure(trace, directions)  # [series, pos, layer]
     panels = _panels(trace, answer, against)
