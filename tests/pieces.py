@@ -8,9 +8,16 @@ from functools import cache
 from checkpoints import SHAPE, checkpoint, model_of
 
 from gemmascope.model.model import Model
+from gemmascope.prompts.pairs import Pair
 from gemmascope.tokens.tokenizer import Tokenizer
 
 STORY = ("When", " Mary", " and", " John", " went", " to", " the", " store", ",", " gave", " a", " drink")
+CLASSIC = Pair(
+    "When Mary and John went to the store, John gave a drink to",
+    "When Mary and John went to the store, Mary gave a drink to",
+    " Mary",
+    " John",
+)
 # Text that must stay text wherever it is drawn: markup, quotes, controls, other directions, marks without width.
 ODD = (
     "<img src=x onerror=alert(1)>", "</script>", "<!--", "&amp;", '"', "'", "`", "\n", "\t", " ", "\x1b[31m", "\x00",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pieces import CLASSIC
 
 import gemmascope as gs
 from gemmascope.loading.load import load
@@ -21,7 +22,6 @@ from gemmascope.nano.training.evaluate import SKILLS, THRESHOLDS
 from gemmascope.nano.training.evaluator import Evaluator
 from gemmascope.nano.training.runs import schedule
 from gemmascope.nano.training.train import DECAY, SEED, WARM_UP, Run, fresh, nano_json
-from gemmascope.prompts.ioi import CLASSIC
 
 CASES, CASE_SEED = 500, 7
 CARD = CHECKPOINT.parent / "README.md"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pieces import CLASSIC
 
 import gemmascope
 from gemmascope import nano, prompts
@@ -152,9 +153,6 @@ def test_recall_asks_beyond_the_window() -> None:
 
 
 def test_the_classic_prompt_is_aligned() -> None:
-    from gemmascope.prompts.ioi import CLASSIC
-
-    assert CLASSIC.clean == "When Mary and John went to the store, John gave a drink to"
     assert unfit(CLASSIC, nano_tokenizer()) is None
 
 

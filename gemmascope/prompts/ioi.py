@@ -40,12 +40,6 @@ HELD_OUT_TEMPLATES: tuple[str, ...] = (
     "Once {a} and {b} were back from the {place}, {s} offered {thing} to",
     "Before {a} and {b} left the {place}, {s} gave {thing} to",
 )
-CLASSIC = Pair(
-    "When Mary and John went to the store, John gave a drink to",
-    "When Mary and John went to the store, Mary gave a drink to",
-    " Mary",
-    " John",
-)
 
 
 def ioi(n: int, seed: int = 0, tokenizer: Encoder | None = None) -> Pairs:
