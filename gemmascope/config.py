@@ -192,14 +192,10 @@ class GemmaConfig:
         """The content of a config.json of transformers for this shape."""
         names = {kind: name for name, kind in _KINDS.items()}
         return {
-            "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "vocab_size": self.vocab_size,
-            "hidden_size": self.d_model, "intermediate_size": self.d_mlp, "num_hidden_layers": self.n_layers,
-            "num_attention_heads": self.n_heads, "num_key_value_heads": self.n_kv_heads, "head_dim": self.d_head,
-            "layer_types": [names[kind] for kind in self.kinds], "sliding_window": self.window,
-            "max_position_embeddings": self.context, "query_pre_attn_scalar": self.query_scalar,
-            "attn_logit_softcapping": self.attn_cap, "final_logit_softcapping": self.final_cap,
-            "rms_norm_eps": self.norm_eps, "rope_theta": self.rope_theta, "hidden_activation": "gelu_pytorch_tanh",
-            "attention_bias": False, "tie_word_embeddings": True, "bos_token_id": self.bos_id,
+            "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2",
+            **{json_name: getattr(self, name) for name, json_name in _JSON_NAMES.items()},
+            "num_hidden_layers": self.n_layers, "layer_types": [names[kind] for kind in self.kinds],
+            "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True,
             "eos_token_id": self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids), "pad_token_id": 0,
         }  # fmt: skip
 
