@@ -40,8 +40,10 @@ def are_special(model: Model | None, ids: Sequence[int]) -> list[bool]:
     return [tokenizer is not None and tokenizer.is_special(i) for i in ids]
 
 
-def position_label(pos: int, token: str, special: bool) -> Label:
-    return {"label": token, "token": True, "special": special, "hint": f"{pos}: {visible_text(token)}"}
+def position_label(pos: int, token: str, special: bool | None = None) -> Label:
+    """The label of a position. special: None where that is not known."""
+    known: Label = {} if special is None else {"special": special}
+    return {"label": token, "token": True, **known, "hint": f"{pos}: {visible_text(token)}"}
 
 
 def sweep_labels(sweep: SweepMetadata, axis: str) -> list[Label]:
@@ -50,5 +52,5 @@ def sweep_labels(sweep: SweepMetadata, axis: str) -> list[Label]:
     if axis == "layer":
         return [{"label": str(n), "kind": sweep.kinds[n], "hint": f"{n} ({sweep.kinds[n]})"} for n in numbers]
     if axis in ("pos", "q_pos", "k_pos"):
-        return [{"label": sweep.tokens[n], "token": True, "hint": f"{n}: {visible_text(sweep.tokens[n])}"} for n in numbers]
+        return [position_label(n, sweep.tokens[n]) for n in numbers]
     return [{"label": str(n)} for n in numbers]

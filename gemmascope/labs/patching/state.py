@@ -15,8 +15,8 @@ from gemmascope.labs.patching.picture import answer_text, grid_spec, label_of
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
-from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import Array
+from gemmascope.views.labels import Label, position_label
 
 if TYPE_CHECKING:
     from gemmascope.labs.widget import Handlers, Message, Trait
@@ -94,12 +94,9 @@ def _pattern_bytes(detail: Detail | None) -> bytes:
     return _as_bytes(np.stack(list(detail.patterns.values()))) if detail is not None and detail.patterns else b""
 
 
-def _positions(detail: Detail) -> dict[str, list[dict[str, object]]]:
+def _positions(detail: Detail) -> dict[str, list[Label]]:
     """The labels of each run's positions, for its pattern."""
-    return {
-        name: [{"label": token, "token": True, "hint": f"{n}: {visible_text(token)}"} for n, token in enumerate(tokens)]
-        for name, tokens in detail.tokens.items()
-    }
+    return {name: [position_label(*each) for each in enumerate(tokens)] for name, tokens in detail.tokens.items()}
 
 
 def _tokens(model: Model, settings: Settings) -> list[dict[str, object]]:
