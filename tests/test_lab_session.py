@@ -22,7 +22,7 @@ import gemmascope as gs
 from gemmascope.errors import GemmascopeError, PromptError, SiteError, SweepError
 from gemmascope.labs.patching import experiment as experiment_module
 from gemmascope.labs.patching.align_tokens import aligned_data
-from gemmascope.labs.patching.cell_grid import ESTIMATED, EXACT, NOT_RUN, UNDER_WAY, Part
+from gemmascope.labs.patching.cell_grid import Part
 from gemmascope.labs.patching.experiment import Experiment, Throughput
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.settings import Settings, grids_of
@@ -35,6 +35,7 @@ from gemmascope.sweeps.spec import SweepSpec
 from gemmascope.sweeps.sweep import SweepRunner, prepare
 from gemmascope.tokens.tokenizer import Tokenizer
 from gemmascope.values import Array
+from gemmascope.views.sweep import ESTIMATED, EXACT, NOT_RUN, UNDER_WAY
 
 CLOSE = 1e-5
 N_POS = 7

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gemmascope.arguments import short_repr
 from gemmascope.errors import SweepError
-from gemmascope.sweeps.metadata import picture_title
+from gemmascope.sweeps.metadata import SweepMetadata, picture_title
 from gemmascope.sweeps.result import SweepResult
-from gemmascope.views.labels import AXIS_TITLES, sweep_labels
+from gemmascope.views.labels import AXIS_TITLES, Label, sweep_labels
 from gemmascope.views.packing import pack
 from gemmascope.views.page import View
 
-NOT_RUN, ESTIMATED, EXACT = 0, 1, 2
+# What a cell's number is. matrix.js has the same codes.
+NOT_RUN, ESTIMATED, EXACT, UNDER_WAY = range(4)
 
 
 def sweep_view(result: SweepResult) -> View:
@@ -49,16 +52,23 @@ def sweep_view(result: SweepResult) -> View:
     finished = ESTIMATED if result.question.estimate else EXACT
     marks = np.where(np.isnan(values), NOT_RUN, finished).astype(np.uint8)
     summary = repr(result)
-    spec = {
+    spec = grid_spec(result.question, summary.split("\n")[1], bound, [sweep_labels(result.question, axis) for axis in axes])
+    return View(spec, {"values": pack(values), "marks": pack(marks)}, summary)
+
+
+def grid_spec(sweep: SweepMetadata, note: str, bound: float, labels: Sequence[list[Label]]) -> dict[str, object]:
+    """What is drawn of a sweep over two axes, but for its numbers. labels: those of the rows, and of the columns."""
+    row_axis, column_axis = sweep.axes
+    rows, columns = labels
+    return {
         "view": "grid",
-        "title": picture_title(result.question),
-        "note": summary.split("\n")[1],
-        "rows": sweep_labels(result.question, axes[0]),
-        "columns": sweep_labels(result.question, axes[1]),
-        "row_axis": AXIS_TITLES.get(axes[0], axes[0]),
-        "column_axis": AXIS_TITLES.get(axes[1], axes[1]),
-        "up": axes[0] == "layer",
+        "title": picture_title(sweep),
+        "note": note,
+        "rows": rows,
+        "columns": columns,
+        "row_axis": AXIS_TITLES.get(row_axis, row_axis),
+        "column_axis": AXIS_TITLES.get(column_axis, column_axis),
+        "up": row_axis == "layer",
         "unit": "",
         "scale": {"kind": "diverging", "low": -bound, "high": bound},
     }
-    return View(spec, {"values": pack(values), "marks": pack(marks)}, summary)

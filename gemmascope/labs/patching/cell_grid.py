@@ -9,9 +9,9 @@ import numpy as np
 from gemmascope.arguments import is_whole, one_of, short_repr
 from gemmascope.errors import SweepError
 from gemmascope.values import Array
+from gemmascope.views.sweep import ESTIMATED, EXACT, NOT_RUN, UNDER_WAY
 
-# What a cell's number is. matrix.js has the same codes.
-NOT_RUN, ESTIMATED, EXACT, UNDER_WAY = 0, 1, 2, 3
+# By the codes of cells: NOT_RUN, ESTIMATED, EXACT and UNDER_WAY.
 MARKS = ("not run", "estimated", "exact", "under way")
 
 # For each word of lab.run: whether it needs a row, and a column.

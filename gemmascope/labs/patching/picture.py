@@ -8,30 +8,19 @@ from gemmascope.labs.patching.cell_grid import MARKS, CellGrid
 from gemmascope.labs.patching.detail import place_of
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.tokens.tokenizer import visible_text
-from gemmascope.views.labels import AXIS_TITLES, Label, sweep_labels
+from gemmascope.views.labels import Label, sweep_labels
 from gemmascope.views.packing import pack
 from gemmascope.views.page import View
+from gemmascope.views.sweep import grid_spec
 
 N_STRONGEST = 5
 
 
-def grid_spec(experiment: Experiment, cell_grid: CellGrid, bound: float | None = None) -> dict[str, object]:
+def spec_of(experiment: Experiment, cell_grid: CellGrid, bound: float | None = None) -> dict[str, object]:
     """The labels and the scale of a grid, as JSON. bound: of the scale; None means this grid's own."""
-    row_axis, column_axis = experiment.axes
     bound = bound_of(experiment, cell_grid) if bound is None else bound
-    question = experiment.result.question
-    return {
-        "view": "grid",
-        "title": f"{question.site} patched into the {question.into} run, {question.model}",
-        "note": _note(experiment),
-        "rows": _labels(experiment, row_axis),
-        "columns": _labels(experiment, column_axis),
-        "row_axis": AXIS_TITLES.get(row_axis, row_axis),
-        "column_axis": AXIS_TITLES.get(column_axis, column_axis),
-        "up": row_axis == "layer",
-        "unit": "",
-        "scale": {"kind": "diverging", "low": -bound, "high": bound},
-    }
+    labels = [_labels(experiment, axis) for axis in experiment.axes]
+    return grid_spec(experiment.result.question, _note(experiment), bound, labels)
 
 
 def bound_of(experiment: Experiment, cell_grid: CellGrid) -> float:
@@ -43,13 +32,13 @@ def bound_of(experiment: Experiment, cell_grid: CellGrid) -> float:
 
 
 def view_of(experiment: Experiment, bound: float | None = None) -> View:
-    """An experiment's grid as a static view, its estimates marked. bound: as in grid_spec, to compare it with another's."""
+    """An experiment's grid as a static view, its estimates marked. bound: as in spec_of, to compare it with another's."""
     cell_grid = experiment.cell_grid.copy()
     arrays = {"values": pack(cell_grid.values.astype(np.float32)), "marks": pack(cell_grid.marks)}
     b = experiment.baselines
     baselines = "not run yet" if b is None else f"clean {b['clean']:.4g}, corrupt {b['corrupt']:.4g}"
     summary = f"{label_of(experiment)}. {baselines}"
-    return View(grid_spec(experiment, cell_grid, bound), arrays, summary, _strongest(experiment, cell_grid))
+    return View(spec_of(experiment, cell_grid, bound), arrays, summary, _strongest(experiment, cell_grid))
 
 
 def compared_views(one: Experiment, other: Experiment) -> tuple[View, View]:

@@ -11,7 +11,7 @@ from gemmascope.labs.patching.align_tokens import aligned_data
 from gemmascope.labs.patching.detail import Detail
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.files import file_of
-from gemmascope.labs.patching.picture import answer_text, grid_spec, label_of
+from gemmascope.labs.patching.picture import answer_text, label_of, spec_of
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
@@ -32,7 +32,7 @@ def snapshot_of(lab: LabSession) -> dict[str, Trait]:
             "marks": b"" if experiment is None else experiment.cell_grid.marks.tobytes(),
             "seconds": b"" if experiment is None else _as_bytes(experiment.seconds_each()),
             "patterns": _pattern_bytes(lab.detail),
-            "other": {} if compared is None else grid_spec(compared, compared.cell_grid),
+            "other": {} if compared is None else spec_of(compared, compared.cell_grid),
             "other_values": b"" if compared is None else _as_bytes(compared.cell_grid.values),
             "other_marks": b"" if compared is None else compared.cell_grid.marks.tobytes(),
         }
@@ -82,7 +82,7 @@ def _experiment_state(experiment: Experiment | None) -> dict[str, object]:
         return {"baselines": None, "grid": None, "estimate_seconds": None, "streams": False, "code": None}
     return {
         "baselines": experiment.baselines,
-        "grid": grid_spec(experiment, experiment.cell_grid),
+        "grid": spec_of(experiment, experiment.cell_grid),
         "estimate_seconds": experiment.throughput.estimate_seconds(),
         "streams": experiment.throughput.streams,
         "code": experiment.result.code(),
