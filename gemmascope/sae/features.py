@@ -202,9 +202,7 @@ class Features:
         if not chosen:
             raise DictionaryError("no feature is active here: there is nothing to draw")
         acts = self.acts.reindex(feature=chosen, fill_value=0).transpose("feature", "pos").astype(float)
-        if "concept" in acts.coords:
-            ties = [self.dictionary.concepts.get(f) for f in chosen]
-            acts = acts.assign_coords(concept=("feature", [tie.concept if tie else "" for tie in ties]))
+        acts = acts.assign_coords(feature_coords(self.dictionary, chosen))
         acts[:, : self.first] = float("nan")  # <bos> would take up the whole range of the colours
         return features_figure(acts, title=f"features of {self.dictionary.call}", unit="activation", diverging=False)
 
