@@ -104,12 +104,21 @@ _DIFFERENT_VALUE = {
 }
 
 
+# The name of a site, and the layer; None for a site outside the layers.
+SiteKey = tuple[str, int | None]
+
+
 @dataclass(frozen=True)
 class Address:
     """A site at a layer; layer is None for a site outside the layers. Prints as a dotted string, such as layers.5.z."""
 
     site: Site
     layer: int | None
+
+    @property
+    def key(self) -> SiteKey:
+        """The name of the site, and the layer."""
+        return self.site.name, self.layer
 
     @property
     def is_after_layers(self) -> bool:

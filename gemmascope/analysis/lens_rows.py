@@ -19,15 +19,12 @@ from gemmascope.model.maths import soft_cap
 from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
-from gemmascope.sites import find_site
+from gemmascope.sites import SiteKey, find_site
 from gemmascope.values import chunks
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 PARTS = ("attn_out", "mlp_out", "head_out")
 EVERY = "stream"
-
-# A site and its layer, None for the embedding.
-Entry = tuple[str, int | None]
 
 
 def one_head(trace: Trace, site: str, head: Head) -> int | None:
@@ -44,7 +41,7 @@ def one_head(trace: Trace, site: str, head: Head) -> int | None:
     return heads[0]
 
 
-def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[Entry, Float[Tensor, "pos d_model"]]]:
+def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[SiteKey, Float[Tensor, "pos d_model"]]]:
     """Each entry that the lens reads and its rows, in the order of the pass."""
     if site == "resid_post":
         for index in range(trace.model.n_layers):
@@ -61,7 +58,7 @@ def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[Entr
             yield (name, layer.index), values[name]
 
 
-def _entries_of_head(trace: Trace, head: int) -> Iterator[tuple[Entry, Float[Tensor, "pos d_model"]]]:
+def _entries_of_head(trace: Trace, head: int) -> Iterator[tuple[SiteKey, Float[Tensor, "pos d_model"]]]:
     """What one head wrote in every layer. Other heads are computed only in layers where an edit writes to head_out."""
     edited = [("head_out", index) for index in edited_layers(trace, "head_out")]
     for layer, values in replay(trace, ["z", "attn_raw", *edited]):

@@ -20,6 +20,7 @@ from gemmascope.edits.target import DeferredValues, Target
 from gemmascope.errors import EditError
 from gemmascope.legible import prints_legibly
 from gemmascope.model.maths import visible
+from gemmascope.sites import SiteKey
 from gemmascope.values import in_float64, is_array, real_tensor
 
 
@@ -55,7 +56,7 @@ class Ablate(Overwrite):
     reference: Sequence[ReadableRun] = ()
 
     @cached_property
-    def _means(self) -> dict[tuple[str, int | None], Tensor]:
+    def _means(self) -> dict[SiteKey, Tensor]:
         """The means computed so far, shared by all runs that this edit is bound to."""
         return {}
 

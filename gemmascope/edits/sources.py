@@ -13,6 +13,7 @@ from gemmascope.edits.places import differing_position, first_difference
 from gemmascope.edits.target import Target
 from gemmascope.errors import EditError
 from gemmascope.model.model import Model
+from gemmascope.sites import SiteKey
 from gemmascope.values import is_array
 
 
@@ -59,7 +60,7 @@ def values_from_trace(source: ReadableRun, target: Target) -> Tensor:
     if any(int(target.places[axis].max()) >= len(source_ids) for axis in axes):
         last = max(int(target.places[axis].max()) for axis in axes)
         raise EditError(f"the source has no position {last}: {first_difference(target.model, ids, source_ids)}")
-    value: Tensor = source[target.address.site.name, target.address.layer]
+    value: Tensor = source[target.address.key]
     if value.shape[-1] != target.shape()[-1] and not target.address.site.is_edges:
         raise EditError(
             f"the source is a trace of {source.model.name!r}, whose '{target.address}' has shape {tuple(value.shape)}"
@@ -105,7 +106,7 @@ def check_reference(how: str, reference: Sequence[ReadableRun], target: Target) 
 
 
 def mean_of(
-    how: str, reference: Sequence[ReadableRun], target: Target, means: dict[tuple[str, int | None], Tensor] | None = None
+    how: str, reference: Sequence[ReadableRun], target: Target, means: dict[SiteKey, Tensor] | None = None
 ) -> Tensor:
     """The mean of a site over traces: over all positions but the first ("mean"), or at each ("mean_by_pos").
 
@@ -113,17 +114,17 @@ def mean_of(
     """
     check_reference(how, reference, target)
     means = {} if means is None else means
-    address = (target.address.site.name, target.address.layer)
-    if address not in means:
-        means[address] = _mean(reference, target, by_pos=_by_position(how, target))
-    mean = means[address].to(target.model.device)
+    key = target.address.key
+    if key not in means:
+        means[key] = _mean(reference, target, by_pos=_by_position(how, target))
+    mean = means[key].to(target.model.device)
     if _by_position(how, target):
         return target.select(mean)
     return (mean if len(target.places) == 1 else mean[target.places[1]]).expand(target.shape())
 
 
 def _mean(reference: Sequence[ReadableRun], target: Target, *, by_pos: bool) -> Tensor:
-    values = [trace[target.address.site.name, target.address.layer] for trace in reference]
+    values = [trace[target.address.key] for trace in reference]
     # <bos> carries a huge, prompt-independent value: it would swamp the mean of the other positions.
     return torch.stack(values).mean(0) if by_pos else torch.cat([value[1:] for value in values]).mean(0)
 

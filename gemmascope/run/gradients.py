@@ -20,16 +20,14 @@ from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Tap
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.recorded import RecordedRun
-from gemmascope.sites import Address, find
-
-Key = tuple[str, int | None]
+from gemmascope.sites import Address, SiteKey, find
 
 
 class _GradientTap(Tap):
     """Replaces the value of each requested site by a copy that autograd can differentiate with respect to."""
 
-    def __init__(self, requested: Collection[Key]) -> None:
-        self.requested, self.copies = frozenset(requested), dict[Key, Tensor]()
+    def __init__(self, requested: Collection[SiteKey]) -> None:
+        self.requested, self.copies = frozenset(requested), dict[SiteKey, Tensor]()
 
     def wants(self, site: str, layer: int | None) -> bool:
         return (site, layer) in self.requested
@@ -56,8 +54,8 @@ def gradient(trace: RecordedRun, metric: object, sites: object) -> Tensor | dict
     addresses = {_hashable(key): _before_the_end(find(key, trace.model.n_layers)) for key in keys}
     bound = bind_metric(metric, trace.model)
     try_metric(bound, trace.model, trace.ids)
-    by_key = gradients(trace, bound, {_key(a) for a in addresses.values()})
-    by_site = {site: by_key[_key(address)] for site, address in addresses.items()}
+    by_key = gradients(trace, bound, {address.key for address in addresses.values()})
+    by_site = {site: by_key[address.key] for site, address in addresses.items()}
     return by_site if isinstance(sites, list) else by_site[_hashable(sites)]
 
 
@@ -66,14 +64,14 @@ def _hashable(key: object) -> object:
     return (key[0], int(key[1])) if isinstance(key, tuple) and len(key) == 2 and is_whole(key[1]) else key
 
 
-def gradients(trace: RecordedRun, metric: Metric, requested: Collection[Key]) -> dict[Key, Tensor]:
+def gradients(trace: RecordedRun, metric: Metric, requested: Collection[SiteKey]) -> dict[SiteKey, Tensor]:
     """The gradient of a bound metric at each requested (site, layer)."""
     with torch.inference_mode(False):
         return _gradients(trace, metric, requested)
 
 
-def _gradients(trace: RecordedRun, metric: Metric, requested: Collection[Key]) -> dict[Key, Tensor]:
-    by_key: dict[Key, Tensor] = {}
+def _gradients(trace: RecordedRun, metric: Metric, requested: Collection[SiteKey]) -> dict[SiteKey, Tensor]:
+    by_key: dict[SiteKey, Tensor] = {}
     grad = _at_final_stream(trace, metric)
     lowest = min(layer or 0 for _, layer in requested)
     with explain_oom(trace.model), closing(trace.model.layers(reverse=True)) as layers:
@@ -102,8 +100,8 @@ def _at_final_stream(trace: RecordedRun, metric: Metric) -> Tensor:
 
 
 def _through_layer(
-    trace: RecordedRun, layer: Layer, grad: Tensor, requested: Collection[Key]
-) -> tuple[Tensor, dict[Key, Tensor]]:
+    trace: RecordedRun, layer: Layer, grad: Tensor, requested: Collection[SiteKey]
+) -> tuple[Tensor, dict[SiteKey, Tensor]]:
     trace.require_weights(layer.index)
     tap = _GradientTap(requested)
     with torch.enable_grad():
@@ -119,7 +117,3 @@ def _before_the_end(address: Address) -> Address:
     if address.is_after_layers:
         raise SiteError(f"'{address}' comes after the layers: gradients are had at embed and at the sites of the layers")
     return address
-
-
-def _key(address: Address) -> Key:
-    return address.site.name, address.layer

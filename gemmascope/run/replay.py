@@ -21,7 +21,7 @@ from gemmascope.model.weight_digests import UNVERIFIED
 from gemmascope.run.finite import require_logits
 from gemmascope.run.recorded import RecordedRun, n_bytes_of
 from gemmascope.run.taps import Recorder
-from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, find, find_site
+from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, SiteKey, find, find_site
 
 # How far a layer that runs again may differ from the run, in units of the dtype's precision and of the largest value.
 ROUNDING = 16
@@ -47,7 +47,7 @@ def replay(trace: RecordedRun, sites: Collection[str | tuple[str, int]]) -> Iter
     return _replay(trace, requested)
 
 
-def _replay(trace: RecordedRun, requested: Collection[tuple[str, int | None]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
+def _replay(trace: RecordedRun, requested: Collection[SiteKey]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
     with closing(trace.model.layers()) as layers:
         for layer in layers:
             trace.require_weights(layer.index)
@@ -62,7 +62,7 @@ def edited_layers(trace: RecordedRun, *sites: str) -> list[int]:
     return [layer for layer in range(trace.model.n_layers) if trace.edits_at(layer, sites)]
 
 
-def _at(trace: RecordedRun, site: tuple[str, int]) -> tuple[str, int | None]:
+def _at(trace: RecordedRun, site: tuple[str, int]) -> SiteKey:
     address = find(site, trace.model.n_layers)
     return _in_layers(address.site.name), address.layer
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Tap
+from gemmascope.sites import SiteKey
 
 
 class EditTap(Tap):
@@ -19,11 +20,11 @@ class EditTap(Tap):
     """
 
     def __init__(self, edits: Sequence[Sequence[BoundEdit]]) -> None:
-        self.at_site: dict[tuple[str, int | None], list[tuple[int, BoundEdit]]] = defaultdict(list)
-        self.values_read: dict[tuple[str, int | None], Tensor | None] = {}
+        self.at_site: dict[SiteKey, list[tuple[int, BoundEdit]]] = defaultdict(list)
+        self.values_read: dict[SiteKey, Tensor | None] = {}
         for run, run_edits in enumerate(edits):
             for edit in run_edits:
-                self.at_site[edit.address.site.name, edit.address.layer].append((run, edit))
+                self.at_site[edit.address.key].append((run, edit))
                 if edit.edit.reads is not None:
                     self.values_read[edit.edit.reads, edit.address.layer] = None
 
@@ -55,7 +56,7 @@ class Recorder(Tap):
 
     def __init__(self, sites: Collection[str], n_runs: int = 1) -> None:
         self.sites = frozenset(sites)
-        self.values: list[dict[tuple[str, int | None], Tensor]] = [{} for _ in range(n_runs)]
+        self.values: list[dict[SiteKey, Tensor]] = [{} for _ in range(n_runs)]
 
     def wants(self, site: str, layer: int | None) -> bool:
         return site in self.sites
