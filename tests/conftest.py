@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import install_import_hook
@@ -16,7 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if "gemmascope" in sys.modules:
     raise RuntimeError("gemmascope was imported before the tests could switch the checks of its shapes on")
-install_import_hook("gemmascope", "shapes.checked")
+# Not in kernels: what wraps a Triton kernel hides the names that it is compiled with.
+package = Path(__file__).resolve().parent.parent / "gemmascope"
+rooms = sorted(
+    {path.stem for path in package.iterdir() if path.suffix in ("", ".py")} - {"__init__", "__pycache__", "kernels"}
+)
+install_import_hook([f"gemmascope.{room}" for room in rooms], "shapes.checked")
 
 import psutil  # noqa: E402
 import pytest  # noqa: E402
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
     from gemmascope.model.gemma2 import Gemma2, Layer
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # Triton kernels then run on the CPU, statement by statement
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,4 +1,7 @@
-"""The pure functions of Gemma 2: norm, RoPE, soft cap, which keys a query sees. No state, no modules."""
+"""The pure functions of Gemma 2: norm, RoPE, soft cap, which keys a query sees. No state, no modules.
+
+Those marked one_kernel_on_cuda have a twin in kernels/pointwise.py, which computes the same to rounding.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gemmascope.kernels.switch import one_kernel_on_cuda
 
+
+@one_kernel_on_cuda
 def rms_norm(
     x: Float[Tensor, "*rows d_model"], weight: Float[Tensor, " d_model"], eps: float
 ) -> Float[Tensor, "*rows d_model"]:
@@ -28,12 +34,14 @@ def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*
     return torch.add(torch.rsqrt(mean), mean, alpha=0)
 
 
+@one_kernel_on_cuda
 def gelu_gate(gate: Float[Tensor, "row d_mlp"], up: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:
     """gelu(gate) x up, with GELU's tanh form."""
     active = torch.nn.functional.gelu(gate, approximate="tanh")
     return active * up if torch.is_grad_enabled() else active.mul_(up)  # in place: one pass over memory less
 
 
+@one_kernel_on_cuda
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap): x squeezed into (-cap, cap). cap None: x as it is."""
     if cap is None:
@@ -51,6 +59,7 @@ def rope_table(
     return angles.cos(), angles.sin()
 
 
+@one_kernel_on_cuda
 def rotate(
     x: Float[Tensor, "row heads d_head"], cos: Float[Tensor, "row d_head"], sin: Float[Tensor, "row d_head"]
 ) -> Float[Tensor, "row heads d_head"]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError, PromptError, TapError
+from gemmascope.kernels.switch import describe as describe_kernels
 from gemmascope.legible import prints_legibly
 from gemmascope.model.digests import join_digests
 from gemmascope.model.finite import require_sound_weights
@@ -251,6 +252,6 @@ class Model:
             f"Model({self.name!r}: {c.n_layers} layers, d_model {c.d_model}, "
             f"{c.n_heads} heads over {c.n_kv_heads} kv heads of {c.d_head}, "
             f"vocabulary {c.vocab_size}, window {c.window}, context {c.context}; "
-            f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device}"
+            f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device}{describe_kernels(self.device)}"
             f"{''.join(f', {name}={value!r}' for name, value in self.asked.items())})"
         )

@@ -2,13 +2,14 @@
 
 A layer is kept on the device as packed bytes, held in page-locked host memory, or read from files. One that is not kept is
 loaded into a buffer by a thread that works one layer ahead of the pass; the pass does not see the difference. Where the
-bytes are not in the dtype to compute in (int8), they are unpacked into scratch weights for one layer.
+bytes are not in the dtype to compute in (int8), they are unpacked into scratch weights for one layer, unless Triton kernels
+compute from int8 on the device.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary, ref
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from gemmascope.checkpoints.from_transformers import empty_layers
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError
+from gemmascope.kernels.switch import runs_triton
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.shutdown import stop_at_exit
 from gemmascope.model.weight_digests import digest_of_layer
@@ -95,8 +97,9 @@ class LayerStream:
         self.config, self.packed, self.dtype, self.device = config, layers, dtype, device
         self.transfer: Transfer = transfer or HostTransfer()
         self.templates = empty_layers(config, dtype)
+        self.views = self._choose_views()
+        self.in_place = self.views is not None
         self.meta_parameters = [dict(template.named_parameters()) for template in self.templates]
-        self.in_place = all(packed.computes_in(dtype) for packed in layers)
         self._single_layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
         self._lock = PassLock()
         self._digests: dict[int, str] = {}
@@ -105,6 +108,21 @@ class LayerStream:
         largest = max((packed.n_bytes for packed in layers), default=0)
         self.buffers = [self.transfer.allocate(largest) for _ in range(min(n_streamed, ahead + 1))]
         self.scratch = {} if self.in_place else self._empty_weights()
+
+    def _choose_views(self) -> Callable[[PackedLayer, Tensor], Mapping[str, Tensor]] | None:
+        """How parameters are read from a buffer in place; None if a layer's bytes must be unpacked to compute with them.
+
+        Where int8 can be computed with, the templates' linear maps become ones that do.
+        """
+        if all(packed.computes_in(self.dtype) for packed in self.packed):
+            return lambda packed, buffer: {slice_.name: slice_.view(buffer) for slice_ in packed.slices}
+        if not (runs_triton(self.device) and all(packed.is_int8 for packed in self.packed)):
+            return None
+        from gemmascope.streaming.int8_linear import int8_parameters, keep_int8
+
+        for template in self.templates:
+            keep_int8(template)
+        return lambda packed, buffer: int8_parameters(packed.slices, buffer, self.dtype)
 
     def layers(self, reverse: bool) -> Generator[Layer]:
         """The layers in order. Each may be used until the next is requested or the generator is closed."""
@@ -165,8 +183,8 @@ class LayerStream:
     def _weights_in(self, index: int, buffer: Tensor) -> Mapping[str, Tensor]:
         """The weights of the layer in a buffer: views of it, or the scratch weights that it was unpacked into."""
         packed = self.packed[index]
-        if self.in_place:
-            return {slice_.name: _parameter(slice_.view(buffer)) for slice_ in packed.slices}
+        if self.views is not None:
+            return {name: _parameter(value) for name, value in self.views(packed, buffer).items()}
         packed.unpack(buffer, self.scratch)
         return self.scratch
 

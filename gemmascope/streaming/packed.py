@@ -160,6 +160,11 @@ class PackedLayer:
         """Whether the tensors are all stored in the dtype to compute in, so that they need no unpacking."""
         return all(slice_.dtype == dtype for slice_ in self.slices)
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether the matrices are stored in int8, with scales."""
+        return all(name + SCALE in self.by_name for name in MATRICES)
+
     def unpack(self, buffer: Tensor, into: Mapping[str, Tensor]) -> None:
         """Write each tensor's numbers into the tensor of the same name, dequantised and cast."""
         for name, target in into.items():

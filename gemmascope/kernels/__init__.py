@@ -1,0 +1,5 @@
+"""Triton kernels for CUDA: the pointwise functions of the forward and the products of int8 weights, each as one kernel.
+
+Plain torch computes the same everywhere else. `switch.py` decides, by device; nothing outside this room imports Triton.
+Imports only the top-level modules.
+"""
