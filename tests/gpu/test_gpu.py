@@ -11,6 +11,7 @@ from checkpoints import checkpoint, prompt
 from reference import error
 
 import gemmascope as gs
+from gemmascope.kernels import switch
 from gemmascope.model.model import Model
 from gemmascope.streaming.layer_stream import LayerStream
 
@@ -59,6 +60,21 @@ def test_the_gpu_gives_what_the_cpu_gives(folder: Path) -> None:
     assert error(gs.trace(prompt(13), model=other).logits.cpu(), gs.trace(prompt(13), model=one).logits) <= 1e-4
     found = [gs.sweep(prompt(9), prompt(9, seed=1), METRIC, site="resid_pre", model=m).values for m in (one, other)]
     assert abs(found[0] - found[1]).max() <= 1e-4 * abs(found[0]).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_give_what_plain_torch_gives(folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    if not switch.runs_triton(device):
+        pytest.skip(f"the card computes{switch.describe(device)}")
+    model = gs.load(folder / "int8", device=device, dtype=dtype)
+    assert "with Triton kernels" in repr(model)
+    found = [model.run(prompt(n)) for n in (5, 40)]
+    monkeypatch.setattr(switch, "triton_refusal", lambda _: "not now")
+    plain = gs.load(folder / "int8", device=device, dtype=dtype)
+    assert "without Triton kernels (not now)" in repr(plain)
+    for n, logits in zip((5, 40), found, strict=True):
+        assert error(logits.cpu(), plain.run(prompt(n)).cpu()) <= (1e-4 if dtype == "float32" else 0.1)
 
 
 def test_page_locked_memory_is_of_the_exact_size() -> None:
