@@ -1,13 +1,15 @@
 """Compiles the Triton kernels for cards that are not here, and prints the registers and shared memory that each takes.
 
 `python tests/compile_kernels.py CACHE`: Triton keeps what it compiled in that folder. Raises if a kernel does not compile,
-keeps numbers in slow memory for want of registers, takes more shared memory than every card has, or rounds to TF32.
+keeps numbers in slow memory for want of registers, takes more shared memory than every card has, or rounds to TF32, and if
+a product does not load ahead.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +40,8 @@ def sources(dtype: str) -> Iterator[tuple[Any, dict[str, int], dict[str, str], d
     yield int8._dequantise, {"OUTS": int8.DEQUANTISED_ROWS, "GROUP": 128}, packed, {}
     yield int8._add_parts, {"PARTS": 4, "TILE": 1024}, {"sums": "*fp32"}, {}
     for rows, outs in ((16, 32), (32, 64), (64, 64)):
-        chunk = int8.CHUNK[getattr(int8.torch, {"bf16": "bfloat16", "fp32": "float32"}[dtype])]
         if dtype == "bf16" or rows == 16:
-            sizes = {"ROWS": rows, "OUTS": outs, "GROUP": 128, "CHUNK": chunk}
+            sizes = {"ROWS": rows, "OUTS": outs, "GROUP": 128}
             yield int8._product, sizes, packed, {"num_warps": 4, "num_stages": 4}
 
 
@@ -50,9 +51,22 @@ def compiled(kernel: Any, card: int, dtype: str, constants: dict[str, int], othe
         annotation = str(kernel.fn.__annotations__[name])
         pointer = others.get(name, TYPES[dtype])
         signature[name] = {"tl.tensor": pointer, "int": "i32", "float": "fp32", "tl.constexpr": "constexpr"}[annotation]
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*"}
+    # Multiples of 16, as all sizes of real models are, but for the number of rows.
+    multiples = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] in "*i" and name != "n_rows"]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in multiples}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", card, 32), options={"enable_fp_fusion": True, **options})
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """The registers of a compiled kernel, and the bytes of its stack, where numbers go that have no register."""
+    path = Path(sys.argv[1]) / "kernel.cubin"
+    path.write_bytes(cubin)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    told = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    assert found is not None, told
+    return int(found[1]), int(found[2])
 
 
 for card, shared in SHARED.items():
@@ -64,7 +78,10 @@ for card, shared in SHARED.items():
             found = compiled(kernel, card, dtype, constants, others, options)
             assembly = found.asm["ptx"]
             assert found.metadata.shared <= shared, f"{kernel.fn.__name__} takes {found.metadata.shared} bytes"
-            assert not re.search(r"\.tf32|ld\.local|st\.local", assembly), f"{kernel.fn.__name__} rounds or spills"
+            assert ".tf32" not in assembly, f"{kernel.fn.__name__} rounds to TF32"
+            registers, stack = resources(found.asm["cubin"])
+            assert stack == 0, f"{kernel.fn.__name__} keeps {stack} bytes in slow memory"
+            assert ("cp.async" in assembly) == (kernel is int8._product), f"{kernel.fn.__name__}: loads ahead"
             multiplies = bool(re.search(r"\bw?g?mma\.\S*bf16", assembly))
             assert multiplies == (kernel is int8._product and dtype == "bf16"), kernel.fn.__name__
-            print(card, dtype, kernel.fn.__name__, constants, f"{found.metadata.shared} bytes of shared memory")
+            print(card, dtype, kernel.fn.__name__, constants, f"{registers} registers, {found.metadata.shared} bytes shared")

@@ -281,8 +281,7 @@ class Names(Tap):
         return value
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize(("n", "dtype"), [(20, "float32"), (5, "bfloat16")])
 def test_a_model_computes_the_same_with_kernels(
     folder: Path, dtype: str, n: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

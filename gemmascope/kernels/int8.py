@@ -21,9 +21,6 @@ FEW_ROWS = {torch.bfloat16: 64, torch.float32: 16}
 # most parts that are added.
 PROGRAMS, LEAST_GROUPS, MOST_PARTS = 512, 4, 16
 
-# Inputs that are multiplied at once: in float32 more of them would not fit in the registers of a program.
-CHUNK = {torch.bfloat16: 128, torch.float32: 32}
-
 DEQUANTISED_ROWS = 32  # of a matrix, that a program dequantises
 
 
@@ -38,12 +35,10 @@ def product(x: Tensor, numbers: Tensor, scale: Tensor, group: int) -> Tensor:
     rows = max(16, power_of_two(n_rows))
     outs = 32 if rows == 16 else 64
     parts = n_parts(triton.cdiv(n_out, outs), n_groups)
-    chunk = min(group, CHUNK[x.dtype])
-    each = triton.cdiv(n_groups, parts) * (group // chunk)
     grid = (triton.cdiv(n_out, outs), parts)
     sums = x.new_empty((parts, n_rows, n_out), dtype=x.dtype if parts == 1 else torch.float32)
-    sizes = {"ROWS": rows, "OUTS": outs, "GROUP": group, "CHUNK": chunk, "num_warps": 4, "num_stages": 4}
-    launch(_product, grid, x, numbers, scale, n_rows, n_out, n_in, n_groups, each, out=sums, **sizes)
+    sizes = {"ROWS": rows, "OUTS": outs, "GROUP": group, "num_warps": 4, "num_stages": 4}
+    launch(_product, grid, x, numbers, scale, n_rows, n_out, n_in, out=sums, **sizes)
     if parts == 1:
         return sums[0]
     n, tile = n_rows * n_out, 1024
@@ -71,20 +66,21 @@ def _product(
     n_rows: int,
     n_out: int,
     n_in: int,
-    n_groups: int,
-    chunks_each: int,
     ROWS: tl.constexpr,
     OUTS: tl.constexpr,
     GROUP: tl.constexpr,
-    CHUNK: tl.constexpr,
 ) -> None:
-    """One tile of outputs for all rows, from one part of the groups. The scale is applied to a group's sum, in float32."""
+    """One tile of outputs for all rows, from one part of the groups. Scales multiply float32 sums over their groups."""
+    # Inputs that are multiplied at once: in float32 a whole group would not fit in the registers.
+    CHUNK: tl.constexpr = GROUP if x.dtype.element_ty == tl.bfloat16 else GROUP // 4
     at = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
     part = tl.program_id(1)
     row = tl.arange(0, ROWS)
     total = tl.zeros((ROWS, OUTS), tl.float32)
-    first = part * chunks_each
-    for chunk in range(first, tl.minimum(first + chunks_each, n_groups * (GROUP // CHUNK))):
+    n_groups = tl.cdiv(n_in, GROUP)
+    each = tl.cdiv(n_groups, tl.num_programs(1))
+    first, stop = part * each, tl.minimum(part * each + each, n_groups)
+    for chunk in range(first * (GROUP // CHUNK), stop * (GROUP // CHUNK)):
         column = chunk * CHUNK + tl.arange(0, CHUNK)
         inside = column[None, :] < n_in
         value = tl.load(x + row[:, None] * n_in + column[None, :], mask=(row[:, None] < n_rows) & inside, other=0.0)
