@@ -5,9 +5,11 @@ The interpreter runs a kernel's statements on the CPU. What it cannot show, race
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -361,6 +363,19 @@ def test_a_layer_of_a_pass_is_empty_once_the_pass_has_gone_on(folder: Path) -> N
         source: Any = model.network.layer_source
         whole = dict(source.packed[i].by_name)
         assert layer.mlp.up_proj.weight.shape == whole["mlp.up_proj.weight"].shape
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_model_is_freed_with_its_last_reference(folder: Path) -> None:
+    model = load(folder, "float32", kept=(1,))
+    source: Any = model.network.layer_source
+    alive = weakref.ref(source.kept[1])
+    gc.disable()
+    try:
+        del model, source
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("kernels")

@@ -122,7 +122,8 @@ class LayerStream:
 
         for template in self.templates:
             keep_int8(template)
-        return lambda packed, buffer: int8_parameters(packed.slices, buffer, self.dtype)
+        dtype = self.dtype  # not self: its memory would wait for the garbage collector
+        return lambda packed, buffer: int8_parameters(packed.slices, buffer, dtype)
 
     def layers(self, reverse: bool) -> Generator[Layer]:
         """The layers in order. Each may be used until the next is requested or the generator is closed."""
