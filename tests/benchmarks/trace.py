@@ -1,89 +1,84 @@
-"""What a trace costs beside transformers' plain eager forward, in time and in what it keeps.
+"""What a trace with its logits costs beside transformers' eager forward, prompt by prompt and in one batch, and beside its floor.
 
-Held to: at most 1.1 times the forward at 16, 128 and 512 positions, and at most 1.2 times the residual stream's bytes.
-A trace of 8,192 positions ends with the process's peak resident size.
+The floor is the arithmetic of all rows and logits at the rate of this machine's matrix products. All take turns within a
+round. One by one is a prompt's time, times the prompts. Logits are held to transformers in float32: float32 to rounding,
+bfloat16 to at most twice the distance of transformers' own bfloat16.
+Then what a trace keeps, beside the residual stream's bytes (held to 1.2 times), and with --long a trace of 8,192 positions
+with the process's peak resident size.
 
-Run: python tests/benchmarks/trace.py
+Run: python tests/benchmarks/trace.py [--lengths 16 128 512] [--prompts 1 16] [--rounds 7] [--small] [--json FILE] [--long]
 On a machine that other work shares, OMP_NUM_THREADS=1 is steadier: threads that wait for a taken core look like cost.
 """
 
 from __future__ import annotations
 
+import copy
 import resource
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from floors import forward_flops
+from measuring import Table, Turn, agree, in_turn, machine, parser, products, record, seconds, spread
+from rivals import SHAPE, SMALL, checkpoint, config_of, prompt
+from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
 
-N_LAYERS, D_MODEL = 12, 512
-ALLOWED_TIME, ALLOWED_BYTES = 1.1, 1.2
-ROUNDS = {16: 40, 128: 20, 512: 8}
+ALLOWED_BYTES = 1.2
+COLUMNS = (
+    "prompts", "positions", "dtype", "ours_ms", "batched_ms", "one_by_one_ms", "floor_ms", "ours/batched", "ours/one",
+    "ours/floor", "no_logits/batched", "apart", "rival_apart",
+)  # fmt: skip
 
 
-def checkpoint() -> Gemma2ForCausalLM:
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=8192, hidden_size=D_MODEL, intermediate_size=2048, num_hidden_layers=N_LAYERS, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=64, query_pre_attn_scalar=64, sliding_window=32, max_position_embeddings=8192,
-        attn_implementation="eager",
+def forward(source: Gemma2ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = source(ids.to(source.device), use_cache=False).logits
+    return logits
+
+
+def compare(
+    table: Table, plain: Gemma2ForCausalLM, source: Gemma2ForCausalLM, model: Any, count: int, length: int, rounds: int
+) -> None:
+    """plain: in float32, to which the logits are compared; source: in the type of this row."""
+    config, dtype = config_of(source), source.dtype
+    ids = torch.stack([prompt(length, config.vocab_size, 200 + seed) for seed in range(count)])
+
+    def traces() -> list[torch.Tensor]:
+        return [t.logits for t in gs.trace(list(ids), model=model)]
+
+    wanted = forward(plain, ids[:1])[0, -1].tolist()
+    apart, rival_apart = (spread(x.float().tolist(), wanted) for x in (traces()[0][-1], forward(source, ids[:1])[0, -1]))
+    agree(apart, rival_apart, dtype, f"{count} prompts of {length} positions, {dtype}")
+    turns = {
+        "ours": Turn(traces),
+        "batched": Turn(lambda: forward(source, ids)),
+        "bare": Turn(lambda: gs.trace(list(ids), model=model)),
+        "floor": products(count * forward_flops(config, length), config.d_model, config.d_mlp, dtype),
+    }
+    if count > 1:
+        turns["one"] = Turn(lambda: forward(source, ids[:1]), count)
+    for name in ("batched", "bare"):
+        turns[name].run()
+    took = in_turn(turns, rounds)
+    table.add(
+        **{
+            "prompts": count, "positions": length, "dtype": str(dtype)[6:], "rounds": rounds,
+            "ours_ms": 1e3 * took.median("ours"), "batched_ms": 1e3 * took.median("batched"),
+            "one_by_one_ms": 1e3 * took.median("one") if "one" in took else None, "floor_ms": 1e3 * took.median("floor"),
+            "ours/batched": took.ratio("ours", "batched"), "ours/one": took.ratio("ours", "one") if "one" in took else None,
+            "ours/floor": took.ratio("ours", "floor"), "no_logits/batched": took.ratio("bare", "batched"),
+            "apart": apart, "rival_apart": rival_apart,
+        }
     )  # fmt: skip
-    return Gemma2ForCausalLM(config).eval()
-
-
-def prompt(length: int) -> torch.Tensor:
-    return torch.randint(8192, (length,), generator=torch.Generator().manual_seed(length))
-
-
-Spent = list[tuple[float, float]]  # seconds by the clock and seconds of processor time, of every round
-
-
-def timed(rounds: int, *functions: Callable[[], Any]) -> list[Spent]:
-    """What each function takes: run in turn, so that what else the machine does falls on all alike."""
-    spent: list[Spent] = [[] for _ in functions]
-    for _ in range(rounds + 2):
-        for times, function in zip(spent, functions, strict=True):
-            clock, processor = time.perf_counter(), time.process_time()
-            function()
-            times.append((time.perf_counter() - clock, time.process_time() - processor))
-    return [times[2:] for times in spent]  # the first two rounds warm the caches
-
-
-def middle(spent: Spent) -> tuple[float, float]:
-    clock, processor = (statistics.median(column) for column in zip(*spent, strict=True))
-    return clock, processor
-
-
-def compare(source: Gemma2ForCausalLM, model: Any, length: int) -> None:
-    ids = prompt(length)
-
-    def forward() -> torch.Tensor:
-        with torch.no_grad():
-            return source(ids[None], use_cache=False).logits
-
-    def trace() -> torch.Tensor:
-        return gs.trace(ids, model=model).logits
-
-    difference = (trace() - forward()[0]).abs().max().item()
-    theirs, ours, bare = map(middle, timed(ROUNDS[length], forward, trace, lambda: gs.trace(ids, model=model)))
-    print(
-        f"{length:4d} positions: transformers {1e3 * theirs[0]:.1f} ms, a trace and its logits {1e3 * ours[0]:.1f} ms: "
-        f"{ours[0] / theirs[0]:.2f} times, {ours[1] / theirs[1]:.2f} in processor time (allowed {ALLOWED_TIME}); "
-        f"without the logits {bare[0] / theirs[0]:.2f}, {bare[1] / theirs[1]:.2f}. Logits differ by {difference:.0e}. "
-        f"It keeps {kept(ids, model):.2f} times the stream (allowed {ALLOWED_BYTES})"
-    )
 
 
 def kept(ids: torch.Tensor, model: Any) -> float:
     """The bytes of every tensor that a trace holds, as a part of those of the stream at the entry of every layer."""
     storages = {s.data_ptr(): s.nbytes() for s in _storages(vars(gs.trace(ids, model=model)))}
-    stream = N_LAYERS * len(ids) * D_MODEL * 4
+    stream = model.config.n_layers * len(ids) * model.config.d_model * model.dtype.itemsize
     return sum(storages.values()) / stream
 
 
@@ -100,14 +95,13 @@ def _storages(held: Any) -> list[Any]:
 
 def long() -> None:
     """In a process of its own: the peak is the process's, and nothing gives it back."""
-    model = gs.load(checkpoint())
-    gs.trace(prompt(16), model=model)
+    model = gs.load(checkpoint(SHAPE))
+    ids = prompt(8192, SHAPE["vocab_size"], 8192)
+    gs.trace(ids[:16], model=model)
     before = _peak()
-    start = time.perf_counter()
-    gs.trace(prompt(8192), model=model)
-    seconds = time.perf_counter() - start
-    stream = (N_LAYERS + 1) * 8192 * D_MODEL * 4 / 2**20
-    print(f"8192 positions: {seconds:.1f} s; peak resident {_peak():.0f} MiB, {before:.0f} before it, stream {stream:.0f}")
+    spent = seconds(lambda: gs.trace(ids, model=model))
+    stream = (SHAPE["num_hidden_layers"] + 1) * len(ids) * SHAPE["hidden_size"] * 4 / 2**20
+    print(f"8192 positions: {spent:.1f} s; peak resident {_peak():.0f} MiB, {before:.0f} before it, stream {stream:.0f}")
 
 
 def _peak() -> float:
@@ -115,12 +109,29 @@ def _peak() -> float:
 
 
 def main() -> None:
-    source = checkpoint()
-    model = gs.load(source)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
-    for length in ROUNDS:
-        compare(source, model, length)
-    subprocess.run([sys.executable, __file__, "long"], check=True)
+    options = parser(__doc__, lengths=(16, 128, 512), rounds=7)
+    options.add_argument("--prompts", type=int, nargs="*", default=[1, 16], help="how many prompts at once")
+    options.add_argument("--long", action="store_true", help="a trace of 8,192 positions as well")
+    given = options.parse_args()
+    if given.small:
+        given.lengths, given.rounds = [8], 2
+    print(machine())
+    plain = checkpoint(SMALL if given.small else SHAPE)
+    table = Table("traces with logits: milliseconds, and their ratios round by round", COLUMNS)
+    memory = Table("what a trace keeps", ("positions", "of_the_stream", "allowed"))
+    for dtype in given.dtype:
+        source = copy.deepcopy(plain).to(getattr(torch, dtype))
+        model = gs.load(copy.deepcopy(source))
+        for length in given.lengths:
+            for count in given.prompts:
+                compare(table, plain, source, model, count, length, given.rounds)
+    model = gs.load(plain)
+    for length in given.lengths:
+        ids = prompt(length, plain.config.vocab_size, length)
+        memory.add(positions=length, of_the_stream=kept(ids, model), allowed=ALLOWED_BYTES)
+    record(given.json, [table, memory])
+    if given.long:
+        subprocess.run([sys.executable, __file__, "long"], check=True)
 
 
 if __name__ == "__main__":
