@@ -54,7 +54,7 @@ def visible(length: int, window: int | None) -> Bools:
 
 
 def changed_rows(config: GemmaConfig, length: int, layer: int, pos: int) -> Iterator[tuple[Bools, Bools]]:
-    """For every layer from the patched one on, the rows that change at its entry and at its exit, when resid_pre is patched."""
+    """For every layer from the patched one on, the rows that a patch of resid_pre changes at its entry and at its exit."""
     before = np.arange(length) == pos
     for index in range(layer, config.n_layers):
         after = before | (visible(length, config.window_of(index)) & before).any(1)

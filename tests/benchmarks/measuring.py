@@ -77,7 +77,7 @@ def in_turn(turns: Mapping[str, Turn], rounds: int, device: torch.device = CPU) 
 
 
 def products(flops: float, d_model: int, d_mlp: int, dtype: torch.dtype, device: torch.device = CPU) -> Turn:
-    """The time of so many operations at the rate of the machine's matrix products, from a sample of about a tenth of a second."""
+    """The time of so many operations at the rate of the machine's matrix products, from some 0.1 seconds of them."""
     n_rows = 1024 if device.type == "cpu" else 16384
     x = torch.randn(n_rows, d_model, dtype=dtype, device=device)
     up = torch.randn(d_mlp, d_model, dtype=dtype, device=device)
@@ -124,13 +124,6 @@ def spread(found: Sequence[float], wanted: Sequence[float]) -> float:
 
 class DisagreementError(AssertionError):
     """Two ways to the same number differ by more than rounding."""
-
-
-def agree(ours: float, theirs: float, dtype: torch.dtype, what: str) -> None:
-    """Hold our distance from the float32 run of transformers to rounding, in bfloat16 to twice that of transformers."""
-    allowed = 1e-3 if dtype == torch.float32 else max(2 * theirs, 1e-3)
-    if not ours <= allowed:  # NaN is no agreement
-        raise DisagreementError(f"{what}: ours is {ours:.1e} of the spread from float32, allowed {allowed:.1e}")
 
 
 @dataclass

@@ -95,10 +95,8 @@ class PatchedRuns:
 
     def run(self, cells: Sequence[Cell], size: int) -> list[float]:
         """The metric of each cell, in batches of size."""
-        found: list[Tensor] = []
         with torch.inference_mode():
-            for start in range(0, len(cells), size):
-                found.append(self._batch(cells[start : start + size]))
+            found = [self._batch(cells[start : start + size]) for start in range(0, len(cells), size)]
         return [float(number) for part in found for number in part.tolist()]
 
     def _batch(self, cells: Sequence[Cell]) -> Tensor:
@@ -160,9 +158,10 @@ def greedy(source: Gemma2ForCausalLM, ids: Tensor, n_new: int, hooks: Hooks = ()
 
 
 def short_of_the_likeliest(source: Gemma2ForCausalLM, ids: Tensor, n_prompt: int, hooks: Hooks = ()) -> float:
-    """How far below the likeliest logit each generated token lies in transformers' run of the whole text, at the most.
+    """How far below the likeliest logit a generated token lies at the most, in transformers' run of the whole text.
 
-    Beside the largest logit. Two tokens that rounding makes change places part two texts that are equally right: this does not.
+    As a part of the largest logit. Texts part where rounding makes two tokens change places, and are equally right: this
+    tells it from a mistake.
     """
     with torch.inference_mode(), hooked(hooks):
         logits = source(ids.to(source.device), use_cache=False).logits[:, n_prompt - 1 : -1].float()

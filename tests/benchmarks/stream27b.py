@@ -42,12 +42,13 @@ def shape(n_layers: int) -> GemmaConfig:
     return replace(config, kinds=config.kinds[:n_layers])
 
 
-def write(folder: Path, config: GemmaConfig) -> None:
-    """A store with random numbers."""
+def write(folder: Path, config: GemmaConfig, own: int | None = None) -> None:
+    """A store with random numbers. own: how many layers get a file of their own; None means all, where the disk has room."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**config.to_dict(), "dtype": "bfloat16"}))
     layout = int8_layout(config, torch.bfloat16)
-    own = config.n_layers if shutil.disk_usage(folder).free > (config.n_layers + 6) * layout[-1].stop else LINKED
+    if own is None:
+        own = config.n_layers if shutil.disk_usage(folder).free > (config.n_layers + 6) * layout[-1].stop else LINKED
     print(
         f"{own} files of their own for {config.n_layers} layers"
         + ("" if own == config.n_layers else ", hard links for the rest")
@@ -60,10 +61,11 @@ def write(folder: Path, config: GemmaConfig) -> None:
             piece.view(buffer).random_(-127, 128)
         else:
             piece.view(buffer).fill_(0.03 / 73 if piece.name.endswith(SCALE) else 0.0)
+    last = [piece for piece in layout if piece.name in MATRICES][-1].view(buffer)
     for index in range(config.n_layers):
         path = folder / layer_file(index)
         if index < own:
-            buffer[-(2**20) :].random_(0, 100)  # another file, if not another layer throughout
+            last.reshape(-1)[-(2**20) :].random_(-127, 128)  # another file, if not another layer throughout
             files[path.name] = _save(path, layout, [buffer])
         else:
             path.unlink(missing_ok=True)

@@ -17,63 +17,17 @@ import statistics
 from typing import Any
 
 import torch
-from floors import sweep_flops
-from measuring import Table, Turn, agree, in_turn, machine, parser, products, record, seconds, spread
-from rivals import SHAPE, SMALL, PatchedRuns, checkpoint, config_of, prompt
+from measuring import Table, machine, parser, record, seconds, spread
+from rivals import SHAPE, SMALL, checkpoint, prompt
+from side_by_side import AXES, METRIC, TOKENS, hold, measure_sweep
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
-
-TOKENS = (11, 12)
-METRIC = gs.logit_diff(*TOKENS)
-AXES = {"resid_pre": ("layer", "pos"), "z": ("layer", "head")}
-ROWS_OF_A_BATCH = (256, 1024, 4096)
-ROWS_OF_A_RIVAL = 8192  # how many positions the batched rival computes a round, at least; one by one a quarter
 
 COLUMNS = (
     "site", "positions", "dtype", "cells", "ours_s", "batched_s", "batch", "batched_ran", "one_by_one_s", "floor_s",
     "batched/ours", "one/ours", "ours/floor", "apart", "rival_apart",
 )  # fmt: skip
-
-
-def compare(table: Table, source: Gemma2ForCausalLM, length: int, site: str, dtype: torch.dtype, rounds: int) -> None:
-    """source: in float32, to which the numbers are compared."""
-    vocab_size = source.config.vocab_size
-    pair = prompt(length, vocab_size, 1), prompt(length, vocab_size, 2)
-    theirs = source if dtype == torch.float32 else copy.deepcopy(source).to(dtype)
-    model, config = gs.load(copy.deepcopy(theirs)), config_of(source)
-    runs = PatchedRuns(theirs, *pair, site, TOKENS)
-
-    def sweep() -> Any:
-        return gs.sweep(*pair, METRIC, site=site, by=AXES[site], model=model, progress=False)
-
-    size = runs.quickest_size([max(1, rows // length) for rows in ROWS_OF_A_BATCH])
-    n_batches = min(-(-len(runs.cells) // size), max(1, -(-ROWS_OF_A_RIVAL // (size * length))))
-    batched, single = runs.sample(n_batches * size), runs.sample(max(4, ROWS_OF_A_RIVAL // 4 // length))
-    ours = dict(zip(runs.cells, sweep().values[0].ravel().tolist(), strict=True))
-    exact = runs if dtype == torch.float32 else PatchedRuns(source, *pair, site, TOKENS)
-    wanted = exact.run(single, 1)
-    apart = spread([ours[cell] for cell in single], wanted)
-    rival_apart = spread(runs.run(single, min(size, len(single))), wanted)
-    agree(apart, rival_apart, dtype, f"{site}, {length} positions, {dtype}")
-    took = in_turn(
-        {
-            "ours": Turn(sweep),
-            "batched": Turn(lambda: runs.run(batched, size), len(runs.cells) / len(batched)),
-            "one": Turn(lambda: runs.run(single, 1), len(runs.cells) / len(single)),
-            "floor": products(sweep_flops(config, length, site), config.d_model, config.d_mlp, dtype),
-        },
-        rounds,
-    )
-    table.add(
-        **{
-            "site": site, "positions": length, "dtype": str(dtype)[6:], "cells": len(runs.cells), "rounds": rounds,
-            "ours_s": took.median("ours"), "batched_s": took.median("batched"), "batch": size, "batched_ran": len(batched),
-            "one_by_one_s": took.median("one"), "one_by_one_ran": len(single), "floor_s": took.median("floor"),
-            "batched/ours": took.ratio("batched", "ours"), "one/ours": took.ratio("one", "ours"),
-            "ours/floor": took.ratio("ours", "floor"), "apart": apart, "rival_apart": rival_apart,
-        }
-    )  # fmt: skip
 
 
 def transformer_lens(source: Gemma2ForCausalLM, length: int) -> None:
@@ -173,7 +127,10 @@ def main() -> None:
     for length in given.lengths:
         for site in given.sites:
             for dtype in given.dtype:
-                compare(table, source, length, site, getattr(torch, dtype), given.rounds)
+                theirs = source if dtype == "float32" else copy.deepcopy(source).to(getattr(torch, dtype))
+                row = measure_sweep(theirs, source, gs.load(theirs), length, site, given.rounds)
+                table.add(**row)
+                hold(row)
     record(given.json, [table])
     if given.table:
         growth(source)

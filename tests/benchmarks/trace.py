@@ -1,4 +1,4 @@
-"""What a trace with its logits costs beside transformers' eager forward, prompt by prompt and in one batch, and beside its floor.
+"""What a trace with its logits costs beside transformers' eager forward, one by one and in one batch, and its floor.
 
 The floor is the arithmetic of all rows and logits at the rate of this machine's matrix products. All take turns within a
 round. One by one is a prompt's time, times the prompts. Logits are held to transformers in float32: float32 to rounding,
@@ -19,10 +19,9 @@ import sys
 from typing import Any
 
 import torch
-from floors import forward_flops
-from measuring import Table, Turn, agree, in_turn, machine, parser, products, record, seconds, spread
-from rivals import SHAPE, SMALL, checkpoint, config_of, prompt
-from transformers import Gemma2ForCausalLM
+from measuring import Table, machine, parser, record, seconds
+from rivals import SHAPE, SMALL, checkpoint, prompt
+from side_by_side import hold, measure_trace
 
 import gemmascope as gs
 
@@ -31,48 +30,6 @@ COLUMNS = (
     "prompts", "positions", "dtype", "ours_ms", "batched_ms", "one_by_one_ms", "floor_ms", "ours/batched", "ours/one",
     "ours/floor", "no_logits/batched", "apart", "rival_apart",
 )  # fmt: skip
-
-
-def forward(source: Gemma2ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        logits: torch.Tensor = source(ids.to(source.device), use_cache=False).logits
-    return logits
-
-
-def compare(
-    table: Table, plain: Gemma2ForCausalLM, source: Gemma2ForCausalLM, model: Any, count: int, length: int, rounds: int
-) -> None:
-    """plain: in float32, to which the logits are compared; source: in the type of this row."""
-    config, dtype = config_of(source), source.dtype
-    ids = torch.stack([prompt(length, config.vocab_size, 200 + seed) for seed in range(count)])
-
-    def traces() -> list[torch.Tensor]:
-        return [t.logits for t in gs.trace(list(ids), model=model)]
-
-    wanted = forward(plain, ids[:1])[0, -1].tolist()
-    apart, rival_apart = (spread(x.float().tolist(), wanted) for x in (traces()[0][-1], forward(source, ids[:1])[0, -1]))
-    agree(apart, rival_apart, dtype, f"{count} prompts of {length} positions, {dtype}")
-    turns = {
-        "ours": Turn(traces),
-        "batched": Turn(lambda: forward(source, ids)),
-        "bare": Turn(lambda: gs.trace(list(ids), model=model)),
-        "floor": products(count * forward_flops(config, length), config.d_model, config.d_mlp, dtype),
-    }
-    if count > 1:
-        turns["one"] = Turn(lambda: forward(source, ids[:1]), count)
-    for name in ("batched", "bare"):
-        turns[name].run()
-    took = in_turn(turns, rounds)
-    table.add(
-        **{
-            "prompts": count, "positions": length, "dtype": str(dtype)[6:], "rounds": rounds,
-            "ours_ms": 1e3 * took.median("ours"), "batched_ms": 1e3 * took.median("batched"),
-            "one_by_one_ms": 1e3 * took.median("one") if "one" in took else None, "floor_ms": 1e3 * took.median("floor"),
-            "ours/batched": took.ratio("ours", "batched"), "ours/one": took.ratio("ours", "one") if "one" in took else None,
-            "ours/floor": took.ratio("ours", "floor"), "no_logits/batched": took.ratio("bare", "batched"),
-            "apart": apart, "rival_apart": rival_apart,
-        }
-    )  # fmt: skip
 
 
 def kept(ids: torch.Tensor, model: Any) -> float:
@@ -120,11 +77,13 @@ def main() -> None:
     table = Table("traces with logits: milliseconds, and their ratios round by round", COLUMNS)
     memory = Table("what a trace keeps", ("positions", "of_the_stream", "allowed"))
     for dtype in given.dtype:
-        source = copy.deepcopy(plain).to(getattr(torch, dtype))
-        model = gs.load(copy.deepcopy(source))
+        source = plain if dtype == "float32" else copy.deepcopy(plain).to(getattr(torch, dtype))
+        model = gs.load(source)
         for length in given.lengths:
             for count in given.prompts:
-                compare(table, plain, source, model, count, length, given.rounds)
+                row = measure_trace(source, plain, model, count, length, given.rounds)
+                table.add(**row)
+                hold(row)
     model = gs.load(plain)
     for length in given.lengths:
         ids = prompt(length, plain.config.vocab_size, length)

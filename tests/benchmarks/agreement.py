@@ -1,0 +1,267 @@
+"""Every public function on nano, on a device beside the CPU: how far apart the numbers are, and what fails.
+
+A result is compared by its numbers alone: tensors, labelled arrays, token ids. Views and labs are made and their text is
+compared, without a browser. Each case has its own name, and a case that fails does not stop the next.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+LONG = "Mary went to the store. " * 9
+WOMEN, MEN = ["Mary was", "Anna was"], ["John was", "Peter was"]
+GRIDS = {
+    "resid_pre": ("layer", "pos"), "resid_mid": ("layer", "pos"), "attn_out": ("layer", "pos"),
+    "mlp_out": ("layer", "pos"), "mlp_act": ("layer", "pos"), "z": ("layer", "head"), "q": ("layer", "head"),
+    "k": ("layer", "head"), "v": ("layer", "head"), "pattern": ("layer", "head"), "scores": ("layer", "head"),
+}  # fmt: skip
+KINDS = ("induction", "previous_token", "duplicate_token", "sink", "local_reach", "copying")
+ALLOWED = 1e-4  # of the largest number, float32 on both
+
+
+def numbers(found: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """All numbers of a result, in one row."""
+    if isinstance(found, torch.Tensor):
+        return found.detach().double().cpu().numpy().ravel()
+    if isinstance(found, Mapping):
+        found = list(found.values())
+    if hasattr(found, "data_vars"):
+        found = [found[name] for name in found.data_vars if found[name].dtype.kind in "fiub"]
+    if isinstance(found, (list, tuple)):
+        return np.concatenate([np.zeros(0), *(numbers(one) for one in found)])
+    return np.asarray(found, dtype=np.float64).ravel()
+
+
+def cases(gs: Any, model: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each public function by a name. gs: the package, or what stands before it and watches."""
+    metric, quiet = gs.logit_diff(" Mary", " John"), {"model": model, "progress": False}
+    trace = gs.trace(CLEAN, model=model)
+    yield from _reading(gs, model, trace, folder)
+    yield from _edits(gs, model, trace)
+    for site, by in GRIDS.items():
+        yield f"sweep of {site}", lambda site=site, by=by: gs.sweep(CLEAN, CORRUPT, metric, site=site, by=by, **quiet).values
+    others = {
+        "rank": gs.rank(" Mary"),
+        "probability": gs.answer_prob(" Mary"),
+        "log probability": gs.answer_logprob(" Mary"),
+    }
+    for name, other in {**others, "KL divergence": gs.kl_from(trace)}.items():
+        yield (
+            f"sweep measured by {name}",
+            lambda other=other: gs.sweep(CLEAN, CORRUPT, other, site="resid_pre", **quiet).values,
+        )
+    heads: dict[str, Any] = {"site": "z", "by": ("layer", "head"), **quiet}
+    references = [trace, gs.trace(CORRUPT, model=model)]
+    yield "ablation by the mean", lambda: gs.sweep(CLEAN, None, metric, ablate="mean", reference=references, **heads).values
+    both = [metric, gs.logit_diff(" John", " Mary")]
+    yield "sweep of two pairs", lambda: gs.sweep([CLEAN, CORRUPT], [CORRUPT, CLEAN], both, **heads).values
+
+    def journal() -> Any:
+        gs.sweep(CLEAN, CORRUPT, metric, out=folder / "sweep.jsonl", layer=[1, 2], **heads)
+        return gs.open_sweep(folder / "sweep.jsonl").values
+
+    yield "sweep kept in a file", journal
+    yield "path_sweep", lambda: gs.path_sweep(CLEAN, CORRUPT, metric, sender="z", receiver=("q", 3), **quiet).values
+    asked: Any = {"metric": metric, "model": model}
+    yield "attribute", lambda: gs.attribute(CLEAN, CORRUPT, site="z", by=("layer", "head"), **asked).values
+    yield "attribute in steps", lambda: gs.attribute(CLEAN, CORRUPT, site="resid_pre", steps=4, **asked).values
+    yield "grad", lambda: [trace.grad(metric, address) for address in (("pattern", 3), ("resid_pre", 0))]
+    yield from _generation(gs, model)
+    yield from _steering_and_dictionaries(gs, model, trace, metric)
+    yield from _views_and_labs(gs, model, trace, metric)
+
+
+def _reading(gs: Any, model: Any, trace: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    for name, site in gs.SITES.items():
+        yield f"site {name}", lambda name=name, site=site: trace[name, 2] if site.in_layer else trace[name]
+    yield "trace of a long prompt", lambda: gs.trace(LONG, model=model).logits
+    yield "trace of two prompts", lambda: [t.logits for t in gs.trace([CLEAN, LONG], model=model)]
+
+    def saved() -> Any:
+        trace.save(folder / "mary.trace")
+        return gs.open_trace(folder / "mary.trace", model=model).logits
+
+    yield "open_trace", saved
+    yield (
+        "lens",
+        lambda: (lambda found: [found.top_probs, found.entropy, found.answer_logit])(gs.lens(trace, answer=" Mary")),
+    )
+    for by in ("sublayer", "head", "neuron", "token"):
+        yield f"direct_logits by {by}", lambda by=by: gs.direct_logits(trace, " Mary", against=" John", by=by).parts
+    for kind in KINDS:
+        yield f"head_scores of {kind}", lambda kind=kind: gs.head_scores(model, kind).scores
+    yield "attention_summary", lambda: gs.attention_summary(trace).by_query
+    for kind in ("q", "k", "v"):
+        yield f"composition by {kind}", lambda kind=kind: gs.composition(model, kind).scores
+    yield "factors of a head", lambda: [getattr(model.layer(2).ov(1), side) for side in ("left", "right")]
+
+    def compared() -> Any:
+        found = gs.compare(model, model, [CLEAN, CORRUPT])
+        return [found.kl, found.cosine]
+
+    yield "compare", compared
+
+    def planned() -> Any:
+        found = gs.plan("2b", device="cpu", memory="16GB")
+        return [len(found.kept), len(found.streamed)]
+
+    yield "plan", planned
+
+    def quantized() -> Any:
+        gs.quantize("nano", folder / "int8")
+        return gs.trace(CLEAN, model=gs.load(folder / "int8", device=model.device, dtype="float32")).logits
+
+    yield "quantize", quantized
+
+
+def _edits(gs: Any, model: Any, trace: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+    vector = torch.linspace(-1, 1, model.config.d_model)
+    corrupt = gs.trace(CORRUPT, model=model)
+    made: dict[str, Callable[[], Any]] = {
+        "ablate": lambda: gs.ablate("z", layer=2, head=1),
+        "ablate by the mean": lambda: gs.ablate("z", layer=2, head=1, value="mean", reference=[trace]),
+        "ablate_direction": lambda: gs.ablate_direction("resid_post", vector, layer=2),
+        "add": lambda: gs.add("resid_post", vector, layer=2, pos=-1, scale=2.0),
+        "knockout": lambda: gs.knockout(layer=2, q_pos=-1, k_pos=3),
+        "patch": lambda: gs.patch("resid_pre", corrupt, layer=2, pos=9),
+        "scale": lambda: gs.scale("mlp_out", 0.5, layer=1),
+        "edit": lambda: gs.edit("resid_post", lambda x: 2 * x, layer=2),
+        "edit that gives a CPU tensor": lambda: gs.edit("resid_post", lambda x: 2 * x.cpu(), layer=2),
+    }
+    for name, make in made.items():
+        yield name, lambda make=make: gs.trace(CLEAN, model=model, edits=[make()]).logits
+
+
+def _generation(gs: Any, model: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def ids(prompt: Any, n: int, **more: Any) -> Any:
+        return lambda: gs.generate(prompt, model=model, max_new_tokens=n, **more).ids
+
+    yield "generate", ids(CLEAN, 12)
+    yield "generate, sampled", ids(CLEAN, 12, temperature=1.0, seed=3)
+    yield "generate, a long text with an edit", ids(LONG, 30, edits=[gs.ablate("z", layer=1, head=0)])
+    several = [CLEAN, LONG, CORRUPT]
+    yield "generate, several prompts", lambda: [g.ids for g in gs.generate(several, model=model, max_new_tokens=12)]
+    yield "trace of a generation", lambda: gs.generate(CLEAN, model=model, max_new_tokens=4).trace()["pattern", 3]
+
+
+def _steering_and_dictionaries(gs: Any, model: Any, trace: Any, metric: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def direction() -> Any:
+        return gs.direction(WOMEN, MEN, layer=2, model=model)
+
+    yield "direction", lambda: direction().vector
+
+    def strengths() -> Any:
+        found = gs.strength_sweep(
+            ["Mary was"], direction(), gs.logit_diff(" she", " he"), strengths=[-2.0, 0.0, 2.0], model=model, progress=False
+        )
+        return [found.metric, found.perplexity, found.kl]
+
+    yield "strength_sweep", strengths
+    sae = gs.load_sae("nano", device=model.device)
+    yield "load_sae", lambda: [sae.encode(trace).value, sae.encode(trace).reconstruction]
+    yield "splice", lambda: gs.trace(CLEAN, model=model, edits=[gs.splice(sae, {987: 0.0})]).logits
+    yield "feature_sweep", lambda: gs.feature_sweep(sae, CLEAN, metric, model=model).effect
+
+
+def _views_and_labs(gs: Any, model: Any, trace: Any, metric: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+    heads: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "model": model, "progress": False}
+    views: dict[str, Callable[[], Any]] = {
+        "attention_view": lambda: gs.attention_view(trace),
+        "lens_view": lambda: gs.lens_view(trace),
+        "stream_view": lambda: gs.stream_view(trace),
+        "sweep_view": lambda: gs.sweep_view(gs.sweep(CLEAN, CORRUPT, metric, **heads)),
+        "sae_view": lambda: gs.sae_view(gs.load_sae("nano", device=model.device).encode(trace)),
+        "plan_view": lambda: gs.plan_view(contexts=(256, 1024)),
+    }
+    for name, view in views.items():
+        yield name, lambda view=view: [len(view().title), len(view().rows)]
+
+    def patching() -> Any:
+        with gs.patching_lab(CLEAN, CORRUPT, " Mary", " John", model=model) as lab:
+            return lab.run().values
+
+    yield "patching_lab", patching
+
+    def head_lab() -> Any:
+        with gs.head_lab(CLEAN, " Mary", " John", model=model, max_new_tokens=2) as lab:
+            lab.scale(2, 3, 0.0)
+            return lab.moved()[1:]
+
+    yield "head_lab", head_lab
+
+    def steering() -> Any:
+        with gs.steer_lab(CLEAN, gs.direction(WOMEN, MEN, layer=2, model=model), max_new_tokens=2, model=model) as lab:
+            lab.set(strength=2.0)
+            lab.wait()
+            return len(lab.text)
+
+    yield "steer_lab", steering
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A case on the device beside the CPU. apart: of the largest number, None where one of them failed."""
+
+    name: str
+    count: int
+    apart: float | None
+    error: str | None
+
+    @property
+    def ok(self) -> bool:
+        return self.apart is not None and self.apart <= ALLOWED
+
+
+def compare(gs: Any, device: torch.device) -> Iterator[Compared]:
+    """Every case on the CPU and on the device, in float32."""
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        one, other = (gs.load("nano", device=place, dtype="float32") for place in ("cpu", device))
+        for (name, on_cpu), (_, on_device) in zip(cases(gs, one, Path(first)), cases(gs, other, Path(second)), strict=True):
+            yield _compared(name, on_cpu, on_device)
+
+
+def _compared(name: str, on_cpu: Callable[[], Any], on_device: Callable[[], Any]) -> Compared:
+    wanted, got = _numbers(on_cpu), _numbers(on_device)
+    for where, found in (("CPU", wanted), ("device", got)):
+        if isinstance(found, str):
+            return Compared(name, 0, None, f"{where}: {found}")
+    if wanted.shape != got.shape or not wanted.size:
+        return Compared(name, wanted.size, None, f"{wanted.shape} numbers on the CPU, {got.shape} on the device")
+    return Compared(name, wanted.size, distance(got, wanted), None)
+
+
+def _numbers(run: Callable[[], Any]) -> Any:
+    """The numbers, or what went wrong."""
+    try:
+        return numbers(run())
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {str(error)[:300]} ({at.filename}:{at.lineno})"
+
+
+def distance(got: Any, wanted: Any) -> float:
+    """The largest difference of the finite numbers, beside the largest of them; infinite where others differ at all."""
+    finite = np.isfinite(wanted)
+    if not np.array_equal(got[~finite], wanted[~finite], equal_nan=True) or not np.isfinite(got[finite]).all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float(np.abs(got[finite] - wanted[finite]).max() / max(np.abs(wanted[finite]).max(), 1e-9))
+
+
+def summary(found: Sequence[Compared]) -> dict[str, Any]:
+    return {
+        "cases": len(found), "numbers": sum(one.count for one in found),
+        "worst": max((one.apart for one in found if one.apart is not None), default=None),
+        "failed": {one.name: one.error or f"apart by {one.apart:.1e}" for one in found if not one.ok},
+    }  # fmt: skip
