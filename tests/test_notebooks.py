@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from browser import executable
 from checkpoints import checkpoint
+from nbformat import NotebookNode
 from PIL import Image
 
 import gemmascope as gs
@@ -71,33 +73,70 @@ def _body(code: str) -> Iterator[str]:
                     yield from (part for part in line.splitlines() if len(part) > 20)
 
 
-class Run:
-    """A notebook that is run cell by cell, with the error that each raised. A cell that takes two minutes fails."""
+# Before each notebook: its folder, no widget of the last one, no name but IPython's own.
+RESET = "import os, ipywidgets\nos.chdir({folder!r})\nipywidgets.Widget.close_all()\n%reset -f"
 
-    def __init__(self, source: Path, version: str, folder: Path) -> None:
+
+class Kernel:
+    """One kernel for all notebooks: starting it, and importing torch in it, takes longer than most notebooks do."""
+
+    def __init__(self) -> None:
         from nbclient import NotebookClient
 
-        self.notebook = notebook(source, version)
-        client = NotebookClient(self.notebook, timeout=120, allow_errors=True, resources={"metadata": {"path": str(folder)}})
-        self.errors: dict[int, str] = {}
-        with client.setup_kernel():
-            for i, cell in enumerate(self.notebook.cells):
-                client.execute_cell(cell, i)
-                found = [output for output in cell.get("outputs", []) if output.output_type == "error"]
-                if found:
-                    self.errors[i] = f"{found[0].ename}: {found[0].evalue}"
+        self.client = NotebookClient(nbformat.v4.new_notebook(), timeout=120, allow_errors=True)
+
+    def run(self, cells: list[NotebookNode], folder: Path) -> dict[int, str]:
+        """Run cells in a folder. Returns the errors by cell. A cell that takes two minutes fails."""
+        assert self._execute([nbformat.v4.new_code_cell(RESET.format(folder=str(folder)))]) == {}
+        return self._execute(cells)
+
+    def _execute(self, cells: list[NotebookNode]) -> dict[int, str]:
+        self.client.nb.cells = cells
+        self.client.reset_execution_trackers()
+        errors = {}
+        for i, cell in enumerate(cells):
+            self.client.execute_cell(cell, i)
+            found = [output for output in cell.get("outputs", []) if output.output_type == "error"]
+            if found:
+                errors[i] = f"{found[0].ename}: {found[0].evalue}"
+        return errors
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Kernel]:
+    found = Kernel()
+    with found.client.setup_kernel():
+        yield found
+
+
+def test_a_notebook_finds_no_name_and_no_widget_of_the_one_before(kernel: Kernel, tmp_path: Path) -> None:
+    one, two = (tmp_path / name for name in "ab")
+    one.mkdir()
+    two.mkdir()
+    code = "import os, ipywidgets, gemmascope as gs; left = ipywidgets.IntSlider(); os.path.basename(os.getcwd())"
+    cells = [nbformat.v4.new_code_cell(text) for text in (code, "left", "1 / 0", "gs")]
+    assert kernel.run(cells[:1], one) == {}
+    assert cells[0].outputs[0].data["text/plain"] == "'a'"
+    assert kernel.run(cells[1:], two) == {
+        0: "NameError: name 'left' is not defined",
+        1: "ZeroDivisionError: division by zero",
+        2: "NameError: name 'gs' is not defined",
+    }
+    count = nbformat.v4.new_code_cell("import comm, os; len(comm.get_comm_manager().comms), os.path.basename(os.getcwd())")
+    assert kernel.run([count], two) == {}
+    assert count.outputs[0].data["text/plain"] == "(0, 'b')"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
-def test_a_solution_runs_from_the_first_to_the_last_cell(source: Path, tmp_path: Path) -> None:
-    run = Run(source, "solution", tmp_path)
-    assert run.errors == {}
-    checks = [cell for cell in run.notebook.cells if "check" in cell.metadata.get("tags", [])]
+def test_a_solution_runs_from_the_first_to_the_last_cell(source: Path, kernel: Kernel, tmp_path: Path) -> None:
+    cells = notebook(source, "solution").cells
+    assert kernel.run(cells, tmp_path) == {}
+    checks = [cell for cell in cells if "check" in cell.metadata.get("tags", [])]
     for cell in checks:
         assert "right, on 3 random inputs" in "".join(output.get("text", "") for output in cell.outputs)
 
 
-def test_the_reference_on_heads_runs_on_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
+def test_the_reference_on_heads_runs_on_a_checkpoint_of_another_shape(kernel: Kernel, tmp_path: Path) -> None:
     """As it runs on 2B: only the name is changed. The checkpoint is transformers' own, random, with nano's tokenizer."""
     nano = Path(gs.__file__).parent / "nano" / "checkpoint"
     shape = {"vocab_size": gs.load().config.vocab_size, "sliding_window": 600, "max_position_embeddings": 1024}
@@ -108,19 +147,19 @@ def test_the_reference_on_heads_runs_on_a_checkpoint_of_another_shape(tmp_path: 
     text = (NOTEBOOKS / "source" / "heads_of_gemma_2.py").read_text(encoding="utf-8")
     assert text.count('\nMODEL = "nano"\n') == 1
     source.write_text(text.replace('\nMODEL = "nano"\n', f"\nMODEL = {str(tmp_path / 'other')!r}\n"), encoding="utf-8")
-    run = Run(source, "solution", tmp_path)
-    assert run.errors == {}
-    printed = "".join(str(output.get("text", "")) for cell in run.notebook.cells for output in cell.get("outputs", []))
+    cells = notebook(source, "solution").cells
+    assert kernel.run(cells, tmp_path) == {}
+    printed = "".join(str(output.get("text", "")) for cell in cells for output in cell.get("outputs", []))
     assert "local layers [1, 2, 4], with a window of 600 positions; global layers [0, 3]" in printed
     assert "the window of 600 is longer than 512 positions" in printed
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
-def test_an_exercise_fails_at_its_checks_and_nowhere_else(source: Path, tmp_path: Path) -> None:
-    run = Run(source, "exercise", tmp_path)
-    checks = [i for i, cell in enumerate(run.notebook.cells) if "check" in cell.metadata.get("tags", [])]
-    assert list(run.errors) == checks
-    assert all("still to be written" in error for error in run.errors.values())
+def test_an_exercise_fails_at_its_checks_and_nowhere_else(source: Path, kernel: Kernel, tmp_path: Path) -> None:
+    cells = notebook(source, "exercise").cells
+    errors = kernel.run(cells, tmp_path)
+    assert list(errors) == [i for i, cell in enumerate(cells) if "check" in cell.metadata.get("tags", [])]
+    assert all("still to be written" in error for error in errors.values())
 
 
 @pytest.mark.parametrize("source", [source for source in SOURCES if source.stem[0] in "12345"], ids=lambda s: s.stem)

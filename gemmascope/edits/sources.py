@@ -91,17 +91,18 @@ def check_reference(how: str, reference: Sequence[ReadableRun], target: Target) 
         raise EditError(f"value is a number, 'mean' or 'mean_by_pos'; given {short_repr(how)}")
     if not reference:
         raise EditError(f"{how!r} needs reference=[traces] to take the mean over")
+    by_position, n_pos = _by_position(how, target), len(target.ids)
     for trace in reference:
-        if _sizes(trace.model, target) != _sizes(target.model, target):
+        if trace.model is not target.model and _sizes(trace.model, target) != _sizes(target.model, target):
             raise EditError(
                 f"the reference holds a trace of {trace.model.name!r}, whose '{target.address}' has other sizes "
                 f"than that of {target.model.name!r}"
             )
-        if _by_position(how, target) and len(trace.ids) != len(target.ids):
+        if by_position and len(trace) != n_pos:
             raise EditError(
                 f"a mean at each position needs equal lengths: {first_difference(target.model, target.ids, trace.ids)}"
             )
-    if not _by_position(how, target) and all(len(trace.ids) == 1 for trace in reference):
+    if not by_position and all(len(trace) == 1 for trace in reference):
         raise EditError("the reference has no position after its first one to take the mean over")
 
 

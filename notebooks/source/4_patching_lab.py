@@ -42,7 +42,7 @@ lab.result
 
 # %%
 drawn = defaultdict(list)
-for pair in gs.prompts.ioi(200, 1, model.tokenizer):
+for pair in gs.prompts.ioi(120, 1, model.tokenizer):
     drawn[len(model.ids(pair.clean))].append(pair)
 pairs = max(drawn.values(), key=len)
 print(f"{len(pairs)} pairs of {len(model.ids(pairs[0].clean))} tokens, such as:\n{pairs[0]}")
@@ -166,13 +166,14 @@ every = [(layer, head) for layer in range(model.n_layers) for head in range(mode
 reference = gs.trace([text for pair in pairs for text in (pair.clean, pair.corrupt)], model=model)
 
 
+silence = {
+    (layer, head): gs.ablate("z", layer=layer, head=head, value="mean_by_pos", reference=reference) for layer, head in every
+}
+
+
 def silenced(heads) -> float:
     """The mean logit difference over all pairs with these heads at their mean, position by position."""
-    edits = []
-    for layer in sorted({layer for layer, _ in heads}):
-        here = [head for at, head in heads if at == layer]
-        edits.append(gs.ablate("z", layer=layer, head=here, value="mean_by_pos", reference=reference))
-    traces = gs.trace([pair.clean for pair in pairs], model=model, edits=edits)
+    traces = gs.trace([pair.clean for pair in pairs], model=model, edits=[silence[head] for head in heads])
     one = model.tokenizer.single
     differences = [
         float(t.next_logits[one(p.answer)] - t.next_logits[one(p.against)]) for t, p in zip(traces, pairs, strict=True)
@@ -183,15 +184,15 @@ def silenced(heads) -> float:
 whole = silenced([])
 
 
-def verdict(circuit) -> None:
+def verdict(circuit) -> tuple[float, float]:
     """What is left of the logit difference with the circuit alone, and without it."""
     alone = silenced([head for head in every if head not in circuit]) / whole
     without = silenced(circuit) / whole
     print(f"{len(circuit)} heads: alone they keep {alone:.0%} of the logit difference; without them {without:.0%} is left")
+    return alone, without
 
 
 verdict(found)
-
 # %% [markdown]
 # Without these heads the answer is gone. But are they enough? Patching shows where the *difference* between the two prompts
 # flows. What both prompts need alike, such as finding out where names stand, it cannot show. Silence single heads to see
@@ -206,7 +207,7 @@ for head in sorted(needed, key=lambda head: -need[head]):
 # %%
 circuit = sorted({*found, *needed})
 print("the circuit:", ", ".join(f"{layer}.{head}" for layer, head in circuit))
-verdict(circuit)
+alone, without = verdict(circuit)
 
 # %% [markdown]
 # <details><summary>What you should see</summary>The first set destroys the answer when it is silenced, and is not enough on its
@@ -218,8 +219,6 @@ verdict(circuit)
 # less than a tenth is left." Both numbers stand above. Which would refute the claim, and does it?
 
 # %%
-alone = silenced([head for head in every if head not in circuit]) / whole
-without = silenced(circuit) / whole
 print(
     f"alone {alone:.0%}, without {without:.0%}: the claim is {'borne out' if alone >= 0.8 and abs(without) < 0.1 else 'refuted'}"
 )
