@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from reference import error
 
 import gemmascope as gs
+from gemmascope.edits.call_text import source_text
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.kinds import Custom
 from gemmascope.errors import EditError, GemmascopeError, SiteError, TapError
@@ -231,3 +232,15 @@ def test_knockouts_that_together_leave_a_query_no_key_are_refused_when_they_meet
     gs.trace(prompt(5), model=model(), edits=cuts[:1])
     with pytest.raises(TapError, match="a query is left without any key"):
         gs.trace(prompt(5), model=model(), edits=cuts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int8", "bool"])
+def test_an_array_is_shown_as_the_tensor_of_its_numbers(dtype: str) -> None:
+    array = np.array([[1, 0, 3]]).astype(dtype)
+    shown = source_text(array)
+    assert np.array_equal(eval(shown, {"torch": torch}).numpy(), array), shown
+
+
+def test_an_array_that_is_large_or_of_no_numbers_is_shown_by_its_shape() -> None:
+    assert source_text(np.zeros((40, 50))) == "<ndarray [40, 50]>"
+    assert source_text(np.array(["a", "b"])) == "<ndarray [2]>"
