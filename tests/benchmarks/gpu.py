@@ -200,10 +200,9 @@ class Card:
         folder = self.folder / "27b"
         spent = seconds(lambda: write(folder, config, own=4))
         self.steps.say("27b: written", s=round(spent, 1), note="four files of their own, the others linked to them")
-        layer = 7_000_000_000 if not self.small else 0
         first: list[torch.Tensor] = []
         for memory in (None, "16GB") if self.on_card else (None, "14MB"):
-            self.streamed(f"27b in {memory or 'all memory'}", folder, memory, first, layer)
+            self.streamed(f"27b in {memory or 'all memory'}", folder, memory, first)
 
     def b2_streamed(self) -> None:
         """2B bfloat16 from its folder."""
@@ -211,9 +210,9 @@ class Card:
         checkpoint(shape, self.device, torch.bfloat16).save_pretrained(folder)
         first: list[torch.Tensor] = []
         for memory in (None, "3GB", "6GB") if self.on_card else (None, "3MB"):
-            self.streamed(f"2b in {memory or 'all memory'}", folder, memory, first, 0)
+            self.streamed(f"2b in {memory or 'all memory'}", folder, memory, first)
 
-    def streamed(self, name: str, folder: Path, memory: str | None, first: list[torch.Tensor], least: int) -> None:
+    def streamed(self, name: str, folder: Path, memory: str | None, first: list[torch.Tensor]) -> None:
         """A model in a budget. first: logits and gradients of the first model, which every other has bit for bit."""
         with self.steps.step(name):
             loaded: list[Any] = []
@@ -287,8 +286,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         card = Card(steps, device, given.small, Path(folder))
         each: dict[str, tuple[float, Callable[[], None]]] = {  # with the seconds that it takes on an H100
-            "links": (5, card.links), "nano": (20, card.nano), "tests": (25, card.tests), "2b": (100, card.b2),
-            "27b": (150, card.b27), "2b_stream": (40, card.b2_streamed),
+            "links": (5, card.links), "nano": (20, card.nano), "tests": (25, card.tests), "2b": (120, card.b2),
+            "27b": (180, card.b27), "2b_stream": (40, card.b2_streamed),
             "sanitizer": (60, lambda: card.tests(TORCH_CUDA_SANITIZER="1")),
         }  # fmt: skip
         if unknown := set(given.steps) - set(each):

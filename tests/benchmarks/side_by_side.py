@@ -173,7 +173,8 @@ def _ratio(took: Rounds, above: str, below: str) -> float | None:
 def hold(row: Row) -> None:
     """Raise DisagreementError where our numbers are further from transformers' than rounding explains.
 
-    float32 to rounding; bfloat16 to twice the distance that transformers' own bfloat16 has from float32. Generated tokens
+    float32 to rounding; bfloat16 to three times the distance that transformers' own bfloat16 has from float32,
+    for the largest of a few errors is a chancy number. Generated tokens
     must be the likeliest in transformers' run of our text, or short of that by rounding, and in float32 the same.
     """
     is_float32 = row["dtype"] == "float32"
@@ -181,7 +182,7 @@ def hold(row: Row) -> None:
         allowed = SHORT[torch.float32 if is_float32 else torch.bfloat16]
         ok = row["short"] <= allowed and (row["same"] == "yes" or not is_float32)
     else:
-        allowed = 1e-3 if is_float32 else max(2 * row["rival_apart"], 1e-3)
+        allowed = 1e-3 if is_float32 else max(3 * row["rival_apart"], 1e-3)
         ok = row["apart"] <= allowed  # NaN is no agreement
     if not ok:
         raise DisagreementError(f"ours differs by more than {allowed:.1e}: {row}")

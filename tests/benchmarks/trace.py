@@ -2,7 +2,7 @@
 
 The floor is the arithmetic of all rows and logits at the rate of this machine's matrix products. All take turns within a
 round. One by one is a prompt's time, times the prompts. Logits are held to transformers in float32: float32 to rounding,
-bfloat16 to at most twice the distance of transformers' own bfloat16.
+bfloat16 to at most three times the distance of transformers' own bfloat16.
 Then what a trace keeps, beside the residual stream's bytes (held to 1.2 times), and with --long a trace of 8,192 positions
 with the process's peak resident size.
 
