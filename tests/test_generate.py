@@ -37,16 +37,16 @@ def model() -> Model:
     return pair()[1]
 
 
-def theirs(source: Gemma2ForCausalLM, ids: Sequence[int], n_new: int) -> tuple[list[int], Tensor]:
+def transformers_greedy(source: Gemma2ForCausalLM, ids: Sequence[int], n_new: int) -> tuple[list[int], Tensor]:
     """What transformers goes on with, greedily: all ids, and the logits [new, vocab] that the new ones were taken from."""
     source.generation_config.eos_token_id = source.config.eos_token_id
-    given = torch.tensor([list(ids)])
-    kept = source.config.sliding_window > 1  # its cache of a window of 1 keeps keys that the window has left
-    asked: dict[str, Any] = {"max_new_tokens": n_new, "do_sample": False, "pad_token_id": 0, "use_cache": kept}
-    asked |= {"return_dict_in_generate": True, "output_logits": True}
+    tokens = torch.tensor([list(ids)])
+    use_cache = source.config.sliding_window > 1  # its cache of a window of 1 keeps keys that the window has left
+    options: dict[str, Any] = {"max_new_tokens": n_new, "do_sample": False, "pad_token_id": 0, "use_cache": use_cache}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
     with torch.no_grad():
-        found = source.generate(given, attention_mask=torch.ones_like(given), **asked)
-    return found.sequences[0].tolist(), torch.cat(found.logits)
+        result = source.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+    return result.sequences[0].tolist(), torch.cat(result.logits)
 
 
 # -- against transformers --
@@ -69,7 +69,7 @@ def test_greedy_tokens_are_those_of_transformers(kinds: str, shape: dict[str, An
         ids = prompt(n_prompt, seed=seed)
         n_new = 64 - n_prompt  # exactly the context, so the window's slots are taken many times over
         g = gs.generate(ids, model=ours, max_new_tokens=n_new)
-        expected, logits = theirs(source, ids, n_new)
+        expected, logits = transformers_greedy(source, ids, n_new)
         assert g.ids.tolist() == expected
         assert error(g.trace().logits[n_prompt - 1 : -1], logits) <= 2 * CLOSE  # both of them from keys kept
         assert g.stopped == "length"
@@ -83,7 +83,7 @@ def test_an_end_token_ends_it_where_it_ends_transformers(seed: int) -> None:
     end = new[6]
     source = checkpoint("lgl", seed, eos_token_id=end)
     g = gs.generate(prompt(5, seed=seed), model=model_of(source), max_new_tokens=20)
-    assert g.ids.tolist() == theirs(source, prompt(5, seed=seed), 20)[0]
+    assert g.ids.tolist() == transformers_greedy(source, prompt(5, seed=seed), 20)[0]
     assert len(g.new_ids) == new.index(end) + 1
     assert g.stopped == f"token {end}"
 
@@ -123,11 +123,11 @@ EDITS: list[list[Edit]] = [
 ]  # fmt: skip
 
 
-def uncached(given: Model, ids: Sequence[int], edits: Sequence[Edit]) -> Tensor:
+def uncached(model: Model, ids: Sequence[int], edits: Sequence[Edit]) -> Tensor:
     """The logits of the next token from the whole text run again, with the edits at positions that are there."""
-    there = [edit for edit in (up_to(edit, len(ids)) for edit in edits) if edit is not None]
-    found: Tensor = gs.trace(list(ids), model=given, edits=there).next_logits
-    return found
+    applicable = [edit for edit in (up_to(edit, len(ids)) for edit in edits) if edit is not None]
+    logits: Tensor = gs.trace(list(ids), model=model, edits=applicable).next_logits
+    return logits
 
 
 def up_to(edit: Edit, n_pos: int) -> Edit | None:
@@ -140,8 +140,8 @@ def up_to(edit: Edit, n_pos: int) -> Edit | None:
         if at is None:
             continue
         if isinstance(at, slice):
-            ends = [n + N_PROMPT if n is not None and n < 0 else n for n in (at.start, at.stop)]
-            at = list(range(TOTAL))[ends[0] : ends[1] : at.step]
+            bounds = [n + N_PROMPT if n is not None and n < 0 else n for n in (at.start, at.stop)]
+            at = list(range(TOTAL))[bounds[0] : bounds[1] : at.step]
         at = [n + N_PROMPT if n < 0 else n for n in ([at] if isinstance(at, int) else at)]
         keep = [i for i, n in enumerate(at) if n < n_pos]
         if not keep:
@@ -156,19 +156,19 @@ def up_to(edit: Edit, n_pos: int) -> Edit | None:
     "edits", EDITS, ids=lambda edits: ", ".join(f"{e.site} {e.pos or e.q_pos}" for e in edits) or "none"
 )
 def test_cached_logits_equal_uncached_ones_at_every_step(edits: list[Edit], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Tensor] = []
+    logits_of_steps: list[Tensor] = []
     for name in ("prefill", "step"):
         real = getattr(Decoder, name)
 
-        def watched(self: Decoder, *given: Any, real: Any = real) -> Tensor:
-            seen.append(real(self, *given))
-            return seen[-1]
+        def watched(self: Decoder, *arguments: Any, real: Any = real) -> Tensor:
+            logits_of_steps.append(real(self, *arguments))
+            return logits_of_steps[-1]
 
         monkeypatch.setattr(Decoder, name, watched)
     g = gs.generate(prompt(N_PROMPT), model=model(), edits=edits, max_new_tokens=N_NEW)
     ids = g.ids.tolist()
-    assert len(seen) == N_NEW
-    for step, logits in enumerate(seen):
+    assert len(logits_of_steps) == N_NEW
+    for step, logits in enumerate(logits_of_steps):
         expected = uncached(model(), ids[: N_PROMPT + step], edits)
         assert error(logits[0], expected) <= CLOSE
         assert ids[N_PROMPT + step] == int(expected.argmax())
@@ -204,17 +204,17 @@ def test_a_trace_asks_every_layer_once(layers_read: list[int]) -> None:
     assert layers_read == [0, 1, 2]
 
 
-def test_edits_at_positions_that_never_came_are_dropped_and_their_values_with_them() -> None:
+def test_edits_at_positions_that_were_never_generated_are_dropped_with_their_values() -> None:
     plain = gs.generate(prompt(N_PROMPT), model=model(), max_new_tokens=30)
     stop = plain.new_ids.tolist()[4]
-    came = N_PROMPT + plain.new_ids.tolist().index(stop) + 1
-    places = [1, came, 2, 30]
-    other = gs.trace(prompt(40, seed=9), model=model())
+    reached = N_PROMPT + plain.new_ids.tolist().index(stop) + 1
+    places = [1, reached, 2, 30]
+    source = gs.trace(prompt(40, seed=9), model=model())
     edits = [
         gs.patch("resid_post", MANY, layer=2, pos=[20, 21, 22, 23]),
         gs.knockout(layer=1, q_pos=25, k_pos=3),
         gs.add("attn_out", torch.zeros(4, 32), layer=1, pos=places, scale=2.0),
-        gs.patch("logits", other, pos=[30, 31]),
+        gs.patch("logits", source, pos=[30, 31]),
         gs.patch("mlp_out", 0 * gs.trace(prompt(37), model=model())["mlp_out", 0] , layer=0, pos=slice(0, 37)),
         gs.scale("z", 1.0, layer=0, pos=slice(4, None)),
     ]  # fmt: skip
@@ -235,21 +235,21 @@ def test_an_edit_at_every_position_is_kept_as_it_was_given() -> None:
     assert gs.generate(prompt(5), model=model(), edits=edits, max_new_tokens=4).edits == tuple(edits)
 
 
-def test_a_patch_and_a_mean_from_another_run_go_on_where_that_run_has_positions() -> None:
-    other = gs.trace(prompt(30, seed=5), model=model())
+def test_a_patch_or_mean_from_another_run_applies_to_new_positions_that_its_source_has() -> None:
+    source = gs.trace(prompt(30, seed=5), model=model())
     edits = [
-        gs.patch("resid_pre", other, layer=1, pos=[3, 8]),
-        gs.ablate("mlp_out", layer=2, value="mean", reference=[other]),
-        gs.patch("z", other, layer=0, pos=slice(0, 9), head=2),
+        gs.patch("resid_pre", source, layer=1, pos=[3, 8]),
+        gs.ablate("mlp_out", layer=2, value="mean", reference=[source]),
+        gs.patch("z", source, layer=0, pos=slice(0, 9), head=2),
     ]
-    asked: dict[str, Any] = {"model": model(), "edits": edits, "max_new_tokens": 12, "temperature": 30.0}
-    drawn = gs.generate(prompt(5), **asked).new_ids.tolist()
+    options: dict[str, Any] = {"model": model(), "edits": edits, "max_new_tokens": 12, "temperature": 30.0}
+    drawn = gs.generate(prompt(5), **options).new_ids.tolist()
     assert drawn[3] not in drawn[:3]
-    g = gs.generate(prompt(5), **asked, stop=drawn[3])
+    g = gs.generate(prompt(5), **options, stop=drawn[3])
     assert len(g.ids) == 9  # as many as the slice names, while the source has more
     again = gs.trace(g.ids, model=model(), edits=g.edits)
     assert error(g.trace().logits, again.logits) <= CLOSE
-    assert error(again["resid_pre", 1][[3, 8]], other["resid_pre", 1][[3, 8]]) == 0
+    assert error(again["resid_pre", 1][[3, 8]], source["resid_pre", 1][[3, 8]]) == 0
 
 
 def test_a_token_is_looked_up_in_the_prompt_and_negative_numbers_count_from_its_end() -> None:
@@ -266,15 +266,15 @@ def test_a_token_is_looked_up_in_the_prompt_and_negative_numbers_count_from_its_
 # -- several prompts --
 
 
-def test_prompts_in_one_pass_are_each_as_alone_and_leave_when_they_end() -> None:
+def test_prompts_in_one_pass_equal_prompts_alone_and_leave_the_pass_when_they_end() -> None:
     prompts = [prompt(n, seed=s) for n, s in ((9, 0), (1, 1), (4, 2), (9, 3), (6, 4))]
     edits = [gs.add("resid_post", VECTOR, layer=0, pos=0), gs.scale("scores", 0.5, layer=1, head=2)]
     for some in ([], edits[:1], edits):
-        asked: dict[str, Any] = {"edits": some, "max_new_tokens": 15, "stop": range(6), "temperature": 40.0}
-        together = gs.generate(prompts, model=model(), seed=2, **asked)
+        options: dict[str, Any] = {"edits": some, "max_new_tokens": 15, "stop": range(6), "temperature": 40.0}
+        together = gs.generate(prompts, model=model(), seed=2, **options)
         assert len({len(g.new_ids) for g in together}) > 2
         for i, (ids, g) in enumerate(zip(prompts, together, strict=True)):
-            alone = gs.generate(ids, model=model(), seed=2 + i, **asked)
+            alone = gs.generate(ids, model=model(), seed=2 + i, **options)
             assert g.ids.tolist() == alone.ids.tolist()
             assert g.stopped == alone.stopped
             assert g.edits == alone.edits
@@ -285,20 +285,20 @@ def test_prompts_in_one_pass_are_each_as_alone_and_leave_when_they_end() -> None
 
 def test_runs_of_a_list_draw_with_seeds_of_their_own() -> None:
     ids = prompt(5)
-    asked: dict[str, Any] = {"model": model(), "temperature": 30.0, "max_new_tokens": 12}
-    drawn = [gs.generate(ids, seed=seed, **asked).ids.tolist() for seed in (7, 8, 9)]
+    options: dict[str, Any] = {"model": model(), "temperature": 30.0, "max_new_tokens": 12}
+    drawn = [gs.generate(ids, seed=seed, **options).ids.tolist() for seed in (7, 8, 9)]
     assert len({tuple(d) for d in drawn}) == 3
-    together = gs.generate([ids] * 3, seed=7, **asked)
+    together = gs.generate([ids] * 3, seed=7, **options)
     assert [g.ids.tolist() for g in together] == drawn
-    assert gs.generate(ids, seed=8, **asked).ids.tolist() == drawn[1]
+    assert gs.generate(ids, seed=8, **options).ids.tolist() == drawn[1]
 
 
 # -- interrupted --
 
 
 @pytest.mark.parametrize("n_prompts", [1, 3])
-def test_an_interrupt_keeps_what_there_is(n_prompts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = gs.generate(prompt(5), model=model(), max_new_tokens=9)
+def test_an_interrupt_keeps_the_tokens_so_far(n_prompts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    uninterrupted = gs.generate(prompt(5), model=model(), max_new_tokens=9)
     real, steps = Decoder.step, []
 
     def step(self: Decoder, tokens: Sequence[int]) -> Tensor:
@@ -309,12 +309,12 @@ def test_an_interrupt_keeps_what_there_is(n_prompts: int, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Decoder, "step", step)
     edits = [gs.scale("z", 1.0, layer=0, pos=slice(2, None))]
-    given = [prompt(5)] * n_prompts if n_prompts > 1 else prompt(5)
+    prompts = [prompt(5)] * n_prompts if n_prompts > 1 else prompt(5)
     with pytest.warns(UserWarning, match=f"interrupted after {4 * n_prompts} new tokens"):
-        found = gs.generate(given, model=model(), edits=edits, max_new_tokens=9)
-    for g in found if n_prompts > 1 else [found]:
+        result = gs.generate(prompts, model=model(), edits=edits, max_new_tokens=9)
+    for g in result if n_prompts > 1 else [result]:
         assert g.stopped == "interrupted"
-        assert g.ids.tolist() == whole.ids.tolist()[:9]
+        assert g.ids.tolist() == uninterrupted.ids.tolist()[:9]
         assert g.edits[0].pos == list(range(2, 9))
         assert error(g.trace().logits, gs.trace(g.ids, model=model()).logits) <= CLOSE
 
@@ -335,15 +335,15 @@ def test_streamed_models_give_the_same_tokens(tmp_path: Path) -> None:
     checkpoint("lglg", **ENDLESS).save_pretrained(tmp_path / "source", max_shard_size="40KB")
     gs.quantize(tmp_path / "source", tmp_path / "int8")
     for folder in ("source", "int8"):
-        one = gs.load(tmp_path / folder, dtype="float32")
-        other = gs.load(tmp_path / folder, dtype="float32", memory="1GiB")
-        layer_source: Any = other.network.layer_source
-        other.network.layer_source = LayerStream(
-            other.config, layer_source.packed, torch.float32, torch.device("cpu"), (1,), 1
+        resident = gs.load(tmp_path / folder, dtype="float32")
+        streamed = gs.load(tmp_path / folder, dtype="float32", memory="1GiB")
+        layer_source: Any = streamed.network.layer_source
+        streamed.network.layer_source = LayerStream(
+            streamed.config, layer_source.packed, torch.float32, torch.device("cpu"), (1,), 1
         )
         a, b = (
             gs.generate([prompt(5), prompt(8)], model=m, max_new_tokens=12, edits=[gs.ablate("z", layer=1, head=1)])
-            for m in (one, other)
+            for m in (resident, streamed)
         )
         for x, y in zip(a, b, strict=True):
             assert torch.equal(x.ids, y.ids)
@@ -387,7 +387,7 @@ def test_a_generation_shows_itself_as_text_and_as_html_that_nothing_breaks_out_o
 def test_one_token_is_enough_on_either_side() -> None:
     source, ours = pair()
     g = gs.generate([5], model=ours, max_new_tokens=1)
-    assert g.ids.tolist() == theirs(source, [5], 1)[0]
+    assert g.ids.tolist() == transformers_greedy(source, [5], 1)[0]
     assert torch.equal(g.trace()["resid_post", 2][:1], gs.trace([5], model=ours)["resid_post", 2])
     assert error(g.trace().logits, gs.trace(g.ids, model=ours).logits) <= CLOSE
 
@@ -428,12 +428,12 @@ BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "kind", "message"), BAD, ids=[f"{given}"[:50] for given, _, _ in BAD])
+@pytest.mark.parametrize(("instead", "kind", "message"), BAD, ids=[f"{instead}"[:50] for instead, _, _ in BAD])
 def test_what_does_not_fit_is_refused_before_anything_runs(
-    given: dict[str, Any], kind: type[Exception], message: str, layers_read: list[int]
+    instead: dict[str, Any], kind: type[Exception], message: str, layers_read: list[int]
 ) -> None:
     with pytest.raises(kind, match=message):
-        gs.generate(prompt(5), **{"model": model(), "max_new_tokens": 10, **given})
+        gs.generate(prompt(5), **{"model": model(), "max_new_tokens": 10, **instead})
     assert layers_read == []
 
 

@@ -46,7 +46,9 @@ def along(x: Tensor, vector: Tensor) -> Tensor:
 
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(site=st.sampled_from(list(WIDTHS)), layer=st.integers(0, 2), size=st.sampled_from([1e-30, 1.0, 1e30]), data=st.data())
-def test_what_is_along_a_direction_goes_and_all_else_stays(site: str, layer: int, size: float, data: Any) -> None:
+def test_ablation_removes_the_component_along_the_direction_and_nothing_else(
+    site: str, layer: int, size: float, data: Any
+) -> None:
     pos = data.draw(st.none() | st.lists(st.integers(0, 8), min_size=1, unique=True))
     head = data.draw(st.none() | st.integers(0, HEADS[site] - 1)) if site in HEADS else None
     vector = randn(WIDTHS[site], seed=layer) * size
@@ -59,16 +61,16 @@ def test_what_is_along_a_direction_goes_and_all_else_stays(site: str, layer: int
             expected[(p, *h)] -= (expected[(p, *h)] @ unit) * unit
     assert error(after, expected) <= 1e-6
     places = list(range(N_POS)) if pos is None else pos
-    left = after[places] if head is None else after[places][:, head]
-    assert float(along(left, vector).abs().max()) <= 1e-6 * float(before.abs().max())
+    remaining = after[places] if head is None else after[places][:, head]
+    assert float(along(remaining, vector).abs().max()) <= 1e-6 * float(before.abs().max())
 
 
-def test_a_direction_is_removed_once_and_for_all() -> None:
+def test_removing_a_direction_twice_is_removing_it_once() -> None:
     edit = gs.ablate_direction("resid_post", randn(32), layer=1)
     once, twice = (gs.trace(prompt(N_POS), model=model(), edits=[edit] * n)["resid_post", 1] for n in (1, 2))
     assert error(twice, once) <= 1e-7
-    other = gs.ablate_direction("resid_post", -3 * randn(32), layer=1)
-    assert error(gs.trace(prompt(N_POS), model=model(), edits=[other])["resid_post", 1], once) <= 1e-7
+    scaled = gs.ablate_direction("resid_post", -3 * randn(32), layer=1)
+    assert error(gs.trace(prompt(N_POS), model=model(), edits=[scaled])["resid_post", 1], once) <= 1e-7
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -88,19 +90,19 @@ def test_a_removed_direction_gives_the_logits_of_transformers_with_a_hook(layer:
     assert error(gs.trace(prompt(N_POS), model=model(), edits=[edit]).logits, expected) <= CLOSE
 
 
-def test_sweeps_go_over_runs_without_a_direction() -> None:
+def test_a_sweep_over_runs_with_a_removed_direction_equals_single_traces() -> None:
     edit, metric = gs.ablate_direction("resid_mid", randn(32), layer=1, pos=[2, -1]), gs.logit_diff(3, 4)
     clean, corrupt = prompt(N_POS), prompt(N_POS, seed=1)
-    found = gs.sweep(clean, corrupt, metric, site="resid_post", layer=[0, 1], edits=[edit], model=model())
+    result = gs.sweep(clean, corrupt, metric, site="resid_post", layer=[0, 1], edits=[edit], model=model())
     source = gs.trace(clean, model=model())
     for layer in (0, 1):
         for pos in (0, 5, 8):
             patch = gs.patch("resid_post", source, layer=layer, pos=pos)
             run = gs.trace(corrupt, model=model(), edits=[edit, patch]).next_logits
-            assert found.values[0, layer, pos] == pytest.approx(float(run[3] - run[4]), abs=1e-4)
+            assert result.values[0, layer, pos] == pytest.approx(float(run[3] - run[4]), abs=1e-4)
 
 
-def test_generation_goes_without_a_direction_at_every_position() -> None:
+def test_generation_removes_the_direction_at_every_position() -> None:
     edit = gs.ablate_direction("resid_post", randn(32), layer=1)
     generated = gs.generate(prompt(5), model=model(), edits=[edit], max_new_tokens=8)
     ids = prompt(5)
@@ -109,28 +111,28 @@ def test_generation_goes_without_a_direction_at_every_position() -> None:
         ids.append(token)
 
 
-def test_a_removal_prints_as_its_call_and_equals_its_like() -> None:
+def test_a_removal_prints_as_its_call_and_equals_only_its_copy() -> None:
     edit = gs.ablate_direction("z", torch.tensor([1.0, 2.5]), layer=3, pos=" Mary", head=2)
     assert repr(edit) == "gs.ablate_direction('z', torch.tensor([1.0, 2.5]), layer=3, pos=' Mary', head=2)"
     assert eval(repr(edit), {"gs": gs, "torch": torch}) == edit
-    made = [
+    edits = [
         edit, gs.ablate_direction("z", torch.tensor([1.0, 2.0]), layer=3, pos=" Mary", head=2),
         gs.ablate_direction("z", torch.tensor([1.0, 2.5]), layer=2, pos=" Mary", head=2),
         gs.add("z", torch.tensor([1.0, 2.5]), layer=3, pos=" Mary", head=2),
     ]  # fmt: skip
-    assert all(a != b for a, b in combinations(made, 2))
+    assert all(a != b for a, b in combinations(edits, 2))
 
 
 def test_removals_of_two_directions_have_two_digests() -> None:
     ids = torch.tensor(prompt(N_POS))
-    told = {
+    digests = {
         digest(run_parts(ids, [gs.ablate_direction("z", randn(12, seed=s), layer=1).bind(model(), ids)])) for s in (0, 1)
     }
-    assert len(told) == 2
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_trace_without_a_direction_is_saved_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_trace_with_a_removed_direction_is_saved_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     edit = gs.ablate_direction("z", (randn(12).double() / 3).to(dtype), layer=1, pos=[1, 4], head=[0, 5])
     t = gs.trace(prompt(N_POS), model=model(), edits=[edit])
     t.save(tmp_path / "t.trace")
@@ -157,9 +159,13 @@ NOT_REMOVED: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
 
 @pytest.mark.parametrize(("instead", "kind", "message"), NOT_REMOVED, ids=[m[:40] for _, _, m in NOT_REMOVED])
 def test_a_bad_removal_is_refused(instead: dict[str, Any], kind: Any, message: str) -> None:
-    asked = {"site": "resid_post", "vector": torch.ones(32), "layer": 1, **instead}
+    arguments = {"site": "resid_post", "vector": torch.ones(32), "layer": 1, **instead}
     with pytest.raises(kind, match=message):
-        gs.trace(prompt(N_POS), model=model(), edits=[gs.ablate_direction(asked.pop("site"), asked.pop("vector"), **asked)])
+        gs.trace(
+            prompt(N_POS),
+            model=model(),
+            edits=[gs.ablate_direction(arguments.pop("site"), arguments.pop("vector"), **arguments)],
+        )
 
 
 # -- gs.direction --
@@ -182,7 +188,7 @@ def test_a_direction_is_the_difference_of_means(site: str, layer: int, head: int
         value = value if of_head is None else value[:, of_head]
         return value[slice(1, None) if pos is None else [pos] if isinstance(pos, int) else pos].mean(0)
 
-    positive, negative = ([naive(ids) for ids in given] for given in (POSITIVE, NEGATIVE))
+    positive, negative = ([naive(ids) for ids in prompts] for prompts in (POSITIVE, NEGATIVE))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(microbatches, "MICROBATCH_ROWS", microbatch_rows)
         d = gs.direction(POSITIVE, NEGATIVE, site=site, layer=layer, pos=pos, head=of_head, model=model())
@@ -199,12 +205,12 @@ def test_a_direction_is_the_difference_of_means(site: str, layer: int, head: int
     assert d.vector.dtype == torch.float32
 
 
-def test_the_pass_of_a_direction_ends_at_its_layer_and_is_one(layers_read: list[int]) -> None:
+def test_a_direction_takes_one_pass_that_ends_at_its_layer(layers_read: list[int]) -> None:
     gs.direction(POSITIVE, NEGATIVE, layer=1, model=model())
     assert layers_read == [0, 1]
 
 
-def test_a_direction_is_no_other_with_another_seed_but_for_its_folds() -> None:
+def test_another_seed_changes_the_folds_of_a_direction_and_nothing_else() -> None:
     a, b, c = (gs.direction(POSITIVE, NEGATIVE, layer=1, seed=seed, model=model()) for seed in (0, 0, 1))
     assert torch.equal(a.probe, b.probe)
     assert np.array_equal(a.log_odds.values, b.log_odds.values)
@@ -213,7 +219,7 @@ def test_a_direction_is_no_other_with_another_seed_but_for_its_folds() -> None:
     assert not np.array_equal(a.log_odds.values, c.log_odds.values)
 
 
-def test_a_directions_edits_are_made_where_it_was_found() -> None:
+def test_edits_of_a_direction_are_at_its_own_site_layer_and_head() -> None:
     d = gs.direction(POSITIVE, NEGATIVE, site="z", layer=-1, head=3, model=model())
     assert d.add(2.0, pos=-1) == gs.add("z", d.vector, layer=2, head=3, pos=-1, scale=2.0)
     assert d.ablate() == gs.ablate_direction("z", d, layer=2, head=3)
@@ -266,12 +272,12 @@ NO_DIRECTION: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
     ("instead", "kind", "message"), NO_DIRECTION, ids=[f"{list(i)}-{m[:25]}" for i, _, m in NO_DIRECTION]
 )
 def test_a_bad_direction_is_refused(instead: dict[str, Any], kind: Any, message: str, layers_read: list[int]) -> None:
-    given = {"positive": POSITIVE, "negative": NEGATIVE, "layer": 1, "model": model(), **instead}
+    arguments = {"positive": POSITIVE, "negative": NEGATIVE, "layer": 1, "model": model(), **instead}
     if kind is None:
-        assert gs.direction(**given).norm > 0
+        assert gs.direction(**arguments).norm > 0
         return
     with pytest.raises(kind, match=message):
-        gs.direction(**given)
+        gs.direction(**arguments)
     assert not layers_read
 
 
@@ -309,48 +315,48 @@ def test_a_probe_finds_what_was_planted() -> None:
 
 
 def test_accuracy_is_that_of_cases_the_probe_was_not_fitted_on() -> None:
-    fitted, out = [], []
+    fitted_accuracies, held_out_accuracies = [], []
     for seed in range(20):
         x, positive = cases(20, 400, seed)  # nothing to find, and more axes than cases
-        fitted.append(float(((fit_probe(x, positive).log_odds(x) > 0) == positive).double().mean()))
-        found = held_out(x, positive, range(40), seed)
-        assert found is not None
-        out.append(float(found.right(positive).double().mean()))
-    assert min(fitted) == 1.0
-    assert 0.42 <= np.mean(out) <= 0.58
+        fitted_accuracies.append(float(((fit_probe(x, positive).log_odds(x) > 0) == positive).double().mean()))
+        probe = held_out(x, positive, range(40), seed)
+        assert probe is not None
+        held_out_accuracies.append(float(probe.right(positive).double().mean()))
+    assert min(fitted_accuracies) == 1.0
+    assert 0.42 <= np.mean(held_out_accuracies) <= 0.58
 
 
 def test_a_cases_log_odds_are_linear_in_the_case() -> None:
     x, positive = cases(7, 5, seed=1)
     for case in (0, 9):
-        told = []
+        log_odds = []
         for step in range(3):
             moved = x.clone()
             moved[case] += 10 * step * randn(5).double()
-            found = held_out(moved, positive, range(14), seed=3)
-            assert found is not None
-            told.append(float(found.log_odds[case]))
-        assert told[2] - told[1] == pytest.approx(told[1] - told[0], rel=1e-5)
+            probe = held_out(moved, positive, range(14), seed=3)
+            assert probe is not None
+            log_odds.append(float(probe.log_odds[case]))
+        assert log_odds[2] - log_odds[1] == pytest.approx(log_odds[1] - log_odds[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("other_number", [False, True])
-def test_a_prompt_given_often_is_held_out_whole(other_number: bool) -> None:
-    right = []
+def test_all_copies_of_a_prompt_are_held_out_together(other_number: bool) -> None:
+    accuracies = []
     for seed in range(20):
         x, positive = cases(10, 100, seed)
         x, positive, groups = x.repeat(3, 1), positive.repeat(3), [*range(20)] * 3
         keep = slice(0, 59 if other_number else 60)  # classes of one size are paired as well
-        found = held_out(x[keep], positive[keep], groups[keep], seed)
-        assert found is not None
-        right.append(float(found.right(positive[keep]).double().mean()))
-    assert 0.35 <= np.mean(right) <= 0.65
+        probe = held_out(x[keep], positive[keep], groups[keep], seed)
+        assert probe is not None
+        accuracies.append(float(probe.right(positive[keep]).double().mean()))
+    assert 0.35 <= np.mean(accuracies) <= 0.65
 
 
-def test_pairs_that_do_not_differ_are_told_apart_by_chance() -> None:
+def test_classes_of_equal_cases_are_classified_at_chance() -> None:
     x, _ = cases(10, 30, seed=0)
-    found = held_out(torch.cat([x, x]), torch.arange(40) < 20, range(40), seed=0)
-    assert found is not None
-    assert float(found.right(torch.arange(40) < 20).double().mean()) == 0.5
+    probe = held_out(torch.cat([x, x]), torch.arange(40) < 20, range(40), seed=0)
+    assert probe is not None
+    assert float(probe.right(torch.arange(40) < 20).double().mean()) == 0.5
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)
@@ -358,11 +364,11 @@ def test_pairs_that_do_not_differ_are_told_apart_by_chance() -> None:
 def test_every_case_is_held_out_where_there_are_two_of_each_class(n_positive: int, n_negative: int, seed: int) -> None:
     n = n_positive + n_negative
     x, positive = randn(n, 3, seed=seed).double(), torch.arange(n) < n_positive
-    found = held_out(x, positive, range(n), seed)
-    assert (found is None) == (min(n_positive, n_negative) < 2)
-    if found is not None:
-        assert torch.isfinite(found.log_odds).all()
-        assert found.n_folds == min(5, n_positive, n_negative)
+    probe = held_out(x, positive, range(n), seed)
+    assert (probe is None) == (min(n_positive, n_negative) < 2)
+    if probe is not None:
+        assert torch.isfinite(probe.log_odds).all()
+        assert probe.n_folds == min(5, n_positive, n_negative)
 
 
 # -- gs.strength_sweep --
@@ -392,94 +398,96 @@ def test_a_strength_sweep_equals_a_loop_of_edited_runs(
         patched.setattr(strengths_file, "rows_within", lambda *_: rows)
         patched.setattr("gemmascope.run.logits.LOGIT_BYTES", 16 * rows * 61)
         patched.setattr(microbatches, "MICROBATCH_ROWS", max(8, rows // 4))
-        found = gs.strength_sweep(PROMPTS, vector, METRIC, strengths=strengths, texts=texts, model=model(), **where)
-    assert found.metric["strength"].values.tolist() == strengths
+        result = gs.strength_sweep(PROMPTS, vector, METRIC, strengths=strengths, texts=texts, model=model(), **where)
+    assert result.metric["strength"].values.tolist() == strengths
     plain = [gs.trace(ids, model=model()) for ids in PROMPTS]
     for i, strength in enumerate(strengths):
         edit = gs.add(site, vector, layer=layer, pos=pos, head=head, scale=strength)
         runs = [gs.trace(ids, model=model(), edits=[edit]) for ids in PROMPTS]
         read = runs if texts is None else [gs.trace(ids, model=model(), edits=[edit]) for ids in texts]
         metric = [float(t.next_logits[3] - t.next_logits[4]) for t in runs]
-        assert np.allclose(found.per_prompt.values[:, i], metric, atol=3e-4)
-        assert float(found.metric[i]) == pytest.approx(np.mean(metric), abs=3e-4)
+        assert np.allclose(result.per_prompt.values[:, i], metric, atol=3e-4)
+        assert float(result.metric[i]) == pytest.approx(np.mean(metric), abs=3e-4)
         losses = [loss for t in read for loss in nll(t)]
-        assert float(found.perplexity[i]) == pytest.approx(np.exp(np.mean(losses)), rel=3e-4)
+        assert float(result.perplexity[i]) == pytest.approx(np.exp(np.mean(losses)), rel=3e-4)
         kl = [float(gs.kl_from(a).bind(model())(b.next_logits[None])) for a, b in zip(plain, runs, strict=True)]
-        assert float(found.kl[i]) == pytest.approx(np.mean(kl), abs=3e-4)
-    assert found.n_predicted == sum(len(ids) - 1 for ids in texts or PROMPTS)
+        assert float(result.kl[i]) == pytest.approx(np.mean(kl), abs=3e-4)
+    assert result.n_predicted == sum(len(ids) - 1 for ids in texts or PROMPTS)
 
 
 def test_strength_zero_is_the_unsteered_run() -> None:
-    found = gs.strength_sweep(PROMPTS, randn(32), METRIC, strengths=[5, 0, -5], site="resid_mid", layer=1, model=model())
-    at = found.metric.sel(strength=0)
+    result = gs.strength_sweep(PROMPTS, randn(32), METRIC, strengths=[5, 0, -5], site="resid_mid", layer=1, model=model())
+    at = result.metric.sel(strength=0)
     runs = gs.trace(PROMPTS, model=model())
-    assert float(at) == found.unsteered_metric
-    assert float(found.perplexity.sel(strength=0)) == found.unsteered_perplexity
-    assert found.unsteered_metric == pytest.approx(np.mean([float(t.next_logits[3] - t.next_logits[4]) for t in runs]), 1e-4)
-    assert float(found.kl.sel(strength=0)) <= 1e-9
+    assert float(at) == result.unsteered_metric
+    assert float(result.perplexity.sel(strength=0)) == result.unsteered_perplexity
+    assert result.unsteered_metric == pytest.approx(
+        np.mean([float(t.next_logits[3] - t.next_logits[4]) for t in runs]), 1e-4
+    )
+    assert float(result.kl.sel(strength=0)) <= 1e-9
     only = gs.strength_sweep(PROMPTS, randn(32), METRIC, strengths=[0], site="resid_mid", layer=1, model=model())
-    assert float(only.perplexity[0]) == pytest.approx(found.unsteered_perplexity, rel=1e-5)
+    assert float(only.perplexity[0]) == pytest.approx(result.unsteered_perplexity, rel=1e-5)
 
 
-def test_a_direction_says_where_it_is_and_a_call_may_say_otherwise() -> None:
+def test_a_direction_brings_its_place_and_arguments_of_the_call_replace_it() -> None:
     d = gs.direction(POSITIVE, NEGATIVE, site="z", layer=1, head=3, model=model())
-    asked: dict[str, Any] = {"strengths": [-2, 2], "model": model()}
-    own = gs.strength_sweep(PROMPTS, d, METRIC, **asked)
-    said = gs.strength_sweep(PROMPTS, d.vector, METRIC, site="z", layer=1, head=3, **asked)
-    assert np.array_equal(own.metric.values, said.metric.values)
-    assert own.edit == said.edit
-    moved = gs.strength_sweep(PROMPTS, d, METRIC, layer=0, **asked)
-    assert moved.edit == gs.strength_sweep(PROMPTS, d.vector, METRIC, site="z", layer=0, head=3, **asked).edit
-    elsewhere = gs.strength_sweep(PROMPTS, d, METRIC, site="q", layer=0, **asked)
+    options: dict[str, Any] = {"strengths": [-2, 2], "model": model()}
+    own = gs.strength_sweep(PROMPTS, d, METRIC, **options)
+    explicit = gs.strength_sweep(PROMPTS, d.vector, METRIC, site="z", layer=1, head=3, **options)
+    assert np.array_equal(own.metric.values, explicit.metric.values)
+    assert own.edit == explicit.edit
+    moved = gs.strength_sweep(PROMPTS, d, METRIC, layer=0, **options)
+    assert moved.edit == gs.strength_sweep(PROMPTS, d.vector, METRIC, site="z", layer=0, head=3, **options).edit
+    elsewhere = gs.strength_sweep(PROMPTS, d, METRIC, site="q", layer=0, **options)
     assert "head" not in elsewhere.edit
 
 
 def test_every_prompt_may_have_a_metric_of_its_own() -> None:
     metrics = [gs.answer_prob(3), METRIC, lambda logits: logits[:, 5], gs.rank(6)]
-    asked: dict[str, Any] = {"strengths": [-2, 2], "site": "resid_post", "layer": 0, "model": model()}
-    found = gs.strength_sweep(PROMPTS, randn(32), metrics, **asked)
+    options: dict[str, Any] = {"strengths": [-2, 2], "site": "resid_post", "layer": 0, "model": model()}
+    result = gs.strength_sweep(PROMPTS, randn(32), metrics, **options)
     for i, metric in enumerate(metrics):
-        alone = gs.strength_sweep(PROMPTS[i], randn(32), metric, **asked)
-        assert np.allclose(found.per_prompt.values[i], alone.metric.values, atol=1e-4)
+        alone = gs.strength_sweep(PROMPTS[i], randn(32), metric, **options)
+        assert np.allclose(result.per_prompt.values[i], alone.metric.values, atol=1e-4)
 
 
 def test_there_is_no_perplexity_where_steering_reaches_no_token() -> None:
-    asked: dict[str, Any] = {"strengths": [-2, 2], "site": "resid_post", "layer": 0, "model": model()}
-    last = gs.strength_sweep(PROMPTS, randn(32), METRIC, pos=-1, **asked)
+    options: dict[str, Any] = {"strengths": [-2, 2], "site": "resid_post", "layer": 0, "model": model()}
+    last = gs.strength_sweep(PROMPTS, randn(32), METRIC, pos=-1, **options)
     assert np.isnan(last.perplexity.values).all()
     assert np.isfinite(last.unsteered_perplexity)
     assert "perplexity: not measured, no predicted token comes after a steered position" in repr(last)
-    single = gs.strength_sweep([[7]], randn(32), METRIC, **asked)
+    single = gs.strength_sweep([[7]], randn(32), METRIC, **options)
     assert np.isnan(single.perplexity.values).all()
     assert "perplexity: none, the texts have no token to predict after their first" in repr(single)
-    for found in (last, single):
-        valid(found.plot())
+    for result in (last, single):
+        valid(result.plot())
 
 
-def test_each_layer_is_asked_for_once_a_pass(layers_read: list[int]) -> None:
+def test_a_strength_sweep_reads_each_layer_once_a_pass(layers_read: list[int]) -> None:
     gs.strength_sweep(PROMPTS, randn(12), METRIC, strengths=range(9), site="z", layer=1, head=0, model=model())
     assert layers_read == [0, 1, 2]
 
 
 def test_a_bar_counts_the_runs(bars: list[Any]) -> None:
-    asked: dict[str, Any] = {"strengths": [-2, 0, 2], "site": "resid_post", "layer": 0, "model": model()}
-    gs.strength_sweep(PROMPTS, randn(32), METRIC, texts=TEXTS, **asked)
+    options: dict[str, Any] = {"strengths": [-2, 0, 2], "site": "resid_post", "layer": 0, "model": model()}
+    gs.strength_sweep(PROMPTS, randn(32), METRIC, texts=TEXTS, **options)
     assert [(bar.total, bar.done, bar.asked["disable"]) for bar in bars] == [(24, 24, False)]
-    gs.strength_sweep(PROMPTS, randn(32), METRIC, progress=False, **asked)
+    gs.strength_sweep(PROMPTS, randn(32), METRIC, progress=False, **options)
     assert bars[1].asked["disable"] is True
 
 
-def test_a_strength_sweep_tells_what_it_found() -> None:
-    asked: dict[str, Any] = {"strengths": [3, -1], "site": "resid_post", "layer": 0, "model": worded()}
-    found = gs.strength_sweep("When Mary and John", torch.ones(32), gs.logit_diff(" Mary", " John"), **asked)
-    said = repr(found)
-    assert said.startswith("2 strengths from -1 to 3 of gs.add('resid_post', <tensor [32]>, layer=0) in random\n")
-    assert "gs.logit_diff(' Mary', ' John'): " in said
-    assert "perplexity over 4 tokens: " in said
-    frame = found.to_dataframe()
+def test_a_strength_sweep_has_a_text_form_and_a_table() -> None:
+    options: dict[str, Any] = {"strengths": [3, -1], "site": "resid_post", "layer": 0, "model": worded()}
+    result = gs.strength_sweep("When Mary and John", torch.ones(32), gs.logit_diff(" Mary", " John"), **options)
+    text = repr(result)
+    assert text.startswith("2 strengths from -1 to 3 of gs.add('resid_post', <tensor [32]>, layer=0) in random\n")
+    assert "gs.logit_diff(' Mary', ' John'): " in text
+    assert "perplexity over 4 tokens: " in text
+    frame = result.to_dataframe()
     assert list(frame) == ["strength", "metric", "perplexity", "kl"]
     assert frame["strength"].tolist() == [3.0, -1.0]
-    assert found.per_prompt["text"].values.tolist() == ["<bos>When Mary and John"]
+    assert result.per_prompt["text"].values.tolist() == ["<bos>When Mary and John"]
 
 
 NOT_SWEPT: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
@@ -514,10 +522,10 @@ NOT_SWEPT: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
 
 @pytest.mark.parametrize(("instead", "kind", "message"), NOT_SWEPT, ids=[f"{list(i)}-{m[:25]}" for i, _, m in NOT_SWEPT])
 def test_a_bad_strength_sweep_is_refused(instead: dict[str, Any], kind: Any, message: str, layers_read: list[int]) -> None:
-    given: dict[str, Any] = {"prompts": PROMPTS, "vector": torch.ones(32), "metric": METRIC, "strengths": [1]}
-    given |= {"site": "resid_post", "layer": 1, "model": model(), **instead}
+    arguments: dict[str, Any] = {"prompts": PROMPTS, "vector": torch.ones(32), "metric": METRIC, "strengths": [1]}
+    arguments |= {"site": "resid_post", "layer": 1, "model": model(), **instead}
     with pytest.raises(kind, match=message):
-        gs.strength_sweep(given.pop("prompts"), given.pop("vector"), given.pop("metric"), **given)
+        gs.strength_sweep(arguments.pop("prompts"), arguments.pop("vector"), arguments.pop("metric"), **arguments)
     assert not layers_read
 
 
@@ -549,12 +557,12 @@ def test_a_picture_of_a_direction_has_a_mark_for_every_prompt() -> None:
 
 
 def test_a_picture_of_strengths_is_in_their_order_with_perplexity_on_a_logarithmic_axis() -> None:
-    found = gs.strength_sweep(PROMPTS, randn(32), METRIC, strengths=[3, -1, 0], site="resid_post", layer=0, model=model())
-    figure = found.plot()
+    result = gs.strength_sweep(PROMPTS, randn(32), METRIC, strengths=[3, -1, 0], site="resid_post", layer=0, model=model())
+    figure = result.plot()
     valid(figure)
     metric, perplexity = figure.data
     assert list(metric.x) == list(perplexity.x) == [-1.0, 0.0, 3.0]
-    assert list(metric.y) == [float(found.metric.sel(strength=s)) for s in (-1, 0, 3)]
+    assert list(metric.y) == [float(result.metric.sel(strength=s)) for s in (-1, 0, 3)]
     assert figure.layout.yaxis.type != "log"
     assert figure.layout.yaxis2.type == "log"
     assert figure.layout.yaxis.title.text == "gs.logit_diff(3, 4)"
@@ -571,7 +579,7 @@ def by_gender(n: int, seed: int) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.nano
-def test_nanos_direction_of_gender_is_there_once_it_was_read_and_not_before() -> None:
+def test_nanos_direction_of_gender_exists_from_the_layer_that_reads_the_name() -> None:
     women, men = by_gender(24, 0)
     assert gs.direction(women, men, layer=0).accuracy <= 0.6
     assert gs.direction(women, men, layer=-1).accuracy >= 0.95
@@ -581,33 +589,33 @@ def test_nanos_direction_of_gender_is_there_once_it_was_read_and_not_before() ->
 def test_nanos_direction_of_gender_moves_the_pronoun_step_by_step() -> None:
     d = gs.direction(*by_gender(24, 0), layer=4)
     women, men = by_gender(8, 1)
-    found = gs.strength_sweep([*women, *men], d, gs.logit_diff(" she", " he"), strengths=[-2, -1, -0.5, 0, 0.5, 1, 2])
-    assert (np.diff(found.metric.values) > 0).all()
-    assert float(found.metric[0]) < -3
-    assert float(found.metric[-1]) > 3
-    assert float(found.perplexity.sel(strength=0.5)) <= 1.2 * found.unsteered_perplexity
+    result = gs.strength_sweep([*women, *men], d, gs.logit_diff(" she", " he"), strengths=[-2, -1, -0.5, 0, 0.5, 1, 2])
+    assert (np.diff(result.metric.values) > 0).all()
+    assert float(result.metric[0]) < -3
+    assert float(result.metric[-1]) > 3
+    assert float(result.perplexity.sel(strength=0.5)) <= 1.2 * result.unsteered_perplexity
 
 
 @pytest.mark.nano
-def test_without_its_direction_of_gender_nano_hardly_knows_it() -> None:
+def test_removing_its_direction_of_gender_halves_nanos_preference() -> None:
     d = gs.direction(*by_gender(24, 0), layer=4)
     gaps = []
     for edits in ([], [d.ablate(layer=layer) for layer in range(6)]):
         women, men = (gs.trace(list(texts), edits=edits) for texts in by_gender(8, 1))
         metric = gs.logit_diff(" she", " he").bind(women[0].model)
-        told = [float(metric(torch.stack([t.next_logits for t in runs])).mean()) for runs in (women, men)]
-        gaps.append(told[0] - told[1])
+        means = [float(metric(torch.stack([t.next_logits for t in runs])).mean()) for runs in (women, men)]
+        gaps.append(means[0] - means[1])
     assert abs(gaps[1]) <= 0.5 * gaps[0]
 
 
-@pytest.mark.parametrize("ends", [(9.4, 235.0), (239.5, 292.2), (1.01, 1.02), (3.0, 18.7), (99.0, 101.0), (0.9, 5.6)])
-def test_however_narrow_perplexity_is_its_axis_has_marks(ends: tuple[float, float]) -> None:
-    asked = log_ticks(np.array(ends))
+@pytest.mark.parametrize("limits", [(9.4, 235.0), (239.5, 292.2), (1.01, 1.02), (3.0, 18.7), (99.0, 101.0), (0.9, 5.6)])
+def test_an_axis_of_perplexity_has_ticks_however_narrow_its_range(limits: tuple[float, float]) -> None:
+    axis = log_ticks(np.array(limits))
     decades = [n * 10.0**k for k in range(-3, 5) for n in (1, 2, 5)]
-    marks = decades if asked == {"dtick": "D2"} else asked["tickvals"]
-    assert 2 <= len([mark for mark in marks if ends[0] <= mark <= ends[1]]) <= 12
+    marks = decades if axis == {"dtick": "D2"} else axis["tickvals"]
+    assert 2 <= len([mark for mark in marks if limits[0] <= mark <= limits[1]]) <= 12
 
 
-def test_an_axis_over_many_decades_or_of_one_number_marks_itself() -> None:
+def test_an_axis_over_many_decades_or_of_one_number_has_plotlys_ticks() -> None:
     assert log_ticks(np.array([1.0, 1e4])) == log_ticks(np.array([])) == {}
     assert log_ticks(np.array([7.0])) == {"dtick": "D2"}

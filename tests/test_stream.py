@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets of a small model's size: a pass needs room for few rows."""
     monkeypatch.setattr(budget_module, "MICROBATCH_ROWS", 8)
     monkeypatch.setattr(budget_module, "RESERVED_ROWS", 64)
@@ -80,62 +80,67 @@ TIERS = [((), 1, False), ((), 3, True), ((2,), 1, False), ((0, 4), 2, True), ((0
 def test_streamed_equals_resident_bit_for_bit(
     folder: Path, kind: str, kept: tuple[int, ...], ahead: int, direct: bool, dtype: str
 ) -> None:
-    one, other = resident(folder, kind, dtype), streamed(folder, kind, kept, ahead, dtype, direct)
-    a, b = (gs.trace(prompt(13), model=model) for model in (one, other))
+    resident_model, streamed_model = resident(folder, kind, dtype), streamed(folder, kind, kept, ahead, dtype, direct)
+    a, b = (gs.trace(prompt(13), model=model) for model in (resident_model, streamed_model))
     assert torch.equal(a.logits, b.logits)
     for site in ("pattern", "mlp_act", "resid_post"):
         assert torch.equal(a[site, 3], b[site, 3])
     options: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "progress": False}
-    swept = [gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **options, model=m).values for m in (one, other)]
+    swept = [
+        gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **options, model=m).values for m in (resident_model, streamed_model)
+    ]
     assert (swept[0] == swept[1]).all()
-    assert one.fingerprint == other.fingerprint
+    assert resident_model.fingerprint == streamed_model.fingerprint
 
 
 @pytest.mark.parametrize("kind", ["source", "int8"])
 def test_gradients_go_through_streamed_layers(folder: Path, kind: str) -> None:
-    one, other = resident(folder, kind), streamed(folder, kind, (1,), 1)
+    resident_model, streamed_model = resident(folder, kind), streamed(folder, kind, (1,), 1)
     sites = [("resid_pre", 0), ("z", 2), ("pattern", 3), "embed"]
-    grads = [gs.trace(prompt(9), model=model).grad(METRIC, sites) for model in (one, other)]
+    grads = [gs.trace(prompt(9), model=model).grad(METRIC, sites) for model in (resident_model, streamed_model)]
     assert all(torch.equal(grads[0][site], grads[1][site]) for site in sites)
     options: dict[str, Any] = {"site": "mlp_out", "by": ("layer", "pos")}
-    found = [gs.attribute(prompt(9), prompt(9, seed=1), METRIC, **options, model=m).values for m in (one, other)]
-    assert (found[0] == found[1]).all()
+    effects = [
+        gs.attribute(prompt(9), prompt(9, seed=1), METRIC, **options, model=m).values
+        for m in (resident_model, streamed_model)
+    ]
+    assert (effects[0] == effects[1]).all()
 
 
 @pytest.mark.parametrize("kind", ["source", "int8"])
-def test_a_layer_that_was_handed_out_stays_what_it_is(folder: Path, kind: str) -> None:
-    one, other = resident(folder, kind), streamed(folder, kind, (1,), 1)
-    layers = [other.layer(i) for i in range(5)]
-    gs.trace(prompt(9), model=other)
+def test_a_layer_returned_to_the_caller_keeps_its_weights(folder: Path, kind: str) -> None:
+    resident_model, streamed_model = resident(folder, kind), streamed(folder, kind, (1,), 1)
+    layers = [streamed_model.layer(i) for i in range(5)]
+    gs.trace(prompt(9), model=streamed_model)
     for i, layer in enumerate(layers):
         for name, parameter in layer.named_parameters():
-            assert torch.equal(parameter, one.layer(i).get_parameter(name))
-    assert other.layer(2) is layers[2]
-    assert other.layer(-1) is layers[4]
+            assert torch.equal(parameter, resident_model.layer(i).get_parameter(name))
+    assert streamed_model.layer(2) is layers[2]
+    assert streamed_model.layer(-1) is layers[4]
 
 
-def test_a_layer_of_a_pass_is_empty_once_the_pass_has_gone_on(folder: Path) -> None:
+def test_a_layer_of_a_pass_has_no_weights_once_the_next_one_is_read(folder: Path) -> None:
     first, *_ = streamed(folder, "int8", (), 1).layers()
     assert first.mlp.up_proj.weight.is_meta  # a use of it is an error, not another layer's numbers
 
 
-@pytest.mark.usefixtures("little")
+@pytest.mark.usefixtures("small_budgets")
 @pytest.mark.parametrize("kind", ["source", "int8"])
 def test_every_budget_gives_the_same_numbers(folder: Path, kind: str) -> None:
-    whole = gs.trace(prompt(13), model=resident(folder, kind))
-    with pytest.raises(BudgetError, match=r"needs [\d,]+ bytes at least") as told:
+    expected = gs.trace(prompt(13), model=resident(folder, kind))
+    with pytest.raises(BudgetError, match=r"needs [\d,]+ bytes at least") as caught:
         gs.load(folder / kind, memory=100)
-    least = int(str(told.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))
+    least = int(str(caught.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))
     kept, embedded = [], []
     for memory in (least, 2 * least, 3 * least, 20 * least):
         model = gs.load(folder / kind, memory=memory)
         layer_source: Any = model.network.layer_source
         kept.append(len(layer_source.kept))
         embedded.append(not isinstance(model.network.model.embed_tokens, FileEmbedding))
-        assert torch.equal(gs.trace(prompt(13), model=model)["resid_post", -1], whole["resid_post", -1])
-        assert torch.allclose(gs.trace(prompt(13), model=model).logits, whole.logits, atol=1e-5)
-        assert model.fingerprint == whole.model.fingerprint
-        assert model.n_params == whole.model.n_params
+        assert torch.equal(gs.trace(prompt(13), model=model)["resid_post", -1], expected["resid_post", -1])
+        assert torch.allclose(gs.trace(prompt(13), model=model).logits, expected.logits, atol=1e-5)
+        assert model.fingerprint == expected.model.fingerprint
+        assert model.n_params == expected.model.n_params
     assert kept == sorted(kept)
     assert (kept[0], kept[-1]) == (0, 5)
     assert (embedded[0], embedded[-1]) == (False, True)
@@ -143,34 +148,36 @@ def test_every_budget_gives_the_same_numbers(folder: Path, kind: str) -> None:
         gs.load(folder / kind, memory=least - 1)
 
 
-@pytest.mark.usefixtures("little")
+@pytest.mark.usefixtures("small_budgets")
 def test_gradients_and_sweeps_go_through_an_embedding_in_its_file(folder: Path) -> None:
-    with pytest.raises(BudgetError) as told:
+    with pytest.raises(BudgetError) as caught:
         gs.load(folder / "int8", memory=1)
-    least = int(str(told.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))
-    one, other = resident(folder, "int8"), gs.load(folder / "int8", memory=least)
-    assert isinstance(other.network.model.embed_tokens, FileEmbedding)
-    grads = [gs.trace(prompt(9), model=model).grad(METRIC, "embed") for model in (one, other)]
+    least = int(str(caught.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))
+    resident_model, streamed_model = resident(folder, "int8"), gs.load(folder / "int8", memory=least)
+    assert isinstance(streamed_model.network.model.embed_tokens, FileEmbedding)
+    grads = [gs.trace(prompt(9), model=model).grad(METRIC, "embed") for model in (resident_model, streamed_model)]
     assert torch.allclose(*grads, atol=1e-5)
     options: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "progress": False}
-    found = [gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **options, model=m).values for m in (one, other)]
-    assert abs(found[0] - found[1]).max() <= 1e-4
+    values = [
+        gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **options, model=m).values for m in (resident_model, streamed_model)
+    ]
+    assert abs(values[0] - values[1]).max() <= 1e-4
 
 
-def test_more_memory_keeps_no_fewer_layers_and_stays_within_it() -> None:
+def test_more_memory_never_keeps_fewer_layers_and_is_never_exceeded() -> None:
     config = gs.GemmaConfig.from_dict(checkpoint("lg" * 8).config.to_dict())
     for kind in ("int8", "stored"):
         sizes = Sizes.of(config, kind, torch.bfloat16)
         before = -1
         for memory in range(4_000_000, 9_000_000, 60_000):
             try:
-                share = place_layers(config, sizes, torch.bfloat16, memory)
+                placement = place_layers(config, sizes, torch.bfloat16, memory)
             except BudgetError:
                 assert before == -1
                 continue
-            assert share.weights + share.workspace <= memory
-            assert len(share.kept) >= before
-            before = len(share.kept)
+            assert placement.weights + placement.workspace <= memory
+            assert len(placement.kept) >= before
+            before = len(placement.kept)
         assert before > 0
 
 
@@ -184,48 +191,48 @@ def threads() -> list[str]:
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_an_error_in_the_middle_leaves_no_thread_and_no_lock(folder: Path, kind: type[BaseException]) -> None:
     model = streamed(folder, "int8", (1,), 1)
-    whole = gs.trace(prompt(9), model=resident(folder, "int8"))
-    seen: list[str] = []
+    expected = gs.trace(prompt(9), model=resident(folder, "int8"))
+    running: list[str] = []
 
     def failing(site: str, layer: int | None, value: Tensor) -> Tensor:
-        seen.extend(threads())
+        running.extend(threads())
         if layer == 2:
             raise kind("enough")
         return value
 
-    with pytest.raises(kind, match="enough") as held:
+    with pytest.raises(kind, match="enough") as caught:
         model.run(prompt(9), tap=failing)
-    assert seen  # there was a thread
+    assert running  # there was a thread
     assert threads() == []
-    assert torch.equal(gs.trace(prompt(9), model=model).logits, whole.logits)
-    assert held.value is not None
+    assert torch.equal(gs.trace(prompt(9), model=model).logits, expected.logits)
+    assert caught.value is not None
 
 
-def test_a_pass_that_was_left_open_is_ended_by_the_next(folder: Path) -> None:
+def test_a_pass_that_was_left_open_is_closed_by_the_next(folder: Path) -> None:
     model = streamed(folder, "int8", (), 1)
-    left: Iterator[Any] = model.layers()
-    next(left)
-    whole = gs.trace(prompt(9), model=resident(folder, "int8"))
-    assert torch.equal(gs.trace(prompt(9), model=model).logits, whole.logits)
+    open_pass: Iterator[Any] = model.layers()
+    next(open_pass)
+    expected = gs.trace(prompt(9), model=resident(folder, "int8"))
+    assert torch.equal(gs.trace(prompt(9), model=model).logits, expected.logits)
     with pytest.raises(DeviceError, match="another pass"):
-        next(left)
+        next(open_pass)
     assert threads() == []
 
 
 def test_threads_take_turns(folder: Path) -> None:
     model = streamed(folder, "int8", (), 1)
-    whole = gs.trace(prompt(9), model=resident(folder, "int8")).logits
-    found: list[Tensor] = []
-    working = [threading.Thread(target=lambda: found.append(gs.trace(prompt(9), model=model).logits)) for _ in range(4)]
-    for thread in working:
+    expected = gs.trace(prompt(9), model=resident(folder, "int8")).logits
+    results: list[Tensor] = []
+    workers = [threading.Thread(target=lambda: results.append(gs.trace(prompt(9), model=model).logits)) for _ in range(4)]
+    for thread in workers:
         thread.start()
-    for thread in working:
+    for thread in workers:
         thread.join(60)
-    assert len(found) == 4
-    assert all(torch.equal(logits, whole) for logits in found)
+    assert len(results) == 4
+    assert all(torch.equal(logits, expected) for logits in results)
 
 
-def test_fifty_passes_hold_no_more_than_one(folder: Path) -> None:
+def test_fifty_passes_take_no_more_memory_than_one(folder: Path) -> None:
     model = streamed(folder, "int8", (1,), 2)
     layer_source: Any = model.network.layer_source
     before = [buffer.data_ptr() for buffer in layer_source.buffers]
@@ -260,7 +267,7 @@ def test_a_file_that_changes_under_the_model_is_refused(tmp_path: Path) -> None:
     assert threads() == []
 
 
-def test_a_sweep_uses_the_room_that_the_budget_leaves(folder: Path) -> None:
+def test_a_sweep_is_limited_to_the_memory_that_the_budget_leaves(folder: Path) -> None:
     model = gs.load(folder / "int8", memory="1GiB")
     model.network.work_bytes = 10
     with pytest.raises(SweepError, match="memory of 10 bytes"):
@@ -272,47 +279,47 @@ def test_running_out_of_memory_says_what_was_planned(folder: Path, swept: bool) 
     model = gs.load(folder / "int8", memory="1GiB")
     planned = model.network.work_bytes
 
-    held: list[weakref.ref[Tensor]] = []
+    values: list[weakref.ref[Tensor]] = []
 
     def full(value: Tensor) -> Tensor:
-        held.append(weakref.ref(value))
+        values.append(weakref.ref(value))
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     edits = [gs.edit("mlp_out", full, layer=2)]
     options: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "edits": edits, "model": model}
-    with pytest.raises(BudgetError, match=f"{planned:,} bytes were planned.*tried to allocate") as told:
+    with pytest.raises(BudgetError, match=f"{planned:,} bytes were planned.*tried to allocate") as caught:
         gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **options) if swept else gs.trace(prompt(9), model=model, edits=edits)
-    assert told.value is not None
-    assert [ref() for ref in held] == [None]  # though the error, and with it the traceback, is held here
+    assert caught.value is not None
+    assert [ref() for ref in values] == [None]  # though the error, and with it the traceback, is held here
     assert threads() == []
     gs.trace(prompt(9), model=model)
 
 
-def test_the_end_of_an_old_pass_leaves_a_new_one_alone(folder: Path) -> None:
+def test_ending_an_old_pass_does_not_disturb_a_new_one(folder: Path) -> None:
     model = streamed(folder, "int8", (), 1)
-    old = model.layers()
-    next(old)
-    new = model.layers()
-    layer = next(new)
-    del old
+    old_pass = model.layers()
+    next(old_pass)
+    new_pass = model.layers()
+    layer = next(new_pass)
+    del old_pass
     assert not layer.mlp.up_proj.weight.is_meta
-    new.close()
+    new_pass.close()
     assert threads() == []
 
 
-def test_a_pass_of_a_thread_that_is_gone_is_ended(folder: Path) -> None:
+def test_a_pass_of_a_thread_that_has_ended_is_closed(folder: Path) -> None:
     model = streamed(folder, "int8", (), 1)
-    left: list[Any] = []
+    open_passes: list[Any] = []
 
     def leave() -> None:
-        left.append(model.layers())
-        next(left[0])
+        open_passes.append(model.layers())
+        next(open_passes[0])
 
     thread = threading.Thread(target=leave)
     thread.start()
     thread.join()
-    whole = gs.trace(prompt(9), model=resident(folder, "int8"))
-    assert torch.equal(gs.trace(prompt(9), model=model).logits, whole.logits)
+    expected = gs.trace(prompt(9), model=resident(folder, "int8"))
+    assert torch.equal(gs.trace(prompt(9), model=model).logits, expected.logits)
 
 
 def test_a_pass_that_cannot_start_leaves_no_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,27 +41,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["int8", "source"])
 def model(folder: Path, request: pytest.FixtureRequest) -> Model:
     """A model of which no layer stays."""
-    found = gs.load(folder / request.param, memory="1GiB")
-    layer_source: Any = found.network.layer_source
-    found.network.layer_source = LayerStream(found.config, layer_source.packed, torch.float32, torch.device("cpu"))
-    return found
+    streamed = gs.load(folder / request.param, memory="1GiB")
+    layer_source: Any = streamed.network.layer_source
+    streamed.network.layer_source = LayerStream(streamed.config, layer_source.packed, torch.float32, torch.device("cpu"))
+    return streamed
 
 
 @pytest.fixture
-def whole(folder: Path, model: Model, request: pytest.FixtureRequest) -> Tensor:
+def expected(folder: Path, model: Model, request: pytest.FixtureRequest) -> Tensor:
     kind = request.node.callspec.params["model"]
     return gs.trace(IDS, model=gs.load(folder / kind)).logits
 
 
-def elsewhere(work: Callable[[], Any]) -> Any:
+def in_another_thread(call: Callable[[], Any]) -> Any:
     """What another thread finds. AssertionError if it is stuck."""
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
     thread.start()
     thread.join(SECONDS)
     assert not thread.is_alive(), "the other thread waits"
-    assert found, "the other thread failed"
-    return found[0]
+    assert results, "the other thread failed"
+    return results[0]
 
 
 def loading_threads() -> list[threading.Thread]:
@@ -84,11 +84,11 @@ class Interrupting:
                 raise KeyboardInterrupt
         return self
 
-    def run(self, work: Callable[[], Any]) -> BaseException | None:
+    def run(self, call: Callable[[], Any]) -> BaseException | None:
         """The interrupt that came out, with all that its traceback holds: notebooks keep the last one."""
         sys.settrace(self)
         try:
-            work()
+            call()
         except KeyboardInterrupt as error:
             return error
         finally:
@@ -98,34 +98,34 @@ class Interrupting:
 
 @pytest.mark.parametrize("apart", [None, 1, 25], ids=["once", "twice in a row", "twice"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt while a generator is collected
-def test_an_interrupt_at_any_step_leaves_the_stream_to_others(model: Model, whole: Tensor, apart: int | None) -> None:
-    def work() -> Any:
+def test_an_interrupt_at_any_step_leaves_the_stream_usable(model: Model, expected: Tensor, apart: int | None) -> None:
+    def run() -> Any:
         return gs.trace(IDS, model=model)
 
-    work()
+    run()
     counting = Interrupting()
-    assert counting.run(work) is None
+    assert counting.run(run) is None
     assert counting.count > 500
-    came = 0
+    n_interrupts = 0
     for step in range(1, counting.count, counting.count // STEPS):
-        held = Interrupting(step, *([] if apart is None else [step + apart])).run(work)
-        came += held is not None
-        assert torch.equal(elsewhere(work).logits, whole), f"interrupted at step {step}"
-        assert torch.equal(work().logits, whole), f"interrupted at step {step}"
-        del held
-    assert came > STEPS // 2
+        interrupt = Interrupting(step, *([] if apart is None else [step + apart])).run(run)
+        n_interrupts += interrupt is not None
+        assert torch.equal(in_another_thread(run).logits, expected), f"interrupted at step {step}"
+        assert torch.equal(run().logits, expected), f"interrupted at step {step}"
+        del interrupt
+    assert n_interrupts > STEPS // 2
     gc.collect()
-    assert torch.equal(work().logits, whole)
+    assert torch.equal(run().logits, expected)
     assert loading_threads() == []
 
 
-def test_an_interrupt_before_the_layers_are_closed_leaves_the_stream_to_others(model: Model, whole: Tensor) -> None:
+def test_an_interrupt_before_the_layers_are_closed_leaves_the_stream_usable(model: Model, expected: Tensor) -> None:
     def before_close(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and frame.f_code.co_name == "__exit__" and isinstance(frame.f_locals.get("self"), closing):
             sys.settrace(None)
             raise KeyboardInterrupt
 
-    def work() -> Any:
+    def run() -> Any:
         return gs.trace(IDS, model=model)
 
     def failing(value: Tensor) -> Tensor:
@@ -133,28 +133,28 @@ def test_an_interrupt_before_the_layers_are_closed_leaves_the_stream_to_others(m
 
     sys.settrace(before_close)
     try:
-        with pytest.raises(KeyboardInterrupt) as held:
+        with pytest.raises(KeyboardInterrupt) as caught:
             gs.trace(IDS, model=model, edits=[gs.edit("z", failing, layer=1)])
     finally:
         sys.settrace(None)
     assert model.network.layer_source._lock._queue  # type: ignore[union-attr]
-    assert torch.equal(elsewhere(work).logits, whole)
-    assert torch.equal(work().logits, whole)
-    assert held.value.__traceback__ is not None  # as a notebook keeps it
+    assert torch.equal(in_another_thread(run).logits, expected)
+    assert torch.equal(run().logits, expected)
+    assert caught.value.__traceback__ is not None  # as a notebook keeps it
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal")
-def test_a_signal_while_it_waits_for_another_thread_ends_the_wait(model: Model, whole: Tensor) -> None:
-    inside, let_go = threading.Event(), threading.Event()
+def test_an_interrupt_ends_the_wait_for_another_threads_pass(model: Model, expected: Tensor) -> None:
+    inside, release = threading.Event(), threading.Event()
 
     def slow(value: Tensor) -> Tensor:
         inside.set()
-        let_go.wait(SECONDS)
+        release.wait(SECONDS)
         return value
 
     edits = [gs.edit("z", slow, layer=1)]
-    other = threading.Thread(target=lambda: gs.trace(IDS, model=model, edits=edits), daemon=True)
-    other.start()
+    holder = threading.Thread(target=lambda: gs.trace(IDS, model=model, edits=edits), daemon=True)
+    holder.start()
     assert inside.wait(SECONDS)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
@@ -163,30 +163,30 @@ def test_a_signal_while_it_waits_for_another_thread_ends_the_wait(model: Model, 
             gs.trace(IDS, model=model)
     finally:
         signal.signal(signal.SIGALRM, before)
-        let_go.set()
-    other.join(SECONDS)
-    assert not other.is_alive()
-    assert torch.equal(gs.trace(IDS, model=model).logits, whole)
+        release.set()
+    holder.join(SECONDS)
+    assert not holder.is_alive()
+    assert torch.equal(gs.trace(IDS, model=model).logits, expected)
 
 
 # -- passes that are left in the middle --
 
 
-def half(model: Model) -> Iterator[Any]:
-    left: Iterator[Any] = model.layers()
-    next(left)
-    return left
+def half_a_pass(model: Model) -> Iterator[Any]:
+    layers: Iterator[Any] = model.layers()
+    next(layers)
+    return layers
 
 
-@pytest.mark.parametrize("way", ["closed", "collected", "broken off", "failed"])
-def test_a_pass_that_is_left_half_way_is_no_obstacle(model: Model, whole: Tensor, way: str) -> None:
-    held: list[Any] = []
-    if way == "closed":
-        half(model).close()  # type: ignore[attr-defined]
-    elif way == "collected":
-        half(model)
+@pytest.mark.parametrize("ending", ["closed", "collected", "broken off", "failed"])
+def test_a_pass_that_is_left_half_way_does_not_block_the_next(model: Model, expected: Tensor, ending: str) -> None:
+    kept: list[Any] = []
+    if ending == "closed":
+        half_a_pass(model).close()  # type: ignore[attr-defined]
+    elif ending == "collected":
+        half_a_pass(model)
         gc.collect()
-    elif way == "broken off":
+    elif ending == "broken off":
         for _ in model.layers():
             break
     else:
@@ -194,28 +194,28 @@ def test_a_pass_that_is_left_half_way_is_no_obstacle(model: Model, whole: Tensor
         def failing(site: str, layer: int | None, value: Tensor) -> Tensor:
             raise ZeroDivisionError
 
-        with pytest.raises(ZeroDivisionError) as found:
+        with pytest.raises(ZeroDivisionError) as caught:
             model.run(IDS, tap=failing)
-        held.append(found)
-    assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
+        kept.append(caught)
+    assert torch.equal(in_another_thread(lambda: gs.trace(IDS, model=model)).logits, expected)
     assert loading_threads() == []
 
 
-def test_a_pass_within_a_pass_says_so_and_the_outer_one_goes_on(model: Model, whole: Tensor) -> None:
-    said: list[str] = []
+def test_a_pass_within_a_pass_is_refused_and_the_outer_one_goes_on(model: Model, expected: Tensor) -> None:
+    messages: list[str] = []
 
     def nested(value: Tensor) -> Tensor:
-        with pytest.raises(DeviceError, match="one pass at a time") as told:
+        with pytest.raises(DeviceError, match="one pass at a time") as caught:
             gs.trace(IDS, model=model)
-        said.append(str(told.value))
+        messages.append(str(caught.value))
         return value
 
-    assert torch.equal(gs.trace(IDS, model=model, edits=[gs.edit("z", nested, layer=1)]).logits, whole)
-    assert said
-    assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
+    assert torch.equal(gs.trace(IDS, model=model, edits=[gs.edit("z", nested, layer=1)]).logits, expected)
+    assert messages
+    assert torch.equal(in_another_thread(lambda: gs.trace(IDS, model=model)).logits, expected)
 
 
-def test_a_file_that_goes_and_comes_back_is_an_error_and_then_none(model: Model, whole: Tensor, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_until_it_is_back(model: Model, expected: Tensor, tmp_path: Path) -> None:
     layer_source: Any = model.network.layer_source
     path = layer_source.packed[1].ranges[0].path
     path.rename(tmp_path / "away")
@@ -225,10 +225,10 @@ def test_a_file_that_goes_and_comes_back_is_an_error_and_then_none(model: Model,
                 gs.trace(IDS, model=model)
     finally:
         (tmp_path / "away").rename(path)
-    assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
+    assert torch.equal(in_another_thread(lambda: gs.trace(IDS, model=model)).logits, expected)
 
 
-def test_what_fails_in_the_thread_that_loads_layers_is_the_callers_error(model: Model, whole: Tensor) -> None:
+def test_an_error_in_the_loading_thread_is_raised_in_the_caller(model: Model, expected: Tensor) -> None:
     layer_source: Any = model.network.layer_source
     fill = layer_source.transfer.fill
 
@@ -240,4 +240,4 @@ def test_what_fails_in_the_thread_that_loads_layers_is_the_callers_error(model: 
         with pytest.raises(MemoryError, match="none left"):
             gs.trace(IDS, model=model)
         layer_source.transfer.fill = fill
-        assert torch.equal(elsewhere(lambda: gs.trace(IDS, model=model)).logits, whole)
+        assert torch.equal(in_another_thread(lambda: gs.trace(IDS, model=model)).logits, expected)
