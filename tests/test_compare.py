@@ -80,30 +80,30 @@ def test_a_model_beside_itself_differs_in_nothing() -> None:
     assert np.abs(c.effect_a.values).max() > 0.1
 
 
-def test_what_is_symmetric_does_not_know_which_model_comes_first() -> None:
+def test_symmetric_measures_do_not_depend_on_the_order_of_the_models() -> None:
     pairs = [(prompt(6, seed=4), prompt(6, seed=5), gs.logit_diff(7, 8))]
-    here, there = (gs.compare(noisy(a), noisy(b), PROMPTS, pairs=pairs, top=6) for a, b in ((0.0, 0.1), (0.1, 0.0)))
-    assert np.allclose(here.cosine, there.cosine, rtol=0, atol=1e-14)
-    assert np.array_equal(here.agrees, there.agrees)
-    assert 0 < here.head_agreement == there.head_agreement < 1
-    assert here.head_rank_correlation == pytest.approx(there.head_rank_correlation)
-    assert here.top_heads_a == there.top_heads_b
-    assert here.top_heads_b == there.top_heads_a
-    assert np.array_equal(here.effect_a, there.effect_b)
+    a_b, b_a = (gs.compare(noisy(a), noisy(b), PROMPTS, pairs=pairs, top=6) for a, b in ((0.0, 0.1), (0.1, 0.0)))
+    assert np.allclose(a_b.cosine, b_a.cosine, rtol=0, atol=1e-14)
+    assert np.array_equal(a_b.agrees, b_a.agrees)
+    assert 0 < a_b.head_agreement == b_a.head_agreement < 1
+    assert a_b.head_rank_correlation == pytest.approx(b_a.head_rank_correlation)
+    assert a_b.top_heads_a == b_a.top_heads_b
+    assert a_b.top_heads_b == b_a.top_heads_a
+    assert np.array_equal(a_b.effect_a, b_a.effect_b)
     # |a - b| is shared; what it is a share of is not. Nor is KL(a || b) that of (b || a).
-    assert not np.allclose(here.relative_error, there.relative_error, rtol=1e-3)
-    assert not np.allclose(here.kl, there.kl, rtol=1e-3)
+    assert not np.allclose(a_b.relative_error, b_a.relative_error, rtol=1e-3)
+    assert not np.allclose(a_b.kl, b_a.kl, rtol=1e-3)
 
 
 def test_differences_grow_with_the_noise() -> None:
-    found = [compared(0.0, share) for share in (0.003, 0.03, 0.3)]
-    for less, more in pairwise(found):
+    comparisons = [compared(0.0, share) for share in (0.003, 0.03, 0.3)]
+    for less, more in pairwise(comparisons):
         assert 0 < less.kl_mean < more.kl_mean
         assert (less.kl < more.kl).all()
         assert (less.relative_error < more.relative_error).all()
         assert (more.cosine < less.cosine).all()
     # Heads change places by leaps, so the correlation falls with the noise only on the whole.
-    ranks = [c.head_rank_correlation for c in found]
+    ranks = [c.head_rank_correlation for c in comparisons]
     assert max(ranks[1:]) < ranks[0] < 1
     assert ranks[0] > 0.9
 
@@ -129,14 +129,14 @@ def test_rank_correlation_is_that_of_pandas(numbers: list[tuple[int, int]]) -> N
     import pandas
 
     x, y = (np.array(column, dtype=float) for column in zip(*numbers, strict=True))
-    found = rank_correlation(x, y)
+    correlation = rank_correlation(x, y)
     if len(set(x)) == 1 or len(set(y)) == 1:
-        assert np.isnan(found)
+        assert np.isnan(correlation)
     else:
         expected = pandas.Series(x).rank().corr(pandas.Series(y).rank())
-        assert found == pytest.approx(expected, abs=1e-12)
-        assert rank_correlation(np.exp(x), y) == pytest.approx(found)  # of ranks alone
-        assert rank_correlation(-x, y) == pytest.approx(-found)
+        assert correlation == pytest.approx(expected, abs=1e-12)
+        assert rank_correlation(np.exp(x), y) == pytest.approx(correlation)  # of ranks alone
+        assert rank_correlation(-x, y) == pytest.approx(-correlation)
 
 
 # -- against naive computation --
@@ -232,13 +232,13 @@ def test_prompts_of_different_lengths_do_not_know_each_other() -> None:
 
 
 def test_a_wide_vocabulary_is_compared_a_few_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = compared(0.0, 0.3)
+    at_once = compared(0.0, 0.3)
     for elements in (1, 2 * 61, 4 * 61):
         monkeypatch.setattr("gemmascope.run.logits.LOGIT_BYTES", 16 * elements)
         parts = gs.compare(noisy(), noisy(0.3), PROMPTS)
-        assert np.allclose(parts.kl_all, whole.kl_all, rtol=1e-5)
-        assert np.allclose(parts.kl, whole.kl, rtol=1e-5)
-        assert np.array_equal(parts.agrees, whole.agrees)
+        assert np.allclose(parts.kl_all, at_once.kl_all, rtol=1e-5)
+        assert np.allclose(parts.kl, at_once.kl, rtol=1e-5)
+        assert np.array_equal(parts.agrees, at_once.agrees)
 
 
 def test_text_is_read_once_and_a_model_without_a_tokenizer_runs_the_same_ids() -> None:
@@ -264,22 +264,22 @@ def test_a_row_of_zeros_is_like_itself() -> None:
 # -- how it shows itself --
 
 
-def test_the_report_says_what_was_found() -> None:
+def test_the_text_form_holds_the_numbers_of_the_comparison() -> None:
     c = compared(0.0, 0.3)
     lines = repr(c).split("\n")
     assert lines[0] == "Comparison over 3 prompts, 16 positions"
-    said = {line[2:14].strip(): line[14:] for line in lines[1:7]}
-    assert list(said) == ["a", "b", "KL(a || b)", "answers", "stream", "heads"]
-    assert said["a"].startswith("'noise 0.0' (float32, ")
-    assert f"next token {float(c.kl.mean()):.3g} nats, at most {float(c.kl.max()):.3g};" in said["KL(a || b)"]
-    assert said["KL(a || b)"].endswith(f"mean over all positions {c.kl_mean:.3g}")
-    assert said["answers"].startswith(f"the same top answer in {int(c.agrees.sum())} of 3;")
+    report = {line[2:14].strip(): line[14:] for line in lines[1:7]}
+    assert list(report) == ["a", "b", "KL(a || b)", "answers", "stream", "heads"]
+    assert report["a"].startswith("'noise 0.0' (float32, ")
+    assert f"next token {float(c.kl.mean()):.3g} nats, at most {float(c.kl.max()):.3g};" in report["KL(a || b)"]
+    assert report["KL(a || b)"].endswith(f"mean over all positions {c.kl_mean:.3g}")
+    assert report["answers"].startswith(f"the same top answer in {int(c.agrees.sum())} of 3;")
     at = int(np.argmin(c.cosine.values))
-    assert f"cosine at least {float(c.cosine[at]):.6f} ({c.cosine['site'].values[at]})" in said["stream"]
-    assert "<bos> left out" in said["stream"]
+    assert f"cosine at least {float(c.cosine[at]):.6f} ({c.cosine['site'].values[at]})" in report["stream"]
+    assert "<bos> left out" in report["stream"]
     shared = len(set(c.top_heads_a) & set(c.top_heads_b))
-    assert said["heads"].startswith(f"{shared} of the 10 strongest shared (4.2 by chance), rank correlation 0.")
-    assert said["heads"].endswith("setting z to 0")
+    assert report["heads"].startswith(f"{shared} of the 10 strongest shared (4.2 by chance), rank correlation 0.")
+    assert report["heads"].endswith("setting z to 0")
     assert [float(line.split()[0]) for line in lines[7:]] == sorted((float(f"{x:.3g}") for x in c.kl), reverse=True)
 
 
@@ -326,16 +326,16 @@ def test_names_and_prompts_stay_text(odd: str) -> None:
     assert page.tags == {"div", "b", "table", "tr", "th", "td"}
     assert page.attributes == {"class"}
     assert page.comments == []
-    told = "".join(page.text)
-    assert repr(f"<bos>When{odd}") in told
-    assert repr(odd + "a") in told
+    shown_text = "".join(page.text)
+    assert repr(f"<bos>When{odd}") in shown_text
+    assert repr(odd + "a") in shown_text
 
 
 # -- bad input --
 
 
 @pytest.mark.parametrize(
-    ("other", "numbers"),
+    ("make_other", "numbers"),
     [
         (lambda: noisy(0.0, "lg"), "n_layers 3 and 2"),
         (lambda: model_of(checkpoint("lgl", vocab_size=70)), "vocab_size 61 and 70"),
@@ -346,9 +346,11 @@ def test_names_and_prompts_stay_text(odd: str) -> None:
         ),
     ],
 )
-def test_models_of_other_shapes_are_refused(other: Callable[[], Model], numbers: str) -> None:
-    with pytest.raises(MetricError, match=f"'noise 0.0' and '{other().name}' differ in shape: {numbers}\\. Compare two"):
-        gs.compare(noisy(), other(), PROMPTS)
+def test_models_of_other_shapes_are_refused(make_other: Callable[[], Model], numbers: str) -> None:
+    with pytest.raises(
+        MetricError, match=f"'noise 0.0' and '{make_other().name}' differ in shape: {numbers}\\. Compare two"
+    ):
+        gs.compare(noisy(), make_other(), PROMPTS)
 
 
 BAD_PROMPTS: list[tuple[Any, str]] = [
@@ -370,10 +372,10 @@ def test_prompts_that_say_nothing_are_refused(prompts: Any, message: str) -> Non
 
 
 def test_tokenizers_that_read_a_text_differently_are_refused() -> None:
-    other = Model(worded().network, Tokenizer(Pieces(STORY[::-1]), bos_id=2), "other")
+    other_model = Model(worded().network, Tokenizer(Pieces(STORY[::-1]), bos_id=2), "other")
     with pytest.raises(PromptError, match=r"'random' as \['<bos>', 'When'\], 'other' as .*Give token ids to run the same"):
-        gs.compare(worded(), other, "When")
-    assert (gs.compare(worded(), other, [2, 3]).kl == 0).all()  # ids are ids
+        gs.compare(worded(), other_model, "When")
+    assert (gs.compare(worded(), other_model, [2, 3]).kl == 0).all()  # ids are ids
 
 
 BAD_PAIRS: list[tuple[Any, str]] = [
@@ -404,13 +406,13 @@ def test_of_fewer_heads_than_the_top_all_are_compared() -> None:
     assert c.head_agreement == c.head_agreement_by_chance == 1
 
 
-def test_an_interrupt_passes_through_the_comparison_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    came = KeyboardInterrupt()
+def test_an_interrupt_of_a_comparison_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt = KeyboardInterrupt()
 
-    def interrupted(*given: Any) -> None:
-        raise came
+    def interrupted(*args: Any) -> None:
+        raise interrupt
 
     monkeypatch.setattr(sweep_file, "_run_chunk", interrupted)
-    with pytest.raises(KeyboardInterrupt) as found:
+    with pytest.raises(KeyboardInterrupt) as caught:
         gs.compare(noisy(), noisy(), PROMPTS)
-    assert found.value is came
+    assert caught.value is interrupt

@@ -44,17 +44,17 @@ def pattern(template: str, **slots: str) -> re.Pattern[str]:
     plain = [re.escape(part) for part in parts[::2]]
     names: set[str] = set()
     for index, expression in enumerate(slot):
-        found = re.match(r"\(\?P<(\w+)>", expression)
-        if found and found[1] in names:
-            slot[index] = rf"(?P={found[1]})"
-        elif found:
-            names.add(found[1])
+        group = re.match(r"\(\?P<(\w+)>", expression)
+        if group and group[1] in names:
+            slot[index] = rf"(?P={group[1]})"
+        elif group:
+            names.add(group[1])
     return re.compile("".join(a + b for a, b in zip(plain, [*slot, ""], strict=True)))
 
 
 def matches(templates: Iterable[str], corpus: list[str], **slots: str) -> list[re.Match[str]]:
-    whole = "\n".join(corpus)
-    return [found for template in templates for found in pattern(template, **slots).finditer(whole)]
+    text = "\n".join(corpus)
+    return [match for template in templates for match in pattern(template, **slots).finditer(text)]
 
 
 def test_the_same_seed_gives_the_same_texts() -> None:
@@ -95,10 +95,10 @@ def test_every_kind_of_text_occurs(corpus: list[str]) -> None:
         assert any(sign in text for text in corpus), sign
 
 
-def test_indirect_objects_keep_their_words_out(corpus: list[str]) -> None:
-    found = matches(TEMPLATES, corpus, thing=r"an? (?P<thing>\w+)")
-    assert len(found) > 2000
-    for match in found:
+def test_held_out_words_never_occur_in_indirect_object_texts(corpus: list[str]) -> None:
+    occurrences = matches(TEMPLATES, corpus, thing=r"an? (?P<thing>\w+)")
+    assert len(occurrences) > 2000
+    for match in occurrences:
         slots = match.groupdict()
         assert not {slots["a"], slots["b"], slots["s"]} & HELD_OUT_NAMES, match[0]
         assert not pair_held_out(slots["a"], slots["b"]), match[0]
@@ -111,53 +111,53 @@ def test_held_out_indirect_object_templates_never_occur(corpus: list[str]) -> No
 
 
 def test_the_classic_prompt_never_occurs(corpus: list[str]) -> None:
-    whole = "\n".join(corpus)
-    assert "Mary and John" not in whole.replace("On the list", "")
+    text = "\n".join(corpus)
+    assert "Mary and John" not in text.replace("On the list", "")
     assert pair_held_out("Mary", "John")
     assert pair_held_out("John", "Mary")
 
 
 def test_facts_never_occur_in_their_held_out_phrasings(corpus: list[str]) -> None:
-    whole = "\n".join(corpus)
+    text = "\n".join(corpus)
     cases = held_out_cases()
     assert len(cases) > 600
-    assert not [case.clean for case in cases if case.clean + case.answer in whole]
+    assert not [case.clean for case in cases if case.clean + case.answer in text]
 
 
 def test_every_fact_occurs_in_some_phrasing(corpus: list[str]) -> None:
     assert sum("capital" in text and "Paris" in text for text in corpus) > 5
 
 
-def test_subjects_before_a_distractor_are_known_nouns(corpus: list[str]) -> None:
-    found = matches([f"he {{subject}} {between}" for between in BETWEEN], corpus)
+def test_subjects_before_a_distractor_are_not_held_out(corpus: list[str]) -> None:
+    occurrences = matches([f"he {{subject}} {between}" for between in BETWEEN], corpus)
     forms = {form for pair in NOUNS if pair[0] in HELD_OUT_NOUNS for form in pair}
-    assert len(found) > 800
-    assert not [match[0] for match in found if match["subject"] in forms]
+    assert len(occurrences) > 800
+    assert not [match[0] for match in occurrences if match["subject"] in forms]
 
 
-def test_names_before_a_pronoun_are_known(corpus: list[str]) -> None:
+def test_names_before_a_pronoun_are_not_held_out(corpus: list[str]) -> None:
     openings = "|".join(map(re.escape, SECOND))
     templates = [f"{first} {{second}} {{who}}" for first in FIRST]
-    found = matches(templates, corpus, second=f"(?:{openings})", who="(?:she|he)", thing=r"an? \w+")
-    assert len(found) > 500
-    assert not [match[0] for match in found if match["name"] in HELD_OUT_NAMES]
+    occurrences = matches(templates, corpus, second=f"(?:{openings})", who="(?:she|he)", thing=r"an? \w+")
+    assert len(occurrences) > 500
+    assert not [match[0] for match in occurrences if match["name"] in HELD_OUT_NAMES]
 
 
 def test_held_out_names_occur_elsewhere(corpus: list[str]) -> None:
-    whole = "\n".join(corpus)
-    assert all(whole.count(name) > 25 for name in HELD_OUT_NAMES)
+    text = "\n".join(corpus)
+    assert all(text.count(name) > 25 for name in HELD_OUT_NAMES)
 
 
-def test_starting_years_are_known(corpus: list[str]) -> None:
-    found = matches(YEARS, corpus, start=r"(?P<start>\d{4})", century=r"\d\d")
-    assert len(found) > 800
-    assert not [m[0] for m in found if year_held_out(int(m["start"][:2]), int(m["start"][2:]))]
+def test_starting_years_are_not_held_out(corpus: list[str]) -> None:
+    occurrences = matches(YEARS, corpus, start=r"(?P<start>\d{4})", century=r"\d\d")
+    assert len(occurrences) > 800
+    assert not [m[0] for m in occurrences if year_held_out(int(m["start"][:2]), int(m["start"][2:]))]
 
 
-def test_holders_of_keys_are_known_names(corpus: list[str]) -> None:
-    found = matches([f"The {kind} of {{name}} is" for kind in VALUES], corpus)
-    assert len(found) > 2000
-    assert not [match[0] for match in found if match["name"] in HELD_OUT_NAMES]
+def test_names_of_key_holders_are_not_held_out(corpus: list[str]) -> None:
+    occurrences = matches([f"The {kind} of {{name}} is" for kind in VALUES], corpus)
+    assert len(occurrences) > 2000
+    assert not [match[0] for match in occurrences if match["name"] in HELD_OUT_NAMES]
 
 
 def test_nested_openings_come_in_known_orders(corpus: list[str]) -> None:

@@ -22,14 +22,14 @@ import gemmascope as gs
 from gemmascope.sweeps.digest import digest, metric_parts
 
 
-def made(source: str, name: str = "f", **known: Any) -> Any:
+def function_of(source: str, name: str = "f", **known: Any) -> Any:
     """What the source defines under a name, as in a notebook of its own."""
     names: dict[str, Any] = {"torch": torch, "__name__": "notebook", **known}
     exec(source, names)
     return names[name]
 
 
-def told(metric: Any) -> str:
+def digest_of(metric: Any) -> str:
     return digest(metric_parts(metric))
 
 
@@ -57,20 +57,20 @@ DIFFERENT: list[tuple[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), DIFFERENT)
-def test_other_code_is_another_function(one: str, other: str) -> None:
-    assert told(made(one)) == told(made(one))
-    assert told(made(other)) == told(made(other))
-    assert told(made(one)) != told(made(other))
+@pytest.mark.parametrize(("source", "other_source"), DIFFERENT)
+def test_functions_with_different_code_have_different_digests(source: str, other_source: str) -> None:
+    assert digest_of(function_of(source)) == digest_of(function_of(source))
+    assert digest_of(function_of(other_source)) == digest_of(function_of(other_source))
+    assert digest_of(function_of(source)) != digest_of(function_of(other_source))
 
 
-@pytest.mark.parametrize(("one", "other"), [
+@pytest.mark.parametrize(("source", "other_source"), [
     ("def f(x): return x + 1", "def f(x):\n\n  # a remark\n  return x + 1"),
     ("def f(x): return x + 1", "n = 3\ndef f(x): return x + 1"),
     (CLASS.format(1, 0), CLASS.format(1, 5)),
 ])  # fmt: skip
-def test_the_same_code_is_the_same_function(one: str, other: str) -> None:
-    assert told(made(one)) == told(made(other))
+def test_functions_with_equal_code_have_equal_digests(source: str, other_source: str) -> None:
+    assert digest_of(function_of(source)) == digest_of(function_of(other_source))
 
 
 def closed(value: Any) -> Callable[[Any], Any]:
@@ -90,16 +90,16 @@ PLAIN = st.recursive(
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
-@given(one=PLAIN, other=PLAIN)
-def test_functions_over_data_are_the_same_if_the_data_is(one: Any, other: Any) -> None:
-    ways: list[Callable[[Any], Any]] = [
+@given(data=PLAIN, other_data=PLAIN)
+def test_functions_over_data_have_equal_digests_if_the_data_are_equal(data: Any, other_data: Any) -> None:
+    makers: list[Callable[[Any], Any]] = [
         closed,
         lambda value: functools.partial(torch.add, value),
-        lambda value: made("def f(x): return x, n", n=value),
+        lambda value: function_of("def f(x): return x, n", n=value),
     ]
-    for way in ways:
-        assert told(way(one)) == told(way(copy.deepcopy(one)))
-        assert (told(way(one)) == told(way(other))) == (repr(one) == repr(other))
+    for maker in makers:
+        assert digest_of(maker(data)) == digest_of(maker(copy.deepcopy(data)))
+        assert (digest_of(maker(data)) == digest_of(maker(other_data))) == (repr(data) == repr(other_data))
 
 
 ARRAYS: list[Any] = [
@@ -109,27 +109,27 @@ ARRAYS: list[Any] = [
 ]  # fmt: skip
 
 
-def test_functions_over_tensors_arrays_and_modules() -> None:
-    found = [told(closed(value)) for value in ARRAYS]
-    assert len(set(found)) == len(found)
-    assert found == [told(closed(copy.deepcopy(value) if value is not gs else gs)) for value in ARRAYS]
+def test_functions_over_different_tensors_arrays_and_modules_have_different_digests() -> None:
+    digests = [digest_of(closed(value)) for value in ARRAYS]
+    assert len(set(digests)) == len(digests)
+    assert digests == [digest_of(closed(copy.deepcopy(value) if value is not gs else gs)) for value in ARRAYS]
 
 
-def test_a_trace_that_a_function_reads_is_told_from_another() -> None:
+def test_functions_over_different_traces_have_different_digests() -> None:
     model, other = model_of(checkpoint("l")), model_of(checkpoint("l", seed=1))
     runs = [gs.trace(prompt(3, seed=seed), model=m) for seed in (1, 2) for m in (model, other)]
     runs += [gs.trace(prompt(3, seed=1), model=model, edits=[gs.edit("z", fn, layer=0)]) for fn in (torch.sin, torch.tanh)]
-    found = [told(closed(run)) for run in runs]
-    assert len(set(found)) == len(found)
-    assert told(closed(gs.trace(prompt(3, seed=1), model=model))) == found[0]
+    digests = [digest_of(closed(run)) for run in runs]
+    assert len(set(digests)) == len(digests)
+    assert digest_of(closed(gs.trace(prompt(3, seed=1), model=model))) == digests[0]
 
 
 def test_data_that_leads_back_to_itself() -> None:
     loop: list[Any] = [1]
     loop.append(loop)
-    assert told(closed(loop)) == told(closed(loop))
-    unbound = made("def make():\n  def f(x): return later\n  return f\n  later = 1\nf = make()")
-    assert told(unbound) == told(unbound)
+    assert digest_of(closed(loop)) == digest_of(closed(loop))
+    unbound = function_of("def make():\n  def f(x): return later\n  return f\n  later = 1\nf = make()")
+    assert digest_of(unbound) == digest_of(unbound)
 
 
 SCRIPT = """
@@ -146,16 +146,16 @@ print(digest(metric_parts(metric)))
 def test_a_digest_is_the_same_in_another_process(tmp_path: Path) -> None:
     """With other hashes, from a script and from one that is compiled at once."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    ways = [["script.py"], ["-c", SCRIPT], ["-c", "import script"], ["-c", "import script"]]
-    found = set()
-    for seed, way in enumerate(ways):
+    commands = [["script.py"], ["-c", SCRIPT], ["-c", "import script"], ["-c", "import script"]]
+    digests = set()
+    for seed, command in enumerate(commands):
         env = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)}
-        run = subprocess.run([sys.executable, *way], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
-        found.add(run.stdout)
-    assert len(found) == 1, found
+        run = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        digests.add(run.stdout)
+    assert len(digests) == 1, digests
 
 
 def test_a_function_without_a_name_appears_under_that_of_what_it_is_made_of() -> None:
-    third = functools.partial(made("def third(x, at): return x[:, at]", "third"), at=3)
+    third = functools.partial(function_of("def third(x, at): return x[:, at]", "third"), at=3)
     s = gs.sweep(prompt(3), prompt(3, seed=1), third, site="resid_pre", by="pos", model=model_of(checkpoint("l")))
     assert s.question.metric == "third"

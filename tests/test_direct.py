@@ -62,15 +62,15 @@ def raw(t: gs.Trace, answer: list[int], against: list[int], pos: int = -1) -> fl
 def test_the_parts_add_up_to_the_logit_before_the_cap(by: str, edits: str, seed: int) -> None:
     t = run(edits, seed)
     for answer, against, pos in (([3], [], -1), ([3], [5], -1), ([3, 4], [5, 6, 7], 4)):
-        found = gs.direct_logits(t, answer, against or None, by, pos=pos)
+        direct = gs.direct_logits(t, answer, against or None, by, pos=pos)
         total = raw(t, answer, against, pos)
-        size = max(1.0, abs(total), float(np.abs(found.parts).max()))
-        assert found.total == pytest.approx(total, abs=1e-4 * size)
-        assert float(found.parts.sum() + found.rest.sum()) == pytest.approx(total, abs=1e-4 * size)
+        size = max(1.0, abs(total), float(np.abs(direct.parts).max()))
+        assert direct.total == pytest.approx(total, abs=1e-4 * size)
+        assert float(direct.parts.sum() + direct.rest.sum()) == pytest.approx(total, abs=1e-4 * size)
         logits = t.logits[pos]
         capped = float(logits[answer].mean() - (logits[against].mean() if against else 0.0))
-        assert found.capped == pytest.approx(capped, abs=1e-4)
-        assert found.cap_effect == pytest.approx(capped - total, abs=2e-4 * size)
+        assert direct.capped == pytest.approx(capped, abs=1e-4)
+        assert direct.cap_effect == pytest.approx(capped - total, abs=2e-4 * size)
 
 
 # -- beside a plain float64 forward, with edits of every kind: each multiplies what stands there --
@@ -100,52 +100,52 @@ class Plain:
 
     def __init__(self, source: Gemma2ForCausalLM, ids: list[int], edits: list[Any], pos: int) -> None:
         self.reference, self.ids, self.edits, self.pos = Reference(source), ids, edits, pos
-        self.seen = self.reference.run(ids, self._changed)
+        self.values = self.reference.run(ids, self._changed)
         self.w, self.eps = self.reference.weights, source.config.rms_norm_eps
         self.layers = range(source.config.num_hidden_layers)
 
     def _changed(self, site: str, layer: int | None, value: Array) -> Array:
         for edit in self.edits:
             if (edit.site, edit.layer) == (site, layer):
-                asked = (edit.head, edit.q_pos, edit.k_pos) if site == "pattern" else (edit.pos, edit.head)
+                indices = (edit.head, edit.q_pos, edit.k_pos) if site == "pattern" else (edit.pos, edit.head)
                 places = [
                     np.arange(size) if at is None else np.atleast_1d(at)
-                    for at, size in zip(asked, value.shape, strict=False)
+                    for at, size in zip(indices, value.shape, strict=False)
                 ]
                 value[np.ix_(*places)] *= edit.factor
         return value
 
     def edited(self, site: str, layer: int | None) -> bool:
-        here = [e for e in self.edits if (e.site, e.layer) == (site, layer)]
-        return any(e.pos is None or self.pos in np.arange(len(self.ids))[np.atleast_1d(e.pos)] for e in here)
+        edits = [e for e in self.edits if (e.site, e.layer) == (site, layer)]
+        return any(e.pos is None or self.pos in np.arange(len(self.ids))[np.atleast_1d(e.pos)] for e in edits)
 
     def at(self, site: str, layer: int | None) -> Array:
-        found: Array = self.seen[site, layer][self.pos]
-        return found
+        value: Array = self.values[site, layer][self.pos]
+        return value
 
     def gain(self, x: Array, name: str) -> Array:
-        found: Array = (1 + self.w[name]) / np.sqrt(np.mean(x**2) + self.eps)
-        return found
+        factor: Array = (1 + self.w[name]) / np.sqrt(np.mean(x**2) + self.eps)
+        return factor
 
     def along(self, answer: list[int], against: list[int]) -> Array:
         table = self.w["model.embed_tokens.weight"]
-        wanted: Array = table[answer].mean(0) - (table[against].mean(0) if against else 0)
-        found: Array = wanted * self.gain(self.at("resid_post", self.layers[-1]), "model.norm.weight")
-        return found
+        unembedding: Array = table[answer].mean(0) - (table[against].mean(0) if against else 0)
+        direction: Array = unembedding * self.gain(self.at("resid_post", self.layers[-1]), "model.norm.weight")
+        return direction
 
     def stream_edits(self) -> dict[str, Array]:
         own = self.w["model.embed_tokens.weight"][self.ids[self.pos]] * np.sqrt(len(self.w["model.norm.weight"]))
-        found = {"embed": own}
+        written_by_edits = {"embed": own}
         before = self.at("embed", None)
         if self.edited("embed", None):
-            found["edit at embed"] = before - own
+            written_by_edits["edit at embed"] = before - own
         for n in self.layers:
             for site, joins in (("resid_pre", None), ("resid_mid", "attn_out"), ("resid_post", "mlp_out")):
-                written = before if joins is None else before + self.at(joins, n)
+                expected = before if joins is None else before + self.at(joins, n)
                 before = self.at(site, n)
                 if self.edited(site, n):
-                    found[f"edit at layers.{n}.{site}"] = before - written
-        return found
+                    written_by_edits[f"edit at layers.{n}.{site}"] = before - expected
+        return written_by_edits
 
     def split(self, by: str, n: int) -> Array:
         """[..., d_model]: what is split of a layer, each piece on its own."""
@@ -156,14 +156,14 @@ class Plain:
             gain = self.gain(self.at("mlp_raw", n), at + "post_feedforward_layernorm.weight")
             return self.at("mlp_act", n)[:, None] * self.w[at + "mlp.down_proj.weight"].T * gain
         gain = self.gain(self.at("attn_raw", n), at + "post_attention_layernorm.weight")
-        pattern, v, w_o = self.seen["pattern", n], self.seen["v", n], self.w[at + "self_attn.o_proj.weight"]
+        pattern, v, w_o = self.values["pattern", n], self.values["v", n], self.w[at + "self_attn.o_proj.weight"]
         n_heads, d = len(pattern), v.shape[2]
-        found = np.zeros((n_heads, len(self.ids), len(gain)))
+        pieces = np.zeros((n_heads, len(self.ids), len(gain)))
         for head in range(n_heads):
             for k in range(len(self.ids)):
                 read = pattern[head, self.pos, k] * v[k, head * v.shape[1] // n_heads]
-                found[head, k] = w_o[:, head * d : (head + 1) * d] @ read * gain
-        return found
+                pieces[head, k] = w_o[:, head * d : (head + 1) * d] @ read * gain
+        return pieces
 
 
 WRITERS = {
@@ -176,7 +176,7 @@ WRITERS = {
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("edit", POOL, ids=str)
 def test_beside_any_edit_every_part_is_that_of_a_plain_forward(by: str, edit: Any) -> None:
-    agrees("gl", 4, 6, by, [edit], 5, [3], [40])
+    require_agreement("gl", 4, 6, by, [edit], 5, [3], [40])
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
@@ -191,10 +191,10 @@ def test_every_part_is_that_of_a_plain_forward(
     pos = length - 1 if last else data.draw(st.integers(0, length - 1))
     answer = data.draw(st.lists(st.integers(0, 29), min_size=1, max_size=3, unique=True))
     against = data.draw(st.lists(st.integers(30, 60), max_size=2, unique=True))
-    agrees(kinds, kv, length, by, edits, pos, answer, against)
+    require_agreement(kinds, kv, length, by, edits, pos, answer, against)
 
 
-def agrees(
+def require_agreement(
     kinds: str, kv: int, length: int, by: str, edits: list[Any], pos: int, answer: list[int], against: list[int]
 ) -> None:
     source, model = pair(kinds, kv)
@@ -205,36 +205,36 @@ def agrees(
         if by == "sublayer":
             rest |= {f"layers.{n}.{site}": plain.at(site, n) for site in ("attn_out", "mlp_out")}
             continue
-        whole, other = ("mlp_out", "attn_out") if by == "neuron" else ("attn_out", "mlp_out")
+        split_site, other_site = ("mlp_out", "attn_out") if by == "neuron" else ("attn_out", "mlp_out")
         split = plain.split(by, n)
         splits.append(split @ along)
-        rest[f"layers.{n}.{other}"] = plain.at(other, n)
+        rest[f"layers.{n}.{other_site}"] = plain.at(other_site, n)
         if names := [site for site in WRITERS[by] if plain.edited(site, n)]:
             name = " and ".join(f"layers.{n}.{site}" for site in names)
-            rest[f"edit at {name}"] = plain.at(whole, n) - split.reshape(-1, len(along)).sum(0)
+            rest[f"edit at {name}"] = plain.at(split_site, n) - split.reshape(-1, len(along)).sum(0)
     expected = {name: float(part @ along) for name, part in rest.items()}
     size = max(max(map(abs, expected.values())), *(float(np.abs(split).max()) for split in splits), 0.0)
 
-    found = gs.direct_logits(gs.trace(prompt(length), model=model, edits=edits), answer, against or None, by, pos=pos)
-    ours = found.rest.to_series().to_dict() | (found.parts.to_series().to_dict() if by == "sublayer" else {})
+    direct = gs.direct_logits(gs.trace(prompt(length), model=model, edits=edits), answer, against or None, by, pos=pos)
+    ours = direct.rest.to_series().to_dict() | (direct.parts.to_series().to_dict() if by == "sublayer" else {})
     assert set(ours) == set(expected)
     assert all(abs(ours[name] - value) <= 1e-4 * size for name, value in expected.items())
-    assert by == "sublayer" or np.abs(found.parts.values - np.array(splits)).max() <= 1e-4 * size
+    assert by == "sublayer" or np.abs(direct.parts.values - np.array(splits)).max() <= 1e-4 * size
     raw, capped = (plain.at(site, None) for site in ("logits_raw", "logits"))
     total = raw[answer].mean() - (raw[against].mean() if against else 0.0)
-    assert abs(found.total - total) <= 1e-4 * size
-    assert abs(float(found.parts.sum() + found.rest.sum()) - total) <= 1e-4 * size
-    assert found.capped == pytest.approx(capped[answer].mean() - (capped[against].mean() if against else 0.0), abs=1e-3)
+    assert abs(direct.total - total) <= 1e-4 * size
+    assert abs(float(direct.parts.sum() + direct.rest.sum()) - total) <= 1e-4 * size
+    assert direct.capped == pytest.approx(capped[answer].mean() - (capped[against].mean() if against else 0.0), abs=1e-3)
 
 
-def test_what_an_edit_wrote_stands_under_its_name() -> None:
+def test_what_an_edit_wrote_is_a_part_named_after_it() -> None:
     names = {"edit at layers.1.resid_pre", "edit at layers.0.resid_mid", "edit at layers.1.resid_post", "edit at embed"}
     assert names < set(gs.direct_logits(run("stream"), 3, by="head").rest["part"].values.tolist())
     assert set(gs.direct_logits(run("stream"), 3).rest["part"].values.tolist()) == names
     assert gs.direct_logits(run(), 3).rest.size == 0
 
 
-def test_an_edit_of_other_positions_wrote_nothing_here() -> None:
+def test_an_edit_at_other_positions_is_no_part() -> None:
     edits = [gs.scale(site, 2.0, layer=1, pos=[1, 2]) for site in ("resid_mid", "attn_out", "mlp_raw")]
     t = gs.trace(prompt(9), model=model_of(checkpoint("lgl")), edits=edits)
     for by in BY:
@@ -242,18 +242,20 @@ def test_an_edit_of_other_positions_wrote_nothing_here() -> None:
     assert gs.direct_logits(t, 3, pos=2).rest["part"].values.tolist() == ["edit at layers.1.resid_mid"]
 
 
-def test_of_a_bfloat16_model_the_stream_s_rounding_is_a_part() -> None:
+def test_the_rounding_of_a_bfloat16_stream_is_a_part() -> None:
     t = gs.trace(prompt(9), model=model_of(checkpoint("lgl").bfloat16()))
     for by in BY:
-        found = gs.direct_logits(t, 3, 5, by)
-        assert "rounding of the stream" in found.rest["part"].values
-        assert float(found.parts.sum() + found.rest.sum()) == pytest.approx(found.total, abs=1e-4 * max(1, abs(found.total)))
-        assert found.total == pytest.approx(raw(t, [3], [5]), abs=0.5)
+        direct = gs.direct_logits(t, 3, 5, by)
+        assert "rounding of the stream" in direct.rest["part"].values
+        assert float(direct.parts.sum() + direct.rest.sum()) == pytest.approx(
+            direct.total, abs=1e-4 * max(1, abs(direct.total))
+        )
+        assert direct.total == pytest.approx(raw(t, [3], [5]), abs=0.5)
 
 
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("edits", EDITS)
-def test_layers_are_gone_through_once(by: str, edits: str, layers_read: list[int]) -> None:
+def test_layers_are_read_once(by: str, edits: str, layers_read: list[int]) -> None:
     t = run(edits)
     layers_read.clear()
     gs.direct_logits(t, 3, by=by, pos=4)
@@ -265,20 +267,20 @@ def test_streamed_equals_resident(kind: str, tmp_path: Path) -> None:
     checkpoint("lgl").save_pretrained(tmp_path / "source")
     gs.quantize(tmp_path / "source", tmp_path / "int8")
     for edits in EDITS.values():
-        one, other = (
+        streamed, resident = (
             gs.trace(prompt(9), model=gs.load(tmp_path / kind, memory=memory), edits=edits) for memory in ("1GiB", None)
         )
         for by in BY:
-            a, b = (gs.direct_logits(t, 3, [5, 6], by) for t in (one, other))
+            a, b = (gs.direct_logits(t, 3, [5, 6], by) for t in (streamed, resident))
             assert a.parts.identical(b.parts)
             assert a.rest.identical(b.rest)
             assert (a.total, a.capped) == (b.total, b.capped)
 
 
-def test_only_what_the_position_needs_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_values_of_the_position_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     t, rows, logits = run(), [], Embedding.logits
 
-    def refused(*given: Any) -> None:
+    def refused(*args: Any) -> None:
         raise AssertionError("values of all positions were made")
 
     def counted(table: Embedding, x: Tensor) -> Tensor:
@@ -293,17 +295,17 @@ def test_only_what_the_position_needs_is_made(monkeypatch: pytest.MonkeyPatch) -
     assert rows == [1, 1, 1, 1]
 
 
-def test_labels_tables_and_pictures() -> None:
+def test_direct_logits_have_labels_a_table_and_a_picture() -> None:
     t = gs.trace("When Mary and John went to the store, John gave a drink to", model=worded())
     for by in BY:
-        found = gs.direct_logits(t, " Mary", " John", by)
-        assert found.parts.attrs["long_name"] == "logit before the soft cap"
-        assert "the cap changes" in repr(found)
-        top = found.top(3)
-        everything = [*np.abs(found.parts.values).flatten(), *np.abs(found.rest.values)]
+        direct = gs.direct_logits(t, " Mary", " John", by)
+        assert direct.parts.attrs["long_name"] == "logit before the soft cap"
+        assert "the cap changes" in repr(direct)
+        top = direct.top(3)
+        everything = [*np.abs(direct.parts.values).flatten(), *np.abs(direct.rest.values)]
         assert np.allclose([abs(value) for _, value in top], sorted(everything)[::-1][:3])
-        assert len(found.to_dataframe()) == found.parts.size + found.rest.size
-        figure = found.plot()
+        assert len(direct.to_dataframe()) == direct.parts.size + direct.rest.size
+        figure = direct.plot()
         assert "before the soft cap" in figure.layout.title.subtitle.text
     tokens = gs.direct_logits(t, " Mary", by="token")
     assert tokens.parts["k_token"].values.tolist() == t.tokens
@@ -325,7 +327,7 @@ def test_labels_tables_and_pictures() -> None:
         ({"answer": " Mary", "pos": True}, SiteError, "pos is a number or a list of numbers; given True"),
     ],
 )
-def test_what_does_not_fit_is_refused(asked_for: dict[str, Any], error: type[GemmascopeError], message: str) -> None:
+def test_bad_arguments_are_refused(asked_for: dict[str, Any], error: type[GemmascopeError], message: str) -> None:
     t = gs.trace("When Mary and John", model=worded())
     with pytest.raises(error, match=message):
         gs.direct_logits(t, **asked_for)
@@ -342,10 +344,10 @@ def test_edits_after_the_stream_and_what_is_no_trace_are_refused() -> None:
 def test_the_picture_says_how_much_it_does_not_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gemmascope.figures.direct_logits.MOST", 5)
     for by in ("head", "neuron", "token"):
-        found = gs.direct_logits(run("mlp"), 3, 5, by)
-        figure = found.plot()
+        direct = gs.direct_logits(run("mlp"), 3, 5, by)
+        figure = direct.plot()
         drawn = np.sum(figure.data[-1].z if figure.data[-1].type == "heatmap" else figure.data[-1].y)
-        assert f"; {found.total - drawn:+.3g} of it in parts not drawn" in figure.layout.title.subtitle.text
+        assert f"; {direct.total - drawn:+.3g} of it in parts not drawn" in figure.layout.title.subtitle.text
     edited = gs.direct_logits(run("stream"), 3)
     figure = edited.plot()
     assert "edit at layers.1.resid_pre" in figure.layout.xaxis.ticktext
@@ -353,10 +355,10 @@ def test_the_picture_says_how_much_it_does_not_draw(monkeypatch: pytest.MonkeyPa
     assert "not drawn" not in figure.layout.title.subtitle.text
 
 
-def test_a_single_token_is_a_prompt() -> None:
+def test_a_prompt_of_a_single_token_works() -> None:
     t = gs.trace([7], model=model_of(checkpoint("lg")))
     for by in BY:
-        found = gs.direct_logits(t, 3, by=by)
-        assert float(found.parts.sum() + found.rest.sum()) == pytest.approx(raw(t, [3], []), rel=1e-4, abs=1e-3)
+        direct = gs.direct_logits(t, 3, by=by)
+        assert float(direct.parts.sum() + direct.rest.sum()) == pytest.approx(raw(t, [3], []), rel=1e-4, abs=1e-3)
     with torch.enable_grad():  # as a notebook has it
         assert isinstance(gs.direct_logits(t, 3, by="neuron").total, float)

@@ -20,20 +20,20 @@ SECTIONS = ("Args", "Returns", "Yields", "Raises", "Attributes", "Examples", "No
 def public() -> Iterator[tuple[str, Any]]:
     """Every public function and class, and every public method of a public class that this package defines."""
     for name in gs.__all__:
-        thing = getattr(gs, name)
-        if not callable(thing):
+        member = getattr(gs, name)
+        if not callable(member):
             continue
-        yield name, thing
-        if inspect.isclass(thing):
-            for method, value in members(thing).items():
-                found = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-                if not method.startswith("_") and inspect.isfunction(found):
-                    yield f"{name}.{method}", found
+        yield name, member
+        if inspect.isclass(member):
+            for method, value in members(member).items():
+                function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                if not method.startswith("_") and inspect.isfunction(function):
+                    yield f"{name}.{method}", function
 
 
 PUBLIC = dict(public())
-EXCEPTIONS = {name for name, thing in PUBLIC.items() if inspect.isclass(thing) and issubclass(thing, Exception | Warning)}
-CALLS = [name for name, thing in PUBLIC.items() if not inspect.isclass(thing)]
+EXCEPTIONS = {name for name, member in PUBLIC.items() if inspect.isclass(member) and issubclass(member, Exception | Warning)}
+CALLS = [name for name, member in PUBLIC.items() if not inspect.isclass(member)]
 EXAMPLES = [name for name in PUBLIC if "." not in name and name not in EXCEPTIONS]
 
 
@@ -55,20 +55,20 @@ def parameters(call: Callable[..., Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_says_what_it_takes_and_gives(name: str) -> None:
+def test_a_docstring_documents_every_argument_and_the_result(name: str) -> None:
     call = PUBLIC[name]
     docstring = inspect.getdoc(call) or ""
-    first, _, rest = docstring.partition("\n")
+    first, _, body = docstring.partition("\n")
     assert re.match(r"[A-Z`].*[.:]$", first), f"one line that ends in a full stop, not {first!r}"
-    assert not rest or rest.startswith("\n"), "an empty line below the first"
-    found = sections(docstring)
-    assert described(found.get("Args", "")) == parameters(call)
+    assert not body or body.startswith("\n"), "an empty line below the first"
+    by_heading = sections(docstring)
+    assert described(by_heading.get("Args", "")) == parameters(call)
     if "." not in name and call.__annotations__.get("return") not in (None, "None"):
-        assert "Returns" in found or "Yields" in found
+        assert "Returns" in by_heading or "Yields" in by_heading
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_what_looks_like_markup_is_code(name: str) -> None:
+def test_text_that_looks_like_markup_is_quoted_as_code(name: str) -> None:
     text = re.sub(r"(?s)\n *>>> .*?(\n\n|$)", "\n\n", inspect.getdoc(PUBLIC[name]) or "")
     assert not re.findall(r"<\w+>", re.sub(r"`[^`]*`|\"[^\"\n]*\"", "", text)), "the site would swallow it: write `<bos>`"
 

@@ -57,24 +57,24 @@ def test_qk_gives_the_scores_at_every_distance(shape: dict[str, int]) -> None:
                     (bare, t["attn_in", layer].double()),
                 ):
                     for q in range(distance, 7):
-                        got = rows[q] @ qk.left.double() @ qk.right.double() @ rows[q - distance]
-                        assert float(got) == pytest.approx(float(scores[head, q, q - distance]), rel=1e-4, abs=1e-3)
+                        score = rows[q] @ qk.left.double() @ qk.right.double() @ rows[q - distance]
+                        assert float(score) == pytest.approx(float(scores[head, q, q - distance]), rel=1e-4, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["ov", "qk"])
 def test_singular_values_eigenvalues_and_norm_are_those_of_the_matrix(kind: str) -> None:
     layer = model().layer(1)
     factors = layer.ov(3) if kind == "ov" else layer.qk(3, distance=2)
-    whole = factors.left.double() @ factors.right.double()
-    assert torch.allclose(factors.matrix().double(), whole, atol=1e-4)
+    matrix = factors.left.double() @ factors.right.double()
+    assert torch.allclose(factors.matrix().double(), matrix, atol=1e-4)
     u, s, vh = factors.singular()
     assert torch.allclose(u * s @ vh, factors.matrix(), atol=1e-3)
     assert torch.allclose(u.mT @ u, torch.eye(12), atol=1e-4)
-    assert torch.allclose(s.double(), torch.linalg.svdvals(whole)[:12], rtol=1e-4)
-    assert factors.norm() == pytest.approx(float(whole.norm()), rel=1e-5)
-    ours = sorted(factors.eigenvalues().abs().tolist())
-    theirs = sorted(torch.linalg.eigvals(whole).abs().tolist())[-12:]
-    assert np.allclose(ours, theirs, rtol=1e-2, atol=1e-2)
+    assert torch.allclose(s.double(), torch.linalg.svdvals(matrix)[:12], rtol=1e-4)
+    assert factors.norm() == pytest.approx(float(matrix.norm()), rel=1e-5)
+    eigenvalues = sorted(factors.eigenvalues().abs().tolist())
+    expected = sorted(torch.linalg.eigvals(matrix).abs().tolist())[-12:]
+    assert np.allclose(eigenvalues, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_sharing_is_said() -> None:
@@ -92,28 +92,31 @@ def test_sharing_is_said() -> None:
 @pytest.mark.parametrize("head", [-2, np.int64(6), torch.tensor(6)])
 def test_a_head_is_any_whole_number(head: Any) -> None:
     layer = model().layer(0)
-    for found, same in ((layer.ov(head), layer.ov(6)), (layer.qk(head, distance=np.int64(3)), layer.qk(6, distance=3))):
-        assert (found.head, found.kv_head, found.distance) == (6, 3, same.distance)
-        assert torch.equal(found.left, same.left)
-        assert torch.equal(found.right, same.right)
+    for factors, expected in (
+        (layer.ov(head), layer.ov(6)),
+        (layer.qk(head, distance=np.int64(3)), layer.qk(6, distance=3)),
+    ):
+        assert (factors.head, factors.kv_head, factors.distance) == (6, 3, expected.distance)
+        assert torch.equal(factors.left, expected.left)
+        assert torch.equal(factors.right, expected.right)
 
 
 @pytest.mark.parametrize("kind", ["ov", "qk"])
 def test_the_read_out_names_the_strongest_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     m = worded()
     factors = m.layer(1).ov(2) if kind == "ov" else m.layer(1).qk(2)
-    found = factors.read_out(m, k=4, n=2)
+    read_out = factors.read_out(m, k=4, n=2)
     u, s, vh = factors.singular()
     table = m.network.model.embed_tokens.weight.detach()
     read = over_rms(table * 32**0.5).float()
     written = table * (1 + m.network.model.norm.weight.detach()) if kind == "ov" else read
     for row, (i, sign) in enumerate([(0, 1), (0, -1), (1, 1), (1, -1)]):
-        for column, strengths in ((found.columns[3], read @ u[:, i]), (found.columns[4], written @ vh[i])):
+        for column, strengths in ((read_out.columns[3], read @ u[:, i]), (read_out.columns[4], written @ vh[i])):
             tokens = m.tokenizer.visible_texts((sign * strengths).topk(4).indices.tolist())
-            assert found.iloc[row][column] == " ".join(tokens)
-        assert found.iloc[row]["value"] == pytest.approx(float(s[i]))
+            assert read_out.iloc[row][column] == " ".join(tokens)
+        assert read_out.iloc[row]["value"] == pytest.approx(float(s[i]))
     monkeypatch.setattr("gemmascope.model.modules.TOKENS", 7)
-    assert factors.read_out(m, k=4, n=2).equals(found)
+    assert factors.read_out(m, k=4, n=2).equals(read_out)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +138,13 @@ def test_a_read_out_that_cannot_be_is_refused(asked_for: Any, error: type[Except
 @pytest.mark.parametrize("shape", SHAPES)
 def test_composition_is_the_norm_of_the_product_of_whole_matrices(kind: str, shape: dict[str, int]) -> None:
     m = model(shape, seed=1)
-    found = gs.composition(m, kind).scores
+    composition = gs.composition(m, kind).scores
     written = {(layer, head): m.layer(layer).ov(head).matrix().double() for layer in range(3) for head in range(8)}
     scores = {(layer, head): m.layer(layer).qk(head).matrix().double() for layer, head in written}
     reading = {"q": scores, "k": {place: matrix.T for place, matrix in scores.items()}, "v": written}[kind]
     for (s, a), send in written.items():
         for (r, b), receive in reading.items():
-            score = float(found.loc[s, a, r, b])
+            score = float(composition.loc[s, a, r, b])
             if s >= r:
                 assert np.isnan(score)
             else:
@@ -150,11 +153,11 @@ def test_composition_is_the_norm_of_the_product_of_whole_matrices(kind: str, sha
 
 def test_composition_of_some_layers_is_a_part_of_all(layers_read: list[int]) -> None:
     m = model()
-    whole = gs.composition(m, "v").scores
+    all_layers = gs.composition(m, "v").scores
     layers_read.clear()
     part = gs.composition(m, "v", senders=[1, 0], receivers=-1).scores
     assert layers_read == [0, 1, 2]
-    assert np.array_equal(part.values, whole.sel(from_layer=[1, 0], to_layer=[2]).values)
+    assert np.array_equal(part.values, all_layers.sel(from_layer=[1, 0], to_layer=[2]).values)
     assert part["to_kv_head"].values.tolist() == part["from_kv_head"].values.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert (part["from_kind"].values.tolist(), part["to_kind"].values.tolist()) == (["global", "local"], ["local"])
     layers_read.clear()
@@ -162,29 +165,29 @@ def test_composition_of_some_layers_is_a_part_of_all(layers_read: list[int]) -> 
     assert layers_read == [0, 1]  # what comes after the last receiver is left alone
 
 
-def test_composition_shows_itself() -> None:
-    found = gs.composition(model(), "k")
-    frame = found.to_dataframe()
+def test_composition_has_a_text_form_a_table_and_a_picture() -> None:
+    composition = gs.composition(model(), "k")
+    frame = composition.to_dataframe()
     assert len(frame) == 3 * 64
     assert not frame["score"].isna().any()
-    best = found.best(4)
+    best = composition.best(4)
     assert [pair[-1] for pair in best] == sorted(frame["score"], reverse=True)[:4]
     for *place, score in best:
-        assert float(found.scores.loc[tuple(place)]) == score
+        assert float(composition.scores.loc[tuple(place)]) == score
     a, b, c, d, _ = best[0]
-    assert f"layer {a} head {b} -> layer {c} head {d} (kv head {d // 2})" in repr(found)
-    drawn = found.plot()
-    assert np.array_equal(drawn.data[-1].z, found.scores.values[:2, :, 1:].reshape(16, 16), equal_nan=True)
+    assert f"layer {a} head {b} -> layer {c} head {d} (kv head {d // 2})" in repr(composition)
+    drawn = composition.plot()
+    assert np.array_equal(drawn.data[-1].z, composition.scores.values[:2, :, 1:].reshape(16, 16), equal_nan=True)
     assert list(drawn.layout.xaxis.ticktext[7:9]) == ["1◆.7", "2.0"]
 
 
 def test_of_many_heads_the_largest_of_two_layers_is_drawn() -> None:
-    found = gs.composition(model_of(checkpoint("lglglglg")), "q")
-    z = np.array(found.plot().data[-1].z, dtype=float)
+    composition = gs.composition(model_of(checkpoint("lglglglg")), "q")
+    z = np.array(composition.plot().data[-1].z, dtype=float)
     assert z.shape == (7, 7)
-    assert z[1, 3] == found.scores.loc[1, :, 4].max()
+    assert z[1, 3] == composition.scores.loc[1, :, 4].max()
     assert np.isnan(z[4, 1])
-    assert "largest of each two layers" in found.plot().layout.title.text
+    assert "largest of each two layers" in composition.plot().layout.title.text
 
 
 @pytest.mark.parametrize(

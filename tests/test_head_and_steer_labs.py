@@ -19,26 +19,26 @@ from gemmascope.labs.worker import turns_of
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
-def heads(**asked: Any) -> gs.HeadLab:
-    return gs.head_lab(prompt(7), model=model(), max_new_tokens=5, **asked)
+def heads(**options: Any) -> gs.HeadLab:
+    return gs.head_lab(prompt(7), model=model(), max_new_tokens=5, **options)
 
 
-def steering(**asked: Any) -> gs.SteerLab:
+def steering(**options: Any) -> gs.SteerLab:
     vector = torch.randn(model().config.d_model, generator=torch.Generator().manual_seed(0))
-    return gs.steer_lab(prompt(7), vector, site="resid_post", layer=1, model=model(), max_new_tokens=5, **asked)
+    return gs.steer_lab(prompt(7), vector, site="resid_post", layer=1, model=model(), max_new_tokens=5, **options)
 
 
 def ids_after(edits: Any) -> str:
-    found = gs.generate(prompt(7), model=model(), edits=edits, max_new_tokens=5)
-    return " ".join(map(str, found.ids[7:].tolist()))
+    generation = gs.generate(prompt(7), model=model(), edits=edits, max_new_tokens=5)
+    return " ".join(map(str, generation.ids[7:].tolist()))
 
 
-def test_a_text_grows_into_what_generate_gives() -> None:
+def test_a_growing_text_ends_as_the_text_of_generate() -> None:
     edits = [gs.ablate("z", layer=1, head=0)]
-    found = list(growing_texts(prompt(7), model(), edits, 5))
-    assert [text.count(" ") for text in found] == [0, 1, 2, 3, 4]
-    assert all(later.startswith(text) for text, later in itertools.pairwise(found))
-    assert found[-1] == ids_after(edits)
+    texts = list(growing_texts(prompt(7), model(), edits, 5))
+    assert [text.count(" ") for text in texts] == [0, 1, 2, 3, 4]
+    assert all(later.startswith(text) for text, later in itertools.pairwise(texts))
+    assert texts[-1] == ids_after(edits)
 
 
 def test_a_head_lab_shows_the_edited_run() -> None:
@@ -54,9 +54,9 @@ def test_a_head_lab_shows_the_edited_run() -> None:
     assert (lab.text, lab.base_text) == (ids_after(edits), ids_after([]))
     name, before, after = lab.moved()
     assert name == "logit of 5 less 9"
-    for run, shown in ((lab.base, before), (expected, after)):
+    for run, metric in ((lab.base, before), (expected, after)):
         logits = run.next_logits
-        assert shown == pytest.approx(float(logits[5] - logits[9]), rel=1e-5)
+        assert metric == pytest.approx(float(logits[5] - logits[9]), rel=1e-5)
     assert next(view.title for view in lab.views) == "Attention in random, with the heads scaled"
     scope: dict[str, Any] = {}
     script = lab.code().replace("model = gs.load('random')", "").replace(".text", ".ids")
@@ -94,11 +94,11 @@ def test_a_steering_lab_shows_the_steered_run() -> None:
 
 
 @pytest.mark.nano
-def test_a_direction_knows_where_it_steers() -> None:
-    found = gs.direction(["Mary was", "Anna was"], ["John was", "Peter was"], layer=2)
-    lab = gs.steer_lab("Peter was tired because", found, max_new_tokens=4)
+def test_a_lab_of_a_direction_steers_at_its_own_site_and_layer() -> None:
+    direction = gs.direction(["Mary was", "Anna was"], ["John was", "Peter was"], layer=2)
+    lab = gs.steer_lab("Peter was tired because", direction, max_new_tokens=4)
     lab.set(strength=2.0)
-    edits = [gs.add("resid_post", found.vector, layer=2, scale=2.0)]
+    edits = [gs.add("resid_post", direction.vector, layer=2, scale=2.0)]
     assert lab.text == gs.generate("Peter was tired because", edits=edits, max_new_tokens=4).text
     assert repr(lab).endswith(f"after:  {lab.text!r}")
 
@@ -106,14 +106,14 @@ def test_a_direction_knows_where_it_steers() -> None:
 def test_the_latest_setting_wins_and_older_ones_end_early() -> None:
     lab = steering()
     lab.wait()
-    seen = []
-    lab.listener = lambda event: seen.append(lab._run.text_after)
+    texts = []
+    lab.listener = lambda event: texts.append(lab._run.text_after)
     with turns_of(model()).turn():  # nothing can begin, as in a long step of another lab
         for strength in (1.0, 2.0, 3.0, 4.0):
             lab.set(strength=strength)
     assert lab.text == ids_after([gs.add("resid_post", lab.edit.vector, layer=1, scale=4.0)])
-    wholes = {text for text in seen if text is not None and text.count(" ") == 4}
-    assert wholes <= {lab.text, lab.base_text}
+    complete_texts = {text for text in texts if text is not None and text.count(" ") == 4}
+    assert complete_texts <= {lab.text, lab.base_text}
     lab.set(strength=5.0)
     lab.cancel()
     lab.wait()
@@ -121,14 +121,14 @@ def test_the_latest_setting_wins_and_older_ones_end_early() -> None:
     assert lab.text == ids_after([gs.add("resid_post", lab.edit.vector, layer=1, scale=5.0)])
 
 
-def test_nothing_is_run_that_is_known_or_no_longer_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_are_known_or_out_of_date_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     texts: list[int] = []
 
     def counted(function: Any, calls: list[int]) -> Any:
-        def call(*given: Any, **named: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             calls.append(1)
-            return function(*given, **named)
+            return function(*args, **kwargs)
 
         return call
 
@@ -153,13 +153,13 @@ def test_a_new_change_has_no_text_yet() -> None:
     data = after.as_data()
     assert (data["text_before"], data["text_after"]) == (ids_after([]), None)
     assert data["written"] == {"before": True, "after": False}
-    ends = [gs.trace(prompt(7), model=model(), edits=some).next_logits.softmax(-1) for some in ([], edits)]
-    assert {int(one["token"]) for one in data["top"]} == {int(i) for end in ends for i in end.topk(5).indices}
+    probs = [gs.trace(prompt(7), model=model(), edits=some).next_logits.softmax(-1) for some in ([], edits)]
+    assert {int(one["token"]) for one in data["top"]} == {int(i) for prob in probs for i in prob.topk(5).indices}
     for one in data["top"]:
-        assert [one["before"], one["after"]] == pytest.approx([float(end[int(one["token"])]) for end in ends], rel=1e-5)
+        assert [one["before"], one["after"]] == pytest.approx([float(prob[int(one["token"])]) for prob in probs], rel=1e-5)
 
 
-def test_what_cannot_be_is_told_at_once_and_changes_nothing() -> None:
+def test_bad_settings_are_refused_at_once_and_change_nothing() -> None:
     lab = heads(answer=5)
     for changes, error in (
         ({"answer": None, "against": 9}, SweepError), ({"against": 5}, SweepError), ({"answer": 10**6}, PromptError),
@@ -175,12 +175,12 @@ def test_what_cannot_be_is_told_at_once_and_changes_nothing() -> None:
     assert (lab.factors, lab.answer, lab.against) == ({}, 5, None)
     vector = torch.ones(model().config.d_model)
     place: dict[str, Any] = {"site": "resid_post", "layer": 1, "model": model()}
-    for asked, error in (
+    for instead, error in (
         ({"strengths": (1, 5)}, SweepError), ({"strengths": 3}, SweepError), ({"strengths": (5, -5)}, SweepError),
         ({"layer": 9}, SiteError), ({"site": None}, SiteError), ({"max_new_tokens": 0}, GenerationError),
     ):  # fmt: skip
         with pytest.raises(error):
-            gs.steer_lab(prompt(7), vector, **{**place, **asked})
+            gs.steer_lab(prompt(7), vector, **{**place, **instead})
     with pytest.raises(EditError):
         gs.steer_lab(prompt(7), vector[:3], **place)
     with pytest.raises(EditError, match="strength"):
@@ -214,14 +214,14 @@ def test_two_labs_on_one_model_take_turns() -> None:
 
 
 @pytest.mark.nano
-def test_what_is_typed_is_read_as_it_was_written() -> None:
+def test_a_typed_prompt_is_read_as_ids_or_text_like_the_one_it_replaces() -> None:
     """Ids stay ids where there is a tokenizer, too; of a text, what looks like Python is a text."""
     lab = gs.head_lab([2, 5, 6], max_new_tokens=3)
     prompt_field, answer_field = (field for field in fields_of(lab.widget) if field.description in ("prompt", "answer"))
     assert (prompt_field.value, answer_field.value) == ("[2, 5, 6]", "")
-    for typed, meant in (("[2, 7]", [2, 7]), ("When Mary", "When Mary"), ("[2, 7]", "[2, 7]")):
+    for typed, expected in (("[2, 7]", [2, 7]), ("When Mary", "When Mary"), ("[2, 7]", "[2, 7]")):
         prompt_field.value = typed
-        assert lab.prompt == meant
+        assert lab.prompt == expected
     answer_field.value = "5"
     assert lab.answer == "5"
     answer_field.value = ""
@@ -231,5 +231,5 @@ def test_what_is_typed_is_read_as_it_was_written() -> None:
 
 def fields_of(widget: Any) -> list[Any]:
     """The text fields in a widget, however deep."""
-    found = [field for child in getattr(widget, "children", ()) for field in fields_of(child)]
-    return [widget, *found] if hasattr(widget, "continuous_update") else found
+    inner = [field for child in getattr(widget, "children", ()) for field in fields_of(child)]
+    return [widget, *inner] if hasattr(widget, "continuous_update") else inner

@@ -23,32 +23,32 @@ from gemmascope.streaming.file_embedding import FileEmbedding
 def test_the_planted_heads_are_found() -> None:
     model = planted()
     for kind, where in (("previous_token", PREVIOUS), ("induction", INDUCTION)):
-        found = gs.head_scores(model, kind, length=10)
-        layer, head, score = found.best(1)[0]
+        result = gs.head_scores(model, kind, length=10)
+        layer, head, score = result.best(1)[0]
         assert (layer, head) == where
         assert score > 0.95
-        others = [s for (layer, head), s in np.ndenumerate(found.scores.values) if (layer, head) != where]
-        assert max(others) < 0.25  # the heads at random
+        other_scores = [s for (layer, head), s in np.ndenumerate(result.scores.values) if (layer, head) != where]
+        assert max(other_scores) < 0.25  # the heads at random
 
 
-def test_the_planted_induction_head_copies_and_goes_through_its_keys() -> None:
+def test_the_planted_induction_head_copies_and_composes_through_its_keys() -> None:
     model = planted()
     assert gs.head_scores(model, "copying").scores.values[INDUCTION] > 0.95
     assert gs.head_scores(model, "copying").scores.values[PREVIOUS] == pytest.approx(0.0, abs=0.2)
-    found = {kind: gs.composition(model, kind) for kind in "qkv"}
-    through = {kind: float(c.scores.loc[0, PREVIOUS[1], 1, INDUCTION[1]]) for kind, c in found.items()}
-    assert through["k"] > 0.2
-    assert through["q"] == through["v"] == 0.0
+    results = {kind: gs.composition(model, kind) for kind in "qkv"}
+    scores = {kind: float(c.scores.loc[0, PREVIOUS[1], 1, INDUCTION[1]]) for kind, c in results.items()}
+    assert scores["k"] > 0.2
+    assert scores["q"] == scores["v"] == 0.0
     # The query heads of one kv head have the same keys, so the one beside it composes as much.
     sharing = {INDUCTION[1], INDUCTION[1] + 1}
-    assert {(a, b, c) for a, b, c, *_ in found["k"].best(2)} == {(*PREVIOUS, 1)}
-    assert {d for *_, d, _ in found["k"].best(2)} == sharing
-    assert found["k"].best(3)[2][-1] < 0.8 * through["k"]
+    assert {(a, b, c) for a, b, c, *_ in results["k"].best(2)} == {(*PREVIOUS, 1)}
+    assert {d for *_, d, _ in results["k"].best(2)} == sharing
+    assert results["k"].best(3)[2][-1] < 0.8 * scores["k"]
 
 
-def test_the_planted_model_completes_what_it_was_told() -> None:
-    said = [2, 5, 9, 3, 12, 7, 5]
-    assert gs.trace(said, model=planted()).top(1)[0][1] == 9
+def test_the_planted_model_completes_a_repeated_sequence() -> None:
+    ids = [2, 5, 9, 3, 12, 7, 5]
+    assert gs.trace(ids, model=planted()).top(1)[0][1] == 9
 
 
 def plain_score(kind: str, model: Model, runs: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
@@ -78,12 +78,12 @@ def plain_score(kind: str, model: Model, runs: Sequence[Sequence[int]]) -> np.nd
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "copying"])
-def test_a_score_is_what_a_loop_over_the_pattern_gives(kind: str) -> None:
+def test_a_score_equals_a_loop_over_the_pattern(kind: str) -> None:
     model = model_of(checkpoint("lgl", seed=2, vocab_size=9))
     runs = [prompt(11, 9, seed=1), prompt(7, 9, seed=2), prompt(11, 9, seed=3)]
-    found = gs.head_scores(model, kind, prompts=runs)
-    assert np.allclose(found.scores.values, plain_score(kind, model, runs), atol=1e-5)
-    assert found.scores["kind"].values.tolist() == ["local", "global", "local"]
+    result = gs.head_scores(model, kind, prompts=runs)
+    assert np.allclose(result.scores.values, plain_score(kind, model, runs), atol=1e-5)
+    assert result.scores["kind"].values.tolist() == ["local", "global", "local"]
     drawn = gs.head_scores(model, kind, n=2, length=4, seed=5)
     assert np.allclose(drawn.scores, plain_score(kind, model, random_prompts(model, 2, 4, 5)), atol=1e-5)
 
@@ -102,8 +102,8 @@ def test_copying_is_the_sum_of_the_eigenvalues_of_the_whole_matrix(shape: dict[s
             kv = head // model.config.heads_per_kv
             ov = w_v[kv * 12 : kv * 12 + 12].T @ w_o[:, head * 12 : head * 12 + 12].T
             ov = (1 + at.input_layernorm.weight.detach())[:, None] * ov * (1 + at.post_attention_layernorm.weight.detach())
-            whole = read @ ov @ ((1 + model.network.model.norm.weight.detach())[:, None] * table.T)
-            values = torch.linalg.eigvals(whole)
+            matrix = read @ ov @ ((1 + model.network.model.norm.weight.detach())[:, None] * table.T)
+            values = torch.linalg.eigvals(matrix)
             expected = float(values.real.sum() / values.abs().sum())
             assert float(scores[layer, head]) == pytest.approx(expected, abs=1e-3)
 
@@ -111,13 +111,13 @@ def test_copying_is_the_sum_of_the_eigenvalues_of_the_whole_matrix(shape: dict[s
 def test_one_pass_for_all_prompts_and_kinds(layers_read: list[int]) -> None:
     model = model_of(checkpoint("lgl"))
     kinds = [kind for kind in KINDS if kind != "copying"]
-    found = gs.head_scores(model, kinds, n=5, length=6)
+    results = gs.head_scores(model, kinds, n=5, length=6)
     assert layers_read == [0, 1, 2]
-    assert list(found) == kinds
-    for kind, one in found.items():
+    assert list(results) == kinds
+    for kind, result in results.items():
         alone = gs.head_scores(model, kind, n=5, length=6)
-        assert (one.kind, one.over) == (alone.kind, alone.over)
-        assert one.scores.identical(alone.scores)
+        assert (result.kind, result.over) == (alone.kind, alone.over)
+        assert result.scores.identical(alone.scores)
     both = gs.head_scores(model, ("copying", "sink"), prompts=[[2, 5, 6]])
     assert both["copying"].scores.identical(gs.head_scores(model, "copying").scores)
 
@@ -125,20 +125,20 @@ def test_one_pass_for_all_prompts_and_kinds(layers_read: list[int]) -> None:
 def test_scores_in_parts_equal_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(checkpoint("lgl", vocab_size=9))
     runs, kinds = [prompt(11, 9), prompt(5, 9, seed=1)], ["induction", "local_reach", "sink"]
-    whole = gs.head_scores(model, kinds, prompts=runs)
+    at_once = gs.head_scores(model, kinds, prompts=runs)
     monkeypatch.setattr("gemmascope.analysis.patterns.EDGES", 8 * 11 * 2)
     parts = gs.head_scores(model, kinds, prompts=runs)
     for kind in kinds:
-        assert parts[kind].over == whole[kind].over
-        assert np.allclose(parts[kind].scores, whole[kind].scores, atol=1e-6)
+        assert parts[kind].over == at_once[kind].over
+        assert np.allclose(parts[kind].scores, at_once[kind].scores, atol=1e-6)
 
 
-def test_of_a_bfloat16_model_scores_are_those_of_its_patterns() -> None:
+def test_scores_of_a_bfloat16_model_are_those_of_its_patterns() -> None:
     model = model_of(checkpoint("lgl", vocab_size=9).bfloat16())
     runs = [prompt(11, 9), prompt(7, 9, seed=1)]
-    for kind, found in gs.head_scores(model, ["induction", "sink"], prompts=runs).items():
-        assert found.scores.dtype == np.float32
-        assert np.abs(found.scores.values - plain_score(kind, model, runs)).max() <= 0.01
+    for kind, result in gs.head_scores(model, ["induction", "sink"], prompts=runs).items():
+        assert result.scores.dtype == np.float32
+        assert np.abs(result.scores.values - plain_score(kind, model, runs)).max() <= 0.01
 
 
 def test_random_prompts_are_short_enough_for_the_window() -> None:
@@ -168,13 +168,13 @@ def test_streamed_equals_resident(embedding_in_file: bool, tmp_path: Path, monke
             ("streaming.file_embedding.CHUNK_BYTES", 1000),
         ):
             monkeypatch.setattr(f"gemmascope.{name}", small)
-        with pytest.raises(BudgetError) as told:
+        with pytest.raises(BudgetError) as caught:
             gs.load(tmp_path / "source", memory=1)
-        memory = int(str(told.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))
+        memory = int(str(caught.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))
     resident, streamed = gs.load(tmp_path / "source"), gs.load(tmp_path / "source", memory=memory)
     assert isinstance(streamed.network.model.embed_tokens, FileEmbedding) == embedding_in_file
-    one, other = (gs.head_scores(m, list(KINDS), n=3, length=5) for m in (resident, streamed))
-    assert all(np.allclose(one[kind].scores, other[kind].scores, atol=1e-5) for kind in KINDS)
+    resident_scores, streamed_scores = (gs.head_scores(m, list(KINDS), n=3, length=5) for m in (resident, streamed))
+    assert all(np.allclose(resident_scores[kind].scores, streamed_scores[kind].scores, atol=1e-5) for kind in KINDS)
     a, b = (gs.attention_summary(gs.trace(prompt(9), model=m)).by_query for m in (resident, streamed))
     assert a.identical(b)
     x, y = (m.layer(1).ov(3).read_out(m) for m in (resident, streamed))
@@ -208,16 +208,16 @@ def test_the_same_seed_gives_the_same_prompts_of_ordinary_tokens() -> None:
         assert max(ids) < model.tokenizer.vocab_size
 
 
-def test_text_prompts_and_pictures() -> None:
+def test_scores_over_text_prompts_have_a_text_form_a_table_and_a_picture() -> None:
     model = worded()
-    found = gs.head_scores(model, "duplicate_token", prompts="When Mary and John went to the store, John gave a drink to")
-    assert "duplicate_token scores of random" in repr(found)
-    assert found.over == "1 prompt, 2 queries; in 2 of them local layers (window 4) see none of the keys in question"
-    figure = found.plot()
+    result = gs.head_scores(model, "duplicate_token", prompts="When Mary and John went to the store, John gave a drink to")
+    assert "duplicate_token scores of random" in repr(result)
+    assert result.over == "1 prompt, 2 queries; in 2 of them local layers (window 4) see none of the keys in question"
+    figure = result.plot()
     assert (figure.data[-1].zmin, figure.data[-1].zmax) == (0.0, 1.0)
-    assert found.over in figure.layout.title.subtitle.text
-    assert len(found.to_dataframe()) == 24
-    best = found.best(3)
+    assert result.over in figure.layout.title.subtitle.text
+    assert len(result.to_dataframe()) == 24
+    best = result.best(3)
     assert [s for *_, s in best] == sorted((s for *_, s in best), reverse=True)
     assert gs.head_scores(model, "copying").plot().data[-1].zmin < 0
 
@@ -241,7 +241,7 @@ def test_text_prompts_and_pictures() -> None:
         ({"model": "nano"}, GemmascopeError, "model is what gs.load returns"),
     ],
 )
-def test_what_does_not_fit_is_refused(asked_for: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_arguments_are_refused(asked_for: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         gs.head_scores(**{"model": worded(), **asked_for})
 
@@ -254,10 +254,10 @@ EDITS = (
 
 
 @pytest.mark.parametrize("edits", EDITS)
-def test_a_summary_is_what_a_loop_over_the_pattern_gives(edits: Any) -> None:
+def test_a_summary_equals_a_loop_over_the_pattern(edits: Any) -> None:
     model = model_of(checkpoint("lgl", seed=4))
     t = gs.trace(prompt(9), model=model, edits=edits)
-    found = gs.attention_summary(t)
+    summary = gs.attention_summary(t)
     for layer in range(3):
         pattern = t["pattern", layer].double()
         for head in range(8):
@@ -271,30 +271,30 @@ def test_a_summary_is_what_a_loop_over_the_pattern_gives(edits: Any) -> None:
                     "beyond_window": sum(float(p) for k, p in enumerate(row) if q - k >= 4),
                 }
                 for name, value in expected.items():
-                    assert float(found.by_query[name][layer, head, q]) == pytest.approx(value, abs=1e-5), name
+                    assert float(summary.by_query[name][layer, head, q]) == pytest.approx(value, abs=1e-5), name
     for name in ("entropy", "distance", "on_bos", "beyond_window"):
-        assert np.allclose(found.mean[name], found.by_query[name][..., 1:].mean("q_pos"))
-    assert float(found.by_query["beyond_window"].sel(layer=[0, 2]).max()) == 0.0
+        assert np.allclose(summary.mean[name], summary.by_query[name][..., 1:].mean("q_pos"))
+    assert float(summary.by_query["beyond_window"].sel(layer=[0, 2]).max()) == 0.0
 
 
 def test_a_summary_in_parts_equals_one_at_once(monkeypatch: pytest.MonkeyPatch, layers_read: list[int]) -> None:
     t = gs.trace(prompt(9), model=model_of(checkpoint("lgl")))
     layers_read.clear()
-    whole = gs.attention_summary(t).by_query
+    at_once = gs.attention_summary(t).by_query
     assert layers_read == [0, 1, 2]
     monkeypatch.setattr("gemmascope.analysis.patterns.EDGES", 8 * 9 * 2)
     parts = gs.attention_summary(t).by_query
-    assert all(np.allclose(whole[name], parts[name], atol=1e-6) for name in whole)
+    assert all(np.allclose(at_once[name], parts[name], atol=1e-6) for name in at_once)
 
 
-def test_a_summary_shows_itself() -> None:
+def test_a_summary_has_a_text_form_a_table_and_a_picture() -> None:
     t = gs.trace("When Mary and John went to the store", model=worded())
-    found = gs.attention_summary(t)
-    assert "the window of 4 is shorter than the prompt" in repr(found)
+    summary = gs.attention_summary(t)
+    assert "the window of 4 is shorter than the prompt" in repr(summary)
     assert "cuts nothing off here" in repr(gs.attention_summary(gs.trace("When", model=worded())))
-    assert np.array_equal(found.plot("distance").data[-1].z, found.mean["distance"])
-    assert len(found.to_dataframe()) == 24
+    assert np.array_equal(summary.plot("distance").data[-1].z, summary.mean["distance"])
+    assert len(summary.to_dataframe()) == 24
     with pytest.raises(SiteError, match="measure is one of 'entropy', 'distance'"):
-        found.plot("spread")
+        summary.plot("spread")
     with pytest.raises(SiteError, match="a summary is of a trace"):
         gs.attention_summary("When")  # type: ignore[arg-type]

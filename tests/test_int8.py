@@ -35,10 +35,10 @@ def int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return q, scale
 
 
-def back(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    found = torch.empty(q.shape, dtype=dtype)
-    dequantise(q, scale, found)
-    return found
+def dequantised(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    weight = torch.empty(q.shape, dtype=dtype)
+    dequantise(q, scale, weight)
+    return weight
 
 
 def draw(kind: str, rows: int, columns: int, seed: int) -> Tensor:
@@ -67,11 +67,11 @@ def test_no_weight_is_off_by_more_than_half_a_step(kind: str, rows: int, columns
 
 
 @pytest.mark.parametrize("columns", [128, 300, 7])
-def test_what_is_computed_with_is_the_scale_times_the_number(columns: int) -> None:
+def test_the_weight_of_a_pass_is_the_scale_times_the_stored_number(columns: int) -> None:
     q, scale = int8(draw("plain", 70, columns, 0))
     exact = q.float() * scale.float().repeat_interleave(GROUP, 1)[:, :columns]
-    assert torch.equal(back(q, scale), exact)
-    assert torch.equal(back(q, scale, torch.bfloat16), exact.bfloat16())
+    assert torch.equal(dequantised(q, scale), exact)
+    assert torch.equal(dequantised(q, scale, torch.bfloat16), exact.bfloat16())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e8])
@@ -93,40 +93,40 @@ def source(tmp_path: Path) -> Path:
 
 def test_a_store_holds_what_its_format_says(source: Path, tmp_path: Path) -> None:
     gs.quantize(source, tmp_path / "q")
-    whole = {k: v for path in source.glob("*.safetensors") for k, v in load_file(path).items()}
+    source_weights = {k: v for path in source.glob("*.safetensors") for k, v in load_file(path).items()}
     outer = load_file(tmp_path / "q" / OUTER)
-    assert all(torch.equal(outer[name], whole[name]) for name in outer)
+    assert all(torch.equal(outer[name], source_weights[name]) for name in outer)
     for index in range(3):
         layer = load_file(tmp_path / "q" / layer_file(index))  # safetensors itself reads it
         for name, value in layer.items():
             if name in MATRICES:
-                q, scale = int8(whole[f"model.layers.{index}.{name}"])
+                q, scale = int8(source_weights[f"model.layers.{index}.{name}"])
                 assert torch.equal(value, q)
                 assert torch.equal(layer[f"{name}.scale"], scale)
             elif not name.endswith(".scale"):
-                assert torch.equal(value, whole[f"model.layers.{index}.{name}"])
+                assert torch.equal(value, source_weights[f"model.layers.{index}.{name}"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_model_is_gemma_with_the_rounded_weights(source: Path, tmp_path: Path, dtype: str) -> None:
     model = gs.load(source, weights="int8", cache=tmp_path / "q", dtype=dtype)
-    whole = checkpoint("lgl", head_dim=16, hidden_size=160).to(getattr(torch, dtype))
+    reference = checkpoint("lgl", head_dim=16, hidden_size=160).to(getattr(torch, dtype))
     for index in range(3):
         for name, parameter in model.layer(index).named_parameters():
-            mine = whole.get_parameter(f"model.layers.{index}.{name}")
+            weight = reference.get_parameter(f"model.layers.{index}.{name}")
             if name in MATRICES:
                 exact = checkpoint("lgl", head_dim=16, hidden_size=160).get_parameter(f"model.layers.{index}.{name}")
-                assert torch.equal(parameter, back(*int8(exact.detach()), getattr(torch, dtype)))
+                assert torch.equal(parameter, dequantised(*int8(exact.detach()), getattr(torch, dtype)))
             else:
-                assert torch.equal(parameter, mine)
-            mine.data.copy_(parameter)
+                assert torch.equal(parameter, weight)
+            weight.data.copy_(parameter)
     ids = prompt(20)
     with torch.no_grad():
-        theirs = whole(torch.tensor([ids])).logits[0].float()
-    assert error(model.run(ids), theirs) <= (1e-5 if dtype == "float32" else 0.05)
+        expected = reference(torch.tensor([ids])).logits[0].float()
+    assert error(model.run(ids), expected) <= (1e-5 if dtype == "float32" else 0.05)
 
 
-def test_int8_is_made_once_and_then_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_weights_are_made_once_and_then_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path / "cache"))
     first = gs.load(source, weights="int8").run(prompt(9))
     monkeypatch.setattr(convert_module, "quantise", None)
@@ -134,7 +134,7 @@ def test_int8_is_made_once_and_then_read(source: Path, tmp_path: Path, monkeypat
     assert len(list((tmp_path / "cache" / "int8").iterdir())) == 1
 
 
-def test_an_interrupted_conversion_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_conversion_resumes(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gs.quantize(source, tmp_path / "whole")
     calls = 0
     fill = convert_module._Writer._fill
@@ -247,9 +247,9 @@ def test_a_full_disk_is_found_before_writing(source: Path, tmp_path: Path, monke
     assert [path.name for path in (tmp_path / "q").iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize(("weights", "said"), [("int4", "4 bits are not offered"), ("fp8", "give 'auto'")])
-def test_other_weights_are_refused(weights: str, said: str) -> None:
-    with pytest.raises(DeviceError, match=said):
+@pytest.mark.parametrize(("weights", "message"), [("int4", "4 bits are not offered"), ("fp8", "give 'auto'")])
+def test_other_weights_are_refused(weights: str, message: str) -> None:
+    with pytest.raises(DeviceError, match=message):
         gs.load(weights=weights)
 
 
@@ -260,11 +260,11 @@ def test_a_model_in_memory_is_shared_as_it_is() -> None:
 
 
 def test_a_head_that_is_not_the_embedding_is_refused(source: Path, tmp_path: Path) -> None:
-    whole = {k: v for path in source.glob("*.safetensors") for k, v in load_file(path).items()}
+    weights = {k: v for path in source.glob("*.safetensors") for k, v in load_file(path).items()}
     for path in source.glob("model*"):
         path.unlink()
-    whole["lm_head.weight"] = 2 * whole["model.embed_tokens.weight"]
-    save_file(whole, source / "model.safetensors")
+    weights["lm_head.weight"] = 2 * weights["model.embed_tokens.weight"]
+    save_file(weights, source / "model.safetensors")
     with pytest.raises(CheckpointError, match="differs from the embedding"):
         gs.load(source, weights="int8", cache=tmp_path / "q")
     with pytest.raises(CheckpointError, match="differs from the embedding"):
@@ -273,30 +273,33 @@ def test_a_head_that_is_not_the_embedding_is_refused(source: Path, tmp_path: Pat
 
 def test_quantising_again_mends_a_damaged_file(source: Path, tmp_path: Path) -> None:
     gs.quantize(source, tmp_path / "q")
-    whole = gs.load(tmp_path / "q").run(prompt(5))
+    expected = gs.load(tmp_path / "q").run(prompt(5))
     _flip(tmp_path / "q" / layer_file(1))
     (tmp_path / "q" / layer_file(2)).unlink()
     gs.quantize(source, tmp_path / "q")
-    assert torch.equal(gs.load(tmp_path / "q").run(prompt(5)), whole)
+    assert torch.equal(gs.load(tmp_path / "q").run(prompt(5)), expected)
 
 
-def test_loads_at_once_and_a_finished_cache_that_is_only_read(source: Path, tmp_path: Path) -> None:
-    def load(found: list[Tensor]) -> None:
-        found.extend(gs.load(source, weights="int8", cache=tmp_path / "q").run(prompt(5)) for _ in range(5))
+def test_concurrent_loads_give_equal_numbers_and_do_not_rewrite_a_finished_cache(source: Path, tmp_path: Path) -> None:
+    def load(logits: list[Tensor]) -> None:
+        logits.extend(gs.load(source, weights="int8", cache=tmp_path / "q").run(prompt(5)) for _ in range(5))
 
-    found: list[list[Tensor]] = [[] for _ in range(4)]
-    threads = [threading.Thread(target=load, args=(mine,)) for mine in found]
+    logits_of_threads: list[list[Tensor]] = [[] for _ in range(4)]
+    threads = [threading.Thread(target=load, args=(logits_of_thread,)) for logits_of_thread in logits_of_threads]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert all(len(mine) == 5 and all(torch.equal(one, found[0][0]) for one in mine) for mine in found)
+    assert all(
+        len(logits_of_thread) == 5 and all(torch.equal(one, logits_of_threads[0][0]) for one in logits_of_thread)
+        for logits_of_thread in logits_of_threads
+    )
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "q").glob("[!.]*")}
     load([])
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "q").glob("[!.]*")}
 
 
-def test_an_edited_source_is_quantised_anew(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_source_is_quantised_again(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path / "cache"))
     before = gs.load(source, weights="int8").layer(1).input_layernorm.weight.clone()
     for path in source.glob("*.safetensors"):
@@ -316,7 +319,7 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("options", "kind", "message"), BAD_CALLS)
-def test_a_call_that_cannot_be_is_refused_before_anything_is_quantised(
+def test_a_bad_call_is_refused_before_anything_is_quantised(
     options: dict[str, Any], kind: type[Exception], message: str, source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(kind, match=message):
@@ -324,7 +327,9 @@ def test_a_call_that_cannot_be_is_refused_before_anything_is_quantised(
     assert not (tmp_path / "q").exists()
 
 
-def test_an_interrupt_before_the_first_file_can_go_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_interrupted_before_its_first_file_resumes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def impatient(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -336,15 +341,13 @@ def test_an_interrupt_before_the_first_file_can_go_on(source: Path, tmp_path: Pa
     assert gs.load(tmp_path / "q").config.eos_ids == gs.load(source).config.eos_ids
 
 
-def test_a_quantised_model_says_so_and_its_sweeps_code_loads_it_so(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quantised_models_repr_and_code_say_int8(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path / "cache"))
     model = gs.load(source, weights="int8", memory="1GiB")
     assert "weights='int8', memory='1GiB'" in repr(model)
     assert "weights" not in repr(gs.load(source))
     options: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "progress": False}
     s = gs.sweep(prompt(9), prompt(9, seed=1), gs.logit_diff(5, 9), model=model, **options)
-    made: dict[str, Any] = {}
-    exec(s.code(), made)
-    assert (made["result"].values == s.values).all()
+    names: dict[str, Any] = {}
+    exec(s.code(), names)
+    assert (names["result"].values == s.values).all()

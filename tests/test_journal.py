@@ -34,12 +34,12 @@ class Metric:
     __name__ = "patient"
 
     def __init__(self, stop_after: int | None = None) -> None:
-        self.asked: list[int] = []
+        self.batch_sizes: list[int] = []
         self.stop_after = stop_after
 
     def __call__(self, logits: Tensor) -> Tensor:
-        self.asked.append(len(logits))
-        if self.stop_after is not None and len(self.asked) > self.stop_after:
+        self.batch_sizes.append(len(logits))
+        if self.stop_after is not None and len(self.batch_sizes) > self.stop_after:
             raise KeyboardInterrupt
         return logits[:, 5] - logits[:, 9]
 
@@ -71,17 +71,17 @@ def interrupted(out: Path | None, **arguments: Any) -> SweepResult:
 
 
 def test_an_interrupted_sweep_keeps_its_finished_cells(runs: list[int]) -> None:
-    whole = sweep(None)
+    complete = sweep(None)
     runs.clear()
     part = interrupted(None)
     assert len(runs) == 2
     assert part.finished.sum() == runs[0] > 0
-    assert np.array_equal(part.values[part.finished], whole.values[part.finished])
+    assert np.array_equal(part.values[part.finished], complete.values[part.finished])
     assert np.array_equal(np.isnan(part.effect.values), ~part.finished[0])
     assert part.progress_text() == f"{runs[0]} of 21 cells finished"
     assert f"{runs[0]} of 21 cells finished" in repr(part)
-    assert part.clean == whole.clean
-    assert part.corrupt == whole.corrupt
+    assert part.clean == complete.clean
+    assert part.corrupt == complete.corrupt
 
 
 def test_an_interrupt_leaves_the_model_as_it_was(runs: list[int]) -> None:
@@ -105,45 +105,45 @@ def test_an_interrupt_before_the_first_chunk_leaves_no_cell(runs: list[int], tmp
     assert error(sweep(tmp_path / "s.json").values, sweep(None).values) <= CLOSE
 
 
-def test_a_second_call_runs_only_the_rest(runs: list[int], tmp_path: Path) -> None:
+def test_a_second_call_runs_only_the_missing_cells(runs: list[int], tmp_path: Path) -> None:
     out = tmp_path / "s.json"
-    whole = sweep(None)
+    complete = sweep(None)
     runs.clear()
     part = interrupted(out)
     done = int(part.finished.sum())
     assert gs.open_sweep(out).finished.sum() == done
     runs.clear()
     metric = Metric()
-    rest = sweep(out, metric)
+    resumed = sweep(out, metric)
     assert sum(runs) == 21 - done
-    assert sum(metric.asked) == 4 + len(runs) + 21 - done  # the trials, the base in every chunk, the cells
-    assert error(rest.values, whole.values) <= CLOSE
-    assert np.array_equal(rest.values[part.finished], part.values[part.finished])
-    assert error(rest.base_metric, whole.base_metric) <= CLOSE
+    assert sum(metric.batch_sizes) == 4 + len(runs) + 21 - done  # the trials, the base in every chunk, the cells
+    assert error(resumed.values, complete.values) <= CLOSE
+    assert np.array_equal(resumed.values[part.finished], part.values[part.finished])
+    assert error(resumed.base_metric, complete.base_metric) <= CLOSE
     runs.clear()
-    assert np.array_equal(sweep(out).values, rest.values)
+    assert np.array_equal(sweep(out).values, resumed.values)
     assert runs == []
-    assert np.array_equal(gs.open_sweep(out).values, rest.values)
+    assert np.array_equal(gs.open_sweep(out).values, resumed.values)
 
 
-def test_a_sweep_of_pairs_goes_on_where_it_stopped(runs: list[int], tmp_path: Path) -> None:
+def test_a_sweep_of_pairs_resumes_where_it_stopped(runs: list[int], tmp_path: Path) -> None:
     pairs = [prompt(N_POS, seed=s) for s in (0, 1, 2)], [prompt(N_POS, seed=s) for s in (3, 4, 5)]
     arguments: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "head": [0, 5], "model": model()}
-    whole = gs.sweep(*pairs, Metric(), **arguments)
+    complete = gs.sweep(*pairs, Metric(), **arguments)
     with pytest.warns(UserWarning, match="interrupted"):
         part = gs.sweep(*pairs, Metric(stop_after=17), out=tmp_path / "s.json", **arguments)
     assert 0 < part.finished.sum() < 18
     assert np.isnan(part.effect.values).any()
-    rest = gs.sweep(*pairs, Metric(), out=tmp_path / "s.json", **arguments)
-    assert error(rest.values, whole.values) <= CLOSE
-    assert error(rest.stderr.values, whole.stderr.values) <= CLOSE
-    assert error(gs.open_sweep(tmp_path / "s.json").effect.values, whole.effect.values) <= CLOSE
+    resumed = gs.sweep(*pairs, Metric(), out=tmp_path / "s.json", **arguments)
+    assert error(resumed.values, complete.values) <= CLOSE
+    assert error(resumed.stderr.values, complete.stderr.values) <= CLOSE
+    assert error(gs.open_sweep(tmp_path / "s.json").effect.values, complete.effect.values) <= CLOSE
 
 
 def test_an_error_in_a_chunk_keeps_those_before_it(runs: list[int], tmp_path: Path) -> None:
     class Failing(Metric):
         def __call__(self, logits: Tensor) -> Tensor:
-            if len(self.asked) == 6:
+            if len(self.batch_sizes) == 6:
                 raise RuntimeError("out of memory")
             return super().__call__(logits)
 
@@ -153,10 +153,10 @@ def test_an_error_in_a_chunk_keeps_those_before_it(runs: list[int], tmp_path: Pa
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
-def test_a_torn_last_line_is_survived(cut: int, runs: list[int], tmp_path: Path) -> None:
+def test_a_truncated_last_line_loses_its_cells_only(cut: int, runs: list[int], tmp_path: Path) -> None:
     """cut: how many characters a crash left out. With one the line is whole, but for the newline."""
     out = tmp_path / "s.json"
-    whole = sweep(out)
+    complete = sweep(out)
     lines = out.read_text().splitlines(keepends=True)
     out.write_text("".join(lines)[:-cut])
     with pytest.warns(gs.GemmascopeWarning, match=f"the end of {out} is missing"):
@@ -164,21 +164,21 @@ def test_a_torn_last_line_is_survived(cut: int, runs: list[int], tmp_path: Path)
     last = len(json.loads(lines[-1])["cells"])
     assert torn.finished.sum() == 21 - last
     runs.clear()
-    rest = sweep(out)
+    resumed = sweep(out)
     assert sum(runs) == last
-    assert error(rest.values, whole.values) <= CLOSE
+    assert error(resumed.values, complete.values) <= CLOSE
     assert out.read_text().splitlines()[:-1] == [line.rstrip("\n") for line in lines[:-1]]
-    assert np.array_equal(gs.open_sweep(out).values, rest.values)
+    assert np.array_equal(gs.open_sweep(out).values, resumed.values)
 
 
-def test_a_first_line_without_its_end_is_survived(runs: list[int], tmp_path: Path) -> None:
+def test_a_first_line_without_its_newline_is_accepted(runs: list[int], tmp_path: Path) -> None:
     out = tmp_path / "s.json"
     sweep(out)
     out.write_text(out.read_text().splitlines()[0])
     assert gs.open_sweep(out).finished.sum() == 0
-    rest = sweep(out)
-    assert np.array_equal(gs.open_sweep(out).values, rest.values)
-    assert rest.finished.all()
+    resumed = sweep(out)
+    assert np.array_equal(gs.open_sweep(out).values, resumed.values)
+    assert resumed.finished.all()
 
 
 class Crash(BaseException):
@@ -186,11 +186,11 @@ class Crash(BaseException):
 
 
 @pytest.mark.parametrize("before", [None, ""])
-def test_a_crash_in_the_first_line_leaves_what_was_there(before: str | None, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_crash_in_the_first_line_leaves_the_file_unchanged(before: str | None, tmp_path: Path, monkeypatch: Any) -> None:
     out = tmp_path / "s.json"
     if before is not None:
         out.touch()
-    there = out.read_bytes() if out.exists() else None
+    content = out.read_bytes() if out.exists() else None
     begin = Journal._append
 
     class Torn:
@@ -216,21 +216,21 @@ def test_a_crash_in_the_first_line_leaves_what_was_there(before: str | None, tmp
         patch.setattr(Journal, "_append", crash)
         with pytest.raises(Crash):
             sweep(out)
-    assert (out.read_bytes() if out.exists() else None) == there
+    assert (out.read_bytes() if out.exists() else None) == content
     assert sweep(out).finished.all()
     assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
 
 
-@pytest.mark.parametrize("kept", [1, 100])
-def test_a_first_line_that_a_killed_process_left_is_written_anew(kept: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_bytes", [1, 100])
+def test_a_partial_first_line_of_a_killed_process_is_rewritten(n_bytes: int, tmp_path: Path) -> None:
     out = tmp_path / "s.json"
     sweep(out)
-    out.write_bytes(out.read_bytes()[:kept])
+    out.write_bytes(out.read_bytes()[:n_bytes])
     assert sweep(out).finished.all()
     assert gs.open_sweep(out).finished.all()
 
 
-def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
+def test_an_empty_file_is_used_as_a_new_one(tmp_path: Path) -> None:
     out = tmp_path / "s.json"
     out.touch()
     s = sweep(out)
@@ -279,7 +279,7 @@ def test_a_file_of_something_else_is_refused_and_left_as_it_is(write: Any, messa
     assert (out.read_bytes() if out.is_file() else None) == before
 
 
-def test_edits_with_other_numbers_are_another_sweep(tmp_path: Path) -> None:
+def test_edits_with_different_numbers_make_different_sweeps(tmp_path: Path) -> None:
     """Too many numbers to be printed: the digest tells them apart."""
     sweep(tmp_path / "s.json", edits=[gs.add("resid_post", torch.ones(32), layer=0)])
     with pytest.raises(
@@ -299,51 +299,51 @@ def other_weigh(logits: Tensor) -> Tensor:
 other_weigh.__name__ = "weigh"
 
 
-def test_functions_of_one_name_with_other_code_are_other_sweeps(runs: list[int], tmp_path: Path) -> None:
+def test_functions_with_one_name_and_different_code_make_different_sweeps(runs: list[int], tmp_path: Path) -> None:
     """A metric, and an edit of the base: the file holds their names, and the digest what they do."""
     message = "other prompts or edits, or a function with other code"
-    whole = sweep(tmp_path / "metric.json", weigh)
-    assert np.array_equal(sweep(tmp_path / "metric.json", weigh).values, whole.values)
+    first = sweep(tmp_path / "metric.json", weigh)
+    assert np.array_equal(sweep(tmp_path / "metric.json", weigh).values, first.values)
     with pytest.raises(SweepError, match=message):
         sweep(tmp_path / "metric.json", other_weigh)
 
     def halved(factor: float) -> Any:
         return gs.edit("z", lambda value: value * factor, layer=0)
 
-    whole = sweep(tmp_path / "edit.json", edits=[halved(0.5)])
-    assert np.array_equal(sweep(tmp_path / "edit.json", edits=[halved(0.5)]).values, whole.values)
+    first = sweep(tmp_path / "edit.json", edits=[halved(0.5)])
+    assert np.array_equal(sweep(tmp_path / "edit.json", edits=[halved(0.5)]).values, first.values)
     with pytest.raises(SweepError, match=message):
         sweep(tmp_path / "edit.json", edits=[halved(0.25)])
     with pytest.raises(SweepError, match="holds another sweep"):
         sweep(tmp_path / "edit.json")
 
 
-def test_metrics_from_other_runs_are_other_sweeps(tmp_path: Path) -> None:
+def test_metrics_relative_to_different_runs_make_different_sweeps(tmp_path: Path) -> None:
     """Two runs that print alike, their edits being too large to be printed."""
     runs = [gs.trace(prompt(4), model=model(), edits=[gs.add("z", torch.full((8, 12), x), layer=0)]) for x in (1.0, 2.0)]
-    whole = sweep(tmp_path / "s.json", gs.kl_from(runs[0]))
-    assert np.array_equal(sweep(tmp_path / "s.json", gs.kl_from(runs[0])).values, whole.values)
+    first = sweep(tmp_path / "s.json", gs.kl_from(runs[0]))
+    assert np.array_equal(sweep(tmp_path / "s.json", gs.kl_from(runs[0])).values, first.values)
     with pytest.raises(SweepError, match="holds another sweep"):
         sweep(tmp_path / "s.json", gs.kl_from(runs[1]))
 
 
 @pytest.mark.parametrize("how", ["mean", "mean_by_pos"])
-def test_means_over_other_runs_are_another_sweep(how: str, tmp_path: Path) -> None:
+def test_means_over_different_runs_make_different_sweeps(how: str, tmp_path: Path) -> None:
     """References too long to be printed, and one of another model: the digest tells them apart."""
 
-    def ask(*prompts: list[int], other: Model | None = None, edits: Any = ()) -> SweepResult:
-        reference = [gs.trace(ids, model=other or model(), edits=edits) for ids in prompts * 20]
+    def mean_sweep(*prompts: list[int], reference_model: Model | None = None, edits: Any = ()) -> SweepResult:
+        reference = [gs.trace(ids, model=reference_model or model(), edits=edits) for ids in prompts * 20]
         arguments: dict[str, Any] = {"ablate": how, "reference": reference, "site": "z", "by": "head", "model": model()}
         return gs.sweep(prompt(N_POS), None, Metric(), out=tmp_path / "s.json", **arguments)
 
     one, two = prompt(N_POS, seed=1), prompt(N_POS, seed=2)
-    first = ask(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)])
-    assert np.array_equal(ask(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)]).values, first.values)
+    first = mean_sweep(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)])
+    assert np.array_equal(mean_sweep(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)]).values, first.values)
     for change in ({}, {"edits": [gs.add("resid_pre", -torch.ones(32), layer=0)]}, {"other": model(seed=1)}):
         with pytest.raises(SweepError, match="holds another sweep"):
-            ask(one, two, **change)
+            mean_sweep(one, two, **change)
     with pytest.raises(SweepError, match="holds another sweep"):
-        ask(one, prompt(N_POS, seed=3), edits=[gs.add("resid_pre", torch.ones(32), layer=0)])
+        mean_sweep(one, prompt(N_POS, seed=3), edits=[gs.add("resid_pre", torch.ones(32), layer=0)])
 
 
 def resealed(content: dict[str, Any]) -> str:
@@ -377,7 +377,7 @@ def test_a_damaged_file_is_refused(damage: Any, message: str, runs: list[int], t
         gs.open_sweep(out)
 
 
-def test_a_file_that_is_not_there_or_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_unwritable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match=r"is not a sweep that can be read: .*No such file"):
         gs.open_sweep(tmp_path / "none.json")
     with pytest.raises(SweepError, match=r"cannot write .*none.s.json: there is no folder .*none: make it first"):
@@ -387,7 +387,7 @@ def test_a_file_that_is_not_there_or_cannot_be_made_is_refused(tmp_path: Path) -
 # -- saving --
 
 
-def test_a_saved_result_is_the_result(tmp_path: Path) -> None:
+def test_a_saved_result_is_read_back_equal(tmp_path: Path) -> None:
     for s in (sweep(None), sweep(None, site="pattern", by=("head", "q_pos", "k_pos"), head=[1], layer=0)):
         s.save(tmp_path / "s.json")
         again = gs.open_sweep(tmp_path / "s.json")
@@ -402,8 +402,8 @@ def test_an_ablation_and_a_part_of_a_sweep_are_saved(runs: list[int], tmp_path: 
     part = interrupted(None)
     part.save(tmp_path / "part.json")
     assert np.array_equal(gs.open_sweep(tmp_path / "part.json").values, part.values, equal_nan=True)
-    rest = sweep(tmp_path / "part.json")  # and a sweep goes on from what was saved
-    assert rest.finished.all()
+    resumed = sweep(tmp_path / "part.json")  # and a sweep goes on from what was saved
+    assert resumed.finished.all()
     ablated = gs.sweep(prompt(5), None, Metric(), site="z", by="head", ablate=0.0, model=model())
     ablated.save(tmp_path / "ablated.json")
     again = gs.open_sweep(tmp_path / "ablated.json")

@@ -51,43 +51,41 @@ EDITS: list[Any] = [
 @pytest.mark.parametrize("kinds", KINDS)
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("with_edits", [False, True])
-def test_the_lens_is_what_the_last_norm_and_the_unembedding_make_of_the_stream(
-    kinds: str, site: str, with_edits: bool
-) -> None:
+def test_the_lens_is_the_last_norm_and_the_unembedding_of_the_stream(kinds: str, site: str, with_edits: bool) -> None:
     t = run(kinds, edits=EDITS if with_edits else ())
-    found = gs.lens(t, site, top=4, answer=7)
+    lens = gs.lens(t, site, top=4, answer=7)
     for layer in range(t.model.n_layers):
         logits = plain(t.model, t[site, layer])
         probs = logits.softmax(-1)
-        assert found.top_ids.sel(layer=layer).values.tolist() == logits.topk(4).indices.tolist()
-        assert np.allclose(found.top_probs.sel(layer=layer), probs.topk(4).values, atol=1e-5)
-        assert np.allclose(found.entropy.sel(layer=layer), -(probs * logits.log_softmax(-1)).sum(-1), atol=1e-4)
-        assert np.allclose(found.answer_logit.sel(layer=layer), logits[:, 7], atol=1e-4)
-        assert np.allclose(found.answer_prob.sel(layer=layer), probs[:, 7], atol=1e-5)
-        assert found.answer_rank.sel(layer=layer).values.tolist() == (logits > logits[:, 7:8]).sum(-1).tolist()
-        assert np.allclose(found.logits(4).sel(layer=layer), logits[4], atol=1e-4)
+        assert lens.top_ids.sel(layer=layer).values.tolist() == logits.topk(4).indices.tolist()
+        assert np.allclose(lens.top_probs.sel(layer=layer), probs.topk(4).values, atol=1e-5)
+        assert np.allclose(lens.entropy.sel(layer=layer), -(probs * logits.log_softmax(-1)).sum(-1), atol=1e-4)
+        assert np.allclose(lens.answer_logit.sel(layer=layer), logits[:, 7], atol=1e-4)
+        assert np.allclose(lens.answer_prob.sel(layer=layer), probs[:, 7], atol=1e-5)
+        assert lens.answer_rank.sel(layer=layer).values.tolist() == (logits > logits[:, 7:8]).sum(-1).tolist()
+        assert np.allclose(lens.logits(4).sel(layer=layer), logits[4], atol=1e-4)
 
 
 @pytest.mark.parametrize("with_edits", [False, True])
 def test_at_the_last_layer_the_lens_gives_the_logits(with_edits: bool) -> None:
     t = run(edits=EDITS if with_edits else ())
-    found = gs.lens(t, pos=-1)
-    assert np.array_equal(found.logits(-1).isel(layer=-1), t.next_logits)
-    assert found.top_tokens.isel(layer=-1, pos=0).values.tolist() == [token for token, _, _ in t.top(5)]
+    lens = gs.lens(t, pos=-1)
+    assert np.array_equal(lens.logits(-1).isel(layer=-1), t.next_logits)
+    assert lens.top_tokens.isel(layer=-1, pos=0).values.tolist() == [token for token, _, _ in t.top(5)]
     assert np.array_equal(gs.lens(t, answer=3).answer_logit.isel(layer=-1), t.logits[:, 3])
-    assert np.array_equal(found.logits(-1).values, t.lens().values)
+    assert np.array_equal(lens.logits(-1).values, t.lens().values)
 
 
 def test_the_whole_stream_has_an_entry_after_every_sublayer() -> None:
     t = run("lgl")
-    found = gs.lens(t, "stream", answer=5)
+    lens = gs.lens(t, "stream", answer=5)
     names = [("embed", -1), *((site, layer) for layer in range(3) for site in ("resid_mid", "resid_post"))]
-    rank = found.answer_rank
+    rank = lens.answer_rank
     assert rank.dims == ("entry", "pos")
     assert list(zip(rank["site"].values.tolist(), rank["layer"].values.tolist(), strict=True)) == names
     for i, (site, layer) in enumerate(names):
         stream = t["embed"] if site == "embed" else t[site, layer]
-        assert np.allclose(found.answer_logit[i], plain(t.model, stream)[:, 5], atol=1e-4)
+        assert np.allclose(lens.answer_logit[i], plain(t.model, stream)[:, 5], atol=1e-4)
 
 
 def part(t: gs.Trace, site: str, head: int | None, answer: int) -> Tensor:
@@ -101,11 +99,11 @@ def part(t: gs.Trace, site: str, head: int | None, answer: int) -> Tensor:
 
 @pytest.mark.parametrize(("site", "head"), [("attn_out", None), ("mlp_out", None), ("head_out", 3), ("head_out", 2)])
 @pytest.mark.parametrize("with_edits", [False, True])
-def test_a_part_goes_through_the_norm_as_it_was_in_the_run(site: str, head: int | None, with_edits: bool) -> None:
+def test_a_part_is_scaled_by_the_norm_of_the_run(site: str, head: int | None, with_edits: bool) -> None:
     t = run("lgl", edits=EDITS if with_edits else ())
-    found, expected = gs.lens(t, site, head=head, answer=2), part(t, site, head, 2)
-    assert np.allclose(found.answer_logit, expected, atol=1e-4)
-    assert np.allclose(found.logits(3)[:, 2], expected[:, 3], atol=1e-4)
+    lens, expected = gs.lens(t, site, head=head, answer=2), part(t, site, head, 2)
+    assert np.allclose(lens.answer_logit, expected, atol=1e-4)
+    assert np.allclose(lens.logits(3)[:, 2], expected[:, 3], atol=1e-4)
 
 
 @settings(deadline=None, max_examples=8, derandomize=True)
@@ -116,8 +114,8 @@ def test_a_part_goes_through_the_norm_as_it_was_in_the_run(site: str, head: int 
 def test_before_the_cap_the_lenses_of_all_parts_add_up(kinds: str, kv: int, length: int, pos: int, edits: Any) -> None:
     t = gs.trace(prompt(length), model=model_of(checkpoint(kinds, seed=kv, num_key_value_heads=kv)), edits=edits)
     assert isinstance(t, gs.Trace)
-    found = [uncapped(gs.lens(t, "head_out", head=head).logits(pos).values) for head in range(8)]
-    assert error(sum(found), uncapped(gs.lens(t, "attn_out").logits(pos).values)) <= 1e-4
+    logits_of_heads = [uncapped(gs.lens(t, "head_out", head=head).logits(pos).values) for head in range(8)]
+    assert error(sum(logits_of_heads), uncapped(gs.lens(t, "attn_out").logits(pos).values)) <= 1e-4
     along = gs.direct_logits(t, 7, pos=pos).parts
     for site in ("attn_out", "mlp_out"):
         raw = uncapped(gs.lens(t, site).logits(pos).values)[:, 7]
@@ -139,11 +137,11 @@ def test_an_edit_after_the_layers_is_not_in_the_lens() -> None:
     assert np.array_equal(gs.lens(t, answer=3).answer_logit, gs.lens(run(), answer=3).answer_logit)
 
 
-def test_of_a_bfloat16_model_the_last_layer_gives_its_logits() -> None:
+def test_the_last_layers_lens_of_a_bfloat16_model_gives_its_logits() -> None:
     t = gs.trace(prompt(9), model=model_of(checkpoint("lgl").bfloat16()))
-    found = gs.lens(t, "stream", answer=3)
-    assert found.entropy.dtype == np.float32
-    assert np.array_equal(found.answer_logit[-1], t.logits[:, 3])
+    lens = gs.lens(t, "stream", answer=3)
+    assert lens.entropy.dtype == np.float32
+    assert np.array_equal(lens.answer_logit[-1], t.logits[:, 3])
     for site in ("attn_out", "mlp_out"):
         assert np.abs(gs.lens(t, site, answer=3).answer_logit - part(t, site, None, 3).numpy()).max() <= 0.5
 
@@ -152,23 +150,23 @@ def test_of_a_bfloat16_model_the_last_layer_gives_its_logits() -> None:
 def test_streamed_equals_resident(kind: str, tmp_path: Path) -> None:
     checkpoint("lgl").save_pretrained(tmp_path / "source")
     gs.quantize(tmp_path / "source", tmp_path / "int8")
-    one, other = (
+    streamed, resident = (
         gs.trace(prompt(9), model=gs.load(tmp_path / kind, memory=memory), edits=EDITS) for memory in ("1GiB", None)
     )
     for site in (*SITES, "stream", "attn_out", "mlp_out", "head_out"):
-        a, b = (gs.lens(t, site, head=2 if site == "head_out" else None, answer=5) for t in (one, other))
+        a, b = (gs.lens(t, site, head=2 if site == "head_out" else None, answer=5) for t in (streamed, resident))
         for name in ("top_ids", "top_probs", "entropy", "answer_rank", "answer_logit"):
             assert getattr(a, name).identical(getattr(b, name))
 
 
-def test_the_logits_of_a_few_rows_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_logits_of_a_few_rows_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     t, rows, logits = run(length=40), [], Embedding.logits
 
     def counted(table: Embedding, x: Tensor) -> Tensor:
         rows.append(len(x))
         return logits(table, x)
 
-    def refused(*given: Any) -> None:
+    def refused(*args: Any) -> None:
         raise AssertionError("the outputs of all heads were made")
 
     monkeypatch.setattr(Embedding, "logits", counted)
@@ -181,27 +179,27 @@ def test_the_logits_of_a_few_rows_are_held_at_once(monkeypatch: pytest.MonkeyPat
 
 def test_rows_in_parts_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     t = run(length=13)
-    whole = gs.lens(t, answer=1)
+    at_once = gs.lens(t, answer=1)
     monkeypatch.setattr("gemmascope.run.logits.LOGIT_BYTES", 4 * 61 * 3)
     parts = gs.lens(t, answer=1)
-    assert np.array_equal(whole.top_ids, parts.top_ids)
-    assert np.allclose(whole.answer_prob, parts.answer_prob, atol=1e-6)
+    assert np.array_equal(at_once.top_ids, parts.top_ids)
+    assert np.allclose(at_once.answer_prob, parts.answer_prob, atol=1e-6)
 
 
-def test_positions_and_labels() -> None:
+def test_a_lens_has_labelled_positions_and_a_table() -> None:
     t = gs.trace("When Mary and John went to the store, John gave a drink to", model=worded())
-    found = gs.lens(t, pos=[2, -1], top=2, answer=" Mary")
-    assert found.top_probs.dims == ("layer", "pos", "top")
-    assert found.top_probs["token"].values.tolist() == [" Mary", " to"]
-    assert found.top_probs["kind"].values.tolist() == ["local", "global", "local"]
-    assert found.top_tokens.values[2, 1].tolist() == [token for token, _, _ in t.top(2)]
-    other = found.follow(" John")
-    assert other.positions == found.positions
-    assert not np.array_equal(other.answer_logit, found.answer_logit)
-    frame = found.to_dataframe()
+    lens = gs.lens(t, pos=[2, -1], top=2, answer=" Mary")
+    assert lens.top_probs.dims == ("layer", "pos", "top")
+    assert lens.top_probs["token"].values.tolist() == [" Mary", " to"]
+    assert lens.top_probs["kind"].values.tolist() == ["local", "global", "local"]
+    assert lens.top_tokens.values[2, 1].tolist() == [token for token, _, _ in t.top(2)]
+    of_john = lens.follow(" John")
+    assert of_john.positions == lens.positions
+    assert not np.array_equal(of_john.answer_logit, lens.answer_logit)
+    frame = lens.to_dataframe()
     assert len(frame) == 6
-    assert frame["answer_rank"].tolist() == found.answer_rank.values.flatten().tolist()
-    assert "answer's rank" in repr(found)
+    assert frame["answer_rank"].tolist() == lens.answer_rank.values.flatten().tolist()
+    assert "answer's rank" in repr(lens)
 
 
 def test_layers_are_gone_through_once(layers_read: list[int]) -> None:
@@ -250,14 +248,14 @@ def test_a_prompt_is_no_trace_and_without_an_answer_there_is_nothing_to_follow()
 
 def test_the_picture_has_the_top_token_in_every_cell() -> None:
     t = gs.trace("When Mary and John went to the store", model=worded())
-    found = gs.lens(t, answer=" Mary")
-    for colour, array in (("probability", found.answer_prob), ("rank", found.answer_rank), ("entropy", found.entropy)):
-        heat = found.plot(colour).data[-1]
+    lens = gs.lens(t, answer=" Mary")
+    for colour, array in (("probability", lens.answer_prob), ("rank", lens.answer_rank), ("entropy", lens.entropy)):
+        heat = lens.plot(colour).data[-1]
         assert np.array_equal(heat.z, array.values)
         assert np.shape(heat.text) == array.shape
     assert np.array_equal(gs.lens(t).plot().data[-1].z, gs.lens(t).top_probs.isel(top=0))
-    whole = gs.lens(t, "stream").plot()
-    assert list(whole.layout.yaxis.ticktext)[:4] == ["embed", "0 resid_mid", "0 resid_post", "1 ◆ resid_mid"]
-    assert "1 ◆ resid_mid" in whole.data[-1].customdata[3][0]
+    stream_figure = gs.lens(t, "stream").plot()
+    assert list(stream_figure.layout.yaxis.ticktext)[:4] == ["embed", "0 resid_mid", "0 resid_post", "1 ◆ resid_mid"]
+    assert "1 ◆ resid_mid" in stream_figure.data[-1].customdata[3][0]
     with pytest.raises(SiteError, match="colour is one of"):
-        found.plot("logit")
+        lens.plot("logit")

@@ -58,17 +58,17 @@ def lengths_for(window: int) -> list[int]:
 
 
 @torch.no_grad()
-def theirs(source: Gemma2ForCausalLM, ids: list[int]) -> Any:
+def transformers_outputs(source: Gemma2ForCausalLM, ids: list[int]) -> Any:
     return source(torch.tensor([ids]), output_hidden_states=True, output_attentions=True, use_cache=False)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=name_of)
-def test_both_soft_caps_bite(shape: dict[str, Any]) -> None:
+def test_both_soft_caps_are_reached(shape: dict[str, Any]) -> None:
     _, model = pair(**shape)
-    seen = every_site(model, prompt(64))
-    assert max(seen["scores", layer].abs().max() for layer in range(model.n_layers)) > 50
-    assert seen["logits_raw", None].abs().max() > 30
-    assert 29 < seen["logits", None].abs().max() <= 30
+    values = every_site(model, prompt(64))
+    assert max(values["scores", layer].abs().max() for layer in range(model.n_layers)) > 50
+    assert values["logits_raw", None].abs().max() > 30
+    assert 29 < values["logits", None].abs().max() <= 30
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=name_of)
@@ -76,17 +76,17 @@ def test_logits_streams_and_patterns_are_those_of_transformers(shape: dict[str, 
     source, model = pair(**shape)
     for length in lengths_for(shape["sliding_window"]):
         ids = prompt(length, seed=length)
-        seen, oracle = every_site(model, ids), theirs(source, ids)
-        assert error(seen["logits", None], oracle.logits[0]) <= CLOSE
+        values, oracle = every_site(model, ids), transformers_outputs(source, ids)
+        assert error(values["logits", None], oracle.logits[0]) <= CLOSE
         assert error(model.run(ids), oracle.logits[0]) <= CLOSE
         *streams, final = oracle.hidden_states
-        assert error(seen["final", None], final[0]) <= CLOSE
-        assert error(seen["embed", None], streams[0][0]) <= CLOSE
+        assert error(values["final", None], final[0]) <= CLOSE
+        assert error(values["embed", None], streams[0][0]) <= CLOSE
         for layer, stream in enumerate(streams):
-            assert error(seen["resid_pre", layer], stream[0]) <= CLOSE
-            assert error(seen["pattern", layer], oracle.attentions[layer][0]) <= CLOSE
+            assert error(values["resid_pre", layer], stream[0]) <= CLOSE
+            assert error(values["pattern", layer], oracle.attentions[layer][0]) <= CLOSE
         for layer, stream in enumerate(streams[1:]):
-            assert error(seen["resid_post", layer], stream[0]) <= CLOSE
+            assert error(values["resid_post", layer], stream[0]) <= CLOSE
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
@@ -113,7 +113,7 @@ def test_any_shape_agrees_with_transformers(
         theta=theta,
     )  # fmt: skip
     ids = prompt(length, seed=seed)
-    assert error(model_of(source).run(ids), theirs(source, ids).logits[0]) <= CLOSE
+    assert error(model_of(source).run(ids), transformers_outputs(source, ids).logits[0]) <= CLOSE
 
 
 def test_bfloat16_is_no_further_from_float32_than_transformers() -> None:
@@ -124,10 +124,10 @@ def test_bfloat16_is_no_further_from_float32_than_transformers() -> None:
         model16 = model_of(source16)
         for at in range(8):
             ids = prompt(20, seed=100 * seed + at)
-            exact = theirs(source, ids).logits[0]
+            exact = transformers_outputs(source, ids).logits[0]
             assert error(model.run(ids), exact) <= CLOSE
             ours.append((model16.run(ids) - exact).square().mean().item())
-            their.append((theirs(source16, ids).logits[0].float() - exact).square().mean().item())
+            their.append((transformers_outputs(source16, ids).logits[0].float() - exact).square().mean().item())
     assert np.mean(ours) ** 0.5 <= np.mean(their) ** 0.5
     assert np.median(ours) <= np.median(their)
 
@@ -146,17 +146,17 @@ def test_every_site_is_that_of_the_plain_reference(shape: dict[str, Any]) -> Non
     reference = Reference(source)
     for length in (1, 2, 20):
         ids = prompt(length, seed=length)
-        seen, oracle = every_site(model, ids), reference.run(ids)
-        assert seen.keys() == oracle.keys()
-        far = {key: error(seen[key], oracle[key]) for key in oracle}
-        assert max(far.values()) <= CLOSE, sorted(far.items(), key=lambda item: -item[1])[:5]
+        values, oracle = every_site(model, ids), reference.run(ids)
+        assert values.keys() == oracle.keys()
+        errors = {key: error(values[key], oracle[key]) for key in oracle}
+        assert max(errors.values()) <= CLOSE, sorted(errors.items(), key=lambda item: -item[1])[:5]
 
 
 def test_the_plain_reference_is_transformers() -> None:
     """The oracle is itself held to the other oracle."""
     source, _ = pair(**REFERENCE_SHAPES[1])
     ids = prompt(30)
-    plain, oracle = Reference(source).run(ids), theirs(source, ids)
+    plain, oracle = Reference(source).run(ids), transformers_outputs(source, ids)
     assert error(plain["logits", None], oracle.logits[0]) <= CLOSE
     for layer in range(2):
         assert error(plain["pattern", layer], oracle.attentions[layer][0]) <= CLOSE
@@ -247,12 +247,12 @@ def hooked(source: Gemma2ForCausalLM, site: str, factor: Tensor) -> Callable[[],
     if site == "resid_mid":  # no module makes it: what attention adds is changed so that the sum is the one wanted
         layer = source.get_submodule("model.layers.1")
         stream: list[Tensor] = []
-        keep = layer.register_forward_pre_hook(lambda _, given: stream.append(given[0]))
+        keep = layer.register_forward_pre_hook(lambda _, args: stream.append(args[0]))
         post = layer.get_submodule("post_attention_layernorm")
         move = post.register_forward_hook(lambda *call: (stream[-1] + call[-1]) * factor - stream[-1])
         return lambda: (keep.remove(), move.remove())  # type: ignore[func-returns-value, return-value]
     if when == "before":
-        return module.register_forward_pre_hook(lambda _, given: (given[0] * factor, *given[1:])).remove
+        return module.register_forward_pre_hook(lambda _, args: (args[0] * factor, *args[1:])).remove
     return module.register_forward_hook(lambda *call: call[-1] * factor).remove
 
 
@@ -266,19 +266,19 @@ def test_a_write_does_what_a_hook_of_transformers_does(site: str) -> None:
     factor = 1 + torch.rand(value.shape, generator=torch.Generator().manual_seed(5))
     stop = hooked(source, site, factor.reshape(len(value), -1))
     try:
-        oracle = theirs(source, ids)
+        oracle = transformers_outputs(source, ids)
     finally:
         stop()
-    seen = every_site(model, ids, lambda s, at, v: v * factor if (s, at) == (site, layer) else v)
-    assert error(seen["logits", None], oracle.logits[0]) <= CLOSE
+    values = every_site(model, ids, lambda s, at, v: v * factor if (s, at) == (site, layer) else v)
+    assert error(values["logits", None], oracle.logits[0]) <= CLOSE
     assert error(plain["logits", None], oracle.logits[0]) > 100 * CLOSE  # the change matters
     for at in range(3):
-        assert error(seen["pattern", at], oracle.attentions[at][0]) <= CLOSE
+        assert error(values["pattern", at], oracle.attentions[at][0]) <= CLOSE
 
 
 @pytest.mark.parametrize("site", [site for site in SITES if site != "logits"])
 @pytest.mark.parametrize("in_place", [False, True], ids=["copied", "in_place"])
-def test_a_write_goes_on_as_in_the_plain_reference(site: str, in_place: bool) -> None:
+def test_a_write_has_the_effects_that_it_has_in_the_plain_reference(site: str, in_place: bool) -> None:
     source, model = pair(kinds="lg", seed=3)
     ids = prompt(9, seed=1)
     layer = 0 if SITES[site].in_layer else None
@@ -294,9 +294,9 @@ def test_a_write_goes_on_as_in_the_plain_reference(site: str, in_place: bool) ->
         return value.mul_(weights) if in_place else value * weights
 
     oracle = reference.run(ids, lambda s, at, value: value * factor if (s, at) == (site, layer) else value)
-    seen = every_site(model, ids, change)
-    far = {key: error(seen[key], oracle[key]) for key in oracle}
-    assert max(far.values()) <= CLOSE, sorted(far.items(), key=lambda item: -item[1])[:5]
+    values = every_site(model, ids, change)
+    errors = {key: error(values[key], oracle[key]) for key in oracle}
+    assert max(errors.values()) <= CLOSE, sorted(errors.items(), key=lambda item: -item[1])[:5]
     assert error(every_site(model, ids)["logits", None], oracle["logits", None]) > 100 * CLOSE
 
 
@@ -312,10 +312,10 @@ def test_a_write_to_one_head_adds_its_change_to_attn_out() -> None:
         value[:, 3] += change
         return value
 
-    seen = every_site(model, ids, tap)
-    assert error(seen["attn_out", 1], plain["attn_out", 1] + change) <= CLOSE
-    assert error(seen["resid_mid", 1], plain["resid_mid", 1] + change) <= CLOSE
-    assert torch.equal(seen["attn_raw", 1], plain["attn_raw", 1])
+    values = every_site(model, ids, tap)
+    assert error(values["attn_out", 1], plain["attn_out", 1] + change) <= CLOSE
+    assert error(values["resid_mid", 1], plain["resid_mid", 1] + change) <= CLOSE
+    assert torch.equal(values["attn_raw", 1], plain["attn_raw", 1])
 
 
 # -- what adds up --
@@ -324,22 +324,22 @@ def test_a_write_to_one_head_adds_its_change_to_attn_out() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=name_of)
 def test_heads_and_sublayers_add_up(shape: dict[str, Any]) -> None:
     _, model = pair(**shape)
-    seen = every_site(model, prompt(20))
-    stream = seen["embed", None]
+    values = every_site(model, prompt(20))
+    stream = values["embed", None]
     for layer in range(model.n_layers):
-        assert error(seen["head_out", layer].sum(1), seen["attn_out", layer]) <= CLOSE
-        stream = stream + seen["attn_out", layer] + seen["mlp_out", layer]
-    assert error(stream, seen["resid_post", model.n_layers - 1]) <= CLOSE
-    last = seen["resid_post", model.n_layers - 1]
-    assert torch.equal(model.network.unembed(last), seen["logits", None])
+        assert error(values["head_out", layer].sum(1), values["attn_out", layer]) <= CLOSE
+        stream = stream + values["attn_out", layer] + values["mlp_out", layer]
+    assert error(stream, values["resid_post", model.n_layers - 1]) <= CLOSE
+    last = values["resid_post", model.n_layers - 1]
+    assert torch.equal(model.network.unembed(last), values["logits", None])
 
 
 @pytest.mark.parametrize("shape", SHAPES[::3], ids=name_of)
 def test_patterns_are_probabilities_of_the_visible_keys(shape: dict[str, Any]) -> None:
     _, model = pair(**shape)
-    seen = every_site(model, prompt(20))
+    values = every_site(model, prompt(20))
     for layer, kind in enumerate(model.config.kinds):
-        pattern = seen["pattern", layer]
+        pattern = values["pattern", layer]
         assert error(pattern.sum(-1), torch.ones(8, 20)) <= CLOSE
         window = model.config.window if kind == "local" else 20
         hidden = [(i, j) for i in range(20) for j in range(20) if not i - window < j <= i]
@@ -361,25 +361,25 @@ def test_a_pass_of_many_prompts_is_one_pass_each(lengths: list[int], shape: dict
         assert error(together[rows].detach(), alone.detach()) <= CLOSE
 
 
-def test_a_pass_with_every_edge_whole_is_the_same_pass() -> None:
+def test_a_pass_that_builds_all_edges_equals_one_that_does_not() -> None:
     """Edge sites of many prompts come block by block, equal lengths side by side."""
     _, model = pair(kinds="lgl")
     lengths = [5, 5, 3, 5]
     layout = Layout.of_lengths(lengths)
     ids = torch.cat([torch.tensor(prompt(length, seed=i)) for i, length in enumerate(lengths)])
-    seen: list[tuple[str, int, tuple[int, ...]]] = []
+    blocks_seen: list[tuple[str, int, tuple[int, ...]]] = []
 
     class Edges(type(SILENT)):  # type: ignore[misc]
         def wants(self, site: str, layer: int | None) -> bool:
             return site in EDGE_SITES
 
         def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
-            seen.append((site, block.run, tuple(value.shape)))
+            blocks_seen.append((site, block.run, tuple(value.shape)))
             return value
 
     assert error(model.network(ids, layout, Edges()).detach(), model.network(ids, layout).detach()) <= CLOSE
     blocks = [(0, (2, 8, 5, 5)), (2, (1, 8, 3, 3)), (3, (1, 8, 5, 5))]
-    assert seen == [(site, run, shape) for _ in range(3) for run, shape in blocks for site in EDGE_SITES]
+    assert blocks_seen == [(site, run, shape) for _ in range(3) for run, shape in blocks for site in EDGE_SITES]
 
 
 def test_a_layout_says_which_row_is_what() -> None:
@@ -399,7 +399,7 @@ def test_chunks_of_query_rows_change_nothing(shape: dict[str, Any], step: int, m
     source, model = pair(**shape)
     ids = prompt(5 * shape["sliding_window"])
     monkeypatch.setattr(attention, "CHUNK_ROWS", shape["sliding_window"] + step)  # the window at the chunk's edges
-    assert error(model.run(ids), theirs(source, ids).logits[0]) <= CLOSE
+    assert error(model.run(ids), transformers_outputs(source, ids).logits[0]) <= CLOSE
 
 
 @pytest.mark.parametrize("elements", [1, 8 * 20 * 3, 8 * 20 * 7])
@@ -411,7 +411,7 @@ def test_chunks_keep_within_their_elements(elements: int, monkeypatch: pytest.Mo
     with largest, torch.no_grad():
         Attend(0.3, 50.0, None)(*heads_of(20, 8, 4, 2), Layout.of_lengths([20]), SILENT.at(0, Layout.of_lengths([20])))
     assert largest.scores <= max(elements, 8 * 20)  # at least one row of queries
-    assert error(model.run(ids), theirs(source, ids).logits[0]) <= CLOSE
+    assert error(model.run(ids), transformers_outputs(source, ids).logits[0]) <= CLOSE
 
 
 class Largest(TorchDispatchMode):
@@ -451,7 +451,7 @@ def test_a_context_of_8192_never_holds_a_full_score_matrix(window: int | None) -
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("prompt_given", "message"),
     [
         ([], "the prompt is empty: give at least one token id"),
         (torch.zeros(0, dtype=torch.long), "the prompt is empty"),
@@ -479,20 +479,20 @@ def test_a_context_of_8192_never_holds_a_full_score_matrix(window: int | None) -
         ("text", "'random' came without a tokenizer: give prompts as token ids"),
     ],
 )  # fmt: skip
-def test_a_bad_prompt_is_refused(given: Any, message: str) -> None:
+def test_a_bad_prompt_is_refused(prompt_given: Any, message: str) -> None:
     _, model = pair(kinds="lg")
     with pytest.raises(PromptError, match=message):
-        model.ids(given)
+        model.ids(prompt_given)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "token_ids",
     [[4, 5, 6], (4, 5, 6), torch.tensor([4, 5, 6]), torch.tensor([[4, 5, 6]]), torch.tensor([4, 5, 6], dtype=torch.int32),
      np.array([4, 5, 6]), np.array([[4, 5, 6]]), list(np.array([4, 5, 6])), range(4, 7)],
     ids=["list", "tuple", "tensor", "batch_of_one", "int32", "numpy", "numpy_batch", "numpy_scalars", "range"],
 )  # fmt: skip
-def test_token_ids_are_taken_as_they_are(given: Any) -> None:
-    ids = pair(kinds="lg")[1].ids(given)
+def test_token_ids_may_be_a_list_tensor_or_array(token_ids: Any) -> None:
+    ids = pair(kinds="lg")[1].ids(token_ids)
     assert ids.tolist() == [4, 5, 6]
     assert ids.dtype == torch.long
 
@@ -513,13 +513,13 @@ def test_a_model_says_what_it_is() -> None:
     assert model.texts(torch.tensor([7, 8])) == ["7", "8"]
 
 
-def test_a_fingerprint_tells_models_apart() -> None:
-    one, same, other = (model_of(checkpoint("lg", seed)) for seed in (0, 0, 1))
-    assert one.fingerprint == same.fingerprint != other.fingerprint
+def test_equal_models_have_one_fingerprint_and_different_ones_do_not() -> None:
+    one, same, different = (model_of(checkpoint("lg", seed)) for seed in (0, 0, 1))
+    assert one.fingerprint == same.fingerprint != different.fingerprint
     assert model_of(checkpoint("gl", 0)).fingerprint != one.fingerprint
 
 
-def test_importing_the_package_leaves_the_heavy_libraries_alone() -> None:
+def test_importing_the_package_does_not_import_the_heavy_libraries() -> None:
     code = "import sys, gemmascope; print([m for m in ('transformers', 'plotly', 'ipywidgets', 'ray') if m in sys.modules])"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

@@ -110,7 +110,7 @@ class Live(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._gone, key)
 
-    def _gone(self, key: int) -> None:
+    def _freed(self, key: int) -> None:
         self.now -= self.live.pop(key, 0)
 
 
@@ -118,8 +118,8 @@ def traced(config: GemmaConfig, dtype: torch.dtype, n_pos: int) -> tuple[int, in
     """Bytes at the peak of a trace beside its weights, counted, and as planned."""
     model = Model(empty_network(config).to(dtype), None, "shape")
     with Live(model) as live:
-        kept = streams(model, [torch.zeros(n_pos, dtype=torch.long, device="meta")], [()])
-    del kept
+        residuals = streams(model, [torch.zeros(n_pos, dtype=torch.long, device="meta")], [()])
+    del residuals
     p = plan(model, context=n_pos)
     return live.peak, p.peaks[TRACE] - weight_bytes(p)
 
@@ -143,14 +143,14 @@ def test_where_attention_takes_more_than_the_mlp_it_is_counted(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("n_pos", [1, 5, 40])
-def test_keys_and_values_are_those_that_a_run_makes_within_each_window(n_pos: int) -> None:
+def test_keys_and_values_are_counted_within_each_layers_window(n_pos: int) -> None:
     model = model_of(checkpoint("lglg"))  # window 4
     t = gs.trace(list(range(3, 3 + n_pos)), model=model)
-    made = 0
+    n_bytes = 0
     for layer, kind in enumerate(model.config.kinds):
-        seen = min(n_pos, model.config.window) if kind == "local" else n_pos
-        made += sum(t[site, layer][-seen:].nbytes for site in ("k_rot", "v"))
-    assert kv_bytes(model.config, torch.float32, n_pos) == made == part(plan(model, context=n_pos), "keys and values")
+        n_visible = min(n_pos, model.config.window) if kind == "local" else n_pos
+        n_bytes += sum(t[site, layer][-n_visible:].nbytes for site in ("k_rot", "v"))
+    assert kv_bytes(model.config, torch.float32, n_pos) == n_bytes == part(plan(model, context=n_pos), "keys and values")
 
 
 def test_the_trace_part_is_what_a_trace_keeps() -> None:
@@ -166,9 +166,9 @@ def test_operations_are_those_that_torch_counts() -> None:
     ids = torch.arange(2, 42)
     with FlopCounterMode(display=False) as counter:
         streams(model, [ids], [()])
-    whole, causal = 40 * 40, 40 * 41 // 2  # a chunk multiplies what the mask then hides
+    full, causal = 40 * 40, 40 * 41 // 2  # a chunk multiplies what the mask then hides
     rows_alone = operations(model.config, 40, one_prompt=False)
-    expected = rows_alone + (operations(model.config, 40, one_prompt=True) - rows_alone) * whole // causal
+    expected = rows_alone + (operations(model.config, 40, one_prompt=True) - rows_alone) * full // causal
     assert counter.get_total_flops() == expected
 
 
@@ -209,7 +209,9 @@ def test_laws_of_a_budget(size: str, weights: str, context: int, budgets: tuple[
     context=st.integers(1, 8192),
     gb=st.integers(1, 90),
 )
-def test_what_is_said_of_a_card_holds_when_it_is_done(size: str, weights: str, context: int, gb: int) -> None:
+def test_what_a_plan_says_about_a_card_holds_for_a_load_with_its_memory(
+    size: str, weights: str, context: int, gb: int
+) -> None:
     p = plan(size, weights=weights, context=context)
     fit, room = p.fits(gb * 10**9), gb * 10**9 - DRIVER
     if fit.how == "resident":
@@ -229,10 +231,10 @@ def test_what_is_said_of_a_card_holds_when_it_is_done(size: str, weights: str, c
 
 def test_more_memory_on_a_card_never_keeps_fewer_layers_once_the_embedding_stays() -> None:
     p = plan("27b", weights="int8")
-    kept = [p.fits(gb * 10**9).n_kept for gb in range(15, 60)]
-    assert kept == sorted(kept)
-    assert kept[0] < 10
-    assert kept[-1] == 46
+    n_kept = [p.fits(gb * 10**9).n_kept for gb in range(15, 60)]
+    assert n_kept == sorted(n_kept)
+    assert n_kept[0] < 10
+    assert n_kept[-1] == 46
     assert [fit.how for fit in p.cards()] == ["no", *["streams"] * 4, *["resident"] * 3]
 
 
@@ -282,7 +284,7 @@ def test_a_folder_in_float32_that_is_computed_in_bfloat16(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("memory", "n_kept"), [(None, 6), (7_010_000, 2), (2_800_000, 0)])
-def test_what_stays_is_what_gs_load_keeps(memory: int | None, n_kept: int, tmp_path: Path) -> None:
+def test_a_plan_keeps_the_layers_that_gs_load_keeps(memory: int | None, n_kept: int, tmp_path: Path) -> None:
     checkpoint("lglglg").save_pretrained(tmp_path / "source")
     store = gs.quantize(tmp_path / "source", tmp_path / "int8")
     p = plan(store, memory=memory)
@@ -291,8 +293,8 @@ def test_what_stays_is_what_gs_load_keeps(memory: int | None, n_kept: int, tmp_p
     assert p.kept == tuple(sorted(layer_source.kept))
     assert len(p.kept) == n_kept
     for name, buffers in (("layers that stay", layer_source.kept.values()), ("slots", layer_source.buffers)):
-        taken = sum(buffer.nbytes for buffer in buffers)
-        assert taken - 4096 * len(buffers) <= part(p, name) <= taken  # whole pages, for reads past the cache
+        n_bytes = sum(buffer.nbytes for buffer in buffers)
+        assert n_bytes - 4096 * len(buffers) <= part(p, name) <= n_bytes  # whole pages, for reads past the cache
     assert part(p, "scratch") == sum(value.nbytes for value in layer_source.scratch.values())
 
 
@@ -353,10 +355,10 @@ def test_weights_are_read_as_they_are_named() -> None:
         ("27b", {"memory": "1GiB"}, gs.errors.BudgetError, "is too little: this model needs"),
     ],
 )
-def test_bad_input_is_told(source: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error) as told:
+def test_bad_arguments_are_refused(source: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
         plan(source, **options)
-    assert message in str(told.value)
+    assert message in str(caught.value)
 
 
 def test_a_store_is_no_source_of_bfloat16(tmp_path: Path) -> None:
@@ -366,7 +368,7 @@ def test_a_store_is_no_source_of_bfloat16(tmp_path: Path) -> None:
         plan(store, weights="bf16")
 
 
-def test_a_card_that_is_not_known_is_told() -> None:
+def test_an_unknown_card_is_refused() -> None:
     with pytest.raises(gs.errors.BudgetError, match=r"no card that is known.*RTX 4090"):
         plan("2b").fits("Voodoo 2")
     assert plan("2b").fits("rtx4090").card.name == "RTX 4090 24 GB"
@@ -397,17 +399,17 @@ def test_the_sentence_says_whether_it_fits_and_what_to_do() -> None:
     assert "It fits: " in repr(plan("2b", memory="80GB"))
     over = plan("27b", weights="int8", memory="24GiB")
     assert "It does not fit: " in repr(over)
-    given = repr(over).split("(memory='")[1].split("'")[0]
-    better = plan("27b", weights="int8", memory=given)
+    budget = repr(over).split("(memory='")[1].split("'")[0]
+    better = plan("27b", weights="int8", memory=budget)
     assert better.total <= parse_bytes("24GiB")
     assert f"{len(better.kept)} layers stay" in repr(over)
     assert "take int8 weights, a shorter context, or a larger device" in repr(plan("27b", memory="7GB"))
 
 
-def test_rows_that_are_given_count() -> None:
-    given = plan("2b", context=16, memory="12GB", rows=10**7)
-    assert given.total == given.peaks["sweep"] > plan("2b", context=16, memory="12GB").total
-    assert "It does not fit" in repr(given)
+def test_rows_of_the_call_are_planned_for() -> None:
+    planned = plan("2b", context=16, memory="12GB", rows=10**7)
+    assert planned.total == planned.peaks["sweep"] > plan("2b", context=16, memory="12GB").total
+    assert "It does not fit" in repr(planned)
 
 
 class Page(HTMLParser):
@@ -424,7 +426,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_html_says_the_same_and_a_folder_name_is_text(tmp_path: Path) -> None:
+def test_the_html_holds_the_text_of_the_plan_and_escapes_a_folders_name(tmp_path: Path) -> None:
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(PRESETS["2b"].to_dict()))
@@ -434,17 +436,17 @@ def test_the_html_says_the_same_and_a_folder_name_is_text(tmp_path: Path) -> Non
     page = Page(html)
     assert page.tags == {"div", "style", "b", "table", "tr", "th", "td"}
     assert "http" not in html
-    said = "".join(page.text)
+    text = "".join(page.text)
     for one in p.parts:
-        assert one.name in said
-        assert one.note in said
+        assert one.name in text
+        assert one.note in text
     for task in ("a trace", "generating", "a sweep"):
-        assert f"{task}{p.peaks['generate' if task == 'generating' else task[2:]] / 1e9:.2f} GB" in said
-    assert said.count("<img src=x onerror=alert(1)>") == 2  # the name, and where the disk was measured
+        assert f"{task}{p.peaks['generate' if task == 'generating' else task[2:]] / 1e9:.2f} GB" in text
+    assert text.count("<img src=x onerror=alert(1)>") == 2  # the name, and where the disk was measured
     assert "<img" not in html
 
 
-def test_the_data_is_json_and_the_same() -> None:
+def test_the_data_is_json_with_the_plans_numbers() -> None:
     p = plan("27b", weights="int8", memory="20GiB")
     data = json.loads(json.dumps(p.to_dict()))
     assert data["total"] == p.total
@@ -490,7 +492,7 @@ def test_from_host_memory_only_what_it_does_not_hold_is_read() -> None:
     assert known.moving(40 * 10**9, from_host=30 * 10**9) == pytest.approx(5)
 
 
-def test_a_disk_without_the_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_enough_room_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "SAMPLE", 2**62)
     with pytest.raises(gs.errors.BudgetError, match="plan without probe=True"):
         plan("nano", probe=True, device="cpu")

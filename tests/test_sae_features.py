@@ -44,46 +44,46 @@ def test_features_of_a_trace_are_what_the_format_says(site: str) -> None:
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
         gain = 1 + model().layer(1).pre_feedforward_layernorm.weight.detach().double().numpy()
         assert np.allclose(x * gain, t["mlp_in", 1].numpy(), atol=1e-5)
-    found, acts = d.encode(t), plain_acts(params, x)
+    features, acts = d.encode(t), plain_acts(params, x)
     out = t[d.writes, 1].flatten(1).double().numpy()
-    left = out - plain_decode(params, acts)
-    assert found.active == np.flatnonzero(acts.any(0)).tolist()
-    assert np.allclose(found.acts.values, acts[:, found.active], atol=1e-4)
-    assert found.l0.values.tolist() == np.count_nonzero(acts, axis=1).tolist()
-    assert error(found.error, torch.from_numpy(left)) <= 1e-5
-    assert error(found.reconstruction + found.error, torch.from_numpy(out)) <= 1e-5
-    explained = 1 - (left[1:] ** 2).sum() / ((out[1:] - out[1:].mean(0)) ** 2).sum()
-    assert abs(found.explained - explained) <= 1e-4
+    residual = out - plain_decode(params, acts)
+    assert features.active == np.flatnonzero(acts.any(0)).tolist()
+    assert np.allclose(features.acts.values, acts[:, features.active], atol=1e-4)
+    assert features.l0.values.tolist() == np.count_nonzero(acts, axis=1).tolist()
+    assert error(features.error, torch.from_numpy(residual)) <= 1e-5
+    assert error(features.reconstruction + features.error, torch.from_numpy(out)) <= 1e-5
+    explained = 1 - (residual[1:] ** 2).sum() / ((out[1:] - out[1:].mean(0)) ** 2).sum()
+    assert abs(features.explained - explained) <= 1e-4
     k, strongest = 4, np.sort(acts[5])[::-1]
-    assert np.allclose([value for _, value, _ in found.top(k, 5)], strongest[:k], atol=1e-4)
-    assert [acts[5, feature] for feature, _, _ in found.top(k, 5)] == strongest[:k].tolist()
+    assert np.allclose([value for _, value, _ in features.top(k, 5)], strongest[:k], atol=1e-4)
+    assert [acts[5, feature] for feature, _, _ in features.top(k, 5)] == strongest[:k].tolist()
 
 
-def test_axes_labels_and_tables() -> None:
-    found = sae(concepts=TIES).encode(trace())
-    assert found.acts.dims == ("pos", "feature")
-    assert found.acts["token"].values.tolist() == trace().tokens
-    concepts = dict(zip(found.acts["feature"].values.tolist(), found.acts["concept"].values.tolist(), strict=True))
+def test_features_have_axes_labels_and_a_table() -> None:
+    features = sae(concepts=TIES).encode(trace())
+    assert features.acts.dims == ("pos", "feature")
+    assert features.acts["token"].values.tolist() == trace().tokens
+    concepts = dict(zip(features.acts["feature"].values.tolist(), features.acts["concept"].values.tolist(), strict=True))
     assert concepts[3] == "a place"
     assert set(concepts.values()) == {"", "a place", "<b>markup</b>"}
-    assert found.l0.dims == ("pos",)
-    frame = found.to_dataframe()
+    assert features.l0.dims == ("pos",)
+    frame = features.to_dataframe()
     assert list(frame.columns) == ["pos", "token", "feature", "activation", "concept"]
-    assert len(frame) == len(found.value)
+    assert len(frame) == len(features.value)
     of_three = frame[frame.feature == 3]
     assert (of_three.concept.notna() == (of_three.activation > 0.5)).all()
     assert set(of_three.concept.dropna()) == {"a place"}
     assert "concept" not in sae().encode(trace()).acts.coords
 
 
-def test_few_rows_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = sae().encode(trace())
+def test_features_encoded_in_chunks_equal_those_encoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = sae().encode(trace())
     monkeypatch.setattr("gemmascope.sae.weights.CHUNK_ELEMENTS", 2 * FEATURES)
     parts = sae().encode(trace())
-    assert torch.equal(whole.pos, parts.pos)
-    assert torch.equal(whole.feature, parts.feature)
-    assert error(parts.value, whole.value) <= 1e-6
-    assert error(parts.reconstruction, whole.reconstruction) <= 1e-6
+    assert torch.equal(at_once.pos, parts.pos)
+    assert torch.equal(at_once.feature, parts.feature)
+    assert error(parts.value, at_once.value) <= 1e-6
+    assert error(parts.reconstruction, at_once.reconstruction) <= 1e-6
 
 
 def test_a_table_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_table_that_would_fill_the_memory_is_refused(monkeypatch: pytest.Monke
         _ = sae().encode(trace()).acts
 
 
-def test_what_the_features_show_of_themselves() -> None:
+def test_features_have_a_text_form() -> None:
     d = sae(concepts=TIES, call="gs.load_sae('x')")
     text = repr(d.encode(gs.trace("When Mary and John", model=worded())))
     assert text.startswith("Features of 5 positions in gs.load_sae('x'): ")
@@ -105,34 +105,34 @@ def test_what_the_features_show_of_themselves() -> None:
     assert "Features of 1 position in" in repr(alone)
 
 
-def test_rows_of_ones_own() -> None:
+def test_rows_without_a_trace_have_features_and_no_error_term() -> None:
     rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    found = sae("transcoder").encode(rows)
-    assert found.tokens == ("0", "1", "2")
+    features = sae("transcoder").encode(rows)
+    assert features.tokens == ("0", "1", "2")
     with pytest.raises(DictionaryError, match="encode a trace instead"):
-        _ = found.error
+        _ = features.error
     with pytest.raises(DictionaryError, match="a position is a whole number from -3 to 2; given 3"):
-        found.top(pos=3)
+        features.top(pos=3)
 
 
 @pytest.mark.parametrize("k", [0, -1, True, 1.5])
-def test_top_of_no_number(k: Any) -> None:
+def test_top_refuses_a_bad_number(k: Any) -> None:
     with pytest.raises(DictionaryError, match="k is a whole number of at least 1"):
         sae().encode(trace()).top(k)
 
 
-def test_a_position_that_is_not_there() -> None:
-    found = sae().encode(trace())
+def test_top_refuses_a_position_that_does_not_exist() -> None:
+    features = sae().encode(trace())
     with pytest.raises(SiteError, match="no position 20"):
-        found.top(pos=20)
+        features.top(pos=20)
     with pytest.raises(DictionaryError, match="one position is read at a time"):
-        found.top(pos=[1, 2])  # type: ignore[arg-type]
+        features.top(pos=[1, 2])  # type: ignore[arg-type]
 
 
 def test_a_bfloat16_model_is_read_in_float32() -> None:
     half = Model(model_of(checkpoint("lgl")).network.bfloat16(), None, "half")
-    found = sae(any_model=True).encode(gs.trace(IDS, model=half))
-    assert found.value.dtype == torch.float32
+    features = sae(any_model=True).encode(gs.trace(IDS, model=half))
+    assert features.value.dtype == torch.float32
     clean = gs.trace(IDS, model=half)
     same = gs.trace(IDS, model=half, edits=[gs.splice(sae(any_model=True))])
     assert torch.equal(clean.logits, same.logits)
@@ -163,13 +163,13 @@ def test_loss_recovered_is_that_of_a_loop() -> None:
         "zeroed": torch.zeros_like,
     }
     expected = {name: float(torch.cat([naive_loss(ids, fn) for ids in prompts]).mean()) for name, fn in changes.items()}
-    found = d.loss_recovered(prompts, model=model())
-    assert found.n_tokens == 2 + 7 + 4
+    recovered = d.loss_recovered(prompts, model=model())
+    assert recovered.n_tokens == 2 + 7 + 4
     for name, loss in expected.items():
-        assert abs(getattr(found, name) - loss) <= 1e-4 * abs(loss)
+        assert abs(getattr(recovered, name) - loss) <= 1e-4 * abs(loss)
     share = (expected["zeroed"] - expected["spliced"]) / (expected["zeroed"] - expected["clean"])
-    assert abs(found.recovered - share) <= 1e-3 * (1 + abs(share))
-    assert repr(found).startswith("loss recovered ")
+    assert abs(recovered.recovered - share) <= 1e-3 * (1 + abs(share))
+    assert repr(recovered).startswith("loss recovered ")
     with pytest.raises(DictionaryError, match="two tokens after <bos>"):
         d.loss_recovered([[2, 5]], model=model())
 
@@ -182,16 +182,16 @@ def test_loss_recovered_is_that_of_a_loop() -> None:
 def test_a_feature_sweep_equals_a_loop_of_single_traces(site: str, value: float, layer: int) -> None:
     d = sae(site, layer)
     base = [gs.add("resid_pre", torch.ones(32), layer=0, pos=3)]
-    found = gs.feature_sweep(d, IDS, METRIC, value=value, edits=base, model=model())
+    result = gs.feature_sweep(d, IDS, METRIC, value=value, edits=base, model=model())
     grid = gs.feature_sweep(
         d, IDS, METRIC, features=[3, 9], value=value, by=("feature", "pos"), pos=[2, 5, -1], edits=base, model=model()
     )
     clean = trace(*base)
-    assert abs(found.base - diff(clean)) <= 1e-4
-    assert found.effect["feature"].values.tolist() == [f for f in d.encode(clean).active if active_after_bos(d, clean, f)]
-    for feature in found.effect["feature"].values.tolist():
+    assert abs(result.base - diff(clean)) <= 1e-4
+    assert result.effect["feature"].values.tolist() == [f for f in d.encode(clean).active if active_after_bos(d, clean, f)]
+    for feature in result.effect["feature"].values.tolist():
         changed = diff(trace(*base, gs.splice(d, {feature: value}))) - diff(clean)
-        assert abs(float(found.effect.sel(feature=feature)) - changed) <= 1e-4
+        assert abs(float(result.effect.sel(feature=feature)) - changed) <= 1e-4
     assert grid.effect.dims == ("feature", "pos")
     assert grid.effect["pos"].values.tolist() == [2, 5, 8]
     for feature in (3, 9):
@@ -205,46 +205,46 @@ def diff(t: gs.Trace) -> float:
 
 
 def active_after_bos(d: Dictionary, t: gs.Trace, feature: int) -> bool:
-    found = d.encode(t)
-    return bool((found.pos[found.feature == feature] > 0).any())
+    features = d.encode(t)
+    return bool((features.pos[features.feature == feature] > 0).any())
 
 
-def test_a_sweep_in_several_passes_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = gs.feature_sweep(sae(), IDS, METRIC, model=model())
+def test_a_feature_sweep_in_several_passes_equals_one_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_pass = gs.feature_sweep(sae(), IDS, METRIC, model=model())
     monkeypatch.setattr("gemmascope.sae.feature_sweep.rows_within", lambda memory, model: 20)
     parts = gs.feature_sweep(sae(), IDS, METRIC, model=model())
-    assert np.allclose(whole.effect, parts.effect, atol=1e-5)
+    assert np.allclose(one_pass.effect, parts.effect, atol=1e-5)
 
 
 def test_a_feature_that_keeps_its_value_has_no_effect() -> None:
     d = sae()
     asleep = next(f for f in range(FEATURES) if f not in [feature for feature, _, _ in d.encode(trace()).top(FEATURES, 5)])
-    found = gs.feature_sweep(d, IDS, METRIC, features=[asleep], pos=5, model=model())
-    assert found.effect.values.tolist() == [0.0]
-    assert abs(found.base - diff(trace())) <= 1e-5
+    result = gs.feature_sweep(d, IDS, METRIC, features=[asleep], pos=5, model=model())
+    assert result.effect.values.tolist() == [0.0]
+    assert abs(result.base - diff(trace())) <= 1e-5
 
 
-def test_what_a_sweep_says() -> None:
+def test_a_feature_sweep_has_a_text_form_and_a_table() -> None:
     d = sae(concepts=TIES, call="gs.load_sae('x')")
-    found = gs.feature_sweep(
+    result = gs.feature_sweep(
         d, "When Mary and John went to", gs.logit_diff(" Mary", " John"), by=("feature", "pos"), model=worded()
     )
-    text = repr(found)
+    text = repr(result)
     assert text.startswith("feature sweep of gs.load_sae('x') in random: ")
     assert "set to 0, gs.logit_diff(' Mary', ' John')" in text
-    (where, effect), *_ = found.top(1)
-    assert abs(effect) == np.abs(found.effect.values).max()
+    (where, effect), *_ = result.top(1)
+    assert abs(effect) == np.abs(result.effect.values).max()
     assert f"{effect:+.4g}  feature {where['feature']}" in text
-    frame = found.to_dataframe()
+    frame = result.to_dataframe()
     assert {"feature", "concept", "pos", "token", "effect"} == set(frame.columns)
-    assert len(frame) == found.effect.size
+    assert len(frame) == result.effect.size
 
 
-def test_sweeps_that_cannot_be() -> None:
+def test_a_bad_feature_sweep_is_refused() -> None:
     d = sae()
 
-    def sweep(*given: Any, **more: Any) -> Any:
-        return gs.feature_sweep(*given, **{"model": model(), **more})
+    def sweep(*arguments: Any, **options: Any) -> Any:
+        return gs.feature_sweep(*arguments, **{"model": model(), **options})
 
     cases: list[tuple[type[GemmascopeError], str, Any]] = [
         (DictionaryError, "gs.load_sae returns; given str", lambda: sweep("nano", IDS, METRIC)),
@@ -258,8 +258,8 @@ def test_sweeps_that_cannot_be() -> None:
         (SiteError, "no position 30", lambda: sweep(d, IDS, METRIC, pos=30)),
         (MetricError, "a metric is a function", lambda: sweep(d, IDS, "x")),
     ]
-    for kind, said, call in cases:
-        with pytest.raises(kind, match=said):
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=message):
             call()
 
 
@@ -268,25 +268,25 @@ def test_sweeps_that_cannot_be() -> None:
 
 def test_a_picture_of_features_names_them_and_leaves_bos_out() -> None:
     d = sae(concepts=TIES)
-    found = d.encode(gs.trace("When Mary and John", model=worded()))
-    figure = found.plot([3, 7])
+    features_of_trace = d.encode(gs.trace("When Mary and John", model=worded()))
+    figure = features_of_trace.plot([3, 7])
     assert isinstance(figure, go.Figure)
     heat = figure.data[-1]
     assert list(figure.layout.yaxis.ticktext) == ["7 &lt;b&gt;markup&lt;/b&gt;", "3 a place"]
     assert np.isnan(np.asarray(heat.z, float)[:, 0]).all()
-    assert np.allclose(np.asarray(heat.z, float)[1, 1:], found.acts.sel(feature=3).values[1:])
-    assert len(found.plot(most=4).data[-1].z) == 4
+    assert np.allclose(np.asarray(heat.z, float)[1, 1:], features_of_trace.acts.sel(feature=3).values[1:])
+    assert len(features_of_trace.plot(most=4).data[-1].z) == 4
     with pytest.raises(DictionaryError, match="no feature 99"):
-        found.plot([99])
+        features_of_trace.plot([99])
 
 
-def test_a_picture_of_a_sweep() -> None:
+def test_a_feature_sweep_is_drawn_as_bars_or_a_heat_map() -> None:
     d = sae(concepts=TIES)
     for by, kind in (("feature", go.Bar), (("feature", "pos"), go.Heatmap)):
-        found = gs.feature_sweep(d, IDS, METRIC, by=by, model=model())
-        figure = found.plot(most=5)
+        result = gs.feature_sweep(d, IDS, METRIC, by=by, model=model())
+        figure = result.plot(most=5)
         drawn = figure.data[-1]
         assert isinstance(drawn, kind)
         assert len(drawn.y) == 5
-        largest = np.abs(found.effect.values).max()
+        largest = np.abs(result.effect.values).max()
         assert np.abs(np.asarray(drawn.y if kind is go.Bar else drawn.z, float)).max() == largest

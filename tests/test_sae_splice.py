@@ -52,8 +52,10 @@ def run(*edits: Any, ids: Any = IDS) -> gs.Trace:
     return gs.trace(ids, model=model(), edits=edits)
 
 
-def own_values(found: gs.Features, pos: int) -> dict[int, float]:
-    return dict(zip(found.feature[found.pos == pos].tolist(), found.value[found.pos == pos].tolist(), strict=True))
+def own_values(features: gs.Features, pos: int) -> dict[int, float]:
+    return dict(
+        zip(features.feature[features.pos == pos].tolist(), features.value[features.pos == pos].tolist(), strict=True)
+    )
 
 
 # -- the law of the error term --
@@ -61,7 +63,7 @@ def own_values(found: gs.Features, pos: int) -> dict[int, float]:
 
 @pytest.mark.parametrize("site", WIDTHS)
 @pytest.mark.parametrize("layer", [0, 2])
-def test_no_change_of_features_leaves_the_run_as_it_was(site: str, layer: int) -> None:
+def test_a_splice_that_changes_no_feature_leaves_the_run_as_it_was(site: str, layer: int) -> None:
     d, clean = sae(site, layer), run()
     assert torch.equal(run(gs.splice(d)).logits, clean.logits)
     inactive = [f for f in range(FEATURES) if f not in own_values(d.encode(clean), 5)]
@@ -77,19 +79,19 @@ def test_the_error_term_is_kept_exactly(site: str, seed: int, data: Any) -> None
     d = sae(site, seed=seed)
     features = data.draw(st.dictionaries(st.integers(0, FEATURES - 1), st.floats(0, 5), min_size=1, max_size=4))
     clean = d.encode(run())
-    found = run(gs.splice(d, features))[d.writes, 1].flatten(1)
+    written = run(gs.splice(d, features))[d.writes, 1].flatten(1)
     acts = torch.tensor(dense(clean))
     before = d.decode(acts)
     acts[1:, list(features)] = torch.tensor(list(features.values()))
     expected = clean.error + d.decode(acts)
     expected[0] = clean.error[0] + before[0]
-    assert error(found, expected) <= CLOSE
-    assert torch.equal(found[0], clean.target[0])  # <bos> is left alone
+    assert error(written, expected) <= CLOSE
+    assert torch.equal(written[0], clean.target[0])  # <bos> is left alone
 
 
-def dense(found: gs.Features) -> np.ndarray[Any, Any]:
-    acts = np.zeros((len(found), FEATURES), np.float32)
-    acts[found.pos, found.feature] = found.value
+def dense(features: gs.Features) -> np.ndarray[Any, Any]:
+    acts = np.zeros((len(features), FEATURES), np.float32)
+    acts[features.pos, features.feature] = features.value
     return acts
 
 
@@ -101,9 +103,9 @@ def in_transformers(site: str, layer: int, change: Callable[[Tensor, Tensor], Te
     source = pair()[0]
     block = source.model.layers[layer]
     stream: list[Tensor] = []
-    keep = block.pre_feedforward_layernorm.register_forward_pre_hook(lambda _, given: stream.append(given[0]))
+    keep = block.pre_feedforward_layernorm.register_forward_pre_hook(lambda _, args: stream.append(args[0]))
     if site == "z":
-        hook = block.self_attn.o_proj.register_forward_pre_hook(lambda _, given: (change(given[0], given[0]),))
+        hook = block.self_attn.o_proj.register_forward_pre_hook(lambda _, args: (change(args[0], args[0]),))
     elif site == "resid_post":
         hook = block.register_forward_hook(lambda _, __, out: change(out, out))
     else:
@@ -135,9 +137,9 @@ def test_a_changed_feature_does_what_a_hook_in_transformers_does(site: str, keep
         new[0] = out[0, 0].numpy()
         return torch.from_numpy(new).float()[None]
 
-    found = run(gs.splice(d, features, keep_error=keep_error))
-    assert error(found.logits, in_transformers(site, 1, change)) <= CLOSE
-    assert error(found.logits, run().logits) > 100 * CLOSE
+    spliced = run(gs.splice(d, features, keep_error=keep_error))
+    assert error(spliced.logits, in_transformers(site, 1, change)) <= CLOSE
+    assert error(spliced.logits, run().logits) > 100 * CLOSE
 
 
 @pytest.mark.parametrize("site", ["resid_post", "z", "transcoder"])
@@ -152,66 +154,66 @@ def test_a_splice_is_a_patch_of_what_it_writes(site: str) -> None:
 # -- everywhere that edits go --
 
 
-def test_a_trace_reads_the_layer_of_a_transcoder_again_bit_for_bit() -> None:
+def test_rerunning_the_layer_of_a_transcoder_gives_the_same_bits() -> None:
     d = sae("transcoder")
-    found = run(gs.splice(d, {4: 3.0}))
-    stream = found.stream[2]
-    assert torch.equal(found["resid_mid", 1] + found["mlp_out", 1], stream)
-    assert torch.equal(found["mlp_raw", 1], run()["mlp_raw", 1])
-    assert not torch.equal(found["mlp_out", 1], run()["mlp_out", 1])
+    spliced = run(gs.splice(d, {4: 3.0}))
+    stream = spliced.stream[2]
+    assert torch.equal(spliced["resid_mid", 1] + spliced["mlp_out", 1], stream)
+    assert torch.equal(spliced["mlp_raw", 1], run()["mlp_raw", 1])
+    assert not torch.equal(spliced["mlp_out", 1], run()["mlp_out", 1])
 
 
 def test_a_transcoder_reads_the_stream_with_the_edits_before_it() -> None:
     d = sae("transcoder")
     push = gs.add("resid_mid", torch.linspace(-3, 3, 32), layer=1)
-    found = run(push, gs.splice(d, {4: 3.0}))
+    spliced = run(push, gs.splice(d, {4: 3.0}))
     pushed = run(push)
     change = (torch.tensor([3.0]) - d.activations(d.input_of(pushed["resid_mid", 1]), torch.tensor([4]))) @ d.W_dec[[4]]
     change[0] = 0
-    assert error(found["mlp_out", 1], pushed["mlp_out", 1] + change) <= CLOSE
+    assert error(spliced["mlp_out", 1], pushed["mlp_out", 1] + change) <= CLOSE
 
 
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out", "z", "transcoder", "resid_pre"])
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_variants_of_a_pass_equal_runs_of_their_own(site: str, layer: int) -> None:
+def test_spliced_variants_of_a_pass_equal_single_runs(site: str, layer: int) -> None:
     d = sae(site, layer)
     ids = model().ids(IDS)
     edits = [gs.splice(d, {f: v}, pos=pos) for f, v, pos in ((3, 2.0, 4), (3, 2.0, [2, 7]), (8, 0.5, None), (9, 4.0, -1))]
     base = [gs.add("resid_pre", torch.ones(32), layer=1, pos=3)]
     bound = tuple(edit.bind(model(), ids) for edit in base)
-    ends = final_residuals(
+    residuals = final_residuals(
         model(), [BaseRun(ids, bound, N_POS - 1)], [Variant(0, (edit.bind(model(), ids),)) for edit in edits]
     )
-    for row, edit in zip(ends.variants, edits, strict=True):
+    for row, edit in zip(residuals.variants, edits, strict=True):
         assert error(row, run(*base, edit).stream[-1][-1]) <= CLOSE
 
 
-def test_a_pass_of_prompts_of_different_lengths() -> None:
+def test_prompts_of_different_lengths_are_spliced_in_one_pass() -> None:
     d = sae("transcoder")
     prompts = [[2, *prompt(n, seed=n)] for n in (3, 8, 3, 6)]
     edit = gs.splice(d, {4: 3.0})
-    for found, ids in zip(gs.trace(prompts, model=model(), edits=[edit]), prompts, strict=True):
-        assert error(found.logits, run(edit, ids=ids).logits) <= CLOSE
+    for spliced, ids in zip(gs.trace(prompts, model=model(), edits=[edit]), prompts, strict=True):
+        assert error(spliced.logits, run(edit, ids=ids).logits) <= CLOSE
 
 
 @pytest.mark.parametrize("site", ["resid_post", "transcoder"])
 def test_generation_splices_new_positions_as_well(site: str) -> None:
     edit = gs.splice(sae(site), {4: 6.0, 7: 3.0})
-    found = gs.generate(IDS, model=model(), edits=[edit], max_new_tokens=6)
+    generation = gs.generate(IDS, model=model(), edits=[edit], max_new_tokens=6)
     ids = list(IDS)
     for _ in range(6):
         ids.append(int(run(edit, ids=ids).next_logits.argmax()))
-    assert list(map(int, found.ids)) == ids
+    assert list(map(int, generation.ids)) == ids
 
 
 def test_gradients_go_through_a_splice() -> None:
     edit = gs.splice(sae("transcoder"), {4: 3.0}, pos=-1)
     metric = gs.logit_diff(5, 9)
-    found = run(edit).grad(metric, [("resid_pre", 1)])["resid_pre", 1]
+    gradient = run(edit).grad(metric, [("resid_pre", 1)])["resid_pre", 1]
     step = torch.randn(32, generator=torch.Generator().manual_seed(0)) * 1e-2
     moved = [run(gs.add("resid_pre", step * sign, layer=1, pos=-1), edit).next_logits for sign in (1, -1)]
     change = float((moved[0] - moved[1])[5] - (moved[0] - moved[1])[9]) / 2
-    assert abs(float(found[-1] @ step) - change) <= 2e-2 * abs(change) + 1e-4
+    assert abs(float(gradient[-1] @ step) - change) <= 2e-2 * abs(change) + 1e-4
 
 
 # -- how it prints, compares and is told apart --
@@ -228,26 +230,26 @@ def test_a_splice_prints_as_its_call_and_compares() -> None:
     assert run(gs.splice(d, {3: 1.0})).edits == (gs.splice(d, {3: 1.0}),)
 
 
-def test_dictionaries_of_other_numbers_have_other_digests() -> None:
+def test_dictionaries_with_different_numbers_have_different_digests() -> None:
     ids = model().ids(IDS)
 
-    def told(edit: Splice) -> str:
+    def digest_of(edit: Splice) -> str:
         return digest(run_parts(ids, [edit.bind(model(), ids)]))
 
-    first, other = (dictionary(32, "resid_post", 1, seed=seed, call="gs.load_sae('x')") for seed in (0, 1))
-    assert told(gs.splice(first, {3: 1.0})) == told(gs.splice(first, {3: 1.0}))
-    assert told(gs.splice(first, {3: 1.0})) != told(gs.splice(other, {3: 1.0}))
+    first, second = (dictionary(32, "resid_post", 1, seed=seed, call="gs.load_sae('x')") for seed in (0, 1))
+    assert digest_of(gs.splice(first, {3: 1.0})) == digest_of(gs.splice(first, {3: 1.0}))
+    assert digest_of(gs.splice(first, {3: 1.0})) != digest_of(gs.splice(second, {3: 1.0}))
 
 
 def test_a_sweep_over_a_spliced_run_equals_a_loop() -> None:
     edit, metric = gs.splice(sae("transcoder"), {4: 3.0, 6: 2.0}), gs.logit_diff(5, 9)
-    other = [2, *prompt(N_POS - 1, seed=3)]
-    s = gs.sweep(IDS, other, metric, site="resid_pre", edits=[edit], model=model())
+    corrupt = [2, *prompt(N_POS - 1, seed=3)]
+    s = gs.sweep(IDS, corrupt, metric, site="resid_pre", edits=[edit], model=model())
     source = gs.trace(IDS, model=model())
-    base = run(edit, ids=other).next_logits
+    base = run(edit, ids=corrupt).next_logits
     for layer in range(3):
         for pos in (1, 4, 8):
-            cell = run(edit, gs.patch("resid_pre", source, layer=layer, pos=pos), ids=other).next_logits
+            cell = run(edit, gs.patch("resid_pre", source, layer=layer, pos=pos), ids=corrupt).next_logits
             change = float((cell - base)[5] - (cell - base)[9])
             assert abs(float(s.effect.sel(layer=layer, pos=pos)) - change) <= 1e-4
 
@@ -262,7 +264,7 @@ def test_a_trace_with_a_splice_is_not_saved_and_says_what_to_do(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("features", "said"),
+    ("features", "message"),
     [
         ({40: 1.0}, "no feature 40: the features of sae go from 0 to 39"),
         ({-1: 1.0}, "no feature -1"),
@@ -275,13 +277,13 @@ def test_a_trace_with_a_splice_is_not_saved_and_says_what_to_do(tmp_path: Path) 
         ([3], "features is a mapping of numbers"),
     ],
 )
-def test_features_that_cannot_be(features: Any, said: str) -> None:
+def test_bad_features_are_refused(features: Any, message: str) -> None:
     with pytest.raises(DictionaryError) as caught:
         gs.splice(sae("resid_post"), features)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_what_does_not_fit_a_run() -> None:
+def test_a_splice_that_does_not_fit_the_run_is_refused() -> None:
     with pytest.raises(DictionaryError, match=r"gs\.load_sae returns; given str"):
         gs.splice("nano", {3: 1.0})  # type: ignore[arg-type]
     with pytest.raises(DictionaryError, match=r"trained for .*'resid_post' of layer 7; given 'random'.*there is no layer 7"):
@@ -298,12 +300,12 @@ def test_what_does_not_fit_a_run() -> None:
 
 def test_an_edit_that_reads_gets_the_rows_of_its_own_positions() -> None:
     """The mechanism under a transcoder's splice, by itself: rows of a later start, positions in any order."""
-    seen: list[Tensor] = []
+    values_read: list[Tensor] = []
 
     class Decomposition(Splice):
         def write(self, old: Tensor, values: Tensor | None) -> Tensor:
             assert values is not None
-            seen.append(values)
+            values_read.append(values)
             return old + values[:, :1]
 
     d = sae("transcoder")
@@ -311,5 +313,5 @@ def test_an_edit_that_reads_gets_the_rows_of_its_own_positions() -> None:
     bound: BoundEdit = edit.bind(model(), model().ids(IDS))
     value, read = torch.zeros(5, 32), torch.arange(5.0)[:, None].expand(5, 32)
     bound.write_to(value, 4, read)  # the rows of positions 4 to 8: position 3 is not among them
-    assert [v.tolist() for v in seen] == [read[2:3].tolist()]
+    assert [v.tolist() for v in values_read] == [read[2:3].tolist()]
     assert value.nonzero()[:, 0].unique().tolist() == [2]

@@ -49,17 +49,17 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     at: dict[Any, int] = {}  # by the run's generator
 
     def draw(self: Any, logits: Any, generators: Sequence[Any]) -> list[int]:
-        found = []
+        drawn = []
         for generator in generators:
             number = at[generator] = at.get(generator, -1) + 1
-            found.append(tokens[number])
-        return found
+            drawn.append(tokens[number])
+        return drawn
 
     monkeypatch.setattr(Sampling, "draw", draw)
     return tokens
 
 
-def made(folder: Path, kind: str) -> Tokenizer:
+def tokenizer_of(folder: Path, kind: str) -> Tokenizer:
     pieces = with_pieces(folder / "pieces")
     return Tokenizer.from_folder(pieces if kind == "model" else with_json(folder / "json", pieces))
 
@@ -67,7 +67,7 @@ def made(folder: Path, kind: str) -> Tokenizer:
 @pytest.fixture(scope="module", params=["model", "json"])
 def gemmas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A random model with a tokenizer like Gemma's, from either of its files."""
-    tokenizer = made(tmp_path_factory.mktemp("words"), request.param)
+    tokenizer = tokenizer_of(tmp_path_factory.mktemp("words"), request.param)
 
     def chat(messages: Any) -> str:
         import jinja2
@@ -78,11 +78,11 @@ def gemmas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Model(network, Tokenizer(tokenizer.backend, tokenizer.bos_id, chat), "words")
 
 
-def generated(model: Model, script: list[int], tokens: Sequence[int], prompt: Any = "Mary", **asked: Any) -> Any:
+def generated(model: Model, script: list[int], tokens: Sequence[int], prompt: Any = "Mary", **options: Any) -> Any:
     """What comes of these tokens; the pieces shown join to the text."""
     script[:] = tokens
     pieces: list[str] = []
-    g = gs.generate(prompt, model=model, max_new_tokens=len(tokens), show=pieces.append, **asked)
+    g = gs.generate(prompt, model=model, max_new_tokens=len(tokens), show=pieces.append, **options)
     assert "".join(pieces) == g.text
     return g
 
@@ -142,31 +142,31 @@ def test_the_end_of_a_turn_ends_it_after_messages_only(gemmas: Model, scripted: 
 # -- bytes --
 
 
-def spelled(model: Model, text: str) -> list[int]:
+def byte_tokens(model: Model, text: str) -> list[int]:
     """A text, byte by byte."""
     tokens = [f"<0x{byte:02X}>" for byte in text.encode()]
     every = model.tokenizer.texts(range(model.tokenizer.vocab_size))
     return [every.index(token) for token in tokens]
 
 
-def test_a_character_comes_when_its_bytes_are_there(gemmas: Model, scripted: list[int]) -> None:
+def test_a_character_is_shown_once_all_its_bytes_are_generated(gemmas: Model, scripted: list[int]) -> None:
     text = "€ꦲꦤꦕꦫꦏ😀👩‍👧é"  # characters of 2, 3 and 4 bytes, more of them than are looked back at
-    scripted[:] = spelled(gemmas, text)
+    scripted[:] = byte_tokens(gemmas, text)
     pieces: list[str] = []
     g = gs.generate("Mary", model=gemmas, max_new_tokens=len(scripted), show=pieces.append)
     assert g.text == text
     assert [piece for piece in pieces if piece] == list(text)
-    g = generated(gemmas, scripted, spelled(gemmas, text), stop="ꦤ")
+    g = generated(gemmas, scripted, byte_tokens(gemmas, text), stop="ꦤ")
     assert (g.text, g.stopped) == ("€ꦲꦤ", "text 'ꦤ'")
 
 
-def test_bytes_that_are_no_character_come_with_what_follows_them_or_at_the_end(gemmas: Model, scripted: list[int]) -> None:
-    half = spelled(gemmas, "€")[:2]
+def test_bytes_of_no_character_are_shown_with_the_next_text_or_at_the_end(gemmas: Model, scripted: list[int]) -> None:
+    half = byte_tokens(gemmas, "€")[:2]
     word = gemmas.tokenizer.encode("the")
     for tokens in ([*half, *word], [*word, *half], [*word, *half, 1], [*half, *word, *half], half * 4, [half[1]] * 7):
         g = generated(gemmas, scripted, tokens)
-        whole = gemmas.tokenizer.decode([i for i in tokens if i != 1])
-        assert g.text == whole
+        expected = gemmas.tokenizer.decode([i for i in tokens if i != 1])
+        assert g.text == expected
         assert g.stopped == ("token '<eos>'" if tokens[-1] == 1 else "length")
 
 
@@ -177,7 +177,7 @@ def test_pieces_join_to_the_text_of_all_tokens(gemmas: Model, data: Any) -> None
     texts = data.draw(st.lists(st.sampled_from(["the", " License", "\n", "€", "😀", "  ", "ꦲꦤ", "Mary"]), max_size=12))
     ids: list[int] = []
     for text in texts:
-        ids += spelled(gemmas, text) if not text.isascii() else gemmas.tokenizer.encode(text)
+        ids += byte_tokens(gemmas, text) if not text.isascii() else gemmas.tokenizer.encode(text)
     writing = IncrementalDetokenizer(gemmas.tokenizer, Stopping(frozenset(), frozenset(), ()), gemmas.tokenizer.ids("Mary"))
     pieces = [writing.add(token)[0] for token in ids] + [writing.rest()]
     assert "".join(pieces) == writing.text == "".join(texts)
@@ -198,20 +198,20 @@ def test_the_first_token_keeps_its_space(scripted: list[int]) -> None:
 # -- texts that cannot occur --
 
 
-def test_a_text_can_occur_as_brute_force_says() -> None:
+def test_can_occur_agrees_with_brute_force() -> None:
     """Every text of up to five letters against every sequence of tokens that could hold it."""
     tokenizer = Tokenizer(Few(["ab", "ba", "cab", "c", "bb"]), bos_id=2)
     words = tokenizer.texts(range(tokenizer.vocab_size))  # <pad> may come as well, and has an a and a d
-    held = {
-        whole[i:j]
+    possible = {
+        joined[i:j]
         for n in range(1, 6)
-        for whole in map("".join, itertools.product(words, repeat=n))
-        for i in range(len(whole))
-        for j in range(i + 1, min(i + 6, len(whole) + 1))
+        for joined in map("".join, itertools.product(words, repeat=n))
+        for i in range(len(joined))
+        for j in range(i + 1, min(i + 6, len(joined) + 1))
     }
     every = ["".join(letters) for n in range(1, 6) for letters in itertools.product("abcd", repeat=n)]
-    assert [text for text in every if can_occur(text, tokenizer)] == [text for text in every if text in held]
-    assert 0 < len([text for text in every if text in held]) < len(every)
+    assert [text for text in every if can_occur(text, tokenizer)] == [text for text in every if text in possible]
+    assert 0 < len([text for text in every if text in possible]) < len(every)
 
 
 def test_a_stop_text_that_cannot_occur_is_refused() -> None:
@@ -233,7 +233,7 @@ def test_text_is_printed_as_it_comes_and_moves_no_cursor(scripted: list[int], ca
     assert capsys.readouterr().out == " Mary\\x1b[31m and\n"
 
 
-def test_what_was_held_back_comes_when_it_is_interrupted(
+def test_an_interrupt_shows_the_text_that_was_held_back(
     gemmas: Model, scripted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Decoder.step
@@ -244,7 +244,7 @@ def test_what_was_held_back_comes_when_it_is_interrupted(
         return real(self, tokens)
 
     monkeypatch.setattr(Decoder, "step", step)
-    tokens = [*gemmas.tokenizer.encode("the")[-1:], *spelled(gemmas, "€")]
+    tokens = [*gemmas.tokenizer.encode("the")[-1:], *byte_tokens(gemmas, "€")]
     with pytest.warns(UserWarning, match="interrupted after 2 new tokens"):
         g = generated(gemmas, scripted, tokens)
     assert (g.text, g.stopped) == (gemmas.tokenizer.decode(tokens[:2]), "interrupted")

@@ -49,12 +49,12 @@ def test_a_site_has_one_value_by_all_its_names(address: tuple[str, int | None]) 
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 20])
-def test_a_rerun_layer_is_the_first_run_bit_for_bit(length: int) -> None:
-    t, seen = gs.trace(prompt(length), model=model()), every_site(model(), prompt(length))
-    assert seen.keys() == set(ADDRESSES)
+def test_a_layer_run_again_equals_the_first_run_bit_for_bit(length: int) -> None:
+    t, values = gs.trace(prompt(length), model=model()), every_site(model(), prompt(length))
+    assert values.keys() == set(ADDRESSES)
     for site, layer in reversed(ADDRESSES):  # the order in which sites are asked for does not matter
         value = t[key_of(site, layer)]
-        assert torch.equal(value, seen[site, layer]), (site, layer)
+        assert torch.equal(value, values[site, layer]), (site, layer)
         assert value.shape == tuple(model().config.size_of(axis, length) for axis in SITES[site].axes)
 
 
@@ -62,10 +62,10 @@ class Rows(Tap):
     """Keeps row sites and asks for no edge site, so that attention goes in chunks as in a plain pass."""
 
     def __init__(self) -> None:
-        self.seen: dict[tuple[str, int | None], Tensor] = {}
+        self.values: dict[tuple[str, int | None], Tensor] = {}
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        self.seen[site, layer] = value.clone()
+        self.values[site, layer] = value.clone()
         return value
 
 
@@ -79,9 +79,9 @@ def test_a_rerun_layer_is_the_first_run_where_attention_went_in_chunks() -> None
     for layer in range(3):
         assert error(t["pattern", layer].sum(-1), torch.ones(8, 530)) <= CLOSE
         for site in LAYER_SITES:
-            if (site, layer) in first.seen:
-                assert torch.equal(t[site, layer], first.seen[site, layer]), (site, layer)
-    assert torch.equal(t.logits, first.seen["logits", None])
+            if (site, layer) in first.values:
+                assert torch.equal(t[site, layer], first.values[site, layer]), (site, layer)
+    assert torch.equal(t.logits, first.values["logits", None])
 
 
 def test_logits_are_those_of_transformers() -> None:
@@ -174,7 +174,7 @@ def test_the_last_few_layers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counted.calls[-1] == 1
 
 
-def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_layers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     many = model("lglglg")
     t = gs.trace(prompt(60), model=many)
     pattern = t["pattern", 0]
@@ -184,22 +184,22 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for layer in range(6):
         for site in LAYER_SITES:
             assert torch.equal(small[site, layer], t[site, layer])
-            held = small.layer_cache.sizes()
-            assert all(size <= limit for size in held)
-            assert len(held) <= recorded.MAX_CACHED_LAYERS
+            sizes = small.layer_cache.sizes()
+            assert all(size <= limit for size in sizes)
+            assert len(sizes) <= recorded.MAX_CACHED_LAYERS
 
 
 @pytest.mark.parametrize("address", ADDRESSES, ids=str)
-def test_writing_to_what_was_read_changes_nothing_read_later(address: tuple[str, int | None]) -> None:
+def test_writing_to_a_value_that_was_read_does_not_change_later_reads(address: tuple[str, int | None]) -> None:
     t, key = gs.trace(prompt(9), model=model()), key_of(*address)
     for _ in range(2):
         t[key].zero_()
-    seen = every_site(model(), prompt(9))
-    for other in ADDRESSES:
-        assert torch.equal(t[key_of(*other)], seen[other]), other
+    values = every_site(model(), prompt(9))
+    for later in ADDRESSES:
+        assert torch.equal(t[key_of(*later)], values[later]), later
 
 
-def test_writing_to_logits_or_the_lens_changes_nothing_read_later() -> None:
+def test_writing_to_logits_or_the_lens_does_not_change_later_reads() -> None:
     t = gs.trace(prompt(9), model=model())
     before = t.top(3), t.lens().copy(deep=True), t.edges("pattern", 1, head=2).clone()
     t.next_logits.zero_(), t.logits.zero_(), t.edges("pattern", 1, head=2).zero_()
@@ -219,16 +219,18 @@ def test_writing_to_logits_or_the_lens_changes_nothing_read_later() -> None:
     site=st.sampled_from(EDGE_SITES), layer=st.integers(-3, 2), length=st.integers(1, 12), kv=st.sampled_from([8, 4, 2]),
     warm=st.booleans(), data=st.data(),
 )  # fmt: skip
-def test_some_edges_are_those_of_the_whole(site: str, layer: int, length: int, kv: int, warm: bool, data: Any) -> None:
+def test_selected_edges_equal_those_of_the_full_pattern(
+    site: str, layer: int, length: int, kv: int, warm: bool, data: Any
+) -> None:
     t = gs.trace(prompt(length), model=model(num_key_value_heads=kv))
-    whole = gs.trace(prompt(length), model=model(num_key_value_heads=kv))[site, layer]
+    all_edges = gs.trace(prompt(length), model=model(num_key_value_heads=kv))[site, layer]
     if warm:
         t["pattern", layer]  # from here on the whole layer is at hand
     one_or_more = lambda n: st.none() | st.integers(-n, n - 1) | st.lists(st.integers(0, n - 1), min_size=1, unique=True)  # noqa: E731
     head, q_pos = data.draw(one_or_more(8)), data.draw(one_or_more(length) | st.just(slice(0, None, 2)))
-    some = t.edges(site, layer, head=head, q_pos=q_pos)
-    expected = whole[slice(None) if head is None else head][..., slice(None) if q_pos is None else q_pos, :]
-    assert error(some, expected) <= CLOSE
+    selected = t.edges(site, layer, head=head, q_pos=q_pos)
+    expected = all_edges[slice(None) if head is None else head][..., slice(None) if q_pos is None else q_pos, :]
+    assert error(selected, expected) <= CLOSE
 
 
 def test_a_lone_head_or_row_drops_its_axis_whatever_kind_of_number_it_is() -> None:
@@ -252,7 +254,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("site", EDGE_SITES)
-def test_some_edges_are_had_without_building_the_others(site: str) -> None:
+def test_selected_edges_are_computed_without_building_the_others(site: str) -> None:
     n_pos = 1500
     t = gs.trace(prompt(n_pos), model=model(max_position_embeddings=n_pos))
     rows = n_pos * 8 * 12  # the queries of all heads
@@ -277,10 +279,10 @@ def test_top_is_the_sorted_softmax_of_the_logits() -> None:
     t = gs.trace(prompt(9), model=model())
     for pos in (-1, 8, 0, 3):
         probs = t.logits[pos].softmax(-1)
-        found = t.top(61, pos=pos)
-        assert sorted(i for _, i, _ in found) == list(range(61))
-        assert [p for _, _, p in found] == sorted((p for _, _, p in found), reverse=True)
-        assert all(abs(p - probs[i].item()) <= CLOSE and text == str(i) for text, i, p in found)
+        top = t.top(61, pos=pos)
+        assert sorted(i for _, i, _ in top) == list(range(61))
+        assert [p for _, _, p in top] == sorted((p for _, _, p in top), reverse=True)
+        assert all(abs(p - probs[i].item()) <= CLOSE and text == str(i) for text, i, p in top)
     assert t.top() == t.top(5, pos=8)
 
 
@@ -343,7 +345,7 @@ BAD_READS = [
 
 
 @pytest.mark.parametrize(("read", "kind", "message"), BAD_READS)
-def test_a_place_that_is_not_there_is_refused(read: Any, kind: type[Exception], message: str) -> None:
+def test_a_site_layer_or_position_that_does_not_exist_is_refused(read: Any, kind: type[Exception], message: str) -> None:
     t = gs.trace(prompt(9), model=model())
     with pytest.raises(kind, match=message):
         read(t)

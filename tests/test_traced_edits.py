@@ -40,12 +40,12 @@ def model() -> Model:
 
 def assert_honoured(t: Trace, site: str, layer: int | None, change: Callable[[Tensor], Tensor]) -> None:
     """t is the run in which a user's tap changes that site: at every site, in every layer, bit for bit."""
-    seen = every_site(t.model, t.ids.tolist(), lambda s, at, v: change(v.clone()) if (s, at) == (site, layer) else v)
+    values = every_site(t.model, t.ids.tolist(), lambda s, at, v: change(v.clone()) if (s, at) == (site, layer) else v)
     plain = every_site(t.model, t.ids.tolist())
-    assert not torch.equal(seen[site, layer], plain[site, layer])  # logits may agree: a norm undoes a change of scale
-    for (name, at), value in seen.items():
+    assert not torch.equal(values[site, layer], plain[site, layer])  # logits may agree: a norm undoes a change of scale
+    for (name, at), value in values.items():
         assert torch.equal(t[name if at is None else (name, at)], value), (name, at)
-    assert error(t.next_logits, seen["logits", None][-1]) <= CLOSE
+    assert error(t.next_logits, values["logits", None][-1]) <= CLOSE
 
 
 def placed(value: Tensor, axes: tuple[str, ...], places: dict[str, list[int]]) -> Any:
@@ -92,14 +92,14 @@ def test_every_site_of_a_trace_honours_an_edit_anywhere(site: str, operation: st
     assert_honoured(t, site, layer, tap)
 
 
-def test_a_knocked_out_edge_carries_nothing_and_the_others_share_its_part() -> None:
+def test_a_knocked_out_edge_has_no_weight_and_the_others_are_renormalised() -> None:
     t = gs.trace(prompt(N_POS), model=model(), edits=[Knockout(layer=1, head=[2, 5], q_pos=-1, k_pos=[3, 4])])
     plain = gs.trace(prompt(N_POS), model=model())
     pattern, before = t["pattern", 1], plain["pattern", 1]
     assert pattern[[2, 5], -1][:, [3, 4]].abs().max() == 0
-    left = before[[2, 5], -1].clone()
-    left[:, [3, 4]] = 0
-    assert error(pattern[[2, 5], -1], left / left.sum(-1, keepdim=True)) <= CLOSE
+    remaining = before[[2, 5], -1].clone()
+    remaining[:, [3, 4]] = 0
+    assert error(pattern[[2, 5], -1], remaining / remaining.sum(-1, keepdim=True)) <= CLOSE
     assert torch.equal(pattern[:, :-1], before[:, :-1])
 
     def tap(value: Tensor) -> Tensor:
@@ -116,11 +116,11 @@ def test_some_edges_honour_edits_on_edges_and_before_them() -> None:
         Add(site="resid_pre", layer=2, pos=5, vector=torch.ones(32)),
     ]
     t = gs.trace(prompt(N_POS), model=model(), edits=edits)
-    whole = gs.trace(prompt(N_POS), model=model(), edits=edits)
+    all_edges = gs.trace(prompt(N_POS), model=model(), edits=edits)
     for layer in range(3):
         for head in (1, 2):
-            assert error(t.edges("pattern", layer, head=head), whole["pattern", layer][head]) <= CLOSE
-            assert not torch.equal(whole["pattern", layer], gs.trace(prompt(N_POS), model=model())["pattern", layer])
+            assert error(t.edges("pattern", layer, head=head), all_edges["pattern", layer][head]) <= CLOSE
+            assert not torch.equal(all_edges["pattern", layer], gs.trace(prompt(N_POS), model=model())["pattern", layer])
 
 
 def test_edits_are_written_in_the_order_given() -> None:

@@ -21,11 +21,11 @@ from gemmascope.views.page import page as page_with
 
 
 @pytest.fixture
-def shown(chromium: Any, tmp_path: Path) -> Iterator[Any]:
+def open_page(chromium: Any, tmp_path: Path) -> Iterator[Any]:
     """A function that opens views on one page and gives the page, drawn. Nothing may ask the network, fail or alert."""
     opened: list[Any] = []
 
-    def show(*views: gs.View, **options: Any) -> Any:
+    def show_page(*views: gs.View, **options: Any) -> Any:
         path = tmp_path / f"{len(opened)}.html"
         path.write_text(page_with(list(views)), encoding="utf-8")
         manager = page_of(chromium, **options)
@@ -35,7 +35,7 @@ def shown(chromium: Any, tmp_path: Path) -> Iterator[Any]:
         page.wait_for_function(f"document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === {len(views)}")
         return page
 
-    yield show
+    yield show_page
     for manager, page in opened:
         assert page.errors == []
         assert page.beyond == []
@@ -47,10 +47,10 @@ def number(text: str) -> float:
     return float(text.replace("−", "-").replace("+", ""))
 
 
-def test_attention_under_the_pointer_is_the_trace_s_and_so_is_its_colour(shown: Any) -> None:
+def test_attention_under_the_pointer_has_the_number_and_colour_of_the_trace(open_page: Any) -> None:
     t = trace()
     pattern = t["pattern", 1][3].numpy()
-    page = shown(gs.attention_view(t, layer=1, head=3))
+    page = open_page(gs.attention_view(t, layer=1, head=3))
     cells = Pointer(page)
     most = np.tril(pattern)[:, 1:].max()  # the first position is left out of the range
     for q, k in ((6, 2), (14, 10), (9, 9), (3, 1)):
@@ -64,9 +64,9 @@ def test_attention_under_the_pointer_is_the_trace_s_and_so_is_its_colour(shown: 
     assert "a later position: not seen" in cells.says(x, y)
 
 
-def test_layers_and_heads_of_attention_are_chosen_by_keys(shown: Any) -> None:
+def test_layers_and_heads_of_attention_are_chosen_with_the_keyboard(open_page: Any) -> None:
     t = trace()
-    page = shown(gs.attention_view(t))
+    page = open_page(gs.attention_view(t))
     title = page.locator(".gs-title").nth(1)
     assert title.inner_text() == "layer 0 (local), head 0"
     page.get_by_role("button", name="0 local").focus()
@@ -98,8 +98,8 @@ def test_layers_and_heads_of_attention_are_chosen_by_keys(shown: Any) -> None:
     assert page.locator(".gs-live").last.text_content() == "nothing selected"
 
 
-def test_the_sentence_says_whether_the_window_cuts(shown: Any) -> None:
-    short, long = shown(gs.attention_view(trace("When Mary"))), shown(gs.attention_view(trace()))
+def test_a_sentence_says_whether_the_window_cuts_the_prompt(open_page: Any) -> None:
+    short, long = open_page(gs.attention_view(trace("When Mary"))), open_page(gs.attention_view(trace()))
     assert "cuts nothing off: the prompt has 3" in short.locator(".gs-note").first.inner_text()
     assert "a query sees 4 positions" in long.locator(".gs-note").first.inner_text()
     assert "Colours leave out the first position" in long.locator(".gs-note").first.inner_text()
@@ -112,10 +112,10 @@ def test_the_sentence_says_whether_the_window_cuts(shown: Any) -> None:
     assert "Colours leave out" not in long.locator(".gs-note").first.inner_text()
 
 
-def test_two_prompts_side_by_side_and_their_difference(shown: Any) -> None:
+def test_two_prompts_are_drawn_side_by_side_with_their_difference(open_page: Any) -> None:
     a, b = trace(), trace(CORRUPT)
     first, second = a["pattern", 1][3].numpy(), b["pattern", 1][3].numpy()
-    page = shown(gs.attention_view(a, compare=b, layer=1, head=3))
+    page = open_page(gs.attention_view(a, compare=b, layer=1, head=3))
     titles = [text.split(":")[0] for text in page.locator(".gs-title").all_inner_texts()[1:]]
     assert titles == ["first prompt", "second prompt", "second less first"]
     cells = Pointer(page, 2)
@@ -132,19 +132,19 @@ def test_two_prompts_side_by_side_and_their_difference(shown: Any) -> None:
     page.locator("canvas[tabindex='0']").nth(0).focus()
     page.keyboard.press("ArrowUp")
     assert page.locator(".gs-live").nth(0).text_content().startswith("query 11: ·gave, key 10: ·John\n")
-    other = shown(gs.attention_view(a, compare=trace("When Mary and John"), layer=1))
-    assert "15 and 5 tokens, so there is no difference to show" in other.locator(".gs-note").first.inner_text()
-    assert other.locator("canvas[tabindex='0']").count() == 2
+    unequal = open_page(gs.attention_view(a, compare=trace("When Mary and John"), layer=1))
+    assert "15 and 5 tokens, so there is no difference to show" in unequal.locator(".gs-note").first.inner_text()
+    assert unequal.locator("canvas[tabindex='0']").count() == 2
 
 
-def test_the_lens_is_drawn_in_the_colours_of_its_numbers(shown: Any) -> None:
+def test_the_lens_is_drawn_in_the_colours_of_its_numbers(open_page: Any) -> None:
     t = trace()
-    found = gs.lens(t, answer=3)
-    page = shown(gs.lens_view(t, answer=3))
+    lens = gs.lens(t, answer=3)
+    page = open_page(gs.lens_view(t, answer=3))
     cells = Pointer(page)
     x, y = cells.find("layer 1 (global), position 2: ·Mary")
-    prob, rank = float(found.answer_prob.sel(layer=1)[2]), int(found.answer_rank.sel(layer=1)[2])
-    tops = [f"{visible_text(token)}  {prob:.4f}" for token, prob, *_ in _tops(found, 1, 2)]
+    prob, rank = float(lens.answer_prob.sel(layer=1)[2]), int(lens.answer_rank.sel(layer=1)[2])
+    tops = [f"{visible_text(token)}  {prob:.4f}" for token, prob, *_ in _tops(lens, 1, 2)]
     lines = cells.says(x, y).split("\n")
     assert lines[1] == f"probability of the answer: {prob:.4f}"
     assert lines[2:7] == tops
@@ -152,29 +152,29 @@ def test_the_lens_is_drawn_in_the_colours_of_its_numbers(shown: Any) -> None:
     page.mouse.move(0, 0)
     assert np.abs(cells.pixel(x, y - 10) - between(BLUES, prob)).max() <= 2
     page.get_by_label("what the colour says").select_option(label="colour: rank of the answer (0: the likeliest)")
-    worst = float(found.answer_rank.max())
+    worst = float(lens.answer_rank.max())
     assert np.abs(cells.pixel(x, y - 10) - between(BLUES, 1 - np.log1p(rank) / np.log1p(worst))).max() <= 2
     page.get_by_label("what the colour says").select_option(label="colour: entropy")
-    entropy = found.entropy
+    entropy = lens.entropy
     assert np.abs(cells.pixel(x, y - 10) - between(BLUES, float(entropy.sel(layer=1)[2] / entropy.max()))).max() <= 2
 
 
-def _tops(found: gs.Lens, layer: int, pos: int) -> list[tuple[str, float]]:
-    tokens, probs = found.top_tokens.sel(layer=layer)[pos].values, found.top_probs.sel(layer=layer)[pos].values
+def _tops(lens: gs.Lens, layer: int, pos: int) -> list[tuple[str, float]]:
+    tokens, probs = lens.top_tokens.sel(layer=layer)[pos].values, lens.top_probs.sel(layer=layer)[pos].values
     return list(zip(map(str, tokens), map(float, probs), strict=True))
 
 
-def test_a_lens_wider_than_the_page_is_scrolled_and_its_cells_are_where_they_are_drawn(shown: Any) -> None:
+def test_a_lens_wider_than_the_page_scrolls_and_its_cells_stay_under_the_pointer(open_page: Any) -> None:
     t = wide(120)
-    found = gs.lens(t, answer=3)
-    page = shown(gs.lens_view(t, answer=3), width=800)
+    lens = gs.lens(t, answer=3)
+    page = open_page(gs.lens_view(t, answer=3), width=800)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
     page.locator("canvas").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("End")
     live = page.locator(".gs-live").text_content()
     assert live.startswith(f"layer 0 (local), position 119: {t.ids[119]}\n")
-    assert number(live.split("\n")[1].split(": ")[1]) == pytest.approx(float(found.answer_prob[0, 119]), abs=6e-5)
+    assert number(live.split("\n")[1].split(": ")[1]) == pytest.approx(float(lens.answer_prob[0, 119]), abs=6e-5)
     box = page.locator(".gs-wide").bounding_box()
     tip = page.locator(".gs-tip:visible").bounding_box()
     assert box["x"] <= tip["x"] <= box["x"] + box["width"] - tip["width"]
@@ -188,9 +188,9 @@ def test_a_lens_wider_than_the_page_is_scrolled_and_its_cells_are_where_they_are
     assert "layer 1 (global)" in page.locator(".gs-tip:visible").inner_text()
 
 
-def test_positions_of_the_stream_are_chosen_by_their_tokens(shown: Any) -> None:
+def test_positions_of_the_stream_are_chosen_by_their_tokens(open_page: Any) -> None:
     t = trace()
-    page = shown(gs.stream_view(t, answer=3))
+    page = open_page(gs.stream_view(t, answer=3))
     page.get_by_role("button", name="·store").click()
     page.get_by_role("button", name="Show as table").click()
     row = [number(c) for c in page.locator("tbody tr").nth(1).locator("td").all_inner_texts()]
@@ -215,16 +215,16 @@ def test_positions_of_the_stream_are_chosen_by_their_tokens(shown: Any) -> None:
     )
 
 
-def test_a_sweep_s_cells_that_were_not_run_are_hatched_and_said(shown: Any) -> None:
+def test_cells_of_a_sweep_that_were_not_run_are_hatched_and_labelled(open_page: Any) -> None:
     s = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", model=trace().model, progress=False)
     s.values[0, 1, 3] = np.nan
-    page = shown(gs.sweep_view(s))
+    page = open_page(gs.sweep_view(s))
     cells = Pointer(page)
     x, y = cells.find("layer 1 (global), position 3: ·and")
     assert cells.says(x, y).endswith("\nnot run")
     page.mouse.move(0, 0)
-    seen = {tuple(cells.pixel(x + dx, y)) for dx in range(-8, 8)}
-    assert len(seen) > 1, "hatched, not of one colour"
+    colours = {tuple(cells.pixel(x + dx, y)) for dx in range(-8, 8)}
+    assert len(colours) > 1, "hatched, not of one colour"
     page.get_by_role("button", name="Show as table").click()
     rows = page.locator("tbody tr")
     assert rows.nth(1).locator("td").nth(3).inner_text() == "not run"
@@ -233,14 +233,14 @@ def test_a_sweep_s_cells_that_were_not_run_are_hatched_and_said(shown: Any) -> N
     )
 
 
-def test_one_view_twice_on_a_page_is_drawn_twice(shown: Any) -> None:
+def test_one_view_twice_on_a_page_is_drawn_twice(open_page: Any) -> None:
     view = gs.lens_view(trace())
-    page = shown(view, view)
+    page = open_page(view, view)
     assert page.locator("canvas").count() == 2
 
 
-def test_a_page_that_turns_dark_is_drawn_anew(shown: Any) -> None:
-    page = shown(gs.attention_view(trace()))
+def test_a_page_is_redrawn_when_its_theme_turns_dark(open_page: Any) -> None:
+    page = open_page(gs.attention_view(trace()))
     cells = Pointer(page)
     light = cells.pixel(1, 1)
     page.evaluate("document.body.dataset.jpThemeLight = 'false'")
@@ -248,8 +248,8 @@ def test_a_page_that_turns_dark_is_drawn_anew(shown: Any) -> None:
     assert sum(cells.pixel(1, 1)) < 100 < 700 < sum(light)
 
 
-def test_small_pictures_are_not_drawn_again_for_another_head(shown: Any) -> None:
-    page = shown(gs.attention_view(wide(), layers=[1]))
+def test_small_pictures_are_not_drawn_again_for_another_head(open_page: Any) -> None:
+    page = open_page(gs.attention_view(wide(), layers=[1]))
     assert page.locator(".gs-thumb").count() == 32
     drawn = page.evaluate(
         """() => {
@@ -265,8 +265,8 @@ def test_small_pictures_are_not_drawn_again_for_another_head(shown: Any) -> None
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 800])
-def test_every_view_is_drawn_with_odd_tokens_in_both_themes(shown: Any, scheme: str, width: int) -> None:
-    page = shown(*every_view(odd()), scheme=scheme, width=width)
+def test_every_view_is_drawn_with_odd_tokens_in_both_themes(open_page: Any, scheme: str, width: int) -> None:
+    page = open_page(*every_view(odd()), scheme=scheme, width=width)
     assert (sum(Pointer(page).pixel(1, 1)) > 700) == (scheme == "light")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
     for button in page.get_by_role("button", name="Show as table").all():
@@ -277,7 +277,7 @@ def test_every_view_is_drawn_with_odd_tokens_in_both_themes(shown: Any, scheme: 
     assert page.locator("img").count() == 0
 
 
-def test_without_a_script_the_words_and_a_table_stand_there(chromium: Any, tmp_path: Path) -> None:
+def test_without_a_script_a_page_shows_its_text_and_a_table(chromium: Any, tmp_path: Path) -> None:
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
     path = tmp_path / "page.html"

@@ -26,15 +26,15 @@ CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 
 
 def trace(text: str = CLEAN, **options: Any) -> gs.Trace:
-    found = gs.trace(text, model=worded(), **options)
-    assert isinstance(found, gs.Trace)
-    return found
+    run = gs.trace(text, model=worded(), **options)
+    assert isinstance(run, gs.Trace)
+    return run
 
 
 def odd() -> gs.Trace:
-    found = gs.trace(worded().tokenizer.encode("".join(ODD)), model=worded())
-    assert isinstance(found, gs.Trace)
-    return found
+    run = gs.trace(worded().tokenizer.encode("".join(ODD)), model=worded())
+    assert isinstance(run, gs.Trace)
+    return run
 
 
 def every_view(t: gs.Trace) -> list[gs.View]:
@@ -102,9 +102,9 @@ def test_a_view_is_written_as_a_page_and_replaces_one(tmp_path: Path) -> None:
 
 def wide(n: int = 200) -> gs.Trace:
     shape = {"num_attention_heads": 32, "num_key_value_heads": 16, "sliding_window": 64, "max_position_embeddings": 256}
-    found = gs.trace(prompt(n), model=model_of(checkpoint("lg", **shape)))
-    assert isinstance(found, gs.Trace)
-    return found
+    run = gs.trace(prompt(n), model=model_of(checkpoint("lg", **shape)))
+    assert isinstance(run, gs.Trace)
+    return run
 
 
 def test_pages_stay_small() -> None:
@@ -121,7 +121,7 @@ def test_pages_stay_small() -> None:
 
 
 @pytest.mark.parametrize("kinds", ["lgl", "gll"])
-def test_attention_is_held_as_the_trace_has_it(kinds: str) -> None:
+def test_an_attention_view_holds_the_patterns_of_the_trace(kinds: str) -> None:
     edits = [gs.ablate("z", layer=1, head=2)]
     t = gs.trace(prompt(11), model=model_of(checkpoint(kinds)), edits=edits)
     second = gs.trace(prompt(11, seed=5), model=t.model)
@@ -131,8 +131,8 @@ def test_attention_is_held_as_the_trace_has_it(kinds: str) -> None:
         window = t.layers[layer].window or 11
         for name, one in (("first", t), ("second", second)):
             rows = unpacked(view.arrays[f"{name}{layer}"]).reshape(3, -1)
-            seen = [(q, k) for q in range(11) for k in range(max(0, q - window + 1), q + 1)]
-            expected = [one["pattern", layer][[1, 2, 6], q, k] for q, k in seen]
+            visible_edges = [(q, k) for q in range(11) for k in range(max(0, q - window + 1), q + 1)]
+            expected = [one["pattern", layer][[1, 2, 6], q, k] for q, k in visible_edges]
             assert np.abs(rows - np.stack(expected, 1)).max() <= 0.51 / 65535
 
 
@@ -163,22 +163,22 @@ def test_a_layer_that_no_page_can_hold_is_refused_before_it_is_computed(monkeypa
 
 
 @pytest.mark.parametrize("site", ["resid_post", "stream"])
-def test_a_lens_view_holds_what_the_lens_read(site: str) -> None:
+def test_a_lens_view_holds_the_numbers_of_the_lens(site: str) -> None:
     t = trace(edits=[gs.add("resid_pre", torch.ones(32), layer=1, pos=3)])
-    found = gs.lens(t, site, 4, answer=" Mary")
+    lens = gs.lens(t, site, 4, answer=" Mary")
     view = gs.lens_view(t, site=site, top=4, answer=" Mary", colour="rank")
     tokens = np.array(view.spec["tokens"], dtype=object)
-    assert (tokens[unpacked(view.arrays["ids"]).astype(int)] == found.top_tokens.values).all()
-    assert np.abs(unpacked(view.arrays["probs"]) - found.top_probs.values).max() < 1e-5
-    assert np.abs(unpacked(view.arrays["top"]) - found.top_probs.values[..., 0]).max() < 1e-5
-    assert np.abs(unpacked(view.arrays["prob"]) - found.answer_prob.values).max() < 1e-5
-    assert (unpacked(view.arrays["rank"]) == found.answer_rank.values).all()
-    assert np.allclose(unpacked(view.arrays["entropy"]), found.entropy.values)
+    assert (tokens[unpacked(view.arrays["ids"]).astype(int)] == lens.top_tokens.values).all()
+    assert np.abs(unpacked(view.arrays["probs"]) - lens.top_probs.values).max() < 1e-5
+    assert np.abs(unpacked(view.arrays["top"]) - lens.top_probs.values[..., 0]).max() < 1e-5
+    assert np.abs(unpacked(view.arrays["prob"]) - lens.answer_prob.values).max() < 1e-5
+    assert (unpacked(view.arrays["rank"]) == lens.answer_rank.values).all()
+    assert np.allclose(unpacked(view.arrays["entropy"]), lens.entropy.values)
     assert [c["name"].split()[0] for c in view.spec["colours"]] == ["rank", "probability", "probability", "entropy"]
     assert view.spec["follows"] == " Mary"
 
 
-def test_a_long_prompt_is_shown_by_its_last_positions_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_of_a_long_prompt_shows_its_last_positions_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gemmascope.views.lens.MOST_TOKENS", 3 * 5 * 6)
     monkeypatch.setattr("gemmascope.views.stream.MOST_NUMBERS", 4 * 3 * 6)
     view = gs.lens_view(trace())
@@ -236,8 +236,8 @@ def every_view_of_ids(t: gs.Trace) -> list[View]:
 
 def test_streamed_equals_resident(tmp_path: Path) -> None:
     checkpoint("lgl").save_pretrained(tmp_path)
-    one, other = (gs.trace(prompt(9), model=gs.load(tmp_path, memory=memory)) for memory in ("1GiB", None))
-    for a, b in zip(every_view_of_ids(one), every_view_of_ids(other), strict=True):
+    streamed, resident = (gs.trace(prompt(9), model=gs.load(tmp_path, memory=memory)) for memory in ("1GiB", None))
+    for a, b in zip(every_view_of_ids(streamed), every_view_of_ids(resident), strict=True):
         assert a.arrays.keys() == b.arrays.keys()
         for name in a.arrays:
             assert np.allclose(unpacked(a.arrays[name]), unpacked(b.arrays[name]), atol=2e-5)
@@ -246,10 +246,10 @@ def test_streamed_equals_resident(tmp_path: Path) -> None:
 # What they refuse
 
 
-def other() -> gs.Trace:
-    found = gs.trace([3, 4], model=model_of(checkpoint("lg")))
-    assert isinstance(found, gs.Trace)
-    return found
+def other_model_trace() -> gs.Trace:
+    run = gs.trace([3, 4], model=model_of(checkpoint("lg")))
+    assert isinstance(run, gs.Trace)
+    return run
 
 
 def by_head() -> gs.SweepResult:
@@ -269,7 +269,7 @@ def by_head() -> gs.SweepResult:
         (lambda: gs.attention_view(trace(), layers=[]), SiteError, "layers is a list of numbers, at least one"),
         (lambda: gs.attention_view(trace(), layers=1), SiteError, "layers is a list of numbers"),
         (lambda: gs.attention_view([trace(), trace()]), SiteError, "a list of 2: take one of them"),
-        (lambda: gs.attention_view(trace(), compare=other()), SiteError, "whose shape"),
+        (lambda: gs.attention_view(trace(), compare=other_model_trace()), SiteError, "whose shape"),
         (lambda: gs.lens_view("When"), SiteError, "trace is a trace, gs.trace"),
         (lambda: gs.lens_view(trace(), colour="red"), SiteError, "colour is one of"),
         (lambda: gs.lens_view(trace(), colour="rank"), SiteError, "rank needs answer="),
@@ -284,6 +284,6 @@ def by_head() -> gs.SweepResult:
         (lambda: gs.sweep_view(by_head()), SweepError, "a grid has two axes; this sweep has 1"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(call: Any, error: type[GemmascopeError], message: str) -> None:
+def test_bad_arguments_are_refused(call: Any, error: type[GemmascopeError], message: str) -> None:
     with pytest.raises(error, match=message):
         call()

@@ -47,10 +47,10 @@ def renamed(rename: Callable[[str], str]) -> Callable[[Path], object]:
 
 
 def headed(kind: Any) -> Any:
-    whole = source()
-    made = kind(whole.config)
-    made.model.load_state_dict(whole.model.state_dict())
-    return made.eval()
+    body = source()
+    model = kind(body.config)
+    model.model.load_state_dict(body.model.state_dict())
+    return model.eval()
 
 
 def heads() -> dict[str, Any]:
@@ -80,13 +80,13 @@ WRAPPED: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("what", [*FOLDERS, *WRAPPED])
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_folder_loads_with_the_numbers_of_transformers(what: str, streams: bool, tmp_path: Path) -> None:
-    wanted = logits(source())
+    expected = logits(source())
     {**FOLDERS, **WRAPPED}[what](tmp_path)
     if what in FOLDERS and (what != "lm_head alone" or TRANSFORMERS >= 5):  # 4 leaves the embedding of that one empty
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval().float()
-        assert torch.equal(logits(theirs), wanted)
+        assert torch.equal(logits(theirs), expected)
     ours = gs.trace(IDS, model=gs.load(tmp_path, memory=least(tmp_path) if streams else None)).logits
-    assert (ours - wanted).abs().max() < 1e-4
+    assert (ours - expected).abs().max() < 1e-4
     assert torch.equal(ours, gs.trace(IDS, model=gs.load(source())).logits)
 
 
@@ -94,9 +94,9 @@ def least(folder: Path) -> int:
     """The least memory that a folder loads in: its layers stream then."""
     with pytest.raises(BudgetError) as refused:
         gs.load(folder, memory=1)
-    found = re.search(r"needs ([\d,]+)", str(refused.value))
-    assert found
-    return int(found[1].replace(",", ""))
+    match = re.search(r"needs ([\d,]+)", str(refused.value))
+    assert match
+    return int(match[1].replace(",", ""))
 
 
 def quantised(name: str) -> Callable[[Path], object]:
@@ -167,10 +167,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_folder_that_cannot_be_meant_says_what_is_there(what: str, tmp_path: Path) -> None:
-    save, said = REFUSED[what]
+def test_a_folder_that_is_no_checkpoint_is_refused_with_what_it_holds(what: str, tmp_path: Path) -> None:
+    save, message = REFUSED[what]
     save(tmp_path)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         gs.load(tmp_path)
 
 
@@ -181,12 +181,12 @@ def test_a_text_model_within_another_is_named(tmp_path: Path) -> None:
         gs.load(tmp_path)
 
 
-def test_what_is_given_instead_of_a_folder_is_told(tmp_path: Path) -> None:
+def test_a_source_that_is_no_folder_is_refused_with_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     (tmp_path / "params.npz").write_bytes(b"PK")
     (tmp_path / "outer").mkdir()
     source().save_pretrained(tmp_path / "outer" / "inner")
-    for path, said in {
+    for path, message in {
         "m.gguf": "is a file; GGUF is not read",
         "params.npz": "a dictionary of features is loaded by gs.load_sae",
         "outer": "outer/inner: was that meant",
@@ -195,7 +195,7 @@ def test_what_is_given_instead_of_a_folder_is_told(tmp_path: Path) -> None:
         "a\0b": "no folder that exists and no hub id",
         "~nobody-here/x": "no folder that exists and no hub id",
     }.items():
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             gs.load(f"{tmp_path}/{path}" if path[0] not in "a~" else path)
 
 
@@ -225,13 +225,13 @@ IN_MEMORY: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("what", [*IN_MEMORY, "reward", "tags"])
-def test_a_model_in_memory_is_shared_whatever_is_around_it(what: str) -> None:
-    whole = source()
-    wanted = logits(whole)
-    given = IN_MEMORY[what](whole) if what in IN_MEMORY else heads()[what]
-    model = gs.load(given)
-    assert (gs.trace(IDS, model=model).logits - wanted).abs().max() < 1e-4
-    theirs = {p.data_ptr() for p in given.parameters()}
+def test_a_model_in_memory_is_shared_through_any_wrapper(what: str) -> None:
+    body = source()
+    expected = logits(body)
+    wrapped = IN_MEMORY[what](body) if what in IN_MEMORY else heads()[what]
+    model = gs.load(wrapped)
+    assert (gs.trace(IDS, model=model).logits - expected).abs().max() < 1e-4
+    theirs = {p.data_ptr() for p in wrapped.parameters()}
     assert {p.data_ptr() for p in model.network.parameters()} <= theirs
 
 
@@ -243,11 +243,13 @@ def test_a_model_with_adapters_in_memory_says_what_to_do() -> None:
         gs.load(PeftModel())
 
 
-def test_a_model_quantised_in_memory_says_what_can_be_done() -> None:
-    whole = source()
-    whole.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.ones(4, 1, dtype=torch.uint8), requires_grad=False)
+def test_a_model_quantised_in_memory_is_refused_with_what_to_do() -> None:
+    quantised = source()
+    quantised.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(
+        torch.ones(4, 1, dtype=torch.uint8), requires_grad=False
+    )
     with pytest.raises(CheckpointError, match=r"quantised in memory: parameter '.*up_proj.weight'.*model\.dequantize"):
-        gs.load(whole)
+        gs.load(quantised)
 
 
 @pytest.mark.parametrize(

@@ -33,18 +33,18 @@ def again(code: str, **names: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", LOADS)
-def test_the_code_of_a_question_gives_its_numbers_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_a_result_gives_the_same_numbers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path))
-    source, asked = LOADS[name]
-    model = gs.load(source, **asked)
-    for found in (
+    source, options = LOADS[name]
+    model = gs.load(source, **options)
+    for result in (
         gs.sweep(CLEAN, CORRUPT, NAMES, site="resid_pre", by="layer", pos=-1, model=model, progress=False),
         gs.attribute(CLEAN, CORRUPT, NAMES, site="z", by=("layer", "head"), model=model),
         gs.path_sweep(CLEAN, CORRUPT, NAMES, layer=4, mlps="frozen", model=model, progress=False),
     ):
-        repeated = again(found.code())
-        assert np.array_equal(repeated.values, found.values, equal_nan=True)
-        assert repeated.question == found.question
+        repeated = again(result.code())
+        assert np.array_equal(repeated.values, result.values, equal_nan=True)
+        assert repeated.question == result.question
 
 
 def test_a_lab_and_its_script_load_the_same_model() -> None:
@@ -54,35 +54,35 @@ def test_a_lab_and_its_script_load_the_same_model() -> None:
     assert "gs.load('nano', dtype='bfloat16')" in gs.head_lab(CLEAN, " Mary", model=model).code()
 
 
-def test_of_a_model_in_memory_a_comment_stands_for_the_line_that_loads_it() -> None:
+def test_a_model_in_memory_is_a_comment_in_the_code() -> None:
     model = gs.load(checkpoint("l"))
-    found = gs.sweep([2, 5, 6], [2, 8, 6], gs.logit_diff(5, 6), site="resid_pre", progress=False, model=model)
-    assert "gs.load(" not in found.code()
-    assert "# model: 'Gemma2ForCausalLM', which was given in memory" in found.code()
-    assert np.array_equal(again(found.code(), model=model).values, found.values)
+    result = gs.sweep([2, 5, 6], [2, 8, 6], gs.logit_diff(5, 6), site="resid_pre", progress=False, model=model)
+    assert "gs.load(" not in result.code()
+    assert "# model: 'Gemma2ForCausalLM', which was given in memory" in result.code()
+    assert np.array_equal(again(result.code(), model=model).values, result.values)
 
 
 def test_a_tokenizer_that_was_an_object_is_named_in_a_comment() -> None:
     words = gs.load().tokenizer
-    found = gs.sweep(
+    result = gs.sweep(
         CLEAN, CORRUPT, NAMES, site="resid_pre", by="layer", model=gs.load(NANO, tokenizer=words), progress=False
     )
-    assert "# value_1: the Tokenizer in memory, which is not printed here" in found.code()
-    assert np.array_equal(again(found.code(), value_1=words).values, found.values)
+    assert "# value_1: the Tokenizer in memory, which is not printed here" in result.code()
+    assert np.array_equal(again(result.code(), value_1=words).values, result.values)
 
 
 def test_what_is_too_large_to_print_is_named_in_a_comment() -> None:
     vector, double = torch.linspace(0, 1, 128), lambda x: 2 * x
     edits = [gs.add("resid_pre", vector, layer=1, pos=-1), gs.edit("mlp_out", double, layer=2)]
-    found = gs.sweep(CLEAN, CORRUPT, lambda x: x[:, 5], site="resid_post", by="layer", edits=edits, progress=False)
+    result = gs.sweep(CLEAN, CORRUPT, lambda x: x[:, 5], site="resid_post", by="layer", edits=edits, progress=False)
     for line in (
         "# tensor_2: the tensor [128], which",
         "# function_3: a function without a name",
         "# function_1: a function",
     ):
-        assert line in found.code()
-    repeated = again(found.code(), tensor_2=vector, function_3=double, function_1=lambda x: x[:, 5])
-    assert np.array_equal(repeated.values, found.values)
+        assert line in result.code()
+    repeated = again(result.code(), tensor_2=vector, function_3=double, function_1=lambda x: x[:, 5])
+    assert np.array_equal(repeated.values, result.values)
 
 
 ODD = ["'", '"', "\\", "\n", "\r", "\t", "\u202e", "\u2028", "\x00", "\x1b[31m", "{x}", "#", "<tensor [3]>", "é", "😀"]
@@ -90,18 +90,18 @@ ODD = ["'", '"', "\\", "\n", "\r", "\t", "\u202e", "\u2028", "\x00", "\x1b[31m",
 
 @pytest.mark.parametrize("odd", ODD, ids=ascii)
 def test_odd_text_survives_the_round_trip(odd: str) -> None:
-    found = gs.sweep(f"{odd} Mary went", f"{odd} John went", NAMES, site="resid_pre", by="layer", progress=False)
-    repeated = again(found.code())
-    assert np.array_equal(repeated.values, found.values)
-    assert found.code().isascii() or odd in ("é", "😀")
+    result = gs.sweep(f"{odd} Mary went", f"{odd} John went", NAMES, site="resid_pre", by="layer", progress=False)
+    repeated = again(result.code())
+    assert np.array_equal(repeated.values, result.values)
+    assert result.code().isascii() or odd in ("é", "😀")
 
 
 @pytest.mark.parametrize(
-    "given",
+    "text",
     [np.str_(CLEAN), np.array(CLEAN), type("Text", (str,), {"__repr__": lambda self: "Text()"})(CLEAN)],
     ids=["numpy's text", "an array", "a class of one's own"],
 )
-def test_texts_of_other_classes_are_printed_as_texts(given: Any) -> None:
-    found = gs.sweep(given, CORRUPT, NAMES, site="resid_pre", by="layer", pos=slice(np.int64(3), None), progress=False)
-    assert repr(CLEAN) in found.code()
-    assert np.array_equal(again(found.code()).values, found.values)
+def test_texts_of_other_classes_are_printed_as_texts(text: Any) -> None:
+    result = gs.sweep(text, CORRUPT, NAMES, site="resid_pre", by="layer", pos=slice(np.int64(3), None), progress=False)
+    assert repr(CLEAN) in result.code()
+    assert np.array_equal(again(result.code()).values, result.values)

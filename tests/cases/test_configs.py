@@ -30,20 +30,20 @@ ODD = [-1, 0, 1.5e308, 2**62, 10**400, True, False, "3", "", [], [3], {}, {"a": 
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    checkpoint("lg").save_pretrained(folder)
-    return folder
+def saved_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole")
+    checkpoint("lg").save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="module")
-def right(whole: Path) -> Tensor:
-    return gs.trace(IDS, model=gs.load(whole)).logits
+def expected(saved_folder: Path) -> Tensor:
+    return gs.trace(IDS, model=gs.load(saved_folder)).logits
 
 
 @pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    for path in whole.iterdir():
+def folder(saved_folder: Path, tmp_path: Path) -> Path:
+    for path in saved_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
@@ -54,35 +54,35 @@ def transformers_logits(folder: Path) -> Tensor:
         return model(torch.tensor([IDS])).logits[0]
 
 
-def loads_or_says(folder: Path, right: Tensor, file: str) -> str | None:
+def refusal_of(folder: Path, expected: Tensor, file: str) -> str | None:
     """The error, which names the file; None for the right numbers, or those of transformers."""
-    said = None
+    message = None
     try:
-        found = gs.trace(IDS, model=gs.load(folder)).logits
-    except GemmascopeError as error:
-        said = str(error)
-    if said is not None:
-        assert file in said or str(folder) in said
-        assert len(said) < 2000
-        return said
-    if not torch.equal(found, right):
-        assert (found - transformers_logits(folder)).abs().max() < 1e-4
+        logits = gs.trace(IDS, model=gs.load(folder)).logits
+    except GemmascopeError as raised:
+        message = str(raised)
+    if message is not None:
+        assert file in message or str(folder) in message
+        assert len(message) < 2000
+        return message
+    if not torch.equal(logits, expected):
+        assert (logits - transformers_logits(folder)).abs().max() < 1e-4
     return None
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_an_odd_value_of_a_field_is_refused_by_its_name(field: str, folder: Path, right: Tensor) -> None:
+def test_a_bad_value_of_a_field_is_refused_with_the_fields_name(field: str, folder: Path, expected: Tensor) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config.pop("layer_types")
-    refused = 0
+    n_refused = 0
     for value in ODD:
         path.write_text(json.dumps({**config, field: value}))
-        said = loads_or_says(folder, right, "config.json")
-        refused += said is not None
-        if said is not None and not isinstance(value, (int, float)) and value is not None:
-            assert field in said, (value, said)
-    assert refused >= len(ODD) - 4
+        message = refusal_of(folder, expected, "config.json")
+        n_refused += message is not None
+        if message is not None and not isinstance(value, (int, float)) and value is not None:
+            assert field in message, (value, message)
+    assert n_refused >= len(ODD) - 4
 
 
 @pytest.mark.parametrize("layers", [1000, 20_000, 10**6, 10**9, 2**62])
@@ -122,15 +122,15 @@ FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "adde
 
 @pytest.mark.parametrize("what", TEXTS)
 @pytest.mark.parametrize("file", FILES)
-def test_json_that_cannot_be_meant_is_refused_by_its_file(file: str, what: str, folder: Path) -> None:
-    content, said = TEXTS[what]
+def test_bad_json_is_refused_with_the_files_name(file: str, what: str, folder: Path) -> None:
+    content, message = TEXTS[what]
     if "token" in file:
         tokenizer = NANO / "tokenizer.json"
         (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     if "index" in file:
         (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     (folder / file).write_bytes(content)
-    with pytest.raises(CheckpointError, match=said) as refused:
+    with pytest.raises(CheckpointError, match=message) as refused:
         gs.load(folder)
     assert str(folder / file) in str(refused.value)
 
@@ -156,12 +156,12 @@ def test_concepts_that_are_none_are_refused_by_their_file(concepts: Any, tmp_pat
         gs.load_sae(tmp_path, layer=1, site="resid_post")
 
 
-def test_a_dictionary_beyond_float32_is_refused_by_its_file(tmp_path: Path) -> None:
+def test_a_dictionary_beyond_float32_is_refused_with_its_files_name(tmp_path: Path) -> None:
     from random_dictionaries import arrays, write
 
-    made = {name: array.astype("float64") for name, array in arrays(8).items()}
-    made["W_enc"][1, 2] = 1e300
-    path = write(tmp_path, made)
+    params = {name: array.astype("float64") for name, array in arrays(8).items()}
+    params["W_enc"][1, 2] = 1e300
+    path = write(tmp_path, params)
     with pytest.raises(gs.errors.DictionaryError, match=f"{path}: W_enc holds numbers in float64"):
         gs.load_sae(tmp_path, layer=1, site="resid_post")
 
@@ -192,27 +192,27 @@ def cut(content: bytes, draw: random.Random) -> bytes:
 
 @pytest.mark.parametrize("change", [flipped, cut])
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-def test_damage_anywhere_in_a_configuration_is_told_or_harmless(
-    file: str, change: Callable[[bytes, random.Random], bytes], folder: Path, right: Tensor
+def test_damage_anywhere_in_a_configuration_is_refused_or_harmless(
+    file: str, change: Callable[[bytes, random.Random], bytes], folder: Path, expected: Tensor
 ) -> None:
-    whole, draw = (folder / file).read_bytes(), random.Random(0)
-    told = 0
+    intact, draw = (folder / file).read_bytes(), random.Random(0)
+    n_refused = 0
     for _ in range(40):
-        (folder / file).write_bytes(change(whole, draw))
-        told += loads_or_says(folder, right, file) is not None
-    assert told > 10
+        (folder / file).write_bytes(change(intact, draw))
+        n_refused += refusal_of(folder, expected, file) is not None
+    assert n_refused > 10
 
 
 @pytest.mark.parametrize("change", [flipped, cut])
-def test_damage_in_the_header_of_a_shard_is_told_or_as_transformers_reads_it(
-    change: Callable[[bytes, random.Random], bytes], folder: Path, right: Tensor
+def test_damage_in_the_header_of_a_shard_is_refused_or_read_as_transformers_reads_it(
+    change: Callable[[bytes, random.Random], bytes], folder: Path, expected: Tensor
 ) -> None:
     path, draw = folder / "model.safetensors", random.Random(0)
-    whole = path.read_bytes()
-    end = 8 + int.from_bytes(whole[:8], "little")
-    told = 0
+    intact = path.read_bytes()
+    end = 8 + int.from_bytes(intact[:8], "little")
+    n_refused = 0
     for _ in range(40):
-        head = change(whole[:end], draw)
-        path.write_bytes(head + whole[end:])
-        told += loads_or_says(folder, right, "model.safetensors") is not None
-    assert told > 20
+        head = change(intact[:end], draw)
+        path.write_bytes(head + intact[end:])
+        n_refused += refusal_of(folder, expected, "model.safetensors") is not None
+    assert n_refused > 20

@@ -44,7 +44,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "s.json"
 
 
-def is_whole_or_refused(data: bytes, path: Path, whole: SweepResult) -> str:
+def outcome_of_reading(data: bytes, path: Path, complete: SweepResult) -> str:
     """ "whole", "part" (with a warning), or "refused" with the file's name."""
     path.write_bytes(data)
     try:
@@ -53,8 +53,8 @@ def is_whole_or_refused(data: bytes, path: Path, whole: SweepResult) -> str:
     except SweepError as error:
         assert str(path) in str(error)  # noqa: PT017
         return "refused"
-    assert np.array_equal(result.values[result.finished], whole.values[result.finished])
-    assert result.question == whole.question
+    assert np.array_equal(result.values[result.finished], complete.values[result.finished])
+    assert result.question == complete.question
     return "whole" if result.finished.all() else "warned" if caught else "part"
 
 
@@ -69,42 +69,42 @@ def _catching() -> Any:
             warnings.simplefilter("always")
             return caught
 
-        def __exit__(self, *given: Any) -> None:
-            context.__exit__(*given)
+        def __exit__(self, *exception: Any) -> None:
+            context.__exit__(*exception)
 
     return Catching()
 
 
-def test_no_single_bit_can_change_unseen(out: Path) -> None:
-    whole, data = gs.open_sweep(out), out.read_bytes()
+def test_a_flipped_bit_anywhere_is_noticed(out: Path) -> None:
+    complete, data = gs.open_sweep(out), out.read_bytes()
     draw, outcomes = random.Random(0), {"refused": 0, "warned": 0, "whole": 0, "part": 0}
     for _ in range(500):
         damaged = bytearray(data)
         damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        outcomes[is_whole_or_refused(bytes(damaged), out, whole)] += 1
+        outcomes[outcome_of_reading(bytes(damaged), out, complete)] += 1
     assert outcomes["refused"] > 480  # but for the last newline, without which the last line counts as cut off
     assert outcomes["part"] == 0
 
 
-def test_a_file_cut_anywhere_is_gone_on_from_or_refused(out: Path) -> None:
-    whole, data = gs.open_sweep(out), out.read_bytes()
+def test_a_sweep_resumes_from_a_file_cut_anywhere(out: Path) -> None:
+    complete, data = gs.open_sweep(out), out.read_bytes()
     lines = [at + 1 for at, byte in enumerate(data) if byte == 10]
     for length in sorted({*range(1, len(data), 211), *lines[::2], lines[1] - 1}):
         out.write_bytes(data[:length])
-        rest = sweep(out)
-        assert np.allclose(rest.values, whole.values, atol=1e-5), length
+        resumed = sweep(out)
+        assert np.allclose(resumed.values, complete.values, atol=1e-5), length
         assert gs.open_sweep(out).finished.all()
 
 
-def test_a_cut_file_that_is_read_says_so(out: Path) -> None:
-    whole, data = gs.open_sweep(out), out.read_bytes()
+def test_reading_a_cut_file_warns(out: Path) -> None:
+    complete, data = gs.open_sweep(out), out.read_bytes()
     lines = [at + 1 for at, byte in enumerate(data) if byte == 10]
     for length in range(lines[0] + 1, len(data), 29):
-        outcome = is_whole_or_refused(data[:length], out, whole)
+        outcome = outcome_of_reading(data[:length], out, complete)
         assert outcome == ("part" if length in lines else "warned"), length
-    whole.save(out)
+    complete.save(out)
     saved = out.read_bytes()
-    assert is_whole_or_refused(saved[: saved.index(b"\n") + 1], out, whole) == "warned"  # it says how many cells it had
+    assert outcome_of_reading(saved[: saved.index(b"\n") + 1], out, complete) == "warned"  # it says how many cells it had
 
 
 CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
@@ -132,11 +132,11 @@ def test_lines_that_were_changed_moved_or_lost_are_refused_by_name(name: str, ou
             read()
 
 
-def test_a_file_that_went_through_windows_is_the_same(out: Path) -> None:
-    whole = gs.open_sweep(out)
+def test_a_file_with_windows_line_ends_is_read_alike(out: Path) -> None:
+    complete = gs.open_sweep(out)
     out.write_bytes(out.read_bytes().replace(b"\n", b"\r\n"))
-    assert np.array_equal(gs.open_sweep(out).values, whole.values)
-    assert np.array_equal(sweep(out).values, whole.values)
+    assert np.array_equal(gs.open_sweep(out).values, complete.values)
+    assert np.array_equal(sweep(out).values, complete.values)
 
 
 ABOUT: dict[str, list[Any]] = {
@@ -246,12 +246,12 @@ def test_a_file_that_is_changed_meanwhile_stops_the_sweep(how: str, tmp_path: Pa
     assert 0 < result.finished.sum() < 10
 
 
-@pytest.mark.parametrize("wrote", [0, 10])
-def test_a_disk_that_fills_in_the_middle_returns_what_is_done_and_the_file_can_be_gone_on_from(
-    wrote: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("n_written", [0, 10])
+def test_a_full_disk_stops_a_sweep_that_can_be_resumed(
+    n_written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """wrote: how much of the line the disk still takes."""
-    out, whole = tmp_path / "s.json", sweep(None)
+    out, complete = tmp_path / "s.json", sweep(None)
     append = Journal._append
 
     def filling(journal: Journal, line: bytes) -> None:
@@ -260,8 +260,8 @@ def test_a_disk_that_fills_in_the_middle_returns_what_is_done_and_the_file_can_b
 
             def write(self, data: bytes) -> int:
                 self.calls += 1
-                if wrote and self.calls == 1:
-                    return int(file.write(data[:wrote]))
+                if n_written and self.calls == 1:
+                    return int(file.write(data[:n_written]))
                 raise OSError(28, "No space left on device")
 
             def __getattr__(self, name: str) -> Any:
@@ -278,17 +278,17 @@ def test_a_disk_that_fills_in_the_middle_returns_what_is_done_and_the_file_can_b
             part = sweep(out)
     assert warned[0].filename == __file__
     assert 0 < part.finished.sum() < 10
-    assert np.allclose(part.values[part.finished], whole.values[part.finished], atol=1e-5)
-    held = gs.open_sweep(out)
-    assert f"stopped at {held.finished.sum()} of" in str(warned[0].message)
-    assert 0 < held.finished.sum() < part.finished.sum()
-    assert np.allclose(sweep(out).values, whole.values, atol=1e-5)
+    assert np.allclose(part.values[part.finished], complete.values[part.finished], atol=1e-5)
+    in_file = gs.open_sweep(out)
+    assert f"stopped at {in_file.finished.sum()} of" in str(warned[0].message)
+    assert 0 < in_file.finished.sum() < part.finished.sum()
+    assert np.allclose(sweep(out).values, complete.values, atol=1e-5)
     assert gs.open_sweep(out).finished.all()
 
 
-def test_a_limit_on_the_size_of_files_is_alike(tmp_path: Path) -> None:
+def test_a_limit_on_the_size_of_files_stops_a_sweep_that_can_be_resumed(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
-    out, whole = tmp_path / "s.json", sweep(tmp_path / "whole")
+    out, complete = tmp_path / "s.json", sweep(tmp_path / "whole")
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "whole").stat().st_size - 150, old[1]))
     try:
@@ -298,7 +298,7 @@ def test_a_limit_on_the_size_of_files_is_alike(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert out.read_bytes().endswith(b"\n")
     assert 0 < gs.open_sweep(out).finished.sum() < 10
-    assert np.allclose(sweep(out).values, whole.values, atol=1e-5)
+    assert np.allclose(sweep(out).values, complete.values, atol=1e-5)
 
 
 def test_a_file_keeps_its_mode_and_a_link_its_target(tmp_path: Path) -> None:

@@ -60,41 +60,41 @@ def test_an_odd_manifest_is_refused_by_name(name: str, value: Any, copy: Path) -
 
 
 @pytest.mark.parametrize("file", ["outer.safetensors", "layer-01.safetensors"])
-def test_odd_entries_are_refused_by_name(file: str, copy: Path) -> None:
-    whole = json.loads((copy / "gemmascope.json").read_text())
-    entry = whole["files"][file]
+def test_bad_entries_of_a_manifest_are_refused_with_the_stores_name(file: str, copy: Path) -> None:
+    manifest = json.loads((copy / "gemmascope.json").read_text())
+    entry = manifest["files"][file]
     changes = [
         *ENTRIES,
         *({**entry, "bytes": size} for size in SIZES),
         *({**entry, "sha256": x} for x in (None, 3, "x", "f" * 64)),
     ]
     for changed in changes:
-        (copy / "gemmascope.json").write_text(json.dumps({**whole, "files": {**whole["files"], file: changed}}))
+        (copy / "gemmascope.json").write_text(json.dumps({**manifest, "files": {**manifest["files"], file: changed}}))
         try:
             model = gs.load(copy)
         except GemmascopeError as error:
-            said = str(error)
+            message = str(error)
         else:  # a layer's checksum is compared when it is read
             with pytest.raises(GemmascopeError) as raised:
                 gs.trace([3, 5], model=model)
-            said = str(raised.value)
-        assert str(copy) in said, changed
+            message = str(raised.value)
+        assert str(copy) in message, changed
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "layer-1.safetensors", "other", ""])
 def test_names_that_are_no_files_of_a_store_are_refused(name: str, copy: Path) -> None:
-    whole = json.loads((copy / "gemmascope.json").read_text())
-    about = whole["files"]["outer.safetensors"]
-    (copy / "gemmascope.json").write_text(json.dumps({**whole, "files": {**whole["files"], name: about}}))
+    manifest = json.loads((copy / "gemmascope.json").read_text())
+    about = manifest["files"]["outer.safetensors"]
+    (copy / "gemmascope.json").write_text(json.dumps({**manifest, "files": {**manifest["files"], name: about}}))
     assert "gemmascope.json is damaged: it lists" in refused(copy)
 
 
-@pytest.mark.parametrize("gone", ["outer.safetensors", "layer-00.safetensors"])
-def test_a_manifest_that_leaves_a_file_out_is_refused(gone: str, copy: Path) -> None:
-    whole = json.loads((copy / "gemmascope.json").read_text())
-    del whole["files"][gone]
-    (copy / "gemmascope.json").write_text(json.dumps(whole))
-    assert gone in refused(copy)
+@pytest.mark.parametrize("file", ["outer.safetensors", "layer-00.safetensors"])
+def test_a_manifest_that_leaves_a_file_out_is_refused(file: str, copy: Path) -> None:
+    manifest = json.loads((copy / "gemmascope.json").read_text())
+    del manifest["files"][file]
+    (copy / "gemmascope.json").write_text(json.dumps(manifest))
+    assert file in refused(copy)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 200_000, "\ufeff{}", '{"a": NaN}'])
@@ -105,14 +105,14 @@ def test_a_manifest_that_is_no_object_is_refused(text: str, copy: Path) -> None:
 
 def test_no_single_bit_of_a_manifest_changes_the_numbers(copy: Path) -> None:
     data, draw = (copy / "gemmascope.json").read_bytes(), random.Random(0)
-    whole = gs.trace([3, 5, 9], model=gs.load(copy)).logits
+    expected = gs.trace([3, 5, 9], model=gs.load(copy)).logits
     n_refused = 0
     for _ in range(150):
         damaged = bytearray(data)
         damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         (copy / "gemmascope.json").write_bytes(damaged)
         try:
-            assert torch.equal(gs.trace([3, 5, 9], model=gs.load(copy)).logits, whole)
+            assert torch.equal(gs.trace([3, 5, 9], model=gs.load(copy)).logits, expected)
         except GemmascopeError as error:
             n_refused += 1
             assert str(copy) in str(error)  # noqa: PT017
@@ -171,11 +171,11 @@ def test_a_store_with_a_bit_of_a_header_flipped_is_refused_or_gives_the_same_num
     if not sums:
         without_sums_of_headers(copy)
     path, draw = copy / file, random.Random(0)
-    whole, n_refused = gs.trace([3, 5, 9], model=gs.load(copy)).logits, 0
+    expected, n_refused = gs.trace([3, 5, 9], model=gs.load(copy)).logits, 0
     for bit in draw.sample(bits_of_a_header(path), 60):
         flip(path, bit)
         try:
-            assert torch.equal(gs.trace([3, 5, 9], model=gs.load(copy)).logits, whole)
+            assert torch.equal(gs.trace([3, 5, 9], model=gs.load(copy)).logits, expected)
         except CheckpointError as error:
             n_refused += 1
             assert str(path) in str(error)  # noqa: PT017

@@ -21,22 +21,22 @@ everything = pytest.mark.parametrize("make", SHOWN.values(), ids=SHOWN)
 ERRORS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Exception)]
 
 
-def clean(text: str) -> None:
-    found = UNFIT.search(text)
-    assert found is None, repr(text[max(0, found.start() - 40) : found.end() + 10])
+def require_legible(text: str) -> None:
+    match = UNFIT.search(text)
+    assert match is None, repr(text[max(0, match.start() - 40) : match.end() + 10])
     assert not any(line.startswith("forged") for line in text.splitlines()), "a name began a line of its own"
 
 
-def test_the_pattern_finds_what_it_is_to_find() -> None:
+def test_the_pattern_of_unfit_characters_matches_them_and_no_others() -> None:
     assert len(UNFIT.findall(NAME)) > 8
     assert UNFIT.search("·Mary ⏎ ◆ 中 é\n\tok") is None
 
 
 @everything
 def test_what_is_printed_holds_no_escapes(make: Callable[[], Any]) -> None:
-    shown = make()
-    clean(repr(shown))
-    clean(str(shown))
+    result = make()
+    require_legible(repr(result))
+    require_legible(str(result))
 
 
 @everything
@@ -45,29 +45,29 @@ def test_what_a_notebook_shows_is_text(make: Callable[[], Any]) -> None:
     if to_html is None:
         pytest.skip("it has no HTML of its own")
     written = to_html()
-    clean(re.sub(r"<script.*?</script>", "", written, flags=re.DOTALL))
+    require_legible(re.sub(r"<script.*?</script>", "", written, flags=re.DOTALL))
     assert "<img" not in written
-    for given in re.findall(r"mount\(el, (.*?)\); \}", written, flags=re.DOTALL):
-        clean(given)  # as JSON, with every such character spelled out
+    for arguments in re.findall(r"mount\(el, (.*?)\); \}", written, flags=re.DOTALL):
+        require_legible(arguments)  # as JSON, with every such character spelled out
 
 
 def test_a_view_saved_as_a_page_has_a_clean_title(tmp_path: Path) -> None:
     gs.attention_view(hostile.run()).save(tmp_path / "a.html")
-    clean((tmp_path / "a.html").read_text(encoding="utf-8"))
+    require_legible((tmp_path / "a.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
-def test_errors_and_warnings_say_what_was_given_legibly(kind: type[Exception]) -> None:
-    clean(str(kind(f"there is no {NAME.replace(chr(10), '')}")))
+def test_errors_and_warnings_quote_arguments_legibly(kind: type[Exception]) -> None:
+    require_legible(str(kind(f"there is no {NAME.replace(chr(10), '')}")))
     assert str(kind("two\nlines")) == "two\nlines"
 
 
 def test_warnings_are_legible_as_python_prints_them() -> None:
     with pytest.warns(gs.GemmascopeWarning) as caught:
         errors.warn("beware of \x1b[31m\u202e")
-    shown = warnings.formatwarning(caught[0].message, caught[0].category, caught[0].filename, caught[0].lineno)
-    clean(shown)
-    assert r"\x1b[31m\u202e" in shown
+    printed = warnings.formatwarning(caught[0].message, caught[0].category, caught[0].filename, caught[0].lineno)
+    require_legible(printed)
+    assert r"\x1b[31m\u202e" in printed
 
 
 PATH = "no\x1b[31m\u202e\x9b\r/x"
@@ -98,29 +98,29 @@ def test_the_command_line_prints_no_escapes(argv: list[str], capsys: pytest.Capt
         status = main(argv)
     except SystemExit as end:  # argparse
         status = int(end.code or 0)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert status == 2
-    assert said.err
-    clean(said.out + said.err)
+    assert output.err
+    require_legible(output.out + output.err)
 
 
 def test_what_the_command_line_wrote_is_named_legibly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a\x1b[31m\u202e.html"
     assert main(["trace", "Mary \x1b[2J\u202e\x9b went", "--html", str(path)]) == 0
-    said = capsys.readouterr()
-    clean(said.out + said.err)
+    output = capsys.readouterr()
+    require_legible(output.out + output.err)
     assert path.is_file()
 
 
-def test_data_for_programs_is_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_is_legible_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "a\u202eb\x7f", "--json"]) == 0
-    said = capsys.readouterr().out
-    clean(said)
-    assert len(json.loads(said)["tokens"]) > 3
+    output = capsys.readouterr().out
+    require_legible(output)
+    assert len(json.loads(output)["tokens"]) > 3
 
 
 def test_a_generation_that_is_printed_as_it_comes_is_legible(capsys: pytest.CaptureFixture[str]) -> None:
     gs.generate(hostile.IDS, model=hostile.model(), max_new_tokens=8, temperature=5.0, show=True)
-    said = capsys.readouterr().out
-    assert len(said) > 8
-    clean(said)
+    output = capsys.readouterr().out
+    assert len(output) > 8
+    require_legible(output)

@@ -73,12 +73,12 @@ def test_a_change_in_place_changes_the_fingerprint(what: str, through: str, dtyp
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_signs_of_zeros_are_seen(dtype: torch.dtype) -> None:
+def test_negative_zeros_change_the_digest(dtype: torch.dtype) -> None:
     for places in [(2,), (2, 6), (1, 3), (0, 4), (0, 4, 8, 12)]:
-        one, other = torch.zeros(2, 8, dtype=dtype), torch.zeros(2, 8, dtype=dtype)
-        other.view(-1)[list(places)] = -0.0
-        assert torch.equal(one, other)
-        assert tensor_digest(one) != tensor_digest(other), places
+        zeros, with_negative_zeros = torch.zeros(2, 8, dtype=dtype), torch.zeros(2, 8, dtype=dtype)
+        with_negative_zeros.view(-1)[list(places)] = -0.0
+        assert torch.equal(zeros, with_negative_zeros)
+        assert tensor_digest(zeros) != tensor_digest(with_negative_zeros), places
 
 
 def test_the_digest_of_bits_is_the_same_by_parts_and_by_either_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,15 +94,15 @@ def test_the_digest_of_bits_is_the_same_by_parts_and_by_either_product(monkeypat
     assert tensor_digest(values.T) != expected[0] != tensor_digest(values.view(70001, 3))
 
 
-def test_every_single_bit_of_a_tensor_counts() -> None:
+def test_every_bit_of_a_tensor_changes_the_digest() -> None:
     values = torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
-    flat, seen = values.view(-1).view(torch.int32), {tensor_digest(values)}
+    flat, digests = values.view(-1).view(torch.int32), {tensor_digest(values)}
     for place in range(0, len(flat), 97):
         for bit in range(32):
             flat[place] ^= -(2**31) if bit == 31 else 2**bit
-            seen.add(tensor_digest(values))
+            digests.add(tensor_digest(values))
             flat[place] ^= -(2**31) if bit == 31 else 2**bit
-    assert len(seen) == 1 + 32 * len(range(0, len(flat), 97))
+    assert len(digests) == 1 + 32 * len(range(0, len(flat), 97))
 
 
 CONFIG = {"sliding_window": 5, "final_logit_softcapping": None, "attn_logit_softcapping": 20.0, "query_pre_attn_scalar": 7,
@@ -127,12 +127,12 @@ def test_the_dtype_and_the_tokenizer_change_the_fingerprint(tmp_path: Path) -> N
     about = json.loads(path.read_text())
     about["model"]["merges"].pop()
     path.write_text(json.dumps(about))
-    other = gs.load(tmp_path / "m")
+    fewer_merges = gs.load(tmp_path / "m")
     path.unlink()
     without = gs.load(tmp_path / "m")
-    found = [one.fingerprint for one in (gs.load(), model, half, other, without)]
-    assert found[0] == found[1]
-    assert len(set(found)) == 4
+    fingerprints = [one.fingerprint for one in (gs.load(), model, half, fewer_merges, without)]
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == 4
     assert model.network_fingerprint == without.network_fingerprint
 
 
@@ -153,15 +153,15 @@ def test_resident_and_streamed_weights_have_one_fingerprint(kind: str, dtype: st
 def test_a_file_is_refused_by_a_model_whose_weights_changed_in_place(tmp_path: Path) -> None:
     source = checkpoint("lg")
     model = gs.load(source)
-    asked: dict[str, Any] = {"site": "z", "model": model, "progress": False}
-    before = gs.sweep(IDS, IDS[::-1], first_logit, out=tmp_path / "s", **asked)
+    options: dict[str, Any] = {"site": "z", "model": model, "progress": False}
+    before = gs.sweep(IDS, IDS[::-1], first_logit, out=tmp_path / "s", **options)
     gs.trace(IDS, model=model).save(tmp_path / "t")
     source.model.layers[1].mlp.gate_proj.weight.data.mul_(1.5)
     with pytest.raises(SweepError, match="fingerprint"):
-        gs.sweep(IDS, IDS[::-1], first_logit, out=tmp_path / "s", **asked)
+        gs.sweep(IDS, IDS[::-1], first_logit, out=tmp_path / "s", **options)
     with pytest.raises(TraceError, match="other weights"):
         gs.open_trace(tmp_path / "t", model=model)
-    assert not (gs.sweep(IDS, IDS[::-1], first_logit, **asked).values == before.values).all()
+    assert not (gs.sweep(IDS, IDS[::-1], first_logit, **options).values == before.values).all()
 
 
 def first_logit(logits: Tensor) -> Tensor:
@@ -307,17 +307,17 @@ LATER: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("what", LATER)
-def test_a_shared_model_that_was_changed_is_an_error_at_the_next_run(what: str) -> None:
-    change, error, said = LATER[what]
+def test_the_next_run_of_a_shared_model_that_was_changed_is_an_error(what: str) -> None:
+    change, error, message = LATER[what]
     source = checkpoint("lg")
     model = gs.load(source)
     trace = gs.trace(IDS, model=model)
     change(source)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         gs.trace(IDS, model=model)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         trace["z", 0]
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         gs.generate(IDS, model=model, max_new_tokens=1)
 
 
@@ -335,7 +335,7 @@ def test_a_model_that_was_changed_before_is_refused_when_it_is_given(what: str) 
 def test_a_hook_is_refused_at_loading_and_warned_of_later(register: str) -> None:
     source = checkpoint("lg")
     model, layer = gs.load(source), source.model.layers[1]
-    handle = getattr(layer, register)(lambda *given: None)
+    handle = getattr(layer, register)(lambda *args: None)
     with pytest.warns(GemmascopeWarning, match=r"'model\.layers\.1'.*forward hook"):
         gs.trace(IDS, model=model)
     gs.trace(IDS, model=model)  # once
@@ -423,7 +423,7 @@ def test_writing_to_the_stream_changes_no_trace() -> None:
 
 
 @pytest.mark.nano
-def test_a_trace_opened_with_another_tokenizer_says_so_and_one_with_the_same_is_opened(tmp_path: Path) -> None:
+def test_a_trace_opens_with_an_equal_tokenizer_and_is_refused_with_another(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     words = AutoTokenizer.from_pretrained(NANO)
@@ -436,10 +436,10 @@ def test_a_trace_opened_with_another_tokenizer_says_so_and_one_with_the_same_is_
     words.add_tokens(["<new>"])
     shutil.copytree(NANO, tmp_path / "m")
     (tmp_path / "m" / "tokenizer.json").unlink()
-    for other in (gs.load(tmp_path / "m"), gs.load(tmp_path / "m", dtype="bfloat16")):
-        said = "another tokenizer" if other.dtype == torch.float32 else "other weights, configuration or dtype"
-        with pytest.raises(TraceError, match=said):
-            gs.open_trace(tmp_path / "t", model=other)
+    for different in (gs.load(tmp_path / "m"), gs.load(tmp_path / "m", dtype="bfloat16")):
+        message = "another tokenizer" if different.dtype == torch.float32 else "other weights, configuration or dtype"
+        with pytest.raises(TraceError, match=message):
+            gs.open_trace(tmp_path / "t", model=different)
 
 
 @pytest.mark.nano

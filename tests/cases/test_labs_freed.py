@@ -68,18 +68,18 @@ def traces() -> int:
 
 
 @labs
-def test_ten_labs_that_nobody_refers_to_are_gone(make: Callable[[gs.Model], Any], model: gs.Model) -> None:
+def test_ten_labs_that_nothing_refers_to_are_freed(make: Callable[[gs.Model], Any], model: gs.Model) -> None:
     gc.collect()
     widgets_before, traces_before = len(widgets()), traces()
 
-    def one() -> weakref.ref[Any]:
+    def make_one() -> weakref.ref[Any]:
         lab = make(model)
         assert lab.widget is not None
         lab.wait()
         return weakref.ref(lab)
 
-    made = [one() for _ in range(10)]
-    assert are_gone(made, [True] * 10)
+    labs_made = [make_one() for _ in range(10)]
+    assert are_gone(labs_made, [True] * 10)
     assert (len(widgets()), traces()) == (widgets_before, traces_before)
 
 
@@ -92,7 +92,7 @@ def front_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         kernel = object()
         cell: Any = "a"
         parent: Any = None
-        events = SimpleNamespace(register=lambda name, heard: events.append(heard))
+        events = SimpleNamespace(register=lambda name, listener: events.append(listener))
         user_ns: Any
         user_ns_hidden: Any
 
@@ -105,8 +105,8 @@ def front_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         def run(self, cell: Any, show: Callable[[], Any]) -> Any:
             """Run a cell whose last expression is a lab, or its widget."""
             self.cell = cell
-            for heard in events:
-                heard(None)
+            for listener in events:
+                listener(None)
             lab = show()
             if lab is None:
                 return None
@@ -130,48 +130,48 @@ def front_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @labs
-def test_the_earlier_lab_of_a_cell_goes_when_it_is_run_again(
+def test_running_a_cell_again_frees_its_earlier_lab(
     make: Callable[[gs.Model], Any], model: gs.Model, front_end: Any
 ) -> None:
     gc.collect()
     before = len(widgets())
-    made = []
+    labs_made = []
     for _ in range(5):
-        made.append(weakref.ref(front_end.run("a", lambda: make(model))))
-        each = len(widgets()) - before if len(made) == 1 else each
-    made[-1]().wait()
-    assert are_gone(made, [True] * 4 + [False])
-    assert len(widgets()) - before == each, "those of one lab"
+        labs_made.append(weakref.ref(front_end.run("a", lambda: make(model))))
+        n_of_one_lab = len(widgets()) - before if len(labs_made) == 1 else n_of_one_lab
+    labs_made[-1]().wait()
+    assert are_gone(labs_made, [True] * 4 + [False])
+    assert len(widgets()) - before == n_of_one_lab, "those of one lab"
 
 
-def test_a_widget_that_is_shown_by_itself_goes_as_well(model: gs.Model, front_end: Any) -> None:
-    made = [weakref.ref(front_end.run("a", lambda: patching(model).widget).lab) for _ in range(3)]
-    assert are_gone(made, [True, True, False])
+def test_running_a_cell_again_frees_a_lab_shown_by_its_widget(model: gs.Model, front_end: Any) -> None:
+    labs_made = [weakref.ref(front_end.run("a", lambda: patching(model).widget).lab) for _ in range(3)]
+    assert are_gone(labs_made, [True, True, False])
 
 
-def test_a_lab_that_the_user_keeps_survives_with_its_numbers(model: gs.Model, front_end: Any) -> None:
-    kept = front_end.run("a", lambda: patching(model))
-    found = kept.run("cell", 0, 0)
+def test_a_lab_that_a_variable_holds_keeps_its_numbers(model: gs.Model, front_end: Any) -> None:
+    first_lab = front_end.run("a", lambda: patching(model))
+    result = first_lab.run("cell", 0, 0)
     front_end.run("a", lambda: patching(model))
-    assert not kept.is_closed
-    assert kept.result.to_dataframe().equals(found.to_dataframe())
-    assert kept.run("cell", 1, 1).finished.sum() == 2
-    again = kept.widget
+    assert not first_lab.is_closed
+    assert first_lab.result.to_dataframe().equals(result.to_dataframe())
+    assert first_lab.run("cell", 1, 1).finished.sum() == 2
+    again = first_lab.widget
     assert again.comm is not None, "shown again it has a widget again"
 
 
-def test_what_another_cell_or_another_widget_shows_stays(model: gs.Model, front_end: Any) -> None:
+def test_a_lab_that_another_cell_or_widget_shows_stays(model: gs.Model, front_end: Any) -> None:
     import ipywidgets
 
     lab = front_end.run("a", lambda: patching(model))
     box = front_end.run("b", lambda: lab).widget
     front_end.run("a", lambda: patching(model))
     assert lab.widget is box
-    other = front_end.run("c", lambda: patching(model))
-    holder = ipywidgets.VBox([other.widget])
-    box = other.widget
+    shown_in_a_box = front_end.run("c", lambda: patching(model))
+    holder = ipywidgets.VBox([shown_in_a_box.widget])
+    box = shown_in_a_box.widget
     front_end.run("c", lambda: patching(model))
-    assert other.widget is box
+    assert shown_in_a_box.widget is box
     holder.close()
 
 
@@ -246,11 +246,11 @@ def test_a_closed_lab_says_so(make: Callable[[gs.Model], Any], call: Callable[[A
     assert issubclass(LabError, GemmascopeError)
 
 
-def test_what_a_closed_patching_lab_found_can_be_read(model: gs.Model) -> None:
+def test_results_of_a_closed_patching_lab_can_be_read(model: gs.Model) -> None:
     with patching(model) as lab:
-        found = lab.run()
-    assert lab.result.to_dataframe().equals(found.to_dataframe())
-    assert len(lab.to_dataframe()) == found.question.n_cells
+        result = lab.run()
+    assert lab.result.to_dataframe().equals(result.to_dataframe())
+    assert len(lab.to_dataframe()) == result.question.n_cells
     assert "gs.sweep(" in lab.code()
     assert lab.view().to_html()
     assert "closed" in repr(lab)
@@ -273,9 +273,9 @@ def test_closing_the_widget_frees_the_lab_too(model: gs.Model, front_end: Any) -
     before = len(widgets())
     lab = patching(model)
     lab.widget.close()
-    gone = weakref.ref(lab)
+    reference = weakref.ref(lab)
     lab.wait()
     del lab
     gc.collect()
-    assert gone() is None
+    assert reference() is None
     assert len(widgets()) == before

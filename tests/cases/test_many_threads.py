@@ -31,18 +31,18 @@ SECONDS = max(600, CALLS)  # after which a thread counts as stuck
 METRIC = gs.logit_diff(5, 9)
 
 
-def together(work: Callable[[int], Any], n_threads: int = N_THREADS) -> list[Any]:
+def in_threads(task: Callable[[int], Any], n_threads: int = N_THREADS) -> list[Any]:
     """What each thread found. AssertionError if one is stuck; what one of them raised is raised here."""
-    found: list[Any] = [None] * n_threads
-    failed: list[BaseException] = []
+    results: list[Any] = [None] * n_threads
+    errors: list[BaseException] = []
     start = threading.Barrier(n_threads)
 
     def run(number: int) -> None:
         try:
             start.wait(SECONDS)
-            found[number] = work(number)
+            results[number] = task(number)
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(n_threads)]
     for thread in threads:
@@ -50,9 +50,9 @@ def together(work: Callable[[int], Any], n_threads: int = N_THREADS) -> list[Any
     for thread in threads:
         thread.join(SECONDS)
         assert not thread.is_alive(), "a thread is stuck"
-    if failed:
-        raise failed[0]
-    return found
+    if errors:
+        raise errors[0]
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -97,67 +97,71 @@ def calls_of(model: Model) -> list[Callable[[], Any]]:
     ]
 
 
-@pytest.mark.parametrize("way", ["resident", "streamed", "partly streamed"])
-def test_mixed_calls_of_many_threads_have_the_serial_numbers(folder: Path, way: str) -> None:
-    model = gs.load(folder / "int8") if way == "resident" else streamed(folder, (1,) if way == "partly streamed" else ())
+@pytest.mark.parametrize("residence", ["resident", "streamed", "partly streamed"])
+def test_mixed_calls_of_many_threads_equal_serial_calls(folder: Path, residence: str) -> None:
+    model = (
+        gs.load(folder / "int8")
+        if residence == "resident"
+        else streamed(folder, (1,) if residence == "partly streamed" else ())
+    )
     calls = calls_of(model)
     serial = [torch.as_tensor(call()) for call in calls]
 
-    def work(number: int) -> int:
+    def task(number: int) -> int:
         draw = random.Random(number)
         for _ in range(CALLS // N_THREADS):
             which = draw.randrange(len(calls))
-            found = torch.as_tensor(calls[which]())
-            assert torch.equal(found, serial[which]), f"call {which} of thread {number}"
+            result = torch.as_tensor(calls[which]())
+            assert torch.equal(result, serial[which]), f"call {which} of thread {number}"
         return CALLS // N_THREADS
 
-    assert sum(together(work)) == CALLS // N_THREADS * N_THREADS
+    assert sum(in_threads(task)) == CALLS // N_THREADS * N_THREADS
     assert not [thread.name for thread in threading.enumerate() if thread.name == "gemmascope-stream"]
 
 
-def test_threads_that_end_in_the_middle_of_passes_hold_nobody_up(folder: Path) -> None:
+def test_threads_that_end_in_the_middle_of_passes_do_not_block_others(folder: Path) -> None:
     model = streamed(folder)
-    whole = gs.trace(prompt(9), model=model).logits
-    left: list[Any] = []
+    expected = gs.trace(prompt(9), model=model).logits
+    open_passes: list[Any] = []
 
-    def work(number: int) -> None:
+    def task(number: int) -> None:
         for i in range(6):
             if (number + i) % 3 == 0:
-                passing = model.layers()
-                next(passing)
+                layers = model.layers()
+                next(layers)
                 if number % 2:
-                    left.append(passing)
+                    open_passes.append(layers)
             else:
-                assert torch.equal(gs.trace(prompt(9), model=model).logits, whole)
+                assert torch.equal(gs.trace(prompt(9), model=model).logits, expected)
 
-    together(work)
-    assert torch.equal(gs.trace(prompt(9), model=model).logits, whole)
-    left.clear()
+    in_threads(task)
+    assert torch.equal(gs.trace(prompt(9), model=model).logits, expected)
+    open_passes.clear()
     gc.collect()
 
 
-def test_edits_that_fail_beside_passes_that_do_not(folder: Path) -> None:
+def test_a_failing_edit_does_not_disturb_passes_of_other_threads(folder: Path) -> None:
     model = streamed(folder)
-    whole = gs.trace(prompt(9), model=model).logits
+    expected = gs.trace(prompt(9), model=model).logits
 
     def failing(_: Tensor) -> Tensor:
         raise ZeroDivisionError
 
-    def work(number: int) -> None:
+    def task(number: int) -> None:
         for _ in range(6):
             if number % 2:
                 with pytest.raises(ZeroDivisionError):
                     gs.trace(prompt(9), model=model, edits=[gs.edit("z", failing, layer=number % 3)])
             else:
-                assert torch.equal(gs.trace(prompt(9), model=model).logits, whole)
+                assert torch.equal(gs.trace(prompt(9), model=model).logits, expected)
 
-    together(work)
+    in_threads(task)
 
 
-def test_a_layer_that_many_threads_read_is_the_right_one(folder: Path) -> None:
+def test_every_thread_reads_the_right_layer(folder: Path) -> None:
     model, resident = streamed(folder), gs.load(folder / "int8")
 
-    def work(number: int) -> None:
+    def task(number: int) -> None:
         for i in range(6):
             layer = model.layer((number + i) % 3)
             expected = resident.layer((number + i) % 3)
@@ -165,14 +169,14 @@ def test_a_layer_that_many_threads_read_is_the_right_one(folder: Path) -> None:
                 assert torch.equal(parameter, expected.get_parameter(name))
             gs.trace(prompt(5), model=model)
 
-    together(work)
+    in_threads(task)
 
 
-def test_the_model_inside_the_package_is_one_whoever_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_threads_load_one_nano(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module, "_LOADED", {})
-    found = together(lambda number: load_module.nano())
-    assert all(one is found[0] for one in found)
-    assert load_module.nano() is found[0]
+    models = in_threads(lambda number: load_module.nano())
+    assert all(one is models[0] for one in models)
+    assert load_module.nano() is models[0]
 
 
 # -- forks, and the interpreter's end --
@@ -186,7 +190,7 @@ from gemmascope.streaming.layer_stream import LayerStream
 model = gs.load(sys.argv[1], memory="1GiB")
 model.network.layer_source = LayerStream(model.config, model.network.layer_source.packed, torch.float32, torch.device("cpu"))
 ids = [2, 5, 9, 12]
-whole = gs.trace(ids, model=model).logits
+expected = gs.trace(ids, model=model).logits
 """
 
 
@@ -204,7 +208,7 @@ def run(script: str, folder: Path) -> str:
 def test_a_forked_process_has_passes_of_its_own(folder: Path, when: str) -> None:
     prepare = {
         "between passes": "",
-        "in the middle of a pass": "left = model.layers(); next(left)",
+        "in the middle of a pass": "open_pass = model.layers(); next(open_pass)",
         "in the middle of another thread's pass": """
 inside, on = threading.Event(), threading.Event()
 def slow(value):
@@ -214,14 +218,14 @@ other = threading.Thread(target=lambda: gs.trace(ids, model=model, edits=[gs.edi
 other.start(); inside.wait(60)
 """,
     }[when]
-    told = run(
+    output = run(
         prepare
         + """
 child = os.fork()
 if child == 0:
     try:
         for _ in range(3):
-            assert torch.equal(gs.trace(ids, model=model).logits, whole)
+            assert torch.equal(gs.trace(ids, model=model).logits, expected)
     except BaseException as error:
         print(repr(error), flush=True)
         os._exit(1)
@@ -230,23 +234,23 @@ status = os.waitpid(child, 0)[1]
 if "on" in globals():
     on.set(); other.join(60)
     assert not other.is_alive()
-assert torch.equal(gs.trace(ids, model=model).logits, whole)
+assert torch.equal(gs.trace(ids, model=model).logits, expected)
 print(status)
 """,
         folder,
     )
-    assert told == "0\n"
+    assert output == "0\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_pass_that_was_forked_in_the_middle_ends_with_an_error_of_ours(folder: Path) -> None:
-    told = run(
+def test_a_pass_that_was_forked_in_the_middle_raises_a_package_error(folder: Path) -> None:
+    output = run(
         """
-left = model.layers(); next(left)
+open_pass = model.layers(); next(open_pass)
 child = os.fork()
 if child == 0:
     try:
-        for layer in left: pass
+        for layer in open_pass: pass
         print("went on", flush=True)
     except gs.GemmascopeError as error:
         print(type(error).__name__, flush=True)
@@ -255,9 +259,9 @@ os.waitpid(child, 0)
 """,
         folder,
     )
-    assert told == "DeviceError\n"
+    assert output == "DeviceError\n"
 
 
 def test_the_interpreter_ends_with_a_pass_left_open(folder: Path) -> None:
-    left = "left = model.layers(); next(left)"
-    assert run(f"{left}\nfor _ in range(2): gs.trace(ids, model=model)\n{left}\nprint('end')", folder) == "end\n"
+    start = "open_pass = model.layers(); next(open_pass)"
+    assert run(f"{start}\nfor _ in range(2): gs.trace(ids, model=model)\n{start}\nprint('end')", folder) == "end\n"

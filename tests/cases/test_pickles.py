@@ -24,9 +24,9 @@ SPLIT = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda x: pickl
 TEXT = "When Mary and John went to the store, John gave a drink to"
 
 
-def from_folder(folder: Path, **asked: Any) -> gs.Model:
+def from_folder(folder: Path, **options: Any) -> gs.Model:
     checkpoint("lg").save_pretrained(folder)
-    return gs.load(folder, **asked)
+    return gs.load(folder, **options)
 
 
 MODELS: dict[str, Callable[[Path], gs.Model]] = {
@@ -41,39 +41,43 @@ MODELS: dict[str, Callable[[Path], gs.Model]] = {
 
 @pytest.mark.parametrize("how", SPLIT)
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_model_and_its_trace_arrive_with_the_same_numbers(kind: str, how: str, tmp_path: Path) -> None:
+def test_a_pickled_model_and_its_trace_have_the_same_numbers(kind: str, how: str, tmp_path: Path) -> None:
     model = MODELS[kind](tmp_path / "m")
     trace = gs.trace(IDS, model=model, edits=[gs.scale("z", 0.5, layer=1, head=2)])
-    again, there = SPLIT[how]((model, trace)) if how != "copy" else (copy.copy(model), copy.copy(trace))
-    assert again.fingerprint == model.fingerprint
-    assert (again.name, again.asked, repr(again)) == (model.name, model.asked, repr(model))
-    assert there.ids.tolist() == IDS
-    assert there.edits == trace.edits
+    unpickled, unpickled_trace = SPLIT[how]((model, trace)) if how != "copy" else (copy.copy(model), copy.copy(trace))
+    assert unpickled.fingerprint == model.fingerprint
+    assert (unpickled.name, unpickled.asked, repr(unpickled)) == (model.name, model.asked, repr(model))
+    assert unpickled_trace.ids.tolist() == IDS
+    assert unpickled_trace.edits == trace.edits
     for site in (("z", 1), ("pattern", 0), "logits", ("resid_post", 1)):
-        assert torch.equal(there[site], trace[site])
-    assert torch.equal(gs.trace(IDS, model=again).logits, gs.trace(IDS, model=model).logits)
-    assert torch.equal(there.lens(), trace.lens()) if isinstance(trace.lens(), Tensor) else there.lens().equals(trace.lens())
+        assert torch.equal(unpickled_trace[site], trace[site])
+    assert torch.equal(gs.trace(IDS, model=unpickled).logits, gs.trace(IDS, model=model).logits)
+    assert (
+        torch.equal(unpickled_trace.lens(), trace.lens())
+        if isinstance(trace.lens(), Tensor)
+        else unpickled_trace.lens().equals(trace.lens())
+    )
 
 
 def test_a_deep_copy_of_a_model_has_weights_of_its_own() -> None:
     source = checkpoint("lg")
     model = gs.load(source)
-    made, before = copy.deepcopy(model), gs.trace(IDS, model=model).logits
+    copied, before = copy.deepcopy(model), gs.trace(IDS, model=model).logits
     source.model.layers[0].mlp.up_proj.weight.data.mul_(2)
     source.half()  # what is done to the shared model is none of the copy's business
-    assert torch.equal(gs.trace(IDS, model=made).logits, before)
+    assert torch.equal(gs.trace(IDS, model=copied).logits, before)
 
 
-def test_what_is_pickled_twice_is_loaded_once_and_is_one(tmp_path: Path) -> None:
+def test_traces_pickled_together_share_one_loaded_model(tmp_path: Path) -> None:
     model = from_folder(tmp_path / "m")
     data = pickle.dumps([gs.trace(IDS, model=model), gs.trace(OTHER, model=model)])
-    one, other = pickle.loads(data)
+    first, second = pickle.loads(data)
     (again, _) = pickle.loads(data)
-    assert one.model is other.model is again.model
+    assert first.model is second.model is again.model
     assert pickle.loads(pickle.dumps(gs.trace(TEXT))).model is gs.trace(TEXT).model  # nano is nano
 
 
-def test_a_model_whose_files_or_weights_changed_does_not_arrive_as_another(tmp_path: Path) -> None:
+def test_unpickling_a_model_whose_files_or_weights_changed_is_refused(tmp_path: Path) -> None:
     model = from_folder(tmp_path / "m")
     data = pickle.dumps(model)
     checkpoint("lg", seed=3).save_pretrained(tmp_path / "m")
@@ -95,10 +99,10 @@ def doubled(x: torch.Tensor) -> torch.Tensor:
 def test_an_edit_with_a_function_that_no_process_can_import_says_so() -> None:
     edit = gs.edit("resid_post", lambda x: x * 2, layer=1)
     trace = gs.trace(TEXT, edits=[edit])
-    for thing in (edit, trace):
+    for pickled in (edit, trace):
         with pytest.raises(EditError, match="cannot be pickled: another process cannot import its function, '<lambda>'"):
-            pickle.dumps(thing)
-        assert repr(copy.deepcopy(thing)) == repr(copy.copy(thing)) == repr(thing)
+            pickle.dumps(pickled)
+        assert repr(copy.deepcopy(pickled)) == repr(copy.copy(pickled)) == repr(pickled)
     named = gs.trace(TEXT, edits=[gs.edit("resid_post", doubled, layer=1)])
     assert torch.equal(pickle.loads(pickle.dumps(named)).logits, trace.logits)
 
@@ -120,12 +124,12 @@ def halved(x: Tensor) -> Tensor:
 
 
 @cache
-def things() -> dict[str, Any]:
+def results_by_name() -> dict[str, Any]:
     t, sae = gs.trace(TEXT), gs.load_sae()
-    other = TEXT.replace("John gave", "Mary gave")
+    corrupt = TEXT.replace("John gave", "Mary gave")
     return {
         "generation": gs.generate(TEXT, max_new_tokens=2),
-        "sweep": gs.sweep(TEXT, other, gs.logit_diff(" Mary", " John"), site="resid_pre", by=("layer",), progress=False),
+        "sweep": gs.sweep(TEXT, corrupt, gs.logit_diff(" Mary", " John"), site="resid_pre", by=("layer",), progress=False),
         "lens": gs.lens(t),
         "direct logits": gs.direct_logits(t, " Mary"),
         "dictionary": sae,
@@ -146,38 +150,41 @@ def things() -> dict[str, Any]:
 
 @pytest.mark.nano
 @pytest.mark.parametrize("how", SPLIT)
-def test_results_edits_and_metrics_arrive_as_they_were(how: str) -> None:
-    found = {name: SPLIT[how](thing) for name, thing in things().items()}
-    for name, thing in things().items():
-        there = found[name]
-        assert type(there) is type(thing), name
+def test_results_edits_and_metrics_survive_pickling(how: str) -> None:
+    unpickled = {name: SPLIT[how](original) for name, original in results_by_name().items()}
+    for name, original in results_by_name().items():
+        copied = unpickled[name]
+        assert type(copied) is type(original), name
         if name not in ("tokenizer", "view", "features"):
-            assert repr(there) == repr(thing), name
-    assert found["dictionary"].fingerprint == gs.load_sae().fingerprint
-    assert found["generation"].trace().top(1) == things()["generation"].trace().top(1)
-    assert (found["sweep"].values == things()["sweep"].values).all()
-    assert torch.equal(found["trace with edits"]["z", 1], things()["trace with edits"]["z", 1])
-    assert found["tokenizer"].ids(TEXT) == things()["tokenizer"].ids(TEXT)
+            assert repr(copied) == repr(original), name
+    assert unpickled["dictionary"].fingerprint == gs.load_sae().fingerprint
+    assert unpickled["generation"].trace().top(1) == results_by_name()["generation"].trace().top(1)
+    assert (unpickled["sweep"].values == results_by_name()["sweep"].values).all()
+    assert torch.equal(unpickled["trace with edits"]["z", 1], results_by_name()["trace with edits"]["z", 1])
+    assert unpickled["tokenizer"].ids(TEXT) == results_by_name()["tokenizer"].ids(TEXT)
     logits = gs.trace(TEXT).logits
     for name in ("metric", "kl_from"):
         model = gs.load()
-        assert torch.equal(found[name].bind(model)(logits), things()[name].bind(model)(logits))
+        assert torch.equal(unpickled[name].bind(model)(logits), results_by_name()[name].bind(model)(logits))
     for name in ("patch of a trace", "patch", "mean", "splice", "edit"):
-        edits = [gs.trace(TEXT.replace("John gave", "Mary gave"), edits=[one[name]]).logits for one in (found, things())]
+        edits = [
+            gs.trace(TEXT.replace("John gave", "Mary gave"), edits=[results[name]]).logits
+            for results in (unpickled, results_by_name())
+        ]
         assert torch.equal(*edits), name
 
 
 @pytest.mark.nano
 @pytest.mark.parametrize("how", SPLIT)
 @pytest.mark.parametrize("lab", ["patching", "heads", "steering"])
-def test_a_lab_says_that_it_stays_where_it_is(how: str, lab: str) -> None:
-    made: Any = {
+def test_a_lab_refuses_to_be_pickled_or_copied(how: str, lab: str) -> None:
+    opened: Any = {
         "patching": lambda: gs.patching_lab(TEXT, TEXT.replace("John gave", "Mary gave"), " Mary", " John"),
         "heads": lambda: gs.head_lab(TEXT),
         "steering": lambda: gs.steer_lab(TEXT, torch.ones(128), site="resid_post", layer=2),
     }[lab]()
-    with made, pytest.raises(LabError, match="cannot be pickled or copied"):
-        SPLIT[how](made)
+    with opened, pytest.raises(LabError, match="cannot be pickled or copied"):
+        SPLIT[how](opened)
 
 
 @pytest.mark.nano

@@ -24,12 +24,12 @@ def fresh(edits: Any = ()) -> gs.Trace:
     return gs.trace(IDS, model=MODEL, edits=edits)
 
 
-def assert_same(t: gs.Trace, other: gs.Trace) -> None:
+def assert_same(t: gs.Trace, expected: gs.Trace) -> None:
     for site in ("resid_pre", "attn_out", "pattern", "z", "mlp_out"):
         for layer in range(3):
-            assert torch.equal(t[site, layer], other[site, layer]), (site, layer)
-    assert torch.equal(t.logits, other.logits)
-    assert t.top(2) == other.top(2)
+            assert torch.equal(t[site, layer], expected[site, layer]), (site, layer)
+    assert torch.equal(t.logits, expected.logits)
+    assert t.top(2) == expected.top(2)
 
 
 IDS_GIVEN: dict[str, Callable[[], Any]] = {
@@ -42,11 +42,11 @@ IDS_GIVEN: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("given", IDS_GIVEN)
-def test_ids_are_those_of_the_call(given: str) -> None:
-    ids = IDS_GIVEN[given]()
+@pytest.mark.parametrize("kind", IDS_GIVEN)
+def test_ids_are_those_of_the_call(kind: str) -> None:
+    ids = IDS_GIVEN[kind]()
     t, g = gs.trace(ids, model=MODEL), gs.generate(ids, model=MODEL, max_new_tokens=2)
-    first = ids[0] if given == "batched" else ids
+    first = ids[0] if kind == "batched" else ids
     first[3] = 60 if first[3] != 60 else 59
     t.ids[4] = 1
     g.ids[4] = 1
@@ -89,33 +89,33 @@ def test_positions_heads_and_references_are_those_of_the_call() -> None:
         gs.scale("z", 2.0, layer=1, pos=pos, head=heads),
         gs.ablate("z", layer=0, pos=pos, value="mean", reference=reference),
     ]
-    right = fresh(edits)
-    said = repr(right.edits)
+    expected = fresh(edits)
+    text = repr(expected.edits)
     t = fresh(edits)
     pos.append(7)
     heads.clear()
     reference.clear()
-    assert_same(t, right)
-    assert repr(t.edits) == said
+    assert_same(t, expected)
+    assert repr(t.edits) == text
 
 
 def test_a_sweep_is_of_the_prompts_and_values_of_its_call() -> None:
     v = V.clone()
     edits = [gs.add("resid_pre", v, layer=0, pos=1)]
-    asked: dict[str, Any] = {"site": "resid_mid", "model": MODEL, "progress": False, "edits": edits}
-    right = gs.sweep(IDS, IDS[::-1], lambda x: x[:, 3], **asked)
+    options: dict[str, Any] = {"site": "resid_mid", "model": MODEL, "progress": False, "edits": edits}
+    expected = gs.sweep(IDS, IDS[::-1], lambda x: x[:, 3], **options)
     clean, corrupt = torch.tensor(IDS), torch.tensor(IDS[::-1])
-    seen: list[int] = []
+    calls: list[int] = []
 
     def metric(logits: Tensor) -> Tensor:  # asked before anything runs: what it writes is too late
-        seen.append(1)
+        calls.append(1)
         clean.fill_(1)
         v.fill_(5)
         return logits[:, 3]
 
-    result = gs.sweep(clean, corrupt, metric, **asked)
-    assert seen
-    assert np.array_equal(result.values, right.values)
+    result = gs.sweep(clean, corrupt, metric, **options)
+    assert calls
+    assert np.array_equal(result.values, expected.values)
 
 
 class Counting:
@@ -174,8 +174,8 @@ def test_a_function_after_the_layers_runs_once(site: str) -> None:
 
 def test_each_prompt_of_a_list_has_its_own_call() -> None:
     fn = Counting()
-    found = gs.trace([prompt(5), prompt(7), prompt(5, seed=2)], model=MODEL, edits=[gs.edit("z", fn, layer=1)])
-    for t in found:
+    traces = gs.trace([prompt(5), prompt(7), prompt(5, seed=2)], model=MODEL, edits=[gs.edit("z", fn, layer=1)])
+    for t in traces:
         assert torch.allclose(t["resid_mid", 1] + t["mlp_out", 1], t["resid_post", 1], atol=1e-5)
     assert fn.calls == 3
 
@@ -191,19 +191,19 @@ def test_a_generation_calls_a_function_once_a_pass_and_its_trace_has_what_was_wr
     t["pattern", 1]
     assert (calls, fn.calls) == (4, 5)  # the prompt and three new tokens; the last token's row, for the trace
     with torch.no_grad():
-        ends = MODEL.network.unembed(t.stream[-1][len(IDS) - 1 : -1])
-    assert ends.argmax(-1).tolist() == g.new_ids.tolist()  # what was generated is what the stream says
+        logits = MODEL.network.unembed(t.stream[-1][len(IDS) - 1 : -1])
+    assert logits.argmax(-1).tolist() == g.new_ids.tolist()  # what was generated is what the stream says
 
 
-def test_what_a_function_writes_later_to_what_it_returned_is_not_the_runs() -> None:
-    kept: list[Tensor] = []
+def test_later_writes_to_a_returned_tensor_do_not_change_the_run() -> None:
+    returned: list[Tensor] = []
 
     def fn(x: Tensor) -> Tensor:
-        kept.append(x * 2)
-        return kept[-1]
+        returned.append(x * 2)
+        return returned[-1]
 
     t = fresh([gs.edit("z", fn, layer=1)])
-    kept[0].fill_(7)
+    returned[0].fill_(7)
     assert_same(t, fresh([gs.edit("z", lambda x: x * 2, layer=1)]))
 
 
@@ -222,10 +222,12 @@ def test_a_gradient_flows_through_a_function_and_refuses_one_that_changed() -> N
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_attribution_asks_a_function_anew_only_for_runs_that_differ(steps: int) -> None:
-    asked: dict[str, Any] = {"site": "resid_mid", "model": MODEL, "steps": steps}
-    by_function = gs.attribute(IDS, IDS[::-1], lambda x: x[:, 3], edits=[gs.edit("z", lambda z: 0.5 * z, layer=2)], **asked)
-    by_scale = gs.attribute(IDS, IDS[::-1], lambda x: x[:, 3], edits=[gs.scale("z", 0.5, layer=2)], **asked)
+def test_attribution_calls_a_function_again_only_for_runs_that_differ(steps: int) -> None:
+    options: dict[str, Any] = {"site": "resid_mid", "model": MODEL, "steps": steps}
+    by_function = gs.attribute(
+        IDS, IDS[::-1], lambda x: x[:, 3], edits=[gs.edit("z", lambda z: 0.5 * z, layer=2)], **options
+    )
+    by_scale = gs.attribute(IDS, IDS[::-1], lambda x: x[:, 3], edits=[gs.scale("z", 0.5, layer=2)], **options)
     assert np.allclose(by_function.values, by_scale.values, atol=1e-4, equal_nan=True)
 
 

@@ -24,15 +24,15 @@ KINDS = ["tokenizer.model", "tokenizer.json"]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("made")
     pieces = with_pieces(folder / "pieces")
     return {"tokenizer.model": pieces, "tokenizer.json": with_json(folder / "json", pieces)}
 
 
 @pytest.fixture
-def folder(made: dict[str, Path], request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    shutil.copytree(made[request.param], tmp_path / "tokenizer")
+def folder(tokenizer_folders: dict[str, Path], request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    shutil.copytree(tokenizer_folders[request.param], tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
 
 
@@ -50,17 +50,17 @@ STATES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_truncation_and_padding_that_a_call_left_behind_are_not_obeyed(state: str, tmp_path: Path) -> None:
+def test_truncation_and_padding_set_by_an_earlier_call_are_ignored(state: str, tmp_path: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(NANO)
-    wanted = theirs(P)["input_ids"]
+    expected = theirs(P)["input_ids"]
     model = gs.load(NANO, tokenizer=theirs)
     theirs(["x"], **STATES[state])
-    left = theirs.backend_tokenizer.truncation, theirs.backend_tokenizer.padding
-    assert left != (None, None)
+    settings = theirs.backend_tokenizer.truncation, theirs.backend_tokenizer.padding
+    assert settings != (None, None)
     for each in (model, gs.load(NANO, tokenizer=theirs)):
-        assert each.ids(P).tolist() == wanted
+        assert each.ids(P).tolist() == expected
         assert each.tokenizer.single(" Mary") == each.tokenizer.encode(" Mary")[0]
-    assert (theirs.backend_tokenizer.truncation, theirs.backend_tokenizer.padding) == left  # its owner's, as it was
+    assert (theirs.backend_tokenizer.truncation, theirs.backend_tokenizer.padding) == settings  # its owner's, as it was
     theirs.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
     saved["truncation"] = saved["truncation"] or {
@@ -72,9 +72,9 @@ def test_truncation_and_padding_that_a_call_left_behind_are_not_obeyed(state: st
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
     read = gs.load(NANO, tokenizer=tmp_path)
     messages = [{"role": "user", "content": P}]
-    assert read.ids(P).tolist() == wanted
+    assert read.ids(P).tolist() == expected
     assert read.ids(messages).tolist() == model.ids(messages).tolist()
-    assert len(read.ids(messages)) > len(wanted)
+    assert len(read.ids(messages)) > len(expected)
 
 
 def plain(name: str, **flags: bool) -> dict[str, Any]:
@@ -178,14 +178,14 @@ def test_a_tokenizer_without_bos_in_front_is_told_of_and_gets_one(folder: Path) 
 
 
 @pytest.mark.parametrize("folder", ["tokenizer.json"], indirect=True)
-def test_dropout_of_merges_is_turned_off_and_told(folder: Path) -> None:
-    wanted = Tokenizer.from_folder(folder).ids("the license of this work")
+def test_dropout_of_merges_is_turned_off_with_a_warning(folder: Path) -> None:
+    expected = Tokenizer.from_folder(folder).ids("the license of this work")
     inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     inner.model.dropout = 0.5
     inner.save(str(folder / "tokenizer.json"))
     with pytest.warns(GemmascopeWarning, match="drops merges at random"):
         ours = Tokenizer.from_folder(folder)
-    assert all(ours.ids("the license of this work") == wanted for _ in range(20))
+    assert all(ours.ids("the license of this work") == expected for _ in range(20))
 
 
 @pytest.mark.parametrize("folder", KINDS, indirect=True)
@@ -217,13 +217,13 @@ def test_nano_loads_as_transformers_saves_it(tmp_path: Path) -> None:
         assert model.ids(P).tolist() == gs.load().ids(P).tolist()
 
 
-@pytest.mark.parametrize("given", ["object", "folder"])
-def test_a_token_beyond_the_embedding_is_told_of_and_refused_by_name(given: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["object", "folder"])
+def test_a_token_beyond_the_embedding_is_warned_about_and_refused_by_name(kind: str, tmp_path: Path) -> None:
     words = AutoTokenizer.from_pretrained(NANO)
     words.add_tokens(["[PAD]"], special_tokens=True)
     words.save_pretrained(tmp_path)
     with pytest.warns(GemmascopeWarning, match=r"'\[PAD\]' \(3623\) cannot be embedded"):
-        model = gs.load(NANO, tokenizer=words if given == "object" else tmp_path)
+        model = gs.load(NANO, tokenizer=words if kind == "object" else tmp_path)
     assert model.ids(P).tolist() == gs.load().ids(P).tolist()
     for refused in (lambda: gs.trace(f"{P}[PAD]", model=model), lambda: model.tokenizer.single("[PAD]")):
         with pytest.raises(
@@ -248,7 +248,7 @@ def test_the_text_parts_of_a_message_are_joined(content: Any, text: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ([{"type": "image", "url": "x.png"}], "given one of 'image'"),
         ([{"type": "text", "text": "a"}, {"type": "image_url"}], "given one of 'image_url'"),
@@ -257,8 +257,8 @@ def test_the_text_parts_of_a_message_are_joined(content: Any, text: str) -> None
         (b"hi", "given b'hi'"),
     ],
 )
-def test_parts_that_are_no_text_are_refused(content: Any, said: str) -> None:
-    with pytest.raises(PromptError, match=said):
+def test_parts_of_a_message_that_are_not_text_are_refused(content: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
         gs.trace([{"role": "user", "content": content}])
 
 
@@ -271,13 +271,13 @@ def test_thousands_of_special_tokens_are_read(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json",
                                   "special_tokens_map.json"])  # fmt: skip
 @pytest.mark.parametrize("instead", ["a folder", "a link to nothing", "a git-lfs pointer"])
-def test_something_else_in_the_place_of_a_tokenizers_file_is_an_error(
-    name: str, instead: str, made: dict[str, Path], tmp_path: Path
+def test_a_folder_link_or_pointer_in_place_of_a_tokenizers_file_is_refused(
+    name: str, instead: str, tokenizer_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     checkpoint("lg", vocab_size=704).save_pretrained(folder)
     kind = name if name in KINDS else "tokenizer.json"
-    for path in made[kind].iterdir():
+    for path in tokenizer_folders[kind].iterdir():
         shutil.copy(path, folder)
     (folder / name).unlink(missing_ok=True)
     if instead == "a folder":
@@ -286,17 +286,19 @@ def test_something_else_in_the_place_of_a_tokenizers_file_is_an_error(
         (folder / name).symlink_to("../../blobs/absent")
     else:
         (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
-    said = {"a folder": "is a folder", "a link to nothing": "is a link to ", "a git-lfs pointer": "is a git-lfs pointer"}
-    with pytest.raises(CheckpointError, match=f"{name} {said[instead]}"):
+    messages = {"a folder": "is a folder", "a link to nothing": "is a link to ", "a git-lfs pointer": "is a git-lfs pointer"}
+    with pytest.raises(CheckpointError, match=f"{name} {messages[instead]}"):
         gs.load(folder)
 
 
-def test_a_chat_template_is_found_beside_tokens_that_transformers_reads(made: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copytree(made["tokenizer.model"], tmp_path / "it")
+def test_a_chat_template_is_found_beside_tokens_that_transformers_reads(
+    tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer_folders["tokenizer.model"], tmp_path / "it")
     in_settings(tmp_path / "it")
     (tmp_path / "it" / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<start_of_turn>", "<|im_start|>"))
     messages = [{"role": "user", "content": "What is this?"}]
     theirs = AutoTokenizer.from_pretrained(tmp_path / "it")
-    wanted = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert Tokenizer.from_folder(tmp_path / "it").ids(messages) == wanted
-    assert wanted.count(700) == 2
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert Tokenizer.from_folder(tmp_path / "it").ids(messages) == expected
+    assert expected.count(700) == 2

@@ -38,9 +38,9 @@ def swept() -> gs.SweepResult:
 
 @cache
 def lab() -> Any:
-    made = gs.patching_lab(CLEAN, CORRUPT, " Mary", " John")
-    made.wait_until_prepared()
-    return made
+    patching_lab = gs.patching_lab(CLEAN, CORRUPT, " Mary", " John")
+    patching_lab.wait_until_prepared()
+    return patching_lab
 
 
 def journal(path: Any) -> None:
@@ -98,13 +98,13 @@ def test_a_file_keeps_its_mode(name: str, mode: int, tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("target_exists", [True, False])
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_link_is_followed_and_stays(name: str, there: bool, tmp_path: Path) -> None:
+def test_a_link_is_followed_and_not_replaced(name: str, target_exists: bool, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     target = tmp_path / "disk" / f"t{ending(name)}"
     link, further = (tmp_path / f"{letter}{ending(name)}" for letter in "lm")
-    if there:
+    if target_exists:
         target.touch()
     link.symlink_to(Path("disk") / target.name)  # as seen from the link's folder
     further.symlink_to(link)
@@ -117,11 +117,11 @@ def test_a_link_is_followed_and_stays(name: str, there: bool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ONCE)
-def test_a_link_to_itself_and_one_into_no_folder_are_refused(name: str, tmp_path: Path) -> None:
+def test_a_link_to_itself_or_into_a_missing_folder_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / f"a{ending(name)}").symlink_to(tmp_path / f"a{ending(name)}")
     (tmp_path / f"b{ending(name)}").symlink_to(tmp_path / "none" / "b")
-    for path, said in (("a", "a link that leads back"), ("b", "there is no folder .*none: make")):
-        with pytest.raises(WRITERS[name][1], match=said):
+    for path, message in (("a", "a link that leads back"), ("b", "there is no folder .*none: make")):
+        with pytest.raises(WRITERS[name][1], match=message):
             save(name, tmp_path / f"{path}{ending(name)}")
 
 
@@ -129,7 +129,7 @@ def test_a_link_to_itself_and_one_into_no_folder_are_refused(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_path_is_a_text_a_path_or_another_pathlike_and_may_begin_at_home(
+def test_a_path_may_be_a_text_or_any_pathlike_and_begin_with_a_tilde(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Like:
@@ -138,8 +138,8 @@ def test_a_path_is_a_text_a_path_or_another_pathlike_and_may_begin_at_home(
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    for given in (f"~/home{ending(name)}", Path(f"~/path{ending(name)}"), Like()):
-        save(name, given)
+    for path_argument in (f"~/home{ending(name)}", Path(f"~/path{ending(name)}"), Like()):
+        save(name, path_argument)
     assert {path.stem for path in tmp_path.iterdir()} == {"home", "path", "like"}
 
 
@@ -160,31 +160,31 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", ONCE)
-def test_a_path_that_cannot_be_written_is_an_own_error_that_names_it(name: str, bad: str, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_raises_a_package_error_that_names_it(name: str, bad: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / f"folder{ending(name)}").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    given = BAD[bad][0](tmp_path)
-    if given is None and name == "a sweep's out=":  # where it means that there is no file
+    path_argument = BAD[bad][0](tmp_path)
+    if path_argument is None and name == "a sweep's out=":  # where it means that there is no file
         return
     if bad not in ("None", "nothing", "bytes", "a number", "a folder to be"):
-        given = type(given)(f"{given}{ending(name)}")
+        path_argument = type(path_argument)(f"{path_argument}{ending(name)}")
     with pytest.raises(WRITERS[name][1], match=f"(?i){BAD[bad][1]}") as raised:
-        save(name, given)
-    if isinstance(given, Path) or bad == "a folder to be":
-        assert str(given).rstrip("/") in str(raised.value)
+        save(name, path_argument)
+    if isinstance(path_argument, Path) or bad == "a folder to be":
+        assert str(path_argument).rstrip("/") in str(raised.value)
     assert ".part" not in str(raised.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("given", [None, "", b"x", "a\0b"])
+@pytest.mark.parametrize("path_argument", [None, "", b"x", "a\0b"])
 @pytest.mark.parametrize(
     ("read", "kind"),
     [(gs.open_trace, TraceError), (gs.open_sweep, SweepError), (lambda path: gs.quantize("nano", path), CheckpointError)],
 )
-def test_a_path_to_read_is_looked_at_alike(read: Any, kind: type[GemmascopeError], given: Any) -> None:
+def test_a_bad_path_to_read_is_refused_by_every_reader(read: Any, kind: type[GemmascopeError], path_argument: Any) -> None:
     with pytest.raises(kind, match="the path of "):
-        read(given)
+        read(path_argument)
 
 
 def test_what_is_read_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_a_file_that_is_read_only_is_left(name: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "the disk is full: make room"),
         (errno.EROFS, "the file system is read-only"),
@@ -227,8 +227,8 @@ def test_a_file_that_is_read_only_is_left(name: str, tmp_path: Path, monkeypatch
     ],
 )
 @pytest.mark.parametrize("name", [name for name in ONCE if name != "a sweep's out="])
-def test_what_the_system_says_is_an_own_error_and_the_old_file_stays(
-    name: str, number: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_error_of_the_system_raises_a_package_error_and_the_old_file_stays(
+    name: str, number: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the renaming, as on Windows while another program has the file open; and while the bytes go to the disk."""
     path = tmp_path / f"f{ending(name)}"
@@ -240,7 +240,7 @@ def test_what_the_system_says_is_an_own_error_and_the_old_file_stays(
     for owner, method in ((os, "replace"), (os, "fsync")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, method, failing)
-            with pytest.raises(WRITERS[name][1], match=said) as raised:
+            with pytest.raises(WRITERS[name][1], match=message) as raised:
                 save(name, path)
         assert str(path) in str(raised.value)
         assert ".part" not in str(raised.value)
@@ -263,7 +263,7 @@ def test_a_system_without_some_calls_writes(missing: str, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_pipe_is_written_to_where_that_makes_sense_and_never_replaced(name: str, tmp_path: Path) -> None:
+def test_a_pipe_is_written_to_by_calls_that_write_once_and_never_replaced(name: str, tmp_path: Path) -> None:
     pipe = tmp_path / f"p{ending(name)}"
     os.mkfifo(pipe)
     if not WRITERS[name][3]:
@@ -272,13 +272,13 @@ def test_a_pipe_is_written_to_where_that_makes_sense_and_never_replaced(name: st
         assert pipe.is_fifo()
         return
     save(name, tmp_path / f"f{ending(name)}")
-    found: list[bytes] = []
-    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    contents_read: list[bytes] = []
+    reader = threading.Thread(target=lambda: contents_read.append(pipe.read_bytes()))
     reader.start()
     save(name, pipe)
     reader.join(20)
     assert pipe.is_fifo()
-    assert found == [(tmp_path / f"f{ending(name)}").read_bytes()]
+    assert contents_read == [(tmp_path / f"f{ending(name)}").read_bytes()]
 
 
 def test_devices_stay_devices(tmp_path: Path) -> None:
@@ -313,27 +313,27 @@ def test_a_table_on_stdout_comes_after_what_was_printed(stdout: str, tmp_path: P
 # -- many at a time, and processes that were killed --
 
 
-def test_threads_that_save_to_one_path_all_succeed_and_the_file_is_always_whole(tmp_path: Path) -> None:
+def test_threads_that_save_to_one_path_all_succeed_and_the_file_is_always_complete(tmp_path: Path) -> None:
     path, versions = tmp_path / "f", [bytes([letter]) * 200_000 for letter in b"abcd"]
     write_file(path, versions[0])
-    failed: list[Exception] = []
+    errors: list[Exception] = []
     torn: list[bytes] = []
 
-    def work(content: bytes) -> None:
+    def write_repeatedly(content: bytes) -> None:
         for _ in range(50):
             try:
                 write_file(path, content)
             except Exception as error:
-                failed.append(error)
-            if (found := path.read_bytes()) not in versions:
-                torn.append(found)
+                errors.append(error)
+            if (content_read := path.read_bytes()) not in versions:
+                torn.append(content_read)
 
-    threads = [threading.Thread(target=work, args=(version,)) for version in versions]
+    threads = [threading.Thread(target=write_repeatedly, args=(version,)) for version in versions]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert not failed
+    assert not errors
     assert not torn
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
@@ -373,20 +373,25 @@ def test_what_a_killed_process_left_goes_with_the_next_save_and_what_is_being_wr
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-def test_left_overs_of_other_files_other_machines_and_this_process_are_told_apart(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait(20)
-    here = replace._machine()
-    left = [f".f.{gone.pid}.part", f".f.{here}-{gone.pid}-00112233.part", f".f.{os.getpid()}.part"]
-    stays = [f".g.{gone.pid}.part", f".f.0123abcd-{gone.pid}-00112233.part", f".f.{here}-{os.getppid()}-00112233.part",
-             ".f.notes.part", ".f.part"]  # fmt: skip
-    for name in (*left, *stays):
+def test_only_left_overs_of_ended_processes_for_this_file_are_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(20)
+    machine = replace._machine()
+    removed = [f".f.{ended.pid}.part", f".f.{machine}-{ended.pid}-00112233.part", f".f.{os.getpid()}.part"]
+    remaining = [
+        f".g.{ended.pid}.part",
+        f".f.0123abcd-{ended.pid}-00112233.part",
+        f".f.{machine}-{os.getppid()}-00112233.part",
+        ".f.notes.part",
+        ".f.part",
+    ]
+    for name in (*removed, *remaining):
         (tmp_path / name).touch()
     write_file(tmp_path / "f", "text")
-    assert {path.name for path in tmp_path.iterdir()} == {"f", *stays}
-    os.utime(tmp_path / stays[1], (0, 0))  # and what another machine left a day ago
+    assert {path.name for path in tmp_path.iterdir()} == {"f", *remaining}
+    os.utime(tmp_path / remaining[1], (0, 0))  # and what another machine left a day ago
     write_file(tmp_path / "f", "text")
-    assert {path.name for path in tmp_path.iterdir()} == {"f", *stays} - {stays[1]}
+    assert {path.name for path in tmp_path.iterdir()} == {"f", *remaining} - {remaining[1]}
 
 
 def test_what_breaks_while_it_is_made_goes_on_and_leaves_the_old_file(tmp_path: Path) -> None:
