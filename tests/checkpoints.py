@@ -83,16 +83,16 @@ def model(kinds: str = "lgl", seed: int = 0, **shape: Any) -> Model:
 
 def every_site(model: Model, ids: Sequence[int], change: TapFn | None = None) -> dict[tuple[str, int | None], Tensor]:
     """All that a user's tap sees, by (site, layer). change: what it returns for a value; without it, the value."""
-    seen: dict[tuple[str, int | None], Tensor] = {}
+    values: dict[tuple[str, int | None], Tensor] = {}
 
     def tap(site: str, layer: int | None, value: Tensor) -> Tensor:
-        assert (site, layer) not in seen, f"{site} of layer {layer} was visited twice"
+        assert (site, layer) not in values, f"{site} of layer {layer} was visited twice"
         value = value if change is None else change(site, layer, value)
-        seen[site, layer] = value.clone()
+        values[site, layer] = value.clone()
         return value
 
     model.run(ids, tap=tap)
-    return seen
+    return values
 
 
 def prompt(length: int, vocab_size: int = SHAPE["vocab_size"], seed: int = 0) -> list[int]:

@@ -55,15 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A running Chromium, for the tests of one file: beside its event loop no notebook can be run."""
-    with browser() as found:
-        yield found
+    with browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["subshells", "main thread"])
 def lab(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A running JupyterLab, once under each setting of comms over subshells."""
-    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=request.param) as found:
-        yield found
+    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=request.param) as running:
+        yield running
 
 
 @pytest.fixture
@@ -71,19 +71,19 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The progress bars that were made: what each was asked for, its total and how much it was told is done."""
     import tqdm.auto
 
-    made: list[Any] = []
+    bars_made: list[Any] = []
 
     class Bar(tqdm.auto.tqdm):  # type: ignore[type-arg,misc]
-        def __init__(self, **asked: Any) -> None:
-            super().__init__(**{**asked, "disable": True})
-            self.asked, self.total, self.done = asked, asked["total"], 0
-            made.append(self)
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "disable": True})
+            self.options, self.total, self.done = options, options["total"], 0
+            bars_made.append(self)
 
         def update(self, n: float | None = 1) -> None:
             self.done += n
 
     monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
-    return made
+    return bars_made
 
 
 @pytest.fixture
@@ -92,24 +92,24 @@ def layers_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from gemmascope.model.gemma2 import Gemma2, Layer
 
     numbers: list[int] = []
-    passing: list[int] = []
+    running: list[int] = []
     layers, layer, forward = Gemma2.layers, Gemma2.layer, Layer.forward
 
     def one_by_one(self: Gemma2, reverse: bool = False) -> Iterator[Layer]:
         with closing(layers(self, reverse)) as each:
-            for found in each:
-                numbers.append(found.index)
-                passing[:] = [found.index]
-                yield found
-                passing.clear()
+            for layer_read in each:
+                numbers.append(layer_read.index)
+                running[:] = [layer_read.index]
+                yield layer_read
+                running.clear()
 
     def by_number(self: Gemma2, index: int) -> Layer:
         numbers.append(index)
         return layer(self, index)
 
-    def guarded(self: Layer, *given: Any) -> Any:
-        assert passing == [self.index], f"layer {self.index} runs, and a pass goes through {passing}"
-        return forward(self, *given)
+    def guarded(self: Layer, *args: Any) -> Any:
+        assert running == [self.index], f"layer {self.index} runs, and a pass goes through {running}"
+        return forward(self, *args)
 
     for owner, name, counting in ((Gemma2, "layers", one_by_one), (Gemma2, "layer", by_number), (Layer, "forward", guarded)):
         monkeypatch.setattr(owner, name, counting)

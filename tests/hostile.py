@@ -52,8 +52,8 @@ ANSWER, AGAINST = Backend().piece(3), Backend().piece(22)
 
 @cache
 def model() -> Model:
-    found = model_of(checkpoint("lg"))
-    return Model(found.network, Tokenizer(Backend(), 2), NAME)
+    plain_model = model_of(checkpoint("lg"))
+    return Model(plain_model.network, Tokenizer(Backend(), 2), NAME)
 
 
 @cache

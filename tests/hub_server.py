@@ -72,12 +72,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.served.append((self.command, path, self.headers.get("Range", "")))
         if self.server.bad_tokens and "Authorization" in self.headers:
             self._error(401, "", "Invalid credentials in Authorization header")
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/\w+", path):
-            self._about(found[1], self._tree)
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/revision/\w+)?", path):
-            self._about(found[1], lambda folder, repo=found[1]: self._info(folder, repo))
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/\w+/(.+)", path):
-            self._file(found[1], found[2])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/\w+", path):
+            self._about(match[1], self._tree)
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/revision/\w+)?", path):
+            self._about(match[1], lambda folder, repo=match[1]: self._info(folder, repo))
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/\w+/(.+)", path):
+            self._file(match[1], match[2])
         else:
             self._error(404, "EntryNotFound", "Entry not found")
 
@@ -105,8 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.server.repos[repo] / name
         content, start = path.read_bytes(), 0
         headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start = int(found[1])
+        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(match[1])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         cuts = self.server.cuts.get(name)
         cut = cuts.pop(0) if cuts and self.command == "GET" else None

@@ -65,9 +65,9 @@ class Lab:
 @contextmanager
 def jupyterlab(folder: Path, *, subshells: bool) -> Iterator[Lab]:
     """A JupyterLab over a folder. subshells: whether messages of widgets may be handled beside a running cell."""
-    home, work = folder / "home", folder / "notebooks"
+    home, notebooks = folder / "home", folder / "notebooks"
     settings = home / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
-    for path in (work, settings):
+    for path in (notebooks, settings):
         path.mkdir(parents=True)
     how = "perCommTarget" if subshells else "disabled"
     (settings / "kernels-settings.jupyterlab-settings").write_text(json.dumps({"commsOverSubshells": how}))
@@ -76,7 +76,7 @@ def jupyterlab(folder: Path, *, subshells: bool) -> Iterator[Lab]:
     port = _free_port()
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--port-retries=0",
-        f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True", f"--notebook-dir={work}",
+        f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True", f"--notebook-dir={notebooks}",
         f"--LabApp.user_settings_dir={home / 'lab' / 'user-settings'}",
         f"--LabApp.workspaces_dir={home / 'lab' / 'workspaces'}",
         "--LabApp.news_url=None", "--allow-root", "--ServerApp.disable_check_xsrf=True",
@@ -84,11 +84,11 @@ def jupyterlab(folder: Path, *, subshells: bool) -> Iterator[Lab]:
     places = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     environment = {**os.environ, **places, "IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1"}
     log = (folder / "server.log").open("w")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=work)
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=notebooks)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(f"{url}/api/status?token={TOKEN}", server)
-        yield Lab(url, work)
+        yield Lab(url, notebooks)
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -100,9 +100,9 @@ def jupyterlab(folder: Path, *, subshells: bool) -> Iterator[Lab]:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:

@@ -92,7 +92,7 @@ def some_of(call: str, n: int) -> list[str]:
 
 def bare_errors(call: Callable[[Any], Any], names: Iterable[str] = tuple(ODD)) -> dict[str, str]:
     """The odd values that a call answers with another error than the package's own, or with one too long to read."""
-    found: dict[str, str] = {}
+    messages: dict[str, str] = {}
     for name in names:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -104,7 +104,7 @@ def bare_errors(call: Callable[[Any], Any], names: Iterable[str] = tuple(ODD)) -
                 call(odd)
             except gs.GemmascopeError as error:
                 if len(str(error)) > 2000:
-                    found[name] = f"{len(str(error))} letters: {str(error)[:120]}"
+                    messages[name] = f"{len(str(error))} letters: {str(error)[:120]}"
             except Exception as error:
-                found[name] = f"{type(error).__name__}: {str(error)[:120]}"
-    return found
+                messages[name] = f"{type(error).__name__}: {str(error)[:120]}"
+    return messages

@@ -22,7 +22,7 @@ class Pointer:
 
     def find(self, place: str) -> tuple[float, float]:
         """A point in the middle of the cell of that place, such as 'query 6: ·the, key 2: ·and'."""
-        found = self.canvas.evaluate(
+        middle = self.canvas.evaluate(
             """(canvas, [row, column]) => {
                 const box = canvas.getBoundingClientRect(), tip = canvas.closest(".gs").querySelector(".gs-tip");
                 const says = (x, y) => {
@@ -39,17 +39,17 @@ class Pointer:
             }""",
             place.split(", ", 1),
         )
-        return found[0], found[1]
+        return middle[0], middle[1]
 
     def pixel(self, x: float, y: float) -> list[int]:
-        found: list[int] = self.canvas.evaluate(
+        rgb: list[int] = self.canvas.evaluate(
             """(element, [x, y]) => {
                 const ratio = window.devicePixelRatio;
                 return [...element.getContext("2d").getImageData(x * ratio, y * ratio, 1, 1).data].slice(0, 3);
             }""",
             [x, y],
         )
-        return found
+        return rgb
 
 
 def between(stops: list[str], value: float) -> np.ndarray[Any, Any]:

@@ -52,5 +52,5 @@ def plain_acts(params: Arrays, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def plain_decode(params: Arrays, acts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    found: np.ndarray[Any, Any] = acts @ params["W_dec"].astype(np.float64) + params["b_dec"]
-    return found
+    decoded: np.ndarray[Any, Any] = acts @ params["W_dec"].astype(np.float64) + params["b_dec"]
+    return decoded

@@ -32,22 +32,22 @@ class Reference:
 
     def run(self, ids: Sequence[int], change: See | None = None) -> dict[tuple[str, int | None], Array]:
         """Every site of a prompt, by (site, layer). change(site, layer, value): the value to go on with instead."""
-        seen: dict[tuple[str, int | None], Array] = {}
+        values: dict[tuple[str, int | None], Array] = {}
 
-        def see(site: str, layer: int | None, value: Array) -> Array:
+        def record(site: str, layer: int | None, value: Array) -> Array:
             value = value if change is None else change(site, layer, value.copy())
-            seen[site, layer] = value
+            values[site, layer] = value
             return value
 
         d_model = self.config.hidden_size
         embedding = self.weights["model.embed_tokens.weight"]
-        stream = see("embed", None, np.stack([embedding[i] * math.sqrt(d_model) for i in ids]))
+        stream = record("embed", None, np.stack([embedding[i] * math.sqrt(d_model) for i in ids]))
         for layer in range(self.config.num_hidden_layers):
-            stream = self._layer(layer, stream, lambda site, value, layer=layer: see(site, layer, value))
-        final = see("final", None, self._norm(stream, "model.norm.weight"))
-        raw = see("logits_raw", None, np.stack([embedding @ row for row in final]))
-        see("logits", None, cap(raw, self.config.final_logit_softcapping))
-        return seen
+            stream = self._layer(layer, stream, lambda site, value, layer=layer: record(site, layer, value))
+        final = record("final", None, self._norm(stream, "model.norm.weight"))
+        raw = record("logits_raw", None, np.stack([embedding @ row for row in final]))
+        record("logits", None, cap(raw, self.config.final_logit_softcapping))
+        return values
 
     def _layer(self, layer: int, stream: Array, see: Callable[[str, Array], Array]) -> Array:
         at = f"model.layers.{layer}."

@@ -34,14 +34,14 @@ TEXT = "When Mary and John went to the store, John gave a drink to"
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A small random model in the place of every model; what was asked for."""
-    asked: list[str] = []
+    sources: list[str] = []
 
     def load(source: str, **_: Any) -> Any:
-        asked.append(source)
+        sources.append(source)
         return worded()
 
     monkeypatch.setattr(load_module, "load", load)
-    return asked
+    return sources
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -58,10 +58,10 @@ def test_trace_prints_the_text_form(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
 
 
-@pytest.mark.parametrize(("given", "asked"), [((), "nano"), (("--model", "google/gemma-2-2b"), "google/gemma-2-2b")])
-def test_model_is_what_load_takes(given: tuple[str, ...], asked: str, loaded: list[str]) -> None:
-    assert main(["trace", TEXT, *given]) == 0
-    assert loaded == [asked]
+@pytest.mark.parametrize(("options", "source"), [((), "nano"), (("--model", "google/gemma-2-2b"), "google/gemma-2-2b")])
+def test_the_model_option_takes_any_source_of_load(options: tuple[str, ...], source: str, loaded: list[str]) -> None:
+    assert main(["trace", TEXT, *options]) == 0
+    assert loaded == [source]
 
 
 @pytest.mark.usefixtures("loaded")
@@ -84,7 +84,7 @@ def test_html_is_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert err == f"wrote {tmp_path / 't.html'}\n"
 
 
-def test_a_view_that_has_no_room_is_named(
+def test_a_view_too_large_for_a_page_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("gemmascope.views.attention.LARGEST_LAYER", 100)
@@ -141,7 +141,7 @@ def test_patch_by_metrics_of_one_answer(metric: Callable[[str], AnswerMetric], c
         (["--html", "/no/such/folder/t.html"], "there is no folder /no/such/folder"),
     ],
 )
-def test_what_cannot_be_patched_is_said_before_a_model_is_loaded(
+def test_bad_arguments_of_patch_are_refused_before_a_model_is_loaded(
     extra: list[str], message: str, loaded: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*PATCH, "--against", " John", *extra]) == 2
@@ -158,11 +158,11 @@ def test_ctrl_c_in_a_sweep_keeps_its_finished_cells(
     real = sweep_module._run_chunk
     calls: list[int] = []
 
-    def chunk(*given: Any) -> None:
+    def chunk(*args: Any) -> None:
         calls.append(1)
         if len(calls) > after:
             raise KeyboardInterrupt
-        real(*given)
+        real(*args)
 
     monkeypatch.setattr(sweep_module, "_run_chunk", chunk)
     monkeypatch.setattr(sweep_module, "rows_within", lambda *_: 40)
@@ -213,7 +213,9 @@ def test_generate_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.usefixtures("loaded")
-def test_ctrl_c_in_a_generation_leaves_its_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_a_generation_keeps_the_text_so_far(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def step(self: Decoder, tokens: Any) -> None:
         raise KeyboardInterrupt
 
@@ -277,7 +279,7 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, 
     assert err.count("\n") == 1
 
 
-def test_a_model_that_is_not_there_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", TEXT, "--model", "./no/such/folder"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -285,7 +287,9 @@ def test_a_model_that_is_not_there_is_one_line_and_status_2(capsys: pytest.Captu
     assert err.count("\n") == 1
 
 
-def test_an_error_of_many_lines_is_told_in_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_many_lines_is_printed_on_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def load(source: str, **_: Any) -> None:
         raise gs.GemmascopeError("one\ntwo")
 
@@ -294,7 +298,9 @@ def test_an_error_of_many_lines_is_told_in_one(monkeypatch: pytest.MonkeyPatch, 
     assert capsys.readouterr().err == "gemmascope: one two\n"
 
 
-def test_ctrl_c_is_status_130_and_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_is_status_130_and_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def load(source: str, **_: Any) -> None:
         raise KeyboardInterrupt  # a signal would do nothing where the tests run in the background
 
@@ -336,7 +342,7 @@ def test_version() -> None:
     assert (done.stdout, done.stderr, done.returncode) == (f"gemmascope {gs.__version__}\n", "", 0)
 
 
-def test_without_a_command_it_says_what_there_is() -> None:
+def test_without_a_command_it_lists_the_commands() -> None:
     done = run()
     assert (done.stdout, done.returncode) == ("", 2)
     assert done.stderr == run("--help").stdout

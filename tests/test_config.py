@@ -40,10 +40,10 @@ def test_parameters_are_counted_as_transformers_counts_them(kinds: str) -> None:
     assert config_of(source).n_params == source.num_parameters()
 
 
-def test_layers_slide_by_turns_unless_the_config_lists_them() -> None:
-    given = TINY.to_dict()
-    del given["layer_types"]
-    assert GemmaConfig.from_dict(given).kinds == ("local", "global", "local")
+def test_layers_alternate_local_and_global_unless_the_config_lists_them() -> None:
+    fields = TINY.to_dict()
+    del fields["layer_types"]
+    assert GemmaConfig.from_dict(fields).kinds == ("local", "global", "local")
     assert [TINY.window_of(layer) for layer in range(3)] == [4, None, None]
     assert TINY.heads_per_kv == 2
 
@@ -59,13 +59,13 @@ def test_layers_slide_by_turns_unless_the_config_lists_them() -> None:
     ],
 )
 def test_where_the_base_of_rope_is_read_from(fields: dict[str, Any], theta: float) -> None:
-    given = {key: value for key, value in TINY.to_dict().items() if key != "rope_theta"}
-    assert GemmaConfig.from_dict({**given, **fields}).rope_theta == theta
+    others = {key: value for key, value in TINY.to_dict().items() if key != "rope_theta"}
+    assert GemmaConfig.from_dict({**others, **fields}).rope_theta == theta
 
 
-def test_a_config_may_leave_the_head_size_the_caps_and_the_ends_out() -> None:
-    given = {**TINY.to_dict(), "head_dim": None, "attn_logit_softcapping": None, "final_logit_softcapping": None}
-    config = GemmaConfig.from_dict({**given, "eos_token_id": None, "bos_token_id": None})
+def test_a_config_may_leave_out_the_head_size_the_caps_and_the_end_tokens() -> None:
+    without_sizes = {**TINY.to_dict(), "head_dim": None, "attn_logit_softcapping": None, "final_logit_softcapping": None}
+    config = GemmaConfig.from_dict({**without_sizes, "eos_token_id": None, "bos_token_id": None})
     assert (config.d_head, config.attn_cap, config.final_cap) == (8, None, None)
     assert (config.eos_ids, config.bos_id) == ((), 2)
 
@@ -103,7 +103,7 @@ def test_a_config_may_leave_the_head_size_the_caps_and_the_ends_out() -> None:
         ({"bos_token_id": -1}, "bos_id and eos_ids are token ids; given -1"),
     ],
 )
-def test_what_is_no_gemma_2_is_refused(fields: dict[str, Any], message: str) -> None:
-    given = {key: value for key, value in TINY.to_dict().items() if key not in fields}
+def test_a_config_that_is_not_a_gemma_2_is_refused(fields: dict[str, Any], message: str) -> None:
+    others = {key: value for key, value in TINY.to_dict().items() if key not in fields}
     with pytest.raises(ConfigError, match=message):
-        GemmaConfig.from_dict({**given, **fields})
+        GemmaConfig.from_dict({**others, **fields})

@@ -83,21 +83,23 @@ def test_an_edit_prints_as_the_call_that_makes_it(make: Callable[[], Edit], text
     pos=st.none() | st.integers(-9, 8) | st.lists(st.integers(0, 8)) | st.text(max_size=3) | st.slices(9),
     head=st.none() | st.integers(-8, 7) | st.lists(st.integers(0, 7)),
 )  # fmt: skip
-def test_what_an_edit_prints_makes_an_equal_one(layer: int, number: float, data: Any, pos: Any, head: Any) -> None:
+def test_evaluating_the_repr_of_an_edit_gives_an_equal_one(
+    layer: int, number: float, data: Any, pos: Any, head: Any
+) -> None:
     places = {"layer": layer, "pos": pos, "head": head}
     edges = {"layer": layer, "q_pos": pos, "k_pos": head, "head": head}
     tensor = torch.tensor(data.draw(st.lists(st.floats(-1e6, 1e6, width=32), max_size=16)))
-    made = [
+    edits = [
         gs.patch("z", tensor, **places), gs.patch("z", run_of(1), **places), gs.ablate("z", **places, value=number),
         gs.ablate("z", **places, value="mean", reference=[run_of(1), run_of(2)]),
         gs.add("z", tensor, **places, scale=number),
         gs.scale("z", number, **places), gs.scale("pattern", number, **edges), gs.knockout(**edges),
         gs.edit("z", torch.tanh, **places),
     ]  # fmt: skip
-    for edit in made:
+    for edit in edits:
         if "inf" not in repr(edit):
             assert read(repr(edit)) == edit
-    assert all(one != other for one, other in itertools.combinations(made, 2))
+    assert all(one != other for one, other in itertools.combinations(edits, 2))
 
 
 DIFFERENT: list[tuple[Edit, Edit]] = [

@@ -87,11 +87,11 @@ def test_gradients_are_taken_in_the_edited_run() -> None:
     t = gs.trace(CLEAN, model=model(), edits=edits)
     grad = t.grad(METRIC, ("resid_mid", 0))
     value, step = t["resid_mid", 0], torch.randn(9, 32, generator=torch.Generator().manual_seed(3)) * 1e-2
-    ends = []
+    metrics = []
     for sign in (1, -1):
         moved = gs.trace(CLEAN, model=model(), edits=[gs.patch("resid_mid", value + sign * step, layer=0), *edits])
-        ends.append(float(moved.next_logits[5] - moved.next_logits[9]))
-    assert (ends[0] - ends[1]) / 2 == pytest.approx(float((grad * step).sum()), rel=0.03, abs=1e-4)
+        metrics.append(float(moved.next_logits[5] - moved.next_logits[9]))
+    assert (metrics[0] - metrics[1]) / 2 == pytest.approx(float((grad * step).sum()), rel=0.03, abs=1e-4)
     assert bool((t.grad(METRIC, ("z", 2))[:, 3] != 0).any())  # what would happen if the ablated head spoke
 
 

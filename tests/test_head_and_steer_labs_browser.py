@@ -25,19 +25,19 @@ pytestmark = pytest.mark.nano
 
 @pytest.fixture
 def page(lab: Lab, chromium: Any) -> Iterator[Any]:
-    with page_of(chromium) as found:
-        lab.run(found, "labs.ipynb", CELLS)
-        found.wait_for_selector("[data-gemmascope-pictures='1']", timeout=30_000)
-        yield found
-        assert found.beyond == []
-        assert found.errors == []
+    with page_of(chromium) as opened:
+        lab.run(opened, "labs.ipynb", CELLS)
+        opened.wait_for_selector("[data-gemmascope-pictures='1']", timeout=30_000)
+        yield opened
+        assert opened.beyond == []
+        assert opened.errors == []
 
 
-def test_what_is_clicked_and_slid_is_computed(page: Any) -> None:
+def test_clicks_and_sliders_show_the_numbers_of_edited_runs(page: Any) -> None:
     ablated = [gs.ablate("z", layer=2, head=3)]
-    ends = [gs.trace(PROMPT, edits=edits).next_logits for edits in ([], ablated)]
+    logits = [gs.trace(PROMPT, edits=edits).next_logits for edits in ([], ablated)]
     ids = [gs.load().tokenizer.single(name) for name in (" Mary", " John")]
-    before, after = (float(end[ids[0]] - end[ids[1]]) for end in ends)
+    before, after = (float(last[ids[0]] - last[ids[1]]) for last in logits)
     page.get_by_role("button", name="2 local", exact=True).first.click()
     page.get_by_role("button", name="head 3", exact=True).first.click()
     page.get_by_text("layer 2, head 3:").wait_for()

@@ -43,8 +43,8 @@ def functions(tree: ast.Module) -> Iterator[Function]:
 
 def parameters(function: Function) -> list[ast.arg]:
     """All parameters but self and cls."""
-    given = function.args
-    each = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
+    arguments = function.args
+    each = [*arguments.posonlyargs, *arguments.args, arguments.vararg, *arguments.kwonlyargs, arguments.kwarg]
     return [arg for arg in each if arg is not None and arg.arg not in ("self", "cls")]
 
 
@@ -119,10 +119,10 @@ def test_no_folder_is_full() -> None:
 
 
 def test_signatures_say_what_they_take() -> None:
-    found = {
+    counts = {
         f"{name_of(path)}:{f.lineno} {f.name}": n for path, tree in sources() for f in functions(tree) if (n := anys(f))
     }
-    assert sum(found.values()) < ANY, found
+    assert sum(counts.values()) < ANY, counts
 
 
 @pytest.mark.parametrize("for_types", [False, True], ids=["as they run", "with those for types"])

@@ -73,10 +73,10 @@ def lay_out(cache: Path, folder: Path) -> Path:
     return snapshot
 
 
-def refuses(source: str, *wanted: str, error: type[Exception] = CheckpointError) -> None:
+def require_refusal(source: str, *parts: str, error: type[Exception] = CheckpointError) -> None:
     with pytest.raises(error) as caught:
         load(source)
-    for part in wanted:
+    for part in parts:
         assert part in str(caught.value)
 
 
@@ -105,20 +105,25 @@ def test_another_architecture_is_refused_before_its_weights_are_fetched(hub: Hub
     (llama / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     (llama / "model.safetensors").write_bytes(bytes(1000))
     hub.repos["meta/llama"] = llama
-    refuses("meta/llama", "LlamaForCausalLM", error=ConfigError)
+    require_refusal("meta/llama", "LlamaForCausalLM", error=ConfigError)
     assert hub.fetched() == {"config.json"}
 
 
-def test_a_gated_repository(hub: Hub) -> None:
+def test_a_gated_repository_is_refused_with_what_to_do(hub: Hub) -> None:
     hub.gated.add(REPO)
-    refuses(REPO, "is gated: accept its licence at https://huggingface.co/google/gemma-2-2b", "`hf auth login`", "HF_TOKEN",
-            'gs.load("nano") needs no access')  # fmt: skip
+    require_refusal(
+        REPO,
+        "is gated: accept its licence at https://huggingface.co/google/gemma-2-2b",
+        "`hf auth login`",
+        "HF_TOKEN",
+        'gs.load("nano") needs no access',
+    )
 
 
-def test_a_token_that_the_hub_refuses(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_the_hub_refuses_is_an_error_that_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     hub.bad_tokens = True
-    refuses(REPO, f"{hub.address} refuses access to {REPO} with the token you gave: log in with `hf auth login`")
+    require_refusal(REPO, f"{hub.address} refuses access to {REPO} with the token you gave: log in with `hf auth login`")
 
 
 @pytest.mark.parametrize(
@@ -130,16 +135,16 @@ def test_a_token_that_the_hub_refuses(hub: Hub, monkeypatch: pytest.MonkeyPatch)
         ("someone/else", "that you can see. If it is private"),
     ],
 )
-def test_an_absent_repository_and_its_near_names(absent: str, near: str, hub: Hub) -> None:
-    refuses(absent, f"'{absent}' is no folder here, and no repository on {hub.address}", near)
+def test_an_absent_repository_is_refused_with_similar_names(absent: str, near: str, hub: Hub) -> None:
+    require_refusal(absent, f"'{absent}' is no folder here, and no repository on {hub.address}", near)
 
 
 @pytest.mark.skipif(int(huggingface_hub.__version__.split(".")[0]) < 1, reason="the library of this version does not resume")
-def test_a_transfer_that_is_cut_once_goes_on_where_it_broke_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transfer_that_is_cut_once_resumes_where_it_stopped(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)  # what it writes at a time: 10 MB
     hub.cuts[BIG] = [1000]
     assert load(REPO).n_layers == 3
-    ranges = [wanted for method, path, wanted in hub.served if method == "GET" and path.endswith(BIG)]
+    ranges = [byte_range for method, path, byte_range in hub.served if method == "GET" and path.endswith(BIG)]
     assert ranges == ["", "bytes=1000-"]
 
 
@@ -148,36 +153,36 @@ def test_a_transfer_that_stays_cut_says_so_and_the_next_call_fetches_the_rest(
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub library waits a second before each of its attempts
     hub.cuts[BIG] = [1000] + [0] * 9
-    refuses(
+    require_refusal(
         REPO, f"fetching {REPO} broke off", "The files that had arrived are kept: call again, and it goes on with the rest"
     )
-    whole = {path.name for path in cache.rglob("snapshots/*/*")}
-    assert "config.json" in whole
-    assert BIG not in whole
+    fetched_before = {path.name for path in cache.rglob("snapshots/*/*")}
+    assert "config.json" in fetched_before
+    assert BIG not in fetched_before
     hub.cuts.clear()
     hub.served.clear()
     assert load(REPO).n_layers == 3
     assert BIG in hub.fetched()
-    assert not hub.fetched() & whole
+    assert not hub.fetched() & fetched_before
 
 
-def test_no_network_and_nothing_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_and_a_cache_the_error_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_to("http://127.0.0.1:9", monkeypatch)  # the discard port: nobody listens
-    refuses(
+    require_refusal(
         REPO, "http://127.0.0.1:9 cannot be reached and google/gemma-2-2b is not, or not wholly, in the cache", str(cache)
     )
 
 
-def test_offline_from_a_cache_on_disk(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_repository_loads_offline(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refuses(REPO, "is not, or not wholly, in the cache", "HF_HUB_OFFLINE forbids to fetch it")
+    require_refusal(REPO, "is not, or not wholly, in the cache", "HF_HUB_OFFLINE forbids to fetch it")
     snapshot = lay_out(cache, folder)
     assert load(REPO).n_layers == 3
     (snapshot / BIG).unlink()
-    refuses(REPO, f"the shard {BIG} is not in {snapshot}")
+    require_refusal(REPO, f"the shard {BIG} is not in {snapshot}")
 
 
-def test_offline_with_half_a_repository(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_cached_repository_is_refused_offline(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load(REPO)
     next(cache.rglob(f"snapshots/*/{BIG}")).unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

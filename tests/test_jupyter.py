@@ -21,8 +21,8 @@ CELLS = [
 
 @pytest.fixture(scope="module")
 def lab(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=True) as found:
-        yield found
+    with jupyterlab(tmp_path_factory.mktemp("lab"), subshells=True) as running:
+        yield running
 
 
 @pytest.mark.nano

@@ -23,12 +23,12 @@ pytestmark = pytest.mark.nano
 
 @pytest.fixture
 def page(lab: Lab, chromium: Any) -> Iterator[Any]:
-    with page_of(chromium) as found:
-        lab.run(found, "patching.ipynb", CELLS)
-        found.wait_for_selector(".gs-lab canvas[role=application]", timeout=30_000)
-        yield found
-        assert found.beyond == []
-        assert found.errors == []
+    with page_of(chromium) as opened:
+        lab.run(opened, "patching.ipynb", CELLS)
+        opened.wait_for_selector(".gs-lab canvas[role=application]", timeout=30_000)
+        yield opened
+        assert opened.beyond == []
+        assert opened.errors == []
 
 
 def button(page: Any, name: str) -> Any:
@@ -54,8 +54,8 @@ def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
     button(page, "Exact: all").click()
     wait_until_exact(page, ".gs-lab tbody td")
     for row in range(6):
-        shown = number(page, f".gs-lab tbody tr:nth-child({row + 1}) td:nth-child(12)")
-        assert shown == pytest.approx(float(exact[row, 10]), rel=1e-3, abs=1e-4)
+        displayed = number(page, f".gs-lab tbody tr:nth-child({row + 1}) td:nth-child(12)")
+        assert displayed == pytest.approx(float(exact[row, 10]), rel=1e-3, abs=1e-4)
 
 
 def wait_until_exact(page: Any, cells: str) -> None:
@@ -67,6 +67,6 @@ def wait_until_exact(page: Any, cells: str) -> None:
 
 
 def number(page: Any, cell: str) -> float:
-    found = re.match(r"[+−]?[\d.]+(?:e[+-]?\d+)?", page.locator(cell).first.inner_text())
-    assert found
-    return float(found[0].replace("−", "-"))
+    match = re.match(r"[+−]?[\d.]+(?:e[+-]?\d+)?", page.locator(cell).first.inner_text())
+    assert match
+    return float(match[0].replace("−", "-"))

@@ -121,13 +121,13 @@ def test_parts_of_a_grid_fill_one_result(what: str, row: Any, column: Any, place
     session.run(what, row, column)
     cells = session.cell_grid()
     assert cells is not None
-    wanted = np.zeros((3, N_POS), bool)
-    wanted[place] = True
-    wanted[0, 6] = True
-    assert ((cells.marks == EXACT) == wanted).all()
-    assert (session.experiment.result.finished[0] == wanted).all()  # type: ignore[union-attr]
-    assert error(cells.values[wanted], expected[wanted]) <= CLOSE
-    assert np.isnan(cells.values[~wanted]).all()
+    expected_cells = np.zeros((3, N_POS), bool)
+    expected_cells[place] = True
+    expected_cells[0, 6] = True
+    assert ((cells.marks == EXACT) == expected_cells).all()
+    assert (session.experiment.result.finished[0] == expected_cells).all()  # type: ignore[union-attr]
+    assert error(cells.values[expected_cells], expected[expected_cells]) <= CLOSE
+    assert np.isnan(cells.values[~expected_cells]).all()
 
 
 def test_a_cell_is_run_once(one_cell_a_chunk: None) -> None:
@@ -220,7 +220,7 @@ def test_a_click_goes_before_the_rest_of_a_long_job(one_cell_a_chunk: None) -> N
     assert len(order) == 3 * N_POS
 
 
-def test_a_click_is_answered_in_the_thread_that_asked() -> None:
+def test_a_click_is_answered_in_the_callers_thread() -> None:
     session = lab()
     session.wait()
     threads: list[Any] = []
@@ -249,50 +249,50 @@ def test_a_click_is_answered_in_the_thread_that_asked() -> None:
     assert (cells.marks[1, 2:5] == EXACT).all()
 
 
-def test_what_is_computed_for_an_older_question_is_not_told(one_cell_a_chunk: None) -> None:
+def test_results_for_older_settings_send_no_event(one_cell_a_chunk: None) -> None:
     session = lab()
     session.wait()
-    told: list[tuple[int, str]] = []
+    events: list[tuple[int, str]] = []
 
     def watch(event: dict[str, Any]) -> None:
-        told.append((event["seq"], event["kind"]))
-        if event == {**event, "seq": 1, "kind": "cells"} and session.seq == 1 and len(told) > 2:
+        events.append((event["seq"], event["kind"]))
+        if event == {**event, "seq": 1, "kind": "cells"} and session.seq == 1 and len(events) > 2:
             session.set(into="clean")
 
     session.listener = watch
-    old = session.start()
-    assert old.ended.wait(30)
+    older_job = session.start()
+    assert older_job.ended.wait(30)
     session.wait(30)
-    first = [seq for seq, _ in told].index(2)
-    assert {seq for seq, _ in told[first:]} == {2}
-    assert {seq for seq, _ in told[:first]} == {1}
-    assert old.cancelled
+    first = [seq for seq, _ in events].index(2)
+    assert {seq for seq, _ in events[first:]} == {2}
+    assert {seq for seq, _ in events[:first]} == {1}
+    assert older_job.cancelled
     cells = session.cell_grid()
     assert cells is not None
     assert cells.is_blank
     assert session.settings.into == "clean"
-    (kept,) = session.experiments()
-    assert kept.settings.into == "corrupt"
-    assert 0 < kept.result.finished.sum() < 3 * N_POS
+    (stored,) = session.experiments()
+    assert stored.settings.into == "corrupt"
+    assert 0 < stored.result.finished.sum() < 3 * N_POS
     assert error(session.run().effect.values, exact(into="clean")) <= CLOSE
     assert [one.settings.into for one in session.experiments()] == ["corrupt", "clean"]
 
 
 @pytest.mark.parametrize("what", ["estimate", "look"])
-def test_a_step_that_ends_after_its_question_is_not_told(what: str) -> None:
+def test_a_step_that_ends_after_its_settings_changed_sends_no_event(what: str) -> None:
     session = lab()
     session.wait()
     for name in ("estimate", "run_baselines"):  # the settings change while its numbers are computed
         compute = getattr(session.experiment, name)
         setattr(session.experiment, name, lambda compute=compute: (session.set(into="clean"), compute())[1])
-    told: list[tuple[int, str]] = []
-    session.listener = lambda event: told.append((event["seq"], event["kind"]))
-    old = session.start("estimate") if what == "estimate" else session.look(0, 0)
-    assert old.ended.wait(30)
+    events: list[tuple[int, str]] = []
+    session.listener = lambda event: events.append((event["seq"], event["kind"]))
+    older_job = session.start("estimate") if what == "estimate" else session.look(0, 0)
+    assert older_job.ended.wait(30)
     session.wait(30)
-    first = told.index((2, "settings"))
-    assert {seq for seq, _ in told[first:]} == {2}
-    assert {"prepared", "baselines"} < {kind for _, kind in told[first:]}
+    first = events.index((2, "settings"))
+    assert {seq for seq, _ in events[first:]} == {2}
+    assert {"prepared", "baselines"} < {kind for _, kind in events[first:]}
     assert session.detail is None
     assert session.cell_grid().is_blank  # type: ignore[union-attr]
 
@@ -310,7 +310,7 @@ def test_events_are_numbered() -> None:
     assert [event["seq"] for event in events] == sorted(event["seq"] for event in events)
 
 
-def test_two_labs_of_one_model_take_turns_and_find_what_sweeps_find(one_cell_a_chunk: None) -> None:
+def test_two_labs_of_one_model_take_turns_and_give_the_numbers_of_sweeps(one_cell_a_chunk: None) -> None:
     labs = [lab(site=site) for site in ("resid_pre", "z")]
     turns: list[int] = []
     for i, one in enumerate(labs):
@@ -325,7 +325,7 @@ def test_two_labs_of_one_model_take_turns_and_find_what_sweeps_find(one_cell_a_c
     assert changes > len(turns) / 3  # none of them goes through while the others wait
 
 
-def test_turns_are_given_in_the_order_in_which_they_were_asked_for() -> None:
+def test_turns_are_taken_in_the_order_of_the_requests() -> None:
     turns, order = Turns(), list[int]()
     assert turns.take_if_free()
     assert not turns.take_if_free()
@@ -408,7 +408,7 @@ def test_an_error_in_a_job_is_shown_and_raised_where_python_waits() -> None:
     assert error(session.run().effect.values, exact(into="clean")) <= CLOSE
 
 
-def test_a_listener_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_listener_does_not_end_the_job(caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: Any) -> None:
         raise RuntimeError("the page is gone")
 
@@ -417,7 +417,7 @@ def test_a_listener_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) ->
     assert "the page is gone" in caplog.text
 
 
-def test_waiting_ends_when_its_time_is_up() -> None:
+def test_waiting_ends_after_its_timeout() -> None:
     session = lab()
     session.wait()
     with turns_of(model()).turn():
@@ -452,7 +452,7 @@ BAD: list[tuple[Callable[[LabSession], Any], type[GemmascopeError], str]] = [
 
 
 @pytest.mark.parametrize(("ask", "wrong", "message"), BAD, ids=[message[:40] for *_, message in BAD])
-def test_what_cannot_be_is_refused_and_changes_nothing(ask: Any, wrong: type[Exception], message: str) -> None:
+def test_bad_settings_are_refused_and_change_nothing(ask: Any, wrong: type[Exception], message: str) -> None:
     session = lab()
     session.wait()
     settings, seq = session.settings, session.seq
@@ -461,7 +461,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(ask: Any, wrong: type[Exc
     assert (session.settings, session.seq, session.is_busy) == (settings, seq, False)
 
 
-def test_a_kind_of_layer_that_is_not_there_is_shown_and_raised() -> None:
+def test_a_kind_of_layer_that_the_model_lacks_is_shown_and_raised() -> None:
     session = lab(model("gg"), layers="local")
     with pytest.raises(SweepError, match="'random' has no local layers: take all of them"):
         session.run()
@@ -628,7 +628,7 @@ def pending_cost(runner: SweepRunner, cells: Array | None = None) -> Cost:
     return Cost(*map(sum, zip(*costs, strict=True)))
 
 
-def test_what_cells_take_is_known_before_they_run() -> None:
+def test_the_cost_of_cells_is_known_before_they_run() -> None:
     session = lab()
     session.wait()
     n_cells, seconds = session.expected()
@@ -643,7 +643,7 @@ def test_what_cells_take_is_known_before_they_run() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"site": "resid_pre"}, {"site": "pattern", "by": ("q_pos", "k_pos")}], ids=str)
-def test_a_sweeps_cost_is_what_its_chunks_carry(settings: dict[str, Any]) -> None:
+def test_the_cost_of_a_sweep_is_the_sum_of_its_chunks(settings: dict[str, Any]) -> None:
     runner = prepare(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), SweepSpec(**settings), model=model())
     whole = pending_cost(runner)
     mask = Part("column", None, 2).cells(runner.pairs[0].grid.shape)  # type: ignore[arg-type]

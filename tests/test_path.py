@@ -48,11 +48,11 @@ def test_a_path_is_its_definition(sender: str, receivers: Any) -> None:
     s = gs.path_sweep(
         CLEAN, CORRUPT, METRIC, sender=sender, receiver=receivers or "final", by=by, mlps="frozen", model=model("lgll")
     )
-    other = gs.trace(CLEAN, model=model("lgll"))
+    source = gs.trace(CLEAN, model=model("lgll"))
     last = 4 if receivers is None else max(layer for _, layer, _ in receivers)
     for layer in range(last):
         for head in [0, 7] if sender == "z" else [None]:
-            expected = by_definition(gs.patch(sender, other, layer=layer, head=head), receivers)
+            expected = by_definition(gs.patch(sender, source, layer=layer, head=head), receivers)
             value = s.values[0, layer] if head is None else s.values[0, layer, head]
             assert value == pytest.approx(expected, abs=3e-4), (layer, head)
     assert np.isnan(s.values[0, last:]).all(), "a sender at or after its receivers has no path: not run, rather than 0"
@@ -75,9 +75,11 @@ def test_names_of_transformerlens_are_read() -> None:
     by_hook = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender="blocks.1.attn.hook_z", receiver=theirs, model=model("lgll"))
     assert by_hook.question.axes == ours.question.axes
     assert np.array_equal(by_hook.values, ours.values)
-    one = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("blocks.2.attn.hook_v", None, 1), model=model("lgll"))
-    other = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("v", 2, 1), model=model("lgll"))
-    assert np.array_equal(one.values, other.values)
+    by_hook_head = gs.path_sweep(
+        CLEAN, CORRUPT, METRIC, layer=1, receiver=("blocks.2.attn.hook_v", None, 1), model=model("lgll")
+    )
+    by_site_head = gs.path_sweep(CLEAN, CORRUPT, METRIC, layer=1, receiver=("v", 2, 1), model=model("lgll"))
+    assert np.array_equal(by_hook_head.values, by_site_head.values)
 
 
 def test_bad_input() -> None:

@@ -53,11 +53,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(folder: Path, memory: int, n_pos: int, task: str) -> int:
-    given = [sys.executable, "-c", SCRIPT, str(folder), str(memory), str(n_pos), task]
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(memory), str(n_pos), task]
     # glibc gives arrays above 32 MB back at once, such as those of a real model, and holds on to smaller ones as it likes.
     plain = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
-    found: int = json.loads(subprocess.run(given, capture_output=True, check=True, text=True, env=plain).stdout)
-    return found
+    peak: int = json.loads(subprocess.run(command, capture_output=True, check=True, text=True, env=plain).stdout)
+    return peak
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ def planned(model: str, weights: str, context: int) -> Any:
     return gs.plan(model, weights=weights, context=context, device="cpu", dtype="bfloat16")
 
 
-def test_every_case_is_what_the_planner_says() -> None:
+def test_every_case_equals_a_plan() -> None:
     spec = gs.plan_view().spec
     cards = {card["size"]: card["name"] for card in spec["cards"]}
     combinations = list(itertools.product(SIZES, WEIGHTS, CONTEXTS, sorted(cards)))
     assert len(combinations) == len(spec["cases"])
     for (model, weights, context, place), case in zip(combinations, spec["cases"], strict=True):
-        found = planned(model, weights, context)
-        fit = found.fits(cards[place])
+        plan = planned(model, weights, context)
+        fit = plan.fits(cards[place])
         assert case["how"] == fit.how
         assert sum(n_bytes for _, n_bytes in case["parts"]) == case["total"]
         if fit.how == "streams":
@@ -40,7 +40,7 @@ def test_every_case_is_what_the_planner_says() -> None:
             amount = str(fit).split("with ")[1]
             assert case["advice"] == f"gs.load('google/gemma-2-{model}', device='cuda'{int8}, {amount})"
         else:
-            assert case["total"] == found.total
+            assert case["total"] == plan.total
             assert case["advice"].startswith("Take " if fit.how == "no" else "gs.load(")
         assert (f" {gigabytes(fit.missing)} are missing; " in case["verdict"]) == (fit.how == "no")
         assert (case["total"] <= fit.card.n_bytes - DRIVER) == (fit.how != "no")
@@ -55,11 +55,11 @@ def test_a_folder_is_planned_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "loaded"),
+    ("name", "loaded"),
     [("2b", "google/gemma-2-2b"), ("gemma-2-9b-it", "google/gemma-2-9b-it"), ("google/gemma-2-27b", "google/gemma-2-27b")],
 )
-def test_the_call_names_the_hub(given: str, loaded: str) -> None:
-    calls = {case["advice"].split(",")[0] for case in gs.plan_view([given], [256]).spec["cases"] if case["how"] != "no"}
+def test_the_call_names_the_hub(name: str, loaded: str) -> None:
+    calls = {case["advice"].split(",")[0] for case in gs.plan_view([name], [256]).spec["cases"] if case["how"] != "no"}
     assert calls == {f"gs.load({loaded!r}"}
 
 
@@ -79,12 +79,12 @@ def test_a_model_that_is_loaded_is_planned_as_well(monkeypatch: pytest.MonkeyPat
         (["3b"], [64], CheckpointError),
     ],
 )  # fmt: skip
-def test_what_cannot_be_planned(models: Any, contexts: Any, error: type[Exception]) -> None:
+def test_bad_arguments_are_refused(models: Any, contexts: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         gs.plan_view(models, contexts)
 
 
-def test_what_is_chosen_in_a_browser_is_looked_up(chromium: Any, tmp_path: Path) -> None:
+def test_a_choice_in_the_browser_shows_the_numbers_of_its_plan(chromium: Any, tmp_path: Path) -> None:
     gs.plan_view().save(tmp_path / "plan.html")
     rng = np.random.default_rng(0)
     with page_of(chromium) as page:
@@ -110,15 +110,15 @@ def test_what_is_chosen_in_a_browser_is_looked_up(chromium: Any, tmp_path: Path)
             assert numbers.get(fit.how, "") in verdict
             assert f"{CONTEXTS[context]:,} positions" in page.locator(".gs-asks").inner_text()
             assert f"{card.name}: {(card.n_bytes - DRIVER) / 1e9:.2f} GB to use" in page.locator(".gs-memory").inner_text()
-            found = planned(model, weights, CONTEXTS[context])
+            plan = planned(model, weights, CONTEXTS[context])
             if fit.how == "streams":
                 options = {"weights": weights, "context": CONTEXTS[context], "memory": fit.memory}
-                found = gs.plan(model, **options, device="cpu", dtype="bfloat16")
-            task = max(("trace", "generate"), key=lambda one: found.peaks[one])
-            parts = [part for part in found.parts if task in part.tasks and part.n_bytes]
+                plan = gs.plan(model, **options, device="cpu", dtype="bfloat16")
+            task = max(("trace", "generate"), key=lambda one: plan.peaks[one])
+            parts = [part for part in plan.parts if task in part.tasks and part.n_bytes]
             assert _sizes(page) == [
                 *((part.name, gigabytes(part.n_bytes)) for part in parts),
-                ("together", gigabytes(found.total)),
+                ("together", gigabytes(plan.total)),
             ]
             assert {"trace": "for a trace", "generate": "for generating"}[task] in verdict
         assert page.beyond == []

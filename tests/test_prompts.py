@@ -115,11 +115,11 @@ def test_pairs_are_a_sequence() -> None:
 
 def test_ioi_names_the_other_person_in_the_corrupted_prompt() -> None:
     for pair in prompts.ioi(50):
-        name, other = pair.answer.strip(), pair.against.strip()
+        name, against = pair.answer.strip(), pair.against.strip()
         assert pair.clean.count(name) == 1
-        assert pair.clean.count(other) == 2
+        assert pair.clean.count(against) == 2
         assert pair.corrupt.count(name) == 2
-        assert pair.corrupt.count(other) == 1
+        assert pair.corrupt.count(against) == 1
 
 
 def test_ioi_has_both_orders() -> None:
@@ -147,21 +147,21 @@ def test_recall_asks_beyond_the_window() -> None:
     tokenizer = nano_tokenizer()
     for pair in prompts.recall(50):
         clean, corrupt = tokenizer.ids(pair.clean), tokenizer.ids(pair.corrupt)
-        told = [i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b]
-        assert len(told) == 1
-        assert len(clean) - 1 - told[0] >= 16
+        differing = [i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b]
+        assert len(differing) == 1
+        assert len(clean) - 1 - differing[0] >= 16
 
 
 def test_the_classic_prompt_is_aligned() -> None:
     assert unfit(CLASSIC, nano_tokenizer()) is None
 
 
-def test_the_folder_of_nano_is_written_down_once() -> None:
+def test_only_one_file_writes_the_path_of_nano() -> None:
     """A source file that spelled it out itself would not follow when it moves."""
     package = Path(gemmascope.__file__).parent
-    there = [
+    files = [
         path.relative_to(package).as_posix() for path in package.rglob("*.py") if '"nano" / "checkpoint"' in path.read_text()
     ]
-    assert there == ["checkpoints/source.py"]
+    assert files == ["checkpoints/source.py"]
     assert nano.CHECKPOINT is locate.NANO
     assert (nano.CHECKPOINT / "tokenizer.json").is_file()

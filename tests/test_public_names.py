@@ -19,24 +19,24 @@ LISTED = Path(__file__).parent / "public_names.txt"
 def lines() -> Iterator[str]:
     """A line for each public name, and for each method and property of a public class."""
     for name in sorted(gs.__all__):
-        found = getattr(gs, name)
-        if inspect.isclass(found):
+        value = getattr(gs, name)
+        if inspect.isclass(value):
             yield f"class {name}"
-            yield from (f"  {line}" for line in sorted(_members(found)))
-        elif callable(found):
-            yield f"{name}{_signature(found)}"
+            yield from (f"  {line}" for line in sorted(_members(value)))
+        elif callable(value):
+            yield f"{name}{_signature(value)}"
         else:
-            yield f"{name}: {type(found).__name__}"
+            yield f"{name}: {type(value).__name__}"
 
 
-def members(found: type) -> dict[str, Any]:
+def members(cls: type) -> dict[str, Any]:
     """The members of a class, with those of its lower part, which is named after it: DictionaryWeights."""
-    parts = [one for one in reversed(found.__mro__) if one.__name__.startswith(found.__name__)]
+    parts = [one for one in reversed(cls.__mro__) if one.__name__.startswith(cls.__name__)]
     return {name: member for part in parts for name, member in vars(part).items()}
 
 
-def _members(found: type) -> Iterator[str]:
-    for name, member in members(found).items():
+def _members(cls: type) -> Iterator[str]:
+    for name, member in members(cls).items():
         if name.startswith("_"):
             continue
         if isinstance(member, (property,)) or hasattr(member, "func"):
@@ -47,9 +47,9 @@ def _members(found: type) -> Iterator[str]:
             yield f"{name}{_signature(member)}"
 
 
-def _signature(found: Any) -> str:
+def _signature(function: Any) -> str:
     """Names and defaults; annotations are left to mypy."""
-    signature = inspect.signature(found)
+    signature = inspect.signature(function)
     bare = [
         p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values() if p.name not in ("self", "cls")
     ]
@@ -57,10 +57,10 @@ def _signature(found: Any) -> str:
 
 
 def test_public_names_and_signatures_are_those_listed() -> None:
-    there, listed = list(lines()), LISTED.read_text(encoding="utf-8").splitlines()
-    assert len(there) > 200
-    gone, new = [x for x in listed if x not in there], [x for x in there if x not in listed]
-    assert there == listed, f"gone or changed: {gone}; new: {new}"
+    present, listed = list(lines()), LISTED.read_text(encoding="utf-8").splitlines()
+    assert len(present) > 200
+    missing, new = [x for x in listed if x not in present], [x for x in present if x not in listed]
+    assert present == listed, f"gone or changed: {missing}; new: {new}"
 
 
 if __name__ == "__main__":

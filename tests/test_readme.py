@@ -16,9 +16,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def block(mark: str) -> str:
     """What stands between the fences after <!-- mark -->."""
-    found = re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", README, re.DOTALL)
-    assert found, f"README.md has no block marked {mark!r}"
-    return found[1]
+    match = re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", README, re.DOTALL)
+    assert match, f"README.md has no block marked {mark!r}"
+    return match[1]
 
 
 def test_links_and_paths_in_the_text_are_there() -> None:

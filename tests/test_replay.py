@@ -44,10 +44,10 @@ def test_a_replay_gives_what_the_trace_gives(edits: Any, sites: list[str], lengt
             assert error(ours, oracle) <= 1e-5, (site, number)
 
 
-def test_a_site_of_one_layer_is_had_in_that_layer_alone() -> None:
+def test_a_site_of_one_layer_is_replayed_in_that_layer_only() -> None:
     t = run()
-    found = [set(values) for _, values in replay(t, ["z", ("pattern", 1), ("head_out", -1)])]
-    assert found == [{"z"}, {"z", "pattern"}, {"z", "head_out"}]
+    sites_by_layer = [set(values) for _, values in replay(t, ["z", ("pattern", 1), ("head_out", -1)])]
+    assert sites_by_layer == [{"z"}, {"z", "pattern"}, {"z", "head_out"}]
 
 
 def test_layers_are_asked_for_once_and_in_order(layers_read: list[int]) -> None:
@@ -58,15 +58,15 @@ def test_layers_are_asked_for_once_and_in_order(layers_read: list[int]) -> None:
     assert layers_read == [0, 1, 2]
 
 
-def test_a_replay_that_is_left_early_leaves_the_stream_to_others(tmp_path: Path) -> None:
+def test_a_replay_that_is_left_early_does_not_block_the_stream(tmp_path: Path) -> None:
     checkpoint("lgl").save_pretrained(tmp_path)
-    one, other = gs.load(tmp_path, memory="1GiB"), gs.load(tmp_path)
-    t, same = gs.trace(prompt(9), model=one), gs.trace(prompt(9), model=other)
+    streamed, resident = gs.load(tmp_path, memory="1GiB"), gs.load(tmp_path)
+    t, expected = gs.trace(prompt(9), model=streamed), gs.trace(prompt(9), model=resident)
     for _, values in replay(t, ["z"]):
-        assert torch.equal(values["z"], same["z", 0])
+        assert torch.equal(values["z"], expected["z", 0])
         break
     for layer, values in replay(t, ["mlp_out"]):
-        assert torch.equal(values["mlp_out"], same["mlp_out", layer.index])
+        assert torch.equal(values["mlp_out"], expected["mlp_out", layer.index])
 
 
 @pytest.mark.parametrize(

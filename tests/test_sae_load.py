@@ -31,7 +31,7 @@ IDS = [2, *prompt(8)]
 cache = test_hub.cache  # a fixture
 
 
-def says(call: Callable[[], Any], *expected: str, error: type[Exception] = DictionaryError) -> None:
+def require_message(call: Callable[[], Any], *expected: str, error: type[Exception] = DictionaryError) -> None:
     with pytest.raises(error) as caught:
         call()
     for part in expected:
@@ -61,7 +61,7 @@ PLACES = [
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_file_that_numpy_wrote_is_read_and_computes_what_the_format_says(
+def test_a_file_that_numpy_wrote_is_read_and_encodes_as_the_format_says(
     dtype: Any, save: Any, order: Any, tmp_path: Path
 ) -> None:
     params = {name: np.asarray(array.astype(dtype), order=order) for name, array in arrays(32, seed=4).items()}
@@ -70,10 +70,10 @@ def test_a_file_that_numpy_wrote_is_read_and_computes_what_the_format_says(
     for name, array in params.items():
         assert np.array_equal(getattr(d, name).numpy(), array.astype(np.float32))
     x = np.random.default_rng(0).normal(size=(7, 32)).astype(np.float32)
-    found, acts = d.encode(torch.from_numpy(x)), plain_acts(params, x)
-    assert np.count_nonzero(acts) == len(found.value) > 20
-    assert np.allclose(found.acts.values, acts[:, found.active], atol=1e-5)
-    assert np.allclose(found.reconstruction, plain_decode(params, acts), atol=1e-5)
+    features, acts = d.encode(torch.from_numpy(x)), plain_acts(params, x)
+    assert np.count_nonzero(acts) == len(features.value) > 20
+    assert np.allclose(features.acts.values, acts[:, features.active], atol=1e-5)
+    assert np.allclose(features.reconstruction, plain_decode(params, acts), atol=1e-5)
     assert np.allclose(d.decode(torch.from_numpy(acts).float()), plain_decode(params, acts), atol=1e-5)
     assert np.allclose(d.decode(torch.from_numpy(acts).float().to_sparse()), plain_decode(params, acts), atol=1e-5)
 
@@ -81,7 +81,7 @@ def test_a_file_that_numpy_wrote_is_read_and_computes_what_the_format_says(
 # -- which one --
 
 
-def test_folders_say_layer_width_sparsity_and_site(repository: Path) -> None:
+def test_layer_width_sparsity_and_site_are_read_from_folder_names(repository: Path) -> None:
     d = gs.load_sae(repository, layer=1, width=16384, l0=105)
     assert np.array_equal(d.W_enc.numpy(), arrays(32, seed=1)["W_enc"])
     assert (d.site, d.layer, d.trained_for.model) == ("resid_post", 1, "google/gemma-2-2b")
@@ -105,74 +105,82 @@ def test_folders_say_layer_width_sparsity_and_site(repository: Path) -> None:
         ("gemma-scope-2b-pt-transcoders", "google/gemma-2-2b", "transcoder"),
     ],
 )
-def test_a_repositorys_name_says_model_and_site(name: str, model_name: str, site: str) -> None:
+def test_model_and_site_are_read_from_a_repositorys_name(name: str, model_name: str, site: str) -> None:
     suite = Suite.of(name)
     assert suite is not None
     assert (suite.model, suite.site) == (model_name, site)
 
 
-def test_canonical_folders(tmp_path: Path) -> None:
+def test_canonical_folders_are_read(tmp_path: Path) -> None:
     place = tmp_path / "gemma-scope-2b-pt-mlp-canonical" / "layer_3" / "width_16k" / "canonical"
     write(place, arrays(32))
-    found = gs.load_sae(tmp_path / "gemma-scope-2b-pt-mlp-canonical", layer=3, l0="canonical")
-    assert (found.site, found.layer) == ("mlp_out", 3)
+    dictionary = gs.load_sae(tmp_path / "gemma-scope-2b-pt-mlp-canonical", layer=3, l0="canonical")
+    assert (dictionary.site, dictionary.layer) == ("mlp_out", 3)
 
 
-def test_a_choice_that_is_open_or_not_there_lists_what_there_is(repository: Path) -> None:
-    says(lambda: gs.load_sae(repository), "5 dictionaries that fit", "layer 'embedding', 1 or 2", "l0 ")
-    says(lambda: gs.load_sae(repository, layer=1), "3 dictionaries", "width '16k' or '65k'")
-    says(lambda: gs.load_sae(repository, layer=1, width="16k"), "say which, by l0 22 or 105")
-    says(lambda: gs.load_sae(repository, layer=1, width="16k", l0=71), "no dictionary of", "l0=71", "l0 22 or 105")
-    says(lambda: gs.load_sae(repository, layer=20), "no dictionary of layer=20", "layer 'embedding', 1 or 2")
-    says(lambda: gs.load_sae(repository, layer=1, width=131072), "width='131k'", "width '16k' or '65k'")
-    says(lambda: gs.load_sae(repository, layer=1, width=True), "width is how many features there are")
-    says(lambda: gs.load_sae(repository / PLACES[3], layer=1), "no dictionary of layer=1", "layer 2")
-    says(lambda: gs.load_sae(repository, layer=2, site="mlp_out"), "is of 'resid_post', and site='mlp_out' was given")
+def test_an_ambiguous_or_missing_choice_lists_the_dictionaries(repository: Path) -> None:
+    require_message(lambda: gs.load_sae(repository), "5 dictionaries that fit", "layer 'embedding', 1 or 2", "l0 ")
+    require_message(lambda: gs.load_sae(repository, layer=1), "3 dictionaries", "width '16k' or '65k'")
+    require_message(lambda: gs.load_sae(repository, layer=1, width="16k"), "say which, by l0 22 or 105")
+    require_message(
+        lambda: gs.load_sae(repository, layer=1, width="16k", l0=71), "no dictionary of", "l0=71", "l0 22 or 105"
+    )
+    require_message(lambda: gs.load_sae(repository, layer=20), "no dictionary of layer=20", "layer 'embedding', 1 or 2")
+    require_message(lambda: gs.load_sae(repository, layer=1, width=131072), "width='131k'", "width '16k' or '65k'")
+    require_message(lambda: gs.load_sae(repository, layer=1, width=True), "width is how many features there are")
+    require_message(lambda: gs.load_sae(repository / PLACES[3], layer=1), "no dictionary of layer=1", "layer 2")
+    require_message(
+        lambda: gs.load_sae(repository, layer=2, site="mlp_out"), "is of 'resid_post', and site='mlp_out' was given"
+    )
 
 
-def test_a_source_that_is_none(tmp_path: Path) -> None:
-    says(lambda: gs.load_sae(tmp_path / "absent"), "no folder that exists and no hub id", "'nano'")
-    says(lambda: gs.load_sae(tmp_path), "holds no dictionaries", "layer_*/width_*/*/params.npz")
-    says(lambda: gs.load_sae(3), "cannot load a int")  # type: ignore[arg-type]
-    says(lambda: gs.load_sae(""), "no folder that exists")
+def test_a_source_without_dictionaries_is_refused(tmp_path: Path) -> None:
+    require_message(lambda: gs.load_sae(tmp_path / "absent"), "no folder that exists and no hub id", "'nano'")
+    require_message(lambda: gs.load_sae(tmp_path), "holds no dictionaries", "layer_*/width_*/*/params.npz")
+    require_message(lambda: gs.load_sae(3), "cannot load a int")  # type: ignore[arg-type]
+    require_message(lambda: gs.load_sae(""), "no folder that exists")
 
 
 def test_a_lone_file_needs_its_site_and_layer(tmp_path: Path) -> None:
     path = write(tmp_path, arrays(32))
-    says(lambda: gs.load_sae(path), "say site='resid_post', 'mlp_out', 'z' or 'transcoder'")
-    says(lambda: gs.load_sae(path, site="resid_post"), "which layer it is of: say layer=")
-    says(lambda: gs.load_sae(path, site="resid_pots", layer=1), "Did you mean", error=gs.GemmascopeError)
-    says(lambda: gs.load_sae(path, site="pattern", layer=1), "of a site with rows")
-    says(lambda: gs.load_sae(path, site="resid_post", layer=-1), "a whole number of at least 0")
+    require_message(lambda: gs.load_sae(path), "say site='resid_post', 'mlp_out', 'z' or 'transcoder'")
+    require_message(lambda: gs.load_sae(path, site="resid_post"), "which layer it is of: say layer=")
+    require_message(lambda: gs.load_sae(path, site="resid_pots", layer=1), "Did you mean", error=gs.GemmascopeError)
+    require_message(lambda: gs.load_sae(path, site="pattern", layer=1), "of a site with rows")
+    require_message(lambda: gs.load_sae(path, site="resid_post", layer=-1), "a whole number of at least 0")
     assert gs.load_sae(path, site="transcoder", layer=1).writes == "mlp_out"
     wide = write(tmp_path / "wide", arrays(32, 24))
-    says(lambda: gs.load_sae(wide, site="resid_post", layer=1), "reads 32 numbers and writes 24", "site='transcoder'")
+    require_message(
+        lambda: gs.load_sae(wide, site="resid_post", layer=1), "reads 32 numbers and writes 24", "site='transcoder'"
+    )
 
 
 # -- for which model --
 
 
-def test_a_dictionary_of_another_model_says_both(repository: Path) -> None:
+def test_a_dictionary_of_another_model_is_refused_and_both_models_are_named(repository: Path) -> None:
     d = gs.load_sae(repository, layer=2)
     both = (
         "trained for google/gemma-2-2b (26 layers, d_model 2304), 'resid_post' of layer 2",
         "given 'random' (3 layers, d_model 32)",
     )
-    says(lambda: d.encode(gs.trace(IDS, model=model())), *both, "any_model=True")
-    says(lambda: gs.load_sae(repository, layer=2, model=model()), *both)
-    says(lambda: gs.feature_sweep(d, IDS, gs.logit_diff(5, 9), model=model()), *both)
-    says(lambda: d.loss_recovered([IDS], model=model()), *both)
+    require_message(lambda: d.encode(gs.trace(IDS, model=model())), *both, "any_model=True")
+    require_message(lambda: gs.load_sae(repository, layer=2, model=model()), *both)
+    require_message(lambda: gs.feature_sweep(d, IDS, gs.logit_diff(5, 9), model=model()), *both)
+    require_message(lambda: d.loss_recovered([IDS], model=model()), *both)
     loaded = gs.load_sae(repository, layer=2, any_model=True, model=model())
     assert len(loaded.encode(gs.trace(IDS, model=model()))) == 9
 
 
-def test_a_dictionary_of_another_width_says_both(tmp_path: Path) -> None:
+def test_a_dictionary_of_another_width_is_refused_and_both_widths_are_named(tmp_path: Path) -> None:
     write(tmp_path, arrays(24))
     d = gs.load_sae(tmp_path, site="z", layer=1)
-    says(lambda: d.encode(gs.trace(IDS, model=model())), "'z' of layer 1, and reads 24 numbers", "whose 'z' has 96")
-    says(lambda: d.encode(torch.zeros(3, 25)), "reads 24 numbers a position, [pos, 24]; given shape (3, 25)")
-    says(lambda: d.encode("text"), "encode takes a trace, or rows [pos, 24]; given str")  # type: ignore[arg-type]
-    says(lambda: d.decode(torch.zeros(3, 24)), "[pos, 40]; given shape (3, 24)")
+    require_message(
+        lambda: d.encode(gs.trace(IDS, model=model())), "'z' of layer 1, and reads 24 numbers", "whose 'z' has 96"
+    )
+    require_message(lambda: d.encode(torch.zeros(3, 25)), "reads 24 numbers a position, [pos, 24]; given shape (3, 25)")
+    require_message(lambda: d.encode("text"), "encode takes a trace, or rows [pos, 24]; given str")  # type: ignore[arg-type]
+    require_message(lambda: d.decode(torch.zeros(3, 24)), "[pos, 40]; given shape (3, 24)")
     with pytest.raises(DictionaryError, match="there is no layer 9"):
         gs.load_sae(write(tmp_path / "x", arrays(32)), site="resid_post", layer=9, model=model())
 
@@ -204,10 +212,10 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_files_that_hold_something_else(what: str, tmp_path: Path) -> None:
-    change, said = BAD[what]
+def test_files_with_other_content_are_refused(what: str, tmp_path: Path) -> None:
+    change, message = BAD[what]
     path = rewritten(tmp_path / "params.npz", change)
-    says(lambda: read_params(path), str(path), said)
+    require_message(lambda: read_params(path), str(path), message)
 
 
 class Bomb:
@@ -223,32 +231,32 @@ class Bomb:
 def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path: Path) -> None:
     went_off, path = tmp_path / "went-off", tmp_path / "params.npz"
     path.write_bytes(pickle.dumps(Bomb(went_off)))
-    says(lambda: read_params(path), str(path), "not a params.npz that can be read")
+    require_message(lambda: read_params(path), str(path), "not a params.npz that can be read")
     params: Any = arrays(32)
     params["threshold"] = np.array([Bomb(went_off)] * FEATURES, dtype=object)
     np.savez(path, **params)
-    says(lambda: read_params(path), str(path), "threshold holds Python objects")
+    require_message(lambda: read_params(path), str(path), "threshold holds Python objects")
     with zipfile.ZipFile(path, "w") as archive:  # one named as an array that is a pickle outright
         for name in arrays(32):
             archive.writestr(f"{name}.npy", pickle.dumps(Bomb(went_off)))
-    says(lambda: read_params(path), str(path), "not a params.npz that can be read")
+    require_message(lambda: read_params(path), str(path), "not a params.npz that can be read")
     assert not went_off.exists()
 
 
-def test_a_file_that_is_cut_short_or_changed_anywhere(tmp_path: Path) -> None:
+def test_a_file_that_is_cut_short_or_changed_anywhere_is_refused_or_read_alike(tmp_path: Path) -> None:
     path = write(tmp_path, arrays(32))
-    whole = path.read_bytes()
-    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        says(lambda: read_params(path), str(path))
+    content = path.read_bytes()
+    for size in (0, 1, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        require_message(lambda: read_params(path), str(path))
     good, unharmed = read_params(write(tmp_path, arrays(32))), 0
-    for at in range(0, len(whole), 97):
-        changed = bytearray(whole)
+    for at in range(0, len(content), 97):
+        changed = bytearray(content)
         changed[at] ^= 0x5A
         path.write_bytes(changed)
         with suppress(DictionaryError):  # else: a byte of a date or the like in the zip's own tables
-            found = read_params(path)
-            assert all(np.array_equal(found[name], good[name]) for name in good), at
+            read = read_params(path)
+            assert all(np.array_equal(read[name], good[name]) for name in good), at
             unharmed += 1
     assert unharmed < 20
 
@@ -265,24 +273,24 @@ def test_a_file_that_declares_more_than_it_holds_is_not_unpacked(tmp_path: Path)
         for name in arrays(32):
             archive.writestr(f"{name}.npy", npy((2**26,), bytes(2**28) if name == "W_enc" else b""))
     assert path.stat().st_size < 2**21
-    says(lambda: read_params(path), str(path), "declares 268,", "no weights shrink so far")
+    require_message(lambda: read_params(path), str(path), "declares 268,", "no weights shrink so far")
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays(32).items():
             shape = (2**40, 2**20) if name == "W_enc" else array.shape
             archive.writestr(f"{name}.npy", npy(shape, array.tobytes()))
-    says(lambda: read_params(path), str(path), "W_enc declares 4,611,686,018,427,387,904 bytes")
+    require_message(lambda: read_params(path), str(path), "W_enc declares 4,611,686,018,427,387,904 bytes")
 
 
-def test_a_member_twice_and_a_folder_in_the_files_place(tmp_path: Path) -> None:
+def test_a_repeated_member_or_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, arrays(32))
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("b_dec.npy", npy((32,), bytes(128)))
-    says(lambda: read_params(path), "one of them twice")
-    says(lambda: read_params(tmp_path), "is a folder; give the file")
-    says(lambda: read_params(tmp_path / "absent.npz"), "there is no file")
+    require_message(lambda: read_params(path), "one of them twice")
+    require_message(lambda: read_params(tmp_path), "is a folder; give the file")
+    require_message(lambda: read_params(tmp_path / "absent.npz"), "there is no file")
     (tmp_path / "about.json").write_text("{")
     write(tmp_path, arrays(32))
-    says(lambda: gs.load_sae(tmp_path), "is not what training writes")
+    require_message(lambda: gs.load_sae(tmp_path), "is not what training writes")
 
 
 # -- the hub --
@@ -313,9 +321,9 @@ def test_one_file_of_a_repository_is_fetched_once(hub: Hub) -> None:
     assert fetched(hub) == []
 
 
-def test_a_choice_on_the_hub_lists_what_is_there_and_fetches_nothing(hub: Hub) -> None:
-    says(lambda: gs.load_sae(REPO, layer=1, width="16k"), REPO, "say which, by l0 22 or 105")
-    says(lambda: gs.load_sae(REPO, layer=7), "no dictionary of layer=7", "layer 'embedding', 1 or 2")
+def test_an_ambiguous_choice_on_the_hub_lists_the_dictionaries_and_fetches_nothing(hub: Hub) -> None:
+    require_message(lambda: gs.load_sae(REPO, layer=1, width="16k"), REPO, "say which, by l0 22 or 105")
+    require_message(lambda: gs.load_sae(REPO, layer=7), "no dictionary of layer=7", "layer 'embedding', 1 or 2")
     assert fetched(hub) == []
 
 
@@ -325,26 +333,28 @@ def test_the_cache_serves_without_a_network(hub: Hub, cache: Path, monkeypatch: 
     assert gs.load_sae(REPO).layer == 2  # of those in the cache
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert gs.load_sae(REPO, layer=2).layer == 2
-    says(lambda: gs.load_sae(REPO, layer=1), "no dictionary of layer=1", "layer 2")
+    require_message(lambda: gs.load_sae(REPO, layer=1), "no dictionary of layer=1", "layer 2")
     shutil.rmtree(cache)
-    says(lambda: gs.load_sae(REPO, layer=2), "HF_HUB_OFFLINE forbids to fetch it", error=CheckpointError)
+    require_message(lambda: gs.load_sae(REPO, layer=2), "HF_HUB_OFFLINE forbids to fetch it", error=CheckpointError)
 
 
-def test_a_repository_that_is_gated_absent_or_out_of_reach(
+def test_a_gated_absent_or_unreachable_repository_is_refused(
     hub: Hub,
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hub.gated.add(REPO)
-    says(lambda: gs.load_sae(REPO, layer=2), f"{REPO} is gated", error=CheckpointError)
-    says(lambda: gs.load_sae("google/gemma-scop-2b-pt-res"), "no repository on", error=CheckpointError)
+    require_message(lambda: gs.load_sae(REPO, layer=2), f"{REPO} is gated", error=CheckpointError)
+    require_message(lambda: gs.load_sae("google/gemma-scop-2b-pt-res"), "no repository on", error=CheckpointError)
     point_to("http://127.0.0.1:9", monkeypatch)
-    says(lambda: gs.load_sae(REPO, layer=2), "http://127.0.0.1:9 cannot be reached", str(cache), error=CheckpointError)
+    require_message(
+        lambda: gs.load_sae(REPO, layer=2), "http://127.0.0.1:9 cannot be reached", str(cache), error=CheckpointError
+    )
 
 
-def test_a_transfer_that_breaks_off_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_transfer_is_an_error_that_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.cuts[PLACES[3] + "/params.npz"] = [1000] + [0] * 9
-    says(lambda: gs.load_sae(REPO, layer=2), f"fetching {REPO} broke off", error=CheckpointError)
+    require_message(lambda: gs.load_sae(REPO, layer=2), f"fetching {REPO} broke off", error=CheckpointError)
     hub.cuts.clear()
     assert gs.load_sae(REPO, layer=2).layer == 2

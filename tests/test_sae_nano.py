@@ -83,12 +83,12 @@ def test_the_package_holds_one_small_dictionary_in_gemma_scopes_format() -> None
 
 
 @pytest.mark.nano
-def test_what_it_keeps_of_nano() -> None:
+def test_nanos_dictionary_explains_the_stream_and_recovers_the_loss() -> None:
     assert fresh().explained >= 0.88
     assert 8 <= len(fresh().pos) / fresh().n_rows <= 12
-    found = gs.load_sae().loss_recovered(list(islice(texts("another seed"), 60)))
-    assert found.recovered >= 0.985
-    assert found.added <= 0.12
+    loss = gs.load_sae().loss_recovered(list(islice(texts("another seed"), 60)))
+    assert loss.recovered >= 0.985
+    assert loss.added <= 0.12
 
 
 @pytest.mark.nano
@@ -110,16 +110,16 @@ def test_a_few_dozen_features_tie_to_a_concept_on_fresh_texts() -> None:
 
 
 @pytest.mark.nano
-def test_features_of_a_prompt_and_a_sweep_over_them() -> None:
+def test_features_of_a_prompt_have_known_concepts_and_can_be_swept() -> None:
     d = gs.load_sae()
-    found = d.encode(gs.trace("When Mary and John went to the store, John gave a drink to"))
-    assert "a place" in [concept for _, _, concept in found.top(5, " store")]
-    assert found.explained > 0.8
-    assert "a name said before" in [concept for _, _, concept in found.top(5, 10)]
+    features = d.encode(gs.trace("When Mary and John went to the store, John gave a drink to"))
+    assert "a place" in [concept for _, _, concept in features.top(5, " store")]
+    assert features.explained > 0.8
+    assert "a name said before" in [concept for _, _, concept in features.top(5, 10)]
     s = gs.feature_sweep(d, "When Mary and John went to the store, John gave a drink to", gs.logit_diff(" Mary", " John"))
     assert set(s.effect.dims) == {"feature"}
     feature = s.top(1)[0][0]["feature"]
-    changed = gs.trace(found.ids, edits=[gs.splice(d, {feature: 0.0})]).next_logits
+    changed = gs.trace(features.ids, edits=[gs.splice(d, {feature: 0.0})]).next_logits
     mary, john = (gs.load().tokenizer.single(name) for name in (" Mary", " John"))
     assert abs(float(changed[mary] - changed[john]) - s.base - s.top(1)[0][1]) <= 1e-4
 
@@ -128,7 +128,7 @@ def test_features_of_a_prompt_and_a_sweep_over_them() -> None:
 
 
 @pytest.mark.nano
-def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_training_equals_uninterrupted_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"ROWS": 4000, "BATCH": 64, "FEATURES": 96, "ACTIVE": 2, "THRESHOLD_ROWS": 32, "DEAD_AFTER": 2, "WIDE": 1.0}
     for name, value in small.items():
         monkeypatch.setattr(train, name, value)
@@ -147,7 +147,7 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path,
 
 
 @pytest.mark.nano
-def test_the_form_of_gemma_scope_computes_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_saved_format_reconstructs_as_the_trained_weights_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ROWS": 4000, "BATCH": 64, "FEATURES": 96, "ACTIVE": 6, "THRESHOLD_ROWS": 32}.items():
         monkeypatch.setattr(train, name, value)
     run = train.Run(tmp_path, gs.load(), 60)
@@ -157,23 +157,25 @@ def test_the_form_of_gemma_scope_computes_what_was_trained(tmp_path: Path, monke
     pre = ((rows - run.mean) / run.scale @ w["W_enc"] + w["b_enc"]).relu()
     expected = ((pre * (pre > run.threshold)) @ w["W_dec"] + w["b_dec"]) * run.scale + run.mean
     arrays = {name: torch.from_numpy(array.astype(np.float32)) for name, array in run.arrays().items()}
-    found = Dictionary(**arrays, site="resid_post", layer=3).encode(rows).reconstruction  # type: ignore[arg-type]
-    near = (found - expected).norm(dim=1) <= 1e-2 * expected.norm(dim=1)  # float16, and a few that cross the threshold
+    reconstruction = Dictionary(**arrays, site="resid_post", layer=3).encode(rows).reconstruction  # type: ignore[arg-type]
+    near = (reconstruction - expected).norm(dim=1) <= 1e-2 * expected.norm(
+        dim=1
+    )  # float16, and a few that cross the threshold
     assert float(near.float().mean()) >= 0.95
 
 
 @pytest.mark.nano
-def test_ties_are_what_a_count_says() -> None:
-    found, d = fresh(), gs.load_sae()
+def test_ties_equal_a_plain_count() -> None:
+    counted, d = fresh(), gs.load_sae()
     column = list(CONCEPTS).index("a place")
     feature = next(f for f, tie in d.concepts.items() if tie.concept == "a place")
     above = d.concepts[feature].above
-    rows = set(found.pos[(found.feature == feature) & (found.value > above)].tolist())
-    places = set(found.holds[:, column].nonzero().flatten().tolist())
-    tie = found.tie(feature, "a place", above)
+    rows = set(counted.pos[(counted.feature == feature) & (counted.value > above)].tolist())
+    places = set(counted.holds[:, column].nonzero().flatten().tolist())
+    tie = counted.tie(feature, "a place", above)
     assert tie.precision == round(len(rows & places) / len(rows), 3)
     assert tie.recall == round(len(rows & places) / len(places), 3)
-    assert set(ties_of(found, found)) >= {feature}
+    assert set(ties_of(counted, counted)) >= {feature}
 
 
 def test_the_table_beside_the_weights_is_read(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ def naive(logits: Tensor, temperature: float, top_p: float) -> list[float]:
     """The distribution, one token after the other: the likeliest first, until their share reaches top_p."""
     powers = [float(np.exp((x - float(logits.max())) / temperature)) for x in logits.double()]
     probs = [power / sum(powers) for power in powers]
-    kept, share = [0.0] * len(probs), 0.0
+    top, share = [0.0] * len(probs), 0.0
     for token in sorted(range(len(probs)), key=lambda i: (-probs[i], i)):
         if share >= top_p:
             break
-        kept[token] = probs[token]
+        top[token] = probs[token]
         share += probs[token]
-    return [p / sum(kept) for p in kept]
+    return [p / sum(top) for p in top]
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
@@ -43,18 +43,18 @@ def test_the_distribution_is_that_of_a_naive_loop(
     # Where a share is top_p but for rounding, one token more or less is as right: the next test has sums without rounding.
     shares = (logits.double() / temperature).softmax(-1).sort(descending=True).values.cumsum(-1)
     assume(bool(((shares - top_p).abs() > 1e-9).all()) or top_p == 1)
-    found = Sampling(temperature, top_p).probabilities(logits)
-    assert found.tolist() == pytest.approx(naive(logits, temperature, top_p), abs=1e-9)
+    probs = Sampling(temperature, top_p).probabilities(logits)
+    assert probs.tolist() == pytest.approx(naive(logits, temperature, top_p), abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.01, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.7500001, 3), (0.874, 3), (0.876, 4), (1.0, 4)]
+    ("top_p", "n_kept"), [(0.01, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.7500001, 3), (0.874, 3), (0.876, 4), (1.0, 4)]
 )
-def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, kept: int) -> None:
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, n_kept: int) -> None:
     logits = torch.tensor([0.125, 0.5, 0.125, 0.25]).double().log()  # sums without rounding
-    found = Sampling(1.0, top_p).probabilities(logits)
-    assert found.nonzero().flatten().tolist() == sorted([1, 3, 0, 2][:kept])  # of equals the first
-    assert float(found.sum()) == pytest.approx(1.0)
+    probs = Sampling(1.0, top_p).probabilities(logits)
+    assert probs.nonzero().flatten().tolist() == sorted([1, 3, 0, 2][:n_kept])  # of equals the first
+    assert float(probs.sum()) == pytest.approx(1.0)
 
 
 def test_temperatures_near_nothing_and_huge_ones_are_numbers() -> None:
@@ -69,12 +69,12 @@ def p_value(counts: Tensor, probs: Tensor) -> float:
     expected = probs * counts.sum()
     rare = expected < 5
     assert int(counts[probs == 0].sum()) == 0
-    seen = torch.cat((counts[~rare].double(), counts[rare].sum().double()[None]))
+    observed = torch.cat((counts[~rare].double(), counts[rare].sum().double()[None]))
     awaited = torch.cat((expected[~rare], expected[rare].sum()[None]))
     if awaited[-1] < 5:
-        seen, awaited = seen[:-1], awaited[:-1]
-    statistic = ((seen - awaited).square() / awaited).sum()
-    degrees = torch.tensor((len(seen) - 1) / 2, dtype=torch.float64)
+        observed, awaited = observed[:-1], awaited[:-1]
+    statistic = ((observed - awaited).square() / awaited).sum()
+    degrees = torch.tensor((len(observed) - 1) / 2, dtype=torch.float64)
     return float(torch.special.gammaincc(degrees, statistic / 2))
 
 

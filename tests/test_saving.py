@@ -114,11 +114,15 @@ def test_the_file_holds_the_stream_and_little_else(tmp_path: Path) -> None:
 def test_another_model_is_refused_and_both_are_named(tmp_path: Path) -> None:
     t = gs.trace(prompt(9), model=MODEL)
     t.save(tmp_path / "t.trace")
-    for other in (model_of(checkpoint("lgl", seed=1)), model_of(checkpoint("llg")), model_of(checkpoint("lgl").bfloat16())):
-        other.name = "the other one"
-        message = f"written by the model 'random' .{MODEL.fingerprint}.*opened with 'the other one' .{other.fingerprint}"
+    for another in (
+        model_of(checkpoint("lgl", seed=1)),
+        model_of(checkpoint("llg")),
+        model_of(checkpoint("lgl").bfloat16()),
+    ):
+        another.name = "the other one"
+        message = f"written by the model 'random' .{MODEL.fingerprint}.*opened with 'the other one' .{another.fingerprint}"
         with pytest.raises(TraceError, match=message):
-            gs.open_trace(tmp_path / "t.trace", model=other)
+            gs.open_trace(tmp_path / "t.trace", model=another)
 
 
 def test_an_edit_by_a_function_is_not_saved(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def status(port: int, token: str = "", host: str = "127.0.0.1") -> int:
@@ -71,9 +71,9 @@ def test_it_answers_here_alone_and_asks_for_the_token(tmp_path: Path) -> None:
 
 def own_address() -> str:
     """An address of this machine that is not the loopback's; where it has none, one at which nobody answers."""
-    for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET):
-        if not str(found[4][0]).startswith("127."):
-            return str(found[4][0])
+    for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET):
+        if not str(address[4][0]).startswith("127."):
+            return str(address[4][0])
     return "127.0.0.2"
 
 
@@ -90,10 +90,10 @@ def wait_until(is_so: object, server: subprocess.Popen[bytes]) -> None:
 OPENING = ["--ip=0.0.0.0", "--ServerApp.ip=*", "--NotebookApp.token=", "--ServerApp.token", "--password="]
 
 
-@pytest.mark.parametrize("given", OPENING)
-def test_nothing_opens_it_to_others(given: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", OPENING)
+def test_options_that_open_the_server_to_others_are_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="is not passed on"):
-        lab_command(tmp_path, None, ["--debug", given])
+        lab_command(tmp_path, None, ["--debug", option])
 
 
 def test_what_else_is_given_is_passed_on(tmp_path: Path) -> None:
@@ -103,15 +103,15 @@ def test_what_else_is_given_is_passed_on(tmp_path: Path) -> None:
     assert "--no-browser" not in lab_command(tmp_path, None, [])
 
 
-def test_the_notebooks_are_found_or_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebooks_are_found_or_the_error_says_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_notebooks(None) == REPOSITORY / "notebooks"
-    here = tmp_path / "notebooks"
-    here.mkdir()
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
     assert find_notebooks(None) == REPOSITORY / "notebooks", "an empty folder holds no notebooks"
-    (here / "mine.ipynb").write_text("{}")
-    assert find_notebooks(None) == here
-    (here / "mine.ipynb").unlink()
+    (notebooks / "mine.ipynb").write_text("{}")
+    assert find_notebooks(None) == notebooks
+    (notebooks / "mine.ipynb").unlink()
     monkeypatch.setattr(serving, "__file__", str(tmp_path / "site-packages" / "gemmascope" / "serving.py"))
     with pytest.raises(ServingError, match="they lie in the repository"):
         find_notebooks(None)

@@ -79,13 +79,13 @@ def test_text_shows_tokens_model_answers_and_layers() -> None:
     assert len({line.index("%") for line in layers}) == 1
 
 
-def test_columns_stand_under_each_other_whatever_the_width_of_the_characters() -> None:
+def test_columns_are_aligned_whatever_the_width_of_the_characters() -> None:
     model = model_with(["文字" if i % 2 else "é" for i in range(58)])
     widths = set()
     for first in range(3, 60):
         layers = as_text(gs.trace([2, first], model=model)).split("\n")[-3:]
-        ends = {sum(2 if char in "文字" else 1 for char in line) for line in layers}
-        assert len(ends) == 1
+        line_widths = {sum(2 if char in "文字" else 1 for char in line) for line in layers}
+        assert len(line_widths) == 1
         widths |= {"文" in line for line in layers} if len({"文" in line for line in layers}) == 2 else set()
     assert widths == {True, False}  # both stood in one table
 

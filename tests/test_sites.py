@@ -49,12 +49,12 @@ def test_a_site_has_the_shape_that_its_axes_say() -> None:
 
 
 @pytest.mark.parametrize("site", LAYER_SITES)
-def test_a_site_in_the_layers_by_every_spelling(site: str) -> None:
-    wanted = Address(SITES[site], 5)
+def test_every_spelling_of_a_site_in_the_layers_is_accepted(site: str) -> None:
+    expected = Address(SITES[site], 5)
     spellings = [(site, 5), f"layers.5.{site}", f"blocks.5.{site}", (site, -3), f"layers.-3.{site}", (site, np.int64(5))]
-    assert [find(spelling, 8) for spelling in spellings] == [wanted] * len(spellings)
-    assert find(site, 8, layer=5) == find(site, 8, -3) == find(f"layers.5.{site}", 8, 5) == wanted
-    assert find(str(wanted), 8) == wanted
+    assert [find(spelling, 8) for spelling in spellings] == [expected] * len(spellings)
+    assert find(site, 8, layer=5) == find(site, 8, -3) == find(f"layers.5.{site}", 8, 5) == expected
+    assert find(str(expected), 8) == expected
     assert find_site(site) is find_site(SITES[site]) is SITES[site]
 
 
@@ -100,11 +100,11 @@ def test_an_unknown_name_is_an_error_with_the_near_ones(typed: str, near: str | 
     for key in (typed, (typed, 5), f"blocks.5.{typed}") if typed else (typed,):
         with pytest.raises(SiteError, match=r"there is no site .* The sites are: embed, resid_pre, .*, logits$") as caught:
             find(key, 8)
-        said = str(caught.value)
-        assert repr(typed) in said
+        message = str(caught.value)
+        assert repr(typed) in message
         if near:
-            assert "Did you mean" in said
-            assert repr(near) in said.split("The sites are")[0]
+            assert "Did you mean" in message
+            assert repr(near) in message.split("The sites are")[0]
 
 
 @pytest.mark.parametrize(

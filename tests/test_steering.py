@@ -472,9 +472,9 @@ def test_a_strength_sweep_reads_each_layer_once_a_pass(layers_read: list[int]) -
 def test_a_bar_counts_the_runs(bars: list[Any]) -> None:
     options: dict[str, Any] = {"strengths": [-2, 0, 2], "site": "resid_post", "layer": 0, "model": model()}
     gs.strength_sweep(PROMPTS, randn(32), METRIC, texts=TEXTS, **options)
-    assert [(bar.total, bar.done, bar.asked["disable"]) for bar in bars] == [(24, 24, False)]
+    assert [(bar.total, bar.done, bar.options["disable"]) for bar in bars] == [(24, 24, False)]
     gs.strength_sweep(PROMPTS, randn(32), METRIC, progress=False, **options)
-    assert bars[1].asked["disable"] is True
+    assert bars[1].options["disable"] is True
 
 
 def test_a_strength_sweep_has_a_text_form_and_a_table() -> None:

@@ -116,7 +116,7 @@ def test_there_is_no_share_of_a_gap_that_is_not_there() -> None:
 # -- as text --
 
 
-def test_a_result_prints_what_was_asked_and_its_strongest_cells() -> None:
+def test_a_result_prints_its_question_and_its_strongest_cells() -> None:
     s = patched()
     lines = repr(s).splitlines()
     title = "sweep of resid_post in random: 3 layer x 15 pos, gs.logit_diff(' Mary', ' John'), 45 of 45 cells finished"
@@ -124,8 +124,8 @@ def test_a_result_prints_what_was_asked_and_its_strongest_cells() -> None:
     assert lines[1] == f"clean {s.clean:.4g}, corrupt {s.corrupt:.4g}; patched: corrupt"
     frame = s.to_dataframe()
     strongest = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index).iloc[0]
-    shown = strongest["token"].replace(" ", "·")
-    assert lines[2] == f"  {strongest['effect']:+.4g}  layer {strongest['layer']}, pos {strongest['pos']} ({shown})"
+    token = strongest["token"].replace(" ", "·")
+    assert lines[2] == f"  {strongest['effect']:+.4g}  layer {strongest['layer']}, pos {strongest['pos']} ({token})"
     assert len(lines) == 2 + 5
 
 
@@ -198,5 +198,5 @@ def test_progress_is_shown_unless_it_is_not_wanted(bars: list[Any]) -> None:
     arguments: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "model": model()}
     gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **arguments)
     gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **arguments, progress=False)
-    assert [bar.asked["disable"] for bar in bars] == [False, True]
+    assert [bar.options["disable"] for bar in bars] == [False, True]
     assert all(bar.total == bar.done == 15 for bar in bars)

@@ -140,9 +140,9 @@ def with_chat(folder: Path, target: Path, where: str) -> Path:
 def test_the_chat_template(kind: str, where: str, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = with_chat(folders[kind], tmp_path / "it", where)
     ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
-    wanted = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert ours.ids(MESSAGES) == wanted
-    assert wanted.count(BOS) == 1
+    expected = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert ours.ids(MESSAGES) == expected
+    assert expected.count(BOS) == 1
     assert ours.chat(MESSAGES) == (
         "<bos><start_of_turn>user\nWhat is this?<end_of_turn>\n<start_of_turn>model\nA license.<end_of_turn>\n"
         "<start_of_turn>user\nWhich?<end_of_turn>\n<start_of_turn>model\n"
@@ -177,14 +177,14 @@ def test_a_checkpoint_with_a_tokenizer(kind: str, folders: dict[str, Path], tmp_
 
 def test_a_model_in_memory_with_each_kind_of_tokenizer(folders: dict[str, Path], theirs: Any) -> None:
     source = checkpoint("lg", vocab_size=700)
-    wanted = theirs("the end").input_ids
+    expected = theirs("the end").input_ids
     for given_as in (
         folders["tokenizer.json"],
         str(folders["tokenizer.model"]),
         theirs,
         Tokenizer.from_transformers(theirs),
     ):
-        assert load(source, tokenizer=given_as).ids("the end").tolist() == wanted
+        assert load(source, tokenizer=given_as).ids("the end").tolist() == expected
     without = load(source)
     assert without.texts(without.ids([2, 9])) == ["2", "9"]
     with pytest.raises(PromptError, match=r"came without a tokenizer: give prompts as token ids, or load it with gs\.load"):

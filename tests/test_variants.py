@@ -38,9 +38,9 @@ def run(m: Model, bases: Bases, variants: Sequence[tuple[int, Sequence[Edit]]]) 
     """final_residuals of these bases (ids, edits, wanted position) and variants (number of the base, edits)."""
     ids = [m.ids(prompt) for prompt, _, _ in bases]
     bound = [BaseRun(i, tuple(e.bind(m, i) for e in edits), pos) for i, (_, edits, pos) in zip(ids, bases, strict=True)]
-    given = [Variant(base, tuple(e.bind(m, ids[base]) for e in edits)) for base, edits in variants]
-    ends = final_residuals(m, bound, given)
-    return ends.bases, ends.variants
+    bound_variants = [Variant(base, tuple(e.bind(m, ids[base]) for e in edits)) for base, edits in variants]
+    residuals = final_residuals(m, bound, bound_variants)
+    return residuals.bases, residuals.variants
 
 
 def alone(m: Model, bases: Bases, variant: tuple[int, Sequence[Edit]]) -> Tensor:
@@ -51,9 +51,9 @@ def alone(m: Model, bases: Bases, variant: tuple[int, Sequence[Edit]]) -> Tensor
 
 
 def assert_alone(m: Model, bases: Bases, variants: Sequence[tuple[int, Sequence[Edit]]]) -> None:
-    of_bases, found = run(m, bases, variants)
+    of_bases, of_variants = run(m, bases, variants)
     one = torch.ones(1)  # the scale of a stream of which edits left next to nothing
-    runs = [*((of_bases[i], (i, ())) for i in range(len(bases))), *zip(found, variants, strict=True)]
+    runs = [*((of_bases[i], (i, ())) for i in range(len(bases))), *zip(of_variants, variants, strict=True)]
     for row, variant in runs:
         assert error(torch.cat((row, one)), torch.cat((alone(m, bases, variant), one))) <= CLOSE, variant
 
@@ -144,13 +144,15 @@ def edits_at(site: str, layer: int | None, pos: int) -> list[Edit]:
     ]
 
 
-@pytest.mark.parametrize("wanted", [N_POS - 1, 5])
+@pytest.mark.parametrize("pos_read", [N_POS - 1, 5])
 @pytest.mark.parametrize("site", ["embed", *LAYER_SITES])
-def test_a_variant_at_any_place_is_a_run_of_its_own(site: str, wanted: int) -> None:
+def test_a_variant_at_any_place_equals_a_run_with_its_edit(site: str, pos_read: int) -> None:
     """First and last layer, first and last position, behind the window of 4 and within it, all in one pass."""
     layers = range(3) if SITES[site].in_layer else [None]
-    variants = [(0, [edit]) for layer in layers for pos in (0, 3, wanted, N_POS - 1) for edit in edits_at(site, layer, pos)]
-    assert_alone(model(), [(prompt(N_POS), (), wanted)], variants)
+    variants = [
+        (0, [edit]) for layer in layers for pos in (0, 3, pos_read, N_POS - 1) for edit in edits_at(site, layer, pos)
+    ]
+    assert_alone(model(), [(prompt(N_POS), (), pos_read)], variants)
 
 
 def test_edits_at_several_layers_join_at_the_first() -> None:
@@ -198,9 +200,9 @@ def test_the_base_runs_are_untouched_by_their_variants() -> None:
     assert nothing.shape == (0, 32)
 
 
-def test_an_edit_after_the_wanted_position_changes_nothing() -> None:
-    _, found = run(model(), [(prompt(N_POS), (), 4)], [(0, [gs.ablate("resid_pre", layer=0, pos=5)])])
-    assert torch.equal(found[0], run(model(), [(prompt(N_POS), (), 4)], [])[0][0])
+def test_an_edit_after_the_position_that_is_read_changes_nothing() -> None:
+    _, of_variants = run(model(), [(prompt(N_POS), (), 4)], [(0, [gs.ablate("resid_pre", layer=0, pos=5)])])
+    assert torch.equal(of_variants[0], run(model(), [(prompt(N_POS), (), 4)], [])[0][0])
 
 
 @pytest.mark.parametrize("rows", [1, 5, 20])
@@ -221,9 +223,9 @@ def test_a_variant_costs_the_rows_that_it_changes(monkeypatch: pytest.MonkeyPatc
     rows = [0, 0, 0]
     forward = Layer.forward
 
-    def counting(layer: Layer, x: Tensor, *rest: Any) -> Tensor:
+    def counting(layer: Layer, x: Tensor, *args: Any) -> Tensor:
         rows[layer.index] += len(x)
-        return forward(layer, x, *rest)
+        return forward(layer, x, *args)
 
     monkeypatch.setattr(Layer, "forward", counting)
     base = [(prompt(N_POS), (), N_POS - 1)]

@@ -15,7 +15,7 @@ NANO = Path(gs.__file__).parent / "nano" / "checkpoint"
 
 
 @pytest.mark.parametrize(
-    ("given", "asked"),
+    ("arguments", "expected"),
     [
         ({}, {}),
         ({"device": "auto", "dtype": "auto", "weights": "auto", "check": True}, {}),
@@ -26,19 +26,19 @@ NANO = Path(gs.__file__).parent / "nano" / "checkpoint"
         ({"weights": "int8", "memory": 2**25}, {"weights": "int8", "memory": 2**25}),
     ],
 )
-def test_a_loaded_model_keeps_what_was_asked_for(
-    given: dict[str, Any], asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_loaded_model_keeps_the_arguments_of_load(
+    arguments: dict[str, Any], expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path))
-    model = gs.load(NANO, **given)
-    assert model.asked == asked
+    model = gs.load(NANO, **arguments)
+    assert model.asked == expected
     assert model.source == model.name == str(NANO)
     again = gs.load(model.source, **model.asked)
-    assert (again.dtype, again.device, again.asked) == (model.dtype, model.device, asked)
-    assert all(f"{name}={value!r}" in repr(model) for name, value in asked.items())
+    assert (again.dtype, again.device, again.asked) == (model.dtype, model.device, expected)
+    assert all(f"{name}={value!r}" in repr(model) for name, value in expected.items())
 
 
-def test_a_model_from_memory_says_so() -> None:
+def test_a_model_from_memory_has_no_source() -> None:
     model = gs.load(checkpoint("lg"), device="cpu")
     assert (model.source, model.asked) == (None, {"device": "cpu"})
 

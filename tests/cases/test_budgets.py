@@ -21,10 +21,10 @@ LARGE: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_what_does_not_fit_is_refused_and_what_fits_is_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask, said = LARGE[name]
-    ask()
+def test_a_result_larger_than_the_memory_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, message = LARGE[name]
+    call()
     monkeypatch.setattr(budget, "free_bytes", lambda device: 1000)
-    with pytest.raises(BudgetError, match=rf"{said}") as found:
-        ask()
-    assert re.search(r"would take [\d,]+ bytes, and 1,000 are free on cpu", str(found.value))
+    with pytest.raises(BudgetError, match=rf"{message}") as caught:
+        call()
+    assert re.search(r"would take [\d,]+ bytes, and 1,000 are free on cpu", str(caught.value))

@@ -106,8 +106,8 @@ def test_the_limit_of_the_process_itself_counts() -> None:
         "from gemmascope.memory.host_memory import _left_to_process\n"
         "print(_left_to_process()[0])"
     )
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert 0 < int(told) <= 10**9
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert 0 < int(printed) <= 10**9
 
 
 # -- where nothing can be measured --
@@ -124,8 +124,8 @@ ASKED: dict[str, Any] = {"site": "resid_pre", "progress": False}
 @pytest.mark.usefixtures("unknown")
 def test_a_sweep_says_what_it_assumes() -> None:
     with pytest.warns(GemmascopeWarning, match=r"cannot be measured here: 2 GiB are assumed"):
-        found = gs.sweep([2, 5, 9], [2, 9, 9], gs.logit_diff(5, 9), **ASKED)
-    assert (found.values == gs.sweep([2, 5, 9], [2, 9, 9], gs.logit_diff(5, 9), memory="1GiB", **ASKED).values).all()
+        result = gs.sweep([2, 5, 9], [2, 9, 9], gs.logit_diff(5, 9), **ASKED)
+    assert (result.values == gs.sweep([2, 5, 9], [2, 9, 9], gs.logit_diff(5, 9), memory="1GiB", **ASKED).values).all()
 
 
 @pytest.mark.usefixtures("unknown")

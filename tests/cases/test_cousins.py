@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("size", [1e20, 3e38])
 @pytest.mark.parametrize(
-    "made",
+    "edit_of",
     [
         lambda size: gs.add("resid_post", torch.full((128,), size), layer=1),
         lambda size: gs.patch("attn_raw", torch.full((128,), size), layer=1),
@@ -53,11 +53,11 @@ def folder(tmp_path: Path) -> Path:
     ],
     ids=["add", "patch", "ablate", "edit", "scale"],
 )
-def test_numbers_of_which_a_norm_would_make_zeros_are_refused(made: Callable[[float], Any], size: float) -> None:
+def test_numbers_whose_squares_overflow_in_a_norm_are_refused(edit_of: Callable[[float], Any], size: float) -> None:
     with pytest.raises(EditError, match=r"squares are infinite|no run can go on|holds NaN or infinity, first at"):
-        gs.trace(CLEAN, edits=[made(size)])
+        gs.trace(CLEAN, edits=[edit_of(size)])
     with pytest.raises(EditError, match=r"squares are infinite|no run can go on|holds NaN or infinity, first at"):
-        gs.generate(CLEAN, edits=[made(size)], max_new_tokens=2)
+        gs.generate(CLEAN, edits=[edit_of(size)], max_new_tokens=2)
 
 
 def test_large_numbers_that_a_norm_can_take_are_run() -> None:
@@ -103,16 +103,16 @@ def test_a_metric_that_mixes_runs_has_no_gradient() -> None:
         gs.trace(CLEAN).grad(lambda x: x[:, 5] - x[:, 5].mean(), ("resid_pre", 1))
 
 
-@pytest.mark.parametrize("ask", [gs.sweep, gs.attribute])
-def test_a_grid_that_cannot_reach_what_is_read_is_a_warning(ask: Any) -> None:
+@pytest.mark.parametrize("call", [gs.sweep, gs.attribute])
+def test_a_grid_that_cannot_reach_the_metrics_position_is_warned_about(call: Any) -> None:
     with pytest.warns(GemmascopeWarning, match="the metric reads position 14: every effect is 0"):
-        found = ask(CLEAN, CORRUPT, METRIC, site="mlp_out", layer=5, pos=[10, 11])
-    assert float(abs(found.effect).max()) < 1e-4
+        result = call(CLEAN, CORRUPT, METRIC, site="mlp_out", layer=5, pos=[10, 11])
+    assert float(abs(result.effect).max()) < 1e-4
 
 
-def test_the_last_layer_at_the_last_position_is_asked_without_a_word() -> None:
-    found = gs.sweep(CLEAN, CORRUPT, METRIC, site="mlp_out", layer=5, pos=[13, 14], progress=False)
-    assert float(abs(found.effect).max()) > 0.1
+def test_a_grid_that_reaches_the_metrics_position_gives_no_warning() -> None:
+    result = gs.sweep(CLEAN, CORRUPT, METRIC, site="mlp_out", layer=5, pos=[13, 14], progress=False)
+    assert float(abs(result.effect).max()) > 0.1
 
 
 @pytest.mark.parametrize("ask", [gs.sweep, gs.attribute])
@@ -122,10 +122,10 @@ def test_a_grid_of_hidden_edges_alone_is_an_error(ask: Any, site: str) -> None:
         ask(CLEAN, CORRUPT, METRIC, site=site, by=("layer",), q_pos=11, k_pos=13)
 
 
-def test_the_command_line_tells_a_warning_in_a_line_of_its_own() -> None:
+def test_the_command_line_prints_a_warning_on_one_line() -> None:
     call = [sys.executable, "-m", "gemmascope", "patch", CLEAN, CLEAN, "--answer", " Mary", "--against", " John"]
-    told = subprocess.run(call, capture_output=True, text=True, check=True).stderr
-    assert told == "gemmascope: warning: the two prompts are the same: patching changes nothing. Change a word in one\n"
+    stderr = subprocess.run(call, capture_output=True, text=True, check=True).stderr
+    assert stderr == "gemmascope: warning: the two prompts are the same: patching changes nothing. Change a word in one\n"
 
 
 # -- what is shared, and what lies in folders --
@@ -201,10 +201,10 @@ def test_a_slow_tokenizer_is_an_error_that_says_what_to_do() -> None:
         gs.load(tokenizer=_Slow())
 
 
-@pytest.mark.parametrize("given", [None, "x", 5, gs.load()])
-def test_views_of_what_is_none_are_our_errors(given: Any) -> None:
+@pytest.mark.parametrize("value", [None, "x", 5, gs.load()])
+def test_views_of_other_objects_raise_package_errors(value: Any) -> None:
     with pytest.raises(SweepError, match=r"takes what gs\.sweep"):
-        gs.sweep_view(given)
+        gs.sweep_view(value)
     with pytest.raises(BudgetError, match="models is a list"):
-        gs.plan_view(given)
-    assert "<" in repr(gs.kl_from(given))
+        gs.plan_view(value)
+    assert "<" in repr(gs.kl_from(value))

@@ -26,22 +26,22 @@ def trace() -> gs.Trace:
 
 
 @pytest.fixture
-def whole(tmp_path: Path) -> bytes:
+def file_content(tmp_path: Path) -> bytes:
     trace().save(tmp_path / "t")
     return (tmp_path / "t").read_bytes()
 
 
-def opens_as_saved_or_is_refused(data: bytes, path: Path) -> bool:
+def is_refused(data: bytes, path: Path) -> bool:
     """Whether it was refused."""
     path.write_bytes(data)
     try:
-        found = gs.open_trace(path, model=model("lg"))
+        opened = gs.open_trace(path, model=model("lg"))
     except TraceError as error:
         assert str(path) in str(error)  # noqa: PT017
         return True
-    assert torch.equal(found.ids, trace().ids)
-    assert all(torch.equal(a, b) for a, b in zip(found.stream, trace().stream, strict=True))
-    assert [repr(edit) for edit in found.edits] == [repr(edit) for edit in gs_reopened(path).edits]
+    assert torch.equal(opened.ids, trace().ids)
+    assert all(torch.equal(a, b) for a, b in zip(opened.stream, trace().stream, strict=True))
+    assert [repr(edit) for edit in opened.edits] == [repr(edit) for edit in gs_reopened(path).edits]
     return False
 
 
@@ -51,24 +51,24 @@ def gs_reopened(path: Path) -> gs.Trace:
     return gs.open_trace(path.with_name("again"), model=model("lg"))
 
 
-def test_no_single_bit_can_change_unseen(whole: bytes, tmp_path: Path) -> None:
-    length = struct.unpack("<Q", whole[:8])[0] + 8
+def test_a_flipped_bit_anywhere_is_noticed(file_content: bytes, tmp_path: Path) -> None:
+    length = struct.unpack("<Q", file_content[:8])[0] + 8
     draw = random.Random(0)
     places = [(at, bit) for at in range(length) for bit in range(8)]
-    places = draw.sample(places, 400) + [(draw.randrange(length, len(whole)), draw.randrange(8)) for _ in range(100)]
-    refused = 0
+    places = draw.sample(places, 400) + [(draw.randrange(length, len(file_content)), draw.randrange(8)) for _ in range(100)]
+    n_refused = 0
     for at, bit in places:
-        data = bytearray(whole)
+        data = bytearray(file_content)
         data[at] ^= 1 << bit
-        refused += opens_as_saved_or_is_refused(bytes(data), tmp_path / "t")
-    assert refused > 475  # the rest is padding
+        n_refused += is_refused(bytes(data), tmp_path / "t")
+    assert n_refused > 475  # the rest is padding
 
 
-def test_no_part_of_a_file_is_a_trace(whole: bytes, tmp_path: Path) -> None:
-    for length in (*range(0, 300, 7), *range(300, len(whole), 41), len(whole) - 1):
-        assert opens_as_saved_or_is_refused(whole[:length], tmp_path / "t"), length
-    assert opens_as_saved_or_is_refused(whole + b"\0", tmp_path / "t")
-    assert not opens_as_saved_or_is_refused(whole, tmp_path / "t")
+def test_a_truncated_or_lengthened_file_is_refused(file_content: bytes, tmp_path: Path) -> None:
+    for length in (*range(0, 300, 7), *range(300, len(file_content), 41), len(file_content) - 1):
+        assert is_refused(file_content[:length], tmp_path / "t"), length
+    assert is_refused(file_content + b"\0", tmp_path / "t")
+    assert not is_refused(file_content, tmp_path / "t")
 
 
 ABOUT: dict[str, Any] = {
@@ -91,12 +91,12 @@ ABOUT: dict[str, Any] = {
 def rewritten(path: Path, about: dict[str, Any], tensors: dict[str, Any], *, seals: bool = True) -> None:
     """A file that says something else, its checksum that of what it says: as a program would write it."""
     with safetensors.safe_open(path, framework="pt") as file:
-        said = json.loads(file.metadata()["gemmascope.trace"]) | about
-        held = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118 (no dict)
-    held = {name: tensor for name, tensor in held.items() if tensor is not None}
+        metadata = json.loads(file.metadata()["gemmascope.trace"]) | about
+        content = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118 (no dict)
+    content = {name: tensor for name, tensor in content.items() if tensor is not None}
     if seals and "sha256" not in about:
-        said["sha256"] = checksum(said, held)
-    safetensors.torch.save_file(held, path, metadata={"gemmascope.trace": json.dumps(said)})
+        metadata["sha256"] = checksum(metadata, content)
+    safetensors.torch.save_file(content, path, metadata={"gemmascope.trace": json.dumps(metadata)})
 
 
 @pytest.mark.parametrize("seals", [True, False])

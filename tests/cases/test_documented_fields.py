@@ -19,12 +19,12 @@ RESULTS = {
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_every_name_in_the_docstring_of_a_result_is_a_field(name: str) -> None:
-    found = getattr(import_module(f"gemmascope.{RESULTS[name]}"), name)
-    text = " ".join((found.__doc__ or "").split())
+    cls = getattr(import_module(f"gemmascope.{RESULTS[name]}"), name)
+    text = " ".join((cls.__doc__ or "").split())
     named = {one for names in re.findall(r"(?:^|[.;:] )((?:[a-z_]+, )*[a-z_]+): ", text) for one in names.split(", ")}
-    there = set(dir(found)) | {field.name for field in dataclasses.fields(found)}
+    fields = set(dir(cls)) | {field.name for field in dataclasses.fields(cls)}
     assert named
-    assert not named - there
+    assert not named - fields
 
 
 def test_every_field_of_a_lens_is_documented() -> None:

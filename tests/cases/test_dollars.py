@@ -46,21 +46,21 @@ def drawn() -> list[str]:
     return [name for name in FIGURES if figure(name) is not None]
 
 
-def test_there_are_pictures_of_hostile_text() -> None:
+def test_figures_with_hostile_text_are_drawn() -> None:
     assert len(drawn()) >= 12
     everything = " ".join(one for name in drawn() for one in strings(figure(name).to_dict()))
-    for held in ("&#36;", "&lt;", r"\x1b", r"\u202e"):
-        assert held in everything
+    for escaped in ("&#36;", "&lt;", r"\x1b", r"\u202e"):
+        assert escaped in everything
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_text_in_a_picture_is_text(name: str) -> None:
-    made = figure(name)
-    if made is None:
+def test_every_text_in_a_picture_is_escaped(name: str) -> None:
+    plotly_figure = figure(name)
+    if plotly_figure is None:
         pytest.skip("it has no picture")
-    given = made.to_dict()
-    given["layout"].pop("template", None)
-    for one in strings(given):
+    content = plotly_figure.to_dict()
+    content["layout"].pop("template", None)
+    for one in strings(content):
         assert UNFIT.search(one) is None, ascii(one)
         assert "\n" not in one, ascii(one)
         assert "$" not in one, one
@@ -68,9 +68,9 @@ def test_every_text_in_a_picture_is_text(name: str) -> None:
         assert not re.search(r"<|&|%\{", bare), one
 
 
-@pytest.mark.parametrize("given", ["$x$", "a $ b $ c", "$$x$$", r"\$x$", "$ $", "&#36;x&#36;", "$\\unicode{41}$"])
-def test_plotly_reads_no_tex_in_it(given: str) -> None:
-    assert TEX.match(escape_label(given)) is None
+@pytest.mark.parametrize("label", ["$x$", "a $ b $ c", "$$x$$", r"\$x$", "$ $", "&#36;x&#36;", "$\\unicode{41}$"])
+def test_plotly_reads_no_tex_in_an_escaped_label(label: str) -> None:
+    assert TEX.match(escape_label(label)) is None
 
 
 def test_this_is_still_how_plotly_looks_for_tex() -> None:
@@ -84,20 +84,20 @@ def test_a_dollar_is_drawn_as_a_dollar(chromium: Any) -> None:
 
     hostile_text = "$a$ <b>b</b> & $c$ %{x} \x1b\u202e"
     escaped, title, tick = (escape_label(f"{what}{hostile_text}") for what in ("", "title ", "tick "))
-    made = go.Figure(go.Bar(x=[1], y=[1], customdata=[escaped], name=escaped, showlegend=True))
-    made.update_traces(hovertemplate="%{customdata}<br>" + escape_label("%{y} $h$") + "<extra></extra>")
-    made.update_layout(title=title, xaxis={"tickvals": [1], "ticktext": [tick]})
+    plotly_figure = go.Figure(go.Bar(x=[1], y=[1], customdata=[escaped], name=escaped, showlegend=True))
+    plotly_figure.update_traces(hovertemplate="%{customdata}<br>" + escape_label("%{y} $h$") + "<extra></extra>")
+    plotly_figure.update_layout(title=title, xaxis={"tickvals": [1], "ticktext": [tick]})
     with page_of(chromium) as page:
-        page.set_content(made.to_html(include_plotlyjs=True, include_mathjax=False))
+        page.set_content(plotly_figure.to_html(include_plotlyjs=True, include_mathjax=False))
         page.evaluate("() => { window.MathJax = { Hub: { Queue() { throw Error('TeX was found'); } } }; }")
         page.wait_for_selector(".gtitle")
         page.evaluate("() => Plotly.redraw(document.querySelector('.plotly-graph-div'))")
         bar = page.locator(".bars path").first.bounding_box()
         page.mouse.move(bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] / 2)
         page.wait_for_selector(".hovertext")
-        shown = r"$a$ <b>b</b> & $c$ %{x} \x1b\u202e"
-        assert page.locator(".gtitle").text_content() == f"title {shown}"
-        assert page.locator(".xtick text").text_content() == f"tick {shown}"
-        assert page.locator(".legendtext").text_content() == shown
-        assert page.locator(".hovertext").text_content() == f"{shown}%{{y}} $h$"
+        drawn_text = r"$a$ <b>b</b> & $c$ %{x} \x1b\u202e"
+        assert page.locator(".gtitle").text_content() == f"title {drawn_text}"
+        assert page.locator(".xtick text").text_content() == f"tick {drawn_text}"
+        assert page.locator(".legendtext").text_content() == drawn_text
+        assert page.locator(".hovertext").text_content() == f"{drawn_text}%{{y}} $h$"
         assert page.errors == []

@@ -93,7 +93,7 @@ def test_a_query_named_by_its_number_without_any_edge_is_a_warning() -> None:
 def test_a_sweep_over_hidden_edges_has_no_number_there() -> None:
     prompt = P.rstrip()  # a sweep warns of a prompt that ends in a space
     n_pos = len(gs.trace(prompt))
-    found = gs.sweep(
+    effect = gs.sweep(
         prompt,
         None,
         lambda x: x[:, 0],
@@ -104,8 +104,8 @@ def test_a_sweep_over_hidden_edges_has_no_number_there() -> None:
         ablate=0.0,
         progress=False,
     ).effect
-    assert bool(found.sel(k_pos=slice(0, n_pos - 17)).isnull().all())
-    assert bool(found.sel(k_pos=slice(n_pos - 16, None)).notnull().all())
+    assert bool(effect.sel(k_pos=slice(0, n_pos - 17)).isnull().all())
+    assert bool(effect.sel(k_pos=slice(n_pos - 16, None)).notnull().all())
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ COMING = [
 
 
 @pytest.mark.parametrize(("edit", "message"), COMING, ids=[str(edit) for edit, _ in COMING])
-def test_an_edit_at_a_position_that_never_came_is_a_warning_after_the_text(edit: Edit, message: str) -> None:
+def test_an_edit_at_a_position_that_was_not_generated_is_warned_about(edit: Edit, message: str) -> None:
     ids = gs.trace(P).ids
     end = int(gs.generate(ids, max_new_tokens=2).new_ids[-1])
     with pytest.warns(GemmascopeWarning, match=message):
-        found = gs.generate(ids, edits=[edit], max_new_tokens=16, stop=end)
-    assert len(found.ids) <= 41
+        generation = gs.generate(ids, edits=[edit], max_new_tokens=16, stop=end)
+    assert len(generation.ids) <= 41
 
 
 @pytest.mark.parametrize(

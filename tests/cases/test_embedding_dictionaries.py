@@ -18,22 +18,22 @@ IDS = [2, 5, 9, 11, 4, 60]
 D_MODEL = 32
 
 
-def folder_of(made: dict[str, Any], folder: Path, named: bool) -> Path:
-    write(folder / "embedding/width_4k/average_l0_6" if named else folder, made)
+def folder_of(params: dict[str, Any], folder: Path, named: bool) -> Path:
+    write(folder / "embedding/width_4k/average_l0_6" if named else folder, params)
     return folder
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("named", [True, False])
-def test_features_of_embeddings_are_those_of_the_stored_ones(dtype: str, named: bool, tmp_path: Path) -> None:
+def test_features_of_embeddings_equal_those_of_the_unscaled_embeddings(dtype: str, named: bool, tmp_path: Path) -> None:
     model = gs.load(checkpoint("lg").to(getattr(torch, dtype)))
     table = model.network.model.embed_tokens.weight
-    made = arrays(D_MODEL)
-    said = {} if named else {"site": "embed", "layer": "embedding"}
-    sae = gs.load_sae(folder_of(made, tmp_path, named), model=model, any_model=True, **said)  # type: ignore[arg-type]
+    params = arrays(D_MODEL)
+    place = {} if named else {"site": "embed", "layer": "embedding"}
+    sae = gs.load_sae(folder_of(params, tmp_path, named), model=model, any_model=True, **place)  # type: ignore[arg-type]
     assert (sae.site, sae.layer) == ("embed", None)
     stored = table.detach()[IDS].float().numpy()
-    acts = plain_acts(made, stored)
+    acts = plain_acts(params, stored)
     assert (acts > 0).any()
     trace = gs.trace(IDS, model=model)
     factor = float(torch.tensor(D_MODEL**0.5, dtype=getattr(torch, dtype)))
@@ -41,21 +41,21 @@ def test_features_of_embeddings_are_those_of_the_stored_ones(dtype: str, named: 
     tolerance = 1e-5 if dtype == "float32" else 2e-2  # the site itself is rounded to the model's numbers
     assert np.allclose(site.numpy(), stored * factor, rtol=tolerance)
     exact = torch.from_numpy(stored * factor)
-    found = np.zeros_like(acts)
+    encoded = np.zeros_like(acts)
     pos, feature, value = sae.sparse(exact)
-    found[pos.numpy(), feature.numpy()] = value.numpy()
-    assert np.allclose(found, acts, atol=1e-5)
-    wanted = plain_decode(made, acts) * factor
-    assert np.allclose(sae.encode(exact).reconstruction.numpy(), wanted, atol=1e-4)
+    encoded[pos.numpy(), feature.numpy()] = value.numpy()
+    assert np.allclose(encoded, acts, atol=1e-5)
+    expected = plain_decode(params, acts) * factor
+    assert np.allclose(sae.encode(exact).reconstruction.numpy(), expected, atol=1e-4)
 
 
-def test_thresholds_and_biases_of_the_encoder_stay_and_other_sites_are_not_touched(tmp_path: Path) -> None:
-    made = arrays(D_MODEL)
-    write(tmp_path / "embedding/width_4k/average_l0_6", made)
-    write(tmp_path / "layer_1/width_4k/average_l0_6", made)
+def test_only_weights_of_embedding_dictionaries_are_rescaled(tmp_path: Path) -> None:
+    params = arrays(D_MODEL)
+    write(tmp_path / "embedding/width_4k/average_l0_6", params)
+    write(tmp_path / "layer_1/width_4k/average_l0_6", params)
     embed = gs.load_sae(tmp_path, layer="embedding", any_model=True)
-    other = gs.load_sae(tmp_path, layer=1, site="resid_post", any_model=True)
+    resid = gs.load_sae(tmp_path, layer=1, site="resid_post", any_model=True)
     for name in ("b_enc", "threshold"):
-        assert np.array_equal(getattr(embed, name).numpy(), made[name])
-    for name, array in made.items():
-        assert np.array_equal(getattr(other, name).numpy(), array)
+        assert np.array_equal(getattr(embed, name).numpy(), params[name])
+    for name, array in params.items():
+        assert np.array_equal(getattr(resid, name).numpy(), array)

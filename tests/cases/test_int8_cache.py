@@ -38,15 +38,15 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def quantised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the matrices that were quantised so far."""
-    seen: list[str] = []
+    names: list[str] = []
     quantise = convert_module.quantise
 
     def noted(weight: Any, q: Any, scale: Any, name: str) -> None:
-        seen.append(name)
+        names.append(name)
         quantise(weight, q, scale, name)
 
     monkeypatch.setattr(convert_module, "quantise", noted)
-    return seen
+    return names
 
 
 def logits(model: gs.Model) -> torch.Tensor:
@@ -66,7 +66,7 @@ CONFIG: dict[str, Any] = {
 
 @pytest.mark.parametrize("memory", [None, "1GiB"])
 @pytest.mark.parametrize("field", CONFIG)
-def test_a_configuration_that_changed_is_read_as_plain_reads_it(
+def test_a_changed_configuration_is_read_with_and_without_int8_alike(
     field: str, memory: str | None, source: Path, cache: Path, quantised: list[str]
 ) -> None:
     (source / "generation_config.json").unlink()
@@ -81,18 +81,18 @@ def test_a_configuration_that_changed_is_read_as_plain_reads_it(
     assert logits(gs.load(next(cache.iterdir()))).equal(logits(model))  # the copies beside the weights are new, too
 
 
-def test_a_generation_config_that_is_put_there_or_taken_away_counts(source: Path, cache: Path) -> None:
+def test_adding_or_removing_a_generation_config_takes_effect(source: Path, cache: Path) -> None:
     (source / "generation_config.json").unlink()
-    seen = [gs.load(source, weights="int8").config.eos_ids]
+    eos_ids = [gs.load(source, weights="int8").config.eos_ids]
     (source / "generation_config.json").write_text('{"eos_token_id": [1, 5]}')
-    seen.append(gs.load(source, weights="int8").config.eos_ids)
+    eos_ids.append(gs.load(source, weights="int8").config.eos_ids)
     (source / "generation_config.json").unlink()
-    seen.append(gs.load(source, weights="int8").config.eos_ids)
-    assert seen == [seen[0], (1, 5), seen[0]]
+    eos_ids.append(gs.load(source, weights="int8").config.eos_ids)
+    assert eos_ids == [eos_ids[0], (1, 5), eos_ids[0]]
 
 
 @pytest.mark.nano
-def test_a_tokenizer_that_is_put_there_later_or_changed_is_found(tmp_path: Path, cache: Path, quantised: list[str]) -> None:
+def test_a_tokenizer_that_is_added_or_changed_later_is_read(tmp_path: Path, cache: Path, quantised: list[str]) -> None:
     folder = tmp_path / "nano"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -113,15 +113,15 @@ def test_a_tokenizer_that_is_put_there_later_or_changed_is_found(tmp_path: Path,
     assert len(quantised) == n > 0
 
 
-def test_a_configuration_of_another_shape_is_refused_as_plain_refuses_it(source: Path, cache: Path) -> None:
+def test_a_configuration_of_another_shape_is_refused_with_and_without_int8_alike(source: Path, cache: Path) -> None:
     gs.load(source, weights="int8")
     write_json(source / "config.json", intermediate_size=96)
-    said = []
+    messages = []
     for weights in ("auto", "int8"):
         with pytest.raises(CheckpointError, match=r"config\.json asks for") as error:
             gs.load(source, weights=weights)
-        said.append(str(error.value))
-    assert said[0] == said[1]
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
 def touch(folder: Path) -> Path:
@@ -173,7 +173,7 @@ def change_weight(folder: Path, by: float = 1.0, keep_time: bool = False) -> Non
 
 
 @pytest.mark.parametrize("keep_time", [True, False])
-def test_one_number_that_changed_is_seen_and_old_stores_do_not_pile_up(source: Path, cache: Path, keep_time: bool) -> None:
+def test_one_changed_number_makes_a_new_store_and_removes_the_old_one(source: Path, cache: Path, keep_time: bool) -> None:
     for i in range(4):
         gain = gs.load(source, weights="int8").layer(1).input_layernorm.weight[3].item()
         assert gain == gs.load(source).layer(1).input_layernorm.weight[3].item()
@@ -183,17 +183,17 @@ def test_one_number_that_changed_is_seen_and_old_stores_do_not_pile_up(source: P
 
 
 def test_a_store_that_a_model_or_another_folder_still_needs_stays(source: Path, cache: Path, quantised: list[str]) -> None:
-    other = copied(source)
-    model, shared = gs.load(source, weights="int8", memory="1GiB"), gs.load(other, weights="int8")
+    copy_of_source = copied(source)
+    model, shared = gs.load(source, weights="int8", memory="1GiB"), gs.load(copy_of_source, weights="int8")
     before = logits(model)
     del shared
     n = len(quantised)
     change_weight(source)
     assert not torch.equal(logits(gs.load(source, weights="int8")), before)
-    assert torch.equal(logits(gs.load(other, weights="int8")), before)
+    assert torch.equal(logits(gs.load(copy_of_source, weights="int8")), before)
     assert len(quantised) == 2 * n
-    change_weight(other, 2.0)
-    gs.load(other, weights="int8")
+    change_weight(copy_of_source, 2.0)
+    gs.load(copy_of_source, weights="int8")
     assert torch.equal(logits(model), before)
     model.fingerprint  # noqa: B018 (reads its files again)
     assert len(list(cache.iterdir())) == 3

@@ -60,12 +60,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("way", "call"),
-    [("resident", "lab"), *((way, call) for way in ("resident", "streamed") for call in ("trace", "sweep", "generate"))],
+    ("residence", "call"),
+    [
+        ("resident", "lab"),
+        *((residence, call) for residence in ("resident", "streamed") for call in ("trace", "sweep", "generate")),
+    ],
 )
-def test_threads_that_compute_at_the_end_are_no_crash(folder: Path, way: str, call: str) -> None:
+def test_the_interpreter_ends_cleanly_while_threads_compute(folder: Path, residence: str, call: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), way, call],
+        [sys.executable, "-c", SCRIPT, str(folder), residence, call],
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "end\n")

@@ -25,14 +25,14 @@ WRITE = ("writing.py", "replace.py", "paths.py", "locking.py", "journal.py", "jo
 class Interrupting:
     """Raises KeyboardInterrupt at the k-th line that is run in the files above; counts them if k is None."""
 
-    def __init__(self, k: int | None) -> None:
-        self.k, self.seen = k, 0
+    def __init__(self, line_to_interrupt: int | None) -> None:
+        self.line_to_interrupt, self.lines_run = line_to_interrupt, 0
 
     def __enter__(self) -> Interrupting:
         sys.settrace(self._call)
         return self
 
-    def __exit__(self, *given: Any) -> None:
+    def __exit__(self, *exception: Any) -> None:
         sys.settrace(None)
 
     def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
@@ -40,8 +40,8 @@ class Interrupting:
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":
-            self.seen += 1
-            if self.seen == self.k:
+            self.lines_run += 1
+            if self.lines_run == self.line_to_interrupt:
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return self._line
@@ -61,9 +61,9 @@ def interrupted_anywhere(what: Callable[[], Any], check: Callable[[], Any], most
 def _interrupted_anywhere(what: Callable[[], Any], check: Callable[[], Any], most: int, seed: int) -> None:
     with Interrupting(None) as counting:
         what()
-    assert counting.seen > 20
+    assert counting.lines_run > 20
     check()
-    places = range(1, counting.seen + 1)
+    places = range(1, counting.lines_run + 1)
     stopped = 0
     for k in sorted(random.Random(seed).sample(places, min(most, len(places)))):
         try:
@@ -81,7 +81,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_saving_a_trace(tmp_path: Path) -> None:
+def test_a_trace_is_saved_completely_or_not_at_all(tmp_path: Path) -> None:
     old, new = (gs.trace([3, 5, n], model=model("lg")) for n in (9, 10))
     old.save(tmp_path / "t")
 
@@ -92,7 +92,7 @@ def test_saving_a_trace(tmp_path: Path) -> None:
     interrupted_anywhere(lambda: new.save(tmp_path / "t"), check, 200)
 
 
-def test_saving_a_new_view(tmp_path: Path) -> None:
+def test_a_view_is_saved_completely_or_not_at_all(tmp_path: Path) -> None:
     view = gs.attention_view(gs.trace("Mary went"))
 
     def check() -> None:
@@ -104,7 +104,7 @@ def test_saving_a_new_view(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:interrupted")
-def test_a_sweep_with_a_file(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_leaves_a_file_that_can_be_resumed(tmp_path: Path) -> None:
     def metric(logits: Any) -> Any:
         return logits[:, 5] - logits[:, 9]
 
@@ -113,35 +113,35 @@ def test_a_sweep_with_a_file(tmp_path: Path) -> None:
             prompt(4), prompt(4, seed=1), metric, site="z", by=("layer", "head"), model=model("lg"), out=tmp_path / "s"
         )
 
-    whole = sweep().values
+    complete = sweep().values
     (tmp_path / "s").unlink()
 
     def check() -> None:
         assert names(tmp_path) <= {"s"}
         if (tmp_path / "s").exists():
-            assert np.allclose(sweep().values, whole, atol=1e-5)  # it can be gone on from, by this process at once
+            assert np.allclose(sweep().values, complete, atol=1e-5)  # it can be gone on from, by this process at once
             assert gs.open_sweep(tmp_path / "s").finished.all()
             (tmp_path / "s").unlink()
 
     interrupted_anywhere(sweep, check, 120)
 
 
-def test_a_conversion(tmp_path: Path) -> None:
+def test_an_interrupted_conversion_leaves_complete_files_and_can_be_resumed(tmp_path: Path) -> None:
     checkpoint("lg", hidden_size=128, intermediate_size=128).save_pretrained(tmp_path / "source")
     gs.quantize(tmp_path / "source", tmp_path / "whole")
-    wanted = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
 
     def check() -> None:
-        there = names(tmp_path / "q") if (tmp_path / "q").exists() else set()
-        assert there <= set(wanted)
-        assert all((tmp_path / "q" / name).read_bytes() == wanted[name] for name in there - {"gemmascope.json", ".lock"})
+        written = names(tmp_path / "q") if (tmp_path / "q").exists() else set()
+        assert written <= set(expected)
+        assert all((tmp_path / "q" / name).read_bytes() == expected[name] for name in written - {"gemmascope.json", ".lock"})
 
     interrupted_anywhere(lambda: gs.quantize(tmp_path / "source", tmp_path / "q"), check, 60)
     assert gs.load(tmp_path / "q").n_layers == 2
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
-def test_a_download_that_breaks_off_leaves_no_part_but_what_others_fetch(
+def test_a_broken_download_removes_its_own_partial_files_only(
     kind: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -165,8 +165,8 @@ def test_a_download_that_breaks_off_leaves_no_part_but_what_others_fetch(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", breaking)
     monkeypatch.setattr(hub, "_is_unreachable", lambda *_: False)
     monkeypatch.setattr(hub, "_unreachable", {})
-    with (locks / "other.lock").open("w") as held:
-        assert lock(held, wait=False)
+    with (locks / "other.lock").open("w") as lock_file:
+        assert lock(lock_file, wait=False)
         with pytest.raises((KeyboardInterrupt, gs.errors.CheckpointError)):
             hub.fetch_tokenizer("a/b")
     assert names(blobs) == {"old.incomplete", "other.2.incomplete", "whole"}

@@ -26,20 +26,20 @@ N_RUNS = 5
 pytestmark = pytest.mark.nano
 
 
-def said(page: Any, text: str) -> str:
+def output_text(page: Any, text: str) -> str:
     """The output that says this, once it is there."""
-    found = page.locator(".jp-OutputArea-output pre", has_text=text).first
-    found.wait_for(state="attached", timeout=30_000)
-    return str(found.text_content()).strip()
+    output = page.locator(".jp-OutputArea-output pre", has_text=text).first
+    output.wait_for(state="attached", timeout=30_000)
+    return str(output.text_content()).strip()
 
 
 def test_a_cell_that_is_run_five_times_has_one_lab(lab: Lab, chromium: Any) -> None:
     with page_of(chromium) as page:
         lab.run(page, "freed.ipynb", [PATCHING, HEADS, COUNT])
-        counts = [said(page, "run 1: ")]
+        counts = [output_text(page, "run 1: ")]
         for n in range(2, N_RUNS + 1):
             lab.command(page, "notebook:run-all-cells")
-            counts.append(said(page, f"run {n}: "))
+            counts.append(output_text(page, f"run {n}: "))
         assert {one.partition(": ")[2] for one in counts} == {counts[0].partition(": ")[2]}, counts
         assert "HeadLab and PatchingLab," in counts[0]
         page.locator(".gs-lab").first.wait_for()
@@ -50,7 +50,7 @@ def test_a_cell_that_is_run_five_times_has_one_lab(lab: Lab, chromium: Any) -> N
 def test_a_closed_lab_leaves_its_picture(lab: Lab, chromium: Any) -> None:
     with page_of(chromium) as page:
         lab.run(page, "closed.ipynb", [PATCHING, "lab.run()\nlab.close()\nprint('it is', lab.is_closed)"])
-        assert said(page, "it is ") == "it is True"
+        assert output_text(page, "it is ") == "it is True"
         page.locator(".gs-lab").wait_for(state="detached")
         page.locator("[data-gs-fallback]").first.wait_for()
         assert page.errors == []

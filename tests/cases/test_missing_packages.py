@@ -84,13 +84,13 @@ def test_a_lab_that_is_shown_without_them_shows_its_fallback_and_warns(
 @pytest.mark.parametrize("shape", ["bars", "grid"])
 def test_a_picture_says_that_it_needs_plotly(shape: str, model: gs.Model, hide: Callable[[str], None]) -> None:
     by = ("layer",) if shape == "bars" else ("layer", "pos")
-    found = gs.sweep(IDS, OTHER, gs.logit_diff(3, 4), site="resid_pre", by=by, model=model, progress=False)
+    result = gs.sweep(IDS, OTHER, gs.logit_diff(3, 4), site="resid_pre", by=by, model=model, progress=False)
     hide("plotly")
     with pytest.raises(MissingPackageError, match='a picture needs plotly: pip install "plotly"'):
-        found.plot()
+        result.plot()
 
 
-def test_so_do_pictures_of_other_kinds(model: gs.Model, hide: Callable[[str], None]) -> None:
+def test_pictures_of_other_results_say_that_they_need_plotly(model: gs.Model, hide: Callable[[str], None]) -> None:
     direction = gs.direction([[2, 5], [2, 6]], [[2, 9], [2, 11]], layer=0, site="resid_post", model=model)
     steered = gs.strength_sweep(IDS, direction, gs.answer_prob(3), strengths=[-1, 0, 1], model=model, progress=False)
     compared = gs.compare(model, model, [IDS, OTHER])
@@ -108,17 +108,17 @@ def test_a_png_of_a_lab_says_that_it_needs_kaleido(model: gs.Model, hide: Callab
             lab.save(tmp_path / "a.png")
 
 
-def test_the_command_line_says_it_in_a_line(
+def test_the_command_line_prints_the_missing_package_on_one_line(
     hide: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hide("jupyterlab")
     assert main(["lab", str(tmp_path), "--", "--allow-root"]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert 'gemmascope lab needs jupyterlab: pip install "gemmascope[lab]"' in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert 'gemmascope lab needs jupyterlab: pip install "gemmascope[lab]"' in message
 
 
-def test_it_is_an_import_error_of_the_package() -> None:
+def test_the_error_is_an_import_error_and_a_package_error() -> None:
     assert issubclass(MissingPackageError, GemmascopeError)
     assert issubclass(MissingPackageError, ImportError)
     with pytest.raises(MissingPackageError) as caught, requires_package("this", "nothing_of_that_name"):

@@ -29,11 +29,11 @@ class NoFloat64(TorchFunctionMode):
         makes = kwargs.get("dtype") is torch.float64 and kwargs.get("device") is not None
         if (asks and not brought and args[0].dtype != torch.float64) or makes:
             raise TypeError("Cannot convert a tensor to float64 dtype as the framework doesn't support float64")
-        found = fn(*args, **kwargs)
-        if name == "cpu" and isinstance(found, torch.Tensor):
-            found = found.clone() if found is args[0] else found
-            found.brought = True  # type: ignore[attr-defined]
-        return found
+        result = fn(*args, **kwargs)
+        if name == "cpu" and isinstance(result, torch.Tensor):
+            result = result.clone() if result is args[0] else result
+            result.brought = True  # type: ignore[attr-defined]
+        return result
 
 
 @pytest.fixture
@@ -75,10 +75,12 @@ CALLS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("call", CALLS)
 def test_a_device_without_float64_gives_the_same_numbers(call: str, no_float64: NoFloat64) -> None:
     with no_float64:
-        found = CALLS[call]()
-    want = CALLS[call]()
-    assert np.size(want)
-    np.testing.assert_allclose(np.asarray(found, dtype=np.float64), np.asarray(want, dtype=np.float64), rtol=1e-6, atol=1e-6)
+        actual = CALLS[call]()
+    expected = CALLS[call]()
+    assert np.size(expected)
+    np.testing.assert_allclose(
+        np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_the_emulation_refuses_what_an_apple_gpu_refuses() -> None:

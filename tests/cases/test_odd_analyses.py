@@ -33,8 +33,8 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @cache
 def trace() -> gs.Trace:
-    found: gs.Trace = gs.trace(P)
-    return found
+    run: gs.Trace = gs.trace(P)
+    return run
 
 
 @cache
@@ -102,26 +102,26 @@ def a_steer_lab() -> Any:
     return steered_by_ones(layer=1)
 
 
-def a_cell(**asked: Any) -> Any:
+def a_cell(**options: Any) -> Any:
     """A sweep of one cell, of z."""
-    return gs.sweep(P, Q, DIFF, site="z", by=("layer",), layer=5, pos=-1, **asked)
+    return gs.sweep(P, Q, DIFF, site="z", by=("layer",), layer=5, pos=-1, **options)
 
 
-def of_stream(corrupt: Any, metric: Any, **asked: Any) -> Any:
+def of_stream(corrupt: Any, metric: Any, **options: Any) -> Any:
     """A sweep of one cell, of the stream."""
-    return gs.sweep(P, corrupt, metric, site="resid_pre", by=("layer",), layer=5, pos=-1, progress=False, **asked)
+    return gs.sweep(P, corrupt, metric, site="resid_pre", by=("layer",), layer=5, pos=-1, progress=False, **options)
 
 
 def measured_by(metric: Any) -> Any:
     return gs.sweep(P, Q, metric, site="z", by=("layer",), layer=5, progress=False)
 
 
-def strengths_of(vector: Any, metric: Any, **asked: Any) -> Any:
-    return gs.strength_sweep([P], vector, metric, progress=False, **asked)
+def strengths_of(vector: Any, metric: Any, **options: Any) -> Any:
+    return gs.strength_sweep([P], vector, metric, progress=False, **options)
 
 
-def steered_by_ones(**asked: Any) -> Any:
-    return gs.steer_lab(P, torch.ones(D), site="resid_post", max_new_tokens=1, **asked)
+def steered_by_ones(**options: Any) -> Any:
+    return gs.steer_lab(P, torch.ones(D), site="resid_post", max_new_tokens=1, **options)
 
 
 def a_saved_trace() -> str:
@@ -397,9 +397,9 @@ WHOLE: dict[str, tuple[int, Callable[[Any], Any]]] = {
 @pytest.mark.parametrize("call", WHOLE)
 def test_a_whole_number_of_numpy_or_torch_is_one_of_python(call: str) -> None:
     number, do = WHOLE[call]
-    want = do(number)
+    expected = do(number)
     for kind in (np.uint64, np.array, torch.tensor):
-        np.testing.assert_equal(do(kind(number)), want)
+        np.testing.assert_equal(do(kind(number)), expected)
 
 
 @pytest.mark.parametrize("odd", [True, np.True_, 2.0, "2", None.__class__, torch.tensor(True)], ids=repr)

@@ -111,10 +111,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(script: str, *given: str, options: Sequence[str] = (), encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
+def run(
+    script: str, *arguments: str, options: Sequence[str] = (), encoding: str = "utf-8"
+) -> subprocess.CompletedProcess[str]:
     """Python on a script in a process of its own. encoding: of what it prints."""
     return subprocess.run(
-        [sys.executable, *options, "-c", f"import os, sys, warnings\n{script}", *given],
+        [sys.executable, *options, "-c", f"import os, sys, warnings\n{script}", *arguments],
         capture_output=True, encoding=encoding, timeout=300, check=False, env={**os.environ, "PYTHONIOENCODING": encoding},
     )  # fmt: skip
 
@@ -123,16 +125,16 @@ def run(script: str, *given: str, options: Sequence[str] = (), encoding: str = "
 def numbers(source: Path, system: str) -> dict[str, Any]:
     done = run(WORK.format(system=textwrap.dedent(SYSTEMS[system])), str(source))
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.split("FOUND")[1])
-    return found
+    by_name: dict[str, Any] = json.loads(done.stdout.split("FOUND")[1])
+    return by_name
 
 
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if name != "ordinary"])
 def test_every_number_is_that_of_an_ordinary_system(system: str, source: Path) -> None:
-    found, ordinary = numbers(source, system), numbers(source, "ordinary")
-    assert found.keys() == ordinary.keys()
+    emulated, ordinary = numbers(source, system), numbers(source, "ordinary")
+    assert emulated.keys() == ordinary.keys()
     for name, value in ordinary.items():  # to rounding: how many cells share a pass depends on what is free
-        assert torch.allclose(torch.tensor(found[name]), torch.tensor(value), rtol=1e-5), name
+        assert torch.allclose(torch.tensor(emulated[name]), torch.tensor(value), rtol=1e-5), name
 
 
 def test_nothing_is_opened_in_the_encoding_of_the_system(source: Path) -> None:
@@ -162,21 +164,21 @@ for command in json.loads(sys.argv[1]):
 
 def test_no_module_needs_what_only_some_systems_have() -> None:
     """Modules and functions that a system may lack are asked for in one module of each kind, which knows what to do."""
-    pending_cells = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios"}
+    modules = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios"}
     functions = {"pread", "preadv", "pwrite", "sysconf", "statvfs", "fork", "uname", "geteuid", "getuid", "fchmod", "mkfifo"}
     allowed = {"memory/host_memory.py", "files/locking.py", "files/replace.py"}
-    found: list[str] = []
+    uses: list[str] = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import) and pending_cells & {alias.name for alias in node.names}:
-                found.append(f"{name}: {ast.unparse(node)}")
+            if isinstance(node, ast.Import) and modules & {alias.name for alias in node.names}:
+                uses.append(f"{name}: {ast.unparse(node)}")
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os" and node.attr in functions:
-                found.append(f"{name}: {ast.unparse(node)}")
+                uses.append(f"{name}: {ast.unparse(node)}")
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(("/proc", "/sys")):
-                found.append(f"{name}: {node.value!r}")
-    assert found
-    assert not [one for one in found if one.split(":")[0] not in allowed]
+                uses.append(f"{name}: {node.value!r}")
+    assert uses
+    assert not [one for one in uses if one.split(":")[0] not in allowed]
 
 
 # -- one process at a time --
@@ -191,7 +193,7 @@ def test_a_process_that_was_killed_holds_no_lock(tmp_path: Path) -> None:
         pass
 
 
-def test_whoever_waits_for_a_lock_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_waits_for_a_lock_prints_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     order: list[str] = []
 
     def second() -> None:
@@ -201,19 +203,19 @@ def test_whoever_waits_for_a_lock_says_so(tmp_path: Path, capsys: pytest.Capture
     thread = threading.Thread(target=second, daemon=True)
     with file_lock(tmp_path / ".lock"):
         thread.start()
-        said = ""
-        while not said and thread.is_alive():
-            said += capsys.readouterr().err
+        message = ""
+        while not message and thread.is_alive():
+            message += capsys.readouterr().err
         order.append("first")
     thread.join(30)
     assert order == ["first", "second"]
-    assert f"another process is at work in {tmp_path}: waiting for it" in said
+    assert f"another process is at work in {tmp_path}: waiting for it" in message
 
 
 @pytest.mark.parametrize("name", ["google/gemma-2-2b", "CON", "nul.v1", "a:b?c*d", "com3", "x" * 300, "...", "ünï", ""])
-def test_names_of_folders_in_the_cache_are_taken_by_windows(name: str) -> None:
-    found = cache_folder(None, name, "0123456789abcdef" * 4).name
-    assert not set(found) & set('<>:"/\\|?*')
-    assert len(found.encode()) < 255
-    assert not found.endswith((".", " "))
-    assert found.split(".")[0].upper() not in {"CON", "PRN", "AUX", "NUL", "COM3"}
+def test_names_of_cache_folders_are_valid_on_windows(name: str) -> None:
+    folder_name = cache_folder(None, name, "0123456789abcdef" * 4).name
+    assert not set(folder_name) & set('<>:"/\\|?*')
+    assert len(folder_name.encode()) < 255
+    assert not folder_name.endswith((".", " "))
+    assert folder_name.split(".")[0].upper() not in {"CON", "PRN", "AUX", "NUL", "COM3"}

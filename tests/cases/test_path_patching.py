@@ -52,10 +52,10 @@ def hooked(hf: Any, hooks: dict[str, Callable[[Tensor], Tensor | None]]) -> Iter
 @torch.no_grad()
 def values_of(hf: Any, ids: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
     """What every hooked module has in a plain run, and the last position's logits."""
-    seen: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     names = [f"model.layers.{i}.{part}" for i in range(len(KINDS)) for part in PARTS]
-    with hooked(hf, {name: lambda x, name=name: seen.__setitem__(name, x) for name in names}):  # type: ignore[misc]
-        return seen, hf(torch.tensor([list(ids)])).logits[0, -1]
+    with hooked(hf, {name: lambda x, name=name: values.__setitem__(name, x) for name in names}):  # type: ignore[misc]
+        return values, hf(torch.tensor([list(ids)])).logits[0, -1]
 
 
 PARTS = ("self_attn.o_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "post_feedforward_layernorm",
@@ -67,7 +67,7 @@ def by_hooks(hf: Any, sender: tuple[str, int, list[int] | None, int | None], rec
     """The last position's logits of the base run with the path patched."""
     site, at, heads, pos = sender
     base, _ = values_of(hf, tuple(CORRUPT))
-    other, _ = values_of(hf, tuple(CLEAN))
+    clean_values, _ = values_of(hf, tuple(CLEAN))
     d_head = hf.config.head_dim
     rows = slice(None) if pos is None else slice(pos, pos + 1)
     columns = [head * d_head + i for head in heads for i in range(d_head)] if heads else slice(None)
@@ -75,8 +75,8 @@ def by_hooks(hf: Any, sender: tuple[str, int, list[int] | None, int | None], rec
     def frozen(name: str, *, sends: bool) -> Callable[[Tensor], Tensor]:
         value = base[name].clone()
         if sends:
-            taken = other[name][0, rows]
-            value[0, rows, columns] = taken[:, columns]
+            sent = clean_values[name][0, rows]
+            value[0, rows, columns] = sent[:, columns]
         return lambda _: value
 
     # The first run: heads keep their z, the sender's apart; what the receiver reads is noted.
@@ -157,27 +157,27 @@ def ask(**arguments: Any) -> Any:
     )
 
 
-def test_live_is_the_default_and_another_quantity() -> None:
+def test_live_mlps_are_the_default_and_give_other_numbers() -> None:
     live, frozen = ask(mlps="live"), ask(mlps="frozen")
     assert np.array_equal(ask().values, live.values, equal_nan=True)
     assert float(abs(live.effect - frozen.effect).max()) > 1e-2
 
 
-def test_the_two_are_told_apart_in_the_code_and_the_digest() -> None:
+def test_live_and_frozen_mlps_differ_in_the_code_and_the_digest() -> None:
     live, frozen = ask().question, ask(mlps="frozen").question
     assert "mlps='live'" in live.code
     assert "mlps='frozen'" in frozen.code
     assert live.digest != frozen.digest
 
 
-def test_cells_of_several_layers_and_few_rows_at_a_time() -> None:
+def test_cells_of_several_layers_equal_single_runs_however_many_share_a_pass() -> None:
     """A cell may send from all layers; what shares the rows of a pass decides no number."""
     from gemmascope.sweeps.paths.live import LivePaths
 
-    whole = ask(by=("head",), receiver=("v", 3))
+    result = ask(by=("head",), receiver=("v", 3))
     hf = source("one kv head")
     model = model_of(hf)
-    assert whole.finished.all()
+    assert result.finished.all()
     # By edits: every later head is frozen, the senders of layers 0 to 2 have their source's z.
     clean, base = gs.trace(CLEAN, model=model), gs.trace(CORRUPT, model=model)
     for head in range(4):
@@ -185,7 +185,7 @@ def test_cells_of_several_layers_and_few_rows_at_a_time() -> None:
         sent = [gs.patch("z", clean, layer=layer, head=head) for layer in range(3)]
         first = gs.trace(CORRUPT, model=model, edits=[*frozen, *sent])
         second = gs.trace(CORRUPT, model=model, edits=[gs.patch("v", first["v", 3], layer=3)]).next_logits
-        assert whole.values[0, head] == pytest.approx(float(second[5] - second[9]), abs=3e-4)
+        assert result.values[0, head] == pytest.approx(float(second[5] - second[9]), abs=3e-4)
     n_groups: list[int] = []
     run_layers = LivePaths._run_layers
     with pytest.MonkeyPatch.context() as patched:
@@ -196,7 +196,7 @@ def test_cells_of_several_layers_and_few_rows_at_a_time() -> None:
     assert np.allclose(few.values, ask(receiver=("v", 3)).values, equal_nan=True, atol=1e-4)
 
 
-@pytest.mark.parametrize("given", ["melted", None, True, 1])
-def test_another_word_for_mlps_is_refused(given: Any) -> None:
+@pytest.mark.parametrize("mlps", ["melted", None, True, 1])
+def test_an_unknown_value_of_mlps_is_refused(mlps: Any) -> None:
     with pytest.raises(SweepError, match=r"mlps is one of 'live', 'frozen'; given"):
-        ask(mlps=given)
+        ask(mlps=mlps)

@@ -26,16 +26,18 @@ HOLDERS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", HOLDERS)
-def test_prompts_are_read_from_whatever_holds_them(name: str) -> None:
+def test_prompts_may_be_in_any_kind_of_collection(name: str) -> None:
     hold, listed = HOLDERS[name], [ONE, OTHER]
-    found = gs.trace(hold())
-    assert [t.ids.tolist() for t in found] == [t.ids.tolist() for t in gs.trace(listed)]
+    traces = gs.trace(hold())
+    assert [t.ids.tolist() for t in traces] == [t.ids.tolist() for t in gs.trace(listed)]
     assert [g.text for g in gs.generate(hold(), max_new_tokens=2)] == [g.text for g in gs.generate(listed, max_new_tokens=2)]
     scores = gs.head_scores(prompts=hold(), kind="sink").scores
     assert np.array_equal(scores, gs.head_scores(prompts=listed, kind="sink").scores)
     metrics = [gs.answer_prob(" to"), gs.answer_prob(" a")]
-    asked: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "ablate": 0.0, "progress": False}
-    assert np.array_equal(gs.sweep(hold(), None, metrics, **asked).values, gs.sweep(listed, None, metrics, **asked).values)
+    options: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "ablate": 0.0, "progress": False}
+    assert np.array_equal(
+        gs.sweep(hold(), None, metrics, **options).values, gs.sweep(listed, None, metrics, **options).values
+    )
     vector = gs.direction(hold(), ["The cat sat"], layer=2).vector
     assert torch.equal(vector, gs.direction(listed, ["The cat sat"], layer=2).vector)
 
@@ -62,15 +64,15 @@ NO_PROMPTS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", NO_PROMPTS)
-def test_what_is_no_prompt_says_what_to_give(name: str) -> None:
-    make, said = NO_PROMPTS[name]
-    for ask in (
+def test_a_value_that_is_no_prompt_is_refused_with_what_to_give(name: str) -> None:
+    make, message = NO_PROMPTS[name]
+    for call in (
         lambda: gs.trace(make()),
         lambda: gs.generate(make(), max_new_tokens=1),
         lambda: gs.head_scores(prompts=make()),
     ):
-        with pytest.raises(PromptError, match=said):
-            ask()
+        with pytest.raises(PromptError, match=message):
+            call()
     for sweep in (
         lambda: gs.sweep(make(), OTHER, gs.answer_prob(" a"), site="z"),
         lambda: gs.direction(make(), OTHER, layer=1),

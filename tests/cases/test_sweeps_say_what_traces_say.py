@@ -23,17 +23,17 @@ ASKED: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("ask", ASKED)
-def test_a_base_edit_that_changes_nothing_is_told_as_in_a_trace(ask: str) -> None:
+@pytest.mark.parametrize("name", ASKED)
+def test_a_base_edit_that_changes_nothing_is_warned_about_as_in_a_trace(name: str) -> None:
     overwritten = [gs.scale("z", 2.0, layer=1), gs.ablate("z", layer=1)]
-    with pytest.warns(GemmascopeWarning, match="has no effect: .*later in the list, overwrites all of it") as told:
-        ASKED[ask](overwritten)
-    assert len(told) == 1
+    with pytest.warns(GemmascopeWarning, match="has no effect: .*later in the list, overwrites all of it") as caught:
+        ASKED[name](overwritten)
+    assert len(caught) == 1
     with pytest.warns(GemmascopeWarning, match="reaches nothing at k_pos="):
-        ASKED[ask]([gs.knockout(layer=1, q_pos=[3, 4], k_pos=[2, 9])])
+        ASKED[name]([gs.knockout(layer=1, q_pos=[3, 4], k_pos=[2, 9])])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ASKED[ask]([gs.scale("z", 2.0, layer=1)])
+        ASKED[name]([gs.scale("z", 2.0, layer=1)])
 
 
 @pytest.mark.parametrize("ask", ASKED)
@@ -60,7 +60,7 @@ def test_a_head_lab_looks_at_its_answers_as_a_sweep_does() -> None:
             lab.set(prompt=P + " ", answer=" Mary")
 
 
-def test_what_is_typed_into_a_lab_is_told_in_the_lab() -> None:
+def test_a_bad_value_typed_into_a_lab_is_shown_in_the_lab() -> None:
     with gs.head_lab(P, " Mary", max_new_tokens=1) as lab:
         lab.wait()
         lab._typed("answer", lambda: "Mary")
@@ -82,9 +82,9 @@ def test_a_lab_whose_change_makes_no_numbers_says_so(how: str) -> None:
         lab.wait()
 
 
-def test_a_warning_of_ipython_is_no_failure_of_ours() -> None:
+def test_a_warning_of_ipython_is_no_error_in_our_tests() -> None:
     """It warns of VIRTUAL_ENV, which an activated environment sets."""
-    said = "Attempting to work in a virtualenv. If you encounter problems, please install IPython inside the virtualenv."
-    warnings.warn_explicit(said, UserWarning, "interactiveshell.py", 1, module="IPython.core.interactiveshell")
+    message = "Attempting to work in a virtualenv. If you encounter problems, please install IPython inside the virtualenv."
+    warnings.warn_explicit(message, UserWarning, "interactiveshell.py", 1, module="IPython.core.interactiveshell")
     with pytest.raises(UserWarning, match="ours"):
         warnings.warn_explicit("ours", UserWarning, "trace.py", 1, module="gemmascope.run.trace")

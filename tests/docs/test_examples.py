@@ -45,8 +45,8 @@ class Example:
 
 def examples(page: Path) -> Iterator[Example]:
     text = page.read_text(encoding="utf-8")
-    for found in BLOCK.finditer(text):
-        yield Example(page, text[: found.start(3)].count("\n"), found[2], found[3], found[1], found[4])
+    for match in BLOCK.finditer(text):
+        yield Example(page, text[: match.start(3)].count("\n"), match[2], match[3], match[1], match[4])
 
 
 def commands(example: Example) -> Iterator[list[str]]:
