@@ -18,13 +18,13 @@ _ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking"
 
 def executable() -> str:
     """The path of a Chromium. Without one the test is skipped, or fails where browser tests are required."""
-    found = next((path for path in map(shutil.which, _NAMES) if path), None)
-    if found is None:
+    program = next((path for path in map(shutil.which, _NAMES) if path), None)
+    if program is None:
         why = f"there is no browser: none of {', '.join(_NAMES)} is on the path (apt-get install chromium)"
         if REQUIRED:
             pytest.fail(why)
         pytest.skip(why)
-    return found
+    return program
 
 
 @contextmanager

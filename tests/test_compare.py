@@ -64,7 +64,7 @@ def cosine(x: Tensor, y: Tensor) -> float:
 # -- laws --
 
 
-def test_a_model_beside_itself_differs_in_nothing() -> None:
+def test_a_model_compared_with_itself_has_no_difference() -> None:
     c = compared(0.0, 0.0)
     assert (c.kl == 0).all()
     assert (c.kl_all == 0).all()
@@ -220,7 +220,7 @@ def test_pairs_may_be_those_of_a_family() -> None:
 # -- prompts --
 
 
-def test_prompts_of_different_lengths_do_not_know_each_other() -> None:
+def test_prompts_of_different_lengths_do_not_affect_each_other() -> None:
     together = compared(0.0, 0.3)
     for i, ids in enumerate(PROMPTS):
         alone = gs.compare(noisy(), noisy(0.3), ids)  # one prompt is a list of one
@@ -252,7 +252,7 @@ def test_text_is_read_once_and_a_model_without_a_tokenizer_runs_the_same_ids() -
     assert by_ids.kl["text"].values[0].startswith("2 3 4 5")
 
 
-def test_a_row_of_zeros_is_like_itself() -> None:
+def test_equal_rows_of_zeros_have_cosine_1() -> None:
     source = checkpoint("l")
     source.model.embed_tokens.weight.data[5] = 0
     model = model_of(source)
@@ -283,7 +283,7 @@ def test_the_text_form_holds_the_numbers_of_the_comparison() -> None:
     assert [float(line.split()[0]) for line in lines[7:]] == sorted((float(f"{x:.3g}") for x in c.kl), reverse=True)
 
 
-def test_the_tables_have_a_row_for_what_was_asked() -> None:
+def test_the_tables_have_a_row_for_each_prompt_or_entry() -> None:
     c = compared(0.0, 0.3)
     prompts, layers, heads = (c.to_dataframe(by) for by in ("prompt", "layer", "head"))
     assert np.array_equal(c.to_dataframe()["kl"], prompts["kl"])
@@ -366,7 +366,7 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("prompts", "message"), BAD_PROMPTS, ids=[message[:30] for _, message in BAD_PROMPTS])
-def test_prompts_that_say_nothing_are_refused(prompts: Any, message: str) -> None:
+def test_bad_prompts_are_refused(prompts: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         gs.compare(worded(), worded(), prompts)
 
@@ -389,18 +389,18 @@ BAD_PAIRS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("pairs", "message"), BAD_PAIRS, ids=[message[:30] for _, message in BAD_PAIRS])
-def test_what_are_no_pairs_is_refused(pairs: Any, message: str) -> None:
+def test_bad_pairs_are_refused(pairs: Any, message: str) -> None:
     with pytest.raises(SweepError, match=message):
         gs.compare(worded(), worded(), CLEAN, pairs=pairs)
 
 
 @pytest.mark.parametrize("top", [0, -1, 1.5, True, None])
-def test_a_top_that_is_none_is_refused(top: Any) -> None:
+def test_a_bad_top_is_refused(top: Any) -> None:
     with pytest.raises(MetricError, match=r"top is how many of the strongest heads.*given"):
         gs.compare(noisy(), noisy(), PROMPTS, top=top)
 
 
-def test_of_fewer_heads_than_the_top_all_are_compared() -> None:
+def test_with_fewer_heads_than_top_all_heads_are_compared() -> None:
     c = gs.compare(noisy(), noisy(0.3), PROMPTS, top=99)
     assert c.top == 24
     assert c.head_agreement == c.head_agreement_by_chance == 1

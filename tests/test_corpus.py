@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_texts() -> None:
     assert list(islice(texts(3), 50)) == list(islice(texts(3), 50)) != list(islice(texts(4), 50))
 
 
-def test_a_step_always_has_the_same_rows() -> None:
+def test_a_training_step_always_has_the_same_rows() -> None:
     tokenizer = nano_tokenizer()
     assert all(a.equal(b) for a, b in zip(batch(tokenizer, 5, 7), batch(tokenizer, 5, 7), strict=True))
     assert not batch(tokenizer, 5, 7)[0][0, :64].equal(batch(tokenizer, 5, 8)[0][0, :64])

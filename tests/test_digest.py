@@ -124,7 +124,7 @@ def test_functions_over_different_traces_have_different_digests() -> None:
     assert digest_of(closed(gs.trace(prompt(3, seed=1), model=model))) == digests[0]
 
 
-def test_data_that_leads_back_to_itself() -> None:
+def test_data_that_refers_to_itself_has_a_digest() -> None:
     loop: list[Any] = [1]
     loop.append(loop)
     assert digest_of(closed(loop)) == digest_of(closed(loop))
@@ -155,7 +155,7 @@ def test_a_digest_is_the_same_in_another_process(tmp_path: Path) -> None:
     assert len(digests) == 1, digests
 
 
-def test_a_function_without_a_name_appears_under_that_of_what_it_is_made_of() -> None:
+def test_the_name_of_a_partial_is_that_of_its_function() -> None:
     third = functools.partial(function_of("def third(x, at): return x[:, at]", "third"), at=3)
     s = gs.sweep(prompt(3), prompt(3, seed=1), third, site="resid_pre", by="pos", model=model_of(checkpoint("l")))
     assert s.question.metric == "third"

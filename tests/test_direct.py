@@ -175,7 +175,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("edit", POOL, ids=str)
-def test_beside_any_edit_every_part_is_that_of_a_plain_forward(by: str, edit: Any) -> None:
+def test_with_any_edit_every_part_is_that_of_a_plain_forward(by: str, edit: Any) -> None:
     require_agreement("gl", 4, 6, by, [edit], 5, [3], [40])
 
 

@@ -134,7 +134,7 @@ def test_patches_from_other_runs_are_not_equal() -> None:
 # -- sources --
 
 
-def test_a_source_may_leave_out_the_axes_of_one_place_and_those_along_which_it_is_the_same() -> None:
+def test_a_source_may_omit_axes_of_one_place_and_is_broadcast_along_others() -> None:
     full = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(0))
     where: dict[str, Any] = {"layer": 1, "pos": [4, 6], "head": [0, 5, 7]}
     for source, expected in [
@@ -172,7 +172,7 @@ def test_an_amount_can_be_added_on_edges() -> None:
     assert error(change[3, 5, 1:3], torch.tensor([2.0, 2.0])) <= 1e-4
 
 
-def test_an_edit_made_once_may_be_used_many_times_and_changes_nothing_it_was_given() -> None:
+def test_an_edit_can_be_used_again_and_leaves_its_arguments_unchanged() -> None:
     vector, source = torch.ones(32), run_of(1)
     before = source["resid_post", 0].clone()
     edits = [gs.add("resid_post", vector, layer=0, pos=-1, scale=2.0), gs.patch("resid_post", source, layer=0, pos=3)]

@@ -77,7 +77,7 @@ def test_singular_values_eigenvalues_and_norm_are_those_of_the_matrix(kind: str)
     assert np.allclose(eigenvalues, expected, rtol=1e-2, atol=1e-2)
 
 
-def test_sharing_is_said() -> None:
+def test_the_repr_names_the_query_heads_that_share_a_kv_head() -> None:
     layer = model().layer(0)
     assert layer.ov(3).kv_head == 1
     assert layer.ov(3).shared_with == (2,)
@@ -120,7 +120,7 @@ def test_the_read_out_names_the_strongest_tokens(kind: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("asked_for", "error", "message"),
+    ("arguments", "error", "message"),
     [
         ({"k": 0}, SiteError, "k is a whole number from 1 to 61; given 0"),
         ({"n": 13}, SiteError, "n is a whole number from 1 to 12; given 13"),
@@ -129,9 +129,9 @@ def test_the_read_out_names_the_strongest_tokens(kind: str, monkeypatch: pytest.
         ({"model": model_of(checkpoint(hidden_size=48))}, GemmascopeError, "given 'random', whose d_model is 48"),
     ],
 )
-def test_a_read_out_that_cannot_be_is_refused(asked_for: Any, error: type[Exception], message: str) -> None:
+def test_a_bad_read_out_is_refused(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        model().layer(0).ov(0).read_out(**{"model": model(), **asked_for})
+        model().layer(0).ov(0).read_out(**{"model": model(), **arguments})
 
 
 @pytest.mark.parametrize("kind", ["q", "k", "v"])
@@ -206,6 +206,6 @@ def test_of_many_heads_the_largest_of_two_layers_is_drawn() -> None:
         (lambda: gs.composition(model(), "q", senders=[9]), "there is no layer 9"),
     ],
 )
-def test_what_is_not_there_is_refused(call: Any, message: str) -> None:
+def test_layers_and_heads_that_do_not_exist_are_refused(call: Any, message: str) -> None:
     with pytest.raises(SiteError, match=message):
         call()

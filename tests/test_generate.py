@@ -77,7 +77,7 @@ def test_greedy_tokens_are_those_of_transformers(kinds: str, shape: dict[str, An
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_end_token_ends_it_where_it_ends_transformers(seed: int) -> None:
+def test_an_end_token_ends_the_text_where_it_ends_that_of_transformers(seed: int) -> None:
     _, endless = pair("lgl", seed)
     new = gs.generate(prompt(5, seed=seed), model=endless, max_new_tokens=20).new_ids.tolist()
     end = new[6]
@@ -195,7 +195,7 @@ def test_the_trace_is_that_of_the_whole_text(edits: list[Edit]) -> None:
     assert torch.equal(drawn, g.new_ids)
 
 
-def test_a_trace_asks_every_layer_once(layers_read: list[int]) -> None:
+def test_a_trace_of_a_generation_reads_every_layer_once(layers_read: list[int]) -> None:
     g = gs.generate(prompt(5), model=model(), max_new_tokens=3)
     assert layers_read == [0, 1, 2] * 3
     layers_read.clear()
@@ -319,7 +319,7 @@ def test_an_interrupt_keeps_the_tokens_so_far(n_prompts: int, monkeypatch: pytes
         assert error(g.trace().logits, gs.trace(g.ids, model=model()).logits) <= CLOSE
 
 
-def test_an_interrupt_before_the_first_token_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_before_the_first_token_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def prefill(self: Decoder) -> Tensor:
         raise KeyboardInterrupt
 
@@ -350,7 +350,7 @@ def test_streamed_models_give_the_same_tokens(tmp_path: Path) -> None:
             assert torch.equal(x.trace().logits, y.trace().logits)
 
 
-def test_bfloat16_is_as_near_to_float32_as_a_run_without_keys_kept() -> None:
+def test_bfloat16_with_a_cache_is_as_near_to_float32_as_without() -> None:
     source = checkpoint("lgl", **ENDLESS)
     exact, ours = model_of(source), model_of(checkpoint("lgl", **ENDLESS).bfloat16())
     g = gs.generate(prompt(7), model=ours, max_new_tokens=20, edits=[gs.scale("scores", 0.9, layer=1)])
@@ -370,7 +370,7 @@ def test_a_model_without_a_tokenizer_goes_on_with_ids() -> None:
         _ = g.prompt
 
 
-def test_a_generation_shows_itself_as_text_and_as_html_that_nothing_breaks_out_of() -> None:
+def test_a_generation_has_a_text_form_and_escaped_html() -> None:
     g = gs.generate("When Mary<img src=x onerror=alert(1)>\x1b[31m", model=worded(), max_new_tokens=4)
     assert isinstance(g, Generation)
     assert repr(g).startswith("Generation by random: 5 tokens and 4 new ones, stopped: length\n<bos>When Mary<img")
@@ -384,7 +384,7 @@ def test_a_generation_shows_itself_as_text_and_as_html_that_nothing_breaks_out_o
 # -- edges and bad input --
 
 
-def test_one_token_is_enough_on_either_side() -> None:
+def test_one_token_is_a_prompt_and_one_token_a_generation() -> None:
     source, ours = pair()
     g = gs.generate([5], model=ours, max_new_tokens=1)
     assert g.ids.tolist() == transformers_greedy(source, [5], 1)[0]
@@ -429,7 +429,7 @@ BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
 
 
 @pytest.mark.parametrize(("instead", "kind", "message"), BAD, ids=[f"{instead}"[:50] for instead, _, _ in BAD])
-def test_what_does_not_fit_is_refused_before_anything_runs(
+def test_bad_arguments_are_refused_before_anything_runs(
     instead: dict[str, Any], kind: type[Exception], message: str, layers_read: list[int]
 ) -> None:
     with pytest.raises(kind, match=message):
@@ -462,7 +462,7 @@ def test_the_text_of_several_prompts_is_not_shown() -> None:
         [0, -1],
     ],
 )
-def test_positions_ahead_are_those_of_the_prompt_where_nothing_is_to_come(place: Any) -> None:
+def test_without_new_tokens_positions_are_those_of_the_prompt(place: Any) -> None:
     from gemmascope.edits.places import find_generation_positions, find_positions
 
     ids = torch.tensor(prompt(9))

@@ -74,7 +74,7 @@ def test_gradients_at_the_stream_are_those_of_transformers() -> None:
         assert error(ours["resid_post", layer], theirs[layer + 1][0]) <= 1e-5
 
 
-def test_a_gradient_leaves_no_trace_on_the_model_and_asks_each_layer_once(layers_read: list[int]) -> None:
+def test_a_gradient_leaves_the_model_unchanged_and_reads_each_layer_once(layers_read: list[int]) -> None:
     t = gs.trace(CLEAN, model=model())
     layers_read.clear()
     t.grad(METRIC, [("z", 0), ("z", 1), ("resid_mid", 1)])
@@ -157,7 +157,7 @@ def test_an_estimate_has_the_labels_of_a_sweep_and_says_that_it_is_one() -> None
     assert repr(s).startswith("sweep")
 
 
-def test_bad_input() -> None:
+def test_bad_arguments_are_refused() -> None:
     t = gs.trace(CLEAN, model=model())
     with pytest.raises(SiteError, match="'logits' comes after the layers"):
         t.grad(METRIC, "logits")

@@ -191,7 +191,7 @@ def test_half_a_cached_repository_is_refused_offline(hub: Hub, cache: Path, monk
         load(REPO)
 
 
-def test_a_folder_comes_before_a_hub_id(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_preferred_to_a_hub_id(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(folder, tmp_path / REPO)
     monkeypatch.chdir(tmp_path)
     assert load(REPO).n_layers == 3

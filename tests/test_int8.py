@@ -248,7 +248,7 @@ def test_a_full_disk_is_found_before_writing(source: Path, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("weights", "message"), [("int4", "4 bits are not offered"), ("fp8", "give 'auto'")])
-def test_other_weights_are_refused(weights: str, message: str) -> None:
+def test_unknown_values_of_weights_are_refused(weights: str, message: str) -> None:
     with pytest.raises(DeviceError, match=message):
         gs.load(weights=weights)
 

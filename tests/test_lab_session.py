@@ -70,7 +70,7 @@ def one_cell_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("site", LAYER_SITES)
-def test_a_lab_finds_what_a_sweep_finds(site: str) -> None:
+def test_a_lab_gives_the_numbers_of_a_sweep(site: str) -> None:
     for by in grids_of(site):
         session = lab(site=site, by=by)
         expected = exact(site=site, by=by)
@@ -141,7 +141,7 @@ def test_a_cell_is_run_once(one_cell_a_chunk: None) -> None:
     assert session.expected("all")[0] == 12
 
 
-def test_an_estimate_gives_way_to_exact_numbers() -> None:
+def test_exact_numbers_replace_estimates() -> None:
     session = lab()
     estimated = gs.attribute(prompt(N_POS), prompt(N_POS, seed=1), gs.logit_diff(5, 9), site="resid_pre", model=model())
     assert error(session.run("estimate").effect.values, estimated.effect.values) <= CLOSE
@@ -538,7 +538,7 @@ def test_a_wrong_prompt_raises_what_a_sweep_raises() -> None:
         LabSession(**{**GOOD, "answer": " John"}, model=split_model()).run()
 
 
-def test_prompts_are_laid_beside_each_other() -> None:
+def test_prompts_are_aligned_token_by_token() -> None:
     m = split_model()
     rows = aligned_data(m, *(m.ids(text).tolist() for text in ("When Mary went", "When John went")))
     assert [row["same"] for row in rows] == [True, True, False, True]
@@ -564,7 +564,9 @@ def test_answers_are_swapped() -> None:
 
 @pytest.mark.parametrize("into", ["corrupt", "clean"])
 @pytest.mark.parametrize(("site", "cell", "head"), [("q", (1, 3), 3), ("pattern", (2, 7), 7), ("k", (0, 2), 4)])
-def test_a_cells_detail_is_that_of_a_run_with_its_patch(into: str, site: str, cell: tuple[int, int], head: int) -> None:
+def test_the_detail_of_a_cell_is_that_of_a_run_with_its_patch(
+    into: str, site: str, cell: tuple[int, int], head: int
+) -> None:
     session = worded_lab()
     session.set(site=site, into=into)
     session.look(*cell)
@@ -586,7 +588,7 @@ def test_a_cells_detail_is_that_of_a_run_with_its_patch(into: str, site: str, ce
     assert {text for text, *_ in base.top(5)} <= {text for text, *_ in detail.top}
 
 
-def test_a_cell_of_no_head_has_answers_only() -> None:
+def test_the_detail_of_a_cell_without_a_head_has_answers_only() -> None:
     session = worded_lab()
     session.look(1, 4)
     session.wait()
@@ -603,7 +605,7 @@ def test_a_cell_of_no_head_has_answers_only() -> None:
 # -- time --
 
 
-def test_chunks_of_a_resident_model_take_a_moment_and_of_a_streamed_one_all_there_is_room_for() -> None:
+def test_chunks_are_short_for_a_resident_model_and_as_large_as_memory_allows_for_a_streamed_one() -> None:
     throughput = Throughput(model(), 14)
     assert throughput.seconds(Cost(3, 21, 63), 1000) is None
     assert throughput.chunk_rows(1000) == 1000
@@ -658,7 +660,7 @@ def test_the_cost_of_a_sweep_is_the_sum_of_its_chunks(settings: dict[str, Any]) 
 # -- files --
 
 
-def test_a_lab_gives_the_code_and_a_table() -> None:
+def test_a_lab_has_code_and_a_table() -> None:
     session = worded_lab()
     session.run("estimate")
     session.run("row", 1)

@@ -202,7 +202,7 @@ def test_a_lens_has_labelled_positions_and_a_table() -> None:
     assert "answer's rank" in repr(lens)
 
 
-def test_layers_are_gone_through_once(layers_read: list[int]) -> None:
+def test_layers_are_read_once(layers_read: list[int]) -> None:
     t = run("lgl")
     for site in ("stream", "resid_pre", "head_out"):
         layers_read.clear()
@@ -211,7 +211,7 @@ def test_layers_are_gone_through_once(layers_read: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked_for", "error", "message"),
+    ("arguments", "error", "message"),
     [
         ({"site": "z"}, SiteError, "a lens reads resid_pre, resid_mid, resid_post, stream, attn_out"),
         ({"site": "residpost"}, SiteError, "Did you mean 'resid_post'"),
@@ -229,13 +229,13 @@ def test_layers_are_gone_through_once(layers_read: list[int]) -> None:
         ({"answer": [1, 2]}, SiteError, "one answer at a time"),
     ],
 )
-def test_what_does_not_fit_is_refused(asked_for: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     t = gs.trace("When Mary and John", model=worded())
     with pytest.raises(error, match=message):
-        gs.lens(t, **asked_for)
+        gs.lens(t, **arguments)
 
 
-def test_a_prompt_is_no_trace_and_without_an_answer_there_is_nothing_to_follow() -> None:
+def test_a_prompt_in_place_of_a_trace_and_a_missing_answer_are_refused() -> None:
     with pytest.raises(SiteError, match=r"a lens reads a trace: gs.lens\(gs.trace\(prompt\)\); given str"):
         gs.lens("When Mary")  # type: ignore[arg-type]
     t = gs.trace("When Mary and John", model=worded())

@@ -81,7 +81,7 @@ def test_every_stored_dtype_in_shards_and_in_one_file(stored: str, max_shard_siz
         ("bfloat16", "float16", "float32"),  # bfloat16 cannot hold what float16 does
     ],
 )
-def test_what_auto_dtype_chooses(named: str | None, stored: str, chosen: str, tmp_path: Path) -> None:
+def test_auto_takes_the_stored_dtype(named: str | None, stored: str, chosen: str, tmp_path: Path) -> None:
     checkpoint("l").to(DTYPES[stored]).save_pretrained(tmp_path)
     edit_config(tmp_path, dtype=None, torch_dtype=named)
     assert load(tmp_path).dtype == DTYPES[chosen]
@@ -127,7 +127,7 @@ def test_an_unknown_device_is_refused(device: str, folder: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_config_of_transformers_4(source: Gemma2ForCausalLM, folder: Path) -> None:
+def test_a_config_of_transformers_4_is_read(source: Gemma2ForCausalLM, folder: Path) -> None:
     new = json.loads((folder / "config.json").read_text())
     assert new["layer_types"] == ["sliding_attention", "full_attention", "sliding_attention"]
     edit_config(folder, layer_types=None, rope_parameters=None, rope_theta=10000.0, dtype=None, torch_dtype="float32",
@@ -136,7 +136,7 @@ def test_a_config_of_transformers_4(source: Gemma2ForCausalLM, folder: Path) -> 
     assert agrees(load(folder).run(ids), source(torch.tensor([ids])).logits[0])
 
 
-def test_end_tokens_of_the_generation_config(folder: Path) -> None:
+def test_end_tokens_are_read_from_the_generation_config(folder: Path) -> None:
     assert load(folder).config.eos_ids == (1,)
     (folder / "generation_config.json").write_text('{"eos_token_id": [1, 57]}')
     assert load(folder).config.eos_ids == (1, 57)
@@ -168,7 +168,7 @@ RELEASED = {
 
 
 @pytest.mark.parametrize("size", RELEASED)
-def test_the_released_models_on_the_meta_device(size: str, tmp_path: Path) -> None:
+def test_the_released_models_load_on_the_meta_device(size: str, tmp_path: Path) -> None:
     n_params, shape = RELEASED[size]
     model = load(sparse.write(tmp_path / size, {**COMMON, **dict(zip(FIELDS, shape, strict=True))}), device="meta")
     assert model.n_params == model.config.n_params == n_params
@@ -242,7 +242,7 @@ def test_a_model_in_memory_is_shared() -> None:
     assert not model.has_tokenizer
 
 
-def test_a_model_in_memory_that_cannot_be_shared() -> None:
+def test_a_model_in_memory_that_cannot_be_shared_is_refused() -> None:
     source = checkpoint("lg")
     with torch.device("meta"):
         on_meta = Gemma2ForCausalLM(source.config)
@@ -259,7 +259,7 @@ def test_a_model_in_memory_that_cannot_be_shared() -> None:
         load(source)
 
 
-def test_a_model_in_memory_whose_head_is_its_own() -> None:
+def test_a_model_in_memory_with_an_untied_head_is_refused() -> None:
     source = checkpoint("lg")
     source.lm_head.weight = torch.nn.Parameter(source.lm_head.weight.detach().clone())
     assert load(source).n_params == load(checkpoint("lg")).n_params

@@ -30,7 +30,7 @@ def test_the_norm_multiplies_by_one_plus_its_weight() -> None:
 
 @cases
 @given(st.integers(1, 40), st.floats(1e-3, 1e3), st.integers(0, 99))
-def test_the_norm_is_blind_to_scale_and_makes_rows_of_one_size(d_model: int, factor: float, seed: int) -> None:
+def test_the_norm_removes_the_scale_of_a_row(d_model: int, factor: float, seed: int) -> None:
     x, weight = random(5, d_model, seed=seed), random(d_model, seed=seed + 1)
     plain = rms_norm(x, torch.zeros(d_model), 0.0)
     torch.testing.assert_close(plain.square().mean(-1), torch.ones(5))
@@ -38,7 +38,7 @@ def test_the_norm_is_blind_to_scale_and_makes_rows_of_one_size(d_model: int, fac
     torch.testing.assert_close(rms_norm(x, weight, 0.1), x * rms_scale(x, 0.1) * (1 + weight))
 
 
-def test_the_norm_of_nothing_is_nothing() -> None:
+def test_the_norm_of_zeros_is_zero() -> None:
     assert torch.equal(rms_norm(torch.zeros(2, 4), torch.zeros(4), 1e-6), torch.zeros(2, 4))
 
 
@@ -66,7 +66,7 @@ def test_the_soft_cap_bounds_and_keeps_order_and_sign(cap: float, seed: int) -> 
     torch.testing.assert_close(soft_cap(small, cap), small, rtol=1e-5, atol=1e-9)
 
 
-def test_the_soft_cap_in_figures() -> None:
+def test_the_soft_cap_has_known_values() -> None:
     assert soft_cap(torch.tensor(50.0), 50.0).item() == pytest.approx(50 * math.tanh(1))
     assert soft_cap(torch.tensor(1e9), 30.0).item() == 30.0
     x = random(3)
@@ -76,7 +76,7 @@ def test_the_soft_cap_in_figures() -> None:
 # -- RoPE --
 
 
-def test_positions_turn_pairs_by_their_own_angles() -> None:
+def test_rope_rotates_each_pair_by_its_own_angle() -> None:
     cos, sin = rope_table(torch.tensor([0, 1, 7]), 4, 100.0)  # pairs (0, 2) and (1, 3), at 1 and 1 / 10 radian a step
     assert cos.dtype == sin.dtype == torch.float32
     torch.testing.assert_close(cos, torch.tensor([[p * 1.0, p * 0.1, p * 1.0, p * 0.1] for p in (0, 1, 7)]).cos())
@@ -91,7 +91,7 @@ def test_positions_turn_pairs_by_their_own_angles() -> None:
 
 @cases
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 300), st.sampled_from([2, 6, 16]), st.integers(0, 99))
-def test_a_score_knows_only_the_distance(q_at: int, k_at: int, shift: int, d_head: int, seed: int) -> None:
+def test_a_score_depends_only_on_the_distance(q_at: int, k_at: int, shift: int, d_head: int, seed: int) -> None:
     q, k = random(1, 1, d_head, seed=seed), random(1, 1, d_head, seed=seed + 1)
 
     def score(q_pos: int, k_pos: int) -> Tensor:

@@ -208,7 +208,7 @@ def test_an_answer_that_is_not_one_token_is_refused(metric: Any, answer: Any, me
         bind_metric(metric(answer), worded())
 
 
-def test_what_a_leading_space_would_change_is_said() -> None:
+def test_an_error_suggests_the_answer_with_a_leading_space() -> None:
     from gemmascope.tokens.tokenizer import Tokenizer
 
     spaced = Model(model("lg").network, Tokenizer(Letters(), bos_id=2), "letters")
@@ -241,7 +241,7 @@ BAD_METRICS: list[tuple[Any, type[GemmascopeError], str]] = [
 
 
 @pytest.mark.parametrize(("metric", "kind", "message"), BAD_METRICS, ids=[m[:40] for _, _, m in BAD_METRICS])
-def test_what_is_no_metric_is_refused(metric: Any, kind: type[GemmascopeError], message: str) -> None:
+def test_a_value_that_is_no_metric_is_refused(metric: Any, kind: type[GemmascopeError], message: str) -> None:
     with pytest.raises(kind, match=message):
         measured(metric, torch.ones(2, 61))
 

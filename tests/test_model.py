@@ -382,7 +382,7 @@ def test_a_pass_that_builds_all_edges_equals_one_that_does_not() -> None:
     assert blocks_seen == [(site, run, shape) for _ in range(3) for run, shape in blocks for site in EDGE_SITES]
 
 
-def test_a_layout_says_which_row_is_what() -> None:
+def test_a_layout_maps_rows_to_prompts_and_positions() -> None:
     layout = Layout.of_lengths([3, 3, 1, 3])
     assert layout.blocks == (Block(0, 2, 3, 0), Block(6, 1, 1, 2), Block(7, 1, 3, 3))
     assert layout.positions.tolist() == [0, 1, 2, 0, 1, 2, 0, 0, 1, 2]
@@ -403,7 +403,7 @@ def test_chunks_of_query_rows_change_nothing(shape: dict[str, Any], step: int, m
 
 
 @pytest.mark.parametrize("elements", [1, 8 * 20 * 3, 8 * 20 * 7])
-def test_chunks_keep_within_their_elements(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_query_rows_stay_within_their_limit(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     source, model = pair(kinds="gll", num_key_value_heads=4, sliding_window=4)
     ids = prompt(20)
     monkeypatch.setattr(attention, "CHUNK_ELEMENTS", elements)
@@ -504,7 +504,7 @@ def test_a_prompt_may_fill_the_context() -> None:
 # -- the model's own words --
 
 
-def test_a_model_says_what_it_is() -> None:
+def test_the_repr_of_a_model_names_its_sizes() -> None:
     source, model = pair(kinds="lgl")
     assert model.n_params == source.num_parameters() == config_of(source).n_params
     assert [layer.kind for layer in model.layers()] == ["local", "global", "local"]

@@ -31,7 +31,7 @@ def node() -> str:
     return path
 
 
-def test_the_module_is_small_and_knows_no_address() -> None:
+def test_the_module_is_small_and_holds_no_address() -> None:
     for text in (static_module(), *map(module_text, LIVE_FILES)):
         assert len(text.encode()) < 60_000
         assert not re.search(
@@ -56,7 +56,7 @@ def test_every_file_is_joined_into_the_module_once() -> None:
         assert len(names) == len(set(names)), "the files share one scope"
 
 
-def test_the_module_can_be_read(tmp_path: Path) -> None:
+def test_the_module_is_valid_javascript(tmp_path: Path) -> None:
     path = tmp_path / "module.mjs"
     for text in (static_module() + "\nexport { mount };\n", *map(module_text, LIVE_FILES)):
         path.write_text(text, encoding="utf-8")
@@ -84,7 +84,7 @@ def test_the_modules_pure_functions_pass_their_own_tests() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 5, 99])
-def test_seen_rows_are_what_queries_see(window: int | None) -> None:
+def test_packed_rows_hold_the_visible_keys(window: int | None) -> None:
     pattern = np.arange(2 * 5 * 5, dtype=np.float32).reshape(2, 5, 5)
     expected = [pattern[head, q, k] for head in range(2) for q in range(5) for k in range(5) if 0 <= q - k < (window or 5)]
     assert visible_values(pattern, window).tolist() == expected
@@ -92,7 +92,7 @@ def test_seen_rows_are_what_queries_see(window: int | None) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.5, 1.0, 2.0])
-def test_a_layer_of_a_large_model_has_room_on_a_page_however_evenly_its_heads_look(spread: float) -> None:
+def test_a_layer_of_a_large_model_fits_on_a_page_even_with_uniform_attention(spread: float) -> None:
     """Patterns that rest on a few keys shrink well; these, the softmax of noise, are the least that do."""
     scores = np.where(np.tri(200) > 0, np.random.default_rng(0).normal(size=(32, 200, 200)) * spread, -np.inf)
     pattern = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
@@ -100,6 +100,6 @@ def test_a_layer_of_a_large_model_has_room_on_a_page_however_evenly_its_heads_lo
     assert len(packed["data"]) + len(static_module()) < 1_450_000
 
 
-def test_other_numbers_do_not_travel() -> None:
+def test_arrays_of_other_dtypes_are_refused() -> None:
     with pytest.raises(TypeError, match="float32, uint16 or uint8; given float64"):
         pack(np.zeros(3))

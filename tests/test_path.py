@@ -82,7 +82,7 @@ def test_names_of_transformerlens_are_read() -> None:
     assert np.array_equal(by_hook_head.values, by_site_head.values)
 
 
-def test_bad_input() -> None:
+def test_bad_arguments_are_refused() -> None:
     def ask(**arguments: Any) -> Any:
         return gs.path_sweep(CLEAN, CORRUPT, METRIC, model=model("lgll"), **arguments)
 

@@ -124,7 +124,7 @@ def test_more_than_two_axes_are_refused() -> None:
         s.plot()
 
 
-def test_there_is_no_plot_of_shares_without_a_gap() -> None:
+def test_a_plot_of_shares_without_a_gap_is_refused() -> None:
     with pytest.warns(gs.GemmascopeWarning, match="the two prompts are the same"):
         s = gs.sweep(CLEAN, CLEAN, gs.rank(" Mary"), site="resid_pre", model=worded())
     with pytest.raises(SweepError, match="there is no gap to explain"):

@@ -48,13 +48,13 @@ def family(request: pytest.FixtureRequest) -> Family:
     return request.param[1]  # type: ignore[no-any-return]
 
 
-def test_gives_as_many_as_asked_for(family: Family) -> None:
+def test_a_family_gives_as_many_pairs_as_requested(family: Family) -> None:
     pairs = family(40, 0, None)
     assert len(pairs) == 40
     assert all(isinstance(pair, Pair) for pair in pairs)
 
 
-def test_the_seed_decides(family: Family) -> None:
+def test_the_same_seed_gives_the_same_pairs(family: Family) -> None:
     assert list(family(20, 3, None)) == list(family(20, 3, None)) != list(family(20, 4, None))
 
 
@@ -100,7 +100,7 @@ def test_a_fit_pair_has_no_reason() -> None:
     assert unfit(pair, Words("six")) == "the pair does not align token by token"
 
 
-def test_no_pairs_is_an_error(family: Family) -> None:
+def test_zero_pairs_are_refused(family: Family) -> None:
     with pytest.raises(ValueError, match="n is a whole number from 1"):
         family(0, 0, None)
 

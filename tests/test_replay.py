@@ -34,7 +34,7 @@ def run(edits: Any = (), length: int = 9) -> gs.Trace:
 @pytest.mark.parametrize("edits", [(), EDITS], ids=["plain", "edited"])
 @pytest.mark.parametrize("sites", [ROW_SITES, EDGE_SITES], ids=["rows", "edges"])
 @pytest.mark.parametrize("length", [1, 9])
-def test_a_replay_gives_what_the_trace_gives(edits: Any, sites: list[str], length: int) -> None:
+def test_a_replay_gives_the_values_of_the_trace(edits: Any, sites: list[str], length: int) -> None:
     t = run(edits if length > 1 else (), length)
     for number, (layer, values) in enumerate(replay(t, sites)):
         assert layer.index == number
@@ -50,7 +50,7 @@ def test_a_site_of_one_layer_is_replayed_in_that_layer_only() -> None:
     assert sites_by_layer == [{"z"}, {"z", "pattern"}, {"z", "head_out"}]
 
 
-def test_layers_are_asked_for_once_and_in_order(layers_read: list[int]) -> None:
+def test_layers_are_read_once_and_in_order(layers_read: list[int]) -> None:
     t = run(EDITS)
     layers_read.clear()
     for _ in replay(t, LAYER_SITES):

@@ -57,7 +57,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, n_kept: int) 
     assert float(probs.sum()) == pytest.approx(1.0)
 
 
-def test_temperatures_near_nothing_and_huge_ones_are_numbers() -> None:
+def test_tiny_and_huge_temperatures_give_finite_probabilities() -> None:
     logits = torch.tensor([3.0, 5.0, 4.9])
     assert Sampling(1e-320, 1.0).probabilities(logits).tolist() == [0, 1, 0]
     assert Sampling(0, 1.0).probabilities(logits).tolist() == [0, 1, 0]
@@ -79,7 +79,7 @@ def p_value(counts: Tensor, probs: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(6.0, 0.8), (10.0, 1.0)])
-def test_what_is_drawn_follows_the_softmax(temperature: float, top_p: float) -> None:
+def test_samples_follow_the_softmax(temperature: float, top_p: float) -> None:
     model = model_of(checkpoint("lg", 1, vocab_size=23))
     ids = prompt(6, vocab_size=23)
     logits = gs.trace(ids, model=model).next_logits

@@ -64,14 +64,14 @@ def reopened(t: Trace, folder: Path, model: Model = MODEL) -> Trace:
 @pytest.mark.filterwarnings("ignore:.*has no effect.*:gemmascope.GemmascopeWarning")  # edits drawn twice
 @settings(deadline=None, max_examples=15, derandomize=True)
 @given(length=st.integers(1, 12), edits=st.lists(st.sampled_from(list(EDITS)), max_size=3))
-def test_what_is_opened_is_what_was_saved(length: int, edits: list[str], tmp_path_factory: Any) -> None:
+def test_an_opened_trace_equals_the_saved_one(length: int, edits: list[str], tmp_path_factory: Any) -> None:
     length = 9 if edits else length
     t = gs.trace(prompt(length), model=MODEL, edits=[EDITS[name]() for name in edits])
     assert_same(reopened(t, tmp_path_factory.mktemp("traces")), t)
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_every_edit_comes_back(name: str, tmp_path: Path) -> None:
+def test_every_kind_of_edit_is_saved(name: str, tmp_path: Path) -> None:
     t = gs.trace(prompt(9), model=MODEL, edits=[EDITS[name]()])
     back = reopened(t, tmp_path)
     assert_same(back, t)
@@ -80,20 +80,20 @@ def test_every_edit_comes_back(name: str, tmp_path: Path) -> None:
     assert_same(reopened(back, tmp_path), t)  # and can be saved again
 
 
-def test_a_trace_made_beside_others_comes_back(tmp_path: Path) -> None:
+def test_a_trace_of_a_pass_of_several_is_saved(tmp_path: Path) -> None:
     traces = gs.trace([prompt(5), prompt(9), prompt(5, seed=2)], model=MODEL)
     for t in traces:
         assert_same(reopened(t, tmp_path), t)
 
 
-def test_a_bfloat16_trace_comes_back(tmp_path: Path) -> None:
+def test_a_bfloat16_trace_is_saved(tmp_path: Path) -> None:
     model = model_of(checkpoint("lgl").bfloat16())
     t = gs.trace(prompt(9), model=model, edits=[Scale(site="z", factor=0.5, layer=1)])
     assert t.stream[0].dtype == torch.bfloat16
     assert_same(reopened(t, tmp_path, model), t)
 
 
-def test_the_words_come_back(tmp_path: Path) -> None:
+def test_the_tokens_are_saved(tmp_path: Path) -> None:
     t = gs.trace("When Mary and John went\n<img src=x onerror=alert(1)>😀", model=worded())
     back = reopened(t, tmp_path, worded())
     assert back.tokens == t.tokens
@@ -186,7 +186,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
-def test_a_broken_save_leaves_the_old_file_and_nothing_else(
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     kind: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "t.trace"

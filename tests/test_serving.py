@@ -40,7 +40,7 @@ def status(port: int, token: str = "", host: str = "127.0.0.1") -> int:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such terminals there")
-def test_it_answers_here_alone_and_asks_for_the_token(tmp_path: Path) -> None:
+def test_the_server_answers_on_this_machine_only_and_requires_the_token(tmp_path: Path) -> None:
     (tmp_path / "a.ipynb").write_text("{}")
     port = free_port()
     places = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
@@ -96,7 +96,7 @@ def test_options_that_open_the_server_to_others_are_refused(option: str, tmp_pat
         lab_command(tmp_path, None, ["--debug", option])
 
 
-def test_what_else_is_given_is_passed_on(tmp_path: Path) -> None:
+def test_other_arguments_are_passed_on(tmp_path: Path) -> None:
     command = lab_command(tmp_path, 9000, ["--debug", "--ServerApp.iopub_data_rate_limit=1e9"], opens_browser=False)
     assert command[:3] == [sys.executable, "-m", "jupyterlab"]
     assert {"--ServerApp.ip=127.0.0.1", "--ServerApp.port=9000", "--no-browser", "--debug"} <= set(command)
@@ -117,7 +117,7 @@ def test_the_notebooks_are_found_or_the_error_says_where_they_are(tmp_path: Path
         find_notebooks(None)
 
 
-def test_without_jupyterlab_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_jupyterlab_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ServingError, match=r'pip install "gemmascope\[lab\]"'):
         lab_command(tmp_path, None, [])

@@ -90,7 +90,7 @@ def test_columns_are_aligned_whatever_the_width_of_the_characters() -> None:
     assert widths == {True, False}  # both stood in one table
 
 
-def test_html_shows_the_same() -> None:
+def test_html_holds_the_numbers_of_the_text() -> None:
     t = gs.trace(TEXT, model=worded(), edits=[Ablate(site="z", layer=1, pos=3, head=2)])
     page, words = Page(t._repr_html_()), " ".join(Page(t._repr_html_()).text)
     data = to_dict(t)
@@ -130,7 +130,7 @@ def assert_only_text(t: Trace) -> None:
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_odd_tokens_are_text(odd: str) -> None:
+def test_odd_tokens_are_escaped(odd: str) -> None:
     t = gs.trace(f"When{odd}{odd}", model=worded())
     assert t.tokens == ["<bos>", "When", odd, odd]
     assert_only_text(t)
@@ -182,12 +182,12 @@ def test_a_long_prompt_is_shown_by_its_ends() -> None:
     assert "more" not in as_text(gs.trace(prompt(80), model=long))
 
 
-def test_one_token_is_one_token() -> None:
+def test_a_prompt_of_one_token_is_shown() -> None:
     assert repr(gs.trace([7], model=worded())).startswith("Trace of random: 1 token\n")
     assert "1 token<" in gs.trace([7], model=worded())._repr_html_()
 
 
-def test_a_small_share_is_not_none() -> None:
+def test_a_small_probability_is_not_shown_as_0() -> None:
     assert "<0.1%" in repr(gs.trace(TEXT, model=worded()))
     assert " 0.0%" not in repr(gs.trace(TEXT, model=worded()))
 

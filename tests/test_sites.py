@@ -31,7 +31,7 @@ OTHER_NUMBERS = {
 }  # fmt: skip
 
 
-def test_the_table_is_one_of_known_axes() -> None:
+def test_every_site_of_the_table_has_known_axes() -> None:
     assert len(SITES) == 26
     assert all(name == site.name and set(site.axes) <= AXES and site.meaning for name, site in SITES.items())
     assert tuple(name for name, site in SITES.items() if not site.in_layer) == OUTSIDE
@@ -127,7 +127,7 @@ def test_an_unknown_name_is_an_error_with_the_near_ones(typed: str, near: str | 
         ("layers.5.", "there is no site 'layers.5.'"),
     ],
 )  # fmt: skip
-def test_what_is_no_site_or_no_layer_is_refused(key: object, message: str) -> None:
+def test_a_value_that_is_no_site_or_layer_is_refused(key: object, message: str) -> None:
     with pytest.raises(SiteError, match=message):
         find(key, 8)
 

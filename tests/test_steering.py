@@ -307,9 +307,9 @@ def test_a_probe_is_the_minimum_of_its_loss(n: int, d: int, seed: int, size: flo
 
 def test_a_probe_finds_what_was_planted() -> None:
     x, positive = cases(40, 20, seed=0, gap=8.0)
-    found = held_out(x, positive, range(80), seed=0)
-    assert found is not None
-    assert found.right(positive).all()
+    probe = held_out(x, positive, range(80), seed=0)
+    assert probe is not None
+    assert probe.right(positive).all()
     weight = fit_probe(x, positive).weight
     assert float(weight[0] / weight.norm()) > 0.8
 

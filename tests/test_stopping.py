@@ -107,7 +107,9 @@ def generated(model: Model, script: list[int], tokens: Sequence[int], prompt: An
         ("<bos>", "When Mary and John went to", "length"),
     ],
 )
-def test_a_stop_text_ends_it_wherever_it_begins_and_ends(stop: Any, text: str, stopped: str, scripted: list[int]) -> None:
+def test_a_stop_text_ends_the_generation_wherever_it_begins_and_ends(
+    stop: Any, text: str, stopped: str, scripted: list[int]
+) -> None:
     tokens = [3, 4, 5, 6, 7, 8]
     g = generated(few(), scripted, tokens, "When Mary John", stop=stop)
     assert (g.text, g.stopped) == (text, stopped)
@@ -115,7 +117,7 @@ def test_a_stop_text_ends_it_wherever_it_begins_and_ends(stop: Any, text: str, s
     assert g.prompt == "<bos>When Mary John"
 
 
-def test_control_tokens_end_silently_and_are_text_anywhere_else(scripted: list[int]) -> None:
+def test_end_tokens_add_no_text_and_other_control_tokens_do(scripted: list[int]) -> None:
     g = generated(few(), scripted, [3, 2, 0, 1, 4])
     assert (g.text, g.stopped, g.tokens[-1]) == ("When<bos><pad>", "token '<eos>'", "<eos>")
     g = generated(few(), scripted, [3, 0, 4, 2], stop="<bos>")  # a text that is a token is taken as that token
@@ -124,7 +126,7 @@ def test_control_tokens_end_silently_and_are_text_anywhere_else(scripted: list[i
     assert (g.text, g.stopped) == ("When<pad>", "length")
 
 
-def test_the_end_of_a_turn_ends_it_after_messages_only(gemmas: Model, scripted: list[int]) -> None:
+def test_the_end_of_a_turn_ends_a_generation_from_messages_only(gemmas: Model, scripted: list[int]) -> None:
     words, end = gemmas.tokenizer.encode("the License"), gemmas.tokenizer.single("<end_of_turn>")
     tokens = [*words, end, *words]
     chat = [{"role": "user", "content": "Mary?"}]
@@ -225,7 +227,9 @@ def test_a_stop_text_that_cannot_occur_is_refused() -> None:
     assert gs.generate("When", model=few(), stop="ary an", max_new_tokens=1).stopped
 
 
-def test_text_is_printed_as_it_comes_and_moves_no_cursor(scripted: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_printed_as_it_is_generated_and_holds_no_escape_codes(
+    scripted: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     escape = few().tokenizer.single("\x1b[31m")
     scripted[:] = [4, escape, 5]
     g = gs.generate("When", model=few(), max_new_tokens=3, show=True)

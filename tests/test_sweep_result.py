@@ -100,7 +100,7 @@ def test_an_ablation_has_one_baseline() -> None:
             read()
 
 
-def test_there_is_no_share_of_a_gap_that_is_not_there() -> None:
+def test_without_a_gap_there_is_no_share() -> None:
     with pytest.warns(GemmascopeWarning, match="the two prompts are the same"):
         s = gs.sweep(CLEAN, CLEAN, METRIC, site="resid_pre", model=worded())
     with pytest.raises(
@@ -175,7 +175,7 @@ def test_the_code_of_a_sweep_repeats_it(
     assert np.array_equal(again.values, s.values, equal_nan=True)
 
 
-def test_code_says_no_more_than_was_asked() -> None:
+def test_code_names_only_the_arguments_that_were_given() -> None:
     assert patched().code() == (
         "import gemmascope as gs\n\nmodel = gs.load('random')\nresult = gs.sweep(\n"
         f"    {CLEAN!r},\n    {CORRUPT!r},\n    gs.logit_diff(' Mary', ' John'),\n"
@@ -183,7 +183,7 @@ def test_code_says_no_more_than_was_asked() -> None:
     )
 
 
-def test_code_names_a_function_of_ones_own() -> None:
+def test_code_names_a_users_function() -> None:
     def third(logits: Tensor) -> Tensor:
         return logits[:, 3]
 
@@ -194,7 +194,7 @@ def test_code_names_a_function_of_ones_own() -> None:
 # -- the bar --
 
 
-def test_progress_is_shown_unless_it_is_not_wanted(bars: list[Any]) -> None:
+def test_progress_is_shown_unless_it_is_turned_off(bars: list[Any]) -> None:
     arguments: dict[str, Any] = {"site": "resid_pre", "by": ("layer", "pos"), "model": model()}
     gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **arguments)
     gs.sweep(prompt(5), prompt(5, seed=1), gs.rank(3), **arguments, progress=False)

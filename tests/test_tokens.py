@@ -83,7 +83,7 @@ def test_half_a_character_is_refused(ours: Tokenizer) -> None:
         ours.ids("ab\ud83d")
 
 
-def test_how_tokens_are_shown(ours: Tokenizer) -> None:
+def test_tokens_are_shown_with_visible_spaces(ours: Tokenizer) -> None:
     ids = ours.ids("the\nthe 🙂")
     assert ours.texts(ids)[:3] == ["<bos>", "the", "\n"]
     assert ours.visible_texts(ids)[:3] == ["<bos>", "the", "⏎"]
@@ -137,7 +137,9 @@ def with_chat(folder: Path, target: Path, where: str) -> Path:
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
 @pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
-def test_the_chat_template(kind: str, where: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_chat_template_gives_the_ids_of_transformers(
+    kind: str, where: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = with_chat(folders[kind], tmp_path / "it", where)
     ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
     expected = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -168,7 +170,7 @@ def test_a_model_takes_messages(folders: dict[str, Path], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
-def test_a_checkpoint_with_a_tokenizer(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_loads_its_tokenizer(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders[kind], tmp_path / "model")
     checkpoint("lg", vocab_size=704).save_pretrained(tmp_path / "model")  # an embedding may have spare rows
     model = load(tmp_path / "model")
@@ -191,7 +193,7 @@ def test_a_model_in_memory_with_each_kind_of_tokenizer(folders: dict[str, Path],
         without.ids("the end")
 
 
-def test_a_tokenizer_that_is_none_or_another_models(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_bad_tokenizer_or_one_of_another_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     source = checkpoint("lg", vocab_size=699)
     with pytest.warns(GemmascopeWarning, match=r"the tokenizer has 700 tokens and the model an embedding for 699"):
         load(source, tokenizer=folders["tokenizer.json"])
@@ -213,7 +215,9 @@ def test_a_tokenizer_that_is_none_or_another_models(folders: dict[str, Path], tm
         ("tokenizer_config.json", b"[]", "tokenizer_config.json cannot be read as a JSON object"),
     ],
 )
-def test_damaged_tokenizer_files(name: str, content: bytes, message: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_damaged_tokenizer_files_are_refused(
+    name: str, content: bytes, message: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     shutil.copytree(folders[name if name in folders else "tokenizer.json"], tmp_path / "damaged")
     (tmp_path / "damaged" / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=message):

@@ -66,7 +66,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Edit], Callable[[Tensor, Tensor], Tens
 @pytest.mark.parametrize("site", SITES)
 @settings(deadline=None, max_examples=3, derandomize=True)
 @given(operation=st.sampled_from(list(OPERATIONS)), data=st.data())
-def test_every_site_of_a_trace_honours_an_edit_anywhere(site: str, operation: str, data: Any) -> None:
+def test_an_edit_changes_every_later_site_of_a_trace(site: str, operation: str, data: Any) -> None:
     layer, info = (data.draw(st.integers(0, 2)) if SITES[site].in_layer else None), SITES[site]
     sizes = {axis: model().config.size_of(axis, N_POS) for axis in info.axes}
     sizes = {"head" if axis == "kv_head" else axis: n for axis, n in sizes.items()}
@@ -109,7 +109,7 @@ def test_a_knocked_out_edge_has_no_weight_and_the_others_are_renormalised() -> N
     assert_honoured(t, "scores_capped", 1, tap)
 
 
-def test_some_edges_honour_edits_on_edges_and_before_them() -> None:
+def test_selected_edges_include_edits_on_edges_and_before_them() -> None:
     edits = [
         Knockout(layer=1, head=2, q_pos=-1, k_pos=3),
         Scale(site="q", layer=0, pos=4, head=1, factor=2.0),
@@ -146,7 +146,7 @@ def test_edits_reach_every_prompt_of_a_pass() -> None:
 
 
 def test_a_patch_from_a_trace_writes_what_the_other_run_had_there() -> None:
-    other = gs.trace(prompt(N_POS, seed=1), model=model())
+    source = gs.trace(prompt(N_POS, seed=1), model=model())
     cases: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = [
         ("resid_pre", {"pos": 3}, (3,)),
         ("resid_post", {"pos": [2, -1]}, ([2, -1],)),
@@ -157,21 +157,21 @@ def test_a_patch_from_a_trace_writes_what_the_other_run_had_there() -> None:
         ("mlp_act", {}, ()),
     ]
     for site, where, index in cases:
-        t = gs.trace(prompt(N_POS), model=model(), edits=[Patch(site=site, source=other, layer=1, **where)])
+        t = gs.trace(prompt(N_POS), model=model(), edits=[Patch(site=site, source=source, layer=1, **where)])
 
         def tap(value: Tensor, site: str = site, index: tuple[Any, ...] = index) -> Tensor:
-            value[index] = other[site, 1][index]
+            value[index] = source[site, 1][index]
             return value
 
         assert_honoured(t, site, 1, tap)
 
 
 def test_patching_every_stream_from_another_run_makes_it_that_run() -> None:
-    other = gs.trace(prompt(N_POS, seed=1), model=model())
-    t = gs.trace(prompt(N_POS), model=model(), edits=[Patch(site="resid_pre", source=other, layer=1)])
-    assert torch.equal(t.logits, other.logits)
-    assert torch.equal(t["pattern", 1], other["pattern", 1])
-    assert not torch.equal(t["pattern", 0], other["pattern", 0])
+    source = gs.trace(prompt(N_POS, seed=1), model=model())
+    t = gs.trace(prompt(N_POS), model=model(), edits=[Patch(site="resid_pre", source=source, layer=1)])
+    assert torch.equal(t.logits, source.logits)
+    assert torch.equal(t["pattern", 1], source["pattern", 1])
+    assert not torch.equal(t["pattern", 0], source["pattern", 0])
 
 
 def test_a_mean_is_taken_once_for_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +187,8 @@ def test_a_mean_is_taken_once_for_many_runs(monkeypatch: pytest.MonkeyPatch) -> 
         prompt(N_POS, seed=6), model=model(), edits=[gs.ablate("z", layer=1, head=2, value="mean", reference=reference)]
     )
     assert torch.allclose(runs[1].logits, alone.logits, atol=1e-4)
-    other = edit.bind(model(), torch.tensor(prompt(5)))  # another run, with other places: the same mean
-    assert torch.allclose(other.values[0, 0], torch.cat([t["z", 1][1:, 2] for t in reference]).mean(0), atol=1e-6)
+    bound = edit.bind(model(), torch.tensor(prompt(5)))  # another run, with other places: the same mean
+    assert torch.allclose(bound.values[0, 0], torch.cat([t["z", 1][1:, 2] for t in reference]).mean(0), atol=1e-6)
 
 
 def test_a_mean_leaves_out_the_first_position_and_a_mean_by_position_does_not() -> None:
@@ -223,7 +223,7 @@ def test_a_residual_edit_does_what_a_hook_of_transformers_does(site: str, layer:
 
     module = source.get_submodule(f"model.layers.{layer}")
     if site == "resid_pre":
-        hook = module.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]))
+        hook = module.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
     else:
         hook = module.register_forward_hook(lambda *call: change(call[-1]))
     try:
@@ -288,13 +288,13 @@ def test_edits_are_a_list(given_edits: Any) -> None:
         gs.trace(TEXT, model=worded(), edits=given_edits)
 
 
-def test_a_source_of_another_length_says_where_the_prompts_part() -> None:
-    other = gs.trace("When Mary and Mary went to the store, John gave a drink to to", model=worded())
+def test_a_source_of_another_length_is_refused_with_the_first_differing_position() -> None:
+    longer = gs.trace("When Mary and Mary went to the store, John gave a drink to to", model=worded())
     with pytest.raises(EditError, match=r"the run has 15, the source 16; they first differ at position 4\. Name pos="):
-        gs.trace(TEXT, model=worded(), edits=[Patch(site="z", source=other, layer=1)])
+        gs.trace(TEXT, model=worded(), edits=[Patch(site="z", source=longer, layer=1)])
 
 
-def test_a_source_of_another_model_is_named() -> None:
+def test_a_source_of_another_model_is_refused_by_name() -> None:
     wide = gs.trace(prompt(N_POS), model=model_of(checkpoint("lgl", hidden_size=48)))
     with pytest.raises(EditError, match=r"a trace of 'random', whose 'layers.1.resid_pre' has shape \(9, 48\)"):
         gs.trace(prompt(N_POS), model=model(), edits=[Patch(site="resid_pre", source=wide, layer=1, pos=1)])

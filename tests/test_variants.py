@@ -167,7 +167,7 @@ def test_edits_at_several_layers_join_at_the_first() -> None:
     assert_alone(model(), bases, variants)
 
 
-def test_a_base_whose_edit_looks_ahead_takes_its_variants_along() -> None:
+def test_variants_of_a_base_with_a_weight_on_a_later_key_equal_single_runs() -> None:
     """A weight on a key ahead of its query: what a variant changes on the right then reaches rows on the left."""
     ahead = gs.ablate("pattern", layer=1, head=2, q_pos=3, k_pos=7, value=0.5)
     variants: list[tuple[int, list[Edit]]] = [
@@ -206,14 +206,14 @@ def test_an_edit_after_the_position_that_is_read_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5, 20])
-def test_the_rows_that_go_together_do_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_which_rows_share_a_microbatch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     _, together = run(model(), BASES, some_variants())
     monkeypatch.setattr(variants_module, "MICROBATCH_ROWS", rows)
     _, apart = run(model(), BASES, some_variants())
     assert error(apart, together) <= CLOSE
 
 
-def test_each_layer_is_asked_for_once_a_pass(layers_read: list[int]) -> None:
+def test_each_layer_is_read_once_a_pass(layers_read: list[int]) -> None:
     run(model(), BASES, some_variants())
     assert layers_read == [0, 1, 2]
 

@@ -59,7 +59,7 @@ def message_for(exercise: Exercise, answer: Any) -> str:
     return str(caught.value)
 
 
-def test_other_failures_say_what_happened() -> None:
+def test_other_failures_have_their_own_messages() -> None:
     def unwritten(x: Any, *args: Any) -> Any:
         raise NotImplementedError
 
@@ -80,7 +80,7 @@ def test_other_failures_say_what_happened() -> None:
     assert "of the numbers are not" in message_for(check.ex_1_2, lambda *_: nan)
 
 
-def test_an_answer_that_writes_to_its_arguments_is_judged_by_what_it_returns() -> None:
+def test_an_answer_that_writes_to_its_arguments_is_checked_by_its_result() -> None:
     def in_place(value: torch.Tensor, clean: torch.Tensor, pos: int) -> torch.Tensor:
         value[pos] = clean[pos]
         return value

@@ -87,7 +87,7 @@ def test_a_bad_value_of_a_field_is_refused_with_the_fields_name(field: str, fold
 
 @pytest.mark.parametrize("layers", [1000, 20_000, 10**6, 10**9, 2**62])
 @pytest.mark.parametrize("listed", [False, True])
-def test_far_too_many_layers_are_refused_before_anything_is_made(layers: int, listed: bool, folder: Path) -> None:
+def test_far_too_many_layers_are_refused_before_any_is_made(layers: int, listed: bool, folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     types = ["full_attention"] * layers if listed and layers <= 10**6 else None
@@ -136,7 +136,7 @@ def test_bad_json_is_refused_with_the_files_name(file: str, what: str, folder: P
 
 
 @pytest.mark.parametrize("what", ["nested", "NaN", "named twice", "UTF-16", "a list"])
-def test_json_beside_a_dictionary_is_refused_by_its_file(what: str, tmp_path: Path) -> None:
+def test_bad_json_beside_a_dictionary_is_refused_with_the_files_name(what: str, tmp_path: Path) -> None:
     from random_dictionaries import arrays, write
 
     write(tmp_path, arrays(8))
@@ -147,7 +147,7 @@ def test_json_beside_a_dictionary_is_refused_by_its_file(what: str, tmp_path: Pa
 
 @pytest.mark.parametrize("concepts", [3, [3], [{}], {"a": 1}, [{"feature": "x", "concept": "c", "above": 1, "precision": 1,
                                                                "recall": 1}], None])  # fmt: skip
-def test_concepts_that_are_none_are_refused_by_their_file(concepts: Any, tmp_path: Path) -> None:
+def test_bad_concepts_are_refused_with_the_files_name(concepts: Any, tmp_path: Path) -> None:
     from random_dictionaries import arrays, write
 
     write(tmp_path, arrays(8))
@@ -167,14 +167,14 @@ def test_a_dictionary_beyond_float32_is_refused_with_its_files_name(tmp_path: Pa
 
 
 @pytest.mark.parametrize("eos", ["1", [1, "2"], -1, True, {}, 1.5, 2**70])
-def test_ends_of_a_generation_config_are_refused_by_its_file(eos: Any, folder: Path) -> None:
+def test_bad_end_tokens_are_refused_with_the_generation_configs_name(eos: Any, folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
     with pytest.raises(ConfigError, match=r"generation_config\.json: eos_token_id"):
         gs.load(folder)
 
 
 @pytest.mark.parametrize("rope", [{"rope_theta": value} for value in ("1", 0, -1, True, 1e300, [], {})])
-def test_a_base_of_rope_that_is_none_is_refused(rope: dict[str, Any], folder: Path) -> None:
+def test_a_bad_rope_theta_is_refused(rope: dict[str, Any], folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": rope}))
     with pytest.raises(ConfigError, match=r"config\.json"):

@@ -80,7 +80,7 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]], int]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_a_container_leaves(case: str, tmp_path: Path) -> None:
+def test_the_memory_that_a_container_leaves_is_read(case: str, tmp_path: Path) -> None:
     cgroup, groups, expected = CASES[case]
     assert limits.measured_bytes(system(tmp_path, cgroup, **groups)) == expected
 
@@ -89,7 +89,7 @@ def test_a_system_without_control_groups_has_no_limit(tmp_path: Path) -> None:
     assert limits.measured_bytes(tmp_path) == FREE
 
 
-def test_budgets_are_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budgets_are_taken_from_the_memory_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_left_in_container", lambda root: [3 * GB])
     assert free_bytes(torch.device("cpu")) == 3 * GB
     assert gs.plan("2b", device="cpu").free == 3 * GB
@@ -122,14 +122,14 @@ ASKED: dict[str, Any] = {"site": "resid_pre", "progress": False}
 
 
 @pytest.mark.usefixtures("unknown")
-def test_a_sweep_says_what_it_assumes() -> None:
+def test_a_sweep_warns_of_the_memory_that_it_assumes() -> None:
     with pytest.warns(GemmascopeWarning, match=r"cannot be measured here: 2 GiB are assumed"):
         result = gs.sweep([2, 5, 9], [2, 9, 9], gs.logit_diff(5, 9), **ASKED)
     assert (result.values == gs.sweep([2, 5, 9], [2, 9, 9], gs.logit_diff(5, 9), memory="1GiB", **ASKED).values).all()
 
 
 @pytest.mark.usefixtures("unknown")
-def test_a_plan_and_the_workshop_say_that_it_is_not_known() -> None:
+def test_a_plan_and_the_workshop_say_that_the_memory_is_unknown() -> None:
     plan = gs.plan("2b", device="cpu")
     assert plan.free is None
     assert plan.to_dict()["fits"] is None

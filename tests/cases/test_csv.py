@@ -25,7 +25,7 @@ def frame(texts: list[str]) -> pandas.DataFrame:
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.lists(st.one_of(st.sampled_from(ODD), st.text(st.characters(codec="utf-8", exclude_characters="\0"))), min_size=1))
-def test_python_and_pandas_read_what_was_written(texts: list[str]) -> None:
+def test_python_and_pandas_read_the_table_back(texts: list[str]) -> None:
     written = csv_text(frame(texts))
     rows = list(csv.DictReader(io.StringIO(written, newline="")))
     assert [plain_text(row["token"]) for row in rows] == texts
@@ -42,15 +42,15 @@ def test_no_text_begins_a_formula(text: str) -> None:
     assert plain_text(cell) == text
 
 
-def test_numbers_and_what_is_missing_stay_as_they_are() -> None:
+def test_numbers_and_missing_values_are_written_unchanged() -> None:
     table = pandas.DataFrame({"=a": [-1.5, float("nan")], "n": [-3, 4], "is": ["exact", None]})
     assert csv_text(table) == "'=a,n,is\n-1.5,-3,exact\n,4,\n"
 
 
-def test_the_command_line_and_the_lab_write_it(tmp_path: Path) -> None:
+def test_the_command_line_and_the_lab_write_safe_tables(tmp_path: Path) -> None:
     clean, corrupt = "=1 Mary went\rto", "=1 John went\rto"
-    asked = ["--answer", " Mary", "--against", " John", "--csv", str(tmp_path / "s.csv")]
-    assert main(["patch", clean, corrupt, *asked]) == 0
+    options = ["--answer", " Mary", "--against", " John", "--csv", str(tmp_path / "s.csv")]
+    assert main(["patch", clean, corrupt, *options]) == 0
     lab = gs.patching_lab(clean, corrupt, " Mary", " John")
     lab.run()
     lab.wait()
@@ -66,7 +66,7 @@ def test_the_command_line_and_the_lab_write_it(tmp_path: Path) -> None:
         assert all(abs(float(row["effect"])) < 100 for row in rows)
 
 
-def test_the_help_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_csv_names_the_escaping(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["patch", "--help"])
     assert "apostrophe" in capsys.readouterr().out

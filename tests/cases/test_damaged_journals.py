@@ -177,7 +177,7 @@ def resealed(out: Path, change: Callable[[list[Any]], None]) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ABOUT.items() for value in values])
-def test_odd_questions_are_refused_though_the_checksum_fits(name: str, value: Any, out: Path) -> None:
+def test_bad_metadata_is_refused_even_with_a_right_checksum(name: str, value: Any, out: Path) -> None:
     def change(contents: list[Any]) -> None:
         *path, last = name.split(".")
         (contents[0][path[0]] if path else contents[0])[last] = value
@@ -188,7 +188,7 @@ def test_odd_questions_are_refused_though_the_checksum_fits(name: str, value: An
 
 
 @pytest.mark.parametrize("cells", LINES, ids=lambda cells: json.dumps(cells)[:30])
-def test_odd_cells_are_refused_though_the_checksum_fits(cells: Any, out: Path) -> None:
+def test_bad_cells_are_refused_even_with_a_right_checksum(cells: Any, out: Path) -> None:
     resealed(out, lambda contents: contents.__setitem__(slice(1, None), [{"cells": cells, "baselines": []}]))
     for read in (lambda: gs.open_sweep(out), lambda: sweep(out)):
         with pytest.raises(SweepError, match=r"line 2 of .*s.json is damaged"):
@@ -198,7 +198,7 @@ def test_odd_cells_are_refused_though_the_checksum_fits(cells: Any, out: Path) -
 @pytest.mark.parametrize(
     "baselines", [None, 3, [[0, 1.0]], [[-1, 0.0, 0.0]], [[5, 0.0, 0.0]], [[0, "x", 0.0]], [["0", 0.0, 0.0]]]
 )
-def test_odd_baselines_are_refused_though_the_checksum_fits(baselines: Any, out: Path) -> None:
+def test_bad_baselines_are_refused_even_with_a_right_checksum(baselines: Any, out: Path) -> None:
     resealed(out, lambda contents: contents[1].__setitem__("baselines", baselines))
     with pytest.raises(SweepError, match=r"line 2 of .*s.json is damaged"):
         gs.open_sweep(out)
@@ -226,7 +226,7 @@ def test_a_file_that_another_sweep_writes_to_is_refused_and_the_other_goes_on(tm
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced", "written to"])
-def test_a_file_that_is_changed_meanwhile_stops_the_sweep(how: str, tmp_path: Path) -> None:
+def test_a_file_that_changes_during_a_sweep_stops_it(how: str, tmp_path: Path) -> None:
     path = tmp_path / "s"
 
     def meddling(logits: Any) -> Any:

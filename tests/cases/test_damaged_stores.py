@@ -53,7 +53,7 @@ SIZES: list[Any] = ["3", None, -1, 3.0, True, [3], 10**400]
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ODD.items() for value in values])
-def test_an_odd_manifest_is_refused_by_name(name: str, value: Any, copy: Path) -> None:
+def test_a_bad_manifest_is_refused_with_the_stores_name(name: str, value: Any, copy: Path) -> None:
     manifest = json.loads((copy / "gemmascope.json").read_text())
     (copy / "gemmascope.json").write_text(json.dumps({**manifest, name: value}))
     assert str(copy) in refused(copy)
@@ -194,7 +194,7 @@ def test_a_store_with_a_bit_of_a_header_flipped_is_refused_or_gives_the_same_num
         (b"model.norm.weight", b"model.norn.weight"),
     ],
 )
-def test_nanos_embedding_is_not_read_by_another_header(old: bytes, new: bytes, tmp_path: Path) -> None:
+def test_an_embedding_with_a_changed_header_is_refused(old: bytes, new: bytes, tmp_path: Path) -> None:
     gs.quantize(NANO, tmp_path / "q")
     path = tmp_path / "q" / "outer.safetensors"
     data = path.read_bytes()

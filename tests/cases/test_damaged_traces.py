@@ -101,7 +101,7 @@ def rewritten(path: Path, about: dict[str, Any], tensors: dict[str, Any], *, sea
 
 @pytest.mark.parametrize("seals", [True, False])
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ABOUT.items() for value in values])
-def test_odd_values_are_refused_though_the_checksum_fits(name: str, value: Any, seals: bool, tmp_path: Path) -> None:
+def test_bad_values_are_refused_even_with_a_right_checksum(name: str, value: Any, seals: bool, tmp_path: Path) -> None:
     trace().save(tmp_path / "t")
     rewritten(tmp_path / "t", {name: value}, {}, seals=seals)
     with pytest.raises(TraceError, match=str(tmp_path / "t")):
@@ -125,21 +125,21 @@ TENSORS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_numbers_that_are_no_run_of_the_model_are_refused(name: str, tmp_path: Path) -> None:
+def test_numbers_that_the_model_cannot_have_computed_are_refused(name: str, tmp_path: Path) -> None:
     trace().save(tmp_path / "t")
     rewritten(tmp_path / "t", {}, TENSORS[name])
     with pytest.raises(TraceError, match=f"{tmp_path / 't'} is a damaged trace: "):
         gs.open_trace(tmp_path / "t", model=model("lg"))
 
 
-def test_a_stream_of_nan_is_told(tmp_path: Path) -> None:
+def test_opening_a_stream_of_nan_warns(tmp_path: Path) -> None:
     trace().save(tmp_path / "t")
     rewritten(tmp_path / "t", {}, {"stream.1": torch.full((3, 32), float("nan"))})
     with pytest.warns(gs.GemmascopeWarning, match="holds NaN or infinity"):
         gs.open_trace(tmp_path / "t", model=model("lg"))
 
 
-def test_a_trace_of_the_first_format_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_trace_of_the_first_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     trace().save(tmp_path / "t")
     rewritten(tmp_path / "t", {"version": 1}, {})
     with pytest.raises(TraceError, match=r"a trace of format 1, which gemmascope 0\.1 wrote.*Run the prompt again"):

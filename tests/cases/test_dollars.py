@@ -73,7 +73,7 @@ def test_plotly_reads_no_tex_in_an_escaped_label(label: str) -> None:
     assert TEX.match(escape_label(label)) is None
 
 
-def test_this_is_still_how_plotly_looks_for_tex() -> None:
+def test_plotly_still_looks_for_tex_with_this_pattern() -> None:
     import plotly.offline
 
     assert "([^$]*)([$]+[^$]*[$]+)([^$]*)" in plotly.offline.get_plotlyjs()

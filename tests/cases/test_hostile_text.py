@@ -33,14 +33,14 @@ def test_the_pattern_of_unfit_characters_matches_them_and_no_others() -> None:
 
 
 @everything
-def test_what_is_printed_holds_no_escapes(make: Callable[[], Any]) -> None:
+def test_printed_results_hold_no_escape_codes(make: Callable[[], Any]) -> None:
     result = make()
     require_legible(repr(result))
     require_legible(str(result))
 
 
 @everything
-def test_what_a_notebook_shows_is_text(make: Callable[[], Any]) -> None:
+def test_the_html_shown_in_a_notebook_is_legible(make: Callable[[], Any]) -> None:
     to_html = getattr(make(), "_repr_html_", None) or getattr(make(), "_fallback_html", None)
     if to_html is None:
         pytest.skip("it has no HTML of its own")
@@ -62,7 +62,7 @@ def test_errors_and_warnings_quote_arguments_legibly(kind: type[Exception]) -> N
     assert str(kind("two\nlines")) == "two\nlines"
 
 
-def test_warnings_are_legible_as_python_prints_them() -> None:
+def test_printed_warnings_are_legible() -> None:
     with pytest.warns(gs.GemmascopeWarning) as caught:
         errors.warn("beware of \x1b[31m\u202e")
     printed = warnings.formatwarning(caught[0].message, caught[0].category, caught[0].filename, caught[0].lineno)
@@ -104,7 +104,7 @@ def test_the_command_line_prints_no_escapes(argv: list[str], capsys: pytest.Capt
     require_legible(output.out + output.err)
 
 
-def test_what_the_command_line_wrote_is_named_legibly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_names_a_written_file_legibly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a\x1b[31m\u202e.html"
     assert main(["trace", "Mary \x1b[2J\u202e\x9b went", "--html", str(path)]) == 0
     output = capsys.readouterr()

@@ -92,7 +92,7 @@ def test_a_cached_dictionary_asks_for_the_hub_once(cache: Path, requests: list[A
     assert to_the_hub(requests) == 1
 
 
-def test_what_is_not_cached_says_that_the_hub_is_unreachable(cache: Path, requests: list[Any]) -> None:
+def test_a_model_that_is_not_cached_is_an_error_that_says_the_hub_is_unreachable(cache: Path, requests: list[Any]) -> None:
     gs.load(REPO)
     for revision in ("v2", "3" * 40):
         with pytest.raises(CheckpointError, match=r"127\.0\.0\.1:9 cannot be reached and google/gemma-2-2b is not"):
@@ -122,7 +122,7 @@ def test_a_pinned_revision_is_fetched_and_kept_with_the_model(hub: Hub, tmp_path
     assert all(f"/resolve/{COMMIT}/" in path for path in paths)
 
 
-def test_an_adapter_on_the_hub_is_seen_before_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_an_adapter_on_the_hub_is_refused_before_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "made"
     checkpoint("lg").save_pretrained(folder)
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "google/gemma-2-2b"}')

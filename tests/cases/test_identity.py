@@ -168,7 +168,7 @@ def first_logit(logits: Tensor) -> Tensor:
     return logits[:, 5]
 
 
-def test_a_trace_whose_weights_changed_is_not_saved_as_if_the_new_ones_had_run_it(tmp_path: Path) -> None:
+def test_a_trace_whose_weights_changed_is_not_saved(tmp_path: Path) -> None:
     source = checkpoint("lg")
     trace = gs.trace(IDS, model=gs.load(source))
     source.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
@@ -231,7 +231,7 @@ def test_the_first_read_that_needs_weights_that_changed_is_an_error(
     (READS if part == "layer" else ENDS)[read](again)
 
 
-def test_answers_that_were_given_do_not_change_with_the_weights() -> None:
+def test_results_already_read_do_not_change_with_the_weights() -> None:
     source = checkpoint("lg")
     trace = gs.trace(IDS, model=gs.load(source))
     before, logits = trace.top(3), trace.logits
@@ -323,7 +323,7 @@ def test_the_next_run_of_a_shared_model_that_was_changed_is_an_error(what: str) 
 
 @pytest.mark.parametrize("what", ["half", "half a layer", "double", "forward patched", "module injected",
                                   "activation replaced", "layers swapped", "scaling edited", "epsilon edited"])  # fmt: skip
-def test_a_model_that_was_changed_before_is_refused_when_it_is_given(what: str) -> None:
+def test_a_model_that_was_changed_before_loading_is_refused(what: str) -> None:
     change, error, _ = LATER[what]
     source = checkpoint("lg")
     change(source)
@@ -332,7 +332,7 @@ def test_a_model_that_was_changed_before_is_refused_when_it_is_given(what: str) 
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-def test_a_hook_is_refused_at_loading_and_warned_of_later(register: str) -> None:
+def test_a_hook_is_refused_at_loading_and_warned_about_later(register: str) -> None:
     source = checkpoint("lg")
     model, layer = gs.load(source), source.model.layers[1]
     handle = getattr(layer, register)(lambda *args: None)
@@ -345,7 +345,7 @@ def test_a_hook_is_refused_at_loading_and_warned_of_later(register: str) -> None
     gs.trace(IDS, model=gs.load(source))
 
 
-def test_what_transformers_itself_puts_on_a_model_is_no_reason_to_refuse_it() -> None:
+def test_hooks_that_transformers_leaves_on_a_model_are_accepted() -> None:
     source = checkpoint("lg")
     source(torch.tensor([IDS]), output_hidden_states=True, output_attentions=True)  # hooks of its own stay on
     model = gs.load(source)
@@ -379,7 +379,7 @@ def test_a_dictionarys_fingerprint_is_of_every_number() -> None:
 
 
 @pytest.mark.parametrize("n_prompts", [1, 3])
-def test_a_narrow_change_before_a_run_is_no_change_since_it(n_prompts: int, tmp_path: Path) -> None:
+def test_a_run_uses_the_weights_as_they_are_when_it_starts(n_prompts: int, tmp_path: Path) -> None:
     """One number of each tensor, written through .data, which no look at some of the numbers sees."""
     checkpoint("lg").save_pretrained(tmp_path)
     model = gs.load(tmp_path)
@@ -401,7 +401,7 @@ def test_a_narrow_change_before_a_run_is_no_change_since_it(n_prompts: int, tmp_
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"])
-def test_a_row_or_a_column_that_changed_is_seen_before_a_run(name: str, tmp_path: Path) -> None:
+def test_a_changed_row_or_column_is_noticed_before_a_run(name: str, tmp_path: Path) -> None:
     checkpoint("lg").save_pretrained(tmp_path)
     model = gs.load(tmp_path)
     weight = model.network.get_parameter(name)
@@ -443,7 +443,7 @@ def test_a_trace_opens_with_an_equal_tokenizer_and_is_refused_with_another(tmp_p
 
 
 @pytest.mark.nano
-def test_the_features_of_a_sweep_do_not_look_at_all_weights_in_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_binding_splices_checks_the_weights_once_and_again_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
     model = gs.load(AutoModelForCausalLM.from_pretrained(NANO), tokenizer=NANO)

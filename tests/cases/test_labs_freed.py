@@ -176,7 +176,7 @@ def test_a_lab_that_another_cell_or_widget_shows_stays(model: gs.Model, front_en
 
 
 @pytest.mark.parametrize("cell", [None, "", 7])
-def test_where_the_cell_is_not_known_nothing_is_closed(cell: Any, model: gs.Model, front_end: Any) -> None:
+def test_no_lab_is_closed_where_the_cell_is_unknown(cell: Any, model: gs.Model, front_end: Any) -> None:
     first = front_end.run(cell, lambda: patching(model))
     box = first.widget
     front_end.run(cell, lambda: patching(model))
@@ -184,7 +184,7 @@ def test_where_the_cell_is_not_known_nothing_is_closed(cell: Any, model: gs.Mode
     assert box.comm is not None
 
 
-def test_computing_for_an_output_that_is_gone_ends(model: gs.Model, front_end: Any) -> None:
+def test_a_job_ends_once_its_output_is_gone(model: gs.Model, front_end: Any) -> None:
     from gemmascope.labs.worker import turns_of
 
     lab = front_end.run("a", lambda: patching(model))
@@ -197,7 +197,9 @@ def test_computing_for_an_output_that_is_gone_ends(model: gs.Model, front_end: A
 
 
 @labs
-def test_a_closed_lab_lets_go_of_everything(make: Callable[[gs.Model], Any], model: gs.Model, front_end: Any) -> None:
+def test_a_closed_lab_frees_its_widgets_traces_and_threads(
+    make: Callable[[gs.Model], Any], model: gs.Model, front_end: Any
+) -> None:
     gc.collect()
     before, traces_before, threads = len(widgets()), traces(), threading.active_count()
     lab = make(model)
@@ -214,7 +216,7 @@ def test_a_closed_lab_lets_go_of_everything(make: Callable[[gs.Model], Any], mod
 
 
 @labs
-def test_with_closes_it(make: Callable[[gs.Model], Any], model: gs.Model) -> None:
+def test_a_with_statement_closes_the_lab(make: Callable[[gs.Model], Any], model: gs.Model) -> None:
     with make(model) as lab:
         lab.wait()
         assert not lab.is_closed
@@ -238,7 +240,9 @@ CALLS: dict[Callable[[gs.Model], Any], list[Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize(("make", "call"), [(make, call) for make, calls in CALLS.items() for call in calls])
-def test_a_closed_lab_says_so(make: Callable[[gs.Model], Any], call: Callable[[Any], Any], model: gs.Model) -> None:
+def test_a_closed_lab_refuses_to_compute(
+    make: Callable[[gs.Model], Any], call: Callable[[Any], Any], model: gs.Model
+) -> None:
     lab = make(model)
     lab.close()
     with pytest.raises(LabError, match="this lab is closed"):

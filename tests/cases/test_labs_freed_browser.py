@@ -56,7 +56,7 @@ def test_a_closed_lab_leaves_its_picture(lab: Lab, chromium: Any) -> None:
         assert page.errors == []
 
 
-def test_after_a_restart_the_grid_does_not_look_alive(lab: Lab, chromium: Any) -> None:
+def test_after_a_restart_the_grid_says_that_the_kernel_is_gone(lab: Lab, chromium: Any) -> None:
     with page_of(chromium) as page:
         lab.run(page, "restarted.ipynb", [PATCHING])
         canvas = page.locator(".gs-lab canvas[role=application]").first

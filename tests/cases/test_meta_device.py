@@ -57,11 +57,11 @@ CALLS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_what_needs_numbers_says_that_a_meta_model_has_none(call: str) -> None:
+def test_calls_that_need_numbers_say_that_a_meta_model_has_none(call: str) -> None:
     with pytest.raises(DeviceError, match=r"meta.*has shapes and no values"):
         CALLS[call]()
 
 
-def test_what_is_asked_of_the_shape_alone_is_answered() -> None:
+def test_calls_that_need_only_the_shape_work() -> None:
     assert "meta" in repr(meta())
     assert gs.plan(meta()).total == gs.plan("nano").total

@@ -27,9 +27,9 @@ def trace() -> gs.Trace:
 
 
 def run(edit: Any) -> gs.Trace:
-    found = gs.trace(P, edits=[edit])
-    assert torch.isfinite(found.next_logits).all()
-    return found
+    trace = gs.trace(P, edits=[edit])
+    assert torch.isfinite(trace.next_logits).all()
+    return trace
 
 
 def diff(logits: torch.Tensor) -> torch.Tensor:

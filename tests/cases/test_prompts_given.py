@@ -98,6 +98,6 @@ WANT_A_TRACE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", WANT_A_TRACE)
-def test_a_generation_where_a_trace_is_wanted_is_told_of_its_trace(name: str) -> None:
+def test_a_generation_in_place_of_a_trace_is_refused_with_a_hint(name: str) -> None:
     with pytest.raises(GemmascopeError, match=r"a Generation: give its trace, g\.trace\(\)"):
         WANT_A_TRACE[name]()

@@ -38,20 +38,20 @@ SWEEPS = pytest.mark.parametrize("ask", [swept, estimated, along_paths])
 
 
 @SWEEPS
-def test_the_questions_of_everybody_give_no_warning(ask: Callable[..., Any]) -> None:
+def test_common_questions_give_no_warning(ask: Callable[..., Any]) -> None:
     ask()
     ask([CLEAN, CORRUPT], [CORRUPT, CLEAN], [NAMES, gs.logit_diff(" John", " Mary")])
 
 
 @SWEEPS
-def test_two_prompts_that_are_one_are_told(ask: Callable[..., Any]) -> None:
+def test_two_equal_prompts_are_warned_about(ask: Callable[..., Any]) -> None:
     with pytest.warns(GemmascopeWarning, match="the two prompts are the same: patching changes nothing"):
         ask(CLEAN, CLEAN)
     with pytest.warns(GemmascopeWarning, match=r"pair 1 of 2 \(counted from 0\): the two prompts are the same"):
         ask([CLEAN, CLEAN], [CORRUPT, CLEAN])
 
 
-def test_prompts_may_be_one_where_something_else_differs() -> None:
+def test_equal_prompts_give_no_warning_where_something_else_differs() -> None:
     swept(CLEAN, None, ablate=0.0)
     swept(CLEAN, CLEAN, edits=[gs.ablate("z", layer=1)])  # the clean run's values, into the edited one
 
@@ -78,18 +78,18 @@ def test_answers_against_themselves_are_refused_wherever_they_are_measured() -> 
             ask()
 
 
-def test_answers_of_several_pairs_that_hold_the_same_tokens_name_a_metric_a_pair() -> None:
+def test_equal_lists_of_answers_are_refused_with_advice_for_several_pairs() -> None:
     with pytest.raises(SweepError, match=r"both lists hold the same answers.*For several pairs give a metric for each"):
         swept([CLEAN, CORRUPT], [CORRUPT, CLEAN], gs.logit_diff([" Mary", " John"], [" John", " Mary"]))
 
 
 @SWEEPS
-def test_answers_that_look_like_one_a_pair_are_told(ask: Callable[..., Any]) -> None:
+def test_a_list_of_answers_as_long_as_the_pairs_is_warned_about(ask: Callable[..., Any]) -> None:
     with pytest.warns(GemmascopeWarning, match="takes all 2 answers together in every one of the 2 prompts"):
         ask([CLEAN, CORRUPT], [CORRUPT, CLEAN], gs.logit_diff([" Mary", " John"], [" Tom", " Anna"]))
 
 
-def test_an_answer_on_both_sides_is_told() -> None:
+def test_an_answer_on_both_sides_is_warned_about() -> None:
     with pytest.warns(GemmascopeWarning, match="' Mary' stands on both sides, where it cancels itself out"):
         swept(CLEAN, CORRUPT, gs.logit_diff([" Mary", " Tom"], [" John", " Mary"]))
 
@@ -112,7 +112,7 @@ WITHOUT_SPACE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", WITHOUT_SPACE)
-def test_an_answer_without_its_space_is_told(name: str) -> None:
+def test_an_answer_without_its_space_is_warned_about(name: str) -> None:
     with pytest.warns(GemmascopeWarning, match="'Mary' has no space in front: after a word the model says ' Mary'"):
         WITHOUT_SPACE[name]()
 
@@ -127,25 +127,25 @@ def test_an_answer_without_its_space_is_told(name: str) -> None:
         ("Mary went to the store.\n", "John"),
     ],
 )
-def test_an_answer_that_may_well_have_no_space_is_not_told_of(prompt: str, answer: Any) -> None:
+def test_an_answer_that_needs_no_space_gives_no_warning(prompt: str, answer: Any) -> None:
     gs.lens(gs.trace(prompt), answer=answer) if isinstance(answer, str) else None
     gs.direct_logits(gs.trace(prompt), answer)
 
 
 @SWEEPS
-def test_a_space_at_the_end_of_a_prompt_is_told(ask: Callable[..., Any]) -> None:
+def test_a_space_at_the_end_of_a_prompt_is_warned_about(ask: Callable[..., Any]) -> None:
     with pytest.warns(GemmascopeWarning, match="the prompt ends in ' ': Gemma's words bring their space"):
         ask(CLEAN + " ", CORRUPT + " ")
 
 
 @SWEEPS
-def test_a_second_bos_is_told(ask: Callable[..., Any]) -> None:
+def test_a_second_bos_is_warned_about(ask: Callable[..., Any]) -> None:
     with pytest.warns(GemmascopeWarning, match="begins with <bos> twice"):
         ask("<bos><bos>" + CLEAN, "<bos><bos>" + CORRUPT)
     ask("<bos>" + CLEAN, "<bos>" + CORRUPT)
 
 
-def test_an_answer_that_no_text_goes_on_with_is_told() -> None:
+def test_an_answer_that_no_text_continues_with_is_warned_about() -> None:
     with pytest.warns(GemmascopeWarning, match="the answer <bos> is a control token"):
         swept(CLEAN, CORRUPT, gs.logit_diff(" Mary", "<bos>"))
 
@@ -158,13 +158,13 @@ def test_an_answer_that_no_text_goes_on_with_is_told() -> None:
         ({"layer": 0, "pos": -1}, "resid_pre of layer 0 is made of a position's own token"),
     ],
 )
-def test_a_grid_whose_values_are_the_same_in_both_runs_is_told(arguments: dict[str, Any], message: str) -> None:
+def test_a_grid_with_equal_values_in_both_runs_is_warned_about(arguments: dict[str, Any], message: str) -> None:
     with pytest.warns(GemmascopeWarning, match=message):
         s = swept(**arguments)
     assert float(np.nanmax(abs(s.effect))) <= 1e-4
 
 
-def test_grids_that_reach_what_differs_are_not_told_of() -> None:
+def test_a_grid_that_reaches_a_difference_gives_no_warning() -> None:
     swept(pos=[9, 10])
     swept(pos=-1, site="z", by=("layer", "head"))
     swept(layer=0, pos=[9, 10])
@@ -188,14 +188,14 @@ def test_a_metric_that_mixes_runs_is_refused(ask: Callable[..., Any], name: str)
         ask(CLEAN, CORRUPT, MIXING[name])
 
 
-def test_a_metric_that_mixes_runs_is_seen_when_the_last_tokens_are_the_same() -> None:
+def test_a_metric_that_mixes_runs_is_refused_when_the_last_tokens_are_equal() -> None:
     with pytest.raises(MetricError, match="mixes runs"):
         try_metric(MIXING["less the mean of the runs"], gs.load(), torch.tensor([2, 5, 5]))
     with pytest.raises(MetricError, match="mixes runs"):
         try_metric(MIXING["less the mean of the runs"], gs.load(), torch.tensor([5]))
 
 
-def test_a_metric_of_noise_is_told() -> None:
+def test_a_random_metric_is_warned_about() -> None:
     with pytest.warns(GemmascopeWarning, match="other numbers for the same logits"):
         swept(CLEAN, CORRUPT, lambda x: x[:, 5] + torch.randn(len(x)))
 
@@ -209,8 +209,8 @@ def test_a_metric_that_writes_to_its_logits_changes_nothing() -> None:
     for ask in (swept, estimated, along_paths):
         assert np.array_equal(ask(metric=writing).values, ask(metric=lambda x: x[:, 5]).values, equal_nan=True)
     steered: dict[str, Any] = {"strengths": [1.0], "site": "resid_pre", "layer": 1, "progress": False}
-    one, other = (gs.strength_sweep(CLEAN, torch.ones(128), m, **steered) for m in (writing, lambda x: x[:, 5]))
-    assert np.array_equal(one.kl, other.kl)
+    by_writing, by_reading = (gs.strength_sweep(CLEAN, torch.ones(128), m, **steered) for m in (writing, lambda x: x[:, 5]))
+    assert np.array_equal(by_writing.kl, by_reading.kl)
 
 
 @pytest.mark.parametrize(
@@ -225,12 +225,12 @@ def test_a_metric_that_writes_to_its_logits_changes_nothing() -> None:
     ],
     ids=["complex", "float", "numpy", "squeezed", "nan", "meta"],
 )
-def test_what_a_metric_may_not_return(metric: Any, message: str) -> None:
+def test_bad_results_of_a_metric_are_refused(metric: Any, message: str) -> None:
     with pytest.raises(MetricError, match=message):
         swept(metric=metric)
 
 
-def test_a_metric_with_weights_of_its_own_and_one_of_whole_numbers() -> None:
+def test_a_metric_may_have_its_own_weights_or_return_whole_numbers() -> None:
     probe = torch.nn.Linear(gs.load().config.vocab_size, 1)
 
     def probed(x: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def test_a_metric_with_weights_of_its_own_and_one_of_whole_numbers() -> None:
         estimated(metric=gs.rank(" Mary"))
 
 
-def test_what_a_metric_raises_comes_through() -> None:
+def test_an_error_of_a_metric_reaches_the_caller() -> None:
     def broken(x: Tensor) -> Tensor:
         raise ZeroDivisionError("mine")
 
@@ -253,13 +253,13 @@ def test_what_a_metric_raises_comes_through() -> None:
             ask(metric=broken)
 
 
-def test_a_warning_stands_at_the_users_line() -> None:
+def test_a_warning_points_at_the_users_line() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         gs.sweep(CLEAN, CLEAN, NAMES, site="resid_pre", by="layer", progress=False)
     assert [w.filename for w in caught] == [__file__]
 
 
-def test_bound_answers_are_the_same_check() -> None:
+def test_answers_of_a_bound_metric_are_checked_alike() -> None:
     with pytest.raises(MetricError, match="the two answers are the same token"):
         bind_metric(gs.logit_diff(" Mary", gs.load().tokenizer.single(" Mary")), gs.load())

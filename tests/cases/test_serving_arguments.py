@@ -41,23 +41,23 @@ ABBREVIATED = [
 ]
 
 
-@pytest.mark.parametrize("given", [*(f"--{one}" for one in OPENING), *ABBREVIATED, "list", "other.ipynb", "workspaces"])
-def test_what_opens_it_is_not_passed_on(given: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [*(f"--{one}" for one in OPENING), *ABBREVIATED, "list", "other.ipynb", "workspaces"])
+def test_options_that_open_the_server_are_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="is not passed on"):
-        lab_command(tmp_path, None, ["--debug", given])
+        lab_command(tmp_path, None, ["--debug", option])
 
 
-@pytest.mark.parametrize("given", OPENING)
-def test_nor_with_its_value_apart_or_behind_another(given: str, tmp_path: Path) -> None:
-    name, _, value = given.partition("=")
+@pytest.mark.parametrize("option", OPENING)
+def test_options_that_open_the_server_are_refused_in_every_spelling(option: str, tmp_path: Path) -> None:
+    name, _, value = option.partition("=")
     with pytest.raises(ServingError, match="is not passed on"):
         lab_command(tmp_path, None, [f"--{name}", value])
     with pytest.raises(ServingError, match="is not passed on"):
-        lab_command(tmp_path, None, ["--ServerApp.port", "9000", f"--{given}"])
+        lab_command(tmp_path, None, ["--ServerApp.port", "9000", f"--{option}"])
 
 
 @pytest.mark.parametrize("flag", ["--ServerApp.port", "--port"])
-def test_no_argument_is_taken_for_the_value_of_another(flag: str, tmp_path: Path) -> None:
+def test_an_option_is_not_read_as_the_value_of_another(flag: str, tmp_path: Path) -> None:
     for more in ([flag], [flag, "--debug"], [flag, "--ServerApp.ip=*"]):
         with pytest.raises(ServingError, match="needs a value"):
             lab_command(tmp_path, None, more)
@@ -71,24 +71,24 @@ def test_no_argument_is_taken_for_the_value_of_another(flag: str, tmp_path: Path
         ["--MappingKernelManager.cull_idle_timeout=600"], ["--ZMQChannelsWebsocketConnection.limit_rate=False"],
     ],
 )  # fmt: skip
-def test_what_opens_nothing_is(more: list[str], tmp_path: Path) -> None:
+def test_harmless_options_are_passed_on(more: list[str], tmp_path: Path) -> None:
     assert lab_command(tmp_path, None, more)[-len(more) :] == more
 
 
-def test_root_is_told_before_anything_starts(
+def test_running_as_root_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
     monkeypatch.setattr("gemmascope.cli.serving.serve", lambda command: pytest.fail("it was started"))
     assert main(["lab", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert "as root" in said
-    assert "gemmascope lab -- --allow-root" in said
+    message = capsys.readouterr().err
+    assert "as root" in message
+    assert "gemmascope lab -- --allow-root" in message
     monkeypatch.setattr("gemmascope.cli.serving.serve", lambda command: 0)
     assert main(["lab", str(tmp_path), "--", "--allow-root"]) == 0
 
 
-def test_others_are_not_asked_about_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_users_need_no_root_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
     require_user([])
     monkeypatch.delattr(os, "geteuid")  # as on Windows

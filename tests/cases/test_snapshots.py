@@ -231,7 +231,7 @@ def test_attribution_calls_a_function_again_only_for_runs_that_differ(steps: int
     assert np.allclose(by_function.values, by_scale.values, atol=1e-4, equal_nan=True)
 
 
-def test_a_spliced_run_is_of_the_dictionary_as_it_was() -> None:
+def test_a_spliced_run_uses_the_dictionary_of_the_call() -> None:
     sae = gs.load_sae()
     text = "Mary went to the store"
     t = gs.trace(text, edits=[gs.splice(sae, {14: 5.0})])

@@ -43,13 +43,13 @@ def test_a_base_run_of_no_numbers_names_the_site_and_the_edit(ask: str) -> None:
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "attn_raw", "z", "mlp_act", "resid_post"])
-def test_numbers_whose_square_overflows_in_a_norm_are_no_zeros(site: str) -> None:
+def test_numbers_whose_squares_overflow_in_a_norm_are_refused(site: str) -> None:
     with pytest.raises(EditError, match=r"holds NaN or infinity, first at .*gs.scale|gs.scale.*squares are infinite"):
         _ = gs.trace(P, edits=[gs.scale(site, 1e36, layer=1)]).next_logits
     assert gs.trace(P, edits=[gs.scale(site, 1e10, layer=1)]).next_logits.isfinite().all()
 
 
-def test_a_head_lab_looks_at_its_answers_as_a_sweep_does() -> None:
+def test_a_head_lab_checks_its_answers_as_a_sweep_does() -> None:
     with gs.head_lab(P, " Mary", max_new_tokens=1) as lab:
         with pytest.raises(SweepError, match="the two answers are the same token"):
             lab.set(against=" Mary")

@@ -126,7 +126,7 @@ TEXTS = ["<|im_start|>user", "a <|im_start|> b", "x<|im_start|><|im_start|>", "p
 
 @pytest.mark.parametrize("where", ADDED)
 @pytest.mark.parametrize("folder", KINDS, indirect=True)
-def test_added_tokens_that_other_files_name_are_whole(where: str, folder: Path) -> None:
+def test_added_tokens_named_in_other_files_are_single_tokens(where: str, folder: Path) -> None:
     ADDED[where](folder)
     theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.from_folder(folder)
     for text in TEXTS:
@@ -147,7 +147,7 @@ def test_settings_that_change_how_text_is_read_are_followed(folder: Path) -> Non
 
 @pytest.mark.parametrize("folder", ["tokenizer.json"], indirect=True)
 @pytest.mark.parametrize("kind", ["GemmaTokenizer", "PreTrainedTokenizerFast"])
-def test_a_normalizer_counts_as_it_does_in_transformers(kind: str, folder: Path) -> None:
+def test_a_normalizer_is_applied_as_in_transformers(kind: str, folder: Path) -> None:
     inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     inner.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), inner.normalizer])
     inner.save(str(folder / "tokenizer.json"))
@@ -157,7 +157,7 @@ def test_a_normalizer_counts_as_it_does_in_transformers(kind: str, folder: Path)
 
 
 @pytest.mark.parametrize("folder", ["tokenizer.json"], indirect=True)
-def test_what_a_tokenizer_puts_behind_a_text_is_told_and_left_out(folder: Path) -> None:
+def test_tokens_that_a_tokenizer_appends_are_left_out_with_a_warning(folder: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(folder)
     theirs.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
@@ -170,7 +170,7 @@ def test_what_a_tokenizer_puts_behind_a_text_is_told_and_left_out(folder: Path) 
 
 
 @pytest.mark.parametrize("folder", ["tokenizer.json"], indirect=True)
-def test_a_tokenizer_without_bos_in_front_is_told_of_and_gets_one(folder: Path) -> None:
+def test_a_tokenizer_without_bos_gets_one_with_a_warning(folder: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(folder)
     theirs.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A", special_tokens=[])
     with pytest.warns(GemmascopeWarning, match="puts no <bos> in front of each text"):
@@ -189,7 +189,7 @@ def test_dropout_of_merges_is_turned_off_with_a_warning(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", KINDS, indirect=True)
-def test_a_bos_other_than_the_models_is_told_of(folder: Path) -> None:
+def test_a_bos_other_than_the_models_is_warned_about(folder: Path) -> None:
     change(folder / "tokenizer_config.json", bos_token="<start_of_turn>")
     if (path := folder / "tokenizer.json").is_file():
         inner = tokenizers.Tokenizer.from_file(str(path))

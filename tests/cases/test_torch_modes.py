@@ -123,7 +123,7 @@ def test_no_number_changes_under_a_mode_of_the_session(mode: str, call: str) -> 
     if call not in PLAIN:
         PLAIN[call] = numbers(CALLS[call]())
     with MODES[mode]():
-        found = CALLS[call]()
+        result = CALLS[call]()
     assert PLAIN[call].size
     scale = float(np.nanmax(np.abs(PLAIN[call])))
-    np.testing.assert_allclose(numbers(found), PLAIN[call], rtol=0, atol=2e-6 * scale)  # rounding; autocast is 4e-3 off
+    np.testing.assert_allclose(numbers(result), PLAIN[call], rtol=0, atol=2e-6 * scale)  # rounding; autocast is 4e-3 off

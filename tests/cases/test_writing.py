@@ -187,7 +187,7 @@ def test_a_bad_path_to_read_is_refused_by_every_reader(read: Any, kind: type[Gem
         read(path_argument)
 
 
-def test_what_is_read_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_to_read_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     trace().save("~/t")
     swept().save("~/s")
@@ -206,7 +206,7 @@ def test_a_name_as_long_as_the_system_allows_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ONCE)
-def test_a_file_that_is_read_only_is_left(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_file_is_not_replaced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"f{ending(name)}"
     path.write_text("precious")
     path.chmod(0o444)
@@ -249,7 +249,9 @@ def test_an_error_of_the_system_raises_a_package_error_and_the_old_file_stays(
 
 
 @pytest.mark.parametrize("missing", ["chown", "fsync"])
-def test_a_system_without_some_calls_writes(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_where_the_system_lacks_some_calls(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if missing == "fsync":
         monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EINVAL, "no such thing")))
     else:
@@ -298,7 +300,7 @@ def test_devices_stay_devices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stdout", ["a file", "a pipe"])
-def test_a_table_on_stdout_comes_after_what_was_printed(stdout: str, tmp_path: Path) -> None:
+def test_a_table_on_stdout_follows_earlier_output(stdout: str, tmp_path: Path) -> None:
     """A file behind /dev/stdout is not replaced: the shell and this process both write to it."""
     code = (
         "import gemmascope.files.writing as w; print(1); w.write_file('/dev/stdout', 'table\\n', allow_pipe=True); print(2)"
@@ -349,9 +351,7 @@ w.write_file(sys.argv[1], pieces())
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_what_a_killed_process_left_goes_with_the_next_save_and_what_is_being_written_stays(
-    how: int, tmp_path: Path
-) -> None:
+def test_the_next_save_removes_partial_files_of_killed_processes_only(how: int, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_text("old")
     command: Any = [sys.executable, "-c", SLOW, path]
@@ -394,7 +394,7 @@ def test_only_left_overs_of_ended_processes_for_this_file_are_removed(tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == {"f", *remaining} - {remaining[1]}
 
 
-def test_what_breaks_while_it_is_made_goes_on_and_leaves_the_old_file(tmp_path: Path) -> None:
+def test_an_error_while_content_is_made_leaves_the_old_file(tmp_path: Path) -> None:
     def breaking() -> Iterator[bytes]:
         yield b"half"
         raise ZeroDivisionError("a fault of the maker's")
@@ -406,7 +406,7 @@ def test_what_breaks_while_it_is_made_goes_on_and_leaves_the_old_file(tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_user_without_a_home_is_no_bare_error(tmp_path: Path) -> None:
+def test_a_tilde_without_a_home_raises_a_package_error(tmp_path: Path) -> None:
     assert user_path("~nobody-of-this-name/x", error=FileError) == Path("~nobody-of-this-name/x")
     with pytest.raises(FileError, match="there is no folder"):
         write_file("~nobody-of-this-name/x", "text")

@@ -58,13 +58,13 @@ def commands(example: Example) -> Iterator[list[str]]:
 
 def pages(language: str) -> list[str]:
     """The pages with a block of a language that is run."""
-    found = [
+    with_blocks = [
         page.relative_to(PAGES).as_posix()
         for page in sorted(PAGES.rglob("*.md"))
         if any(example.language == language and not example.why_not for example in examples(page))
     ]
-    assert found, f"no page under {PAGES} has a block of {language}"
-    return found
+    assert with_blocks, f"no page under {PAGES} has a block of {language}"
+    return with_blocks
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_commands_of_a_page_run(page: str, capsys: pytest.CaptureFixture[str
                 assert main(arguments) == 0, f"{page}: gemmascope {shlex.join(arguments)}\n{capsys.readouterr().err}"
 
 
-def test_what_is_not_run_is_python_that_names_what_there_is() -> None:
+def test_examples_that_are_not_run_compile_and_name_public_names() -> None:
     skipped = [e for page in sorted(PAGES.rglob("*.md")) for e in examples(page) if e.why_not and e.language == "python"]
     assert skipped
     for example in skipped:

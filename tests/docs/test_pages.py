@@ -25,12 +25,12 @@ def test_the_api_pages_name_every_public_name_once() -> None:
 
 
 @pytest.mark.parametrize("page", EVERY, ids=lambda page: page.relative_to(PAGES).as_posix())
-def test_the_files_that_a_page_speaks_of_are_there(page: Path) -> None:
+def test_files_named_on_a_page_exist(page: Path) -> None:
     for path in re.findall(r"`((?:tests|gemmascope|notebooks|docs)/[\w./]*)`", page.read_text(encoding="utf-8")):
         assert (ROOT / path).exists(), f"{page.name} speaks of {path}"
 
 
-def test_the_files_of_the_measurements_are_there() -> None:
+def test_files_named_in_the_measurements_exist() -> None:
     scripts = re.findall(r"`python (tests/[\w/.]+)", read("measurements.md"))
     assert scripts
     for script in scripts:
