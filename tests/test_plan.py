@@ -108,7 +108,7 @@ class Live(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         self.live[key], self.now = size, self.now + size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key)
+        weakref.finalize(storage, self._freed, key)
 
     def _freed(self, key: int) -> None:
         self.now -= self.live.pop(key, 0)
