@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests, which may speak to this machine alone."""
+"""A headless Chromium for the tests, whose requests may only go to this machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def page_of(chromium: Any, *, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
-    """A page whose requests beyond this machine are stopped and listed in page.beyond, errors in page.errors."""
+    """A page that blocks requests to other machines and lists them in page.beyond; its errors are in page.errors."""
     context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
     page.beyond, page.errors = [], []

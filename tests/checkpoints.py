@@ -1,4 +1,4 @@
-"""Small random Gemma 2 checkpoints, made by transformers, whose weights are so large that both soft caps bite."""
+"""Small random Gemma 2 checkpoints, made by transformers, with weights large enough for both soft caps to matter."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def model(kinds: str = "lgl", seed: int = 0, **shape: Any) -> Model:
 
 
 def every_site(model: Model, ids: Sequence[int], change: TapFn | None = None) -> dict[tuple[str, int | None], Tensor]:
-    """All that a user's tap sees, by (site, layer). change: what it returns for a value; without it, the value."""
+    """All values that a user's tap gets, by (site, layer). change: what the tap returns for a value; default: the value."""
     values: dict[tuple[str, int | None], Tensor] = {}
 
     def tap(site: str, layer: int | None, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the tests share. Shape annotations are checked in the tests, and only there: jaxtyping reads them on import."""
+"""Fixtures shared by the tests. Shape annotations are checked only in the tests: jaxtyping reads them on import."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ if not torch.cuda.is_available():  # Triton kernels then run on the CPU, stateme
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What -n auto means: a process for each core that this one may use, and 2 GB of memory for each."""
+    """The meaning of -n auto: a process for each core that this one may use, if there are 2 GB of memory for each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, psutil.virtual_memory().available // 2**31))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what drives a browser."""
+    """Marks the tests that drive a browser."""
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A running Chromium, for the tests of one file: beside its event loop no notebook can be run."""
+    """A running Chromium for the tests of one file: no notebook can be run beside its event loop."""
     with browser() as running:
         yield running
 
@@ -68,7 +68,7 @@ def lab(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: pytest.
 
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The progress bars that were made: what each was asked for, its total and how much it was told is done."""
+    """The progress bars that were made, each with its options, its total and how much of it is done."""
     import tqdm.auto
 
     bars_made: list[Any] = []

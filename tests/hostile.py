@@ -1,4 +1,4 @@
-"""A model whose name, tokens and labels hold what a screen must not be given, and one of everything that shows them."""
+"""A model whose name, tokens and labels are unsafe to display, and every kind of result that shows them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PIECES = (
     "&amp;", "%{x}", "\u2029", "\x00", "\ufeff", "\U000e0041", "\u200e$",
 )  # fmt: skip
 
-# Controls, marks of direction, and what nobody sees. Lines and tabs are for whoever lays a text out.
+# Control, direction and invisible characters. Line ends and tabs are allowed: they lay a text out.
 UNFIT = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
 
 class Backend:
-    """A tokenizer whose tokens are PIECES, each with its id, and which knows no other text."""
+    """A tokenizer whose only tokens are PIECES."""
 
     bos, size = 2, 61
 

@@ -37,7 +37,7 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def fetched(self) -> set[str]:
-        """The files whose bytes were asked for."""
+        """The files whose bytes were requested."""
         return {path.rsplit("/", 1)[1] for method, path, _ in self.served if method == "GET" and "/resolve/" in path}
 
 
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "EntryNotFound", "Entry not found")
 
     def _about(self, repo: str, answer: Any) -> None:
-        if repo not in self.server.repos:  # the hub says 401 to those who are not logged in, not 404
+        if repo not in self.server.repos:  # the hub answers 401, not 404, to requests without a login
             self._error(401, "RepoNotFound", "Repository not found")
             return
         self._send(200, json.dumps(answer(self.server.repos[repo])).encode(), {"Content-Type": "application/json"})

@@ -1,6 +1,6 @@
 """A JupyterLab of the tests' own: on the loopback address, with its own folders, opened in a browser page.
 
-Notebooks are run from the page, as a user runs them: what an output shows has gone the whole way from the kernel.
+Notebooks are run from the page, as a user runs them, so an output has come from the kernel to the browser.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Lab:
         page.goto(f"{self.url}/lab/workspaces/{name.split('.')[0]}/tree/{name}?token={TOKEN}&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         if kernel:
-            # Run before it is idle, and a dialog asks which kernel is meant.
+            # A run before it is idle opens a dialog that asks for a kernel.
             page.get_by_text(IDLE, exact=True).wait_for(timeout=60_000)
 
     def run(self, page: Any, name: str, cells: Sequence[str]) -> None:
@@ -106,7 +106,7 @@ def _free_port() -> int:
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
-    """Until the server answers. RuntimeError if it ends, or takes too long."""
+    """Wait until the server answers. RuntimeError if it ends, or takes too long."""
     start = time.monotonic()
     while time.monotonic() - start < seconds:
         if server.poll() is not None:

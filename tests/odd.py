@@ -1,4 +1,4 @@
-"""Odd values, and what a public call may do with them: give the package's own error, or a right answer."""
+"""Odd values, and a check that a public call gives a package error or a right answer for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemmascope.errors import GemmascopeWarning
 
 D = 128
 
-# Made anew for each call: a generator is read once.
+# Created for each call: a generator can be read only once.
 ODD: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
     "True": lambda: True,
@@ -81,7 +81,7 @@ ODD: dict[str, Callable[[], Any]] = {
     "huge slice": lambda: slice(0, 10**400),
 }
 
-# Given to every call; of the others as many as a call's test has time for.
+# Passed to every call; of the others as many as a call's test has time for.
 ALWAYS = ("True", "2.0", "10**5000", "array", "meta", "nested", "object")
 
 
@@ -91,7 +91,7 @@ def some_of(call: str, n: int) -> list[str]:
 
 
 def bare_errors(call: Callable[[Any], Any], names: Iterable[str] = tuple(ODD)) -> dict[str, str]:
-    """The odd values that a call answers with another error than the package's own, or with one too long to read."""
+    """The odd values for which a call raises an error that is not the package's, or one too long to read."""
     messages: dict[str, str] = {}
     for name in names:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""A tokenizer of a few given pieces, for tests whose point is what the text is. No file, no library."""
+"""A tokenizer of a few pieces, for tests about text. It needs no file and no library."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ODD = (
 
 
 class Pieces:
-    """The backend: the longest piece that fits comes first, and a text that holds anything else is an error."""
+    """The backend: the longest matching piece comes first; text that holds anything else is an error."""
 
     bos: int | None = 2
 

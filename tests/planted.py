@@ -1,7 +1,7 @@
 """A Gemma 2 whose weights are set by hand: one head attends to the previous token, and one, in the layer after, completes an
 induction by reading what the first one wrote.
 
-The stream has three parts: which token stands here, a constant, and which token stood before (written by the first head).
+The stream has three parts: the token at this position, a constant, and the previous token (written by the first head).
 The other heads have queries and keys at random, and write nothing.
 """
 
@@ -24,7 +24,7 @@ HERE, CONSTANT, BEFORE = slice(0, VOCAB), VOCAB, slice(VOCAB + 1, 2 * VOCAB + 1)
 PREVIOUS = (0, 1)  # layer, head
 INDUCTION = (1, 2)
 
-# The score of the key that is meant, before the soft cap of 50; others get little of it.
+# The score of the right key before the soft cap of 50; other keys have much smaller scores.
 PEAK = 45.0
 SCATTER = 2.0
 
@@ -63,7 +63,7 @@ def _scatter(network: Gemma2) -> None:
 
 
 def _plant_previous(network: Gemma2) -> None:
-    """Queries and keys are constant; the key is turned one position further, so that RoPE makes the most of distance 1."""
+    """Queries and keys are constant; the key is rotated one position further, so that RoPE favours distance 1."""
     layer_number, head = PREVIOUS
     attention = network.model.layers[layer_number].self_attn  # type: ignore[union-attr]
     kv_head = head // CONFIG.heads_per_kv

@@ -8,14 +8,14 @@ import numpy as np
 
 
 class Pointer:
-    """A canvas whose cells are pointed at. A cell is found as people find it: by moving until the box of words names it."""
+    """A canvas under the pointer. A cell is found as people find it: by moving until the tooltip names it."""
 
     def __init__(self, page: Any, nth: int = 0, within: str = "") -> None:
         self.page, self.canvas = page, page.locator(f"{within} canvas[tabindex='0']").nth(nth)
         self.box = self.canvas.bounding_box()
 
     def says(self, x: float, y: float) -> str:
-        """What the box says at a point of the canvas; empty where there is no cell."""
+        """The text of the tooltip at a point of the canvas; empty where there is no cell."""
         self.page.mouse.move(self.box["x"] + x, self.box["y"] + y)
         texts = self.page.locator(".gs-tip:visible").all_inner_texts()
         return texts[0] if texts else ""

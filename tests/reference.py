@@ -135,7 +135,7 @@ class Reference:
 
 
 def error(ours: ArrayLike, oracle: ArrayLike) -> float:
-    """The largest absolute difference, as a part of the oracle's largest absolute value."""
+    """The largest absolute difference as a fraction of the oracle's largest absolute value."""
     ours, oracle = np.asarray(ours, np.float64), np.asarray(oracle, np.float64)
     assert ours.shape == oracle.shape
     return float(np.abs(ours - oracle).max() / np.abs(oracle).max())

@@ -1,6 +1,6 @@
 """The check of shape annotations that the tests run under.
 
-Only annotations that say a shape are checked. The plain ones are for readers and mypy: a test hands a function what it
+Only annotations with a shape are checked. The plain ones are for readers and mypy: a test gives a function values that it
 refuses, and must meet the package's own error.
 """
 

@@ -1,4 +1,4 @@
-"""Checkpoints of any size that take no room on disk: real headers, and a hole where the values would be (they read as 0)."""
+"""Checkpoints of any size that take no space on disk: real headers, and sparse files for the values, which read as 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nano's indirect-object circuit, as notebook 4 finds it: alone it keeps the answer, without it the answer is gone."""
+"""nano's indirect-object circuit, as found in notebook 4: it keeps the answer alone, and without it the answer is gone."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ TEXT = "When Mary and John went to the store, John gave a drink to"
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A small random model in the place of every model; what was asked for."""
+    """Replaces every model by a small random one; the sources that were loaded."""
     sources: list[str] = []
 
     def load(source: str, **_: Any) -> Any:
@@ -317,7 +317,7 @@ def test_a_closed_pipe_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capfd: p
     with os.fdopen(writer, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
         assert main(["trace", TEXT]) == 141
-    assert capfd.readouterr().err == ""  # and closing it, as the interpreter does at its end, says nothing
+    assert capfd.readouterr().err == ""  # and closing it, as the interpreter does at its end, prints nothing
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -1,4 +1,4 @@
-"""gs.compare against naive computation from traces, and the laws of what it reports."""
+"""gs.compare against naive computation from traces, and laws of its numbers."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_symmetric_measures_do_not_depend_on_the_order_of_the_models() -> None:
     assert a_b.top_heads_a == b_a.top_heads_b
     assert a_b.top_heads_b == b_a.top_heads_a
     assert np.array_equal(a_b.effect_a, b_a.effect_b)
-    # |a - b| is shared; what it is a share of is not. Nor is KL(a || b) that of (b || a).
+    # |a - b| is symmetric; its ratio to the norm of a is not. Nor is KL(a || b) that of (b || a).
     assert not np.allclose(a_b.relative_error, b_a.relative_error, rtol=1e-3)
     assert not np.allclose(a_b.kl, b_a.kl, rtol=1e-3)
 
@@ -102,7 +102,7 @@ def test_differences_grow_with_the_noise() -> None:
         assert (less.kl < more.kl).all()
         assert (less.relative_error < more.relative_error).all()
         assert (more.cosine < less.cosine).all()
-    # Heads change places by leaps, so the correlation falls with the noise only on the whole.
+    # Ranks change in jumps, so the correlation falls with the noise only roughly.
     ranks = [c.head_rank_correlation for c in comparisons]
     assert max(ranks[1:]) < ranks[0] < 1
     assert ranks[0] > 0.9
@@ -153,7 +153,7 @@ def test_answers_are_those_of_the_traces() -> None:
         assert bool(c.agrees[i]) == (best_a == best_b)
         assert (str(c.kl["answer_a"].values[i]), str(c.kl["answer_b"].values[i])) == (str(best_a), str(best_b))
         assert float(c.logprob_change[i]) == pytest.approx(float(q[-1][best_a] - p[-1][best_a]), rel=1e-4)
-    assert 0 < int(c.agrees.sum()) < len(PROMPTS)  # both are seen
+    assert 0 < int(c.agrees.sum()) < len(PROMPTS)  # both cases occur
     assert c.kl_mean == pytest.approx(float((c.kl_all * [9, 2, 5]).sum()) / 16)
 
 

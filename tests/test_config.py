@@ -1,4 +1,4 @@
-"""GemmaConfig: read from the configs of transformers 4 and 5, and refused where it is no Gemma 2."""
+"""GemmaConfig: read from configs of transformers 4 and 5; other architectures are refused."""
 
 from __future__ import annotations
 

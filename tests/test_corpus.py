@@ -1,4 +1,4 @@
-"""What training never sees: the corpus is made again, and nothing that is held out stands in the held-out role."""
+"""Held-out data: the corpus is generated again, and no held-out word occurs in its held-out role."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def corpus() -> list[str]:
 
 
 def pattern(template: str, **slots: str) -> re.Pattern[str]:
-    """A template as a regular expression: a slot takes one word, or what is given for it."""
+    """A template as a regular expression: a slot matches one word, or the expression passed for it."""
     parts = re.split(r"\{(\w*)\}", template)
     slot = [slots.get(name, rf"(?P<{name}>\w+)" if name else r"\w+") for name in parts[1::2]]
     plain = [re.escape(part) for part in parts[::2]]

@@ -1,4 +1,4 @@
-"""Digests of functions: what a function does tells it from another, what it is called and what it notes do not."""
+"""Digests of functions depend on what a function does, and not on its name or comments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gemmascope.sweeps.digest import digest, metric_parts
 
 
 def function_of(source: str, name: str = "f", **known: Any) -> Any:
-    """What the source defines under a name, as in a notebook of its own."""
+    """The function that the source defines, as in a notebook."""
     names: dict[str, Any] = {"torch": torch, "__name__": "notebook", **known}
     exec(source, names)
     return names[name]
@@ -144,7 +144,7 @@ print(digest(metric_parts(metric)))
 
 
 def test_a_digest_is_the_same_in_another_process(tmp_path: Path) -> None:
-    """With other hashes, from a script and from one that is compiled at once."""
+    """With other hash seeds, from a script file and from source on the command line."""
     (tmp_path / "script.py").write_text(SCRIPT)
     commands = [["script.py"], ["-c", SCRIPT], ["-c", "import script"], ["-c", "import script"]]
     digests = set()

@@ -148,7 +148,7 @@ class Plain:
         return written_by_edits
 
     def split(self, by: str, n: int) -> Array:
-        """[..., d_model]: what is split of a layer, each piece on its own."""
+        """[..., d_model]: the vector that each piece of a layer writes."""
         at = f"model.layers.{n}."
         if by == "head":
             return self.at("head_out", n)

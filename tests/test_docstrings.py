@@ -1,4 +1,4 @@
-"""Public docstrings: Google style, every argument named, what comes back and what is raised said, and examples that run."""
+"""Public docstrings: Google style, with every argument, the result, the errors, and examples that run."""
 
 from __future__ import annotations
 

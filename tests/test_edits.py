@@ -1,4 +1,4 @@
-"""Edits as data: one prints as the call that makes it, equals another that does the same, and is checked when made."""
+"""Edits as data: an edit prints as its call, equals another that does the same, and is checked when it is created."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_of(seed: int) -> Trace:
 
 
 def read(text: str) -> Any:
-    """What the text makes, where a notebook has these names."""
+    """The value of the text as Python, with the names of a notebook."""
     return eval(text, {"gs": gs, "torch": torch, "model": model(), "tanh": torch.tanh})
 
 

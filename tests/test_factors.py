@@ -162,7 +162,7 @@ def test_composition_of_some_layers_is_a_part_of_all(layers_read: list[int]) -> 
     assert (part["from_kind"].values.tolist(), part["to_kind"].values.tolist()) == (["global", "local"], ["local"])
     layers_read.clear()
     gs.composition(m, "q", receivers=1)
-    assert layers_read == [0, 1]  # what comes after the last receiver is left alone
+    assert layers_read == [0, 1]  # layers after the last receiver are not read
 
 
 def test_composition_has_a_text_form_a_table_and_a_picture() -> None:

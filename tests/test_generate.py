@@ -38,7 +38,7 @@ def model() -> Model:
 
 
 def transformers_greedy(source: Gemma2ForCausalLM, ids: Sequence[int], n_new: int) -> tuple[list[int], Tensor]:
-    """What transformers goes on with, greedily: all ids, and the logits [new, vocab] that the new ones were taken from."""
+    """Greedy generation by transformers: all ids, and the logits [new, vocab] of the new ones."""
     source.generation_config.eos_token_id = source.config.eos_token_id
     tokens = torch.tensor([list(ids)])
     use_cache = source.config.sliding_window > 1  # its cache of a window of 1 keeps keys that the window has left
@@ -71,7 +71,7 @@ def test_greedy_tokens_are_those_of_transformers(kinds: str, shape: dict[str, An
         g = gs.generate(ids, model=ours, max_new_tokens=n_new)
         expected, logits = transformers_greedy(source, ids, n_new)
         assert g.ids.tolist() == expected
-        assert error(g.trace().logits[n_prompt - 1 : -1], logits) <= 2 * CLOSE  # both of them from keys kept
+        assert error(g.trace().logits[n_prompt - 1 : -1], logits) <= 2 * CLOSE  # both from the cache
         assert g.stopped == "length"
         assert (len(g.new_ids), g.n_prompt) == (n_new, n_prompt)
 
@@ -124,7 +124,7 @@ EDITS: list[list[Edit]] = [
 
 
 def uncached(model: Model, ids: Sequence[int], edits: Sequence[Edit]) -> Tensor:
-    """The logits of the next token from the whole text run again, with the edits at positions that are there."""
+    """The logits of the next token from running the whole text again, with the edits at positions that exist."""
     applicable = [edit for edit in (up_to(edit, len(ids)) for edit in edits) if edit is not None]
     logits: Tensor = gs.trace(list(ids), model=model, edits=applicable).next_logits
     return logits

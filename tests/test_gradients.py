@@ -99,7 +99,7 @@ def test_gradients_are_taken_in_the_edited_run() -> None:
     ("site", "by"), [("resid_pre", ("layer", "pos")), ("z", ("layer", "head")), ("pattern", ("layer", "head"))]
 )
 def test_an_estimate_is_the_sweep_to_first_order(site: str, by: tuple[str, ...]) -> None:
-    """With a source a hair away from the base, the sweep of each cell is its estimate."""
+    """With a source very close to the base, the sweep of each cell equals its estimate."""
     base = gs.trace(CLEAN, model=model())
     near = {layer: base[site, layer] * 1.01 for layer in range(3)}
     e = gs.attribute(CLEAN, CORRUPT, METRIC, site=site, by=by, into="clean", model=model())

@@ -215,7 +215,7 @@ def test_two_labs_on_one_model_take_turns() -> None:
 
 @pytest.mark.nano
 def test_a_typed_prompt_is_read_as_ids_or_text_like_the_one_it_replaces() -> None:
-    """Ids stay ids where there is a tokenizer, too; of a text, what looks like Python is a text."""
+    """A prompt of ids stays one of ids even with a tokenizer; text that looks like Python stays text."""
     lab = gs.head_lab([2, 5, 6], max_new_tokens=3)
     prompt_field, answer_field = (field for field in fields_of(lab.widget) if field.description in ("prompt", "answer"))
     assert (prompt_field.value, answer_field.value) == ("[2, 5, 6]", "")
@@ -230,6 +230,6 @@ def test_a_typed_prompt_is_read_as_ids_or_text_like_the_one_it_replaces() -> Non
 
 
 def fields_of(widget: Any) -> list[Any]:
-    """The text fields in a widget, however deep."""
+    """The text fields in a widget, at any depth."""
     inner = [field for child in getattr(widget, "children", ()) for field in fields_of(child)]
     return [widget, *inner] if hasattr(widget, "continuous_update") else inner

@@ -1,4 +1,4 @@
-"""The head lab and the steering lab in a real JupyterLab: what is clicked or slid is computed in Python, and appears."""
+"""The head lab and the steering lab in a real JupyterLab: clicks and sliders compute in Python."""
 
 from __future__ import annotations
 

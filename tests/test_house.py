@@ -1,4 +1,4 @@
-"""Limits that keep the package readable: lengths, signatures, `Any`, and what a public docstring says.
+"""Limits that keep the package readable: lengths, signatures, `Any`, and public docstrings.
 
 `python tests/test_house.py` prints where each room stands; with a room's name, what in it is over a limit.
 """

@@ -186,7 +186,7 @@ def test_half_a_cached_repository_is_refused_offline(hub: Hub, cache: Path, monk
     load(REPO)
     next(cache.rglob(f"snapshots/*/{BIG}")).unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    # Older versions of the library hand out a folder that is not whole; it is told then as it is read.
+    # Older versions of the library return an incomplete folder; the error then comes when it is read.
     with pytest.raises(CheckpointError, match=rf"is not, or not wholly, in the cache|the shard {BIG} is not in"):
         load(REPO)
 

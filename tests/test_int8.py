@@ -1,4 +1,4 @@
-"""int8 weights: no weight off by more than half a step, and stores that are whole, of this source, or refused."""
+"""int8 weights: no weight is off by more than half a step; a store is complete and of this source, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Journals: a sweep that was cut short goes on where it stopped, and a file that is not its own is refused."""
+"""Journals: an interrupted sweep resumes where it stopped, and the file of another sweep is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ N_POS = 7
 
 
 class Metric:
-    """A metric that notes how many runs it is asked for, and that the user may lose patience with."""
+    """A metric that records the size of each batch, and raises an interrupt after some."""
 
     __name__ = "patient"
 
@@ -52,7 +52,7 @@ def sweep(out: Path | None, metric: Any = None, **arguments: Any) -> SweepResult
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many variants each pass had. Passes are small: of about ten rows."""
+    """The number of variants of each pass. Passes are small: about ten rows."""
     sizes: list[int] = []
 
     def counting(m: Model, bases: Any, variants: Any, sources: Any) -> Any:
@@ -154,7 +154,7 @@ def test_an_error_in_a_chunk_keeps_those_before_it(runs: list[int], tmp_path: Pa
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
 def test_a_truncated_last_line_loses_its_cells_only(cut: int, runs: list[int], tmp_path: Path) -> None:
-    """cut: how many characters a crash left out. With one the line is whole, but for the newline."""
+    """cut: how many characters a crash left out. With 1 only the newline is missing."""
     out = tmp_path / "s.json"
     complete = sweep(out)
     lines = out.read_text().splitlines(keepends=True)
@@ -280,7 +280,7 @@ def test_a_file_of_something_else_is_refused_and_left_as_it_is(write: Any, messa
 
 
 def test_edits_with_different_numbers_make_different_sweeps(tmp_path: Path) -> None:
-    """Too many numbers to be printed: the digest tells them apart."""
+    """Too many numbers to be printed: their digests differ."""
     sweep(tmp_path / "s.json", edits=[gs.add("resid_post", torch.ones(32), layer=0)])
     with pytest.raises(
         SweepError, match=r"another sweep \(other prompts or edits, or a function .*\): give another file, or remove"
@@ -300,7 +300,7 @@ other_weigh.__name__ = "weigh"
 
 
 def test_functions_with_one_name_and_different_code_make_different_sweeps(runs: list[int], tmp_path: Path) -> None:
-    """A metric, and an edit of the base: the file holds their names, and the digest what they do."""
+    """A metric and an edit of the base: the file holds their names, and the digest covers their code."""
     message = "other prompts or edits, or a function with other code"
     first = sweep(tmp_path / "metric.json", weigh)
     assert np.array_equal(sweep(tmp_path / "metric.json", weigh).values, first.values)
@@ -319,7 +319,7 @@ def test_functions_with_one_name_and_different_code_make_different_sweeps(runs: 
 
 
 def test_metrics_relative_to_different_runs_make_different_sweeps(tmp_path: Path) -> None:
-    """Two runs that print alike, their edits being too large to be printed."""
+    """Two runs that print alike because their edits are too large to be printed."""
     runs = [gs.trace(prompt(4), model=model(), edits=[gs.add("z", torch.full((8, 12), x), layer=0)]) for x in (1.0, 2.0)]
     first = sweep(tmp_path / "s.json", gs.kl_from(runs[0]))
     assert np.array_equal(sweep(tmp_path / "s.json", gs.kl_from(runs[0])).values, first.values)
@@ -329,7 +329,7 @@ def test_metrics_relative_to_different_runs_make_different_sweeps(tmp_path: Path
 
 @pytest.mark.parametrize("how", ["mean", "mean_by_pos"])
 def test_means_over_different_runs_make_different_sweeps(how: str, tmp_path: Path) -> None:
-    """References too long to be printed, and one of another model: the digest tells them apart."""
+    """References too long to be printed, and one of another model: their digests differ."""
 
     def mean_sweep(*prompts: list[int], reference_model: Model | None = None, edits: Any = ()) -> SweepResult:
         reference = [gs.trace(ids, model=reference_model or model(), edits=edits) for ids in prompts * 20]
@@ -347,7 +347,7 @@ def test_means_over_different_runs_make_different_sweeps(how: str, tmp_path: Pat
 
 
 def resealed(content: dict[str, Any]) -> str:
-    """A line whose checksum fits what it says."""
+    """A line with a checksum that matches its content."""
     return sealed(content, "")[0].decode().rstrip()
 
 

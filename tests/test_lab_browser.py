@@ -1,4 +1,4 @@
-"""The patching lab in a real JupyterLab: what is clicked computes in Python, and what Python wrote appears."""
+"""The patching lab in a real JupyterLab: clicks compute in Python, and the page shows the results."""
 
 from __future__ import annotations
 

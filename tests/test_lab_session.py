@@ -1,4 +1,4 @@
-"""The patching lab without a front end: its numbers are those of gs.sweep, in whatever order and thread they come."""
+"""The patching lab without a front end: its numbers are those of gs.sweep, in any order and from any thread."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def lab(m: Model | None = None, **settings: Any) -> LabSession:
 
 
 def exact(m: Model | None = None, **settings: Any) -> np.ndarray[Any, Any]:
-    """The effects that gs.sweep finds."""
+    """The effects that gs.sweep gives."""
     clean, corrupt = prompt(N_POS), prompt(N_POS, seed=1)
     effects = gs.sweep(
         clean, corrupt, gs.logit_diff(5, 9), model=m or model(), **{"site": "resid_pre", **settings}
@@ -397,7 +397,7 @@ def test_an_error_in_a_job_is_shown_and_raised_where_python_waits() -> None:
         session.wait()
     assert "RuntimeError: no more memory" in (session.error or "")
     assert kinds[-1] == "error"
-    session.wait()  # it was told once
+    session.wait()  # one event was sent
     failing(session, SweepError("take fewer cells"))
     with pytest.raises(SweepError, match="take fewer cells"):
         session.run("row", 0)

@@ -1,4 +1,4 @@
-"""gs.load of folders and of models in memory: what comes out is what transformers has."""
+"""gs.load of folders and of models in memory gives the numbers of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be trusted: each an error that names what is wrong and where, and nothing is left behind."""
+"""Damaged checkpoints: each gives an error that names what is wrong and where, and leaves nothing open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics against the plain formulas they stand for; answers and functions that are none are refused."""
+"""Metrics against their plain formulas; bad answers and functions are refused."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_answer_that_wins_is_positive_and_of_rank_0() -> None:
     assert measured(gs.rank(7), logits) == [0.0]
     assert measured(gs.rank(8), logits) == [1.0]
     assert measured(gs.rank([8, 7]), logits) == [0.0]
-    logits[0, 9] = 3.0  # no token is likelier than one that is as likely
+    logits[0, 9] = 3.0  # a token of equal logit does not count as likelier
     assert measured(gs.rank(7), logits) == [0.0]
 
 

@@ -44,7 +44,7 @@ SHAPES = [
 
 @cache
 def pair(**shape: Any) -> tuple[Gemma2ForCausalLM, Model]:
-    """A checkpoint in transformers' hands and in ours."""
+    """A checkpoint as transformers' model and as ours."""
     source = checkpoint(**shape)
     return source, model_of(source)
 
@@ -153,7 +153,7 @@ def test_every_site_is_that_of_the_plain_reference(shape: dict[str, Any]) -> Non
 
 
 def test_the_plain_reference_is_transformers() -> None:
-    """The oracle is itself held to the other oracle."""
+    """The plain reference is checked against transformers."""
     source, _ = pair(**REFERENCE_SHAPES[1])
     ids = prompt(30)
     plain, oracle = Reference(source).run(ids), transformers_outputs(source, ids)
@@ -362,7 +362,7 @@ def test_a_pass_of_many_prompts_is_one_pass_each(lengths: list[int], shape: dict
 
 
 def test_a_pass_that_builds_all_edges_equals_one_that_does_not() -> None:
-    """Edge sites of many prompts come block by block, equal lengths side by side."""
+    """Edge sites of many prompts come in blocks of adjacent prompts of equal length."""
     _, model = pair(kinds="lgl")
     lengths = [5, 5, 3, 5]
     layout = Layout.of_lengths(lengths)
@@ -415,7 +415,7 @@ def test_chunks_of_query_rows_stay_within_their_limit(elements: int, monkeypatch
 
 
 class Largest(TorchDispatchMode):
-    """Notes the elements of the largest tensor that attention makes besides its inputs and output."""
+    """Records the number of elements of the largest tensor that attention makes besides its inputs and output."""
 
     scores = 0
 

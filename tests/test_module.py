@@ -1,4 +1,4 @@
-"""The canvas module: small, of its own, without a network address, and in step with Python."""
+"""The canvas module: small, self-contained, without a network address, and in agreement with Python."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_packed_rows_hold_the_visible_keys(window: int | None) -> None:
 
 @pytest.mark.parametrize("spread", [0.1, 0.5, 1.0, 2.0])
 def test_a_layer_of_a_large_model_fits_on_a_page_even_with_uniform_attention(spread: float) -> None:
-    """Patterns that rest on a few keys shrink well; these, the softmax of noise, are the least that do."""
+    """Patterns on a few keys compress well; these, the softmax of noise, compress least."""
     scores = np.where(np.tri(200) > 0, np.random.default_rng(0).normal(size=(32, 200, 200)) * spread, -np.inf)
     pattern = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     packed = pack_probabilities(visible_values(pattern.astype(np.float32), None))

@@ -71,7 +71,7 @@ def test_the_classic_prompt() -> None:
 
 
 def test_an_untrained_network_has_no_skill() -> None:
-    """The measures measure: asked the same, a network with random weights fails every one of them."""
+    """The measures discriminate: a network with random weights fails every one of them."""
     torch.manual_seed(0)
     evaluator = Evaluator(fresh(nano().config), nano().tokenizer)
     assert all(measured(evaluator, 100, 1) < 0.1 for measured in SKILLS.values())
@@ -155,7 +155,7 @@ def test_the_configuration_is_the_one_the_training_script_writes() -> None:
 
 
 def test_the_card_states_what_is_measured() -> None:
-    """The card's figures were printed by the evaluation script; the same cases must still give them."""
+    """The card's figures come from the evaluation script; the same cases must still give them."""
     card = CARD.read_text()
     assert f"{nano().n_params:,} parameters" in card
     for skill in SKILLS:

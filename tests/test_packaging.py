@@ -1,4 +1,4 @@
-"""What is handed out: the wheel, the source archive, and the files that speak of versions."""
+"""Packaging: the wheel, the source archive, and the files that hold versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def built(source: Path, target: Path) -> tuple[Path, Path]:
-    """The wheel and the source archive of a folder. No network is asked: hatchling is in the test extra."""
+    """The wheel and the source archive of a folder, built without a network: hatchling is in the test extra."""
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(target)]
     subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=120)
     (wheel,), (archive,) = target.glob("*.whl"), target.glob("*.tar.gz")
@@ -34,7 +34,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def files_in(wheel: Path) -> set[str]:
-    """The files in a wheel, but for what pip keeps there about it."""
+    """The files in a wheel, without its dist-info."""
     with zipfile.ZipFile(wheel) as opened:
         return {name for name in opened.namelist() if ".dist-info/" not in name}
 

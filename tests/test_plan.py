@@ -1,4 +1,4 @@
-"""gs.plan: its figures against the parameter counts, the tensors of a pass, and a table computed elsewhere; its laws."""
+"""gs.plan against parameter counts, the tensors of a pass, and a table from another source; and its laws."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_table_is_the_sum_of_the_parts_of_generating() -> None:
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, from what a pass makes: also without memory, on the meta device."""
+    """Counts the bytes of the live tensors of a pass, also on the meta device, where they take no memory."""
 
     def __init__(self, known: Model) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a plan says a run takes, beside what a process of its own took."""
+"""The memory that a plan predicts for a run, against the peak of a separate process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ print(json.dumps(peak() - before))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of zeros, large enough to be seen beside the libraries."""
+    """A checkpoint of zeros, large enough to be measurable beside the libraries."""
     path = tmp_path_factory.mktemp("peaks")
     heads: dict[str, Any] = {"n_heads": 8, "n_kv_heads": 4, "d_head": 128}
     shape: dict[str, Any] = {"d_model": 1024, "d_mlp": 12288, "vocab_size": 8192, **heads}

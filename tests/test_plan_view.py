@@ -1,4 +1,4 @@
-"""The planner with sliders: what it shows is what gs.plan says."""
+"""The planner with sliders shows the numbers of gs.plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt families: aligned pairs for any tokenizer, and an account of what was left out."""
+"""Prompt families: aligned pairs for any tokenizer, and a count of the cases left out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What users type stays: public names with their signatures, and public methods, as tests/public_names.txt lists them.
+"""Public names with their signatures, and public methods, are those that tests/public_names.txt lists.
 
-A change on purpose: python tests/test_public_names.py > tests/public_names.txt
+To record an intended change: python tests/test_public_names.py > tests/public_names.txt
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def lines() -> Iterator[str]:
 
 
 def members(cls: type) -> dict[str, Any]:
-    """The members of a class, with those of its lower part, which is named after it: DictionaryWeights."""
+    """The members of a class and of its bases whose names begin with its own, such as DictionaryWeights."""
     parts = [one for one in reversed(cls.__mro__) if one.__name__.startswith(cls.__name__)]
     return {name: member for part in parts for name, member in vars(part).items()}
 

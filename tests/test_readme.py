@@ -1,4 +1,4 @@
-"""The README stays true: the files that it names are there, its examples run, CI runs its command."""
+"""The README is right: the files that it names exist, its examples run, CI runs its command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def block(mark: str) -> str:
-    """What stands between the fences after <!-- mark -->."""
+    """The text between the fences after <!-- mark -->."""
     match = re.search(rf"<!-- {mark} -->\n```\w*\n(.*?)```", README, re.DOTALL)
     assert match, f"README.md has no block marked {mark!r}"
     return match[1]

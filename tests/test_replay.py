@@ -1,4 +1,4 @@
-"""Replays: every site of every layer as the trace has it, edits included, from one stream of the weights."""
+"""Replays give every site of every layer as the trace does, edits included, in one pass over the weights."""
 
 from __future__ import annotations
 

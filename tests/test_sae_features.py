@@ -1,4 +1,4 @@
-"""What encode returns, the loss recovered, sweeps over features, and their pictures."""
+"""Features of a trace, the recovered loss, sweeps over features, and their figures."""
 
 from __future__ import annotations
 

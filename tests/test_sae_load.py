@@ -219,7 +219,7 @@ def test_files_with_other_content_are_refused(what: str, tmp_path: Path) -> None
 
 
 class Bomb:
-    """What a pickle runs when it is read."""
+    """An object whose unpickling runs code."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

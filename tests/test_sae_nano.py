@@ -1,4 +1,4 @@
-"""The dictionary inside the package: what it keeps of nano, the concepts that its features tie to, and how it is trained."""
+"""The dictionary in the package: how well it reconstructs nano, the concepts of its features, and its training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEW_DOZEN = 36
 
 @cache
 def fresh() -> Texts:
-    """Texts that neither trained the dictionary nor chose its ties."""
+    """Texts that were used neither for training the dictionary nor for choosing its ties."""
     return Texts.of(gs.load_sae("nano"), gs.load(), "test", 700)
 
 

@@ -1,4 +1,4 @@
-"""Splices: with the error kept and no change a run is as it was; a changed feature does what a hook in transformers does."""
+"""Splices: without a change the run stays as it was; a changed feature has the effect of a hook in transformers."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def dense(features: gs.Features) -> np.ndarray[Any, Any]:
 
 
 def in_transformers(site: str, layer: int, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The logits with a hook where the site is in transformers. change: (what is read, what stands there) -> the new."""
+    """The logits with a hook at the site in transformers. change: (value read, value at the site) -> new value."""
     source = pair()[0]
     block = source.model.layers[layer]
     stream: list[Tensor] = []
@@ -299,7 +299,7 @@ def test_a_splice_that_does_not_fit_the_run_is_refused() -> None:
 
 
 def test_an_edit_that_reads_gets_the_rows_of_its_own_positions() -> None:
-    """The mechanism under a transcoder's splice, by itself: rows of a later start, positions in any order."""
+    """The mechanism behind a transcoder's splice: rows that start later, positions in any order."""
     values_read: list[Tensor] = []
 
     class Decomposition(Splice):

@@ -1,4 +1,4 @@
-"""Sampling: what is drawn follows the softmax, and is cut where top_p says."""
+"""Sampling follows the softmax and is cut off at top_p."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_distribution_is_that_of_a_naive_loop(
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, n_kept: int) -> None:
     logits = torch.tensor([0.125, 0.5, 0.125, 0.25]).double().log()  # sums without rounding
     probs = Sampling(1.0, top_p).probabilities(logits)
-    assert probs.nonzero().flatten().tolist() == sorted([1, 3, 0, 2][:n_kept])  # of equals the first
+    assert probs.nonzero().flatten().tolist() == sorted([1, 3, 0, 2][:n_kept])  # of equal tokens the first
     assert float(probs.sum()) == pytest.approx(1.0)
 
 
@@ -65,7 +65,7 @@ def test_tiny_and_huge_temperatures_give_finite_probabilities() -> None:
 
 
 def p_value(counts: Tensor, probs: Tensor) -> float:
-    """The chi-squared test: how often a right sampler is as far off. Rare tokens are counted as one."""
+    """The p-value of a chi-squared test. Rare tokens are counted as one."""
     expected = probs * counts.sum()
     rare = expected < 5
     assert int(counts[probs == 0].sum()) == 0
@@ -88,5 +88,5 @@ def test_samples_follow_the_softmax(temperature: float, top_p: float) -> None:
     probs = torch.tensor(naive(logits, temperature, top_p), dtype=torch.float64)
     assert p_value(counts, probs) > LEAST
     wrong = torch.tensor(naive(logits, 1.5 * temperature, top_p), dtype=torch.float64)
-    assert (counts[wrong == 0].sum() > 0) or p_value(counts, wrong) < LEAST  # the test tells temperatures apart
+    assert (counts[wrong == 0].sum() > 0) or p_value(counts, wrong) < LEAST  # the test distinguishes temperatures
     assert runs[0].logprobs[0] == pytest.approx(float(logits.log_softmax(-1)[runs[0].new_ids[0]]), abs=1e-3)

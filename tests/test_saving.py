@@ -1,4 +1,4 @@
-"""Traces in files: what comes back is what was saved, bit for bit, and anything else is refused by name."""
+"""Traces in files are read back bit for bit, and other files are refused by name."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_an_edit_by_a_function_is_not_saved(tmp_path: Path) -> None:
 
 
 def write(path: Path, **about: Any) -> None:
-    """A file as Trace.save writes it, but for what is said of it."""
+    """A file as Trace.save writes it, with other metadata."""
     gs.trace([1, 2], model=MODEL).save(path)
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["gemmascope.trace"])

@@ -1,4 +1,4 @@
-"""gemmascope lab: a JupyterLab that answers on this machine alone, to whoever has the token."""
+"""gemmascope lab: a JupyterLab that answers only on this machine and only with the token."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_server_answers_on_this_machine_only_and_requires_the_token(tmp_path
     places = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     command = [sys.executable, "-m", "gemmascope", "lab", str(tmp_path), "--port", str(port), "--no-browser"]
     command += ["--", "--allow-root"] if os.geteuid() == 0 else []
-    terminal, typed = os.openpty()  # at a terminal Ctrl-C is heard otherwise than in a script
+    terminal, typed = os.openpty()  # at a terminal Ctrl-C is handled differently than in a script
     server = subprocess.Popen(command, env={**os.environ, **places}, stdin=typed, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: status(port) == 403, server)
@@ -70,7 +70,7 @@ def test_the_server_answers_on_this_machine_only_and_requires_the_token(tmp_path
 
 
 def own_address() -> str:
-    """An address of this machine that is not the loopback's; where it has none, one at which nobody answers."""
+    """An address of this machine other than loopback; if it has none, one at which nothing answers."""
     for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET):
         if not str(address[4][0]).startswith("127."):
             return str(address[4][0])

@@ -1,4 +1,4 @@
-"""How a trace shows itself: the same four things in text, HTML and data, and text that stays text."""
+"""How a trace is displayed: the same content as text, HTML and data, with tokens escaped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import Tokenizer, visible_text
 
 TEXT = "When Mary and John went to the store, John gave a drink to"
-# All that may be in the page: anything else came out of a token.
+# The only tags that the page may have: any other comes from a token.
 TAGS = {"html", "head", "meta", "title", "body", "div", "style", "span", "b", "i", "code", "table", "caption", "tr", "td"}
 ATTRIBUTES = {"class", "style", "title", "lang", "charset", "name", "content"}
 
@@ -87,7 +87,7 @@ def test_columns_are_aligned_whatever_the_width_of_the_characters() -> None:
         line_widths = {sum(2 if char in "文字" else 1 for char in line) for line in layers}
         assert len(line_widths) == 1
         widths |= {"文" in line for line in layers} if len({"文" in line for line in layers}) == 2 else set()
-    assert widths == {True, False}  # both stood in one table
+    assert widths == {True, False}  # both kinds occurred in one table
 
 
 def test_html_holds_the_numbers_of_the_text() -> None:
@@ -150,7 +150,7 @@ def test_odd_tokens_are_drawn_so_that_they_can_be_seen() -> None:
         "\\x00",
         "\\u202e",
     ]
-    assert drawn["👩‍👩‍👧"] == "👩‍👩‍👧"  # its joiners stay
+    assert drawn["👩‍👩‍👧"] == "👩‍👩‍👧"  # its joiners are kept
     assert [drawn[x] for x in ("שלום", "&amp;", "</script>", "'")] == ["שלום", "&amp;", "</script>", "'"]
 
 

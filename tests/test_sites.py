@@ -1,4 +1,4 @@
-"""The table of sites, and what a user may type to mean one of them."""
+"""The table of sites, and the names by which a user may refer to one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, find
 AXES = {"pos", "q_pos", "k_pos", "head", "kv_head", "d_head", "d_model", "d_mlp", "vocab"}
 OUTSIDE = ("embed", "final", "logits_raw", "logits")
 
-# TransformerLens' names, as its users' notebooks hold them, and the site that is the same number.
+# Names of TransformerLens, as in notebooks of its users, and our site of the same value.
 HOOKS = {
     "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_mlp_in": "resid_mid",
     "hook_resid_post": "resid_post",

@@ -1,4 +1,4 @@
-"""How a text ends, and how it comes: stop texts and tokens, characters that wait for their bytes, the end of a turn."""
+"""How a generation stops and streams: stop texts and tokens, characters of several tokens, the end of a turn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gemmascope.tokens.tokenizer import Tokenizer
 
 
 class Few(Pieces):
-    """Pieces where what is none of them is an unknown token, as in a vocabulary of words."""
+    """Pieces; other text becomes the unknown token, as in a vocabulary of words."""
 
     def encode(self, text: str) -> list[int]:
         ids = []
@@ -44,7 +44,7 @@ def few() -> Model:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens that every run draws, one after the other, whatever the logits."""
+    """The tokens that every run draws in order, whatever the logits."""
     tokens: list[int] = []
     at: dict[Any, int] = {}  # by the run's generator
 
@@ -79,7 +79,7 @@ def gemmas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def generated(model: Model, script: list[int], tokens: Sequence[int], prompt: Any = "Mary", **options: Any) -> Any:
-    """What comes of these tokens; the pieces shown join to the text."""
+    """The generation that draws these tokens; the pieces shown must join to its text."""
     script[:] = tokens
     pieces: list[str] = []
     g = gs.generate(prompt, model=model, max_new_tokens=len(tokens), show=pieces.append, **options)
@@ -145,7 +145,7 @@ def test_the_end_of_a_turn_ends_a_generation_from_messages_only(gemmas: Model, s
 
 
 def byte_tokens(model: Model, text: str) -> list[int]:
-    """A text, byte by byte."""
+    """The tokens of a text's bytes."""
     tokens = [f"<0x{byte:02X}>" for byte in text.encode()]
     every = model.tokenizer.texts(range(model.tokenizer.vocab_size))
     return [every.index(token) for token in tokens]
@@ -186,7 +186,7 @@ def test_pieces_join_to_the_text_of_all_tokens(gemmas: Model, data: Any) -> None
 
 
 class Stripping(Pieces):
-    """Pieces whose decoder drops a space at the very start of what it is given."""
+    """Pieces whose decoder drops a space at the start of its input."""
 
     def decode(self, ids: list[int]) -> str:
         return super().decode(ids).removeprefix(" ")

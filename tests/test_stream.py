@@ -1,4 +1,4 @@
-"""Layers that stream: bit for bit what resident ones give, whatever stays and however far ahead, and nothing left behind."""
+"""Streamed layers give the bits of resident ones for any kept layers and any prefetch, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS, METRIC = "lglgl", gs.logit_diff(5, 9)
 
 
 class Poisoning(HostTransfer):
-    """Ruins what was in a buffer as soon as it may be filled again."""
+    """Overwrites a buffer as soon as it may be filled again."""
 
     def release(self, buffer: Tensor) -> None:
         buffer.fill_(255)  # NaN in float32, bfloat16 and float16
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Budgets of a small model's size: a pass needs room for few rows."""
+    """Budgets on the scale of a small model: a pass needs memory for few rows only."""
     monkeypatch.setattr(budget_module, "MICROBATCH_ROWS", 8)
     monkeypatch.setattr(budget_module, "RESERVED_ROWS", 64)
     monkeypatch.setattr(memory_module, "MICROBATCH_ROWS", 8)
@@ -60,7 +60,7 @@ def resident(folder: Path, kind: str, dtype: str = "float32") -> Model:
 def streamed(
     folder: Path, kind: str, kept: tuple[int, ...], ahead: int, dtype: str = "float32", direct: bool = False
 ) -> Model:
-    """The model with these layers kept, so many loading ahead, and buffers that are poisoned when they are free."""
+    """The model with these layers kept, this many layers prefetched, and buffers overwritten when they are free."""
     model = gs.load(folder / kind, dtype=dtype, memory="1GiB")
     layer_source: Any = model.network.layer_source
     number = getattr(torch, dtype)
@@ -181,7 +181,7 @@ def test_more_memory_never_keeps_fewer_layers_and_is_never_exceeded() -> None:
         assert before > 0
 
 
-# -- what is left behind --
+# -- threads, locks and buffers afterwards --
 
 
 def threads() -> list[str]:
@@ -290,7 +290,7 @@ def test_running_out_of_memory_says_what_was_planned(folder: Path, swept: bool) 
     with pytest.raises(BudgetError, match=f"{planned:,} bytes were planned.*tried to allocate") as caught:
         gs.sweep(prompt(9), prompt(9, seed=1), METRIC, **options) if swept else gs.trace(prompt(9), model=model, edits=edits)
     assert caught.value is not None
-    assert [ref() for ref in values] == [None]  # though the error, and with it the traceback, is held here
+    assert [ref() for ref in values] == [None]  # although the error and its traceback are still referenced here
     assert threads() == []
     gs.trace(prompt(9), model=model)
 

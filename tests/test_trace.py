@@ -52,14 +52,14 @@ def test_a_site_has_one_value_by_all_its_names(address: tuple[str, int | None]) 
 def test_a_layer_run_again_equals_the_first_run_bit_for_bit(length: int) -> None:
     t, values = gs.trace(prompt(length), model=model()), every_site(model(), prompt(length))
     assert values.keys() == set(ADDRESSES)
-    for site, layer in reversed(ADDRESSES):  # the order in which sites are asked for does not matter
+    for site, layer in reversed(ADDRESSES):  # the order in which sites are read does not matter
         value = t[key_of(site, layer)]
         assert torch.equal(value, values[site, layer]), (site, layer)
         assert value.shape == tuple(model().config.size_of(axis, length) for axis in SITES[site].axes)
 
 
 class Rows(Tap):
-    """Keeps row sites and asks for no edge site, so that attention goes in chunks as in a plain pass."""
+    """Records row sites and no edge site, so that attention works in chunks as in a plain pass."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, int | None], Tensor] = {}
@@ -70,7 +70,7 @@ class Rows(Tap):
 
 
 def test_a_rerun_layer_is_the_first_run_where_attention_went_in_chunks() -> None:
-    """What is asked for, and asked for before, must not change how the layer is computed."""
+    """The sites read, now and before, must not change how the layer is computed."""
     long = model(max_position_embeddings=600)
     ids = prompt(530)
     first = Rows()
@@ -109,7 +109,7 @@ def test_heads_and_sublayers_of_a_trace_add_up(kinds: str, kv: int, length: int)
 
 
 class Counted:
-    """How often the layers run."""
+    """Counts the runs of layers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[int] = []
@@ -167,7 +167,7 @@ def test_the_last_few_layers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     many = model("lglglg")
     t = gs.trace(prompt(5), model=many)
     counted = Counted(monkeypatch)
-    for layer in (0, 1, 2, 3, 0, 4, 0, 2, 3, 4):  # 0 was used again and stays; 1 was not and goes
+    for layer in (0, 1, 2, 3, 0, 4, 0, 2, 3, 4):  # 0 was read again and is kept; 1 was not and is dropped
         t["z", layer]
     assert counted.calls == [0, 1, 2, 3, 4]
     t["z", 1]
@@ -225,7 +225,7 @@ def test_selected_edges_equal_those_of_the_full_pattern(
     t = gs.trace(prompt(length), model=model(num_key_value_heads=kv))
     all_edges = gs.trace(prompt(length), model=model(num_key_value_heads=kv))[site, layer]
     if warm:
-        t["pattern", layer]  # from here on the whole layer is at hand
+        t["pattern", layer]  # from here on the layer is cached
     one_or_more = lambda n: st.none() | st.integers(-n, n - 1) | st.lists(st.integers(0, n - 1), min_size=1, unique=True)  # noqa: E731
     head, q_pos = data.draw(one_or_more(8)), data.draw(one_or_more(length) | st.just(slice(0, None, 2)))
     selected = t.edges(site, layer, head=head, q_pos=q_pos)
@@ -241,7 +241,7 @@ def test_a_lone_head_or_row_drops_its_axis_whatever_kind_of_number_it_is() -> No
 
 
 class Largest(TorchDispatchMode):
-    """Notes the elements of the largest tensor made."""
+    """Records the number of elements of the largest tensor made."""
 
     elements = 0
 
@@ -269,7 +269,7 @@ def test_selected_edges_are_computed_without_building_the_others(site: str) -> N
     assert largest.elements <= rows
     with Largest() as largest:
         t[site, 1]
-    assert largest.elements >= 8 * n_pos * n_pos  # the measure sees what it should
+    assert largest.elements >= 8 * n_pos * n_pos  # the measure detects the full pattern
 
 
 # -- readings of the last position --

@@ -1,4 +1,4 @@
-"""Traces of edited runs: what is re-run honours the edit, and an edit does what a hook in transformers does."""
+"""Traces of edited runs: re-run layers include the edits, and an edit has the effect of a hook in transformers."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_an_edit_changes_every_later_site_of_a_trace(site: str, operation: str, 
         for axis, n in sizes.items()
         if axis in ("pos", "head", "q_pos", "k_pos")
     }
-    if "pos" in places:  # logits are compared at every position, and a late edit must show in them
+    if "pos" in places:  # the logits are compared, and a late edit must change them
         places["pos"] = list(dict.fromkeys([*places["pos"], N_POS - 1]))
-    if info.is_edges:  # an edge that is masked, or the only one, says nothing
+    if info.is_edges:  # a masked or a single edge tests nothing
         places |= {"q_pos": [N_POS - 1, 7], "k_pos": [6, 7]}
     make, change = OPERATIONS[operation]
     shape = tuple(len(places[axis]) if axis in places else n for axis, n in sizes.items())

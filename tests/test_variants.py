@@ -1,4 +1,4 @@
-"""Variants: a run that joins a pass where it begins to differ is the run that gs.trace makes of the same edits."""
+"""Variants: a run that joins a pass at its first difference equals the run of gs.trace with the same edits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model(kinds: str = "lgl", kv: int = 4) -> Model:
 
 
 def run(m: Model, bases: Bases, variants: Sequence[tuple[int, Sequence[Edit]]]) -> tuple[Tensor, Tensor]:
-    """final_residuals of these bases (ids, edits, wanted position) and variants (number of the base, edits)."""
+    """final_residuals of these bases (ids, edits, position to read) and variants (number of the base, edits)."""
     ids = [m.ids(prompt) for prompt, _, _ in bases]
     bound = [BaseRun(i, tuple(e.bind(m, i) for e in edits), pos) for i, (_, edits, pos) in zip(ids, bases, strict=True)]
     bound_variants = [Variant(base, tuple(e.bind(m, ids[base]) for e in edits)) for base, edits in variants]
@@ -62,7 +62,7 @@ def assert_alone(m: Model, bases: Bases, variants: Sequence[tuple[int, Sequence[
 
 
 def minus_mean(value: Tensor) -> Tensor:
-    """A function that mixes all the places it is given: each of them must be there."""
+    """A function that mixes all places of its argument, so each must be present."""
     return value - value.mean(tuple(range(value.dim() - 1)), keepdim=True) + 0.1
 
 
@@ -71,7 +71,7 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (torch.tanh, minus_mean, lam
 
 @st.composite
 def an_edit(draw: Any, m: Model, n_pos: int, functions: bool = True) -> Edit:
-    """An edit that reaches something: what the mask hides is refused."""
+    """An edit with an effect: edges that the mask hides would be refused."""
     edit: Edit = draw(any_edit(m, n_pos, functions))
     if SITES[edit.site].is_edges:
         axes = (find_positions(edit.q_pos, m, torch.arange(n_pos)), find_positions(edit.k_pos, m, torch.arange(n_pos)))
@@ -128,7 +128,7 @@ def test_variants_of_several_bases_are_runs_of_their_own(kinds: str, kv: int, da
 
 
 def edits_at(site: str, layer: int | None, pos: int) -> list[Edit]:
-    """An edit at one place of a site, and one that must come with others."""
+    """Edits of a site at one position, or from it on."""
     info = SITES[site]
     if info.is_edges:
         return [

@@ -22,7 +22,7 @@ from gemmascope.views.page import page as page_with
 
 @pytest.fixture
 def open_page(chromium: Any, tmp_path: Path) -> Iterator[Any]:
-    """A function that opens views on one page and gives the page, drawn. Nothing may ask the network, fail or alert."""
+    """A function that opens views on one page and returns the page once drawn. No request, error or alert is allowed."""
     opened: list[Any] = []
 
     def show_page(*views: gs.View, **options: Any) -> Any:
@@ -128,7 +128,7 @@ def test_two_prompts_are_drawn_side_by_side_with_their_difference(open_page: Any
     most = np.abs(second - first)[:, 1:].max()
     place = ((second - first)[12, 10] / most + 1) / 2
     assert np.abs(cells.pixel(x - 2, y - 2) - between(RED_BLUE, place)).max() <= 3
-    page.mouse.click(cells.box["x"] + x, cells.box["y"] + y)  # what is selected in one is selected in all
+    page.mouse.click(cells.box["x"] + x, cells.box["y"] + y)  # a selection in one panel selects in all
     page.locator("canvas[tabindex='0']").nth(0).focus()
     page.keyboard.press("ArrowUp")
     assert page.locator(".gs-live").nth(0).text_content().startswith("query 11: ·gave, key 10: ·John\n")

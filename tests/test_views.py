@@ -1,4 +1,4 @@
-"""Views: what they hold, beside the trace itself; how large they are, what they refuse, and that text stays text."""
+"""Views: their numbers against the trace, their size, their errors, and escaped text."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def every_view(t: gs.Trace) -> list[gs.View]:
 
 
 def unpacked(packed: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """What a page reads of an array."""
+    """The array as a page unpacks it."""
     data = zlib.decompress(base64.b64decode(packed["data"]), -15)
     return np.frombuffer(data, packed["dtype"]).reshape(packed["shape"]) * packed["scale"]
 
@@ -117,7 +117,7 @@ def test_pages_stay_small() -> None:
     assert sum(len(view.to_html()) for view in ten) < 5_000_000
 
 
-# What views hold
+# The numbers of views
 
 
 @pytest.mark.parametrize("kinds", ["lgl", "gll"])
@@ -243,7 +243,7 @@ def test_streamed_equals_resident(tmp_path: Path) -> None:
             assert np.allclose(unpacked(a.arrays[name]), unpacked(b.arrays[name]), atol=2e-5)
 
 
-# What they refuse
+# Errors
 
 
 def other_model_trace() -> gs.Trace:

@@ -1,4 +1,4 @@
-"""The exercises' checks: the right answer passes, and every usual wrong answer is told its own mistake."""
+"""The exercises' checks: the right answer passes, and every usual wrong answer gets the message of its mistake."""
 
 from __future__ import annotations
 

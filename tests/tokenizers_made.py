@@ -1,4 +1,4 @@
-"""A tokenizer like Gemma's, but of 700 pieces: byte-pair pieces with byte fallback, no space put in front."""
+"""A tokenizer like Gemma's, but of 700 pieces: byte-pair pieces with byte fallback, no space added in front."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gs.load was asked for stays with the model, complete, as the arguments that load it again."""
+"""A model keeps the arguments of gs.load, so that they load the same model again."""
 
 from __future__ import annotations
 

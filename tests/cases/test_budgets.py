@@ -1,4 +1,4 @@
-"""What would not fit in free memory is refused before it is computed, with its bytes and what to ask for instead."""
+"""A result that does not fit in free memory is refused before it is computed, with its size and what to do instead."""
 
 from __future__ import annotations
 

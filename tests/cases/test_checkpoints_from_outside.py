@@ -1,4 +1,4 @@
-"""Checkpoints that transformers reads load here with its numbers; of others an error says what is there and what to do."""
+"""Checkpoints that transformers reads load here with its numbers; for others an error says what was found and what to do."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     "float64": rewritten(lambda t: {name: tensor.double() for name, tensor in t.items()}),
     "RoPE's frequencies": rewritten(lambda t: {**t, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}),
 }
-# What transformers does not read, and nothing is lost by reading.
+# Folders that transformers does not read and that can be read without losing anything.
 WRAPPED: dict[str, Callable[[Path], object]] = {
     "compiled": renamed(lambda name: f"_orig_mod.{name}"),
     "a compiled part": renamed(lambda name: name.replace("layers.0.", "layers.0._orig_mod.")),
@@ -91,7 +91,7 @@ def test_a_folder_loads_with_the_numbers_of_transformers(what: str, streams: boo
 
 
 def least(folder: Path) -> int:
-    """The least memory that a folder loads in: its layers stream then."""
+    """The least memory with which a folder loads; its layers then stream."""
     with pytest.raises(BudgetError) as refused:
         gs.load(folder, memory=1)
     match = re.search(r"needs ([\d,]+)", str(refused.value))

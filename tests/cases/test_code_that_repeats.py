@@ -1,4 +1,4 @@
-"""The code that repeats a question loads the same model, and gives the same numbers, bit for bit."""
+"""The code of a result loads the same model and gives the same numbers, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile configurations: an error of ours that names the file, at once, or the numbers of transformers."""
+"""Damaged and hostile configurations give a package error that names the file, or the numbers of transformers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def transformers_logits(folder: Path) -> Tensor:
 
 
 def refusal_of(folder: Path, expected: Tensor, file: str) -> str | None:
-    """The error, which names the file; None for the right numbers, or those of transformers."""
+    """The message of the error, which names the file; None if the folder loads with the right numbers."""
     message = None
     try:
         logits = gs.trace(IDS, model=gs.load(folder)).logits

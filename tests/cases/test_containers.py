@@ -1,4 +1,4 @@
-"""Free memory is what a container, and the process's own limit, leave of it: with made-up control groups."""
+"""Free memory takes the limits of containers and of the process into account; the control groups are made up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cousins of cases from outside: the same kinds at other places, each with what a user is told."""
+"""Variations of reported cases at other places, each with the message that a user gets."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_processor_gives_its_tokenizer_without_its_truncation() -> None:
 
 class _Slow:
     def save_pretrained(self, folder: str) -> None:
-        """As tokenizers have."""
+        """Does what tokenizers' save_pretrained does."""
 
 
 def test_a_slow_tokenizer_is_an_error_that_says_what_to_do() -> None:

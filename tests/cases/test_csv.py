@@ -1,4 +1,4 @@
-"""CSV: rows stay rows and texts stay texts, whatever tokens begin with; numbers stay numbers."""
+"""CSV tables keep their rows, texts and numbers whatever characters the tokens begin with."""
 
 from __future__ import annotations
 

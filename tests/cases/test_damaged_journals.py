@@ -1,4 +1,4 @@
-"""Damaged journals: a line that is not as it was written is an error that names it; an end that is missing is run again."""
+"""Damaged journals: a changed line is an error that names it; the cells of a missing end are run again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sweep(out: Path | None, **arguments: Any) -> SweepResult:
 
 @pytest.fixture(autouse=True)
 def small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several lines a journal."""
+    """Small passes, so that a journal has several lines."""
     monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 6)
 
 
@@ -163,7 +163,7 @@ LINES: list[Any] = [
 
 
 def resealed(out: Path, change: Callable[[list[Any]], None]) -> None:
-    """The lines with a change, with checksums that fit: as a program would write them."""
+    """Rewrites the file with a change and with checksums that match the changed lines."""
     previous, contents = "", []
     for line in out.read_bytes().splitlines():
         content, previous = opened(line, previous, "a line")
@@ -250,7 +250,7 @@ def test_a_file_that_changes_during_a_sweep_stops_it(how: str, tmp_path: Path) -
 def test_a_full_disk_stops_a_sweep_that_can_be_resumed(
     n_written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """wrote: how much of the line the disk still takes."""
+    """n_written: how many bytes of the line the disk still takes."""
     out, complete = tmp_path / "s.json", sweep(None)
     append = Journal._append
 

@@ -120,7 +120,7 @@ def test_no_single_bit_of_a_manifest_changes_the_numbers(copy: Path) -> None:
 
 
 def bits_of_a_header(path: Path) -> range:
-    """The bits of what a file's header says, and of the first blanks that fill it up."""
+    """The bits of a file's header, and of the first blanks that pad it."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     return range(8 * (8 + len(data[8 : 8 + length].rstrip(b" ")) + 3))
@@ -135,7 +135,7 @@ def flip(path: Path, bit: int) -> None:
 
 
 def without_sums_of_headers(folder: Path) -> None:
-    """As an earlier version wrote the manifest."""
+    """Rewrites the manifest as an earlier version wrote it, without checksums of headers."""
     manifest = json.loads((folder / "gemmascope.json").read_text())
     for about in manifest["files"].values():
         del about["header"]

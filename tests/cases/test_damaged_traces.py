@@ -1,4 +1,4 @@
-"""Damaged traces: a file that is not as it was written is an error that names it, or carries the same run."""
+"""Damaged traces: a changed file is an error that names it, or still holds the same run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def file_content(tmp_path: Path) -> bytes:
 
 
 def is_refused(data: bytes, path: Path) -> bool:
-    """Whether it was refused."""
+    """Whether a file with this content is refused; if not, it must open as the saved trace."""
     path.write_bytes(data)
     try:
         opened = gs.open_trace(path, model=model("lg"))
@@ -89,7 +89,7 @@ ABOUT: dict[str, Any] = {
 
 
 def rewritten(path: Path, about: dict[str, Any], tensors: dict[str, Any], *, seals: bool = True) -> None:
-    """A file that says something else, its checksum that of what it says: as a program would write it."""
+    """Rewrites a file with other metadata or tensors, and with the checksum that matches them."""
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["gemmascope.trace"]) | about
         content = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118 (no dict)

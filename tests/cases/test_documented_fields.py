@@ -1,4 +1,4 @@
-"""What the docstring of a result names is there to be read."""
+"""Every field that the docstring of a result names exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots show text as text: no TeX between two dollars, no element, no place for a value, no control or mark of direction."""
+"""Plots escape text: no TeX between two dollars, no markup, no template field, no control or direction character."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FIGURES = [name for name, make in hostile.SHOWN.items() if "lab" not in name and
 
 @cache
 def figure(name: str) -> Any:
-    """Its picture; None for what has none."""
+    """The figure of a result; None if it has none."""
     plot = getattr(hostile.SHOWN[name](), "plot", None)
     return None if plot is None else plot()
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every text in a figure, however deep."""
+    """Every text in a figure, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

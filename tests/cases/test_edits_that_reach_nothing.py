@@ -1,4 +1,4 @@
-"""Edits that can change nothing: an error where nothing can have been meant, a warning where something could."""
+"""Edits that cannot change anything: an error if that must be a mistake, a warning if it may be intended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def effect(edits: list[Edit]) -> float:
 
 
 def makers(site: str) -> dict[str, Callable[..., Edit]]:
-    """Edits that would do something, if the edges were there."""
+    """Edits that would have an effect if the mask did not hide their edges."""
     weightless: dict[str, Callable[..., Edit]] = {
         "scale": lambda **at: gs.scale(site, 3.0, **at),
         "ablate": lambda **at: gs.ablate(site, value=0.0 if site == "pattern" else 40.0, **at),

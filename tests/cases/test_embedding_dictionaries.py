@@ -1,4 +1,4 @@
-"""Dictionaries of embeddings are trained on embeddings as stored; at the site embed they are times sqrt(d_model)."""
+"""Dictionaries of embeddings are trained on the stored embeddings; at the site embed these are times sqrt(d_model)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from files and from the internet reaches screens as text: no escape code, no mark of direction, no forged line."""
+"""Text from files and the internet is escaped for display: no escape code, no direction character, no forged line."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ OTHER = "1" * 40
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with a model as the hub's library lays it out, and no hub: whoever asks for it is counted."""
+    """A cache with a model as the hub's library lays it out, and no hub; requests to it are counted."""
     from huggingface_hub import constants
 
     cache = tmp_path / "cache"
@@ -52,10 +52,10 @@ def refer(cache: Path, name: str, commit: str, repo: str = REPO) -> None:
 
 @pytest.fixture
 def requests(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The connections that were tried to the hub, and no waiting between them."""
+    """The attempted connections to the hub; nothing waits between them."""
     from huggingface_hub.utils import build_hf_headers
 
-    build_hf_headers()  # the hub's library asks once in a process for what it calls itself
+    build_hf_headers()  # the hub's library makes a request once in a process, for its user agent
     tried: list[Any] = []
     connect = socket.socket.connect
 
@@ -77,7 +77,7 @@ def test_a_cached_model_asks_for_the_hub_once(revision: str | None, cache: Path,
     model = gs.load(REPO, revision=revision)
     assert model.config.window == (5 if revision in ("v1", OTHER) else 16)
     assert to_the_hub(requests) == 1
-    gs.load(REPO, revision=revision, tokenizer=REPO)  # within the minute nothing is asked again
+    gs.load(REPO, revision=revision, tokenizer=REPO)  # within a minute there is no second request
     assert to_the_hub(requests) == 1
 
 

@@ -41,7 +41,7 @@ def swap_values(w: Tensor) -> None:
 
 
 def zero_signs(w: Tensor) -> None:
-    """Two zeros lose their sign: no number changes, four bytes apart or eight."""
+    """Two zeros, four or eight bytes apart, change their sign: no number changes."""
     w[0, :8] = 0.0
     w[0, 2] = w[0, 6] = -0.0
 
@@ -248,7 +248,7 @@ def test_a_layer_whose_weights_did_not_change_is_still_read() -> None:
     assert torch.equal(trace["z", 1], fresh["z", 1])
 
 
-# What an owner does to a model that is shared, and the error at the next run.
+# Changes to a shared model by its owner, and the error at the next run.
 def replace_parameter(m: Any) -> None:
     m.model.layers[1].mlp.up_proj.weight = nn.Parameter(m.model.layers[1].mlp.up_proj.weight * 2)
 
@@ -264,7 +264,7 @@ class Twice(nn.Linear):
 
 
 def inject(m: Any) -> None:
-    """As adapters do: a module of another class around the weight."""
+    """Wraps the weight in a module of another class, as adapters do."""
     old = m.model.layers[0].self_attn.q_proj
     new = Twice(old.in_features, old.out_features, bias=False)
     new.weight = old.weight
@@ -380,7 +380,7 @@ def test_a_dictionarys_fingerprint_is_of_every_number() -> None:
 
 @pytest.mark.parametrize("n_prompts", [1, 3])
 def test_a_run_uses_the_weights_as_they_are_when_it_starts(n_prompts: int, tmp_path: Path) -> None:
-    """One number of each tensor, written through .data, which no look at some of the numbers sees."""
+    """One number of each tensor is written through .data, which a sample of the numbers does not notice."""
     checkpoint("lg").save_pretrained(tmp_path)
     model = gs.load(tmp_path)
     gs.trace(IDS, model=model)

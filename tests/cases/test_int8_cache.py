@@ -1,4 +1,4 @@
-"""The int8 cache: what a load with weights="int8" reads is what the folder says now, and only new numbers are quantised."""
+"""The int8 cache: a load with weights="int8" follows the folder's present files, and quantises only changed numbers."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_store_that_a_model_or_another_folder_still_needs_stays(source: Path, 
     assert len(list(cache.iterdir())) == 3
     del model
     gc.collect()
-    change_weight(source, 5.0)  # nothing is removed but what was of this folder
+    change_weight(source, 5.0)  # only stores of this folder are removed
     gs.load(source, weights="int8")
     assert len(list(cache.iterdir())) <= 3
 

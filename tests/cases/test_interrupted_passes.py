@@ -1,4 +1,4 @@
-"""Ctrl-C in a pass over layers that stream, wherever it comes: the next pass of any thread has the right numbers."""
+"""Ctrl-C at any point of a pass over streamed layers: the next pass in any thread has the right numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["int8", "source"])
 def model(folder: Path, request: pytest.FixtureRequest) -> Model:
-    """A model of which no layer stays."""
+    """A model that streams all its layers."""
     streamed = gs.load(folder / request.param, memory="1GiB")
     layer_source: Any = streamed.network.layer_source
     streamed.network.layer_source = LayerStream(streamed.config, layer_source.packed, torch.float32, torch.device("cpu"))
@@ -54,7 +54,7 @@ def expected(folder: Path, model: Model, request: pytest.FixtureRequest) -> Tens
 
 
 def in_another_thread(call: Callable[[], Any]) -> Any:
-    """What another thread finds. AssertionError if it is stuck."""
+    """The result of a call in another thread. AssertionError if it hangs."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
     thread.start()
@@ -69,7 +69,7 @@ def loading_threads() -> list[threading.Thread]:
 
 
 class Interrupting:
-    """KeyboardInterrupt at these steps (bytecodes of OURS) of what runs in this thread; counts them."""
+    """Raises KeyboardInterrupt at these steps (bytecodes of OURS) of this thread, and counts the steps."""
 
     def __init__(self, *at: int) -> None:
         self.at, self.count = at, 0
@@ -85,7 +85,7 @@ class Interrupting:
         return self
 
     def run(self, call: Callable[[], Any]) -> BaseException | None:
-        """The interrupt that came out, with all that its traceback holds: notebooks keep the last one."""
+        """The interrupt that the call raised, with its traceback, as a notebook keeps it; None if none was raised."""
         sys.settrace(self)
         try:
             call()

@@ -1,4 +1,4 @@
-"""Interrupts: Ctrl-C at any line of what writes a file leaves the old file or the new one, whole, and nothing else."""
+"""Ctrl-C at any line of the code that writes a file leaves the complete old or new file, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from checkpoints import checkpoint, model, prompt
 
 import gemmascope as gs
 
-# The files whose lines are interrupted: those that write, and the library's that they lean on.
+# The files whose lines are interrupted: the package's that write, and those of the library that they use.
 WRITE = ("writing.py", "replace.py", "paths.py", "locking.py", "journal.py", "journal_lines.py", "saving.py", "convert.py",
          "streamed.py", "contextlib.py")  # fmt: skip
 
@@ -73,7 +73,7 @@ def _interrupted_anywhere(what: Callable[[], Any], check: Callable[[], Any], mos
             stopped += 1
             check()
     assert stopped > 10
-    what()  # nothing is locked, nothing stands in the way
+    what()  # no lock and no partial file is left
     check()
 
 
@@ -119,7 +119,7 @@ def test_an_interrupted_sweep_leaves_a_file_that_can_be_resumed(tmp_path: Path) 
     def check() -> None:
         assert names(tmp_path) <= {"s"}
         if (tmp_path / "s").exists():
-            assert np.allclose(sweep().values, complete, atol=1e-5)  # it can be gone on from, by this process at once
+            assert np.allclose(sweep().values, complete, atol=1e-5)  # it can be resumed, by this process at once
             assert gs.open_sweep(tmp_path / "s").finished.all()
             (tmp_path / "s").unlink()
 

@@ -44,7 +44,7 @@ def steering(model: gs.Model) -> Any:
 
 
 def are_gone(labs: list[weakref.ref[Any]], expected: list[bool]) -> bool:
-    """Whether just those labs are gone, as soon as the jobs that were under way in closed ones have ended."""
+    """Whether exactly these labs are freed, once the running jobs of the closed ones have ended."""
     for _ in range(200):
         gc.collect()
         if [lab() is None for lab in labs] == expected:
@@ -85,7 +85,7 @@ def test_ten_labs_that_nothing_refers_to_are_freed(make: Callable[[gs.Model], An
 
 @pytest.fixture
 def front_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A shell as a notebook has it: with a kernel, cells that have ids, and what IPython keeps of outputs."""
+    """A shell like a notebook's: with a kernel, ids of cells, and the outputs that IPython keeps."""
     events: list[Callable[..., None]] = []
 
     class Shell:

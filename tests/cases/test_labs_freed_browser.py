@@ -1,4 +1,4 @@
-"""Labs in a real JupyterLab: one is alive for each cell that shows one, and what nobody answers does not look alive."""
+"""Labs in a real JupyterLab: each cell has one live lab, and a lab without a kernel does not look live."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.nano
 
 
 def output_text(page: Any, text: str) -> str:
-    """The output that says this, once it is there."""
+    """The text of the output that holds this text, once it appears."""
     output = page.locator(".jp-OutputArea-output pre", has_text=text).first
     output.wait_for(state="attached", timeout=30_000)
     return str(output.text_content()).strip()

@@ -1,4 +1,4 @@
-"""One model in many threads: every number is the serial one, whatever runs beside it. No error, and nobody waits for ever.
+"""One model in many threads: every number equals the serial one, whatever runs beside it; no errors, no deadlocks.
 
 GEMMASCOPE_CALLS=10000 makes the calls that the design asks for.
 """
@@ -32,7 +32,7 @@ METRIC = gs.logit_diff(5, 9)
 
 
 def in_threads(task: Callable[[int], Any], n_threads: int = N_THREADS) -> list[Any]:
-    """What each thread found. AssertionError if one is stuck; what one of them raised is raised here."""
+    """The result of each thread. AssertionError if one hangs; an error in a thread is raised here."""
     results: list[Any] = [None] * n_threads
     errors: list[BaseException] = []
     start = threading.Barrier(n_threads)
@@ -71,7 +71,7 @@ def streamed(folder: Path, kept: tuple[int, ...] = ()) -> Model:
 
 
 def calls_of(model: Model) -> list[Callable[[], Any]]:
-    """Calls of every kind, each of which always finds the same."""
+    """Deterministic calls of every kind."""
     shared = gs.trace(prompt(11, seed=3), model=model)
     edits = [gs.ablate("z", layer=1, head=2)]
     options: dict[str, Any] = {"model": model, "progress": False}

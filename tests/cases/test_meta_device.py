@@ -1,4 +1,4 @@
-"""A model on the meta device has shapes and no numbers: what needs numbers says so."""
+"""A model on the meta device has shapes and no numbers: calls that need numbers say so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A package that is not installed is told as that: which, what for, and how to get it."""
+"""The error about a missing package names it, what needs it, and how to install it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model() -> gs.Model:
 
 @pytest.fixture
 def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes a package one that cannot be imported."""
+    """Makes importing a package fail."""
 
     def hidden(name: str) -> None:
         for loaded in list(sys.modules):
@@ -46,7 +46,7 @@ LABS: dict[str, Callable[[gs.Model], Any]] = {
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The classes of widgets as if none had been made."""
+    """Resets the cached widget classes."""
     from gemmascope.labs import display, widget
 
     widget.widget_class.cache_clear()

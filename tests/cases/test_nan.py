@@ -1,4 +1,4 @@
-"""NaN and infinity that are born in a run: an error that names what did it, never a text of <pad>."""
+"""NaN and infinity that arise in a run give an error that names their cause, never a text of <pad>."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a device without float64, as an Apple GPU is, nothing asks for it there. Emulated on the CPU: only what went through
+"""On a device without float64, such as an Apple GPU, nothing uses it there. Emulated on the CPU: only what went through
 .cpu() may become float64, and nothing is made in float64 on a device that is named."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DIFF = gs.logit_diff(" Mary", " John")
 
 
 class NoFloat64(TorchFunctionMode):
-    """Refuses float64 as torch does for an Apple GPU, for all tensors that were not brought to the CPU."""
+    """Refuses float64 as torch does on an Apple GPU, for all tensors that were not moved to the CPU."""
 
     def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

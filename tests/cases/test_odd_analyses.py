@@ -1,4 +1,4 @@
-"""Odd arguments of the analyses, dictionaries, loading, views, labs and results: our own error, or a right answer.
+"""Odd arguments of the analyses, dictionaries, loading, views, labs and results give a package error or a right answer.
 
 As in test_odd_arguments.py; of the odd values a sample for each call, always the same one.
 """
@@ -25,7 +25,7 @@ N_SAMPLED = 3
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An odd value may be the name of a file. No hub is asked for it."""
+    """An odd value may be the name of a file, so tests run in their own folder; no hub is contacted."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""Odd arguments: what users do type by mistake gives the package's own error, or a right answer; never a bare error.
+"""Odd arguments that users may type by mistake give a package error or a right answer, never a bare Python error.
 
 A table of odd values (tests/odd.py), and one of calls: each takes an odd value in the place of one argument. Add calls to
 CALLS. Those of the analyses, the views and the labs stand in test_odd_analyses.py.

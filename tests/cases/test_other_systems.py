@@ -138,7 +138,7 @@ def test_every_number_is_that_of_an_ordinary_system(system: str, source: Path) -
 
 
 def test_nothing_is_opened_in_the_encoding_of_the_system(source: Path) -> None:
-    """A file that is opened without an encoding is read otherwise on a Windows machine."""
+    """A file that is opened without an encoding is read differently on Windows."""
     strict = 'warnings.filterwarnings("error", category=EncodingWarning, module="gemmascope")'
     script = WORK.format(system=strict)
     done = run(script, str(source), options=["-X", "warn_default_encoding"])
@@ -163,7 +163,7 @@ for command in json.loads(sys.argv[1]):
 
 
 def test_no_module_needs_what_only_some_systems_have() -> None:
-    """Modules and functions that a system may lack are asked for in one module of each kind, which knows what to do."""
+    """Modules and functions that a system may lack are used in a few files only, which handle their absence."""
     modules = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios"}
     functions = {"pread", "preadv", "pwrite", "sysconf", "statvfs", "fork", "uname", "geteuid", "getuid", "fchmod", "mkfifo"}
     allowed = {"memory/host_memory.py", "files/locking.py", "files/replace.py"}

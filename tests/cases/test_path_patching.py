@@ -33,7 +33,7 @@ def source(shape: str) -> Any:
 
 @contextmanager
 def hooked(hf: Any, hooks: dict[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
-    """Hooks by module name: of o_proj on what goes in (z), of the others on what comes out."""
+    """Hooks by module name: on the input (z) of o_proj, on the output of the others."""
     handles = []
     for name, change in hooks.items():
         module: nn.Module = hf.get_submodule(name)
@@ -51,7 +51,7 @@ def hooked(hf: Any, hooks: dict[str, Callable[[Tensor], Tensor | None]]) -> Iter
 @cache
 @torch.no_grad()
 def values_of(hf: Any, ids: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
-    """What every hooked module has in a plain run, and the last position's logits."""
+    """The value at every hooked module in a plain run, and the last position's logits."""
     values: dict[str, Tensor] = {}
     names = [f"model.layers.{i}.{part}" for i in range(len(KINDS)) for part in PARTS]
     with hooked(hf, {name: lambda x, name=name: values.__setitem__(name, x) for name in names}):  # type: ignore[misc]
@@ -79,7 +79,7 @@ def by_hooks(hf: Any, sender: tuple[str, int, list[int] | None, int | None], rec
             value[0, rows, columns] = sent[:, columns]
         return lambda _: value
 
-    # The first run: heads keep their z, the sender's apart; what the receiver reads is noted.
+    # The first run: all heads but the sender keep their z; what the receiver reads is recorded.
     hooks = {}
     for layer in range(len(KINDS)):
         z, mlp = f"model.layers.{layer}.self_attn.o_proj", f"model.layers.{layer}.post_feedforward_layernorm"
@@ -99,7 +99,7 @@ def by_hooks(hf: Any, sender: tuple[str, int, list[int] | None, int | None], rec
     if receivers is None:
         return logits
 
-    # The second run: the receivers that come after the sender have what they read.
+    # The second run: the receivers after the sender get what they read in the first.
     def arriving(name: str, only: list[int] | None) -> Callable[[Tensor], Tensor]:
         mine = slice(None) if only is None else [head * d_head + i for head in only for i in range(d_head)]
 
@@ -171,7 +171,7 @@ def test_live_and_frozen_mlps_differ_in_the_code_and_the_digest() -> None:
 
 
 def test_cells_of_several_layers_equal_single_runs_however_many_share_a_pass() -> None:
-    """A cell may send from all layers; what shares the rows of a pass decides no number."""
+    """A cell may send from all layers; which cells share a pass does not change the numbers."""
     from gemmascope.sweeps.paths.live import LivePaths
 
     result = ask(by=("head",), receiver=("v", 3))

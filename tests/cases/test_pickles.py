@@ -1,4 +1,4 @@
-"""What can be pickled and copied, as joblib and multiprocessing do: it arrives with the same numbers, or says what to do."""
+"""Objects pickled and copied, as joblib and multiprocessing do, have the same numbers; others refuse and say what to do."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_deep_copy_of_a_model_has_weights_of_its_own() -> None:
     model = gs.load(source)
     copied, before = copy.deepcopy(model), gs.trace(IDS, model=model).logits
     source.model.layers[0].mlp.up_proj.weight.data.mul_(2)
-    source.half()  # what is done to the shared model is none of the copy's business
+    source.half()  # changes of the shared model do not reach the copy
     assert torch.equal(gs.trace(IDS, model=copied).logits, before)
 
 

@@ -1,4 +1,4 @@
-"""Prompts in columns, arrays and generators are read; what is no prompt, and no trace, says what to give instead."""
+"""Prompts in columns, arrays and generators are read; the error about any other value says what to give instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions that cannot have been meant are errors, and those that may not be meant warnings: the same ones everywhere."""
+"""Questions that must be mistakes are errors, and those that may be are warnings, in every call alike."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_equal_prompts_give_no_warning_where_something_else_differs() -> None:
 @pytest.mark.parametrize("answer", [" Mary", [" Mary"], ["Mary", " Mary"]])
 def test_an_answer_against_itself_is_refused(ask: Callable[..., Any], answer: Any) -> None:
     token = gs.load().tokenizer.single
-    same = answer[::-1] if isinstance(answer, list) else token(answer)  # the same tokens in another dress
+    same = answer[::-1] if isinstance(answer, list) else token(answer)  # the same tokens, in reverse or as ids
     with pytest.raises(SweepError, match="their difference is 0 everywhere"):
         ask(CLEAN, CORRUPT, gs.logit_diff(answer, same))
 
@@ -120,7 +120,7 @@ def test_an_answer_without_its_space_is_warned_about(name: str) -> None:
 @pytest.mark.parametrize(
     ("prompt", "answer"),
     [
-        (CLEAN, [" Mary", "Mary"]),  # both are asked for
+        (CLEAN, [" Mary", "Mary"]),  # both spellings are given
         (CLEAN, "."),
         (CLEAN, " Mary"),
         ('Then Mary said "', "John"),

@@ -1,4 +1,4 @@
-"""gemmascope lab -- ARGUMENTS: nothing passes that opens the server, takes its token away or reads another configuration."""
+"""gemmascope lab -- ARGUMENTS: options that open the server, remove its token or read another configuration are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One trace, many threads: every number is the serial one."""
+"""One trace in many threads: every number equals the serial one."""
 
 from __future__ import annotations
 

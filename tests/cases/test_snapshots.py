@@ -1,4 +1,4 @@
-"""A run is a snapshot: what its owner writes to afterwards changes no number of it, and a function runs once for a run."""
+"""A run is a snapshot: later writes to its inputs change none of its numbers, and a function runs once for a run."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_sweep_is_of_the_prompts_and_values_of_its_call() -> None:
     clean, corrupt = torch.tensor(IDS), torch.tensor(IDS[::-1])
     calls: list[int] = []
 
-    def metric(logits: Tensor) -> Tensor:  # asked before anything runs: what it writes is too late
+    def metric(logits: Tensor) -> Tensor:  # called before anything runs; the call's values are copied already
         calls.append(1)
         clean.fill_(1)
         v.fill_(5)
@@ -119,7 +119,7 @@ def test_a_sweep_is_of_the_prompts_and_values_of_its_call() -> None:
 
 
 class Counting:
-    """Noise, or a counter: a function that never returns the same twice."""
+    """A function that returns another value at every call, and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -1,4 +1,4 @@
-"""Sweeps, estimates and labs say of their edits, answers and numbers what a trace and a sweep say: asked in one place."""
+"""Sweeps, estimates and labs check edits, answers and numbers as a trace and a sweep do."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_lab_whose_change_makes_no_numbers_says_so(how: str) -> None:
 
 
 def test_a_warning_of_ipython_is_no_error_in_our_tests() -> None:
-    """It warns of VIRTUAL_ENV, which an activated environment sets."""
+    """IPython warns about VIRTUAL_ENV, which an activated environment sets."""
     message = "Attempting to work in a virtualenv. If you encounter problems, please install IPython inside the virtualenv."
     warnings.warn_explicit(message, UserWarning, "interactiveshell.py", 1, module="IPython.core.interactiveshell")
     with pytest.raises(UserWarning, match="ours"):

@@ -1,4 +1,4 @@
-"""Tokenizers as they come from outside: text has the ids that transformers gives it, whatever state the tokenizer is in."""
+"""Tokenizers from outside: text has the ids that transformers gives it, whatever the tokenizer's state."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ def test_truncation_and_padding_set_by_an_earlier_call_are_ignored(state: str, t
     for each in (model, gs.load(NANO, tokenizer=theirs)):
         assert each.ids(P).tolist() == expected
         assert each.tokenizer.single(" Mary") == each.tokenizer.encode(" Mary")[0]
-    assert (theirs.backend_tokenizer.truncation, theirs.backend_tokenizer.padding) == settings  # its owner's, as it was
+    assert (
+        theirs.backend_tokenizer.truncation,
+        theirs.backend_tokenizer.padding,
+    ) == settings  # the owner's settings are unchanged
     theirs.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
     saved["truncation"] = saved["truncation"] or {

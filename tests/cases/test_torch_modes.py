@@ -1,4 +1,4 @@
-"""Torch's modes in a user's session change no number, and what is made under them can be used afterwards."""
+"""Torch's modes in a user's session change no number, and results made under them can be used afterwards."""
 
 from __future__ import annotations
 

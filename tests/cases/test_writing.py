@@ -1,4 +1,4 @@
-"""Writing: every file that is written goes through one door, which follows links, keeps modes and says what is wrong."""
+"""Every file is written by one function, which follows links, keeps modes and says what is wrong."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def journal(path: Any) -> None:
     gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", layer=[1], progress=False, out=path)
 
 
-# What writes a file, the class of its errors, how its name ends, and whether pipes and devices make sense for it.
+# Calls that write a file, the class of their errors, the file's suffix, and whether pipes and devices are accepted.
 WRITERS: dict[str, tuple[Callable[[Any], Any], type[GemmascopeError], str, bool]] = {
     "a trace": (lambda path: trace().save(path), TraceError, ".trace", False),
     "a sweep": (lambda path: swept().save(path), SweepError, ".json", False),
@@ -165,7 +165,7 @@ def test_a_path_that_cannot_be_written_raises_a_package_error_that_names_it(name
     (tmp_path / f"folder{ending(name)}").mkdir()
     before = sorted(tmp_path.rglob("*"))
     path_argument = BAD[bad][0](tmp_path)
-    if path_argument is None and name == "a sweep's out=":  # where it means that there is no file
+    if path_argument is None and name == "a sweep's out=":  # there None means no file
         return
     if bad not in ("None", "nothing", "bytes", "a number", "a folder to be"):
         path_argument = type(path_argument)(f"{path_argument}{ending(name)}")
@@ -211,7 +211,9 @@ def test_a_read_only_file_is_not_replaced(name: str, tmp_path: Path, monkeypatch
     path.write_text("precious")
     path.chmod(0o444)
     access = os.access
-    monkeypatch.setattr(os, "access", lambda p, mode: str(p) != str(path) and access(p, mode))  # as root it would be allowed
+    monkeypatch.setattr(
+        os, "access", lambda p, mode: str(p) != str(path) and access(p, mode)
+    )  # root may write it, so the check is emulated
     with pytest.raises(WRITERS[name][1], match=f"cannot write {path}: it is read-only"):
         save(name, path)
     assert path.read_text() == "precious"
@@ -230,7 +232,7 @@ def test_a_read_only_file_is_not_replaced(name: str, tmp_path: Path, monkeypatch
 def test_an_error_of_the_system_raises_a_package_error_and_the_old_file_stays(
     name: str, number: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the renaming, as on Windows while another program has the file open; and while the bytes go to the disk."""
+    """The error comes at the renaming, as on Windows while another program has the file open, or at fsync."""
     path = tmp_path / f"f{ending(name)}"
     path.write_text("old")
 

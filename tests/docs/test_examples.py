@@ -1,4 +1,4 @@
-"""What the pages of docs/ show is run, page by page, on nano: their Python and their commands."""
+"""The Python and the commands on the pages of docs/ run on nano, page by page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGES = ROOT / "docs" / "pages"
 BLOCK = re.compile(
     r"(?:^<!-- not run: (.+) -->\n)?^```(python|sh)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
 )
-# "..." stands for what is left out; what spaces a line up is not compared.
+# "..." stands for any text; runs of spaces are not compared.
 LENIENT = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

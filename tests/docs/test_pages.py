@@ -1,4 +1,4 @@
-"""The pages of docs/ keep up with the code: every public name has its place, and the files that they speak of are there."""
+"""The pages of docs/ agree with the code: every public name is documented, and the files that they name exist."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def test_the_changelog_has_this_version() -> None:
 
 @pytest.mark.parametrize("page", EVERY, ids=lambda page: page.relative_to(PAGES).as_posix())
 def test_the_pictures_of_a_page_lie_where_it_says(page: Path) -> None:
-    """The site has them elsewhere, which its build holds; whoever reads the repository sees them too."""
+    """The site's build checks its own copies; this is for readers of the repository."""
     for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / path).resolve().is_file(), f"{page.name} shows {path}"
