@@ -339,7 +339,7 @@ def test_means_over_different_runs_make_different_sweeps(how: str, tmp_path: Pat
     one, two = prompt(N_POS, seed=1), prompt(N_POS, seed=2)
     first = mean_sweep(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)])
     assert np.array_equal(mean_sweep(one, two, edits=[gs.add("resid_pre", torch.ones(32), layer=0)]).values, first.values)
-    for change in ({}, {"edits": [gs.add("resid_pre", -torch.ones(32), layer=0)]}, {"other": model(seed=1)}):
+    for change in ({}, {"edits": [gs.add("resid_pre", -torch.ones(32), layer=0)]}, {"reference_model": model(seed=1)}):
         with pytest.raises(SweepError, match="holds another sweep"):
             mean_sweep(one, two, **change)
     with pytest.raises(SweepError, match="holds another sweep"):
