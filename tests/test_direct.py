@@ -179,6 +179,7 @@ def test_with_any_edit_every_part_is_that_of_a_plain_forward(by: str, edit: Any)
     require_agreement("gl", 4, 6, by, [edit], 5, [3], [40])
 
 
+@pytest.mark.filterwarnings("ignore:.*reaches nothing at k_pos")  # a drawn edge may lie behind the window
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(
     kinds=st.sampled_from(["lg", "gg", "gll"]), kv=st.sampled_from([8, 4, 1]), by=st.sampled_from(BY),
