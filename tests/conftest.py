@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from jaxtyping import install_import_hook
 # starts read it as well.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+CHECKS_SHAPES = find_spec("beartype") is not None  # tests/gpu also runs on rented machines, without it
 if "gemmascope" in sys.modules:
     raise RuntimeError("gemmascope was imported before the tests could switch the checks of its shapes on")
 # Not in kernels: what wraps a Triton kernel hides the names that it is compiled with.
@@ -22,7 +24,8 @@ package = Path(__file__).resolve().parent.parent / "gemmascope"
 rooms = sorted(
     {path.stem for path in package.iterdir() if path.suffix in ("", ".py")} - {"__init__", "__pycache__", "kernels"}
 )
-install_import_hook([f"gemmascope.{room}" for room in rooms], "shapes.checked")
+if CHECKS_SHAPES:
+    install_import_hook([f"gemmascope.{room}" for room in rooms], "shapes.checked")
 
 import psutil  # noqa: E402
 import pytest  # noqa: E402
@@ -43,6 +46,10 @@ def pytest_xdist_auto_num_workers() -> int:
     """The meaning of -n auto: a process for each core that this one may use, if there are 2 GB of memory for each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, psutil.virtual_memory().available // 2**31))
+
+
+def pytest_report_header() -> str:
+    return "" if CHECKS_SHAPES else "shapes are not checked: beartype is not installed"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checkpoints import checkpoint, prompt
 from emulated_cuda import EmulatedCuda
 from torch import Tensor
 
@@ -239,3 +241,54 @@ def test_every_call_gives_the_numbers_of_the_cpu(call: str, nanos: tuple[Emulate
     assert want.size
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
     assert emulation.races == []
+
+
+# -- how much a layer asks of the device --
+
+METRIC = gs.logit_diff(5, 9)
+TASKS: dict[str, Callable[[Model], Any]] = {
+    "trace": lambda model: gs.trace(prompt(13), model=model),
+    "prompt and 4 tokens": lambda model: gs.generate(prompt(13), model=model, max_new_tokens=5),
+    "sweep resid_pre": lambda model: gs.sweep(
+        prompt(9), prompt(9, seed=1), METRIC, site="resid_pre", layer=[0, 1], model=model, progress=False
+    ),
+    "sweep z": lambda model: gs.sweep(
+        prompt(9), prompt(9, seed=1), METRIC, site="z", by=("layer", "head"), layer=[0, 1], model=model, progress=False
+    ),
+    "gradient": lambda model: gs.trace(prompt(9), model=model).grad(METRIC, ("resid_pre", 0)),
+}
+# The most kernels and synchronisations that one more layer may take. TO TIGHTEN as kernels are fused and places are written
+# at once: the aim is 40 kernels a layer and pass, and no synchronisation between the first layer and the result.
+BOUNDS: dict[tuple[str, str], tuple[float, float]] = {
+    ("source", "trace"): (67, 1), ("source", "prompt and 4 tokens"): (314, 0), ("source", "sweep resid_pre"): (336, 9),
+    ("source", "sweep z"): (162, 3), ("source", "gradient"): (270, 4),
+    ("int8", "trace"): (98, 0), ("int8", "prompt and 4 tokens"): (474, 0), ("int8", "sweep resid_pre"): (362, 6),
+    ("int8", "sweep z"): (188, 0), ("int8", "gradient"): (327, 0),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def low_and_high(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Checkpoints of 2 and of 4 layers, as they are and in int8."""
+    folder = tmp_path_factory.mktemp("layers")
+    for kinds in ("lg", "lglg"):
+        checkpoint(kinds).save_pretrained(folder / kinds)
+        gs.quantize(folder / kinds, folder / f"{kinds}8")
+    return {"source": (folder / "lg", folder / "lglg"), "int8": (folder / "lg8", folder / "lglg8")}
+
+
+@pytest.mark.parametrize(("kind", "task"), BOUNDS)
+def test_a_layer_asks_no_more_of_the_device_than_its_bound(
+    kind: str, task: str, low_and_high: dict[str, tuple[Path, Path]], cuda: EmulatedCuda
+) -> None:
+    counted = []
+    for folder in low_and_high[kind]:
+        model = gs.load(folder, device="cuda")
+        TASKS[task](model)  # the first time, digests of the weights are computed
+        cuda.counts.reset()
+        TASKS[task](model)
+        counted.append((cuda.counts.n_kernels, cuda.counts.n_syncs))
+    (low_kernels, low_syncs), (high_kernels, high_syncs) = counted
+    kernels, syncs = BOUNDS[kind, task]
+    assert 0 < (high_kernels - low_kernels) / 2 <= kernels, cuda.counts
+    assert (high_syncs - low_syncs) / 2 <= syncs, cuda.counts

@@ -23,7 +23,8 @@ from gemmascope.errors import BudgetError, CheckpointError, DeviceError, SweepEr
 from gemmascope.memory.placement import Sizes, place_layers
 from gemmascope.model.model import Model
 from gemmascope.streaming.file_embedding import FileEmbedding
-from gemmascope.streaming.layer_stream import HostTransfer, LayerStream
+from gemmascope.streaming.layer_stream import LayerStream
+from gemmascope.streaming.transfer import HostTransfer
 
 KINDS, METRIC = "lglgl", gs.logit_diff(5, 9)
 

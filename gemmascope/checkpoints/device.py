@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 
 from gemmascope.arguments import equals_text, short_repr
-from gemmascope.errors import DeviceError
+from gemmascope.errors import DeviceError, warn
 
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# The major compute capability of the first GPUs that compute in bfloat16.
+AMPERE = 8
 _FLOAT16 = ("float16", "half", "fp16", "f16")
 
 
 def choose_device(device: str | torch.device) -> torch.device:
     """The device to load to: "auto" is cuda if there is one, else the CPU. Raises DeviceError if it is not available."""
     if equals_text(device, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _with_index(torch.device("cuda")) if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -23,6 +25,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         ) from error
     if chosen.type == "cuda":
         _require_cuda(chosen)
+        chosen = _with_index(chosen)
     elif chosen.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(
             f"device={short_repr(device)} was asked for and this machine has no Apple GPU; give 'auto' or 'cpu'"
@@ -30,6 +33,11 @@ def choose_device(device: str | torch.device) -> torch.device:
     elif chosen.type not in ("cpu", "mps", "meta"):
         raise DeviceError(f"device={short_repr(device)} is not supported; give 'auto', 'cpu', 'cuda', 'mps' or 'meta'")
     return chosen
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """The GPU that "cuda" means in this thread now: in another thread it may mean another one."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
 
 
 def _require_cuda(device: torch.device) -> None:
@@ -77,3 +85,13 @@ def choose_dtype(dtype: str | torch.dtype, configured: str | None, stored: set[t
     if configured in _NAMES:
         return _NAMES[configured]
     return torch.bfloat16 if stored == {torch.bfloat16} else torch.float32
+
+
+def warn_of_slow_bfloat16(weight: torch.Tensor) -> None:
+    """Warn if a model, by one of its weights, computes in bfloat16 on a GPU that has no arithmetic for it."""
+    device = weight.device
+    if device.type == "cuda" and weight.dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] < AMPERE:
+        warn(
+            f"{device} ({torch.cuda.get_device_name(device)}) has no arithmetic in bfloat16 and emulates it slowly: load "
+            "the model with dtype='float32', and with a budget, memory=, if it does not fit"
+        )

@@ -218,6 +218,7 @@ class Custom(Edit):
             raise EditError(
                 f"the function of {self!r} returned {returned}; it must return a tensor of shape {tuple(old.shape)}{inplace}"
             )
+        new = new.to(old.device)  # a function may have read the values on the CPU
         return new if torch.is_grad_enabled() else new.detach()
 
     def _arguments(self) -> list[str]:

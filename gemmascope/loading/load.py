@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gemmascope.arguments import equals_text, short_repr, true_or_false
-from gemmascope.checkpoints.device import choose_device, choose_dtype, parse_dtype
+from gemmascope.checkpoints.device import choose_device, choose_dtype, parse_dtype, warn_of_slow_bfloat16
 from gemmascope.checkpoints.folder import Checkpoint, require_finite, require_tied
 from gemmascope.checkpoints.from_transformers import empty_network, from_transformers, is_gemma, set_parameter
 from gemmascope.checkpoints.hub import fetch_tokenizer, is_hub_id
@@ -23,6 +24,7 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError, warn
 from gemmascope.loading.network import LoadRequest, int8_store, network_of_checkpoint, network_of_store, require_weights
 from gemmascope.loading.pickling import FromSource, FromWeights, as_pickled, from_weights, load_arguments, require_same
+from gemmascope.memory.limits import explain_oom_in_loading
 from gemmascope.memory.placement import parse_bytes
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.model import Model
@@ -113,26 +115,46 @@ def load(
         model.network.keep_alive = (inner,) if inner is not outer else ()  # keeps a head that was made here alive
         return model
     folder, name = resolve_source(source, revision)
-    if weights == "int8" or is_store(folder):
-        store = int8_store(folder, name, cache, LoadRequest(choose_device(device), parse_dtype(dtype), budget))
+    with explain_oom_in_loading(name, device):
+        network, reader = _from_folder(folder, name, LoadOptions(device, dtype, weights, budget, cache, tokenizer, check))
+    warn_of_slow_bfloat16(network.model.norm.weight)
+    return Model(network, reader, name, arguments, name)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Arguments of load, as the user gave them. memory: the budget in bytes."""
+
+    device: str | torch.device
+    dtype: str | torch.dtype
+    weights: str
+    memory: int | None
+    cache: str | os.PathLike[str] | None
+    tokenizer: object
+    check: bool
+
+
+def _from_folder(folder: Path, name: str, options: LoadOptions) -> tuple[Gemma2, Tokenizer | None]:
+    """The network and the tokenizer of an int8 store or a checkpoint."""
+    target, dtype, budget = choose_device(options.device), options.dtype, options.memory
+    if options.weights == "int8" or is_store(folder):
+        store = int8_store(folder, name, options.cache, LoadRequest(target, parse_dtype(dtype), budget))
         chosen_dtype = choose_dtype(dtype, store.dtype_name, {store.dtype})
         own = store.companions if has_tokenizer(store.companions) else None
-        reader = _tokenizer(own if tokenizer is None else tokenizer, store.config)
-        return Model(network_of_store(store, choose_device(device), chosen_dtype, budget), reader, name, arguments, name)
+        reader = _tokenizer(own if options.tokenizer is None else options.tokenizer, store.config)
+        return network_of_store(store, target, chosen_dtype, budget), reader
     with Checkpoint(folder) as checkpoint:
         own = folder if has_tokenizer(folder) else None
-        reader = _tokenizer(own if tokenizer is None else tokenizer, checkpoint.config)
-        target, chosen_dtype = choose_device(device), choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
-        if budget is not None and target.type != "meta":
-            if check:
-                raise DeviceError(
-                    "check=True looks at every value, and with memory= most of them stay in their files: leave one out"
-                )
-            require_tied(checkpoint)
-            network = network_of_checkpoint(checkpoint, target, chosen_dtype, budget)
-        else:
-            network = _network(checkpoint, target, chosen_dtype, check)
-    return Model(network, reader, name, arguments, name)
+        reader = _tokenizer(own if options.tokenizer is None else options.tokenizer, checkpoint.config)
+        chosen_dtype = choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
+        if budget is None or target.type == "meta":
+            return _network(checkpoint, target, chosen_dtype, options.check), reader
+        if options.check:
+            raise DeviceError(
+                "check=True looks at every value, and with memory= most of them stay in their files: leave one out"
+            )
+        require_tied(checkpoint)
+        return network_of_checkpoint(checkpoint, target, chosen_dtype, budget), reader
 
 
 def _refuse_in_memory(weights: str, memory: int | str | None, revision: str | None) -> None:

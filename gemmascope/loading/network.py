@@ -23,7 +23,7 @@ from gemmascope.memory.placement import Placement, Sizes, free_bytes, place_laye
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.streaming.convert import convert, exclusive, identity_of
 from gemmascope.streaming.file_embedding import FileEmbedding
-from gemmascope.streaming.layer_stream import HostTransfer, LayerStream, Transfer
+from gemmascope.streaming.layer_stream import LayerStream
 from gemmascope.streaming.packed import (
     NORM,
     FileRange,
@@ -36,6 +36,7 @@ from gemmascope.streaming.packed import (
 )
 from gemmascope.streaming.store import OUTER, Store, is_store
 from gemmascope.streaming.store_cache import cached_store, mark_in_use
+from gemmascope.streaming.transfer import HostTransfer, Transfer
 
 WEIGHTS = ("auto", "int8")
 

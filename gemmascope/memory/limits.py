@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from gemmascope.checkpoints.device import choose_device
 from gemmascope.errors import BudgetError, SweepError
 from gemmascope.memory import placement
 from gemmascope.memory.placement import MICROBATCH_ROWS, RESIDENT_ROWS, free_bytes, parse_bytes, rows_in, work_bytes
@@ -20,8 +21,7 @@ def explain_oom(model: Model) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the CPU's
-        if not out_of_memory:
+        if not _is_out_of_memory(error):
             raise
         device = model.device
         allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
@@ -32,6 +32,26 @@ def explain_oom(model: Model) -> Iterator[None]:
             f"{device} ran out of memory in a pass of {model.name!r}: {planned}, and {allocated:,} bytes were taken in all. "
             f"Give a smaller memory= to the sweep, or load the model with a budget, memory=. ({str(error).splitlines()[0]})"
         ) from None
+
+
+@contextmanager
+def explain_oom_in_loading(name: str, device: str | torch.device) -> Iterator[None]:
+    """Wraps loading: turns an out-of-memory error into a BudgetError that says how to load the model in less memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        place = choose_device(device)
+        traceback.clear_frames(error.__traceback__)  # a stored traceback would keep the tensors alive
+        raise BudgetError(
+            f"{place} ran out of memory while {name!r} was loaded: give a budget, memory=, within which the layers that do "
+            f"not fit stream; or weights='int8'. gs.plan({name!r}) says what fits. ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # the CPU's
 
 
 def require_free_memory(n_bytes: int, device: torch.device, what: str, advice: str) -> None:

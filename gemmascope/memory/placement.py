@@ -99,7 +99,10 @@ class Placement:
 
 def free_bytes(device: torch.device) -> int:
     """Free memory of a device now, in bytes. All devices but CUDA ones use the host's memory."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    if device.type != "cuda":
+        return available_bytes()
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps what was freed
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def work_bytes(config: GemmaConfig, dtype: torch.dtype, rows: int) -> int:

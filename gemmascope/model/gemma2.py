@@ -105,6 +105,9 @@ class LayerSource(Protocol):
     def layers(self, reverse: bool) -> Iterator[Layer]:
         """The layers in order. Each is valid until the next one is requested, or the iterator is closed."""
 
+    def single(self, index: int) -> Iterator[Layer]:
+        """One layer, as in a pass over it alone."""
+
     def layer(self, index: int) -> Layer:
         """One layer that owns its weights."""
 
@@ -175,6 +178,13 @@ class Gemma2(nn.Module):
             for layer in reversed(self.model.layers) if reverse else self.model.layers:
                 stop_at_exit()
                 yield layer  # type: ignore[misc]
+
+    def single(self, index: int) -> Generator[Layer]:
+        """The layer of this index, from 0, as in a pass over it alone, whose memory it takes."""
+        if self.layer_source is not None:
+            yield from self.layer_source.single(index)
+        else:
+            yield self.model.layers[index]  # type: ignore[misc]
 
     def layer(self, index: int) -> Layer:
         """The layer of this index, from 0, valid as long as it is referenced."""

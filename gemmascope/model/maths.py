@@ -46,7 +46,9 @@ def soft_cap(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap): x squeezed into (-cap, cap). cap None: x as it is."""
     if cap is None:
         return x
-    return torch.tanh(x / cap) * cap
+    scaled = x / cap
+    # In place unless a gradient is recorded: of wide logits or scores each copy counts, and the numbers are the same.
+    return torch.tanh(scaled) * cap if torch.is_grad_enabled() else scaled.tanh_().mul_(cap)
 
 
 def rope_table(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from gemmascope.model.model import Model
 from gemmascope.run.finite import require_logits
 from gemmascope.run.recorded import RecordedRun
 from gemmascope.run.replay import rerun_layer
-from gemmascope.values import labelled
+from gemmascope.values import chunks, labelled
 
 if TYPE_CHECKING:
     import xarray
@@ -34,13 +35,17 @@ def rows_to_unembed(model: Model, bytes_per_logit: int = 4) -> int:
 
 def logit_lens(trace: RecordedRun, rows: Sequence[int]) -> xarray.DataArray:
     """Soft-capped logits [layer, pos, vocab] of some positions, read from the stream after every layer by the last norm."""
-    n_bytes = 2 * 4 * trace.model.n_layers * len(rows) * trace.model.config.vocab_size  # each layer's, and the stack of them
+    n_bytes = 4 * trace.model.n_layers * len(rows) * trace.model.config.vocab_size
     what = f"the logits of {trace.model.n_layers} layers at {len(rows)} positions"
     do = "give pos= and call it for each, or take gs.lens(trace), which keeps the likeliest tokens alone"
-    require_free_memory(n_bytes, trace.model.device, what, do)
+    require_free_memory(n_bytes, torch.device("cpu"), what, do)
     trace.require_weights(None)
+    logits = np.empty((trace.model.n_layers, len(rows), trace.model.config.vocab_size), np.float32)
+    step = rows_to_unembed(trace.model, bytes_per_logit=12)  # the products, and those that the cap makes
     with torch.no_grad():
-        logits = torch.stack([trace.model.network.unembed(x[rows]) for x in trace.residuals[1:]])
+        for layer, x in enumerate(trace.residuals[1:]):
+            for part in chunks(len(rows), step):
+                logits[layer, part] = trace.model.network.unembed(x[rows[part]]).cpu().numpy()
     texts = trace.tokens
     coords = {
         "layer": range(len(logits)),

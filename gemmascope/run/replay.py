@@ -123,12 +123,20 @@ def rerun_layer(trace: RecordedRun, layer: int | None, sites: Sequence[str]) -> 
         if layer is None:
             trace.model.network.unembed(trace.residuals[-1], trace.tap(recorder).at(None, trace.layout))
         else:
-            trace.model.layer(layer)(trace.residuals[layer], trace.layout, trace.tap(recorder).at(layer, trace.layout))
+            _run_single(trace, layer, recorder)
         values = recorder.by_name()
         if "logits" in values and len(wrong := torch.nonzero(~torch.isfinite(values["logits"].amax(-1)))):
             pos = int(wrong[0])
             require_logits(trace.model, trace.ids, values["logits"][pos], trace.residuals[-1][pos], pos, trace.bound_edits)
     return values
+
+
+def _run_single(trace: RecordedRun, layer: int, tap: Tap) -> Tensor:
+    """The output of one layer, run again with the run's edits."""
+    with closing(trace.model.network.single(layer)) as layers:
+        for module in layers:
+            output: Tensor = module(trace.residuals[layer], trace.layout, trace.tap(tap).at(layer, trace.layout))
+        return output
 
 
 def _require_memory(trace: RecordedRun, names: Sequence[str]) -> None:
@@ -160,7 +168,7 @@ def reproduces_run(trace: RecordedRun, layer: int) -> bool:
     """Whether a layer still turns its recorded input into its recorded output, up to rounding."""
     before = trace.residuals[layer + 1]
     with torch.no_grad():
-        now = trace.model.layer(layer)(trace.residuals[layer], trace.layout, trace.tap(Tap()).at(layer, trace.layout))
+        now = _run_single(trace, layer, Tap())
     allowed = ROUNDING * torch.finfo(before.dtype).eps * float(before.abs().max())
     return bool((now - before).abs().max() <= allowed)
 
@@ -179,18 +187,24 @@ def read_edges(trace: RecordedRun, address: Address, head: Head, q_pos: Pos) -> 
 
 def _compute_edges(trace: RecordedRun, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
     trace.require_weights(layer)
-    module, tap = trace.model.layer(layer), trace.tap(Tap()).at(layer, trace.layout)
+    with torch.no_grad(), closing(trace.model.network.single(layer)) as layers:
+        for module in layers:
+            value = _edges_of(trace, module, site, heads, rows)
+        return value
+
+
+def _edges_of(trace: RecordedRun, module: Layer, site: str, heads: list[int], rows: list[int]) -> Tensor:
+    tap = trace.tap(Tap()).at(module.index, trace.layout)
     attend, group = module.self_attn.attend, trace.model.config.heads_per_kv
-    with torch.no_grad():
-        x = tap("attn_in", module.input_layernorm(tap("resid_pre", trace.residuals[layer])))
-        q, k, _ = module.self_attn.queries_keys_values(x, trace.layout, tap)
-        q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
-        value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")
-        if site != "scores":
-            value = soft_cap(value, attend.cap)
-        if site == "pattern":
-            positions = trace.layout.positions
-            value = attend.pattern(value, positions[rows], positions, k.dtype)
+    x = tap("attn_in", module.input_layernorm(tap("resid_pre", trace.residuals[module.index])))
+    q, k, _ = module.self_attn.queries_keys_values(x, trace.layout, tap)
+    q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
+    value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")
+    if site != "scores":
+        value = soft_cap(value, attend.cap)
+    if site == "pattern":
+        positions = trace.layout.positions
+        value = attend.pattern(value, positions[rows], positions, k.dtype)
     return value
 
 

@@ -41,8 +41,8 @@ class FileEmbedding(nn.Module):
         self.rows_at_once = max(1, CHUNK_BYTES // (self.row_bytes * step)) * step
 
     def forward(self, ids: Tensor) -> Tensor:
-        distinct, inverse = torch.unique(ids, return_inverse=True)
-        rows = [self.read(int(i), int(i) + 1) for i in distinct]
+        distinct, inverse = torch.unique(ids.cpu(), return_inverse=True)
+        rows = [self.read(i, i + 1) for i in distinct.tolist()]
         return torch.cat(rows)[inverse].to(self.device)
 
     def logits(self, x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 from weakref import WeakValueDictionary, ref
 
 import torch
@@ -23,50 +24,12 @@ from gemmascope.kernels.switch import runs_triton
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.shutdown import stop_at_exit
 from gemmascope.model.weight_digests import digest_of_layer
-from gemmascope.streaming.packed import PackedLayer, bytes_of, page_buffer, require_stamp
+from gemmascope.streaming.packed import READERS, PackedLayer, require_stamp
 from gemmascope.streaming.pass_lock import PassLock, QueuedPass
 from gemmascope.streaming.prefetch import Arrival, LayerRequest, Prefetcher
+from gemmascope.streaming.transfer import EndPass, HostTransfer, Transfer
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-class Transfer(Protocol):
-    """How a layer's bytes get into a buffer on the device."""
-
-    def allocate(self, n_bytes: int) -> Tensor:
-        """A uint8 buffer of this size on the device."""
-
-    def fill(self, packed: PackedLayer, index: int, buffer: Tensor) -> Arrival | None:
-        """Begin to fill a buffer with a layer. Runs in the prefetch thread."""
-
-    def wait(self, arrival: Arrival | None) -> None:
-        """Make what the pass computes next wait until the buffer is filled."""
-
-    def release(self, buffer: Tensor) -> None:
-        """Allow a buffer to be filled again, once what the pass has computed so far no longer reads it."""
-
-
-class HostTransfer:
-    """Reads files into the memory that the pass computes in.
-
-    direct: bypass the page cache. Layers that do not fit in the cache come from the disk every time, and copying them out of
-    the cache takes 0.4 to 1.0 of a core that the pass could use, against 0.06 (measured).
-    """
-
-    def __init__(self, direct: bool = False) -> None:
-        self.direct = direct
-
-    def allocate(self, n_bytes: int) -> Tensor:
-        return page_buffer(n_bytes)
-
-    def fill(self, packed: PackedLayer, index: int, buffer: Tensor) -> None:
-        packed.read(bytes_of(buffer), direct=self.direct)
-
-    def wait(self, arrival: Arrival | None) -> None:
-        """Nothing to wait for: `fill` returns when the layer has been read."""
-
-    def release(self, buffer: Tensor) -> None:
-        """Nothing to record: on the host a computation is finished when it returns."""
 
 
 class LayerStream:
@@ -103,7 +66,7 @@ class LayerStream:
         self._single_layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
         self._lock = PassLock()
         self._digests: dict[int, str] = {}
-        self.kept = {index: self._read(index) for index in sorted(kept)}
+        self.kept = self._read(sorted(kept))
         n_streamed = len(layers) - len(self.kept)
         largest = max((packed.n_bytes for packed in layers), default=0)
         self.buffers = [self.transfer.allocate(largest) for _ in range(min(n_streamed, ahead + 1))]
@@ -127,7 +90,19 @@ class LayerStream:
 
     def layers(self, reverse: bool) -> Generator[Layer]:
         """The layers in order. Each may be used until the next is requested or the generator is closed."""
-        order = range(len(self.packed))[:: -1 if reverse else 1]
+        return self._pass(range(len(self.packed))[:: -1 if reverse else 1])
+
+    def single(self, index: int) -> Generator[Layer]:
+        """One layer, in the buffers of a pass: nothing more is taken from the device than a pass takes.
+
+        Within a pass of this thread, whose buffers are taken, it gets its own.
+        """
+        own = self._single_layers.get(index)
+        if own is None and self._lock.held_here():
+            own = self.layer(index)
+        return self._pass([index]) if own is None else (layer for layer in [own])
+
+    def _pass(self, order: Sequence[int]) -> Generator[Layer]:
         itself: list[ref[Generator[Layer]]] = []
         generator = self._layers(order, itself)
         itself.append(ref(generator))  # it runs only when its first layer is requested
@@ -192,18 +167,20 @@ class LayerStream:
     def _own_weights(self, index: int) -> Mapping[str, Tensor]:
         buffer = self.kept.get(index)
         if buffer is None:
-            buffer = self._read(index)
+            (buffer,) = self._read([index]).values()
         if self.in_place:
             return self._weights_in(index, buffer)
         weights = self._empty_weights()
         self.packed[index].unpack(buffer, weights)
         return weights
 
-    def _read(self, index: int) -> Tensor:
-        """A layer's bytes in a new buffer."""
-        buffer = self.transfer.allocate(self.packed[index].n_bytes)
-        self.transfer.wait(self.fill(index, buffer))
-        return buffer
+    def _read(self, indices: Sequence[int]) -> dict[int, Tensor]:
+        """The bytes of layers in new buffers. Several are read, and their checksums verified, at once."""
+        buffers = {index: self.transfer.allocate(self.packed[index].n_bytes) for index in indices}
+        with ThreadPoolExecutor(READERS) as readers:
+            for arrival in readers.map(self.fill, buffers, buffers.values()):
+                self.transfer.wait(arrival)
+        return buffers
 
     def _empty_weights(self) -> dict[str, Tensor]:
         """Uninitialised weights for a layer in the dtype to compute in."""
@@ -223,8 +200,10 @@ class _Pass(QueuedPass):
         self.prefetcher = Prefetcher(stream.fill, lambda: self.gone)
         self.lent: Layer | None = None
         self.in_use: Tensor | None = None
+        self.mark_end: EndPass | None = None
 
     def begin(self) -> None:
+        self.mark_end = self.stream.transfer.begin_pass()
         if self.remaining:
             self.prefetcher.thread.start()
             self._request()
@@ -261,8 +240,8 @@ class _Pass(QueuedPass):
             raise DeviceError("another pass over these layers began before this one ended: end one at a time")
 
     def end(self) -> None:
-        if not self.ended and self.in_use is not None:  # kernels under way may still read it
-            self.stream.transfer.release(self.in_use)
+        if not self.ended and self.mark_end is not None:
+            self.mark_end(self.in_use)
         self.prefetcher.stop()
         super().end()
 

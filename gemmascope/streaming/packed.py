@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ from gemmascope.streaming.int8 import dequantise, n_groups
 
 PACKED_DTYPES = {**DTYPES, "I8": torch.int8}
 CODES = {dtype: code for code, dtype in PACKED_DTYPES.items()}
+
+# Threads that read layers from files at once when a model is loaded: one does not keep a fast disk busy, since it also
+# computes checksums.
+READERS = min(4, os.cpu_count() or 1)
 
 SCALE, NORM = ".scale", "model.norm.weight"
 

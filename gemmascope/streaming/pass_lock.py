@@ -135,6 +135,10 @@ class PassLock:
         """Whether a pass is under way."""
         return any(not one.over for one in list(self._queue.copy()))
 
+    def held_here(self) -> bool:
+        """Whether a pass of this thread is under way."""
+        return any(one.thread is threading.current_thread() and not one.over for one in list(self._queue.copy()))
+
     def _before(self, mine: QueuedPass) -> list[QueuedPass]:
         queue = list(self._queue.copy())
         return queue[: queue.index(mine)]

@@ -30,9 +30,9 @@ import gemmascope as gs
 from gemmascope.checkpoints.folder import EMBEDDING
 from gemmascope.config import PRESETS, GemmaConfig
 from gemmascope.streaming.int8 import GROUP
-from gemmascope.streaming.layer_stream import HostTransfer
 from gemmascope.streaming.packed import MATRICES, SCALE, header_of, int8_layout, pack_layout
 from gemmascope.streaming.store import FORMAT, MANIFEST, NORM, OUTER, layer_file
+from gemmascope.streaming.transfer import HostTransfer
 
 N_TOKENS, LINKED = 16, 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -130,3 +131,32 @@ def test_an_import_error_of_our_own_is_not_disguised() -> None:
     with pytest.raises(ImportError) as caught, requires_package("this", "ipywidgets"):
         import gemmascope.not_there  # noqa: F401
     assert not isinstance(caught.value, MissingPackageError)
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {missing} else find_spec(name, *rest)
+"""
+COMPUTES = """
+import gemmascope as gs
+model = gs.load("nano", device="cpu")
+assert gs.trace("Mary and John", model=model).logits.shape[0] == 4
+gs.sweep("Mary and John", "Anna and John", gs.logit_diff(" Mary", " John"), site="z", model=model, progress=False)
+"""
+TESTS_FOR_A_GPU = """
+import pytest
+sys.exit(pytest.main(["tests/gpu", "-q", "-p", "no:hypothesispytest", "-p", "no:cacheprovider"]))
+"""
+
+
+@pytest.mark.parametrize("code", [COMPUTES, TESTS_FOR_A_GPU], ids=["the model", "tests/gpu"])
+def test_what_only_computes_needs_none_of_the_packages_for_notebooks(code: str) -> None:
+    missing = {"plotly", "ipywidgets", "anywidget", "IPython", "jupyterlab", "beartype", "playwright", "hypothesis"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(missing=missing) + code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -45,6 +45,18 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+@contextmanager
+def reduced_float32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "autocast to bfloat16": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "autocast to float16": lambda: torch.autocast("cpu", dtype=torch.float16),
@@ -55,6 +67,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "default dtype float64": lambda: default_dtype(torch.float64),
     "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
     "deterministic algorithms": deterministic,
+    "products in fewer bits": reduced_float32,
 }
 
 

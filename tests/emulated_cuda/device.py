@@ -64,6 +64,17 @@ class EmulatedCuda:
         self.memories = [DeviceMemory(torch.device("cuda", i), total, context, self.races) for i in range(n_devices)]
         self.default_streams = [clocks.Stream(torch.device("cuda", i)) for i in range(n_devices)]
         self.capturing: Graph | None = None
+        self.errors = threading.local()
+
+    def lock(self, address: int, n_bytes: int) -> int:
+        """cudaHostRegister. An error is returned, and reported once more to the thread's next kernel."""
+        self.errors.last = self.page_locked.register(address, n_bytes)
+        return self.errors.last  # type: ignore[no-any-return]
+
+    def report_last_error(self) -> None:
+        if error := getattr(self.errors, "last", 0):
+            self.errors.last = 0
+            raise RuntimeError(f"CUDA error: an operation before failed with status {error}")
 
     def capture(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
         if self.capturing is not None:
@@ -148,7 +159,7 @@ def _patches_of_torch(emulation: EmulatedCuda) -> Iterator[Patch]:
         multi_processor_count=132,
     )  # fmt: skip
     runtime = SimpleNamespace(
-        cudaHostRegister=lambda address, n_bytes, flags: emulation.page_locked.register(address, n_bytes),
+        cudaHostRegister=lambda address, n_bytes, flags: emulation.lock(address, n_bytes),
         cudaHostUnregister=emulation.page_locked.unregister,
     )
     of_cuda: dict[str, Any] = {

@@ -107,6 +107,8 @@ class PageLocked:
         return 0
 
     def unregister(self, address: int) -> int:
+        if address not in self.ranges:  # of an emulation before
+            return 1
         _, accesses = self.ranges.pop(address)
         for access in accesses.unknown_to(host()):
             self.races.append(f"page-locked memory freed while: {access}")

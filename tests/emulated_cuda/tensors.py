@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emulated_cuda.clocks import Stream, current_stream, device_of, host
+from emulated_cuda.clocks import current_stream, device_of, host
 from emulated_cuda.counts import line_of_package
 from emulated_cuda.memory import Allocation, span_of
 
@@ -28,7 +28,7 @@ _EMULATION = str(Path(__file__).parent)
 # Operators that compute nothing.
 _NO_KERNEL = frozenset(
     ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias", "detach",
-     "alias", "lift_fresh", "_local_scalar_dense", "record_stream")
+     "alias", "lift_fresh", "_local_scalar_dense")
 )  # fmt: skip
 _INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"))
 # Operators, besides the pointwise ones, whose scalar operands may be 0-dim tensors of the CPU.
@@ -72,6 +72,9 @@ class CudaTensor(torch.Tensor):
 
     def untyped_storage(self) -> Any:
         return self.inner.untyped_storage()
+
+    def record_stream(self, stream: Any) -> None:
+        self.allocation.also_used_by.add(stream.name)
 
     def tolist(self) -> Any:
         return move(self, torch.device("cpu")).tolist()
@@ -184,6 +187,7 @@ def _record(
     for one in ours:
         one.allocation.access(stream, one.inner, write=id(one) in written)
     if name not in _NO_KERNEL:
+        emulated().report_last_error()
         counts.kernel(name)
         emulated().capture(func, inner_args, inner_kwargs, found)
     if _waits(func, name, args):
@@ -346,9 +350,7 @@ def _copied(into: Tensor, source: Tensor, non_blocking: bool) -> None:
     if not pinned:
         counts.pageable[line_of_package()] += 1
     if not (pinned and non_blocking):
-        # A small pageable copy to the device is staged by the driver and returns at once; all others wait.
-        if not isinstance(into, CudaTensor) or n_bytes > 2**16:
-            counts.sync("to the host" if side is into else "to the device")
+        counts.sync("to the host" if side is into else "to the device")  # torch waits, even for what is already staged
         host().wait_for(stream.clock)
 
 
@@ -403,17 +405,9 @@ def pin_memory(value: Tensor, *_: Any, **__: Any) -> Tensor:
     return copied
 
 
-def _record_stream(func: Any, args: Any, kwargs: Any) -> None:
-    value, stream = args
-    assert isinstance(value, CudaTensor)
-    assert isinstance(stream, Stream)
-    value.allocation.also_used_by.add(stream.name)
-
-
 _SPECIAL: dict[str, Callable[[Any, Any, Any], Any]] = {
     "copy_": _copy_,
     "_to_copy": _to_copy,
     "is_pinned": lambda func, args, kwargs: is_pinned(*args),
     "_pin_memory": lambda func, args, kwargs: pin_memory(*args),
-    "record_stream": _record_stream,
 }

@@ -78,8 +78,9 @@ def test_kernels_give_what_plain_torch_gives(folder: Path, dtype: str, monkeypat
 
 
 def test_page_locked_memory_is_of_the_exact_size() -> None:
-    from gemmascope.streaming.cuda import locked
+    from gemmascope.streaming.page_locked import HostBuffer
 
-    buffer = locked(3 * 2**20 + 17)
-    assert len(buffer) == 3 * 2**20 + 17
-    assert buffer.is_pinned()
+    buffer = HostBuffer(3 * 2**20 + 17, torch.device("cuda"))
+    assert buffer.locked
+    assert len(buffer.data) == 3 * 2**20 + 17
+    assert buffer.data.is_pinned()

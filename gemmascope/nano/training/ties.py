@@ -52,6 +52,7 @@ class Texts:
         pos, feature, value = sae.sparse(rows)
         residual = rows - sae.summed(pos, feature, value, len(rows))
         explained = 1 - residual.square().sum() / (rows - rows.mean(0)).square().sum()
+        pos, feature, value = pos.cpu(), feature.cpu(), value.cpu()  # as the concepts are
         return cls(pos, feature, value, torch.from_numpy(np.concatenate(holds)), float(explained), sae.n_features)
 
     @property
