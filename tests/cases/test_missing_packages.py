@@ -137,8 +137,13 @@ WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
 
-find_spec = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {missing} else find_spec(name, *rest)
+class Hiding:
+    find_spec = PathFinder.find_spec
+
+    def __call__(self, name, *rest):
+        return None if name.partition(".")[0] in {missing} else self.find_spec(name, *rest)
+
+PathFinder.find_spec = Hiding()
 """
 COMPUTES = """
 import gemmascope as gs
