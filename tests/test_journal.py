@@ -55,9 +55,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of variants of each pass. Passes are small: about ten rows."""
     sizes: list[int] = []
 
-    def counting(m: Model, bases: Any, variants: Any, sources: Any) -> Any:
+    def counting(m: Model, bases: Any, variants: Any, sources: Any, *rest: Any) -> Any:
         sizes.append(len(variants))
-        return final_residuals(m, bases, variants, sources)
+        return final_residuals(m, bases, variants, sources, *rest)
 
     monkeypatch.setattr(sweep_module, "final_residuals", counting)
     monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 10)

@@ -349,9 +349,9 @@ class Chunks:
         self.sizes: list[int] = []
         final_residuals = variants_module.final_residuals
 
-        def counting(m: Model, bases: Any, variants: Sequence[Any], sources: Any) -> Any:
+        def counting(m: Model, bases: Any, variants: Sequence[Any], sources: Any, *rest: Any) -> Any:
             self.sizes.append(len(variants))
-            return final_residuals(m, bases, variants, sources)
+            return final_residuals(m, bases, variants, sources, *rest)
 
         monkeypatch.setattr(sweep_module, "final_residuals", counting)
 

@@ -208,7 +208,7 @@ def test_an_edit_after_the_position_that_is_read_changes_nothing() -> None:
 @pytest.mark.parametrize("rows", [1, 5, 20])
 def test_results_do_not_depend_on_which_rows_share_a_microbatch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     _, together = run(model(), BASES, some_variants())
-    monkeypatch.setattr(variants_module, "MICROBATCH_ROWS", rows)
+    monkeypatch.setattr(variants_module, "microbatch_rows", lambda _: rows)
     _, apart = run(model(), BASES, some_variants())
     assert error(apart, together) <= CLOSE
 

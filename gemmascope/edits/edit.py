@@ -157,6 +157,7 @@ class BoundEdit:
     places: the selected numbers along the first axes of the site. values: what to write; None if it is computed from the old
     values, DeferredRead if it is known only once the pass is at the layer. hidden: whether it names only masked edges of a
     pattern, where a written weight still counts. written: what a function wrote to the run so far; None if not recorded.
+    unchanged_before: a position before which the run has the values that the edit writes, so that it changes nothing there.
     """
 
     edit: Edit
@@ -165,6 +166,7 @@ class BoundEdit:
     values: Tensor | DeferredRead | None
     hidden: bool = False
     written: WriteRecord | None = field(default=None, compare=False, repr=False)
+    unchanged_before: int = 0
 
     @property
     def positions(self) -> Tensor:
@@ -185,8 +187,10 @@ class BoundEdit:
 
     @cached_property
     def reach(self) -> tuple[int, int]:
-        """The first position whose row the edit changes at its layer, and the one after the last."""
-        return int(self.positions.min()), int(self.positions.max()) + 1
+        """The first position whose row the edit changes at its layer, and the one after the last; not above the first if
+        it changes none.
+        """
+        return max(int(self.positions.min()), self.unchanged_before), int(self.positions.max()) + 1
 
     def write_to(self, value: Tensor, first: int = 0, read: Tensor | None = None) -> None:
         """Apply the edit to a run's value of the site, in place. The value begins at position `first`.
@@ -205,8 +209,8 @@ class BoundEdit:
         if not all(map(len, places)):  # a user's function is not called with an empty tensor
             return
         if read is not None:
-            values = read[places[0]]
-        index = mesh(places)
+            values = read[mesh(places[:1], read.device)]
+        index = mesh(places, value.device)
         new = self._new(value[index], values, places, first).to(value)
         if self.edit.computes:
             self._check(value[index], new, places)

@@ -25,7 +25,10 @@ _MASKED_BY_INFINITY = frozenset(("scores", "scores_capped", "logits_raw", "logit
 
 @dataclass(frozen=True)
 class Target:
-    """What an edit selects: a run, a site and layer, and the places on the site's axes."""
+    """What an edit selects: a run, a site and layer, and the places on the site's axes.
+
+    Places are tensors on the CPU, so that looking at them never waits for an accelerator.
+    """
 
     model: Model
     ids: Tensor
@@ -39,7 +42,7 @@ class Target:
 
     def select(self, value: Tensor) -> Tensor:
         """The selected places of a site's value."""
-        return value[mesh(self.places)]
+        return value[mesh(self.places, value.device)]
 
     def fit(self, source: object, what: str) -> Tensor:
         """A source in the shape of the selected values: it has that shape, or that of its last axes, and is then repeated.
@@ -76,8 +79,7 @@ def find_target(model: Model, ids: Tensor, site: str, layer: int | None, places:
         _refuse(site, places, "q_pos", "has positions, not edges: say pos instead of q_pos and k_pos")
         _refuse(site, places, "k_pos", "has positions, not edges: say pos instead of q_pos and k_pos")
         axes = (find_positions(places["pos"], model, ids), heads)
-    numbers = tuple(torch.tensor(axis, device=model.device) for axis in axes if axis is not None)
-    return Target(model, ids, address, numbers)
+    return Target(model, ids, address, tuple(torch.tensor(axis) for axis in axes if axis is not None))
 
 
 def _refuse(site: str, places: Mapping[str, object], name: str, why: str) -> None:
@@ -95,6 +97,11 @@ class DeferredValues:
         """Replace the value by that of another layer: the whole site."""
         self._layer, self._value = layer, value
 
+    @property
+    def value(self) -> Tensor:
+        """The whole site's value at the layer that was set last."""
+        return self._value
+
     def at(self, layer: int) -> Tensor:
         assert layer == self._layer, f"the pass is at layer {self._layer}, and layer {layer} is read"
         return self._value
@@ -109,7 +116,8 @@ class DeferredRead:
     places: tuple[Tensor, ...]
 
     def read(self) -> Tensor:
-        return self.deferred.at(self.layer)[mesh(self.places)]
+        value = self.deferred.at(self.layer)
+        return value[mesh(self.places, value.device)]
 
 
 def seen_edges(address: Address, places: Sequence[Tensor], model: Model) -> Tensor:
@@ -146,7 +154,8 @@ def can_continue_from(site: Site, values: Tensor) -> Tensor:
     return finite | torch.isneginf(values) if site.name in _MASKED_BY_INFINITY else finite
 
 
-def mesh(places: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Indices that select the outer product of the places."""
+def mesh(places: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """Indices on a device that select the outer product of the places. The host does not wait for their copy."""
     n = len(places)
-    return tuple(p.view(*(-1 if i == j else 1 for j in range(n))) for i, p in enumerate(places))
+    views = (p.view(*(-1 if i == j else 1 for j in range(n))) for i, p in enumerate(places))
+    return tuple(view.to(device, non_blocking=True) for view in views)

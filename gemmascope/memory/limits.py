@@ -11,7 +11,16 @@ import torch
 from gemmascope.checkpoints.device import choose_device
 from gemmascope.errors import BudgetError, SweepError
 from gemmascope.memory import placement
-from gemmascope.memory.placement import MICROBATCH_ROWS, RESIDENT_ROWS, free_bytes, parse_bytes, rows_in, work_bytes
+from gemmascope.memory.placement import (
+    DEVICE_MICROBATCH_ROWS,
+    MICROBATCH_ROWS,
+    RESIDENT_ROWS,
+    free_bytes,
+    layer_bytes,
+    parse_bytes,
+    rows_in,
+    work_bytes,
+)
 from gemmascope.model.model import Model
 
 
@@ -67,12 +76,31 @@ def rows_within(memory: int | str | None, model: Model) -> int:
     memory None: the budget that the model was loaded with leaves, or a quarter of the free memory. Raises SweepError,
     with the bytes needed, for a budget too small for one microbatch.
     """
-    available = (model.network.work_bytes or free_bytes(model.device) // 4) if memory is None else parse_bytes(memory)
+    available = _row_budget(memory, model)
     least = min(model.config.context, MICROBATCH_ROWS)  # a variant has no more rows than the context
-    rows = rows_in(model.config, model.dtype, available)
+    more_at_once = microbatch_rows(model, memory) - MICROBATCH_ROWS
+    rows = rows_in(model.config, model.dtype, available - more_at_once * layer_bytes(model.config, model.dtype))
     if rows < least:
         needed = work_bytes(model.config, model.dtype, least)
         raise SweepError(
             f"memory of {available:,} bytes is too little for a pass of {model.name!r}: it needs {needed:,} bytes at least"
         )
     return rows if model.network.layer_source is not None else min(rows, RESIDENT_ROWS)
+
+
+def microbatch_rows(model: Model, memory: int | str | None = None) -> int:
+    """How many rows go through a layer at once: what fits a CPU's caches, or what keeps an accelerator busy.
+
+    On an accelerator, what a layer makes of these rows takes at most half of the budget. memory: as in rows_within.
+    """
+    if model.device.type == "cpu":
+        return MICROBATCH_ROWS
+    fitting = _row_budget(memory, model) // 2 // layer_bytes(model.config, model.dtype)
+    return max(MICROBATCH_ROWS, min(DEVICE_MICROBATCH_ROWS, fitting))
+
+
+def _row_budget(memory: int | str | None, model: Model) -> int:
+    """The bytes that the rows of a pass may take."""
+    if memory is not None:
+        return parse_bytes(memory)
+    return model.network.work_bytes or free_bytes(model.device) // 4

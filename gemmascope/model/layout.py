@@ -13,10 +13,12 @@ from functools import cached_property
 from itertools import accumulate, groupby
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gemmascope.model.indices import index_tensor, ranges
 from gemmascope.model.kv_cache import KVCache, PassCache, once
 from gemmascope.model.maths import rope_table
 
@@ -105,8 +107,10 @@ class Layout:
     @classmethod
     def of_blocks(cls, blocks: Sequence[Block], device: torch.device | str = "cpu") -> Layout:
         """The layout of these blocks, which follow each other row by row."""
-        positions = [torch.arange(b.start, b.stop, device=device).repeat(b.count) for b in blocks]
-        return cls(tuple(blocks), torch.cat(positions))
+        starts, lengths = (
+            np.repeat([getattr(b, name) for b in blocks], [b.count for b in blocks]) for name in ("start", "length")
+        )
+        return cls(tuple(blocks), index_tensor(ranges(starts, lengths), torch.device(device)))
 
     def with_prefixes(self, prefixes: Sequence[PrefixKV | None]) -> Layout:
         """This layout with the keys and values of one layer before each block."""
@@ -133,6 +137,11 @@ class Layout:
         return tuple(accumulate(b.n_queries for b in self.blocks for _ in range(b.count)))
 
     @cached_property
+    def query_firsts(self) -> tuple[int, ...]:
+        """For each block, its first row among the query rows; and at the end, how many query rows there are."""
+        return (0, *accumulate(b.count * b.n_queries for b in self.blocks))
+
+    @cached_property
     def starts(self) -> tuple[int, ...]:
         """The position of each run's first row."""
         return tuple(b.start for b in self.blocks for _ in range(b.count))
@@ -145,8 +154,10 @@ class Layout:
     def _query_rows(self) -> Tensor | None:
         if all(b.n_queries == b.length for b in self.blocks):
             return None
-        rows = torch.arange(self.n_rows, device=self.positions.device)
-        return torch.cat([rows[b.rows].view(b.count, b.length)[:, -b.n_queries :].flatten() for b in self.blocks])
+        counts = [b.count for b in self.blocks]
+        stops = np.concatenate([b.first + (1 + np.arange(b.count)) * b.length for b in self.blocks])
+        n_queries = np.repeat([b.n_queries for b in self.blocks], counts)
+        return index_tensor(ranges(stops - n_queries, n_queries), self.positions.device)
 
     def rope(self, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
         """Cosines and sines of every row's angles, computed once per pass."""

@@ -1,33 +1,58 @@
-"""Attention of runs that start after position 0 and read the keys before them from a prefix.
+"""Attention of many runs that start and end anywhere, in a few products.
 
-Runs that share a prefix read it in one product, wherever each starts; each block reads its own rows in another. The two are
-added as unnormalised weights exp(score) and their sums. The soft cap bounds the scores, so no maximum is needed, and
-hidden keys get weight 0.
+Each run reads its own rows, and runs that start after position 0 read the keys before them from a prefix. Blocks of unlike
+lengths are padded to one shape where that costs less than a product for each, and runs that share a prefix read it in one
+product, wherever each starts. The two parts are added as unnormalised weights exp(score) and their sums. The soft cap bounds
+the scores, so no maximum is needed, and hidden keys get weight 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from gemmascope.model.indices import index_tensor, ranges
 from gemmascope.model.layout import Block, Layout, PrefixKV
-from gemmascope.model.maths import first_visible, soft_cap, visible
+from gemmascope.model.maths import first_visible, visible
 from gemmascope.values import chunks
 
 # Scores in memory at once: 8 MB in float32. Measured on two cores: larger chunks do not fit the processor cache.
 CHUNK_ELEMENTS = 2**21
 CHUNK_ROWS = 256
+# Scores that padding may add: computing them takes about as long as starting another product's kernels.
+PADDING_ELEMENTS = 2**15
+# The same on an accelerator, which is quicker at both. A quarter of a gigabyte of scores in float32.
+DEVICE_CHUNK_ELEMENTS = 2**26
+DEVICE_PADDING_ELEMENTS = 2**25
+
+
+class _PaddedBlocks(NamedTuple):
+    """Blocks of unlike lengths as runs of one shape, their rows at its start.
+
+    queries, keys: the rows of every run, [run x q] among all queries and [run x k] among all rows; a padded row repeats the
+    run's last one. real: which of the queries are no padding, [query of these blocks]. into: where those are among all
+    queries. hidden: the keys that a query does not see, [run or 1, 1, q, k].
+    """
+
+    n_runs: int
+    queries: Tensor
+    keys: Tensor
+    real: Tensor
+    into: Tensor
+    hidden: Tensor
 
 
 class _PrefixQueries(NamedTuple):
-    """The queries that read the same prefix: rows among all queries, positions, starts of their runs, and key range."""
+    """The queries that read the same prefix: rows among all queries (None: all), positions, run starts, and key range."""
 
-    rows: Tensor
+    rows: Tensor | None
     positions: Tensor
     starts: Tensor
     first: int
@@ -54,16 +79,42 @@ class PrefixAttention:
     ) -> Queries:
         # On a CPU the first bfloat16 product of a shape costs milliseconds, and every start and count is a new shape.
         dtype, compute_dtype = v.dtype, torch.float32 if v.device.type == "cpu" else v.dtype
-        q, k, v = (q * self.scale).to(compute_dtype), k.to(compute_dtype), v.to(compute_dtype)
+        q, k, v = (q * (self.scale / self.cap)).to(compute_dtype), k.to(compute_dtype), v.to(compute_dtype)
         read, total = torch.empty_like(q, dtype=torch.float32), q.new_empty(*q.shape[:2], 1, dtype=torch.float32)
-        at = 0
-        for block in layout.blocks:
-            queries = slice(at, at + block.count * block.n_queries)
+        exact, padded = layout.once(("own rows", self.window, q.shape[1]), lambda: self._group_blocks(layout, q.shape[1]))
+        for block, first in exact:
+            queries = slice(first, first + block.count * block.n_queries)
             self._read_own(q[queries], k[block.rows], v[block.rows], block, read[queries], total[queries])
-            at = queries.stop
+        for group in padded:
+            self._read_padded(q, k, v, group, read, total)
         for prefix, queries_of_prefix in _prefix_queries(layout, self.window):
             self._add_prefix(q, prefix, queries_of_prefix, read, total)
-        return (read / total).to(dtype)
+        return read.div_(total).to(dtype)
+
+    def _group_blocks(self, layout: Layout, n_heads: int) -> tuple[list[tuple[Block, int]], list[_PaddedBlocks]]:
+        """The blocks that are computed in their own shape, with their first queries, and those that are padded to one."""
+        on_cpu = layout.positions.device.type == "cpu"
+        most = CHUNK_ELEMENTS if on_cpu else DEVICE_CHUNK_ELEMENTS
+        spare = PADDING_ELEMENTS if on_cpu else DEVICE_PADDING_ELEMENTS
+        exact, padded = [], []
+        for group in _groups(layout.blocks, most // n_heads, spare // n_heads):
+            if len(group) == 1:
+                exact.append((layout.blocks[group[0]], layout.query_firsts[group[0]]))
+            else:
+                padded.append(_pad(layout, group, self.window))
+        return exact, padded
+
+    def _read_padded(self, q: Tensor, k: Tensor, v: Tensor, group: _PaddedBlocks, read: Tensor, total: Tensor) -> None:
+        """Write what the runs of unlike blocks read from their own rows, and the sums of the weights."""
+        n_kv = k.shape[1]
+        q_rows = rearrange(q[group.queries], "(run q) (kv g) d -> (run kv) (g q) d", run=group.n_runs, kv=n_kv)
+        k_rows, v_rows = (rearrange(x[group.keys], "(run k) kv d -> (run kv) k d", run=group.n_runs) for x in (k, v))
+        weights = self._weights(q_rows @ k_rows.mT)
+        shaped = weights.view(group.n_runs, -1, *group.hidden.shape[2:])
+        shaped.masked_fill_(group.hidden, 0.0)
+        for into, value in ((total, weights.sum(-1, keepdim=True)), (read, weights.to(v.dtype) @ v_rows)):
+            rows = rearrange(value, "(run kv) (g q) d -> (run q) (kv g) d", kv=n_kv, q=group.hidden.shape[2])
+            into.index_copy_(0, group.into, rows[group.real].to(into.dtype))
 
     def _read_own(self, q: Tensor, k: Tensor, v: Tensor, block: Block, read: Tensor, total: Tensor) -> None:
         """Write the weighted values that the runs of a block read from their own rows, and the sums of the weights."""
@@ -74,7 +125,7 @@ class PrefixAttention:
 
         q, read, total = (by_run(x, block.n_queries) for x in (q, read, total))  # [run, kv, group, row, d]
         k, v = (by_run(x, block.length).flatten(0, 2) for x in (k, v))  # [run x kv, row, d]
-        for rows, seen in self._chunks(block, block.count * n_kv * group):
+        for rows, seen in self._chunks(block, block.count * n_kv * group, q.device.type == "cpu"):
             q_rows = q[..., rows, :].flatten(0, 1).flatten(1, 2)
             stop = block.length - block.n_queries + rows.stop
             first = block.length - block.n_queries + rows.start
@@ -90,32 +141,89 @@ class PrefixAttention:
         """Add what queries read from the keys before their runs. read [query, head, d], total [query, head, 1]."""
         k, v = (x.to(q.dtype) for x in prefix.between(queries.first, queries.stop))
         n_kv, k_pos = len(k), torch.arange(queries.first, queries.stop, device=q.device)
-        step = max(1, CHUNK_ELEMENTS // (q.shape[1] * len(k_pos)))
-        for part in chunks(len(queries.rows), step):
-            rows, starts = queries.rows[part], queries.starts[part]
-            q_rows = q[rows].view(len(rows), n_kv, -1, q.shape[-1]).transpose(0, 1).flatten(1, 2)  # [kv, row x group, d]
+        most = CHUNK_ELEMENTS if q.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
+        for part in chunks(len(queries.starts), max(1, most // (q.shape[1] * len(k_pos)))):
+            rows, starts = part if queries.rows is None else queries.rows[part], queries.starts[part]
+            q_rows = q[rows].view(len(starts), n_kv, -1, q.shape[-1]).transpose(0, 1).flatten(1, 2)  # [kv, row x group, d]
             weights = self._weights(q_rows @ k.mT)
             hidden = k_pos >= starts[:, None]
             if self.window is not None:
                 hidden |= k_pos <= queries.positions[part, None] - self.window
-            weights.view(n_kv, len(rows), -1, len(k_pos)).masked_fill_(hidden[:, None], 0.0)
+            weights.view(n_kv, len(starts), -1, len(k_pos)).masked_fill_(hidden[:, None], 0.0)
             for into, value in ((total, weights.sum(-1, keepdim=True)), (read, (weights.to(v.dtype) @ v).float())):
-                into.index_add_(0, rows, value.view(n_kv, len(rows), -1, value.shape[-1]).transpose(0, 1).flatten(1, 2))
+                of_rows = value.view(n_kv, len(starts), -1, value.shape[-1]).transpose(0, 1).flatten(1, 2)
+                if isinstance(rows, slice):
+                    into[rows].add_(of_rows)
+                else:
+                    into.index_add_(0, rows, of_rows)
 
-    def _weights(self, scores: Tensor) -> Tensor:
-        """exp(capped score), float32."""
-        return soft_cap(scores.float(), self.cap).exp_()
+    def _weights(self, products: Tensor) -> Tensor:
+        """exp(capped score), float32, from products that are divided by the cap."""
+        return products.float().tanh_().mul_(self.cap).exp_()
 
-    def _chunks(self, block: Block, n_heads: int) -> Iterator[tuple[slice, slice]]:
+    def _chunks(self, block: Block, n_heads: int, on_cpu: bool) -> Iterator[tuple[slice, slice]]:
         """Chunks of query rows, each with the rows of its run that it sees."""
         before = block.length - block.n_queries
-        step = min(CHUNK_ROWS, max(1, CHUNK_ELEMENTS // (n_heads * block.length)), max(32, self.window or CHUNK_ROWS))
+        if on_cpu:
+            fitting = max(1, CHUNK_ELEMENTS // (n_heads * block.length))
+            step = min(CHUNK_ROWS, fitting, max(32, self.window or CHUNK_ROWS))
+        else:
+            step = max(1, DEVICE_CHUNK_ELEMENTS // (n_heads * block.length))
         for rows in chunks(block.n_queries, step):
             yield rows, slice(first_visible(before + rows.start, self.window), before + rows.stop)
 
 
+def _groups(blocks: Sequence[Block], most: int, spare: int) -> Iterator[list[int]]:
+    """Blocks to compute in one shape, by their indices; one alone keeps its own shape.
+
+    most: how many scores of a head such a group may have. spare: how many of them may be padding.
+    """
+    group: list[int] = []
+    n_runs = longest = most_queries = n_exact = 0
+    for index in sorted(range(len(blocks)), key=lambda i: (-blocks[i].length, blocks[i].n_queries)):
+        block = blocks[index]
+        runs, q_len, k_len = n_runs + block.count, max(most_queries, block.n_queries), max(longest, block.length)
+        exact = n_exact + block.count * block.n_queries * block.length
+        n_scores = runs * q_len * k_len
+        if group and (n_scores > most or n_scores - exact > spare):
+            yield group
+            group, runs, q_len, k_len = [], block.count, block.n_queries, block.length
+            exact = block.count * q_len * k_len
+        group.append(index)
+        n_runs, most_queries, longest, n_exact = runs, q_len, k_len, exact
+    if group:
+        yield group
+
+
+def _pad(layout: Layout, group: Sequence[int], window: int | None) -> _PaddedBlocks:
+    blocks = [layout.blocks[index] for index in group]
+    counts = [block.count for block in blocks]
+    length, n_queries = (np.repeat([getattr(b, name) for b in blocks], counts) for name in ("length", "n_queries"))
+    first_key = np.concatenate([b.first + np.arange(b.count) * b.length for b in blocks])
+    firsts = [layout.query_firsts[index] for index in group]
+    first_query = np.concatenate([at + np.arange(b.count) * b.n_queries for at, b in zip(firsts, blocks, strict=True)])
+    q, k = np.arange(n_queries.max()), np.arange(length.max())
+    own_q = (length - n_queries)[:, None] + q  # the query's row in its run
+    if (own_q == own_q[:1]).all():
+        own_q = own_q[:1]
+    hidden = k > own_q[..., None]
+    if window is not None:
+        hidden |= k <= own_q[..., None] - window
+    device = layout.positions.device
+    return _PaddedBlocks(
+        len(length),
+        index_tensor((first_query[:, None] + np.minimum(q, n_queries[:, None] - 1)).reshape(-1), device),
+        index_tensor((first_key[:, None] + np.minimum(k, length[:, None] - 1)).reshape(-1), device),
+        index_tensor(np.flatnonzero(q < n_queries[:, None]), device),
+        index_tensor(ranges(first_query, n_queries), device),
+        index_tensor(hidden[:, None], device),
+    )
+
+
 def _prefix_queries(layout: Layout, window: int | None) -> Iterator[tuple[PrefixKV, _PrefixQueries]]:
     """Each prefix of a layout with the queries that read it, which are the same in all layers of the kind."""
+    if not layout.prefixes:
+        return
     for number, (_, indices) in enumerate(groupby(range(len(layout.blocks)), lambda i: id(layout.prefixes[i]))):
         blocks = list(indices)
         prefix = layout.prefixes[blocks[0]]
@@ -128,18 +236,22 @@ def _prefix_queries(layout: Layout, window: int | None) -> Iterator[tuple[Prefix
 
 
 def _find_prefix_queries(layout: Layout, blocks: list[int], known: int, window: int | None) -> _PrefixQueries | None:
-    at = sum(b.count * b.n_queries for b in layout.blocks[: blocks[0]])
     chosen = [layout.blocks[i] for i in blocks]
-    device = layout.positions.device
-    positions = torch.cat([torch.arange(b.stop - b.n_queries, b.stop, device=device).repeat(b.count) for b in chosen])
-    counts = torch.tensor([b.count * b.n_queries for b in chosen], device=device)
-    starts = torch.repeat_interleave(torch.tensor([b.start for b in chosen], device=device), counts)
-    seen = torch.zeros_like(positions) if window is None else (positions - window + 1).clamp(min=0)
-    reading = torch.nonzero(seen < starts)[:, 0]
+    n_queries = np.repeat([b.n_queries for b in chosen], [b.count for b in chosen])
+    stops = np.repeat([b.stop for b in chosen], [b.count for b in chosen])
+    positions = ranges(stops - n_queries, n_queries)
+    starts = np.repeat([b.start for b in chosen], [b.count * b.n_queries for b in chosen])
+    seen = np.zeros_like(positions) if window is None else np.maximum(positions - window + 1, 0)
+    reading = np.flatnonzero(seen < starts)
     if not len(reading):
         return None
+    all_read = len(reading) == layout.query_firsts[-1]
+    rows = None if all_read else index_tensor(reading + layout.query_firsts[blocks[0]], layout.positions.device)
     first, stop = int(seen[reading].min()), int(starts[reading].max())
-    return _PrefixQueries(reading + at, positions[reading], starts[reading], max(known, first), stop)
+    device = layout.positions.device
+    return _PrefixQueries(
+        rows, index_tensor(positions[reading], device), index_tensor(starts[reading], device), max(known, first), stop
+    )
 
 
 def _hidden(q: tuple[int, int], k: tuple[int, int], window: int | None, device: torch.device) -> Tensor | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor
 
+from gemmascope.edits.batch import RunWrite, replaces, write_edits
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Tap
@@ -33,8 +35,15 @@ class EditTap(Tap):
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if edits := self.at_site.get((site, layer)):
-            value = value.clone()
+            value = value.clone(memory_format=torch.contiguous_format)
+            spans, starts = layout.spans, layout.starts
+            n_edits = Counter(run for run, _ in edits)
+            alone = [(run, edit) for run, edit in edits if n_edits[run] == 1 and replaces(edit)]
+            if together := [RunWrite(e, spans[r].start, starts[r], spans[r].stop - spans[r].start) for r, e in alone]:
+                write_edits(value, together)
             for run, edit in edits:
+                if n_edits[run] == 1 and replaces(edit):
+                    continue
                 span = layout.spans[run]
                 read = None if edit.edit.reads is None else self.values_read[edit.edit.reads, layer]
                 edit.write_to(value[span], layout.starts[run], None if read is None else read[span])

@@ -60,7 +60,7 @@ def cost_of(pair: Pair, cell: Cell) -> Cost:
     layers = pair.grid.layers_of(cell)
     if not layers:
         return Cost()
-    n_rows = len(pair.base.ids) - min(cell[pair.grid.row_axis])
+    n_rows = len(pair.base.ids) - max(min(cell[pair.grid.row_axis]), pair.values.unchanged_before)
     return Cost(1, n_rows, n_rows * (pair.grid.config.n_layers - min(layers)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import nan
 
+import torch
 from torch import Tensor
 
 from gemmascope.arguments import one_of
@@ -89,12 +90,13 @@ class Pair:
 
     def index_of(self, cell: Cell) -> tuple[Tensor, ...]:
         """Indices of a cell's places, their outer product, into a value of the site."""
-        return mesh([self._tensor(cell[axis]) for axis in self.grid.site.axes if axis in cell])
+        places = [self._tensor(cell[axis]) for axis in self.grid.site.axes if axis in cell]
+        return mesh(places, self.base.ids.device)
 
     def _tensor(self, numbers: list[int]) -> Tensor:
         key = tuple(numbers)
         if key not in self._tensors:
-            self._tensors[key] = self.base.ids.new_tensor(numbers)
+            self._tensors[key] = torch.tensor(numbers)
         return self._tensors[key]
 
 
@@ -127,8 +129,16 @@ def pairs_of(
             values = ValuesFromTrace(trace(source_ids, model=model), grid.site, grid.n_layers_at_once)
         else:
             values = ValuesFromPass(source_ids, grid.site)
+        if source_ids is not None and not base.edits:
+            values.unchanged_before = _n_same(base_ids, source_ids)
         pairs.append(Pair(base, source_ids, values, grid, bound_metric, user_metric))
     return pairs
+
+
+def _n_same(ids: Tensor, other: Tensor) -> int:
+    """How many tokens two prompts of one length share from the start."""
+    differing = (ids != other).nonzero()
+    return int(differing[0]) if len(differing) else len(ids)
 
 
 def _runs_of(

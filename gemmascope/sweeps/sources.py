@@ -55,7 +55,12 @@ class Ablation:
 
 
 class ValueSource(ABC):
-    """Makes a cell's edit of one layer."""
+    """Makes a cell's edit of one layer.
+
+    unchanged_before: the position before which the base run has the same values, so that cells there change nothing.
+    """
+
+    unchanged_before = 0
 
     @abstractmethod
     def edit(self, layer: int, site: Site, indices: tuple[Tensor, ...], places: Places) -> BoundEdit:
@@ -75,7 +80,9 @@ class PrecomputedValues(ValueSource):
 
     def edit(self, layer: int, site: Site, indices: tuple[Tensor, ...], places: Places) -> BoundEdit:
         edit = self.user_edit(site.name, layer, places)
-        return BoundEdit(edit, Address(site, layer), indices, self.at_layer(layer)[mesh(indices)])
+        value = self.at_layer(layer)
+        values = value[mesh(indices, value.device)]
+        return BoundEdit(edit, Address(site, layer), indices, values, unchanged_before=self.unchanged_before)
 
 
 class CachedValues(PrecomputedValues):
@@ -130,7 +137,7 @@ class MeanValues(CachedValues):
         super().__init__(n_cached)
         self._how, self._reference, self._site, self._model, self._ids = how, reference, site, model, ids
         sizes = [model.config.size_of(axis, len(ids)) for axis in site.axes if not axis.startswith("d_")]
-        self._everywhere = tuple(torch.arange(size, device=model.device) for size in sizes)
+        self._everywhere = tuple(torch.arange(size) for size in sizes)
         check_reference(how, reference, self._target(0))
 
     def compute(self, layer: int) -> Tensor:
@@ -151,4 +158,5 @@ class ValuesFromPass(ValueSource):
 
     def edit(self, layer: int, site: Site, indices: tuple[Tensor, ...], places: Places) -> BoundEdit:
         edit = Patch(site=site.name, source=self.run.values, layer=layer, **places)
-        return BoundEdit(edit, Address(site, layer), indices, DeferredRead(self.run.values, layer, indices))
+        read = DeferredRead(self.run.values, layer, indices)
+        return BoundEdit(edit, Address(site, layer), indices, read, unchanged_before=self.unchanged_before)

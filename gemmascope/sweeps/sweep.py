@@ -17,7 +17,7 @@ from gemmascope.edits.edit import Edit
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import SweepError, warn
 from gemmascope.loading.default import model_or_nano
-from gemmascope.memory.limits import rows_within
+from gemmascope.memory.limits import microbatch_rows, rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.run.metric import measure, try_metric
@@ -170,7 +170,8 @@ def prepare(
     for pair in pairs:
         refuse_wide_functions(pair.base)
         try_metric(pair.metric, model, pair.base.ids)
-    return SweepRunner(pairs, [pair.edits_of for pair in pairs], result, model, max_rows)
+    n_at_once = microbatch_rows(model, memory)
+    return SweepRunner(pairs, [pair.edits_of for pair in pairs], result, model, max_rows, n_at_once=n_at_once)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class SweepRunner:
     """A sweep that is ready to run, all of it or some of its cells, chunk by chunk into one result.
 
     edits_of: for each pair, what makes the edits of a cell. max_rows: how many rows one pass may carry. journal: where
-    finished cells are written.
+    finished cells are written. n_at_once: how many rows go through a layer at once; None: as suits the device.
     """
 
     pairs: Sequence[Pair]
@@ -187,6 +188,7 @@ class SweepRunner:
     model: Model
     max_rows: int
     journal: Journal = NOWHERE
+    n_at_once: int | None = None
 
     def chunks(
         self, cells: Array | None = None, row_limit: Callable[[], int] | None = None
@@ -202,10 +204,32 @@ class SweepRunner:
 
         runs = cell_runs(self.pairs, self.edits_of, pending_cells(self.pairs, self.result, cells))
         for chunk in chunked(runs, limit):
-            _run_chunk(chunk, self.pairs, self.model, self.result)
+            self._run_chunk(chunk)
             done = [(run.pair, run.number) for run in chunk]
             self.journal.write(self.result, done)
             yield done
+
+    def _run_chunk(self, chunk: Sequence[CellRun]) -> None:
+        """Run a chunk of cells beside the base runs of their pairs, in one pass, and fill the result."""
+        pairs, model, result = self.pairs, self.model, self.result
+        numbers = sorted({run.pair for run in chunk})
+        bases = [pairs[number].base for number in numbers]
+        index = {number: i for i, number in enumerate(numbers)}
+        variants = [Variant(index[run.pair], run.edits) for run in chunk]
+        sources = {number: source for number in numbers if (source := pairs[number].source_run) is not None}
+        finals = final_residuals(model, bases, variants, list(sources.values()), self.n_at_once)
+        for number, row in zip(sources, finals.sources, strict=True):
+            if np.isnan(result.source_metric[number]):
+                with torch.no_grad():
+                    logits = model.network.unembed(row[None])
+                result.source_metric[number] = measure(pairs[number].metric, logits)[0].item()
+        for number, base, row in zip(numbers, bases, finals.bases, strict=True):
+            require_finite_end(model, base.ids, row, base.edits)
+            metric = pairs[number].metric
+            result.base_metric[number] = measure_rows(metric, model, base, row[None])[0]
+            of_pair = [i for i, run in enumerate(chunk) if run.pair == number]
+            cells = [chunk[i].number for i in of_pair]
+            result.values[number].flat[cells] = measure_rows(metric, model, base, finals.variants[of_pair]).numpy()
 
 
 def run_all(runner: SweepRunner, progress: bool) -> None:
@@ -232,25 +256,3 @@ def run_cells(runner: SweepRunner, progress: bool) -> None:
         bar.update(int(result.finished.sum()))
         for done in runner.chunks():
             bar.update(len(done))
-
-
-def _run_chunk(chunk: Sequence[CellRun], pairs: Sequence[Pair], model: Model, result: SweepResult) -> None:
-    """Run a chunk of cells beside the base runs of their pairs, in one pass, and fill the result."""
-    numbers = sorted({run.pair for run in chunk})
-    bases = [pairs[number].base for number in numbers]
-    index = {number: i for i, number in enumerate(numbers)}
-    variants = [Variant(index[run.pair], run.edits) for run in chunk]
-    sources = {number: source for number in numbers if (source := pairs[number].source_run) is not None}
-    finals = final_residuals(model, bases, variants, list(sources.values()))
-    for number, row in zip(sources, finals.sources, strict=True):
-        if np.isnan(result.source_metric[number]):
-            with torch.no_grad():
-                logits = model.network.unembed(row[None])
-            result.source_metric[number] = measure(pairs[number].metric, logits)[0].item()
-    for number, base, row in zip(numbers, bases, finals.bases, strict=True):
-        require_finite_end(model, base.ids, row, base.edits)
-        metric = pairs[number].metric
-        result.base_metric[number] = measure_rows(metric, model, base, row[None])[0]
-        of_pair = [i for i, run in enumerate(chunk) if run.pair == number]
-        cells = [chunk[i].number for i in of_pair]
-        result.values[number].flat[cells] = measure_rows(metric, model, base, finals.variants[of_pair]).numpy()

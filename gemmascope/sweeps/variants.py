@@ -7,25 +7,26 @@ patched from go through the layers in the same pass, so that every layer is read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import accumulate, groupby
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.target import DeferredValues
-from gemmascope.memory.limits import explain_oom
-from gemmascope.memory.placement import MICROBATCH_ROWS
+from gemmascope.memory.limits import explain_oom, microbatch_rows
 from gemmascope.model.gemma2 import Layer
+from gemmascope.model.indices import index_tensor, ranges
 from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Chain
 from gemmascope.run.taps import EditTap, Recorder
+from gemmascope.values import Array
 
 
 @dataclass(frozen=True)
@@ -72,24 +73,56 @@ class FinalResiduals:
 
 
 def final_residuals(
-    model: Model, bases: Sequence[BaseRun], variants: Sequence[Variant], sources: Sequence[SourceRun] = ()
+    model: Model,
+    bases: Sequence[BaseRun],
+    variants: Sequence[Variant],
+    sources: Sequence[SourceRun] = (),
+    n_at_once: int | None = None,
 ) -> FinalResiduals:
-    """Run all of them in one pass. The layers are the outer loop: each is read once."""
+    """Run all of them in one pass. The layers are the outer loop: each is read once.
+
+    n_at_once: how many rows go through a layer at once; None: as many as suit the model's device.
+    """
     with torch.no_grad(), explain_oom(model):
-        return _Pass(model, bases, variants, sources).run()
+        return _Pass(model, bases, variants, sources, n_at_once or microbatch_rows(model)).run()
 
 
-class _Rows(NamedTuple):
-    """Rows of a run: of which base, and positions start to stop - 1. n_queries: as in Block."""
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of many runs, one array a field: of which base, positions start to stop - 1, and n_queries as in Block."""
 
-    base: int
-    start: int
-    stop: int
-    n_queries: int = 0
+    base: Array
+    start: Array
+    stop: Array
+    n_queries: Array
 
     @property
-    def n_rows(self) -> int:
+    def n_rows(self) -> Array:
         return self.stop - self.start
+
+    def of(self, runs: Array) -> _Rows:
+        """Those of some of the runs."""
+        return _Rows(self.base[runs], self.start[runs], self.stop[runs], self.n_queries[runs])
+
+    def with_padding(self, n_padding: int) -> _Rows:
+        """These, and at the end the first rows of a base."""
+        if not n_padding:
+            return self
+        last = (0, 0, n_padding, n_padding)
+        fields = (self.base, self.start, self.stop, self.n_queries)
+        return _Rows(*(np.append(field, value) for field, value in zip(fields, last, strict=True)))
+
+    def layout(self, device: torch.device) -> tuple[Layout, list[int]]:
+        """Their layout, in which like runs side by side share a block, and the base of each block."""
+        fields = np.stack((self.base, self.start, self.stop, self.n_queries))
+        bounds = [0, *(np.flatnonzero((fields[:, 1:] != fields[:, :-1]).any(0)) + 1).tolist(), fields.shape[1]]
+        blocks: list[Block] = []
+        first = 0
+        for run, stop in pairwise(bounds):
+            _, start, end, n_queries = fields[:, run].tolist()
+            blocks.append(Block(first, stop - run, end - start, run, start, n_queries))
+            first = blocks[-1].rows.stop
+        return Layout.of_blocks(blocks, device), self.base[bounds[:-1]].tolist()
 
 
 class _Joiner:
@@ -104,52 +137,60 @@ class _Joiner:
     def __init__(self, index: int, variant: Variant, bases: Sequence[BaseRun]) -> None:
         self.index, self.base, self.base_run = index, variant.base, bases[variant.base]
         self.own_edits, self.edits = variant.edits, (*self.base_run.edits, *variant.edits)
-        self.layer = min(edit.address.layer or 0 for edit in variant.edits)
+        changing = [edit for edit in variant.edits if edit.reach[0] < edit.reach[1]]
+        self.layer = min((edit.address.layer or 0 for edit in changing), default=0)
         # All rows that a user's function in the base names must be there, and so must the keys ahead of a query whose
         # pattern was written.
         wide = [e for e in self.base_run.edits if e.edit.needs_all or (e.address.site.is_edges and e.spreads)]
-        self.start = min(edit.reach[0] for edit in (*variant.edits, *wide))
-        in_first = [edit for edit in variant.edits if (edit.address.layer or 0) == self.layer]
+        no_effect = len(self.base_run.ids)
+        self.start = min((edit.reach[0] for edit in (*changing, *wide)), default=no_effect) if changing else no_effect
+        in_first = [edit for edit in changing if (edit.address.layer or 0) == self.layer]
         spreads = wide or any(edit.spreads for edit in in_first)
-        self.confined = None if spreads else (min(e.reach[0] for e in in_first), max(e.reach[1] for e in in_first))
+        self.confined = None
+        if in_first and not spreads:
+            self.confined = (min(e.reach[0] for e in in_first), max(e.reach[1] for e in in_first))
 
     def edits_at(self, layer: int | None) -> list[BoundEdit]:
         return [edit for edit in self.edits if edit.address.layer == layer]
-
-    def all_rows(self) -> _Rows:
-        return _Rows(self.base, self.start, len(self.base_run.ids))
-
-    def changed_rows(self) -> _Rows:
-        assert self.confined is not None
-        return _Rows(self.base, *self.confined)
 
 
 class _Pass:
     """The state of one pass.
 
     The bases and sources go through all layers, in `full_layout`. The rows of the variants that have joined are in `buffer`,
-    in which every variant has its slice from the start, beside those of its base that begin where it begins.
+    in which every variant has its rows from the start, beside those of its base that begin where it begins. Variants are
+    numbered in that order, and what is known of each is an array, so that a layer takes no step for every variant.
     """
 
     def __init__(
-        self, model: Model, bases: Sequence[BaseRun], variants: Sequence[Variant], sources: Sequence[SourceRun]
+        self,
+        model: Model,
+        bases: Sequence[BaseRun],
+        variants: Sequence[Variant],
+        sources: Sequence[SourceRun],
+        n_at_once: int,
     ) -> None:
+        self.n_at_once = n_at_once
         self.model, self.bases, self.sources, self.last = model, bases, sources, model.n_layers - 1
         joiners = [_Joiner(i, variant, bases) for i, variant in enumerate(variants)]
-        self.joiners = [j for j in joiners if j.start <= j.base_run.pos]
-        self.without_effect = [j for j in joiners if j.start > j.base_run.pos]  # edits right of the position that is read
+        # An edit right of the position that is read, or of what its base already has, has no effect.
+        self.without_effect = [j for j in joiners if j.start > j.base_run.pos]
+        with_effect = [j for j in joiners if j.start <= j.base_run.pos]
+        self.joiners = sorted(with_effect, key=lambda j: (j.base, j.start))
         self.full_ids = [base.ids for base in bases] + [source.ids for source in sources]
         self.full_layout = Layout.of_lengths([len(ids) for ids in self.full_ids], model.device)
+        self.full_first = np.array([span.start for span in self.full_layout.spans])
         self.base_edits = EditTap([*(base.edits for base in bases), *(() for _ in sources)])
-        buffered = [j for j in self.joiners if j.confined is None or j.layer < self.last]
-        self.buffered = sorted(buffered, key=_Joiner.all_rows)
-        stops = list(accumulate(j.all_rows().n_rows for j in self.buffered))
-        self.slices = {j.index: slice(a, b) for j, a, b in zip(self.buffered, [0, *stops], stops, strict=False)}
-        self.buffer = self._empty(stops[-1] if stops else 0)
-        self.joined: set[int] = set()
-        self.layouts: dict[tuple[_Rows, ...], Layout] = {}
         # On a CPU the first bfloat16 product of a row count costs milliseconds: padding makes the row counts alike.
         self.row_multiple = 64 if model.dtype == torch.bfloat16 and model.device.type == "cpu" else 1
+        self.layer = np.array([j.layer for j in self.joiners], dtype=np.int64)
+        self.index = np.array([j.index for j in self.joiners], dtype=np.int64)
+        self.n_last = np.array([j.base_run.n_last for j in self.joiners], dtype=np.int64)
+        self.is_confined = np.array([j.confined is not None for j in self.joiners], dtype=bool)
+        self.all_rows = self._rows(lambda j: (j.start, len(j.base_run.ids)))
+        self.changed_rows = self._rows(lambda j: j.confined or (j.start, len(j.base_run.ids)))
+        self.at = np.cumsum(self.all_rows.n_rows) - self.all_rows.n_rows
+        self.buffer = self._empty(int(self.all_rows.n_rows.sum()))
         self.final = self._empty(len(variants))
 
     def run(self) -> FinalResiduals:
@@ -158,21 +199,34 @@ class _Pass:
             for layer in layers:
                 x = self._run_layer(layer, x)
         n_last = (*(base.n_last for base in self.bases), *(1 for _ in self.sources))
-        read = x[[span.stop - n for span, n in zip(self.full_layout.spans, n_last, strict=True)]]
-        for joiner in self.without_effect:
-            self.final[joiner.index] = read[joiner.base]
+        stops = np.array([span.stop for span in self.full_layout.spans])
+        read = x[self._indices(stops - np.array(n_last))]
+        if self.without_effect:
+            self.final[self._indices([j.index for j in self.without_effect])] = read[
+                self._indices([j.base for j in self.without_effect])
+            ]
         return FinalResiduals(read[: len(self.bases)], self.final, read[len(self.bases) :])
 
     def _run_layer(self, layer: Layer, x: Tensor) -> Tensor:
         """Carry all runs through a layer. x: the rows of bases and sources at its entry; returned: those at its exit."""
         y, prefixes = self._run_full(layer, x)
-        joining = [j for j in self.joiners if j.layer == layer.index]
-        self._join((j, self._entering_rows(j, x)) for j in joining if j.confined is None)
-        for batch in _microbatches([j for j in self.buffered if j.index in self.joined], _Joiner.all_rows):
+        joining = self.layer == layer.index
+        self._enter(np.flatnonzero(joining & ~self.is_confined), x)
+        joined = (self.layer < layer.index) | (joining & ~self.is_confined)
+        for batch in self._microbatches(np.flatnonzero(joined), self.all_rows):
             self._run_joined(layer, batch, prefixes)
-        changed = self._run_confined(layer, [j for j in joining if j.confined is not None], x, y, prefixes)
-        self._join(changed) if layer.index < self.last else self._finish(changed)
+        for batch in self._microbatches(np.flatnonzero(joining & self.is_confined), self.changed_rows):
+            self._run_confined(layer, batch, x, y, prefixes)
         return y
+
+    def _rows(self, positions: Callable[[_Joiner], tuple[int, int]]) -> _Rows:
+        """Rows of every variant. positions: the first, and the one after the last."""
+        table = np.array([(j.base, *positions(j)) for j in self.joiners], dtype=np.int64).reshape(-1, 3)
+        base, start, stop = table.T
+        return _Rows(base, start, stop, stop - start)
+
+    def _indices(self, numbers: Array | list[int]) -> Tensor:
+        return index_tensor(np.asarray(numbers, dtype=np.int64), self.model.device)
 
     def _empty(self, n_rows: int) -> Tensor:
         return torch.empty(n_rows, self.model.config.d_model, dtype=self.model.dtype, device=self.model.device)
@@ -187,107 +241,79 @@ class _Pass:
         of_bases = recorder.values[:n_bases]
         return y, [_prefix(values["k_rot", layer.index], values["v", layer.index]) for values in of_bases]
 
-    def _join(self, rows: Iterable[tuple[_Joiner, Tensor]]) -> None:
-        for joiner, x in rows:
-            self.buffer[self.slices[joiner.index]] = x
-            self.joined.add(joiner.index)
-
-    def _finish(self, rows: Iterable[tuple[_Joiner, Tensor]]) -> None:
-        for joiner, x in rows:
-            self.final[joiner.index] = x[-joiner.base_run.n_last]
-
-    def _entering_rows(self, joiner: _Joiner, x: Tensor) -> Tensor:
-        """The rows with which a variant enters its first layer: its base's, with its own edits of the embedding."""
-        rows = x[self.full_layout.spans[joiner.base]][joiner.start :]
-        edits = [edit for edit in joiner.own_edits if edit.address.layer is None]
-        if edits:
-            rows = rows.clone()
-            for edit in edits:
-                edit.write_to(rows, joiner.start)
-        return rows
-
-    def _run_joined(self, layer: Layer, joiners: Sequence[_Joiner], prefixes: list[PrefixKV]) -> None:
-        """Carry variants that have joined through a layer. The last layer puts their rows into the result."""
-        is_edited = any(joiner.edits_at(layer.index) for joiner in joiners)
-        only_last = layer.index == self.last and not is_edited
-        parts = [j.all_rows()._replace(n_queries=j.base_run.n_last if only_last else 0) for j in joiners]
-        slices = _merged([self.slices[j.index] for j in joiners])
-        x = self.buffer[slices[0]] if len(slices) == 1 else torch.cat([self.buffer[rows] for rows in slices])
-        y, layout = self._run_rows(layer, joiners if is_edited else (), parts, x, prefixes)
-        if layer.index == self.last:
-            self._finish((j, y[:stop]) for j, stop in zip(joiners, layout.query_stops, strict=False))
+    def _enter(self, variants: Array, x: Tensor) -> None:
+        """Put the rows with which variants enter their first layer: their bases', with their own edits of the embedding."""
+        if not len(variants):
             return
-        for rows, part in zip(slices, torch.split(y, [s.stop - s.start for s in slices]), strict=True):
-            self.buffer[rows] = part
+        rows = self.all_rows.of(variants)
+        self.buffer[self._place(variants)] = x[self._indices(self._full_rows(rows))]
+        for number in variants.tolist() if self.layer[variants[0]] == 0 else ():
+            joiner = self.joiners[number]
+            for edit in joiner.own_edits:
+                if edit.address.layer is None:
+                    first = int(self.at[number])
+                    edit.write_to(self.buffer[first : first + len(joiner.base_run.ids) - joiner.start], joiner.start)
 
-    def _run_confined(
-        self, layer: Layer, joiners: Sequence[_Joiner], x: Tensor, y: Tensor, prefixes: list[PrefixKV]
-    ) -> list[tuple[_Joiner, Tensor]]:
-        """Variants with their rows at the layer's exit. Only the rows that they edit are run; the others are the base's."""
-        done = []
-        for batch in _microbatches(joiners, _Joiner.changed_rows):
-            parts = [j.changed_rows() for j in batch]
-            rows = torch.cat([x[self.full_layout.spans[part.base]][part.start : part.stop] for part in parts])
-            new, layout = self._run_rows(layer, batch, parts, rows, prefixes)
-            for joiner, part, span in zip(batch, parts, layout.spans, strict=False):
-                base = y[self.full_layout.spans[joiner.base]]
-                done.append((joiner, torch.cat((base[joiner.start : part.start], new[span], base[part.stop :]))))
-        return done
+    def _full_rows(self, rows: _Rows) -> Array:
+        """Where these rows of their bases are in the full layout."""
+        return ranges(self.full_first[rows.base] + rows.start, rows.n_rows)
 
-    def _run_rows(
-        self, layer: Layer, edited: Sequence[_Joiner], parts: Sequence[_Rows], x: Tensor, prefixes: list[PrefixKV]
-    ) -> tuple[Tensor, Layout]:
-        """These rows after a layer, and their layout, at whose end there may be padding. edited: whose edits to write."""
+    def _place(self, variants: Array) -> slice | Tensor:
+        """Where all rows of these variants, which are in order, are in the buffer."""
+        starts, n_rows = self.at[variants], self.all_rows.n_rows[variants]
+        if (starts[1:] == starts[:-1] + n_rows[:-1]).all():
+            return slice(int(starts[0]), int(starts[-1] + n_rows[-1]))
+        return self._indices(ranges(starts, n_rows))
+
+    def _run_joined(self, layer: Layer, variants: Array, prefixes: list[PrefixKV]) -> None:
+        """Carry variants that have joined through a layer. The last layer puts their rows into the result."""
+        is_edited = any(self.joiners[number].edits_at(layer.index) for number in variants.tolist())
+        rows = self.all_rows.of(variants)
+        if layer.index == self.last and not is_edited:
+            rows = replace(rows, n_queries=self.n_last[variants])
+        place = self._place(variants)
+        y = self._run_rows(layer, variants if is_edited else None, rows, self.buffer[place], prefixes)
+        if layer.index == self.last:
+            read = np.cumsum(rows.n_queries) - self.n_last[variants]
+            self.final[self._indices(self.index[variants])] = y[self._indices(read)]
+        else:
+            self.buffer[place] = y
+
+    def _run_confined(self, layer: Layer, variants: Array, x: Tensor, y: Tensor, prefixes: list[PrefixKV]) -> None:
+        """Carry variants through the layer that they join. Only the rows that they edit are run; others are the base's."""
+        rows = self.changed_rows.of(variants)
+        new = self._run_rows(layer, variants, rows, x[self._indices(self._full_rows(rows))], prefixes)
+        if layer.index < self.last:
+            self.buffer[self._place(variants)] = y[self._indices(self._full_rows(self.all_rows.of(variants)))]
+            changed = ranges(self.at[variants] + rows.start - self.all_rows.start[variants], rows.n_rows)
+            self.buffer[self._indices(changed)] = new
+            return
+        read = self.all_rows.stop[variants] - self.n_last[variants]
+        self.final[self._indices(self.index[variants])] = y[self._indices(self.full_first[rows.base] + read)]
+        reached = np.flatnonzero((rows.start <= read) & (read < rows.stop))
+        at = np.cumsum(rows.n_rows) - rows.n_rows + read - rows.start
+        self.final[self._indices(self.index[variants[reached]])] = new[self._indices(at[reached])]
+
+    def _run_rows(self, layer: Layer, edited: Array | None, rows: _Rows, x: Tensor, prefixes: list[PrefixKV]) -> Tensor:
+        """These rows after a layer. edited: the variants whose edits are written; None for none."""
         n_padding = -len(x) % self.row_multiple
         if n_padding:
-            x, parts = torch.cat((x, x.new_zeros(n_padding, x.shape[1]))), [*parts, _Rows(0, 0, n_padding)]
-        key = tuple(parts)
-        if key not in self.layouts:
-            self.layouts[key] = _layout(parts, self.model.device)
-        layout = self.layouts[key]
-        layout = layout.with_prefixes([prefixes[parts[block.run].base] for block in layout.blocks])
-        tap = EditTap([j.edits_at(layer.index) for j in edited]) if edited else SILENT
-        y = layer(x, layout, tap.at(layer.index, layout))
-        return y[: sum(part.n_queries or part.n_rows for part in parts[: len(parts) - bool(n_padding)])], layout
+            x = torch.cat((x, x.new_zeros(n_padding, x.shape[1])))
+        layout, bases = rows.with_padding(n_padding).layout(self.model.device)
+        layout = layout.with_prefixes([prefixes[base] for base in bases])
+        edits = [] if edited is None else [self.joiners[number].edits_at(layer.index) for number in edited.tolist()]
+        tap = EditTap(edits) if edits else SILENT
+        return layer(x, layout, tap.at(layer.index, layout))[: int(rows.n_queries.sum())]  # type: ignore[no-any-return]
 
-
-def _microbatches(joiners: Sequence[_Joiner], rows_of: Callable[[_Joiner], _Rows]) -> Iterator[list[_Joiner]]:
-    """Variants in as few batches of about MICROBATCH_ROWS rows as possible, of about one size; like rows side by side."""
-    ordered = sorted(joiners, key=rows_of)
-    total = sum(rows_of(joiner).n_rows for joiner in ordered)
-    size = total / max(1, -(-total // MICROBATCH_ROWS))
-    batch: list[_Joiner] = []
-    n_rows = 0
-    for joiner in ordered:
-        count = rows_of(joiner).n_rows
-        if batch and n_rows + count / 2 > size:
-            yield batch
-            batch, n_rows = [], 0
-        batch.append(joiner)
-        n_rows += count
-    if batch:
-        yield batch
-
-
-def _merged(slices: Sequence[slice]) -> list[slice]:
-    """The same slices, with those that follow each other joined."""
-    merged = [slices[0]]
-    for rows in slices[1:]:
-        if rows.start == merged[-1].stop:
-            merged[-1] = slice(merged[-1].start, rows.stop)
-        else:
-            merged.append(rows)
-    return merged
-
-
-def _layout(parts: Sequence[_Rows], device: torch.device) -> Layout:
-    blocks: list[Block] = []
-    first = run = 0
-    for part, equal in groupby(parts):
-        n_runs = len(list(equal))
-        blocks.append(Block(first, n_runs, part.n_rows, run, part.start, part.n_queries))
-        first, run = first + n_runs * part.n_rows, run + n_runs
-    return Layout.of_blocks(blocks, device)
+    def _microbatches(self, variants: Array, rows: _Rows) -> Iterator[Array]:
+        """Variants in as few batches of about n_at_once rows as possible, of about one size."""
+        if not len(variants):
+            return
+        stops = np.cumsum(rows.n_rows[variants])
+        n_batches = max(1, -(-int(stops[-1]) // self.n_at_once))
+        middles = stops - rows.n_rows[variants] / 2
+        batch = np.minimum(middles * n_batches // stops[-1], n_batches - 1)
+        yield from np.split(variants, np.flatnonzero(np.diff(batch)) + 1)
 
 
 def _prefix(k: Tensor, v: Tensor) -> PrefixKV:
