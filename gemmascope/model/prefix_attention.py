@@ -3,7 +3,7 @@
 Each run reads its own rows, and runs that start after position 0 read the keys before them from a prefix. Blocks of unlike
 lengths are padded to one shape where that costs less than a product for each, and runs that share a prefix read it in one
 product, wherever each starts. The two parts are added as unnormalised weights exp(score) and their sums. The soft cap bounds
-the scores, so no maximum is needed, and hidden keys get weight 0.
+the scores, so no maximum is needed, and the weights of hidden keys are multiplied by 0.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _PaddedBlocks(NamedTuple):
 
     queries, keys: the rows of every run, [run x q] among all queries and [run x k] among all rows; a padded row repeats the
     run's last one. real: which of the queries are no padding, [query of these blocks]. into: where those are among all
-    queries. hidden: the keys that a query does not see, [run or 1, 1, q, k].
+    queries. seen: 1 for the keys that a query sees, otherwise 0, float32 [run or 1, 1, q, k].
     """
 
     n_runs: int
@@ -46,7 +46,7 @@ class _PaddedBlocks(NamedTuple):
     keys: Tensor
     real: Tensor
     into: Tensor
-    hidden: Tensor
+    seen: Tensor
 
 
 class _PrefixQueries(NamedTuple):
@@ -110,10 +110,9 @@ class PrefixAttention:
         q_rows = rearrange(q[group.queries], "(run q) (kv g) d -> (run kv) (g q) d", run=group.n_runs, kv=n_kv)
         k_rows, v_rows = (rearrange(x[group.keys], "(run k) kv d -> (run kv) k d", run=group.n_runs) for x in (k, v))
         weights = self._weights(q_rows @ k_rows.mT)
-        shaped = weights.view(group.n_runs, -1, *group.hidden.shape[2:])
-        shaped.masked_fill_(group.hidden, 0.0)
+        weights.view(group.n_runs, -1, *group.seen.shape[2:]).mul_(group.seen)
         for into, value in ((total, weights.sum(-1, keepdim=True)), (read, weights.to(v.dtype) @ v_rows)):
-            rows = rearrange(value, "(run kv) (g q) d -> (run q) (kv g) d", kv=n_kv, q=group.hidden.shape[2])
+            rows = rearrange(value, "(run kv) (g q) d -> (run q) (kv g) d", kv=n_kv, q=group.seen.shape[2])
             into.index_copy_(0, group.into, rows[group.real].to(into.dtype))
 
     def _read_own(self, q: Tensor, k: Tensor, v: Tensor, block: Block, read: Tensor, total: Tensor) -> None:
@@ -130,9 +129,9 @@ class PrefixAttention:
             stop = block.length - block.n_queries + rows.stop
             first = block.length - block.n_queries + rows.start
             weights = self._weights(q_rows @ k[:, seen].mT)
-            hidden = _hidden((first, stop), (seen.start, seen.stop), self.window, q.device)
-            if hidden is not None:
-                weights.view(len(weights), group, -1, weights.shape[-1]).masked_fill_(hidden, 0.0)
+            factors = _seen((first, stop), (seen.start, seen.stop), self.window, q.device)
+            if factors is not None:
+                weights.view(len(weights), group, -1, weights.shape[-1]).mul_(factors)
             shape = (block.count, n_kv, group, rows.stop - rows.start, -1)
             total[..., rows, :] = weights.sum(-1).view(shape)
             read[..., rows, :] = (weights.to(v.dtype) @ v[:, seen]).view(shape)
@@ -146,10 +145,10 @@ class PrefixAttention:
             rows, starts = part if queries.rows is None else queries.rows[part], queries.starts[part]
             q_rows = q[rows].view(len(starts), n_kv, -1, q.shape[-1]).transpose(0, 1).flatten(1, 2)  # [kv, row x group, d]
             weights = self._weights(q_rows @ k.mT)
-            hidden = k_pos >= starts[:, None]
+            seen = k_pos < starts[:, None]
             if self.window is not None:
-                hidden |= k_pos <= queries.positions[part, None] - self.window
-            weights.view(n_kv, len(starts), -1, len(k_pos)).masked_fill_(hidden[:, None], 0.0)
+                seen &= k_pos > queries.positions[part, None] - self.window
+            weights.view(n_kv, len(starts), -1, len(k_pos)).mul_(seen[:, None])
             for into, value in ((total, weights.sum(-1, keepdim=True)), (read, (weights.to(v.dtype) @ v).float())):
                 of_rows = value.view(n_kv, len(starts), -1, value.shape[-1]).transpose(0, 1).flatten(1, 2)
                 if isinstance(rows, slice):
@@ -206,9 +205,9 @@ def _pad(layout: Layout, group: Sequence[int], window: int | None) -> _PaddedBlo
     own_q = (length - n_queries)[:, None] + q  # the query's row in its run
     if (own_q == own_q[:1]).all():
         own_q = own_q[:1]
-    hidden = k > own_q[..., None]
+    seen = k <= own_q[..., None]
     if window is not None:
-        hidden |= k <= own_q[..., None] - window
+        seen &= k > own_q[..., None] - window
     device = layout.positions.device
     return _PaddedBlocks(
         len(length),
@@ -216,7 +215,7 @@ def _pad(layout: Layout, group: Sequence[int], window: int | None) -> _PaddedBlo
         index_tensor((first_key[:, None] + np.minimum(k, length[:, None] - 1)).reshape(-1), device),
         index_tensor(np.flatnonzero(q < n_queries[:, None]), device),
         index_tensor(ranges(first_query, n_queries), device),
-        index_tensor(hidden[:, None], device),
+        index_tensor(seen[:, None].astype(np.float32), device),
     )
 
 
@@ -254,8 +253,8 @@ def _find_prefix_queries(layout: Layout, blocks: list[int], known: int, window: 
     )
 
 
-def _hidden(q: tuple[int, int], k: tuple[int, int], window: int | None, device: torch.device) -> Tensor | None:
-    """True where a query does not see a key; None where every query sees every key."""
+def _seen(q: tuple[int, int], k: tuple[int, int], window: int | None, device: torch.device) -> Tensor | None:
+    """1 where a query sees a key, otherwise 0; None where every query sees every key."""
     if q[0] >= k[1] - 1 and (window is None or q[1] - 1 - k[0] < window):
         return None
-    return ~visible(torch.arange(*q, device=device), torch.arange(*k, device=device), window)
+    return visible(torch.arange(*q, device=device), torch.arange(*k, device=device), window).float()
