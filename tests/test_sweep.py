@@ -131,6 +131,42 @@ def assert_loop(
         assert abs(s.base_metric[pair] - base) <= CLOSE * max(1, abs(base))
 
 
+@pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out", "pattern"])
+def test_rows_before_the_first_other_token_are_not_run_and_change_nothing(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both runs have the same values there; a cell of all positions starts where they differ, and is the loop's."""
+    m, clean = model(), prompt(N_POS)
+    corrupt = [*clean[:5], *prompt(N_POS, seed=1)[5:]]
+    assert corrupt[5] != clean[5]
+    by = ("layer", "q_pos" if site == "pattern" else "pos")
+    rows: list[int] = []
+    forward = Layer.forward
+
+    def counting(layer: Layer, x: Tensor, *rest: Any) -> Tensor:
+        rows.append(len(x))
+        return forward(layer, x, *rest)
+
+    monkeypatch.setattr(Layer, "forward", counting)
+    s = gs.sweep(clean, corrupt, METRIC, site=site, by=by, model=m, progress=False)
+    assert (s.values[0][:, :5] == s.base_metric[0]).all()
+    whole = gs.sweep(clean, corrupt, METRIC, site=site, by=("layer",), model=m, progress=False)
+    n_variant_rows = sum(rows) - 2 * 2 * N_POS * m.n_layers
+    assert n_variant_rows <= (m.n_layers * 4 * 5 // 2 + m.n_layers * 4) * m.n_layers
+    monkeypatch.undo()
+    assert_loop(s, Loop(m, corrupt, clean))
+    assert_loop(whole, Loop(m, corrupt, clean))
+
+
+def test_an_edited_base_may_differ_before_the_first_other_token() -> None:
+    m, clean = model(), prompt(N_POS)
+    corrupt = [*clean[:5], *prompt(N_POS, seed=1)[5:]]
+    edits = [gs.ablate("mlp_out", layer=0, pos=2)]
+    s = gs.sweep(clean, corrupt, METRIC, site="resid_post", edits=edits, model=m, progress=False)
+    assert abs(s.effect.sel(layer=0, pos=2).item()) > 1e-4
+    assert_loop(s, Loop(m, corrupt, clean, base_edits=edits))
+
+
 GRIDS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     *((site, ("layer", "pos"), {}) for site in LAYER_SITES if SITES[site].axes[0] == "pos"),
     *((site, ("layer", "head"), {}) for site in LAYER_SITES if SITES[site].heads),

@@ -17,6 +17,7 @@ from torch import Tensor
 import gemmascope as gs
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.places import find_positions
+from gemmascope.model import prefix_attention
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
@@ -211,6 +212,35 @@ def test_results_do_not_depend_on_which_rows_share_a_microbatch(rows: int, monke
     monkeypatch.setattr(variants_module, "microbatch_rows", lambda _: rows)
     _, apart = run(model(), BASES, some_variants())
     assert error(apart, together) <= CLOSE
+
+
+@pytest.mark.parametrize("spare", [0, 40, 2**20])
+def test_blocks_of_unlike_lengths_share_a_product_or_not(spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No block is padded, some are, or all: every run is still its own, also where only the last rows are queries."""
+    monkeypatch.setattr(prefix_attention, "PADDING_ELEMENTS", 8 * spare)
+    shapes: list[tuple[int, int]] = []
+    read_padded = prefix_attention.PrefixAttention._read_padded
+
+    def counting(self: Any, q: Tensor, k: Tensor, v: Tensor, group: Any, *rest: Any) -> None:
+        shapes.append((len(group.queries), len(group.into)))
+        read_padded(self, q, k, v, group, *rest)
+
+    monkeypatch.setattr(prefix_attention.PrefixAttention, "_read_padded", counting)
+    assert_alone(model(), BASES, some_variants())
+    assert shapes
+    assert any(n_padded > n_real for n_padded, n_real in shapes) == (spare > 0)
+
+
+def test_writes_of_many_runs_in_one_copy_are_those_of_each_alone() -> None:
+    """Constants and vectors, with and without heads, at rows that some runs lack."""
+    vector = torch.randn(model().config.d_head, generator=torch.Generator().manual_seed(3))
+    heads: dict[str, list[int] | None] = {"z": [1, 4], "k_rot": [0], "mlp_out": None, "resid_pre": None}
+    variants = [
+        (base, [gs.ablate(site, layer=1, pos=pos, head=head, value=0.25), gs.ablate("resid_post", layer=0, pos=start)])
+        for base in (0, 1) for site, head in heads.items() for pos, start in ((3, 1), ([5, 2], 4), (slice(2, 6), 3))
+    ]  # fmt: skip
+    variants += [(0, [gs.patch("z", vector, layer=1, pos=pos, head=2)]) for pos in (1, 6)]
+    assert_alone(model(), BASES, variants)
 
 
 def test_each_layer_is_read_once_a_pass(layers_read: list[int]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.model.indices import index_tensor, ranges
 from gemmascope.model.kv_cache import KVCache, PassCache, once
 from gemmascope.model.maths import rope_table
+from gemmascope.values import Array
 
 T = TypeVar("T")
 
@@ -168,5 +168,55 @@ class Layout:
         return once(self.pass_cache, key, compute)
 
 
+@dataclass(frozen=True)
+class RunRows:
+    """Rows of many runs, one array a field: of which base, positions start to stop - 1, and n_queries as in Block."""
+
+    base: Array
+    start: Array
+    stop: Array
+    n_queries: Array
+
+    @property
+    def n_rows(self) -> Array:
+        return self.stop - self.start
+
+    def of(self, runs: Array) -> RunRows:
+        """Those of some of the runs."""
+        return RunRows(self.base[runs], self.start[runs], self.stop[runs], self.n_queries[runs])
+
+    def with_padding(self, n_padding: int) -> RunRows:
+        """These, and at the end the first rows of a base."""
+        if not n_padding:
+            return self
+        last = (0, 0, n_padding, n_padding)
+        fields = (self.base, self.start, self.stop, self.n_queries)
+        return RunRows(*(np.append(field, value) for field, value in zip(fields, last, strict=True)))
+
+    def layout(self, device: torch.device) -> tuple[Layout, list[int]]:
+        """Their layout, in which like runs side by side share a block, and the base of each block."""
+        fields = np.stack((self.base, self.start, self.stop, self.n_queries))
+        bounds = [0, *(np.flatnonzero((fields[:, 1:] != fields[:, :-1]).any(0)) + 1).tolist(), fields.shape[1]]
+        blocks: list[Block] = []
+        first = 0
+        for run, stop in pairwise(bounds):
+            _, start, end, n_queries = fields[:, run].tolist()
+            blocks.append(Block(first, stop - run, end - start, run, start, n_queries))
+            first = blocks[-1].rows.stop
+        return Layout.of_blocks(blocks, device), self.base[bounds[:-1]].tolist()
+
+
 # For computations outside a pass, such as reading logits from rows of a stream.
 NO_ROWS = Layout((), torch.zeros(0, dtype=torch.long))
+
+
+def index_tensor(array: Array, device: torch.device) -> Tensor:
+    """An array as a tensor on the device. The host does not wait for the copy."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def ranges(starts: Array, lengths: Array) -> Array:
+    """The numbers of several ranges, one range behind the other: those from each start on, as many as its length."""
+    starts, lengths = np.asarray(starts, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
+    offsets = np.cumsum(lengths) - lengths
+    return np.repeat(starts - offsets, lengths) + np.arange(int(lengths.sum()), dtype=np.int64)

@@ -18,8 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.model.indices import index_tensor, ranges
-from gemmascope.model.layout import Block, Layout, PrefixKV
+from gemmascope.model.layout import Block, Layout, PrefixKV, index_tensor, ranges
 from gemmascope.model.maths import first_visible, visible
 from gemmascope.values import chunks
 

@@ -229,7 +229,11 @@ class SweepRunner:
             result.base_metric[number] = measure_rows(metric, model, base, row[None])[0]
             of_pair = [i for i, run in enumerate(chunk) if run.pair == number]
             cells = [chunk[i].number for i in of_pair]
-            result.values[number].flat[cells] = measure_rows(metric, model, base, finals.variants[of_pair]).numpy()
+            rows = finals.variants[of_pair]
+            values = measure_rows(metric, model, base, rows)
+            # Products of other row counts round differently: a run that is its base has exactly its base's metric.
+            values[(rows == row).all(1).cpu()] = result.base_metric[number]
+            result.values[number].flat[cells] = values.numpy()
 
 
 def run_all(runner: SweepRunner, progress: bool) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,8 +20,7 @@ from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.target import DeferredValues
 from gemmascope.memory.limits import explain_oom, microbatch_rows
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.indices import index_tensor, ranges
-from gemmascope.model.layout import Block, Layout, PrefixKV
+from gemmascope.model.layout import Layout, PrefixKV, RunRows, index_tensor, ranges
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Chain
 from gemmascope.run.taps import EditTap, Recorder
@@ -85,44 +83,6 @@ def final_residuals(
     """
     with torch.no_grad(), explain_oom(model):
         return _Pass(model, bases, variants, sources, n_at_once or microbatch_rows(model)).run()
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of many runs, one array a field: of which base, positions start to stop - 1, and n_queries as in Block."""
-
-    base: Array
-    start: Array
-    stop: Array
-    n_queries: Array
-
-    @property
-    def n_rows(self) -> Array:
-        return self.stop - self.start
-
-    def of(self, runs: Array) -> _Rows:
-        """Those of some of the runs."""
-        return _Rows(self.base[runs], self.start[runs], self.stop[runs], self.n_queries[runs])
-
-    def with_padding(self, n_padding: int) -> _Rows:
-        """These, and at the end the first rows of a base."""
-        if not n_padding:
-            return self
-        last = (0, 0, n_padding, n_padding)
-        fields = (self.base, self.start, self.stop, self.n_queries)
-        return _Rows(*(np.append(field, value) for field, value in zip(fields, last, strict=True)))
-
-    def layout(self, device: torch.device) -> tuple[Layout, list[int]]:
-        """Their layout, in which like runs side by side share a block, and the base of each block."""
-        fields = np.stack((self.base, self.start, self.stop, self.n_queries))
-        bounds = [0, *(np.flatnonzero((fields[:, 1:] != fields[:, :-1]).any(0)) + 1).tolist(), fields.shape[1]]
-        blocks: list[Block] = []
-        first = 0
-        for run, stop in pairwise(bounds):
-            _, start, end, n_queries = fields[:, run].tolist()
-            blocks.append(Block(first, stop - run, end - start, run, start, n_queries))
-            first = blocks[-1].rows.stop
-        return Layout.of_blocks(blocks, device), self.base[bounds[:-1]].tolist()
 
 
 class _Joiner:
@@ -219,11 +179,11 @@ class _Pass:
             self._run_confined(layer, batch, x, y, prefixes)
         return y
 
-    def _rows(self, positions: Callable[[_Joiner], tuple[int, int]]) -> _Rows:
+    def _rows(self, positions: Callable[[_Joiner], tuple[int, int]]) -> RunRows:
         """Rows of every variant. positions: the first, and the one after the last."""
         table = np.array([(j.base, *positions(j)) for j in self.joiners], dtype=np.int64).reshape(-1, 3)
         base, start, stop = table.T
-        return _Rows(base, start, stop, stop - start)
+        return RunRows(base, start, stop, stop - start)
 
     def _indices(self, numbers: Array | list[int]) -> Tensor:
         return index_tensor(np.asarray(numbers, dtype=np.int64), self.model.device)
@@ -254,7 +214,7 @@ class _Pass:
                     first = int(self.at[number])
                     edit.write_to(self.buffer[first : first + len(joiner.base_run.ids) - joiner.start], joiner.start)
 
-    def _full_rows(self, rows: _Rows) -> Array:
+    def _full_rows(self, rows: RunRows) -> Array:
         """Where these rows of their bases are in the full layout."""
         return ranges(self.full_first[rows.base] + rows.start, rows.n_rows)
 
@@ -294,7 +254,7 @@ class _Pass:
         at = np.cumsum(rows.n_rows) - rows.n_rows + read - rows.start
         self.final[self._indices(self.index[variants[reached]])] = new[self._indices(at[reached])]
 
-    def _run_rows(self, layer: Layer, edited: Array | None, rows: _Rows, x: Tensor, prefixes: list[PrefixKV]) -> Tensor:
+    def _run_rows(self, layer: Layer, edited: Array | None, rows: RunRows, x: Tensor, prefixes: list[PrefixKV]) -> Tensor:
         """These rows after a layer. edited: the variants whose edits are written; None for none."""
         n_padding = -len(x) % self.row_multiple
         if n_padding:
@@ -305,7 +265,7 @@ class _Pass:
         tap = EditTap(edits) if edits else SILENT
         return layer(x, layout, tap.at(layer.index, layout))[: int(rows.n_queries.sum())]  # type: ignore[no-any-return]
 
-    def _microbatches(self, variants: Array, rows: _Rows) -> Iterator[Array]:
+    def _microbatches(self, variants: Array, rows: RunRows) -> Iterator[Array]:
         """Variants in as few batches of about n_at_once rows as possible, of about one size."""
         if not len(variants):
             return
