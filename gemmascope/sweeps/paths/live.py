@@ -78,7 +78,7 @@ class LivePaths:
         """The runs that go through the layers next: at least one, and at most max_rows rows."""
         n_rows = 0
         for cell in self._to_run:
-            yield _SenderRun(cell, torch.tensor(sorted(cell["pos"]), device=self._model.device))
+            yield _SenderRun(cell, torch.tensor(sorted(cell["pos"])))
             n_rows += len(cell["pos"])
             if n_rows + len(cell["pos"]) > self._max_rows:
                 return

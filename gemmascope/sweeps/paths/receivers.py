@@ -39,7 +39,7 @@ class Receiver:
 
     def edit(self, model: Model, positions: Tensor, value: Tensor) -> BoundEdit:
         """The edit that writes what it read at these positions: [row, d_model] of the stream, or [row, head, d_head]."""
-        indices = (positions,) if self.heads is None else (positions, torch.tensor(self.heads, device=positions.device))
+        indices = (positions,) if self.heads is None else (positions, torch.tensor(self.heads))
         edit = Patch(site=self.site, source=value, layer=self.layer, pos=positions.tolist(), head=self.heads or None)
         return BoundEdit(edit, find((self.site, self.layer), model.n_layers), indices, value)
 
