@@ -212,7 +212,9 @@ NO_ROWS = Layout((), torch.zeros(0, dtype=torch.long))
 
 def index_tensor(array: Array, device: torch.device) -> Tensor:
     """An array as a tensor on the device. The host does not wait for the copy."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    # From other memory than page-locked the copy of a large array is waited for.
+    return tensor.pin_memory(device).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def ranges(starts: Array, lengths: Array) -> Array:

@@ -52,9 +52,9 @@ class FrozenPaths:
         if not before:
             return None
         change = torch.stack(before).sum(0)
-        rows = torch.nonzero(change.any(-1))[:, 0]
+        rows = torch.nonzero(change.any(-1).cpu())[:, 0]
         if not len(rows):
-            rows = torch.tensor([len(change) - 1], device=change.device)
+            rows = torch.tensor([len(change) - 1])
         entry = self._model.n_layers if receiver.heads is None else receiver.layer
         stream = (self._base.residuals[entry] + change)[rows]
         value = stream if receiver.heads is None else receiver.read(self._layer(receiver.layer), stream)
