@@ -114,6 +114,10 @@ class PageLocked:
             self.races.append(f"page-locked memory freed while: {access}")
         return 0
 
+    def release(self, address: int) -> None:
+        """Free memory of torch's own page-locked allocator, which keeps it until the copies from it have ended."""
+        self.ranges.pop(address, None)
+
     def of(self, address: int) -> tuple[int, Accesses] | None:
         """The first address of the range that holds an address, and the accesses to it; None if it is pageable."""
         for first, (n_bytes, accesses) in list(self.ranges.items()):

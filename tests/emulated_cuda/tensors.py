@@ -401,7 +401,7 @@ def pin_memory(value: Tensor, *_: Any, **__: Any) -> Tensor:
 
     copied, locked = value.clone(), emulated().page_locked
     locked.register(copied.data_ptr(), copied.numel() * copied.element_size())
-    finalize(copied, locked.unregister, copied.data_ptr()).atexit = False
+    finalize(copied, locked.release, copied.data_ptr()).atexit = False
     return copied
 
 
