@@ -257,13 +257,12 @@ TASKS: dict[str, Callable[[Model], Any]] = {
     ),
     "gradient": lambda model: gs.trace(prompt(9), model=model).grad(METRIC, ("resid_pre", 0)),
 }
-# The most kernels and synchronisations that one more layer may take. TO TIGHTEN as kernels are fused and places are written
-# at once: the aim is 40 kernels a layer and pass, and no synchronisation between the first layer and the result.
-BOUNDS: dict[tuple[str, str], tuple[float, float]] = {
-    ("source", "trace"): (67, 1), ("source", "prompt and 4 tokens"): (314, 0), ("source", "sweep resid_pre"): (182, 3),
-    ("source", "sweep z"): (161, 3), ("source", "gradient"): (270, 4),
-    ("int8", "trace"): (98, 0), ("int8", "prompt and 4 tokens"): (474, 0), ("int8", "sweep resid_pre"): (208, 0),
-    ("int8", "sweep z"): (187, 0), ("int8", "gradient"): (327, 0),
+# The most kernels that one more layer may take. TO TIGHTEN as kernels are fused: the aim is 40 kernels a layer and pass.
+BOUNDS: dict[tuple[str, str], float] = {
+    ("source", "trace"): 67, ("source", "prompt and 4 tokens"): 314, ("source", "sweep resid_pre"): 182,
+    ("source", "sweep z"): 161, ("source", "gradient"): 270,
+    ("int8", "trace"): 98, ("int8", "prompt and 4 tokens"): 474, ("int8", "sweep resid_pre"): 208,
+    ("int8", "sweep z"): 187, ("int8", "gradient"): 327,
 }  # fmt: skip
 
 
@@ -287,8 +286,9 @@ def test_a_layer_asks_no_more_of_the_device_than_its_bound(
         TASKS[task](model)  # the first time, digests of the weights are computed
         cuda.counts.reset()
         TASKS[task](model)
-        counted.append((cuda.counts.n_kernels, cuda.counts.n_syncs))
+        # Digests of the weights are compared now and then, which waits: that is no part of a pass.
+        syncs = sum(count for line, count in cuda.counts.syncs.items() if "digests.py" not in line)
+        counted.append((cuda.counts.n_kernels, syncs))
     (low_kernels, low_syncs), (high_kernels, high_syncs) = counted
-    kernels, syncs = BOUNDS[kind, task]
-    assert 0 < (high_kernels - low_kernels) / 2 <= kernels, cuda.counts
-    assert (high_syncs - low_syncs) / 2 <= syncs, cuda.counts
+    assert 0 < (high_kernels - low_kernels) / 2 <= BOUNDS[kind, task], str(cuda.counts)
+    assert high_syncs == low_syncs, str(cuda.counts)
