@@ -1,0 +1,86 @@
+"""How many kernels and synchronisations 2B's layers, heads and positions ask of a GPU, counted on an emulated one.
+
+No GPU is needed, and nothing is timed: the widths are small, and only the numbers of layers, heads and positions are true.
+Triton's kernels cannot run on the emulated device, so each pointwise function counts as the several kernels of plain torch.
+
+Run: python tests/benchmarks/count.py [--work trace sweep_resid sweep_z tokens gradient] [--lines 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+import gemmascope as gs
+from gemmascope.model.model import Model
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from emulated_cuda import EmulatedCuda  # noqa: E402
+
+N_LAYERS, N_POS, N_TOKENS = 26, 64, 8
+METRIC = gs.logit_diff(5, 9)
+
+
+def prompt(seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, 500, (N_POS,), generator=torch.Generator().manual_seed(seed))
+
+
+def model_in(folder: Path) -> Model:
+    """2B's numbers of layers and heads, d_model 128, bfloat16, on the emulated device."""
+    config = Gemma2Config(
+        vocab_size=512, hidden_size=128, intermediate_size=128, num_hidden_layers=N_LAYERS, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=16, query_pre_attn_scalar=16, sliding_window=4096,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return gs.load(folder, device="cuda", dtype="bfloat16")
+
+
+WORK: dict[str, tuple[str, Callable[[Model], object]]] = {
+    "trace": (f"trace of {N_POS} positions", lambda model: gs.trace(prompt(), model=model).top(1)),
+    "sweep_resid": (
+        f"sweep of resid_pre, {N_LAYERS} x {N_POS}",
+        lambda model: gs.sweep(prompt(), prompt(1), METRIC, site="resid_pre", model=model, progress=False),
+    ),
+    "sweep_z": (
+        f"sweep of z, {N_LAYERS} x 8, {N_POS} positions",
+        lambda model: gs.sweep(prompt(), prompt(1), METRIC, site="z", by=("layer", "head"), model=model, progress=False),
+    ),
+    "tokens": (
+        f"a prompt of {N_POS} and {N_TOKENS} tokens",
+        lambda model: gs.generate(prompt(), model=model, max_new_tokens=N_TOKENS),
+    ),
+    "gradient": (
+        "a trace and a gradient at one site",
+        lambda model: gs.trace(prompt(), model=model).grad(METRIC, ("resid_pre", 0)),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", nargs="*", choices=list(WORK), default=list(WORK))
+    parser.add_argument("--lines", type=int, default=0, help="how many lines of the package to show, those that ask most")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, EmulatedCuda() as cuda:
+        model = model_in(Path(folder))
+        gs.trace(prompt(), model=model)  # the digests of the weights are computed once
+        for name in arguments.work:
+            title, run = WORK[name]
+            cuda.counts.reset()
+            run(model)
+            kernels, syncs = cuda.counts.n_kernels, cuda.counts.n_syncs
+            print(f"{title:32s} {kernels:7,d} kernels, {kernels / N_LAYERS:6.0f} a layer; {syncs:5,d} synchronisations")
+            for what, counter in (("kernels", cuda.counts.kernels), ("synchronisations", cuda.counts.syncs)):
+                for line, count in counter.most_common(arguments.lines):
+                    print(f"    {count:6,d} {what} at {line}")
+
+
+if __name__ == "__main__":
+    main()
