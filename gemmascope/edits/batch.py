@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.target import DeferredRead, DeferredValues
-from gemmascope.model.layout import index_tensor
+from gemmascope.model.maths import index_tensor
 from gemmascope.values import Array
 
 

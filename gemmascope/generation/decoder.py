@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from gemmascope.memory.limits import explain_oom
 from gemmascope.model.finite import can_normalize, is_finite, valid_logits
 from gemmascope.model.kv_cache import KVCache
 from gemmascope.model.layout import Block, Layout, PrefixKV
+from gemmascope.model.maths import index_tensor
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.finite import require_finite, require_logits
@@ -47,14 +49,15 @@ class Decoder:
         filling = _PrefillTap(self._caches, order)
         x = self._pass(torch.cat([self.prompts[run] for run in order]), order, [layout] * self.model.n_layers, filling)
         last_row = {run: span.stop - 1 for run, span in zip(order, layout.spans, strict=True)}
-        return self._logits(x[[last_row[run] for run in self.active]])
+        rows = index_tensor(np.array([last_row[run] for run in self.active]), self.model.device)
+        return self._logits(x[rows])
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Add one position to every active run; returns the soft-capped logits after it, [run, vocab]."""
         layout = self._next_rows()
         layouts = [self._with_cache(layout, layer) for layer in range(self.model.n_layers)]
         appending = _AppendTap(self._caches) if self._full_layers else None
-        x = self._pass(torch.tensor(tokens, device=self.model.device), self.active, layouts, appending)
+        x = self._pass(index_tensor(np.array(tokens), self.model.device), self.active, layouts, appending)
         for run in self.active:
             self.lengths[run] += 1
         return self._logits(x)
@@ -91,7 +94,7 @@ class Decoder:
     def _next_rows(self, back: int = 0) -> Layout:
         """The layout of one row for every active run: its next position, or one that many positions before."""
         blocks = [Block(at, 1, 1, at, start=self.lengths[run] - back) for at, run in enumerate(self.active)]
-        return Layout(tuple(blocks), torch.tensor([b.start for b in blocks], device=self.model.device))
+        return Layout.of_blocks(blocks, self.model.device)
 
     def _with_cache(self, layout: Layout, layer: int) -> Layout:
         """The layout of a step with the keys and values that its rows read in a layer."""
@@ -148,5 +151,5 @@ class _AppendTap(Tap):
             self.v = value
         elif site == "k_rot" and layout.kv_cache is None:
             assert layer is not None
-            self.caches[layer].append(value, self.v, layout.positions, layout.pass_cache)
+            self.caches[layer].append(value, self.v, layout.starts, layout.pass_cache)
         return value

@@ -46,8 +46,8 @@ class Attend:
         tap: BoundTap,
     ) -> Queries:
         if layout.kv_cache is not None:
-            layout.kv_cache.append(k, v, layout.positions, layout.pass_cache)
-            return layout.kv_cache.attend(q, layout.positions, self.scale, self.cap, layout.pass_cache)
+            layout.kv_cache.append(k, v, layout.starts, layout.pass_cache)
+            return layout.kv_cache.attend(q, layout.starts, self.scale, self.cap, layout.pass_cache)
         whole = any(tap.wants(site) for site in EDGE_SITES)
         if not whole and any(block.start for block in layout.blocks):
             if self.cap is not None and self.cap <= MAX_EXPONENT:

@@ -8,13 +8,16 @@ neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from gemmascope.model.maths import index_tensor
 
 # A product reads a multiple of this many slots: on a CPU, the first product of a new shape costs more than spare slots.
 STEP = 32
@@ -63,7 +66,7 @@ class KVCache:
         self,
         k: Float[Tensor, "run kv_head d_head"],
         v: Float[Tensor, "run kv_head d_head"],
-        positions: Int[Tensor, " run"],
+        positions: Sequence[int],
         pass_cache: PassCache,
     ) -> None:
         """Store one more position of every run."""
@@ -85,7 +88,7 @@ class KVCache:
     def attend(
         self,
         q: Float[Tensor, "run head d_head"],
-        positions: Int[Tensor, " run"],
+        positions: Sequence[int],
         scale: float,
         cap: float | None,
         pass_cache: PassCache,
@@ -102,14 +105,15 @@ class KVCache:
         read = scores.softmax(-1).to(self.v.dtype) @ self.v[:, :, : slots.n_used]
         return read.view(q.shape).to(q.dtype)
 
-    def _slots(self, positions: Int[Tensor, " run"], pass_cache: PassCache) -> _Slots:
+    def _slots(self, positions: Sequence[int], pass_cache: PassCache) -> _Slots:
         def compute() -> _Slots:
             n_runs, n_kv, n_slots, _ = self.k.shape
-            first = torch.arange(n_runs * n_kv, device=positions.device).view(n_runs, n_kv) * n_slots
-            n_used = min(n_slots, -(-(int(positions.max()) + 1) // STEP) * STEP)
-            empty = torch.arange(n_used, device=positions.device) > positions[:, None]
-            rows = (first + (positions % n_slots)[:, None]).flatten()
-            return _Slots(rows, n_used, empty[:, None, None] if bool(empty.any()) else None)
+            at = np.array(positions)
+            first = np.arange(n_runs * n_kv).reshape(n_runs, n_kv) * n_slots
+            rows = index_tensor((first + (at % n_slots)[:, None]).reshape(-1), self.k.device)
+            n_used = min(n_slots, -(-(int(at.max()) + 1) // STEP) * STEP)
+            empty = np.arange(n_used) > at[:, None]
+            return _Slots(rows, n_used, index_tensor(empty[:, None, None], self.k.device) if empty.any() else None)
 
         return once(pass_cache, ("slots", self.n_slots), compute)
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.model.kv_cache import KVCache, PassCache, once
-from gemmascope.model.maths import rope_table
+from gemmascope.model.maths import index_tensor, ranges, rope_table
 from gemmascope.values import Array
 
 T = TypeVar("T")
@@ -208,17 +208,3 @@ class RunRows:
 
 # For computations outside a pass, such as reading logits from rows of a stream.
 NO_ROWS = Layout((), torch.zeros(0, dtype=torch.long))
-
-
-def index_tensor(array: Array, device: torch.device) -> Tensor:
-    """An array as a tensor on the device. The host does not wait for the copy."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    # From other memory than page-locked the copy of a large array is waited for.
-    return tensor.pin_memory(device).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def ranges(starts: Array, lengths: Array) -> Array:
-    """The numbers of several ranges, one range behind the other: those from each start on, as many as its length."""
-    starts, lengths = np.asarray(starts, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
-    offsets = np.cumsum(lengths) - lengths
-    return np.repeat(starts - offsets, lengths) + np.arange(int(lengths.sum()), dtype=np.int64)

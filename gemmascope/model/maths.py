@@ -1,15 +1,17 @@
-"""The pure functions of Gemma 2: norm, RoPE, soft cap, which keys a query sees. No state, no modules.
+"""The pure functions of Gemma 2: norm, RoPE, soft cap, which keys a query sees; and index arrays. No state, no modules.
 
 Those marked one_kernel_on_cuda have a twin in kernels/pointwise.py, which computes the same to rounding.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gemmascope.kernels.switch import one_kernel_on_cuda
+from gemmascope.values import Array
 
 
 @one_kernel_on_cuda
@@ -87,3 +89,17 @@ def visible(q_pos: Int[Tensor, " q"], k_pos: Int[Tensor, " k"], window: int | No
     distance = q_pos[:, None] - k_pos[None, :]
     seen = distance >= 0
     return seen if window is None else seen & (distance < window)
+
+
+def index_tensor(array: Array, device: torch.device) -> Tensor:
+    """An array as a tensor on the device. The host does not wait for the copy."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    # From other memory than page-locked the copy of a large array is waited for.
+    return tensor.pin_memory(device).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def ranges(starts: Array, lengths: Array) -> Array:
+    """The numbers of several ranges, one range behind the other: those from each start on, as many as its length."""
+    starts, lengths = np.asarray(starts, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
+    offsets = np.cumsum(lengths) - lengths
+    return np.repeat(starts - offsets, lengths) + np.arange(int(lengths.sum()), dtype=np.int64)

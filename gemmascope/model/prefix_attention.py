@@ -18,8 +18,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from gemmascope.model.layout import Block, Layout, PrefixKV, index_tensor, ranges
-from gemmascope.model.maths import first_visible, visible
+from gemmascope.model.layout import Block, Layout, PrefixKV
+from gemmascope.model.maths import first_visible, index_tensor, ranges, visible
 from gemmascope.values import chunks
 
 # Scores in memory at once: 8 MB in float32. Measured on two cores: larger chunks do not fit the processor cache.

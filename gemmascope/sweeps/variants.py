@@ -20,7 +20,8 @@ from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.target import DeferredValues
 from gemmascope.memory.limits import explain_oom, microbatch_rows
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.layout import Layout, PrefixKV, RunRows, index_tensor, ranges
+from gemmascope.model.layout import Layout, PrefixKV, RunRows
+from gemmascope.model.maths import index_tensor, ranges
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Chain
 from gemmascope.run.taps import EditTap, Recorder

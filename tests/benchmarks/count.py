@@ -21,7 +21,7 @@ import gemmascope as gs
 from gemmascope.model.model import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from emulated_cuda import EmulatedCuda  # noqa: E402
+from emulated_cuda import EmulatedCuda
 
 N_LAYERS, N_POS, N_TOKENS = 26, 64, 8
 METRIC = gs.logit_diff(5, 9)
