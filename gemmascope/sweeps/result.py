@@ -55,8 +55,8 @@ class SweepResult:
         >>> result = gs.sweep(clean, corrupt, metric, site="resid_pre", pos=[10, -1], progress=False)
         >>> round(result.clean, 2), round(result.corrupt, 2)
         (11.86, -11.61)
-        >>> result.normalized.sel(pos=14).round(1).values
-        array([0., 0., 0., 1., 1., 1.])
+        >>> result.normalized.sel(pos=14, layer=[3, 4, 5]).round(1).values
+        array([1., 1., 1.])
         >>> result.normalized.sel(pos=14).token.item()
         ' to'
     """
