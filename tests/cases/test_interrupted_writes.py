@@ -17,6 +17,9 @@ from checkpoints import checkpoint, model, prompt
 
 import gemmascope as gs
 
+# An interrupt between opening a file and entering its block leaves the file to be closed when Python collects it.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 # The files whose lines are interrupted: the package's that write, and those of the library that they use.
 WRITE = ("writing.py", "replace.py", "paths.py", "locking.py", "journal.py", "journal_lines.py", "saving.py", "convert.py",
          "streamed.py", "contextlib.py")  # fmt: skip
