@@ -6,6 +6,7 @@ Every emulation runs in a process of its own and prints numbers, which are those
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import subprocess
@@ -193,8 +194,24 @@ def test_a_process_that_was_killed_holds_no_lock(tmp_path: Path) -> None:
         pass
 
 
-def test_a_process_that_waits_for_a_lock_prints_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class Noticing(io.StringIO):
+    """A stream that another thread can wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+
+    def write(self, text: str) -> int:
+        n_written = super().write(text)
+        if text.endswith("\n"):
+            self.written.set()
+        return n_written
+
+
+def test_a_process_that_waits_for_a_lock_prints_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+    stderr = Noticing()
+    monkeypatch.setattr(sys, "stderr", stderr)
 
     def second() -> None:
         with file_lock(tmp_path / ".lock"):
@@ -203,13 +220,11 @@ def test_a_process_that_waits_for_a_lock_prints_a_message(tmp_path: Path, capsys
     thread = threading.Thread(target=second, daemon=True)
     with file_lock(tmp_path / ".lock"):
         thread.start()
-        message = ""
-        while not message and thread.is_alive():
-            message += capsys.readouterr().err
+        assert stderr.written.wait(30)
         order.append("first")
     thread.join(30)
     assert order == ["first", "second"]
-    assert f"another process is at work in {tmp_path}: waiting for it" in message
+    assert f"another process is at work in {tmp_path}: waiting for it" in stderr.getvalue()
 
 
 @pytest.mark.parametrize("name", ["google/gemma-2-2b", "CON", "nul.v1", "a:b?c*d", "com3", "x" * 300, "...", "ünï", ""])
