@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -121,3 +122,14 @@ def layers_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     for owner, name, counting in ((Gemma2, "layers", one_by_one), (Gemma2, "layer", by_number), (Layer, "forward", guarded)):
         monkeypatch.setattr(owner, name, counting)
     return numbers
+
+
+@pytest.fixture
+def cuda() -> Iterator[Any]:
+    """An emulated CUDA device, and nothing raced on it in the end."""
+    from emulated_cuda import EmulatedCuda
+
+    with EmulatedCuda() as emulation:
+        yield emulation
+        gc.collect()
+        assert emulation.races == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,6 @@ import gemmascope as gs
 from gemmascope.model.model import Model
 
 CUDA = torch.device("cuda", 0)
-
-
-@pytest.fixture
-def cuda() -> Iterator[EmulatedCuda]:
-    """A device, and nothing raced on it in the end."""
-    with EmulatedCuda() as emulation:
-        yield emulation
-        gc.collect()
-        assert emulation.races == []
 
 
 # -- the emulation itself --

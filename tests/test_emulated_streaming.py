@@ -6,7 +6,6 @@ import gc
 import os
 import warnings
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,6 @@ from gemmascope.streaming.page_locked import HostBuffer
 
 METRIC = gs.logit_diff(5, 9)
 KINDS = pytest.mark.parametrize("kind", ["source", "int8"])
-
-
-@pytest.fixture
-def cuda() -> Iterator[EmulatedCuda]:
-    """A device, and nothing raced on it in the end."""
-    with EmulatedCuda() as emulation:
-        yield emulation
-        gc.collect()
-        assert emulation.races == []
 
 
 @pytest.fixture(scope="module")

@@ -92,9 +92,8 @@ class PrefixAttention:
 
     def _group_blocks(self, layout: Layout, n_heads: int) -> tuple[list[tuple[Block, int]], list[_PaddedBlocks]]:
         """The blocks that are computed in their own shape, with their first queries, and those that are padded to one."""
-        on_cpu = layout.positions.device.type == "cpu"
-        most = CHUNK_ELEMENTS if on_cpu else DEVICE_CHUNK_ELEMENTS
-        spare = PADDING_ELEMENTS if on_cpu else DEVICE_PADDING_ELEMENTS
+        device = layout.positions.device
+        most, spare = _most_scores(device), PADDING_ELEMENTS if device.type == "cpu" else DEVICE_PADDING_ELEMENTS
         exact, padded = [], []
         for group in _groups(layout.blocks, most // n_heads, spare // n_heads):
             if len(group) == 1:
@@ -123,7 +122,7 @@ class PrefixAttention:
 
         q, read, total = (by_run(x, block.n_queries) for x in (q, read, total))  # [run, kv, group, row, d]
         k, v = (by_run(x, block.length).flatten(0, 2) for x in (k, v))  # [run x kv, row, d]
-        for rows, seen in self._chunks(block, block.count * n_kv * group, q.device.type == "cpu"):
+        for rows, seen in self._chunks(block, block.count * n_kv * group, q.device):
             q_rows = q[..., rows, :].flatten(0, 1).flatten(1, 2)
             stop = block.length - block.n_queries + rows.stop
             first = block.length - block.n_queries + rows.start
@@ -139,8 +138,7 @@ class PrefixAttention:
         """Add what queries read from the keys before their runs. read [query, head, d], total [query, head, 1]."""
         k, v = (x.to(q.dtype) for x in prefix.between(queries.first, queries.stop))
         n_kv, k_pos = len(k), torch.arange(queries.first, queries.stop, device=q.device)
-        most = CHUNK_ELEMENTS if q.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
-        for part in chunks(len(queries.starts), max(1, most // (q.shape[1] * len(k_pos)))):
+        for part in chunks(len(queries.starts), max(1, _most_scores(q.device) // (q.shape[1] * len(k_pos)))):
             rows, starts = part if queries.rows is None else queries.rows[part], queries.starts[part]
             q_rows = q[rows].view(len(starts), n_kv, -1, q.shape[-1]).transpose(0, 1).flatten(1, 2)  # [kv, row x group, d]
             weights = self._weights(q_rows @ k.mT)
@@ -159,16 +157,19 @@ class PrefixAttention:
         """exp(capped score), float32, from products that are divided by the cap."""
         return products.float().tanh_().mul_(self.cap).exp_()
 
-    def _chunks(self, block: Block, n_heads: int, on_cpu: bool) -> Iterator[tuple[slice, slice]]:
+    def _chunks(self, block: Block, n_heads: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
         """Chunks of query rows, each with the rows of its run that it sees."""
         before = block.length - block.n_queries
-        if on_cpu:
-            fitting = max(1, CHUNK_ELEMENTS // (n_heads * block.length))
-            step = min(CHUNK_ROWS, fitting, max(32, self.window or CHUNK_ROWS))
-        else:
-            step = max(1, DEVICE_CHUNK_ELEMENTS // (n_heads * block.length))
+        step = max(1, _most_scores(device) // (n_heads * block.length))
+        if device.type == "cpu":
+            step = min(CHUNK_ROWS, step, max(32, self.window or CHUNK_ROWS))
         for rows in chunks(block.n_queries, step):
             yield rows, slice(first_visible(before + rows.start, self.window), before + rows.stop)
+
+
+def _most_scores(device: torch.device) -> int:
+    """How many scores are in memory at once."""
+    return CHUNK_ELEMENTS if device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
 
 
 def _groups(blocks: Sequence[Block], most: int, spare: int) -> Iterator[list[int]]:
@@ -244,9 +245,9 @@ def _find_prefix_queries(layout: Layout, blocks: list[int], known: int, window: 
     if not len(reading):
         return None
     all_read = len(reading) == layout.query_firsts[-1]
-    rows = None if all_read else index_tensor(reading + layout.query_firsts[blocks[0]], layout.positions.device)
-    first, stop = int(seen[reading].min()), int(starts[reading].max())
     device = layout.positions.device
+    rows = None if all_read else index_tensor(reading + layout.query_firsts[blocks[0]], device)
+    first, stop = int(seen[reading].min()), int(starts[reading].max())
     return _PrefixQueries(
         rows, index_tensor(positions[reading], device), index_tensor(starts[reading], device), max(known, first), stop
     )

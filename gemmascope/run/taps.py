@@ -36,17 +36,17 @@ class EditTap(Tap):
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if edits := self.at_site.get((site, layer)):
             value = value.clone(memory_format=torch.contiguous_format)
-            spans, starts = layout.spans, layout.starts
             n_edits = Counter(run for run, _ in edits)
-            alone = [(run, edit) for run, edit in edits if n_edits[run] == 1 and replaces(edit)]
-            if together := [RunWrite(e, spans[r].start, starts[r], spans[r].stop - spans[r].start) for r, e in alone]:
-                write_edits(value, together)
+            together: list[RunWrite] = []
             for run, edit in edits:
-                if n_edits[run] == 1 and replaces(edit):
-                    continue
                 span = layout.spans[run]
+                if n_edits[run] == 1 and replaces(edit):
+                    together.append(RunWrite(edit, span.start, layout.starts[run], span.stop - span.start))
+                    continue
                 read = None if edit.edit.reads is None else self.values_read[edit.edit.reads, layer]
                 edit.write_to(value[span], layout.starts[run], None if read is None else read[span])
+            if together:
+                write_edits(value, together)
         if (site, layer) in self.values_read:
             self.values_read[site, layer] = value
         return value

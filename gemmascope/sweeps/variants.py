@@ -212,8 +212,7 @@ class _Pass:
             joiner = self.joiners[number]
             for edit in joiner.own_edits:
                 if edit.address.layer is None:
-                    first = int(self.at[number])
-                    edit.write_to(self.buffer[first : first + len(joiner.base_run.ids) - joiner.start], joiner.start)
+                    edit.write_to(self.buffer[self._place(np.array([number]))], joiner.start)
 
     def _full_rows(self, rows: RunRows) -> Array:
         """Where these rows of their bases are in the full layout."""
