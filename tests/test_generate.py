@@ -401,6 +401,15 @@ BAD: list[tuple[dict[str, Any], type[GemmascopeError], str]] = [
     ({"top_p": 0}, GenerationError, "top_p is a number above 0 and up to 1 .* given 0"),
     ({"top_p": 1.1}, GenerationError, "top_p .* given 1.1"),
     ({"top_p": float("nan")}, GenerationError, "top_p .* given nan"),
+    ({"top_k": 0}, GenerationError, "top_k is a whole number of at least 1; given 0"),
+    ({"top_k": 2.5}, GenerationError, "top_k .* given 2.5"),
+    ({"min_p": -0.1}, GenerationError, r"min_p is a number from 0 \(all tokens\) to 1, a share .* given -0.1"),
+    ({"min_p": float("nan")}, GenerationError, "min_p .* given nan"),
+    ({"repetition_penalty": 0}, GenerationError, "repetition_penalty is a number above 0, and 1 is none; given 0"),
+    ({"repetition_penalty": "2"}, GenerationError, "repetition_penalty .* given '2'"),
+    ({"samples": 0}, GenerationError, "samples is a whole number of at least 1; given 0"),
+    ({"samples": 3}, GenerationError, "samples=3 at temperature 0 would be the same text 3 times"),
+    ({"samples": 2, "temperature": 1.0, "show": print}, GenerationError, "shown as it comes; given 1, 2 samples of each"),
     ({"seed": -1}, GenerationError, "seed is a whole number from 0 to .*; given -1"),
     ({"seed": 2**63}, GenerationError, "seed is a whole number from 0 to"),
     ({"seed": 1.0}, GenerationError, "seed .* given 1.0"),
@@ -467,3 +476,45 @@ def test_without_new_tokens_positions_are_those_of_the_prompt(place: Any) -> Non
 
     ids = torch.tensor(prompt(9))
     assert find_generation_positions(place, model(), ids, 9) == find_positions(place, model(), ids)
+
+
+# -- several samples a prompt --
+
+SAMPLED: dict[str, Any] = {"temperature": 4.0, "max_new_tokens": 7, "seed": 5}
+
+
+@pytest.mark.parametrize("edits", [[], [gs.scale("z", 0.5, layer=1)], [gs.ablate("scores", layer=1, q_pos=[5, 8], k_pos=3)]])
+def test_samples_are_the_texts_of_a_list_of_the_same_prompt(edits: list[Edit]) -> None:
+    prompts = [prompt(6), prompt(10, seed=1), prompt(6)]
+    drawn = gs.generate(prompts, model=model(), edits=edits, samples=3, **SAMPLED)
+    repeated = gs.generate([p for p in prompts for _ in range(3)], model=model(), edits=edits, **SAMPLED)
+    assert [len(samples) for samples in drawn] == [3, 3, 3]
+    for one, other in zip([g for samples in drawn for g in samples], repeated, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+        assert error(one.trace().logits, gs.trace(other.ids, model=model(), edits=one.edits).logits) <= 2 * CLOSE
+    assert len({tuple(g.ids.tolist()) for g in drawn[0]}) > 1  # samples differ
+    alone = gs.generate(prompts[0], model=model(), edits=edits, samples=3, **SAMPLED)
+    assert [g.ids.tolist() for g in alone] == [g.ids.tolist() for g in drawn[0]]
+    assert isinstance(gs.generate(prompts[0], model=model(), samples=1, max_new_tokens=1), list)
+
+
+def test_samples_share_the_pass_of_their_prompt() -> None:
+    seen: list[int] = []
+
+    def halve(rows: Tensor) -> Tensor:
+        seen.append(len(rows))
+        return rows * 0.5
+
+    edits = [gs.edit("mlp_out", halve, layer=1)]
+    drawn = gs.generate(prompt(6), model=model(), edits=edits, samples=4, temperature=4.0, max_new_tokens=3)
+    assert seen == [6] + [1] * 8  # the prompt once, and then each sample's new positions
+    alone = gs.generate(prompt(6), model=model(), edits=edits, temperature=4.0, max_new_tokens=3, seed=2)
+    assert alone.ids.tolist() == drawn[2].ids.tolist()
+    assert error(drawn[2].trace()["mlp_out", 1], alone.trace()["mlp_out", 1]) <= CLOSE  # repeats what the function wrote
+    assert len(seen) == 9 + 3 + 2  # by what was recorded: the function is called again for the last token of each text only
+
+
+def test_truncation_at_temperature_zero_is_warned_of() -> None:
+    with pytest.warns(gs.GemmascopeWarning, match="top_k and min_p change nothing at temperature 0"):
+        gs.generate(prompt(5), model=model(), max_new_tokens=1, top_k=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from checkpoints import checkpoint, model_of, prompt
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
 
 import gemmascope as gs
 from gemmascope.generation.sampling import Sampling
@@ -55,6 +58,48 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, n_kept: int) 
     probs = Sampling(1.0, top_p).probabilities(logits)
     assert probs.nonzero().flatten().tolist() == sorted([1, 3, 0, 2][:n_kept])  # of equal tokens the first
     assert float(probs.sum()) == pytest.approx(1.0)
+
+
+def processors(penalty: float, temperature: float, top_k: int | None, top_p: float, min_p: float) -> LogitsProcessorList:
+    """transformers' own list for these settings, in its order."""
+    settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p, "min_p": min_p or None}
+    config = GenerationConfig(do_sample=True, repetition_penalty=penalty, **settings)
+    return checkpoint("l", 0)._get_logits_processor(config, input_ids_seq_length=1)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6), size=st.integers(2, 60), penalty=st.just(1.0) | st.floats(0.3, 4),
+    temperature=st.floats(0.2, 5), top_k=st.none() | st.integers(1, 70), top_p=st.just(1.0) | st.floats(0.05, 0.99),
+    min_p=st.just(0.0) | st.floats(0.001, 1), n_seen=st.integers(1, 30),
+)  # fmt: skip
+def test_processed_logits_are_those_of_transformers(
+    seed: int, size: int, penalty: float, temperature: float, top_k: int | None, top_p: float, min_p: float, n_seen: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(size, generator=random, dtype=torch.float64)
+    seen = torch.randint(size, (n_seen,), generator=random)
+    theirs = processors(penalty, temperature, top_k, top_p, min_p)(seen[None], logits[None].clone())[0].log_softmax(-1)
+    ours = Sampling(temperature, top_p, top_k, min_p, penalty).log_probabilities(logits, seen.tolist())
+    assert torch.equal(theirs.isinf(), ours.isinf())
+    assert float((theirs - ours)[~ours.isinf()].abs().max()) <= 1e-6
+    penalised = processors(penalty, 1.0, None, 1.0, 0.0)(seen[None], logits[None].clone())[0]
+    assert Sampling(0.0, repetition_penalty=penalty).draw(logits[None], [], [seen.tolist()]) == [int(penalised.argmax())]
+
+
+def test_of_equally_likely_tokens_top_k_keeps_all_as_transformers_does() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])
+    assert Sampling(1.0, top_k=2).probabilities(logits).nonzero().flatten().tolist() == [1, 2, 3]
+
+
+def test_the_penalty_counts_the_prompt_and_what_was_drawn() -> None:
+    source = checkpoint("lg", 1, vocab_size=23, eos_token_id=None)
+    model, ids = model_of(source), prompt(6, vocab_size=23)
+    settings: dict[str, Any] = {"max_new_tokens": 12, "repetition_penalty": 2.5}
+    tokens = torch.tensor([list(ids)])
+    theirs = source.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, pad_token_id=0, **settings)
+    assert gs.generate(ids, model=model, **settings).ids.tolist() == theirs[0].tolist()
+    assert gs.generate(ids, model=model, max_new_tokens=12).ids.tolist() != theirs[0].tolist()
 
 
 def test_tiny_and_huge_temperatures_give_finite_probabilities() -> None:

@@ -27,6 +27,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--max-new-tokens", metavar="N", type=int, default=32, help="the most tokens (default: 32)")
     parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 for the likeliest (default: 0)")
     parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="draw from this share (default: 1, all)")
+    parser.add_argument("--top-k", metavar="K", type=int, help="draw from the K likeliest tokens (default: all)")
+    parser.add_argument("--min-p", metavar="P", type=float, default=0.0, help="least share of the likeliest (default: 0)")
+    parser.add_argument("--repetition-penalty", metavar="R", type=float, default=1.0, help="of tokens so far (default: 1)")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end at this text; may be repeated")
     add_model(parser)
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from gemmascope.loading.load import load
 
     model = load(args.model, weights=args.weights, memory=args.memory)
-    options = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
+    options = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
     settings = {name: getattr(args, name) for name in options}
     with warnings.catch_warnings():  # the exit status reports an interrupt
         warnings.simplefilter("ignore", UserWarning)

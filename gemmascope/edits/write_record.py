@@ -29,6 +29,10 @@ class WriteRecord:
         self._parts: list[tuple[list[int], Tensor, Tensor | None]] = []  # positions, values [pos, ...], keys
         self._at: dict[int, tuple[int, int]] = {}  # position -> part, and row in it
 
+    def copy_from(self, other: WriteRecord) -> None:
+        """Record what another run of the same prompt recorded: the runs share that part of the pass."""
+        self._parts, self._at = list(other._parts), dict(other._at)
+
     def __call__(self, write: Write, old: Tensor, positions: Tensor, keys: Tensor | None) -> Tensor:
         """The new values: those recorded, and write(...) for positions without a record.
 

@@ -30,11 +30,19 @@ class Decoder:
     """Runs with their KV caches.
 
     prompts: the token ids of each run. edits: those of each, bound to the most positions that it may reach. n_total: the
-    most positions that any of them may reach.
+    most positions that any of them may reach. samples: how many runs in a row continue the same prompt with the same edits;
+    they share its pass.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]], n_total: int) -> None:
-        self.model, self.prompts, self.edits = model, prompts, edits
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Tensor],
+        edits: Sequence[Sequence[BoundEdit]],
+        n_total: int,
+        samples: int = 1,
+    ) -> None:
+        self.model, self.prompts, self.edits, self.samples = model, prompts, edits, samples
         self.lengths = [len(ids) for ids in prompts]
         self.active = list(range(len(prompts)))  # the run of each row of a step
         self._passes: list[tuple[dict[int, slice], list[Tensor]]] = []
@@ -44,23 +52,36 @@ class Decoder:
 
     def prefill(self) -> Tensor:
         """Run the prompts in one pass; returns the soft-capped logits after each, [run, vocab]."""
-        order = sorted(self.active, key=lambda run: self.lengths[run])
+        first = self.active[:: self.samples]  # of the runs of each prompt
+        order = sorted(first, key=lambda run: self.lengths[run])
         layout = Layout.of_lengths([self.lengths[run] for run in order], self.model.device)
-        filling = _PrefillTap(self._caches, order)
+        filling = _PrefillTap(self._caches, order, self.samples)
         x = self._pass(torch.cat([self.prompts[run] for run in order]), order, [layout] * self.model.n_layers, filling)
+        spans, stream = self._passes[0]
+        self._passes[0] = {run + i: span for run, span in spans.items() for i in range(self.samples)}, stream
         last_row = {run: span.stop - 1 for run, span in zip(order, layout.spans, strict=True)}
-        rows = index_tensor(np.array([last_row[run] for run in self.active]), self.model.device)
-        return self._logits(x[rows])
+        rows = index_tensor(np.array([last_row[run] for run in first]), self.model.device)
+        logits = self._logits(x[rows], first)
+        return logits if self.samples == 1 else self._shared(logits, first)
+
+    def _shared(self, logits: Tensor, first: Sequence[int]) -> Tensor:
+        """The logits of each prompt for all its samples, which also take over what the prompt's edits wrote."""
+        for run in first:
+            for sample in range(run + 1, run + self.samples):
+                for edit, copied in zip(self.edits[run], self.edits[sample], strict=True):
+                    if edit.written is not None and copied.written is not None:
+                        copied.written.copy_from(edit.written)
+        return logits.repeat_interleave(self.samples, 0)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Add one position to every active run; returns the soft-capped logits after it, [run, vocab]."""
-        layout = self._next_rows()
+        layout = self._next_rows(self.active)
         layouts = [self._with_cache(layout, layer) for layer in range(self.model.n_layers)]
         appending = _AppendTap(self._caches) if self._full_layers else None
         x = self._pass(index_tensor(np.array(tokens), self.model.device), self.active, layouts, appending)
         for run in self.active:
             self.lengths[run] += 1
-        return self._logits(x)
+        return self._logits(x, self.active)
 
     def keep_runs(self, places: Sequence[int]) -> None:
         """Keep only some of the active runs, by their places among them."""
@@ -91,9 +112,9 @@ class Decoder:
                     require_finite(self.model, self.prompts[run], self.stream(run), self.edits[run])
         return stream[-1]
 
-    def _next_rows(self, back: int = 0) -> Layout:
-        """The layout of one row for every active run: its next position, or one that many positions before."""
-        blocks = [Block(at, 1, 1, at, start=self.lengths[run] - back) for at, run in enumerate(self.active)]
+    def _next_rows(self, runs: Sequence[int], back: int = 0) -> Layout:
+        """The layout of one row for each of these runs: its next position, or one that many positions before."""
+        blocks = [Block(at, 1, 1, at, start=self.lengths[run] - back) for at, run in enumerate(runs)]
         return Layout.of_blocks(blocks, self.model.device)
 
     def _with_cache(self, layout: Layout, layer: int) -> Layout:
@@ -110,14 +131,14 @@ class Decoder:
         n_slots = n_total if window is None else min(window, n_total)
         return KVCache(len(self.prompts), config.n_kv_heads, n_slots, config.d_head, norm.weight)
 
-    def _logits(self, rows: Tensor) -> Tensor:
-        """The soft-capped logits after the newest row of every active run, with the edits after the layers."""
-        layout = self._next_rows(back=1)
-        tap = EditTap([[e for e in self.edits[run] if e.address.layer is None] for run in self.active])
+    def _logits(self, rows: Tensor, runs: Sequence[int]) -> Tensor:
+        """The soft-capped logits after the newest row of each of these runs, with the edits after the layers."""
+        layout = self._next_rows(runs, back=1)
+        tap = EditTap([[e for e in self.edits[run] if e.address.layer is None] for run in runs])
         with torch.no_grad():
             logits = self.model.network.unembed(rows, tap.at(None, layout))
             if not valid_logits(logits):
-                for at, run in enumerate(self.active):
+                for at, run in enumerate(runs):
                     require_logits(
                         self.model, self.prompts[run], logits[at], rows[at], self.lengths[run] - 1, self.edits[run]
                     )
@@ -125,10 +146,13 @@ class Decoder:
 
 
 class _PrefillTap(Tap):
-    """Fills the caches with the keys and values of whole prompts. runs: the number of each run of the pass."""
+    """Fills the caches with the keys and values of whole prompts.
 
-    def __init__(self, caches: Sequence[KVCache], runs: Sequence[int]) -> None:
-        self.caches, self.runs = caches, runs
+    runs: the number of each run of the pass. samples: how many runs from that one on share its prompt.
+    """
+
+    def __init__(self, caches: Sequence[KVCache], runs: Sequence[int], samples: int) -> None:
+        self.caches, self.runs, self.samples = caches, runs, samples
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if site == "v":
@@ -136,7 +160,8 @@ class _PrefillTap(Tap):
         elif site == "k_rot":  # the pass visits k_rot after v
             assert layer is not None
             for run, span in zip(self.runs, layout.spans, strict=True):
-                self.caches[layer].fill(run, value[span], self.v[span])
+                for sample in range(self.samples):
+                    self.caches[layer].fill(run + sample, value[span], self.v[span])
         return value
 
 

@@ -41,6 +41,10 @@ def generate(
     seed: int = 0,
     stop: object = (),
     show: Show = False,
+    top_k: int | None = None,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    samples: int | None = None,
 ) -> Any:
     """Continue a prompt token by token, with edits that apply while decoding too.
 
@@ -58,13 +62,21 @@ def generate(
         temperature: 0.0, the default, takes the likeliest token; above it, tokens are drawn from
             softmax(logits / temperature).
         top_p: Draw from the fewest likeliest tokens whose probabilities sum to at least this. Default 1.0, all tokens.
-        seed: Seed of the draws. Prompt i of a list draws with seed + i, as it would alone. Default 0.
+        seed: Seed of the draws. Prompt i of a list draws with seed + i, as it would alone, and of n samples a prompt the
+            j-th with seed + i * n + j. Default 0.
         stop: Texts or token ids that end the text, besides the model's end tokens (and the end of a turn after chat
             messages). A stop text may begin and end inside tokens, and stays in the text.
         show: True prints the text as it is generated; a function is called with each new piece. Default False.
+        top_k: Draw from the top_k likeliest tokens, and those as likely as the last of them. None, the default: all tokens.
+        min_p: Draw from tokens that are at least this share as likely as the likeliest. Default 0.0, all tokens.
+        repetition_penalty: The logits of tokens in the text so far, the prompt included, are divided by it where positive
+            and multiplied where negative, at any temperature. Default 1.0, none.
+        samples: The number of texts drawn from each prompt, which share the prompt's pass. Default: one, by itself.
+
+    The logits go through repetition_penalty, temperature, top_k, top_p and min_p in this order, which is transformers'.
 
     Returns:
-        A Generation; for a list of prompts, a list of them.
+        A Generation; for a list of prompts, a list of them. With samples, a list of Generations in place of each.
 
     Raises:
         PromptError, SiteError, EditError, GenerationError: An argument does not fit. Raised before anything runs.
@@ -72,24 +84,50 @@ def generate(
     Examples:
         >>> gs.generate("Mary and John went to the", max_new_tokens=5).text
         ' library leaves at three.'
+        >>> drawn = gs.generate("Mary and", temperature=0.8, top_k=20, samples=3, max_new_tokens=4)
+        >>> len(drawn), drawn[0].n_prompt
+        (3, 3)
 
     References:
+        Fan et al., "Hierarchical Neural Story Generation" (arXiv 1805.04833), for top_k.
         Holtzman et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751), for top_p.
+        Keskar et al., "CTRL" (arXiv 1909.05858), for repetition_penalty.
+        Nguyen et al., "Turning Up the Heat: Min-p Sampling" (arXiv 2407.01082), for min_p.
     """
     model, edits = model_or_nano(model), listed_edits(edits)
-    sampling = Sampling(temperature, top_p)
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     prompts, is_list = listed_prompts(prompt)
-    show_piece = _show_function(show, model, len(prompts) if is_list else None)
+    n_samples = _n_samples(samples, sampling)
+    n_texts = len(prompts) * n_samples
+    each_of = "" if n_samples == 1 else f", {n_samples} samples of each"
+    show_piece = _show_function(show, model, f"{len(prompts)}{each_of}" if is_list or n_samples > 1 else None)
     n_new = whole_number(max_new_tokens, "max_new_tokens", least=1, error=GenerationError)
-    seed = whole_number(seed, "seed", least=0, most=MOST_SEED - len(prompts), error=GenerationError)
+    seed = whole_number(seed, "seed", least=0, most=MOST_SEED - n_texts, error=GenerationError)
     model.each_ids(prompts)  # whose error names the prompt
-    runs = [_Run.of(one, model, edits, n_new, stop, seed + i) for i, one in enumerate(prompts)]
+    each = [one for one in prompts for _ in range(n_samples)]
+    runs = [_Run.of(one, model, edits, n_new, stop, seed + i) for i, one in enumerate(each)]
     try:
-        generations = _Loop(runs, sampling, show_piece, model, n_new).run()
+        generations = _Loop(runs, sampling, show_piece, model, n_new, n_samples).run()
     finally:
         if show is True:
             print()
-    return generations if is_list else generations[0]
+    if samples is None:
+        return generations if is_list else generations[0]
+    by_prompt = [generations[i : i + n_samples] for i in range(0, n_texts, n_samples)]
+    return by_prompt if is_list else by_prompt[0]
+
+
+def _n_samples(samples: int | None, sampling: Sampling) -> int:
+    """The texts of each prompt. GenerationError for several that could not differ."""
+    if samples is None:
+        return 1
+    n = whole_number(samples, "samples", least=1, error=GenerationError)
+    if n > 1 and sampling.temperature == 0:
+        raise GenerationError(
+            f"samples={n} at temperature 0 would be the same text {n} times, the likeliest: say temperature=1.0, or leave "
+            "samples out"
+        )
+    return n
 
 
 def growing_texts(prompt: Prompt, model: Model, edits: Sequence[Edit], max_new_tokens: int) -> Iterator[str]:
@@ -112,7 +150,7 @@ class _Run:
     """One prompt and its text so far.
 
     user_edits: the edits as the user wrote them. n_total: the most positions that the run may reach. new: the tokens drawn
-    so far, each with its log probability.
+    so far, each with its log probability. text_ids: the ids of the prompt and of those.
     """
 
     prompt: Tensor
@@ -121,6 +159,7 @@ class _Run:
     n_total: int
     detokenizer: IncrementalDetokenizer
     generator: torch.Generator
+    text_ids: list[int]
     new: list[tuple[int, float]] = field(default_factory=list)
     stopped: str | None = None
 
@@ -140,11 +179,12 @@ class _Run:
         warn_of_no_effect(bound, model, ids, edits)
         tokenizer = model.tokenizer if model.has_tokenizer else None
         detokenizer = IncrementalDetokenizer(tokenizer, Stopping.of(stop, prompt, model), ids.tolist())
-        return cls(ids, tuple(edits), bound, n_total, detokenizer, torch.Generator().manual_seed(seed))
+        return cls(ids, tuple(edits), bound, n_total, detokenizer, torch.Generator().manual_seed(seed), ids.tolist())
 
     def add(self, token: int, logprob: float, n_new: int) -> str:
         """Add a token; returns the text that it completes."""
         self.new.append((token, logprob))
+        self.text_ids.append(token)
         piece, self.stopped = self.detokenizer.add(token)
         if self.stopped is None and len(self.new) == n_new:
             self.stopped = "length"
@@ -156,11 +196,17 @@ class _Loop:
     """Draws tokens until every run has stopped."""
 
     def __init__(
-        self, runs: Sequence[_Run], sampling: Sampling, show: Callable[[str], object], model: Model, n_new: int
+        self,
+        runs: Sequence[_Run],
+        sampling: Sampling,
+        show: Callable[[str], object],
+        model: Model,
+        n_new: int,
+        samples: int = 1,
     ) -> None:
         self.runs, self.sampling, self.show, self.model, self.n_new = runs, sampling, show, model, n_new
         n_total = max(run.n_total for run in runs)
-        self.decoder = Decoder(model, [run.prompt for run in runs], [run.edits for run in runs], n_total)
+        self.decoder = Decoder(model, [run.prompt for run in runs], [run.edits for run in runs], n_total, samples)
 
     def steps(self) -> Iterator[None]:
         """Draw one token for every active run, then yield; the runs hold what was drawn."""
@@ -185,7 +231,7 @@ class _Loop:
     def _draw(self, logits: Tensor) -> list[int]:
         """Draw a token for every active run; returns the places, among these, of those that have not stopped."""
         runs = [self.runs[number] for number in self.decoder.active]
-        tokens = self.sampling.draw(logits, [run.generator for run in runs])
+        tokens = self.sampling.draw(logits, [run.generator for run in runs], [run.text_ids for run in runs])
         logprobs = logits.log_softmax(-1).gather(1, torch.tensor(tokens, device=logits.device)[:, None])
         for run, token, logprob in zip(runs, tokens, logprobs[:, 0].tolist(), strict=True):
             self.show(run.add(token, logprob, self.n_new))
@@ -208,7 +254,7 @@ class _Loop:
         )  # fmt: skip
 
 
-def _show_function(show: object, model: Model, n_prompts: int | None) -> Callable[[str], object]:
+def _show_function(show: object, model: Model, n_prompts: str | None) -> Callable[[str], object]:
     """What is called with each piece of text. GenerationError for several prompts (None: one), which have no one text."""
     if show is False:
         return lambda piece: None
