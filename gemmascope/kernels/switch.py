@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
+from types import ModuleType
 from typing import ParamSpec, cast
 
 import torch
@@ -79,6 +80,11 @@ def one_kernel_on_cuda(plain: Callable[P, Tensor]) -> Callable[P, Tensor]:
         return plain(*args, **kwargs)
 
     return called
+
+
+def attention_kernels() -> ModuleType:
+    """attention.py, which can be imported only where Triton is."""
+    return importlib.import_module("gemmascope.kernels.attention")
 
 
 @functools.cache

@@ -1,23 +1,27 @@
-"""Attention over a layout: scale, soft cap, mask, softmax in float32, exact and in plain torch.
+"""Attention over a layout: scale, soft cap, mask, softmax in float32, exact and in plain torch or in one kernel.
 
-Attend chooses between three forms of the same formula. Runs from position 0 are computed here, in chunks of query rows,
-each with only the keys that it can see, so that masked halves and windows cost nothing and no prompt needs its whole score
-matrix at once. Runs that start after position 0 go through prefix_attention.py, and runs that grow by one row go through
-kv_cache.py. If a tap wants the scores or the pattern of a layer, they are computed whole.
+Attend chooses between the forms of the same formula. Where Triton kernels run, one of them computes all runs of a pass.
+Elsewhere, runs from position 0 are computed here, in chunks of query rows, each with only the keys that it can see, so that
+masked halves and windows cost nothing and no prompt needs its whole score matrix at once. Runs that start after position 0
+go through prefix_attention.py, and runs that grow by one row go through kv_cache.py. If a tap wants the scores or the
+pattern of a layer, they are computed whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.errors import TapError
-from gemmascope.model.layout import Block, Layout, PrefixKV
-from gemmascope.model.maths import first_visible, soft_cap, visible
+from gemmascope.kernels.attention_tiles import Runs, Scores, Tiles, fits, many_rows, tile_tables
+from gemmascope.kernels.switch import attention_kernels, fuses
+from gemmascope.model.layout import Block, KeyPool, Layout, PrefixKV
+from gemmascope.model.maths import first_visible, index_tensor, ranges, soft_cap, visible
 from gemmascope.model.prefix_attention import KeyValues, PrefixAttention, Queries
 from gemmascope.model.tap import BoundTap
 from gemmascope.sites import EDGE_SITES
@@ -45,10 +49,16 @@ class Attend:
         layout: Layout,
         tap: BoundTap,
     ) -> Queries:
+        in_one_kernel = fuses(q) and fits(q.dtype, q.shape[2], q.shape[1] // k.shape[1])
+        scores = Scores(self.scale, self.cap, self.window)
+        if layout.kv_cache is not None and in_one_kernel:
+            return layout.kv_cache.step_in_kernels(q, k, v, layout.positions, max(layout.starts), scores)
         if layout.kv_cache is not None:
             layout.kv_cache.append(k, v, layout.starts, layout.pass_cache)
             return layout.kv_cache.attend(q, layout.starts, self.scale, self.cap, layout.pass_cache)
         whole = any(tap.wants(site) for site in EDGE_SITES)
+        if not whole and in_one_kernel:
+            return self._in_one_kernel(q, k, v, layout, scores)
         if not whole and any(block.start for block in layout.blocks):
             if self.cap is not None and self.cap <= MAX_EXPONENT:
                 return PrefixAttention(self.scale, self.cap, self.window)(q, k, v, layout)
@@ -92,6 +102,17 @@ class Attend:
         flat = rearrange(pattern, "run kv group q k -> run kv (group q) k") @ v
         return rearrange(flat, "run kv (group q) d -> run kv group q d", group=pattern.shape[2])
 
+    def _in_one_kernel(self, q: Queries, k: KeyValues, v: KeyValues, layout: Layout, scores: Scores) -> Queries:
+        pool, rows = _pool(layout)
+        group, most_rows = q.shape[1] // k.shape[1], many_rows(q.dtype, q.shape[2])
+
+        def tiles() -> list[Tiles]:
+            tables = tile_tables(_runs(layout, rows), group, self.window, most_rows)
+            return [Tiles(index_tensor(table, q.device), n) for table, n in tables]
+
+        shared = layout.once(("tiles", self.window, group, most_rows, tuple(rows)), tiles)
+        return attention_kernels().attend_runs(q, k, v, pool, shared, scores)  # type: ignore[no-any-return]
+
     def _chunked(self, q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
         """Runs from position 0: query rows in chunks, each with the keys that it sees."""
         positions = torch.arange(block.length, device=q.device)
@@ -124,6 +145,37 @@ def _query_chunks(q: Tensor, n_keys: int) -> Iterator[slice]:
     """Slices of the query rows, each with at most CHUNK_ELEMENTS scores against n_keys keys."""
     per_row = q.shape[0] * q.shape[1] * q.shape[2] * n_keys
     return chunks(q.shape[3], min(CHUNK_ROWS, max(1, CHUNK_ELEMENTS // per_row)))
+
+
+def _pool(layout: Layout) -> tuple[KeyPool | None, list[tuple[int, int]]]:
+    """The keys and values of all prefixes, and for each block its pool's row of position 0 and the first known position."""
+    prefixes = {id(x): x for x in layout.prefixes if x is not None}
+    none = [(0, 0)] * len(layout.blocks)
+    if not prefixes:
+        return None, none
+    pools = {id(x.pool) for x in prefixes.values()}
+    first = next(iter(prefixes.values()))
+    if first.pool is not None and len(pools) == 1:
+        pool, rows = first.pool, {number: x.pool_row for number, x in prefixes.items()}
+    else:
+        parts = [(x.k, x.v) for x in prefixes.values()]
+        pool = KeyPool(*(x[0] if len(x) == 1 else torch.cat(x, dim=1) for x in zip(*parts, strict=True)))
+        stops = np.cumsum([x.k.shape[1] for x in prefixes.values()]).tolist()
+        rows = dict(zip(prefixes, [0, *stops], strict=False))
+    return pool, [(0, 0) if x is None else (rows[id(x)] - x.first, x.first) for x in layout.prefixes]
+
+
+def _runs(layout: Layout, rows: list[tuple[int, int]]) -> Runs:
+    """The runs of a layout. rows: as _pool returns them."""
+    fields = [
+        (at, b.first, b.n_queries, b.length, b.start, b.stop, *row)
+        for at, b, row in zip(layout.query_firsts, layout.blocks, rows, strict=False)
+    ]
+    counts = np.array([b.count for b in layout.blocks], dtype=np.int64)
+    table = np.repeat(np.array(fields, dtype=np.int64).reshape(-1, 8), counts, axis=0)
+    at, first, n_queries, length, start, stop, pool_row, known = table.T
+    number = ranges(np.zeros_like(counts), counts)  # of a run in its block
+    return Runs(at + number * n_queries, n_queries, first + number * length, start, stop, pool_row, known)
 
 
 def _with_prefix(k: Tensor, v: Tensor, prefix: PrefixKV | None, block: Block) -> tuple[Tensor, Tensor]:

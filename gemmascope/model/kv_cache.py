@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gemmascope.kernels.attention_tiles import Scores
+from gemmascope.kernels.switch import attention_kernels
 from gemmascope.model.maths import index_tensor
 
 # A product reads a multiple of this many slots: on a CPU, the first product of a new shape costs more than spare slots.
@@ -104,6 +106,21 @@ class KVCache:
             scores = scores.masked_fill_(slots.empty, -torch.inf)
         read = scores.softmax(-1).to(self.v.dtype) @ self.v[:, :, : slots.n_used]
         return read.view(q.shape).to(q.dtype)
+
+    def step_in_kernels(
+        self,
+        q: Float[Tensor, "run head d_head"],
+        k: Float[Tensor, "run kv_head d_head"],
+        v: Float[Tensor, "run kv_head d_head"],
+        positions: Int[Tensor, " run"],
+        last: int,
+        scores: Scores,
+    ) -> Float[Tensor, "run head d_head"]:
+        """append and attend, as Triton kernels. last: the largest of the positions."""
+        kernels = attention_kernels()
+        kernels.append(k, v, self.k, self.v, positions)
+        n_used = min(last + 1, self.n_slots)
+        return kernels.attend_cache(q, self.k, self.v, positions, n_used, scores)  # type: ignore[no-any-return]
 
     def _slots(self, positions: Sequence[int], pass_cache: PassCache) -> _Slots:
         def compute() -> _Slots:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,16 +25,31 @@ from gemmascope.values import Array
 T = TypeVar("T")
 
 
+class KeyPool(NamedTuple):
+    """Keys, after RoPE, and values of one layer at the rows of many runs."""
+
+    k: Float[Tensor, "kv_head row d_head"]
+    v: Float[Tensor, "kv_head row d_head"]
+
+
 @dataclass(frozen=True)
 class PrefixKV:
     """Keys, after RoPE, and values of one layer at consecutive positions of one run, for rows that start after them.
 
-    first: the position of the first key and value.
+    first: the position of the first key and value. pool: what k and v are a view of, so that one kernel can read the
+    prefixes of many runs; None if they stand alone. pool_row: the pool's row of the first of them.
     """
 
     k: Float[Tensor, "kv_head k_pos d_head"]
     v: Float[Tensor, "kv_head k_pos d_head"]
     first: int = 0
+    pool: KeyPool | None = None
+    pool_row: int = 0
+
+    @classmethod
+    def in_pool(cls, pool: KeyPool, rows: slice) -> PrefixKV:
+        """The prefix, from position 0 on, in these rows of a pool."""
+        return cls(pool.k[:, rows], pool.v[:, rows], pool=pool, pool_row=rows.start)
 
     def between(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the positions start to stop - 1."""
