@@ -22,22 +22,23 @@ class Kernel(Protocol):
 
 
 def launch(kernel: Kernel, grid: tuple[int, ...], *args: Tensor | float, out: Tensor, **constants: object) -> Tensor:
-    """Run the programs of a kernel on the device of `out`, which it fills. `out` is its first argument.
-
-    Triton launches on the current device, which is another one if a model is on the second card.
-    """
+    """Run the programs of a kernel on the device of `out`, which it fills. `out` is its first argument."""
     for arg in args:
         if isinstance(arg, Tensor) and arg.device != out.device:  # a kernel would read whatever is at that address
             raise DeviceError(
                 f"a tensor is on {arg.device}, the rows are on {out.device}. A layer of a pass is empty, on the meta "
                 "device, once the next layer is requested"
             )
-    if 0 in grid:
-        return out
+    if 0 not in grid:
+        run(kernel, grid, out, *args, **constants)
+    return out
+
+
+def run(kernel: Kernel, grid: tuple[int, ...], out: Tensor, *args: Tensor | float, **constants: object) -> None:
+    """Triton launches on the current device, which is another one if a model is on the second card."""
     elsewhere = out.is_cuda and out.device.index != torch.cuda.current_device()
     with torch.cuda.device(out.device) if elsewhere else nullcontext():
         kernel[grid](out, *args, enable_fp_fusion=True, **constants)  # Triton's default differs between versions
-    return out
 
 
 def power_of_two(n: int) -> int:

@@ -20,10 +20,10 @@ from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.target import DeferredValues
 from gemmascope.memory.limits import explain_oom, microbatch_rows
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.layout import Layout, PrefixKV, RunRows
+from gemmascope.model.layout import KeyPool, Layout, PrefixKV, RunRows
 from gemmascope.model.maths import index_tensor, ranges
 from gemmascope.model.model import Model
-from gemmascope.model.tap import SILENT, Chain
+from gemmascope.model.tap import SILENT, Chain, Tap
 from gemmascope.run.taps import EditTap, Recorder
 from gemmascope.values import Array
 
@@ -194,13 +194,11 @@ class _Pass:
 
     def _run_full(self, layer: Layer, x: Tensor) -> tuple[Tensor, list[PrefixKV]]:
         """The rows of bases and sources after a layer, and each base's keys and values. Sets the sources' values."""
-        recorder = Recorder(("k_rot", "v", *(source.site for source in self.sources)), len(self.full_layout.spans))
-        y = layer(x, self.full_layout, Chain(self.base_edits, recorder).at(layer.index, self.full_layout))
-        n_bases = len(self.bases)
-        for source, values in zip(self.sources, recorder.values[n_bases:], strict=True):
+        keys, recorder = _KeysTap(), Recorder([source.site for source in self.sources], len(self.full_layout.spans))
+        y = layer(x, self.full_layout, Chain(self.base_edits, keys, recorder).at(layer.index, self.full_layout))
+        for source, values in zip(self.sources, recorder.values[len(self.bases) :], strict=True):
             source.values.set(layer.index, values[source.site, layer.index])
-        of_bases = recorder.values[:n_bases]
-        return y, [_prefix(values["k_rot", layer.index], values["v", layer.index]) for values in of_bases]
+        return y, keys.prefixes(self.full_layout.spans[: len(self.bases)])
 
     def _enter(self, variants: Array, x: Tensor) -> None:
         """Put the rows with which variants enter their first layer: their bases', with their own edits of the embedding."""
@@ -276,6 +274,22 @@ class _Pass:
         yield from np.split(variants, np.flatnonzero(np.diff(batch)) + 1)
 
 
-def _prefix(k: Tensor, v: Tensor) -> PrefixKV:
-    k, v = (rearrange(x, "pos kv_head d_head -> kv_head pos d_head").contiguous() for x in (k, v))
-    return PrefixKV(k, v)
+class _KeysTap(Tap):
+    """Holds the keys and values of all rows of a pass at one layer."""
+
+    k: Tensor
+    v: Tensor
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        if site == "k_rot":
+            self.k = value
+        elif site == "v":
+            self.v = value
+        return value
+
+    def prefixes(self, spans: Sequence[slice]) -> list[PrefixKV]:
+        """Those of some runs, by their rows."""
+        pool = KeyPool(*(rearrange(x, "row kv_head d_head -> kv_head row d_head") for x in (self.k, self.v)))
+        if self.k.device.type != "cpu":  # a kernel reads all of them where they are
+            return [PrefixKV.in_pool(pool, span) for span in spans]
+        return [PrefixKV(pool.k[:, span].contiguous(), pool.v[:, span].contiguous()) for span in spans]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emulated_cuda import clocks, tensors
+from emulated_cuda import clocks, kernels, tensors
 from emulated_cuda.clocks import device_of, host
 from emulated_cuda.counts import Counts
 from emulated_cuda.graphs import Graph, graph_context
@@ -46,6 +46,8 @@ class EmulatedCuda:
         total: Bytes of each.
         context: Bytes that the CUDA context takes of each.
         capability: The compute capability of each.
+        triton: Whether Triton kernels are launched: "computed" in the interpreter, "counted" with numbers that are made up,
+            or None for plain torch.
 
     Attributes:
         races: What was accessed or freed while it may still have been in use, in words.
@@ -55,9 +57,14 @@ class EmulatedCuda:
     """
 
     def __init__(
-        self, n_devices: int = 1, total: int = 80 * 10**9, context: int = 5 * 10**8, capability: tuple[int, int] = (9, 0)
+        self,
+        n_devices: int = 1,
+        total: int = 80 * 10**9,
+        context: int = 5 * 10**8,
+        capability: tuple[int, int] = (9, 0),
+        triton: str | None = None,
     ) -> None:
-        self.n_devices, self.capability = n_devices, capability
+        self.n_devices, self.capability, self.triton = n_devices, capability, triton
         self.races: list[str] = []
         self.counts = Counts()
         self.page_locked = PageLocked(self.races)
@@ -83,7 +90,10 @@ class EmulatedCuda:
     def __enter__(self) -> EmulatedCuda:
         _emulations.append(self)
         self._stack = ExitStack()
-        for owner, name, value in (*_patches_of_torch(self), *_patches_of_threads(), *_patches_of_package(self)):
+        kernel_patches = () if self.triton is None else kernels.patches(self.triton == "computed")
+        for owner, name, value in (
+            *_patches_of_torch(self), *_patches_of_threads(), *_patches_of_package(self), *kernel_patches
+        ):  # fmt: skip
             self._stack.enter_context(_patched(owner, name, value))
         self._stack.enter_context(_compiled_functions_run_uncompiled())
         self._stack.enter_context(_Mode())
