@@ -124,12 +124,23 @@ def layers_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
-@pytest.fixture
-def cuda() -> Iterator[Any]:
-    """An emulated CUDA device, and nothing raced on it in the end."""
+def emulated_cuda(triton: str | None) -> Iterator[Any]:
     from emulated_cuda import EmulatedCuda
 
-    with EmulatedCuda() as emulation:
+    with EmulatedCuda(triton=triton) as emulation:
         yield emulation
         gc.collect()
         assert emulation.races == []
+
+
+@pytest.fixture
+def cuda() -> Iterator[Any]:
+    """An emulated CUDA device without Triton, and nothing raced on it in the end."""
+    yield from emulated_cuda(None)
+
+
+@pytest.fixture
+def cuda_in_kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The same with Triton kernels, "computed" or "counted" as the parameter says."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    yield from emulated_cuda(request.param)
