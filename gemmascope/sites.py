@@ -181,6 +181,11 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
     return _address(site, layer if named is None else named, n_layers)
 
 
+def layers_text(layers: Sequence[int]) -> str:
+    """Layers that follow each other, in words: "layer 3" or "layers 3 to 7"."""
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+
+
 def find_layer(layer: object, n_layers: int) -> int:
     """A layer as a number from 0; negative ones count from the end. Raises SiteError if there is no such layer."""
     if not is_whole(layer):

@@ -79,6 +79,12 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device: itself if it is there. The host does not wait for a copy from one GPU to another."""
+    # A copy to the CPU that is not waited for would be read before it has arrived.
+    return value.to(device, non_blocking=device.type == "cuda")
+
+
 def chunks(n: int, step: int) -> Iterator[slice]:
     """Slices of up to `step` items that cover n items in order."""
     return (slice(start, min(start + step, n)) for start in range(0, n, step))

@@ -28,7 +28,7 @@ from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import SweepSpec
 from gemmascope.sweeps.sweep import prepare, run_cells
-from gemmascope.values import chunks, in_float64, labelled
+from gemmascope.values import chunks, in_float64, labelled, moved
 
 if TYPE_CHECKING:
     import xarray
@@ -139,7 +139,8 @@ def _log_probs(t: Trace, rows: slice) -> Float[Tensor, "pos vocab"]:
 def _nearness(x: Trace, y: Trace) -> Float[Tensor, "2 layer"]:
     """Cosine and relative error |a - b| / |a| at each entry of the stream, summed over all positions but the first."""
     entries = zip(x.residuals, y.residuals, strict=True)
-    return torch.stack([_cosine_and_error(in_float64(a[1:]), in_float64(b[1:].to(a.device))) for a, b in entries], 1)
+    each = [_cosine_and_error(in_float64(a[1:]), in_float64(b[1:].to(a.device))) for a, b in entries]
+    return torch.stack([moved(sums, x.model.device) for sums in each], 1)
 
 
 def _cosine_and_error(a: Float[Tensor, "pos d_model"], b: Float[Tensor, "pos d_model"]) -> Float[Tensor, " 2"]:

@@ -20,7 +20,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sites import find_layer
-from gemmascope.values import labelled
+from gemmascope.values import labelled, moved
 
 if TYPE_CHECKING:
     import pandas
@@ -172,7 +172,8 @@ def _root(thin: Float[Tensor, "d_model d_head"]) -> Float[Tensor, "x d_head"]:
 
 
 def _scores(sender: Sender, receiver: Receiver) -> Float[Tensor, "sender receiver"]:
-    (root, right), (left, other_root) = sender, receiver
+    left, other_root = receiver
+    root, right = (moved(factor, left.device) for factor in sender)
     both = einsum(right, left, "s a d, r d b -> s r a b")
     through = einsum(root, both, other_root, "s x a, s r a b, r y b -> s r x y")
     sizes = _norms(root @ right)[:, None] * _norms(left @ other_root.mT)

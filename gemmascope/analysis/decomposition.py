@@ -19,6 +19,7 @@ from gemmascope.model.maths import soft_cap
 from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import EDGE_SITES
+from gemmascope.values import moved
 
 Values = dict[str, Tensor]
 
@@ -54,7 +55,11 @@ class Decomposition:
 
     def along(self, rows: Float[Tensor, "pos d_model"]) -> float:
         """The dot product of the stream's row at the position with the direction."""
-        return float(rows[self.pos].float() @ self.direction)
+        return float(rows[self.pos].float() @ self._direction_at(rows))
+
+    def _direction_at(self, rows: Tensor) -> Float[Tensor, " d_model"]:
+        """The direction on the device of these rows: that of their layer."""
+        return moved(self.direction, rows.device)
 
     def _splits(self) -> dict[str, tuple[Callable[[Layer, Values], Tensor], list[str | tuple[str, int]]]]:
         """By name: the function that splits a layer, and the sites it needs, some only in layers where an edit wrote."""
@@ -109,7 +114,7 @@ class Decomposition:
     def _heads(self, layer: Layer, values: Values) -> Float[Tensor, " head"]:
         self.rest[f"layers.{layer.index}.mlp_out"] = self.along(values["mlp_out"])
         if "head_out" in values:
-            parts = values["head_out"][self.pos].float() @ self.direction
+            parts = values["head_out"][self.pos].float() @ self._direction_at(values["head_out"])
         else:
             parts = (values["z"][self.pos].float() * self._z_directions(layer, values)).sum(-1)
         out = self.along(values["attn_out"])
@@ -129,21 +134,22 @@ class Decomposition:
     def _neurons(self, layer: Layer, values: Values) -> Float[Tensor, " d_mlp"]:
         self.rest[f"layers.{layer.index}.attn_out"] = self.along(values["attn_out"])
         gain = layer.post_feedforward_layernorm.gain(values["mlp_raw"][self.pos])
-        parts = values["mlp_act"][self.pos].float() * _columns_along(layer.mlp.down_proj.weight, gain * self.direction)
+        columns = _columns_along(layer.mlp.down_proj.weight, gain * self._direction_at(gain))
+        parts = values["mlp_act"][self.pos].float() * columns
         self._add_difference(layer.index, self.along(values["mlp_out"]) - float(parts.sum()), "mlp_raw", "mlp_out")
         return parts
 
     def _z_directions(self, layer: Layer, values: Values) -> Float[Tensor, "head d_head"]:
         """The direction pulled back to each head's z, through the post-norm with its scale in the run, and W_O."""
         gain = layer.post_attention_layernorm.gain(values["attn_raw"][self.pos])
-        columns = _columns_along(layer.self_attn.o_proj.weight, gain * self.direction)
+        columns = _columns_along(layer.self_attn.o_proj.weight, gain * self._direction_at(gain))
         return rearrange(columns, "(head d) -> head d", head=self.trace.model.config.n_heads)
 
     def _pattern(self, layer: Layer, values: Values) -> Float[Tensor, "head k_pos"]:
         """The pattern's row of the position, with edits of edges where there are any."""
         if "pattern" in values:
             return values["pattern"][:, self.pos].float()
-        attend, positions, k = layer.self_attn.attend, self.trace.layout.positions, values["k_rot"]
+        attend, positions, k = layer.self_attn.attend, self.trace.layout.on(layer.device).positions, values["k_rot"]
         q = rearrange(values["q_rot"][self.pos], "(kv group) d -> kv group d", kv=k.shape[1])
         scores = einsum(q * attend.scale, k, "kv group d, k_pos kv d -> kv group k_pos")
         capped = rearrange(soft_cap(scores, attend.cap), "kv group k_pos -> (kv group) 1 k_pos")

@@ -26,7 +26,7 @@ from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
 from gemmascope.tokens.tokenizer import visible_text
-from gemmascope.values import labelled
+from gemmascope.values import labelled, moved
 
 if TYPE_CHECKING:
     import pandas
@@ -218,7 +218,7 @@ def _direction(
     with torch.no_grad():
         rows = network.model.embed_tokens(torch.tensor([*ids, *against_ids], device=trace.model.device)).float()
         unembedding: Tensor = rows[: len(ids)].mean(0) - (rows[len(ids) :].mean(0) if against_ids else 0.0)
-        direction: Tensor = unembedding * network.model.norm.gain(trace.residuals[-1][pos])
+        direction: Tensor = unembedding * network.model.norm.gain(moved(trace.residuals[-1][pos], trace.model.device))
         return direction
 
 

@@ -18,6 +18,7 @@ from gemmascope.model.factored_matrix import normed_tokens
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
+from gemmascope.values import moved
 
 Ids = Int[Tensor, " k_pos"]
 Rows = Int[Tensor, " q_pos"]
@@ -101,6 +102,7 @@ class PatternSums(Tap):
         return value
 
     def _add(self, layer: int, ids: Tensor, q: Tensor, k: Tensor) -> None:
+        ids = moved(ids, q.device)
         for rows, pattern in patterns(attend_of(self.config, layer), q, k):
             for kind, sums in self.sums.items():
                 part = einsum(pattern, edge_weights(kind, ids, rows), "head q k, q k -> head")
@@ -122,7 +124,8 @@ def copying(model: Model) -> Float[Tensor, "layer head"]:
             for head in range(model.config.n_heads):
                 ov = layer.ov(head)
                 # The factors in cyclic order, which keeps the eigenvalues: from W_O to the logits, and from tokens to W_V.
-                values = torch.linalg.eigvals((ov.right * final_gain) @ tokens @ ov.left)
+                right, left = moved(ov.right, model.device), moved(ov.left, model.device)
+                values = torch.linalg.eigvals((right * final_gain) @ tokens @ left)
                 size = values.abs().sum()
                 scores[layer.index, head] = values.real.sum() / size if size > 0 else 0.0
     return scores

@@ -20,7 +20,7 @@ from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import SiteKey, find_site
-from gemmascope.values import chunks
+from gemmascope.values import chunks, moved
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 PARTS = ("attn_out", "mlp_out", "head_out")
@@ -103,6 +103,7 @@ def logits_of(trace: Trace, site: str, rows: Tensor, positions: Sequence[int]) -
     with torch.no_grad():
         if site not in PARTS:
             return network.unembed(rows)
-        gain = network.model.norm.gain(trace.residuals[-1][list(positions)])
+        rows, final = (moved(x, trace.model.device) for x in (rows, trace.residuals[-1][list(positions)]))
+        gain = network.model.norm.gain(final)
         raw = network.model.embed_tokens.logits((rows.float() * gain).to(rows.dtype)).float()
         return soft_cap(raw, trace.model.config.final_cap)

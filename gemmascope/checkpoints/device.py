@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
 import torch
 
 from gemmascope.arguments import equals_text, short_repr
@@ -11,6 +15,51 @@ _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The major compute capability of the first GPUs that compute in bfloat16.
 AMPERE = 8
 _FLOAT16 = ("float16", "half", "fp16", "f16")
+
+
+# What device= is where a model may lie on several: "auto", one device, or a list of GPUs.
+DeviceChoice: TypeAlias = str | torch.device | Sequence[str | torch.device]
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices that a model may lie on, in the order of its layers.
+
+    Attributes:
+        each: The devices: one, or several GPUs.
+        fewest: Whether as few as hold the model are used, rather than all of them.
+    """
+
+    each: tuple[torch.device, ...]
+    fewest: bool = False
+
+    @property
+    def first(self) -> torch.device:
+        """The device on which passes begin and end."""
+        return self.each[0]
+
+
+def choose_devices(device: DeviceChoice) -> Devices:
+    """The devices to load to: "auto" is every GPU, the present one first. Raises DeviceError for what cannot be meant."""
+    if equals_text(device, "auto") and torch.cuda.is_available():
+        present = torch.cuda.current_device()
+        numbers = sorted(range(torch.cuda.device_count()), key=lambda number: number != present)
+        return Devices(tuple(torch.device("cuda", number) for number in numbers), fewest=True)
+    if isinstance(device, (str, torch.device)) or not isinstance(device, Sequence):
+        return Devices((choose_device(device),))
+    if not device:
+        raise DeviceError(
+            "device=[] names no device; give 'auto', one device, or a list of GPUs such as ['cuda:0', 'cuda:1']"
+        )
+    each = tuple(map(choose_device, device))
+    if len(each) > 1 and (other := next((one for one in each if one.type != "cuda"), None)) is not None:
+        raise DeviceError(
+            f"a model lies on one device or on several GPUs, and {str(other)!r} is no GPU; given device="
+            f"{short_repr(device)}. Layers that a GPU does not hold stream to it from the host's memory: give memory="
+        )
+    if twice := [one for at, one in enumerate(each) if one in each[:at]]:
+        raise DeviceError(f"device={short_repr(device)} names {str(twice[0])!r} twice: name each GPU once")
+    return Devices(each)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -33,6 +82,15 @@ def choose_device(device: str | torch.device) -> torch.device:
     elif chosen.type not in ("cpu", "mps", "meta"):
         raise DeviceError(f"device={short_repr(device)} is not supported; give 'auto', 'cpu', 'cuda', 'mps' or 'meta'")
     return chosen
+
+
+def one_device(device: DeviceChoice) -> str | torch.device:
+    """device= where a model lies on one device. DeviceError for a list of several."""
+    if isinstance(device, (str, torch.device)) or not isinstance(device, Sequence):
+        return device
+    if len(device) != 1:
+        raise DeviceError(f"a model that is in memory stays on its one device; given device={short_repr(device)}")
+    return device[0]
 
 
 def _with_index(device: torch.device) -> torch.device:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.target import DeferredRead, DeferredValues
 from gemmascope.model.maths import index_tensor
-from gemmascope.values import Array
+from gemmascope.values import Array, moved
 
 
 class RunWrite(NamedTuple):
@@ -38,7 +38,8 @@ def write_edits(value: Tensor, writes: Sequence[RunWrite]) -> None:
             deferred[edit.values.deferred].append((into, _flat([places[0][present], *places[1:]], value.shape)))
         else:
             assert edit.values is not None
-            values = edit.values if present.all() else edit.values[index_tensor(np.flatnonzero(present), value.device)]
+            values = moved(edit.values, value.device)
+            values = values if present.all() else values[index_tensor(np.flatnonzero(present), value.device)]
             known.append((into, values.flatten(0, len(places) - 1)))
     flat = value.flatten(0, len(writes[0].edit.places) - 1)
     for source, indices in deferred.items():

@@ -35,7 +35,7 @@ from gemmascope.errors import EditError, SiteError
 from gemmascope.legible import prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.sites import Address
-from gemmascope.values import is_array
+from gemmascope.values import is_array, moved
 
 PLACES = ("pos", "head", "q_pos", "k_pos")
 
@@ -108,7 +108,8 @@ class Edit(ABC):
             raise EditError(
                 f"the source of {self!r} holds numbers whose squares are infinite: a norm would make zeros of them"
             )
-        return BoundEdit(self, target.address, target.places, values, self._names_masked_edges_only(target, values))
+        hidden = self._names_masked_edges_only(target, values)
+        return BoundEdit(self, target.address, target.places, values, hidden, home=model.device)
 
     def _names_masked_edges_only(self, target: Target, values: Tensor | None) -> bool:
         """Whether all selected edges are masked. EditError if the edit cannot change anything there.
@@ -158,6 +159,7 @@ class BoundEdit:
     values, DeferredRead if it is known only once the pass is at the layer. hidden: whether it names only masked edges of a
     pattern, where a written weight still counts. written: what a function wrote to the run so far; None if not recorded.
     unchanged_before: a position before which the run has the values that the edit writes, so that it changes nothing there.
+    home: the model's device, on which a user's function is called; None: wherever the layer is.
     """
 
     edit: Edit
@@ -167,6 +169,7 @@ class BoundEdit:
     hidden: bool = False
     written: WriteRecord | None = field(default=None, compare=False, repr=False)
     unchanged_before: int = 0
+    home: torch.device | None = field(default=None, compare=False, repr=False)
 
     @property
     def positions(self) -> Tensor:
@@ -206,6 +209,7 @@ class BoundEdit:
             if not bool(present.all()):
                 places[axis] = places[axis][present]
                 values = None if values is None else values.movedim(axis, 0)[present].movedim(0, axis)
+        values = None if values is None else moved(values, value.device)
         if not all(map(len, places)):  # a user's function is not called with an empty tensor
             return
         if read is not None:
@@ -218,6 +222,8 @@ class BoundEdit:
 
     def _new(self, old: Tensor, values: Tensor | None, places: Sequence[Tensor], first: int) -> Tensor:
         """The values that replace old."""
+        if self.edit.records and self.home is not None:
+            old = moved(old, self.home)
         if self.written is None:
             return self.edit.write(old, values)
         axis = self.written.axis

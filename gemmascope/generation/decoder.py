@@ -24,6 +24,7 @@ from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.finite import require_finite, require_logits
 from gemmascope.run.taps import EditTap
 from gemmascope.sites import EDGE_SITES
+from gemmascope.values import moved
 
 
 class Decoder:
@@ -110,7 +111,7 @@ class Decoder:
             if not is_finite(stream[-1]) or (editing and not can_normalize(stream[-1])):
                 for run in runs:
                     require_finite(self.model, self.prompts[run], self.stream(run), self.edits[run])
-        return stream[-1]
+        return moved(stream[-1], self.model.device)
 
     def _next_rows(self, runs: Sequence[int], back: int = 0) -> Layout:
         """The layout of one row for each of these runs: its next position, or one that many positions before."""
@@ -126,10 +127,11 @@ class Decoder:
         return layout.with_prefixes([PrefixKV(k.to(dtype), v.to(dtype)) for k, v in earlier])
 
     def _empty_cache(self, layer: int, n_total: int) -> KVCache:
-        config, norm = self.model.config, self.model.network.model.norm
+        config = self.model.config
+        like = self.model.network.model.norm.weight.new_empty(0, device=self.model.network.device_of(layer))
         window = None if layer in self._full_layers else config.window_of(layer)
         n_slots = n_total if window is None else min(window, n_total)
-        return KVCache(len(self.prompts), config.n_kv_heads, n_slots, config.d_head, norm.weight)
+        return KVCache(len(self.prompts), config.n_kv_heads, n_slots, config.d_head, like)
 
     def _logits(self, rows: Tensor, runs: Sequence[int]) -> Tensor:
         """The soft-capped logits after the newest row of each of these runs, with the edits after the layers."""

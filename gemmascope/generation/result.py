@@ -23,6 +23,7 @@ from gemmascope.model.modes import computes
 from gemmascope.run.taps import EditTap
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import visible_text
+from gemmascope.values import moved
 
 
 class TokenJson(TypedDict, total=False):
@@ -178,5 +179,5 @@ def with_last_row(
             edited = any(edit.address.layer == layer.index for edit in edits)
             layout = whole if edited else last_query
             row = layer(extended[-1], layout, editing.at(layer.index, layout))[-1:]
-            extended.append(torch.cat((stream[layer.index + 1], row)))
+            extended.append(torch.cat((moved(stream[layer.index + 1], row.device), row)))
     return tuple(extended)

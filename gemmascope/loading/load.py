@@ -11,18 +11,32 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gemmascope.arguments import equals_text, short_repr, true_or_false
-from gemmascope.checkpoints.device import choose_device, choose_dtype, parse_dtype, warn_of_slow_bfloat16
+from gemmascope.checkpoints.device import (
+    DeviceChoice,
+    choose_devices,
+    choose_dtype,
+    one_device,
+    parse_dtype,
+    warn_of_slow_bfloat16,
+)
 from gemmascope.checkpoints.folder import Checkpoint, require_finite, require_tied
-from gemmascope.checkpoints.from_transformers import empty_network, from_transformers, is_gemma, set_parameter
+from gemmascope.checkpoints.from_transformers import from_transformers, is_gemma
 from gemmascope.checkpoints.hub import fetch_tokenizer, is_hub_id
 from gemmascope.checkpoints.source import hub_snapshot, resolve_source
 from gemmascope.checkpoints.wrappers import TransformersGemma2, unwrap
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError, warn
-from gemmascope.loading.network import LoadRequest, int8_store, network_of_checkpoint, network_of_store, require_weights
+from gemmascope.loading.network import (
+    LoadRequest,
+    dense_network,
+    int8_store,
+    network_of_checkpoint,
+    network_of_store,
+    require_weights,
+)
 from gemmascope.loading.pickling import FromSource, FromWeights, as_pickled, from_weights, load_arguments, require_same
 from gemmascope.memory.limits import explain_oom_in_loading
 from gemmascope.memory.placement import parse_bytes
@@ -44,7 +58,7 @@ _ADDED = {"<mask>"}
 def load(
     source: str | os.PathLike[str] | nn.Module | None = "nano",
     *,
-    device: str | torch.device = "auto",
+    device: DeviceChoice = "auto",
     dtype: str | torch.dtype = "auto",
     weights: str = "auto",
     memory: int | str | None = None,
@@ -67,14 +81,17 @@ def load(
             a transformers Gemma2ForCausalLM, whose parameters are shared rather than copied. A compiled model and a
             Gemma2Model work too; the head of a reward model is left out.
         device: The device to load to. "auto" is cuda if there is one, else the CPU; a model in memory stays where it is.
-            "meta" builds the network and checks names and shapes, without reading any values.
+            Several GPUs, such as ["cuda:0", "cuda:1"], share the layers, the first ones on the first of them, which also has
+            the embedding, and to which results come. "auto" uses further GPUs only if a model does not fit on one. "meta"
+            builds the network and checks names and shapes, without reading any values.
         dtype: The dtype to compute in, "float32" or "bfloat16". "auto" is float32 if any tensor is stored in float16; else
             the dtype in config.json; else bfloat16 if every tensor is stored in it; else float32. A model in memory keeps
             its own. float16 is refused, because Gemma 2 overflows in it.
         weights: "auto" takes the weights as they are stored. "int8" quantises the layers' matrices (symmetric, in groups of
             128 along the input) once, into a cache folder, and dequantises them to dtype as they are used.
-        memory: Bytes that the model may take on the device, as a number or a text such as "20GiB". As many layers as fit
-            stay there; the others stream from host memory or from their files in every pass. None: everything stays.
+        memory: Bytes that the model may take on the device, on each of several, as a number or a text such as "20GiB". As
+            many layers as fit stay there; the others stream from host memory or from their files in every pass. None:
+            everything stays.
         cache: The folder for the int8 weights. None: a folder in GEMMASCOPE_CACHE or ~/.cache/gemmascope.
         tokenizer: A folder, a hub id or a fast tokenizer of transformers, instead of the source's own. None: the source's
             own; without one, prompts are token ids.
@@ -88,7 +105,8 @@ def load(
         CheckpointError: The source cannot be found, read or trusted.
         ConfigError: It is of another architecture.
         DeviceError: The device, dtype or weights are not available.
-        BudgetError: The memory is too little, or the disk has no room; the message says how much is needed.
+        BudgetError: The memory is too little, of a device or of several together, or the disk has no room; the message says
+            how much is needed.
 
     Examples:
         >>> model = gs.load()
@@ -125,7 +143,7 @@ def load(
 class LoadOptions:
     """Arguments of load, as the user gave them. memory: the budget in bytes."""
 
-    device: str | torch.device
+    device: DeviceChoice
     dtype: str | torch.dtype
     weights: str
     memory: int | None
@@ -136,7 +154,7 @@ class LoadOptions:
 
 def _from_folder(folder: Path, name: str, options: LoadOptions) -> tuple[Gemma2, Tokenizer | None]:
     """The network and the tokenizer of an int8 store or a checkpoint."""
-    target, dtype, budget = choose_device(options.device), options.dtype, options.memory
+    target, dtype, budget = choose_devices(options.device), options.dtype, options.memory
     if options.weights == "int8" or is_store(folder):
         store = int8_store(folder, name, options.cache, LoadRequest(target, parse_dtype(dtype), budget))
         chosen_dtype = choose_dtype(dtype, store.dtype_name, {store.dtype})
@@ -147,8 +165,8 @@ def _from_folder(folder: Path, name: str, options: LoadOptions) -> tuple[Gemma2,
         own = folder if has_tokenizer(folder) else None
         reader = _tokenizer(own if options.tokenizer is None else options.tokenizer, checkpoint.config)
         chosen_dtype = choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
-        if budget is None or target.type == "meta":
-            return _network(checkpoint, target, chosen_dtype, options.check), reader
+        if budget is None or target.first.type == "meta":
+            return dense_network(checkpoint, target, chosen_dtype, options.check), reader
         if options.check:
             raise DeviceError(
                 "check=True looks at every value, and with memory= most of them stay in their files: leave one out"
@@ -178,45 +196,18 @@ def nano() -> Model:
 
 def _from_memory(
     source: TransformersGemma2,
-    device: str | torch.device,
+    device: DeviceChoice,
     dtype: str | torch.dtype,
     tokenizer: object,
     check: bool,
     arguments: dict[str, object],
 ) -> Model:
-    network = from_transformers(source, device, dtype)
+    network = from_transformers(source, one_device(device), dtype)
     reader = _tokenizer(tokenizer, network.config)
     if check:
         for name, parameter in network.named_parameters():
             require_finite(parameter, f"parameter {name!r}")
     return Model(network, reader, getattr(source.config, "name_or_path", "") or type(source).__name__, arguments)
-
-
-def _network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, check: bool) -> Gemma2:
-    """A checkpoint's network: built without values, then filled tensor by tensor."""
-    network = empty_network(checkpoint.config)
-    network.owned = True
-    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-    checkpoint.require_tensors(shapes)
-    if device.type == "meta":
-        return network.to(dtype)
-    require_tied(checkpoint)
-    for name in shapes:
-        tensor = checkpoint.read(name)
-        if check:
-            require_finite(tensor, f"tensor {name!r} of {checkpoint.stored[name].shard}")
-        moved = tensor.to(device, dtype)
-        if tensor.dtype == torch.float64:
-            _require_representable(tensor, moved, f"tensor {name!r} of {checkpoint.stored[name].shard}")
-        set_parameter(network, name, nn.Parameter(moved, requires_grad=False))
-    return network
-
-
-def _require_representable(tensor: Tensor, moved: Tensor, what: str) -> None:
-    """Refuses a number that is finite in float64 and infinite in the dtype to compute in."""
-    if bool((tensor.isfinite() & moved.isinf().to(tensor.device)).any()):
-        largest = float(tensor.abs().nan_to_num(posinf=0).max())
-        raise CheckpointError(f"{what} holds {largest:.3g} in float64, which {moved.dtype} cannot hold")
 
 
 def _tokenizer(source: object, config: GemmaConfig) -> Tokenizer | None:

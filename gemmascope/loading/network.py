@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gemmascope.checkpoints.device import choose_dtype, weights_error
-from gemmascope.checkpoints.folder import Checkpoint, require_tied
+from gemmascope.checkpoints.device import Devices, choose_dtype, weights_error
+from gemmascope.checkpoints.folder import Checkpoint, require_finite, require_tied
 from gemmascope.checkpoints.from_transformers import empty_network, parameter_shapes, set_parameter
 from gemmascope.checkpoints.source import resolve_source
 from gemmascope.checkpoints.tensor_names import EMBEDDING
@@ -19,7 +19,8 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.files.paths import user_path
 from gemmascope.memory.host_memory import measured_bytes
-from gemmascope.memory.placement import Placement, Sizes, free_bytes, place_layers
+from gemmascope.memory.placement import Sizes, free_bytes
+from gemmascope.memory.spread import CardShare, spread_layers, whole_placement
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.streaming.convert import convert, exclusive, identity_of
 from gemmascope.streaming.file_embedding import FileEmbedding
@@ -34,11 +35,15 @@ from gemmascope.streaming.packed import (
     pack_layout,
     read_header,
 )
+from gemmascope.streaming.spread_stream import SpreadStream
 from gemmascope.streaming.store import OUTER, Store, is_store
 from gemmascope.streaming.store_cache import cached_store, mark_in_use
 from gemmascope.streaming.transfer import HostTransfer, Transfer
 
 WEIGHTS = ("auto", "int8")
+
+# How the names of the layers' parameters begin.
+LAYERS = "model.layers."
 
 
 def require_weights(weights: str) -> None:
@@ -51,16 +56,17 @@ def require_weights(weights: str) -> None:
 class LoadRequest:
     """How to load an int8 model: checked before a conversion that may take hours."""
 
-    device: torch.device
+    devices: Devices
     dtype: torch.dtype | None
     memory: int | None
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raises DeviceError for a device that layers cannot stream to, and BudgetError for too little memory."""
-        _require_streaming(self.device)
+        _require_streaming(self.devices.first)
         stored = checkpoint.stored[EMBEDDING].dtype
         dtype = choose_dtype(self.dtype or "auto", checkpoint.dtype_name, checkpoint.dtypes)
-        place_layers(checkpoint.config, Sizes.of(checkpoint.config, "int8", dtype, stored), dtype, self.memory)
+        sizes = Sizes.of(checkpoint.config, "int8", dtype, stored)
+        spread_layers(checkpoint.config, sizes, dtype, self.devices, self.memory)
 
 
 def int8_store(folder: Path, name: str, cache: str | os.PathLike[str] | None, request: LoadRequest) -> Store:
@@ -109,18 +115,47 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
     return path
 
 
-def network_of_store(store: Store, device: torch.device, dtype: torch.dtype, memory: int | None) -> Gemma2:
+def dense_network(checkpoint: Checkpoint, devices: Devices, dtype: torch.dtype, check: bool) -> Gemma2:
+    """A checkpoint's network: built without values, then filled tensor by tensor."""
+    network = empty_network(checkpoint.config)
+    network.owned = True
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    checkpoint.require_tensors(shapes)
+    if devices.first.type == "meta":
+        return network.to(dtype)
+    require_tied(checkpoint)
+    sizes = Sizes.of(network.config, "stored", dtype)
+    set_layer_devices(network, spread_layers(network.config, sizes, dtype, devices, None))
+    for name in shapes:
+        tensor = checkpoint.read(name)
+        if check:
+            require_finite(tensor, f"tensor {name!r} of {checkpoint.stored[name].shard}")
+        moved = tensor.to(device_of_parameter(network, name, devices.first), dtype)
+        if tensor.dtype == torch.float64:
+            _require_representable(tensor, moved, f"tensor {name!r} of {checkpoint.stored[name].shard}")
+        set_parameter(network, name, nn.Parameter(moved, requires_grad=False))
+    return network
+
+
+def _require_representable(tensor: Tensor, moved: Tensor, what: str) -> None:
+    """Refuses a number that is finite in float64 and infinite in the dtype to compute in."""
+    if bool((tensor.isfinite() & moved.isinf().to(tensor.device)).any()):
+        largest = float(tensor.abs().nan_to_num(posinf=0).max())
+        raise CheckpointError(f"{what} holds {largest:.3g} in float64, which {moved.dtype} cannot hold")
+
+
+def network_of_store(store: Store, devices: Devices, dtype: torch.dtype, memory: int | None) -> Gemma2:
     """An int8 network: as many packed layers on the device as memory allows; the others stream in every pass."""
     store.require_outer()
     sizes = Sizes.of(store.config, "int8", dtype, store.dtype)
-    placement = place_layers(store.config, sizes, dtype, memory)
+    shares = spread_layers(store.config, sizes, dtype, devices, memory)
     table = (store.folder / OUTER, store.outer_data, store.outer[EMBEDDING])
-    network = _network(store.config, store.layers(), store.outer_tensor, table, device, dtype, placement)
+    network = _network(store.config, store.layers(), store.outer_tensor, table, dtype, shares)
     mark_in_use(store.folder, network)
     return network
 
 
-def network_of_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, memory: int) -> Gemma2:
+def network_of_checkpoint(checkpoint: Checkpoint, devices: Devices, dtype: torch.dtype, memory: int) -> Gemma2:
     """A network whose layers stream from a checkpoint's own files where they do not fit in memory."""
     checkpoint.require_tensors(parameter_shapes(checkpoint.config))
     layers = _plain_layers(checkpoint, checkpoint.config)
@@ -128,9 +163,9 @@ def network_of_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: t
     same = all(packed.computes_in(dtype) for packed in layers)
     sizes = Sizes.of(checkpoint.config, "stored", dtype, dtype if same else stored.dtype)
     slices, data = read_header(stored.shard)
-    placement = place_layers(checkpoint.config, sizes, dtype, memory)
+    shares = spread_layers(checkpoint.config, sizes, dtype, devices, memory)
     table = (stored.shard, data, slices[stored.name])
-    return _network(checkpoint.config, layers, checkpoint.read, table, device, dtype, placement)
+    return _network(checkpoint.config, layers, checkpoint.read, table, dtype, shares)
 
 
 def _plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[PackedLayer]:
@@ -139,7 +174,7 @@ def _plain_layers(checkpoint: Checkpoint, config: GemmaConfig) -> list[PackedLay
     stamps = {path: file_stamp(path) for path in headers}
     packed = []
     for index in range(config.n_layers):
-        names = {name: f"model.layers.{index}.{name}" for name in layer_shapes(config)}
+        names = {name: f"{LAYERS}{index}.{name}" for name in layer_shapes(config)}
         stored = {name: checkpoint.stored[full] for name, full in names.items()}
         layout = pack_layout({name: (one.dtype, one.shape) for name, one in stored.items()})
         ranges = []
@@ -157,10 +192,10 @@ def _network(
     layers: list[PackedLayer],
     read: Callable[[str], Tensor],
     table: tuple[Path, int, TensorSlice],
-    device: torch.device,
     dtype: torch.dtype,
-    placement: Placement,
+    shares: Sequence[CardShare],
 ) -> Gemma2:
+    device, placement = shares[0].device, whole_placement(shares)
     _require_streaming(device)
     network = empty_network(config).to(dtype).requires_grad_(False)
     network.owned = True
@@ -169,10 +204,33 @@ def _network(
         set_parameter(network, EMBEDDING, nn.Parameter(read(EMBEDDING).to(device, dtype), requires_grad=False))
     else:
         network.model.embed_tokens = FileEmbedding(*table, dtype, device)  # type: ignore[assignment]
-    streamed = {index: packed for index, packed in enumerate(layers) if index not in placement.kept}
-    network.layer_source = LayerStream(config, layers, dtype, device, placement.kept, transfer=_transfer(device, streamed))
+    streams = [_stream(config, layers, dtype, share, len(shares)) for share in shares]
+    network.layer_source = streams[0] if len(streams) == 1 else SpreadStream(streams)
     network.work_bytes = placement.workspace or None
+    set_layer_devices(network, shares)
     return network
+
+
+def _stream(
+    config: GemmaConfig, layers: list[PackedLayer], dtype: torch.dtype, share: CardShare, n_devices: int
+) -> LayerStream:
+    """The layers of one device."""
+    kept = share.placement.kept
+    streamed = {index: layers[index] for index in share.layers if index not in kept}
+    transfer = _transfer(share.device, streamed, n_devices)
+    return LayerStream(config, layers, dtype, share.device, kept, transfer=transfer, indices=share.layers)
+
+
+def set_layer_devices(network: Gemma2, shares: Sequence[CardShare]) -> None:
+    """Note the device of each layer where there are several."""
+    if len(shares) > 1:
+        network.layer_devices = tuple(share.device for share in shares for _ in share.layers)
+
+
+def device_of_parameter(network: Gemma2, name: str, first: torch.device) -> torch.device:
+    """The device of a parameter: that of its layer, or the first one."""
+    number = name.removeprefix(LAYERS).partition(".")[0] if name.startswith(LAYERS) else None
+    return first if number is None or not network.layer_devices else network.layer_devices[int(number)]
 
 
 def _require_streaming(device: torch.device) -> None:
@@ -180,14 +238,16 @@ def _require_streaming(device: torch.device) -> None:
         raise DeviceError(f"layers are unpacked and stream on a CPU or a CUDA device; given device={str(device)!r}")
 
 
-def _transfer(device: torch.device, streamed: dict[int, PackedLayer]) -> Transfer:
-    """How layers get to a device. For a GPU, as many layers as fit in half of the free host memory are held there."""
+def _transfer(device: torch.device, streamed: dict[int, PackedLayer], n_devices: int) -> Transfer:
+    """How layers get to one of so many devices. For a GPU, as many as fit in its part of half of the free host memory are
+    held there.
+    """
     if device.type == "cpu":
         free = measured_bytes()
         return HostTransfer(direct=free is not None and sum(packed.n_bytes for packed in streamed.values()) > free // 2)
     from gemmascope.streaming.cuda import CudaTransfer
 
-    free, in_host_memory = free_bytes(torch.device("cpu")) // 2, {}
+    free, in_host_memory = free_bytes(torch.device("cpu")) // (2 * n_devices), {}
     for index, packed in streamed.items():
         if packed.n_bytes <= free:
             in_host_memory[index], free = packed, free - packed.n_bytes

@@ -7,7 +7,7 @@ that unpickles it. A model that was given in memory is pickled with its weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,8 @@ def _plain(name: str, value: object) -> object:
         return os.fspath(user_path(value, error=CheckpointError, what="a folder"))
     if name == "tokenizer" and not isinstance(value, str):
         return str(Path(value)) if isinstance(value, os.PathLike) else InMemory(type(value).__name__)
+    if name == "device" and isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(name, one) for one in value]
     if name in ("device", "dtype"):
         text = str(value) if isinstance(value, (str, torch.device, torch.dtype)) else short_repr(value)  # refused later
         return text.removeprefix("torch.")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from gemmascope.checkpoints.device import choose_device
+from gemmascope.checkpoints.device import DeviceChoice, choose_devices
 from gemmascope.errors import BudgetError, SweepError
 from gemmascope.memory import placement
 from gemmascope.memory.placement import (
@@ -32,8 +32,9 @@ def explain_oom(model: Model) -> Iterator[None]:
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        device = model.device
-        allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        devices = list(dict.fromkeys((model.device, *model.layer_devices)))
+        device = " or ".join(map(str, devices))
+        allocated = sum(torch.cuda.max_memory_allocated(one) for one in devices if one.type == "cuda")
         planned_bytes = model.network.work_bytes
         planned = f"{planned_bytes:,} bytes were planned for its rows" if planned_bytes else "no budget was given"
         traceback.clear_frames(error.__traceback__)  # a stored traceback would keep the tensors alive
@@ -44,14 +45,14 @@ def explain_oom(model: Model) -> Iterator[None]:
 
 
 @contextmanager
-def explain_oom_in_loading(name: str, device: str | torch.device) -> Iterator[None]:
+def explain_oom_in_loading(name: str, device: DeviceChoice) -> Iterator[None]:
     """Wraps loading: turns an out-of-memory error into a BudgetError that says how to load the model in less memory."""
     try:
         yield
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        place = choose_device(device)
+        place = " or ".join(map(str, choose_devices(device).each))
         traceback.clear_frames(error.__traceback__)  # a stored traceback would keep the tensors alive
         raise BudgetError(
             f"{place} ran out of memory while {name!r} was loaded: give a budget, memory=, within which the layers that do "
@@ -103,4 +104,4 @@ def _row_budget(memory: int | str | None, model: Model) -> int:
     """The bytes that the rows of a pass may take."""
     if memory is not None:
         return parse_bytes(memory)
-    return model.network.work_bytes or free_bytes(model.device) // 4
+    return model.network.work_bytes or min(map(free_bytes, {model.device, *model.layer_devices})) // 4

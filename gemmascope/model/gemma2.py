@@ -24,6 +24,7 @@ from gemmascope.model.maths import soft_cap
 from gemmascope.model.modules import MLP, Attention, Embedding, RMSNorm
 from gemmascope.model.shutdown import stop_at_exit
 from gemmascope.model.tap import SILENT, BoundTap, Tap
+from gemmascope.values import moved
 
 
 class Layer(nn.Module):
@@ -40,10 +41,21 @@ class Layer(nn.Module):
         self.post_feedforward_layernorm = RMSNorm(config.d_model, config.norm_eps)
 
     def forward(self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap) -> Float[Tensor, "query d_model"]:
+        x, layout, tap = self.bring(x, layout, tap)
         x = tap("resid_pre", x)
         x = tap("resid_mid", layout.query_rows(x) + self._attention(x, layout, tap))
         mlp = tap("mlp_raw", self.mlp(tap("mlp_in", self.pre_feedforward_layernorm(x)), tap))
         return tap("resid_post", x + tap("mlp_out", self.post_feedforward_layernorm(mlp)))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the layer's weights are on, and that it computes on."""
+        return self.input_layernorm.weight.device
+
+    def bring(self, x: Tensor, layout: Layout, tap: BoundTap) -> tuple[Tensor, Layout, BoundTap]:
+        """Rows, their layout and their tap on the layer's device. The host does not wait for copies from another GPU."""
+        layout = layout.on(self.device)
+        return moved(x, layout.positions.device), layout, tap.on(layout)
 
     def _attention(self, x: Tensor, layout: Layout, tap: BoundTap) -> Tensor:
         raw, z = self.self_attn(tap("attn_in", self.input_layernorm(x)), layout, tap)
@@ -138,8 +150,9 @@ class Gemma2(nn.Module):
     A new network is on the meta device, which takes no memory; its loader replaces each parameter.
 
     layer_source: provides the layers when this module's own parameters are empty. work_bytes: the memory budget of the rows
-    of a pass. owned: whether the weights were read for this network alone. keep_alive: objects that must live as long as the
-    network. check: raises if a transformers model that shares these weights no longer computes the same.
+    of a pass on a device. layer_devices: the device of each layer; empty if all are where the embedding is. owned: whether
+    the weights were read for this network alone. keep_alive: objects that must live as long as the network. check: raises if
+    a transformers model that shares these weights no longer computes the same.
     """
 
     def __init__(self, config: GemmaConfig) -> None:
@@ -148,6 +161,7 @@ class Gemma2(nn.Module):
         self.model = Torso(config)
         self.layer_source: LayerSource | None = None
         self.work_bytes: int | None = None
+        self.layer_devices: tuple[torch.device, ...] = ()
         self.keep_alive: tuple[object, ...] = ()  # in a tuple, so that torch does not register a module in it
         self.owned = False
         self.check: Callable[[], None] = _no_check
@@ -158,7 +172,7 @@ class Gemma2(nn.Module):
         with closing(self.layers()) as layers:
             for layer in layers:
                 x = layer(x, layout, tap.at(layer.index, layout))
-        return x
+        return moved(x, self.device)
 
     def deep_copy(self, memo: dict[int, object]) -> Gemma2:
         """A network with its own weights."""
@@ -166,6 +180,15 @@ class Gemma2(nn.Module):
         copied = deepcopy(self, memo).requires_grad_(False)
         copied.owned = True
         return copied
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the embedding and the last norm: passes begin and end there."""
+        return self.model.norm.weight.device
+
+    def device_of(self, layer: int) -> torch.device:
+        """The device that a layer, from 0, computes on."""
+        return self.layer_devices[layer] if self.layer_devices else self.device
 
     def layers(self, reverse: bool = False) -> Generator[Layer]:
         """The layers in the order of a pass, or in reverse. Each is valid until the next one is requested.
@@ -199,6 +222,7 @@ class Gemma2(nn.Module):
     def unembed(self, x: Float[Tensor, "row d_model"], tap: BoundTap | None = None) -> Float[Tensor, "row vocab"]:
         """Last norm, unembedding, soft cap: the float32 logits of rows x of the stream."""
         tap = tap or SILENT.at(None, NO_ROWS)
+        x = moved(x, self.device)
         final = tap("final", self.model.norm(x))
         raw = tap("logits_raw", self.model.embed_tokens.logits(final).float())
         return tap("logits", soft_cap(raw, self.config.final_cap))

@@ -20,6 +20,7 @@ from torch import Tensor
 from gemmascope.kernels.attention_tiles import Scores
 from gemmascope.kernels.switch import attention_kernels
 from gemmascope.model.maths import index_tensor
+from gemmascope.values import moved
 
 # A product reads a multiple of this many slots: on a CPU, the first product of a new shape costs more than spare slots.
 STEP = 32
@@ -78,6 +79,7 @@ class KVCache:
 
     def keep_runs(self, runs: Int[Tensor, " kept"]) -> None:
         """Keep these runs only."""
+        runs = moved(runs, self.k.device)
         self.k, self.v = self.k[runs], self.v[runs]
 
     def of_run(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gemmascope.model.kv_cache import KVCache, PassCache, once
 from gemmascope.model.maths import index_tensor, ranges, rope_table
-from gemmascope.values import Array
+from gemmascope.values import Array, moved
 
 T = TypeVar("T")
 
@@ -130,6 +130,13 @@ class Layout:
     def with_prefixes(self, prefixes: Sequence[PrefixKV | None]) -> Layout:
         """This layout with the keys and values of one layer before each block."""
         return replace(self, prefixes=tuple(prefixes))
+
+    def on(self, device: torch.device) -> Layout:
+        """This layout for a layer on a device. What a pass copies there is copied once, for all its layers there."""
+        if self.positions.device == device:
+            return self
+        positions, pass_cache = self.once(("on", device), lambda: (moved(self.positions, device), PassCache()))
+        return replace(self, positions=positions, pass_cache=pass_cache)
 
     def with_kv_cache(self, kv_cache: KVCache) -> Layout:
         """This layout, of one new row for each run, with the KV cache of one layer."""

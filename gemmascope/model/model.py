@@ -21,7 +21,7 @@ from gemmascope.model.prompts import Prompt as Prompt
 from gemmascope.model.prompts import as_ids, as_prompts, is_chat, number_errors
 from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
 from gemmascope.model.weight_digests import WeightDigests
-from gemmascope.sites import find_layer
+from gemmascope.sites import find_layer, layers_text
 from gemmascope.tokens.tokenizer import Tokenizer
 
 
@@ -77,8 +77,13 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """The device that passes run on."""
-        return self.network.model.norm.weight.device
+        """The device that passes run on; of several, the one on which they begin and end, and which holds results."""
+        return self.network.device
+
+    @property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """The device of each layer."""
+        return tuple(map(self.network.device_of, range(self.n_layers)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,7 +158,7 @@ class Model:
             PromptError: The prompt is empty, too long, or not one.
             TapError: The tap returns something other than such a value, or NaN.
         """
-        used = SILENT if tap is None else tap if isinstance(tap, Tap) else FunctionTap(tap)
+        used = SILENT if tap is None else tap if isinstance(tap, Tap) else FunctionTap(tap, self.device)
         ids = self.ids(prompt)
         layout = Layout.of_lengths([len(ids)], self.device)
         with torch.no_grad():
@@ -245,6 +250,15 @@ class Model:
     def _about(self) -> tuple[str, str]:
         return repr(self.config), str(self.dtype)
 
+    def _places(self) -> str:
+        """The device, or each of several with its layers."""
+        if not self.network.layer_devices:
+            return str(self.device)
+        numbers: dict[torch.device, list[int]] = {}
+        for layer, device in enumerate(self.layer_devices):
+            numbers.setdefault(device, []).append(layer)
+        return ", ".join(f"{device} {layers_text(layers)}" for device, layers in numbers.items())
+
     @prints_legibly
     def __repr__(self) -> str:
         c = self.config
@@ -252,6 +266,6 @@ class Model:
             f"Model({self.name!r}: {c.n_layers} layers, d_model {c.d_model}, "
             f"{c.n_heads} heads over {c.n_kv_heads} kv heads of {c.d_head}, "
             f"vocabulary {c.vocab_size}, window {c.window}, context {c.context}; "
-            f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device}{describe_kernels(self.device)}"
+            f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self._places()}{describe_kernels(self.device)}"
             f"{''.join(f', {name}={value!r}' for name, value in self.asked.items())})"
         )

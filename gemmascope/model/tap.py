@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from gemmascope.errors import TapError
 from gemmascope.model.layout import Block, Layout
-from gemmascope.values import real_tensor
+from gemmascope.values import moved, real_tensor
 
 TapFn = Callable[[str, int | None, Tensor], Tensor]
 
@@ -49,6 +50,10 @@ class BoundTap:
     def __call__(self, site: str, value: Tensor) -> Tensor:
         return self.tap.rows(site, self.layer, value, self.layout)
 
+    def on(self, layout: Layout) -> BoundTap:
+        """This tap where the layer is, in the layout that is there."""
+        return self if layout is self.layout else BoundTap(self.tap, self.layer, layout)
+
     def edges(self, site: str, value: Tensor, block: Block) -> Tensor:
         assert self.layer is not None
         return self.tap.edges(site, self.layer, value, block)
@@ -84,13 +89,14 @@ class Chain(Tap):
 class FunctionTap(Tap):
     """A user's function fn(site, layer, value) -> value as a tap: it sees every site of one prompt, once a layer.
 
-    Values have the axes of the table of sites, without a batch axis.
+    Values have the axes of the table of sites, without a batch axis. device: where the function gets them; None: wherever
+    their layer is.
     """
 
-    def __init__(self, fn: TapFn) -> None:
+    def __init__(self, fn: TapFn, device: torch.device | None = None) -> None:
         if not callable(fn):
             raise TapError(f"a tap is a function fn(site, layer, value) -> value; given {type(fn).__name__}")
-        self.fn = fn
+        self.fn, self.device = fn, device
         self.sums: list[tuple[str, Tensor]] = []  # of every returned value, to name the first that is NaN
 
     def wants(self, site: str, layer: int | None) -> bool:
@@ -105,7 +111,7 @@ class FunctionTap(Tap):
         return self._checked(site, layer, value[0])[None]
 
     def _checked(self, site: str, layer: int | None, value: Tensor) -> Tensor:
-        result = self.fn(site, layer, value)
+        result = self.fn(site, layer, value if self.device is None else moved(value, self.device))
         place = f"the tap at '{site}'" + ("" if layer is None else f" of layer {layer}")
         if not isinstance(result, Tensor):
             raise TapError(

@@ -21,6 +21,7 @@ from gemmascope.model.tap import Tap
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.recorded import RecordedRun
 from gemmascope.sites import Address, SiteKey, find
+from gemmascope.values import moved
 
 
 class _GradientTap(Tap):
@@ -65,9 +66,10 @@ def _hashable(key: object) -> object:
 
 
 def gradients(trace: RecordedRun, metric: Metric, requested: Collection[SiteKey]) -> dict[SiteKey, Tensor]:
-    """The gradient of a bound metric at each requested (site, layer)."""
+    """The gradient of a bound metric at each requested (site, layer), on the model's device."""
     with torch.inference_mode(False):
-        return _gradients(trace, metric, requested)
+        found = _gradients(trace, metric, requested)
+    return {key: moved(grad, trace.model.device) for key, grad in found.items()}
 
 
 def _gradients(trace: RecordedRun, metric: Metric, requested: Collection[SiteKey]) -> dict[SiteKey, Tensor]:
@@ -108,7 +110,7 @@ def _through_layer(
         x = trace.residuals[layer.index].detach().requires_grad_()
         y = layer(x, trace.layout, trace.tap(tap).at(layer.index, trace.layout))
         inputs = [x, *tap.copies.values()]
-        grads = torch.autograd.grad(y, inputs, grad, allow_unused=True)
+        grads = torch.autograd.grad(y, inputs, moved(grad, y.device), allow_unused=True)
     down, *at_sites = (torch.zeros_like(v) if g is None else g for g, v in zip(grads, inputs, strict=True))
     return down, dict(zip(tap.copies, at_sites, strict=True))
 

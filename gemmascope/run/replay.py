@@ -22,6 +22,7 @@ from gemmascope.run.finite import require_logits
 from gemmascope.run.recorded import RecordedRun, n_bytes_of
 from gemmascope.run.taps import Recorder
 from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, SiteKey, find, find_site
+from gemmascope.values import moved
 
 # How far a layer that runs again may differ from the run, in units of the dtype's precision and of the largest value.
 ROUNDING = 16
@@ -77,14 +78,14 @@ def read_site(trace: RecordedRun, site: Site, layer: int | None) -> Tensor:
     """A copy of the value of a site: a stored entry of the stream, or computed by running the layer again."""
     stored = _stored(trace, site.name, layer)
     if stored is not None:
-        return stored.clone()
+        return stored.to(trace.model.device, copy=True)
     cached = trace.layer_cache.get(layer)
     if site.name not in cached:
         computed = rerun_layer(trace, layer, sites_to_record(trace, site, layer))
         if not trace.layer_cache.fits(n_bytes_of({**cached, **computed}.values())):
-            return computed[site.name]  # not cached, so the caller owns it: no copy
+            return moved(computed[site.name], trace.model.device)  # not cached, so the caller owns it: no copy
         cached = trace.layer_cache.add(layer, computed)
-    return cached[site.name].clone()
+    return cached[site.name].to(trace.model.device, copy=True)
 
 
 def _stored(trace: RecordedRun, site: str, layer: int | None) -> Tensor | None:
@@ -166,9 +167,9 @@ def require_run_weights(trace: RecordedRun, part: int | None) -> None:
 
 def reproduces_run(trace: RecordedRun, layer: int) -> bool:
     """Whether a layer still turns its recorded input into its recorded output, up to rounding."""
-    before = trace.residuals[layer + 1]
     with torch.no_grad():
         now = _run_single(trace, layer, Tap())
+    before = moved(trace.residuals[layer + 1], now.device)
     allowed = ROUNDING * torch.finfo(before.dtype).eps * float(before.abs().max())
     return bool((now - before).abs().max() <= allowed)
 
@@ -190,20 +191,21 @@ def _compute_edges(trace: RecordedRun, site: str, layer: int, heads: list[int], 
     with torch.no_grad(), closing(trace.model.network.single(layer)) as layers:
         for module in layers:
             value = _edges_of(trace, module, site, heads, rows)
-        return value
+        return moved(value, trace.model.device)
 
 
 def _edges_of(trace: RecordedRun, module: Layer, site: str, heads: list[int], rows: list[int]) -> Tensor:
     tap = trace.tap(Tap()).at(module.index, trace.layout)
     attend, group = module.self_attn.attend, trace.model.config.heads_per_kv
-    x = tap("attn_in", module.input_layernorm(tap("resid_pre", trace.residuals[module.index])))
-    q, k, _ = module.self_attn.queries_keys_values(x, trace.layout, tap)
+    x, layout, tap = module.bring(trace.residuals[module.index], trace.layout, tap)
+    x = tap("attn_in", module.input_layernorm(tap("resid_pre", x)))
+    q, k, _ = module.self_attn.queries_keys_values(x, layout, tap)
     q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
     value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")
     if site != "scores":
         value = soft_cap(value, attend.cap)
     if site == "pattern":
-        positions = trace.layout.positions
+        positions = layout.positions
         value = attend.pattern(value, positions[rows], positions, k.dtype)
     return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ class Trace:
     @property
     def stream(self) -> tuple[Float[Tensor, "pos d_model"], ...]:
         """The residual stream at the entry of each layer and after the last. Copies: writing to them changes no trace."""
-        return tuple(x.clone() for x in self.residuals)
+        return tuple(x.to(self.model.device, copy=True) for x in self.residuals)
 
     @property
     def ids(self) -> Int[Tensor, " pos"]:
@@ -283,4 +284,5 @@ class Trace:
 
 
 def _from_pickle(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit]) -> Trace:
-    return Trace(model, ids.to(model.device), [x.to(model.device) for x in stream], edits)
+    at_home = [replace(edit, home=model.device) for edit in edits]  # it may be another device than the run's
+    return Trace(model, ids.to(model.device), [x.to(model.device) for x in stream], at_home)

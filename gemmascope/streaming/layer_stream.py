@@ -45,6 +45,7 @@ class LayerStream:
         kept: The numbers of the layers that stay on the device.
         ahead: How many layers may be loading while one is computed.
         transfer: How bytes get to the device; None reads files into host memory.
+        indices: The numbers of the layers that a pass goes through here; None: all.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class LayerStream:
         kept: Iterable[int] = (),
         ahead: int = 1,
         transfer: Transfer | None = None,
+        indices: range | None = None,
     ) -> None:
         self.config, self.packed, self.dtype, self.device = config, layers, dtype, device
         self.transfer: Transfer = transfer or HostTransfer()
@@ -67,7 +69,8 @@ class LayerStream:
         self._lock = PassLock()
         self._digests: dict[int, str] = {}
         self.kept = self._read(sorted(kept))
-        n_streamed = len(layers) - len(self.kept)
+        self.indices = range(len(layers)) if indices is None else indices
+        n_streamed = len(self.indices) - len(self.kept)
         largest = max((packed.n_bytes for packed in layers), default=0)
         self.buffers = [self.transfer.allocate(largest) for _ in range(min(n_streamed, ahead + 1))]
         self.scratch = {} if self.in_place else self._empty_weights()
@@ -90,7 +93,7 @@ class LayerStream:
 
     def layers(self, reverse: bool) -> Generator[Layer]:
         """The layers in order. Each may be used until the next is requested or the generator is closed."""
-        return self._pass(range(len(self.packed))[:: -1 if reverse else 1])
+        return self._pass(self.indices[:: -1 if reverse else 1])
 
     def single(self, index: int) -> Generator[Layer]:
         """One layer, in the buffers of a pass: nothing more is taken from the device than a pass takes.

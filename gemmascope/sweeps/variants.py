@@ -25,7 +25,7 @@ from gemmascope.model.maths import index_tensor, ranges
 from gemmascope.model.model import Model
 from gemmascope.model.tap import SILENT, Chain, Tap
 from gemmascope.run.taps import EditTap, Recorder
-from gemmascope.values import Array
+from gemmascope.values import Array, moved
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,9 @@ class _Pass:
         self.all_rows = self._rows(lambda j: (j.start, len(j.base_run.ids)))
         self.changed_rows = self._rows(lambda j: j.confined or (j.start, len(j.base_run.ids)))
         self.at = np.cumsum(self.all_rows.n_rows) - self.all_rows.n_rows
-        self.buffer = self._empty(int(self.all_rows.n_rows.sum()))
-        self.final = self._empty(len(variants))
+        self.device = model.device  # of the layer that the pass is at
+        self.buffer = self._empty(int(self.all_rows.n_rows.sum()), model.device)
+        self.final = self._empty(len(variants), model.network.device_of(self.last))
 
     def run(self) -> FinalResiduals:
         x = self.model.network.embed(torch.cat(self.full_ids), self.full_layout, self.base_edits)
@@ -166,10 +167,13 @@ class _Pass:
             self.final[self._indices([j.index for j in self.without_effect])] = read[
                 self._indices([j.base for j in self.without_effect])
             ]
-        return FinalResiduals(read[: len(self.bases)], self.final, read[len(self.bases) :])
+        read, final = moved(read, self.model.device), moved(self.final, self.model.device)
+        return FinalResiduals(read[: len(self.bases)], final, read[len(self.bases) :])
 
     def _run_layer(self, layer: Layer, x: Tensor) -> Tensor:
         """Carry all runs through a layer. x: the rows of bases and sources at its entry; returned: those at its exit."""
+        self.device = layer.device
+        x, self.buffer = moved(x, self.device), moved(self.buffer, self.device)
         y, prefixes = self._run_full(layer, x)
         joining = self.layer == layer.index
         self._enter(np.flatnonzero(joining & ~self.is_confined), x)
@@ -187,10 +191,10 @@ class _Pass:
         return RunRows(base, start, stop, stop - start)
 
     def _indices(self, numbers: Array | list[int]) -> Tensor:
-        return index_tensor(np.asarray(numbers, dtype=np.int64), self.model.device)
+        return index_tensor(np.asarray(numbers, dtype=np.int64), self.device)
 
-    def _empty(self, n_rows: int) -> Tensor:
-        return torch.empty(n_rows, self.model.config.d_model, dtype=self.model.dtype, device=self.model.device)
+    def _empty(self, n_rows: int, device: torch.device) -> Tensor:
+        return torch.empty(n_rows, self.model.config.d_model, dtype=self.model.dtype, device=device)
 
     def _run_full(self, layer: Layer, x: Tensor) -> tuple[Tensor, list[PrefixKV]]:
         """The rows of bases and sources after a layer, and each base's keys and values. Sets the sources' values."""
@@ -257,7 +261,7 @@ class _Pass:
         n_padding = -len(x) % self.row_multiple
         if n_padding:
             x = torch.cat((x, x.new_zeros(n_padding, x.shape[1])))
-        layout, bases = rows.with_padding(n_padding).layout(self.model.device)
+        layout, bases = rows.with_padding(n_padding).layout(self.device)
         layout = layout.with_prefixes([prefixes[base] for base in bases])
         edits = [] if edited is None else [self.joiners[number].edits_at(layer.index) for number in edited.tolist()]
         tap = EditTap(edits) if edits else SILENT

@@ -19,6 +19,7 @@ from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import visible_text
+from gemmascope.values import moved
 from gemmascope.views.labels import are_special, require_trace
 from gemmascope.views.packing import pack
 from gemmascope.views.page import View
@@ -108,15 +109,14 @@ def _measure(trace: Trace, directions: Float[Tensor, "pos d_model"] | None) -> N
     Norms of the stream, of attention and of the MLP; the cosine with the final stream; and, along directions if there are
     any, what attention and the MLP wrote.
     """
-    final = trace.residuals[-1].float()
     by_layer = []
     for layer, values in replay(trace, ["attn_out", "mlp_out"]):
-        after = trace.residuals[layer.index + 1].float()
+        after, end = (moved(x, layer.device).float() for x in (trace.residuals[layer.index + 1], trace.residuals[-1]))
         parts = [values["attn_out"].float(), values["mlp_out"].float()]
-        series = [after.norm(dim=-1), *(part.norm(dim=-1) for part in parts), torch.cosine_similarity(after, final, dim=-1)]
+        series = [after.norm(dim=-1), *(part.norm(dim=-1) for part in parts), torch.cosine_similarity(after, end, dim=-1)]
         if directions is not None:
-            series += [(part * directions).sum(-1) for part in parts]
-        by_layer.append(torch.stack(series))
+            series += [(part * moved(directions, layer.device)).sum(-1) for part in parts]
+        by_layer.append(moved(torch.stack(series), trace.model.device))
     measured: NDArray[np.float32] = torch.stack(by_layer, -1).cpu().numpy()
     return measured
 

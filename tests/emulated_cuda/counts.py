@@ -25,7 +25,7 @@ def line_of_package() -> str:
 
 
 class Counts:
-    """Kernels, synchronisations and pageable copies by line; kernels by operator; bytes copied each way."""
+    """Kernels, synchronisations, pageable copies and copies between devices by line; kernels by operator; bytes each way."""
 
     def __init__(self) -> None:
         self.reset()
@@ -35,6 +35,7 @@ class Counts:
         self.operators: Counter[str] = Counter()
         self.syncs: Counter[str] = Counter()
         self.pageable: Counter[str] = Counter()
+        self.between_devices: Counter[str] = Counter()
         self.to_device = self.to_host = 0
 
     def kernel(self, operator: str) -> None:

@@ -328,6 +328,9 @@ def _copied(into: Tensor, source: Tensor, non_blocking: bool) -> None:
     from emulated_cuda.device import emulated
 
     counts, locked = emulated().counts, emulated().page_locked
+    if isinstance(into, CudaTensor) and isinstance(source, CudaTensor):
+        _copied_on_devices(into, source)
+        return
     device = into.device if isinstance(into, CudaTensor) else source.device
     stream = current_stream(device)
     stream.launch()
@@ -338,9 +341,6 @@ def _copied(into: Tensor, source: Tensor, non_blocking: bool) -> None:
             start, stop = span_of(one)
             locked.access(stream, one.untyped_storage().data_ptr() + start, stop - start, write=writes)
     n_bytes = source.numel() * source.element_size()
-    if isinstance(into, CudaTensor) and isinstance(source, CudaTensor):
-        counts.kernel("copy_")
-        return
     side = source if isinstance(into, CudaTensor) else into
     pinned = is_pinned(side)
     if isinstance(into, CudaTensor):
@@ -352,6 +352,23 @@ def _copied(into: Tensor, source: Tensor, non_blocking: bool) -> None:
     if not (pinned and non_blocking):
         counts.sync("to the host" if side is into else "to the device")  # torch waits, even for what is already staged
         host().wait_for(stream.clock)
+
+
+def _copied_on_devices(into: CudaTensor, source: CudaTensor) -> None:
+    """Note a copy on a device or between two. The source's stream copies; the other one's waits, and the host does not."""
+    from emulated_cuda.device import emulated
+
+    counts, stream, target = emulated().counts, current_stream(source.device), current_stream(into.device)
+    between = into.device != source.device
+    stream.launch()
+    if between:
+        stream.wait_stream(target)
+        counts.between_devices[line_of_package()] += 1
+    source.allocation.access(stream, source.inner, write=False)
+    into.allocation.access(stream, into.inner, write=True)
+    if between:
+        target.wait_stream(stream)
+    counts.kernel("copy_")
 
 
 def _copy_(func: Any, args: Any, kwargs: Any) -> Any:

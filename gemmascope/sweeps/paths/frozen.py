@@ -14,6 +14,7 @@ from gemmascope.run.tracing import trace
 from gemmascope.sweeps.grid import Cell
 from gemmascope.sweeps.pairs import Pair
 from gemmascope.sweeps.paths.receivers import Receiver, attn_out, has_path
+from gemmascope.values import moved
 
 
 class FrozenPaths:
@@ -43,7 +44,8 @@ class FrozenPaths:
             unchanged: Tensor = self._base[site, layer]
             return value - unchanged
         with torch.no_grad():
-            change: Tensor = attn_out(self._layer(layer), value) - self._base["attn_out", layer]
+            out = moved(attn_out(self._layer(layer), value), self._model.device)
+            change: Tensor = out - self._base["attn_out", layer]
         return change
 
     def _edit(self, receiver: Receiver, changes: dict[int, Tensor]) -> BoundEdit | None:
@@ -56,6 +58,6 @@ class FrozenPaths:
         if not len(rows):
             rows = torch.tensor([len(change) - 1])
         entry = self._model.n_layers if receiver.heads is None else receiver.layer
-        stream = (self._base.residuals[entry] + change)[rows]
+        stream = (moved(self._base.residuals[entry], change.device) + change)[rows]
         value = stream if receiver.heads is None else receiver.read(self._layer(receiver.layer), stream)
         return receiver.edit(self._model, rows, value)

@@ -26,6 +26,7 @@ from gemmascope.sweeps.grid import Cell
 from gemmascope.sweeps.pairs import Pair
 from gemmascope.sweeps.paths.receivers import Receiver, attn_out, has_path
 from gemmascope.sweeps.sources import ValuesFromTrace
+from gemmascope.values import moved
 
 
 @dataclass(eq=False)
@@ -120,10 +121,11 @@ class LivePaths:
     def _resid_mid(self, layer: Layer, run: _SenderRun) -> Tensor:
         """The stream after the layer's attention: its heads are the source's where they send, and else frozen."""
         entering = self._base.residuals[layer.index][run.positions] if run.stream is None else run.stream
-        base = self._base_values[layer.index]
+        entering, base = moved(entering, layer.device), self._base_values[layer.index]
         if not run.sends_in(layer) or self._site == "mlp_out":
             return entering + base["attn_out"][run.positions]
-        value, index = base[self._site].clone(), self._pair.index_of(run.cell)
+        value = base[self._site].clone()
+        index = tuple(moved(places, layer.device) for places in self._pair.index_of(run.cell))
         value[index] = self._source_values[layer.index][self._site][index]
         return entering + (attn_out(layer, value[run.positions]) if self._site == "z" else value[run.positions])
 

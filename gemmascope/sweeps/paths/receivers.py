@@ -18,6 +18,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.sites import find, parse_site_name
 from gemmascope.sweeps.grid import Cell
+from gemmascope.values import moved
 
 RECEIVER_SITES = ("q", "k", "v")
 
@@ -47,14 +48,14 @@ class Receiver:
         """Its heads' queries, keys or values of rows of the stream that enters its layer. [row, head, d_head]"""
         project = getattr(layer.self_attn, f"{self.site}_proj")
         with torch.no_grad():
-            flat = project(layer.input_layernorm(stream))
+            flat = project(layer.input_layernorm(moved(stream, layer.device)))
         heads: Tensor = rearrange(flat, "pos (head d) -> pos head d", d=layer.self_attn.config.d_head)[:, self.heads]
         return heads
 
 
 def attn_out(layer: Layer, z: Tensor) -> Tensor:
     """What attention adds to the stream for given z: W_O and the post-norm, whose scale is computed anew."""
-    raw = layer.self_attn.o_proj(rearrange(z, "pos head d -> pos (head d)"))
+    raw = layer.self_attn.o_proj(rearrange(moved(z, layer.device), "pos head d -> pos (head d)"))
     out: Tensor = layer.post_attention_layernorm(raw)
     return out
 
