@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import warnings
 import weakref
@@ -173,6 +174,27 @@ def test_a_model_is_freed_while_its_layers_are_copied(folder: Path, cuda: Emulat
         gc.collect()
     assert not cuda.page_locked.ranges
     assert cuda.memories[0].allocated == 0
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="huge pages are asked for on Linux")
+@pytest.mark.parametrize("granted", [True, False])
+def test_page_locked_memory_is_asked_for_in_huge_pages(granted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Mapping(mmap.mmap):
+        def madvise(self, option: int, *rest: int) -> None:
+            asked.append(option)
+            if not granted:
+                raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("gemmascope.streaming.page_locked.mmap.mmap", Mapping)
+    with EmulatedCuda():
+        buffer = HostBuffer(100, torch.device("cuda", 0))
+        assert buffer.locked
+        buffer.data.fill_(3)
+        assert buffer.data.eq(3).all()
+        del buffer
+    assert asked == [mmap.MADV_HUGEPAGE]
 
 
 @pytest.mark.parametrize("held", [0, 1, 3])

@@ -15,6 +15,9 @@ from every_call import CALLS, CLEAN, CORRUPT, DIFF, numbers
 from torch import Tensor
 
 import gemmascope as gs
+from gemmascope.__main__ import main
+from gemmascope.errors import BudgetError, DeviceError
+from gemmascope.memory.placement import RESERVED_ROWS, Sizes, work_bytes
 from gemmascope.model.model import Model
 
 TWO = ["cuda:0", "cuda:1"]
@@ -143,7 +146,7 @@ def computed(model: Model) -> Any:
 
 def least(folder: Path) -> int:
     """The least budget, which the refusal of a smaller one names."""
-    with pytest.raises(gs.errors.BudgetError, match=r"needs [0-9,]+ bytes") as refused:
+    with pytest.raises(BudgetError, match=r"needs [0-9,]+ bytes") as refused:
         gs.load(folder, device="cuda:0", memory=1)
     return int(str(refused.value).partition("needs ")[2].partition(" bytes")[0].replace(",", ""))
 
@@ -163,3 +166,92 @@ def test_packed_and_streamed_layers(kind: str, memory: str | None, folders: dict
         assert (model.device.index, set(model.layer_devices)) == (2, {torch.device("cuda", 2), SECOND})
         np.testing.assert_array_equal(computed(model), want)
         assert cuda.races == []
+
+
+# -- which devices, and what a plan says --
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        (["cuda:0", "cuda:0"], DeviceError, "names 'cuda:0' twice"),
+        (["cuda", torch.device("cuda", 0)], DeviceError, "names 'cuda:0' twice"),
+        (["cuda:0", "cuda:2"], DeviceError, "there are 2 GPUs, cuda:0 to cuda:1"),
+        (["cuda:0", "cpu"], DeviceError, "'cpu' is no GPU"),
+        (["cpu", "cpu"], DeviceError, "'cpu' is no GPU"),
+        ([], DeviceError, "names no device"),
+        (["cuda:0", 1.5], DeviceError, r"device=1\.5 is no device"),
+        ({"cuda:0": 1}, DeviceError, "is no device"),
+    ],
+)
+def test_devices_that_cannot_be_meant_are_refused(device: Any, error: type[Exception], message: str) -> None:
+    with EmulatedCuda(n_devices=2):
+        for call in (gs.load, gs.plan):
+            with pytest.raises(error, match=message):
+                call("nano", device=device)
+
+
+def test_more_devices_than_layers_are_refused(folders: dict[str, Path]) -> None:
+    with EmulatedCuda(n_devices=8), pytest.raises(BudgetError, match="8 devices for 7 layers"):
+        gs.load(folders["plain"], device=[f"cuda:{n}" for n in range(8)])
+
+
+def test_a_model_in_memory_stays_on_its_device() -> None:
+    with EmulatedCuda(n_devices=2), pytest.raises(DeviceError, match="stays on its one device"):
+        gs.load(checkpoint("l"), device=TWO)
+
+
+def test_auto_takes_as_few_gpus_as_hold_the_model() -> None:
+    config, context = gs.plan("nano", device="cpu").config, 5 * 10**8
+    sizes, work = Sizes.of(config, "stored", torch.float32), work_bytes(config, torch.float32, RESERVED_ROWS)
+    whole = sizes.weights(6, 0, embedded=True) + work
+    for room, n_used in ((whole, 1), (whole - 1, 2), (whole - 4 * sizes.layer, 3)):
+        with EmulatedCuda(n_devices=3, total=room + context):
+            planned = gs.plan("nano")
+            model = gs.load("nano")
+        assert len(set(model.layer_devices)) == n_used
+        assert len(planned.devices) == (n_used if n_used > 1 else 0)
+        on = {one.device: list(one.layers) for one in planned.devices}
+        assert all(model.layer_devices[layer] == device for device, layers in on.items() for layer in layers)
+
+
+def test_gpus_that_are_too_small_are_named_with_their_bytes() -> None:
+    named = r"cuda:0 has 8,000,000 free, cuda:1 has 8,000,000 free. The first needs [0-9,]+ bytes"
+    with EmulatedCuda(n_devices=2, total=5 * 10**8 + 8_000_000):
+        with pytest.raises(BudgetError, match=named):
+            gs.load("nano")
+        planned = gs.plan("nano", device=TWO)
+        assert planned.fits_here is False
+        assert "It does not fit" in repr(planned)
+    with EmulatedCuda(n_devices=2), pytest.raises(BudgetError, match="cuda:1: memory of 1,000 bytes is too little"):
+        gs.load("nano", device=["cuda:1", "cuda:0"], memory=1000)
+
+
+def test_a_plan_says_what_each_gpu_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    with EmulatedCuda(n_devices=2):
+        one, two = (gs.plan("27b", weights="int8", context=1024, device=device) for device in ("cuda:0", TWO))
+        assert main(["plan", "27b", "--weights", "int8", "--device", "cuda:0,cuda:1"]) == 0
+    assert "cuda:1" in capsys.readouterr().out
+    lines = repr(two).splitlines()
+    assert any(line.split()[0] == "cuda:0" and "embedding, layers 0 to 22" in line for line in lines if line)
+    assert any(line.split()[0] == "cuda:1" and "layers 23 to 45" in line for line in lines if line)
+    assert max(map(len, lines)) <= 125
+    assert "layers 23 to 45" in two._repr_html_()
+    size = {p.name: {part.name: part.n_bytes for part in p.parts} for p in (one, two)}["27b"]
+    for name in ("embedding", "layers that stay", "keys and values", "trace", "logits"):  # what lies once, lies once
+        assert size[name] == sum(part.n_bytes for part in one.parts if part.name == name)
+    for task, n_bytes in two.peaks.items():
+        assert n_bytes == sum(card.peaks[task] for card in two.devices)
+    assert two.cards() == one.cards()
+    assert [row["layers"] for row in two.to_dict()["devices"]] == [list(range(23)), list(range(23, 46))]
+    assert two.fits_here
+
+
+def test_cuda_takes_its_own_part() -> None:
+    with EmulatedCuda():
+        on_gpu, on_cpu = (gs.plan("2b", context=16, device=device) for device in ("cuda:0", "cpu"))
+    names = [part.name for part in on_gpu.parts]
+    assert {"cuBLAS workspace", "CUDA context"} == set(names) - {part.name for part in on_cpu.parts}
+    assert on_gpu.peaks["trace"] - on_cpu.peaks["trace"] == 2**25  # the context is outside the sums
+    # An H100 took 5,268,357,120 bytes for a trace of 16 positions of 2B.
+    assert abs(on_gpu.peaks["trace"] - 5_268_357_120) < 1_000_000

@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--context", metavar="N", type=int, help="positions of the prompt (default: the model's most)")
     parser.add_argument("--memory", metavar="BYTES", help="what gs.load will be given, such as 20GiB (default: no limit)")
     parser.add_argument("--rows", metavar="N", type=int, help="rows of a sweep's chunk (default: what the memory holds)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda, or several GPUs: cuda:0,cuda:1 (default: auto)")
     parser.add_argument("--dtype", default="auto", help="bfloat16 or float32 to compute in (default: auto)")
     parser.add_argument("--probe", action="store_true", help="measure this machine for some seconds and predict times")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
@@ -41,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from gemmascope.memory.planning import plan
 
     options = ("weights", "context", "memory", "rows", "device", "dtype", "probe")
-    result = plan(args.source, **{name: getattr(args, name) for name in options})
+    given = {name: getattr(args, name) for name in options}
+    if "," in args.device:
+        given["device"] = args.device.split(",")
+    result = plan(args.source, **given)
     print(json.dumps(result.to_dict(), indent=2) if args.json else legible(f"{result}\n\n{table_text(result.table())}"))
     return 0

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 
 import torch
 
 from gemmascope.config import GemmaConfig
-from gemmascope.legible import legible_line, prints_legibly
-from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, MemoryNeed, find_card, memory_text
+from gemmascope.legible import prints_legibly
+from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, MemoryNeed, find_card
 from gemmascope.memory.placement import (
     Placement,
     Sizes,
     free_bytes,
     place_layers,
-    work_bytes,
 )
-from gemmascope.memory.plan_tables import STYLE, TableRow, aligned, gigabytes, html_table
+from gemmascope.memory.plan_cards import CardPlan, parts_of_run, parts_on
+from gemmascope.memory.plan_tables import TableRow
+from gemmascope.memory.plan_text import as_html, as_text
 from gemmascope.memory.planned_model import Formats
 from gemmascope.memory.rates import Rates
-from gemmascope.memory.sizes import GENERATE, SWEEP, TASKS, TRACE, Part, run_parts, weight_parts
+from gemmascope.memory.sizes import SWEEP, TASKS, TRACE, Part, device_parts
+from gemmascope.memory.spread import CardShare
 
 # The contexts in Plan.table, in positions.
 CONTEXTS = (1024, 4096, 8192)
@@ -44,6 +45,7 @@ class Plan:
         parts: What takes memory on the device, and the tasks that need it ("trace", "generate", "sweep").
         total_tasks: The tasks that `total` covers.
         rates: What the probe measured; None without one.
+        devices: What each of several GPUs holds; empty for one device.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Plan:
     parts: tuple[Part, ...]
     total_tasks: tuple[str, ...]
     rates: Rates | None = None
+    devices: tuple[CardPlan, ...] = ()
 
     @property
     def weights(self) -> str:
@@ -78,6 +81,14 @@ class Plan:
     def peaks(self) -> dict[str, int]:
         """Bytes on the device at once, by task: the sum of the task's parts."""
         return {task: sum(part.n_bytes for part in self.parts if task in part.tasks) for task in TASKS}
+
+    @property
+    def fits_here(self) -> bool | None:
+        """Whether it fits within the budget, or within what is free, of each of its devices. None if that is unknown."""
+        if self.devices:
+            needed = ((max(one.peaks[task] for task in self.total_tasks), one.limit) for one in self.devices)
+            return all(n_bytes <= limit for n_bytes, limit in needed if limit is not None)
+        return None if self.limit is None else self.total <= self.limit
 
     @property
     def total(self) -> int:
@@ -117,7 +128,8 @@ class Plan:
     def memory_need(self) -> MemoryNeed:
         """The memory that must fit on a card."""
         all_weights = sizes_of(self.config, self.formats, streams=False).weights(self.config.n_layers, 1, embedded=True)
-        run_bytes = self.total - sum(part.n_bytes for part in self.parts if set(part.tasks) == set(TASKS))
+        run = (*parts_of_run(self.config, self.formats.dtype, self.context, self.rows), *device_parts(self.device))
+        run_bytes = max(sum(part.n_bytes for part in run if task in part.tasks) for task in self.total_tasks)
         return MemoryNeed(
             self.config, sizes_of(self.config, self.formats, streams=True), self.formats.dtype, all_weights, run_bytes
         )
@@ -155,22 +167,23 @@ class Plan:
             "parts": [{"name": p.name, "bytes": p.n_bytes, "note": p.note, "tasks": list(p.tasks)} for p in self.parts],
             "peaks": self.peaks,
             "total": self.total,
-            "fits": None if self.limit is None else self.total <= self.limit,
+            "fits": self.fits_here,
             "layers_kept": list(self.kept),
             "layers_streamed": list(self.streamed),
             "moved_per_pass": self.moved,
             "rates": None if self.rates is None else self.rates.to_dict(),
             "seconds": self.seconds,
+            "devices": [one.to_dict() for one in self.devices],
             "cards": [fit.to_dict() for fit in self.cards()],
             "table": self.table(),
         }
 
     @prints_legibly
     def __repr__(self) -> str:
-        return _as_text(self)
+        return as_text(self)
 
     def _repr_html_(self) -> str:
-        return _as_html(self)
+        return as_html(self)
 
 
 def sizes_of(config: GemmaConfig, formats: Formats, *, streams: bool) -> Sizes:
@@ -179,17 +192,10 @@ def sizes_of(config: GemmaConfig, formats: Formats, *, streams: bool) -> Sizes:
     return Sizes.of(config, formats.weights, formats.dtype, stored)
 
 
-def parts_of(
-    config: GemmaConfig, formats: Formats, sizes: Sizes, placement: Placement, context: int, rows: int
-) -> tuple[Part, ...]:
-    chunk = Part("sweep chunk", work_bytes(config, formats.dtype, rows), f"{rows:,} rows", (SWEEP,))
-    of_run = run_parts(config, formats.dtype, context)
-    return (*weight_parts(config, sizes, placement, formats.dtype), *of_run, chunk)
-
-
 def _row(config: GemmaConfig, formats: Formats, context: int) -> TableRow:
     sizes = sizes_of(config, formats, streams=False)
-    parts = parts_of(config, formats, sizes, place_layers(config, sizes, formats.dtype, None), context, 1)
+    share = CardShare(torch.device("cpu"), range(config.n_layers), place_layers(config, sizes, formats.dtype, None))
+    parts = parts_on(config, sizes, share, formats.dtype, context, 1)
     size = {part.name: part.n_bytes for part in parts}
     weights = sum(part.n_bytes for part in parts if set(part.tasks) == set(TASKS))
     kv, activations = size["keys and values"], size["activations"] + size["logits"]
@@ -197,87 +203,3 @@ def _row(config: GemmaConfig, formats: Formats, context: int) -> TableRow:
         "weights": formats.weights, "context": context, "weight_bytes": weights, "kv_bytes": kv,
         "activation_bytes": activations, "total": weights + kv + activations,
     }  # fmt: skip
-
-
-# -- as text --
-
-_TASKS = {TRACE: "a trace", GENERATE: "generating", SWEEP: "a sweep"}
-
-
-def _as_text(plan: Plan) -> str:
-    """A plan as text, for a terminal."""
-    cards = [[fit.card.name, str(fit)] for fit in plan.cards()]
-    rows = aligned([*_parts(plan), *_tasks(plan)])
-    rows.insert(len(plan.parts), "")
-    return "\n".join([_title(plan), *rows, "", *_sentences(plan), "", "does it fit on", *aligned(cards)])
-
-
-def _as_html(plan: Plan) -> str:
-    """A plan as self-contained HTML, with names escaped."""
-    cards = [[fit.card.name, str(fit)] for fit in plan.cards()]
-    sentences = "".join(f"<div>{escape(line)}</div>" for line in _sentences(plan))
-    return (
-        f"<div class='gs-plan'>{STYLE}<div><b>{escape(_title(plan))}</b></div>"
-        f"{html_table(_parts(plan), ('part', 'bytes', 'what'))}"
-        f"{html_table(_tasks(plan), ('task', 'bytes', 'what'))}{sentences}{html_table(cards, ('does it fit on', ''))}</div>"
-    )
-
-
-def _title(plan: Plan) -> str:
-    memory = "no budget" if plan.memory is None else f"memory of {gigabytes(plan.memory)}"
-    dtype = str(plan.formats.dtype).removeprefix("torch.")
-    how = f"{plan.weights} weights, computed in {dtype}, {plan.context:,} positions, {memory}"
-    return f"Plan of {legible_line(plan.name)}: {how}"
-
-
-def _parts(plan: Plan) -> list[list[str]]:
-    return [[part.name, gigabytes(part.n_bytes), part.note] for part in plan.parts]
-
-
-def _tasks(plan: Plan) -> list[list[str]]:
-    """A line for each task: its peak, and the parts that it needs."""
-    own = {task: [part.name for part in plan.parts if task in part.tasks and part.tasks != TASKS] for task in _TASKS}
-    return [[_TASKS[task], gigabytes(n), f"at once: weights, {', '.join(own[task])}"] for task, n in plan.peaks.items()]
-
-
-def _sentences(plan: Plan) -> list[str]:
-    return [_staying(plan), _fitting(plan), *_timing(plan)]
-
-
-def _staying(plan: Plan) -> str:
-    if not plan.streamed and plan.placement.embedded:
-        return f"All {plan.config.n_layers} layers stay: nothing is brought in a pass."
-    table = "" if plan.placement.embedded else ", the embedding in its file"
-    return (
-        f"{len(plan.kept)} layers stay, {len(plan.streamed)} stream{table}: a pass brings {gigabytes(plan.moved)}, "
-        "however many rows it carries."
-    )
-
-
-def _fitting(plan: Plan) -> str:
-    """A sentence that says whether the model fits, and what to do if not."""
-    if plan.limit is None:
-        return f"It needs {gigabytes(plan.total)}."
-    what = f"what is free on {plan.device}" if plan.memory is None else "the budget"
-    if plan.total <= plan.limit:
-        return f"It fits: {gigabytes(plan.total)} of {gigabytes(plan.limit)}, {what}."
-    beginning = f"It does not fit: {gigabytes(plan.total)} are needed and {what} is {gigabytes(plan.limit)}."
-    if placement := plan.memory_need.placement_within(plan.limit):
-        budget = memory_text(placement.weights + placement.workspace)
-        return f"{beginning} gs.load(memory={budget!r}) leaves it room: {len(placement.kept)} layers stay."
-    smaller = "a shorter context" if plan.weights == "int8" else "int8 weights, a shorter context"
-    return f"{beginning} At least {gigabytes(plan.memory_need.least)} are needed: take {smaller}, or a larger device."
-
-
-def _timing(plan: Plan) -> list[str]:
-    if plan.rates is None or plan.seconds is None:
-        return []
-    return [
-        f"Measured here: {plan.rates}.",
-        f"Predicted: a trace of {plan.context:,} positions {_time(plan.seconds[TRACE])}; "
-        f"a sweep's chunk of {plan.rows:,} rows through every layer {_time(plan.seconds[SWEEP])}.",
-    ]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

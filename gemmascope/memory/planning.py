@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 
 from gemmascope.arguments import true_or_false, whole_number
-from gemmascope.checkpoints.device import choose_device
+from gemmascope.checkpoints.device import DeviceChoice, choose_devices
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import BudgetError
 from gemmascope.memory.host_memory import measured_bytes
-from gemmascope.memory.placement import RESIDENT_ROWS, Placement, free_bytes, parse_bytes, place_layers, rows_in
-from gemmascope.memory.plan import Plan, parts_of, sizes_of
+from gemmascope.memory.placement import RESIDENT_ROWS, Placement, free_bytes, parse_bytes, rows_in
+from gemmascope.memory.plan import Plan, sizes_of
+from gemmascope.memory.plan_cards import CardPlan, parts_on, sum_of_parts
 from gemmascope.memory.planned_model import find_formats, find_planned_model
 from gemmascope.memory.rates import probe as probe_rates
 from gemmascope.memory.sizes import GENERATE, TASKS, TRACE
+from gemmascope.memory.spread import spread_layers, whole_placement
 
 
 def plan(
@@ -23,7 +25,7 @@ def plan(
     context: int | None = None,
     memory: int | str | None = None,
     rows: int | None = None,
-    device: str | torch.device = "auto",
+    device: DeviceChoice = "auto",
     dtype: str | torch.dtype = "auto",
     probe: bool = False,
 ) -> Plan:
@@ -37,18 +39,19 @@ def plan(
         memory: The memory= that gs.load will get, as a number of bytes or a text such as "20GiB". None: everything stays
             on the device.
         rows: Rows of a sweep's chunk. None: as many as the memory holds, or 32,768 without a budget.
-        device: As in gs.load.
+        device: As in gs.load. With several GPUs, the plan says which layers lie where and what each holds.
         dtype: As in gs.load.
         probe: Whether to measure this machine for some seconds and predict the time of a pass, roughly (Plan.seconds).
 
     Returns:
         A plan. Printed, it is a table of the parts, the tasks and the GPUs; `fits("T4")`, `peaks`, `kept`, `streamed`,
-        `table()` and `to_dict()` give the same as values, in bytes.
+        `devices`, `table()` and `to_dict()` give the same as values, in bytes.
 
     Raises:
         CheckpointError: The source is not known.
         DeviceError: The weights, the device or the dtype are not available.
-        BudgetError: The context is longer than the model's, rows is not a positive number, or the memory is too little.
+        BudgetError: The context is longer than the model's, rows is not a positive number, or the memory is too little, of
+            a device or of several together.
 
     Examples:
         >>> p = gs.plan("27b", weights="int8", context=4096, memory="24GB", device="cpu")
@@ -59,14 +62,16 @@ def plan(
     """
     probe = true_or_false(probe, "probe", error=BudgetError)
     model = find_planned_model(source)
-    config, formats, target = model.config, find_formats(model, weights, dtype), choose_device(device)
+    config, formats, devices = model.config, find_formats(model, weights, dtype), choose_devices(device)
     n_pos = config.context if context is None else _whole_number("context", context)
     if n_pos > config.context:
         raise BudgetError(f"context={n_pos:,} is more than {model.name!r} takes: at most {config.context:,} positions")
     budget = None if memory is None else parse_bytes(memory)
     sizes = sizes_of(config, formats, streams=budget is not None)
-    placement = place_layers(config, sizes, formats.dtype, budget)
+    shares = spread_layers(config, sizes, formats.dtype, devices, budget, must_fit=False)
+    placement, target = whole_placement(shares), shares[0].device
     n_rows = _rows(config, formats.dtype, placement, budget) if rows is None else _whole_number("rows", rows)
+    parts = [parts_on(config, sizes, share, formats.dtype, n_pos, n_rows) for share in shares]
     return Plan(
         name=model.name,
         config=config,
@@ -77,9 +82,14 @@ def plan(
         memory=budget,
         free=_free(target),
         placement=placement,
-        parts=parts_of(config, formats, sizes, placement, n_pos, n_rows),
+        parts=sum_of_parts(parts),
         total_tasks=(TRACE, GENERATE) if rows is None else TASKS,
         rates=probe_rates(config, formats.dtype, target, model.folder, (n_pos, n_rows), formats.int8) if probe else None,
+        devices=tuple(
+            CardPlan(share.device, share.layers, share.placement, budget or share.free, own)
+            for share, own in zip(shares, parts, strict=True)
+            if len(shares) > 1
+        ),
     )
 
 

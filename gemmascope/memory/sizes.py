@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from gemmascope.config import GemmaConfig
-from gemmascope.memory.placement import Placement, Sizes
+from gemmascope.memory.placement import Placement, Sizes, work_bytes
 from gemmascope.model.attention import CHUNK_ELEMENTS, CHUNK_ROWS
 
 TRACE, GENERATE, SWEEP = TASKS = ("trace", "generate", "sweep")
@@ -19,44 +19,75 @@ TRACE, GENERATE, SWEEP = TASKS = ("trace", "generate", "sweep")
 
 @dataclass(frozen=True)
 class Part:
-    """Something that takes memory on the device; note says what it is, tasks which tasks need it."""
+    """Something that takes memory on the device; note says what it is, tasks which tasks need it.
+
+    of_device: whether CUDA and its libraries take it, not the model.
+    """
 
     name: str
     n_bytes: int
     note: str
     tasks: tuple[str, ...] = TASKS
+    of_device: bool = False
 
 
 def weight_parts(config: GemmaConfig, sizes: Sizes, placement: Placement, dtype: torch.dtype) -> Iterator[Part]:
     """The weights: what stays on the device, and the buffers of the layers that stream."""
     n_kept = len(placement.kept)
-    n_buffers = min(config.n_layers - n_kept, 2)  # one to compute with, one to load
-    if placement.embedded:
+    n_buffers = min(sizes.n_layers - n_kept, 2)  # one to compute with, one to load
+    if not sizes.embedding:
+        pass  # it is on another device
+    elif placement.embedded:
         yield Part("embedding", sizes.embedding, f"{config.vocab_size:,} tokens, also the unembedding")
     else:
         yield Part("embedding, a part", sizes.part, f"the table of {sizes.embedding / 1e9:.2f} GB stays in its file")
-    yield Part("layers that stay", n_kept * sizes.layer, f"{n_kept} of {config.n_layers}, {sizes.layer / 1e9:.3f} GB each")
+    yield Part("layers that stay", n_kept * sizes.layer, f"{n_kept} of {sizes.n_layers}, {sizes.layer / 1e9:.3f} GB each")
     if n_buffers:
         yield Part("slots", n_buffers * sizes.layer, f"for layers on their way, {n_buffers} of them")
     if sizes.scratch:
         yield Part("scratch", sizes.scratch, "one layer as it is computed with")
-    yield Part("last norm", config.d_model * dtype.itemsize, "the other norms are in the layers")
+    if sizes.embedding:
+        yield Part("last norm", config.d_model * dtype.itemsize, "the other norms are in the layers")
 
 
-def run_parts(config: GemmaConfig, dtype: torch.dtype, context: int) -> Iterator[Part]:
-    """What a prompt of `context` positions takes beside the weights."""
-    n_local = config.kinds.count("local")
-    within = f"{n_local} local layers keep {min(config.window, context):,} positions, {config.n_layers - n_local} global all"
-    yield Part("keys and values", kv_bytes(config, dtype, context), within, (GENERATE,))
+# The workspace that cuBLAS takes through torch on a Hopper GPU: 32 MiB; less on earlier ones. On an H100 a trace of 16
+# positions of 2B took 39.7 MB beside the weights; the parts below are 6.0 MB of them.
+CUBLAS_WORKSPACE = 2**25
+# What the driver takes of each GPU that a process uses: some 0.6 GB on a data centre's card. It is in no budget, since torch
+# does not allocate it, and no longer free when free memory is asked for.
+CUDA_CONTEXT = 6 * 10**8
+
+
+def device_parts(device: torch.device) -> Iterator[Part]:
+    """What CUDA and its libraries take on a device."""
+    if device.type == "cuda":
+        yield Part("cuBLAS workspace", CUBLAS_WORKSPACE, "for matrix products, the most on any GPU", TASKS, True)
+        yield Part("CUDA context", CUDA_CONTEXT, "of the driver: outside the budget and the sums below", (), True)
+
+
+def sweep_part(config: GemmaConfig, dtype: torch.dtype, rows: int) -> Part:
+    """The rows of a sweep's chunk."""
+    return Part("sweep chunk", work_bytes(config, dtype, rows), f"{rows:,} rows", (SWEEP,))
+
+
+def run_parts(config: GemmaConfig, dtype: torch.dtype, context: int, layers: range | None = None) -> Iterator[Part]:
+    """What a prompt of `context` positions takes beside the weights. layers: those of the device; None: all."""
+    layers = range(config.n_layers) if layers is None else layers
+    n_local = sum(config.kinds[layer] == "local" for layer in layers)
+    within = f"{n_local} local layers keep {min(config.window, context):,} positions, {len(layers) - n_local} global all"
+    yield Part("keys and values", kv_bytes(config, dtype, context, layers), within, (GENERATE,))
     yield Part("activations", activation_bytes(config, dtype, context), f"{context:,} rows in a layer", (TRACE, GENERATE))
-    stream = (config.n_layers + 1) * context * config.d_model * dtype.itemsize
-    yield Part("trace", stream, f"the stream at {config.n_layers + 1} places", (TRACE,))
-    yield Part("logits", 3 * config.vocab_size * 4, "of one position", (TRACE, GENERATE))
+    n_places = len(layers) + (layers.start == 0)  # where the stream leaves a layer, and at first the embedding
+    stream = n_places * context * config.d_model * dtype.itemsize
+    yield Part("trace", stream, f"the stream at {n_places} places", (TRACE,))
+    if layers.start == 0:
+        yield Part("logits", 3 * config.vocab_size * 4, "of one position", (TRACE, GENERATE))
 
 
-def kv_bytes(config: GemmaConfig, dtype: torch.dtype, context: int) -> int:
-    """The KV cache of all layers at `context` positions; a local layer keeps no more than its window."""
-    positions = sum(min(context, config.window) if kind == "local" else context for kind in config.kinds)
+def kv_bytes(config: GemmaConfig, dtype: torch.dtype, context: int, layers: range | None = None) -> int:
+    """The KV cache of layers (None: all) at `context` positions; a local layer keeps no more than its window."""
+    kinds = config.kinds if layers is None else config.kinds[layers.start : layers.stop]
+    positions = sum(min(context, config.window) if kind == "local" else context for kind in kinds)
     return positions * 2 * config.n_kv_heads * config.d_head * dtype.itemsize
 
 

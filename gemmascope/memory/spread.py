@@ -44,13 +44,20 @@ class CardShare:
 
 
 def spread_layers(
-    config: GemmaConfig, sizes: Sizes, dtype: torch.dtype, devices: Devices, memory: int | None
+    config: GemmaConfig,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    devices: Devices,
+    memory: int | None,
+    *,
+    must_fit: bool = True,
 ) -> tuple[CardShare, ...]:
     """The share of each device in a model. memory: the budget on each device; None: everything stays.
 
     Of devices that may all be used, the fewest that hold the whole model beside the rows of a sweep are; with a budget that
     even all together are too small for, all of them are, and layers stream to each. Layers are shared out in proportion to
-    the memory that a device has for them. Raises BudgetError, with the bytes, for devices that are too small.
+    the memory that a device has for them. Raises BudgetError, with the bytes, for devices that are too small, unless a plan
+    asks, which says so itself (must_fit=False).
     """
     chosen = devices.each
     if len(chosen) == 1:
@@ -62,10 +69,12 @@ def spread_layers(
     free = [free_bytes(device) for device in chosen]
     budgets = [amount if memory is None else memory for amount in free]
     counts = _counts(config, sizes, dtype, budgets, fewest=devices.fewest)
-    if counts is None and memory is None:
+    if counts is None and memory is None and must_fit:
         raise _too_small(config, sizes, dtype, devices, free)
-    if counts is None:  # layers stream: in proportion to the budgets, which are equal
-        counts = _in_proportion([1] * len(chosen), [config.n_layers] * len(chosen), config.n_layers)
+    if counts is None:
+        budgets = budgets[: config.n_layers]
+        rooms = [max(sizes.layer, room) for room in _rooms(sizes, budgets, _least_work(config, dtype))]
+        counts = _in_proportion(rooms, [config.n_layers] * len(rooms), config.n_layers)
         assert counts is not None
     return tuple(
         _share(config, sizes, dtype, memory, device, layers, bytes_free)
@@ -107,10 +116,14 @@ def _least_work(config: GemmaConfig, dtype: torch.dtype) -> int:
 
 def _fitting(sizes: Sizes, budgets: Sequence[int], work: int) -> list[int] | None:
     """How many layers each device gets, all of which stay beside so many bytes for rows; None if they do not fit."""
-    rooms = [
-        budget - sizes_on(sizes, 0, first=not at).weights(0, 0, embedded=True) - work for at, budget in enumerate(budgets)
-    ]
+    rooms = _rooms(sizes, budgets, work)
     return _in_proportion(rooms, [room // sizes.layer for room in rooms], sizes.n_layers)
+
+
+def _rooms(sizes: Sizes, budgets: Sequence[int], work: int) -> list[int]:
+    """The bytes that each device has for layers."""
+    fixed = [sizes.scratch + work + (0 if at else sizes.embedding) for at in range(len(budgets))]
+    return [budget - taken for budget, taken in zip(budgets, fixed, strict=True)]
 
 
 def _in_proportion(rooms: Sequence[int], most: Sequence[int], n_layers: int) -> list[int] | None:
