@@ -37,6 +37,7 @@ from gemmascope.loading.load import load as load
 from gemmascope.loading.network import quantize as quantize
 from gemmascope.memory.planning import plan as plan
 from gemmascope.model.model import Model as Model
+from gemmascope.parallel.load import load_parallel as load_parallel
 from gemmascope.run.trace import Trace as Trace
 from gemmascope.run.tracing import open_trace as open_trace
 from gemmascope.run.tracing import trace as trace

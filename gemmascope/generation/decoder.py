@@ -131,7 +131,7 @@ class Decoder:
         like = self.model.network.model.norm.weight.new_empty(0, device=self.model.network.device_of(layer))
         window = None if layer in self._full_layers else config.window_of(layer)
         n_slots = n_total if window is None else min(window, n_total)
-        return KVCache(len(self.prompts), config.n_kv_heads, n_slots, config.d_head, like)
+        return KVCache(len(self.prompts), config.n_kv_heads // self.model.network.n_processes, n_slots, config.d_head, like)
 
     def _logits(self, rows: Tensor, runs: Sequence[int]) -> Tensor:
         """The soft-capped logits after the newest row of each of these runs, with the edits after the layers."""
@@ -153,6 +153,8 @@ class _PrefillTap(Tap):
     runs: the number of each run of the pass. samples: how many runs from that one on share its prompt.
     """
 
+    own_heads = True
+
     def __init__(self, caches: Sequence[KVCache], runs: Sequence[int], samples: int) -> None:
         self.caches, self.runs, self.samples = caches, runs, samples
 
@@ -169,6 +171,8 @@ class _PrefillTap(Tap):
 
 class _AppendTap(Tap):
     """Appends one position of every run to the caches of those layers whose attention does not do so itself."""
+
+    own_heads = True
 
     def __init__(self, caches: Sequence[KVCache]) -> None:
         self.caches = caches

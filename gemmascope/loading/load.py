@@ -159,11 +159,11 @@ def _from_folder(folder: Path, name: str, options: LoadOptions) -> tuple[Gemma2,
         store = int8_store(folder, name, options.cache, LoadRequest(target, parse_dtype(dtype), budget))
         chosen_dtype = choose_dtype(dtype, store.dtype_name, {store.dtype})
         own = store.companions if has_tokenizer(store.companions) else None
-        reader = _tokenizer(own if options.tokenizer is None else options.tokenizer, store.config)
+        reader = read_tokenizer(own if options.tokenizer is None else options.tokenizer, store.config)
         return network_of_store(store, target, chosen_dtype, budget), reader
     with Checkpoint(folder) as checkpoint:
         own = folder if has_tokenizer(folder) else None
-        reader = _tokenizer(own if options.tokenizer is None else options.tokenizer, checkpoint.config)
+        reader = read_tokenizer(own if options.tokenizer is None else options.tokenizer, checkpoint.config)
         chosen_dtype = choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
         if budget is None or target.first.type == "meta":
             return dense_network(checkpoint, target, chosen_dtype, options.check), reader
@@ -203,14 +203,14 @@ def _from_memory(
     arguments: dict[str, object],
 ) -> Model:
     network = from_transformers(source, one_device(device), dtype)
-    reader = _tokenizer(tokenizer, network.config)
+    reader = read_tokenizer(tokenizer, network.config)
     if check:
         for name, parameter in network.named_parameters():
             require_finite(parameter, f"parameter {name!r}")
     return Model(network, reader, getattr(source.config, "name_or_path", "") or type(source).__name__, arguments)
 
 
-def _tokenizer(source: object, config: GemmaConfig) -> Tokenizer | None:
+def read_tokenizer(source: object, config: GemmaConfig) -> Tokenizer | None:
     """A tokenizer from a folder, a hub id or an object; None for None. Warns of tokens that the model cannot embed."""
     if source is None:
         return None

@@ -18,7 +18,7 @@ from gemmascope.arguments import equals_text, short_repr
 from gemmascope.checkpoints.device import choose_device
 from gemmascope.checkpoints.from_transformers import empty_network, set_parameter
 from gemmascope.config import GemmaConfig
-from gemmascope.errors import CheckpointError
+from gemmascope.errors import CheckpointError, DeviceError
 from gemmascope.files.paths import user_path
 from gemmascope.legible import prints_legibly
 from gemmascope.model.model import Model
@@ -82,6 +82,8 @@ class FromWeights:
 
 def as_pickled(model: Model) -> FromSource | FromWeights:
     """What stands for a model in a pickle."""
+    if model.network.n_processes > 1:
+        raise DeviceError(f"{model.name!r} is divided among processes, and none of them can pickle it")
     tokenizer = model.tokenizer if model.has_tokenizer else None
     if model.source is None:
         model.network.check()

@@ -65,8 +65,12 @@ class Layer(nn.Module):
             heads = self.head_out(raw, z)
             changed = tap("head_out", heads)
             if changed is not heads:  # add what the tap changed; without a change every bit stays
-                out = out + (changed - heads).sum(1)
+                out = out + self.sum_of_heads(changed - heads)
         return tap("attn_out", out)
+
+    def sum_of_heads(self, heads: Float[Tensor, "row head d_model"]) -> Float[Tensor, "row d_model"]:
+        """The sum of what all heads of the layer wrote."""
+        return heads.sum(1)
 
     def head_out(
         self, raw: Float[Tensor, "row d_model"], z: Float[Tensor, "row head d_head"]
@@ -150,9 +154,10 @@ class Gemma2(nn.Module):
     A new network is on the meta device, which takes no memory; its loader replaces each parameter.
 
     layer_source: provides the layers when this module's own parameters are empty. work_bytes: the memory budget of the rows
-    of a pass on a device. layer_devices: the device of each layer; empty if all are where the embedding is. owned: whether
-    the weights were read for this network alone. keep_alive: objects that must live as long as the network. check: raises if
-    a transformers model that shares these weights no longer computes the same.
+    of a pass on a device. layer_devices: the device of each layer; empty if all are where the embedding is. n_processes: how
+    many processes share each layer. owned: whether the weights were read for this network alone. keep_alive: objects that
+    must live as long as the network. check: raises if a transformers model that shares these weights no longer computes the
+    same.
     """
 
     def __init__(self, config: GemmaConfig) -> None:
@@ -162,6 +167,7 @@ class Gemma2(nn.Module):
         self.layer_source: LayerSource | None = None
         self.work_bytes: int | None = None
         self.layer_devices: tuple[torch.device, ...] = ()
+        self.n_processes = 1
         self.keep_alive: tuple[object, ...] = ()  # in a tuple, so that torch does not register a module in it
         self.owned = False
         self.check: Callable[[], None] = _no_check

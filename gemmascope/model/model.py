@@ -251,7 +251,9 @@ class Model:
         return repr(self.config), str(self.dtype)
 
     def _places(self) -> str:
-        """The device, or each of several with its layers."""
+        """The device, or each of several with its layers, or the processes that share the layers."""
+        if self.network.n_processes > 1:
+            return f"{self.device} in one of {self.network.n_processes} processes"
         if not self.network.layer_devices:
             return str(self.device)
         numbers: dict[torch.device, list[int]] = {}

@@ -68,19 +68,29 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "query d_model"], Float[Tensor, "query head d_head"]]:
         q, k, v = self.queries_keys_values(x, layout, tap)
         z = tap("z", self.attend(q, k, v, layout, tap))
-        return self.o_proj(rearrange(z, "row head d -> row (head d)")), z
+        return self.write(z), z
+
+    def project(self, site: str, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d"]:
+        """The queries, keys or values ("q", "k", "v") of rows, of all heads side by side."""
+        projected: Tensor = getattr(self, f"{site}_proj")(rows)
+        return projected
+
+    def write(self, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row d_model"]:
+        """What the heads write together, before the post-norm."""
+        written: Tensor = self.o_proj(rearrange(z, "row head d -> row (head d)"))
+        return written
+
+    def output_weights(self) -> Float[Tensor, "d_model d"]:
+        """W_O of the heads that are here, side by side."""
+        return self.o_proj.weight
 
     def queries_keys_values(
         self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap
     ) -> tuple[Float[Tensor, "query head d_head"], Float[Tensor, "row kv_head d_head"], Float[Tensor, "row kv_head d_head"]]:
         """The queries and keys, after RoPE, and the values."""
         q, k, v = (
-            tap(site, rearrange(project(rows), "row (head d) -> row head d", d=self.config.d_head))
-            for site, project, rows in (
-                ("q", self.q_proj, layout.query_rows(x)),
-                ("k", self.k_proj, x),
-                ("v", self.v_proj, x),
-            )
+            tap(site, rearrange(self.project(site, rows), "row (head d) -> row head d", d=self.config.d_head))
+            for site, rows in (("q", layout.query_rows(x)), ("k", x), ("v", x))
         )
         cos, sin = layout.rope(self.config.d_head, self.config.rope_theta)
         q_rot = tap("q_rot", rotate(q, layout.query_rows(cos), layout.query_rows(sin)))
@@ -88,7 +98,7 @@ class Attention(nn.Module):
 
     def head_outputs(self, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row head d_model"]:
         """What each head adds to the attention output, before the post-norm: they sum to it."""
-        w_o = rearrange(self.o_proj.weight, "d_model (head d) -> head d d_model", head=self.config.n_heads)
+        w_o = rearrange(self.output_weights(), "d_model (head d) -> head d d_model", d=self.config.d_head)
         return einsum(z, w_o, "row head d, head d d_model -> row head d_model")
 
 

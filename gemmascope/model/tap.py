@@ -25,9 +25,16 @@ class Tap:
     comes block by block, [count, head, q_pos, k_pos]. layer is None for the sites outside the layers.
     """
 
+    # Whether rows() takes the heads of this process alone, where processes share a layer (parallel/).
+    own_heads = False
+
     def wants(self, site: str, layer: int | None) -> bool:
         """Whether to compute a site that the forward does not need: the edge sites, and head_out."""
         return False
+
+    def reads(self, site: str, layer: int | None) -> bool:
+        """Whether rows() may look at a site, for which it must be whole where processes share a layer."""
+        return True
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         return value
@@ -62,7 +69,14 @@ class BoundTap:
         return self.tap.wants(site, self.layer)
 
 
-SILENT = Tap()
+class _Silent(Tap):
+    """Looks at nothing."""
+
+    def reads(self, site: str, layer: int | None) -> bool:
+        return False
+
+
+SILENT = _Silent()
 
 
 class Chain(Tap):

@@ -33,6 +33,9 @@ class _GradientTap(Tap):
     def wants(self, site: str, layer: int | None) -> bool:
         return (site, layer) in self.requested
 
+    def reads(self, site: str, layer: int | None) -> bool:
+        return (site, layer) in self.requested
+
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         return self._copy(site, layer, value) if (site, layer) in self.requested else value
 

@@ -179,7 +179,8 @@ def read_edges(trace: RecordedRun, address: Address, head: Head, q_pos: Pos) -> 
     assert address.layer is not None
     heads, rows = find_heads(head, address.site, trace.model), find_positions(q_pos, trace.model, trace.ids)
     assert heads is not None
-    if address.site.name in trace.layer_cache.get(address.layer) or trace.edits_at(address.layer, EDGE_SITES):
+    whole = trace.model.network.n_processes > 1 or trace.edits_at(address.layer, EDGE_SITES)
+    if whole or address.site.name in trace.layer_cache.get(address.layer):
         value = trace.read(address.site, address.layer)[heads][:, rows]
     else:
         value = _compute_edges(trace, address.site.name, address.layer, heads, rows)

@@ -33,6 +33,9 @@ class EditTap(Tap):
     def wants(self, site: str, layer: int | None) -> bool:
         return (site, layer) in self.at_site
 
+    def reads(self, site: str, layer: int | None) -> bool:
+        return (site, layer) in self.at_site or (site, layer) in self.values_read
+
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if edits := self.at_site.get((site, layer)):
             value = value.clone(memory_format=torch.contiguous_format)
@@ -68,6 +71,9 @@ class Recorder(Tap):
         self.values: list[dict[SiteKey, Tensor]] = [{} for _ in range(n_runs)]
 
     def wants(self, site: str, layer: int | None) -> bool:
+        return site in self.sites
+
+    def reads(self, site: str, layer: int | None) -> bool:
         return site in self.sites
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:

@@ -1,0 +1,3 @@
+"""Models whose layers are divided among the processes of torch.distributed: each has some heads and columns of the MLP.
+Imports loading and model.
+"""
