@@ -21,7 +21,9 @@ import gemmascope.memory.placement as budget_module
 import gemmascope.streaming.file_embedding as embedding_module
 from gemmascope.errors import BudgetError, CheckpointError, DeviceError, SweepError
 from gemmascope.memory.placement import Sizes, place_layers
+from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
+from gemmascope.model.tap import SILENT
 from gemmascope.streaming.file_embedding import FileEmbedding
 from gemmascope.streaming.layer_stream import LayerStream
 from gemmascope.streaming.transfer import HostTransfer
@@ -122,7 +124,10 @@ def test_a_layer_returned_to_the_caller_keeps_its_weights(folder: Path, kind: st
 
 def test_a_layer_of_a_pass_has_no_weights_once_the_next_one_is_read(folder: Path) -> None:
     first, *_ = streamed(folder, "int8", (), 1).layers()
-    assert first.mlp.up_proj.weight.is_meta  # a use of it is an error, not another layer's numbers
+    assert first.mlp.up_proj.weight.is_meta
+    layout = Layout.of_lengths([3])
+    with pytest.raises(RuntimeError, match="meta"):  # not another layer's numbers, nor none
+        first(torch.ones(3, 32), layout, SILENT.at(0, layout))
 
 
 @pytest.mark.usefixtures("small_budgets")

@@ -54,8 +54,11 @@ class Layer(nn.Module):
 
     def bring(self, x: Tensor, layout: Layout, tap: BoundTap) -> tuple[Tensor, Layout, BoundTap]:
         """Rows, their layout and their tap on the layer's device. The host does not wait for copies from another GPU."""
-        layout = layout.on(self.device)
-        return moved(x, layout.positions.device), layout, tap.on(layout)
+        device = self.device
+        if x.device == device == layout.positions.device or device.type == "meta":  # of a pass before: an error follows
+            return x, layout, tap
+        layout = layout.on(device)
+        return moved(x, device), layout, tap.on(layout)
 
     def _attention(self, x: Tensor, layout: Layout, tap: BoundTap) -> Tensor:
         raw, z = self.self_attn(tap("attn_in", self.input_layernorm(x)), layout, tap)
