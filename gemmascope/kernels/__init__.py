@@ -1,4 +1,4 @@
-"""Triton kernels for CUDA: the pointwise functions of the forward and the products of int8 weights, each as one kernel.
+"""Triton kernels for CUDA: the pointwise functions of the forward, attention, and the products of int8 weights.
 
 Plain torch computes the same everywhere else. `switch.py` decides, by device; nothing outside this room imports Triton.
 Imports only the top-level modules.

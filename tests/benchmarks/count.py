@@ -1,7 +1,7 @@
 """How many kernels and synchronisations 2B's layers, heads and positions ask of a GPU, counted on an emulated one.
 
 No GPU is needed, and nothing is timed: the widths are small, and only the numbers of layers, heads and positions are true.
-Triton's kernels cannot run on the emulated device, so each pointwise function counts as the several kernels of plain torch.
+Each work is counted without Triton and with it, where a kernel is counted and its numbers are made up.
 
 Run: python tests/benchmarks/count.py [--work trace sweep_resid sweep_z tokens gradient] [--lines 8]
 """
@@ -9,15 +9,20 @@ Run: python tests/benchmarks/count.py [--work trace sweep_resid sweep_z tokens g
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # no card compiles kernels here
 
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import gemmascope as gs
+from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -68,18 +73,37 @@ def main() -> None:
     parser.add_argument("--work", nargs="*", choices=list(WORK), default=list(WORK))
     parser.add_argument("--lines", type=int, default=0, help="how many lines of the package to show, those that ask most")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, EmulatedCuda() as cuda:
-        model = model_in(Path(folder))
-        gs.trace(prompt(), model=model)  # the digests of the weights are computed once
-        for name in arguments.work:
-            title, run = WORK[name]
-            cuda.counts.reset()
-            run(model)
-            kernels, syncs = cuda.counts.n_kernels, cuda.counts.n_syncs
-            print(f"{title:32s} {kernels:7,d} kernels, {kernels / N_LAYERS:6.0f} a layer; {syncs:5,d} synchronisations")
-            for what, counter in (("kernels", cuda.counts.kernels), ("synchronisations", cuda.counts.syncs)):
-                for line, count in counter.most_common(arguments.lines):
-                    print(f"    {count:6,d} {what} at {line}")
+    for triton in (None, "counted"):
+        print("with Triton's kernels" if triton else "without Triton")
+        with tempfile.TemporaryDirectory() as folder, EmulatedCuda(triton=triton) as cuda:
+            model = model_in(Path(folder))
+            gs.trace(prompt(), model=model)  # the digests of the weights are computed once
+            for name in arguments.work:
+                count(name, model, cuda, arguments.lines)
+
+
+def count(name: str, model: Model, cuda: EmulatedCuda, n_lines: int) -> None:
+    """Print what a work asks of the device: each time that a layer runs, for a prompt, a token or a batch of a sweep."""
+    title, run = WORK[name]
+    forward, n_runs = Layer.forward, 0
+
+    def counting(*args: Any) -> torch.Tensor:
+        nonlocal n_runs
+        n_runs += 1
+        return forward(*args)
+
+    cuda.counts.reset()
+    Layer.forward = counting  # type: ignore[method-assign]
+    try:
+        run(model)
+    finally:
+        Layer.forward = forward  # type: ignore[method-assign]
+    kernels, syncs = cuda.counts.n_kernels, cuda.counts.n_syncs
+    each = f"{kernels / N_LAYERS:5.0f} a layer, {kernels / n_runs:4.0f} each time that one runs"
+    print(f"  {title:36s} {kernels:7,d} kernels, {each}; {syncs:5,d} synchronisations", flush=True)
+    for what, counter in (("kernels", cuda.counts.kernels), ("synchronisations", cuda.counts.syncs)):
+        for line, n in counter.most_common(n_lines):
+            print(f"    {n:6,d} {what} at {line}")
 
 
 if __name__ == "__main__":
