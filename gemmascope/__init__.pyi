@@ -41,11 +41,17 @@ from gemmascope.parallel.load import load_parallel as load_parallel
 from gemmascope.run.trace import Trace as Trace
 from gemmascope.run.tracing import open_trace as open_trace
 from gemmascope.run.tracing import trace as trace
+from gemmascope.sae.cross_layer import CrossLayerFeatures as CrossLayerFeatures
+from gemmascope.sae.cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
+from gemmascope.sae.cross_layer import load_cross_layer as load_cross_layer
 from gemmascope.sae.dictionary import Dictionary as Dictionary
+from gemmascope.sae.feature_logits import FeatureLogits as FeatureLogits
+from gemmascope.sae.feature_logits import feature_logits as feature_logits
 from gemmascope.sae.feature_sweep import FeatureSweep as FeatureSweep
 from gemmascope.sae.feature_sweep import feature_sweep as feature_sweep
 from gemmascope.sae.features import Features as Features
 from gemmascope.sae.load import load_sae as load_sae
+from gemmascope.sae.published import saes as saes
 from gemmascope.sae.splice import splice as splice
 from gemmascope.sites import SITES as SITES
 from gemmascope.steering.direction import Direction as Direction

@@ -78,7 +78,7 @@ def test_features_have_axes_labels_and_a_table() -> None:
 
 def test_features_encoded_in_chunks_equal_those_encoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = sae().encode(trace())
-    monkeypatch.setattr("gemmascope.sae.weights.CHUNK_ELEMENTS", 2 * FEATURES)
+    monkeypatch.setattr("gemmascope.sae.arrays.CHUNK_ELEMENTS", 2 * FEATURES)
     parts = sae().encode(trace())
     assert torch.equal(at_once.pos, parts.pos)
     assert torch.equal(at_once.feature, parts.feature)

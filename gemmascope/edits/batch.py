@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.target import DeferredRead, DeferredValues
+from gemmascope.errors import EditError
 from gemmascope.model.maths import index_tensor
 from gemmascope.values import Array, moved
 
@@ -23,6 +24,20 @@ class RunWrite(NamedTuple):
     row: int
     start: int
     n_rows: int
+
+
+def require_one_basis(edits: Sequence[BoundEdit]) -> None:
+    """EditError if two edits of a run split the same rows by two dictionaries: each would explain what the other wrote."""
+    split = [edit for edit in edits if edit.edit.basis is not None]
+    for i, second in enumerate(split):
+        for first in split[:i]:
+            if first.address.key != second.address.key or first.edit.basis is second.edit.basis:
+                continue
+            if shared := set(first.positions.tolist()) & set(second.positions.tolist()):
+                raise EditError(
+                    f"{first.edit!r} and {second.edit!r} are of two dictionaries and both write '{second.address}' at "
+                    f"position {min(shared)}: use one dictionary there, or give them different positions"
+                )
 
 
 def write_edits(value: Tensor, writes: Sequence[RunWrite]) -> None:

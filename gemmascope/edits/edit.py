@@ -76,6 +76,11 @@ class Edit(ABC):
         return None
 
     @property
+    def basis(self) -> object:
+        """What splits the rows that it writes, such as a dictionary. Two bases cannot share a row. None for most edits."""
+        return None
+
+    @property
     def extra_hash(self) -> object:
         """Extra identity for the sweep's hash, such as a function; None if the call and its values say it all."""
         return None

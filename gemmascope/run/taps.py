@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from gemmascope.edits.batch import RunWrite, replaces, write_edits
+from gemmascope.edits.batch import RunWrite, replaces, require_one_basis, write_edits
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Tap
@@ -25,6 +25,7 @@ class EditTap(Tap):
         self.at_site: dict[SiteKey, list[tuple[int, BoundEdit]]] = defaultdict(list)
         self.values_read: dict[SiteKey, Tensor | None] = {}
         for run, run_edits in enumerate(edits):
+            require_one_basis(run_edits)
             for edit in run_edits:
                 self.at_site[edit.address.key].append((run, edit))
                 if edit.edit.reads is not None:

@@ -18,6 +18,11 @@ TRANSCODER = "transcoder"
 SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "z", "transcoders": TRANSCODER}
 PARAMS = "params.npz"
 
+# The average L0 that "canonical" means, which SAELens chose: the one nearest to this. Two pairs are equally near; of one of
+# them SAELens took the larger.
+CANONICAL, CANONICAL_L0 = "canonical", 100
+_LARGER_OF_TWO = {("gemma-scope-9b-pt-att", 27, "16k")}
+
 _REPOSITORY = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)(?:-canonical)?$")
 EMBEDDING = "embedding"
 
@@ -62,7 +67,7 @@ class Entry:
         sparse = re.fullmatch(r"average_l0_(\d+)|canonical", sparsity)
         if not (numbered or layer == EMBEDDING) or not width.startswith("width_") or not sparse:
             return None
-        l0 = int(sparse[1]) if sparse[1] else "canonical"
+        l0 = int(sparse[1]) if sparse[1] else CANONICAL
         return cls(path, int(numbered[1]) if numbered else EMBEDDING, width.removeprefix("width_"), l0)
 
 
@@ -104,6 +109,8 @@ class DictionaryRequest:
         }
         for name, value in request.items():
             fitting = [entry for entry in candidates if value is None or getattr(entry, name) == value]
+            if not fitting and (name, value) == ("l0", CANONICAL):
+                fitting = _canonical(candidates, source)
             if not fitting:
                 requested = ", ".join(f"{n}={short_repr(v)}" for n, v in request.items() if v is not None)
                 raise DictionaryError(f"{source} has no dictionary of {requested}; it has {_choices(candidates, name)}")
@@ -113,6 +120,27 @@ class DictionaryRequest:
             choices = "; ".join(_choices(candidates, name) for name in several)
             raise DictionaryError(f"{source} has {len(candidates)} dictionaries that fit: say which, by {choices}")
         return candidates[0]
+
+
+def _canonical(entries: Iterable[Entry], source: str) -> list[Entry]:
+    """For each layer and width the entry whose average L0 is nearest to 100."""
+    groups: dict[tuple[int | str, str], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.layer, entry.width), []).append(entry)
+    repository = source.rstrip("/").rsplit("/", 1)[-1]
+    return [min(group, key=lambda entry: canonical_order(entry, repository)) for group in groups.values() if group]
+
+
+def canonical_order(entry: Entry, repository: str) -> tuple[float, int]:
+    """Sorts entries of a layer and width: the canonical one comes first.
+
+    Args:
+        entry: An entry with a number for its L0.
+        repository: The name of its repository, without its owner.
+    """
+    l0 = entry.l0 if isinstance(entry.l0, int) else CANONICAL_L0
+    larger = (repository, entry.layer, entry.width) in _LARGER_OF_TWO
+    return abs(l0 - CANONICAL_L0), -l0 if larger else l0
 
 
 def _order(entry: Entry) -> tuple[int, str, int, str, str]:

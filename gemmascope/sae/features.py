@@ -48,6 +48,7 @@ class Features:
         first: The first position after `<bos>`; 0 without a `<bos>` at the start.
         model: The model of the run; None for rows.
         ids: The token ids of the run; None for rows.
+        rows: The rows that were encoded, [pos, d_in], if the reconstruction depends on them; else None.
 
     Examples:
         >>> features = gs.load_sae().encode(gs.trace("When Mary and John went to the store, John gave a drink to"))
@@ -66,6 +67,7 @@ class Features:
     first: int = 0
     model: Model | None = None
     ids: Tensor | None = None
+    rows: Float[Tensor, "pos d_in"] | None = None
 
     @classmethod
     def of_trace(cls, dictionary: DictionaryWeights, trace: object) -> Features:
@@ -84,8 +86,9 @@ class Features:
         )
         first = first_after_bos(trace.ids, trace.model)
         rows = target.flatten(1).to(dictionary.device, torch.float32)
-        active = dictionary.sparse(dictionary.input_of(read))
-        return cls(dictionary, *active, rows, tuple(trace.tokens), first, trace.model, trace.ids)
+        x = dictionary.input_of(read)
+        kept = x if dictionary.needs_rows else None
+        return cls(dictionary, *dictionary.sparse(x), rows, tuple(trace.tokens), first, trace.model, trace.ids, kept)
 
     @classmethod
     def of_rows(cls, dictionary: DictionaryWeights, x: Tensor) -> Features:
@@ -96,7 +99,8 @@ class Features:
             x: Rows [pos, d_in], float32.
         """
         target = None if dictionary.is_transcoder else x
-        return cls(dictionary, *dictionary.sparse(x), target, tuple(map(str, range(len(x)))))
+        kept = x if dictionary.needs_rows else None
+        return cls(dictionary, *dictionary.sparse(x), target, tuple(map(str, range(len(x)))), rows=kept)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -152,7 +156,7 @@ class Features:
     @computes
     def reconstruction(self) -> Float[Tensor, "pos d_out"]:
         """The reconstruction from the active features, [pos, d_out], float32."""
-        return self.dictionary.summed(self.pos, self.feature, self.value, len(self))
+        return self.dictionary.summed(self.pos, self.feature, self.value, len(self), self.rows)
 
     @property
     @computes

@@ -1,47 +1,39 @@
-"""gs.load_sae: a sparse dictionary from the package, a folder or the hub, in Gemma Scope's format."""
+"""gs.load_sae: a sparse dictionary from the package, a folder or the hub, in any format that is read."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, short_repr, true_or_false, whole_number
+from gemmascope.arguments import short_repr, true_or_false, whole_number
 from gemmascope.checkpoints.device import choose_device
 from gemmascope.edits.call_text import plain
-from gemmascope.errors import DictionaryError, SiteError
-from gemmascope.files.json_reader import is_regular_file, read_json
+from gemmascope.errors import DictionaryError, warn
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.sae.catalogue import EMBEDDING, PARAMS, TRANSCODER, DictionaryRequest
+from gemmascope.sae.about import ABOUT, About, concepts_of, read_about
+from gemmascope.sae.catalogue import EMBEDDING, DictionaryRequest
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.files import DictionaryFile, find_dictionary
+from gemmascope.sae.formats.circuit_tracer import read_transcoder
+from gemmascope.sae.formats.dictionary_learning import read_dictionary_learning
+from gemmascope.sae.formats.listing import DICTIONARY_LEARNING, GEMMA_SCOPE, SAELENS
+from gemmascope.sae.formats.saelens import read_saelens
 from gemmascope.sae.npz import read_params
-from gemmascope.sae.weights import Tie, TrainedFor
-from gemmascope.sites import find_site
-
-# The file beside the params.npz of a dictionary that gemmascope.nano.training.train_sae trained.
-ABOUT = "about.json"
-
-
-class About(TypedDict, total=False):
-    """What ABOUT says of a dictionary. concepts: ties of features, which are checked as they are read."""
-
-    model: str
-    fingerprint: str
-    site: str
-    layer: int | str
-    concepts: object
+from gemmascope.sae.weights import TrainedFor
 
 
 @computes
 def load_sae(
     source: str | os.PathLike[str] = "nano",
+    sae_id: str | None = None,
     *,
     layer: int | str | None = None,
     width: int | str | None = None,
@@ -52,21 +44,25 @@ def load_sae(
     any_model: bool = False,
     revision: str | None = None,
 ) -> Dictionary:
-    """Load a dictionary of features: a JumpReLU sparse autoencoder or transcoder.
+    """Load a dictionary of features: a sparse autoencoder or transcoder.
 
-    A dictionary of Gemma Scope at site embed was trained on embeddings as they are stored. In a pass they are multiplied by
-    sqrt(d_model), so its weights are rescaled to match. Files are read without pickle.
+    Read are Gemma Scope's params.npz; cfg.json with sae_weights.safetensors (SAELens); ae.pt with config.json
+    (dictionary_learning, SAEBench); and layer_N.safetensors (circuit-tracer). No code in them runs. A dictionary of Gemma
+    Scope at site embed was trained on embeddings as they are stored. In a pass they are multiplied by sqrt(d_model), so its
+    weights are rescaled to match.
 
     Args:
-        source: "nano", the dictionary inside the package; a hub id such as "google/gemma-scope-2b-pt-res" (or -mlp, -att,
-            -transcoders, and their -canonical), of which one file is fetched; a copy of such a repository in a folder; or a
-            folder with params.npz.
+        source: "nano", the dictionary inside the package; a hub id such as "google/gemma-scope-2b-pt-res", of which one
+            dictionary is fetched; a release of SAELens, such as "gemma-scope-2b-pt-res-canonical" (gs.saes lists them); a
+            copy of a repository in a folder; or the folder or file of one dictionary.
+        sae_id: Which one: its path in the source, or SAELens' id of it, such as "layer_20/width_16k/canonical". None leaves
+            it open.
         layer: The layer, counted from 0 (negative ones are refused), or "embedding". None leaves it open, and so do width
             and l0: if several dictionaries still fit, the error lists them.
         width: The number of features, such as 16384 or "16k". None leaves it open.
-        l0: The average L0, such as 71, or "canonical". None leaves it open.
-        site: The site that it reconstructs, if the names of its folders do not say it: "resid_post", "mlp_out", "z" (all
-            heads side by side), another site with rows, or "transcoder" (reads the MLP's input, writes mlp_out).
+        l0: The average L0, such as 71; or "canonical", the one nearest to 100. None leaves it open.
+        site: The site that it reconstructs, if its files do not say it: "resid_post", "mlp_out", "z" (all heads side by
+            side), another site with rows, or "transcoder" (reads resid_mid divided by its root mean square, writes mlp_out).
         model: The model that it is for, to have it checked at once. None checks it when it is first used.
         device: The device of its arrays. "auto" means that of model if it is given, else CUDA if there is a GPU, else the
             CPU.
@@ -89,35 +85,78 @@ def load_sae(
     References:
         Lieberum et al., "Gemma Scope: Open Sparse Autoencoders Everywhere All At Once on Gemma 2" (arXiv 2408.05147).
     """
-    _check_arguments(layer, site, model, revision)
+    _check_arguments(layer, site, model, revision, sae_id)
     any_model = true_or_false(any_model, "any_model", error=DictionaryError)
     request = DictionaryRequest(layer, width, l0)
-    file = find_dictionary(source, request, revision)
-    about = _about(file.path.with_name(ABOUT))
+    file = find_dictionary(source, request, revision, sae_id)
     place = model.device if model is not None and str(device) == "auto" else choose_device(device)
-    site_name = _site(file, site, about)
-    tensors = as_tensors(read_params(file.path), place, file.path)
-    if site_name == "embed" and "site" not in about:  # gemmascope's own training sees embeddings as a pass does
-        tensors = for_scaled_embeddings(tensors, torch.float32 if model is None else model.dtype)
-    dictionary = Dictionary(
-        **tensors,
-        site=site_name,
-        layer=_layer(file, layer, about),
-        call=_call(source, request, site, any_model, revision),
-        trained_for=_trained_for(file, about),
-        concepts=_concepts(about, file.path.with_name(ABOUT)),
-        any_model=any_model,
-    )
+    call = _call(source, sae_id, request, site, any_model, revision)
+    if file.format == GEMMA_SCOPE:
+        dictionary = _from_params(file, layer, site, place, torch.float32 if model is None else model.dtype)
+    else:
+        dictionary = _from_contents(file, layer, site, place)
+    dictionary = replace(dictionary, call=call, any_model=any_model)
     if model is not None:
         dictionary.require_fit(model)
     return dictionary
 
 
-def _check_arguments(layer: object, site: object, model: object, revision: object) -> None:
+def _from_params(
+    file: DictionaryFile, layer: int | str | None, site: str | None, device: torch.device, dtype: torch.dtype
+) -> Dictionary:
+    """The dictionary of a params.npz. dtype: of the model, to which the scale of embeddings is rounded."""
+    path = file.path.with_name(ABOUT)
+    about = read_about(path)
+    site_name = _site(file, site, about)
+    tensors = as_tensors(read_params(file.path), device, file.path)
+    if site_name == "embed" and "site" not in about:  # gemmascope's own training sees embeddings as a pass does
+        tensors = for_scaled_embeddings(tensors, dtype)
+    return Dictionary(
+        **tensors,
+        site=site_name,
+        layer=_layer(file, layer, about),
+        trained_for=_trained_for(file, about),
+        concepts=concepts_of(about, path),
+    )
+
+
+def _from_contents(file: DictionaryFile, layer: int | str | None, site: str | None, device: torch.device) -> Dictionary:
+    """The dictionary of a file of another library."""
+    if file.format == SAELENS:
+        contents = read_saelens(file.path)
+    elif file.format == DICTIONARY_LEARNING:
+        contents = read_dictionary_learning(file.path)
+    else:
+        contents = read_transcoder(file.path, 0 if file.layer is None else file.layer)
+    site_name = contents.site or site
+    if site_name is None:
+        raise DictionaryError(
+            f"nothing in {file.path} says what it reconstructs: say site='resid_post', 'mlp_out', 'z' or 'transcoder'"
+        )
+    if site not in (None, site_name):
+        raise DictionaryError(f"{file.name} is of '{site_name}', and site={site!r} was given: leave it out, or load another")
+    number = contents.layer if contents.layer is not None else None if layer == EMBEDDING else layer
+    if layer is not None and layer != (EMBEDDING if number is None else number):
+        raise DictionaryError(f"{file.name} was trained for layer {number}, and layer={layer!r} was given")
+    if number is None and site_name != "embed":
+        raise DictionaryError(f"nothing in {file.path} says which layer it is of: say layer=")
+    if contents.remark:
+        warn(f"{file.name} {contents.remark}")
+    return Dictionary(
+        **vars(contents.arrays.to(device)),
+        site=site_name,
+        layer=None if number is None else int(number),
+        input_site=contents.input_site,
+        output_site=contents.output_site,
+        trained_for=TrainedFor.of_name(contents.model),
+    )
+
+
+def _check_arguments(layer: object, site: object, model: object, revision: object, sae_id: object) -> None:
     """DictionaryError for arguments of types that load_sae does not take, before they are compared with anything."""
     if layer is not None and not isinstance(layer, str):
         whole_number(layer, "a dictionary's layer ('embedding' for none)", least=0, error=DictionaryError)
-    for name, value in (("site", site), ("revision", revision)):
+    for name, value in (("site", site), ("revision", revision), ("sae_id", sae_id)):
         if value is not None and not isinstance(value, str):
             raise DictionaryError(f"{name} is a text; given {short_repr(value)}")
     if model is not None and not isinstance(model, Model):
@@ -193,42 +232,15 @@ def _trained_for(file: DictionaryFile, about: About) -> TrainedFor:
 
 
 def _call(
-    source: str | os.PathLike[str], request: DictionaryRequest, site: str | None, any_model: bool, revision: str | None
+    source: str | os.PathLike[str],
+    sae_id: str | None,
+    request: DictionaryRequest,
+    site: str | None,
+    any_model: bool,
+    revision: str | None,
 ) -> str:
     """The call that loads this dictionary again."""
-    arguments = [repr(str(source))]
+    arguments = [repr(str(source)), *([] if sae_id is None else [repr(sae_id)])]
     named = {**vars(request), "site": site, "revision": revision}
     arguments += [f"{name}={plain(value)!r}" for name, value in named.items() if value is not None]
     return f"gs.load_sae({', '.join(arguments)}{', any_model=True' if any_model else ''})"
-
-
-def _about(path: Path) -> About:
-    """The file that training writes beside a dictionary, checked but for its concepts; empty if there is none."""
-    if not is_regular_file(path, error=DictionaryError):
-        return {}
-    try:
-        about = read_json(path, error=DictionaryError)
-        for name in ("model", "fingerprint", "site"):
-            if not isinstance(about.get(name, ""), str):
-                raise DictionaryError(f"{name} is a text; it has {short_repr(about[name])}")
-        if about.get("site", TRANSCODER) != TRANSCODER:
-            find_site(about["site"])
-        if about.get("layer", EMBEDDING) != EMBEDDING:
-            whole_number(about["layer"], "layer", least=0, error=DictionaryError)
-    except (DictionaryError, SiteError) as error:
-        raise DictionaryError(f"{path} is not what training writes beside a {PARAMS}: {error}") from error
-    return cast(About, about)
-
-
-def _concepts(about: About, path: Path) -> dict[int, Tie]:
-    """The ties of features to concepts. DictionaryError for anything else in their place."""
-    ties: Any = about.get("concepts", ())
-    try:
-        return {whole_number(tie["feature"], "feature", least=0, error=DictionaryError): _tie(tie) for tie in ties}
-    except (DictionaryError, TypeError, KeyError, AttributeError, ValueError) as error:
-        raise DictionaryError(f"{path}: concepts hold something else than ties of features: {error!r}") from error
-
-
-def _tie(tie: Mapping[str, object]) -> Tie:
-    numbers = (finite_number(tie[name], name, error=DictionaryError) for name in ("above", "precision", "recall"))
-    return Tie(str(tie["concept"]), *numbers)

@@ -21,6 +21,7 @@ from gemmascope.edits.places import Pos
 from gemmascope.errors import DictionaryError, EditError
 from gemmascope.legible import prints_legibly
 from gemmascope.model.model import Model
+from gemmascope.sae.cross_layer import CrossLayerTranscoder
 from gemmascope.sae.features import feature_number, first_after_bos
 from gemmascope.sae.weights import DictionaryWeights
 
@@ -40,6 +41,10 @@ class Splice(Edit):
     @property
     def reads(self) -> str | None:
         return self.dictionary.read_from if self.dictionary.is_transcoder else None
+
+    @property
+    def basis(self) -> object:
+        return self.dictionary
 
     @property
     def extra_hash(self) -> str:
@@ -64,9 +69,11 @@ class Splice(Edit):
         new = torch.tensor(list(self.features.values()), dtype=torch.float32, device=d.device)
         if self.keep_error:
             change = (new - d.activations(x, features)) @ d.W_dec[features]
+            if d.normalization is not None:
+                change = change * d.normalization.scale(x)
             return old.float() + change.to(old.device).reshape(old.shape)
         acts = d.activations(x).index_copy(1, features, new.expand(len(x), -1))
-        return d.decode(acts).to(old.device).reshape(old.shape)
+        return d.decode(acts, x).to(old.device).reshape(old.shape)
 
     @prints_legibly
     def __repr__(self) -> str:
@@ -94,7 +101,7 @@ def splice(
 ) -> Splice:
     """The edit that sets features of a dictionary to values, at the dictionary's site and layer.
 
-    A transcoder's features are read from its layer's MLP input, and change mlp_out.
+    A transcoder's features are read from its layer's MLP input, and change its output: mlp_out, after the post-norm.
 
     Args:
         sae: A dictionary from gs.load_sae.
@@ -106,7 +113,7 @@ def splice(
 
     Returns:
         An edit for gs.trace and every other call that takes edits. It raises DictionaryError when it meets a run of a model
-        that the dictionary was not trained for.
+        that the dictionary was not trained for, and EditError beside a splice of another dictionary in the same rows.
 
     Raises:
         DictionaryError: For a feature that is not there, or a value that is no number.
@@ -117,6 +124,11 @@ def splice(
         >>> trace.top(1)[0][0]
         ' Mary'
     """
+    if isinstance(sae, CrossLayerTranscoder):
+        raise DictionaryError(
+            f"{sae.call} cannot be spliced: its features write to several layers, and an edit is of one. "
+            "gs.add(sae.output_site, vector, layer=...) writes what a feature decodes to"
+        )
     if not isinstance(sae, DictionaryWeights):
         raise DictionaryError(f"a dictionary is what gs.load_sae returns; given {type(sae).__name__}")
     if features is not None and not isinstance(features, Mapping):

@@ -29,9 +29,10 @@ from gemmascope.model.tap import SILENT
 from gemmascope.nano.training.corpus import texts
 from gemmascope.nano.training.runs import save_whole, schedule
 from gemmascope.nano.training.ties import Texts, ties_of
+from gemmascope.sae.about import ABOUT
 from gemmascope.sae.catalogue import PARAMS, width_name
 from gemmascope.sae.dictionary import Dictionary
-from gemmascope.sae.load import ABOUT, as_tensors, load_sae
+from gemmascope.sae.load import as_tensors, load_sae
 
 SEED = 6
 SITE, LAYER = "resid_post", 3
