@@ -41,8 +41,6 @@ from gemmascope.parallel.load import load_parallel as load_parallel
 from gemmascope.run.trace import Trace as Trace
 from gemmascope.run.tracing import open_trace as open_trace
 from gemmascope.run.tracing import trace as trace
-from gemmascope.sae.cross_layer import CrossLayerFeatures as CrossLayerFeatures
-from gemmascope.sae.cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
 from gemmascope.sae.cross_layer import load_cross_layer as load_cross_layer
 from gemmascope.sae.dictionary import Dictionary as Dictionary
 from gemmascope.sae.feature_logits import FeatureLogits as FeatureLogits

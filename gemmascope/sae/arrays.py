@@ -182,7 +182,11 @@ class DictionaryArrays:
         return decoded if self.W_skip is None else decoded + x @ self.W_skip
 
     def to(self, device: torch.device) -> DictionaryArrays:
-        """The same arrays on a device."""
+        """The same on a device.
+
+        Args:
+            device: The device of its arrays.
+        """
         return replace(
             self,
             W_enc=self.W_enc.to(device),

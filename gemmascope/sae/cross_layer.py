@@ -108,7 +108,11 @@ class CrossLayerTranscoder:
         return pos, feature, acts[pos, feature]
 
     def require_fit(self, model: Model) -> None:
-        """DictionaryError, which names both, if a model is not of the shape that it was trained for."""
+        """DictionaryError, which names both, if a model is not of the shape that it was trained for.
+
+        Args:
+            model: The model that it is to be used with.
+        """
         config = model.config
         if (config.n_layers, config.d_model) != (self.n_layers, self.d_model):
             raise DictionaryError(
@@ -169,7 +173,11 @@ class CrossLayerFeatures:
 
     @computes
     def explained(self, layer: int) -> float:
-        """The share of variance explained at a layer, over all positions but the first."""
+        """The share of variance explained at a layer, over all positions but the first.
+
+        Args:
+            layer: The layer whose MLP output is reconstructed.
+        """
         layer = whole_number(layer, "layer", least=0, most=self.transcoder.n_layers - 1, error=DictionaryError)
         x, error = in_float64(self._require_targets()[layer, 1:]), in_float64(self.error[layer, 1:])
         return float(1 - error.square().sum() / (x - x.mean(0)).square().sum()) if len(x) > 1 else float("nan")
@@ -203,11 +211,27 @@ def load_cross_layer(
     Args:
         source: A folder, or a hub id such as "mntss/clt-gemma-2-2b-426k". Its config.yaml says what it reads.
         model: The model that it is for, to have it checked at once.
-        revision: The branch, tag or commit of a hub id.
+        revision: The branch, tag or commit of a hub id; None means the default branch.
+
+    Returns:
+        The transcoder. Its encode gives the active features of a run, layer by layer, and their reconstruction.
 
     Raises:
         DictionaryError: For a source that is not there or no such transcoder, or another model.
         CheckpointError: If fetching fails.
+
+    Examples:
+        >>> import pathlib, torch
+        >>> from safetensors.torch import save_file
+        >>> for layer in range(6):
+        ...     encoder = {"W_enc": torch.eye(128), "b_enc": torch.zeros(128), "b_dec": torch.zeros(128)}
+        ...     save_file({f"{name}_{layer}": array for name, array in encoder.items()}, f"W_enc_{layer}.safetensors")
+        ...     save_file({f"W_dec_{layer}": torch.ones(128, 6 - layer, 128)}, f"W_dec_{layer}.safetensors")
+        >>> hooks = "feature_input_hook: hook_resid_mid, feature_output_hook: hook_mlp_out"
+        >>> _ = pathlib.Path("config.yaml").write_text(f"{{{hooks}, model_name: nano}}")
+        >>> transcoder = gs.load_cross_layer(".")
+        >>> transcoder.encode(gs.trace("Mary went to the store.")).reconstruction.shape
+        torch.Size([6, ..., 128])
     """
     if not isinstance(source, (str, os.PathLike)):
         raise DictionaryError(f"cannot load a {type(source).__name__}; a source is a folder or a hub id")

@@ -72,7 +72,11 @@ class FeatureLogits:
         return self._extreme(feature, k, largest=False)
 
     def to_dataframe(self, k: int = 10) -> pandas.DataFrame:
-        """One row for each of the k tokens that a feature raises most and lowers most: feature, side, token, id, logit."""
+        """One row for each token that a feature raises or lowers most: feature, side, token, id, logit.
+
+        Args:
+            k: The number of tokens on each side.
+        """
         import pandas
 
         rows = [

@@ -70,7 +70,8 @@ def saes(model: str | Model | None = None) -> pandas.DataFrame:
 
     Examples:
         >>> table = gs.saes("2b")
-        >>> table[(table.site == "resid_post") & (table.layer == 20) & (table.width == "16k")].l0.tolist()
+        >>> rows = table[(table.release == "gemma-scope-2b-pt-res") & (table.layer == 20) & (table.width == "16k")]
+        >>> rows.l0.tolist()
         [22, 38, 71, 139, 294]
     """
     import pandas
