@@ -246,3 +246,15 @@ def test_an_array_is_shown_as_the_tensor_of_its_numbers(dtype: str) -> None:
 def test_an_array_that_is_large_or_of_no_numbers_is_shown_by_its_shape() -> None:
     assert source_text(np.zeros((40, 50))) == "<ndarray [40, 50]>"
     assert source_text(np.array(["a", "b"])) == "<ndarray [2]>"
+
+
+def test_a_function_may_write_in_place_and_return_nothing() -> None:
+    def halve(rows: Tensor) -> None:
+        rows *= 0.5
+
+    t = gs.trace(prompt(6), model=model(), edits=[gs.edit("z", halve, layer=1, head=2)])
+    scaled = gs.trace(prompt(6), model=model(), edits=[gs.scale("z", 0.5, layer=1, head=2)])
+    assert torch.equal(t.logits, scaled.logits)
+    assert torch.equal(t["z", 1], scaled["z", 1])  # the layer runs again, with what was written
+    metric = gs.logit_diff(3, 4)
+    assert torch.allclose(t.grad(metric, ("resid_pre", 1)), scaled.grad(metric, ("resid_pre", 1)), atol=1e-6)

@@ -64,16 +64,24 @@ def plain_score(kind: str, model: Model, runs: Sequence[Sequence[int]]) -> np.nd
                     "duplicate_token": [k for k in range(q) if ids[k] == ids[q]],
                     "induction": [k for k in range(1, q) if ids[k - 1] == ids[q]],
                     "sink": [0],
+                    "self": [q],
+                    "first_occurrence": [ids.index(ids[q])] if ids.index(ids[q]) < q else [],
                 }.get(kind)
                 if keys == []:
                     continue
                 for head in range(model.config.n_heads):
                     row = pattern[head, q]
+                    if kind == "positional":
+                        sums.setdefault((layer, head), []).append(q - int(row.argmax()))
+                        continue
+                    if kind == "entropy":
+                        sums.setdefault((layer, head), []).append(-sum(float(p * p.log()) for p in row if p > 0))
+                        continue
                     value = sum(float(row[k]) * (q - k) for k in range(q)) if keys is None else float(row[keys].sum())
                     sums.setdefault((layer, head), []).append(value)
     scores = np.zeros((model.n_layers, model.config.n_heads))
     for place, values in sums.items():
-        scores[place] = np.mean(values)
+        scores[place] = max(map(values.count, values)) / len(values) if kind == "positional" else np.mean(values)
     return scores
 
 

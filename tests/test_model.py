@@ -193,7 +193,6 @@ def test_a_tap_that_only_looks_changes_no_bit() -> None:
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda value: None, "the tap at 'z' of layer 1 returned NoneType; return the value to go on with"),
         (lambda value: 3.0, "the tap at 'z' of layer 1 returned float"),
         (lambda value: value[:1], r"the tap at 'z' of layer 1 returned shape \(1, 8, 12\); the site has \(5, 8, 12\)"),
         (lambda value: value[None], r"returned shape \(1, 5, 8, 12\); the site has \(5, 8, 12\)"),
@@ -207,8 +206,36 @@ def test_a_tap_that_returns_something_else_is_refused(result: Callable[[Tensor],
 
 def test_a_tap_outside_the_layers_is_named_without_one() -> None:
     _, model = pair(kinds="lgl")
-    with pytest.raises(TapError, match=r"^the tap at 'embed' returned NoneType"):
-        model.run(prompt(5), tap=lambda site, layer, value: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TapError, match=r"^the tap at 'embed' returned str"):
+        model.run(prompt(5), tap=lambda site, layer, value: "")  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_write_in_place_is_what_the_tap_would_return(site: str) -> None:
+    _, model = pair(kinds="lgl")
+    layer = 1 if SITES[site].in_layer else None
+    kept: dict[tuple[str, int | None], Tensor] = {}
+
+    def write(where: str, at: int | None, value: Tensor) -> None:
+        kept[where, at] = value
+        if (where, at) == (site, layer):
+            value *= 0.5
+
+    def give(where: str, at: int | None, value: Tensor) -> Tensor:
+        return value * 0.5 if (where, at) == (site, layer) else value
+
+    given = model.run(prompt(9), tap=give)
+    assert not torch.equal(given, model.run(prompt(9)))
+    assert torch.equal(model.run(prompt(9), tap=write), given)
+    end = kept["resid_post", 0].clone()  # which no later write reached
+    kept.clear()
+    model.run(prompt(9), tap=lambda where, at, value: kept.update({(where, at): value.clone()}) or give(where, at, value))
+    assert torch.equal(end, kept["resid_post", 0])
+
+
+def test_a_tap_that_returns_nothing_changes_nothing() -> None:
+    _, model = pair(kinds="lgl")
+    assert torch.equal(model.run(prompt(9), tap=lambda site, layer, value: None), model.run(prompt(9)))
 
 
 def test_a_tap_is_a_function() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemmascope.analysis.patterns import attend_of, patterns
 from gemmascope.model.factored_matrix import normed_tokens
-from gemmascope.model.layout import Layout
+from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
 from gemmascope.values import moved
@@ -24,7 +24,10 @@ Ids = Int[Tensor, " k_pos"]
 Rows = Int[Tensor, " q_pos"]
 Edges = Bool[Tensor, "q_pos k_pos"]
 
-REACH = "local_reach"
+REACH, POSITIONAL, ENTROPY = "local_reach", "positional", "entropy"
+
+# Kinds that are measured on all queries but the first, which can only see itself.
+OVER_ALL = (REACH, POSITIONAL, ENTROPY)
 
 
 def _distance(ids: Ids, rows: Rows) -> Int[Tensor, "q_pos k_pos"]:
@@ -46,6 +49,19 @@ def _induction(ids: Ids, rows: Rows) -> Edges:
     return (ids[rows][:, None] == previous[None, :]) & (_distance(ids, rows) > 0)
 
 
+def _self(ids: Ids, rows: Rows) -> Edges:
+    edges = _distance(ids, rows) == 0
+    edges[rows == 0] = False  # the first query sees no other key
+    return edges
+
+
+def _first_occurrence(ids: Ids, rows: Rows) -> Edges:
+    listed = ids.tolist()
+    first = {token: pos for pos, token in reversed(list(enumerate(listed)))}
+    is_first = torch.tensor([first[token] == pos for pos, token in enumerate(listed)], device=ids.device)
+    return _duplicate_token(ids, rows) & is_first
+
+
 def _sink(ids: Ids, rows: Rows) -> Edges:
     edges = _distance(ids, rows) > 0
     edges[:, 1:] = False
@@ -58,12 +74,32 @@ TARGETS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "duplicate_token": (_duplicate_token, "attention to earlier places of the same token"),
     "induction": (_induction, "attention to what followed earlier places of the same token"),
     "sink": (_sink, "attention to the first position, <bos>"),
+    "self": (_self, "attention to the query's own position"),
+    "first_occurrence": (_first_occurrence, "attention to the first of earlier places of the same token"),
+}
+
+COPYING = "copying"
+KINDS = (*TARGETS, *OVER_ALL, COPYING)
+
+MEANINGS = {
+    **{kind: meaning for kind, (_, meaning) in TARGETS.items()},
+    REACH: "mean distance of attention, in positions",
+    POSITIONAL: "the largest share of queries whose strongest key is at one distance",
+    ENTROPY: "mean entropy of attention, in nats",
+    COPYING: "how far W_OV raises the logit of the token that is read",
+}
+# The unit of a picture's colours and where they end, None for the largest score; other kinds are shares of attention.
+UNITS: dict[str, tuple[str, float | None]] = {
+    REACH: ("distance (positions)", None),
+    POSITIONAL: ("share of queries", 1.0),
+    ENTROPY: ("entropy (nats)", None),
+    COPYING: ("copying, -1 to 1", 1.0),
 }
 
 
 def edge_weights(kind: str, ids: Ids, rows: Rows) -> Float[Tensor, "q_pos k_pos"]:
-    """The weight of each edge from some query positions: 1 at a kind's target keys; for "local_reach" the distance."""
-    if kind == REACH:
+    """The weight of each edge from some query positions: 1 at a kind's target keys, and the distance for kinds without."""
+    if kind in OVER_ALL:
         return _distance(ids, rows).clamp(min=0).float()
     rule, _ = TARGETS[kind]
     return rule(ids, rows).float()
@@ -84,16 +120,31 @@ def count_queries(kind: str, ids: Ids, window: int, n_rows: int) -> tuple[int, i
 
 
 class PatternSums(Tap):
-    """Sums of patterns weighted by edge, from each layer's queries and keys. sums: by kind, [layer, head]."""
+    """Sums over the queries of what each kind measures, from each layer's queries and keys.
 
-    def __init__(self, model: Model, runs: Sequence[Tensor], kinds: Sequence[str]) -> None:
-        self.config, self.runs = model.config, runs
+    sums: by kind, [layer, head]. n_strongest: how many queries have their strongest key at each distance, [layer, head,
+    distance]. whole: take the patterns as they are in the pass, with its edits of scores and patterns.
+    """
+
+    def __init__(self, model: Model, runs: Sequence[Tensor], kinds: Sequence[str], *, whole: bool = False) -> None:
+        self.config, self.runs, self.whole = model.config, runs, whole
         shape = model.config.n_layers, model.config.n_heads
         self.sums = {kind: torch.zeros(shape, dtype=torch.float64) for kind in kinds}
+        longest = max(map(len, runs)) if POSITIONAL in kinds else 0
+        self.n_strongest = torch.zeros(*shape, longest, dtype=torch.float64)
         self.queries: Tensor | None = None
 
+    def wants(self, site: str, layer: int | None) -> bool:
+        return self.whole and site == "pattern"
+
+    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
+        for i in range(block.count):
+            ids = self.runs[block.run + i]
+            self._add_rows(layer, ids, torch.arange(len(ids), device=ids.device), value[i].float())
+        return value
+
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        if site == "q_rot":
+        if site == "q_rot" and not self.whole:
             self.queries = value
         elif site == "k_rot" and layer is not None and self.queries is not None:
             for ids, span in zip(self.runs, layout.spans, strict=True):
@@ -104,9 +155,24 @@ class PatternSums(Tap):
     def _add(self, layer: int, ids: Tensor, q: Tensor, k: Tensor) -> None:
         ids = moved(ids, q.device)
         for rows, pattern in patterns(attend_of(self.config, layer), q, k):
-            for kind, sums in self.sums.items():
+            self._add_rows(layer, ids, rows, pattern)
+
+    def _add_rows(self, layer: int, ids: Tensor, rows: Tensor, pattern: Float[Tensor, "head q_pos k_pos"]) -> None:
+        for kind, sums in self.sums.items():
+            if kind == POSITIONAL:
+                self._count_strongest(layer, rows, pattern)
+                sums[layer] = self.n_strongest[layer].amax(-1)
+                continue
+            if kind == ENTROPY:  # the first query's is 0
+                part = torch.special.entr(pattern).sum((1, 2))
+            else:
                 part = einsum(pattern, edge_weights(kind, ids, rows), "head q k, q k -> head")
-                sums[layer] += part.cpu().double()
+            sums[layer] += part.cpu().double()
+
+    def _count_strongest(self, layer: int, rows: Tensor, pattern: Float[Tensor, "head q_pos k_pos"]) -> None:
+        later = rows > 0
+        distances = (rows[later] - pattern[:, later].argmax(-1)).cpu()
+        self.n_strongest[layer].scatter_add_(-1, distances, torch.ones_like(distances, dtype=torch.float64))
 
 
 def copying(model: Model) -> Float[Tensor, "layer head"]:

@@ -10,9 +10,19 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from gemmascope.analysis.head_kinds import REACH, TARGETS, PatternSums, copying, count_queries
+from gemmascope.analysis.head_kinds import (
+    COPYING,
+    KINDS,
+    MEANINGS,
+    OVER_ALL,
+    UNITS,
+    PatternSums,
+    copying,
+    count_queries,
+)
 from gemmascope.analysis.patterns import rows_at_once
 from gemmascope.arguments import short_repr, whole_number
+from gemmascope.edits.edit import all_edits
 from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
@@ -22,6 +32,8 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
+from gemmascope.model.tap import Chain
+from gemmascope.run.taps import EditTap
 from gemmascope.sites import did_you_mean
 from gemmascope.values import labelled
 
@@ -30,21 +42,11 @@ if TYPE_CHECKING:
     import xarray
     from plotly.graph_objects import Figure
 
-COPYING = "copying"
-KINDS = (*TARGETS, REACH, COPYING)
 
 # The length of the repeated part of random prompts, where every layer's window allows it.
 LENGTH = 24
 # All prompts share one pass: more than this would fill any machine.
 MOST_PROMPTS = 100_000
-
-_MEANING = {
-    **{kind: description for kind, (_, description) in TARGETS.items()},
-    REACH: "mean distance of attention, in positions",
-    COPYING: "how far W_OV raises the logit of the token that is read",
-}
-# The unit of a picture's colours and where they end, None for the largest score; other kinds are shares of attention.
-_UNITS: dict[str, tuple[str, float | None]] = {REACH: ("distance (positions)", None), COPYING: ("copying, -1 to 1", 1.0)}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -89,7 +91,7 @@ class HeadScores:
         """A plotly heat map, layer by head."""
         from gemmascope.figures.labelled import labelled_figure
 
-        unit, bound = _UNITS.get(self.kind, ("share of attention", 1.0))
+        unit, bound = UNITS.get(self.kind, ("share of attention", 1.0))
         figure = labelled_figure(
             self.scores,
             title=f"{self.kind}, {self.model}",
@@ -104,7 +106,7 @@ class HeadScores:
     @property
     def meaning(self) -> str:
         """A description of what the score measures."""
-        return _MEANING[self.kind]
+        return MEANINGS[self.kind]
 
     @prints_legibly
     def __repr__(self) -> str:
@@ -154,6 +156,10 @@ def head_scores(
             "duplicate_token": the share on earlier places of the same token.
             "induction": the share on what followed earlier places of the same token.
             "sink": the share on the first position, `<bos>`.
+            "self": the share on the query's own position, over all queries but the first.
+            "first_occurrence": the share on the first of the earlier places of the same token.
+            "positional": the share of queries whose strongest key is at one distance from them, the most frequent one.
+            "entropy": the mean entropy of a query's attention, in nats; for both, all queries but the first.
             "local_reach": the mean distance of attention in positions, over all queries but the first.
             "copying": from the weights, without prompts: the sum of the eigenvalues of embedding, W_OV and unembedding,
             with the norms' gains, over the sum of their sizes. From -1 to 1.
@@ -181,6 +187,7 @@ def head_scores(
     References:
         Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021).
         Olsson et al., "In-context Learning and Induction Heads" (arXiv 2209.11895).
+        Voita et al., "Analyzing Multi-Head Self-Attention" (arXiv 1905.09418), for "positional".
         Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (arXiv 2309.17453).
     """
     model = model_or_nano(model)
@@ -251,7 +258,9 @@ def _listed_kinds(kind: object) -> list[str]:
 def _attention_scores(model: Model, kinds: list[str], runs: list[Tensor], described: str) -> dict[str, HeadScores]:
     """The scores of kinds that are shares of attention, from one pass. described: the prompts, in words."""
     counts = {kind: _count_all(model, kind, runs) for kind in kinds}
-    tap = PatternSums(model, runs, kinds)
+    edits = [[edit.bind(model, ids) for edit in all_edits(model)] for ids in runs]
+    whole = any(edit.address.site.is_edges for edit in edits[0])
+    tap = Chain(EditTap(edits), sums := PatternSums(model, runs, kinds, whole=whole))
     layout = Layout.of_lengths([len(ids) for ids in runs], model.device)
     with torch.no_grad(), explain_oom(model):
         rows = model.network(torch.cat(runs), layout, tap)
@@ -262,7 +271,7 @@ def _attention_scores(model: Model, kinds: list[str], runs: list[Tensor], descri
     for kind, (n_queries, n_beyond) in counts.items():
         beyond = f"; in {n_beyond} of them local layers (window {model.config.window}) see none of the keys in question"
         over = f"{described}, {n_queries} queries{beyond if n_beyond else ''}"
-        scores[kind] = HeadScores(kind, _labelled(model, tap.sums[kind] / n_queries), model.name, over)
+        scores[kind] = HeadScores(kind, _labelled(model, sums.sums[kind] / n_queries), model.name, over)
     return scores
 
 
@@ -273,8 +282,10 @@ def _count_all(model: Model, kind: str, runs: Sequence[Tensor]) -> tuple[int, in
     counts = [count_queries(kind, ids, window, rows_at_once(config.n_heads, len(ids))) for ids in runs]
     n_queries, n_beyond = (sum(numbers) for numbers in zip(*counts, strict=True))
     if not n_queries:
-        why = "of two tokens or more" if kind in ("sink", REACH) else "that are longer, or in which tokens repeat"
-        raise PromptError(f"these prompts have nothing to measure {kind} on ({_MEANING[kind]}): give prompts {why}")
+        why = (
+            "of two tokens or more" if kind in ("sink", "self", *OVER_ALL) else "that are longer, or in which tokens repeat"
+        )
+        raise PromptError(f"these prompts have nothing to measure {kind} on ({MEANINGS[kind]}): give prompts {why}")
     return n_queries, n_beyond
 
 

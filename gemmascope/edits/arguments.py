@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from types import FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from gemmascope.edits.call_text import name_of, plain
 from gemmascope.edits.sources import is_trace
 from gemmascope.errors import EditError
-from gemmascope.values import is_array
+from gemmascope.model.digests import join_digests, tensor_digest
+from gemmascope.values import is_array, real_tensor
 
 
 def copy_argument(value: object) -> object:
@@ -37,6 +38,29 @@ def equal_arguments(a: object, b: object) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(equal_arguments(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
+
+
+def argument_digest(value: object) -> str:
+    """A digest of an argument: tensors by their numbers, traces by model, tokens and edits, functions by their code.
+
+    A function counts as another one under another version of Python, or where what it closes over differs.
+    """
+    if isinstance(value, Tensor):
+        return tensor_digest(value)
+    if is_array(value):
+        return tensor_digest(real_tensor(value, "the array", EditError))
+    if is_trace(value):
+        return join_digests([value.model.fingerprint, repr(value.ids.tolist()), *map(argument_digest, value.edits)])
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        code = value.__code__
+        parts = [name_of(value), code.co_code.hex(), repr([c for c in code.co_consts if not isinstance(c, CodeType)])]
+        return join_digests([*parts, *map(argument_digest, (value.__defaults__, value.__kwdefaults__, cells))])
+    if isinstance(value, (list, tuple)):
+        return join_digests(map(argument_digest, value))
+    if callable(digest := getattr(value, "digest", None)):  # an edit of a trace
+        return str(digest())
+    return str(getattr(value, "fingerprint", None) or repr(plain(value)))
 
 
 def require_importable(fn: object, edit: object) -> None:

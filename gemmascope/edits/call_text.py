@@ -46,11 +46,17 @@ def call_text(function: str, model: Model, positional: tuple[object, ...], named
 
 def load_text(model: Model) -> str:
     """The line that loads a model as it was loaded; a comment for a model that was built in memory."""
-    if model.source is None:
-        return f"# model: {commented(model.name)}, which was given in memory: no line loads it, so name yours `model` here\n"
     values = _Values()
-    arguments = "".join(f", {name}={values.named_in(repr(value))}" for name, value in model.asked.items())
-    return f"{values.comments}model = gs.load({model.source!r}{arguments})\n"
+    if model.source is None:
+        loading = (
+            f"# model: {commented(model.name)}, which was given in memory: no line loads it, so name yours `model` here\n"
+        )
+    else:
+        arguments = "".join(f", {name}={values.named_in(repr(value))}" for name, value in model.asked.items())
+        loading = f"model = gs.load({model.source!r}{arguments})\n"
+    if model.edits:
+        loading += f"model = model.edited({values.named_in(repr(list(model.edits)))})\n"
+    return f"{values.comments}{loading}"
 
 
 def commented(text: str) -> str:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import as_list, is_list, short_repr
-from gemmascope.edits.arguments import copy_argument, equal_arguments
+from gemmascope.edits.arguments import argument_digest, copy_argument, equal_arguments
 from gemmascope.edits.call_text import plain
-from gemmascope.edits.places import Head, Pos
+from gemmascope.edits.places import Head, Pos, find_heads
 from gemmascope.edits.target import (
     DeferredRead,
     Target,
@@ -33,8 +33,9 @@ from gemmascope.edits.target import (
 from gemmascope.edits.write_record import WriteRecord
 from gemmascope.errors import EditError, SiteError
 from gemmascope.legible import prints_legibly
+from gemmascope.model.digests import join_digests
 from gemmascope.model.model import Model
-from gemmascope.sites import Address
+from gemmascope.sites import Address, find
 from gemmascope.values import is_array, moved
 
 PLACES = ("pos", "head", "q_pos", "k_pos")
@@ -92,9 +93,19 @@ class Edit(ABC):
             SiteError: A site, layer, position or head does not exist.
             EditError: The source does not fit.
         """
-        return self._snapshot()._bind(model, ids)
+        return self.snapshot()._bind(model, ids)
 
-    def _snapshot(self) -> Edit:
+    def require_places(self, model: Model) -> None:
+        """SiteError for a site, layer or head that the model lacks, whatever the run."""
+        find_heads(self.head, find(self.site, model.n_layers, self.layer).site, model)
+
+    def digest(self) -> str:
+        """A digest of the edit and of the numbers that it writes."""
+        return join_digests(
+            [self.function, type(self).__name__, *(argument_digest(getattr(self, f.name)) for f in fields(self))]
+        )
+
+    def snapshot(self) -> Edit:
         """This edit with copies of its tensors and lists, which the user may change later."""
         arguments = {f.name: getattr(self, f.name) for f in fields(self)}
         copies = {name: new for name, value in arguments.items() if (new := copy_argument(value)) is not value}
@@ -284,3 +295,9 @@ def listed_edits(edits: object) -> tuple[Edit, ...]:
             f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {short_repr(wrong[0])}"
         )
     return tuple(edit for edit in listed if isinstance(edit, Edit))
+
+
+def all_edits(model: Model, edits: object = ()) -> tuple[Edit, ...]:
+    """All edits of a run: those that the model keeps (Model.edited), and the user's. EditError as in listed_edits."""
+    kept = tuple(edit for edit in model.edits if isinstance(edit, Edit))
+    return (*kept, *listed_edits(edits))

@@ -60,9 +60,9 @@ class Ablate(Overwrite):
         """The means computed so far, shared by all runs that this edit is bound to."""
         return {}
 
-    def _snapshot(self) -> Edit:
+    def snapshot(self) -> Edit:
         self._means  # noqa: B018 (created before copying, so that the copies share it)
-        return super()._snapshot()
+        return super().snapshot()
 
     def values_at(self, target: Target) -> Tensor:
         if isinstance(self.value, str):
@@ -184,7 +184,7 @@ class Knockout(Overwrite):
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class Custom(Edit):
-    fn: Callable[[Tensor], Tensor]
+    fn: Callable[[Tensor], Tensor | None]
     function = "edit"
     needs_all = True
     records = True
@@ -209,14 +209,14 @@ class Custom(Edit):
         return dict(vars(self))
 
     def write(self, old: Tensor, values: Tensor | None) -> Tensor:
-        new = self.fn(old)
+        returned = self.fn(old)
+        new = old if returned is None else returned  # which the function may have written to in place
         if isinstance(new, Tensor):
             new = real_tensor(new, f"what the function of {self!r} returned", EditError)
         if not isinstance(new, Tensor) or new.shape != old.shape:
-            returned = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            inplace = ", also where it writes in place" if new is None else ""
+            given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise EditError(
-                f"the function of {self!r} returned {returned}; it must return a tensor of shape {tuple(old.shape)}{inplace}"
+                f"the function of {self!r} returned {given}; it must return a tensor of shape {tuple(old.shape)}"
             )
         new = new.to(old.device)  # a function may have read the values on the CPU
         return new if torch.is_grad_enabled() else new.detach()

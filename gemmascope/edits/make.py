@@ -244,7 +244,7 @@ def knockout(*, layer: int, head: Head = None, q_pos: Pos = None, k_pos: Pos = N
 
 def edit(
     site: str,
-    fn: Callable[[Tensor], Tensor],
+    fn: Callable[[Tensor], Tensor | None],
     *,
     layer: int | None = None,
     pos: Pos = None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import short_repr, whole_number
-from gemmascope.edits.edit import BoundEdit, Edit, listed_edits, with_write_record
+from gemmascope.edits.edit import BoundEdit, Edit, all_edits, with_write_record
 from gemmascope.edits.reach import warn_if_not_reached, warn_of_no_effect
 from gemmascope.errors import GenerationError, warn
 from gemmascope.generation.decoder import Decoder
@@ -94,7 +94,8 @@ def generate(
         Keskar et al., "CTRL" (arXiv 1909.05858), for repetition_penalty.
         Nguyen et al., "Turning Up the Heat: Min-p Sampling" (arXiv 2407.01082), for min_p.
     """
-    model, edits = model_or_nano(model), listed_edits(edits)
+    model = model_or_nano(model)
+    edits = all_edits(model, edits)
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     prompts, is_list = listed_prompts(prompt)
     n_samples = _n_samples(samples, sampling)
@@ -136,7 +137,7 @@ def growing_texts(prompt: Prompt, model: Model, edits: Sequence[Edit], max_new_t
     Raises as generate does, when it is called. Each token is generated only when it is requested.
     """
     n_new = whole_number(max_new_tokens, "max_new_tokens", least=1, error=GenerationError)
-    run = _Run.of(prompt, model, listed_edits(edits), n_new, (), 0)
+    run = _Run.of(prompt, model, all_edits(model, edits), n_new, (), 0)
     return _growing(run, model, n_new)
 
 

@@ -41,6 +41,7 @@ from gemmascope.loading.pickling import FromSource, FromWeights, as_pickled, fro
 from gemmascope.memory.limits import explain_oom_in_loading
 from gemmascope.memory.placement import parse_bytes
 from gemmascope.model.gemma2 import Gemma2
+from gemmascope.model.mixins.lasting_edits import LastingEdit
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.streaming.store import is_store
@@ -257,12 +258,13 @@ def _warn_of_unembedded(tokenizer: Tokenizer, config: GemmaConfig) -> None:
 _UNPICKLED: WeakValueDictionary[str, Model] = WeakValueDictionary()
 
 
-def _reduce(model: Model) -> tuple[Callable[[FromSource | FromWeights], Model], tuple[FromSource | FromWeights]]:
-    return _rebuild, (as_pickled(model),)
+def _reduce(model: Model) -> tuple[Callable[..., Model], tuple[object, ...]]:
+    return _rebuild, (as_pickled(model.unedited()), *([model.edits] if model.edits else []))
 
 
-def _rebuild(pickled: FromSource | FromWeights) -> Model:
-    return _load_again(pickled) if isinstance(pickled, FromSource) else from_weights(pickled)
+def _rebuild(pickled: FromSource | FromWeights, edits: tuple[LastingEdit, ...] = ()) -> Model:
+    model = _load_again(pickled) if isinstance(pickled, FromSource) else from_weights(pickled)
+    return model.edited(edits) if edits else model
 
 
 def _load_again(pickled: FromSource) -> Model:

@@ -21,13 +21,14 @@ from gemmascope.errors import SiteError
 from gemmascope.model.factored_matrix import FactoredMatrix, ov_of, qk_of
 from gemmascope.model.layout import NO_ROWS, Layout
 from gemmascope.model.maths import soft_cap
+from gemmascope.model.mixins.named_weights import NamedWeights
 from gemmascope.model.modules import MLP, Attention, Embedding, RMSNorm
 from gemmascope.model.shutdown import stop_at_exit
 from gemmascope.model.tap import SILENT, BoundTap, Tap
 from gemmascope.values import moved
 
 
-class Layer(nn.Module):
+class Layer(NamedWeights, nn.Module):
     """One layer: attention, then MLP, each between two norms, each added to the stream."""
 
     def __init__(self, config: GemmaConfig, index: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from copy import deepcopy
 
 import torch
 from jaxtyping import Float, Int
@@ -16,16 +17,18 @@ from gemmascope.model.digests import join_digests
 from gemmascope.model.finite import require_sound_weights
 from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.layout import Layout
+from gemmascope.model.mixins.lasting_edits import LastingEdits
+from gemmascope.model.mixins.named_weights import VocabularyWeights
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import Prompt as Prompt
 from gemmascope.model.prompts import as_ids, as_prompts, is_chat, number_errors
-from gemmascope.model.tap import SILENT, FunctionTap, Tap, TapFn
+from gemmascope.model.tap import SILENT, Chain, FunctionTap, Tap, TapFn
 from gemmascope.model.weight_digests import WeightDigests
 from gemmascope.sites import find_layer, layers_text
 from gemmascope.tokens.tokenizer import Tokenizer
 
 
-class Model:
+class Model(VocabularyWeights, LastingEdits):
     """A Gemma 2 with its tokenizer. Made by gs.load.
 
     Attributes:
@@ -34,6 +37,7 @@ class Model:
         source: What gs.load can load it from again; None for a model that was built or given in memory.
         asked: The further arguments that gs.load was called with.
         weights: Digests of the weights, layer by layer.
+        edits: The edits that every run has; () unless model.edited made this model.
 
     Examples:
         >>> model = gs.load()
@@ -57,13 +61,17 @@ class Model:
 
     def __copy__(self) -> Model:
         """A second model over the same weights."""
-        return Model(self.network, self._tokenizer, self.name, self.asked, self.source)
+        copied = Model(self.network, self._tokenizer, self.name, self.asked, self.source)
+        copied.edits = self.edits
+        return copied
 
     def __deepcopy__(self, memo: dict[int, object]) -> Model:
         """A model with its own weights; layers that stream from files are shared, since nobody writes to them."""
         self.network.check()
         network = self.network if self.network.layer_source is not None else self.network.deep_copy(memo)
-        return Model(network, self._tokenizer, self.name, self.asked, self.source)
+        copied = Model(network, self._tokenizer, self.name, self.asked, self.source)
+        copied.edits = deepcopy(self.edits, memo)
+        return copied
 
     @property
     def config(self) -> GemmaConfig:
@@ -113,7 +121,8 @@ class Model:
             index: The layer, counted from the end if negative.
 
         Returns:
-            The layer, a torch module; its ov and qk methods give a head's matrices.
+            The layer, a torch module. Its matrices by name, each multiplied by a row from the left: W_Q and W_O
+            [head, ...], W_K and W_V [kv_head, ...], W_gate, W_in, W_out; its ov and qk methods give a head's products.
 
         Raises:
             SiteError: There is no such layer.
@@ -148,8 +157,9 @@ class Model:
         Args:
             prompt: Text (`<bos>` is put in front), token ids, or chat messages.
             tap: A function fn(site, layer, value) -> value. It sees every site once per layer, in the order and with the
-                axes of gs.SITES, and the model continues with what it returns. layer is None for embed, final, logits_raw
-                and logits. Scores and patterns are built whole, so a long prompt needs the memory for them. Default: none.
+                axes of gs.SITES, and the model continues with what it returns; where it returns None, with the value that
+                it was given, which it may have written to. layer is None for embed, final, logits_raw and logits. Scores
+                and patterns are built whole, so a long prompt needs the memory for them. Default: none.
 
         Returns:
             [pos, vocab], float32.
@@ -161,10 +171,13 @@ class Model:
         used = SILENT if tap is None else tap if isinstance(tap, Tap) else FunctionTap(tap, self.device)
         ids = self.ids(prompt)
         layout = Layout.of_lengths([len(ids)], self.device)
+        editing, own = self.edit_tap(ids), used
+        if editing is not None:
+            used = Chain(editing, own)
         with torch.no_grad():
             logits = self.network.unembed(self.network(ids, layout, used), used.at(None, layout))
             if not bool(torch.isfinite(logits.amax(-1)).all()):  # minus infinity may rule a token out
-                self._refuse_nan(ids, layout, used)
+                self._refuse_nan(ids, layout, used if own is SILENT else own)
             return logits
 
     def _refuse_nan(self, ids: Tensor, layout: Layout, tap: Tap) -> None:
@@ -230,7 +243,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the present weights, the configuration, the dtype and the tokenizer."""
+        """A digest of the present weights, the configuration, the dtype, the tokenizer and the model's edits."""
         return self.fingerprints()[0]
 
     def fingerprints(self) -> tuple[str, str]:
@@ -239,11 +252,11 @@ class Model:
         self.network.check()
         tokenizer = "none" if self._tokenizer is None else self._tokenizer.digest
         network = (*self._about(), *map(self.weights.digest, self.weights.parts))
-        return join_digests((*network, tokenizer))[:16], join_digests(network)[:16]
+        return self._with_edits(join_digests((*network, tokenizer)))[:16], join_digests(network)[:16]
 
     @property
     def network_fingerprint(self) -> str:
-        """A digest of the weights, the configuration and the dtype, without the tokenizer."""
+        """A digest of the weights, the configuration and the dtype, without the tokenizer and the model's edits."""
         self.require_values()
         return join_digests((*self._about(), *map(self.weights.known, self.weights.parts)))[:16]
 
@@ -269,5 +282,5 @@ class Model:
             f"{c.n_heads} heads over {c.n_kv_heads} kv heads of {c.d_head}, "
             f"vocabulary {c.vocab_size}, window {c.window}, context {c.context}; "
             f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self._places()}{describe_kernels(self.device)}"
-            f"{''.join(f', {name}={value!r}' for name, value in self.asked.items())})"
+            f"{''.join(f', {name}={value!r}' for name, value in self.asked.items())}{self._edits_text()})"
         )

@@ -15,7 +15,7 @@ from gemmascope.errors import TapError
 from gemmascope.model.layout import Block, Layout
 from gemmascope.values import moved, real_tensor
 
-TapFn = Callable[[str, int | None, Tensor], Tensor]
+TapFn = Callable[[str, int | None, Tensor], Tensor | None]
 
 
 class Tap:
@@ -103,8 +103,9 @@ class Chain(Tap):
 class FunctionTap(Tap):
     """A user's function fn(site, layer, value) -> value as a tap: it sees every site of one prompt, once a layer.
 
-    Values have the axes of the table of sites, without a batch axis. device: where the function gets them; None: wherever
-    their layer is.
+    Values have the axes of the table of sites, without a batch axis. A function that returns None leaves the value as it is,
+    with what it may have written in place, as hooks of torch do. device: where the function gets them; None: wherever their
+    layer is.
     """
 
     def __init__(self, fn: TapFn, device: torch.device | None = None) -> None:
@@ -117,7 +118,9 @@ class FunctionTap(Tap):
         return True
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        if site == "head_out":  # the layer adds the difference, so a write in place must not reach its own copy
+        # A write in place must not reach the layer's own copy of head_out, of whose change it adds the difference; nor the
+        # stream that the function may have kept at the end of the layer before.
+        if site in ("head_out", "resid_pre"):
             value = value.clone()
         return self._checked(site, layer, value)
 
@@ -125,7 +128,9 @@ class FunctionTap(Tap):
         return self._checked(site, layer, value[0])[None]
 
     def _checked(self, site: str, layer: int | None, value: Tensor) -> Tensor:
-        result = self.fn(site, layer, value if self.device is None else moved(value, self.device))
+        given = value if self.device is None else moved(value, self.device)
+        returned = self.fn(site, layer, given)
+        result = given if returned is None else returned
         place = f"the tap at '{site}'" + ("" if layer is None else f" of layer {layer}")
         if not isinstance(result, Tensor):
             raise TapError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gemmascope.edits.edit import BoundEdit
+from gemmascope.edits.edit import BoundEdit, all_edits
 from gemmascope.memory.placement import MICROBATCH_ROWS
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout
@@ -40,11 +40,13 @@ class Microbatch:
 
 
 def embed_in_microbatches(model: Model, prompts: Sequence[Tensor]) -> list[Microbatch]:
-    """The runs of these prompts (token ids) at the entry of the first layer."""
+    """The runs of these prompts (token ids) at the entry of the first layer, with the edits that the model keeps."""
     lengths = [len(ids) for ids in prompts]
+    edits = [[edit.bind(model, ids) for edit in all_edits(model)] for ids in prompts] if model.edits else ()
+    tap = EditTap(edits) if edits else SILENT
     with torch.no_grad():
-        rows = model.network.embed(torch.cat(list(prompts)), Layout.of_lengths(lengths, model.device))
-    return in_microbatches(model, torch.split(rows, lengths))
+        rows = model.network.embed(torch.cat(list(prompts)), Layout.of_lengths(lengths, model.device), tap)
+    return in_microbatches(model, torch.split(rows, lengths), edits)
 
 
 def in_microbatches(model: Model, rows: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]] = ()) -> list[Microbatch]:

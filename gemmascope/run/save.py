@@ -173,7 +173,8 @@ def _check(metadata: Metadata, tensors: dict[str, Tensor], path: Path, model: Mo
         raise TraceError(f"{path} is a damaged trace: its checksum is not that of what it holds. Run the prompt again")
     fingerprint, network = model.fingerprints()
     if metadata["fingerprint"] != fingerprint:
-        differs = "another tokenizer" if metadata.get("network") == network else "other weights, configuration or dtype"
+        same = metadata.get("network") == network
+        differs = "another tokenizer, or other edits that it keeps" if same else "other weights, configuration or dtype"
         raise TraceError(
             f"{path} was written by the model {metadata['model']!r} ({metadata['fingerprint']}) and is opened with "
             f"{model.name!r} ({fingerprint}), which has {differs}: pass model= the one that wrote it"

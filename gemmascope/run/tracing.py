@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from gemmascope.edits.edit import BoundEdit, Edit, listed_edits, with_write_record
+from gemmascope.edits.edit import BoundEdit, Edit, all_edits, listed_edits, with_write_record
 from gemmascope.edits.reach import warn_of_no_effect
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
@@ -88,6 +88,7 @@ def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) 
     """Traces of several prompts from one pass, each with the edits."""
     with torch.inference_mode(False):
         ids = model.each_ids(prompts)
+        edits = all_edits(model, edits)
         bound = [[edit.bind(model, i) for edit in edits] for i in ids]
         for run_edits, i in zip(bound, ids, strict=True):
             warn_of_no_effect(run_edits, model, i)

@@ -11,7 +11,7 @@ import torch
 
 from gemmascope.arguments import as_list, as_words, finite_number, short_repr, whole_number
 from gemmascope.edits.call_text import metric_text
-from gemmascope.edits.edit import Edit, listed_edits
+from gemmascope.edits.edit import Edit, all_edits, listed_edits
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import DictionaryError, SweepError
 from gemmascope.legible import legible_line, prints_legibly
@@ -172,7 +172,7 @@ def feature_sweep(
     value = finite_number(value, "value", error=DictionaryError)
     sae.require_fit(model)
     ids = model.ids(prompt)
-    base = BaseRun(ids, tuple(edit.bind(model, ids) for edit in edits), len(ids) - 1)
+    base = BaseRun(ids, tuple(edit.bind(model, ids) for edit in all_edits(model, edits)), len(ids) - 1)
     if late := [edit.edit for edit in base.edits if edit.address.is_after_layers]:
         raise SweepError(f"a feature sweep reads the logits as the last layer leaves them, and {late[0]!r} comes after it")
     positions = find_positions(slice(first_after_bos(ids, model), None) if pos is None else pos, model, ids)

@@ -19,7 +19,7 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, listed_prompts
-from gemmascope.model.tap import Tap
+from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.microbatches import embed_in_microbatches
 from gemmascope.sites import Address, find
 from gemmascope.steering.direction import Direction
@@ -191,7 +191,7 @@ def _values(
         batches = embed_in_microbatches(model, ids)
         taps = [_MeanOverPositions(address, head, [positions[run] for run in batch.runs]) for batch in batches]
         for batch, tap in zip(batches, taps, strict=True):
-            batch.tap = tap
+            batch.tap = Chain(batch.tap, tap)
         for layer in layers:
             for batch in batches:
                 batch.through(layer)

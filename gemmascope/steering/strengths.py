@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from gemmascope.arguments import as_list, finite_number, short_repr
 from gemmascope.edits.call_text import metric_text
-from gemmascope.edits.edit import BoundEdit
+from gemmascope.edits.edit import BoundEdit, all_edits
 from gemmascope.edits.kinds import Add
 from gemmascope.edits.make import add
 from gemmascope.edits.places import Head, Pos
@@ -25,6 +25,7 @@ from gemmascope.model.modes import computes
 from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.microbatches import Microbatch, embed_in_microbatches, in_microbatches
+from gemmascope.sites import find
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.directions import ids_of_prompts, layer_of
 from gemmascope.steering.strength_result import StrengthSweep
@@ -187,7 +188,12 @@ class _SteeredRuns:
         bound = [steering.bind(model, each) for each in ids]
         layer = layer_of(bound[0].address, "a strength sweep steers a site with rows in the layers")
         edits_by_level = [[replace(steering, scale=level)] if level else [] for level in levels]
-        edits = [[tuple(edit.bind(model, each) for edit in at_level) for at_level in edits_by_level] for each in ids]
+        kept = all_edits(model)
+        if late := [edit for edit in kept if find(edit.site, model.n_layers, edit.layer).is_after_layers]:
+            raise SweepError(
+                f"a strength sweep reads the logits as the last layer leaves them, and {late[0]!r} comes after it"
+            )
+        edits = [[tuple(edit.bind(model, each) for edit in (*kept, *level)) for level in edits_by_level] for each in ids]
         return cls(model, ids, edits, layer, len(prompts), range(len(prompts) if texts else 0, len(ids)))
 
     @property
@@ -198,8 +204,9 @@ class _SteeredRuns:
     @property
     def reaches(self) -> bool:
         """Whether any predicted token comes after a steered position."""
-        steered = [(edit.reach[0], len(self.ids[text])) for text in self.scored for edit in self.edits[text][-1]]
-        return any(first < length - 1 for first, length in steered) or not any(self.edits[0])
+        n_kept = len(self.edits[0][0])  # by the model, at every level
+        steered = [(e.reach[0], len(self.ids[text])) for text in self.scored for e in self.edits[text][-1][n_kept:]]
+        return any(first < length - 1 for first, length in steered) or len(self.edits[0][-1]) == n_kept
 
     def run(self, max_rows: int, progress: bool) -> None:
         """Run everything, in passes of at most max_rows rows, or of a single longer run."""

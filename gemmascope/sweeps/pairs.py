@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import one_of
-from gemmascope.edits.edit import BoundEdit
+from gemmascope.edits.edit import BoundEdit, all_edits
 from gemmascope.edits.places import first_difference
 from gemmascope.edits.sources import is_trace
 from gemmascope.edits.target import mesh
@@ -120,7 +120,8 @@ def pairs_of(
     grids = [Grid.of(spec, model, base_ids) for base_ids, *_ in checked]
     pairs = []
     for (base_ids, source_ids, bound_metric, user_metric), grid in zip(checked, grids, strict=True):
-        base = BaseRun(base_ids, tuple(edit.bind(model, base_ids) for edit in spec.edits), len(base_ids) - 1)
+        edits = all_edits(model, spec.edits)
+        base = BaseRun(base_ids, tuple(edit.bind(model, base_ids) for edit in edits), len(base_ids) - 1)
         values: ValueSource
         if source_ids is None:
             assert ablation is not None
@@ -128,7 +129,7 @@ def pairs_of(
         elif trace_sources:
             values = ValuesFromTrace(trace(source_ids, model=model), grid.site, grid.n_layers_at_once)
         else:
-            values = ValuesFromPass(source_ids, grid.site)
+            values = ValuesFromPass(source_ids, grid.site, tuple(edit.bind(model, source_ids) for edit in all_edits(model)))
         if source_ids is not None and not base.edits:
             values.unchanged_before = _n_same(base_ids, source_ids)
         pairs.append(Pair(base, source_ids, values, grid, bound_metric, user_metric))

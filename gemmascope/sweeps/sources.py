@@ -153,8 +153,8 @@ class MeanValues(CachedValues):
 class ValuesFromPass(ValueSource):
     """Values of a run that goes through the layers in the pass of the cells' runs."""
 
-    def __init__(self, ids: Tensor, site: Site) -> None:
-        self.run = SourceRun(ids, site.name, DeferredValues())
+    def __init__(self, ids: Tensor, site: Site, edits: tuple[BoundEdit, ...] = ()) -> None:
+        self.run = SourceRun(ids, site.name, DeferredValues(), edits)
 
     def edit(self, layer: int, site: Site, indices: tuple[Tensor, ...], places: Places) -> BoundEdit:
         edit = Patch(site=site.name, source=self.run.values, layer=layer, **places)

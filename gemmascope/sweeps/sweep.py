@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from gemmascope.edits.call_text import call_text
 from gemmascope.edits.edit import Edit
@@ -20,7 +19,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import microbatch_rows, rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
-from gemmascope.run.metric import measure, try_metric
+from gemmascope.run.metric import try_metric
 from gemmascope.run.passes import require_finite_end
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.cells import CellRun, EditsOf, cell_runs, chunked, pending_cells
@@ -32,7 +31,7 @@ from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of, sweep_remarks
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.spec import Layers, SweepSpec
-from gemmascope.sweeps.variants import Variant, final_residuals
+from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
 from gemmascope.values import Array
 
 
@@ -220,9 +219,8 @@ class SweepRunner:
         finals = final_residuals(model, bases, variants, list(sources.values()), self.n_at_once)
         for number, row in zip(sources, finals.sources, strict=True):
             if np.isnan(result.source_metric[number]):
-                with torch.no_grad():
-                    logits = model.network.unembed(row[None])
-                result.source_metric[number] = measure(pairs[number].metric, logits)[0].item()
+                run = BaseRun(sources[number].ids, sources[number].edits, len(sources[number].ids) - 1)
+                result.source_metric[number] = measure_rows(pairs[number].metric, model, run, row[None])[0].item()
         for number, base, row in zip(numbers, bases, finals.bases, strict=True):
             require_finite_end(model, base.ids, row, base.edits)
             metric = pairs[number].metric

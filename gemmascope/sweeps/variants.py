@@ -44,11 +44,15 @@ class BaseRun:
 
 @dataclass(frozen=True)
 class SourceRun:
-    """A run to patch from: its token ids, the site that is read, and what takes each layer's value of it."""
+    """A run to patch from: its token ids, the site that is read, and what takes each layer's value of it.
+
+    edits: those that the model keeps.
+    """
 
     ids: Tensor
     site: str
     values: DeferredValues
+    edits: tuple[BoundEdit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class _Pass:
         self.full_ids = [base.ids for base in bases] + [source.ids for source in sources]
         self.full_layout = Layout.of_lengths([len(ids) for ids in self.full_ids], model.device)
         self.full_first = np.array([span.start for span in self.full_layout.spans])
-        self.base_edits = EditTap([*(base.edits for base in bases), *(() for _ in sources)])
+        self.base_edits = EditTap([*(base.edits for base in bases), *(source.edits for source in sources)])
         # On a CPU the first bfloat16 product of a row count costs milliseconds: padding makes the row counts alike.
         self.row_multiple = 64 if model.dtype == torch.bfloat16 and model.device.type == "cpu" else 1
         self.layer = np.array([j.layer for j in self.joiners], dtype=np.int64)

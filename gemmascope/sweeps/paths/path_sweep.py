@@ -112,6 +112,11 @@ def path_sweep(
         raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {short_repr(sender)}")
     one_of(mlps, "mlps", MLPS, error=SweepError)
     model = model_or_nano(model)
+    if model.edits:
+        raise SweepError(
+            f"a path sweep computes parts of layers by themselves, and would leave out the edits that the model keeps, such "
+            f"as {model.edits[0]!r}: give the model that model.edited was called on"
+        )
     receivers, max_rows = receivers_of(receiver, model), rows_within(memory, model)
     if by is None:
         by = ("layer", "head") if sender_site == "z" else ("layer", "pos")
