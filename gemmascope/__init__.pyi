@@ -12,10 +12,16 @@ from gemmascope.analysis.composition import Composition as Composition
 from gemmascope.analysis.composition import composition as composition
 from gemmascope.analysis.direct_logits import DirectLogits as DirectLogits
 from gemmascope.analysis.direct_logits import direct_logits as direct_logits
+from gemmascope.analysis.gradient_products import attention_attribution as attention_attribution
+from gemmascope.analysis.gradient_products import head_paths as head_paths
 from gemmascope.analysis.heads import HeadScores as HeadScores
 from gemmascope.analysis.heads import head_scores as head_scores
 from gemmascope.analysis.lens import Lens as Lens
-from gemmascope.analysis.lens import lens as lens
+from gemmascope.analysis.lenses import LensDifference as LensDifference
+from gemmascope.analysis.lenses import lens as lens
+from gemmascope.analysis.name_copying import name_copying as name_copying
+from gemmascope.analysis.several import PromptMeans as PromptMeans
+from gemmascope.analysis.several import stack as stack
 from gemmascope.config import GemmaConfig as GemmaConfig
 from gemmascope.edits.make import ablate as ablate
 from gemmascope.edits.make import ablate_direction as ablate_direction

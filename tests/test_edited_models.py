@@ -117,7 +117,10 @@ def test_functions_without_edits_in_their_call_have_the_models_too() -> None:
     assert np.allclose(scores["entropy"].scores.values, entropy, atol=1e-4)
     assert not equal(scores["previous_token"].scores.values, gs.head_scores(model, kinds[0], prompts=prompts).scores.values)
 
-    positive, negative = ["Mary and John went to the store", "John and Mary went to the store"], ["Tom and Anna had a long day", "Tom said that the store was"]
+    positive, negative = (
+        ["Mary and John went to the store", "John and Mary went to the store"],
+        ["Tom and Anna had a long day", "Tom said that the store was"],
+    )
     direction = gs.direction(positive, negative, layer=4, model=cut)
     means = [
         torch.stack([gs.trace(text, edits=edits())["resid_post", 4][-1] for text in texts]).mean(0)

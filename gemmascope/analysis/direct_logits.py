@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.analysis.decomposition import Decomposition
+from gemmascope.analysis.several import PromptMeans, listed_traces, means, one_for_each
 from gemmascope.arguments import one_of, whole_number
 from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import find_position
@@ -120,10 +121,28 @@ class DirectLogits:
         return " ".join(labels)
 
 
-@computes
+@overload
 def direct_logits(
     trace: Trace, answer: Answer, against: Answer | None = None, by: str = "sublayer", *, pos: int | str = -1
-) -> DirectLogits:
+) -> DirectLogits: ...
+@overload
+def direct_logits(
+    trace: list[Trace] | tuple[Trace, ...],
+    answer: Answer | list[Answer],
+    against: Answer | list[Answer] | None = None,
+    by: str = "sublayer",
+    *,
+    pos: int | str = -1,
+) -> PromptMeans[DirectLogits]: ...
+@computes
+def direct_logits(
+    trace: Trace | list[Trace] | tuple[Trace, ...],
+    answer: Answer | list[Answer],
+    against: Answer | list[Answer] | None = None,
+    by: str = "sublayer",
+    *,
+    pos: int | str = -1,
+) -> DirectLogits | PromptMeans[DirectLogits]:
     """What each part of the stream wrote towards an answer, before the soft cap.
 
     The parts add up to the answer's logit. Every part goes through the norms with the scale that they had in the run. What
@@ -131,15 +150,17 @@ def direct_logits(
     of a sublayer's output that edits made and no head or neuron wrote. Runs the layers once more.
 
     Args:
-        trace: What gs.trace returns.
-        answer: A text that is one token, a token id, or a list of them, whose mean is taken.
+        trace: What gs.trace returns; the list that it returns for several prompts gives means over them.
+        answer: A text that is one token, a token id, or a list of them, whose mean is taken. For a list of traces one text
+            or id for all, or a list with one of these for each.
         against: The same; its logit is subtracted. None subtracts nothing.
         by: "sublayer" for the embedding and every attention and MLP; "head"; "neuron"; or "token", what each head read from
             each source token.
         pos: The position whose next token the answer is: a number, or a token that occurs once. -1 is the last.
 
     Returns:
-        The parts, labelled, in logits before the soft cap; what stands beside them in the stream; and their total.
+        The parts, labelled, in logits before the soft cap; what stands beside them in the stream; and their total. For a
+        list of traces .each has these, and .mean, .stderr and .interval() are of "parts", "rest", "total" and "capped".
 
     Raises:
         PromptError: For an answer that is not one token.
@@ -159,6 +180,12 @@ def direct_logits(
         Wang et al., "Interpretability in the Wild" (arXiv 2211.00593).
     """
     one_of(by, "by", BY, error=SiteError)
+    if isinstance(trace, (list, tuple)):
+        return _of_several(trace, answer, against, by, pos)
+    return _of_one(trace, answer, against, by, pos)
+
+
+def _of_one(trace: Trace, answer: Any, against: Any, by: str, pos: int | str) -> DirectLogits:
     ids, against_ids = _answer_tokens(trace, answer, against)
     position = find_position(pos, trace.model, trace.ids, "contributions are read at one position")
     answers = {"answer": answer} if against is None else {"answer": answer, "against": against}
@@ -175,6 +202,21 @@ def direct_logits(
         by=by,
         about=f"direct logits in {legible_line(trace.model.name)}, {towards}, {place}",
     )
+
+
+def _of_several(traces: object, answer: object, against: object, by: str, pos: int | str) -> PromptMeans[DirectLogits]:
+    """The result of each trace, and the means. A part that a run lacks, such as an edit's, wrote 0 there."""
+    listed = listed_traces(traces)
+    answers, others = (one_for_each(value, name, len(listed)) for value, name in ((answer, "answer"), (against, "against")))
+    each = [_of_one(one, right, wrong, by, pos) for one, right, wrong in zip(listed, answers, others, strict=True)]
+    names = list(dict.fromkeys(str(name) for one in each for name in one.rest["part"].values))
+    numbers = []
+    for one in each:
+        wrote = dict(zip(map(str, one.rest["part"].values), one.rest.values.tolist(), strict=True))
+        rest = labelled([wrote.get(name, 0.0) for name in names], {"rest_part": names}, ("rest_part",), NAME, UNIT)
+        totals = {name: labelled(getattr(one, name), {}, (), name, UNIT) for name in ("total", "capped")}
+        numbers.append({"parts": one.parts, "rest": rest, **totals})
+    return means(each, numbers, f"direct logits in {legible_line(listed[0].model.name)}, by {by}")
 
 
 def answer_directions(trace: Trace, answer: Answer, against: Answer | None = None) -> Float[Tensor, "pos d_model"]:

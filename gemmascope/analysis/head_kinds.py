@@ -78,7 +78,7 @@ TARGETS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "first_occurrence": (_first_occurrence, "attention to the first of earlier places of the same token"),
 }
 
-COPYING = "copying"
+COPYING, NAME_COPYING = "copying", "name_copying"
 KINDS = (*TARGETS, *OVER_ALL, COPYING)
 
 MEANINGS = {
@@ -86,6 +86,7 @@ MEANINGS = {
     REACH: "mean distance of attention, in positions",
     POSITIONAL: "the largest share of queries whose strongest key is at one distance",
     ENTROPY: "mean entropy of attention, in nats",
+    NAME_COPYING: "share of names that W_OV, having read them, puts among the tokens it raises most",
     COPYING: "how far W_OV raises the logit of the token that is read",
 }
 # The unit of a picture's colours and where they end, None for the largest score; other kinds are shares of attention.
@@ -93,6 +94,7 @@ UNITS: dict[str, tuple[str, float | None]] = {
     REACH: ("distance (positions)", None),
     POSITIONAL: ("share of queries", 1.0),
     ENTROPY: ("entropy (nats)", None),
+    NAME_COPYING: ("share of names", 1.0),
     COPYING: ("copying, -1 to 1", 1.0),
 }
 

@@ -204,7 +204,7 @@ def head_scores(
         described = f"{len(runs)} {'random ' if prompts is None else ''}prompt{'s' if len(runs) != 1 else ''}"
         scores = _attention_scores(model, attention_kinds, runs, described)
     if COPYING in kinds:
-        scores[COPYING] = HeadScores(COPYING, _labelled(model, copying(model)), model.name, "from the weights")
+        scores[COPYING] = HeadScores(COPYING, labelled_scores(model, copying(model)), model.name, "from the weights")
     return scores[kind] if isinstance(kind, str) else {kind: scores[kind] for kind in kinds}
 
 
@@ -271,7 +271,7 @@ def _attention_scores(model: Model, kinds: list[str], runs: list[Tensor], descri
     for kind, (n_queries, n_beyond) in counts.items():
         beyond = f"; in {n_beyond} of them local layers (window {model.config.window}) see none of the keys in question"
         over = f"{described}, {n_queries} queries{beyond if n_beyond else ''}"
-        scores[kind] = HeadScores(kind, _labelled(model, sums.sums[kind] / n_queries), model.name, over)
+        scores[kind] = HeadScores(kind, labelled_scores(model, sums.sums[kind] / n_queries), model.name, over)
     return scores
 
 
@@ -289,6 +289,6 @@ def _count_all(model: Model, kind: str, runs: Sequence[Tensor]) -> tuple[int, in
     return n_queries, n_beyond
 
 
-def _labelled(model: Model, scores: Tensor) -> xarray.DataArray:
+def labelled_scores(model: Model, scores: Tensor) -> xarray.DataArray:
     coords = {"layer": range(model.n_layers), "kind": ("layer", list(model.config.kinds)), "head": range(scores.shape[1])}
     return labelled(scores.float(), coords, ("layer", "head"), "score")

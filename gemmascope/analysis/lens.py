@@ -1,4 +1,4 @@
-"""gs.lens: logits read from the stream between layers, as if the later layers were skipped."""
+"""Lens: logits read from the stream between layers of one run, as if the later layers were skipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from gemmascope.edits.places import Head, Pos, find_position, find_positions
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legible_line, prints_legibly
-from gemmascope.model.modes import computes
 from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.trace import Trace
 from gemmascope.sites import parse_site_name
@@ -122,7 +121,7 @@ class Lens:
         Args:
             answer: A text that is one token, or a token id.
         """
-        return lens(self.trace, self.site, self.ids.shape[-1], pos=list(self.positions), head=self.head, answer=answer)
+        return read_lens(self.trace, self.site, self.ids.shape[-1], list(self.positions), self.head, answer)
 
     def logits(self, pos: int | str = -1) -> xarray.DataArray:
         """All soft-capped logits at one position, (layer, vocab).
@@ -226,42 +225,8 @@ class Lens:
         return labelled(values, coords, dims, name)
 
 
-@computes
-def lens(
-    trace: Trace, site: str = "resid_post", top: int = 5, *, pos: Pos = None, head: Head = None, answer: Answer | None = None
-) -> Lens:
-    """Read logits from the stream between layers, through the last norm, the unembedding and the soft cap.
-
-    The stream is read as if the later layers were skipped. A part of it ("attn_out", "mlp_out", "head_out") goes through the
-    last norm with the scale that the norm had in this run at that position, so that the logits of parts add up before the
-    soft cap. Edits of the run are in what is read, except those after the layers (final, logits_raw, logits): every layer
-    is read in the same way. At the last layer's "resid_post" the logits are the run's own.
-
-    Args:
-        trace: What gs.trace returns.
-        site: "resid_pre", "resid_mid" or "resid_post" of every layer; "stream" for the embedding and then the stream after
-            every sublayer; "attn_out", "mlp_out", or "head_out" of one head.
-        top: How many of the likeliest tokens to keep at each place.
-        pos: The positions to read, as in gs.patch; None means all.
-        head: The head to read, with site "head_out" only.
-        answer: A token to follow, as text or token id; None follows none.
-
-    Returns:
-        The top tokens and their probabilities (layer, pos, top), the entropy (layer, pos), and for a followed answer its
-        logit, probability and rank (layer, pos).
-
-    Raises:
-        SiteError: For a site, head, position or number of tokens that is not there, or several answers.
-        PromptError: For an answer that is not one token.
-
-    Examples:
-        >>> lens = gs.lens(gs.trace("When Mary and John went to the store, John gave a drink to"), pos=-1)
-        >>> [str(token) for token in lens.top_tokens.values[:, 0, 0]]
-        [' to', ' to', ' to', ' Mary', ' Mary', ' Mary']
-
-    References:
-        nostalgebraist, "interpreting GPT: the logit lens" (2020).
-    """
+def read_lens(trace: Trace, site: str, top: int, pos: Pos, head: Head, answer: Answer | None) -> Lens:
+    """The lens of one run; see gs.lens (lenses.py)."""
     if not isinstance(trace, Trace):
         raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {not_a_trace(trace)}")
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)

@@ -17,8 +17,8 @@ from gemmascope.model.digests import join_digests
 from gemmascope.model.finite import require_sound_weights
 from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.layout import Layout
-from gemmascope.model.mixins.lasting_edits import LastingEdits
-from gemmascope.model.mixins.named_weights import VocabularyWeights
+from gemmascope.model.mixins.lasting_edits import ModelEdits
+from gemmascope.model.mixins.named_weights import ModelWeights
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import Prompt as Prompt
 from gemmascope.model.prompts import as_ids, as_prompts, is_chat, number_errors
@@ -28,7 +28,7 @@ from gemmascope.sites import find_layer, layers_text
 from gemmascope.tokens.tokenizer import Tokenizer
 
 
-class Model(VocabularyWeights, LastingEdits):
+class Model(ModelWeights, ModelEdits):
     """A Gemma 2 with its tokenizer. Made by gs.load.
 
     Attributes:

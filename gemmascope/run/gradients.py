@@ -20,7 +20,7 @@ from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Tap
 from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.recorded import RecordedRun
-from gemmascope.sites import Address, SiteKey, find
+from gemmascope.sites import LAYER_SITES, Address, SiteKey, find, parse_site_name
 from gemmascope.values import moved
 
 
@@ -52,15 +52,33 @@ class _GradientTap(Tap):
 
 def gradient(trace: RecordedRun, metric: object, sites: object) -> Tensor | dict[object, Tensor]:
     """See Trace.grad."""
-    keys = sites if isinstance(sites, list) else [sites]
+    keys = [*LAYER_SITES, "embed"] if sites is None else sites if isinstance(sites, list) else [sites]
     if not keys:
         raise SiteError("sites is an empty list: name one site at least")
-    addresses = {_hashable(key): _before_the_end(find(key, trace.model.n_layers)) for key in keys}
+    addresses = {_hashable(key): _addresses(key, trace.model.n_layers) for key in keys}
     bound = bind_metric(metric, trace.model)
     try_metric(bound, trace.model, trace.ids)
-    by_key = gradients(trace, bound, {address.key for address in addresses.values()})
-    by_site = {site: by_key[address.key] for site, address in addresses.items()}
-    return by_site if isinstance(sites, list) else by_site[_hashable(sites)]
+    by_key = gradients(trace, bound, {address.key for of_site in addresses.values() for address in of_site})
+    by_site = {
+        site: torch.stack([by_key[address.key] for address in of_site]) if _in_every_layer(site) else by_key[of_site[0].key]
+        for site, of_site in addresses.items()
+    }
+    return by_site if sites is None or isinstance(sites, list) else by_site[_hashable(sites)]
+
+
+def _in_every_layer(key: object) -> bool:
+    """Whether this is the name of a site in the layers, without a layer."""
+    if not isinstance(key, str):
+        return False
+    site, layer = parse_site_name(key)
+    return site.in_layer and layer is None
+
+
+def _addresses(key: object, n_layers: int) -> list[Address]:
+    """The site that a key names; that of every layer for a name without a layer."""
+    if _in_every_layer(key):
+        return [find(key, n_layers, layer) for layer in range(n_layers)]
+    return [_before_the_end(find(key, n_layers))]
 
 
 def _hashable(key: object) -> object:

@@ -200,15 +200,16 @@ class Trace:
         return read_edges(self, address, head, q_pos)
 
     @computes
-    def grad(self, metric: object, sites: object) -> Tensor | dict[object, Tensor]:
+    def grad(self, metric: object, sites: object = None) -> Tensor | dict[object, Tensor]:
         """The gradient of a metric of the next token with respect to sites of the run.
 
         Args:
             metric: As in gs.sweep, such as gs.logit_diff(" Mary", " John").
-            sites: One site, as in t[...], or a list of them.
+            sites: One site, as in t[...], or a list of them; a site without a layer means that of every layer. None means
+                every site in the layers, and embed. All of them come from one backward pass.
 
         Returns:
-            A tensor with the shape of the site's value; for a list, a dict of tensors by site.
+            A tensor with the shape of the site's value, [layer, ...] for every layer; for a list, a dict of tensors by site.
 
         Raises:
             SiteError: A site does not exist, or comes after the layers.

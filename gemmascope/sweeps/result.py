@@ -18,6 +18,7 @@ from gemmascope.files.writing import write_file
 from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.sweeps.journal import fill_from, read_file, text_of
 from gemmascope.sweeps.metadata import SweepMetadata, call_details, metric_label, picture_title
+from gemmascope.sweeps.resampling.bootstrap import labelled_bootstrap
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import Array, labelled
 
@@ -121,6 +122,19 @@ class SweepResult:
         if n_pairs < 2:
             raise SweepError("a standard error needs at least two pairs; this sweep has one")
         return self._labelled(self.per_pair.values.std(0, ddof=1) / np.sqrt(n_pairs))
+
+    def interval(self, level: float = 0.95, *, n: int = 2000, seed: int = 0) -> xarray.DataArray:
+        """A bootstrap interval of the mean effect, (bound, *by): percentiles of the means of pairs drawn anew n times.
+
+        Args:
+            level: The share of the resampled means inside.
+            n: The number of draws, each of as many pairs as there are, with replacement; the same pairs for every cell.
+            seed: The seed of the draws.
+
+        Raises:
+            SweepError: The sweep has a single pair, or an argument is out of range.
+        """
+        return labelled_bootstrap(self.per_pair, "pair", level, n, seed).rename(self.effect.name)
 
     @property
     def clean(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gemmascope.analysis.lens import COLOURS, Lens, lens
+from gemmascope.analysis.lens import COLOURS, Lens, read_lens
 from gemmascope.arguments import one_of, whole_number
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import SiteError
@@ -63,7 +63,7 @@ def lens_view(
         raise SiteError("colour='rank' is of an answer: rank needs answer=")
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
     positions, clipped = _positions(trace, pos, site, top)
-    reading = lens(trace, site, top, pos=positions, head=head, answer=answer)
+    reading = read_lens(trace, site, top, positions, head, answer)
     distinct, token_numbers = torch.unique(reading.ids, return_inverse=True)
     special = are_special(trace.model, trace.ids.tolist())
     spec = {

@@ -49,10 +49,10 @@ class BoundToRun(Protocol):
     def write_to(self, value: Tensor, first: int = 0, read: Tensor | None = None) -> None: ...
 
 
-M = TypeVar("M", bound="LastingEdits")
+M = TypeVar("M", bound="ModelEdits")
 
 
-class LastingEdits:
+class ModelEdits:
     """The edits that a model keeps. edits: () for a model as it was loaded."""
 
     edits: tuple[LastingEdit, ...] = ()

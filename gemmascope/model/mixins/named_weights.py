@@ -94,7 +94,7 @@ class NamedWeights:
         return rearrange(weight.detach(), "(head d) d_model -> head d_model d", d=d_head)
 
 
-class VocabularyWeights:
+class ModelWeights:
     """The matrices of a model's vocabulary by name, and what each token is in the stream."""
 
     @property

@@ -1,0 +1,1 @@
+"""Resampling of results over pairs of prompts: intervals by the bootstrap."""
