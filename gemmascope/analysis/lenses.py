@@ -51,7 +51,7 @@ class LensDifference:
         >>> difference.raised_tokens.values[-1, 0, 0]
         ' Mary'
         >>> round(difference.answer_logit.values[-1, 0].item(), 1)
-        13.1
+        12.3
     """
 
     lens: Lens

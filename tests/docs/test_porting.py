@@ -1,0 +1,34 @@
+"""Every line of ours in the porting page's table runs on nano."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+from test_examples import PAGES, examples
+
+PAGE = PAGES / "guide" / "porting.md"
+ROW = re.compile(r"^\| ([^|]+?) \| (.+?) \| `(.+?)` \| (.*?) ?\|$", re.MULTILINE)
+ROWS = {operation: ours for operation, _, ours, _ in ROW.findall(PAGE.read_text(encoding="utf-8"))}
+
+
+@cache
+def names() -> dict[str, Any]:
+    """What the lines of the table begin with."""
+    found: dict[str, Any] = {}
+    exec(next(iter(examples(PAGE))).text, found)
+    return found
+
+
+def test_the_table_has_a_line_for_every_operation() -> None:
+    table = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    assert len(ROWS) == len(table) - 1  # but for the heads of the columns
+    assert len(ROWS) >= 31
+
+
+@pytest.mark.nano
+@pytest.mark.parametrize("operation", ROWS)
+def test_the_line_runs(operation: str) -> None:
+    assert eval(ROWS[operation], dict(names())) is not None
