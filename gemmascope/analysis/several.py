@@ -67,7 +67,8 @@ class PromptMeans(Generic[T]):
         if len(self.each) < 2:
             raise SiteError("a standard error needs at least two prompts; there is one")
         deviation: xarray.Dataset = self.values.std("run", ddof=1, keep_attrs=True)
-        return deviation / len(self.each) ** 0.5
+        of_means: xarray.Dataset = deviation / len(self.each) ** 0.5
+        return of_means
 
     def interval(self, level: float = 0.95, *, n: int = 2000, seed: int = 0) -> xarray.Dataset:
         """A bootstrap interval of each mean: prompts drawn anew with replacement n times, percentiles of the means.
