@@ -24,7 +24,7 @@ from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace as run_trace
 from gemmascope.sweeps.metrics import MetricLike
 from gemmascope.sweeps.pairs import INTO
-from gemmascope.values import labelled
+from gemmascope.values import labelled, moved
 
 # What a head reads the stream through, and the site whose gradient says what it does there.
 INPUTS = ("q", "k", "v")
@@ -64,7 +64,7 @@ def attention_attribution(trace: Trace, metric: MetricLike) -> xarray.DataArray:
     assert isinstance(gradients, dict)
     products = torch.stack(
         [
-            values["pattern"].float() * gradients["pattern", layer.index].float()
+            moved(values["pattern"].float(), trace.model.device) * gradients["pattern", layer.index].float()
             for layer, values in replay(trace, ["pattern"])
         ]
     )
@@ -125,13 +125,17 @@ def head_paths(
     base, source = reversed(runs) if into == "corrupt" else runs
     config, n_layers = model.config, model.n_layers
     gradients = base.grad(metric, [(site, layer) for site in INPUTS for layer in range(n_layers)])
-    changes = [(one - other).float() for one, other in zip(_head_outs(source), _head_outs(base), strict=True)]
+    changes = [
+        moved((one - other).float(), model.device) for one, other in zip(_head_outs(source), _head_outs(base), strict=True)
+    ]
     sizes = {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}
     found = {site: torch.full((n_layers, config.n_heads, n_layers, n), torch.nan) for site, n in sizes.items()}
     with torch.no_grad(), closing(model.layers()) as layers:
         for layer in layers:
             for site in INPUTS if layer.index else ():
-                read = _through_input(layer, site, gradients[site, layer.index].float(), base.residuals[layer.index])
+                read = moved(
+                    _through_input(layer, site, gradients[site, layer.index], base.residuals[layer.index]), model.device
+                )
                 sent = torch.stack(changes[: layer.index])
                 found[site][: layer.index, :, layer.index] = einsum(
                     sent, read, "layer pos sender d, pos head d -> layer sender head"
@@ -155,7 +159,8 @@ def _through_input(
 ) -> Float[Tensor, "pos head d_model"]:
     """The gradient at a head's queries, keys or values as one at what it reads of the stream, through the input norm."""
     norm, weight = layer.input_layernorm, {"q": layer.W_Q, "k": layer.W_K, "v": layer.W_V}[site].float()
+    gradient, stream = (moved(value.float(), weight.device) for value in (gradient, stream))
     at_normed = einsum(gradient, weight, "pos head d, head d_model d -> pos head d_model") * (1.0 + norm.weight.float())
-    x, scale = stream.float()[:, None], rms_scale(stream.float(), norm.eps)[:, None]
+    x, scale = stream[:, None], rms_scale(stream, norm.eps)[:, None]
     along = (at_normed * x).sum(-1, keepdim=True)
     return scale * at_normed - x * along * scale**3 / x.shape[-1]

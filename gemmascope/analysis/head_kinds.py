@@ -141,7 +141,7 @@ class PatternSums(Tap):
 
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
         for i in range(block.count):
-            ids = self.runs[block.run + i]
+            ids = moved(self.runs[block.run + i], value.device)
             self._add_rows(layer, ids, torch.arange(len(ids), device=ids.device), value[i].float())
         return value
 

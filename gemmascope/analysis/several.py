@@ -196,7 +196,7 @@ def stack(traces: Sequence[Trace], site: str, layer: int | None = None) -> xarra
         values = torch.stack([torch.stack(list(_every_layer(t, named.name))) for t in listed])
     else:
         address = find(site, model.n_layers, layer)
-        values = torch.stack([t.read(address.site, address.layer) for t in listed])
+        values = torch.stack([t.read(address.site, address.layer).cpu() for t in listed])
     coords: dict[str, object] = {"run": range(len(listed))}
     if every:
         coords |= {"layer": range(model.n_layers), "kind": ("layer", list(model.config.kinds))}

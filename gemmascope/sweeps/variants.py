@@ -44,10 +44,7 @@ class BaseRun:
 
 @dataclass(frozen=True)
 class SourceRun:
-    """A run to patch from: its token ids, the site that is read, and what takes each layer's value of it.
-
-    edits: those that the model keeps.
-    """
+    """A run to patch from: its ids, the site that is read, what takes each layer's value of it, and the edits it has."""
 
     ids: Tensor
     site: str
