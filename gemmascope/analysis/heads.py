@@ -22,7 +22,7 @@ from gemmascope.analysis.head_kinds import (
 )
 from gemmascope.analysis.patterns import rows_at_once
 from gemmascope.arguments import short_repr, whole_number
-from gemmascope.edits.edit import all_edits
+from gemmascope.edits.of_run import all_edits
 from gemmascope.errors import PromptError, SiteError
 from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano

@@ -295,9 +295,3 @@ def listed_edits(edits: object) -> tuple[Edit, ...]:
             f"edits is a list of edits, made by gs.patch, gs.ablate, gs.add, ...; it holds {short_repr(wrong[0])}"
         )
     return tuple(edit for edit in listed if isinstance(edit, Edit))
-
-
-def all_edits(model: Model, edits: object = ()) -> tuple[Edit, ...]:
-    """All edits of a run: those that the model keeps (Model.edited), and the user's. EditError as in listed_edits."""
-    kept = tuple(edit for edit in model.edits if isinstance(edit, Edit))
-    return (*kept, *listed_edits(edits))

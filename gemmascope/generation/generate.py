@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import short_repr, whole_number
-from gemmascope.edits.edit import BoundEdit, Edit, all_edits, with_write_record
+from gemmascope.edits.edit import BoundEdit, Edit, with_write_record
+from gemmascope.edits.of_run import all_edits
 from gemmascope.edits.reach import warn_if_not_reached, warn_of_no_effect
 from gemmascope.errors import GenerationError, warn
 from gemmascope.generation.decoder import Decoder

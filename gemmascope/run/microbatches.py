@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gemmascope.edits.edit import BoundEdit, all_edits
+from gemmascope.edits.edit import BoundEdit
+from gemmascope.edits.of_run import all_edits
 from gemmascope.memory.placement import MICROBATCH_ROWS
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout

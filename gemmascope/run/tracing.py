@@ -9,7 +9,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from gemmascope.edits.edit import BoundEdit, Edit, all_edits, listed_edits, with_write_record
+from gemmascope.edits.edit import BoundEdit, Edit, listed_edits, with_write_record
+from gemmascope.edits.of_run import all_edits
 from gemmascope.edits.reach import warn_of_no_effect
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt

@@ -11,7 +11,8 @@ import torch
 
 from gemmascope.arguments import as_list, as_words, finite_number, short_repr, whole_number
 from gemmascope.edits.call_text import metric_text
-from gemmascope.edits.edit import Edit, all_edits, listed_edits
+from gemmascope.edits.edit import Edit, listed_edits
+from gemmascope.edits.of_run import all_edits
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import DictionaryError, SweepError
 from gemmascope.legible import legible_line, prints_legibly

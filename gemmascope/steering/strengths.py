@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from gemmascope.arguments import as_list, finite_number, short_repr
 from gemmascope.edits.call_text import metric_text
-from gemmascope.edits.edit import BoundEdit, all_edits
+from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.kinds import Add
 from gemmascope.edits.make import add
+from gemmascope.edits.of_run import all_edits
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import EditError, SiteError, SweepError
 from gemmascope.loading.default import model_or_nano

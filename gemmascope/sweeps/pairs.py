@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import one_of
-from gemmascope.edits.edit import BoundEdit, all_edits
+from gemmascope.edits.edit import BoundEdit
+from gemmascope.edits.of_run import all_edits
 from gemmascope.edits.places import first_difference
 from gemmascope.edits.sources import is_trace
 from gemmascope.edits.target import mesh
