@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import shutil
@@ -19,6 +20,7 @@ import torch
 from checkpoints import model, prompt
 from hub_server import COMMIT, Hub, serving
 from random_dictionaries import FEATURES, Arrays, arrays, plain_acts, plain_decode, write
+from safetensors.torch import save_file
 from test_hub import point_to
 
 import gemmascope as gs
@@ -358,3 +360,43 @@ def test_a_broken_transfer_is_an_error_that_says_so(hub: Hub, monkeypatch: pytes
     require_message(lambda: gs.load_sae(REPO, layer=2), f"fetching {REPO} broke off", error=CheckpointError)
     hub.cuts.clear()
     assert gs.load_sae(REPO, layer=2).layer == 2
+
+
+def test_releases_and_ids_of_saelens_are_fetched_from_their_repositories(hub: Hub, repository: Path, tmp_path: Path) -> None:
+    write(repository / "layer_20/width_16k/average_l0_71", arrays(32, seed=71))
+    write(repository / "layer_20/width_16k/average_l0_139", arrays(32, seed=139))
+    for d in (
+        gs.load_sae("gemma-scope-2b-pt-res-canonical", "layer_20/width_16k/canonical"),
+        gs.load_sae("gemma-scope-2b-pt-res-canonical", layer=20, width="16k"),
+        gs.load_sae("gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71"),
+        gs.load_sae(REPO, layer=20, l0="canonical"),
+        gs.load_sae(REPO, "layer_20/width_16k/canonical"),
+    ):
+        assert np.array_equal(d.W_enc.numpy(), arrays(32, seed=71)["W_enc"])
+        assert (d.site, d.layer, d.trained_for.model) == ("resid_post", 20, "google/gemma-2-2b")
+    assert fetched(hub) == ["layer_20/width_16k/average_l0_71/params.npz"]
+    require_message(lambda: gs.load_sae(REPO, "layer_20/width_17k/canonical"), "width '16k'")
+
+    matryoshka = tmp_path / "matryoshka"
+    for layer in (3, 4):
+        folder = matryoshka / f"standard/blocks.{layer}.hook_resid_post"
+        folder.mkdir(parents=True)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays(32, seed=layer).items()}
+        save_file(tensors, folder / "sae_weights.safetensors")
+        about = {"model_name": "gemma-2-2b", "hook_name": f"blocks.{layer}.hook_resid_post"}
+        config = {"architecture": "jumprelu", "d_in": 32, "d_sae": FEATURES, "metadata": about}
+        (folder / "cfg.json").write_text(json.dumps(config | {"apply_b_dec_to_input": False}))
+    repo = "chanind/gemma-2-2b-batch-topk-matryoshka-saes-w-32k-l0-40"
+    hub.repos[repo] = matryoshka
+    hub.served.clear()
+    for arguments in (
+        ("gemma-2-2b-res-matryoshka-dc", "blocks.4.hook_resid_post"),
+        (repo, "standard/blocks.4.hook_resid_post"),
+    ):
+        d = gs.load_sae(*arguments)
+        assert np.array_equal(d.W_enc.numpy(), arrays(32, seed=4)["W_enc"])
+        assert (d.site, d.layer) == ("resid_post", 4)
+    assert gs.load_sae("gemma-2-2b-res-matryoshka-dc", layer=4).layer == 4
+    assert fetched(hub) == [f"standard/blocks.4.hook_resid_post/{name}" for name in ("cfg.json", "sae_weights.safetensors")]
+    near = "did you mean 'google/gemma-scope-2b-pt-res'"
+    require_message(lambda: gs.load_sae("google/gemma-scop-2b-pt-res"), near, error=CheckpointError)
