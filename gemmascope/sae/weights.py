@@ -99,7 +99,7 @@ class DictionaryWeights(DictionaryArrays):
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether it reads the MLP's input and writes mlp_out."""
+        """Whether it reads the MLP's input and writes its output."""
         return self.site == TRANSCODER
 
     @property
