@@ -42,10 +42,10 @@ def across_the_boundary(model: Model) -> list[Any]:
     run = trace(model)
     edited = trace(model, edits=[gs.patch("resid_post", run["resid_post", 1], layer=4), gs.ablate("z", layer=0, head=1)])
     return [
-        gs.path_sweep(CLEAN, CORRUPT, DIFF, layer=[1, 4], mlps="frozen", model=model, progress=False).values,
-        gs.path_sweep(CLEAN, CORRUPT, DIFF, layer=[1], receiver=("k", 4, 0), model=model, progress=False).values,
+        gs.path_sweep(CLEAN, CORRUPT, DIFF, layer=[1, 4], head=0, mlps="frozen", model=model, progress=False).values,
         gs.composition(model, "v", senders=[2], receivers=[3]).scores,
-        [gs.direct_logits(edited, " Mary", by=by).parts for by in ("neuron", "token")],
+        gs.attention_summary(run).mean["entropy"],
+        [gs.direct_logits(edited, " Mary", by=by).parts for by in ("token",)],
         [gs.lens(edited, site=site, answer=" Mary").entropy for site in ("attn_out", "stream")],
         gs.lens(run, site="head_out", head=2).entropy,
         run.edges("pattern", 4, head=1, q_pos=-1),
@@ -58,14 +58,12 @@ def across_the_boundary(model: Model) -> list[Any]:
 def saved_and_opened(model: Model, folder: Path) -> list[Any]:
     trace(model, edits=[gs.patch("z", torch.zeros(32), layer=4, head=1)]).save(folder / "run.trace")
     opened = gs.open_trace(folder / "run.trace", model=model)
-    return [opened["z", 4], opened.grad(DIFF, ("z", 1)), opened.lens(), gs.direct_logits(opened, " Mary", by="head").parts]
+    return [opened["z", 4], opened.grad(DIFF, ("z", 1)), gs.direct_logits(opened, " Mary", by="head").parts]
 
 
 # Of every call, those whose parts meet between layers. The others read what these return.
 NAMES = (
-    "sites", "edits", "several prompts", "sweep z", "sweep resid_pre", "mean ablation", "attribute", "grad",
-    "lens of a trace", "head_scores", "attention_summary", "generate several", "direction", "strength_sweep", "compare",
-    "splice", "feature_sweep",
+    "sites", "edits", "sweep z", "sweep resid_pre", "grad", "head_scores", "generate several", "direction", "splice",
 )  # fmt: skip
 HERE: dict[str, Callable[[Model, Path], Any]] = {
     **{name: lambda model, folder, call=CALLS[name]: call(model) for name in NAMES},
