@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,21 +150,28 @@ def least(folder: Path) -> int:
     return int(str(refused.value).partition("needs ")[2].partition(" bytes")[0].replace(",", ""))
 
 
+@pytest.fixture
+def three() -> Iterator[EmulatedCuda]:
+    """Three GPUs. Models are freed while they are there."""
+    with EmulatedCuda(n_devices=3) as emulation:
+        yield emulation
+        gc.collect()
+
+
 @pytest.mark.parametrize("kind", ["plain", "int8"])
 @pytest.mark.parametrize("memory", [None, "tight"])
-def test_packed_and_streamed_layers(kind: str, memory: str | None, folders: dict[str, Path]) -> None:
-    with EmulatedCuda(n_devices=3) as cuda:
-        want = computed(gs.load(folders[kind], device="cuda:0"))
-        budget = None if memory is None else least(folders[kind])
-        model = gs.load(folders[kind], device=["cuda:2", "cuda:1"], memory=budget)
-        source: Any = model.network.layer_source
-        if memory is not None:
-            assert all(stream.buffers for stream in source.streams)
-            for stream, device in zip(source.streams, (2, 1), strict=True):
-                assert {buffer.device.index for buffer in stream.buffers} == {device}
-        assert (model.device.index, set(model.layer_devices)) == (2, {torch.device("cuda", 2), SECOND})
-        np.testing.assert_array_equal(computed(model), want)
-        assert cuda.races == []
+def test_packed_and_streamed_layers(kind: str, memory: str | None, folders: dict[str, Path], three: EmulatedCuda) -> None:
+    want = computed(gs.load(folders[kind], device="cuda:0"))
+    budget = None if memory is None else least(folders[kind])
+    model = gs.load(folders[kind], device=["cuda:2", "cuda:1"], memory=budget)
+    source: Any = model.network.layer_source
+    if memory is not None:
+        assert all(stream.buffers for stream in source.streams)
+        for stream, device in zip(source.streams, (2, 1), strict=True):
+            assert {buffer.device.index for buffer in stream.buffers} == {device}
+    assert (model.device.index, set(model.layer_devices)) == (2, {torch.device("cuda", 2), SECOND})
+    np.testing.assert_array_equal(computed(model), want)
+    assert three.races == []
 
 
 # -- which devices, and what a plan says --
