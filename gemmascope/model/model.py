@@ -171,7 +171,7 @@ class Model(ModelWeights, ModelEdits):
         used = SILENT if tap is None else tap if isinstance(tap, Tap) else FunctionTap(tap, self.device)
         ids = self.ids(prompt)
         layout = Layout.of_lengths([len(ids)], self.device)
-        editing, own = self.edit_tap(ids), used
+        editing, own = self._edit_tap(ids), used
         if editing is not None:
             used = Chain(editing, own)
         with torch.no_grad():

@@ -99,7 +99,7 @@ class ModelEdits:
         plain.edits = ()
         return plain
 
-    def edit_tap(self, ids: Tensor) -> Tap | None:
+    def _edit_tap(self, ids: Tensor) -> Tap | None:
         """The tap that makes the model's edits in one run of these ids; None for a model without."""
         return _RunEdits([edit.bind(self, ids) for edit in self.edits]) if self.edits else None
 
