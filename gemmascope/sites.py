@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gemmascope.arguments import is_whole, short_repr
 from gemmascope.errors import SiteError
+from gemmascope.hook_names import AFTER_THE_LAYERS, OTHER_VALUE, SITE_OF_HOOK, is_known, long_name, split_short_name
 from gemmascope.legible import prints_legibly
 
 
@@ -46,6 +47,11 @@ class Site:
         """Whether the site has a value for each pair of query and key position, rather than for each position."""
         return "k_pos" in self.axes
 
+    @property
+    def is_scale(self) -> bool:
+        """Whether the site holds what a norm divides each row by."""
+        return self.axes == ("pos",)
+
 
 def _site(
     name: str, axes: str, meaning: str, hook: str | None = None, *, in_layer: bool = True, on_request: bool = False
@@ -56,7 +62,8 @@ def _site(
 _TABLE = (
     _site("embed", "pos d_model", "token embedding x sqrt(d_model): where the stream begins", "hook_embed", in_layer=False),
     _site("resid_pre", "pos d_model", "the stream before a layer", "hook_resid_pre"),
-    _site("attn_in", "pos d_model", "the stream after the layer's input norm"),
+    _site("attn_in_scale", "pos", "what the layer's input norm divides a row by: its root mean square", "ln1.hook_scale"),
+    _site("attn_in", "pos d_model", "the stream after the layer's input norm", "ln1.hook_out"),
     _site("q", "pos head d_head", "queries, before RoPE", "attn.hook_q"),
     _site("k", "pos kv_head d_head", "keys, before RoPE", "attn.hook_k"),
     _site("v", "pos kv_head d_head", "values", "attn.hook_v"),
@@ -66,7 +73,8 @@ _TABLE = (
     _site("scores_capped", "head q_pos k_pos", "after the soft cap, before the mask", on_request=True),
     _site("pattern", "head q_pos k_pos", "attention probabilities", "attn.hook_pattern", on_request=True),
     _site("z", "pos head d_head", "what each head read, before W_O", "attn.hook_z"),
-    _site("attn_raw", "pos d_model", "attention output before the post-norm"),
+    _site("attn_raw", "pos d_model", "attention output before the post-norm", "attn.hook_out"),
+    _site("attn_out_scale", "pos", "what the post-norm of attention divides a row by", "ln1_post.hook_scale"),
     _site(
         "head_out",
         "pos head d_model",
@@ -75,33 +83,25 @@ _TABLE = (
     ),
     _site("attn_out", "pos d_model", "attention output after the post-norm: what joins the stream", "hook_attn_out"),
     _site("resid_mid", "pos d_model", "the stream between attention and MLP", "hook_resid_mid"),
-    _site("mlp_in", "pos d_model", "the stream after the pre-MLP norm"),
+    _site("mlp_in_scale", "pos", "what the pre-MLP norm divides a row by", "ln2.hook_scale"),
+    _site("mlp_in", "pos d_model", "the stream after the pre-MLP norm", "ln2.hook_out"),
     _site("mlp_gate", "pos d_mlp", "gate, before GELU", "mlp.hook_pre"),
     _site("mlp_up", "pos d_mlp", "up projection", "mlp.hook_pre_linear"),
     _site("mlp_act", "pos d_mlp", "gelu(gate) x up: the neurons", "mlp.hook_post"),
-    _site("mlp_raw", "pos d_model", "MLP output before the post-norm"),
+    _site("mlp_raw", "pos d_model", "MLP output before the post-norm", "mlp.hook_out"),
+    _site("mlp_out_scale", "pos", "what the post-norm of the MLP divides a row by", "ln2_post.hook_scale"),
     _site("mlp_out", "pos d_model", "MLP output after the post-norm: what joins the stream", "hook_mlp_out"),
     _site("resid_post", "pos d_model", "the stream after a layer", "hook_resid_post"),
-    _site("final", "pos d_model", "the stream after the last norm", in_layer=False),
-    _site("logits_raw", "pos vocab", "logits before the final soft cap", in_layer=False),
+    _site("final_scale", "pos", "what the last norm divides a row by", "ln_final.hook_scale", in_layer=False),
+    _site("final", "pos d_model", "the stream after the last norm", "ln_final.hook_out", in_layer=False),
+    _site("logits_raw", "pos vocab", "logits before the final soft cap", "unembed.hook_out", in_layer=False),
     _site("logits", "pos vocab", "logits after the final soft cap", in_layer=False),
 )
 
 SITES: dict[str, Site] = {site.name: site for site in _TABLE}
 LAYER_SITES: tuple[str, ...] = tuple(site.name for site in _TABLE if site.in_layer)
 EDGE_SITES: tuple[str, ...] = tuple(site.name for site in _TABLE if site.is_edges)
-
-_BY_HOOK = {site.hook: site.name for site in _TABLE if site.hook} | {"hook_mlp_in": "resid_mid"}
-
-# Names of TransformerLens that look like ours but stand for a different value, so translating them would be wrong.
-_DIFFERENT_VALUE = {
-    "attn.hook_attn_scores": "has -inf at masked keys there; 'scores' (before the cap) and 'scores_capped' are unmasked",
-    "attn.hook_result": "leaves out Gemma 2's post-norm there; 'head_out' goes through it and adds up to 'attn_out'",
-    "ln1.hook_normalized": "is before the norm's gain there; 'attn_in' is after it",
-    "ln2.hook_normalized": "is before the norm's gain there; 'mlp_in' is after it",
-    "ln_final.hook_normalized": "is before the norm's gain there; 'final' is after it",
-    "hook_attn_in": "is a copy of the stream for every head there; the stream is 'resid_pre', its norm 'attn_in'",
-}
+SCALE_SITES: tuple[str, ...] = tuple(site.name for site in _TABLE if site.is_scale)
 
 
 # The name of a site, and the layer; None for a site outside the layers.
@@ -122,7 +122,7 @@ class Address:
 
     @property
     def is_after_layers(self) -> bool:
-        """Whether the site comes after the last layer: final, logits_raw or logits."""
+        """Whether the site comes after the last layer: final_scale, final, logits_raw or logits."""
         return self.layer is None and self.site.name != "embed"
 
     @prints_legibly
@@ -143,7 +143,7 @@ def parse_site_name(name: object) -> tuple[Site, int | None]:
     """The site that a name refers to, and the layer if the name includes one.
 
     Args:
-        name: "z"; "layers.5.z"; "attn.hook_z" or "blocks.5.attn.hook_z" (TransformerLens).
+        name: "z"; "layers.5.z"; "attn.hook_z", "attn.o.hook_in" or "blocks.5.attn.hook_z" (TransformerLens).
 
     Raises:
         SiteError: The name is unknown, or stands for a different value in TransformerLens.
@@ -152,6 +152,10 @@ def parse_site_name(name: object) -> tuple[Site, int | None]:
         return find_site(name), None
     if dotted := re.fullmatch(r"(?:layers|blocks)\.(-?[0-9]{1,9})\.(.+)", name):
         return find_site(_translate(dotted[2])), int(dotted[1])
+    if name == AFTER_THE_LAYERS:
+        return SITES["resid_post"], -1
+    if name not in SITES and (short := split_short_name(name)) and is_known(short[0]):
+        return find_site(_translate(short[0])), short[1]
     return find_site(_translate(name)), None
 
 
@@ -159,8 +163,8 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
     """The address that a key refers to.
 
     Args:
-        key: "embed"; ("pattern", 5); "layers.5.pattern"; "blocks.5.attn.hook_pattern" (TransformerLens). A negative layer
-            counts from the end.
+        key: "embed"; ("pattern", 5); "layers.5.pattern"; "blocks.5.attn.hook_pattern", ("k", 5, "attn") or "k5"
+            (TransformerLens). A negative layer counts from the end.
         n_layers: How many layers the model has.
         layer: The layer, if the key is a bare site name.
 
@@ -168,6 +172,8 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
         SiteError: There is no such site or layer.
     """
     if isinstance(key, tuple):
+        if len(key) == 3 and isinstance(key[0], str) and isinstance(key[2], str):
+            key = long_name(key[0], key[2]), key[1]
         if len(key) != 2:
             raise SiteError(f"a site is looked up as ('site', layer), such as ('pattern', 5); given {short_repr(key)}")
         name, layer = key
@@ -184,6 +190,16 @@ def find(key: object, n_layers: int, layer: int | None = None) -> Address:
 def layers_text(layers: Sequence[int]) -> str:
     """Layers that follow each other, in words: "layer 3" or "layers 3 to 7"."""
     return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+
+
+def in_every_layer(name: str) -> Site | None:
+    """The site that a name without a layer stands for, if every layer has it; None for other names.
+
+    Raises:
+        SiteError: The name is unknown, or stands for a different value in TransformerLens.
+    """
+    site, layer = parse_site_name(name)
+    return site if site.in_layer and layer is None else None
 
 
 def find_layer(layer: object, n_layers: int) -> int:
@@ -211,9 +227,11 @@ def _address(site: Site, layer: int | None, n_layers: int) -> Address:
 
 
 def _translate(name: str) -> str:
-    if name in _DIFFERENT_VALUE:
-        raise SiteError(f"TransformerLens' {name!r} {_DIFFERENT_VALUE[name]}; use the site that you mean")
-    return _BY_HOOK.get(name, name)
+    """The site of a name that may be TransformerLens', whole or as its short form. Ours come first where both have one."""
+    hook = name if name in SITES or is_known(name) or not is_known(long_name(name)) else long_name(name)
+    if hook in OTHER_VALUE:
+        raise SiteError(f"TransformerLens' {hook!r} {OTHER_VALUE[hook]}; use the site that you mean")
+    return SITE_OF_HOOK.get(hook, hook)
 
 
 def _unknown(name: object) -> str:

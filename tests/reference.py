@@ -44,7 +44,7 @@ class Reference:
         stream = record("embed", None, np.stack([embedding[i] * math.sqrt(d_model) for i in ids]))
         for layer in range(self.config.num_hidden_layers):
             stream = self._layer(layer, stream, lambda site, value, layer=layer: record(site, layer, value))
-        final = record("final", None, self._norm(stream, "model.norm.weight"))
+        final = record("final", None, self._norm(stream, "model.norm.weight", record("final_scale", None, self._scale(stream))))
         raw = record("logits_raw", None, np.stack([embedding @ row for row in final]))
         record("logits", None, cap(raw, self.config.final_logit_softcapping))
         return values
@@ -52,15 +52,18 @@ class Reference:
     def _layer(self, layer: int, stream: Array, see: Callable[[str, Array], Array]) -> Array:
         at = f"model.layers.{layer}."
         stream = see("resid_pre", stream)
-        x = see("attn_in", self._norm(stream, at + "input_layernorm.weight"))
+        scale = see("attn_in_scale", self._scale(stream))
+        x = see("attn_in", self._norm(stream, at + "input_layernorm.weight", scale))
         joins = self._attention(layer, x, see)
         stream = see("resid_mid", stream + see("attn_out", joins))
-        x = see("mlp_in", self._norm(stream, at + "pre_feedforward_layernorm.weight"))
+        scale = see("mlp_in_scale", self._scale(stream))
+        x = see("mlp_in", self._norm(stream, at + "pre_feedforward_layernorm.weight", scale))
         gate = see("mlp_gate", x @ self.weights[at + "mlp.gate_proj.weight"].T)
         up = see("mlp_up", x @ self.weights[at + "mlp.up_proj.weight"].T)
         neurons = see("mlp_act", gelu(gate) * up)
         raw = see("mlp_raw", neurons @ self.weights[at + "mlp.down_proj.weight"].T)
-        joins = see("mlp_out", self._norm(raw, at + "post_feedforward_layernorm.weight"))
+        scale = see("mlp_out_scale", self._scale(raw))
+        joins = see("mlp_out", self._norm(raw, at + "post_feedforward_layernorm.weight", scale))
         return see("resid_post", stream + joins)
 
     def _attention(self, layer: int, x: Array, see: Callable[[str, Array], Array]) -> Array:
@@ -109,17 +112,20 @@ class Reference:
             by_head[:, head] = z[:, head] @ w_o[:, head * d_head : (head + 1) * d_head].T
         raw = see("attn_raw", by_head.sum(axis=1))
         gain = 1.0 + self.weights[at + "post_attention_layernorm.weight"]
+        scale = see("attn_out_scale", self._scale(raw))
         for i in range(n_pos):
-            by_head[i] *= gain / math.sqrt(np.mean(raw[i] ** 2) + self.config.rms_norm_eps)
+            by_head[i] *= gain / scale[i]
         written = see("head_out", by_head)
-        return self._norm(raw, at + "post_attention_layernorm.weight") + (written - by_head).sum(axis=1)
+        return self._norm(raw, at + "post_attention_layernorm.weight", scale) + (written - by_head).sum(axis=1)
 
     def _heads(self, x: Array, name: str, n_heads: int) -> Array:
         return (x @ self.weights[name].T).reshape(len(x), n_heads, self.config.head_dim)
 
-    def _norm(self, x: Array, name: str) -> Array:
-        eps = self.config.rms_norm_eps
-        return np.stack([row / math.sqrt(np.mean(row**2) + eps) * (1.0 + self.weights[name]) for row in x])
+    def _scale(self, x: Array) -> Array:
+        return np.array([math.sqrt(np.mean(row**2) + self.config.rms_norm_eps) for row in x])
+
+    def _norm(self, x: Array, name: str, scale: Array) -> Array:
+        return np.stack([row / by * (1.0 + self.weights[name]) for row, by in zip(x, scale, strict=True)])
 
     def _rotated(self, x: Array) -> Array:
         """Each pair (i, i + half) turned by position / theta ** (2 i / d_head)."""

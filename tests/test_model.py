@@ -168,7 +168,7 @@ def test_the_plain_reference_is_transformers() -> None:
 
 def order_of_sites(n_layers: int) -> list[tuple[str, int | None]]:
     inside = [(site, layer) for layer in range(n_layers) for site in LAYER_SITES]
-    return [("embed", None), *inside, ("final", None), ("logits_raw", None), ("logits", None)]
+    return [("embed", None), *inside, ("final_scale", None), ("final", None), ("logits_raw", None), ("logits", None)]
 
 
 @pytest.mark.parametrize("length", [1, 9])

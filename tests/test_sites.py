@@ -12,10 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemmascope.errors import GemmascopeError, SiteError
-from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, find, find_layer, find_site, near_names
+from gemmascope.hook_names import SITE_OF_HOOK
+from gemmascope.sites import (
+    EDGE_SITES,
+    LAYER_SITES,
+    SCALE_SITES,
+    SITES,
+    Address,
+    Site,
+    find,
+    find_layer,
+    find_site,
+    near_names,
+)
 
 AXES = {"pos", "q_pos", "k_pos", "head", "kv_head", "d_head", "d_model", "d_mlp", "vocab"}
-OUTSIDE = ("embed", "final", "logits_raw", "logits")
+OUTSIDE = ("embed", "final_scale", "final", "logits_raw", "logits")
 
 # Names of TransformerLens, as in notebooks of its users, and our site of the same value.
 HOOKS = {
@@ -24,19 +36,38 @@ HOOKS = {
     "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out", "attn.hook_q": "q", "attn.hook_k": "k", "attn.hook_v": "v",
     "attn.hook_rot_q": "q_rot", "attn.hook_rot_k": "k_rot", "attn.hook_z": "z", "attn.hook_pattern": "pattern",
     "mlp.hook_pre": "mlp_gate", "mlp.hook_pre_linear": "mlp_up", "mlp.hook_post": "mlp_act",
+    "hook_in": "resid_pre", "ln1.hook_out": "attn_in", "attn.q.hook_in": "attn_in", "attn.k.hook_out": "k",
+    "attn.o.hook_in": "z", "attn.hook_out": "attn_raw", "ln1_post.hook_in": "attn_raw", "ln1_post.hook_out": "attn_out",
+    "mlp.hook_in": "mlp_in", "mlp.gate.hook_out": "mlp_gate", "mlp.in.hook_out": "mlp_up", "mlp.out.hook_in": "mlp_act",
+    "mlp.hook_out": "mlp_raw", "ln2_post.hook_scale": "mlp_out_scale", "hook_out": "resid_post",
+}  # fmt: skip
+OUTSIDE_HOOKS = {
+    "hook_embed": "embed", "embed.hook_out": "embed", "ln_final.hook_scale": "final_scale", "ln_final.hook_out": "final",
+    "unembed.hook_in": "final", "unembed.hook_out": "logits_raw", "hook_unembed": "logits_raw", "scale": "final_scale",
+}  # fmt: skip
+# The short forms of ActivationCache, and our key of the same value.
+SHORT = {
+    ("attn", 5): "pattern", ("post", 5): "mlp_act", ("pre", -3): "mlp_gate", ("pre_linear", 5): "mlp_up", ("key", 5): "k",
+    ("query", 5): "q", ("value", 5): "v", ("rot_q", 5): "q_rot", ("mlp_post", 5): "mlp_act", ("k", 5, "attn"): "k",
+    ("k", 5, "a"): "k", ("resid_pre", 5, "b"): "resid_pre", ("scale", 5, "ln1"): "attn_in_scale",
+    ("scale", -3, "ln2_post"): "mlp_out_scale", ("out", 5, "mlp"): "mlp_raw", ("in", 5, "attn.o"): "z",
+    "k5": "k", "pre5": "mlp_gate", "attn5": "pattern", "scale5ln2": "mlp_in_scale",
+    ("mlp_in", 5): "mlp_in", ("attn_in", 5): "attn_in",  # ours, where both have the name
 }  # fmt: skip
 OTHER_NUMBERS = {
-    "attn.hook_attn_scores": "'scores'", "attn.hook_result": "'head_out'", "ln1.hook_normalized": "'attn_in'",
-    "ln2.hook_normalized": "'mlp_in'", "hook_attn_in": "'resid_pre'",
+    "attn.hook_attn_scores": "'scores_capped'", "attn.hook_result": "'head_out'", "ln1.hook_normalized": "'attn_in'",
+    "ln2.hook_normalized": "'mlp_in'", "hook_attn_in": "'resid_pre'", "hook_q_input": "'resid_pre'",
+    "ln2_post.hook_normalized": "'mlp_out'", "attn.hook_cos": "'q_rot'",
 }  # fmt: skip
 
 
 def test_every_site_of_the_table_has_known_axes() -> None:
-    assert len(SITES) == 26
+    assert len(SITES) == 31
     assert all(name == site.name and set(site.axes) <= AXES and site.meaning for name, site in SITES.items())
     assert tuple(name for name, site in SITES.items() if not site.in_layer) == OUTSIDE
     assert EDGE_SITES == ("scores", "scores_capped", "pattern")
     assert {*LAYER_SITES, *OUTSIDE} == set(SITES)
+    assert SCALE_SITES == ("attn_in_scale", "attn_out_scale", "mlp_in_scale", "mlp_out_scale", "final_scale")
     assert {name for name, site in SITES.items() if site.heads == "kv_head"} == {"k", "v", "k_rot"}
     by_head = {"q", "q_rot", "scores", "scores_capped", "pattern", "z", "head_out"}
     assert {name for name, site in SITES.items() if site.heads == "head"} == by_head
@@ -72,9 +103,30 @@ def test_a_name_from_transformer_lens_is_accepted(hook: str, site: str) -> None:
     assert site in HOOKS.values()
 
 
-def test_the_embedding_by_its_name_in_transformer_lens() -> None:
-    assert find("hook_embed", 8) == Address(SITES["embed"], None)
-    assert {site.hook for site in SITES.values() if site.hook} == {*HOOKS, "hook_embed"} - {"hook_mlp_in"}
+@pytest.mark.parametrize(("hook", "site"), OUTSIDE_HOOKS.items())
+def test_a_site_outside_the_layers_by_its_name_in_transformer_lens(hook: str, site: str) -> None:
+    assert find(hook, 8) == find((hook, None), 8) == Address(SITES[site], None)
+
+
+def test_what_enters_the_last_norm_is_what_leaves_the_last_layer() -> None:
+    assert find("ln_final.hook_in", 8) == find("ln_final.hook_in", 8, -1) == Address(SITES["resid_post"], 7)
+
+
+@pytest.mark.parametrize(("key", "site"), SHORT.items())
+def test_the_short_forms_of_a_cache_are_accepted(key: object, site: str) -> None:
+    assert find(key, 8) == Address(SITES[site], 5)
+
+
+def test_the_table_names_a_hook_of_the_site_itself() -> None:
+    assert all(SITE_OF_HOOK[site.hook] == name for name, site in SITES.items() if site.hook)
+    assert {name for name, site in SITES.items() if not site.hook} == {"scores", "scores_capped", "head_out", "logits"}
+    assert {*SITE_OF_HOOK.values()} == {name for name, site in SITES.items() if site.hook}
+
+
+@pytest.mark.parametrize("key", [("z", 5, "mlp"), ("scale", 5, "ln3"), "z5ln1", ("hook_in", 5, "attn")])
+def test_a_short_form_of_nothing_is_an_error(key: object) -> None:
+    with pytest.raises(SiteError, match="there is no site"):
+        find(key, 8)
 
 
 @pytest.mark.parametrize(("hook", "site"), OTHER_NUMBERS.items())
@@ -92,7 +144,7 @@ def test_the_last_norm_by_its_name_in_transformer_lens_is_refused() -> None:
     ("typed", "near"),
     [
         ("patern", "pattern"), ("resid", "resid_pre"), ("residpost", "resid_post"), ("attn_pattern", "pattern"),
-        ("logit", "logits"), ("mlp_post", "mlp_out"), ("hook_patern", "pattern"), ("Z", "z"), ("Pattern", "pattern"),
+        ("logit", "logits"), ("mlp_output", "mlp_out"), ("hook_patern", "pattern"), ("Z", "z"), ("Pattern", "pattern"),
         ("neurons", None), ("", None),
     ],
 )  # fmt: skip

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.patterns import PatternRows, attend_of, patterns
+from gemmascope.analysis.patterns import PatternRows, patterns
+from gemmascope.model.attention import attend_of
 from gemmascope.arguments import one_of
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.model.gemma2 import Layer
+from gemmascope.model.modules import RMSNorm
 from gemmascope.model.maths import soft_cap
 from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
@@ -65,11 +66,14 @@ class Decomposition:
         """By name: the function that splits a layer, and the sites it needs, some only in layers where an edit wrote."""
         heads = [("head_out", layer) for layer in edited_layers(self.trace, "head_out")]
         edges = [("pattern", layer) for layer in edited_layers(self.trace, *EDGE_SITES)]
+        attn_scales, mlp_scales = (
+            [(site, layer) for layer in edited_layers(self.trace, site)] for site in ("attn_out_scale", "mlp_out_scale")
+        )
         return {
             "sublayer": (self._sublayers, []),
-            "head": (self._heads, ["z", "attn_raw", *heads]),
-            "neuron": (self._neurons, ["mlp_act", "mlp_raw"]),
-            "token": (self._tokens, ["q_rot", "k_rot", "v", "attn_raw", *edges]),
+            "head": (self._heads, ["z", "attn_raw", *attn_scales, *heads]),
+            "neuron": (self._neurons, ["mlp_act", "mlp_raw", *mlp_scales]),
+            "token": (self._tokens, ["q_rot", "k_rot", "v", "attn_raw", *attn_scales, *edges]),
         }
 
     def _edited_sites(self, layer: int | None, *sites: str) -> list[str]:
@@ -133,7 +137,7 @@ class Decomposition:
 
     def _neurons(self, layer: Layer, values: Values) -> Float[Tensor, " d_mlp"]:
         self.rest[f"layers.{layer.index}.attn_out"] = self.along(values["attn_out"])
-        gain = layer.post_feedforward_layernorm.gain(values["mlp_raw"][self.pos])
+        gain = self._gain(layer.post_feedforward_layernorm, values, "mlp_raw", "mlp_out_scale")
         columns = _columns_along(layer.mlp.down_proj.weight, gain * self._direction_at(gain))
         parts = values["mlp_act"][self.pos].float() * columns
         self._add_difference(layer.index, self.along(values["mlp_out"]) - float(parts.sum()), "mlp_raw", "mlp_out")
@@ -141,9 +145,13 @@ class Decomposition:
 
     def _z_directions(self, layer: Layer, values: Values) -> Float[Tensor, "head d_head"]:
         """The direction pulled back to each head's z, through the post-norm with its scale in the run, and W_O."""
-        gain = layer.post_attention_layernorm.gain(values["attn_raw"][self.pos])
+        gain = self._gain(layer.post_attention_layernorm, values, "attn_raw", "attn_out_scale")
         columns = _columns_along(layer.self_attn.o_proj.weight, gain * self._direction_at(gain))
         return rearrange(columns, "(head d) -> head d", head=self.trace.model.config.n_heads)
+
+    def _gain(self, norm: RMSNorm, values: Values, raw: str, scale: str) -> Float[Tensor, " d_model"]:
+        """What a post-norm multiplied the row by in the run, with the scale that an edit wrote where there is one."""
+        return norm.gain(values[raw][self.pos], values[scale][self.pos] if scale in values else None)
 
     def _pattern(self, layer: Layer, values: Values) -> Float[Tensor, "head k_pos"]:
         """The pattern's row of the position, with edits of edges where there are any."""

@@ -13,7 +13,8 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.patterns import attend_of, patterns
+from gemmascope.analysis.patterns import patterns
+from gemmascope.model.attention import attend_of
 from gemmascope.model.factored_matrix import normed_tokens
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.model import Model

@@ -61,14 +61,16 @@ def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[Site
 def _entries_of_head(trace: Trace, head: int) -> Iterator[tuple[SiteKey, Float[Tensor, "pos d_model"]]]:
     """What one head wrote in every layer. Other heads are computed only in layers where an edit writes to head_out."""
     edited = [("head_out", index) for index in edited_layers(trace, "head_out")]
-    for layer, values in replay(trace, ["z", "attn_raw", *edited]):
+    scaled = [("attn_out_scale", index) for index in edited_layers(trace, "attn_out_scale")]
+    for layer, values in replay(trace, ["z", "attn_raw", *edited, *scaled]):
         if "head_out" in values:
             rows = values["head_out"][:, head]
         else:
             d_head = trace.model.config.d_head
             w_o = layer.self_attn.o_proj.weight[:, head * d_head : (head + 1) * d_head]
             raw = values["attn_raw"]
-            rows = ((values["z"][:, head] @ w_o.T).float() * layer.post_attention_layernorm.gain(raw)).to(raw.dtype)
+            gain = layer.post_attention_layernorm.gain(raw, values.get("attn_out_scale"))
+            rows = ((values["z"][:, head] @ w_o.T).float() * gain).to(raw.dtype)
         yield ("head_out", layer.index), rows
 
 

@@ -9,7 +9,6 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import Attend
 from gemmascope.model.maths import soft_cap
 
@@ -18,11 +17,6 @@ EDGES = 8 * 2**20
 
 # Some query positions, and their rows of the pattern.
 PatternRows = tuple[Int[Tensor, " q_pos"], Float[Tensor, "head q_pos k_pos"]]
-
-
-def attend_of(config: GemmaConfig, layer: int) -> Attend:
-    """How a layer attends, from the configuration alone."""
-    return Attend(config.query_scalar**-0.5, config.attn_cap, config.window_of(layer))
 
 
 def patterns(

@@ -61,7 +61,8 @@ def values_from_trace(source: ReadableRun, target: Target) -> Tensor:
         last = max(int(target.places[axis].max()) for axis in axes)
         raise EditError(f"the source has no position {last}: {first_difference(target.model, ids, source_ids)}")
     value: Tensor = source[target.address.key]
-    if value.shape[-1] != target.shape()[-1] and not target.address.site.is_edges:
+    of_positions = target.address.site.is_edges or target.address.site.is_scale  # every model has those axes
+    if not of_positions and value.shape[-1] != target.shape()[-1]:
         raise EditError(
             f"the source is a trace of {source.model.name!r}, whose '{target.address}' has shape {tuple(value.shape)}"
         )

@@ -142,15 +142,22 @@ def what_is_seen(address: Address, model: Model) -> str:
 
 
 def can_normalize_site(site: Site, values: Tensor) -> bool:
-    """Whether a norm after a site can take these rows. Rows of the stream itself are checked at the end of the run."""
+    """Whether a norm after a site can take these rows, or divide by these scales.
+
+    Rows of the stream itself are checked at the end of the run.
+    """
+    if site.is_scale:
+        return bool((values > 0).all())
     if site.is_edges or "vocab" in site.axes or site.name in _IN_STREAM:
         return True
     return can_normalize(values)
 
 
 def can_continue_from(site: Site, values: Tensor) -> Tensor:
-    """Which values a run can continue from: finite ones, and minus infinity where it hides an edge or a token."""
-    finite = torch.isfinite(values)
+    """Which values a run can continue from: finite ones, above 0 if a norm divides by them, and minus infinity where it
+    hides an edge or a token.
+    """
+    finite = torch.isfinite(values) & (values > 0) if site.is_scale else torch.isfinite(values)
     return finite | torch.isneginf(values) if site.name in _MASKED_BY_INFINITY else finite
 
 

@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from gemmascope.config import GemmaConfig
 from gemmascope.errors import TapError
 from gemmascope.kernels.attention_tiles import Runs, Scores, Tiles, fits, many_rows, tile_tables
 from gemmascope.kernels.switch import attention_kernels, fuses
@@ -113,6 +114,20 @@ class Attend:
         shared = layout.once(("tiles", self.window, group, most_rows, tuple(rows)), tiles)
         return attention_kernels().attend_runs(q, k, v, pool, shared, scores)  # type: ignore[no-any-return]
 
+    def edges(
+        self, site: str, q: Float[Tensor, "q head d"], k: Float[Tensor, "k kv_head d"]
+    ) -> Float[Tensor, "head q k"]:
+        """An edge site of one run from position 0, from its rotated queries and keys: the bits that a tap gets."""
+        value = self.scores(
+            rearrange(q, "q (kv group) d -> 1 kv group q d", kv=k.shape[1]), rearrange(k, "k kv d -> 1 kv k d")
+        )
+        if site != "scores":
+            value = soft_cap(value, self.cap)
+        if site == "pattern":
+            positions = torch.arange(len(k), device=k.device)
+            value = self.pattern(value, positions, positions, k.dtype)
+        return rearrange(value, "1 kv group q k -> (kv group) q k")
+
     def _chunked(self, q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
         """Runs from position 0: query rows in chunks, each with the keys that it sees."""
         positions = torch.arange(block.length, device=q.device)
@@ -139,6 +154,11 @@ class Attend:
         if bool((self.masked(capped, q_pos, k_pos) == -torch.inf).all(-1).any()):
             raise TapError("a query is left without any key to attend to: edits or taps cut all that the mask lets it see")
         return self.read(tapped("pattern", self.pattern(capped, q_pos, k_pos, v.dtype)), v)
+
+
+def attend_of(config: GemmaConfig, layer: int) -> Attend:
+    """How a layer attends, from the configuration alone."""
+    return Attend(config.query_scalar**-0.5, config.attn_cap, config.window_of(layer))
 
 
 def _query_chunks(q: Tensor, n_keys: int) -> Iterator[slice]:

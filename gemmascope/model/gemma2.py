@@ -45,8 +45,10 @@ class Layer(NamedWeights, nn.Module):
         x, layout, tap = self.bring(x, layout, tap)
         x = tap("resid_pre", x)
         x = tap("resid_mid", layout.query_rows(x) + self._attention(x, layout, tap))
-        mlp = tap("mlp_raw", self.mlp(tap("mlp_in", self.pre_feedforward_layernorm(x)), tap))
-        return tap("resid_post", x + tap("mlp_out", self.post_feedforward_layernorm(mlp)))
+        mlp_in, _ = self.pre_feedforward_layernorm.tapped(x, "mlp_in_scale", tap)
+        mlp = tap("mlp_raw", self.mlp(tap("mlp_in", mlp_in), tap))
+        out, _ = self.post_feedforward_layernorm.tapped(mlp, "mlp_out_scale", tap)
+        return tap("resid_post", x + tap("mlp_out", out))
 
     @property
     def device(self) -> torch.device:
@@ -62,11 +64,12 @@ class Layer(NamedWeights, nn.Module):
         return moved(x, device), layout, tap.on(layout)
 
     def _attention(self, x: Tensor, layout: Layout, tap: BoundTap) -> Tensor:
-        raw, z = self.self_attn(tap("attn_in", self.input_layernorm(x)), layout, tap)
+        attn_in, _ = self.input_layernorm.tapped(x, "attn_in_scale", tap)
+        raw, z = self.self_attn(tap("attn_in", attn_in), layout, tap)
         raw = tap("attn_raw", raw)
-        out = self.post_attention_layernorm(raw)
+        out, scale = self.post_attention_layernorm.tapped(raw, "attn_out_scale", tap)
         if tap.wants("head_out"):
-            heads = self.head_out(raw, z)
+            heads = self.head_out(raw, z, scale)
             changed = tap("head_out", heads)
             if changed is not heads:  # add what the tap changed; without a change every bit stays
                 out = out + self.sum_of_heads(changed - heads)
@@ -77,10 +80,10 @@ class Layer(NamedWeights, nn.Module):
         return heads.sum(1)
 
     def head_out(
-        self, raw: Float[Tensor, "row d_model"], z: Float[Tensor, "row head d_head"]
+        self, raw: Float[Tensor, "row d_model"], z: Float[Tensor, "row head d_head"], scale: Tensor | None = None
     ) -> Float[Tensor, "row head d_model"]:
-        """What each head adds to the stream, through the post-norm with the scale of the whole output."""
-        gain = self.post_attention_layernorm.gain(raw)
+        """What each head adds to the stream, through the post-norm with the scale of the whole output, or with a given one."""
+        gain = self.post_attention_layernorm.gain(raw, scale)
         return (self.self_attn.head_outputs(z).float() * gain[:, None]).to(raw.dtype)
 
     def ov(self, head: int, *, gains: bool = True) -> FactoredMatrix:
@@ -233,6 +236,7 @@ class Gemma2(nn.Module):
         """Last norm, unembedding, soft cap: the float32 logits of rows x of the stream."""
         tap = tap or SILENT.at(None, NO_ROWS)
         x = moved(x, self.device)
-        final = tap("final", self.model.norm(x))
+        normed, _ = self.model.norm.tapped(x, "final_scale", tap)
+        final = tap("final", normed)
         raw = tap("logits_raw", self.model.embed_tokens.logits(final).float())
         return tap("logits", soft_cap(raw, self.config.final_cap))

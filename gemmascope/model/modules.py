@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gemmascope.config import GemmaConfig
-from gemmascope.model.attention import Attend
+from gemmascope.model.attention import attend_of
 from gemmascope.model.digests import tensor_digest
 from gemmascope.model.layout import Layout
 from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate
@@ -45,9 +45,29 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         return rms_norm(x, self.weight, self.eps)
 
-    def gain(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """What this norm multiplies rows x by, with its scale for these rows. Float32."""
-        return rms_scale(x, self.eps) * (1.0 + self.weight.float())
+    def tapped(
+        self, x: Float[Tensor, "row d_model"], site: str, tap: BoundTap
+    ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " row"] | None]:
+        """Rows x normed, and the scale that a tap wrote at this site; None if each row has its own.
+
+        Rows whose scale stays keep every bit, since dividing by it rounds otherwise than the norm does. Where a gradient is
+        recorded all are divided: it must reach the scale.
+        """
+        if not tap.wants(site):
+            return self(x), None
+        own = rms_scale(x, self.eps).squeeze(-1).reciprocal()
+        scale = tap(site, own)
+        if scale is own:
+            return self(x), None
+        divided = (x.float() / scale[:, None] * (1.0 + self.weight.float())).to(x.dtype)
+        return divided if torch.is_grad_enabled() else torch.where((scale == own)[:, None], self(x), divided), scale
+
+    def gain(
+        self, x: Float[Tensor, "*rows d_model"], scale: Float[Tensor, "*rows"] | None = None
+    ) -> Float[Tensor, "*rows d_model"]:
+        """What this norm multiplies rows x by, with its scale for these rows or with a given one. Float32."""
+        factor = rms_scale(x, self.eps) if scale is None else scale.float().reciprocal()[..., None]
+        return factor * (1.0 + self.weight.float())
 
 
 class Attention(nn.Module):
@@ -61,7 +81,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.d_model, d_kv)
         self.v_proj = Linear(config.d_model, d_kv)
         self.o_proj = Linear(d_q, config.d_model)
-        self.attend = Attend(config.query_scalar**-0.5, config.attn_cap, config.window_of(layer))
+        self.attend = attend_of(config, layer)
 
     def forward(
         self, x: Float[Tensor, "row d_model"], layout: Layout, tap: BoundTap

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gemmascope.errors import TapError
 from gemmascope.model.layout import Block, Layout
+from gemmascope.sites import SCALE_SITES
 from gemmascope.values import moved, real_tensor
 
 TapFn = Callable[[str, int | None, Tensor], Tensor | None]
@@ -29,7 +30,7 @@ class Tap:
     own_heads = False
 
     def wants(self, site: str, layer: int | None) -> bool:
-        """Whether to compute a site that the forward does not need: the edge sites, and head_out."""
+        """Whether to compute a site that the forward does not need: the edge sites, head_out, and the norms' scales."""
         return False
 
     def reads(self, site: str, layer: int | None) -> bool:
@@ -118,9 +119,9 @@ class FunctionTap(Tap):
         return True
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        # A write in place must not reach the layer's own copy of head_out, of whose change it adds the difference; nor the
-        # stream that the function may have kept at the end of the layer before.
-        if site in ("head_out", "resid_pre"):
+        # A write in place must not reach the layer's own copy of head_out or of a norm's scale, of whose change it makes use;
+        # nor the stream that the function may have kept at the end of the layer before.
+        if site in ("head_out", "resid_pre", *SCALE_SITES):
             value = value.clone()
         return self._checked(site, layer, value)
 

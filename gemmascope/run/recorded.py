@@ -1,11 +1,9 @@
-"""RecordedRun: what the functions that read a run need of a Trace; and the cache of its layers that ran again."""
+"""RecordedRun: what the functions that read a run need of a Trace."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Protocol
 
 from torch import Tensor
@@ -14,12 +12,8 @@ from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.sources import ReadableRun
 from gemmascope.model.layout import Layout
 from gemmascope.model.tap import Tap
-from gemmascope.sites import Site
-
-# A layer that ran again is cached with all its sites up to this many bytes; above it, only the requested site is kept.
-MAX_CACHED_LAYER_BYTES = 256 * 2**20
-MAX_CACHED_LAYERS = 4
-
+from gemmascope.run.layer_cache import LayerCache
+from gemmascope.sites import Site, SiteKey
 
 @dataclass(frozen=True)
 class LayerInfo:
@@ -30,47 +24,6 @@ class LayerInfo:
     window: int | None
 
 
-class LayerCache:
-    """The sites of the layers that ran again last, by layer; None stands for what follows the last layer.
-
-    Threads may share it. Its lock is not held while a layer runs.
-    """
-
-    def __init__(self) -> None:
-        self._sites: OrderedDict[int | None, dict[str, Tensor]] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, layer: int | None) -> dict[str, Tensor]:
-        """The cached sites of a layer."""
-        with self._lock:
-            if layer in self._sites:
-                self._sites.move_to_end(layer)
-            return self._sites.get(layer, {})
-
-    def add(self, layer: int | None, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add sites of a layer to those that are cached, which another thread may have added meanwhile; returns them all."""
-        with self._lock:
-            merged = self._sites[layer] = {**self._sites.get(layer, {}), **sites}
-            self._sites.move_to_end(layer)
-            while len(self._sites) > MAX_CACHED_LAYERS:
-                self._sites.popitem(last=False)
-            return merged
-
-    def fits(self, n_bytes: int) -> bool:
-        """Whether sites of one layer that have so many bytes are small enough to be cached."""
-        return n_bytes <= MAX_CACHED_LAYER_BYTES
-
-    def sizes(self) -> list[int]:
-        """The bytes that are cached for each layer."""
-        with self._lock:
-            return [n_bytes_of(sites.values()) for sites in self._sites.values()]
-
-
-def n_bytes_of(values: Iterable[Tensor]) -> int:
-    """The memory of some tensors, in bytes."""
-    return sum(value.numel() * value.element_size() for value in values)
-
-
 class RecordedRun(ReadableRun, Protocol):
     """A run with its residual stream. Trace implements it, and says what each member is."""
 
@@ -79,6 +32,7 @@ class RecordedRun(ReadableRun, Protocol):
     marks: tuple[str, ...]
     layout: Layout
     layer_cache: LayerCache
+    kept_values: Mapping[SiteKey, Tensor]
 
     @property
     def edits(self) -> tuple[Edit, ...]: ...

@@ -13,14 +13,16 @@ from gemmascope.arguments import is_whole
 from gemmascope.edits.places import Head, Pos, find_heads, find_positions
 from gemmascope.errors import SiteError, TraceError
 from gemmascope.memory.limits import explain_oom, require_free_memory
+from gemmascope.model.attention import attend_of
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.maths import soft_cap
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
 from gemmascope.model.weight_digests import UNVERIFIED
 from gemmascope.run.finite import require_logits
-from gemmascope.run.recorded import RecordedRun, n_bytes_of
-from gemmascope.run.taps import Recorder
+from gemmascope.run.layer_cache import bytes_of_site, n_bytes_of
+from gemmascope.run.recorded import RecordedRun
+from gemmascope.run.taps import LayerRecorder, Recorder
 from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, SiteKey, find, find_site
 from gemmascope.values import moved
 
@@ -51,11 +53,16 @@ def replay(trace: RecordedRun, sites: Collection[str | tuple[str, int]]) -> Iter
 def _replay(trace: RecordedRun, requested: Collection[SiteKey]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
     with closing(trace.model.layers()) as layers:
         for layer in layers:
-            trace.require_weights(layer.index)
-            recorder = Recorder([site for site, only in requested if only in (None, layer.index)])
-            with torch.no_grad(), explain_oom(trace.model):
-                layer(trace.residuals[layer.index], trace.layout, trace.tap(recorder).at(layer.index, trace.layout))
-            yield layer, recorder.by_name()
+            yield layer, run_again(trace, layer, [site for site, only in requested if only in (None, layer.index)])
+
+
+def run_again(trace: RecordedRun, layer: Layer, sites: Collection[str]) -> dict[str, Tensor]:
+    """The values of some sites of a layer, from running it again with the run's edits."""
+    trace.require_weights(layer.index)
+    recorder = LayerRecorder(sites, edits_edges=trace.edits_at(layer.index, EDGE_SITES))
+    with torch.no_grad(), explain_oom(trace.model):
+        layer(trace.residuals[layer.index], trace.layout, trace.tap(recorder).at(layer.index, trace.layout))
+        return recorder.of(layer)
 
 
 def edited_layers(trace: RecordedRun, *sites: str) -> list[int]:
@@ -76,16 +83,59 @@ def _in_layers(site: str) -> str:
 
 def read_site(trace: RecordedRun, site: Site, layer: int | None) -> Tensor:
     """A copy of the value of a site: a stored entry of the stream, or computed by running the layer again."""
-    stored = _stored(trace, site.name, layer)
-    if stored is not None:
-        return stored.to(trace.model.device, copy=True)
+    found = known(trace, site.name, layer)
+    if found is not None:
+        return found.to(trace.model.device, copy=True)
+    if site.is_edges and layer is not None and not trace.edits_at(layer, EDGE_SITES):
+        return _read_edges_of_layer(trace, site, layer)
+    values, is_cached = _read_by_rerun(trace, [site], layer)
+    if is_cached:
+        return values[site.name].to(trace.model.device, copy=True)
+    return moved(values[site.name], trace.model.device)  # not cached, so the caller owns it: no copy
+
+
+def _read_by_rerun(trace: RecordedRun, sites: Sequence[Site], layer: int | None) -> tuple[dict[str, Tensor], bool]:
+    """Sites that are in the cache, or are computed with their neighbours; and whether they are the cache's own now."""
     cached = trace.layer_cache.get(layer)
-    if site.name not in cached:
-        computed = rerun_layer(trace, layer, sites_to_record(trace, site, layer))
-        if not trace.layer_cache.fits(n_bytes_of({**cached, **computed}.values())):
-            return moved(computed[site.name], trace.model.device)  # not cached, so the caller owns it: no copy
-        cached = trace.layer_cache.add(layer, computed)
-    return cached[site.name].to(trace.model.device, copy=True)
+    if all(site.name in cached for site in sites):
+        return cached, True
+    computed = rerun_layer(trace, layer, sites_to_record(trace, sites, layer))
+    if not trace.layer_cache.fits(n_bytes_of({**cached, **computed}.values())):
+        return computed, False
+    return trace.layer_cache.add(layer, computed), True
+
+
+def _read_edges_of_layer(trace: RecordedRun, site: Site, layer: int) -> Tensor:
+    """An edge site without edits, from the layer's rotated queries and keys: these are cached far more cheaply."""
+    _require_memory(trace, [site.name])
+    value = edges_of_known(trace, site, layer)
+    if value is None:
+        values, _ = _read_by_rerun(trace, [SITES["q_rot"], SITES["k_rot"]], layer)
+        value = _edges(trace, site, layer, values["q_rot"], values["k_rot"])
+    cached = trace.layer_cache.get(layer)
+    if not trace.layer_cache.fits(n_bytes_of([*cached.values(), value])):
+        return moved(value, trace.model.device)
+    return trace.layer_cache.add(layer, {site.name: value})[site.name].to(trace.model.device, copy=True)
+
+
+def edges_of_known(trace: RecordedRun, site: Site, layer: int) -> Tensor | None:
+    """An edge site without edits, if the layer's rotated queries and keys are known; else None."""
+    q, k = (known(trace, name, layer) for name in ("q_rot", "k_rot"))
+    return None if q is None or k is None else _edges(trace, site, layer, q, k)
+
+
+def _edges(trace: RecordedRun, site: Site, layer: int, q: Tensor, k: Tensor) -> Tensor:
+    with torch.no_grad(), explain_oom(trace.model):
+        return attend_of(trace.model.config, layer).edges(site.name, q, k)
+
+
+def known(trace: RecordedRun, site: str, layer: int | None) -> Tensor | None:
+    """The trace's own tensor of a site that needs no layer to run: kept, cached, or an entry of the stream; else None."""
+    kept = trace.kept_values.get((site, layer))
+    if kept is not None:
+        return kept
+    stored = _stored(trace, site, layer)
+    return trace.layer_cache.get(layer).get(site) if stored is None else stored
 
 
 def _stored(trace: RecordedRun, site: str, layer: int | None) -> Tensor | None:
@@ -99,32 +149,30 @@ def _stored(trace: RecordedRun, site: str, layer: int | None) -> Tensor | None:
     return None if trace.edits_at(layer, ("resid_pre",)) else trace.residuals[layer]
 
 
-def sites_to_record(trace: RecordedRun, requested: Site, layer: int | None) -> list[str]:
-    """The sites to record when a layer runs again for one site: if they are small, its neighbours too.
-
-    Edge sites are recorded apart from the others: a layer that builds them whole does not work in chunks as the pass did,
-    so the sites after attention round differently.
-    """
+def sites_to_record(trace: RecordedRun, requested: Sequence[Site], layer: int | None) -> list[str]:
+    """The sites to record when a layer runs again for some: if they are small, those that it makes anyway too."""
     neighbours = [
         s
         for s in SITES.values()
-        if s.in_layer == (layer is not None) and s.is_edges == requested.is_edges and s.name not in ("embed", "head_out")
+        if s.in_layer == (layer is not None) and not s.is_edges and s.name not in ("embed", "head_out")
     ]
-    size = trace.model.config.size_of
-    n_bytes = 4 * sum(torch.Size(size(axis, len(trace)) for axis in s.axes).numel() for s in neighbours)
-    return list({requested.name, *(s.name for s in neighbours if trace.layer_cache.fits(2 * n_bytes))})
+    n_bytes = sum(bytes_of_site(trace.model, s, len(trace)) for s in neighbours)
+    wanted = [s.name for s in requested]
+    return list(dict.fromkeys([*wanted, *(s.name for s in neighbours if trace.layer_cache.fits(2 * n_bytes))]))
 
 
 def rerun_layer(trace: RecordedRun, layer: int | None, sites: Sequence[str]) -> dict[str, Tensor]:
     """The values of some sites of a layer (None: of what follows the layers), from running it again with the run's edits."""
     _require_memory(trace, sites)
     trace.require_weights(layer)
+    if layer is not None:
+        with closing(trace.model.network.single(layer)) as layers:
+            for module in layers:
+                values = run_again(trace, module, sites)
+            return values
     recorder = Recorder(sites)
     with torch.no_grad(), explain_oom(trace.model):
-        if layer is None:
-            trace.model.network.unembed(trace.residuals[-1], trace.tap(recorder).at(None, trace.layout))
-        else:
-            _run_single(trace, layer, recorder)
+        trace.model.network.unembed(trace.residuals[-1], trace.tap(recorder).at(None, trace.layout))
         values = recorder.by_name()
         if "logits" in values and len(wrong := torch.nonzero(~torch.isfinite(values["logits"].amax(-1)))):
             pos = int(wrong[0])
@@ -180,7 +228,7 @@ def read_edges(trace: RecordedRun, address: Address, head: Head, q_pos: Pos) -> 
     heads, rows = find_heads(head, address.site, trace.model), find_positions(q_pos, trace.model, trace.ids)
     assert heads is not None
     whole = trace.model.network.n_processes > 1 or trace.edits_at(address.layer, EDGE_SITES)
-    if whole or address.site.name in trace.layer_cache.get(address.layer):
+    if whole or known(trace, address.site.name, address.layer) is not None:
         value = trace.read(address.site, address.layer)[heads][:, rows]
     else:
         value = _compute_edges(trace, address.site.name, address.layer, heads, rows)
@@ -199,7 +247,8 @@ def _edges_of(trace: RecordedRun, module: Layer, site: str, heads: list[int], ro
     tap = trace.tap(Tap()).at(module.index, trace.layout)
     attend, group = module.self_attn.attend, trace.model.config.heads_per_kv
     x, layout, tap = module.bring(trace.residuals[module.index], trace.layout, tap)
-    x = tap("attn_in", module.input_layernorm(tap("resid_pre", x)))
+    attn_in, _ = module.input_layernorm.tapped(tap("resid_pre", x), "attn_in_scale", tap)
+    x = tap("attn_in", attn_in)
     q, k, _ = module.self_attn.queries_keys_values(x, layout, tap)
     q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
     value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gemmascope.edits.batch import RunWrite, replaces, require_one_basis, write_edits
 from gemmascope.edits.edit import BoundEdit
+from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Tap
-from gemmascope.sites import SiteKey
+from gemmascope.sites import EDGE_SITES, SiteKey
 
 
 class EditTap(Tap):
@@ -91,3 +92,25 @@ class Recorder(Tap):
     def by_name(self) -> dict[str, Tensor]:
         """The values of the first run by the name of their site, where one layer was recorded."""
         return {name: value for (name, _), value in self.values[0].items()}
+
+
+class LayerRecorder(Recorder):
+    """Records sites of one layer of one run, without changing how the layer computes: a layer whose scores are looked at
+    builds them whole, and what comes after attention would then round otherwise.
+
+    So edge sites are computed beside the layer, from the rotated queries and keys, unless an edit at one of them has the
+    layer build them whole in any case.
+    """
+
+    def __init__(self, sites: Collection[str], *, edits_edges: bool) -> None:
+        self.requested = tuple(sites)
+        self.beside = () if edits_edges else tuple(site for site in sites if site in EDGE_SITES)
+        rotated = ("q_rot", "k_rot") if self.beside else ()
+        super().__init__([*(site for site in sites if site not in self.beside), *rotated])
+
+    def of(self, layer: Layer) -> dict[str, Tensor]:
+        """The values of the requested sites, after the layer ran."""
+        values = self.by_name()
+        attend = layer.self_attn.attend
+        values |= {site: attend.edges(site, values["q_rot"], values["k_rot"]) for site in self.beside}
+        return {site: values[site] for site in self.requested}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,14 +21,16 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.model.tap import Chain, Tap
+from gemmascope.run.all_layers import read_all_layers
 from gemmascope.run.gradients import gradient
 from gemmascope.run.logits import logit_lens, logits_at
-from gemmascope.run.recorded import LayerCache, LayerInfo
+from gemmascope.run.layer_cache import LayerCache
+from gemmascope.run.recorded import LayerInfo
 from gemmascope.run.replay import is_single, read_edges, read_site, require_run_weights
 from gemmascope.run.save import save_trace
 from gemmascope.run.show import as_html, as_text
 from gemmascope.run.taps import EditTap
-from gemmascope.sites import EDGE_SITES, Site, find
+from gemmascope.sites import EDGE_SITES, Site, SiteKey, find, in_every_layer
 
 if TYPE_CHECKING:
     import xarray
@@ -38,8 +40,10 @@ class Trace:
     """A run: its tokens, its edits and its residual stream. Made by gs.trace.
 
     t["pattern", 5] reads a site of a layer, with the axes of gs.SITES and no batch axis. Negative layers count from the end;
-    dotted strings and TransformerLens' names work too. Entries of the residual stream are stored; any other site is computed
-    by running its layer again. Threads may share a trace.
+    dotted strings and TransformerLens' names work too. Entries of the residual stream are stored, and so are the sites named
+    by gs.trace(keep=); any other site is computed by running its layer again. What a layer makes then is cached: up to 256
+    MiB a layer, and 1 GiB for all traces together, from which the layer read longest ago goes first. Threads may share a
+    trace.
 
     Examples:
         >>> t = gs.trace("When Mary and John went to the store, John gave a drink to")
@@ -59,26 +63,30 @@ class Trace:
         stream: Sequence[Tensor],
         edits: Sequence[BoundEdit] = (),
         marks: Sequence[str] | None = None,
+        kept: Mapping[SiteKey, Tensor] | None = None,
     ) -> None:
-        """marks: identify the weights of the run (WeightDigests.marks); None for the present weights."""
+        """marks: identify the weights of the run (WeightDigests.marks); None for the present weights. kept: values of sites."""
         self.model, self._ids, self.residuals, self.bound_edits = model, ids, tuple(stream), tuple(edits)
         self.marks = tuple(model.weights.marks() if marks is None else marks)
         self.layout = Layout.of_lengths([len(ids)], model.device)
         self.layer_cache = LayerCache()
+        self.kept_values: dict[SiteKey, Tensor] = dict(kept or {})
 
     def __reduce__(self) -> tuple[Callable[..., Trace], tuple[object, ...]]:
         """For pickles: the recorded stream and the model. TraceError if the weights changed since the run."""
         for part in self.model.weights.parts:  # the unpickled trace takes the weights it meets for those of the run
             self.require_weights(part)
-        return _from_pickle, (self.model, self._ids.cpu(), [x.cpu() for x in self.residuals], self.bound_edits)
+        kept = {key: value.cpu() for key, value in self.kept_values.items()}
+        return _from_pickle, (self.model, self._ids.cpu(), [x.cpu() for x in self.residuals], self.bound_edits, kept)
 
     def __copy__(self) -> Trace:
-        return Trace(self.model, self._ids, self.residuals, self.bound_edits, self.marks)
+        return Trace(self.model, self._ids, self.residuals, self.bound_edits, self.marks, self.kept_values)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Trace:
         """A trace with its own numbers, of the same model."""
         stream = [x.clone() for x in self.residuals]
-        return Trace(self.model, self.ids, stream, deepcopy(self.bound_edits, memo), self.marks)
+        kept = {key: value.clone() for key, value in self.kept_values.items()}
+        return Trace(self.model, self.ids, stream, deepcopy(self.bound_edits, memo), self.marks, kept)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -93,15 +101,30 @@ class Trace:
         """The token ids. A copy: writing to it changes nothing here."""
         return self._ids.clone()
 
+    @overload
+    def __getitem__(self, key: tuple[str, int | None]) -> Tensor: ...
+    @overload
+    def __getitem__(self, key: object) -> Any: ...
     @computes
-    def __getitem__(self, key: object) -> Tensor:
+    def __getitem__(self, key: object) -> Tensor | xarray.DataArray:
         """The value of a site: t["pattern", 5], t["layers.5.pattern"], t["blocks.5.attn.hook_pattern"], t["logits"].
+
+        The name of a site that is in every layer, t["pattern"], gives all layers as an array with labels, [layer, ...],
+        float32 on the CPU. They come from one pass over the layers, or from what the trace has.
 
         Raises:
             SiteError: The site or layer does not exist. Names similar sites.
+            BudgetError: The values would not fit the free memory.
         """
+        if isinstance(key, str) and (site := in_every_layer(key)) is not None:
+            return read_all_layers(self, site)
         address = find(key, self.model.n_layers)
         return self.read(address.site, address.layer)
+
+    @property
+    def kept(self) -> tuple[SiteKey, ...]:
+        """The sites that gs.trace(keep=) had the trace keep: (site, layer), the layer None outside the layers."""
+        return tuple(self.kept_values)
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -284,6 +307,9 @@ class Trace:
         return Chain(EditTap([self.bound_edits]), keeping)
 
 
-def _from_pickle(model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit]) -> Trace:
+def _from_pickle(
+    model: Model, ids: Tensor, stream: Sequence[Tensor], edits: Sequence[BoundEdit], kept: Mapping[SiteKey, Tensor]
+) -> Trace:
     at_home = [replace(edit, home=model.device) for edit in edits]  # it may be another device than the run's
-    return Trace(model, ids.to(model.device), [x.to(model.device) for x in stream], at_home)
+    found = {key: value.to(model.device) for key, value in kept.items()}
+    return Trace(model, ids.to(model.device), [x.to(model.device) for x in stream], at_home, kept=found)

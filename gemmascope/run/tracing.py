@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, overload
 
 import torch
@@ -16,6 +17,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
+from gemmascope.run.keep import Keep, Kept, keep_outside, kept_sites, require_room, run_and_keep
 from gemmascope.run.logits import record_final_edits
 from gemmascope.run.passes import streams
 from gemmascope.run.save import read_run
@@ -23,12 +25,14 @@ from gemmascope.run.trace import Trace
 
 
 @overload
-def trace(prompt: str, *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Trace: ...
+def trace(prompt: str, *, model: Model | None = None, edits: Sequence[Edit] = (), keep: Keep = ()) -> Trace: ...
 @overload
-def trace(prompt: Prompt | Sequence[Prompt], *, model: Model | None = None, edits: Sequence[Edit] = ()) -> Any: ...
+def trace(
+    prompt: Prompt | Sequence[Prompt], *, model: Model | None = None, edits: Sequence[Edit] = (), keep: Keep = ()
+) -> Any: ...
 @computes
 def trace(
-    prompt: Prompt | Sequence[Prompt], *, model: Model | None = None, edits: Sequence[Edit] = ()
+    prompt: Prompt | Sequence[Prompt], *, model: Model | None = None, edits: Sequence[Edit] = (), keep: Keep = ()
 ) -> Trace | list[Trace]:
     """Run a prompt through the model once, and record what is needed to look at any site of the run.
 
@@ -37,6 +41,9 @@ def trace(
             prompts, which share one pass.
         model: What gs.load returned; None means nano.
         edits: Changes to the run, or to each of the runs, such as gs.patch(...). Default: none.
+        keep: Sites to keep while the run goes on, so that reading them later runs nothing: "pattern" (of every layer),
+            ("pattern", 5), or names of TransformerLens. Several prompts then go through a layer one by one, so that what is
+            kept is what a layer that runs again would give, bit for bit. Default: none; the residual stream is always kept.
 
     Returns:
         A Trace, from which every site of the run can be read: t["z", 3], t.top(3), t.logits; help(gs.Trace) lists the rest.
@@ -45,6 +52,8 @@ def trace(
     Raises:
         PromptError: The prompt is empty, too long, or not one.
         SiteError, EditError: An edit does not fit the run. An edit that makes NaN is an EditError that names it.
+        SiteError: A site to keep does not exist.
+        BudgetError: The sites to keep would not fit the free memory.
         CheckpointError: The run holds NaN or infinity without any edit.
 
     Examples:
@@ -53,11 +62,15 @@ def trace(
         ' Mary'
         >>> t["resid_post", -1].shape
         torch.Size([15, 128])
+        >>> kept = gs.trace("When Mary and John went to the store", keep=["pattern", ("z", 3)])
+        >>> kept["pattern"].dims  # of all layers, and nothing runs again
+        ('layer', 'head', 'q_pos', 'k_pos')
     """
     model = model_or_nano(model)
     edits = listed_edits(edits)
+    kept = kept_sites(keep, model)
     prompts, is_list = listed_prompts(prompt)
-    results = traces(model, prompts, edits)
+    results = traces(model, prompts, edits, kept)
     return results if is_list else results[0]
 
 
@@ -85,23 +98,36 @@ def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> T
     return Trace(model, *read_run(path, model))
 
 
-def traces(model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = ()) -> list[Trace]:
-    """Traces of several prompts from one pass, each with the edits."""
+def traces(
+    model: Model, prompts: Sequence[Prompt], edits: Sequence[Edit] = (), kept: Kept = MappingProxyType({})
+) -> list[Trace]:
+    """Traces of several prompts from one pass, each with the edits. kept: sites that they keep, by layer."""
     with torch.inference_mode(False):
         ids = model.each_ids(prompts)
         edits = all_edits(model, edits)
         bound = [[edit.bind(model, i) for edit in edits] for i in ids]
         for run_edits, i in zip(bound, ids, strict=True):
             warn_of_no_effect(run_edits, model, i)
-        return run_traced(model, ids, bound)
+        return run_traced(model, ids, bound, kept)
 
 
-def run_traced(model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]]) -> list[Trace]:
+def run_traced(
+    model: Model, ids: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]], kept: Kept = MappingProxyType({})
+) -> list[Trace]:
     """Traces of runs whose edits are bound, from one pass."""
     bound = [[with_write_record(edit) for edit in run_edits] for run_edits in edits]
     marks = model.weights.marks()
     with torch.inference_mode(False):  # a trace outlives the caller's inference mode, and gradients start from its stream
-        results = [Trace(model, *run, marks) for run in zip(ids, streams(model, ids, bound), bound, strict=True)]
+        if kept:
+            require_room(model, [len(one) for one in ids], kept)
+            runs = run_and_keep(model, ids, bound, kept)
+        else:
+            runs = [(stream, {}) for stream in streams(model, ids, bound)]
+        results = [
+            Trace(model, one, stream, of_run, marks, values)
+            for one, (stream, values), of_run in zip(ids, runs, bound, strict=True)
+        ]
         for one in results:
             record_final_edits(one)
+            keep_outside(one, kept.get(None, ()))
     return results

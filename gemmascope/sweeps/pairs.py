@@ -38,12 +38,12 @@ from gemmascope.sweeps.variants import BaseRun, SourceRun
 INTO = ("corrupt", "clean")
 
 # Sites of the first layer that depend on the row's own token only.
-_OF_OWN_TOKEN = frozenset(("resid_pre", "attn_in", "q", "k", "v", "q_rot", "k_rot"))
+_OF_OWN_TOKEN = frozenset(("resid_pre", "attn_in_scale", "attn_in", "q", "k", "v", "q_rot", "k_rot"))
 
 # Sites whose rows no other row of the same layer reads.
 _OF_OWN_ROW = frozenset(
-    ("q", "q_rot", "scores", "scores_capped", "pattern", "z", "head_out", "attn_raw", "attn_out", "resid_mid", "mlp_in")
-) | frozenset(("mlp_gate", "mlp_up", "mlp_act", "mlp_raw", "mlp_out", "resid_post"))
+    ("q", "q_rot", "scores", "scores_capped", "pattern", "z", "head_out", "attn_raw", "attn_out_scale", "attn_out", "resid_mid")
+) | frozenset(("mlp_in_scale", "mlp_in", "mlp_gate", "mlp_up", "mlp_act", "mlp_raw", "mlp_out_scale", "mlp_out", "resid_post"))
 
 
 @dataclass(frozen=True, eq=False)
