@@ -1,8 +1,8 @@
 """The names that TransformerLens gives to the values of a Gemma 2, and the site that holds each of them.
 
-Two sets of names are in use: those of HookedTransformer (`attn.hook_z`) and those of TransformerBridge, which calls what enters
-and leaves every module `hook_in` and `hook_out` (`attn.o.hook_in`). ActivationCache has short forms of the first as well:
-`cache["post", 5]`, `cache["k", 5, "attn"]`, `cache["k5"]`. All are given here without `blocks.5.`.
+Two sets of names are in use: those of HookedTransformer (`attn.hook_z`) and those of TransformerBridge, which calls what
+enters and leaves every module `hook_in` and `hook_out` (`attn.o.hook_in`). ActivationCache has short forms of the first as
+well: `cache["post", 5]`, `cache["k", 5, "attn"]`, `cache["k5"]`. All are given here without `blocks.5.`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SITE_OF_HOOK: dict[str, str] = {
 # What enters the last norm is the output of the last layer, which this name does not mention.
 AFTER_THE_LAYERS = "ln_final.hook_in"
 
-_ANGLES = "holds the cosines or sines of RoPE's angles, which are the same for every prompt; 'q_rot' and 'k_rot' are turned by them"
+_ANGLES = "holds cosines or sines of RoPE's angles, the same for every prompt; 'q_rot' and 'k_rot' are turned by them"
 _COPY = "is a copy of the stream for every head there; the stream is 'resid_pre', its norm 'attn_in'"
 
 # Names whose number is another one than any site's, so translating them would be wrong.

@@ -44,7 +44,9 @@ class Reference:
         stream = record("embed", None, np.stack([embedding[i] * math.sqrt(d_model) for i in ids]))
         for layer in range(self.config.num_hidden_layers):
             stream = self._layer(layer, stream, lambda site, value, layer=layer: record(site, layer, value))
-        final = record("final", None, self._norm(stream, "model.norm.weight", record("final_scale", None, self._scale(stream))))
+        final = record(
+            "final", None, self._norm(stream, "model.norm.weight", record("final_scale", None, self._scale(stream)))
+        )
         raw = record("logits_raw", None, np.stack([embedding @ row for row in final]))
         record("logits", None, cap(raw, self.config.final_logit_softcapping))
         return values

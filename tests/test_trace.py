@@ -19,7 +19,7 @@ from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout
 from gemmascope.model.tap import Tap
-from gemmascope.run import recorded
+from gemmascope.run import layer_cache
 from gemmascope.run.trace import Trace
 from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES
 
@@ -179,14 +179,14 @@ def test_the_cache_of_layers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     t = gs.trace(prompt(60), model=many)
     pattern = t["pattern", 0]
     limit = 2 * pattern.numel() * pattern.element_size()
-    monkeypatch.setattr(recorded, "MAX_CACHED_LAYER_BYTES", limit)
+    monkeypatch.setattr(layer_cache, "MAX_CACHED_LAYER_BYTES", limit)
     small = gs.trace(prompt(60), model=many)
     for layer in range(6):
         for site in LAYER_SITES:
             assert torch.equal(small[site, layer], t[site, layer])
             sizes = small.layer_cache.sizes()
             assert all(size <= limit for size in sizes)
-            assert len(sizes) <= recorded.MAX_CACHED_LAYERS
+            assert sum(sizes) <= layer_cache.MAX_CACHED_BYTES
 
 
 @pytest.mark.parametrize("address", ADDRESSES, ids=str)

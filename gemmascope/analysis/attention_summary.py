@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.analysis.patterns import PatternRows, patterns
-from gemmascope.model.attention import attend_of
 from gemmascope.arguments import one_of
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.model.attention import attend_of
 from gemmascope.model.modes import computes
 from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace

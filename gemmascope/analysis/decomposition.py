@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.modules import RMSNorm
 from gemmascope.model.maths import soft_cap
+from gemmascope.model.modules import RMSNorm
 from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import EDGE_SITES

@@ -121,9 +121,10 @@ class Edit(ABC):
         if values is not None and not bool(torch.isfinite(values.to(model.dtype)).all()):
             raise EditError(f"the source of {self!r} holds NaN or infinity, or a number too large for {model.dtype}")
         if values is not None and not self.computes and not can_normalize_site(target.address.site, values):
-            raise EditError(
-                f"the source of {self!r} holds numbers whose squares are infinite: a norm would make zeros of them"
-            )
+            why = "numbers whose squares are infinite: a norm would make zeros of them"
+            if target.address.site.is_scale:
+                why = "scales of a norm: a norm divides by them, and one is 0 or below"
+            raise EditError(f"the source of {self!r} holds {why}")
         hidden = self._names_masked_edges_only(target, values)
         return BoundEdit(self, target.address, target.places, values, hidden, home=model.device)
 

@@ -114,9 +114,7 @@ class Attend:
         shared = layout.once(("tiles", self.window, group, most_rows, tuple(rows)), tiles)
         return attention_kernels().attend_runs(q, k, v, pool, shared, scores)  # type: ignore[no-any-return]
 
-    def edges(
-        self, site: str, q: Float[Tensor, "q head d"], k: Float[Tensor, "k kv_head d"]
-    ) -> Float[Tensor, "head q k"]:
+    def edges(self, site: str, q: Float[Tensor, "q head d"], k: Float[Tensor, "k kv_head d"]) -> Float[Tensor, "head q k"]:
         """An edge site of one run from position 0, from its rotated queries and keys: the bits that a tap gets."""
         value = self.scores(
             rearrange(q, "q (kv group) d -> 1 kv group q d", kv=k.shape[1]), rearrange(k, "k kv d -> 1 kv k d")

@@ -82,7 +82,7 @@ class Layer(NamedWeights, nn.Module):
     def head_out(
         self, raw: Float[Tensor, "row d_model"], z: Float[Tensor, "row head d_head"], scale: Tensor | None = None
     ) -> Float[Tensor, "row head d_model"]:
-        """What each head adds to the stream, through the post-norm with the scale of the whole output, or with a given one."""
+        """What each head adds to the stream, through the post-norm with the scale of the whole output, or a given one."""
         gain = self.post_attention_layernorm.gain(raw, scale)
         return (self.self_attn.head_outputs(z).float() * gain[:, None]).to(raw.dtype)
 

@@ -12,7 +12,7 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import is_list, is_whole, short_repr
+from gemmascope.arguments import as_list, is_list, is_whole, short_repr
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.errors import SiteError
 from gemmascope.memory.limits import explain_oom, require_free_memory
@@ -56,7 +56,7 @@ def _listed(keep: object) -> list[object]:
         return [keep]
     if not is_list(keep):
         raise SiteError(f"keep is a list of sites, such as ['pattern', ('z', 5)]; given {short_repr(keep)}")
-    return list(keep)  # type: ignore[call-overload, no-any-return]
+    return as_list(keep, "keep", error=SiteError)
 
 
 def _is_pair(key: object) -> bool:
@@ -75,7 +75,9 @@ def _addresses(key: object, model: Model) -> list[tuple[Site, int | None]]:
 
 def require_room(model: Model, lengths: Sequence[int], kept: Kept) -> None:
     """BudgetError, before anything runs, for sites that would not fit the free memory of the device."""
-    n_bytes = sum(bytes_of_site(model, SITES[name], length) for names in kept.values() for name in names for length in lengths)
+    n_bytes = sum(
+        bytes_of_site(model, SITES[name], length) for names in kept.values() for name in names for length in lengths
+    )
     if n_bytes:
         listed = list(dict.fromkeys(name for names in kept.values() for name in names))
         what = f"keep= of {', '.join(listed)}, in {len(kept)} of {model.n_layers} layers, for {sum(lengths)} positions"

@@ -6,13 +6,15 @@ Gemma2.unembed (model/gemma2.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import is_whole, short_repr
+from gemmascope.errors import SiteError
 from gemmascope.memory.limits import require_free_memory
 from gemmascope.model.model import Model
 from gemmascope.run.finite import require_logits
@@ -66,6 +68,15 @@ def logits_at(trace: RecordedRun, pos: int) -> Tensor:
         logits = trace.model.network.unembed(row[None])[0]
         require_logits(trace.model, trace.ids, logits, row, pos, trace.bound_edits)
         return logits
+
+
+def top_tokens(model: Model, k: object, logits: Callable[[], Tensor]) -> list[tuple[str, int, float]]:
+    """The k likeliest tokens by logits [vocab]: (token, id, probability). SiteError, before the logits, for a wrong k."""
+    size = model.config.vocab_size
+    if not is_whole(k) or not 0 < int(k) <= size:
+        raise SiteError(f"k is a whole number from 1 to {size}, the size of the vocabulary; given {short_repr(k)}")
+    probs, ids = logits().softmax(-1).topk(int(k))
+    return [(text, int(i), float(p)) for text, i, p in zip(model.texts(ids), ids, probs, strict=True)]
 
 
 def record_final_edits(trace: RecordedRun) -> None:

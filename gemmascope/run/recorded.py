@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.tap import Tap
 from gemmascope.run.layer_cache import LayerCache
 from gemmascope.sites import Site, SiteKey
+
 
 @dataclass(frozen=True)
 class LayerInfo:
@@ -32,7 +33,7 @@ class RecordedRun(ReadableRun, Protocol):
     marks: tuple[str, ...]
     layout: Layout
     layer_cache: LayerCache
-    kept_values: Mapping[SiteKey, Tensor]
+    kept_values: dict[SiteKey, Tensor]
 
     @property
     def edits(self) -> tuple[Edit, ...]: ...

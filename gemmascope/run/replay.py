@@ -223,7 +223,12 @@ def reproduces_run(trace: RecordedRun, layer: int) -> bool:
 
 
 def read_edges(trace: RecordedRun, address: Address, head: Head, q_pos: Pos) -> Tensor:
-    """Some heads' rows of an edge site. A single head or query position drops its axis."""
+    """Some heads' rows of an edge site, without the axis of a single head or query position. SiteError for another site."""
+    if not address.site.is_edges:
+        name = address.site.name
+        raise SiteError(
+            f"'{name}' has no edges; those that do are {', '.join(EDGE_SITES)}. Read it as t[{name!r}, {address.layer}]"
+        )
     assert address.layer is not None
     heads, rows = find_heads(head, address.site, trace.model), find_positions(q_pos, trace.model, trace.ids)
     assert heads is not None

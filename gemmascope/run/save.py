@@ -8,20 +8,21 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.kinds import Ablate, AblateDirection, Add, Custom, Knockout, Patch, Scale
-from gemmascope.errors import GemmascopeError, TraceError, warn
+from gemmascope.errors import GemmascopeError, SiteError, TraceError, warn
 from gemmascope.files.json_reader import parse_json
 from gemmascope.files.paths import user_path
 from gemmascope.files.writing import write_file
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.run.recorded import RecordedRun
+from gemmascope.sites import SITES, SiteKey, find
 
 VERSION = 2
 
@@ -29,6 +30,8 @@ VERSION = 2
 SAVED = (Patch, Ablate, AblateDirection, Add, Scale, Knockout)
 
 _KEY = "gemmascope.trace"
+
+_KEPT = "kept."  # before the site and the layer, in the name of a tensor
 
 # The names of dtypes in safetensors files.
 _CODES = {
@@ -62,12 +65,22 @@ class Metadata(TypedDict, total=False):
     sha256: str
 
 
+class SavedRun(NamedTuple):
+    """The token ids, the stream, the edits and the kept sites of a run."""
+
+    ids: Tensor
+    stream: list[Tensor]
+    edits: list[BoundEdit]
+    kept: dict[SiteKey, Tensor]
+
+
 @computes
 def save_trace(trace: RecordedRun, path: str | os.PathLike[str]) -> None:
     """See Trace.save. Writes a temporary file and renames it, so that an interrupted write leaves the old file intact."""
     for part in trace.model.weights.parts:  # the file names the present weights as those of the run
         trace.require_weights(part)
     tensors = {"ids": trace.ids, **{f"stream.{i}": x for i, x in enumerate(trace.residuals)}}
+    tensors |= {_kept_name(site, layer): value for (site, layer), value in trace.kept_values.items()}
     edits = []
     for i, bound in enumerate(trace.bound_edits):
         edits.append(_describe(bound))
@@ -80,8 +93,8 @@ def save_trace(trace: RecordedRun, path: str | os.PathLike[str]) -> None:
     write_file(path, _file_chunks(metadata, tensors), error=TraceError)
 
 
-def read_run(path: str | os.PathLike[str], model: Model) -> tuple[Tensor, list[Tensor], list[BoundEdit]]:
-    """The token ids, the stream and the edits of a saved run, on the model's device. TraceError as in open_trace."""
+def read_run(path: str | os.PathLike[str], model: Model) -> SavedRun:
+    """A saved run, on the model's device. TraceError as in open_trace."""
     path = user_path(path, error=TraceError, what="a trace")
     metadata, tensors = _read(path)
     _check(metadata, tensors, path, model)
@@ -90,10 +103,23 @@ def read_run(path: str | os.PathLike[str], model: Model) -> tuple[Tensor, list[T
     edits = [_bind(described, tensors.get(f"edit.{i}"), model, ids, path) for i, described in enumerate(metadata["edits"])]
     if not all(bool(torch.isfinite(x).all()) for x in stream):
         warn(f"the residual stream in {path} holds NaN or infinity: the run that was saved did")
-    return ids, stream, edits
+    kept = {key: tensors[name].to(model.device) for name in tensors if (key := _kept_key(name, model)) is not None}
+    return SavedRun(ids, stream, edits, kept)
 
 
 # -- the file --
+
+
+def _kept_name(site: str, layer: int | None) -> str:
+    return f"{_KEPT}{site}" if layer is None else f"{_KEPT}{site}.{layer}"
+
+
+def _kept_key(name: str, model: Model) -> SiteKey | None:
+    """The site and layer of a kept value, by its tensor's name in the file; None for another tensor. SiteError if none."""
+    if not name.startswith(_KEPT):
+        return None
+    site, _, layer = name.removeprefix(_KEPT).partition(".")
+    return find((site, int(layer) if layer.isdecimal() else None), model.n_layers).key
 
 
 def checksum(metadata: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
@@ -199,6 +225,20 @@ def _mismatch(tensors: dict[str, Tensor], model: Model) -> str | None:
             return (
                 f"stream.{i} is {x.dtype} of shape {list(x.shape)}; {len(ids)} positions of {model.config.d_model} are right"
             )
+    return _mismatch_of_kept(tensors, model, len(ids))
+
+
+def _mismatch_of_kept(tensors: dict[str, Tensor], model: Model, n_pos: int) -> str | None:
+    for name, value in tensors.items():
+        try:
+            key = _kept_key(name, model)
+        except SiteError as error:
+            return f"it kept {name!r}, which is no site: {error}"
+        if key is None:
+            continue
+        shape = [model.config.size_of(axis, n_pos) for axis in SITES[key[0]].axes]
+        if list(value.shape) != shape or not value.is_floating_point():
+            return f"{name} is {value.dtype} of shape {list(value.shape)}; {shape} is right"
     return None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.arguments import is_whole, short_repr
+from gemmascope.arguments import short_repr
 from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.places import Head, Pos, find_positions
 from gemmascope.errors import SiteError
@@ -23,14 +23,14 @@ from gemmascope.model.modes import computes
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.all_layers import read_all_layers
 from gemmascope.run.gradients import gradient
-from gemmascope.run.logits import logit_lens, logits_at
 from gemmascope.run.layer_cache import LayerCache
+from gemmascope.run.logits import logit_lens, logits_at, top_tokens
 from gemmascope.run.recorded import LayerInfo
 from gemmascope.run.replay import is_single, read_edges, read_site, require_run_weights
 from gemmascope.run.save import save_trace
 from gemmascope.run.show import as_html, as_text
 from gemmascope.run.taps import EditTap
-from gemmascope.sites import EDGE_SITES, Site, SiteKey, find, in_every_layer
+from gemmascope.sites import Site, SiteKey, find, in_every_layer
 
 if TYPE_CHECKING:
     import xarray
@@ -65,7 +65,7 @@ class Trace:
         marks: Sequence[str] | None = None,
         kept: Mapping[SiteKey, Tensor] | None = None,
     ) -> None:
-        """marks: identify the weights of the run (WeightDigests.marks); None for the present weights. kept: values of sites."""
+        """marks: identify the weights of the run (WeightDigests.marks); None for the present ones. kept: values of sites."""
         self.model, self._ids, self.residuals, self.bound_edits = model, ids, tuple(stream), tuple(edits)
         self.marks = tuple(model.weights.marks() if marks is None else marks)
         self.layout = Layout.of_lengths([len(ids)], model.device)
@@ -146,7 +146,7 @@ class Trace:
     @computes
     def logits(self) -> Float[Tensor, "pos vocab"]:
         """The soft-capped logits at every position, float32."""
-        return self["logits"]
+        return self["logits", None]
 
     @property
     @computes
@@ -169,12 +169,7 @@ class Trace:
             SiteError: k or pos does not exist.
         """
         at = self._position(pos)
-        size = self.model.config.vocab_size
-        if not is_whole(k) or not 0 < int(k) <= size:
-            raise SiteError(f"k is a whole number from 1 to {size}, the size of the vocabulary; given {short_repr(k)}")
-        logits = self._last if at == len(self) - 1 else logits_at(self, at)
-        probs, ids = logits.softmax(-1).topk(int(k))
-        return [(text, int(i), float(p)) for text, i, p in zip(self.model.texts(ids), ids, probs, strict=True)]
+        return top_tokens(self.model, k, lambda: self._last if at == len(self) - 1 else logits_at(self, at))
 
     @computes
     def lens(self, pos: int | str | None = -1) -> xarray.DataArray:
@@ -214,13 +209,7 @@ class Trace:
         Raises:
             SiteError: The site has no edges, or a place does not exist.
         """
-        address = find((site, layer), self.model.n_layers)
-        if not address.site.is_edges:
-            name = address.site.name
-            raise SiteError(
-                f"'{name}' has no edges; those that do are {', '.join(EDGE_SITES)}. Read it as t[{name!r}, {layer}]"
-            )
-        return read_edges(self, address, head, q_pos)
+        return read_edges(self, find((site, layer), self.model.n_layers), head, q_pos)
 
     @computes
     def grad(self, metric: object, sites: object = None) -> Tensor | dict[object, Tensor]:

@@ -83,7 +83,7 @@ def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> T
         model: The model that wrote it; None means nano.
 
     Returns:
-        The Trace, with the same stream and edits, on the model's device.
+        The Trace, with the same stream, edits and kept sites, on the model's device.
 
     Raises:
         TraceError: The file is not a trace, is damaged, or was written by another model (the error names both).
@@ -95,7 +95,8 @@ def open_trace(path: str | os.PathLike[str], *, model: Model | None = None) -> T
         True
     """
     model = model_or_nano(model)
-    return Trace(model, *read_run(path, model))
+    run = read_run(path, model)
+    return Trace(model, run.ids, run.stream, run.edits, kept=run.kept)
 
 
 def traces(

@@ -42,8 +42,22 @@ _OF_OWN_TOKEN = frozenset(("resid_pre", "attn_in_scale", "attn_in", "q", "k", "v
 
 # Sites whose rows no other row of the same layer reads.
 _OF_OWN_ROW = frozenset(
-    ("q", "q_rot", "scores", "scores_capped", "pattern", "z", "head_out", "attn_raw", "attn_out_scale", "attn_out", "resid_mid")
-) | frozenset(("mlp_in_scale", "mlp_in", "mlp_gate", "mlp_up", "mlp_act", "mlp_raw", "mlp_out_scale", "mlp_out", "resid_post"))
+    (
+        "q",
+        "q_rot",
+        "scores",
+        "scores_capped",
+        "pattern",
+        "z",
+        "head_out",
+        "attn_raw",
+        "attn_out_scale",
+        "attn_out",
+        "resid_mid",
+    )
+) | frozenset(
+    ("mlp_in_scale", "mlp_in", "mlp_gate", "mlp_up", "mlp_act", "mlp_raw", "mlp_out_scale", "mlp_out", "resid_post")
+)
 
 
 @dataclass(frozen=True, eq=False)

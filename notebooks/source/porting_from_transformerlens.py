@@ -59,10 +59,14 @@ print(f"logits: at most {float((outputs.logits[0] - t.logits).abs().max()):.1e} 
 # %% [markdown]
 # ## 2 · The table of names
 #
-# Made from the table of sites that drives look-up in this toolkit. Where the third column is empty, no hook of TransformerLens
-# holds the same number.
+# Made from the table of sites that drives look-up in this toolkit, with one of TransformerLens' names for each. All that
+# TransformerLens 4 has are read: what enters and leaves a module (`blocks.3.attn.o.hook_in` is `z` too), and the short forms of
+# its cache (`("post", 3)`, `("k", 3, "attn")`, `("scale", 3, "ln1")`). Where the third column is empty it has the number under
+# no name, or under one that stands for a little more: `attn.hook_attn_scores` is `scores_capped`, but for hidden keys.
 
 # %%
+assert torch.equal(t["blocks.3.attn.o.hook_in"], t["z", 3])
+assert torch.equal(t["post", 3], t["mlp_act", 3])
 names = [(name, " ".join(site.axes), site.hook or "", site.meaning) for name, site in gs.SITES.items()]
 pd.set_option("display.max_colwidth", None)
 pd.DataFrame(names, columns=["site", "axes", "TransformerLens", "meaning"]).set_index("site")
@@ -87,6 +91,9 @@ for name in ("blocks.3.attn.hook_result", "blocks.3.attn.hook_attn_scores", "blo
 # | `tl_model.to_tokens(prompt)`, `to_str_tokens(prompt)` | `model.ids(prompt)`, `gs.trace(prompt, model=model).tokens` |
 # | `tl_model.run_with_cache(prompt)` | `gs.trace(prompt, model=model)` |
 # | `cache["pattern", 5]`, `cache["blocks.5.hook_resid_post"]` | `t["pattern", 5]`, `t["blocks.5.hook_resid_post"]` |
+# | `tl_model.run_with_cache(prompt, names_filter=[...])` | `gs.trace(prompt, model=model, keep=[...])` |
+# | `torch.stack([cache["pattern", layer] for layer in ...])` | `t["pattern"]`, with labels |
+# | hooks at `ln1.hook_scale`, ... that write `clean_cache` | `gs.patch("attn_in_scale", clean_trace, layer=5)` |
 # | `tl_model.run_with_hooks(tokens, fwd_hooks=[(name, hook)])` | `gs.trace(prompt, model=model, edits=[gs.edit(site, function, layer=5)])` |
 # | a hook that writes `clean_cache[name][:, pos]` | `gs.patch(site, clean_trace, layer=5, pos=pos)` |
 # | a hook that writes zeros | `gs.ablate(site, layer=5, head=3)` |

@@ -1,4 +1,4 @@
-"""Every name of TransformerLens' cache: what holds a number of ours is read under that name, and the rest says why it is not."""
+"""Every name of TransformerLens' cache: what holds a number of ours is read by that name, and the rest says why not."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SHAPES: list[dict[str, Any]] = [
 N_NAMES, N_READ = 67, 56
 
 SHORT = [
-    ("attn", 1), ("pattern", 0), ("post", 1), ("pre", -1), ("pre_linear", 0), ("key", 1), ("query", 1), ("value", 0), ("z", 1),
-    ("rot_k", 1), ("rot_q", 0), ("mlp_post", 1), ("mlp_pre", 0), ("k", 1, "attn"), ("q", 1, "a"), ("resid_pre", 1),
+    ("attn", 1), ("pattern", 0), ("post", 1), ("pre", -1), ("pre_linear", 0), ("key", 1), ("query", 1), ("value", 0),
+    ("z", 1), ("rot_k", 1), ("rot_q", 0), ("mlp_post", 1), ("mlp_pre", 0), ("k", 1, "attn"), ("q", 1, "a"), ("resid_pre", 1),
     ("resid_mid", 1), ("resid_post", -1), ("attn_out", 1), ("mlp_out", 0), ("scale", 1, "ln1"), ("scale", 0, "ln2_post"),
     ("in", 1, "mlp"), ("out", 1, "attn"), "k1", "pre0", "attn1", "scale1ln2", "embed", "scale",
 ]  # fmt: skip
@@ -88,7 +88,12 @@ def test_their_masked_scores_are_the_capped_ones_where_a_query_sees_the_key(both
 
 def test_a_norm_divides_by_the_scale_there_and_here(both: tuple[Any, gs.Trace]) -> None:
     theirs, t = both
-    norms = [("ln1", "attn_in_scale"), ("ln1_post", "attn_out_scale"), ("ln2", "mlp_in_scale"), ("ln2_post", "mlp_out_scale")]
+    norms = [
+        ("ln1", "attn_in_scale"),
+        ("ln1_post", "attn_out_scale"),
+        ("ln2", "mlp_in_scale"),
+        ("ln2_post", "mlp_out_scale"),
+    ]
     for layer in range(t.model.n_layers):
         for norm, site in norms:
             divided = theirs[f"blocks.{layer}.{norm}.hook_in"][0] / t[site, layer][:, None]
