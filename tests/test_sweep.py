@@ -195,7 +195,7 @@ def base_edits(n_pos: int) -> list[Edit]:
         gs.add("resid_post", torch.linspace(-1, 1, 32), layer=0, pos=-1),
         gs.edit("mlp_act", torch.tanh, layer=0, pos=slice(n_pos // 2, None)),
         gs.ablate("embed", pos=n_pos // 2, value=0.25),
-        gs.knockout(layer=-1, head=1, q_pos=-1, k_pos=0) if n_pos > 1 else gs.scale("q", 0.5, layer=-1),
+        gs.knockout(layer=-1, head=1, q_pos=-1, k_pos=-2) if n_pos > 1 else gs.scale("q", 0.5, layer=-1),
     ]
 
 
