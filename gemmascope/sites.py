@@ -121,6 +121,11 @@ class Address:
         return self.site.name, self.layer
 
     @property
+    def parts(self) -> tuple[Site, int | None]:
+        """The site, and the layer."""
+        return self.site, self.layer
+
+    @property
     def is_after_layers(self) -> bool:
         """Whether the site comes after the last layer: final_scale, final, logits_raw or logits."""
         return self.layer is None and self.site.name != "embed"

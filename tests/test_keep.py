@@ -16,8 +16,9 @@ from checkpoints import checkpoint, model, prompt
 import gemmascope as gs
 from gemmascope.errors import BudgetError, SiteError, TraceError
 from gemmascope.memory import placement
-from gemmascope.run import layer_cache, save
-from gemmascope.run.layer_cache import LayerCache
+from gemmascope.run import save
+from gemmascope.run.reading import layer_cache
+from gemmascope.run.reading.layer_cache import LayerCache
 from gemmascope.sites import LAYER_SITES, SITES
 
 EDITS = [
@@ -204,7 +205,7 @@ def test_all_layers_come_from_one_stream(tmp_path: Path, layers_read: list[int],
     assert t["pattern"].shape == (3, 8, 9, 9)
     assert t["resid_pre"].shape == (*first.shape[:2], 32)
     assert layers_read == [0, 1, 2]  # what the layers made besides was cached
-    monkeypatch.setattr("gemmascope.run.all_layers.MAX_CACHED_BYTES", 1000)
+    monkeypatch.setattr("gemmascope.run.reading.all_layers.MAX_CACHED_BYTES", 1000)
     fresh = gs.trace(prompt(9), model=t.model)
     layers_read.clear()
     assert fresh["mlp_act"].equals(first)

@@ -20,7 +20,7 @@ from gemmascope.errors import GemmascopeError, PromptError, SiteError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Layout
 from gemmascope.model.tap import Tap
-from gemmascope.run import layer_cache
+from gemmascope.run.reading import layer_cache
 from gemmascope.run.trace import Trace
 from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES
 

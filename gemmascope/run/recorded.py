@@ -12,7 +12,7 @@ from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.sources import ReadableRun
 from gemmascope.model.layout import Layout
 from gemmascope.model.tap import Tap
-from gemmascope.run.layer_cache import LayerCache
+from gemmascope.run.reading.layer_cache import LayerCache
 from gemmascope.sites import Site, SiteKey
 
 

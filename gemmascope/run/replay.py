@@ -20,7 +20,7 @@ from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
 from gemmascope.model.weight_digests import UNVERIFIED
 from gemmascope.run.finite import require_logits
-from gemmascope.run.layer_cache import bytes_of_site, n_bytes_of
+from gemmascope.run.reading.layer_cache import bytes_of_site, n_bytes_of
 from gemmascope.run.recorded import RecordedRun
 from gemmascope.run.taps import LayerRecorder, Recorder
 from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, SiteKey, find, find_site

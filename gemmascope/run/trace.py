@@ -21,10 +21,10 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.all_layers import read_all_layers
 from gemmascope.run.gradients import gradient
-from gemmascope.run.layer_cache import LayerCache
 from gemmascope.run.logits import logit_lens, logits_at, top_tokens
+from gemmascope.run.reading.all_layers import read_all_layers
+from gemmascope.run.reading.layer_cache import LayerCache
 from gemmascope.run.recorded import LayerInfo
 from gemmascope.run.replay import is_single, read_edges, read_site, require_run_weights
 from gemmascope.run.save import save_trace
@@ -40,10 +40,9 @@ class Trace:
     """A run: its tokens, its edits and its residual stream. Made by gs.trace.
 
     t["pattern", 5] reads a site of a layer, with the axes of gs.SITES and no batch axis. Negative layers count from the end;
-    dotted strings and TransformerLens' names work too. Entries of the residual stream are stored, and so are the sites named
-    by gs.trace(keep=); any other site is computed by running its layer again. What a layer makes then is cached: up to 256
-    MiB a layer, and 1 GiB for all traces together, from which the layer read longest ago goes first. Threads may share a
-    trace.
+    dotted strings and TransformerLens' names work too. The residual stream is stored, and the sites named by gs.trace(keep=);
+    any other is computed by running its layer again. What a layer makes then is cached, up to 1 GiB for all traces, from
+    which the layer read longest ago goes first. Threads may share a trace.
 
     Examples:
         >>> t = gs.trace("When Mary and John went to the store, John gave a drink to")
@@ -109,17 +108,15 @@ class Trace:
     def __getitem__(self, key: object) -> Tensor | xarray.DataArray:
         """The value of a site: t["pattern", 5], t["layers.5.pattern"], t["blocks.5.attn.hook_pattern"], t["logits"].
 
-        The name of a site that is in every layer, t["pattern"], gives all layers as an array with labels, [layer, ...],
-        float32 on the CPU. They come from one pass over the layers, or from what the trace has.
+        A site of the layers without one, t["pattern"], is an array of all layers with labels, [layer, ...], float32 on the
+        CPU, from one pass over the layers or from what the trace has.
 
         Raises:
-            SiteError: The site or layer does not exist. Names similar sites.
-            BudgetError: The values would not fit the free memory.
+            SiteError: The site or layer does not exist. Names similar sites. BudgetError: The values do not fit the memory.
         """
         if isinstance(key, str) and (site := in_every_layer(key)) is not None:
             return read_all_layers(self, site)
-        address = find(key, self.model.n_layers)
-        return self.read(address.site, address.layer)
+        return self.read(*find(key, self.model.n_layers).parts)
 
     @property
     def kept(self) -> tuple[SiteKey, ...]:

@@ -17,9 +17,9 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
-from gemmascope.run.keep import Keep, Kept, keep_outside, kept_sites, require_room, run_and_keep
 from gemmascope.run.logits import record_final_edits
 from gemmascope.run.passes import streams
+from gemmascope.run.reading.keep import Keep, Kept, keep_outside, kept_sites, require_room, run_and_keep
 from gemmascope.run.save import read_run
 from gemmascope.run.trace import Trace
 

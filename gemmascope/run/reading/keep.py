@@ -20,7 +20,7 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain
 from gemmascope.run.finite import require_finite
-from gemmascope.run.layer_cache import bytes_of_site
+from gemmascope.run.reading.layer_cache import bytes_of_site
 from gemmascope.run.replay import rerun_layer
 from gemmascope.run.taps import EditTap, LayerRecorder
 from gemmascope.run.trace import Trace

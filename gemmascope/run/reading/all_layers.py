@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gemmascope.memory.limits import require_free_memory
 from gemmascope.model.gemma2 import Layer
-from gemmascope.run.layer_cache import MAX_CACHED_BYTES, bytes_of_site
+from gemmascope.run.reading.layer_cache import MAX_CACHED_BYTES, bytes_of_site
 from gemmascope.run.recorded import RecordedRun
 from gemmascope.run.replay import edges_of_known, known, run_again, sites_to_record
 from gemmascope.sites import EDGE_SITES, SITES, Site
