@@ -182,12 +182,13 @@ class KLFrom:
 
     def bind(self, model: Model) -> Callable[[Logits], PerRun]:
         """The metric for a model with the trace's vocabulary. MetricError for another, and for what is no trace."""
+        source = self.trace  # whose type a check of it would narrow
         if not is_trace(self.trace):
             raise MetricError(f"gs.kl_from takes a trace; given {not_a_trace(self.trace)}")
         if model.config.vocab_size != self.trace.model.config.vocab_size:
             theirs, ours = self.trace.model.config.vocab_size, model.config.vocab_size
             raise MetricError(f"the trace has a vocabulary of {theirs} tokens and {model.name!r} one of {ours}")
-        reference = self.trace.next_logits.log_softmax(-1).to(model.device)
+        reference = source.next_logits.log_softmax(-1).to(model.device)
         return lambda logits: (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1)
 
     @prints_legibly
