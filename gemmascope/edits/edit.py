@@ -29,6 +29,7 @@ from gemmascope.edits.target import (
     is_hidden,
     mesh,
     what_is_seen,
+    why_not_normalized,
 )
 from gemmascope.edits.write_record import WriteRecord
 from gemmascope.errors import EditError, SiteError
@@ -121,10 +122,7 @@ class Edit(ABC):
         if values is not None and not bool(torch.isfinite(values.to(model.dtype)).all()):
             raise EditError(f"the source of {self!r} holds NaN or infinity, or a number too large for {model.dtype}")
         if values is not None and not self.computes and not can_normalize_site(target.address.site, values):
-            why = "numbers whose squares are infinite: a norm would make zeros of them"
-            if target.address.site.is_scale:
-                why = "scales of a norm: a norm divides by them, and one is 0 or below"
-            raise EditError(f"the source of {self!r} holds {why}")
+            raise EditError(f"the source of {self!r} holds {why_not_normalized(target.address.site)}")
         hidden = self._names_masked_edges_only(target, values)
         return BoundEdit(self, target.address, target.places, values, hidden, home=model.device)
 

@@ -153,6 +153,13 @@ def can_normalize_site(site: Site, values: Tensor) -> bool:
     return can_normalize(values)
 
 
+def why_not_normalized(site: Site) -> str:
+    """What values hold that can_normalize_site refuses, for an error."""
+    if site.is_scale:
+        return "scales of a norm: a norm divides by them, and one is 0 or below"
+    return "numbers whose squares are infinite: a norm would make zeros of them"
+
+
 def can_continue_from(site: Site, values: Tensor) -> Tensor:
     """Which values a run can continue from: finite ones, above 0 if a norm divides by them, and minus infinity where it
     hides an edge or a token.

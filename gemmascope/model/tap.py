@@ -119,8 +119,8 @@ class FunctionTap(Tap):
         return True
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        # A write in place must not reach the layer's own copy of head_out or of a norm's scale, of whose change it makes use;
-        # nor the stream that the function may have kept at the end of the layer before.
+        # A write in place must not reach the layer's own copy of head_out or of a norm's scale, of whose change it makes
+        # use; nor the stream that the function may have kept at the end of the layer before.
         if site in ("head_out", "resid_pre", *SCALE_SITES):
             value = value.clone()
         return self._checked(site, layer, value)
