@@ -269,10 +269,8 @@ class BoundEdit:
                 f"{self.edit!r} made {number} of what stood at '{self.address}' ({at}): no run can go on from there"
             )
         if can_normalize_site(self.address.site, old) and not can_normalize_site(self.address.site, new.detach()):
-            raise EditError(
-                f"{self.edit!r} made numbers whose squares are infinite of what stood at '{self.address}': a norm would "
-                "make zeros of them"
-            )
+            why = f"numbers whose squares are infinite of what stood at '{self.address}': a norm would make zeros of them"
+            raise EditError(f"{self.edit!r} made {why}")
 
 
 def with_write_record(bound: BoundEdit) -> BoundEdit:

@@ -40,8 +40,8 @@ class Trace:
     """A run: its tokens, its edits and its residual stream. Made by gs.trace.
 
     t["pattern", 5] reads a site of a layer, with the axes of gs.SITES and no batch axis. Negative layers count from the end;
-    dotted strings and TransformerLens' names work too. The stream is stored, and the sites named by gs.trace(keep=); any other
-    is computed by running its layer again, which is cached: 1 GiB for all traces. Threads may share a trace.
+    dotted strings and TransformerLens' names work too. The stream is stored, and the sites of gs.trace(keep=); any other is
+    computed by running its layer again, which is cached: 1 GiB for all traces. Threads may share a trace.
 
     Examples:
         >>> t = gs.trace("When Mary and John went to the store, John gave a drink to")
