@@ -2,9 +2,9 @@
 
 Attend chooses between the forms of the same formula. Where Triton kernels run, one of them computes all runs of a pass.
 Elsewhere, runs from position 0 are computed here, in chunks of query rows, each with only the keys that it can see, so that
-masked halves and windows cost nothing and no prompt needs its whole score matrix at once. Runs that start after position 0
-go through prefix_attention.py, and runs that grow by one row go through kv_cache.py. If a tap wants the scores or the
-pattern of a layer, they are computed whole.
+masked halves and windows cost nothing and no prompt needs its whole score matrix at once. Runs that start after position 0,
+and prompts of unlike lengths, go through prefix_attention.py, and runs that grow by one row go through kv_cache.py. If a tap
+wants the scores or the pattern of a layer, they are computed whole.
 """
 
 from __future__ import annotations
@@ -60,10 +60,12 @@ class Attend:
         whole = any(tap.wants(site) for site in EDGE_SITES)
         if not whole and in_one_kernel:
             return self._in_one_kernel(q, k, v, layout, scores)
-        if not whole and any(block.start for block in layout.blocks):
-            if self.cap is not None and self.cap <= MAX_EXPONENT:
-                return PrefixAttention(self.scale, self.cap, self.window)(q, k, v, layout)
-            whole = True
+        starts_late = any(block.start for block in layout.blocks)
+        # Prompts of unlike lengths are padded to one shape there, in place, so a gradient goes the other way.
+        grouped = starts_late or (len(layout.blocks) > 1 and not torch.is_grad_enabled())
+        if grouped and not whole and self.cap is not None and self.cap <= MAX_EXPONENT:
+            return PrefixAttention(self.scale, self.cap, self.window)(q, k, v, layout)
+        whole |= starts_late
         parts, at = [], 0
         for i, block in enumerate(layout.blocks):
             stop = at + block.count * block.n_queries
