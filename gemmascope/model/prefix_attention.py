@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,9 +34,10 @@ DEVICE_PADDING_ELEMENTS = 2**25
 class _PaddedBlocks(NamedTuple):
     """Blocks of unlike lengths as runs of one shape, their rows at its start.
 
-    queries, keys: the rows of every run, [run x q] among all queries and [run x k] among all rows; a padded row repeats the
-    run's last one. real: which of the queries are no padding, [query of these blocks]. into: where those are among all
-    queries. seen: 1 for the keys that a query sees, otherwise 0, float32 [run or 1, 1, q, k].
+    queries: the vectors of every run among all queries' heads, [run x kv x group x q]. keys: the same of the keys
+    and values, [run x kv x k]. A padded vector repeats the last one of its run and head. real: which of the queries are no
+    padding. into: where those are among all queries and heads. seen: 1 for the keys that a query sees, otherwise 0, float32
+    [run or 1, 1, q, k].
     """
 
     n_runs: int
@@ -80,7 +80,7 @@ class PrefixAttention:
         dtype, compute_dtype = v.dtype, torch.float32 if v.device.type == "cpu" else v.dtype
         q, k, v = (q * (self.scale / self.cap)).to(compute_dtype), k.to(compute_dtype), v.to(compute_dtype)
         read, total = torch.empty_like(q, dtype=torch.float32), q.new_empty(*q.shape[:2], 1, dtype=torch.float32)
-        exact, padded = layout.once(("own rows", self.window, q.shape[1]), lambda: self._group_blocks(layout, q.shape[1]))
+        exact, padded = layout.once(("own rows", self.window), lambda: self._group_blocks(layout, q.shape[1], k.shape[1]))
         for block, first in exact:
             queries = slice(first, first + block.count * block.n_queries)
             self._read_own(q[queries], k[block.rows], v[block.rows], block, read[queries], total[queries])
@@ -90,7 +90,7 @@ class PrefixAttention:
             self._add_prefix(q, prefix, queries_of_prefix, read, total)
         return read.div_(total).to(dtype)
 
-    def _group_blocks(self, layout: Layout, n_heads: int) -> tuple[list[tuple[Block, int]], list[_PaddedBlocks]]:
+    def _group_blocks(self, layout: Layout, n_heads: int, n_kv: int) -> tuple[list[tuple[Block, int]], list[_PaddedBlocks]]:
         """The blocks that are computed in their own shape, with their first queries, and those that are padded to one."""
         device = layout.positions.device
         most, spare = _most_scores(device), PADDING_ELEMENTS if device.type == "cpu" else DEVICE_PADDING_ELEMENTS
@@ -99,19 +99,21 @@ class PrefixAttention:
             if len(group) == 1:
                 exact.append((layout.blocks[group[0]], layout.query_firsts[group[0]]))
             else:
-                padded.append(_pad(layout, group, self.window))
+                padded.append(_pad(layout, group, self.window, n_heads, n_kv))
         return exact, padded
 
     def _read_padded(self, q: Tensor, k: Tensor, v: Tensor, group: _PaddedBlocks, read: Tensor, total: Tensor) -> None:
         """Write what the runs of unlike blocks read from their own rows, and the sums of the weights."""
-        n_kv = k.shape[1]
-        q_rows = rearrange(q[group.queries], "(run q) (kv g) d -> (run kv) (g q) d", run=group.n_runs, kv=n_kv)
-        k_rows, v_rows = (rearrange(x[group.keys], "(run k) kv d -> (run kv) k d", run=group.n_runs) for x in (k, v))
+        # Each vector is copied once, to where the product wants it: rearranging whole rows would copy them a second time.
+        q_rows, k_rows, v_rows = (
+            x.flatten(0, 1).index_select(0, at).view(group.n_runs * k.shape[1], -1, x.shape[-1])
+            for x, at in ((q, group.queries), (k, group.keys), (v, group.keys))
+        )
         weights = self._weights(q_rows @ k_rows.mT)
         weights.view(group.n_runs, -1, *group.seen.shape[2:]).mul_(group.seen)
         for into, value in ((total, weights.sum(-1, keepdim=True)), (read, weights.to(v.dtype) @ v_rows)):
-            rows = rearrange(value, "(run kv) (g q) d -> (run q) (kv g) d", kv=n_kv, q=group.seen.shape[2])
-            into.index_copy_(0, group.into, rows[group.real].to(into.dtype))
+            real = value.flatten(0, 1).index_select(0, group.real)
+            into.view(-1, into.shape[-1]).index_copy_(0, group.into, real.to(into.dtype))
 
     def _read_own(self, q: Tensor, k: Tensor, v: Tensor, block: Block, read: Tensor, total: Tensor) -> None:
         """Write the weighted values that the runs of a block read from their own rows, and the sums of the weights."""
@@ -194,7 +196,7 @@ def _groups(blocks: Sequence[Block], most: int, spare: int) -> Iterator[list[int
         yield group
 
 
-def _pad(layout: Layout, group: Sequence[int], window: int | None) -> _PaddedBlocks:
+def _pad(layout: Layout, group: Sequence[int], window: int | None, n_heads: int, n_kv: int) -> _PaddedBlocks:
     blocks = [layout.blocks[index] for index in group]
     counts = [block.count for block in blocks]
     length, n_queries = (np.repeat([getattr(b, name) for b in blocks], counts) for name in ("length", "n_queries"))
@@ -208,15 +210,15 @@ def _pad(layout: Layout, group: Sequence[int], window: int | None) -> _PaddedBlo
     seen = k <= own_q[..., None]
     if window is not None:
         seen &= k > own_q[..., None] - window
-    device = layout.positions.device
-    return _PaddedBlocks(
-        len(length),
-        index_tensor((first_query[:, None] + np.minimum(q, n_queries[:, None] - 1)).reshape(-1), device),
-        index_tensor((first_key[:, None] + np.minimum(k, length[:, None] - 1)).reshape(-1), device),
-        index_tensor(np.flatnonzero(q < n_queries[:, None]), device),
-        index_tensor(ranges(first_query, n_queries), device),
-        index_tensor(seen[:, None].astype(np.float32), device),
+    q_rows, k_rows = (
+        (first[:, None] + np.minimum(own, count[:, None] - 1))[:, None]
+        for first, own, count in ((first_query, q, n_queries), (first_key, k, length))
     )
+    queries = (q_rows * n_heads + np.arange(n_heads)[:, None]).reshape(-1)  # query heads in the order of their kv heads
+    keys = (k_rows * n_kv + np.arange(n_kv)[:, None]).reshape(-1)
+    real = np.flatnonzero(np.repeat((q < n_queries[:, None])[:, None], n_heads, axis=1))
+    arrays = queries, keys, real, queries[real], seen[:, None].astype(np.float32)
+    return _PaddedBlocks(len(length), *(index_tensor(array, layout.positions.device) for array in arrays))
 
 
 def _prefix_queries(layout: Layout, window: int | None) -> Iterator[tuple[PrefixKV, _PrefixQueries]]:

@@ -148,6 +148,7 @@ class _Pass:
         self.layer = np.array([j.layer for j in self.joiners], dtype=np.int64)
         self.index = np.array([j.index for j in self.joiners], dtype=np.int64)
         self.n_last = np.array([j.base_run.n_last for j in self.joiners], dtype=np.int64)
+        self.is_edited_last = np.array([bool(j.edits_at(self.last)) for j in self.joiners], dtype=bool)
         self.is_confined = np.array([j.confined is not None for j in self.joiners], dtype=bool)
         self.all_rows = self._rows(lambda j: (j.start, len(j.base_run.ids)))
         self.changed_rows = self._rows(lambda j: j.confined or (j.start, len(j.base_run.ids)))
@@ -179,8 +180,11 @@ class _Pass:
         joining = self.layer == layer.index
         self._enter(np.flatnonzero(joining & ~self.is_confined), x)
         joined = (self.layer < layer.index) | (joining & ~self.is_confined)
-        for batch in self._microbatches(np.flatnonzero(joined), self.all_rows):
-            self._run_joined(layer, batch, prefixes)
+        # Runs of which the last layer computes only the rows that are read are apart from those that it edits.
+        reduced = joined & ~self.is_edited_last & (layer.index == self.last)
+        for group in (reduced, joined & ~reduced):
+            for batch in self._microbatches(np.flatnonzero(group), self.all_rows):
+                self._run_joined(layer, batch, prefixes)
         for batch in self._microbatches(np.flatnonzero(joining & self.is_confined), self.changed_rows):
             self._run_confined(layer, batch, x, y, prefixes)
         return y

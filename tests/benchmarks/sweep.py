@@ -4,7 +4,8 @@ The batch is the honest rival: hooks patch each of its rows at its own layer and
 some. The floor is the arithmetic that the patches cannot do without (floors.py), at the rate of this machine's matrix
 products. All take turns within a round. Where a rival would take minutes, it runs some of the cells, spread evenly, and
 its time is scaled; the table says how many it ran.
-The cells that the rivals run are compared with ours: float32 to rounding, bfloat16 by its distance from float32.
+Cells that the rivals run are compared with ours: float32 to rounding, bfloat16 by its distance from float32, over some pairs
+of prompts.
 
 Run: python tests/benchmarks/sweep.py [--lengths 16 64 128] [--dtype float32 bfloat16] [--sites resid_pre z] [--rounds 3]
      [--small] [--json FILE] [--cell] [--table] [--profile] [--transformer-lens]
