@@ -137,17 +137,15 @@ class _Pass:
         joiners = [_Joiner(i, variant, bases) for i, variant in enumerate(variants)]
         # An edit right of the position that is read, or of what its base already has, has no effect.
         self.without_effect = [j for j in joiners if j.start > j.base_run.pos]
-        with_effect = [j for j in joiners if j.start <= j.base_run.pos]
-        self.joiners = sorted(with_effect, key=lambda j: (j.base, j.start))
+        self.joiners = sorted((j for j in joiners if j.start <= j.base_run.pos), key=lambda j: (j.base, j.start))
         self.full_ids = [base.ids for base in bases] + [source.ids for source in sources]
         self.full_layout = Layout.of_lengths([len(ids) for ids in self.full_ids], model.device)
         self.full_first = np.array([span.start for span in self.full_layout.spans])
         self.base_edits = EditTap([*(base.edits for base in bases), *(source.edits for source in sources)])
         # On a CPU the first bfloat16 product of a row count costs milliseconds: padding makes the row counts alike.
         self.row_multiple = 64 if model.dtype == torch.bfloat16 and model.device.type == "cpu" else 1
-        self.layer = np.array([j.layer for j in self.joiners], dtype=np.int64)
-        self.index = np.array([j.index for j in self.joiners], dtype=np.int64)
-        self.n_last = np.array([j.base_run.n_last for j in self.joiners], dtype=np.int64)
+        numbers = np.array([(j.layer, j.index, j.base_run.n_last) for j in self.joiners], dtype=np.int64)
+        self.layer, self.index, self.n_last = numbers.reshape(-1, 3).T
         self.is_edited_last = np.array([bool(j.edits_at(self.last)) for j in self.joiners], dtype=bool)
         self.is_confined = np.array([j.confined is not None for j in self.joiners], dtype=bool)
         self.all_rows = self._rows(lambda j: (j.start, len(j.base_run.ids)))
@@ -166,9 +164,8 @@ class _Pass:
         stops = np.array([span.stop for span in self.full_layout.spans])
         read = x[self._indices(stops - np.array(n_last))]
         if self.without_effect:
-            self.final[self._indices([j.index for j in self.without_effect])] = read[
-                self._indices([j.base for j in self.without_effect])
-            ]
+            index, base = zip(*((j.index, j.base) for j in self.without_effect), strict=True)
+            self.final[self._indices(list(index))] = read[self._indices(list(base))]
         read, final = moved(read, self.model.device), moved(self.final, self.model.device)
         return FinalResiduals(read[: len(self.bases)], final, read[len(self.bases) :])
 
