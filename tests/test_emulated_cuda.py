@@ -191,9 +191,9 @@ TASKS: dict[str, Callable[[Model], Any]] = {
 }
 # The most kernels that one more layer may take without Triton.
 BOUNDS: dict[tuple[str, str], float] = {
-    ("source", "trace"): 67, ("source", "prompt and 4 tokens"): 314, ("source", "sweep resid_pre"): 182,
+    ("source", "trace"): 67, ("source", "prompt and 4 tokens"): 314, ("source", "sweep resid_pre"): 123,
     ("source", "sweep z"): 161, ("source", "gradient"): 270,
-    ("int8", "trace"): 98, ("int8", "prompt and 4 tokens"): 474, ("int8", "sweep resid_pre"): 208,
+    ("int8", "trace"): 98, ("int8", "prompt and 4 tokens"): 474, ("int8", "sweep resid_pre"): 149,
     ("int8", "sweep z"): 187, ("int8", "gradient"): 327,
 }  # fmt: skip
 # The most kernels that a layer may take with Triton, each time that it runs: for a prompt, a token, or a batch of a sweep.
