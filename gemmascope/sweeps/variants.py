@@ -163,9 +163,8 @@ class _Pass:
         n_last = (*(base.n_last for base in self.bases), *(1 for _ in self.sources))
         stops = np.array([span.stop for span in self.full_layout.spans])
         read = x[self._indices(stops - np.array(n_last))]
-        if self.without_effect:
-            index, base = zip(*((j.index, j.base) for j in self.without_effect), strict=True)
-            self.final[self._indices(list(index))] = read[self._indices(list(base))]
+        index, base = ([getattr(j, name) for j in self.without_effect] for name in ("index", "base"))
+        self.final[self._indices(index)] = read[self._indices(base)]
         read, final = moved(read, self.model.device), moved(self.final, self.model.device)
         return FinalResiduals(read[: len(self.bases)], final, read[len(self.bases) :])
 
