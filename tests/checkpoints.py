@@ -1,4 +1,4 @@
-"""Small random Gemma 2 checkpoints, made by transformers, with weights large enough for both soft caps to matter."""
+"""Small random Gemma 2 and 3 checkpoints, made by transformers, with weights large enough for both soft caps to matter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from gemmascope.config import GemmaConfig
 from gemmascope.model.gemma2 import Gemma2
@@ -44,8 +44,28 @@ def checkpoint(kinds: str = "lg", seed: int = 0, theta: float = 10000.0, **shape
     return model
 
 
+def checkpoint_3(kinds: str = "lg", seed: int = 0, factor: float = 1.0, **shape: Any) -> Gemma3ForCausalLM:
+    """A random Gemma 3 in float32. factor: what RoPE divides positions by in global layers."""
+    scaled = {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"}
+    rope: dict[str, Any] = {"rope_theta": 50000.0, "rope_local_base_freq": 300.0, "rope_scaling": scaled}
+    if IN_PARAMETERS:
+        rope = {"rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            "full_attention": {**scaled, "rope_theta": 50000.0},
+        }}  # fmt: skip
+    config = Gemma3TextConfig(
+        **{**SHAPE, **rope, **shape}, num_hidden_layers=len(kinds), layer_types=[KINDS[kind] for kind in kinds],
+        attn_implementation="eager",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Gemma3ForCausalLM(config).eval()
+        _enlarge(model)
+    return model
+
+
 @torch.no_grad()
-def _enlarge(model: Gemma2ForCausalLM) -> None:
+def _enlarge(model: Gemma2ForCausalLM | Gemma3ForCausalLM) -> None:
     c = model.config
     # Standard deviations of about 10 for scores and 12 for logits, with tails beyond their caps of 50 and 30. Larger
     # scores would make a float32 model chaotic: an oracle of the same precision would then differ as much from itself.
@@ -63,11 +83,11 @@ def _enlarge(model: Gemma2ForCausalLM) -> None:
             p.uniform_(-0.4, 0.4)
 
 
-def config_of(source: Gemma2ForCausalLM) -> GemmaConfig:
+def config_of(source: Gemma2ForCausalLM | Gemma3ForCausalLM) -> GemmaConfig:
     return GemmaConfig.from_dict(source.config.to_dict())
 
 
-def model_of(source: Gemma2ForCausalLM) -> Model:
+def model_of(source: Gemma2ForCausalLM | Gemma3ForCausalLM) -> Model:
     """Our model over the checkpoint's own tensors, without the loader: what the loader does has its own tests."""
     network = Gemma2(config_of(source))
     weights = {name: tensor for name, tensor in source.state_dict().items() if name != "lm_head.weight"}

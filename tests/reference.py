@@ -1,4 +1,4 @@
-"""Gemma 2 written out plainly in float64: loops over heads, positions and keys, one number or vector at a time.
+"""Gemma 2 and Gemma 3 written out plainly in float64: loops over heads, positions and keys, one number or vector at a time.
 
 The oracle for the sites that transformers does not expose. It was written from the paper and from transformers'
 source, shares no code with the package, and is slow on purpose: there is nothing clever in it to be wrong.
@@ -17,10 +17,17 @@ Array = NDArray[np.float64]
 See = Callable[[str, "int | None", Array], Array]
 
 
-def rope_theta(config: Gemma2Config) -> float:
-    """The base of RoPE, from where transformers 5 or transformers 4 keeps it."""
+def rope_of(config: Gemma2Config, layer: int) -> tuple[float, float]:
+    """The base of RoPE in a layer and what it divides positions by, from where transformers 5 or 4 keeps them."""
     parameters = getattr(config, "rope_parameters", None)
-    return float(parameters["rope_theta"] if parameters else config.rope_theta)
+    if config.model_type == "gemma2":
+        return float(parameters["rope_theta"] if parameters else config.rope_theta), 1.0
+    kind = config.layer_types[layer]
+    if parameters:
+        return float(parameters[kind]["rope_theta"]), float(parameters[kind].get("factor", 1.0))
+    if kind == "sliding_attention":
+        return float(config.rope_local_base_freq), 1.0
+    return float(config.rope_theta), float((config.rope_scaling or {}).get("factor", 1.0))
 
 
 class Reference:
@@ -72,11 +79,15 @@ class Reference:
         c, at = self.config, f"model.layers.{layer}."
         n_pos, d_head, n_heads, n_kv = len(x), c.head_dim, c.num_attention_heads, c.num_key_value_heads
         shared_by = n_heads // n_kv
-        q = see("q", self._heads(x, at + "self_attn.q_proj.weight", n_heads))
-        k = see("k", self._heads(x, at + "self_attn.k_proj.weight", n_kv))
+        q = see("q_raw", self._heads(x, at + "self_attn.q_proj.weight", n_heads))
+        k = see("k_raw", self._heads(x, at + "self_attn.k_proj.weight", n_kv))
         v = see("v", self._heads(x, at + "self_attn.v_proj.weight", n_kv))
-        q_rot = see("q_rot", self._rotated(q))
-        k_rot = see("k_rot", self._rotated(k))
+        if c.model_type != "gemma2":
+            q = np.stack([self._norm(row, at + "self_attn.q_norm.weight") for row in q])
+            k = np.stack([self._norm(row, at + "self_attn.k_norm.weight") for row in k])
+        q, k = see("q", q), see("k", k)
+        q_rot = see("q_rot", self._rotated(q, layer))
+        k_rot = see("k_rot", self._rotated(k, layer))
 
         scores = np.zeros((n_heads, n_pos, n_pos))
         for head in range(n_heads):
@@ -129,13 +140,13 @@ class Reference:
     def _norm(self, x: Array, name: str, scale: Array) -> Array:
         return np.stack([row / by * (1.0 + self.weights[name]) for row, by in zip(x, scale, strict=True)])
 
-    def _rotated(self, x: Array) -> Array:
+    def _rotated(self, x: Array, layer: int) -> Array:
         """Each pair (i, i + half) turned by position / theta ** (2 i / d_head)."""
-        half, theta = self.config.head_dim // 2, rope_theta(self.config)
+        half, (theta, factor) = self.config.head_dim // 2, rope_of(self.config, layer)
         turned = np.zeros_like(x)
         for position in range(len(x)):
             for i in range(half):
-                angle = position / theta ** (2 * i / self.config.head_dim)
+                angle = position / factor / theta ** (2 * i / self.config.head_dim)
                 a, b = x[position, :, i], x[position, :, i + half]
                 turned[position, :, i] = a * math.cos(angle) - b * math.sin(angle)
                 turned[position, :, i + half] = b * math.cos(angle) + a * math.sin(angle)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from checkpoints import checkpoint, config_of
-from transformers import Gemma2Config
+from transformers import Gemma2Config, Gemma3TextConfig
 
 from gemmascope.config import PRESETS, GemmaConfig
 from gemmascope.errors import ConfigError
@@ -21,7 +21,8 @@ TINY = GemmaConfig(
 @pytest.mark.parametrize("config", [TINY, *PRESETS.values()], ids=["tiny", *PRESETS])
 def test_a_config_comes_back_from_its_dict_and_through_transformers(config: GemmaConfig) -> None:
     assert GemmaConfig.from_dict(config.to_dict()) == config
-    theirs = Gemma2Config(**{k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")})
+    kind = Gemma3TextConfig if config.qk_norms else Gemma2Config
+    theirs = kind(**{k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")})
     assert GemmaConfig.from_dict(theirs.to_dict()) == config
 
 
@@ -73,7 +74,7 @@ def test_a_config_may_leave_out_the_head_size_the_caps_and_the_end_tokens() -> N
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}, r"'gemma3_text' \(Gemma3ForCausalLM\), not"),
+        ({"model_type": "gemma3n", "architectures": ["Gemma3nModel"]}, r"'gemma3n', which is Gemma 3n \(Gemma3nModel\)"),
         ({"model_type": None, "architectures": None}, r"model_type is None \(no architecture named\), not 'gemma2'"),
         ({"model_type": "llama", "architectures": "Llama"}, r"'llama' \(Llama\)"),
         ({"hidden_activation": "relu"}, "differs from Gemma 2: hidden_activation 'relu'"),

@@ -62,14 +62,14 @@ OTHER_NUMBERS = {
 
 
 def test_every_site_of_the_table_has_known_axes() -> None:
-    assert len(SITES) == 31
+    assert len(SITES) == 33
     assert all(name == site.name and set(site.axes) <= AXES and site.meaning for name, site in SITES.items())
     assert tuple(name for name, site in SITES.items() if not site.in_layer) == OUTSIDE
     assert EDGE_SITES == ("scores", "scores_capped", "pattern")
     assert {*LAYER_SITES, *OUTSIDE} == set(SITES)
     assert SCALE_SITES == ("attn_in_scale", "attn_out_scale", "mlp_in_scale", "mlp_out_scale", "final_scale")
-    assert {name for name, site in SITES.items() if site.heads == "kv_head"} == {"k", "v", "k_rot"}
-    by_head = {"q", "q_rot", "scores", "scores_capped", "pattern", "z", "head_out"}
+    assert {name for name, site in SITES.items() if site.heads == "kv_head"} == {"k_raw", "k", "v", "k_rot"}
+    by_head = {"q_raw", "q", "q_rot", "scores", "scores_capped", "pattern", "z", "head_out"}
     assert {name for name, site in SITES.items() if site.heads == "head"} == by_head
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder in the transformers layout: its configuration and its tensors, checked."""
+"""A checkpoint, in a folder of the transformers layout or in a GGUF file: its configuration and its tensors, checked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import short_repr
+from gemmascope.checkpoints.gguf import GGUFFile, GGUFTensors
 from gemmascope.checkpoints.shards import Shards, StoredTensor
 from gemmascope.checkpoints.tensor_names import EMBEDDING as EMBEDDING
 from gemmascope.checkpoints.tensor_names import HEAD, canonical_names
 from gemmascope.config import GemmaConfig
-from gemmascope.errors import CheckpointError, ConfigError
-from gemmascope.files.json_reader import is_regular_file, read_json
+from gemmascope.errors import CheckpointError, ConfigError, warn
+from gemmascope.files.json_reader import MAX_BYTES, is_regular_file, read_bytes, read_json
+from gemmascope.tokens.tokenizer import Tokenizer
 
 _EXPECTED = (
     "config.json, model.safetensors (or model.safetensors.index.json and the shards that it names), "
@@ -27,21 +29,27 @@ _EXPECTED = (
 
 
 class Checkpoint:
-    """An open checkpoint folder, to be used as a context manager. Opening reads the configuration and the file headers.
+    """An open checkpoint, to be used as a context manager. Opening reads the configuration and the file headers.
 
     Attributes:
-        folder: The folder.
+        folder: The folder; or the GGUF file.
+        gguf: The open GGUF file; None for a folder.
         config: The model's shape.
         dtype_name: The dtype that config.json names; None if it names none.
-        stored: Each tensor's header, by the tensor's name in Gemma2ForCausalLM.
+        stored: Each tensor's header, by the tensor's name in Gemma2ForCausalLM or Gemma3ForCausalLM.
     """
 
     def __init__(self, folder: Path) -> None:
         """Raises CheckpointError, or ConfigError for another architecture; both name the faulty file."""
-        self.folder = folder
-        self.config, self.dtype_name = read_config(folder)
-        self._index = _index(folder)
-        self._shards = Shards(_shard_paths(folder, self._index))
+        self.folder, self.gguf = folder, GGUFFile.open(folder) if folder.is_file() else None
+        self._index: dict[str, str] = {}
+        self._shards: Shards | GGUFTensors
+        if self.gguf is not None:
+            self.config, self.dtype_name, self._shards = self.gguf.config, None, self.gguf.tensors
+        else:
+            self.config, self.dtype_name = read_config(folder)
+            self._index = _index(folder)
+            self._shards = Shards(_shard_paths(folder, self._index))
         try:
             names = canonical_names(self._shards.stored, folder)
             self.stored: Mapping[str, StoredTensor] = {new: self._shards.stored[old] for new, old in names.items()}
@@ -68,13 +76,25 @@ class Checkpoint:
         """One tensor, on the CPU, in the dtype it is stored in."""
         return self._shards.read(self.stored[name].name)
 
+    def companion(self, name: str) -> bytes | None:
+        """The content of a file of configuration or tokenizer that is beside the tensors; None if there is none."""
+        if self.gguf is not None:
+            return self.gguf.companions.get(name)
+        return read_bytes(self.folder / name, MAX_BYTES) if is_regular_file(self.folder / name) else None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a GGUF file; None without one, and for a folder, whose tokenizer is read by itself."""
+        return None if self.gguf is None else self.gguf.tokenizer
+
     def require_tensors(self, shapes: Mapping[str, torch.Size]) -> None:
         """Refuses a checkpoint whose tensors are not exactly these. A copy of the embedding as lm_head is allowed."""
         if missing := [name for name in shapes if name not in self.stored]:
             raise CheckpointError(f"{self.folder}: {_are(missing, 'missing')}; {self._expected_place(missing[0])}")
         if extra := [name for name in self.stored if name not in shapes and name != HEAD]:
             shard = self.stored[extra[0]].shard.name
-            raise CheckpointError(f"{self.folder}: {_are(extra, 'unknown to Gemma 2 of this config')}; it is in {shard}")
+            raise CheckpointError(
+                f"{self.folder}: {_are(extra, f'unknown to {self.config.family} of this config')}; it is in {shard}"
+            )
         expected = {**shapes, HEAD: shapes[EMBEDDING]}
         for name, stored in self.stored.items():
             if stored.shape != tuple(expected[name]):
@@ -123,6 +143,9 @@ def read_config(folder: Path) -> tuple[GemmaConfig, str | None]:
             raise ConfigError(f"{generation}: eos_token_id: {error}") from error
     return config, name if isinstance(name, str) else None
 
+
+# How far apart two quantisations of one matrix may be, as a fraction of its norm.
+ROUNDED = 0.25
 
 # Adapters of peft that learn tokens or keys rather than changes of weights, so they cannot be merged.
 UNMERGEABLE = frozenset(("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"))
@@ -209,11 +232,7 @@ def _shard_paths(folder: Path, index: Mapping[str, str]) -> list[Path]:
 
 def gguf_advice(folder: Path, name: str) -> str:
     """Advice for a folder whose weights are a GGUF file."""
-    return (
-        "GGUF is not read. If it is not quantised to few bits, transformers converts it: "
-        f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, gguf_file={name!r}).save_pretrained(new_folder); "
-        "otherwise give the original checkpoint"
-    )
+    return f"A GGUF file is loaded by its own path: gs.load({str(folder / name)!r})"
 
 
 def _expectation(folder: Path) -> str:
@@ -237,11 +256,22 @@ def _are(names: list[str], what: str) -> str:
 
 
 def require_tied(checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint whose lm_head differs from its embedding: Gemma 2 ties the two."""
-    if HEAD in checkpoint.stored and not torch.equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING)):
+    """Refuses a checkpoint whose lm_head differs from its embedding: Gemma ties the two."""
+    if HEAD not in checkpoint.stored:
+        return
+    head, embedding = checkpoint.read(HEAD), checkpoint.read(EMBEDDING)
+    if checkpoint.gguf is not None and head.shape == embedding.shape:
+        distance = float((head - embedding).norm() / embedding.norm())
+        if 0 < distance < ROUNDED:
+            warn(
+                f"{checkpoint.folder} holds its unembedding beside its embedding, quantised differently "
+                f"({distance:.1%} apart): the embedding is used for both, as Gemma ties them and as transformers does"
+            )
+            return
+    if not torch.equal(head, embedding):
         raise CheckpointError(
-            f"{HEAD!r} of {checkpoint.stored[HEAD].shard} differs from the embedding. Gemma 2 unembeds with its embedding, "
-            "so this model cannot be run as one"
+            f"{HEAD!r} of {checkpoint.stored[HEAD].shard} differs from the embedding. {checkpoint.config.family} unembeds "
+            "with its embedding, so this model cannot be run as one"
         )
 
 

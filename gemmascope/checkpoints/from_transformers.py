@@ -1,4 +1,4 @@
-"""A network that shares the tensors of a transformers Gemma2ForCausalLM in memory."""
+"""A network that shares the tensors of a transformers Gemma2ForCausalLM or Gemma3ForCausalLM in memory."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gemmascope.model.gemma2 import Gemma2, Layer
 
 
 def is_gemma(source: object) -> TypeGuard[TransformersGemma2]:
-    """Whether this is a transformers Gemma 2 with its head. Compares class names, so that transformers is not imported."""
-    return any(kind.__name__ == CAUSAL for kind in type(source).__mro__)
+    """Whether this is a transformers Gemma 2 or 3 with its head. Compares class names: transformers is not imported."""
+    return any(kind.__name__ in CAUSAL for kind in type(source).__mro__)
 
 
 def from_transformers(source: TransformersGemma2, device: str | torch.device, dtype: str | torch.dtype) -> Gemma2:
@@ -34,8 +34,10 @@ def from_transformers(source: TransformersGemma2, device: str | torch.device, dt
     ours = dict(network.named_parameters())
     missing = sorted(ours.keys() - theirs.keys())
     if missing or (extra := sorted(theirs.keys() - ours.keys() - {"lm_head.weight"})):
-        problem = f"{missing[0]!r} is missing" if missing else f"{extra[0]!r} is unknown to Gemma 2"
-        raise CheckpointError(f"this {CAUSAL} has other parameters: {problem}. If it has adapters, merge them into it first")
+        problem = f"{missing[0]!r} is missing" if missing else f"{extra[0]!r} is unknown to {network.config.family}"
+        raise CheckpointError(
+            f"this {type(source).__name__} has other parameters: {problem}. If it has adapters, merge them into it first"
+        )
     for name, parameter in ours.items():
         if theirs[name].shape != parameter.shape:
             raise CheckpointError(
@@ -90,7 +92,7 @@ def _refuse_unusable(source: TransformersGemma2, parameters: dict[str, nn.Parame
     head = source.get_output_embeddings().weight
     embedding = parameters["model.embed_tokens.weight"]
     if head is not embedding and not torch.equal(head, embedding):
-        raise CheckpointError("the model's lm_head differs from its embedding; Gemma 2 unembeds with its embedding")
+        raise CheckpointError("the model's lm_head differs from its embedding; Gemma unembeds with its embedding")
 
 
 def _refuse_other_place(parameter: nn.Parameter, device: str | torch.device, dtype: str | torch.dtype) -> None:

@@ -15,7 +15,11 @@ from gemmascope.checkpoints.folder import read_config
 from gemmascope.errors import CheckpointError
 from gemmascope.files.locking import lock, unlock
 
-KNOWN_REPOS = tuple(f"google/gemma-2-{size}{tuned}" for size in ("2b", "9b", "27b") for tuned in ("", "-it"))
+KNOWN_REPOS = (
+    *(f"google/gemma-2-{size}{tuned}" for size in ("2b", "9b", "27b") for tuned in ("", "-it")),
+    *("google/gemma-3-270m", "google/gemma-3-270m-it"),
+    *(f"google/gemma-3-{size}-{tuned}" for size in ("1b", "4b", "12b", "27b") for tuned in ("pt", "it")),
+)
 
 _CONFIG = ("config.json", "generation_config.json", "adapter_config.json")
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
@@ -94,7 +98,7 @@ def _is_connection(error: Exception) -> bool:
 
 
 def suggestion(name: str) -> str:
-    """' Did you mean ...?' for a name similar to one of Google's Gemma 2 repositories, else an empty string."""
+    """' Did you mean ...?' for a name similar to one of Google's Gemma repositories, else an empty string."""
     plain, known_names = _plain(name.split("/")[-1]), {_plain(known.split("/")[1]): known for known in KNOWN_REPOS}
     near = [plain] if plain in known_names else difflib.get_close_matches(plain, known_names, n=2, cutoff=0.75)
     suggestions = [repr(known_names[key]) for key in near if known_names[key] != name]

@@ -21,7 +21,7 @@ from gemmascope.model.gemma2 import Gemma2
 
 Parameters = dict[str, nn.Parameter]
 
-# The packages whose code runs in a transformers Gemma 2. Their hooks record outputs or move tensors; they change no value.
+# The packages whose code runs in a transformers Gemma. Their hooks record outputs or move tensors; they change no value.
 _LIBRARIES = ("torch", "transformers", "accelerate")
 _CLASSES = ("Linear", "Embedding", "ModuleList", "GELUTanh", "PytorchGELUTanh")
 # The relative error that bfloat16 may leave in a number that the model computes with.
@@ -118,22 +118,21 @@ def _refuse_other_module(name: str, module: nn.Module) -> None:
     if replaced or _root(type(module).forward) not in _LIBRARIES:
         what = "a forward of its own" if replaced else f"the forward of {type(module).__module__}.{type(module).__name__}"
         raise CheckpointError(
-            f"{_named(name)} has {what}, not that of transformers' Gemma 2, and gemmascope would not run it. If it is an "
+            f"{_named(name)} has {what}, not that of transformers' Gemma, and gemmascope would not run it. If it is an "
             f"adapter, merge it into the model (merge_and_unload()); else restore the module, {_AS_EDIT}"
         )
     kinds = {kind.__name__ for kind in type(module).__mro__}
-    known = any(kind.startswith("Gemma2") or kind in _CLASSES for kind in kinds)
+    known = any(kind.startswith(("Gemma2", "Gemma3")) or kind in _CLASSES for kind in kinds)
     if not known and not (isinstance(module, nn.GELU) and module.approximate == "tanh"):
-        raise CheckpointError(f"{_named(name)} is a {type(module).__name__}, which no Gemma 2 has there")
+        raise CheckpointError(f"{_named(name)} is a {type(module).__name__}, which no Gemma has there")
 
 
 def _refuse_other_body(body: TransformersBody, config: GemmaConfig) -> None:
     """Refuses a last norm, RoPE, embedding scale or layer whose numbers are not the configuration's."""
     _require_number("model.norm.eps", getattr(body.norm, "eps", config.norm_eps), config.norm_eps)
     rope = getattr(body, "rotary_emb", None)
-    for name in ("inv_freq", "attention_scaling"):
+    for name, expected in _rope_numbers(config).items():
         value = getattr(rope, name, None)
-        expected = rope_frequencies(config) if name == "inv_freq" else torch.ones(())
         if value is None or (isinstance(value, Tensor) and value.is_meta):
             continue
         actual = torch.as_tensor(value).detach().float().cpu()
@@ -159,9 +158,22 @@ def _require_number(name: str, actual: float, expected: float) -> None:
         )
 
 
-def rope_frequencies(config: GemmaConfig) -> Tensor:
-    """The frequencies of RoPE under a configuration: [d_head / 2], float32."""
-    return config.rope_theta ** -(torch.arange(0, config.d_head, 2, dtype=torch.float32) / config.d_head)
+def _rope_numbers(config: GemmaConfig) -> dict[str, Tensor]:
+    """What a configuration makes of RoPE's frequencies and scalings, by their names in transformers' rotary embedding."""
+    if not config.qk_norms:
+        return {"inv_freq": rope_frequencies(config), "attention_scaling": torch.ones(())}
+    numbers = {}
+    for kind, name in (("local", "sliding_attention"), ("global", "full_attention")):
+        if kind in config.kinds:
+            numbers[f"{name}_inv_freq"] = rope_frequencies(config, config.kinds.index(kind))
+            numbers[f"{name}_attention_scaling"] = torch.ones(())
+    return numbers
+
+
+def rope_frequencies(config: GemmaConfig, layer: int = 0) -> Tensor:
+    """The frequencies of RoPE under a configuration, in a layer: [d_head / 2], float32."""
+    theta, factor = config.rope_of(layer)
+    return theta ** -(torch.arange(0, config.d_head, 2, dtype=torch.float32) / config.d_head) / factor
 
 
 def _refuse_other_numbers(name: str, layer: nn.Module, index: int, config: GemmaConfig) -> None:
@@ -173,7 +185,7 @@ def _refuse_other_numbers(name: str, layer: nn.Module, index: int, config: Gemma
         "self_attn.sliding_window": window,
         "self_attn.layer_type": "full_attention" if window is None else "sliding_attention",
         "attention_type": "full_attention" if window is None else "sliding_attention",
-        **{f"{norm}_layernorm.eps": config.norm_eps for norm in _NORMS},
+        **{f"{norm}.eps": config.norm_eps for norm in _NORMS},
     }
     for path, number in expected.items():
         owner: object = layer
@@ -187,4 +199,5 @@ def _refuse_other_numbers(name: str, layer: nn.Module, index: int, config: Gemma
             )
 
 
-_NORMS = ("input", "post_attention", "pre_feedforward", "post_feedforward")
+_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+          "self_attn.q_norm", "self_attn.k_norm")  # fmt: skip

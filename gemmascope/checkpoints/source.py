@@ -1,4 +1,4 @@
-"""The folder of a model's source: nano, a folder, or a repository on the hub."""
+"""The folder of a model's source: nano, a folder, a GGUF file, or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 from pathlib import Path
 
 from gemmascope.arguments import equals_text, short_repr
-from gemmascope.checkpoints.folder import gguf_advice
+from gemmascope.checkpoints.gguf import is_gguf
 from gemmascope.checkpoints.hub import fetch, is_hub_id, suggestion
 from gemmascope.errors import CheckpointError
 
 NANO = Path(__file__).parent.parent / "nano" / "checkpoint"
 
-_SOURCES = "a folder in the transformers layout, a hub id (owner/name), 'nano', or a transformers Gemma2ForCausalLM"
+_SOURCES = (
+    "a folder in the transformers layout, a GGUF file, a hub id (owner/name), 'nano', or a transformers Gemma2ForCausalLM "
+    "or Gemma3ForCausalLM"
+)
 
 
 def resolve_source(source: object, revision: str | None = None) -> tuple[Path, str]:
-    """The folder of a source, downloaded if the source is a hub id, and the model's name.
+    """The folder of a source, or its GGUF file, downloaded if the source is a hub id, and the model's name.
 
     Raises CheckpointError if the source does not exist, or if it has no revisions and one is given.
     """
@@ -36,6 +39,8 @@ def _resolve(source: object, revision: str | None) -> tuple[Path, str]:
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path) and source != "":  # Path("") is the current folder; nobody means that
         return hub_snapshot(path), str(source)
+    if os.path.isfile(path) and is_gguf(path):
+        return path, path.stem
     if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file; {_advice(path)}")
     if isinstance(source, str) and is_hub_id(source):
@@ -66,9 +71,9 @@ def hub_snapshot(folder: Path) -> Path:
 
 
 def _advice(path: Path) -> str:
-    """What to give instead of a file."""
+    """What to do about a file that is no source."""
     if path.suffix == ".gguf":
-        return gguf_advice(path.parent, path.name)
+        return "its name ends in .gguf, and it does not begin as GGUF files do: fetch it again"
     if path.suffix == ".npz":
         return "give the folder of a model; a dictionary of features is loaded by gs.load_sae"
     return "give the folder that holds it, with its config.json"

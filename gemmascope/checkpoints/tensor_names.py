@@ -12,6 +12,9 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # The prefixes that torch.compile, DataParallel, FSDP and checkpointing add to names.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PEFT = "base_model.model."
+# The text model within a multimodal checkpoint, and what is beside it and left out.
+_TEXT = ("model.language_model.", "language_model.model.", "language_model.")
+_OTHER = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
 _ADAPTED = re.compile(r"(^|\.)(lora_\w+|base_layer|modules_to_save|ia3_\w+|oft_\w+|vera_\w+|prompt_encoder)(\.|$)")
 _QUANTISED = re.compile(
     r"(\.weight\.(absmax|quant_map|nested_\w+|quant_state\w*)|\.(SCB|qweight|qzeros|g_idx|weight_scale\w*|weight_format"
@@ -25,11 +28,11 @@ _LEFT_OUT = re.compile(
 
 
 def canonical_names(names: Iterable[str], source: object) -> dict[str, str]:
-    """A mapping from each tensor's name in Gemma2ForCausalLM to its name in the checkpoint.
+    """A mapping from each tensor's name in Gemma2ForCausalLM or Gemma3ForCausalLM to its name in the checkpoint.
 
     Names may lack the prefix "model.", as Gemma2Model saves them, and may contain wrappers' prefixes. The head of a reward
-    model and RoPE's frequencies are left out. A checkpoint with only lm_head.weight uses it as the embedding, to which
-    Gemma 2 ties it.
+    model, RoPE's frequencies and what a multimodal checkpoint has beside its text model are left out. A checkpoint
+    with only lm_head.weight uses it as the embedding, to which Gemma ties it.
 
     Args:
         names: The names in the checkpoint.
@@ -56,8 +59,10 @@ def canonical_names(names: Iterable[str], source: object) -> dict[str, str]:
 
 def _canonical(stored: str) -> str | None:
     name = _WRAPPERS.sub("", stored).removeprefix(_PEFT)
-    if _LEFT_OUT.search(name):
+    if _LEFT_OUT.search(name) or _OTHER.search(name):
         return None
+    if prefix := next((prefix for prefix in _TEXT if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
     return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
 
 

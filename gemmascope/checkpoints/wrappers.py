@@ -1,4 +1,4 @@
-"""Transformers models in memory that contain a Gemma2ForCausalLM: compiled, wrapped, or with another head or none."""
+"""Transformers models in memory that contain a Gemma 2 or 3: compiled, wrapped, with another head or none, multimodal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from torch import nn
 
 from gemmascope.errors import CheckpointError
 
-CAUSAL, BODY = "Gemma2ForCausalLM", "Gemma2Model"
+# The classes of whole language models, by that of their bodies.
+CAUSAL_OF = {"Gemma2Model": "Gemma2ForCausalLM", "Gemma3TextModel": "Gemma3ForCausalLM"}
+CAUSAL = frozenset(CAUSAL_OF.values())
 # Models with another head on top of the body, which is left out, as transformers does when it loads such a checkpoint.
-_HEADED = ("Gemma2ForSequenceClassification", "Gemma2ForTokenClassification")
+_HEADED = ("Gemma2ForSequenceClassification", "Gemma2ForTokenClassification", "Gemma3TextForSequenceClassification")
+# Models of text and images, whose text model is taken.
+_MULTIMODAL = ("Gemma3ForConditionalGeneration", "Gemma3Model")
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
 
@@ -25,7 +29,7 @@ class TransformersConfig(Protocol):
 
 
 class TransformersBody(Protocol):
-    """A transformers Gemma2Model."""
+    """A transformers Gemma2Model or Gemma3TextModel."""
 
     embed_tokens: nn.Module
     layers: nn.ModuleList
@@ -33,7 +37,7 @@ class TransformersBody(Protocol):
 
 
 class TransformersGemma2(Protocol):
-    """What is used of a transformers Gemma2ForCausalLM."""
+    """What is used of a transformers Gemma2ForCausalLM or Gemma3ForCausalLM."""
 
     config: TransformersConfig
     model: TransformersBody
@@ -50,7 +54,7 @@ class TransformersGemma2(Protocol):
 
 
 def unwrap(source: object) -> object:
-    """The Gemma2ForCausalLM that a model contains; any other object is returned as it is.
+    """The Gemma2ForCausalLM or Gemma3ForCausalLM that a model contains; any other object is returned as it is.
 
     Raises:
         CheckpointError: The model has adapters, is sharded, or is quantised. The message says what to do.
@@ -70,17 +74,22 @@ def unwrap(source: object) -> object:
         )
     if "FullyShardedDataParallel" in kinds:
         raise CheckpointError("this model is sharded (FSDP): save it whole with save_pretrained, and load that folder")
-    if not kinds & {CAUSAL, BODY, *_HEADED}:
+    if not kinds & {*CAUSAL, *CAUSAL_OF, *_HEADED, *_MULTIMODAL}:
         return source
     model: Any = source
     _refuse_quantised(model.named_parameters())
-    return model if CAUSAL in kinds else _with_head(model if BODY in kinds else model.model)
+    if kinds & CAUSAL:
+        return model
+    if kinds & {*_MULTIMODAL}:
+        return _with_head(getattr(model, "model", model).language_model)
+    return _with_head(model if kinds & CAUSAL_OF.keys() else model.model)
 
 
 def _with_head(body: nn.Module) -> object:
-    """A Gemma2ForCausalLM around a body in memory. Its head is the embedding, to which Gemma 2 ties it."""
+    """A whole language model around a body in memory. Its head is the embedding, to which Gemma ties it."""
+    name = next(CAUSAL_OF[kind.__name__] for kind in type(body).__mro__ if kind.__name__ in CAUSAL_OF)
     with torch.device("meta"):
-        model = sys.modules["transformers"].Gemma2ForCausalLM(body.config)
+        model = getattr(sys.modules["transformers"], name)(body.config)
     model.model = body
     model.lm_head.weight = body.get_submodule("embed_tokens").weight
     return model.eval()

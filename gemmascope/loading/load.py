@@ -1,4 +1,4 @@
-"""gs.load: a Gemma 2 from the package, a folder, the hub, or memory."""
+"""gs.load: a Gemma 2 or 3 from the package, a folder, a GGUF file, the hub, or memory."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def load(
     check: bool = False,
     revision: str | None = None,
 ) -> Model:
-    """Load a Gemma 2.
+    """Load a Gemma 2, or the text model of a Gemma 3.
 
     Loading takes at most the model's own size and one tensor in memory; quantising takes one layer in int8 and two tensors.
     A load that fails leaves nothing behind.
@@ -77,10 +77,11 @@ def load(
         source: One of
             "nano" or None, a small trained Gemma 2 inside the package;
             a folder in the transformers layout, or one that gs.quantize wrote;
+            a GGUF file, as llama.cpp, Ollama and LM Studio keep them (with the gguf package; memory= needs weights="int8");
             a hub id such as "google/gemma-2-2b", downloaded once into the hub's cache (HF_HOME, HF_ENDPOINT, HF_TOKEN and
             HF_HUB_OFFLINE apply). A folder of the same name comes first;
-            a transformers Gemma2ForCausalLM, whose parameters are shared rather than copied. A compiled model and a
-            Gemma2Model work too; the head of a reward model is left out.
+            a transformers Gemma2ForCausalLM or Gemma3ForCausalLM, whose parameters are shared rather than copied. A compiled
+            model and one without head work too; another head, and what is beside the text model, is left out.
         device: The device to load to. "auto" is cuda if there is one, else the CPU; a model in memory stays where it is.
             Several GPUs, such as ["cuda:0", "cuda:1"], share the layers, the first ones on the first of them, which also has
             the embedding, and to which results come. "auto" uses further GPUs only if a model does not fit on one. "meta"
@@ -156,6 +157,7 @@ class LoadOptions:
 def _from_folder(folder: Path, name: str, options: LoadOptions) -> tuple[Gemma2, Tokenizer | None]:
     """The network and the tokenizer of an int8 store or a checkpoint."""
     target, dtype, budget = choose_devices(options.device), options.dtype, options.memory
+    own: object
     if options.weights == "int8" or is_store(folder):
         store = int8_store(folder, name, options.cache, LoadRequest(target, parse_dtype(dtype), budget))
         chosen_dtype = choose_dtype(dtype, store.dtype_name, {store.dtype})
@@ -163,7 +165,7 @@ def _from_folder(folder: Path, name: str, options: LoadOptions) -> tuple[Gemma2,
         reader = read_tokenizer(own if options.tokenizer is None else options.tokenizer, store.config)
         return network_of_store(store, target, chosen_dtype, budget), reader
     with Checkpoint(folder) as checkpoint:
-        own = folder if has_tokenizer(folder) else None
+        own = checkpoint.tokenizer() if checkpoint.gguf else folder if has_tokenizer(folder) else None
         reader = read_tokenizer(own if options.tokenizer is None else options.tokenizer, checkpoint.config)
         chosen_dtype = choose_dtype(dtype, checkpoint.dtype_name, checkpoint.dtypes)
         if budget is None or target.first.type == "meta":
@@ -171,6 +173,11 @@ def _from_folder(folder: Path, name: str, options: LoadOptions) -> tuple[Gemma2,
         if options.check:
             raise DeviceError(
                 "check=True looks at every value, and with memory= most of them stay in their files: leave one out"
+            )
+        if checkpoint.gguf is not None:
+            raise DeviceError(
+                "the layers of a GGUF file do not stream as they are stored: with memory= give weights='int8' as well, "
+                "which converts it once, into the cache"
             )
         require_tied(checkpoint)
         return network_of_checkpoint(checkpoint, target, chosen_dtype, budget), reader

@@ -13,6 +13,7 @@ from gemmascope.arguments import equals_text
 from gemmascope.checkpoints.device import choose_dtype, parse_dtype, weights_error
 from gemmascope.checkpoints.folder import Checkpoint, read_config
 from gemmascope.checkpoints.from_transformers import is_gemma
+from gemmascope.checkpoints.gguf import is_gguf
 from gemmascope.checkpoints.hub import KNOWN_REPOS, suggestion
 from gemmascope.checkpoints.source import NANO
 from gemmascope.checkpoints.tensor_names import EMBEDDING
@@ -23,7 +24,9 @@ from gemmascope.streaming.packed import NORMS, TensorSlice
 from gemmascope.streaming.store import Store, is_store
 
 # A hub id of Google's, or the end of one.
-PRESET_NAME = re.compile(r"(?:(?:google/)?gemma-2-)?(?P<model>(?P<size>2b|9b|27b)(?:-it)?)")
+PRESET_NAME = re.compile(
+    r"(?:(?:google/)?gemma-(?:2-(?!3-)|(?=3-)))?(?P<model>(?P<size>2b|9b|27b|3-(?:270m|1b|4b|12b|27b))(?:-it|-pt)?)"
+)
 
 _PLAIN = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -76,7 +79,7 @@ def find_planned_model(source: object) -> PlannedModel:
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(f"cannot plan for a {type(source).__name__}; {_known()}")
     path = Path(source).expanduser()
-    if path.is_dir() and source != "":
+    if (path.is_dir() and source != "") or (path.is_file() and is_gguf(path)):
         return _of_folder(path, str(source))
     if preset := PRESET_NAME.fullmatch(str(source).lower()):
         return PlannedModel(str(source), PRESETS[preset["size"]], torch.bfloat16, torch.bfloat16)
@@ -114,6 +117,9 @@ def _of_folder(folder: Path, name: str) -> PlannedModel:
         store = Store(folder)
         computed = choose_dtype("auto", store.dtype_name, {store.dtype})
         return PlannedModel(name, store.config, store.dtype, computed, int8=True, folder=folder)
+    if folder.is_file():
+        with Checkpoint(folder) as checkpoint:
+            return PlannedModel(name, checkpoint.config, torch.float32, torch.float32, folder=folder)
     config, dtype_name = read_config(folder)
     try:
         with Checkpoint(folder) as checkpoint:

@@ -20,7 +20,7 @@ from gemmascope.errors import DeviceError, GemmascopeError, SiteError
 from gemmascope.legible import prints_legibly
 from gemmascope.model.maths import rms_scale, rope_table, rotate
 from gemmascope.model.modes import computes
-from gemmascope.model.modules import Attention, Embedding, RMSNorm
+from gemmascope.model.modules import Attention, Embedding, NoNorm, RMSNorm
 from gemmascope.tokens.tokenizer import visible_text
 
 if TYPE_CHECKING:
@@ -190,10 +190,11 @@ def qk_of(layer: int, attention: Attention, norm: RMSNorm, head: int, distance: 
     distance = int(distance)
     config = attention.config
     head = _head_index(head, config)
-    left = _rows(attention.q_proj.weight, head, config.d_head) * attention.attend.scale
-    right = _rows(attention.k_proj.weight, head // config.heads_per_kv, config.d_head)
+    left = _rows(attention.q_proj.weight, head, config.d_head) * attention.attend.scale * _gain(attention.q_norm).view(-1, 1)
+    right = _rows(attention.k_proj.weight, head // config.heads_per_kv, config.d_head) * _gain(attention.k_norm).view(-1, 1)
     # The rotations of query and key combine to one by the difference of their positions.
-    cos, sin = rope_table(torch.tensor([-distance], device=right.device), config.d_head, config.rope_theta)
+    back = torch.tensor([-distance], device=right.device)
+    cos, sin = rope_table(back, config.d_head, attention.rope_theta, attention.rope_factor)
     right = rotate(right.mT[:, None], cos.expand(config.d_model, -1), sin.expand(config.d_model, -1))[:, 0].mT
     if gains:
         left, right = left * _gain(norm), right * _gain(norm)
@@ -239,7 +240,7 @@ def _rows(weight: Tensor, head: int, d_head: int) -> Tensor:
     return weight[head * d_head : (head + 1) * d_head].detach().float()
 
 
-def _gain(norm: RMSNorm) -> Tensor:
+def _gain(norm: RMSNorm | NoNorm) -> Tensor:
     return 1.0 + norm.weight.detach().float()
 
 

@@ -103,6 +103,9 @@ class Layer(NamedWeights, nn.Module):
     def qk(self, head: int, *, distance: int = 0, gains: bool = True) -> FactoredMatrix:
         """The QK matrix of a query head: its score before the soft cap is query row @ left @ right @ key row.
 
+        In a Gemma 3, which norms queries and keys, the score is that times the scales of both norms in a run: the inverse
+        root mean squares of ("q_raw", layer) and ("k_raw", layer) of the head.
+
         Args:
             head: The query head, counted from the end if negative.
             distance: How many positions the key is before the query, on which RoPE makes the score depend. Default 0.

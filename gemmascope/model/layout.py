@@ -181,9 +181,9 @@ class Layout:
         n_queries = np.repeat([b.n_queries for b in self.blocks], counts)
         return index_tensor(ranges(stops - n_queries, n_queries), self.positions.device)
 
-    def rope(self, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of every row's angles, computed once per pass."""
-        return self.once(("rope", d_head, theta), lambda: rope_table(self.positions, d_head, theta))
+    def rope(self, d_head: int, theta: float, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of every row's angles, computed once per pass. factor: what positions are divided by."""
+        return self.once(("rope", d_head, theta, factor), lambda: rope_table(self.positions, d_head, theta, factor))
 
     def once(self, key: object, compute: Callable[[], T]) -> T:
         """A value that all layers of the pass share, computed when it is first needed."""

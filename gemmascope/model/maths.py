@@ -54,11 +54,14 @@ def soft_cap(x: Tensor, cap: float | None) -> Tensor:
 
 
 def rope_table(
-    positions: Int[Tensor, " row"], d_head: int, theta: float
+    positions: Int[Tensor, " row"], d_head: int, theta: float, factor: float = 1.0
 ) -> tuple[Float[Tensor, "row d_head"], Float[Tensor, "row d_head"]]:
-    """Cosines and sines that rotate a query or key at each position, float32. Halves pair up, as in the checkpoint."""
+    """Cosines and sines that rotate a query or key at each position, float32. Halves pair up, as in the checkpoint.
+
+    factor: what positions are divided by (linear scaling).
+    """
     exponents = torch.arange(0, d_head, 2, dtype=torch.float32, device=positions.device) / d_head
-    angles = positions[:, None].float() * (1.0 / theta**exponents)
+    angles = positions[:, None].float() * (1.0 / theta**exponents / factor)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 

@@ -84,6 +84,12 @@ class RMSNorm(nn.Module):
         return factor * (1.0 + self.weight.float())
 
 
+class NoNorm(nn.Identity):
+    """Stands for the norms of queries and keys in a Gemma 2, which has none. Its gain, 1 + weight, is 1."""
+
+    weight = torch.zeros(())
+
+
 class Attention(nn.Module):
     """Grouped-query attention with RoPE and a soft cap; local layers see a window of keys."""
 
@@ -95,6 +101,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.d_model, d_kv)
         self.v_proj = Linear(config.d_model, d_kv)
         self.o_proj = Linear(d_q, config.d_model)
+        self.q_norm, self.k_norm = (RMSNorm(config.d_head, config.norm_eps) if config.qk_norms else NoNorm() for _ in "qk")
+        self.rope_theta, self.rope_factor = config.rope_of(layer)
         self.attend = attend_of(config, layer)
 
     def forward(
@@ -124,10 +132,11 @@ class Attention(nn.Module):
         """The queries and keys, after RoPE, and the values."""
         # Views: beside the products of one row, rearrange takes time.
         q, k, v = (
-            tap(site, self.project(site, rows).view(len(rows), -1, self.config.d_head))
-            for site, rows in (("q", layout.query_rows(x)), ("k", x), ("v", x))
+            tap(site, self.project(name, rows).view(len(rows), -1, self.config.d_head))
+            for site, name, rows in (("q_raw", "q", layout.query_rows(x)), ("k_raw", "k", x), ("v", "v", x))
         )
-        cos, sin = layout.rope(self.config.d_head, self.config.rope_theta)
+        q, k = tap("q", self.q_norm(q)), tap("k", self.k_norm(k))
+        cos, sin = layout.rope(self.config.d_head, self.rope_theta, self.rope_factor)
         q_rot = tap("q_rot", rotate(q, layout.query_rows(cos), layout.query_rows(sin)))
         return q_rot, tap("k_rot", rotate(k, cos, sin)), v
 

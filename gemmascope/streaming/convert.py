@@ -19,7 +19,7 @@ from torch import Tensor
 from gemmascope.checkpoints.folder import Checkpoint, require_finite
 from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.errors import BudgetError, CheckpointError
-from gemmascope.files.json_reader import MAX_BYTES, is_regular_file, read_bytes
+from gemmascope.files.json_reader import MAX_BYTES, read_bytes
 from gemmascope.files.locking import file_lock
 from gemmascope.files.replace import SUFFIX
 from gemmascope.files.writing import Content, explain_os_errors, make_folder, write_file
@@ -63,12 +63,11 @@ def identity_of(checkpoint: Checkpoint) -> str:
     return join_digests((FORMAT, *names, *(tensor_digest(checkpoint.read(name)) for name in names)))
 
 
-def outdated_companions(source: Path, target: Path) -> Iterator[tuple[str, bytes | None]]:
+def outdated_companions(checkpoint: Checkpoint, target: Path) -> Iterator[tuple[str, bytes | None]]:
     """Configuration and tokenizer files whose copies are outdated: name and content, or None if the source has none."""
     for name in _COMPANIONS:
-        original, copy = source / name, target / name
-        if is_regular_file(original):
-            content = read_bytes(original, MAX_BYTES)
+        content, copy = checkpoint.companion(name), target / name
+        if content is not None:
             if not os.path.isfile(copy) or read_bytes(copy, MAX_BYTES) != content:
                 yield name, content
         elif os.path.lexists(copy):
@@ -116,7 +115,7 @@ class _Writer:
         for abandoned in target.glob(f".*{SUFFIX}"):  # by a process that was killed while writing
             abandoned.unlink()
         self._write_manifest()
-        for name, content in outdated_companions(checkpoint.folder, target):
+        for name, content in outdated_companions(checkpoint, target):
             if content is not None:
                 self._write(name, content)
         self.buffer = torch.empty(self.layer[-1].stop, dtype=torch.uint8)

@@ -237,12 +237,15 @@ MATRICES = tuple(f"self_attn.{x}_proj.weight" for x in "qkvo") + tuple(
 )
 NORMS = tuple(f"{x}_layernorm.weight" for x in ("input", "post_attention", "pre_feedforward", "post_feedforward"))
 
+QK_NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
+
 
 def layer_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a layer."""
     d, d_q, d_kv, d_mlp = config.d_model, config.n_heads * config.d_head, config.n_kv_heads * config.d_head, config.d_mlp
     shapes = ((d_q, d), (d_kv, d), (d_kv, d), (d, d_q), (d_mlp, d), (d_mlp, d), (d, d_mlp))
-    return dict(zip(MATRICES, shapes, strict=True)) | dict.fromkeys(NORMS, (d,))
+    norms = {**dict.fromkeys(NORMS, (d,)), **(dict.fromkeys(QK_NORMS, (config.d_head,)) if config.qk_norms else {})}
+    return {**dict(zip(MATRICES, shapes, strict=True)), **norms}
 
 
 def int8_layout(config: GemmaConfig, norms: torch.dtype) -> list[TensorSlice]:

@@ -62,10 +62,10 @@ def cached_store(checkpoint: Checkpoint, name: str, cache: str | os.PathLike[str
     target = _find(cache, name, source, signature) or _make(checkpoint, name, cache, source)
     if files_signature(checkpoint) != signature:
         raise CheckpointError(f"{checkpoint.folder} changed while it was read: load it again")
-    _refresh(target, checkpoint.folder, source, signature)
+    _refresh(target, checkpoint, source, signature)
     if cache is None:
         _forget_outdated(target, source)
-    return Store(target, checkpoint.folder)
+    return Store(target, None if checkpoint.gguf is not None else checkpoint.folder)
 
 
 def files_signature(checkpoint: Checkpoint) -> str:
@@ -129,17 +129,19 @@ def sources_of(store: Path) -> dict[str, str]:
     return {folder: signature for folder, signature in content.items() if isinstance(signature, str)}
 
 
-def _refresh(target: Path, folder: Path, source: str, signature: str) -> None:
+def _refresh(target: Path, checkpoint: Checkpoint, source: str, signature: str) -> None:
     """List the folder in its store, and copy its configuration and tokenizer there if they changed.
 
     The copies are for loading the store by itself: a load of the source reads the source's own files.
     """
-    if (sources_of(target).get(source) == signature and not list(outdated_companions(folder, target))) or not _may_write(
-        target
-    ):
+    is_listed = sources_of(target).get(source) == signature
+    # A GGUF file has everything in itself, so its signature says that nothing changed.
+    if is_listed and (checkpoint.gguf is not None or not list(outdated_companions(checkpoint, target))):
+        return
+    if not _may_write(target):
         return
     with exclusive(target):
-        for name, content in outdated_companions(folder, target):
+        for name, content in outdated_companions(checkpoint, target):
             if content is not None:
                 write_file(target / name, content, error=CheckpointError, full=BudgetError)
             else:
@@ -165,7 +167,7 @@ def _forget_outdated(target: Path, source: str) -> None:
             continue
         with suppress(CheckpointError, BudgetError), exclusive(store):  # it may be another user's, or on a read-only disk
             others = {folder: signature for folder, signature in sources_of(store).items() if folder != source}
-            if any(os.path.isdir(folder) for folder in others):
+            if any(os.path.exists(folder) for folder in others):
                 _write_sources(store, others)
             elif not is_in_use(store):
                 shutil.rmtree(store, ignore_errors=True)

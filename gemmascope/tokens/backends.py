@@ -40,9 +40,9 @@ class JsonBackend:
     Works on a copy without truncation and padding: a transformers tokenizer shares its own, and sets both on it when called.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
-        """Raises PromptError for a tokenizer with parts in Python, which cannot be copied."""
-        self._inner = _copy(inner)
+    def __init__(self, inner: tokenizers.Tokenizer, *, copied: bool = False) -> None:
+        """copied: whether it is nobody else's. PromptError for a tokenizer with parts in Python, which cannot be copied."""
+        self._inner = inner if copied else _copy(inner)
         self._added = self._inner.get_added_tokens_decoder()
         self._special = {i for i, token in self._added.items() if token.special}
         self.bos: int | None = self._inner.token_to_id("<bos>")
@@ -89,6 +89,10 @@ class JsonBackend:
         if self.is_gemmas():  # their optional split at spaces makes no difference
             relevant.pop("pre_tokenizer", None)
         return (json.dumps(relevant, sort_keys=True) + model + tail).encode()
+
+    def as_json(self) -> bytes:
+        """The content of a tokenizer.json."""
+        return str(self._inner.to_str()).encode()
 
     def id_of(self, name: str) -> int | None:
         """The id of a token by its name."""

@@ -79,6 +79,11 @@ class Tokenizer:
         elif not front and self.backend.has_wrapping_rule():
             warn_of_wrapping(source, "no <bos> in front of", "give token ids to go without")
 
+    def as_json(self) -> bytes:
+        """The content of a tokenizer.json. Only of a tokenizer of the tokenizers library."""
+        assert isinstance(self.backend, JsonBackend)
+        return self.backend.as_json()
+
     @property
     def vocab_size(self) -> int:
         return self.backend.size

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.analysis.heads import head_scores
-from gemmascope.config import Kind
+from gemmascope.config_json import Kind
 from gemmascope.model.model import Model
 from gemmascope.prompts import ioi, recall
 from gemmascope.run.tracing import trace
