@@ -24,8 +24,8 @@ from gemmascope.parallel.group import Group
 
 # The sites that are divided, and the axis of the heads or of the columns in a value of the pass.
 DIVIDED = {
-    "q_raw": 1, "k_raw": 1, "q": 1, "k": 1, "v": 1, "q_rot": 1, "k_rot": 1, "z": 1, "head_out": 1, "mlp_gate": 1, "mlp_up": 1, "mlp_act": 1,
-    "scores": 1, "scores_capped": 1, "pattern": 1,
+    "q_raw": 1, "k_raw": 1, "q": 1, "k": 1, "v": 1, "q_rot": 1, "k_rot": 1, "z": 1, "head_out": 1,
+    "mlp_gate": 1, "mlp_up": 1, "mlp_act": 1, "scores": 1, "scores_capped": 1, "pattern": 1,
 }  # fmt: skip
 
 
