@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import checkpoint, checkpoint_3, model_of, prompt
 from reference import error
 
 import gemmascope as gs
@@ -54,11 +54,12 @@ def test_attention_times_gradient() -> None:
     assert change / size == pytest.approx(edges.sel(layer=layer, head=head, q_pos=q, k_pos=k).item(), rel=0.05, abs=1e-3)
 
 
-@pytest.mark.parametrize("into", ["corrupt", "clean"])
-def test_the_paths_to_the_receivers_of_a_layer_add_up_to_what_goes_through_its_attention(into: str) -> None:
+@pytest.mark.parametrize(("into", "family"), [("corrupt", 2), ("clean", 2), ("corrupt", 3)])
+def test_the_paths_to_the_receivers_of_a_layer_add_up_to_what_goes_through_its_attention(into: str, family: int) -> None:
     clean, corrupt = prompt(7), prompt(7, seed=3)
-    paths = gs.head_paths(clean, corrupt, METRIC, into=into, model=model())
-    runs = {"clean": gs.trace(clean, model=model()), "corrupt": gs.trace(corrupt, model=model())}
+    m = model() if family == 2 else model_of(checkpoint_3("lgl"))
+    paths = gs.head_paths(clean, corrupt, METRIC, into=into, model=m)
+    runs = {"clean": gs.trace(clean, model=m), "corrupt": gs.trace(corrupt, model=m)}
     base, source = (runs["corrupt"], runs["clean"]) if into == "corrupt" else (runs["clean"], runs["corrupt"])
     gradient = base.grad(METRIC, ["resid_pre", "resid_mid"])
     for layer in (1, 2):
@@ -73,7 +74,7 @@ def test_the_paths_to_the_receivers_of_a_layer_add_up_to_what_goes_through_its_a
     for later in range(3):
         assert np.isnan(paths["v"].values[later:, :, later]).all()
     with pytest.raises(SweepError, match="positions of the two prompts must match"):
-        gs.head_paths(clean, prompt(8), METRIC, model=model())
+        gs.head_paths(clean, prompt(8), METRIC, model=m)
 
 
 @pytest.mark.nano

@@ -6,29 +6,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import model, prompt
+from checkpoints import checkpoint_3, model, model_of, prompt
 
 import gemmascope as gs
 from gemmascope.edits.edit import Edit
 from gemmascope.errors import SiteError, SweepError
+from gemmascope.model.model import Model
 
 CLEAN, CORRUPT = prompt(9, seed=1), prompt(9, seed=2)
 METRIC = gs.logit_diff(5, 9)
 
 
-def by_definition(sender: Edit, receivers: list[tuple[str, int, Any]] | None) -> float:
+def by_definition(sender: Edit, receivers: list[tuple[str, int, Any]] | None, m: Model) -> float:
     """The metric of the corrupted run, the sender's change reaching only the receivers (None: the end of the stream)."""
-    base = gs.trace(CORRUPT, model=model("lgll"))
+    base = gs.trace(CORRUPT, model=m)
     last = 4 if receivers is None else max(layer for _, layer, _ in receivers)
     assert sender.layer is not None
     frozen: list[Edit] = [sender]
     for layer in range(sender.layer, last):
         frozen += [gs.patch("attn_out", base, layer=layer)] if layer > sender.layer else []
         frozen += [gs.patch("mlp_out", base, layer=layer)] if layer > sender.layer or sender.site != "mlp_out" else []
-    arriving = gs.trace(CORRUPT, model=model("lgll"), edits=frozen)
+    arriving = gs.trace(CORRUPT, model=m, edits=frozen)
     if receivers is not None:
         late = [(site, layer, heads) for site, layer, heads in receivers if layer > sender.layer]
-        arriving = gs.trace(CORRUPT, model=model("lgll"), edits=[gs.patch(s, arriving, layer=a, head=h) for s, a, h in late])
+        arriving = gs.trace(CORRUPT, model=m, edits=[gs.patch(s, arriving, layer=a, head=h) for s, a, h in late])
     return float(arriving.next_logits[5] - arriving.next_logits[9])
 
 
@@ -42,17 +43,16 @@ RECEIVERS: list[Any] = [
 
 
 @pytest.mark.parametrize("receivers", RECEIVERS, ids=str)
-@pytest.mark.parametrize("sender", ["z", "attn_out", "mlp_out"])
-def test_a_path_is_its_definition(sender: str, receivers: Any) -> None:
+@pytest.mark.parametrize(("sender", "family"), [("z", 2), ("attn_out", 2), ("mlp_out", 2), ("z", 3)])
+def test_a_path_is_its_definition(sender: str, receivers: Any, family: int) -> None:
+    m = model("lgll") if family == 2 else model_of(checkpoint_3("lgll"))
     by = ("layer", "head") if sender == "z" else ("layer",)
-    s = gs.path_sweep(
-        CLEAN, CORRUPT, METRIC, sender=sender, receiver=receivers or "final", by=by, mlps="frozen", model=model("lgll")
-    )
-    source = gs.trace(CLEAN, model=model("lgll"))
+    s = gs.path_sweep(CLEAN, CORRUPT, METRIC, sender=sender, receiver=receivers or "final", by=by, mlps="frozen", model=m)
+    source = gs.trace(CLEAN, model=m)
     last = 4 if receivers is None else max(layer for _, layer, _ in receivers)
     for layer in range(last):
         for head in [0, 7] if sender == "z" else [None]:
-            expected = by_definition(gs.patch(sender, source, layer=layer, head=head), receivers)
+            expected = by_definition(gs.patch(sender, source, layer=layer, head=head), receivers, m)
             value = s.values[0, layer] if head is None else s.values[0, layer, head]
             assert value == pytest.approx(expected, abs=3e-4), (layer, head)
     assert np.isnan(s.values[0, last:]).all(), "a sender at or after its receivers has no path: not run, rather than 0"
@@ -66,7 +66,7 @@ def test_a_sender_at_one_position() -> None:
     )
     sender = gs.patch("z", gs.trace(CLEAN, model=model("lgll")), layer=1, pos=4, head=[2, 3])
     assert s.effect.dims == ("layer", "pos")
-    assert s.values[0, 1, 4] == pytest.approx(by_definition(sender, [("v", 2, None)]), abs=3e-4)
+    assert s.values[0, 1, 4] == pytest.approx(by_definition(sender, [("v", 2, None)], model("lgll")), abs=3e-4)
 
 
 def test_names_of_transformerlens_are_read() -> None:

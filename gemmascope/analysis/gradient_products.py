@@ -26,8 +26,8 @@ from gemmascope.sweeps.metrics import MetricLike
 from gemmascope.sweeps.pairs import INTO
 from gemmascope.values import labelled, moved
 
-# What a head reads the stream through, and the site whose gradient says what it does there.
-INPUTS = ("q", "k", "v")
+# What a head reads the stream through, and the site whose gradient says what it does there: before Gemma 3's norms.
+INPUTS = {"q": "q_raw", "k": "k_raw", "v": "v"}
 
 
 @computes
@@ -124,7 +124,7 @@ def head_paths(
     runs = run_trace(ids, model=model)
     base, source = reversed(runs) if into == "corrupt" else runs
     config, n_layers = model.config, model.n_layers
-    gradients = base.grad(metric, [(site, layer) for site in INPUTS for layer in range(n_layers)])
+    gradients = base.grad(metric, [(site, layer) for site in INPUTS.values() for layer in range(n_layers)])
     changes = [
         moved((one - other).float(), model.device) for one, other in zip(_head_outs(source), _head_outs(base), strict=True)
     ]
@@ -133,9 +133,8 @@ def head_paths(
     with torch.no_grad(), closing(model.layers()) as layers:
         for layer in layers:
             for site in INPUTS if layer.index else ():
-                read = moved(
-                    _through_input(layer, site, gradients[site, layer.index], base.residuals[layer.index]), model.device
-                )
+                gradient = gradients[INPUTS[site], layer.index]
+                read = moved(_through_input(layer, site, gradient, base.residuals[layer.index]), model.device)
                 sent = torch.stack(changes[: layer.index])
                 found[site][: layer.index, :, layer.index] = einsum(
                     sent, read, "layer pos sender d, pos head d -> layer sender head"

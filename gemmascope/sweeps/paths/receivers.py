@@ -50,7 +50,9 @@ class Receiver:
         with torch.no_grad():
             flat = project(layer.input_layernorm(moved(stream, layer.device)))
         heads: Tensor = rearrange(flat, "pos (head d) -> pos head d", d=layer.self_attn.config.d_head)[:, self.heads]
-        return heads
+        norms = {"q": layer.self_attn.q_norm, "k": layer.self_attn.k_norm}
+        with torch.no_grad():
+            return norms[self.site](heads) if self.site in norms else heads
 
 
 def attn_out(layer: Layer, z: Tensor) -> Tensor:
