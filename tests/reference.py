@@ -83,8 +83,8 @@ class Reference:
         k = see("k_raw", self._heads(x, at + "self_attn.k_proj.weight", n_kv))
         v = see("v", self._heads(x, at + "self_attn.v_proj.weight", n_kv))
         if c.model_type != "gemma2":
-            q = np.stack([self._norm(row, at + "self_attn.q_norm.weight") for row in q])
-            k = np.stack([self._norm(row, at + "self_attn.k_norm.weight") for row in k])
+            q = np.stack([self._norm(row, at + "self_attn.q_norm.weight", self._scale(row)) for row in q])
+            k = np.stack([self._norm(row, at + "self_attn.k_norm.weight", self._scale(row)) for row in k])
         q, k = see("q", q), see("k", k)
         q_rot = see("q_rot", self._rotated(q, layer))
         k_rot = see("k_rot", self._rotated(k, layer))
