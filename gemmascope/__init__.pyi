@@ -67,10 +67,13 @@ from gemmascope.sweeps.metrics import answer_logprob as answer_logprob
 from gemmascope.sweeps.metrics import answer_prob as answer_prob
 from gemmascope.sweeps.metrics import kl_from as kl_from
 from gemmascope.sweeps.metrics import logit_diff as logit_diff
+from gemmascope.sweeps.metrics import loss as loss
+from gemmascope.sweeps.metrics import metric as metric
 from gemmascope.sweeps.metrics import rank as rank
 from gemmascope.sweeps.paths.path_sweep import path_sweep as path_sweep
 from gemmascope.sweeps.result import SweepResult as SweepResult
-from gemmascope.sweeps.result import open_sweep as open_sweep
+from gemmascope.sweeps.sets.opening import open_sweep as open_sweep
+from gemmascope.sweeps.sets.result import SweepSet as SweepSet
 from gemmascope.sweeps.sweep import sweep as sweep
 from gemmascope.views.attention import attention_view as attention_view
 from gemmascope.views.lens import lens_view as lens_view

@@ -182,7 +182,7 @@ def test_spliced_variants_of_a_pass_equal_single_runs(site: str, layer: int) -> 
     base = [gs.add("resid_pre", torch.ones(32), layer=1, pos=3)]
     bound = tuple(edit.bind(model(), ids) for edit in base)
     residuals = final_residuals(
-        model(), [BaseRun(ids, bound, N_POS - 1)], [Variant(0, (edit.bind(model(), ids),)) for edit in edits]
+        model(), [BaseRun(ids, bound, (N_POS - 1,))], [Variant(0, (edit.bind(model(), ids),)) for edit in edits]
     )
     for row, edit in zip(residuals.variants, edits, strict=True):
         assert error(row, run(*base, edit).stream[-1][-1]) <= CLOSE

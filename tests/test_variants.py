@@ -38,10 +38,10 @@ def model(kinds: str = "lgl", kv: int = 4) -> Model:
 def run(m: Model, bases: Bases, variants: Sequence[tuple[int, Sequence[Edit]]]) -> tuple[Tensor, Tensor]:
     """final_residuals of these bases (ids, edits, position to read) and variants (number of the base, edits)."""
     ids = [m.ids(prompt) for prompt, _, _ in bases]
-    bound = [BaseRun(i, tuple(e.bind(m, i) for e in edits), pos) for i, (_, edits, pos) in zip(ids, bases, strict=True)]
+    bound = [BaseRun(i, tuple(e.bind(m, i) for e in edits), (pos,)) for i, (_, edits, pos) in zip(ids, bases, strict=True)]
     bound_variants = [Variant(base, tuple(e.bind(m, ids[base]) for e in edits)) for base, edits in variants]
     residuals = final_residuals(m, bound, bound_variants)
-    return residuals.bases, residuals.variants
+    return torch.cat(list(residuals.bases)), residuals.rows
 
 
 def alone(m: Model, bases: Bases, variant: tuple[int, Sequence[Edit]]) -> Tensor:

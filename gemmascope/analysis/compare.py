@@ -201,7 +201,7 @@ def _head_effects(cases: Sequence[Case], model: Model) -> SweepResult:
     if not ablated:
         raise_or_warn(sweep_remarks(runner.pairs, metrics, model), SweepError)
     run_cells(runner, progress=True)  # an interrupt is raised: a ranking of half of the heads would be wrong
-    return runner.result
+    return runner.single
 
 
 def _refuse_other_shapes(a: Model, b: Model) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gemmascope.model.model import Model
     from gemmascope.sweeps.metrics import AnswerMetric
     from gemmascope.sweeps.result import SweepResult
+    from gemmascope.sweeps.sets.result import SweepSet
 
 
 _PATCH = """\
@@ -39,7 +40,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--answer", metavar="TOKEN", required=True, help='one token, with its leading space: " Mary"')
     parser.add_argument("--against", metavar="TOKEN", help="the answer of the other prompt; needed by logit_diff")
     parser.add_argument("--metric", choices=tuple(METRICS), default="logit_diff", help="(default: logit_diff)")
-    parser.add_argument("--site", default="resid_pre", help="the site that is patched, such as z (default: resid_pre)")
+    site = "the site that is patched, such as z, or several in one pass, such as q,k,v,z (default: resid_pre)"
+    parser.add_argument("--site", default="resid_pre", help=site)
     parser.add_argument("--by", default="layer,pos", help="the grid's axes, such as layer,head (default: layer,pos)")
     parser.add_argument("--into", choices=("corrupt", "clean"), default="corrupt", help="the run that is patched")
     parser.add_argument("--estimate", action="store_true", help="by gradients (gs.attribute): every cell, roughly")
@@ -63,12 +65,13 @@ def run(args: argparse.Namespace) -> int:
     from gemmascope.sweeps.attribution import attribute
 
     model = load(args.model, weights=args.weights, memory=args.memory)
-    grid: _Grid = {"site": args.site, "by": by, "into": args.into, "model": model}
+    sites = _sites(args)
+    grid: _Grid = {"site": sites[0] if len(sites) == 1 else sites, "by": by, "into": args.into, "model": model}
     if args.estimate:
         result, interrupted = attribute(args.clean, args.corrupt, metric, **grid), False
     else:
         result, interrupted = _sweep(args.clean, args.corrupt, metric, grid)
-    if result.finished.any():
+    if any(one.finished.any() for one in _grids_of(result)):
         _write(result, args)
     return INTERRUPTED if interrupted else 0
 
@@ -76,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
 class _Grid(TypedDict):
     """The keyword arguments that gs.sweep and gs.attribute share."""
 
-    site: str
+    site: str | list[str]
     by: tuple[str, ...]
     into: str
     model: Model
 
 
-def _sweep(clean: str, corrupt: str, metric: AnswerMetric, grid: _Grid) -> tuple[SweepResult, bool]:
+def _sweep(clean: str, corrupt: str, metric: AnswerMetric, grid: _Grid) -> tuple[SweepResult | SweepSet, bool]:
     """A sweep, and whether it was interrupted. The exit status replaces the sweep's warning."""
     from gemmascope.sweeps.sweep import sweep
 
@@ -96,12 +99,19 @@ def _sweep(clean: str, corrupt: str, metric: AnswerMetric, grid: _Grid) -> tuple
     return result, any(is_interrupted)
 
 
-def _write(result: SweepResult, args: argparse.Namespace) -> None:
+def _grids_of(result: SweepResult | SweepSet) -> list[SweepResult]:
+    from gemmascope.sweeps.result import SweepResult
+
+    return [result] if isinstance(result, SweepResult) else list(result.values())
+
+
+def _write(result: SweepResult | SweepSet, args: argparse.Namespace) -> None:
     print(json.dumps(result.to_dict(), indent=2) if args.json else result)
     if args.html is not None:
         from gemmascope.views.sweep import sweep_view
 
-        sweep_view(result).save(args.html)
+        (grid,) = _grids_of(result)
+        sweep_view(grid).save(args.html)
     if args.csv is not None:
         from gemmascope.files.csv_tables import csv_text
         from gemmascope.files.writing import write_file
@@ -117,10 +127,18 @@ def _axes(args: argparse.Namespace) -> tuple[str, ...]:
     from gemmascope.sweeps.spec import grid_axes
 
     by = tuple(axis.strip() for axis in args.by.split(","))
-    grid_axes(args.site, by)
+    for site in _sites(args):
+        grid_axes(site, by)
+    if args.html is not None and len(_sites(args)) > 1:
+        raise SweepError(f"a page shows one grid; --site {args.site} has {len(_sites(args))}: name one, or leave --html out")
     if args.html is not None and len(by) != 2:
         raise SweepError(f"a page shows a grid of two axes; --by {args.by} has {len(by)}: name two, or leave --html out")
     return by
+
+
+def _sites(args: argparse.Namespace) -> list[str]:
+    """The sites, which commas part."""
+    return [site.strip() for site in args.site.split(",")]
 
 
 def _metric(args: argparse.Namespace) -> AnswerMetric:

@@ -118,6 +118,8 @@ def metric_text(metric: object) -> str:
     """The metric as Python code: the call that makes it, or the name of a user's function."""
     if isinstance(metric, (list, tuple)):
         return f"[{', '.join(map(metric_text, metric))}]"
+    if isinstance(metric, Mapping):
+        return f"{{{', '.join(f'{plain(name)!r}: {metric_text(one)}' for name, one in metric.items())}}}"
     return repr(metric) if hasattr(metric, "bind") else name_of(metric)
 
 

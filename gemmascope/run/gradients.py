@@ -6,7 +6,7 @@ layers, and the weights are streamed once, in reverse order.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import closing
 
 import torch
@@ -18,10 +18,11 @@ from gemmascope.memory.limits import explain_oom
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.tap import Tap
-from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
+from gemmascope.run.bound_metric import BoundMetric, RunMetric, bind_to_prompt, measure_stream, try_metric
+from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.recorded import RecordedRun
 from gemmascope.sites import LAYER_SITES, Address, SiteKey, find, parse_site_name
-from gemmascope.values import moved
+from gemmascope.values import chunks, moved
 
 
 class _GradientTap(Tap):
@@ -56,7 +57,7 @@ def gradient(trace: RecordedRun, metric: object, sites: object) -> Tensor | dict
     if not keys:
         raise SiteError("sites is an empty list: name one site at least")
     addresses = {_hashable(key): _addresses(key, trace.model.n_layers) for key in keys}
-    bound = bind_metric(metric, trace.model)
+    bound = bind_to_prompt(metric, trace.model, trace.ids)
     try_metric(bound, trace.model, trace.ids)
     by_key = gradients(trace, bound, {address.key for of_site in addresses.values() for address in of_site})
     by_site = {
@@ -86,14 +87,14 @@ def _hashable(key: object) -> object:
     return (key[0], int(key[1])) if isinstance(key, tuple) and len(key) == 2 and is_whole(key[1]) else key
 
 
-def gradients(trace: RecordedRun, metric: Metric, requested: Collection[SiteKey]) -> dict[SiteKey, Tensor]:
+def gradients(trace: RecordedRun, metric: BoundMetric, requested: Collection[SiteKey]) -> dict[SiteKey, Tensor]:
     """The gradient of a bound metric at each requested (site, layer), on the model's device."""
     with torch.inference_mode(False):
         found = _gradients(trace, metric, requested)
     return {key: moved(grad, trace.model.device) for key, grad in found.items()}
 
 
-def _gradients(trace: RecordedRun, metric: Metric, requested: Collection[SiteKey]) -> dict[SiteKey, Tensor]:
+def _gradients(trace: RecordedRun, metric: BoundMetric, requested: Collection[SiteKey]) -> dict[SiteKey, Tensor]:
     by_key: dict[SiteKey, Tensor] = {}
     grad = _at_final_stream(trace, metric)
     lowest = min(layer or 0 for _, layer in requested)
@@ -108,18 +109,36 @@ def _gradients(trace: RecordedRun, metric: Metric, requested: Collection[SiteKey
     return by_key
 
 
-def _at_final_stream(trace: RecordedRun, metric: Metric) -> Tensor:
-    """The gradient at the stream after the last layer. The metric reads the last position only."""
+def _at_final_stream(trace: RecordedRun, metric: BoundMetric) -> Tensor:
+    """The gradient at the stream after the last layer, which is zero where the metric does not read."""
     if any(edit.address.is_after_layers for edit in trace.bound_edits):
         raise EditError("the run has an edit after its layers (final, logits_raw or logits), which gradients do not pass")
     trace.require_weights(None)
-    with torch.enable_grad():
-        last = trace.residuals[-1][-1:].detach().requires_grad_()
-        value = measure(metric, trace.model.network.unembed(last))
-        if not value.requires_grad:
-            raise MetricError("the metric has no gradient: it detaches its numbers, or counts, as gs.rank does")
-        (grad,) = torch.autograd.grad(value.sum(), last)
-    return torch.cat((torch.zeros_like(trace.residuals[-1][:-1]), grad))
+    gradient = torch.zeros_like(trace.residuals[-1])
+    for part, positions, share in _parts(trace, metric):
+        at = list(positions)
+        with torch.enable_grad():
+            rows = trace.residuals[-1][at].detach().requires_grad_()
+            value = measure_stream([part], positions, rows[None], lambda x, _: _unembed(trace, x), len(at))
+            if not value.requires_grad:
+                raise MetricError("the metric has no gradient: it detaches its numbers, or counts, as gs.rank does")
+            (grad,) = torch.autograd.grad(value.sum() * share, rows)
+        gradient[at] = grad
+    return gradient
+
+
+def _unembed(trace: RecordedRun, rows: Tensor) -> Tensor:
+    return trace.model.network.unembed(rows[0])[None]
+
+
+def _parts(trace: RecordedRun, metric: BoundMetric) -> Iterator[tuple[BoundMetric, tuple[int, ...], float]]:
+    """The metric at a few positions at a time, those positions, and their share of its mean; a function's all together."""
+    if isinstance(metric, RunMetric):
+        yield metric, metric.positions, 1.0
+        return
+    for part in chunks(len(metric.positions), rows_to_unembed(trace.model, bytes_per_logit=32)):
+        some = metric.at(part)
+        yield some, some.positions, len(some.positions) / len(metric.positions)
 
 
 def _through_layer(

@@ -1,18 +1,18 @@
-"""Metrics, soft-capped logits [run, vocab] -> one number per run, and the answer tokens that they are about."""
+"""Metrics, soft-capped logits [run, vocab] or [run, pos, vocab] -> one number per run, and the answers they are about."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import as_list, is_list, is_whole, short_repr
+from gemmascope.arguments import as_list, as_numbers, equals_text, is_list, is_whole, short_repr
 from gemmascope.edits.call_text import plain
-from gemmascope.errors import MetricError, PromptError, warn
+from gemmascope.edits.places import Pos, find_positions
+from gemmascope.errors import MetricError, PromptError
 from gemmascope.model.finite import valid_logits
-from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.values import in_float64
 
@@ -64,51 +64,6 @@ def measure(metric: Metric, logits: Tensor) -> Tensor:
     return in_float64(value if logits.requires_grad else value.detach())
 
 
-# How far the number of a run may move with the other runs of its batch, relative to its size: rounding.
-_ROUNDING = 1e-3
-
-
-def try_metric(metric: Metric, model: Model, ids: Tensor) -> None:
-    """MetricError, before any layer runs, for a metric that does not return one number per run or that mixes runs.
-
-    It is tried on stand-in logits, unembedded from the embeddings of the prompt's last token and of another token.
-    """
-    pair = torch.stack([ids[-1], _other_token(ids, model)])
-    with torch.no_grad():
-        logits = model.network.unembed(model.network.embed(pair, Layout.of_lengths([2], model.device)))
-        together = measure(metric, logits)
-        alone = torch.cat([_alone(metric, row) for row in torch.split(logits, 1)])
-        if _are_close(together, alone):
-            return
-        if not _are_close(together, measure(metric, logits)):
-            warn("the metric gives other numbers for the same logits: effects would be those of its noise, too")
-            return
-    raise MetricError(
-        f"the metric mixes runs: for two runs it gives {together.tolist()}, for each by itself {alone.tolist()}. A metric "
-        "measures each run by itself, from its own row of the logits: write x[:, i] and reduce over the last axis"
-    )
-
-
-def _alone(metric: Metric, row: Tensor) -> Tensor:
-    try:
-        return measure(metric, row)
-    except MetricError as error:
-        if str(error) != "the metric returned NaN":
-            raise
-        return in_float64(row.new_full((1,), torch.nan, dtype=torch.float32))
-
-
-def _are_close(one: Tensor, other: Tensor) -> bool:
-    size = float(torch.cat((one, other)).nan_to_num(0.0, 0.0, 0.0).abs().max())
-    return torch.allclose(one, other.to(one.device), rtol=_ROUNDING, atol=_ROUNDING * min(size, 1e-3))
-
-
-def _other_token(ids: Tensor, model: Model) -> Tensor:
-    """A token that differs from the prompt's last one: from the prompt if it has one, else from the vocabulary."""
-    others = ids[ids != ids[-1]]
-    return others[-1] if len(others) else (ids[-1] + 1) % model.config.vocab_size
-
-
 def listed_answers(answer: object) -> list[str | int]:
     """One answer or several, as a list. PromptError for what is neither a text nor a token id."""
     value = answer if isinstance(answer, str) else plain(answer)
@@ -131,3 +86,26 @@ def answer_ids(answer: object, model: Model) -> list[int]:
             f"token id {short_repr(wrong[0])} is outside the vocabulary: ids go from 0 to {model.config.vocab_size - 1}"
         )
     return ids
+
+
+# -- positions whose logits are read --
+
+
+def listed_positions(pos: object) -> Pos:
+    """A user's positions in Python's own types, numbers in a tuple. MetricError for an empty list and for no positions."""
+    if pos is None or isinstance(pos, (str, slice)):
+        return pos
+    listed = as_list(pos, "pos", error=MetricError) if isinstance(pos, Iterator) else as_numbers(pos)
+    if listed is None or not all(map(is_whole, listed)):
+        raise MetricError(
+            f"pos is a position, a slice or a list of positions, 'all', or a token that occurs once; given {short_repr(pos)}"
+        )
+    if not listed:
+        raise MetricError("pos is an empty list: name one position at least, 'all', or leave it out")
+    numbers = tuple(int(one) for one in listed if is_whole(one))
+    return numbers[0] if is_whole(pos) else numbers
+
+
+def find_read_positions(pos: Pos, model: Model, ids: Tensor) -> tuple[int, ...]:
+    """The positions of a prompt that pos selects, in the user's order; "all" selects all. SiteError for another."""
+    return tuple(find_positions(None if equals_text(pos, "all") else pos, model, ids))

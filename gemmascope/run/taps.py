@@ -1,4 +1,4 @@
-"""The taps of a pass of several runs: EditTap applies edits, Recorder records values."""
+"""The taps of a pass of several runs: EditTap applies edits, Recorder records values, KeysTap keys and values."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from gemmascope.edits.batch import RunWrite, replaces, require_one_basis, write_edits
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.layout import Block, Layout
+from gemmascope.model.layout import Block, KeyPool, Layout, PrefixKV
 from gemmascope.model.tap import Tap
 from gemmascope.sites import EDGE_SITES, SiteKey
 
@@ -114,3 +115,24 @@ class LayerRecorder(Recorder):
         attend = layer.self_attn.attend
         values |= {site: attend.edges(site, values["q_rot"], values["k_rot"]) for site in self.beside}
         return {site: values[site] for site in self.requested}
+
+
+class KeysTap(Tap):
+    """Holds the keys and values of all rows of a pass at one layer."""
+
+    k: Tensor
+    v: Tensor
+
+    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
+        if site == "k_rot":
+            self.k = value
+        elif site == "v":
+            self.v = value
+        return value
+
+    def prefixes(self, spans: Sequence[slice]) -> list[PrefixKV]:
+        """Those of some runs, by their rows."""
+        pool = KeyPool(*(rearrange(x, "row kv_head d_head -> kv_head row d_head") for x in (self.k, self.v)))
+        if self.k.device.type != "cpu":  # a kernel reads all of them where they are
+            return [PrefixKV.in_pool(pool, span) for span in spans]
+        return [PrefixKV(pool.k[:, span].contiguous(), pool.v[:, span].contiguous()) for span in spans]

@@ -23,6 +23,7 @@ from gemmascope.model.modes import computes
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.gradients import gradient
 from gemmascope.run.logits import logit_lens, logits_at, top_tokens
+from gemmascope.run.losses import TraceLoss
 from gemmascope.run.reading.all_layers import read_all_layers
 from gemmascope.run.reading.layer_cache import LayerCache
 from gemmascope.run.recorded import LayerInfo
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import xarray
 
 
-class Trace:
+class Trace(TraceLoss):
     """A run: its tokens, its edits and its residual stream. Made by gs.trace.
 
     t["pattern", 5] reads a site of a layer, with the axes of gs.SITES and no batch axis. Negative layers count from the end;
@@ -209,7 +210,7 @@ class Trace:
 
     @computes
     def grad(self, metric: object, sites: object = None) -> Tensor | dict[object, Tensor]:
-        """The gradient of a metric of the next token with respect to sites of the run.
+        """The gradient of a metric with respect to sites of the run.
 
         Args:
             metric: As in gs.sweep, such as gs.logit_diff(" Mary", " John").
@@ -284,11 +285,7 @@ class Trace:
         return any(edit.address.layer == layer and edit.address.site.name in sites for edit in self.bound_edits)
 
     def tap(self, keeping: Tap) -> Tap:
-        """The run's edits followed by another tap.
-
-        Args:
-            keeping: The tap that sees what the edits wrote.
-        """
+        """The run's edits followed by `keeping`, a tap that sees what the edits wrote."""
         return Chain(EditTap([self.bound_edits]), keeping)
 
 

@@ -21,7 +21,7 @@ from gemmascope.memory.limits import rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import as_prompts, is_prompt_list
-from gemmascope.run.metric import bind_metric, try_metric
+from gemmascope.run.bound_metric import bind_to_prompt, read_positions, try_metric
 from gemmascope.run.tracing import traces
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.features import Features, feature_coords, feature_number, first_after_bos
@@ -142,7 +142,7 @@ def feature_sweep(
     Args:
         sae: A dictionary from gs.load_sae.
         prompt: The prompt, as in gs.trace.
-        metric: A metric of the last position, as in gs.sweep.
+        metric: A metric, as in gs.sweep.
         features: The features to change. None means all that are active at the positions.
         value: What each feature is set to; 0.0 removes it.
         by: "feature" changes a feature at all positions together; ("feature", "pos") at each position alone.
@@ -173,11 +173,11 @@ def feature_sweep(
     value = finite_number(value, "value", error=DictionaryError)
     sae.require_fit(model)
     ids = model.ids(prompt)
-    base = BaseRun(ids, tuple(edit.bind(model, ids) for edit in all_edits(model, edits)), len(ids) - 1)
+    bound, max_rows = bind_to_prompt(metric, model, ids), rows_within(memory, model)
+    base = BaseRun(ids, tuple(edit.bind(model, ids) for edit in all_edits(model, edits)), read_positions([bound]))
     if late := [edit.edit for edit in base.edits if edit.address.is_after_layers]:
         raise SweepError(f"a feature sweep reads the logits as the last layer leaves them, and {late[0]!r} comes after it")
     positions = find_positions(slice(first_after_bos(ids, model), None) if pos is None else pos, model, ids)
-    bound, max_rows = bind_metric(metric, model), rows_within(memory, model)
     try_metric(bound, model, ids)
     raise_or_warn([*prompt_remarks("prompt", ids, model), *metric_remarks(metric, ids, model)], SweepError)
     encoded = sae.encode(traces(model, [ids], edits)[0])
@@ -188,11 +188,11 @@ def feature_sweep(
     for chunk in chunked(_cells(encoded, axes, positions, value), lambda: max_rows):
         bound_edits = [splice(sae, {cell.feature: value}, pos=list(cell.positions)).bind(model, ids) for cell in chunk]
         residuals = final_residuals(model, [base], [Variant(0, (edit,)) for edit in bound_edits])
-        base_metric = measure_rows(bound, model, base, residuals.bases)[0]
+        base_metric = measure_rows([bound], model, base, residuals.bases[0][None])[0, 0]
         indices = tuple(zip(*(cell.index for cell in chunk), strict=True))
-        effect[indices] = measure_rows(bound, model, base, residuals.variants) - base_metric
+        effect[indices] = measure_rows([bound], model, base, residuals.of(range(len(chunk))))[0] - base_metric
     if not base_metric.isfinite():  # no cell was run
-        base_metric = measure_rows(bound, model, base, final_residuals(model, [base], []).bases)[0]
+        base_metric = measure_rows([bound], model, base, final_residuals(model, [base], []).bases[0][None])[0, 0]
     coords = feature_coords(sae, numbers)
     if len(axes) == 2:
         coords |= {"pos": positions, "token": ("pos", [encoded.tokens[p] for p in positions])}

@@ -23,8 +23,8 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import explain_oom, rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
+from gemmascope.run.bound_metric import BoundMetric, RowMetric, bind_to_prompt, measure_stream, read_positions, try_metric
 from gemmascope.run.logits import rows_to_unembed
-from gemmascope.run.metric import Metric, bind_metric, measure, try_metric
 from gemmascope.run.microbatches import Microbatch, embed_in_microbatches, in_microbatches
 from gemmascope.sites import find
 from gemmascope.steering.direction import Direction
@@ -32,7 +32,7 @@ from gemmascope.steering.directions import ids_of_prompts, layer_of
 from gemmascope.steering.strength_result import StrengthSweep
 from gemmascope.sweeps.cells import chunked
 from gemmascope.sweeps.remarks import prompts_remarks, raise_or_warn
-from gemmascope.values import chunks, in_float64, is_array, real_tensor
+from gemmascope.values import in_float64, is_array, real_tensor
 
 
 @computes
@@ -59,7 +59,7 @@ def strength_sweep(
     Args:
         prompts: A prompt or several, as in gs.trace.
         vector: The steering vector, as in gs.add, or a direction from gs.direction, which knows its site, layer and head.
-        metric: A metric of the next token after each prompt, as in gs.sweep, or a list with one for each prompt.
+        metric: A metric of each prompt, as in gs.sweep, or a list with one for each prompt.
         strengths: What the vector is multiplied by, each number once. The unsteered run is always measured.
         site: A site with rows in the layers. None means the direction's.
         layer: Its layer. None means the direction's.
@@ -97,9 +97,9 @@ def strength_sweep(
     text_ids = [] if texts is None else ids_of_prompts(texts, "text", "give at least one", model)
     raise_or_warn(prompts_remarks(ids, metric, model), SweepError)
     levels = [0.0, *(strength for strength in numbers if strength)]
-    runs = _SteeredRuns.of(model, ids, text_ids, steering, levels)
+    runs = _SteeredRuns.of(model, ids, text_ids, steering, levels, metrics)
     runs.run(rows_within(memory, model), progress)
-    values, kl = runs.measured(metrics)
+    values, kl = runs.measured()
     return StrengthSweep.of(
         strengths=numbers,
         levels=levels,
@@ -139,12 +139,12 @@ def steering_edit(vector: Tensor | Direction, site: str | None, layer: int | Non
     return add(site, vector, layer=layer, pos=pos, head=head)
 
 
-def _metrics(metric: object, ids: Sequence[Tensor], model: Model) -> list[Metric]:
-    """A metric for each prompt, bound to the model and tried."""
+def _metrics(metric: object, ids: Sequence[Tensor], model: Model) -> list[BoundMetric]:
+    """A metric for each prompt, bound to it and tried."""
     metrics = list(metric) if isinstance(metric, (list, tuple)) else [metric] * len(ids)
     if len(metrics) != len(ids):
         raise SweepError(f"there are {len(ids)} prompts and {len(metrics)} metrics: give one for all, or one for each")
-    bound = [bind_metric(each, model) for each in metrics]
+    bound = [bind_to_prompt(each, model, prompt) for each, prompt in zip(metrics, ids, strict=True)]
     for each, prompt in zip(bound, ids, strict=True):
         try_metric(each, model, prompt)
     return bound
@@ -163,27 +163,36 @@ class _SteeredRuns:
     """Every prompt and text at every level of strength; level 0 is the unsteered run.
 
     ids: token ids of the prompts, and then of the texts, if there are any. edits: the edits of each at each level. scored:
-    which of them count for the perplexity. final_residuals: the stream after the last layer at each prompt's last position,
-    [prompt, level, d_model]. nll: negative log-likelihood in nats, summed over predicted tokens, [scored, level].
+    which of them count for the perplexity. metrics: that of each prompt. final_residuals: of each prompt, the stream after
+    the last layer where its metric reads and at its last position, [level, pos, d_model]. nll: negative log-likelihood in
+    nats, summed over predicted tokens, [scored, level].
     """
 
     model: Model
     ids: list[Tensor]
     edits: list[list[tuple[BoundEdit, ...]]]
     layer: int
-    n_prompts: int
+    metrics: Sequence[BoundMetric]
     scored: range
-    final_residuals: Tensor = field(init=False)
+    read: list[tuple[int, ...]] = field(init=False)
+    final_residuals: list[Tensor] = field(init=False)
     nll: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         n_levels, norm = len(self.edits[0]), self.model.network.model.norm.weight
-        self.final_residuals = norm.new_empty(self.n_prompts, n_levels, self.model.config.d_model)
+        self.read = [read_positions([one, _last_of(ids)]) for one, ids in zip(self.metrics, self.ids, strict=False)]
+        self.final_residuals = [norm.new_empty(n_levels, len(at), self.model.config.d_model) for at in self.read]
         self.nll = torch.zeros(len(self.scored), n_levels, dtype=torch.float64)
 
     @classmethod
     def of(
-        cls, model: Model, prompts: list[Tensor], texts: list[Tensor], steering: Add, levels: Sequence[float]
+        cls,
+        model: Model,
+        prompts: list[Tensor],
+        texts: list[Tensor],
+        steering: Add,
+        levels: Sequence[float],
+        metrics: Sequence[BoundMetric],
     ) -> _SteeredRuns:
         ids = [*prompts, *texts]
         bound = [steering.bind(model, each) for each in ids]
@@ -191,11 +200,9 @@ class _SteeredRuns:
         edits_by_level = [[replace(steering, scale=level)] if level else [] for level in levels]
         kept = all_edits(model)
         if late := [edit for edit in kept if find(edit.site, model.n_layers, edit.layer).is_after_layers]:
-            raise SweepError(
-                f"a strength sweep reads the logits as the last layer leaves them, and {late[0]!r} comes after it"
-            )
+            raise SweepError(f"a strength sweep reads the logits as the last layer leaves them, not after {late[0]!r}")
         edits = [[tuple(edit.bind(model, each) for edit in (*kept, *level)) for level in edits_by_level] for each in ids]
-        return cls(model, ids, edits, layer, len(prompts), range(len(prompts) if texts else 0, len(ids)))
+        return cls(model, ids, edits, layer, metrics, range(len(prompts) if texts else 0, len(ids)))
 
     @property
     def n_predicted(self) -> int:
@@ -241,8 +248,8 @@ class _SteeredRuns:
         rows, next_ids, places = [], [], []
         for i, x in batch.each():
             text, level, _ = chunk[i]
-            if text < self.n_prompts:
-                self.final_residuals[text, level] = x[-1]
+            if text < len(self.metrics):
+                self.final_residuals[text][level] = x[list(self.read[text])]
             if text in self.scored:
                 rows.append(x[:-1])
                 next_ids.append(self.ids[text][1:])
@@ -262,20 +269,32 @@ class _SteeredRuns:
             losses.append(cross_entropy(logits, ids.to(logits.device), reduction="none").cpu())
         return torch.cat(losses)
 
-    def measured(self, metrics: Sequence[Metric]) -> tuple[Tensor, Tensor]:
+    def measured(self) -> tuple[Tensor, Tensor]:
         """The metric of each prompt at each level, and KL(unsteered || steered) in nats: float64 [prompt, level]."""
-        values, kl = torch.empty(2, self.n_prompts, len(self.edits[0]), dtype=torch.float64)
+
+        def unembed(rows: Tensor, _: Sequence[int]) -> Tensor:
+            return self.model.network.unembed(rows.flatten(0, 1)).reshape(*rows.shape[:2], -1)
+
+        values, kl = torch.empty(2, len(self.metrics), len(self.edits[0]), dtype=torch.float64)
         with torch.no_grad(), explain_oom(self.model):
-            for prompt, metric in enumerate(metrics):
-                unsteered = in_float64(self.model.network.unembed(self.final_residuals[prompt, :1])).log_softmax(-1)
-                for part in chunks(kl.shape[1], self._step):
-                    logits = self.model.network.unembed(self.final_residuals[prompt, part])
-                    values[prompt, part] = measure(metric, logits).cpu()
-                    divergence = (unsteered.exp() * (unsteered - in_float64(logits).log_softmax(-1))).sum(-1)
-                    kl[prompt, part] = divergence.clamp(min=0.0).cpu()  # negative only by rounding
+            for prompt, (metric, rows) in enumerate(zip(self.metrics, self.final_residuals, strict=True)):
+                unsteered = in_float64(self.model.network.unembed(rows[:1, -1])).log_softmax(-1)
+                both = [metric, _last_of(self.ids[prompt], unsteered)]
+                of_prompt = measure_stream(both, self.read[prompt], rows, unembed, self._step).cpu()
+                values[prompt], kl[prompt] = of_prompt[0], of_prompt[1].clamp(min=0.0)  # negative only by rounding
         return values, kl
 
     @property
     def _step(self) -> int:
         """Rows to unembed at once."""
         return rows_to_unembed(self.model, bytes_per_logit=16)
+
+
+def _last_of(ids: Tensor, unsteered: Tensor | None = None) -> RowMetric:
+    """The KL divergence from the unsteered log-probabilities, [1, vocab], at a prompt's last position."""
+
+    def rule(logits: Tensor, _: Tensor) -> Tensor:
+        assert unsteered is not None
+        return (unsteered.exp() * (unsteered - in_float64(logits).log_softmax(-1))).sum(-1)
+
+    return RowMetric((len(ids) - 1,), rule)

@@ -7,7 +7,7 @@ Source: Nanda, "Attribution patching" (2023); Syed et al., arXiv 2310.10348; wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,15 +21,16 @@ from gemmascope.errors import SweepError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
+from gemmascope.run.bound_metric import BoundMetric, measure_trace
 from gemmascope.run.gradients import gradients
-from gemmascope.run.metric import measure, try_metric
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import run_traced
-from gemmascope.sweeps.metadata import metadata_of
 from gemmascope.sweeps.metrics import MetricLike
 from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of, sweep_remarks
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.sets.filling import Filling, empty_result, try_metrics
+from gemmascope.sweeps.sets.result import SweepSet
 from gemmascope.sweeps.spec import Layers, SweepSpec
 from gemmascope.values import in_float64
 
@@ -41,9 +42,9 @@ MAX_STEPS = 10_000
 def attribute(
     clean: Prompt | Sequence[Prompt],
     corrupt: Prompt | Sequence[Prompt] | None,
-    metric: MetricLike | Sequence[MetricLike],
+    metric: MetricLike | Sequence[MetricLike] | Mapping[str, MetricLike | Sequence[MetricLike]],
     *,
-    site: str,
+    site: str | Sequence[str],
     by: Sequence[str] = ("layer", "pos"),
     steps: int = 1,
     into: str = "corrupt",
@@ -56,7 +57,7 @@ def attribute(
     k_pos: Pos = None,
     edits: Sequence[Edit] = (),
     model: Model | None = None,
-) -> SweepResult:
+) -> SweepResult | SweepSet:
     """Estimate what gs.sweep finds with the same arguments, from gradients: one backward pass for all cells.
 
     Attribution patching. The effect of a cell is estimated as (what would be written - what is there) . gradient of the
@@ -69,8 +70,8 @@ def attribute(
         corrupt: The prompt to compare with, of as many tokens; or a list of as many prompts. None for an ablation.
         metric: What to measure, with a gradient: gs.logit_diff(...) or another metric of gs but gs.rank, or a function
             of the soft-capped logits of the last position, [run, vocab] -> [run]. For several pairs one for all, or a
-            list with one for each.
-        site: What to patch, by its name here or in TransformerLens, which may say the layer as well.
+            list with one for each. Several: a mapping of names to such, or for one pair a list.
+        site: What to patch, by its name here or in TransformerLens, which may say the layer as well; or a list.
         by: The axes of the grid, of those that the site has: "layer", "pos" and "head"; at attention edges "q_pos" and
             "k_pos" in place of "pos". Along the axes that are left out a cell patches all places together.
         steps: How many gradients to average. 1: the gradient at the run that is patched. More: the mean along the
@@ -92,7 +93,8 @@ def attribute(
         model: The model. None: nano.
 
     Returns:
-        A SweepResult, as from gs.sweep; .question.estimate says how the numbers came about.
+        A SweepResult, as from gs.sweep; .question.estimate says how the numbers came about. For several sites or metrics
+        a SweepSet; each metric takes its own backward passes.
 
     Raises:
         PromptError: A prompt or an answer cannot be read, or is longer than the model's context.
@@ -124,55 +126,63 @@ def attribute(
 
 
 def estimate(clean: object, corrupt: object, metric: object, spec: SweepSpec, model: Model) -> SweepResult:
-    """gs.attribute without its warnings, for a lab, which shows the remarks on a sweep in its own way."""
-    return _estimate(*_prepare(clean, corrupt, metric, spec, model, 1), model, 1)
+    """gs.attribute of one site and metric, without its warnings: a lab shows the remarks on a sweep in its own way."""
+    result = _estimate(*_prepare(clean, corrupt, metric, spec, model, 1), model, 1)
+    assert isinstance(result, SweepResult)
+    return result
 
 
 def _prepare(
     clean: object, corrupt: object, metric: object, spec: SweepSpec, model: Model, steps: int
-) -> tuple[list[Pair], SweepResult]:
+) -> tuple[list[Pair], SweepResult | SweepSet]:
     """The pairs of an estimate, checked, and its result without values."""
     steps = whole_number(steps, "steps", least=1, most=MAX_STEPS, error=SweepError)
     clean, corrupt = listed_pairs(clean, corrupt)
     pairs = pairs_of(clean, corrupt, metric, spec, model, trace_sources=True)
     for pair in pairs:
-        try_metric(pair.metric, model, pair.base.ids)
+        try_metrics(pair, model)
     how = "gradient" if steps == 1 else f"integrated gradients, {steps} steps"
     code = call_text("attribute", model, (clean, corrupt, metric), spec.as_arguments(steps=steps))
-    return pairs, SweepResult.empty(metadata_of(pairs, metric, spec, code, model, estimate=how), len(pairs))
+    return pairs, empty_result(pairs, metric, spec, code, model, estimate=how)
 
 
-def _estimate(pairs: Sequence[Pair], result: SweepResult, model: Model, steps: int) -> SweepResult:
-    for i, pair in enumerate(pairs):
-        base = run_traced(model, [pair.base.ids], [pair.base.edits])[0]
-        result.base_metric[i] = measure(pair.metric, base.next_logits[None])[0].item()
-        result.source_metric[i] = pair.source_metric()
-        effects = _effects(pair, base, steps)
-        for number, cell in enumerate(pair.grid.cells()):
-            layers = pair.grid.layers_of(cell)
-            if layers:  # a cell whose edges the mask hides stays NaN, as in a sweep
-                change = sum(float(effects[layer][pair.index_of(cell)].sum()) for layer in layers)
-                result.values[i].flat[number] = result.base_metric[i] + change
+def _estimate(pairs: Sequence[Pair], result: SweepResult | SweepSet, model: Model, steps: int) -> SweepResult | SweepSet:
+    filling = Filling(pairs, result)
+    bases: dict[int, Trace] = {}
+    for number, pair in enumerate(pairs):
+        if id(pair.base) not in bases:  # the grids of a pair stand side by side, and share its run
+            bases = {id(pair.base): run_traced(model, [pair.base.ids], [pair.base.edits])[0]}
+        base = bases[id(pair.base)]
+        row, grids = filling.of(number)
+        for which, (metric, grid) in enumerate(zip(pair.metrics, grids, strict=True)):
+            grid.base_metric[row] = measure_trace(metric, base)
+            grid.source_metric[row] = pair.source_metric(which)
+            effects = _effects(pair, metric, base, steps)
+            for place, cell in enumerate(pair.grid.cells()):
+                layers = pair.grid.layers_of(cell)
+                if layers:  # a cell whose edges the mask hides stays NaN, as in a sweep
+                    change = sum(float(effects[layer][pair.index_of(cell)].sum()) for layer in layers)
+                    grid.values[row].flat[place] = grid.base_metric[row] + change
     return result
 
 
-def _effects(pair: Pair, base: Trace, steps: int) -> dict[int, Tensor]:
+def _effects(pair: Pair, metric: BoundMetric, base: Trace, steps: int) -> dict[int, Tensor]:
     """For every layer of the grid, the estimated effect of each of its places: float64, the d axes summed over."""
     site = pair.grid.site
     layers = pair.grid.numbers["layer"]
-    at_base = gradients(base, pair.metric, {(site.name, layer) for layer in layers}) if steps == 1 else {}
+    at_base = gradients(base, metric, {(site.name, layer) for layer in layers}) if steps == 1 else {}
     effects = {}
     for layer in layers:
         value = base[site.name, layer]
         change = pair.values_at(layer).to(value.dtype) - value
-        gradient = at_base[site.name, layer] if steps == 1 else _mean_gradient(pair, base, layer, change, steps)
+        gradient = at_base[site.name, layer] if steps == 1 else _mean_gradient(pair, metric, base, layer, change, steps)
         d_axes = [i for i, axis in enumerate(site.axes) if axis.startswith("d_")]
         product = in_float64(change) * in_float64(gradient)
         effects[layer] = product.sum(d_axes) if d_axes else product
     return effects
 
 
-def _mean_gradient(pair: Pair, base: Trace, layer: int, change: Tensor, steps: int) -> Tensor:
+def _mean_gradient(pair: Pair, metric: BoundMetric, base: Trace, layer: int, change: Tensor, steps: int) -> Tensor:
     """The mean gradient on the line from the base's values of a layer to the source's, at the places of the grid."""
     site, model = pair.grid.site.name, base.model
     covered = torch.zeros_like(change)
@@ -182,5 +192,5 @@ def _mean_gradient(pair: Pair, base: Trace, layer: int, change: Tensor, steps: i
         value = base[site, layer] + change * covered * ((step + 0.5) / steps)
         edits = (*base.bound_edits, Patch(site=site, source=value, layer=layer).bind(model, base.ids))
         moved = run_traced(model, [base.ids], [edits])[0]
-        total += gradients(moved, pair.metric, {(site, layer)})[site, layer]
+        total += gradients(moved, metric, {(site, layer)})[site, layer]
     return total / steps

@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
-import numpy as np
-
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.sweeps.grid import Cell
 from gemmascope.sweeps.pairs import Pair
-from gemmascope.sweeps.result import SweepResult
 from gemmascope.values import Array
 
 
@@ -64,12 +61,13 @@ def cost_of(pair: Pair, cell: Cell) -> Cost:
     return Cost(1, n_rows, n_rows * (pair.grid.config.n_layers - min(layers)))
 
 
-def pending_cells(pairs: Sequence[Pair], result: SweepResult, cells: Array | None) -> Iterator[PendingCell]:
-    """The cells that have no value yet; of those in `cells`, bool [*grid], or of all."""
+def pending_cells(pairs: Sequence[Pair], pending: Callable[[int], Array], cells: Array | None) -> Iterator[PendingCell]:
+    """The cells that have no value yet, by the number of a pair; of those in `cells`, bool [*grid], or of all."""
     for i, pair in enumerate(pairs):
+        lacking = pending(i)
         # Layer by layer, whatever the order of the axes: the source's values are read a layer at a time.
         for number, cell in sorted(enumerate(pair.grid.cells()), key=lambda numbered: numbered[1]["layer"][0]):
-            if np.isnan(result.values[i].flat[number]) and (cells is None or cells.flat[number]):
+            if lacking.flat[number] and (cells is None or cells.flat[number]):
                 yield PendingCell(i, number, cell)
 
 

@@ -55,6 +55,8 @@ def metric_parts(metric: object) -> Iterator[Part]:
             yield from metric_parts(one)
     elif hasattr(metric, "bind"):
         yield from _Walk().of([value for value in getattr(metric, "__dict__", {}).values() if isinstance(value, Trace)])
+        if callable(function := getattr(metric, "function", None)):  # of gs.metric
+            yield from _Walk().of(function)
     else:
         yield from _Walk().of(metric)
 

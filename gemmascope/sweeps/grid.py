@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gemmascope.arguments import short_repr, whole_number
 from gemmascope.config import GemmaConfig
-from gemmascope.errors import SweepError
+from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.sites import Site
 from gemmascope.sweeps.spec import SweepSpec, grid_axes, numbers_along
@@ -83,3 +83,23 @@ class Grid:
             return True
         window = self.config.window_of(layer) or self.config.context + 1
         return any(0 <= q - k < window for q in cell["q_pos"] for k in cell["k_pos"])
+
+
+def grids_of(spec: SweepSpec, model: Model, ids: Tensor) -> list[Grid]:
+    """The grid of each site. SweepError for a site twice; the errors of a site among several say what to do."""
+    if isinstance(spec.site, str):
+        return [Grid.of(spec, model, ids)]
+    grids = [_grid_among_several(one, model, ids) for one in spec.each_site()]
+    names = [grid.site.name for grid in grids]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SweepError(f"site names {twice!r} twice: {short_repr(spec.site)}")
+    return grids
+
+
+def _grid_among_several(spec: SweepSpec, model: Model, ids: Tensor) -> Grid:
+    try:
+        return Grid.of(spec, model, ids)
+    except (SweepError, SiteError) as error:
+        raise type(error)(
+            f"{error}. The sites of one sweep share by and the places: sweep {spec.site!r} in a call of its own"
+        ) from error

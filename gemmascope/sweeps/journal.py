@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -183,8 +183,26 @@ def _check_same(content: bytes, path: Path, result: SweepNumbers) -> None:
     question = json.loads(json.dumps(ours.question))  # with lists for tuples, as the file has them
     if theirs.n_pairs == ours.n_pairs and theirs.question == question:
         return
-    differing = [k for k, v in question.items() if theirs.question.get(k) != v and k != "digest"]
+    raise SweepError(
+        f"{path} holds another sweep ({_difference(theirs.question, question)}): give another file, or remove this one"
+    )
+
+
+def _difference(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
+    """What two sweeps were asked differently."""
+    their_grids, our_grids = theirs.get("grids"), ours.get("grids")
+    if isinstance(their_grids, list) != isinstance(our_grids, list):
+        return "one grid there, several here" if their_grids is None else "several grids there, one here"
+    differing = _differing(theirs, ours)
+    if isinstance(their_grids, list) and isinstance(our_grids, list) and not differing:
+        both = [(t, o) for t, o in zip(their_grids, our_grids, strict=True) if t != o]
+        theirs, ours = next((pair for pair in both if _differing(*pair) != ["code"]), both[0])
+        differing = _differing(theirs, ours)
     differing = [k for k in differing if k != "code"] or differing  # the code is long, and repeats the others
-    parts = "; ".join(f"{k}: {theirs.question.get(k)!r} there, {question[k]!r} here" for k in differing[:3])
-    parts = parts or "other prompts or edits, or a function with other code"
-    raise SweepError(f"{path} holds another sweep ({parts}): give another file, or remove this one")
+    parts = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours[k]!r} here" for k in differing[:3])
+    return parts or "other prompts or edits, or a function with other code"
+
+
+def _differing(theirs: Mapping[str, object], ours: Mapping[str, object]) -> list[str]:
+    """What two sweeps were asked differently, by name, but for the hash and for grids, which are looked at one by one."""
+    return [k for k, v in ours.items() if theirs.get(k) != v and k not in ("digest", "grids")]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeGuard
@@ -18,9 +18,11 @@ from typing import Protocol, TypeGuard
 from gemmascope.errors import GemmascopeError, SweepError
 from gemmascope.files.json_reader import parse_json
 from gemmascope.sweeps.metadata import SweepMetadata
+from gemmascope.sweeps.sets.numbers import SetQuestion
 from gemmascope.values import Array
 
 FORMAT = "gemmascope.sweep.3"
+FORMAT_OF_SETS = "gemmascope.sweep-set.1"
 _EARLIER_FORMATS = ("gemmascope.sweep.1", "gemmascope.sweep.2")
 
 _SEALED = re.compile(rb'(\{.*), "sum": "([0-9a-f]{16})"\}', re.DOTALL)
@@ -34,13 +36,16 @@ Line = Mapping[str, object]
 
 
 class SweepNumbers(Protocol):
-    """The parts of a SweepResult that a file holds."""
+    """The parts of a SweepResult, or of several grids, that a file holds. values: of each pair, or of each grid and pair."""
 
-    question: SweepMetadata
-    values: Array
-    base_metric: Array
-    source_metric: Array
-
+    @property
+    def question(self) -> SweepMetadata | SetQuestion: ...
+    @property
+    def values(self) -> Array | Sequence[Array]: ...
+    @property
+    def base_metric(self) -> Array: ...
+    @property
+    def source_metric(self) -> Array: ...
     @property
     def finished(self) -> Array: ...
 
@@ -81,7 +86,8 @@ class Head:
         return cls(asdict(result.question), len(result.values), saved)
 
     def as_line(self) -> Line:
-        line = {"format": FORMAT, "n_pairs": self.n_pairs, "question": self.question}
+        file_format = FORMAT_OF_SETS if "grids" in self.question else FORMAT
+        line = {"format": file_format, "n_pairs": self.n_pairs, "question": self.question}
         return line if self.saved is None else {**line, "saved": self.saved}
 
 
@@ -101,13 +107,34 @@ def read_head(line: bytes, path: Path) -> tuple[Head, str]:
             f"{path} was written by gemmascope 0.1 (format {file_format}), whose lines have no checksums and whose "
             "fingerprints of models saw a part of the weights: run the sweep again, into another file"
         )
-    if not isinstance(content, dict) or file_format != FORMAT:
+    if not isinstance(content, dict) or file_format not in (FORMAT, FORMAT_OF_SETS):
         raise SweepError(f"{path} is not a sweep of this version of gemmascope (format {FORMAT})")
     if not checksum:
         raise SweepError(f"line 1 of {path} is damaged: it has no checksum. {_WHAT_TO_DO}")
-    if fault := _fault(content):
+    if fault := _fault_of_set(content) if file_format == FORMAT_OF_SETS else _fault(content):
         raise SweepError(f"{path} is not a sweep that can be read: {fault}")
     return Head(content["question"], content["n_pairs"], content.get("saved")), checksum
+
+
+def _fault_of_set(head: Line) -> str | None:
+    """As _fault, for several grids, of which each has as many pairs."""
+    question, n_rows, saved = head.get("question"), head.get("n_pairs"), head.get("saved", 0)
+    grids = question.get("grids") if isinstance(question, dict) else None
+    if (
+        not isinstance(question, dict)
+        or not isinstance(grids, list)
+        or not grids
+        or not _is_count(n_rows)
+        or not _is_count(saved)
+    ):
+        return "it has no question"
+    names = [question.get("sites"), question.get("metrics")]
+    if not all(isinstance(listed, list) and all(isinstance(name, str) for name in listed) for listed in names):
+        return "its question's sites and metrics are no lists of texts"
+    if n_rows % len(grids) or len(grids) != math.prod(len(listed) or 1 for listed in names if isinstance(listed, list)):
+        return f"its question has {len(grids)} grids, which do not fit its sites, metrics and pairs"
+    faults = (_fault({"question": grid, "n_pairs": n_rows // len(grids)}) for grid in grids)
+    return next(filter(None, faults), None)
 
 
 def _fault(head: Line) -> str | None:
@@ -167,7 +194,7 @@ def cells_line(result: SweepNumbers, cells: list[tuple[int, int]]) -> Line:
 def fill(result: SweepNumbers, line: Line, name: str) -> None:
     """Fill a result with the cells of a line. SweepError, with the line's name, for cells that are not of its grid."""
     try:
-        for pair, number, value in _cells(line.get("cells"), len(result.values), result.values[0].size):
+        for pair, number, value in _cells(line.get("cells"), [of_pair.size for of_pair in result.values]):
             present = result.values[pair].flat[number]
             if math.isnan(value) or not (math.isnan(present) or present == value):
                 raise ValueError(f"cell {number} of pair {pair} is NaN, or there twice with two metrics")
@@ -178,15 +205,16 @@ def fill(result: SweepNumbers, line: Line, name: str) -> None:
         raise SweepError(f"{name} is damaged: {error}. {_WHAT_TO_DO}") from error
 
 
-def _cells(cells: object, n_pairs: int, size: int) -> Iterator[tuple[int, int, float]]:
+def _cells(cells: object, sizes: Sequence[int]) -> Iterator[tuple[int, int, float]]:
+    """The cells of a line: the number of their pair, their own, and their metric. sizes: how many cells each pair has."""
     if not isinstance(cells, list):
         raise ValueError("it has no cells")
     for cell in cells:
         if not isinstance(cell, list) or len(cell) != 3:
             raise ValueError("a cell is not a pair, a number and a metric")
         pair, number, value = cell
-        if not _is_count(pair) or not _is_count(number) or pair >= n_pairs or number >= size:
-            raise ValueError(f"it names cell {number!r:.40} of pair {pair!r:.40}, and there are {size} of {n_pairs}")
+        if not _is_count(pair) or not _is_count(number) or pair >= len(sizes) or number >= sizes[pair]:
+            raise ValueError(f"it names cell {number!r:.40} of pair {pair!r:.40}, and there are {sizes[0]} of {len(sizes)}")
         if type(value) not in (int, float):
             raise ValueError(f"the metric of cell {number} is {value!r:.40}")
         yield pair, number, float(value)

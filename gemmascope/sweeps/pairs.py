@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from math import nan
 
 import torch
 from torch import Tensor
 
-from gemmascope.arguments import one_of
+from gemmascope.arguments import one_of, short_repr
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.of_run import all_edits
 from gemmascope.edits.places import first_difference
@@ -18,9 +19,10 @@ from gemmascope.edits.target import mesh
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.prompts import as_prompts, is_prompt_list, number_errors
-from gemmascope.run.metric import Metric, bind_metric, measure
+from gemmascope.run.bound_metric import BoundMetric, bind_to_prompt, measure_trace, read_positions
+from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace
-from gemmascope.sweeps.grid import Cell, Grid
+from gemmascope.sweeps.grid import Cell, Grid, grids_of
 from gemmascope.sweeps.remarks import (
     Remark,
     against_itself,
@@ -31,6 +33,7 @@ from gemmascope.sweeps.remarks import (
     prompt_remarks,
     shared_metric_remarks,
 )
+from gemmascope.sweeps.sets.metrics import Metrics
 from gemmascope.sweeps.sources import Ablation, PrecomputedValues, ValuesFromPass, ValuesFromTrace, ValueSource
 from gemmascope.sweeps.spec import SweepSpec
 from gemmascope.sweeps.variants import BaseRun, SourceRun
@@ -64,16 +67,21 @@ _OF_OWN_ROW = frozenset(
 class Pair:
     """A run to patch, what to write in it, the cells of its grid, and the metric.
 
-    source_ids: the run to patch from; None for an ablation. metric: bound to the model; user_metric: as it was given.
+    source_ids: the run to patch from; None for an ablation. metrics: bound to the run; user_metrics: as they were given.
     """
 
     base: BaseRun
     source_ids: Tensor | None
     values: ValueSource
     grid: Grid
-    metric: Metric
-    user_metric: object
+    metrics: tuple[BoundMetric, ...]
+    user_metrics: tuple[object, ...]
     _tensors: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def metric(self) -> BoundMetric:
+        """The first metric."""
+        return self.metrics[0]
 
     @property
     def n_cells(self) -> int:
@@ -85,11 +93,11 @@ class Pair:
         """The run that must ride along in the pass for the cells to be patched from."""
         return self.values.run if isinstance(self.values, ValuesFromPass) else None
 
-    def source_metric(self) -> float:
-        """The metric of a source that was traced; NaN for an ablation."""
+    def source_metric(self, number: int = 0) -> float:
+        """A metric of a source that was traced; NaN for an ablation."""
         if not isinstance(self.values, ValuesFromTrace):
             return nan
-        return measure(self.metric, self.values.trace.next_logits[None])[0].item()
+        return measure_trace(self.metrics[number], self.values.trace)
 
     def values_at(self, layer: int) -> Tensor:
         """What the cells write at a layer: the whole site. Only for values that are known before the pass."""
@@ -127,28 +135,41 @@ def pairs_of(
 ) -> list[Pair]:
     """The pairs of a sweep, checked: every mistake that can be found before a run is an error here.
 
+    Of several sites, the grids of a pair stand side by side and share its runs.
+
     clean, corrupt: from listed_pairs. trace_sources: run the sources now and keep their traces; otherwise they go through
     the layers in the pass of the cells.
     """
     ablation = Ablation.of(spec.ablate, spec.reference)
     checked = _runs_of(clean, corrupt, metric, spec.into, ablation is not None, model)
-    grids = [Grid.of(spec, model, base_ids) for base_ids, *_ in checked]
+    grids = [grids_of(spec, model, base_ids) for base_ids, *_ in checked]
     pairs = []
-    for (base_ids, source_ids, bound_metric, user_metric), grid in zip(checked, grids, strict=True):
-        edits = all_edits(model, spec.edits)
-        base = BaseRun(base_ids, tuple(edit.bind(model, base_ids) for edit in edits), len(base_ids) - 1)
-        values: ValueSource
-        if source_ids is None:
-            assert ablation is not None
-            values = ablation.values(grid, model, base_ids)
-        elif trace_sources:
-            values = ValuesFromTrace(trace(source_ids, model=model), grid.site, grid.n_layers_at_once)
-        else:
-            values = ValuesFromPass(source_ids, grid.site, tuple(edit.bind(model, source_ids) for edit in all_edits(model)))
-        if source_ids is not None and not base.edits:
-            values.unchanged_before = _n_same(base_ids, source_ids)
-        pairs.append(Pair(base, source_ids, values, grid, bound_metric, user_metric))
+    for (base_ids, source_ids, metrics, user_metrics), of_sites in zip(checked, grids, strict=True):
+        edits = tuple(edit.bind(model, base_ids) for edit in all_edits(model, spec.edits))
+        base = BaseRun(base_ids, edits, read_positions(metrics))
+        source = None
+        if source_ids is not None:
+            kept = tuple(edit.bind(model, source_ids) for edit in all_edits(model))
+            run = SourceRun(source_ids, {}, base.positions, kept)
+            source = trace(source_ids, model=model) if trace_sources else run
+        for grid in of_sites:
+            values = _values_of(source, ablation, grid, model, base_ids)
+            if source_ids is not None and not base.edits:
+                values.unchanged_before = _n_same(base_ids, source_ids)
+            pairs.append(Pair(base, source_ids, values, grid, metrics, user_metrics))
     return pairs
+
+
+def _values_of(
+    source: Trace | SourceRun | None, ablation: Ablation | None, grid: Grid, model: Model, ids: Tensor
+) -> ValueSource:
+    """What the cells of a grid write in a run of these ids."""
+    if source is None:
+        assert ablation is not None
+        return ablation.values(grid, model, ids)
+    if isinstance(source, SourceRun):
+        return ValuesFromPass(source, grid.site)
+    return ValuesFromTrace(source, grid.site, grid.n_layers_at_once)
 
 
 def _n_same(ids: Tensor, other: Tensor) -> int:
@@ -159,8 +180,8 @@ def _n_same(ids: Tensor, other: Tensor) -> int:
 
 def _runs_of(
     clean: object, corrupt: object, metric: object, into: str, is_ablation: bool, model: Model
-) -> list[tuple[Tensor, Tensor | None, Metric, object]]:
-    """For each pair: the ids to patch, those to patch from, and the metric, bound and as it was given."""
+) -> list[tuple[Tensor, Tensor | None, tuple[BoundMetric, ...], tuple[object, ...]]]:
+    """For each pair: the ids to patch, those to patch from, and the metrics, bound and as they were given."""
     one_of(into, "into, the run to patch,", INTO, error=SweepError)
     if corrupt is not None and is_ablation:
         raise SweepError("corrupt and ablate were both given: leave one out")
@@ -173,17 +194,15 @@ def _runs_of(
     corrupts: list[Prompt | None] = (
         [None] * len(cleans) if corrupt is None else list(corrupt) if many else [corrupt]  # type: ignore[call-overload, list-item]
     )
-    metrics = list(metric) if isinstance(metric, (list, tuple)) else [metric] * len(cleans)
-    if not len(cleans) == len(corrupts) == len(metrics):
-        raise SweepError(f"there are {len(cleans)} clean prompts, {len(corrupts)} corrupted ones and {len(metrics)} metrics")
+    metrics = Metrics.of(metric, many).of_pairs(len(cleans), len(corrupts))
     runs = []
-    for number, (one_clean, one_corrupt, one_metric) in enumerate(zip(cleans, corrupts, metrics, strict=True)):
+    for number, (one_clean, one_corrupt, of_pair) in enumerate(zip(cleans, corrupts, metrics, strict=True)):
         with number_errors("pair", number, len(cleans)):
-            if message := against_itself(one_metric, model):
+            if message := next((text for one in of_pair if (text := against_itself(one, model))), None):
                 raise SweepError(message)
-            bound = bind_metric(one_metric, model)
             base, source = _ids_of(one_clean, one_corrupt, into, model)
-            runs.append((base, source, bound, one_metric))
+            bound = tuple(bind_to_prompt(one, model, base) for one in of_pair)
+            runs.append((base, source, bound, of_pair))
     return runs
 
 
@@ -215,9 +234,12 @@ def _refuse_traces(name: str, prompts: object) -> None:
 
 def sweep_remarks(pairs: Sequence[Pair], metric: object, model: Model) -> Iterator[Remark]:
     """Remarks on a sweep's pairs, grids and metrics."""
-    if not isinstance(metric, (list, tuple)):
-        yield from shared_metric_remarks(metric, len(pairs))
-    yield from numbered("pair", [_sweep_pair_remarks(pair, model) for pair in pairs])
+    of_pairs = [list(same) for _, same in groupby(pairs, key=lambda pair: id(pair.base))]  # the grids of each pair
+    for one in Metrics.of(metric, len(of_pairs) > 1).each:
+        if not isinstance(one, (list, tuple)):
+            yield from shared_metric_remarks(one, len(of_pairs))
+    remarks = ([remark for pair in same for remark in _sweep_pair_remarks(pair, model)] for same in of_pairs)
+    yield from numbered("pair", [list(dict.fromkeys(of_pair)) for of_pair in remarks])
 
 
 def _sweep_pair_remarks(pair: Pair, model: Model) -> Iterator[Remark]:
@@ -232,7 +254,8 @@ def _sweep_pair_remarks(pair: Pair, model: Model) -> Iterator[Remark]:
     if pair.source_ids is not None and not pair.base.edits:  # the source of an edited run is without its edits: it differs
         same = list(pair_remarks(ids, pair.source_ids))
         yield from same or _grid_remarks(pair, pair.source_ids)
-    yield from metric_remarks(pair.user_metric, ids, model)
+    for metric in pair.user_metrics:
+        yield from metric_remarks(metric, ids, model)
 
 
 def _grid_remarks(pair: Pair, source_ids: Tensor) -> Iterator[Remark]:
@@ -243,8 +266,18 @@ def _grid_remarks(pair: Pair, source_ids: Tensor) -> Iterator[Remark]:
     layers, positions = grid.numbers["layer"], grid.numbers[axis]
     is_first_layer = layers == [0] and grid.window == 1
     is_last_layer = layers == [grid.config.n_layers - 1] and grid.window == 1
-    last = len(pair.base.ids) - 1
-    if max(positions) < differing[0]:
+    read = pair.base.positions
+    reads = f"position {read[0]}" if len(read) == 1 else f"positions {short_repr(list(read))}"
+    if read[-1] < differing[0]:
+        yield Remark(
+            "warning", "metric", f"the prompts differ from position {differing[0]} on, and the metric reads {reads}: every "
+            "effect is 0"
+        )  # fmt: skip
+    elif read[-1] < min(positions):
+        yield Remark(
+            "warning", axis, f"the metric reads {reads}, and the grid begins at {axis} {min(positions)}: every effect is 0"
+        )
+    elif max(positions) < differing[0]:
         yield Remark(
             "warning", axis, f"the prompts differ from position {differing[0]} on, and the grid covers {axis} "
             f"{max(positions)} at most: every effect is 0"
@@ -254,8 +287,8 @@ def _grid_remarks(pair: Pair, source_ids: Tensor) -> Iterator[Remark]:
             "warning", axis, f"{site} of layer 0 is made of a position's own token, and the prompts have the same tokens "
             "there: every effect is 0"
         )  # fmt: skip
-    elif is_last_layer and site in _OF_OWN_ROW and last not in positions:
+    elif is_last_layer and site in _OF_OWN_ROW and not set(read) & set(positions):
         yield Remark(
-            "warning", axis, f"{site} of the last layer reaches its own position alone, and the metric reads position "
-            f"{last}: every effect is 0"
+            "warning", axis, f"{site} of the last layer reaches its own position alone, and the metric reads {reads}: every "
+            "effect is 0"
         )  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor
 from gemmascope.edits.reach import no_effect_messages
 from gemmascope.errors import GemmascopeError, warn
 from gemmascope.model.model import Model
+from gemmascope.run.bound_metric import PositionedMetric
 from gemmascope.run.metric import answer_ids, listed_answers
 
 if TYPE_CHECKING:
@@ -149,7 +150,13 @@ def _lacks_space(answer: str, ids: Tensor, model: Model) -> bool:
 def metric_remarks(metric: object, ids: Tensor, model: Model) -> Iterator[Remark]:
     """Remarks on the answers of a metric; none on a user's own function."""
     if answers := _answers_of(metric):
-        yield from answer_remarks(answers, ids, model)
+        yield from answer_remarks(answers, _read_by(metric, ids, model), model)
+
+
+def _read_by(metric: object, ids: Tensor, model: Model) -> Tensor | None:
+    """The prompt up to the position that a metric reads, which an answer follows; None if it reads several."""
+    positions = metric.at(model, ids).positions if isinstance(metric, PositionedMetric) else (len(ids) - 1,)
+    return ids[: positions[0] + 1] if len(positions) == 1 else None
 
 
 def _answers_of(metric: object) -> dict[str, object]:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemmascope.arguments import true_or_false
-from gemmascope.errors import SweepError, warn
-from gemmascope.files.paths import user_path
+from gemmascope.errors import SweepError
 from gemmascope.files.writing import write_file
 from gemmascope.legible import legible_line, prints_legibly
-from gemmascope.sweeps.journal import fill_from, read_file, text_of
+from gemmascope.sweeps.journal import text_of
 from gemmascope.sweeps.metadata import SweepMetadata, call_details, metric_label, picture_title
 from gemmascope.sweeps.resampling.bootstrap import labelled_bootstrap
 from gemmascope.tokens.tokenizer import visible_text
@@ -264,35 +263,3 @@ class SweepResult:
     def _labelled(self, values: Array, extra: Sequence[str] = ()) -> xarray.DataArray:
         dims = (*extra, *self.question.axes)
         return labelled(values, self.coords, dims, "effect", f"change of {self.question.metric}")
-
-
-def open_sweep(path: str | os.PathLike[str]) -> SweepResult:
-    """Read a result from a file that SweepResult.save or gs.sweep(out=...) wrote.
-
-    A last line that was cut off is left out, with a GemmascopeWarning: its cells are NaN.
-
-    Args:
-        path: The file; "~" is the home folder.
-
-    Returns:
-        The result, with the cells that the file holds.
-
-    Raises:
-        SweepError: The file is not a sweep, or is damaged; the error names the line.
-
-    Examples:
-        >>> result = gs.sweep([2, 5, 7], [2, 5, 9], gs.logit_diff(7, 9), site="mlp_out", progress=False)
-        >>> result.save("sweep.json")
-        >>> gs.open_sweep("sweep.json").effect.equals(result.effect)
-        True
-    """
-    path = user_path(path, error=SweepError, what="a sweep")
-    head, content = read_file(path)
-    try:
-        result = SweepResult.empty(SweepMetadata(**head.question), head.n_pairs)  # type: ignore[arg-type]
-    except (TypeError, ValueError, AttributeError, MemoryError) as error:
-        raise SweepError(f"{path} is not a sweep that can be read: {error}") from error
-    size, _ = fill_from(content, path, result)
-    if size < len(content) or int(result.finished.sum()) < (head.saved or 0):
-        warn(f"the end of {path} is missing: it was cut off, or is being written. {result.progress_text()}")
-    return result

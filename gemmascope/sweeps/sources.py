@@ -153,10 +153,11 @@ class MeanValues(CachedValues):
 class ValuesFromPass(ValueSource):
     """Values of a run that goes through the layers in the pass of the cells' runs."""
 
-    def __init__(self, ids: Tensor, site: Site, edits: tuple[BoundEdit, ...] = ()) -> None:
-        self.run = SourceRun(ids, site.name, DeferredValues(), edits)
+    def __init__(self, run: SourceRun, site: Site) -> None:
+        self.run = run
+        self._values = run.values.setdefault(site.name, DeferredValues())
 
     def edit(self, layer: int, site: Site, indices: tuple[Tensor, ...], places: Places) -> BoundEdit:
-        edit = Patch(site=site.name, source=self.run.values, layer=layer, **places)
-        read = DeferredRead(self.run.values, layer, indices)
+        edit = Patch(site=site.name, source=self._values, layer=layer, **places)
+        read = DeferredRead(self._values, layer, indices)
         return BoundEdit(edit, Address(site, layer), indices, read, unchanged_before=self.unchanged_before)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -32,7 +34,7 @@ class SweepSpec:
     Iterators become lists here, because each pair looks its places up. EditError or SiteError for what is no list.
     """
 
-    site: str
+    site: str | Sequence[str]
     by: Sequence[str] = ("layer", "pos")
     into: str = "corrupt"
     ablate: float | str | None = None
@@ -46,11 +48,24 @@ class SweepSpec:
     edits: Sequence[Edit] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.site, (list, tuple)):
+            object.__setattr__(self, "site", self._listed_sites(self.site))
         object.__setattr__(self, "reference", listed_reference(self.reference))
         for name in _PLACES:
             if isinstance(value := getattr(self, name), Iterator):
                 object.__setattr__(self, name, as_list(value, name, error=SiteError))
         object.__setattr__(self, "edits", listed_edits(self.edits))
+
+    @staticmethod
+    def _listed_sites(sites: object) -> list[str]:
+        names = as_words(sites)
+        if not names:
+            raise SweepError(f"site is the name of a site, or a list of names; given {short_repr(sites)}")
+        return names
+
+    def each_site(self) -> list[SweepSpec]:
+        """The spec of every site."""
+        return [self] if isinstance(self.site, str) else [replace(self, site=name) for name in self.site]
 
     def as_arguments(self, **more: object) -> dict[str, object]:
         """The keyword arguments of the call that repeats the sweep."""
@@ -59,7 +74,27 @@ class SweepSpec:
         return {**arguments, "reference": traces_verbatim(self.reference), **more, "edits": list(self.edits)}
 
 
-def grid_axes(site: str, by: object) -> tuple[Site, int | None, list[str]]:
+class SweepOptions(TypedDict, total=False):
+    """The keyword arguments of gs.sweep beside site, for type checkers."""
+
+    by: Sequence[str]
+    into: str
+    ablate: float | str | None
+    reference: Sequence[Trace]
+    layer: Layers
+    pos: Pos
+    head: Head
+    q_pos: Pos
+    k_pos: Pos
+    window: int
+    edits: Sequence[Edit]
+    model: Model | None
+    memory: int | str | None
+    progress: bool
+    out: str | os.PathLike[str] | None
+
+
+def grid_axes(site: object, by: object) -> tuple[Site, int | None, list[str]]:
     """The site of a grid, the layer if its name says one, and the grid's axes: all that can be checked without a model.
 
     SiteError for an unknown site, SweepError for one outside the layers and for axes that it does not have.

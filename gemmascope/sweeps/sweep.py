@@ -6,10 +6,9 @@ Activation patching (Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 20
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from typing import TYPE_CHECKING, overload
 
 from gemmascope.edits.call_text import call_text
 from gemmascope.edits.edit import Edit
@@ -19,29 +18,51 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import microbatch_rows, rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
-from gemmascope.run.metric import try_metric
 from gemmascope.run.passes import require_finite_end
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.cells import CellRun, EditsOf, cell_runs, chunked, pending_cells
-from gemmascope.sweeps.final_logits import measure_rows, refuse_wide_functions
+from gemmascope.sweeps.final_logits import refuse_wide_functions
 from gemmascope.sweeps.journal import NOWHERE, Journal, JournalStopped
-from gemmascope.sweeps.metadata import metadata_of
 from gemmascope.sweeps.metrics import MetricLike
 from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of, sweep_remarks
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
-from gemmascope.sweeps.spec import Layers, SweepSpec
-from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
+from gemmascope.sweeps.sets.filling import Filling, empty_result, try_metrics
+from gemmascope.sweeps.sets.numbers import SetNumbers
+from gemmascope.sweeps.sets.result import SweepSet
+from gemmascope.sweeps.spec import Layers, SweepOptions, SweepSpec
+from gemmascope.sweeps.variants import Variant, final_residuals
 from gemmascope.values import Array
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-@computes
+
+@overload
 def sweep(
     clean: Prompt | Sequence[Prompt],
     corrupt: Prompt | Sequence[Prompt] | None,
     metric: MetricLike | Sequence[MetricLike],
     *,
     site: str,
+    **options: Unpack[SweepOptions],
+) -> SweepResult: ...
+@overload
+def sweep(
+    clean: Prompt | Sequence[Prompt],
+    corrupt: Prompt | Sequence[Prompt] | None,
+    metric: MetricLike | Sequence[MetricLike] | Mapping[str, MetricLike | Sequence[MetricLike]],
+    *,
+    site: str | Sequence[str],
+    **options: Unpack[SweepOptions],
+) -> SweepResult | SweepSet: ...
+@computes
+def sweep(
+    clean: Prompt | Sequence[Prompt],
+    corrupt: Prompt | Sequence[Prompt] | None,
+    metric: MetricLike | Sequence[MetricLike] | Mapping[str, MetricLike | Sequence[MetricLike]],
+    *,
+    site: str | Sequence[str],
     by: Sequence[str] = ("layer", "pos"),
     into: str = "corrupt",
     ablate: float | str | None = None,
@@ -57,7 +78,7 @@ def sweep(
     memory: int | str | None = None,
     progress: bool = True,
     out: str | os.PathLike[str] | None = None,
-) -> SweepResult:
+) -> SweepResult | SweepSet:
     """Patch every cell of a grid, each in a run of its own, and measure what that changes: all runs in one pass.
 
     Activation patching. The run of a cell is the run of one prompt, with the values of a site at the cell's places
@@ -71,9 +92,11 @@ def sweep(
             messages; or a list of prompts, for several pairs.
         corrupt: The prompt to compare with, of as many tokens; or a list of as many prompts. None for an ablation.
         metric: What to measure: gs.logit_diff(...) or another metric of gs, or a function of the soft-capped logits of
-            the last position, [run, vocab] -> [run]. For several pairs one for all, or a list with one for each.
+            the last position, [run, vocab] -> [run]. For several pairs one for all, or a list with one for each. Several
+            in the same pass: a mapping of names to such, or for one pair a list.
         site: What to patch, by its name here ("resid_pre", "z", "pattern", ...) or in TransformerLens; the name may say
-            the layer as well ("blocks.5.attn.hook_z").
+            the layer as well ("blocks.5.attn.hook_z"). A list patches several sites, each in runs of its own, in the
+            same pass.
         by: The axes of the grid, of those that the site has: "layer", "pos" and "head"; at attention edges "q_pos" and
             "k_pos" in place of "pos". Along the axes that are left out a cell patches all places together. The default
             suits sites with positions; at scores, scores_capped and pattern give by.
@@ -102,13 +125,14 @@ def sweep(
     Returns:
         A SweepResult. Its .effect is an xarray.DataArray with the axes of by, float64: the metric of each cell's run
         less that of the run that is patched, the mean over pairs. .clean and .corrupt are the baselines, .normalized is
-        the effect as a share of the gap between them.
+        the effect as a share of the gap between them. For several sites or metrics a SweepSet: a mapping of SweepResults,
+        whose .effect has the axes "site" and "metric" as well.
 
     Raises:
         PromptError: A prompt or an answer cannot be read, or is longer than the model's context.
         SiteError: A site, layer, position or head does not exist.
         EditError: An edit or the reference does not fit.
-        MetricError: The metric does not give one number for each run, or mixes runs.
+        MetricError: The metric does not give one number for each run, or mixes runs; two metrics have one name.
         BudgetError: memory is not an amount of memory.
         SweepError: The arguments do not fit together (prompts of different lengths, axes that the site does not have),
             memory is too small, or the file belongs to another sweep. What can be checked is checked before anything is
@@ -138,7 +162,7 @@ def sweep(
     journal = Journal()
     try:
         try:
-            journal.open(out, runner.result)
+            journal.open(out, runner.numbers)
             run_all(replace(runner, journal=journal), progress)
         finally:
             journal.close()
@@ -165,10 +189,10 @@ def prepare(
     pairs = pairs_of(clean, corrupt, metric, spec, model)
     max_rows = rows_within(memory, model)
     code = call_text("sweep", model, (clean, corrupt, metric), spec.as_arguments())
-    result = SweepResult.empty(metadata_of(pairs, metric, spec, code, model), len(pairs))
+    result = empty_result(pairs, metric, spec, code, model)
     for pair in pairs:
         refuse_wide_functions(pair.base)
-        try_metric(pair.metric, model, pair.base.ids)
+        try_metrics(pair, model)
     n_at_once = microbatch_rows(model, memory)
     return SweepRunner(pairs, [pair.edits_of for pair in pairs], result, model, max_rows, n_at_once=n_at_once)
 
@@ -177,17 +201,29 @@ def prepare(
 class SweepRunner:
     """A sweep that is ready to run, all of it or some of its cells, chunk by chunk into one result.
 
-    edits_of: for each pair, what makes the edits of a cell. max_rows: how many rows one pass may carry. journal: where
-    finished cells are written. n_at_once: how many rows go through a layer at once; None: as suits the device.
+    pairs: the grids of one pair stand side by side. edits_of: for each of them, what makes the edits of a cell. max_rows:
+    how many rows one pass may carry. journal: where finished cells are written. n_at_once: how many rows go through a
+    layer at once; None: as suits the device.
     """
 
     pairs: Sequence[Pair]
     edits_of: Sequence[EditsOf]
-    result: SweepResult
+    result: SweepResult | SweepSet
     model: Model
     max_rows: int
     journal: Journal = NOWHERE
     n_at_once: int | None = None
+
+    @property
+    def single(self) -> SweepResult:
+        """The result of a sweep of one site and one metric."""
+        assert isinstance(self.result, SweepResult)
+        return self.result
+
+    @property
+    def numbers(self) -> SweepResult | SetNumbers:
+        """The result's numbers, for a file and for the progress."""
+        return self.result if isinstance(self.result, SweepResult) else self.result.numbers
 
     def chunks(
         self, cells: Array | None = None, row_limit: Callable[[], int] | None = None
@@ -201,37 +237,32 @@ class SweepRunner:
         def limit() -> int:
             return self.max_rows if row_limit is None else min(row_limit(), self.max_rows)
 
-        runs = cell_runs(self.pairs, self.edits_of, pending_cells(self.pairs, self.result, cells))
+        filling = Filling(self.pairs, self.result)
+        runs = cell_runs(self.pairs, self.edits_of, pending_cells(self.pairs, filling.pending, cells))
         for chunk in chunked(runs, limit):
-            self._run_chunk(chunk)
-            done = [(run.pair, run.number) for run in chunk]
-            self.journal.write(self.result, done)
+            self._run_chunk(chunk, filling)
+            done = [at for run in chunk for at in filling.rows_of(run.pair, run.number)]
+            self.journal.write(self.numbers, done)
             yield done
 
-    def _run_chunk(self, chunk: Sequence[CellRun]) -> None:
-        """Run a chunk of cells beside the base runs of their pairs, in one pass, and fill the result."""
-        pairs, model, result = self.pairs, self.model, self.result
-        numbers = sorted({run.pair for run in chunk})
-        bases = [pairs[number].base for number in numbers]
-        index = {number: i for i, number in enumerate(numbers)}
-        variants = [Variant(index[run.pair], run.edits) for run in chunk]
-        sources = {number: source for number in numbers if (source := pairs[number].source_run) is not None}
+    def _run_chunk(self, chunk: Sequence[CellRun], filling: Filling) -> None:
+        """Run a chunk of cells beside the runs of their pairs, each once, in one pass, and fill the result."""
+        model, numbers = self.model, sorted({run.pair for run in chunk})
+        bases = list({id(base): base for number in numbers if (base := self.pairs[number].base)}.values())
+        index = {id(base): i for i, base in enumerate(bases)}
+        variants = [Variant(index[id(self.pairs[run.pair].base)], run.edits) for run in chunk]
+        sources = {id(source): source for number in numbers if (source := self.pairs[number].source_run) is not None}
         finals = final_residuals(model, bases, variants, list(sources.values()), self.n_at_once)
-        for number, row in zip(sources, finals.sources, strict=True):
-            if np.isnan(result.source_metric[number]):
-                run = BaseRun(sources[number].ids, sources[number].edits, len(sources[number].ids) - 1)
-                result.source_metric[number] = measure_rows(pairs[number].metric, model, run, row[None])[0].item()
-        for number, base, row in zip(numbers, bases, finals.bases, strict=True):
-            require_finite_end(model, base.ids, row, base.edits)
-            metric = pairs[number].metric
-            result.base_metric[number] = measure_rows(metric, model, base, row[None])[0]
+        of_sources = dict(zip(sources, finals.sources, strict=True))
+        for base, rows in zip(bases, finals.bases, strict=True):
+            require_finite_end(model, base.ids, rows[-1], base.edits)
+        for number in numbers:
+            pair = self.pairs[number]
+            if pair.source_run is not None:
+                filling.source(number, of_sources[id(pair.source_run)], model)
+            of_base = finals.bases[index[id(pair.base)]]
             of_pair = [i for i, run in enumerate(chunk) if run.pair == number]
-            cells = [chunk[i].number for i in of_pair]
-            rows = finals.variants[of_pair]
-            values = measure_rows(metric, model, base, rows)
-            # Products of other row counts round differently: a run that is its base has exactly its base's metric.
-            values[(rows == row).all(1).cpu()] = result.base_metric[number]
-            result.values[number].flat[cells] = values.numpy()
+            filling.cells(number, [chunk[i].number for i in of_pair], of_base, finals.of(of_pair), model)
 
 
 def run_all(runner: SweepRunner, progress: bool) -> None:
@@ -241,7 +272,7 @@ def run_all(runner: SweepRunner, progress: bool) -> None:
     except KeyboardInterrupt:
         warn(f"interrupted: {runner.result.progress_text()}; the other cells are NaN")
     except JournalStopped as stopped:
-        journal, result = runner.journal, runner.result
+        journal, result = runner.journal, runner.numbers
         warn(
             f"{journal.path} stopped at {journal.n_cells} of {result.question.n_cells} cells: {stopped}. The sweep "
             f"ended there: {result.progress_text()}; the other cells are NaN. A second call with the same file goes on"
@@ -253,7 +284,7 @@ def run_cells(runner: SweepRunner, progress: bool) -> None:
     from tqdm.auto import tqdm
 
     # The bar appears after a second: a quick sweep shows nothing.
-    result = runner.result
+    result = runner.numbers
     with tqdm(total=result.question.n_cells, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not progress) as bar:
         bar.update(int(result.finished.sum()))
         for done in runner.chunks():

@@ -13,42 +13,38 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.edits.target import DeferredValues
 from gemmascope.memory.limits import explain_oom, microbatch_rows
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.layout import KeyPool, Layout, PrefixKV, RunRows
+from gemmascope.model.layout import Layout, PrefixKV, RunRows
 from gemmascope.model.maths import index_tensor, ranges
 from gemmascope.model.model import Model
-from gemmascope.model.tap import SILENT, Chain, Tap
-from gemmascope.run.taps import EditTap, Recorder
+from gemmascope.model.tap import SILENT, Chain
+from gemmascope.run.taps import EditTap, KeysTap, Recorder
 from gemmascope.values import Array, moved
 
 
 @dataclass(frozen=True)
 class BaseRun:
-    """A base run: its token ids, its edits, and the position whose logits are read."""
+    """A base run: its token ids, its edits, and the positions whose logits are read, in order."""
 
     ids: Tensor
     edits: tuple[BoundEdit, ...]
-    pos: int
-
-    @property
-    def n_last(self) -> int:
-        """How many rows there are from that position on."""
-        return len(self.ids) - self.pos
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SourceRun:
-    """A run to patch from: its ids, the site that is read, what takes each layer's value of it, and the edits it has."""
+    """A run to patch from: its token ids, for every site that is read what takes each layer's value of it, the positions
+    whose logits are read, and the edits it has.
+    """
 
     ids: Tensor
-    site: str
-    values: DeferredValues
+    values: dict[str, DeferredValues]
+    positions: tuple[int, ...]
     edits: tuple[BoundEdit, ...] = ()
 
 
@@ -62,14 +58,25 @@ class Variant:
 
 @dataclass(frozen=True)
 class FinalResiduals:
-    """The stream after the last layer, [run, d_model], at the position that is read; of a source at its last position.
+    """The stream after the last layer at the positions that are read: of every base and source, [pos, d_model].
 
-    These rows come before the last norm, unlike the site `final`, which comes after it.
+    These rows come before the last norm, unlike the site `final`, which comes after it. rows: those of all variants, of
+    which variant i has the n_read[i] from first[i] on.
     """
 
-    bases: Tensor
-    variants: Tensor
-    sources: Tensor
+    bases: Sequence[Tensor]
+    sources: Sequence[Tensor]
+    rows: Tensor
+    first: Array
+    n_read: Array
+
+    def of(self, variants: Sequence[int]) -> Tensor:
+        """The rows of some variants of one base, [variant, pos, d_model]."""
+        numbers = np.asarray(variants, dtype=np.int64)
+        at = ranges(self.first[numbers], self.n_read[numbers])
+        n_pos = int(self.n_read[numbers[0]]) if len(numbers) else 1
+        rows = self.rows[index_tensor(at, self.rows.device)]
+        return rows.reshape(len(numbers), n_pos, rows.shape[-1])
 
 
 def final_residuals(
@@ -135,44 +142,49 @@ class _Pass:
         self.n_at_once = n_at_once
         self.model, self.bases, self.sources, self.last = model, bases, sources, model.n_layers - 1
         joiners = [_Joiner(i, variant, bases) for i, variant in enumerate(variants)]
-        # An edit right of the position that is read, or of what its base already has, has no effect.
-        self.without_effect = [j for j in joiners if j.start > j.base_run.pos]
-        self.joiners = sorted((j for j in joiners if j.start <= j.base_run.pos), key=lambda j: (j.base, j.start))
+        # An edit right of the positions that are read, or of what its base already has, has no effect.
+        with_effect = [j for j in joiners if j.start <= j.base_run.positions[-1]]
+        self.joiners = sorted(with_effect, key=lambda j: (j.base, j.start))
         self.full_ids = [base.ids for base in bases] + [source.ids for source in sources]
         self.full_layout = Layout.of_lengths([len(ids) for ids in self.full_ids], model.device)
         self.full_first = np.array([span.start for span in self.full_layout.spans])
         self.base_edits = EditTap([*(base.edits for base in bases), *(source.edits for source in sources)])
         # On a CPU the first bfloat16 product of a row count costs milliseconds: padding makes the row counts alike.
         self.row_multiple = 64 if model.dtype == torch.bfloat16 and model.device.type == "cpu" else 1
-        numbers = np.array([(j.layer, j.index, j.base_run.n_last) for j in self.joiners], dtype=np.int64)
-        self.layer, self.index, self.n_last = numbers.reshape(-1, 3).T
+        numbers = np.array([(j.layer, j.index) for j in self.joiners], dtype=np.int64)
+        self.layer, self.index = numbers.reshape(-1, 2).T
         self.is_edited_last = np.array([bool(j.edits_at(self.last)) for j in self.joiners], dtype=bool)
+        self.base_of = np.array([variant.base for variant in variants], dtype=np.int64)
+        self.positions = [np.array(base.positions, dtype=np.int64) for base in bases]
+        self.n_read = np.array([len(read) for read in self.positions], dtype=np.int64)[self.base_of]
+        self.first_read = np.cumsum(self.n_read) - self.n_read
         self.is_confined = np.array([j.confined is not None for j in self.joiners], dtype=bool)
         self.all_rows = self._rows(lambda j: (j.start, len(j.base_run.ids)))
         self.changed_rows = self._rows(lambda j: j.confined or (j.start, len(j.base_run.ids)))
         self.at = np.cumsum(self.all_rows.n_rows) - self.all_rows.n_rows
         self.device = model.device  # of the layer that the pass is at
         self.buffer = self._empty(int(self.all_rows.n_rows.sum()), model.device)
-        self.final = self._empty(len(variants), model.network.device_of(self.last))
+        self.final = self._empty(int(self.n_read.sum()), model.network.device_of(self.last))
 
     def run(self) -> FinalResiduals:
         x = self.model.network.embed(torch.cat(self.full_ids), self.full_layout, self.base_edits)
         with closing(self.model.layers()) as layers:
             for layer in layers:
                 x = self._run_layer(layer, x)
-        n_last = (*(base.n_last for base in self.bases), *(1 for _ in self.sources))
-        stops = np.array([span.stop for span in self.full_layout.spans])
-        read = x[self._indices(stops - np.array(n_last))]
-        index, base = ([getattr(j, name) for j in self.without_effect] for name in ("index", "base"))
-        self.final[self._indices(index)] = read[self._indices(base)]
-        read, final = moved(read, self.model.device), moved(self.final, self.model.device)
-        return FinalResiduals(read[: len(self.bases)], final, read[len(self.bases) :])
+        read = [*(base.positions for base in self.bases), *(source.positions for source in self.sources)]
+        ends = [x[self._indices(first + np.array(at))] for first, at in zip(self.full_first, read, strict=True)]
+        rows, final = [moved(end, self.model.device) for end in ends], moved(self.final, self.model.device)
+        n_bases = len(self.bases)
+        return FinalResiduals(rows[:n_bases], rows[n_bases:], final, self.first_read, self.n_read)
 
     def _run_layer(self, layer: Layer, x: Tensor) -> Tensor:
         """Carry all runs through a layer. x: the rows of bases and sources at its entry; returned: those at its exit."""
         self.device = layer.device
         x, self.buffer = moved(x, self.device), moved(self.buffer, self.device)
         y, prefixes = self._run_full(layer, x)
+        if layer.index == self.last and len(self.base_of):  # where a variant has no rows of its own, it has its base's
+            at = np.concatenate([self.full_first[base] + self.positions[base] for base in self.base_of])
+            self.final[:] = y[self._indices(at)]
         joining = self.layer == layer.index
         self._enter(np.flatnonzero(joining & ~self.is_confined), x)
         joined = (self.layer < layer.index) | (joining & ~self.is_confined)
@@ -199,10 +211,12 @@ class _Pass:
 
     def _run_full(self, layer: Layer, x: Tensor) -> tuple[Tensor, list[PrefixKV]]:
         """The rows of bases and sources after a layer, and each base's keys and values. Sets the sources' values."""
-        keys, recorder = _KeysTap(), Recorder([source.site for source in self.sources], len(self.full_layout.spans))
+        sites = {site for source in self.sources for site in source.values}
+        keys, recorder = KeysTap(), Recorder(sites, len(self.full_layout.spans))
         y = layer(x, self.full_layout, Chain(self.base_edits, keys, recorder).at(layer.index, self.full_layout))
-        for source, values in zip(self.sources, recorder.values[len(self.bases) :], strict=True):
-            source.values.set(layer.index, values[source.site, layer.index])
+        for source, recorded in zip(self.sources, recorder.values[len(self.bases) :], strict=True):
+            for site, values in source.values.items():
+                values.set(layer.index, recorded[site, layer.index])
         return y, keys.prefixes(self.full_layout.spans[: len(self.bases)])
 
     def _enter(self, variants: Array, x: Tensor) -> None:
@@ -233,12 +247,12 @@ class _Pass:
         is_edited = any(self.joiners[number].edits_at(layer.index) for number in variants.tolist())
         rows = self.all_rows.of(variants)
         if layer.index == self.last and not is_edited:
-            rows = replace(rows, n_queries=self.n_last[variants])
+            first_read = np.array([self.positions[base][0] for base in rows.base], dtype=np.int64)
+            rows = replace(rows, n_queries=rows.stop - np.maximum(first_read, rows.start))
         place = self._place(variants)
         y = self._run_rows(layer, variants if is_edited else None, rows, self.buffer[place], prefixes)
         if layer.index == self.last:
-            read = np.cumsum(rows.n_queries) - self.n_last[variants]
-            self.final[self._indices(self.index[variants])] = y[self._indices(read)]
+            self._put_into_result(variants, rows, y)
         else:
             self.buffer[place] = y
 
@@ -251,11 +265,17 @@ class _Pass:
             changed = ranges(self.at[variants] + rows.start - self.all_rows.start[variants], rows.n_rows)
             self.buffer[self._indices(changed)] = new
             return
-        read = self.all_rows.stop[variants] - self.n_last[variants]
-        self.final[self._indices(self.index[variants])] = y[self._indices(self.full_first[rows.base] + read)]
-        reached = np.flatnonzero((rows.start <= read) & (read < rows.stop))
-        at = np.cumsum(rows.n_rows) - rows.n_rows + read - rows.start
-        self.final[self._indices(self.index[variants[reached]])] = new[self._indices(at[reached])]
+        self._put_into_result(variants, rows, new)
+
+    def _put_into_result(self, variants: Array, rows: RunRows, y: Tensor) -> None:
+        """Put the rows that are read into the result. y: the last n_queries of each variant's rows, after the last layer."""
+        read = [self.positions[base] for base in rows.base]
+        n_read = np.array([len(at) for at in read])
+        owner, pos = np.repeat(np.arange(len(variants)), n_read), np.concatenate(read)
+        first_query, first_row = rows.stop - rows.n_queries, np.cumsum(rows.n_queries) - rows.n_queries
+        present = np.flatnonzero((first_query[owner] <= pos) & (pos < rows.stop[owner]))
+        into = ranges(self.first_read[self.index[variants]], n_read)[present]
+        self.final[self._indices(into)] = y[self._indices(((first_row - first_query)[owner] + pos)[present])]
 
     def _run_rows(self, layer: Layer, edited: Array | None, rows: RunRows, x: Tensor, prefixes: list[PrefixKV]) -> Tensor:
         """These rows after a layer. edited: the variants whose edits are written; None for none."""
@@ -277,24 +297,3 @@ class _Pass:
         middles = stops - rows.n_rows[variants] / 2
         batch = np.minimum(middles * n_batches // stops[-1], n_batches - 1)
         yield from np.split(variants, np.flatnonzero(np.diff(batch)) + 1)
-
-
-class _KeysTap(Tap):
-    """Holds the keys and values of all rows of a pass at one layer."""
-
-    k: Tensor
-    v: Tensor
-
-    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        if site == "k_rot":
-            self.k = value
-        elif site == "v":
-            self.v = value
-        return value
-
-    def prefixes(self, spans: Sequence[slice]) -> list[PrefixKV]:
-        """Those of some runs, by their rows."""
-        pool = KeyPool(*(rearrange(x, "row kv_head d_head -> kv_head row d_head") for x in (self.k, self.v)))
-        if self.k.device.type != "cpu":  # a kernel reads all of them where they are
-            return [PrefixKV.in_pool(pool, span) for span in spans]
-        return [PrefixKV(pool.k[:, span].contiguous(), pool.v[:, span].contiguous()) for span in spans]

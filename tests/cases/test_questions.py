@@ -13,7 +13,8 @@ from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError, GemmascopeWarning, MetricError, SweepError
-from gemmascope.run.metric import bind_metric, try_metric
+from gemmascope.run.bound_metric import bind_to_prompt, try_metric
+from gemmascope.run.metric import bind_metric
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
@@ -189,10 +190,10 @@ def test_a_metric_that_mixes_runs_is_refused(ask: Callable[..., Any], name: str)
 
 
 def test_a_metric_that_mixes_runs_is_refused_when_the_last_tokens_are_equal() -> None:
-    with pytest.raises(MetricError, match="mixes runs"):
-        try_metric(MIXING["less the mean of the runs"], gs.load(), torch.tensor([2, 5, 5]))
-    with pytest.raises(MetricError, match="mixes runs"):
-        try_metric(MIXING["less the mean of the runs"], gs.load(), torch.tensor([5]))
+    for ids in (torch.tensor([2, 5, 5]), torch.tensor([5])):
+        metric = bind_to_prompt(MIXING["less the mean of the runs"], gs.load(), ids)
+        with pytest.raises(MetricError, match="mixes runs"):
+            try_metric(metric, gs.load(), ids)
 
 
 def test_a_random_metric_is_warned_about() -> None:

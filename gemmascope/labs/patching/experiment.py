@@ -14,7 +14,7 @@ from gemmascope.edits.make import patch
 from gemmascope.labs.patching.cell_grid import MARKS, CellGrid
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
-from gemmascope.run.metric import measure
+from gemmascope.run.bound_metric import measure_trace
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace, traces
 from gemmascope.sweeps.attribution import estimate
@@ -40,7 +40,7 @@ class Experiment:
     def __init__(self, settings: Settings, model: Model) -> None:
         self.settings, self.model = settings, model
         self.runner = prepare(settings.clean, settings.corrupt, settings.metric_of(), settings.spec(model), model=model)
-        self.result: SweepResult = self.runner.result
+        self.result: SweepResult = self.runner.single
         self.estimated: SweepResult | None = None
         self.traces: dict[str, Trace] = {}
         self._pair = self.runner.pairs[0]
@@ -151,7 +151,7 @@ class Experiment:
         self.traces = {}
 
     def _metric(self, run: Trace) -> float:
-        return measure(self._pair.metric, run.next_logits[None])[0].item()
+        return measure_trace(self._pair.metric, run)
 
 
 class Throughput:

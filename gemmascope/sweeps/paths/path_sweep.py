@@ -7,7 +7,7 @@ live or frozen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gemmascope.arguments import one_of, short_repr
 from gemmascope.edits.call_text import call_text
@@ -17,9 +17,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
-from gemmascope.run.metric import try_metric
 from gemmascope.sites import parse_site_name
-from gemmascope.sweeps.metadata import metadata_of
 from gemmascope.sweeps.metrics import MetricLike
 from gemmascope.sweeps.pairs import listed_pairs, pairs_of, sweep_remarks
 from gemmascope.sweeps.paths.frozen import FrozenPaths
@@ -27,6 +25,8 @@ from gemmascope.sweeps.paths.live import LivePaths
 from gemmascope.sweeps.paths.receivers import ReceiverLike, has_path, receivers_of
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.sets.filling import empty_result, try_metrics
+from gemmascope.sweeps.sets.result import SweepSet
 from gemmascope.sweeps.spec import Layers, SweepSpec
 from gemmascope.sweeps.sweep import SweepRunner, run_all
 
@@ -38,7 +38,7 @@ MLPS = ("live", "frozen")
 def path_sweep(
     clean: Prompt | Sequence[Prompt],
     corrupt: Prompt | Sequence[Prompt],
-    metric: MetricLike | Sequence[MetricLike],
+    metric: MetricLike | Sequence[MetricLike] | Mapping[str, MetricLike | Sequence[MetricLike]],
     *,
     sender: str = "z",
     receiver: ReceiverLike | list[ReceiverLike] = "final",
@@ -51,7 +51,7 @@ def path_sweep(
     model: Model | None = None,
     memory: int | str | None = None,
     progress: bool = True,
-) -> SweepResult:
+) -> SweepResult | SweepSet:
     """Patch every cell of a grid of senders, and measure its effect through chosen receivers only.
 
     Path patching. Each cell takes two runs. In the first the sender has its value of the other prompt's run, all other
@@ -64,7 +64,8 @@ def path_sweep(
             messages; or a list of prompts, for several pairs.
         corrupt: The prompt to compare with, of as many tokens; or a list of as many prompts.
         metric: What to measure, as in gs.sweep: a function of the soft-capped logits of the last position, [run, vocab]
-            -> [run], or gs.logit_diff(...). For several pairs one for all, or a list with one for each.
+            -> [run], or gs.logit_diff(...). For several pairs one for all, or a list with one for each. Several in the
+            same passes: a mapping of names to such, or for one pair a list.
         sender: What sends: "z" (heads), "attn_out" or "mlp_out", or the name in TransformerLens.
         receiver: What receives: "final" (the unembedding), or (site, layer, head) with the site "q", "k" or "v", the
             head a number, a list or left out for all, counted in kv heads at k and v; or a list of such. Names in
@@ -83,7 +84,7 @@ def path_sweep(
         progress: Show a progress bar when the sweep takes more than a second.
 
     Returns:
-        A SweepResult, as from gs.sweep, over the senders.
+        A SweepResult, as from gs.sweep, over the senders; for several metrics a SweepSet.
 
     Raises:
         PromptError: A prompt or an answer cannot be read, or is longer than the model's context.
@@ -127,14 +128,14 @@ def path_sweep(
     if not n_cells:
         raise SweepError(f"no sender comes before the receiver {receiver!r}: take a later receiver, or earlier layers")
     for pair in pairs:
-        try_metric(pair.metric, model, pair.base.ids)
+        try_metrics(pair, model)
     raise_or_warn(sweep_remarks(pairs, metric, model), SweepError)
     named = {"sender": sender, "receiver": receiver, "by": by, "into": into, "layer": spec.layer, "pos": spec.pos}
     named |= {"head": spec.head, "mlps": mlps}
     code = call_text("path_sweep", model, (listed_clean, listed_corrupt, metric), named)
-    metadata = metadata_of(pairs, metric, spec, code, model, n_cells=n_cells, extra=f"mlps={mlps}")
-    result = SweepResult.empty(metadata, len(pairs))
-    result.source_metric[:] = [pair.source_metric() for pair in pairs]
+    result = empty_result(pairs, metric, spec, code, model, n_cells=n_cells, extra=f"mlps={mlps}")
+    for number, grid in enumerate([result] if isinstance(result, SweepResult) else result.grids):
+        grid.source_metric[:] = [pair.source_metric(number) for pair in pairs]
     paths: list[FrozenPaths] | list[LivePaths]
     if mlps == "frozen":
         paths = [FrozenPaths(pair, receivers, model) for pair in pairs]
