@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from gemmascope.kernels import switch
 from gemmascope.model import maths
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
-from gemmascope.streaming import int8, layer_stream
+from gemmascope.streaming import int8, int8_linear, layer_stream
 from gemmascope.streaming.layer_stream import HostTransfer, LayerStream
 
 pytest.importorskip("triton", reason="the kernels need Triton")
@@ -55,6 +56,13 @@ def rounding() -> Iterator[None]:
 def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain torch on the CPU is what Triton's kernels are compared with."""
+    monkeypatch.setattr(switch, "_cpu_refusal", lambda: "of this test")
+    monkeypatch.setattr(int8_linear, "int8_kernels", lambda device: int8_kernels)
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -269,7 +277,8 @@ def load(folder: Path, dtype: str, kept: tuple[int, ...] = (0, 1, 2)) -> Model:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels compute on this machine as on a card."""
     monkeypatch.setattr(switch, "fuses", lambda x: not torch.is_grad_enabled())
-    monkeypatch.setattr(layer_stream, "runs_triton", lambda device: True)
+    monkeypatch.setattr(layer_stream, "runs_kernels", lambda device: True)
+    monkeypatch.setattr(switch, "_pointwise", lambda kind, name: getattr(pointwise, name))
 
 
 class Names(Tap):
@@ -306,9 +315,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     names: set[str] = set()
     choose = switch._pointwise
 
-    def choosing(name: str) -> Any:
+    def choosing(kind: str, name: str) -> Any:
         names.add(name)
-        return choose(name)
+        return choose(kind, name)
 
     monkeypatch.setattr(switch, "_pointwise", choosing)
     return names
@@ -331,7 +340,8 @@ def test_streamed_equals_resident_and_a_layer_that_runs_again_equals_its_run(fol
     for site in ("mlp_act", "mlp_out"):
         assert torch.equal(a[site, 2], b[site, 2])
     assert torch.equal(a["q_rot", 2], recorded["q_rot"])
-    assert torch.equal(a["resid_post", 2], other.layer(2)(a["resid_pre", 2], a.layout, Tap().at(2, a.layout)))
+    with closing(other.network.single(2)) as layers:
+        assert torch.equal(a["resid_post", 2], next(layers)(a["resid_pre", 2], a.layout, Tap().at(2, a.layout)))
 
 
 @pytest.mark.usefixtures("kernels")
@@ -434,12 +444,13 @@ def test_a_cuda_device_says_which_way_it_computes(monkeypatch: pytest.MonkeyPatc
 
 
 def test_kernels_that_do_not_run_or_are_wrong_are_told_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch, "_pointwise", lambda kind, name: getattr(pointwise, name))
     assert switch._trial_error(DEVICE) is None
-    monkeypatch.setattr(switch, "_pointwise", lambda name: lambda x, cap: x)
+    monkeypatch.setattr(switch, "_pointwise", lambda kind, name: lambda x, cap: x)
     with pytest.warns(gs.GemmascopeWarning, match="its kernels give wrong numbers: .* computes with plain torch"):
         assert switch._trial_error(DEVICE) == "its kernels give wrong numbers"
 
-    def failing(name: str) -> Any:
+    def failing(kind: str, name: str) -> Any:
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(switch, "_pointwise", failing)

@@ -1,4 +1,4 @@
-"""Launches of Triton kernels."""
+"""Launches of Triton kernels, and what every kernel requires."""
 
 from __future__ import annotations
 
@@ -24,11 +24,8 @@ class Kernel(Protocol):
 def launch(kernel: Kernel, grid: tuple[int, ...], *args: Tensor | float, out: Tensor, **constants: object) -> Tensor:
     """Run the programs of a kernel on the device of `out`, which it fills. `out` is its first argument."""
     for arg in args:
-        if isinstance(arg, Tensor) and arg.device != out.device:  # a kernel would read whatever is at that address
-            raise DeviceError(
-                f"a tensor is on {arg.device}, the rows are on {out.device}. A layer of a pass is empty, on the meta "
-                "device, once the next layer is requested"
-            )
+        if isinstance(arg, Tensor):
+            require_device(arg, out.device)
     if 0 not in grid:
         run(kernel, grid, out, *args, **constants)
     return out
@@ -39,6 +36,15 @@ def run(kernel: Kernel, grid: tuple[int, ...], out: Tensor, *args: Tensor | floa
     elsewhere = out.is_cuda and out.device.index != torch.cuda.current_device()
     with torch.cuda.device(out.device) if elsewhere else nullcontext():
         kernel[grid](out, *args, enable_fp_fusion=True, **constants)  # Triton's default differs between versions
+
+
+def require_device(x: Tensor, device: torch.device) -> None:
+    """DeviceError for a tensor on another device: a kernel would read whatever is at that address."""
+    if x.device != device:
+        raise DeviceError(
+            f"a tensor is on {x.device}, the rows are on {device}. A layer of a pass is empty, on the meta "
+            "device, once the next layer is requested"
+        )
 
 
 def power_of_two(n: int) -> int:

@@ -1,14 +1,18 @@
-"""Whether Triton kernels compute on a device. This file alone decides; a model's repr says what it decided, and why."""
+"""Which kernels compute on a device: Triton's on CUDA, C++ on the CPU, otherwise plain torch.
+
+This file alone decides, once for each device, when the first model is made there; a model's repr says what and why.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import os
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
-from typing import ParamSpec, cast
+from typing import ParamSpec, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,10 +21,28 @@ from gemmascope.errors import warn
 
 P = ParamSpec("P")
 
-# GEMMASCOPE_TRITON=0 switches the kernels off. It is read once for each device.
+# GEMMASCOPE_TRITON=0 and GEMMASCOPE_CPU_KERNELS=0 switch the kernels off. They are read once for each device.
 VARIABLE = "GEMMASCOPE_TRITON"
+CPU_VARIABLE = "GEMMASCOPE_CPU_KERNELS"
+
+CPU = torch.device("cpu")
 
 AMPERE = (8, 0)  # the first compute capability whose tensor cores multiply bfloat16
+
+
+class Int8Kernels(Protocol):
+    """Products with int8 matrices, and their dequantisation: kernels/int8.py, or kernels/cpu/functions.py."""
+
+    FEW_ROWS: dict[torch.dtype, int]
+
+    def product(self, x: Tensor, numbers: Tensor, scale: Tensor, group: int) -> Tensor: ...
+
+    def dequantise(self, numbers: Tensor, scale: Tensor, into: Tensor, group: int) -> None: ...
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Whether kernels compute on this device."""
+    return cpu_refusal() is None if device.type == "cpu" else runs_triton(device)
 
 
 def runs_triton(device: torch.device) -> bool:
@@ -47,7 +69,7 @@ def _trial_error(device: torch.device) -> str | None:
     """What goes wrong when a kernel is compiled and run; None if nothing does. Triton needs a C compiler, for example."""
     row = torch.arange(1.0, 5.0, device=device)[None]
     try:
-        capped: Tensor = _pointwise("soft_cap")(row, 2.0)
+        capped: Tensor = _pointwise("cuda", "soft_cap")(row, 2.0)
         right = bool(torch.allclose(capped, torch.tanh(row / 2.0) * 2.0))
         problem = None if right else "its kernels give wrong numbers"
     except Exception as error:  # whatever a compiler, a driver or a version of Triton may raise
@@ -57,26 +79,80 @@ def _trial_error(device: torch.device) -> str | None:
     return problem
 
 
+_choosing = threading.Lock()
+
+
+def cpu_refusal() -> str | None:
+    """Why plain torch computes on the CPU instead of the C++ kernels; None if they do. The first call may compile them."""
+    with _choosing:  # two threads would compile the same
+        return _cpu_refusal()
+
+
+@functools.cache
+def _cpu_refusal() -> str | None:
+    from gemmascope.kernels.cpu.compiler import CompilingError, find_compiler, load_library
+
+    if os.environ.get(CPU_VARIABLE) == "0":
+        return f"{CPU_VARIABLE} is 0"
+    try:
+        find_compiler()
+    except CompilingError as reason:
+        return str(reason)  # nothing is broken: it is not for this machine
+    try:
+        load_library()
+        problem = None if _cpu_kernels_are_right() else "its kernels give wrong numbers"
+    except CompilingError as reason:
+        problem = str(reason)
+    if problem is not None:
+        warn(f"there is a C++ compiler, but {problem}: the CPU computes with plain torch, which is slower")
+    return problem
+
+
+def _cpu_kernels_are_right() -> bool:
+    """Whether a kernel computes what plain torch does."""
+    row = torch.arange(-20.0, 20.0)
+    capped = _pointwise("cpu", "soft_cap")(row, 2.0)
+    return bool(torch.allclose(capped, torch.tanh(row / 2.0) * 2.0))
+
+
+def choose(device: torch.device) -> None:
+    """Decide for a device now rather than in the middle of its first run: the CPU's kernels may have to be compiled."""
+    if device.type in ("cpu", "cuda"):
+        runs_kernels(device)
+
+
 def describe(device: torch.device) -> str:
     """The kernels that compute on a device, for a model's repr: empty for devices that never have others than torch's."""
-    if device.type != "cuda":
+    if device.type not in ("cpu", "cuda"):
         return ""
-    refusal = triton_refusal(device)
-    return " with Triton kernels" if refusal is None else f" without Triton kernels ({refusal})"
+    name, refusal = ("C++", cpu_refusal()) if device.type == "cpu" else ("Triton", triton_refusal(device))
+    return f" with {name} kernels" if refusal is None else f" without {name} kernels ({refusal})"
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether a pointwise function of x is one Triton kernel: on such a device, and while no gradient is recorded."""
+    """Whether functions of x are one Triton kernel: on such a device, and while no gradient is recorded."""
     return x.is_cuda and not torch.is_grad_enabled() and runs_triton(x.device)
 
 
-def one_kernel_on_cuda(plain: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Decorates a pointwise function of tensors: where `fuses` says so, the kernel of the same name computes it."""
+def fuses_on_cpu(x: Tensor) -> bool:
+    """Whether a pointwise function of x is one C++ kernel: in the CPU's memory, and while no gradient is recorded."""
+    plain = x.is_cpu and type(x) in _PLAIN and x.dtype in _DTYPES
+    return plain and not torch.is_grad_enabled() and _cpu_refusal() is None
+
+
+# What the CPU's kernels read: no subclass, whose memory may be none.
+_PLAIN = (Tensor, torch.nn.Parameter)
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def one_kernel(plain: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Decorates a pointwise function of tensors: where there is a kernel for them, the one of the same name computes it."""
 
     @functools.wraps(plain)
     def called(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if fuses(cast(Tensor, args[0])):
-            return _pointwise(plain.__name__)(*args, **kwargs)
+        x = cast(Tensor, args[0])
+        if fuses(x) or fuses_on_cpu(x):
+            return _pointwise(x.device.type, plain.__name__)(*args, **kwargs)
         return plain(*args, **kwargs)
 
     return called
@@ -88,6 +164,13 @@ def attention_kernels() -> ModuleType:
 
 
 @functools.cache
-def _pointwise(name: str) -> Callable[..., Tensor]:
-    """A function of pointwise.py, which can be imported only where Triton is."""
-    return cast(Callable[..., Tensor], getattr(importlib.import_module("gemmascope.kernels.pointwise"), name))
+def _pointwise(kind: str, name: str) -> Callable[..., Tensor]:
+    """A pointwise kernel for a type of device."""
+    module = "cpu.functions" if kind == "cpu" else "pointwise"  # which can be imported only where Triton is
+    return cast(Callable[..., Tensor], getattr(importlib.import_module(f"gemmascope.kernels.{module}"), name))
+
+
+def int8_kernels(device: torch.device) -> Int8Kernels:
+    """The kernels of int8 matrices, where runs_kernels says that there are any."""
+    module = "cpu.functions" if device.type == "cpu" else "int8"
+    return cast(Int8Kernels, importlib.import_module(f"gemmascope.kernels.{module}"))

@@ -1,6 +1,6 @@
 """The pure functions of Gemma 2: norm, RoPE, soft cap, which keys a query sees; and index arrays. No state, no modules.
 
-Those marked one_kernel_on_cuda have a twin in kernels/pointwise.py, which computes the same to rounding.
+Those marked one_kernel have twins in kernels/, for CUDA and for the CPU, which compute the same to rounding.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gemmascope.kernels.switch import one_kernel_on_cuda
+from gemmascope.kernels.switch import one_kernel
 from gemmascope.values import Array
 
 
-@one_kernel_on_cuda
+@one_kernel
 def rms_norm(
     x: Float[Tensor, "*rows d_model"], weight: Float[Tensor, " d_model"], eps: float
 ) -> Float[Tensor, "*rows d_model"]:
@@ -36,14 +36,14 @@ def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*
     return torch.add(torch.rsqrt(mean), mean, alpha=0)
 
 
-@one_kernel_on_cuda
+@one_kernel
 def gelu_gate(gate: Float[Tensor, "row d_mlp"], up: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:
     """gelu(gate) x up, with GELU's tanh form."""
     active = torch.nn.functional.gelu(gate, approximate="tanh")
     return active * up if torch.is_grad_enabled() else active.mul_(up)  # in place: one pass over memory less
 
 
-@one_kernel_on_cuda
+@one_kernel
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap): x squeezed into (-cap, cap). cap None: x as it is."""
     if cap is None:
@@ -66,7 +66,7 @@ def rope_table(
     return angles.cos(), angles.sin()
 
 
-@one_kernel_on_cuda
+@one_kernel
 def rotate(
     x: Float[Tensor, "row heads d_head"], cos: Float[Tensor, "row d_head"], sin: Float[Tensor, "row d_head"]
 ) -> Float[Tensor, "row heads d_head"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError, PromptError, TapError
+from gemmascope.kernels.switch import choose as choose_kernels
 from gemmascope.kernels.switch import describe as describe_kernels
 from gemmascope.legible import prints_legibly
 from gemmascope.model.digests import join_digests
@@ -58,6 +59,7 @@ class Model(ModelWeights, ModelEdits):
         self.network, self._tokenizer, self.name, self.asked = network, tokenizer, name, dict(asked or {})
         self.source = source
         self.weights = WeightDigests(network)
+        choose_kernels(self.device)
 
     def __copy__(self) -> Model:
         """A second model over the same weights."""

@@ -1,11 +1,11 @@
-"""Linear maps that compute from int8 weights as they are stored, on devices where Triton kernels run.
+"""Linear maps that compute from int8 weights as they are stored, on devices where kernels run.
 
-Elsewhere a layer is dequantised before it computes (see layer_stream.py). Importing this file needs Triton.
+Elsewhere a layer is dequantised before it computes (see layer_stream.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from gemmascope.errors import DeviceError
-from gemmascope.kernels.int8 import FEW_ROWS, dequantise, product
+from gemmascope.kernels.switch import int8_kernels
 from gemmascope.model.gemma2 import Layer
 from gemmascope.streaming.int8 import GROUP, n_groups
 from gemmascope.streaming.packed import MATRICES, SCALE, TensorSlice
@@ -23,7 +23,7 @@ WEIGHT = ".weight"
 
 
 class Int8Linear(nn.Module):
-    """A linear map whose matrix stays int8. Few rows are multiplied with it as it is; for more it is dequantised each time.
+    """A linear map whose matrix stays int8. Few rows are multiplied with it as it is; for more it is dequantised.
 
     Which of the two depends on the number of rows alone, so that equal rows always give equal bits.
 
@@ -31,6 +31,7 @@ class Int8Linear(nn.Module):
         numbers: [out, in], int8.
         scale: [out, group], float16.
         dtype: The dtype to compute in.
+        scratch: Memory for the dequantised matrix, which is then dequantised once; None: each time, in memory of its own.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -39,13 +40,21 @@ class Int8Linear(nn.Module):
         self.dtype = linear.weight.dtype
         self.numbers = _on_meta(n_out, n_in, dtype=torch.int8)
         self.scale = _on_meta(n_out, n_groups(n_in), dtype=torch.float16)
+        self.scratch: Tensor | None = None
+        self._scratch_is_filled = False
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        """The dequantised matrix, in memory of its own."""
-        weight = torch.empty(self.numbers.shape, dtype=self.dtype, device=self.numbers.device)
-        if not weight.is_meta:
-            dequantise(self.numbers, self.scale, weight, GROUP)
+        """The dequantised matrix."""
+        if self.numbers.is_meta:
+            return torch.empty(self.numbers.shape, dtype=self.dtype, device="meta")
+        if self._scratch_is_filled and self.scratch is not None:
+            return self.scratch
+        weight = self.scratch
+        if weight is None:
+            weight = torch.empty(self.numbers.shape, dtype=self.dtype, device=self.numbers.device)
+        int8_kernels(weight.device).dequantise(self.numbers, self.scale, weight, GROUP)
+        self._scratch_is_filled = self.scratch is not None
         return weight
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
@@ -58,8 +67,9 @@ class Int8Linear(nn.Module):
     def multiply(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """The products of rows x with the matrix, which record no gradient."""
         flat = x.reshape(-1, x.shape[-1])
-        if 0 < len(flat) <= FEW_ROWS[self.dtype]:
-            return product(flat, self.numbers, self.scale, GROUP).view(*x.shape[:-1], -1)
+        kernels = int8_kernels(x.device)
+        if 0 < len(flat) <= kernels.FEW_ROWS[self.dtype]:
+            return kernels.product(flat, self.numbers, self.scale, GROUP).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight)
 
 
@@ -80,12 +90,21 @@ def _on_meta(*shape: int, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
 
-def keep_int8(layer: Layer) -> None:
-    """Replace the linear maps of an empty layer by ones that compute from int8."""
+def keep_int8(layer: Layer) -> Layer:
+    """Replace the linear maps of an empty layer, which is returned, by ones that compute from int8."""
     for name in MATRICES:
         path = name.removesuffix(WEIGHT)
         parent, _, attribute = path.rpartition(".")
         setattr(layer.get_submodule(parent), attribute, Int8Linear(layer.get_submodule(path)))  # type: ignore[arg-type]
+    return layer
+
+
+def share_scratch(layer: Layer, scratch: Mapping[str, Tensor]) -> None:
+    """Let the linear maps of a layer dequantise into this memory, by the weights' names. No other layer uses it by then."""
+    for name in MATRICES:
+        linear = layer.get_submodule(name.removesuffix(WEIGHT))
+        assert isinstance(linear, Int8Linear)
+        linear.scratch = scratch[name]
 
 
 def int8_parameters(slices: Sequence[TensorSlice], buffer: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -2,8 +2,8 @@
 
 A layer is kept on the device as packed bytes, held in page-locked host memory, or read from files. One that is not kept is
 loaded into a buffer by a thread that works one layer ahead of the pass; the pass does not see the difference. Where the
-bytes are not in the dtype to compute in (int8), they are unpacked into scratch weights for one layer, unless Triton kernels
-compute from int8 on the device.
+bytes are not in the dtype to compute in (int8), they are unpacked into scratch weights for one layer, unless kernels compute
+from int8 on the device. Then the CPU unpacks a matrix when a pass has many rows for it, once a layer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from gemmascope.checkpoints.from_transformers import empty_layers
 from gemmascope.config import GemmaConfig
 from gemmascope.errors import DeviceError
-from gemmascope.kernels.switch import runs_triton
+from gemmascope.kernels.switch import runs_kernels
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.shutdown import stop_at_exit
 from gemmascope.model.weight_digests import digest_of_layer
+from gemmascope.streaming.int8_linear import int8_parameters, keep_int8, share_scratch
 from gemmascope.streaming.packed import READERS, PackedLayer, require_stamp
 from gemmascope.streaming.pass_lock import PassLock, QueuedPass
 from gemmascope.streaming.prefetch import Arrival, LayerRequest, Prefetcher
@@ -61,11 +62,15 @@ class LayerStream:
     ) -> None:
         self.config, self.packed, self.dtype, self.device = config, layers, dtype, device
         self.transfer: Transfer = transfer or HostTransfer()
-        self.templates = empty_layers(config, dtype)
+        self.plain_templates = self.templates = empty_layers(config, dtype)
+        self.plain_names = {name: meta.shape for name, meta in self.templates[0].named_parameters()}
         self.views = self._choose_views()
         self.in_place = self.views is not None
+        # On the CPU, rows that are too many for a product with int8 numbers share weights that are unpacked once a layer.
+        self.shares_scratch = self.templates is not self.plain_templates and device.type == "cpu"
         self.meta_parameters = [dict(template.named_parameters()) for template in self.templates]
         self._single_layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
+        self._unpacked_layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
         self._lock = PassLock()
         self._digests: dict[int, str] = {}
         self.kept = self._read(sorted(kept))
@@ -73,21 +78,18 @@ class LayerStream:
         n_streamed = len(self.indices) - len(self.kept)
         largest = max((packed.n_bytes for packed in layers), default=0)
         self.buffers = [self.transfer.allocate(largest) for _ in range(min(n_streamed, ahead + 1))]
-        self.scratch = {} if self.in_place else self._empty_weights()
+        self.scratch = self._empty_weights() if self.shares_scratch or not self.in_place else {}
 
     def _choose_views(self) -> Callable[[PackedLayer, Tensor], Mapping[str, Tensor]] | None:
         """How parameters are read from a buffer in place; None if a layer's bytes must be unpacked to compute with them.
 
-        Where int8 can be computed with, the templates' linear maps become ones that do.
+        Where int8 can be computed with, the templates become ones whose linear maps do.
         """
         if all(packed.computes_in(self.dtype) for packed in self.packed):
             return lambda packed, buffer: {slice_.name: slice_.view(buffer) for slice_ in packed.slices}
-        if not (runs_triton(self.device) and all(packed.is_int8 for packed in self.packed)):
+        if not (runs_kernels(self.device) and all(packed.is_int8 for packed in self.packed)):
             return None
-        from gemmascope.streaming.int8_linear import int8_parameters, keep_int8
-
-        for template in self.templates:
-            keep_int8(template)
+        self.templates = [keep_int8(_shallow_copy(template)) for template in self.templates]
         dtype = self.dtype  # not self: its memory would wait for the garbage collector
         return lambda packed, buffer: int8_parameters(packed.slices, buffer, dtype)
 
@@ -102,7 +104,7 @@ class LayerStream:
         """
         own = self._single_layers.get(index)
         if own is None and self._lock.held_here():
-            own = self.layer(index)
+            own = self._own_layer(index)
         return self._pass([index]) if own is None else (layer for layer in [own])
 
     def _pass(self, order: Sequence[int]) -> Generator[Layer]:
@@ -132,7 +134,20 @@ class LayerStream:
             current.prefetcher.join()
 
     def layer(self, index: int) -> Layer:
-        """One layer with its own weights, which no later pass changes."""
+        """One layer with its own weights, which no later pass changes. On the CPU they are unpacked for reading."""
+        if not self.shares_scratch:
+            return self._own_layer(index)
+        layer = self._unpacked_layers.get(index)
+        if layer is None:
+            weights = self._empty_weights()
+            with torch.no_grad():
+                self.packed[index].unpack(self._own_buffer(index), weights)
+                layer = _with_parameters(_shallow_copy(self.plain_templates[index]), weights)
+            self._unpacked_layers[index] = layer
+        return layer
+
+    def _own_layer(self, index: int) -> Layer:
+        """One layer as a pass computes with it, in memory of its own."""
         layer = self._single_layers.get(index)
         if layer is None:
             with torch.no_grad():
@@ -168,14 +183,16 @@ class LayerStream:
         return self.scratch
 
     def _own_weights(self, index: int) -> Mapping[str, Tensor]:
-        buffer = self.kept.get(index)
-        if buffer is None:
-            (buffer,) = self._read([index]).values()
+        buffer = self._own_buffer(index)
         if self.in_place:
             return self._weights_in(index, buffer)
         weights = self._empty_weights()
         self.packed[index].unpack(buffer, weights)
         return weights
+
+    def _own_buffer(self, index: int) -> Tensor:
+        """A layer's bytes, which no pass overwrites."""
+        return self.kept[index] if index in self.kept else self._read([index])[index]
 
     def _read(self, indices: Sequence[int]) -> dict[int, Tensor]:
         """The bytes of layers in new buffers. Several are read, and their checksums verified, at once."""
@@ -188,8 +205,8 @@ class LayerStream:
     def _empty_weights(self) -> dict[str, Tensor]:
         """Uninitialised weights for a layer in the dtype to compute in."""
         return {
-            name: _parameter(torch.empty(meta.shape, dtype=self.dtype, device=self.device))
-            for name, meta in self.meta_parameters[0].items()
+            name: _parameter(torch.empty(shape, dtype=self.dtype, device=self.device))
+            for name, shape in self.plain_names.items()
         }
 
 
@@ -230,6 +247,8 @@ class _Pass(QueuedPass):
     def lend(self, index: int, weights: Mapping[str, Tensor]) -> Layer:
         """A layer with these weights. It belongs to this pass, so that no other pass can fill or empty it."""
         self.lent = _with_parameters(_shallow_copy(self.stream.templates[index]), weights)
+        if self.stream.shares_scratch:
+            share_scratch(self.lent, self.stream.scratch)
         return self.lent
 
     def take_back(self) -> None:
