@@ -45,6 +45,16 @@ def no_grad() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def switched_on() -> Iterator[None]:
+    """The kernels compute in these tests; afterwards the process asks again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEMMASCOPE_CPU_KERNELS", "1")
+        switch._cpu_refusal.cache_clear()
+        yield
+    switch._cpu_refusal.cache_clear()
+
+
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -422,9 +432,10 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(quick: Path, cache: Path)
 
 def test_the_cpu_says_which_way_it_computes(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refusal = switch._cpu_refusal.__wrapped__
-    monkeypatch.setenv("GEMMASCOPE_CPU_KERNELS", "0")
-    assert refusal() == "GEMMASCOPE_CPU_KERNELS is 0"
     monkeypatch.delenv("GEMMASCOPE_CPU_KERNELS")
+    assert refusal() == "GEMMASCOPE_CPU_KERNELS is not 1"
+    assert switch.describe(CPU) == ""
+    monkeypatch.setenv("GEMMASCOPE_CPU_KERNELS", "1")
     monkeypatch.setenv("CXX", command(tmp_path / "broken", "echo 'no space left' >&2; exit 1"))
     with pytest.warns(gs.GemmascopeWarning, match="a C.. compiler, but .*fails: no space left: the CPU computes with plain"):
         assert "no space left" in str(refusal())

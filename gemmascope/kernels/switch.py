@@ -1,4 +1,4 @@
-"""Which kernels compute on a device: Triton's on CUDA, C++ on the CPU, otherwise plain torch.
+"""Which kernels compute on a device: Triton's on CUDA, C++ on the CPU where they are asked for, otherwise plain torch.
 
 This file alone decides, once for each device, when the first model is made there; a model's repr says what and why.
 """
@@ -21,7 +21,8 @@ from gemmascope.errors import warn
 
 P = ParamSpec("P")
 
-# GEMMASCOPE_TRITON=0 and GEMMASCOPE_CPU_KERNELS=0 switch the kernels off. They are read once for each device.
+# GEMMASCOPE_TRITON=0 switches Triton's kernels off, GEMMASCOPE_CPU_KERNELS=1 those of the CPU on: they round differently than
+# plain torch, and were measured on few processors. Each is read once for each device.
 VARIABLE = "GEMMASCOPE_TRITON"
 CPU_VARIABLE = "GEMMASCOPE_CPU_KERNELS"
 
@@ -92,8 +93,8 @@ def cpu_refusal() -> str | None:
 def _cpu_refusal() -> str | None:
     from gemmascope.kernels.cpu.compiler import CompilingError, find_compiler, load_library
 
-    if os.environ.get(CPU_VARIABLE) == "0":
-        return f"{CPU_VARIABLE} is 0"
+    if not _cpu_kernels_are_asked_for():
+        return f"{CPU_VARIABLE} is not 1"
     try:
         find_compiler()
     except CompilingError as reason:
@@ -106,6 +107,10 @@ def _cpu_refusal() -> str | None:
     if problem is not None:
         warn(f"there is a C++ compiler, but {problem}: the CPU computes with plain torch, which is slower")
     return problem
+
+
+def _cpu_kernels_are_asked_for() -> bool:
+    return os.environ.get(CPU_VARIABLE) == "1"
 
 
 def _cpu_kernels_are_right() -> bool:
@@ -122,8 +127,8 @@ def choose(device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """The kernels that compute on a device, for a model's repr: empty for devices that never have others than torch's."""
-    if device.type not in ("cpu", "cuda"):
+    """The kernels that compute on a device, for a model's repr: empty where there are none to choose, or none are asked for."""
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and not _cpu_kernels_are_asked_for()):
         return ""
     name, refusal = ("C++", cpu_refusal()) if device.type == "cpu" else ("Triton", triton_refusal(device))
     return f" with {name} kernels" if refusal is None else f" without {name} kernels ({refusal})"
