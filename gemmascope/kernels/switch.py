@@ -21,8 +21,8 @@ from gemmascope.errors import warn
 
 P = ParamSpec("P")
 
-# GEMMASCOPE_TRITON=0 switches Triton's kernels off, GEMMASCOPE_CPU_KERNELS=1 those of the CPU on: they round differently than
-# plain torch, and were measured on few processors. Each is read once for each device.
+# GEMMASCOPE_TRITON=0 switches Triton's kernels off, GEMMASCOPE_CPU_KERNELS=1 those of the CPU on: they round otherwise than
+# plain torch, and were measured on one processor. Each is read once for each device.
 VARIABLE = "GEMMASCOPE_TRITON"
 CPU_VARIABLE = "GEMMASCOPE_CPU_KERNELS"
 
@@ -127,7 +127,7 @@ def choose(device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """The kernels that compute on a device, for a model's repr: empty where there are none to choose, or none are asked for."""
+    """The kernels that compute on a device, for a model's repr: empty where there are none, or none are asked for."""
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and not _cpu_kernels_are_asked_for()):
         return ""
     name, refusal = ("C++", cpu_refusal()) if device.type == "cpu" else ("Triton", triton_refusal(device))
