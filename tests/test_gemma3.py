@@ -16,7 +16,9 @@ from transformers import Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGe
 import gemmascope as gs
 from gemmascope.config import PRESETS, GemmaConfig
 from gemmascope.errors import ConfigError
+from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.maths import rms_scale
+from gemmascope.model.prefix_attention import PrefixAttention
 
 LAYOUTS = ("lg", "gl", "llg", "g", "llllllg")
 
@@ -226,3 +228,39 @@ def test_norms_of_queries_in_a_gemma_2_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(gs.errors.CheckpointError, match=r"q_norm|k_norm"):
         gs.load(tmp_path)
+
+
+# -- attention without a soft cap --
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("size", [1.0, 40.0])
+def test_runs_behind_a_prefix_attend_without_a_cap(window: int | None, size: float) -> None:
+    """Scores of hundreds, whose exp float32 cannot hold, on either side of where the runs begin."""
+    draw = torch.Generator().manual_seed(3)
+    n_pos, heads, n_kv, d_head = 24, 4, 2, 8
+    blocks = [Block(0, 2, 5, 0, 19), Block(10, 1, 9, 2, 15, 4), Block(19, 3, 1, 3, 23), Block(22, 1, 12, 6, 12)]
+    layout = Layout.of_blocks(blocks)
+    k_all, v_all = (torch.randn(n_kv, n_pos, d_head, generator=draw) for _ in range(2))
+    k_all[:, 3] *= 3  # a key of the prefix that outweighs the runs' own
+    prefix = PrefixKV(k_all * size, v_all)
+    k, v = (torch.randn(layout.n_rows, n_kv, d_head, generator=draw) for _ in range(2))
+    k *= size
+    q = torch.randn(layout.query_firsts[-1], heads, d_head, generator=draw)
+    with torch.no_grad():
+        found = PrefixAttention(0.5, None, window)(q, k, v, layout.with_prefixes([prefix] * len(blocks)))
+    at = 0
+    for block in blocks:
+        for run in range(block.count):
+            own = slice(block.first + run * block.length, block.first + (run + 1) * block.length)
+            keys = torch.cat((prefix.k[:, : block.start], k[own].transpose(0, 1)), 1).double()
+            values = torch.cat((prefix.v[:, : block.start], v[own].transpose(0, 1)), 1).double()
+            for row in range(block.n_queries):
+                pos = block.stop - block.n_queries + row
+                seen = slice(0 if window is None else max(0, pos - window + 1), pos + 1)
+                for head in range(heads):
+                    scores = keys[head // 2, seen] @ q[at, head].double() * 0.5
+                    expected = scores.softmax(0) @ values[head // 2, seen]
+                    assert torch.allclose(found[at, head].double(), expected, atol=1e-4), (block, row, head)
+                at += 1
+    assert at == len(q)

@@ -63,7 +63,8 @@ class Attend:
         starts_late = any(block.start for block in layout.blocks)
         # Prompts of unlike lengths are padded to one shape there, in place, so a gradient goes the other way.
         grouped = starts_late or (len(layout.blocks) > 1 and not torch.is_grad_enabled())
-        if grouped and not whole and self.cap is not None and self.cap <= MAX_EXPONENT:
+        fits_exp = not torch.is_grad_enabled() if self.cap is None else self.cap <= MAX_EXPONENT
+        if grouped and not whole and fits_exp:
             return PrefixAttention(self.scale, self.cap, self.window)(q, k, v, layout)
         whole |= starts_late
         parts, at = [], 0

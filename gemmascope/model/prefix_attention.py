@@ -2,8 +2,9 @@
 
 Each run reads its own rows, and runs that start after position 0 read the keys before them from a prefix. Blocks of unlike
 lengths are padded to one shape where that costs less than a product for each, and runs that share a prefix read it in one
-product, wherever each starts. The two parts are added as unnormalised weights exp(score) and their sums. The soft cap bounds
-the scores, so no maximum is needed, and the weights of hidden keys are multiplied by 0.
+product, wherever each starts. The two parts are added as unnormalised weights exp(score) and their sums. A soft cap bounds
+the scores, so no maximum is needed, and the weights of hidden keys are multiplied by 0. Without a cap (Gemma 3) weights are
+exp(score - peak), and both parts are brought to the higher of their peaks.
 """
 
 from __future__ import annotations
@@ -58,37 +59,51 @@ class _PrefixQueries(NamedTuple):
     stop: int
 
 
+class _Sums(NamedTuple):
+    """What queries have read, float32: values times weights [query, head, d_head]; [query, head, 1] the sum of the
+    weights and, without a soft cap, the score whose weight is 1 [query, head, 1].
+    """
+
+    read: Tensor
+    total: Tensor
+    peak: Tensor | None
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The peak, if there is one, the total, and what was read."""
+        return (self.total, self.read) if self.peak is None else (self.peak, self.total, self.read)
+
+
 # The axes of queries, and of keys and values, in a pass.
 Queries = Float[Tensor, "query head d_head"]
 KeyValues = Float[Tensor, "row kv_head d_head"]
 
 
 class PrefixAttention:
-    """softmax(mask(cap(q k scale))) v for the heads of one layer, for a cap whose exp float32 can sum."""
+    """softmax(mask(cap(q k scale))) v for the heads of one layer, for no cap or one whose exp float32 can sum."""
 
-    def __init__(self, scale: float, cap: float, window: int | None) -> None:
+    def __init__(self, scale: float, cap: float | None, window: int | None) -> None:
         self.scale, self.cap, self.window = scale, cap, window
 
-    def __call__(
-        self,
-        q: Queries,
-        k: KeyValues,
-        v: KeyValues,
-        layout: Layout,
-    ) -> Queries:
+    def __call__(self, q: Queries, k: KeyValues, v: KeyValues, layout: Layout) -> Queries:
         # On a CPU the first bfloat16 product of a shape costs milliseconds, and every start and count is a new shape.
         dtype, compute_dtype = v.dtype, torch.float32 if v.device.type == "cpu" else v.dtype
-        q, k, v = (q * (self.scale / self.cap)).to(compute_dtype), k.to(compute_dtype), v.to(compute_dtype)
-        read, total = torch.empty_like(q, dtype=torch.float32), q.new_empty(*q.shape[:2], 1, dtype=torch.float32)
+        factor = self.scale if self.cap is None else self.scale / self.cap
+        q, k, v = (q * factor).to(compute_dtype), k.to(compute_dtype), v.to(compute_dtype)
+        total = q.new_empty(*q.shape[:2], 1, dtype=torch.float32)
+        peak = torch.empty_like(total) if self.cap is None else None
+        sums = _Sums(torch.empty_like(q, dtype=torch.float32), total, peak)
         exact, padded = layout.once(("own rows", self.window), lambda: self._group_blocks(layout, q.shape[1], k.shape[1]))
         for block, first in exact:
             queries = slice(first, first + block.count * block.n_queries)
-            self._read_own(q[queries], k[block.rows], v[block.rows], block, read[queries], total[queries])
+            self._read_own(
+                q[queries], k[block.rows], v[block.rows], block, _Sums(*(None if x is None else x[queries] for x in sums))
+            )
         for group in padded:
-            self._read_padded(q, k, v, group, read, total)
+            self._read_padded(q, k, v, group, sums)
         for prefix, queries_of_prefix in _prefix_queries(layout, self.window):
-            self._add_prefix(q, prefix, queries_of_prefix, read, total)
-        return read.div_(total).to(dtype)
+            self._add_prefix(q, prefix, queries_of_prefix, sums)
+        return sums.read.div_(sums.total).to(dtype)
 
     def _group_blocks(self, layout: Layout, n_heads: int, n_kv: int) -> tuple[list[tuple[Block, int]], list[_PaddedBlocks]]:
         """The blocks that are computed in their own shape, with their first queries, and those that are padded to one."""
@@ -102,62 +117,82 @@ class PrefixAttention:
                 padded.append(_pad(layout, group, self.window, n_heads, n_kv))
         return exact, padded
 
-    def _read_padded(self, q: Tensor, k: Tensor, v: Tensor, group: _PaddedBlocks, read: Tensor, total: Tensor) -> None:
-        """Write what the runs of unlike blocks read from their own rows, and the sums of the weights."""
+    def _read_padded(self, q: Tensor, k: Tensor, v: Tensor, group: _PaddedBlocks, sums: _Sums) -> None:
+        """Write what the runs of unlike blocks read from their own rows."""
         # Each vector is copied once, to where the product wants it: rearranging whole rows would copy them a second time.
         q_rows, k_rows, v_rows = (
             x.flatten(0, 1).index_select(0, at).view(group.n_runs * k.shape[1], -1, x.shape[-1])
             for x, at in ((q, group.queries), (k, group.keys), (v, group.keys))
         )
-        weights = self._weights(q_rows @ k_rows.mT)
-        weights.view(group.n_runs, -1, *group.seen.shape[2:]).mul_(group.seen)
-        for into, value in ((total, weights.sum(-1, keepdim=True)), (read, weights.to(v.dtype) @ v_rows)):
+        shape = (group.n_runs, -1, *group.seen.shape[2:])
+        for into, value in zip(sums.parts, self._sums(q_rows @ k_rows.mT, v_rows, group.seen, shape), strict=True):
             real = value.flatten(0, 1).index_select(0, group.real)
             into.view(-1, into.shape[-1]).index_copy_(0, group.into, real.to(into.dtype))
 
-    def _read_own(self, q: Tensor, k: Tensor, v: Tensor, block: Block, read: Tensor, total: Tensor) -> None:
-        """Write the weighted values that the runs of a block read from their own rows, and the sums of the weights."""
+    def _read_own(self, q: Tensor, k: Tensor, v: Tensor, block: Block, sums: _Sums) -> None:
+        """Write what the runs of a block read from their own rows."""
         n_kv, group = k.shape[1], q.shape[1] // k.shape[1]
 
         def by_run(x: Tensor, length: int) -> Tensor:
             return x.view(block.count, length, n_kv, -1, x.shape[-1]).permute(0, 2, 3, 1, 4)
 
-        q, read, total = (by_run(x, block.n_queries) for x in (q, read, total))  # [run, kv, group, row, d]
+        q, *into = (by_run(x, block.n_queries) for x in (q, *sums.parts))  # [run, kv, group, row, d]
         k, v = (by_run(x, block.length).flatten(0, 2) for x in (k, v))  # [run x kv, row, d]
         for rows, seen in self._chunks(block, block.count * n_kv * group, q.device):
             q_rows = q[..., rows, :].flatten(0, 1).flatten(1, 2)
             stop = block.length - block.n_queries + rows.stop
             first = block.length - block.n_queries + rows.start
-            weights = self._weights(q_rows @ k[:, seen].mT)
             factors = _seen((first, stop), (seen.start, seen.stop), self.window, q.device)
-            if factors is not None:
-                weights.view(len(weights), group, -1, weights.shape[-1]).mul_(factors)
+            products = q_rows @ k[:, seen].mT
+            by_head = (len(products), group, -1, products.shape[-1])
             shape = (block.count, n_kv, group, rows.stop - rows.start, -1)
-            total[..., rows, :] = weights.sum(-1).view(shape)
-            read[..., rows, :] = (weights.to(v.dtype) @ v[:, seen]).view(shape)
+            for part, value in zip(into, self._sums(products, v[:, seen], factors, by_head), strict=True):
+                part[..., rows, :] = value.view(shape)
 
-    def _add_prefix(self, q: Tensor, prefix: PrefixKV, queries: _PrefixQueries, read: Tensor, total: Tensor) -> None:
-        """Add what queries read from the keys before their runs. read [query, head, d], total [query, head, 1]."""
+    def _add_prefix(self, q: Tensor, prefix: PrefixKV, queries: _PrefixQueries, sums: _Sums) -> None:
+        """Add what queries read from the keys before their runs."""
         k, v = (x.to(q.dtype) for x in prefix.between(queries.first, queries.stop))
         n_kv, k_pos = len(k), torch.arange(queries.first, queries.stop, device=q.device)
         for part in chunks(len(queries.starts), max(1, _most_scores(q.device) // (q.shape[1] * len(k_pos)))):
             rows, starts = part if queries.rows is None else queries.rows[part], queries.starts[part]
             q_rows = q[rows].view(len(starts), n_kv, -1, q.shape[-1]).transpose(0, 1).flatten(1, 2)  # [kv, row x group, d]
-            weights = self._weights(q_rows @ k.mT)
             seen = k_pos < starts[:, None]
             if self.window is not None:
                 seen &= k_pos > queries.positions[part, None] - self.window
-            weights.view(n_kv, len(starts), -1, len(k_pos)).mul_(seen[:, None])
-            for into, value in ((total, weights.sum(-1, keepdim=True)), (read, (weights.to(v.dtype) @ v).float())):
-                of_rows = value.view(n_kv, len(starts), -1, value.shape[-1]).transpose(0, 1).flatten(1, 2)
+            shape = (n_kv, len(starts), -1, len(k_pos))
+            *peak, total, read = (
+                value.float().view(n_kv, len(starts), -1, value.shape[-1]).transpose(0, 1).flatten(1, 2)
+                for value in self._sums(q_rows @ k.mT, v, seen[:, None], shape)
+            )
+            if sums.peak is not None:
+                before, own = sums.peak[rows], peak[0]
+                highest = torch.maximum(before, own)
+                for into in (sums.total, sums.read):
+                    into[rows] = into[rows] * (before - highest).exp()
+                total, read = (value * (own - highest).exp() for value in (total, read))
+            for into, value in ((sums.total, total), (sums.read, read)):
                 if isinstance(rows, slice):
-                    into[rows].add_(of_rows)
+                    into[rows].add_(value)
                 else:
-                    into.index_add_(0, rows, of_rows)
+                    into.index_add_(0, rows, value)
 
-    def _weights(self, products: Tensor) -> Tensor:
-        """exp(capped score), float32, from products that are divided by the cap."""
-        return products.float().tanh_().mul_(self.cap).exp_()
+    def _sums(self, products: Tensor, v: Tensor, seen: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The peak of the scores if there is no cap, the sum of the weights, and the values times the weights.
+
+        products: of queries and keys, divided by the cap. seen: where 0 the key is hidden, for products in this shape.
+        """
+        if self.cap is not None:
+            weights = products.float().tanh_().mul_(self.cap).exp_()
+            if seen is not None:
+                weights.view(shape).mul_(seen)
+            return weights.sum(-1, keepdim=True), weights.to(v.dtype) @ v
+        scores = products.float()
+        if seen is not None:
+            scores.view(shape).masked_fill_(seen == 0, -torch.inf)
+        # Of a query that sees none of these keys the peak is the least number, and so each weight 0.
+        peak = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+        weights = scores.sub_(peak).exp_()
+        return peak, weights.sum(-1, keepdim=True), weights.to(v.dtype) @ v
 
     def _chunks(self, block: Block, n_heads: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
         """Chunks of query rows, each with the rows of its run that it sees."""
