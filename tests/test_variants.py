@@ -21,7 +21,7 @@ from gemmascope.model import prefix_attention
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.maths import visible
 from gemmascope.model.model import Model
-from gemmascope.sites import LAYER_SITES, SITES
+from gemmascope.sites import LAYER_SITES, SCALE_SITES, SITES
 from gemmascope.sweeps import variants as variants_module
 from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
 
@@ -67,6 +67,11 @@ def minus_mean(value: Tensor) -> Tensor:
     return value - value.mean(tuple(range(value.dim() - 1)), keepdim=True) + 0.1
 
 
+def above_zero(value: Tensor) -> Tensor:
+    """The same for the scale of a norm, which divides by it."""
+    return minus_mean(value).abs() + 0.1
+
+
 FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (torch.tanh, minus_mean, lambda value: value.flip(0))
 
 
@@ -90,6 +95,8 @@ def any_edit(draw: Any, m: Model, n_pos: int, functions: bool = True) -> Edit:
         places["head"] = draw(st.none() | some(m.config.size_of(site.heads, n_pos)))
     for axis in ("q_pos", "k_pos") if site.is_edges else ("pos",):
         places[axis] = draw(st.none() | some(n_pos) | st.just(slice(n_pos // 2, None)) | st.just(-1))
+    if site.name in SCALE_SITES:
+        return gs.scale(site.name, draw(st.sampled_from([0.5, 2.0])), **places)
     size = m.config.size_of(site.axes[-1], n_pos)
     kinds = ["add", "scale", "ablate", "knockout"] + (["edit"] if functions else []) + ([] if site.is_edges else ["patch"])
     kind = draw(st.sampled_from(kinds))
@@ -138,10 +145,11 @@ def edits_at(site: str, layer: int | None, pos: int) -> list[Edit]:
             gs.edit(site, minus_mean, layer=layer, head=[1, 2], q_pos=slice(pos, None)),
         ]
     head = {"head": 1} if info.heads else {}
+    mixed = above_zero if site in SCALE_SITES else minus_mean
     return [
         gs.ablate(site, layer=layer, pos=pos, **head, value=0.25),
         gs.scale(site, 2.0, layer=layer, pos=slice(pos, None)),
-        gs.edit(site, minus_mean, layer=layer, pos=slice(pos, None, 2), **head),
+        gs.edit(site, mixed, layer=layer, pos=slice(pos, None, 2), **head),
     ]
 
 

@@ -42,7 +42,7 @@ from gemmascope.values import is_array, moved
 PLACES = ("pos", "head", "q_pos", "k_pos")
 
 # A write at these sites affects other rows through the attention of the same layer.
-_SPREADING = frozenset(("embed", "resid_pre", "attn_in_scale", "attn_in", "k", "k_rot", "v"))
+_SPREADING = frozenset(("embed", "resid_pre", "attn_in_scale", "attn_in", "k_raw", "k", "k_rot", "v"))
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)

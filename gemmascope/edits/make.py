@@ -34,7 +34,7 @@ def patch(
             repeated.
         layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
-        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
         q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
 
     Returns:
@@ -76,7 +76,7 @@ def ablate(
         site: The site to write, such as "z".
         layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
-        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
         value: A number; "mean", over all positions of all references but the first (`<bos>` carries huge values); or
             "mean_by_pos", over the references at each position, which then have the run's length. Default 0.0.
         reference: The traces to take the mean over; empty for a number.
@@ -112,7 +112,7 @@ def ablate_direction(
             it; or what gs.direction returns. Its length does not matter.
         layer: The layer, counted from the end if negative; write one edit per layer to cover several.
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
-        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
 
     Returns:
         The edit, for edits= of gs.trace, gs.generate and gs.sweep.
@@ -154,7 +154,7 @@ def add(
             and are then repeated, as for [d_model].
         layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
-        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
         scale: What the vector is multiplied by. Default 1.0.
         q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
 
@@ -197,7 +197,7 @@ def scale(
         factor: What the values are multiplied by; 0 removes them, 1 changes nothing.
         layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
-        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
         q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
 
     Returns:
@@ -260,7 +260,7 @@ def edit(
             tensor of the same shape, even if it writes in place. Minus infinity hides an edge, or a token at the logits.
         layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
-        head: A head or a list of heads; None for all. At k, k_rot and v it counts kv heads.
+        head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
         q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
 
     Returns:

@@ -1,7 +1,7 @@
 """Looks up the positions and heads of an edit in a run.
 
 pos: a number (negative from the end), a slice, a list of numbers, a token that occurs once in the prompt, or None for all.
-head: a number, a list, or None for all; at k, k_rot and v it counts key-value heads.
+head: a number, a list, or None for all; at k, k_raw, k_rot and v it counts key-value heads.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def attribute(
         layer: The layers to cover: a number or a list; negative ones count from the end. None: all.
         pos: The positions: a number, a slice, a list, or a token that occurs once in the prompt; negative ones count
             from the end. None: all.
-        head: The heads: a number or a list; kv heads at k, k_rot and v. None: all.
+        head: The heads: a number or a list; kv heads at k, k_raw, k_rot and v. None: all.
         q_pos: At attention edges, the query positions, written like pos. None: all.
         k_pos: At attention edges, the key positions, written like pos. None: all.
         edits: Edits of the run that is patched, but not of the run that the values come from.

@@ -41,7 +41,7 @@ from gemmascope.sweeps.variants import BaseRun, SourceRun
 INTO = ("corrupt", "clean")
 
 # Sites of the first layer that depend on the row's own token only.
-_OF_OWN_TOKEN = frozenset(("resid_pre", "attn_in_scale", "attn_in", "q", "k", "v", "q_rot", "k_rot"))
+_OF_OWN_TOKEN = frozenset(("resid_pre", "attn_in_scale", "attn_in", "q_raw", "k_raw", "q", "k", "v", "q_rot", "k_rot"))
 
 # Sites whose rows no other row of the same layer reads.
 _OF_OWN_ROW = frozenset(
