@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import gemmascope as gs
+import gemmascope.checkpoints.folder as folder_module
 import gemmascope.streaming.convert as convert_module
 from gemmascope.checkpoints.folder import Checkpoint
 from gemmascope.errors import BudgetError, CheckpointError, DeviceError
@@ -334,7 +335,7 @@ def test_a_conversion_interrupted_before_its_first_file_resumes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert_module, "read_bytes", impatient)
+        patch.setattr(folder_module, "read_bytes", impatient)
         with pytest.raises(KeyboardInterrupt):
             gs.quantize(source, tmp_path / "q")
     gs.quantize(source, tmp_path / "q")

@@ -337,7 +337,7 @@ def test_weights_are_read_as_they_are_named() -> None:
 @pytest.mark.parametrize(
     ("source", "options", "error", "message"),
     [
-        ("gemma-3-27b", {}, gs.errors.CheckpointError, "'google/gemma-2-27b-it'"),
+        ("gemma-4-27b", {}, gs.errors.CheckpointError, "Did you mean 'google/gemma-2-27b'"),
         ("google/gemma-2-28b", {}, gs.errors.CheckpointError, "Did you mean"),
         ("someone/else", {}, gs.errors.CheckpointError, "give the folder of its config.json"),
         (3, {}, gs.errors.CheckpointError, "cannot plan for a int; Known without a network are"),

@@ -1,6 +1,6 @@
 """What is published for Gemma 2, under the release names and ids that SAELens gives: gs.saes, and looking them up.
 
-published.txt lists Gemma Scope: a line for each repository, layer and width, with its average L0s.
+published.list lists Gemma Scope: a line for each repository, layer and width, with its average L0s.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
 GEMMA_SCOPE, DICTIONARY_LEARNING, SAELENS, CROSS_LAYER = "Gemma Scope", "dictionary_learning", "SAELens", "cross-layer"
-_LIST = Path(__file__).with_name("published.txt")
+_LIST = Path(__file__).with_name("published.list")
 # Releases for Gemma 2 in formats that are not read.
 UNREAD = {"temporal-sae-gemma-2-2b": "its dictionaries have attention layers, an architecture that is not read"}
 

@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         rewritten(lambda t: {**t, "model.norm.weight": t["model.norm.weight"].double() * 1e300}),
         "holds .*e.299 in float64, which torch.float32 cannot hold",
     ),
-    "a GGUF only": (only("gemma.gguf"), "only as gemma.gguf. GGUF is not read"),
+    "a GGUF only": (only("gemma.gguf"), r"only as gemma.gguf. A GGUF file is loaded by its own path"),
     "shards without their index": (only("model-00001-of-00002.safetensors"), "and no model.safetensors.index.json"),
 }
 
@@ -177,7 +177,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused_with_what_it_holds(what: str,
 def test_a_text_model_within_another_is_named(tmp_path: Path) -> None:
     config = source().config.to_dict()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "paligemma", "text_config": config}))
-    with pytest.raises(ConfigError, match=r"'paligemma' .*Its text model is a Gemma 2"):
+    with pytest.raises(ConfigError, match=r"'paligemma', which is PaliGemma .*Its text model is a Gemma 2"):
         gs.load(tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_a_source_that_is_no_folder_is_refused_with_what_it_is(tmp_path: Path) -
     (tmp_path / "outer").mkdir()
     source().save_pretrained(tmp_path / "outer" / "inner")
     for path, message in {
-        "m.gguf": "is a file; GGUF is not read",
+        "m.gguf": "cut short or damaged",
         "params.npz": "a dictionary of features is loaded by gs.load_sae",
         "outer": "outer/inner: was that meant",
         "outer/inner/model.safetensors": "is a file; give the folder that holds it",

@@ -19,7 +19,7 @@ from gemmascope.__main__ import main
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "pages"
 BLOCK = re.compile(
-    r"(?:^<!-- not run: (.+) -->\n)?^```(python|sh)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
+    r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(python|sh)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
 )
 # "..." stands for any text; runs of spaces are not compared.
 LENIENT = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
