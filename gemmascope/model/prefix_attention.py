@@ -96,9 +96,8 @@ class PrefixAttention:
         exact, padded = layout.once(("own rows", self.window), lambda: self._group_blocks(layout, q.shape[1], k.shape[1]))
         for block, first in exact:
             queries = slice(first, first + block.count * block.n_queries)
-            self._read_own(
-                q[queries], k[block.rows], v[block.rows], block, _Sums(*(None if x is None else x[queries] for x in sums))
-            )
+            own = _Sums(sums.read[queries], total[queries], None if peak is None else peak[queries])
+            self._read_own(q[queries], k[block.rows], v[block.rows], block, own)
         for group in padded:
             self._read_padded(q, k, v, group, sums)
         for prefix, queries_of_prefix in _prefix_queries(layout, self.window):
