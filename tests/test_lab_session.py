@@ -31,6 +31,7 @@ from gemmascope.memory import limits as memory_module
 from gemmascope.model.model import Model
 from gemmascope.sites import LAYER_SITES
 from gemmascope.sweeps.cells import Cost, cost_of, pending_cells
+from gemmascope.sweeps.sets.filling import Filling
 from gemmascope.sweeps.spec import SweepSpec
 from gemmascope.sweeps.sweep import SweepRunner, prepare
 from gemmascope.tokens.tokenizer import Tokenizer
@@ -625,7 +626,7 @@ def test_chunks_are_short_for_a_resident_model_and_as_large_as_memory_allows_for
 
 def pending_cost(runner: SweepRunner, cells: Array | None = None) -> Cost:
     """What the cells that have no value yet will take, one after the other."""
-    pending = pending_cells(runner.pairs, runner.result, cells)
+    pending = pending_cells(runner.pairs, Filling(runner.pairs, runner.result).pending, cells)
     costs: list[tuple[int, int, int]] = [astuple(cost_of(runner.pairs[pair], cell)) for pair, _, cell in pending]
     return Cost(*map(sum, zip(*costs, strict=True)))
 

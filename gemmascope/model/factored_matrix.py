@@ -190,8 +190,8 @@ def qk_of(layer: int, attention: Attention, norm: RMSNorm, head: int, distance: 
     distance = int(distance)
     config = attention.config
     head = _head_index(head, config)
-    left = _rows(attention.q_proj.weight, head, config.d_head) * attention.attend.scale * _gain(attention.q_norm).view(-1, 1)
-    right = _rows(attention.k_proj.weight, head // config.heads_per_kv, config.d_head) * _gain(attention.k_norm).view(-1, 1)
+    left = _rows(attention.q_proj.weight, head, config.d_head) * attention.attend.scale * _gain_of_rows(attention.q_norm)
+    right = _rows(attention.k_proj.weight, head // config.heads_per_kv, config.d_head) * _gain_of_rows(attention.k_norm)
     # The rotations of query and key combine to one by the difference of their positions.
     back = torch.tensor([-distance], device=right.device)
     cos, sin = rope_table(back, config.d_head, attention.rope_theta, attention.rope_factor)
@@ -240,8 +240,13 @@ def _rows(weight: Tensor, head: int, d_head: int) -> Tensor:
     return weight[head * d_head : (head + 1) * d_head].detach().float()
 
 
-def _gain(norm: RMSNorm | NoNorm) -> Tensor:
+def _gain(norm: RMSNorm) -> Tensor:
     return 1.0 + norm.weight.detach().float()
+
+
+def _gain_of_rows(norm: RMSNorm | NoNorm) -> Tensor | float:
+    """What the norm of a head's queries or keys multiplies its rows by, [d_head, 1]; 1 where there is no norm."""
+    return _gain(norm)[:, None] if isinstance(norm, RMSNorm) else 1.0
 
 
 def normed_tokens(model: VocabularyModel, rows: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:

@@ -85,9 +85,7 @@ class RMSNorm(nn.Module):
 
 
 class NoNorm(nn.Identity):
-    """Stands for the norms of queries and keys in a Gemma 2, which has none. Its gain, 1 + weight, is 1."""
-
-    weight = torch.zeros(())
+    """Stands for the norms of queries and keys in a Gemma 2, which has none: its gain is 1."""
 
 
 class Attention(nn.Module):
