@@ -48,7 +48,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     tokens: list[int] = []
     at: dict[Any, int] = {}  # by the run's generator
 
-    def draw(self: Any, logits: Any, generators: Sequence[Any]) -> list[int]:
+    def draw(self: Any, logits: Any, generators: Sequence[Any], texts: Any) -> list[int]:
         drawn = []
         for generator in generators:
             number = at[generator] = at.get(generator, -1) + 1
