@@ -13,7 +13,7 @@ from reference import error
 import gemmascope as gs
 from gemmascope.errors import PromptError, SiteError, SweepError
 from gemmascope.model.model import Model
-from gemmascope.sites import LAYER_SITES
+from gemmascope.sites import LAYER_SITES, SCALE_SITES
 
 METRIC = gs.logit_diff(3, 4)
 
@@ -31,7 +31,8 @@ def test_gradients_at_all_sites_are_those_of_each_site() -> None:
         assert every[site].shape == (3, *t[site, 0].shape)
         one = t.grad(METRIC, [(site, layer) for layer in range(3)])
         for layer in range(3):
-            assert error(every[site][layer], one[site, layer]) <= 1e-5
+            # The gradient of a scale is a sum over the stream that may cancel to a small part of its terms.
+            assert error(every[site][layer], one[site, layer]) <= (1e-4 if site in SCALE_SITES else 1e-5), site
     assert error(every["embed"], t.grad(METRIC, "embed")) <= 1e-5
     assert torch.equal(t.grad(METRIC, "z"), t.grad(METRIC, ["z", "embed"])["z"])
     with pytest.raises(SiteError, match="comes after the layers"):
