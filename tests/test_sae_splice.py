@@ -184,7 +184,7 @@ def test_spliced_variants_of_a_pass_equal_single_runs(site: str, layer: int) -> 
     residuals = final_residuals(
         model(), [BaseRun(ids, bound, (N_POS - 1,))], [Variant(0, (edit.bind(model(), ids),)) for edit in edits]
     )
-    for row, edit in zip(residuals.variants, edits, strict=True):
+    for row, edit in zip(residuals.rows, edits, strict=True):
         assert error(row, run(*base, edit).stream[-1][-1]) <= CLOSE
 
 

@@ -271,7 +271,7 @@ BAD: list[tuple[Callable[[], Any], type[GemmascopeError], str]] = [
     (lambda: Knockout(layer=1, head=1, q_pos=0, k_pos=0), EditError, "would leave position 0 nothing to attend to"),
     (lambda: Knockout(layer=0, q_pos=9, k_pos=slice(0, 10)), EditError, "would leave position 9 nothing to attend to"),
     (lambda: Custom(site="z", fn=lambda z: z[:1], layer=1), EditError, r"returned \(1, 8, 12\).*shape \(15, 8, 12\)"),
-    (lambda: Custom(site="z", fn=lambda z: None, layer=1), EditError, "returned NoneType"),
+    (lambda: Custom(site="z", fn=lambda z: z.tolist(), layer=1), EditError, "returned list"),
     (lambda: "resid_pre", EditError, "edits is a list of edits.*it holds 'resid_pre'"),
 ]  # fmt: skip
 

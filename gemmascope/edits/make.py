@@ -257,7 +257,7 @@ def edit(
     Args:
         site: The site to write, such as "z".
         fn: Called with the values at the named places, in the axes of the site ([pos, head, d_head] for heads); returns a
-            tensor of the same shape, even if it writes in place. Minus infinity hides an edge, or a token at the logits.
+            tensor of the same shape, or None if it wrote in place. Minus infinity hides an edge, or a token at the logits.
         layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
         head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
