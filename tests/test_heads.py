@@ -142,11 +142,17 @@ def test_scores_in_parts_equal_those_at_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_scores_of_a_bfloat16_model_are_those_of_its_patterns() -> None:
-    model = model_of(checkpoint("lgl", vocab_size=9).bfloat16())
-    runs = [prompt(11, 9), prompt(7, 9, seed=1)]
-    for kind, result in gs.head_scores(model, ["induction", "sink"], prompts=runs).items():
+    """In the first layer to the digit; further on, runs that are grouped differently round differently."""
+    source = checkpoint("lgl", vocab_size=9).bfloat16()
+    model, runs = model_of(source), [prompt(11, 9), prompt(7, 9, seed=1)]
+    results = gs.head_scores(model, ["induction", "sink"], prompts=runs)
+    of_patterns = {kind: plain_score(kind, model, runs) for kind in results}
+    exact_model = model_of(source.float())
+    for kind, result in results.items():
         assert result.scores.dtype == np.float32
-        assert np.abs(result.scores.values - plain_score(kind, model, runs)).max() <= 0.01
+        scores, plain, exact = result.scores.values, of_patterns[kind], plain_score(kind, exact_model, runs)
+        assert np.abs(scores - plain)[0].max() <= 1e-6
+        assert np.abs(scores - exact).max() <= 2 * np.abs(plain - exact).max() <= 0.04
 
 
 def test_random_prompts_are_short_enough_for_the_window() -> None:
