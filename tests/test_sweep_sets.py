@@ -427,5 +427,5 @@ def test_the_command_line_takes_several_sites(capsys: pytest.CaptureFixture[str]
 
 def test_a_page_shows_one_grid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = [*COMMAND, "--by", "layer,pos", "--site", "z,mlp_out", "--html", str(tmp_path / "page.html")]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "a page shows one grid; --site z,mlp_out has 2: name one, or leave --html out" in capsys.readouterr().err

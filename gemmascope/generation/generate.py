@@ -50,7 +50,8 @@ def generate(
     """Continue a prompt token by token, with edits that apply while decoding too.
 
     Keys and values are cached; local layers cache as many positions as their window holds. An interrupt (Ctrl-C) returns
-    what was generated so far.
+    what was generated so far. The logits go through repetition_penalty, temperature, top_k, top_p and min_p in this order,
+    which is transformers'.
 
     Args:
         prompt: As in gs.trace: text, token ids, chat messages, or a list of prompts, which share their passes.
@@ -73,8 +74,6 @@ def generate(
         repetition_penalty: The logits of tokens in the text so far, the prompt included, are divided by it where positive
             and multiplied where negative, at any temperature. Default 1.0, none.
         samples: The number of texts drawn from each prompt, which share the prompt's pass. Default: one, by itself.
-
-    The logits go through repetition_penalty, temperature, top_k, top_p and min_p in this order, which is transformers'.
 
     Returns:
         A Generation; for a list of prompts, a list of them. With samples, a list of Generations in place of each.

@@ -71,7 +71,7 @@ class TraceLoss:
 
         Examples:
             >>> t = gs.trace("When Mary and John went to the store, John gave a drink to Mary")
-            >>> round(t.loss(pos=-2), 3)  # of " Mary" after " to"
+            >>> round(t.loss(pos=-2), 2)  # of " Mary" after " to"
             0.0
             >>> t.loss(mean=False).shape
             torch.Size([15])

@@ -279,13 +279,16 @@ class Trace(TraceLoss):
         """Whether an edit of the run is at one of these sites of a layer.
 
         Args:
-            layer: The layer, from 0.
-            sites: Names of sites.
+            layer, sites: The layer, from 0, and names of sites.
         """
         return any(edit.address.layer == layer and edit.address.site.name in sites for edit in self.bound_edits)
 
     def tap(self, keeping: Tap) -> Tap:
-        """The run's edits followed by `keeping`, a tap that sees what the edits wrote."""
+        """The run's edits followed by a tap that sees what they wrote.
+
+        Args:
+            keeping: The tap that follows.
+        """
         return Chain(EditTap([self.bound_edits]), keeping)
 
 

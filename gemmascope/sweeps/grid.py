@@ -87,7 +87,7 @@ class Grid:
 
 def grids_of(spec: SweepSpec, model: Model, ids: Tensor) -> list[Grid]:
     """The grid of each site. SweepError for a site twice; the errors of a site among several say what to do."""
-    if isinstance(spec.site, str):
+    if not isinstance(spec.site, list):
         return [Grid.of(spec, model, ids)]
     grids = [_grid_among_several(one, model, ids) for one in spec.each_site()]
     names = [grid.site.name for grid in grids]

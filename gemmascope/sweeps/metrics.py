@@ -225,8 +225,8 @@ def metric(function: Callable[[Tensor], Tensor], *, pos: Pos, name: str | None =
         ...     p = logits.softmax(-1)
         ...     return -(p * p.log()).sum(-1).mean(-1)
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
-        >>> entropy_at_the_names = gs.metric(entropy, pos=[2, 4])
-        >>> entropy_at_the_names(trace) > 1
+        >>> entropy_before_the_names = gs.metric(entropy, pos=[1, 3])
+        >>> entropy_before_the_names(trace) > 1
         True
     """
     if not callable(function):

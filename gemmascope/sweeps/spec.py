@@ -65,7 +65,7 @@ class SweepSpec:
 
     def each_site(self) -> list[SweepSpec]:
         """The spec of every site."""
-        return [self] if isinstance(self.site, str) else [replace(self, site=name) for name in self.site]
+        return [replace(self, site=name) for name in self.site] if isinstance(self.site, list) else [self]
 
     def as_arguments(self, **more: object) -> dict[str, object]:
         """The keyword arguments of the call that repeats the sweep."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
@@ -76,9 +77,27 @@ def cases(gs: Any, model: Any, folder: Path) -> Iterator[tuple[str, Callable[[],
     yield "attribute", lambda: gs.attribute(CLEAN, CORRUPT, site="z", by=("layer", "head"), **asked).values
     yield "attribute in steps", lambda: gs.attribute(CLEAN, CORRUPT, site="resid_pre", steps=4, **asked).values
     yield "grad", lambda: [trace.grad(metric, address) for address in (("pattern", 3), ("resid_pre", 0))]
+    yield from _metrics(gs, model, trace, metric)
     yield from _generation(gs, model)
     yield from _steering_and_dictionaries(gs, model, trace, metric)
+    yield from _more_dictionaries(gs, model, trace, folder)
     yield from _views_and_labs(gs, model, trace, metric)
+
+
+def _metrics(gs: Any, model: Any, trace: Any, metric: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+    quiet: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "model": model, "progress": False}
+
+    def entropy(logits: Any) -> Any:
+        p = logits.softmax(-1)
+        return -(p * p.log()).sum(-1).mean(-1)
+
+    for name, other in {"loss": gs.loss(), "entropy": gs.metric(entropy, pos=[1, 3, -1])}.items():
+        yield f"sweep measured by {name}", lambda other=other: gs.sweep(CLEAN, CORRUPT, other, **quiet).values
+    yield "attention_attribution", lambda: gs.attention_attribution(trace, metric)
+    yield "head_paths", lambda: gs.head_paths(CLEAN, CORRUPT, metric, model=model)
+    yield "name_copying", lambda: gs.name_copying([CLEAN, CORRUPT], [" Mary", " John"], model=model).scores
+    both = gs.trace([CLEAN, CORRUPT], model=model)
+    yield "stack", lambda: gs.stack(both, "pattern")
 
 
 def _reading(gs: Any, model: Any, trace: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -171,6 +190,23 @@ def _steering_and_dictionaries(gs: Any, model: Any, trace: Any, metric: Any) -> 
     yield "load_sae", lambda: [sae.encode(trace).value, sae.encode(trace).reconstruction]
     yield "splice", lambda: gs.trace(CLEAN, model=model, edits=[gs.splice(sae, {987: 0.0})]).logits
     yield "feature_sweep", lambda: gs.feature_sweep(sae, CLEAN, metric, model=model).effect
+
+
+def _more_dictionaries(gs: Any, model: Any, trace: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    yield "feature_logits", lambda: gs.feature_logits(gs.load_sae("nano", device=model.device), 987, model=model).logits
+    yield "saes", lambda: list(gs.saes("2b").layer)
+
+    def across_layers() -> Any:
+        d, n = model.config.d_model, model.n_layers
+        for layer in range(n):
+            encoder = {"W_enc": torch.eye(d), "b_enc": torch.zeros(d), "b_dec": torch.zeros(d)}
+            save_file({f"{name}_{layer}": array for name, array in encoder.items()}, folder / f"W_enc_{layer}.safetensors")
+            save_file({f"W_dec_{layer}": torch.ones(d, n - layer, d)}, folder / f"W_dec_{layer}.safetensors")
+        hooks = "feature_input_hook: hook_resid_mid, feature_output_hook: hook_mlp_out"
+        (folder / "config.yaml").write_text(f"{{{hooks}, model_name: nano}}", encoding="utf-8")
+        return gs.load_cross_layer(folder, model=model).encode(trace).reconstruction
+
+    yield "load_cross_layer", across_layers
 
 
 def _views_and_labs(gs: Any, model: Any, trace: Any, metric: Any) -> Iterator[tuple[str, Callable[[], Any]]]:

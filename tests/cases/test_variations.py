@@ -81,7 +81,7 @@ def _damaged(folder: Path) -> gs.Model:
 @pytest.mark.parametrize("metric", [METRIC, gs.rank(" Mary"), lambda logits: logits.nan_to_num()[:, 0]])
 def test_a_sweep_of_damaged_weights_says_that_it_is_not_the_metric(folder: Path, metric: Any) -> None:
     model = _damaged(folder)
-    with pytest.raises(MetricError, match=r"logits to measure hold NaN.*check=True"):
+    with pytest.raises(CheckpointError, match=r"first at 'layers\.2\.mlp_raw'.*its weights are damaged.*check=True"):
         gs.sweep(CLEAN, CORRUPT, metric, site="resid_pre", by=("layer",), pos=-1, model=model, progress=False)
 
 

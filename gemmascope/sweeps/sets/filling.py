@@ -45,9 +45,9 @@ def empty_result(
         for i, one in enumerate(specs)
         for one_metric in metrics.each
     ]
-    if metrics.names is None and isinstance(spec.site, str):
+    if metrics.names is None and not isinstance(spec.site, list):
         return SweepResult.empty(questions[0], n_pairs)
-    sites = [] if isinstance(spec.site, str) else [pair.grid.site.name for pair in pairs[: len(specs)]]
+    sites = [pair.grid.site.name for pair in pairs[: len(specs)]] if isinstance(spec.site, list) else []
     return SweepSet(SetQuestion(sites, list(metrics.names or ()), questions), n_pairs)
 
 

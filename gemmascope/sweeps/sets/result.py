@@ -130,7 +130,14 @@ class SweepSet(Mapping[Key, SweepResult]):
         return {"grids": [{"metric_name": name, **grid.to_dict()} for _, name, grid in self._named()]}
 
     def plot(self, *, normalized: bool = False) -> dict[Key, Figure]:
-        """The figure of each grid, as SweepResult.plot draws it. Needs plotly."""
+        """The figure of each grid, as SweepResult.plot draws it. Needs plotly.
+
+        Args:
+            normalized: Show shares of the gap; by default effects, in the metric's unit.
+
+        Raises:
+            SweepError: A grid has more than two axes, or there is nothing to normalise by.
+        """
         return {key: grid.plot(normalized=normalized) for key, grid in self.items()}
 
     def code(self) -> str:
@@ -139,6 +146,9 @@ class SweepSet(Mapping[Key, SweepResult]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all grids to a file for gs.open_sweep, as SweepResult.save does.
+
+        Args:
+            path: The file; "~" is the home folder.
 
         Raises:
             SweepError: The file cannot be written.
