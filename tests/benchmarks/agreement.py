@@ -194,7 +194,7 @@ def _steering_and_dictionaries(gs: Any, model: Any, trace: Any, metric: Any) -> 
 
 def _more_dictionaries(gs: Any, model: Any, trace: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "feature_logits", lambda: gs.feature_logits(gs.load_sae("nano", device=model.device), 987, model=model).logits
-    yield "saes", lambda: list(gs.saes("2b").layer)
+    yield "saes", lambda: gs.saes("2b").layer.dropna().astype(int).tolist()
 
     def across_layers() -> Any:
         d, n = model.config.d_model, model.n_layers
