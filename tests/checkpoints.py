@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from gemmascope.config import GemmaConfig
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.model import Model
 from gemmascope.model.tap import TapFn
+
+T = TypeVar("T", Gemma2ForCausalLM, Gemma3ForCausalLM)
 
 KINDS = {"l": "sliding_attention", "g": "full_attention"}
 
@@ -37,11 +39,7 @@ def checkpoint(kinds: str = "lg", seed: int = 0, theta: float = 10000.0, **shape
         **{**SHAPE, **rope, **shape}, num_hidden_layers=len(kinds), layer_types=[KINDS[kind] for kind in kinds],
         attn_implementation="eager",
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Gemma2ForCausalLM(config).eval()
-        _enlarge(model)
-    return model
+    return _random(Gemma2ForCausalLM, config, seed)
 
 
 def checkpoint_3(kinds: str = "lg", seed: int = 0, factor: float = 1.0, **shape: Any) -> Gemma3ForCausalLM:
@@ -57,9 +55,13 @@ def checkpoint_3(kinds: str = "lg", seed: int = 0, factor: float = 1.0, **shape:
         **{**SHAPE, **rope, **shape}, num_hidden_layers=len(kinds), layer_types=[KINDS[kind] for kind in kinds],
         attn_implementation="eager",
     )  # fmt: skip
+    return _random(Gemma3ForCausalLM, config, seed)
+
+
+def _random(kind: type[T], config: Gemma2Config | Gemma3TextConfig, seed: int) -> T:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Gemma3ForCausalLM(config).eval()
+        model: T = kind(config).eval()
         _enlarge(model)
     return model
 

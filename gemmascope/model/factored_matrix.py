@@ -38,7 +38,9 @@ class _Torso(Protocol):
     def norm(self) -> RMSNorm: ...
 
 
-class _Network(Protocol):
+class EmbeddingNetwork(Protocol):
+    """A network with an embedding and a last norm."""
+
     @property
     def model(self) -> _Torso: ...
 
@@ -51,7 +53,7 @@ class VocabularyModel(Protocol):
     @property
     def config(self) -> GemmaConfig: ...
     @property
-    def network(self) -> _Network: ...
+    def network(self) -> EmbeddingNetwork: ...
     def texts(self, ids: Tensor) -> list[str]: ...
 
 

@@ -44,9 +44,8 @@ class GGUFFile:
         shape = next(
             (entry.shape for header in headers for entry in header.entries if entry.name == "token_embd.weight"), None
         )
-        config = config_of(metadata, shape[0] if shape else 0, path) if shape else None
-        if config is None:
-            config_of(metadata, 1, path)  # another architecture is the better message
+        config = config_of(metadata, shape[0] if shape else 1, path)  # first: another architecture is the better message
+        if not shape:
             raise CheckpointError(f"{path} has no embedding (token_embd.weight): it holds no whole model")
         tensors = GGUFTensors(headers)
         assert EMBEDDING in tensors.stored
@@ -57,7 +56,7 @@ class GGUFFile:
         """Its tokenizer, built from the metadata; None if it has none."""
         return tokenizer_of(self.metadata, self.path)
 
-    @property
+    @cached_property
     def companions(self) -> dict[str, bytes]:
         """The files of configuration and tokenizer that a folder of this model would have, by name."""
         files = {"config.json": json.dumps(self.config.to_dict(), indent=1).encode()}

@@ -16,20 +16,9 @@ from torch import Tensor
 
 from gemmascope.arguments import as_numbers, is_whole, short_repr
 from gemmascope.errors import PromptError
-from gemmascope.model.modules import MLP, Attention, Embedding, RMSNorm
+from gemmascope.model.factored_matrix import EmbeddingNetwork
+from gemmascope.model.modules import MLP, Attention
 from gemmascope.tokens.tokenizer import Tokenizer
-
-
-class _Torso(Protocol):
-    @property
-    def embed_tokens(self) -> Embedding: ...
-    @property
-    def norm(self) -> RMSNorm: ...
-
-
-class _Network(Protocol):
-    @property
-    def model(self) -> _Torso: ...
 
 
 class _Model(Protocol):
@@ -38,7 +27,7 @@ class _Model(Protocol):
     _tokenizer: Tokenizer | None
 
     @property
-    def network(self) -> _Network: ...
+    def network(self) -> EmbeddingNetwork: ...
     @property
     def W_E(self) -> Tensor: ...
 
