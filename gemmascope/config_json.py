@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,10 +60,15 @@ FAMILIES = {family.model_type: family for family in (GEMMA_2, GEMMA_3)}
 
 # Relatives of other architectures, by their model_type in config.json.
 _RELATIVES = {
-    "gemma": "Gemma 1", "gemma3n": "Gemma 3n", "gemma3n_text": "Gemma 3n", "gemma4": "Gemma 4", "gemma4_text": "Gemma 4",
+    "gemma": "Gemma 1", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4", "gemma4_assistant": "Gemma 4",
+    "gemma4_unified": "Gemma 4", "gemma4_unified_assistant": "Gemma 4", "diffusion_gemma": "DiffusionGemma",
     "recurrent_gemma": "RecurrentGemma", "paligemma": "PaliGemma", "shieldgemma2": "ShieldGemma 2", "t5gemma": "T5Gemma",
-    "t5gemma2": "T5Gemma 2", "vaultgemma": "VaultGemma", "embeddinggemma": "EmbeddingGemma",
+    "t5_gemma_module": "T5Gemma", "t5gemma2": "T5Gemma 2", "t5gemma2_encoder": "T5Gemma 2",
+    "t5gemma2_decoder": "T5Gemma 2", "vaultgemma": "VaultGemma", "embeddinggemma": "EmbeddingGemma",
+    "embedding_gemma2": "EmbeddingGemma 2",
 }  # fmt: skip
+# The parts of a relative that have a model_type of their own, behind its name.
+_PARTS = ("_text", "_vision", "_audio")
 
 
 def fields_of(given: Mapping[str, object]) -> dict[str, Any]:
@@ -124,12 +130,24 @@ def _family(given: Mapping[str, object]) -> Family:
         return FAMILIES[model_type]
     architectures = [str(name)[:80] for name in as_tuple(given.get("architectures"))[:5]]
     names = ", ".join(architectures) or "no architecture named"
-    relative = _RELATIVES.get(model_type) if isinstance(model_type, str) else None
+    relative = relative_of(model_type, architectures)
     kind = f", which is {relative}" if relative else ""
     raise ConfigError(
         f"this is not a Gemma 2 checkpoint, nor one of Gemma 3: model_type is {short_repr(model_type)}{kind} ({names}), not "
         f"'gemma2' or 'gemma3_text'{_inner(given)}"
     )
+
+
+def relative_of(model_type: object, architectures: Sequence[str] = ()) -> str | None:
+    """The name of a relative of Gemma 2 and 3, such as "Gemma 1", by its model_type or else its classes in transformers."""
+    name = model_type if isinstance(model_type, str) else ""
+    for part in _PARTS:
+        name = name.removesuffix(part)
+    if name in _RELATIVES:
+        return _RELATIVES[name]
+    by_class = {key.replace("_", ""): relative for key, relative in _RELATIVES.items()}
+    stems = (re.split("For|Model|Text", each)[0].lower() for each in architectures)
+    return next((by_class[stem] for stem in stems if stem in by_class), None)
 
 
 def _inner(content: Mapping[str, object]) -> str:
@@ -210,7 +228,9 @@ def _refuse_variants(c: Mapping[str, Any], family: Family) -> None:
         f"attention_bias true {has} none)": not c["attention_bias"],
         f"tie_word_embeddings false ({family.name} unembeds with its embedding)": c["tie_word_embeddings"] is True,
         **_rope_checks(c, family),
-        f"use_bidirectional_attention ({family.name} is causal)": not c.get("use_bidirectional_attention"),
+        f"use_bidirectional_attention ({family.name} is causal; EmbeddingGemma is not)": (
+            not c.get("use_bidirectional_attention")
+        ),
     }
     if family is GEMMA_2:
         checks |= {

@@ -205,21 +205,6 @@ def test_a_gemma_3_that_differs_is_refused(changes: dict[str, Any], message: str
         GemmaConfig.from_dict(content | changes)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "name"),
-    [
-        ("gemma", "Gemma 1"),
-        ("gemma3n", "Gemma 3n"),
-        ("gemma3n_text", "Gemma 3n"),
-        ("gemma4", "Gemma 4"),
-        ("t5gemma", "T5Gemma"),
-    ],
-)
-def test_relatives_are_refused_by_name(model_type: str, name: str) -> None:
-    with pytest.raises(ConfigError, match=name):
-        GemmaConfig.from_dict({"model_type": model_type})
-
-
 def test_norms_of_queries_in_a_gemma_2_are_refused(tmp_path: Path) -> None:
     source = checkpoint_3("lg")
     source.save_pretrained(tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from gemmascope.arguments import equals_text, short_repr
 from gemmascope.checkpoints.gguf import is_gguf
 from gemmascope.checkpoints.hub import fetch, is_hub_id, suggestion
+from gemmascope.config_json import relative_of
 from gemmascope.errors import CheckpointError
 
 NANO = Path(__file__).parent.parent / "nano" / "checkpoint"
@@ -35,7 +36,10 @@ def _resolve(source: object, revision: str | None) -> tuple[Path, str]:
     if source is None or equals_text(source, "nano"):
         return NANO, "nano"
     if not isinstance(source, (str, os.PathLike)):
-        raise CheckpointError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")
+        config = getattr(source, "config", None)
+        relative = relative_of(getattr(config, "model_type", None), [kind.__name__ for kind in type(source).__mro__])
+        kind = f", which is {relative}" if relative else ""
+        raise CheckpointError(f"cannot load a {type(source).__name__}{kind}; a source is {_SOURCES}")
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path) and source != "":  # Path("") is the current folder; nobody means that
         return hub_snapshot(path), str(source)

@@ -36,6 +36,7 @@ from gemmascope.loading.network import (
     network_of_checkpoint,
     network_of_store,
     require_weights,
+    warn_of_wide_window,
 )
 from gemmascope.loading.pickling import FromSource, FromWeights, as_pickled, from_weights, load_arguments, require_same
 from gemmascope.memory.limits import explain_oom_in_loading
@@ -132,12 +133,14 @@ def load(
     if is_gemma(inner):
         _refuse_in_memory(weights, memory, revision)
         model = _from_memory(inner, device, dtype, tokenizer, check, arguments)
+        warn_of_wide_window(model.config)
         model.network.keep_alive = (inner,) if inner is not outer else ()  # keeps a head that was made here alive
         return model
     folder, name = resolve_source(source, revision)
     with explain_oom_in_loading(name, device):
         network, reader = _from_folder(folder, name, LoadOptions(device, dtype, weights, budget, cache, tokenizer, check))
     warn_of_slow_bfloat16(network.model.norm.weight)
+    warn_of_wide_window(network.config)
     return Model(network, reader, name, arguments, name)
 
 

@@ -16,7 +16,7 @@ from gemmascope.checkpoints.from_transformers import empty_network, parameter_sh
 from gemmascope.checkpoints.source import resolve_source
 from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.config import GemmaConfig
-from gemmascope.errors import CheckpointError, DeviceError
+from gemmascope.errors import CheckpointError, DeviceError, warn
 from gemmascope.files.paths import user_path
 from gemmascope.memory.host_memory import measured_bytes
 from gemmascope.memory.placement import Sizes, free_bytes
@@ -50,6 +50,15 @@ def require_weights(weights: str) -> None:
     """Refuses weights= that are not offered."""
     if not isinstance(weights, str) or weights not in WEIGHTS:
         raise weights_error(weights, "or 'int8'")
+
+
+def warn_of_wide_window(config: GemmaConfig) -> None:
+    """Warn of local layers whose window no prompt exceeds: they see as much as global ones."""
+    if config.window > config.context and "local" in config.kinds:
+        warn(
+            f"the window of local layers is {config.window} and the longest prompt {config.context}: local layers then see "
+            "all that global ones see. Was sliding_window or max_position_embeddings meant otherwise?"
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from gemmascope.model.mixins.lasting_edits import ModelEdits
 from gemmascope.model.mixins.named_weights import ModelWeights
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import Prompt as Prompt
-from gemmascope.model.prompts import as_ids, as_prompts, is_chat, number_errors
+from gemmascope.model.prompts import as_ids, as_prompts, is_chat, number_errors, warn_of_images
 from gemmascope.model.tap import SILENT, Chain, FunctionTap, Tap, TapFn
 from gemmascope.model.weight_digests import WeightDigests
 from gemmascope.sites import find_layer, layers_text
@@ -207,6 +207,7 @@ class Model(ModelWeights, ModelEdits):
         prompt = as_prompts(prompt)
         is_text = isinstance(prompt, str) or is_chat(prompt)
         ids = torch.tensor(self.tokenizer.ids(prompt)) if is_text else as_ids(prompt)  # type: ignore[arg-type]
+        warn_of_images(prompt, ids, self._tokenizer)
         wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
         last, context = self.config.vocab_size - 1, self.config.context
         if len(wrong):

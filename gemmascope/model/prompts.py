@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gemmascope.arguments import as_list, is_whole, short_repr
-from gemmascope.errors import PromptError
-from gemmascope.tokens.tokenizer import Message
+from gemmascope.errors import PromptError, warn
+from gemmascope.tokens.tokenizer import IMAGE_TOKENS, Message, Tokenizer
 from gemmascope.values import real_tensor
 
 Prompt = str | Sequence[int] | Tensor | Sequence[Message]
@@ -80,6 +80,8 @@ def _is_one(item: object) -> bool:
 def _hint(mapping: Mapping[str, object]) -> str:
     if "role" in mapping:
         return "write a conversation of one message as a list, [message]"
+    if "pixel_values" in mapping:
+        return "it holds an image, and the text model runs alone here. Of a prompt without one, give its ['input_ids']"
     if "input_ids" in mapping:
         return "give its ['input_ids'], those of one prompt"
     return "give its texts as a list, list(prompts.values())"
@@ -93,6 +95,18 @@ def _of_array(value: object) -> object:
     if array.ndim > 1:
         raise PromptError(f"prompts stand in one column; given a {type(value).__name__} of shape {array.shape}")
     return array.tolist()
+
+
+def warn_of_images(prompt: object, ids: Tensor, tokenizer: Tokenizer | None) -> None:
+    """Warn of a prompt with a token that stands for an image: the text model runs alone, and reads none."""
+    in_text = [name for name in IMAGE_TOKENS if name in prompt] if isinstance(prompt, str) else []
+    known = {} if tokenizer is None else tokenizer.image_tokens
+    found = [*in_text, *(name for name, token_id in known.items() if bool((ids == token_id).any()))]
+    if found:
+        warn(
+            f"the prompt holds {found[0]!r}, behind which a multimodal Gemma reads an image: the text model runs alone "
+            "here, and takes it as a token like any other"
+        )
 
 
 def is_chat(prompt: object) -> bool:

@@ -90,5 +90,12 @@ def _text_of(part: object) -> str:
         return part
     if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    kind = f"{part.get('type')!r}" if isinstance(part, Mapping) else short_repr(part)
-    raise PromptError(f"Gemma 2 reads text: a part of a message is {{'type': 'text', 'text': ...}}; given one of {kind}")
+    if isinstance(part, Mapping):
+        kind = repr(part.get("type"))
+    else:  # an array of pixels would fill the screen
+        kind = f"type {type(part).__name__}" if hasattr(part, "__array__") else short_repr(part)
+    is_text = kind in ("'text'", "None")
+    alone = "" if is_text else ". The text model runs alone here, also of a multimodal Gemma: leave it out"
+    raise PromptError(
+        f"Gemma 2 reads text: a part of a message is {{'type': 'text', 'text': ...}}; given one of {kind}{alone}"
+    )

@@ -18,6 +18,9 @@ __all__ = ["SHOWN_AS", "Message", "Tokenizer", "visible_text"]
 # How invisible characters are displayed, in Python and in the widgets.
 SHOWN_AS = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u200b": "␣", "\u200e": "⟨lrm⟩", "\u200f": "⟨rlm⟩"}
 
+# Tokens that stand for an image, and around one, in the tokenizers of multimodal Gemmas.
+IMAGE_TOKENS = ("<start_of_image>", "<image_soft_token>", "<end_of_image>")
+
 
 class Tokenizer:
     """Gemma's tokenizer: text <-> ids, always with `<bos>` in front of a text.
@@ -87,6 +90,13 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self.backend.size
+
+    @cached_property
+    def image_tokens(self) -> dict[str, int]:
+        """The tokens of this tokenizer that stand for an image or around one, by name; a Gemma 2's has none."""
+        id_of = getattr(self.backend, "id_of", None)
+        ids = {name: id_of(name) for name in IMAGE_TOKENS} if id_of else {}
+        return {name: token_id for name, token_id in ids.items() if token_id is not None}
 
     @cached_property
     def digest(self) -> str:

@@ -13,7 +13,10 @@ from gemmascope.errors import CheckpointError, ConfigError
 from gemmascope.tokens.gguf import bos_of
 
 _ARCHITECTURES = ("gemma2", "gemma3")
-_KNOWN = {"gemma": "Gemma 1", "gemma3n": "Gemma 3n", "gemma-embedding": "EmbeddingGemma", "clip": "a vision tower alone"}
+_KNOWN = {
+    "gemma": "Gemma 1", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4", "gemma-embedding": "EmbeddingGemma",
+    "clip": "a vision tower alone",
+}  # fmt: skip
 # Every so many layers the last one is global.
 _PERIODS = {"gemma2": 2, "gemma3": 6}
 # Files seldom say by what attention scores are divided: in the models of 27B, known by their number of layers, the root of
