@@ -137,6 +137,23 @@ def test_two_prompts_are_drawn_side_by_side_with_their_difference(open_page: Any
     assert unequal.locator("canvas[tabindex='0']").count() == 2
 
 
+def test_several_prompts_are_drawn_as_their_mean_and_its_standard_error(open_page: Any) -> None:
+    runs = [trace(), trace(CORRUPT), trace()]
+    patterns = np.stack([run["pattern", 1][3].numpy() for run in runs])
+    mean, error = patterns.mean(0), patterns.std(0, ddof=1) / 3**0.5
+    page = open_page(gs.attention_view(runs, layer=1, head=3))
+    titles = [text.split(":")[0] for text in page.locator(".gs-title").all_inner_texts()[1:]]
+    assert titles == ["mean of 3 prompts", "standard error of the mean"]
+    cells = Pointer(page, 1)
+    x, y = cells.find("query 12: ·a, key 10: ·John, ·Mary")
+    numbers = dict(re.findall(r"(mean of 3 prompts|standard error of the mean):? (\S+)", cells.says(x, y)))
+    assert number(numbers["mean of 3 prompts"]) == pytest.approx(mean[12, 10], abs=6e-5)
+    assert number(numbers["standard error of the mean"]) == pytest.approx(error[12, 10], abs=6e-5)
+    page.mouse.move(0, 0)
+    most = np.tril(error)[:, 1:].max()
+    assert np.abs(cells.pixel(x - 2, y - 2) - between(BLUES, error[12, 10] / most)).max() <= 3
+
+
 def test_the_lens_is_drawn_in_the_colours_of_its_numbers(open_page: Any) -> None:
     t = trace()
     lens = gs.lens(t, answer=3)

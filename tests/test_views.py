@@ -136,6 +136,31 @@ def test_an_attention_view_holds_the_patterns_of_the_trace(kinds: str) -> None:
             assert np.abs(rows - np.stack(expected, 1)).max() <= 0.51 / 65535
 
 
+@pytest.mark.parametrize("kinds", ["lgl", "gll"])
+def test_an_attention_view_of_several_prompts_holds_their_mean_and_its_standard_error(kinds: str) -> None:
+    runs = gs.trace([prompt(11, seed=n) for n in range(4)], model=model_of(checkpoint(kinds)))
+    view = gs.attention_view(runs, layer=1, heads=[6, 1])
+    assert [layer["index"] for layer in view.spec["layers"]] == [0, 1, 2]
+    for layer in range(3):
+        window = runs[0].layers[layer].window or 11
+        queries, keys = np.array([(q, k) for q in range(11) for k in range(max(0, q - window + 1), q + 1)]).T
+        patterns = np.stack([run["pattern", layer][[1, 6]].double().numpy() for run in runs])[..., queries, keys]
+        for name, expected in (("first", patterns.mean(0)), ("second", patterns.std(0, ddof=1) / 2)):
+            values = unpacked(view.arrays[f"{name}{layer}"]).reshape(2, -1)
+            assert np.abs(values - expected).max() <= 0.51 / 65535
+    one = gs.attention_view(runs[:1])
+    assert one.to_html() == gs.attention_view(runs[0]).to_html()
+
+
+def test_tokens_that_differ_between_prompts_are_marked() -> None:
+    view = gs.attention_view([trace(), trace(CORRUPT), trace()])
+    assert [n for n, text in enumerate(view.spec["differ"]) if text] == [10]
+    assert view.spec["differ"][10] == [[" John", " Mary"], 0]
+    assert view.spec["note"] == "Tokens with ≠ are not the same in all 3 prompts; the first prompt's are shown."
+    assert "Mean of 3 prompts of 15 tokens each: <bos> When ·Mary ·and ·John ·went ·to ·the ·store , ≠ ·gave" in repr(view)
+    assert "note" not in gs.attention_view([trace(), trace()]).spec
+
+
 def test_layers_without_room_are_not_computed_and_the_view_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     t = trace()
     some = sum(len(packed["data"]) for packed in gs.attention_view(t, layers=[0, 2]).arrays.values())
@@ -149,7 +174,9 @@ def test_layers_without_room_are_not_computed_and_the_view_names_them(monkeypatc
     assert view.spec["note"].endswith("of the page: layers 1. attention_view(trace, layers=[1]) shows them.")
     alone = sum(len(packed["data"]) for packed in gs.attention_view(t, layers=[1]).arrays.values())
     monkeypatch.setattr("gemmascope.views.attention.MOST_BYTES", int(1.2 * alone))
-    monkeypatch.setattr("gemmascope.views.attention.replay", lambda *_: pytest.fail("there is no room for another layer"))
+    monkeypatch.setattr(
+        "gemmascope.views.attention_panels.replay", lambda *_: pytest.fail("there is no room for another layer")
+    )
     view = gs.attention_view(t, layer=1)
     assert [layer["index"] for layer in view.spec["layers"]] == [1]
     assert "layers 0, 2." in view.spec["note"]
@@ -268,7 +295,15 @@ def by_head() -> gs.SweepResult:
         (lambda: gs.attention_view(trace(), heads=[]), SiteError, "head is an empty list"),
         (lambda: gs.attention_view(trace(), layers=[]), SiteError, "layers is a list of numbers, at least one"),
         (lambda: gs.attention_view(trace(), layers=1), SiteError, "layers is a list of numbers"),
-        (lambda: gs.attention_view([trace(), trace()]), SiteError, "a list of 2: take one of them"),
+        (lambda: gs.lens_view([trace(), trace()]), SiteError, "a list of 2: take one of them"),
+        (lambda: gs.attention_view([]), SiteError, "list of traces is empty"),
+        (lambda: gs.attention_view([trace(), "When"]), SiteError, "it holds str"),
+        (lambda: gs.attention_view([trace(), trace()], compare=trace()), SiteError, "compare stands beside one trace"),
+        (lambda: gs.attention_view([trace(), other_model_trace()]), SiteError, "prompt 1 ran in .*whose shape"),
+        (
+            lambda: gs.attention_view([trace("When Mary"), trace(), trace(CORRUPT)]), SiteError,
+            r"prompt 0 has 3 positions and prompt 1 has 15, .* 2 of .* 3 have 15: \[t for t in traces if len\(t\) == 15\]",
+        ),
         (lambda: gs.attention_view(trace(), compare=other_model_trace()), SiteError, "whose shape"),
         (lambda: gs.lens_view("When"), SiteError, "trace is a trace, gs.trace"),
         (lambda: gs.lens_view(trace(), colour="red"), SiteError, "colour is one of"),

@@ -1,22 +1,18 @@
-"""gs.attention_view: who attends to whom, head by head and layer by layer, for one prompt or two."""
+"""gs.attention_view: who attends to whom, head by head and layer by layer, for one prompt, two, or the mean of several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from collections.abc import Iterable, Sequence
 
 from gemmascope.arguments import as_numbers, is_whole, short_repr, true_or_false
 from gemmascope.edits.places import find_heads
 from gemmascope.errors import SiteError
 from gemmascope.model.model import Model
-from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
 from gemmascope.tokens.tokenizer import visible_text
-from gemmascope.views.labels import are_special, require_trace
+from gemmascope.views.attention_panels import Panels, Pattern, panels_of
+from gemmascope.views.labels import are_special
 from gemmascope.views.packing import PackedArray, count_visible, pack_probabilities, visible_values
 from gemmascope.views.page import View
 
@@ -25,13 +21,12 @@ from gemmascope.views.page import View
 MOST_BYTES = 1_200_000
 LARGEST_LAYER = 16_000_000
 
-# The traces of a view by their names in the spec, "first" and "second"; patterns are named by trace and layer: "first0".
-Traces = dict[str, Trace]
+# Patterns are named by panel and layer: "first0", "second0".
 Patterns = dict[str, PackedArray]
 
 
 def attention_view(
-    trace: Trace,
+    trace: Trace | Sequence[Trace],
     *,
     compare: Trace | None = None,
     layer: int | None = None,
@@ -46,7 +41,9 @@ def attention_view(
     which.
 
     Args:
-        trace: The run to show.
+        trace: The run to show. A list of runs of equal length is shown as the mean of their patterns, with its standard
+            error beside it (the deviation over runs, n - 1, over the root of their number); positions whose tokens differ
+            are marked, and the pointer shows the tokens. `gs.stack(traces, "pattern")` has the numbers.
         compare: A second run of the same model, shown beside the first; if both prompts have the same number of tokens,
             their difference is shown as well. None for one run.
         layer: The layer shown at first, negative counting from the end. None for the first of `layers`.
@@ -59,8 +56,8 @@ def attention_view(
         The picture, self-contained.
 
     Raises:
-        SiteError: A layer or head does not exist or is not included, `compare` is from a model of another shape, or one
-            layer alone is too large for a page.
+        SiteError: A layer or head does not exist or is not included, runs do not align (other lengths in a list, or models
+            of other shapes), or one layer alone is too large for a page.
 
     Examples:
         >>> view = gs.attention_view(gs.trace("Mary and John went to the store"), layer=1)
@@ -68,34 +65,35 @@ def attention_view(
         Attention in nano
         8 tokens: <bos> Mary ·and ·John ·went ·to ·the ·store. Layers 0 local, 1 global, ... 4 heads. In layer 1:
         >>> view.save("attention.html")
+        >>> names = [("Mary", "John"), ("Tom", "Anna"), ("Lucy", "Paul")]
+        >>> prompts = [f"When {a} and {b} went to the store, {b} gave a drink to" for a, b in names]
+        >>> gs.attention_view(gs.trace(prompts), layer=3)
+        Attention in nano
+        Mean of 3 prompts of 15 tokens each: <bos> When ≠ ·and ≠ ·went ·to ...
     """
-    require_trace(trace, "trace")
+    panels = panels_of(trace, compare)
     bos = true_or_false(bos, "bos", error=SiteError)
-    if compare is not None:
-        require_trace(compare, "compare")
-        if compare.model.config != trace.model.config:
-            raise SiteError(f"compare is of {compare.model.name!r}, whose shape is not that of {trace.model.name!r}")
-    n_layers = trace.model.config.n_layers
+    model = panels.first.model
+    n_layers = model.n_layers
     chosen = _find_layers(layers, n_layers)
     first = chosen[0] if layer is None else find_layer(layer, n_layers)
     if first not in chosen:
         raise SiteError(f"layer {first} is not among layers={chosen}")
-    included = sorted(_find_heads(heads, trace.model))
-    large = included[0] if head is None else _find_heads(head, trace.model)[0]
+    included = sorted(_find_heads(heads, model))
+    large = included[0] if head is None else _find_heads(head, model)[0]
     if large not in included:
         raise SiteError(f"head {large} is not among heads={included}")
-    traces = {"first": trace} if compare is None else {"first": trace, "second": compare}
-    patterns, table = _first_layer(traces, first, included)
-    patterns |= _other_layers(traces, first, chosen, included, patterns)
+    patterns, table = _first_layer(panels, first, included)
+    patterns |= _other_layers(panels, first, chosen, included, patterns)
     shown_layers = [n for n in chosen if f"first{n}" in patterns]
-    spec = _spec(traces, shown_layers, included) | {
+    spec = _spec(panels, shown_layers, included) | {
         "layer": shown_layers.index(first),
         "head": included.index(large),
         "bos": bos,
     }
-    if note := _note(traces, [n for n in chosen if n not in shown_layers]):
+    if note := _note(panels, [n for n in chosen if n not in shown_layers]):
         spec["note"] = note
-    return View(spec, patterns, _summary(trace, shown_layers, len(included), first), table)
+    return View(spec, patterns, _summary(panels, shown_layers, len(included), first), table)
 
 
 def _find_layers(layers: object, n_layers: int) -> list[int]:
@@ -110,48 +108,44 @@ def _find_heads(heads: object, model: Model) -> list[int]:
     return find_heads(heads, find_site("pattern"), model) or []
 
 
-def _first_layer(traces: Traces, layer: int, heads: list[int]) -> tuple[Patterns, list[list[str]]]:
+def _first_layer(panels: Panels, layer: int, heads: list[int]) -> tuple[Patterns, list[list[str]]]:
     """The patterns of the layer that is shown at first, and the table that stands in for the picture."""
-    patterns: Patterns = {}
-    table: list[list[str]] = []
-    window = traces["first"].model.config.window_of(layer)
-    for trace in traces.values():
-        _require_fit(trace, layer, window, len(heads))
-    for name, trace in traces.items():
-        pattern = trace["pattern", layer][heads].float().cpu().numpy()
-        patterns[f"{name}{layer}"] = pack_probabilities(visible_values(pattern, window))
-        table = table or _table(trace, heads, pattern)
-    return patterns, table
+    window = panels.first.model.config.window_of(layer)
+    for length in panels.lengths:
+        _require_fit(length, layer, window, len(heads))
+    shown = {name: pattern for name, _, pattern in panels.patterns([layer], heads)}
+    patterns = {f"{name}{layer}": pack_probabilities(visible_values(one, window)) for name, one in shown.items()}
+    return patterns, _table(panels, heads, shown["first"])
 
 
-def _require_fit(trace: Trace, layer: int, window: int | None, n_heads: int) -> None:
-    size = 2 * n_heads * count_visible(len(trace), window)
+def _require_fit(n_pos: int, layer: int, window: int | None, n_heads: int) -> None:
+    size = 2 * n_heads * count_visible(n_pos, window)
     if size > LARGEST_LAYER:
         raise SiteError(
-            f"layer {layer} of {len(trace)} positions and {n_heads} heads is {size / 1e6:.0f} MB, and a page holds "
+            f"layer {layer} of {n_pos} positions and {n_heads} heads is {size / 1e6:.0f} MB, and a page holds "
             f"{LARGEST_LAYER / 1e6:.0f}: give some of the heads (heads=[0, 1]), or trace a shorter prompt"
         )
 
 
-def _table(trace: Trace, heads: list[int], pattern: NDArray[np.floating]) -> list[list[str]]:
+def _table(panels: Panels, heads: list[int], pattern: Pattern) -> list[list[str]]:
     """The key that the last position attends to most, by head; the first key does not count."""
+    trace, keys = panels.first, panels.key_texts()
     start = 1 if len(trace) > 1 else 0
     rows = [["head", f"sees most from the last position ({visible_text(trace.tokens[-1])})", "probability"]]
     for head, probabilities in zip(heads, pattern[:, -1, start:], strict=True):
         key = int(probabilities.argmax()) + start
-        rows.append([str(head), f"{key}: {visible_text(trace.tokens[key])}", f"{probabilities.max():.4f}"])
+        rows.append([str(head), keys[key], f"{probabilities.max():.4f}"])
     return rows
 
 
-def _other_layers(traces: Traces, first: int, layers: list[int], heads: list[int], drawn: Patterns) -> Patterns:
+def _other_layers(panels: Panels, first: int, layers: list[int], heads: list[int], drawn: Patterns) -> Patterns:
     """The patterns of the other layers, in order, as far as they fit on the page beside those of the first layer."""
     free_bytes = MOST_BYTES - _n_bytes(drawn.values())
-    fitting = _fitting_layers(traces, first, layers, _n_bytes(drawn.values()), free_bytes)
+    fitting = _fitting_layers(panels, first, layers, _n_bytes(drawn.values()), free_bytes)
     by_layer: dict[int, Patterns] = {n: {} for n in fitting}
-    for name, trace in traces.items():
-        for n, pattern in _replayed_patterns(trace, fitting):
-            visible = visible_values(pattern[heads].float().cpu().numpy(), trace.model.config.window_of(n))
-            by_layer[n][f"{name}{n}"] = pack_probabilities(visible)
+    for name, n, pattern in panels.patterns(fitting, heads):
+        visible = visible_values(pattern, panels.first.model.config.window_of(n))
+        by_layer[n][f"{name}{n}"] = pack_probabilities(visible)
     patterns: Patterns = {}
     for n in fitting:  # the estimate may have been too low
         free_bytes -= _n_bytes(by_layer[n].values())
@@ -161,14 +155,15 @@ def _other_layers(traces: Traces, first: int, layers: list[int], heads: list[int
     return patterns
 
 
-def _fitting_layers(traces: Traces, first: int, layers: list[int], first_bytes: int, free_bytes: int) -> list[int]:
+def _fitting_layers(panels: Panels, first: int, layers: list[int], first_bytes: int, free_bytes: int) -> list[int]:
     """The layers that may fit, so that the others need not be computed.
 
     Assumes that a value takes at least nine tenths of the bytes that it took in the first layer.
     """
 
     def n_values(layer: int) -> int:
-        return sum(count_visible(len(trace), trace.model.config.window_of(layer)) for trace in traces.values())
+        window = panels.first.model.config.window_of(layer)
+        return sum(count_visible(length, window) for length in panels.lengths)
 
     bytes_per_value = 0.9 * first_bytes / n_values(first)
     fitting = []
@@ -182,22 +177,12 @@ def _fitting_layers(traces: Traces, first: int, layers: list[int], first_bytes: 
     return fitting
 
 
-def _replayed_patterns(trace: Trace, layers: list[int]) -> Iterator[tuple[int, Tensor]]:
-    if not layers:
-        return
-    for layer, values in replay(trace, [("pattern", n) for n in layers]):
-        if "pattern" in values:
-            yield layer.index, values["pattern"]
-        if layer.index == max(layers):
-            return  # going on would stream the layers after it for nothing
-
-
 def _n_bytes(arrays: Iterable[PackedArray]) -> int:
     return sum(len(array["data"]) for array in arrays)
 
 
-def _spec(traces: Traces, layers: list[int], heads: list[int]) -> dict[str, object]:
-    trace, compare = traces["first"], traces.get("second")
+def _spec(panels: Panels, layers: list[int], heads: list[int]) -> dict[str, object]:
+    trace = panels.first
     infos = [trace.layers[n] for n in layers]
     spec: dict[str, object] = {
         "view": "attention",
@@ -207,16 +192,11 @@ def _spec(traces: Traces, layers: list[int], heads: list[int]) -> dict[str, obje
         "tokens": trace.tokens,
         "special": are_special(trace.model, trace.ids.tolist()),
     }
-    if compare is not None:
-        spec["other"] = {"tokens": compare.tokens, "special": are_special(compare.model, compare.ids.tolist())}
-        spec["same"] = len(compare) == len(trace)
-    return spec
+    return spec | panels.spec()
 
 
-def _note(traces: Traces, left_out: list[int]) -> str:
-    notes = []
-    if len(lengths := [len(trace) for trace in traces.values()]) == 2 and lengths[0] != lengths[1]:
-        notes.append(f"The prompts have {lengths[0]} and {lengths[1]} tokens, so there is no difference to show.")
+def _note(panels: Panels, left_out: list[int]) -> str:
+    notes = [panels.note] if panels.note else []
     if left_out:
         some = f"layers={left_out[:2]} ..." if len(left_out) > 2 else f"layers={left_out}"
         notes.append(
@@ -236,7 +216,7 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(str(one[0]) if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges)
 
 
-def _summary(trace: Trace, layers: list[int], n_heads: int, first: int) -> str:
+def _summary(panels: Panels, layers: list[int], n_heads: int, first: int) -> str:
+    trace = panels.first
     kinds = ", ".join(f"{n} {trace.layers[n].kind}" for n in layers)
-    text = " ".join(visible_text(token) for token in trace.tokens)
-    return f"{len(trace)} tokens: {text}. Layers {kinds}; {n_heads} heads. In layer {first}:"
+    return f"{panels.prompt}. Layers {kinds}; {n_heads} heads. In layer {first}:"

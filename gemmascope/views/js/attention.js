@@ -1,7 +1,8 @@
 // The attention view: a layer's heads as thumbnails, one of them large; for two prompts, both and their difference.
 //
 // spec: {tokens, special, layers: [{index, kind, window}], heads: [numbers], layer, head: indices into those lists, bos,
-//   other?: {tokens, special}, same?: whether both prompts have as many tokens}
+//   other?: {tokens, special}, same?: whether both prompts have as many tokens, names?: what is shown instead of two prompts,
+//   each in colours of its own range, differ?: for each position its tokens and how many more there are, else null}
 // data[layer] = the values that queries see, head by head (see arrays.js); other[layer] is the same for the second prompt.
 
 import { fullPattern, countVisible } from "./arrays.js";
@@ -56,7 +57,8 @@ export function attention(el, spec, data, other, chosen = () => {}) {
   const sentence = make("div", { class: "gs-note", "aria-live": "polite" });
   const large = make("div", { class: "gs-panels" });
   root.append(strip, options, thumbs, sentence, large);
-  const which = !other ? ["first"] : spec.same ? ["first", "second", "difference"] : ["first", "second"];
+  const which = !other ? ["first"] : spec.same && !spec.names ? ["first", "second", "difference"] : ["first", "second"];
+  const names = { ...NAMES, ...spec.names };
   const prompts = { first: spec, second: spec.other, difference: spec };
   const state = { layer: spec.layer, head: spec.head, bos: spec.bos, show: "first" };
   const most = Math.max(...which.map((name) => prompts[name].tokens.length));
@@ -74,7 +76,7 @@ export function attention(el, spec, data, other, chosen = () => {}) {
   options.append(make("label", {}, bos, "colours take in the first position"));
   if (other) {
     const pick = make("select", { onchange: () => choose({ show: pick.value }) });
-    for (const name of which) pick.append(make("option", { value: name }, NAMES[name]));
+    for (const name of which) pick.append(make("option", { value: name }, names[name]));
     options.append(make("label", {}, "small pictures: ", pick));
   }
   const heads = spec.heads.map((head, i) => {
@@ -108,9 +110,11 @@ export function attention(el, spec, data, other, chosen = () => {}) {
     const length = countVisible(n, window);
     return fullPattern((name === "first" ? data : other)[state.layer].subarray(head * length, (head + 1) * length), n, window);
   }
-  /** The colour scale of a head: the same for both prompts, so that they compare, and another for their difference. */
+  /** The colour scale of a head: the same for both prompts, so that they compare, and another for their difference.
+   *  A mean and its standard error have each its own. */
   function scaleOf(name, head) {
     const of = (one) => largestValue(pattern(one, head), prompts[one].tokens.length, state.bos);
+    if (spec.names) return { kind: "sequential", low: 0, high: of(name) || 1 };
     if (name !== "difference") return { kind: "sequential", low: 0, high: Math.max(of("first"), other ? of("second") : 0) || 1 };
     const most = of(name) || 1;
     return { kind: "diverging", low: -most, high: most };
@@ -120,15 +124,16 @@ export function attention(el, spec, data, other, chosen = () => {}) {
     const { tokens, special } = prompts[name];
     const label = (token, i) => {
       const twin = name === "difference" ? spec.other.tokens[i] : token;
-      const differs = twin !== token;
-      return { label: legible(token) + (differs ? " ≠" : ""), special: special[i], hint: `${i}: ${legible(token)}${differs ? ` ≠ ${legible(twin)}` : ""}` };
+      const [all, more] = spec.differ?.[i] ?? [twin === token ? [token] : [token, twin], 0];
+      const hint = `${i}: ${all.map(legible).join(spec.differ ? ", " : " ≠ ")}${more ? ` and ${more} more` : ""}`;
+      return { label: legible(token) + (all.length > 1 ? " ≠" : ""), special: special[i], hint };
     };
     const labels = tokens.map(label);
     const window = layer.window ?? tokens.length;
     return {
-      title: `${other ? `${NAMES[name]}: ` : ""}layer ${layer.index} (${layer.kind}), head ${spec.heads[state.head]}`,
+      title: `${other ? `${names[name]}: ` : ""}layer ${layer.index} (${layer.kind}), head ${spec.heads[state.head]}`,
       rows: labels, columns: labels, square: true, window: layer.window, row_axis: "query", column_axis: "key",
-      unit: other ? "" : "probability", measure: other ? NAMES[name] : "probability", decimals: 4, scale: scaleOf(name, state.head),
+      unit: other ? "" : "probability", measure: other ? names[name] : "probability", decimals: 4, scale: scaleOf(name, state.head),
       outside: (q, k) => (k > q ? "a later position: not seen" : q - k >= window ? "outside the window: not seen" : null),
       hover: spec.same ? (q, k) => beside(name, q, k) : undefined,
     };
@@ -136,7 +141,7 @@ export function attention(el, spec, data, other, chosen = () => {}) {
   /** The values of the other panels in the same cell. */
   function beside(name, q, k) {
     const i = q * spec.tokens.length + k;
-    return which.filter((one) => one !== name).map((one) => `${NAMES[one]} ${format(pattern(one, state.head)[i], one === "difference", 4)}`);
+    return which.filter((one) => one !== name).map((one) => `${names[one]} ${format(pattern(one, state.head)[i], one === "difference", 4)}`);
   }
 
   function choose(change) {
