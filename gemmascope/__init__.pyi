@@ -22,6 +22,8 @@ from gemmascope.analysis.lenses import lens as lens
 from gemmascope.analysis.name_copying import name_copying as name_copying
 from gemmascope.analysis.several import PromptMeans as PromptMeans
 from gemmascope.analysis.several import stack as stack
+from gemmascope.checkpoints.at_hand.models import models as models
+from gemmascope.checkpoints.at_hand.table import ModelTable as ModelTable
 from gemmascope.config import GemmaConfig as GemmaConfig
 from gemmascope.edits.make import ablate as ablate
 from gemmascope.edits.make import ablate_direction as ablate_direction

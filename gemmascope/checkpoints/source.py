@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from gemmascope.arguments import equals_text, short_repr
+from gemmascope.checkpoints.at_hand.models import at_hand
+from gemmascope.checkpoints.at_hand.places import NANO as NANO
 from gemmascope.checkpoints.gguf import is_gguf
 from gemmascope.checkpoints.hub import fetch, is_hub_id, suggestion
 from gemmascope.config_json import relative_of
 from gemmascope.errors import CheckpointError
-
-NANO = Path(__file__).parent.parent / "nano" / "checkpoint"
 
 _SOURCES = (
     "a folder in the transformers layout, a GGUF file, a hub id (owner/name), 'nano', or a transformers Gemma2ForCausalLM "
@@ -48,10 +48,21 @@ def _resolve(source: object, revision: str | None) -> tuple[Path, str]:
     if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file; {_advice(path)}")
     if isinstance(source, str) and is_hub_id(source):
-        return fetch(source, revision), source
+        return _fetch(source, revision), source
+    text = str(source)
     raise CheckpointError(
-        f"{str(source)!r} is no folder that exists and no hub id.{suggestion(str(source))} A source is {_SOURCES}"
+        f"{text!r} is no folder that exists and no hub id.{suggestion(text)} A source is {_SOURCES}"
+        + (f".{here}" if (here := at_hand(text)) else "")
     )
+
+
+def _fetch(repo: str, revision: str | None) -> Path:
+    try:
+        return fetch(repo, revision)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError) and (here := at_hand(repo)):  # the hub does not give it
+            raise CheckpointError(f"{error}.{here}") from error.__cause__
+        raise
 
 
 def hub_snapshot(folder: Path) -> Path:

@@ -45,7 +45,8 @@ def add_command(
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that choose a model, as gs.load takes them."""
-    parser.add_argument("--model", default="nano", help="'nano', a hub id, or a checkpoint's folder (default: nano)")
+    sources = "'nano', a hub id, a checkpoint's folder or a GGUF file; `gemmascope models` lists those at hand"
+    parser.add_argument("--model", default="nano", help=f"{sources} (default: nano)")
     parser.add_argument("--weights", default="auto", help="'auto' for what is stored, or 'int8' (default: auto)")
     parser.add_argument("--memory", help="what the model may take, such as 20GiB: the rest streams in")
 

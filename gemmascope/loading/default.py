@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemmascope.arguments import short_repr
+from gemmascope.checkpoints.at_hand.models import at_hand
 from gemmascope.errors import GemmascopeError
 from gemmascope.model.model import Model
 
@@ -21,6 +22,7 @@ def model_or_nano(model: Model | None) -> Model:
     if not isinstance(model, Model):
         raise GemmascopeError(
             f"model is what gs.load returns; given {type(model).__name__}: load it first, model=gs.load({short_repr(model)})"
+            + (f".{here}" if isinstance(model, str) and (here := at_hand(model)) else "")
         )
     model.require_values()
     return model

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from gemmascope.arguments import equals_text
+from gemmascope.checkpoints.at_hand.models import at_hand
 from gemmascope.checkpoints.device import choose_dtype, parse_dtype, weights_error
 from gemmascope.checkpoints.folder import Checkpoint, read_config
 from gemmascope.checkpoints.from_transformers import is_gemma
@@ -85,6 +86,7 @@ def find_planned_model(source: object) -> PlannedModel:
         return PlannedModel(str(source), PRESETS[preset["size"]], torch.bfloat16, torch.bfloat16)
     raise CheckpointError(
         f"{str(source)!r} is no folder that exists and no model that is known.{suggestion(str(source))} {_known()}"
+        + (f".{here}" if (here := at_hand(str(source))) else "")
     )
 
 

@@ -37,9 +37,12 @@ class GGUFFile:
     config: GemmaConfig
 
     @classmethod
-    def open(cls, path: Path) -> GGUFFile:
-        """Raises CheckpointError for a file that cannot be read, and ConfigError for one of another architecture."""
-        headers = open_parts(path)
+    def open(cls, path: Path, *, skip_lists: bool = False) -> GGUFFile:
+        """Raises CheckpointError for a file that cannot be read, and ConfigError for one of another architecture.
+
+        skip_lists: Leave out long lists of the metadata, and with them the tokenizer: to look at a file, not to load it.
+        """
+        headers = open_parts(path, skip_lists=skip_lists)
         metadata = headers[0].metadata
         shape = next(
             (entry.shape for header in headers for entry in header.entries if entry.name == "token_embd.weight"), None

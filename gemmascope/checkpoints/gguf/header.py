@@ -12,9 +12,11 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from gemmascope.errors import CheckpointError
+
+T = TypeVar("T")
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -23,6 +25,9 @@ _STRING, _ARRAY = 8, 9
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 # More than any file has: a larger count means a damaged file, and is refused before it is read.
 _MOST_ENTRIES, _MOST_ITEMS, _MOST_BYTES = 2**20, 2**26, 2**26
+_SKIPPED = object()
+# Longer than any list of a layer's settings.
+LONG = 2**13
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says about itself: metadata by key, and the entries of its tensors."""
+    """What a GGUF file says about itself: metadata by key, and the entries of its tensors.
+
+    If long lists were skipped, as read_header does on request, the metadata lacks them: the vocabulary is one.
+    """
 
     path: Path
     metadata: dict[str, object]
@@ -53,11 +61,23 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def read_header(path: Path) -> Header:
-    """The header of a GGUF file. CheckpointError for another file, one that is cut short, or another version."""
+def read_header(path: Path, *, skip_lists: bool = False) -> Header:
+    """The header of a GGUF file. CheckpointError for another file, one that is cut short, or another version.
+
+    skip_lists: Leave out lists of more than LONG items, such as a vocabulary, which are most of a header.
+    """
+    return _read(path, lambda reader: reader.header(skip_lists=skip_lists))
+
+
+def read_architecture(path: Path) -> str | None:
+    """The architecture that a GGUF file names, from its first entries; None if it names none. Errors as read_header."""
+    return _read(path, _Reader.architecture)
+
+
+def _read(path: Path, read: Callable[[_Reader], T]) -> T:
     try:
         with path.open("rb") as file:
-            return _Reader(file, path).header()
+            return read(_Reader(file, path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (struct.error, UnicodeDecodeError, KeyError, OverflowError, ValueError) as error:
@@ -71,7 +91,33 @@ class _Reader:
         self._file, self._path = file, path
         self._ended = f"it ends at {path.stat().st_size:,} bytes, inside its header"
 
-    def header(self) -> Header:
+    def header(self, *, skip_lists: bool = False) -> Header:
+        n_tensors, n_metadata = self._counts()
+        metadata = {}
+        for _ in range(n_metadata):
+            key = self._text()
+            value = self._value(int(self._number("I")), skip_lists=skip_lists)
+            if value is not _SKIPPED:
+                metadata[key] = value
+        entries = [self._entry() for _ in range(n_tensors)]
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
+            raise ValueError(f"its alignment is {alignment!r}")
+        start = -(-self._file.tell() // alignment) * alignment
+        placed = (Entry(name, shape, type_id, start + offset) for name, shape, type_id, offset in entries)
+        return Header(self._path, metadata, tuple(placed))
+
+    def architecture(self) -> str | None:
+        _, n_metadata = self._counts()
+        for _ in range(n_metadata):
+            key = self._text()
+            value = self._value(int(self._number("I")), skip_lists=True)
+            if key == "general.architecture":
+                return value if isinstance(value, str) else None
+        return None
+
+    def _counts(self) -> tuple[int, int]:
+        """How many tensors and entries of metadata there are."""
         if self._take(4) != MAGIC:
             raise CheckpointError(f"{self._path} is no GGUF file: it does not begin with GGUF")
         version, n_tensors, n_metadata = self._number("I"), self._number("Q"), self._number("Q")
@@ -82,17 +128,7 @@ class _Reader:
             )
         if max(n_tensors, n_metadata) > _MOST_ENTRIES:
             raise ValueError(f"it announces {n_tensors:,} tensors and {n_metadata:,} entries")
-        metadata = {}
-        for _ in range(n_metadata):
-            key = self._text()
-            metadata[key] = self._value(int(self._number("I")))
-        entries = [self._entry() for _ in range(n_tensors)]
-        alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
-            raise ValueError(f"its alignment is {alignment!r}")
-        start = -(-self._file.tell() // alignment) * alignment
-        placed = (Entry(name, shape, type_id, start + offset) for name, shape, type_id, offset in entries)
-        return Header(self._path, metadata, tuple(placed))
+        return n_tensors, n_metadata
 
     def _take(self, n: int) -> bytes:
         content = self._file.read(n)
@@ -109,7 +145,7 @@ class _Reader:
             raise ValueError(f"it announces a text of {n_bytes:,} bytes")
         return self._take(n_bytes).decode("utf-8", "surrogateescape")
 
-    def _value(self, type_id: int) -> object:
+    def _value(self, type_id: int, *, skip_lists: bool = False) -> object:
         if type_id == _STRING:
             return self._text()
         if type_id != _ARRAY:
@@ -117,11 +153,15 @@ class _Reader:
         inner, count = self._number("I"), self._number("Q")
         if count > _MOST_ITEMS:
             raise ValueError(f"it announces a list of {count:,} items")
+        skipped = skip_lists and count > LONG
         if inner == _STRING:
-            return self._texts(count)
+            return self._skip_texts(count) if skipped else self._texts(count)
         if inner == _ARRAY:
             return [self._value(_ARRAY) for _ in range(count)]
         code = f"<{count}{_FORMATS[inner]}"
+        if skipped:
+            self._file.seek(struct.calcsize(code), 1)
+            return _SKIPPED
         return list(struct.unpack(code, self._take(struct.calcsize(code))))
 
     def _texts(self, count: int) -> list[str]:
@@ -140,6 +180,15 @@ class _Reader:
                 raise ValueError(self._ended)
             texts.append(content.decode("utf-8", "surrogateescape"))
         return texts
+
+    def _skip_texts(self, count: int) -> object:
+        read, seek, unpack = self._file.read, self._file.seek, struct.Struct("<Q").unpack
+        for _ in range(count):
+            (n_bytes,) = unpack(read(8))  # struct.error at the end of the file
+            if n_bytes > _MOST_BYTES:
+                raise ValueError(f"it announces a text of {n_bytes:,} bytes")
+            seek(n_bytes, 1)
+        return _SKIPPED
 
     def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name, n_dims = self._text(), self._number("I")

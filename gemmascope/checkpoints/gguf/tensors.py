@@ -33,11 +33,14 @@ _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F
 _PART = re.compile(r"(?P<stem>.*)-(?P<part>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
 
-def open_parts(path: Path) -> list[Header]:
-    """The headers of a GGUF file: of all its parts, if it is split, in their order. CheckpointError if one is missing."""
+def open_parts(path: Path, *, skip_lists: bool = False) -> list[Header]:
+    """The headers of a GGUF file: of all its parts, if it is split, in their order. CheckpointError if one is missing.
+
+    skip_lists: As read_header takes it.
+    """
     split = _PART.fullmatch(path.name)
     if split is None:
-        header = read_header(path)
+        header = read_header(path, skip_lists=skip_lists)
         count = header.metadata.get("split.count", 0)
         if isinstance(count, int) and count > 1:
             raise CheckpointError(
@@ -49,7 +52,7 @@ def open_parts(path: Path) -> list[Header]:
     paths = [path.with_name(f"{split['stem']}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
     if missing := [each.name for each in paths if not each.is_file()]:
         raise CheckpointError(f"{path} is one of {count} parts, and {missing[0]} is not in {path.parent}: fetch it again")
-    return [read_header(each) for each in paths]
+    return [read_header(each, skip_lists=skip_lists) for each in paths]
 
 
 class GGUFTensors:
