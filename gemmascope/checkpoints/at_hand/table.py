@@ -20,7 +20,7 @@ _GB = _HEAD.index("GB")
 
 @dataclass(frozen=True, repr=False)
 class ModelTable:
-    """The models that are at hand; it has the length, the items and the order of those that gs.load takes. Made by gs.models.
+    """The models that are at hand, a sequence of those that gs.load takes. Made by gs.models.
 
     Attributes:
         rows: The models that can be loaded, nano first.
