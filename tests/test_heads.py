@@ -142,7 +142,11 @@ def test_scores_in_parts_equal_those_at_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_scores_of_a_bfloat16_model_are_those_of_its_patterns() -> None:
-    """In the first layer to the digit; further on, runs that are grouped differently round differently."""
+    """In the first layer to the digit; further on, runs that are grouped differently round differently.
+
+    The runs of head_scores share a pass, where attention pads prompts of unlike lengths to one shape, and its bfloat16
+    products sum in another order than those of a prompt alone. Neither order is nearer to float32.
+    """
     source = checkpoint("lgl", vocab_size=9).bfloat16()
     model, runs = model_of(source), [prompt(11, 9), prompt(7, 9, seed=1)]
     results = gs.head_scores(model, ["induction", "sink"], prompts=runs)

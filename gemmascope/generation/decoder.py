@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from gemmascope.edits.edit import BoundEdit
+from gemmascope.generation.untapped import UntappedLayer
 from gemmascope.memory.limits import explain_oom
 from gemmascope.model.finite import can_normalize, is_finite, valid_logits
+from gemmascope.model.gemma2 import Layer
 from gemmascope.model.kv_cache import KVCache
 from gemmascope.model.layout import Block, Layout, PrefixKV
 from gemmascope.model.maths import index_tensor
@@ -50,9 +52,11 @@ class Decoder:
         # An edited score or pattern is computed over all keys, so such a layer keeps every position.
         self._full_layers = {e.address.layer for of_run in edits for e in of_run if e.address.site.name in EDGE_SITES}
         self._caches = [self._empty_cache(layer, n_total) for layer in range(model.n_layers)]
+        self._untapped: dict[int, UntappedLayer] = {}
 
     def prefill(self) -> Tensor:
         """Run the prompts in one pass; returns the soft-capped logits after each, [run, vocab]."""
+        self.model.network.check()
         first = self.active[:: self.samples]  # of the runs of each prompt
         order = sorted(first, key=lambda run: self.lengths[run])
         layout = Layout.of_lengths([self.lengths[run] for run in order], self.model.device)
@@ -63,6 +67,7 @@ class Decoder:
         last_row = {run: span.stop - 1 for run, span in zip(order, layout.spans, strict=True)}
         rows = index_tensor(np.array([last_row[run] for run in first]), self.model.device)
         logits = self._logits(x[rows], first)
+        self._untapped = self._untapped_layers()
         return logits if self.samples == 1 else self._shared(logits, first)
 
     def _shared(self, logits: Tensor, first: Sequence[int]) -> Tensor:
@@ -77,7 +82,9 @@ class Decoder:
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Add one position to every active run; returns the soft-capped logits after it, [run, vocab]."""
         layout = self._next_rows(self.active)
-        layouts = [self._with_cache(layout, layer) for layer in range(self.model.n_layers)]
+        layouts = [
+            layout if layer in self._untapped else self._with_cache(layout, layer) for layer in range(self.model.n_layers)
+        ]
         appending = _AppendTap(self._caches) if self._full_layers else None
         x = self._pass(index_tensor(np.array(tokens), self.model.device), self.active, layouts, appending)
         for run in self.active:
@@ -102,16 +109,28 @@ class Decoder:
         # Without edits the tap is left out: its calls cost time where a pass has one row.
         editing = [EditTap([self.edits[run] for run in runs])] if any(self.edits[run] for run in runs) else []
         tap = Chain(*editing, *([cache_tap] if cache_tap else []))
-        with torch.no_grad(), explain_oom(self.model), closing(self.model.layers()) as layers:
+        with torch.no_grad(), explain_oom(self.model), closing(self.model.network.layers()) as layers:
             stream = [self.model.network.embed(ids, layouts[0], tap)]
             for layer in layers:
                 layout = layouts[layer.index]
-                stream.append(layer(stream[-1], layout, tap.at(layer.index, layout)))
+                if untapped := self._untapped.get(layer.index):
+                    stream.append(untapped(stream[-1], layout, self._caches[layer.index]))
+                else:
+                    stream.append(layer(stream[-1], layout, tap.at(layer.index, layout)))
             self._passes.append((dict(zip(runs, layouts[0].spans, strict=True)), stream))
             if not is_finite(stream[-1]) or (editing and not can_normalize(stream[-1])):
                 for run in runs:
                     require_finite(self.model, self.prompts[run], self.stream(run), self.edits[run])
         return moved(stream[-1], self.model.device)
+
+    def _untapped_layers(self) -> dict[int, UntappedLayer]:
+        """The layers whose steps no edit reads or changes, where all are in the memory of one device."""
+        network = self.model.network
+        if network.layer_source is not None or network.layer_devices:
+            return {}
+        edited = {edit.address.layer for of_run in self.edits for edit in of_run}
+        layers = [layer for layer in network.model.layers if isinstance(layer, Layer) and layer.index not in edited]
+        return {layer.index: untapped for layer in layers if (untapped := UntappedLayer.of(layer)) is not None}
 
     def _next_rows(self, runs: Sequence[int], back: int = 0) -> Layout:
         """The layout of one row for each of these runs: its next position, or one that many positions before."""

@@ -143,6 +143,7 @@ def growing_texts(prompt: Prompt, model: Model, edits: Sequence[Edit], max_new_t
 
 def _growing(run: _Run, model: Model, n_new: int) -> Iterator[str]:
     for _ in _Loop([run], Sampling(0.0, 1.0), lambda piece: None, model, n_new).steps():
+        model.network.check()  # whoever reads the texts may change the model between them
         yield run.detokenizer.text if model.has_tokenizer else " ".join(str(token) for token, _ in run.new)
 
 
@@ -227,6 +228,7 @@ class _Loop:
             if not n_new:
                 raise
             warn(f"interrupted after {n_new} new tokens")
+        self.model.network.check()  # here and before the first pass, since for each token it takes as long as some layers
         return [self._generation(number) for number in range(len(self.runs))]
 
     def _draw(self, logits: Tensor) -> list[int]:

@@ -21,6 +21,7 @@ from gemmascope.config import GemmaConfig
 from gemmascope.errors import TapError
 from gemmascope.kernels.attention_tiles import Runs, Scores, Tiles, fits, many_rows, tile_tables
 from gemmascope.kernels.switch import attention_kernels, fuses
+from gemmascope.model.kv_cache import KVCache
 from gemmascope.model.layout import Block, KeyPool, Layout, PrefixKV
 from gemmascope.model.maths import first_visible, index_tensor, ranges, soft_cap, visible
 from gemmascope.model.prefix_attention import KeyValues, PrefixAttention, Queries
@@ -50,16 +51,11 @@ class Attend:
         layout: Layout,
         tap: BoundTap,
     ) -> Queries:
-        in_one_kernel = fuses(q) and fits(q.dtype, q.shape[2], q.shape[1] // k.shape[1])
-        scores = Scores(self.scale, self.cap, self.window)
-        if layout.kv_cache is not None and in_one_kernel:
-            return layout.kv_cache.step_in_kernels(q, k, v, layout.positions, max(layout.starts), scores)
         if layout.kv_cache is not None:
-            layout.kv_cache.append(k, v, layout.starts, layout.pass_cache)
-            return layout.kv_cache.attend(q, layout.starts, self.scale, self.cap, layout.pass_cache)
+            return self.step(q, k, v, layout.kv_cache, layout)
         whole = any(tap.wants(site) for site in EDGE_SITES)
-        if not whole and in_one_kernel:
-            return self._in_one_kernel(q, k, v, layout, scores)
+        if not whole and _kernel_fits(q, k):
+            return self._in_one_kernel(q, k, v, layout)
         starts_late = any(block.start for block in layout.blocks)
         # Prompts of unlike lengths are padded to one shape there, in place, so a gradient goes the other way.
         grouped = starts_late or (len(layout.blocks) > 1 and not torch.is_grad_enabled())
@@ -81,6 +77,21 @@ class Attend:
             parts.append(rearrange(z, "run kv group q d -> (run q) (kv group) d"))
             at = stop
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def step(
+        self,
+        q: Float[Tensor, "run head d_head"],
+        k: Float[Tensor, "run kv_head d_head"],
+        v: Float[Tensor, "run kv_head d_head"],
+        cache: KVCache,
+        layout: Layout,
+    ) -> Float[Tensor, "run head d_head"]:
+        """Attention of one new row of every run, whose key and value go into the layer's cache."""
+        if _kernel_fits(q, k):
+            scores = Scores(self.scale, self.cap, self.window)
+            return cache.step_in_kernels(q, k, v, layout.positions, max(layout.starts), scores)
+        cache.append(k, v, layout.starts, layout.pass_cache)
+        return cache.attend(q, layout.starts, self.scale, self.cap, layout.pass_cache)
 
     def scores(
         self, q: Float[Tensor, "run kv group q d"], k: Float[Tensor, "run kv k d"]
@@ -106,7 +117,7 @@ class Attend:
         flat = rearrange(pattern, "run kv group q k -> run kv (group q) k") @ v
         return rearrange(flat, "run kv (group q) d -> run kv group q d", group=pattern.shape[2])
 
-    def _in_one_kernel(self, q: Queries, k: KeyValues, v: KeyValues, layout: Layout, scores: Scores) -> Queries:
+    def _in_one_kernel(self, q: Queries, k: KeyValues, v: KeyValues, layout: Layout) -> Queries:
         pool, rows = _pool(layout)
         group, most_rows = q.shape[1] // k.shape[1], many_rows(q.dtype, q.shape[2])
 
@@ -115,6 +126,7 @@ class Attend:
             return [Tiles(index_tensor(table, q.device), n) for table, n in tables]
 
         shared = layout.once(("tiles", self.window, group, most_rows, tuple(rows)), tiles)
+        scores = Scores(self.scale, self.cap, self.window)
         return attention_kernels().attend_runs(q, k, v, pool, shared, scores)  # type: ignore[no-any-return]
 
     def edges(self, site: str, q: Float[Tensor, "q head d"], k: Float[Tensor, "k kv_head d"]) -> Float[Tensor, "head q k"]:
@@ -160,6 +172,11 @@ class Attend:
 def attend_of(config: GemmaConfig, layer: int) -> Attend:
     """How a layer attends, from the configuration alone."""
     return Attend(config.query_scalar**-0.5, config.attn_cap, config.window_of(layer))
+
+
+def _kernel_fits(q: Queries, k: KeyValues) -> bool:
+    """Whether one Triton kernel computes the attention of these."""
+    return fuses(q) and fits(q.dtype, q.shape[2], q.shape[1] // k.shape[1])
 
 
 def _query_chunks(q: Tensor, n_keys: int) -> Iterator[slice]:

@@ -71,8 +71,22 @@ def rotate(
     x: Float[Tensor, "row heads d_head"], cos: Float[Tensor, "row d_head"], sin: Float[Tensor, "row d_head"]
 ) -> Float[Tensor, "row heads d_head"]:
     """x turned by its position's angles (RoPE)."""
+    return turn(x, *half_tables(cos, sin, x.dtype))
+
+
+def half_tables(
+    cos: Float[Tensor, "row d_head"], sin: Float[Tensor, "row d_head"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "row 1 half"], Float[Tensor, "row 1 half"]]:
+    """What turn needs of the cosines and sines: one of each pair, in the dtype of what is turned."""
+    half = cos.shape[-1] // 2
+    return cos[:, None, :half].to(dtype), sin[:, None, :half].to(dtype)
+
+
+def turn(
+    x: Float[Tensor, "row heads d_head"], cos: Float[Tensor, "row 1 half"], sin: Float[Tensor, "row 1 half"]
+) -> Float[Tensor, "row heads d_head"]:
+    """rotate in plain torch, with tables that are ready for it."""
     first, second = x.chunk(2, dim=-1)
-    cos, sin = (table[:, None, : x.shape[-1] // 2].to(x.dtype) for table in (cos, sin))
     if torch.is_grad_enabled():
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     turned = torch.empty_like(x)  # in place: ten times faster, since allocating dominates
