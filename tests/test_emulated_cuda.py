@@ -17,6 +17,7 @@ from every_call import CALLS, numbers
 from torch import Tensor
 
 import gemmascope as gs
+from gemmascope.generation.untapped import UntappedLayer
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 
@@ -224,18 +225,22 @@ class Asked(NamedTuple):
 
 
 def asked(task: str, folder: Path, cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Asked:
-    model, forward, runs = gs.load(folder, device="cuda"), Layer.forward, 0
+    model, runs = gs.load(folder, device="cuda"), 0
 
-    def counting(*args: Any) -> Tensor:
-        nonlocal runs
-        runs += 1
-        return forward(*args)
+    def counting(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counted(*args: Any) -> Tensor:
+            nonlocal runs
+            runs += 1
+            return call(*args)
+
+        return counted
 
     TASKS[task](model)  # the first time, digests of the weights are computed
     gc.collect()  # a model that is freed waits for the copies from its memory
     cuda.counts.reset()
     with monkeypatch.context() as patch:
-        patch.setattr(Layer, "forward", counting)
+        patch.setattr(Layer, "forward", counting(Layer.forward))
+        patch.setattr(UntappedLayer, "__call__", counting(UntappedLayer.__call__))
         TASKS[task](model)
     # Digests of the weights are compared now and then, which waits: that is no part of a pass.
     syncs = sum(count for line, count in cuda.counts.syncs.items() if "digests.py" not in line)

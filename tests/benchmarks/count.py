@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # no card compiles kernels here
 
@@ -22,6 +23,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import gemmascope as gs
+from gemmascope.generation.untapped import UntappedLayer
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 
@@ -85,19 +87,22 @@ def main() -> None:
 def count(name: str, model: Model, cuda: EmulatedCuda, n_lines: int) -> None:
     """Print what a work asks of the device: each time that a layer runs, for a prompt, a token or a batch of a sweep."""
     title, run = WORK[name]
-    forward, n_runs = Layer.forward, 0
+    n_runs = 0
 
-    def counting(*args: Any) -> torch.Tensor:
-        nonlocal n_runs
-        n_runs += 1
-        return forward(*args)
+    def counting(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def counted(*args: Any) -> torch.Tensor:
+            nonlocal n_runs
+            n_runs += 1
+            return call(*args)
+
+        return counted
 
     cuda.counts.reset()
-    Layer.forward = counting  # type: ignore[method-assign]
-    try:
+    with (
+        mock.patch.object(Layer, "forward", counting(Layer.forward)),
+        mock.patch.object(UntappedLayer, "__call__", counting(UntappedLayer.__call__)),
+    ):
         run(model)
-    finally:
-        Layer.forward = forward  # type: ignore[method-assign]
     kernels, syncs = cuda.counts.n_kernels, cuda.counts.n_syncs
     each = f"{kernels / N_LAYERS:5.0f} a layer, {kernels / n_runs:4.0f} each time that one runs"
     print(f"  {title:36s} {kernels:7,d} kernels, {each}; {syncs:5,d} synchronisations", flush=True)
