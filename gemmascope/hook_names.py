@@ -1,4 +1,4 @@
-"""The names that TransformerLens gives to the values of a Gemma 2, and the site that holds each of them.
+"""The names that TransformerLens gives to the values of a Gemma 2 or 3, and the site that holds each of them.
 
 Two sets of names are in use: those of HookedTransformer (`attn.hook_z`) and those of TransformerBridge, which calls what
 enters and leaves every module `hook_in` and `hook_out` (`attn.o.hook_in`). ActivationCache has short forms of the first as
@@ -15,8 +15,11 @@ SITE_OF_HOOK: dict[str, str] = {
     "hook_in": "resid_pre", "hook_resid_pre": "resid_pre",
     "ln1.hook_in": "resid_pre", "ln1.hook_scale": "attn_in_scale", "ln1.hook_out": "attn_in",
     "attn.hook_in": "attn_in",
-    "attn.q.hook_in": "attn_in", "attn.q.hook_out": "q", "attn.hook_q": "q", "attn.hook_rot_q": "q_rot",
-    "attn.k.hook_in": "attn_in", "attn.k.hook_out": "k", "attn.hook_k": "k", "attn.hook_rot_k": "k_rot",
+    "attn.q.hook_in": "attn_in", "attn.q.hook_out": "q_raw", "attn.hook_q": "q_raw", "attn.hook_rot_q": "q_rot",
+    "attn.k.hook_in": "attn_in", "attn.k.hook_out": "k_raw", "attn.hook_k": "k_raw", "attn.hook_rot_k": "k_rot",
+    # In Gemma 3 alone. Without these norms, `q` and `k` hold what `q_raw` and `k_raw` do.
+    "attn.q_norm.hook_in": "q_raw", "attn.q_norm.hook_out": "q", "attn.hook_q_normed": "q",
+    "attn.k_norm.hook_in": "k_raw", "attn.k_norm.hook_out": "k", "attn.hook_k_normed": "k",
     "attn.v.hook_in": "attn_in", "attn.v.hook_out": "v", "attn.hook_v": "v",
     "attn.hook_pattern": "pattern",
     "attn.hook_z": "z", "attn.o.hook_in": "z", "attn.o.hook_out": "attn_raw", "attn.hook_out": "attn_raw",
@@ -51,6 +54,8 @@ OTHER_VALUE: dict[str, str] = {
         f"{norm}.hook_normalized": f"is before the norm's gain there; '{site}' is after it"
         for norm, site in (("ln1", "attn_in"), ("ln1_post", "attn_out"), ("ln2", "mlp_in"), ("ln2_post", "mlp_out"))
     },
+    **{f"attn.{x}_norm.hook_normalized": f"is before the norm's gain there; '{x}' is after it" for x in "qk"},
+    **{f"attn.{x}_norm.hook_scale": f"has no site here; it is the root mean square of each head of '{x}_raw'" for x in "qk"},
     "ln_final.hook_normalized": "is before the norm's gain there; 'final' is after it",
     **{f"{of}hook_{name}": _COPY for of in ("", "attn.") for name in ("attn_in", "q_input", "k_input", "v_input")},
     **{f"{of}.hook_{name}": _ANGLES for of in ("attn", "rotary_emb") for name in ("cos", "sin")},

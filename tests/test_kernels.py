@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import checkpoint, prompt
+from checkpoints import checkpoint, checkpoint_3, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreted import mend_bfloat16
@@ -254,10 +254,10 @@ class Poisoning(HostTransfer):
         buffer.fill_(127)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[checkpoint, checkpoint_3], ids=["gemma2", "gemma3"])
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     path = tmp_path_factory.mktemp("kernels")
-    checkpoint("lgl").save_pretrained(path / "source")
+    request.param("lgl").save_pretrained(path / "source")
     gs.quantize(path / "source", path / "int8")
     return path / "int8"
 

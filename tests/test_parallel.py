@@ -11,7 +11,7 @@ import numpy as np
 import parallel_process
 import pytest
 import torch.distributed as dist
-from checkpoints import checkpoint
+from checkpoints import checkpoint, checkpoint_3
 
 import gemmascope as gs
 from gemmascope.errors import DeviceError
@@ -19,11 +19,11 @@ from gemmascope.errors import DeviceError
 PROCESSES = 2
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[checkpoint, checkpoint_3], ids=["gemma2", "gemma3"])
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """What each process computed, and what one alone did."""
     folder = tmp_path_factory.mktemp("parallel")
-    checkpoint("lgl").save_pretrained(folder / "model")
+    request.param("lgl").save_pretrained(folder / "model")
     script, root = Path(parallel_process.__file__), Path(gs.__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     processes = [

@@ -33,10 +33,11 @@ OUTSIDE = ("embed", "final_scale", "final", "logits_raw", "logits")
 HOOKS = {
     "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_mlp_in": "resid_mid",
     "hook_resid_post": "resid_post",
-    "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out", "attn.hook_q": "q", "attn.hook_k": "k", "attn.hook_v": "v",
+    "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out", "attn.hook_q": "q_raw", "attn.hook_k": "k_raw",
+    "attn.hook_v": "v", "attn.hook_q_normed": "q", "attn.k_norm.hook_out": "k", "attn.q_norm.hook_in": "q_raw",
     "attn.hook_rot_q": "q_rot", "attn.hook_rot_k": "k_rot", "attn.hook_z": "z", "attn.hook_pattern": "pattern",
     "mlp.hook_pre": "mlp_gate", "mlp.hook_pre_linear": "mlp_up", "mlp.hook_post": "mlp_act",
-    "hook_in": "resid_pre", "ln1.hook_out": "attn_in", "attn.q.hook_in": "attn_in", "attn.k.hook_out": "k",
+    "hook_in": "resid_pre", "ln1.hook_out": "attn_in", "attn.q.hook_in": "attn_in", "attn.k.hook_out": "k_raw",
     "attn.o.hook_in": "z", "attn.hook_out": "attn_raw", "ln1_post.hook_in": "attn_raw", "ln1_post.hook_out": "attn_out",
     "mlp.hook_in": "mlp_in", "mlp.gate.hook_out": "mlp_gate", "mlp.in.hook_out": "mlp_up", "mlp.out.hook_in": "mlp_act",
     "mlp.hook_out": "mlp_raw", "ln2_post.hook_scale": "mlp_out_scale", "hook_out": "resid_post",
@@ -47,17 +48,19 @@ OUTSIDE_HOOKS = {
 }  # fmt: skip
 # The short forms of ActivationCache, and our key of the same value.
 SHORT = {
-    ("attn", 5): "pattern", ("post", 5): "mlp_act", ("pre", -3): "mlp_gate", ("pre_linear", 5): "mlp_up", ("key", 5): "k",
-    ("query", 5): "q", ("value", 5): "v", ("rot_q", 5): "q_rot", ("mlp_post", 5): "mlp_act", ("k", 5, "attn"): "k",
-    ("k", 5, "a"): "k", ("resid_pre", 5, "b"): "resid_pre", ("scale", 5, "ln1"): "attn_in_scale",
+    ("attn", 5): "pattern", ("post", 5): "mlp_act", ("pre", -3): "mlp_gate", ("pre_linear", 5): "mlp_up",
+    ("key", 5): "k_raw", ("query", 5): "q_raw", ("value", 5): "v", ("rot_q", 5): "q_rot", ("mlp_post", 5): "mlp_act",
+    ("k", 5, "attn"): "k_raw",
+    ("k", 5, "a"): "k_raw", ("resid_pre", 5, "b"): "resid_pre", ("scale", 5, "ln1"): "attn_in_scale",
     ("scale", -3, "ln2_post"): "mlp_out_scale", ("out", 5, "mlp"): "mlp_raw", ("in", 5, "attn.o"): "z",
-    "k5": "k", "pre5": "mlp_gate", "attn5": "pattern", "scale5ln2": "mlp_in_scale",
+    "k5": "k_raw", "pre5": "mlp_gate", "attn5": "pattern", "scale5ln2": "mlp_in_scale",
     ("mlp_in", 5): "mlp_in", ("attn_in", 5): "attn_in",  # ours, where both have the name
 }  # fmt: skip
 OTHER_NUMBERS = {
     "attn.hook_attn_scores": "'scores_capped'", "attn.hook_result": "'head_out'", "ln1.hook_normalized": "'attn_in'",
     "ln2.hook_normalized": "'mlp_in'", "hook_attn_in": "'resid_pre'", "hook_q_input": "'resid_pre'",
-    "ln2_post.hook_normalized": "'mlp_out'", "attn.hook_cos": "'q_rot'",
+    "ln2_post.hook_normalized": "'mlp_out'", "attn.hook_cos": "'q_rot'", "attn.q_norm.hook_normalized": "'q'",
+    "attn.k_norm.hook_scale": "'k_raw'",
 }  # fmt: skip
 
 
@@ -119,7 +122,7 @@ def test_the_short_forms_of_a_cache_are_accepted(key: object, site: str) -> None
 
 def test_the_table_names_a_hook_of_the_site_itself() -> None:
     assert all(SITE_OF_HOOK[site.hook] == name for name, site in SITES.items() if site.hook)
-    without = {"q_raw", "k_raw", "scores", "scores_capped", "head_out", "logits"}
+    without = {"scores", "scores_capped", "head_out", "logits"}
     assert {name for name, site in SITES.items() if not site.hook} == without
     assert {*SITE_OF_HOOK.values()} == {name for name, site in SITES.items() if site.hook}
 

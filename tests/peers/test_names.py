@@ -8,11 +8,12 @@ import pytest
 import torch
 from checkpoints import prompt
 from reference import error
-from transformer_lens_bridge import cache_of, side_by_side, unbatched
+from transformer_lens_bridge import cache_of, side_by_side, side_by_side_3, unbatched
 
 import gemmascope as gs
 from gemmascope.errors import SiteError
 from gemmascope.hook_names import AFTER_THE_LAYERS, OTHER_VALUE, SITE_OF_HOOK
+from gemmascope.model.model import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
@@ -73,8 +74,28 @@ def test_a_short_form_reads_what_it_reads_in_their_cache(both: tuple[Any, gs.Tra
 def test_every_hook_of_a_bridge_is_known() -> None:
     bridge, _ = side_by_side()
     known = {*SITE_OF_HOOK, *OTHER_VALUE, AFTER_THE_LAYERS}
-    assert {local(name) for name in bridge.hook_dict} <= known
-    assert {*SITE_OF_HOOK, AFTER_THE_LAYERS} <= {local(name) for name in bridge.hook_dict}
+    hooks = {local(name) for name in bridge.hook_dict} | {local(name) for name in gemma_3()[0].hook_dict}
+    assert hooks <= known
+    assert {*SITE_OF_HOOK, AFTER_THE_LAYERS} <= hooks
+
+
+def gemma_3() -> tuple[Any, Model]:
+    return side_by_side_3("lllllg", factor=8.0)
+
+
+def test_every_name_of_a_gemma_3_is_read_or_refused_with_the_reason() -> None:
+    bridge, model = gemma_3()
+    theirs, t = cache_of(bridge, IDS).cache_dict, gs.trace(IDS, model=model)
+    read = [name for name in theirs if local(name) not in OTHER_VALUE]
+    assert len([name for name in read if "blocks.5." in name or "." not in name]) > 45
+    for name in theirs:
+        if name not in read:
+            with pytest.raises(SiteError, match=f"TransformerLens' '{local(name)}'"):
+                t[name]
+            continue
+        ours = t[name]
+        value = theirs[name].transpose(1, 2) if "_norm" in name else theirs[name]  # heads come first there
+        assert error(ours, unbatched(value, ours)) <= CLOSE, name
 
 
 def test_their_masked_scores_are_the_capped_ones_where_a_query_sees_the_key(both: tuple[Any, gs.Trace]) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import checkpoint, model_of
+from checkpoints import checkpoint, checkpoint_3, model_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM, PreTrainedTokenizerFast
 
 from gemmascope.model.model import Model
 
@@ -29,9 +29,19 @@ def transformer_bridge() -> Any:
 
 @cache
 def side_by_side(kinds: str = "lgl", seed: int = 0, **shape: Any) -> tuple[Any, Model]:
-    """Their bridge and our model over the same random weights, in float32."""
+    """Their bridge and our model over the same random weights of a Gemma 2, in float32."""
+    return bridged(checkpoint(kinds, seed, **shape))
+
+
+@cache
+def side_by_side_3(kinds: str, seed: int = 0, **shape: Any) -> tuple[Any, Model]:
+    """The same for a Gemma 3."""
+    return bridged(checkpoint_3(kinds, seed, **shape))
+
+
+def bridged(source: Gemma2ForCausalLM | Gemma3ForCausalLM) -> tuple[Any, Model]:
+    """Their bridge and our model over the weights of a source."""
     boot = transformer_bridge().boot_transformers
-    source = checkpoint(kinds, seed, **shape)
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(source.config.vocab_size)}, unk_token="t3"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(

@@ -20,7 +20,7 @@ from gemmascope.sites import find, parse_site_name
 from gemmascope.sweeps.grid import Cell
 from gemmascope.values import moved
 
-RECEIVER_SITES = ("q", "k", "v")
+RECEIVER_SITES = ("q", "k", "v", "q_raw", "k_raw")
 
 # A receiver as users write it: "final", "blocks.5.attn.hook_q", or (site, layer, heads).
 ReceiverLike = str | tuple[str] | tuple[str, int | None] | tuple[str, int | None, Head]
@@ -28,7 +28,10 @@ ReceiverLike = str | tuple[str] | tuple[str, int | None] | tuple[str, int | None
 
 @dataclass(frozen=True)
 class Receiver:
-    """Heads of a layer that read the sender's change at q, k or v; or the end of the stream ("resid_post" of the last)."""
+    """Heads of a layer that read the sender's change in queries, keys or values; or "resid_post", the end of the stream.
+
+    Of the queries and keys of Gemma 3, q_raw and k_raw are before their norms.
+    """
 
     site: str
     layer: int
@@ -46,7 +49,7 @@ class Receiver:
 
     def read(self, layer: Layer, stream: Tensor) -> Tensor:
         """Its heads' queries, keys or values of rows of the stream that enters its layer. [row, head, d_head]"""
-        project = getattr(layer.self_attn, f"{self.site}_proj")
+        project = getattr(layer.self_attn, f"{self.site.removesuffix('_raw')}_proj")
         with torch.no_grad():
             flat = project(layer.input_layernorm(moved(stream, layer.device)))
         heads: Tensor = rearrange(flat, "pos (head d) -> pos head d", d=layer.self_attn.config.d_head)[:, self.heads]
