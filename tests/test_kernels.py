@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from interpreted import mend_bfloat16
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM
 
 import gemmascope as gs
 from gemmascope.errors import DeviceError
@@ -254,10 +255,13 @@ class Poisoning(HostTransfer):
         buffer.fill_(127)
 
 
-@pytest.fixture(scope="module", params=[checkpoint, checkpoint_3], ids=["gemma2", "gemma3"])
-def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    path = tmp_path_factory.mktemp("kernels")
-    request.param("lgl").save_pretrained(path / "source")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return int8_folder(tmp_path_factory.mktemp("kernels"), checkpoint("lgl"))
+
+
+def int8_folder(path: Path, source: Gemma2ForCausalLM | Gemma3ForCausalLM) -> Path:
+    source.save_pretrained(path / "source")
     gs.quantize(path / "source", path / "int8")
     return path / "int8"
 
@@ -292,10 +296,12 @@ class Names(Tap):
         return value
 
 
-@pytest.mark.parametrize(("n", "dtype"), [(20, "float32"), (5, "bfloat16")])
+@pytest.mark.parametrize(("n", "dtype", "family"), [(20, "float32", 2), (5, "bfloat16", 2), (9, "float32", 3)])
 def test_a_model_computes_the_same_with_kernels(
-    folder: Path, dtype: str, n: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    folder: Path, dtype: str, n: int, family: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if family == 3:
+        folder = int8_folder(request.getfixturevalue("tmp_path"), checkpoint_3("lgl"))
     plain, names = load(folder, dtype), Names()
     logits = plain.run(prompt(n), names)
     request.getfixturevalue("kernels")
