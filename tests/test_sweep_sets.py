@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -425,7 +426,70 @@ def test_the_command_line_takes_several_sites(capsys: pytest.CaptureFixture[str]
     assert "['mlp_out'] estimate (gradient) of mlp_out in nano" in said
 
 
-def test_a_page_shows_one_grid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = [*COMMAND, "--by", "layer,pos", "--site", "z,mlp_out", "--html", str(tmp_path / "page.html")]
-    assert main(arguments) == 2
-    assert "a page shows one grid; --site z,mlp_out has 2: name one, or leave --html out" in capsys.readouterr().err
+@pytest.mark.parametrize("sites", ["resid_pre", "z, mlp_out"])
+def test_the_command_line_takes_several_metrics_in_one_pass(
+    sites: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[object] = []
+    run_all = sweep_module.run_all
+
+    def counted(runner: sweep_module.SweepRunner, progress: bool) -> None:
+        passes.append(runner)
+        run_all(runner, progress)
+
+    monkeypatch.setattr(sweep_module, "run_all", counted)
+    arguments = [*COMMAND, "--site", sites, "--metric", "logit_diff, rank"]
+    assert main([*arguments, "--json", "--csv", str(tmp_path / "cells.csv")]) == 0
+    assert len(passes) == 1
+    grids = json.loads(capsys.readouterr().out)["grids"]
+    names = [name.strip() for name in sites.split(",")]
+    assert [(grid["site"], grid["metric_name"]) for grid in grids] == [(n, m) for n in names for m in ("logit_diff", "rank")]
+    for grid in grids:
+        metric = gs.rank(" Mary") if grid["metric_name"] == "rank" else gs.logit_diff(" Mary", " John")
+        alone = gs.sweep(COMMAND[1], COMMAND[2], metric, site=grid["site"], by="layer", progress=False)
+        assert [cell["effect"] for cell in grid["cells"]] == pytest.approx(alone.effect.values.tolist(), abs=1e-4)
+        assert (grid["clean"], grid["corrupt"]) == pytest.approx((alone.clean, alone.corrupt))
+    with (tmp_path / "cells.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(row["site"], row["metric_name"]) for row in rows[::6]] == [(g["site"], g["metric_name"]) for g in grids]
+    assert main(arguments) == 0
+    assert "'rank'] sweep of" in capsys.readouterr().out
+
+
+def test_a_page_of_the_command_line_shows_every_grid(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    arguments = [*COMMAND, "--by", "layer,pos", "--html", str(path), "--site", "z,mlp_out", "--metric", "logit_diff,rank"]
+    assert main(arguments) == 0
+    text = path.read_text(encoding="utf-8")
+    assert text.count("data-gs=") == 2 * 4  # the element, and the script that draws it
+    for site in ("z", "mlp_out"):
+        for metric in ("gs.logit_diff(&#x27; Mary&#x27;, &#x27; John&#x27;)", "gs.rank(&#x27; Mary&#x27;)"):
+            assert f"<b>{site} patched into the corrupt run, nano: {metric}</b>" in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            ["--metric", "logit_dif"],
+            "there is no metric 'logit_dif'. Did you mean 'logit_diff'? The metrics are: logit_diff, ",
+        ),
+        (["--metric", "rank,"], "there is no metric ''. The metrics are: "),
+        (["--metric", "rank,logit_diff,rank"], "--metric rank,logit_diff,rank has rank twice"),
+        (["--metric", "logit_diff,rank", "--estimate"], "--metric rank has no gradient to estimate by"),
+        (["--metric", "rank,answer_prob"], "--metric rank,answer_prob takes no --against: leave it out"),
+        (["--site", "z,mlp_ou"], "there is no site 'mlp_ou'. Did you mean 'mlp_out_scale' or 'mlp_out'"),
+        (["--site", "z,"], "there is no site ''"),
+        (["--site", "z,pattern", "--by", "layer,pos"], "by names axes of 'pattern', each once"),
+    ],
+)
+def test_wrong_names_on_the_command_line(extra: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, *extra]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_metric_of_two_answers_among_others_needs_both(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [part for part in COMMAND if part not in ("--against", " John")]
+    assert main([*command, "--metric", "rank,logit_diff"]) == 2
+    assert "--metric logit_diff takes two answers: give --against" in capsys.readouterr().err
+    assert main([*command, "--metric", "rank,answer_prob"]) == 0

@@ -51,7 +51,7 @@ def examples(page: Path) -> Iterator[Example]:
 
 def commands(example: Example) -> Iterator[list[str]]:
     """The command lines of the package, as their arguments."""
-    for line in example.text.splitlines():
+    for line in example.text.replace("\\\n", " ").splitlines():
         if line.startswith("gemmascope "):
             yield shlex.split(line)[1:]
 
