@@ -157,3 +157,76 @@ def test_a_cell_says_where_it_is() -> None:
     hover = patched().plot().data[0].customdata
     assert np.shape(hover)[:2] == (3, 15)
     assert hover[1][2] == "layer 1, global<br>position 2: ·Mary"
+
+
+# -- sets of sweeps --
+
+METRICS = {"diff": gs.logit_diff(" Mary", " John"), "<b>": gs.rank(" Mary")}
+
+
+def asked(site: Any, by: Any = ("layer", "pos"), metric: Any = METRICS["diff"], **options: Any) -> Any:
+    return gs.sweep(CLEAN, CORRUPT, metric, site=site, by=by, model=worded(), progress=False, **options)
+
+
+def colours_of(figure: Any, drawn: Any) -> Any:
+    return figure.layout[drawn.coloraxis]
+
+
+def test_a_set_is_one_figure_with_a_colour_scale_for_each_metric() -> None:
+    several = asked(["resid_pre", "mlp_out"], metric=METRICS)
+    figure = several.plot()
+    valid(figure)
+    drawn = [trace for trace in figure.data if trace.type == "heatmap"]
+    order = [("resid_pre", "diff"), ("mlp_out", "diff"), ("resid_pre", "<b>"), ("mlp_out", "<b>")]  # a metric is a row
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles == [f"{site}, {'&lt;b&gt;' if name == '<b>' else name}" for site, name in order]
+    for trace, key, title in zip(drawn, order, titles, strict=True):
+        assert np.array_equal(trace.z, several[key].effect.values)
+        most = max(float(np.abs(several[site, key[1]].effect.values).max()) for site in ("resid_pre", "mlp_out"))
+        scale = colours_of(figure, trace)
+        assert (scale.cmin, scale.cmax) == pytest.approx((-most, most))
+        assert scale.colorbar.title.text == "change of " + several[key].question.metric
+        assert trace.hovertemplate.startswith(f"{title}<br>%{{customdata}}")
+    assert len({trace.coloraxis for trace in drawn}) == 2
+    assert (
+        figure.layout.title.text
+        == f"resid_pre, mlp_out patched into the corrupt run, {several['mlp_out', 'diff'].question.model}"
+    )
+    shares = several.plot(normalized=True)
+    heat_maps = [trace for trace in shares.data if trace.type == "heatmap"]
+    assert np.allclose(heat_maps[1].z, several["mlp_out", "diff"].normalized.values)
+    assert colours_of(shares, heat_maps[3]).colorbar.title.text == "share of the gap (&lt;b&gt;)"
+
+
+def test_subplots_stand_where_their_labels_are_theirs() -> None:
+    several = asked(["q", "k", "v", "z"], by=("layer", "head"))
+    figure = several.plot()
+    valid(figure)
+    drawn = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert len({trace.coloraxis for trace in drawn}) == 1
+    for trace, (key, grid) in zip(drawn, several.items(), strict=True):
+        x = figure.layout[trace.xaxis.replace("x", "xaxis")]
+        assert len(x.ticktext) == grid.effect.shape[1]
+        assert x.title.text == ("kv head" if key in ("k", "v") else "head")
+    first, last = (figure.layout[drawn[i].yaxis.replace("y", "yaxis")].domain for i in (0, 3))
+    assert first[0] > last[1], "the fourth stands in a row of its own below"
+
+
+def test_grids_of_one_axis_share_the_range_of_their_bars() -> None:
+    several = asked(["z", "mlp_out"], by="layer", metric=METRICS)
+    figure = several.plot()
+    valid(figure)
+    assert all(trace.type == "bar" for trace in figure.data)
+    ranges = [figure.layout[f"yaxis{n}"].range for n in ("", 2, 3, 4)]
+    assert ranges[0] == ranges[1] != ranges[2] == ranges[3]
+    low, high = ranges[0]
+    values = np.concatenate([several[site, "diff"].effect.values for site in ("z", "mlp_out")])
+    assert low < values.min()
+    assert high > values.max()
+
+
+def test_a_set_without_a_picture_says_so() -> None:
+    with pytest.raises(SweepError, match="a heat map has two axes; this sweep has 3"):
+        asked(["z", "q"], by=("layer", "pos", "head"), layer=0).plot()
+    with pytest.raises(SweepError, match="normalized is True or False"):
+        asked(["z", "q"], by="layer").plot(normalized="yes")

@@ -195,10 +195,7 @@ class SweepResult:
         """
         from gemmascope.figures.labelled import labelled_figure
 
-        values = self.normalized if true_or_false(normalized, "normalized", error=SweepError) else self.effect
-        if values.ndim > 2:
-            axes = ", ".join(map(str, values.dims))
-            raise SweepError(f"a heat map has two axes; this sweep has {values.ndim} ({axes}): plot result.effect.sel(...)")
+        values = values_to_draw(self, normalized)
         return labelled_figure(
             values,
             title=picture_title(self.question, len(self.values)),
@@ -263,3 +260,12 @@ class SweepResult:
     def _labelled(self, values: Array, extra: Sequence[str] = ()) -> xarray.DataArray:
         dims = (*extra, *self.question.axes)
         return labelled(values, self.coords, dims, "effect", f"change of {self.question.metric}")
+
+
+def values_to_draw(result: SweepResult, normalized: bool) -> xarray.DataArray:
+    """What a picture shows of a result: see SweepResult.plot, also for the errors."""
+    values = result.normalized if true_or_false(normalized, "normalized", error=SweepError) else result.effect
+    if values.ndim > 2:
+        axes = ", ".join(map(str, values.dims))
+        raise SweepError(f"a heat map has two axes; this sweep has {values.ndim} ({axes}): plot result.effect.sel(...)")
+    return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,8 @@ from gemmascope.files.writing import write_file
 from gemmascope.legible import prints_legibly
 from gemmascope.sites import did_you_mean
 from gemmascope.sweeps.journal import text_of
-from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.metadata import call_details, metric_label, picture_title
+from gemmascope.sweeps.result import SweepResult, values_to_draw
 from gemmascope.sweeps.sets.numbers import SetNumbers, SetQuestion
 
 if TYPE_CHECKING:
@@ -129,8 +131,10 @@ class SweepSet(Mapping[Key, SweepResult]):
         """The results as data for JSON: of each grid what SweepResult.to_dict gives, and the name of its metric."""
         return {"grids": [{"metric_name": name, **grid.to_dict()} for _, name, grid in self._named()]}
 
-    def plot(self, *, normalized: bool = False) -> dict[Key, Figure]:
-        """The figure of each grid, as SweepResult.plot draws it. Needs plotly.
+    def plot(self, *, normalized: bool = False) -> Figure:
+        """All grids as one plotly figure: a colour scale for each metric, and a subplot for each of its sites. Needs plotly.
+
+        Blue raises a metric, red lowers it. result[key].plot() is the figure of one grid.
 
         Args:
             normalized: Show shares of the gap; by default effects, in the metric's unit.
@@ -138,7 +142,18 @@ class SweepSet(Mapping[Key, SweepResult]):
         Raises:
             SweepError: A grid has more than two axes, or there is nothing to normalise by.
         """
-        return {key: grid.plot(normalized=normalized) for key, grid in self.items()}
+        from gemmascope.figures.grids import Panel, grids_figure
+
+        q, n_metrics = self.question, len(self.question.metrics) or 1
+        panels = [Panel(", ".join(_listed(key)), values_to_draw(grid, normalized)) for key, grid in self.items()]
+        names = [f" ({name})" for name in q.metrics] or [""]
+        units = [f"share of the gap{name}" for name in names]
+        if not normalized:
+            units = [f"change of {metric_label(grid.question)}" for grid in self.grids[:n_metrics]]
+        rows = [(unit, panels[i::n_metrics]) for i, unit in enumerate(units)]
+        first = self.grids[0].question
+        title = picture_title(replace(first, site=", ".join(q.sites or [first.site])), len(self.grids[0].values))
+        return grids_figure(rows, title=title, subtitle=call_details(first.code))
 
     def code(self) -> str:
         """The Python that repeats the call."""
