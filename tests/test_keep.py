@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import checkpoint, model, prompt
+from reference import error
 
 import gemmascope as gs
 from gemmascope.errors import BudgetError, SiteError, TraceError
 from gemmascope.memory import placement
+from gemmascope.model.maths import visible
 from gemmascope.run import save
 from gemmascope.run.reading import layer_cache
 from gemmascope.run.reading.layer_cache import LayerCache
@@ -30,6 +32,7 @@ EDITS = [
     gs.scale("logits_raw", 0.5),
 ]
 LENGTHS = (9, 4, 9, 1)
+CLOSE = 1e-6
 NINE = ["resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_act", "mlp_out"]
 
 
@@ -84,6 +87,12 @@ def test_a_long_prompt_keeps_patterns_and_the_bits_of_the_run() -> None:
     assert all(torch.equal(a, b) for a, b in zip(t.stream, again.stream, strict=True))
     assert torch.equal(t["pattern", 1], again["pattern", 1])
     assert torch.equal(t["mlp_out", 1], again["mlp_out", 1])
+    for trace in (t, again):
+        for layer in range(2):
+            hidden = ~visible(torch.arange(530), torch.arange(530), long.config.window_of(layer))
+            wanted = trace["scores_capped", layer].masked_fill(hidden, -torch.inf).softmax(-1)  # whole, and no chunks
+            assert error(trace["pattern", layer], wanted) <= CLOSE
+            assert not trace["pattern", layer][:, hidden].any()
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class Attend:
             z = (
                 self._whole(q_b, *_with_prefix(k_b, v_b, prefix, block), block, tap)
                 if whole
-                else self._chunked(q_b, k_b, v_b, block)
+                else self._chunked(q_b, k_b, v_b, block, tap)
             )
             parts.append(rearrange(z, "run kv group q d -> (run q) (kv group) d"))
             at = stop
@@ -130,27 +130,40 @@ class Attend:
         return attention_kernels().attend_runs(q, k, v, pool, shared, scores)  # type: ignore[no-any-return]
 
     def edges(self, site: str, q: Float[Tensor, "q head d"], k: Float[Tensor, "k kv_head d"]) -> Float[Tensor, "head q k"]:
-        """An edge site of one run from position 0, from its rotated queries and keys: the bits that a tap gets."""
-        value = self.scores(
-            rearrange(q, "q (kv group) d -> 1 kv group q d", kv=k.shape[1]), rearrange(k, "k kv d -> 1 kv k d")
-        )
-        if site != "scores":
-            value = soft_cap(value, self.cap)
-        if site == "pattern":
-            positions = torch.arange(len(k), device=k.device)
-            value = self.pattern(value, positions, positions, k.dtype)
-        return rearrange(value, "1 kv group q k -> (kv group) q k")
+        """An edge site of one run from position 0, from its rotated queries and keys.
 
-    def _chunked(self, q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
-        """Runs from position 0: query rows in chunks, each with the keys that it sees."""
-        positions = torch.arange(block.length, device=q.device)
-        parts = []
-        for rows in _query_chunks(q, block.length):
-            start, stop = rows.start + block.length - block.n_queries, rows.stop + block.length - block.n_queries
+        A pattern has the bits of the run: it is computed in the same chunks.
+        """
+        q = rearrange(q, "q (kv group) d -> 1 kv group q d", kv=k.shape[1])
+        k = rearrange(k, "k kv d -> 1 kv k d")
+        if site == "pattern":
+            whole = _WholePattern(q.shape[3], k.shape[2])
+            for rows, seen, pattern in self._patterns(q, k):
+                whole.add(pattern, rows, seen)
+            return whole.of_heads()[0]
+        value = self.scores(q, k)
+        return rearrange(value if site == "scores" else soft_cap(value, self.cap), "1 kv group q k -> (kv group) q k")
+
+    def _patterns(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Chunks of the query rows of runs from position 0: the rows, the keys that some of them see, and their pattern."""
+        length, n_queries = k.shape[2], q.shape[3]
+        positions = torch.arange(length, device=q.device)
+        for rows in _query_chunks(q, length):
+            start, stop = rows.start + length - n_queries, rows.stop + length - n_queries
             seen = slice(first_visible(start, self.window), stop)
             capped = soft_cap(self.scores(q[..., rows, :], k[..., seen, :]), self.cap)
-            pattern = self.pattern(capped, positions[start:stop], positions[seen], v.dtype)
+            yield rows, seen, self.pattern(capped, positions[start:stop], positions[seen], k.dtype)
+
+    def _chunked(self, q: Tensor, k: Tensor, v: Tensor, block: Block, tap: BoundTap) -> Tensor:
+        """Runs from position 0: query rows in chunks, each with the keys that it sees."""
+        whole = _WholePattern(block.n_queries, block.length) if tap.takes_pattern() else None
+        parts = []
+        for rows, seen, pattern in self._patterns(q, k):
             parts.append(self.read(pattern, v[..., seen, :]))
+            if whole is not None:
+                whole.add(pattern, rows, seen)
+        if whole is not None:
+            tap.take_pattern(whole.of_heads(), block)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, block: Block, tap: BoundTap) -> Tensor:
@@ -167,6 +180,26 @@ class Attend:
         if bool((self.masked(capped, q_pos, k_pos) == -torch.inf).all(-1).any()):
             raise TapError("a query is left without any key to attend to: edits or taps cut all that the mask lets it see")
         return self.read(tapped("pattern", self.pattern(capped, q_pos, k_pos, v.dtype)), v)
+
+
+class _WholePattern:
+    """The pattern of some runs, put together from chunks of its query rows. Keys that no row of a chunk sees have 0."""
+
+    def __init__(self, n_queries: int, n_keys: int) -> None:
+        self.shape = (n_queries, n_keys)
+        self.value: Tensor | None = None
+
+    def add(self, pattern: Float[Tensor, "run kv group q k"], rows: slice, seen: slice) -> None:
+        if self.value is None and pattern.shape[-2:] == self.shape:  # the only chunk
+            self.value = pattern
+            return
+        if self.value is None:
+            self.value = pattern.new_zeros(*pattern.shape[:-2], *self.shape)
+        self.value[..., rows, seen] = pattern
+
+    def of_heads(self) -> Float[Tensor, "run head q k"]:
+        assert self.value is not None
+        return rearrange(self.value, "run kv group q k -> run (kv group) q k")
 
 
 def attend_of(config: GemmaConfig, layer: int) -> Attend:

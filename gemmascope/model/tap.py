@@ -43,6 +43,17 @@ class Tap:
     def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
         return value
 
+    def takes_pattern(self, layer: int) -> bool:
+        """Whether take_pattern() gets the pattern of a layer as attention computed it, to be read alone.
+
+        Attention then computes as it does without a tap. A tap that wants the pattern has it built whole, which rounds
+        otherwise. Where a kernel computes attention, no pattern is made and the tap gets none.
+        """
+        return False
+
+    def take_pattern(self, layer: int, value: Tensor, block: Block) -> None:
+        """value: [count, head, q_pos, k_pos]."""
+
     def at(self, layer: int | None, layout: Layout) -> BoundTap:
         return BoundTap(self, layer, layout)
 
@@ -68,6 +79,13 @@ class BoundTap:
 
     def wants(self, site: str) -> bool:
         return self.tap.wants(site, self.layer)
+
+    def takes_pattern(self) -> bool:
+        return self.layer is not None and self.tap.takes_pattern(self.layer)
+
+    def take_pattern(self, value: Tensor, block: Block) -> None:
+        assert self.layer is not None
+        self.tap.take_pattern(self.layer, value, block)
 
 
 class _Silent(Tap):
@@ -99,6 +117,14 @@ class Chain(Tap):
             if tap.wants(site, layer):
                 value = tap.edges(site, layer, value, block)
         return value
+
+    def takes_pattern(self, layer: int) -> bool:
+        return any(tap.takes_pattern(layer) for tap in self.taps)
+
+    def take_pattern(self, layer: int, value: Tensor, block: Block) -> None:
+        for tap in self.taps:
+            if tap.takes_pattern(layer):
+                tap.take_pattern(layer, value, block)
 
 
 class FunctionTap(Tap):

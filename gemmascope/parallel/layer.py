@@ -159,6 +159,9 @@ class _WholeTap(BoundTap):
         changed = super().edges(site, whole, block)
         return value if changed is whole else self.group.part(changed, DIVIDED[site])
 
+    def takes_pattern(self) -> bool:
+        return False  # it would be that of this process's heads
+
 
 def _each(tap: Tap) -> list[Tap]:
     return [one for part in tap.taps for one in _each(part)] if isinstance(tap, Chain) else [tap]

@@ -96,11 +96,12 @@ class Recorder(Tap):
 
 
 class LayerRecorder(Recorder):
-    """Records sites of one layer of one run, without changing how the layer computes: a layer whose scores are looked at
+    """Records sites of one layer of one run, without changing how the layer computes: a layer whose scores are wanted
     builds them whole, and what comes after attention would then round otherwise.
 
-    So edge sites are computed beside the layer, from the rotated queries and keys, unless an edit at one of them has the
-    layer build them whole in any case.
+    So the pattern is taken as attention computed it, and other edge sites (or a pattern that a kernel did not make) are
+    computed beside the layer, from the rotated queries and keys. An edit at an edge site has the layer build them whole in
+    any case.
     """
 
     def __init__(self, sites: Collection[str], *, edits_edges: bool) -> None:
@@ -109,11 +110,18 @@ class LayerRecorder(Recorder):
         rotated = ("q_rot", "k_rot") if self.beside else ()
         super().__init__([*(site for site in sites if site not in self.beside), *rotated])
 
+    def takes_pattern(self, layer: int) -> bool:
+        return "pattern" in self.beside
+
+    def take_pattern(self, layer: int, value: Tensor, block: Block) -> None:
+        self.values[0]["pattern", layer] = value[0]
+
     def of(self, layer: Layer) -> dict[str, Tensor]:
         """The values of the requested sites, after the layer ran."""
         values = self.by_name()
         attend = layer.self_attn.attend
-        values |= {site: attend.edges(site, values["q_rot"], values["k_rot"]) for site in self.beside}
+        beside = (site for site in self.beside if site not in values)
+        values |= {site: attend.edges(site, values["q_rot"], values["k_rot"]) for site in beside}
         return {site: values[site] for site in self.requested}
 
 
