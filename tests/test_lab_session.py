@@ -626,6 +626,21 @@ def test_chunks_are_short_for_a_resident_model_and_as_large_as_memory_allows_for
     assert throughput.seconds(Cost(300, 2500, 7500), 1000) == 6.0
 
 
+@pytest.mark.parametrize("own", [0.001, 0.2, 0.4, 5.0])
+def test_chunks_do_not_shrink_where_a_pass_takes_long_by_itself(own: float) -> None:
+    """On a machine where a pass takes `own` seconds and a millisecond a row, as large weights make it, chunks of a moment
+    would hold one cell. A pass's own time is half of a chunk's at most, or a chunk takes a moment."""
+    throughput = Throughput(model(), 14)
+    rows = 0
+    for _ in range(30):
+        seconds = own + (14 + rows) * 1e-3
+        throughput.add(Cost(rows // 7, rows, rows * throughput.n_layers), seconds)
+        rows = throughput.chunk_rows(100_000)
+    took = own + (14 + rows) * 1e-3
+    assert own <= 0.6 * took
+    assert took <= max(experiment_module.CHUNK_SECONDS, 2 * (own + 0.014)) * 1.1
+
+
 def pending_cost(runner: SweepRunner, cells: Array | None = None) -> Cost:
     """What the cells that have no value yet will take, one after the other."""
     pending = pending_cells(runner.pairs, Filling(runner.pairs, runner.result).pending, cells)

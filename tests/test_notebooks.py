@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from browser import executable
 from checkpoints import checkpoint
-from nbformat import NotebookNode
+from notebook_kernel import Kernel
 from PIL import Image
 
 import gemmascope as gs
@@ -71,35 +71,6 @@ def _body(code: str) -> Iterator[str]:
                 line = ast.unparse(statement)
                 if len(line) > 20:
                     yield from (part for part in line.splitlines() if len(part) > 20)
-
-
-# Before each notebook: its folder, no widget of the last one, no name but IPython's own.
-RESET = "import os, ipywidgets\nos.chdir({folder!r})\nipywidgets.Widget.close_all()\n%reset -f"
-
-
-class Kernel:
-    """One kernel for all notebooks: starting it, and importing torch in it, takes longer than most notebooks do."""
-
-    def __init__(self) -> None:
-        from nbclient import NotebookClient
-
-        self.client = NotebookClient(nbformat.v4.new_notebook(), timeout=120, allow_errors=True)
-
-    def run(self, cells: list[NotebookNode], folder: Path) -> dict[int, str]:
-        """Run cells in a folder. Returns the errors by cell. A cell that takes two minutes fails."""
-        assert self._execute([nbformat.v4.new_code_cell(RESET.format(folder=str(folder)))]) == {}
-        return self._execute(cells)
-
-    def _execute(self, cells: list[NotebookNode]) -> dict[int, str]:
-        self.client.nb.cells = cells
-        self.client.reset_execution_trackers()
-        errors = {}
-        for i, cell in enumerate(cells):
-            self.client.execute_cell(cell, i)
-            found = [output for output in cell.get("outputs", []) if output.output_type == "error"]
-            if found:
-                errors[i] = f"{found[0].ename}: {found[0].evalue}"
-        return errors
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 import gemmascope as gs
+from gemmascope.edits import sources as edit_sources
 from gemmascope.edits.edit import Edit
 from gemmascope.errors import BudgetError, EditError, GemmascopeError, MetricError, PromptError, SiteError, SweepError
 from gemmascope.memory import limits as memory_module
@@ -28,6 +29,7 @@ from gemmascope.model.gemma2 import Layer
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
 from gemmascope.sites import LAYER_SITES, SITES
+from gemmascope.sweeps import sources as sweep_sources
 from gemmascope.sweeps import sweep as sweep_module
 from gemmascope.sweeps import variants as variants_module
 from gemmascope.sweeps.result import SweepResult
@@ -233,6 +235,32 @@ def test_a_mean_may_be_over_runs_of_other_lengths_with_edits_of_their_own(site: 
     cleans = [prompt(N_POS), prompt(N_POS, seed=5)]
     pairs = sweep(cleans, site=site, by=by, ablate="mean", reference=reference)
     assert_loop(pairs, Loop(model(), cleans[1], None, value="mean", reference=reference), pair=1)
+
+
+def test_pairs_share_the_means_of_a_reference_and_read_the_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = gs.trace([prompt(N_POS, seed=s) for s in (7, 8, 9)], model=model())
+    cleans = [prompt(N_POS, seed=s) for s in (1, 2, 3)]
+    counts = {"means": 0, "fingerprints": 0}
+    mean, fingerprints = edit_sources._mean, Model.fingerprints
+
+    def counted_mean(*args: Any, **kwargs: Any) -> Tensor:
+        counts["means"] += 1
+        return mean(*args, **kwargs)
+
+    def counted_fingerprints(self: Model) -> tuple[str, str]:
+        counts["fingerprints"] += 1
+        return fingerprints(self)
+
+    monkeypatch.setattr(edit_sources, "_mean", counted_mean)
+    monkeypatch.setattr(Model, "fingerprints", counted_fingerprints)
+    how: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "ablate": "mean_by_pos", "reference": reference}
+    shared = gs.sweep(cleans, None, METRIC, model=model(), **how)
+    assert counts == {"means": model().n_layers, "fingerprints": 2}  # one of the model, one of the reference's
+    monkeypatch.setattr(sweep_sources, "MOST_BYTES_OF_MEANS", 0)
+    apart = gs.sweep(cleans, None, METRIC, model=model(), **how)
+    assert counts["means"] == model().n_layers * (1 + len(cleans))
+    assert np.array_equal(shared.values, apart.values)
+    assert shared.question == apart.question
 
 
 def test_places_are_written_as_in_an_edit() -> None:

@@ -42,10 +42,21 @@ def run_parts(ids: Tensor, edits: Iterable[BoundEdit]) -> Iterator[Part]:
             yield from _Walk().of(edit.edit.extra_hash)
 
 
-def trace_parts(trace: Trace) -> Iterator[Part]:
-    """The parts of a trace: its model and its run."""
-    yield trace.model.fingerprint
+def trace_parts(trace: Trace, fingerprint: str | None = None) -> Iterator[Part]:
+    """The parts of a trace: its model and its run. fingerprint: the model's, if it is known: it reads all weights."""
+    yield trace.model.fingerprint if fingerprint is None else fingerprint
     yield from run_parts(trace.ids, trace.bound_edits)
+
+
+def traces_parts(traces: Iterable[Trace]) -> list[Part]:
+    """The parts of several traces. Each model's weights are read once."""
+    fingerprints: dict[int, str] = {}
+    parts: list[Part] = []
+    for trace in traces:
+        if id(trace.model) not in fingerprints:
+            fingerprints[id(trace.model)] = trace.model.fingerprint
+        parts += trace_parts(trace, fingerprints[id(trace.model)])
+    return parts
 
 
 def metric_parts(metric: object) -> Iterator[Part]:

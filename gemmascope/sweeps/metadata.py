@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gemmascope.edits.call_text import metric_text
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
-from gemmascope.sweeps.digest import Part, digest, metric_parts, run_parts, trace_parts
+from gemmascope.sweeps.digest import Part, digest, metric_parts, run_parts, traces_parts
 from gemmascope.sweeps.pairs import Pair
 from gemmascope.sweeps.spec import SweepSpec
 
@@ -85,12 +85,12 @@ def metadata_of(
 def _parts(pairs: Sequence[Pair], metric: object, spec: SweepSpec) -> Iterator[Part]:
     """What the code does not show: token ids, the values that edits write, the traces that a mean is over, functions."""
     yield from metric_parts(metric)
+    reference = traces_parts(spec.reference)
     for pair in pairs:
         yield from run_parts(pair.base.ids, pair.base.edits)
         if pair.source_ids is not None:
             yield from run_parts(pair.source_ids, ())
-        for trace in spec.reference:
-            yield from trace_parts(trace)
+        yield from reference
 
 
 # -- titles and labels of pictures --

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from gemmascope.edits.target import DeferredRead, DeferredValues, Target, mesh
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
-from gemmascope.sites import Address, Site
+from gemmascope.sites import Address, Site, SiteKey
 from gemmascope.sweeps.grid import Grid
 from gemmascope.sweeps.variants import SourceRun
 
@@ -25,12 +25,20 @@ from gemmascope.sweeps.variants import SourceRun
 Places = Mapping[str, list[int]]
 
 
+# How much of means is kept for the next pair of a sweep, which asks for the same ones again.
+MOST_BYTES_OF_MEANS = 2**28
+
+
 @dataclass(frozen=True)
 class Ablation:
-    """What an ablation writes: a number, or a mean ("mean", "mean_by_pos") over reference traces."""
+    """What an ablation writes: a number, or a mean ("mean", "mean_by_pos") over reference traces.
+
+    means: the means so far, by site and layer, which all pairs of a sweep share.
+    """
 
     value: float | str
     reference: Sequence[Trace] = ()
+    means: dict[SiteKey, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, value: object, reference: Sequence[Trace]) -> Ablation | None:
@@ -50,7 +58,7 @@ class Ablation:
     def values(self, grid: Grid, model: Model, ids: Tensor) -> ValueSource:
         """The source of what it writes in a run of these ids."""
         if isinstance(self.value, str):
-            return MeanValues(self.value, self.reference, grid.site, model, ids, grid.n_layers_at_once)
+            return MeanValues(self, grid.site, model, ids, grid.n_layers_at_once)
         return ConstantValue(self.value, grid.site, model, len(ids))
 
 
@@ -133,15 +141,19 @@ class ValuesFromTrace(CachedValues):
 class MeanValues(CachedValues):
     """The mean of a site over reference traces. EditError, when it is made, for a reference that does not fit."""
 
-    def __init__(self, how: str, reference: Sequence[Trace], site: Site, model: Model, ids: Tensor, n_cached: int) -> None:
+    def __init__(self, ablation: Ablation, site: Site, model: Model, ids: Tensor, n_cached: int) -> None:
         super().__init__(n_cached)
-        self._how, self._reference, self._site, self._model, self._ids = how, reference, site, model, ids
+        self._how, self._reference, self._means = str(ablation.value), ablation.reference, ablation.means
+        self._site, self._model, self._ids = site, model, ids
         sizes = [model.config.size_of(axis, len(ids)) for axis in site.axes if not axis.startswith("d_")]
         self._everywhere = tuple(torch.arange(size) for size in sizes)
-        check_reference(how, reference, self._target(0))
+        check_reference(self._how, self._reference, self._target(0))
 
     def compute(self, layer: int) -> Tensor:
-        return mean_of(self._how, self._reference, self._target(layer))
+        mean = mean_of(self._how, self._reference, self._target(layer), self._means)
+        while sum(kept.nbytes for kept in self._means.values()) > MOST_BYTES_OF_MEANS:
+            del self._means[next(iter(self._means))]
+        return mean
 
     def user_edit(self, site: str, layer: int, places: Places) -> Edit:
         return Ablate(site=site, layer=layer, value=self._how, reference=self._reference, **places)

@@ -6,8 +6,17 @@
 #
 # **Time:** 20 minutes: set-up 5, tokens 10, a first trace 5.
 #
-# Everything here runs on *nano*, a small trained Gemma 2 inside the package: no network, no GPU. To go on with the real 2B
-# afterwards, change the one line that loads the model; texts that speak of nano's words say so.
+# Everything here runs on *nano*, a small trained Gemma 2 inside the package: no network, no GPU. Notebooks 0 to 5 run on a
+# real Gemma as well, with one line changed: the cell `MODEL = "nano"`. What then differs stands in boxes such as this one.
+#
+# <details><summary>On a real Gemma</summary>
+#
+# `MODEL = "google/gemma-3-270m"` or `"google/gemma-2-2b"` (log in to the hub, and
+# accept the licence there first), a folder, or a GGUF file such as `MODEL = "gemma-3-270m-q4_k_m.gguf"`: notebook 7 says how
+# to get one. What the boxes quote was printed by a Gemma 3 of 270M parameters, quantised to 4 bits; a test runs these
+# notebooks on it and compares. Another file of the same model gives slightly other numbers.
+#
+# </details>
 
 # %% [markdown]
 # ## 0.0 Is everything there?
@@ -20,9 +29,12 @@ from gemmascope.workshop import check, predict, setup
 setup()
 
 # %%
+MODEL = "nano"
+
+# %%
 import gemmascope as gs
 
-model = gs.load("nano")
+model = gs.load(MODEL)
 model
 
 # %% [markdown]
@@ -81,7 +93,7 @@ for text in (" Mary", " Mary went", "store"):
 # %%
 guess = predict(
     "0.2",
-    "After '... John gave a drink to', which token will nano find likeliest?",
+    "After '... John gave a drink to', which token will this model find likeliest?",
     [" Mary", " John", " the", " her"],
 )
 guess
@@ -117,6 +129,18 @@ def probability_of(logits, token_id: int):
 check.ex_0_2(probability_of)
 
 # %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# 270M knows the name, and is less sure of it:
+#
+# ```text
+# ' Mary'    0.853
+# ' the'     0.048
+# ' his'     0.025
+# ```
+#
+# </details>
+#
 # ## 0.3 Every value has a name
 #
 # A **site** is a named value of the forward pass, with axes that are always the same. Ask for one by its name and its layer.
@@ -142,3 +166,15 @@ for text in (prompt, changed):
     logits = gs.trace(text, model=model).next_logits
     difference = metric.bind(model)(logits[None])[0]
     print(f"{text[38:]!r:32} logit of ' Mary' less that of ' John': {difference:+.2f}")
+
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# The same, with smaller numbers:
+#
+# ```text
+# 'John gave a drink to'           logit of ' Mary' less that of ' John': +5.22
+# 'Mary gave a drink to'           logit of ' Mary' less that of ' John': -3.61
+# ```
+#
+# </details>

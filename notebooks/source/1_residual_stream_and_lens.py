@@ -7,12 +7,15 @@
 # **Time:** 45 minutes: the stream 10, the lens 20, who wrote it 15.
 
 # %%
+MODEL = "nano"
+
+# %%
 import torch
 
 import gemmascope as gs
 from gemmascope.workshop import check, predict
 
-model = gs.load("nano")
+model = gs.load(MODEL)
 prompt = "When Mary and John went to the store, John gave a drink to"
 answer, other = " Mary", " John"
 t = gs.trace(prompt, model=model)
@@ -21,7 +24,7 @@ t
 # %% [markdown]
 # ## 1.1 The stream is a sum
 #
-# Every layer reads the stream and adds to it, twice: attention, then MLP. Nothing is ever overwritten. In Gemma 2 each
+# Every layer reads the stream and adds to it, twice: attention, then MLP. Nothing is ever overwritten. In Gemma 2 and 3 each
 # addition goes through a norm of its own first (the *post-norm*), so what is added is called `attn_out` and `mlp_out`; the
 # products before those norms are `attn_raw` and `mlp_raw`.
 
@@ -71,7 +74,7 @@ guess
 #
 # * Gemma's norm: `x / rms(x) * (1 + weight)`, where `rms(x)` is the root of the mean square (plus `eps`, inside the root).
 # * The unembedding is the embedding again: a product with every token's row.
-# * The soft cap squeezes logits into (-cap, cap), smoothly.
+# * The soft cap squeezes logits into (-cap, cap), smoothly. (Gemma 3 has none: `model.config.final_cap` is `None` there.)
 #
 # <details><summary>Hint 1</summary>`x.square().mean()` is the mean square.</details>
 # <details><summary>Hint 2</summary>`cap * torch.tanh(logits / cap)`.</details>
@@ -115,6 +118,19 @@ print(f"rank of {answer!r} at the last position, layer by layer: {ranks}")
 print(guess.reveal("never" if first is None else f"after layer {first}"))
 
 # %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# The name comes at once, after layer 12 of 18, and stays. Before that, what the lens
+# reads is no English: the lower layers of a real model do not write for the unembedding. The name's rank there says nothing:
+# half of its 262,144 tokens would be chance.
+#
+# ```text
+# rank of ' Mary' at the last position, layer by layer: [4516, 29533, 21865, 42939, 14081, 30459, 54562, 115796, 125906, 165082, 95631, 6099, 0, 0, 0, 0, 0, 0]
+# 1.2: the numbers say 'after layer 12'
+# ```
+#
+# </details>
+#
 # ## 1.3 Who wrote the answer?
 #
 # Because the stream is a sum and the last norm multiplies each coordinate by a number, every part's share of the logit can be
@@ -170,3 +186,18 @@ by = heads.parts.sum().item()
 rest = heads.rest.sum().item()
 print(f"all heads together: {by:+.2f}   embedding and MLPs: {rest:+.2f}   together: {heads.total:+.2f} (before the cap)")
 print(f"the claim that attention writes more than half of it is {'borne out' if by > (by + rest) / 2 else 'refuted'} here")
+
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# Borne out: embedding and MLPs together write nothing for the name, though single MLPs
+# do, for and against it. Two layers do most: 12, a local one, and 11, the global one before it.
+#
+# ```text
+#   +4.497  layers.12.attn_out
+#   +2.854  layers.11.attn_out
+#   -1.626  layers.13.attn_out
+# all heads together: +5.65   embedding and MLPs: -0.43   together: +5.22 (before the cap)
+# ```
+#
+# </details>

@@ -6,12 +6,15 @@
 # **Time:** 60 minutes: the idea 10, an edit by hand 15, with the package 10, sweeps 25.
 
 # %%
+MODEL = "nano"
+
+# %%
 import torch
 
 import gemmascope as gs
 from gemmascope.workshop import check, predict
 
-model = gs.load("nano")
+model = gs.load(MODEL)
 clean = "When Mary and John went to the store, John gave a drink to"
 corrupt = "When Mary and John went to the store, Mary gave a drink to"
 answer, other = " Mary", " John"
@@ -172,6 +175,24 @@ s.plot(normalized=True)
 # <details><summary>What you should see</summary>Blue at the position where the prompts differ, in the first layers; then at the
 # last position, in the later ones; nearly nothing elsewhere. In between the information was carried from one to the other.
 # Which layer does that?</details>
+
+# %%
+changed, last = s.normalized.isel(pos=differs).values, s.normalized.isel(pos=-1).values
+for words, shares in (("changed", changed), ("last", last)):
+    print(f"restored at the {words} position, before each layer:", " ".join(f"{round(100 * float(x))}%" for x in shares))
+
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# The same picture, with more layers that only keep what they have. Layers 10 to 13 carry it; layer 11, a global one,
+# does most.
+#
+# ```text
+# restored at the changed position, before each layer: 100% 101% 101% 101% 101% 101% 101% 101% 101% 101% 99% 75% 43% 52% -2%
+# restored at the last position, before each layer: 0% 0% 0% 0% 0% 0% 0% 0% 0% 0% 0% 28% 71% 65% 92% 92% 101% 101%
+# ```
+#
+# </details>
 #
 # ## 3.4 Which heads carry it?
 
@@ -191,8 +212,22 @@ heads
 # %%
 best = abs(heads.effect).stack(cell=("layer", "head")).idxmax().item()
 without = gs.trace(clean, model=model, edits=[gs.patch("z", gs.trace(corrupt, model=model), layer=best[0], head=best[1])])
-print(
-    f"strongest: layer {best[0]} head {best[1]}, which restores {float(heads.normalized.sel(layer=best[0], head=best[1])):.0%}"
-)
+moved = float(heads.normalized.sel(layer=best[0], head=best[1]))
+print(f"strongest: layer {best[0]} head {best[1]}, which moves the metric by {moved:+.0%} of the gap")
 print(f"the clean run {measured(run):+.2f}; with that head's corrupted reading {measured(without):+.2f}")
 print("the claim is", "borne out" if measured(without) < 0 else "refuted", "on this pair: the sign of the metric decides")
+
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# Refuted, in two ways. The strongest head works *against* the answer: with its corrupted reading the clean run is surer than
+# before. And what speaks for the answer is spread over several heads, none of which carries half of the gap.
+#
+# ```text
+#   -4.176  layer 15, head 1
+#   +3.661  layer 11, head 3
+# strongest: layer 15 head 1, which moves the metric by -47% of the gap
+# the clean run +5.22; with that head's corrupted reading +8.43
+# ```
+#
+# </details>

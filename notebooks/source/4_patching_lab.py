@@ -1,18 +1,23 @@
 # %% [markdown]
 # # 4 · The patching lab: find the circuit
 #
-# **You will** find the heads that let nano name the right person, first by looking in the patching lab, then by numbers; find
-# the paths between them; and put your circuit to the test.
+# **You will** find the heads that let the model name the right person, first by looking in the patching lab, then by numbers;
+# find the paths between them; and put your circuit to the test.
 #
 # **Time:** 60 minutes: the lab 15, heads 15, paths 10, the test 20.
 
 # %%
+MODEL = "nano"
+
+# %%
 from collections import defaultdict
+
+import torch
 
 import gemmascope as gs
 from gemmascope.workshop import check, predict
 
-model = gs.load("nano")
+model = gs.load(MODEL)
 clean = "When Mary and John went to the store, John gave a drink to"
 corrupt = "When Mary and John went to the store, Mary gave a drink to"
 answer, other = " Mary", " John"
@@ -44,15 +49,15 @@ lab.result
 drawn = defaultdict(list)
 for pair in gs.prompts.ioi(120, 1, model.tokenizer):
     drawn[len(model.ids(pair.clean))].append(pair)
-pairs = max(drawn.values(), key=len)
+pairs = max(drawn.values(), key=len)[:12]
 print(f"{len(pairs)} pairs of {len(model.ids(pairs[0].clean))} tokens, such as:\n{pairs[0]}")
 
 # %% tags=["picture"]
-few = pairs[:12]
+metrics = [gs.logit_diff(pair.answer, pair.against) for pair in pairs]
 heads = gs.sweep(
-    [pair.clean for pair in few],
-    [pair.corrupt for pair in few],
-    [gs.logit_diff(pair.answer, pair.against) for pair in few],
+    [pair.clean for pair in pairs],
+    [pair.corrupt for pair in pairs],
+    metrics,
     site="z",
     by=("layer", "head"),
     model=model,
@@ -93,6 +98,23 @@ for layer, head in found:
     print(f"layer {layer} ({model.config.kinds[layer]}) head {head} restores {float(share[layer, head]):.0%}")
 
 # %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# More heads, in more layers, and several that work against the answer: patching them takes the run further from it.
+#
+# ```text
+# layer 5 (global) head 2 restores 7%
+# layer 10 (local) head 3 restores 15%
+# layer 11 (global) head 3 restores 37%
+# layer 15 (local) head 1 restores -43%
+# layer 15 (local) head 2 restores 19%
+# layer 15 (local) head 3 restores 19%
+# layer 17 (global) head 2 restores -29%
+# ```
+#
+# </details>
+
+# %% [markdown]
 # ## 4.3 Paths: who talks to whom?
 #
 # The strongest early head may write for the heads after it. A **path sweep** lets a head's change reach the answer through
@@ -101,13 +123,14 @@ for layer, head in found:
 # %%
 guess = predict(
     "4.3",
-    "The heads of the layer that names the person are told something by the strongest head before them. Through what?",
+    "The heads that name the person are told something by the strongest head before them. Through what?",
     ["their queries (where to look)", "their keys (what can be found)", "their values (what is copied)"],
 )
 guess
 
 # %%
-strong = max(found, key=lambda at: abs(float(share[at])))
+before = [at for at in found if at[0] < max(layer for layer, _ in found)]
+strong = max(before, key=lambda at: float(share[at]))
 later = sorted({layer for layer, _ in found if layer > strong[0]})
 receivers = {
     "their queries (where to look)": "q",
@@ -116,13 +139,27 @@ receivers = {
 }
 through = {}
 for words, letter in receivers.items():
-    path = gs.path_sweep(clean, corrupt, gs.logit_diff(answer, other), sender="z", receiver=(letter, later[0], None),
-                         layer=[strong[0]], model=model, progress=False)  # fmt: skip
+    path = gs.path_sweep(clean, corrupt, gs.logit_diff(answer, other), sender="z",
+                         receiver=[(letter, layer, None) for layer in later], layer=[strong[0]], head=strong[1],
+                         model=model, progress=False)  # fmt: skip
     through[words] = float(path.normalized.sel(layer=strong[0], head=strong[1]))
-    print(f"head {strong[0]}.{strong[1]} through {words} of layer {later[0]}: {through[words]:.0%} of the gap")
+    print(f"head {strong[0]}.{strong[1]} through {words} in layers {later}: {through[words]:.0%} of the gap")
 print(guess.reveal(max(through, key=lambda words: abs(through[words]))))
 
 # %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# Values carry a little, and what later heads' queries are told goes against the answer. Most of what head 11.3 does, it writes
+# into the logits itself: notebook 7 measures that.
+#
+# ```text
+# head 11.3 through their queries (where to look) in layers [12, 13, 15, 17]: -26% of the gap
+# head 11.3 through their keys (what can be found) in layers [12, 13, 15, 17]: -2% of the gap
+# head 11.3 through their values (what is copied) in layers [12, 13, 15, 17]: 10% of the gap
+# ```
+#
+# </details>
+#
 # ## 4.4 The test
 #
 # A circuit is a claim: *these heads are enough, and without them it cannot be done.* Both halves can be refuted:
@@ -164,16 +201,14 @@ check.ex_4_2(only)
 # %%
 every = [(layer, head) for layer in range(model.n_layers) for head in range(model.config.n_heads)]
 reference = gs.trace([text for pair in pairs for text in (pair.clean, pair.corrupt)], model=model)
-
-
-silence = {
-    (layer, head): gs.ablate("z", layer=layer, head=head, value="mean_by_pos", reference=reference) for layer, head in every
-}
+mean = [torch.stack([run["z", layer] for run in reference]).mean(0) for layer in range(model.n_layers)]
 
 
 def silenced(heads) -> float:
     """The mean logit difference over all pairs with these heads at their mean, position by position."""
-    traces = gs.trace([pair.clean for pair in pairs], model=model, edits=[silence[head] for head in heads])
+    by_layer = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
+    edits = [gs.patch("z", mean[layer][:, these], layer=layer, head=these) for layer, these in by_layer.items()]
+    traces = gs.trace([pair.clean for pair in pairs], model=model, edits=edits)
     one = model.tokenizer.single
     differences = [
         float(t.next_logits[one(p.answer)] - t.next_logits[one(p.against)]) for t, p in zip(traces, pairs, strict=True)
@@ -199,7 +234,9 @@ verdict(found)
 # what else is needed:
 
 # %%
-need = {head: 1 - silenced([head]) / whole for head in every}
+without_one = gs.sweep([pair.clean for pair in pairs], None, metrics, site="z", by=("layer", "head"),
+                       ablate="mean_by_pos", reference=reference, model=model, progress=False)  # fmt: skip
+need = {head: -float(without_one.effect[head]) / whole for head in every}
 needed = [head for head in every if need[head] > 0.02]
 for head in sorted(needed, key=lambda head: -need[head]):
     print(f"head {head[0]}.{head[1]}: without it {need[head]:.0%} of the difference is lost")
@@ -215,10 +252,23 @@ alone, without = verdict(circuit)
 #
 # ## Conclude
 #
-# *Claim:* "nano finds the indirect object with these heads: alone they keep at least 80% of the logit difference; without them
-# less than a tenth is left." Both numbers stand above. Which would refute the claim, and does it?
+# *Claim:* "The model finds the indirect object with these heads: alone they keep at least 80% of the logit difference; without
+# them less than a tenth is left." Both numbers stand above. Which would refute the claim, and does it?
 
 # %%
-print(
-    f"alone {alone:.0%}, without {without:.0%}: the claim is {'borne out' if alone >= 0.8 and abs(without) < 0.1 else 'refuted'}"
-)
+verdict_said = "borne out" if alone >= 0.8 and without < 0.1 else "refuted"
+print(f"{len(circuit)} of {len(every)} heads: alone {alone:.0%}, without {without:.0%}: the claim is {verdict_said}")
+
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# A quarter of all heads. Alone they do it better than the whole model, because heads outside write against the answer; without
+# them the other name is preferred.
+#
+# ```text
+# head 11.3: without it 43% of the difference is lost
+# head 4.1: without it 23% of the difference is lost
+# 18 of 72 heads: alone 154%, without -57%: the claim is borne out
+# ```
+#
+# </details>

@@ -6,16 +6,20 @@
 #
 # **Time:** 60 minutes: features 20, splicing 15, directions 10, steering 15.
 #
-# The dictionary here was trained on nano. DeepMind's *Gemma Scope* has hundreds for the real Gemma 2, in the same format:
-# `gs.load_sae("google/gemma-scope-2b-pt-res", layer=20, width="16k", l0=71)`.
+# A dictionary belongs to the model that it was trained on, and the one here was trained on nano: 5.1 and 5.2 stay with nano
+# whatever `MODEL` is, directions and steering follow it. DeepMind's *Gemma Scope* has hundreds of dictionaries for the real
+# Gemma 2, in the same format: `gs.load_sae("google/gemma-scope-2b-pt-res", layer=20, width="16k", l0=71)`.
 
 # %%
+MODEL = "nano"
 
+# %%
 import gemmascope as gs
 from gemmascope.workshop import check, predict
 
-model = gs.load("nano")
-sae = gs.load_sae("nano", model=model)
+model = gs.load(MODEL)
+nano = gs.load("nano")
+sae = gs.load_sae("nano", model=nano)
 sae
 
 # %% [markdown]
@@ -49,7 +53,7 @@ def encode(x, w_enc, b_enc, threshold, b_dec):
 check.ex_5_1(encode)
 
 # %%
-t = gs.trace("When Mary and John went to the store, John gave a drink to", model=model)
+t = gs.trace("When Mary and John went to the store, John gave a drink to", model=nano)
 features = sae.encode(t)
 features
 
@@ -63,7 +67,7 @@ gs.sae_view(features)
 # %%
 texts = ["The capital of France is Paris.", "Anna has seven red boxes (and the old key).", "My sister went to the market."]
 for text in texts:
-    found = sae.encode(gs.trace(text, model=model))
+    found = sae.encode(gs.trace(text, model=nano))
     named = [(found.tokens[p], concept) for p in range(1, len(found)) for _, _, concept in found.top(5, p) if concept]
     print(text, "->", ", ".join(f"{token.strip()!r}: {concept}" for token, concept in named[:6]))
 
@@ -101,13 +105,13 @@ check.ex_5_2(with_feature)
 
 # %%
 metric = gs.logit_diff(" Mary", " John")
-swept = gs.feature_sweep(sae, t.ids, metric, model=model)
+swept = gs.feature_sweep(sae, t.ids, metric, model=nano)
 swept
 
 # %%
 where, effect = swept.top(1)[0]
 feature = int(where["feature"])
-without = gs.trace(t.ids, model=model, edits=[gs.splice(sae, {feature: 0.0})])
+without = gs.trace(t.ids, model=nano, edits=[gs.splice(sae, {feature: 0.0})])
 print(f"without feature {feature} ({where.get('concept') or 'no concept'}): {effect:+.2f} of {swept.base:+.2f}")
 print("then the likeliest next tokens are", [token for token, _, _ in without.top(3)])
 
@@ -207,3 +211,20 @@ for strength in frame.index:
     print(
         f"strength {strength:+.0f}: she less he {frame['metric'][strength]:+6.2f}, perplexity {cost[strength]:+.0%} of the unsteered"
     )
+
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# The direction works there too, added once at the name, and a strength of 1 costs
+# nothing; 4 costs a third. Backwards it hardly moves the metric: without it the model says " he" already.
+#
+# ```text
+# 5.3: the numbers say 'yes'
+# steered:  Peter was tired because she was tired.
+# strength -4: she less he  -3.84, perplexity -1% of the unsteered
+# strength +0: she less he  -4.89, perplexity +0% of the unsteered
+# strength +1: she less he  +4.63, perplexity -2% of the unsteered
+# strength +4: she less he  +4.57, perplexity +34% of the unsteered
+# ```
+#
+# </details>

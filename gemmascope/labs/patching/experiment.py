@@ -26,7 +26,8 @@ from gemmascope.values import Array
 if TYPE_CHECKING:
     import pandas
 
-# How long a chunk of a resident model may take, in seconds: a cancel waits for one, and cells appear with each.
+# How long a chunk of a resident model may take, in seconds: a cancel waits for one, and cells appear with each. Where the
+# shortest pass takes longer than half of it, as it does once the weights are a gigabyte, a chunk takes twice that pass.
 CHUNK_SECONDS = 0.25
 
 
@@ -158,19 +159,26 @@ class Throughput:
     """How long passes take, measured as they run: to predict times, and to make chunks that take a moment.
 
     row_layer: seconds that a row takes in a layer. one_pass: seconds of the latest pass, which is what counts where the
-    layers are streamed. lead_rows: rows that every pass carries besides those of its cells: the patched run and its source.
+    layers are streamed. shortest: seconds of the shortest pass. lead_rows: rows that every pass carries besides those of its
+    cells: the patched run and its source.
     """
 
     def __init__(self, model: Model, lead_rows: int) -> None:
         self.n_layers, self.lead_rows = model.n_layers, lead_rows
         self.streams = model.network.layer_source is not None
         self.row_layer = self.one_pass = math.nan
+        self.shortest = math.inf
 
     def add(self, cost: Cost, seconds: float) -> None:
         """Add the measure of a pass that carried this much besides the lead rows. The latest measure counts most."""
         row_layer = seconds / (cost.row_layers + self.lead_rows * self.n_layers)
         self.row_layer = row_layer if math.isnan(self.row_layer) else (self.row_layer + 2 * row_layer) / 3
-        self.one_pass = seconds
+        self.one_pass, self.shortest = seconds, min(seconds, self.shortest)
+
+    @property
+    def chunk_seconds(self) -> float:
+        """How long a chunk may take. Chunks of less would shrink, since a pass's own time is counted as its rows'."""
+        return CHUNK_SECONDS if math.isinf(self.shortest) else max(CHUNK_SECONDS, 2 * self.shortest)
 
     def seconds(self, cost: Cost, max_rows: int) -> float | None:
         """About how long these cells will take; None before anything was measured."""
@@ -180,7 +188,7 @@ class Throughput:
             return None
         if self.streams:  # reading the weights is what takes time, however many rows ride along
             return math.ceil(cost.n_rows / max_rows) * self.one_pass
-        n_passes = math.ceil(cost.row_layers * self.row_layer / CHUNK_SECONDS)
+        n_passes = math.ceil(cost.row_layers * self.row_layer / self.chunk_seconds)
         return (cost.row_layers + n_passes * self.lead_rows * self.n_layers) * self.row_layer
 
     def baseline_seconds(self) -> float:
@@ -195,4 +203,4 @@ class Throughput:
         """How many rows the next chunk may carry: those of a moment, or as many as fit in memory if the layers stream."""
         if self.streams or math.isnan(self.row_layer):
             return max_rows
-        return max(1, min(max_rows, int(CHUNK_SECONDS / self.row_layer / self.n_layers)))
+        return max(1, min(max_rows, int(self.chunk_seconds / self.row_layer / self.n_layers)))
