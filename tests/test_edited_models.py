@@ -15,7 +15,7 @@ from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.edits.edit import Edit
-from gemmascope.errors import EditError, SiteError, SweepError
+from gemmascope.errors import EditError, SiteError
 from gemmascope.model.model import Model
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -197,10 +197,3 @@ def test_a_position_that_a_prompt_lacks_is_an_error_of_that_run() -> None:
     assert gs.trace(prompt(6), model=model).edits == model.edits
     with pytest.raises(SiteError, match="no position 5"):
         gs.trace(prompt(5), model=model)
-
-
-@pytest.mark.nano
-def test_a_path_sweep_refuses_an_edited_model() -> None:
-    model = gs.load().edited([gs.ablate("z", layer=3, head=0)])
-    with pytest.raises(SweepError, match=r"would leave out the edits that the model keeps, such as gs.ablate\('z', layer=3"):
-        gs.path_sweep(CLEAN, CORRUPT, METRIC, model=model, progress=False)

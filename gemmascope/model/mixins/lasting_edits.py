@@ -60,8 +60,8 @@ class ModelEdits:
     def edited(self: M, edits: Sequence[LastingEdit]) -> M:
         """Another model over the same weights that has these edits in every run; this one stays as it is.
 
-        Every function that runs a prompt makes them, before edits of its own: gs.trace, gs.sweep (in both runs of a
-        pair), gs.attribute, gs.generate, gs.head_scores, model.run and the others; gs.path_sweep refuses such a model.
+        Every function that runs a prompt makes them, before edits of its own: gs.trace, gs.sweep and gs.path_sweep (in
+        both runs of a pair), gs.attribute, gs.generate, gs.head_scores, model.run and the others.
         Positions are looked up in each prompt anew. The weights, and what is read from them alone (layer.ov,
         gs.composition), are those of this model. Edits of an edited model come after those that it has.
 

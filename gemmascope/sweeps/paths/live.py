@@ -59,8 +59,8 @@ class LivePaths:
         cells = sorted(pair.grid.cells(), key=lambda cell: cell["layer"][0])
         senders = sorted({layer for cell in cells for layer in cell["layer"]})
         at_senders = [(self._site, layer) for layer in senders]
-        self._base_values = _layer_values(self._base, ["attn_out", *at_senders])
-        self._source_values = _layer_values(pair.values.trace, at_senders)
+        self._base_values = layer_values(self._base, ["attn_out", *at_senders])
+        self._source_values = layer_values(pair.values.trace, at_senders)
         self._to_run = (cell for cell in cells if has_path(cell, receivers))
         self._ready: dict[str, tuple[BoundEdit, ...]] = {}
 
@@ -136,6 +136,6 @@ class LivePaths:
         return out
 
 
-def _layer_values(run: Trace, sites: Sequence[str | tuple[str, int]]) -> list[dict[str, Tensor]]:
+def layer_values(run: Trace, sites: Sequence[str | tuple[str, int]]) -> list[dict[str, Tensor]]:
     """For each layer of a run its values of these sites; a bare name is read in every layer. One stream of the layers."""
     return [values for _, values in replay(run, sites)]

@@ -20,6 +20,7 @@ from gemmascope.model.modes import computes
 from gemmascope.sites import parse_site_name
 from gemmascope.sweeps.metrics import MetricLike
 from gemmascope.sweeps.pairs import listed_pairs, pairs_of, sweep_remarks
+from gemmascope.sweeps.paths.edited import EditedPaths
 from gemmascope.sweeps.paths.frozen import FrozenPaths
 from gemmascope.sweeps.paths.live import LivePaths
 from gemmascope.sweeps.paths.receivers import ReceiverLike, has_path, receivers_of
@@ -79,7 +80,8 @@ def path_sweep(
         mlps: What the MLPs between sender and receiver do in the first run. "live": they and the norms compute anew
             from the stream that reaches them, so that paths through MLPs count (Wang et al.). "frozen": they keep what
             they wrote, so that only the direct path through the stream counts (Goldowsky-Dill et al.).
-        model: The model. None: nano.
+        model: The model. None: nano. In one that `model.edited` made, the edits are in both runs of a cell, before what is
+            patched and frozen; its first run is then a run of its own, which takes longer.
         memory: How much the runs of one pass may take, in bytes or as text ("2GiB"). None: as in gs.sweep.
         progress: Show a progress bar when the sweep takes more than a second.
 
@@ -113,11 +115,6 @@ def path_sweep(
         raise SweepError(f"a sender writes to the stream: {', '.join(SENDERS)}; given {short_repr(sender)}")
     one_of(mlps, "mlps", MLPS, error=SweepError)
     model = model_or_nano(model)
-    if model.edits:
-        raise SweepError(
-            f"a path sweep computes parts of layers by themselves, and would leave out the edits that the model keeps, such "
-            f"as {model.edits[0]!r}: give the model that model.edited was called on"
-        )
     receivers, max_rows = receivers_of(receiver, model), rows_within(memory, model)
     if by is None:
         by = ("layer", "head") if sender_site == "z" else ("layer", "pos")
@@ -136,8 +133,10 @@ def path_sweep(
     result = empty_result(pairs, metric, spec, code, model, n_cells=n_cells, extra=f"mlps={mlps}")
     for number, grid in enumerate([result] if isinstance(result, SweepResult) else result.grids):
         grid.source_metric[:] = [pair.source_metric(number) for pair in pairs]
-    paths: list[FrozenPaths] | list[LivePaths]
-    if mlps == "frozen":
+    paths: list[EditedPaths] | list[FrozenPaths] | list[LivePaths]
+    if model.edits:
+        paths = [EditedPaths(pair, receivers, model, mlps) for pair in pairs]
+    elif mlps == "frozen":
         paths = [FrozenPaths(pair, receivers, model) for pair in pairs]
     else:
         paths = [LivePaths(pair, receivers, model, max_rows) for pair in pairs]
