@@ -18,6 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM, PreTrainedTokenizerFast
 
+import gemmascope as gs
+import gemmascope.nano
 from gemmascope.model.model import Model
 
 
@@ -37,6 +39,14 @@ def side_by_side(kinds: str = "lgl", seed: int = 0, **shape: Any) -> tuple[Any, 
 def side_by_side_3(kinds: str, seed: int = 0, **shape: Any) -> tuple[Any, Model]:
     """The same for a Gemma 3."""
     return bridged(checkpoint_3(kinds, seed, **shape))
+
+
+@cache
+def nano_side_by_side() -> tuple[Any, Model]:
+    """Their bridge and our model of the trained weights in the package."""
+    transformer_bridge()
+    folder = Path(gemmascope.nano.__file__).parent / "checkpoint"
+    return bridged(Gemma2ForCausalLM.from_pretrained(folder, dtype=torch.float32))[0], gs.load()
 
 
 def bridged(source: Gemma2ForCausalLM | Gemma3ForCausalLM) -> tuple[Any, Model]:
