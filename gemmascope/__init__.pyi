@@ -22,6 +22,8 @@ from gemmascope.analysis.lenses import lens as lens
 from gemmascope.analysis.name_copying import name_copying as name_copying
 from gemmascope.analysis.several import PromptMeans as PromptMeans
 from gemmascope.analysis.several import stack as stack
+from gemmascope.checking.check import check as check
+from gemmascope.checking.result import CheckResult as CheckResult
 from gemmascope.checkpoints.at_hand.models import models as models
 from gemmascope.checkpoints.at_hand.table import ModelTable as ModelTable
 from gemmascope.config import GemmaConfig as GemmaConfig
