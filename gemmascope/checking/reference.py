@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class Reader:
         base = self._metric(questions)
         effects = {}
         for cell in questions.cells:
-            with self._hooked(cell, lambda x, cell=cell: self._patched(x, clean[cell[:2]], cell)):
+            with self._hooked(cell, partial(self._patched, clean[cell[:2]], cell)):
                 effects[cell] = self._metric(questions) - base
         return effects
 
@@ -182,7 +183,7 @@ class Reader:
             self.run(ids)
         return values[0]
 
-    def _patched(self, x: Tensor, clean: Tensor, cell: Cell) -> Tensor:
+    def _patched(self, clean: Tensor, cell: Cell, x: Tensor) -> Tensor:
         site, _, place = cell
         x = x.clone()
         if site == "resid_pre":

@@ -16,7 +16,7 @@ _STYLE = """
 .gs-check{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto}
 .gs-check table{border-collapse:collapse;width:100%;margin:.3rem 0 1rem}
 .gs-check td,.gs-check th{text-align:left;padding:.2rem .8rem .2rem 0;border-bottom:1px solid #8884;vertical-align:top}
-.gs-check td.n,.gs-check th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.gs-check td.n,.gs-check th.n{width:8rem;text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .gs-check .v{display:inline-block;min-width:6.5rem;text-align:center;border-radius:.4rem;color:#fff;padding:0 .5rem}
 .gs-check h3{margin:1.4rem 0 .2rem} .gs-check p{margin:.2rem 0;white-space:pre-wrap}
 .gs-check .out{color:#cf222e;font-weight:600}
@@ -38,7 +38,7 @@ def report(result: CheckResult) -> str:
 def body(result: CheckResult) -> str:
     """The page's body, for a notebook."""
     summary = "".join(
-        f"<tr><td>{_verdict(step.verdict)}</td><td>{_text(step.name)}</td><td class=n>{step.seconds:.1f} s</td></tr>"
+        f"<tr><td style='width:8rem'>{_verdict(step.verdict)}</td><td>{_text(step.name)}</td><td class=n>{step.seconds:.1f} s</td></tr>"
         for step in result.steps
     )
     return (
