@@ -103,6 +103,8 @@ def check(
         done = result.steps
         result = replace(result, steps=(*done, StepResult(name, RUNNING, "this step had begun when the file was written")))
         _keep(result, out)
+        if show and sys.stderr.isatty():  # a step may take minutes; its verdict is written over this
+            print(f"{RUNNING:>11}  {name} ...", end="\r", file=sys.stderr, flush=True)
         step = run_step(name, STEPS[name], subject)
         result = replace(result, model=subject.describe(), steps=(*done, step))
         _keep(result, out)

@@ -37,16 +37,18 @@ def report(result: CheckResult) -> str:
 
 def body(result: CheckResult) -> str:
     """The page's body, for a notebook."""
-    summary = "".join(
-        f"<tr><td style='width:8rem'>{_verdict(step.verdict)}</td><td>{_text(step.name)}</td><td class=n>{step.seconds:.1f} s</td></tr>"
-        for step in result.steps
-    )
+    summary = "".join(_summary(step) for step in result.steps)
     return (
         f"<style>{_STYLE}</style><div class=gs-check>"
         f"<h2>Check of {_text(result.model.get('name'))} {_verdict(result.verdict)}</h2>"
         f"<table>{summary}</table>{''.join(_step(step) for step in result.steps)}"
         f"<h3>Model</h3>{_facts(result.model)}<h3>Machine</h3>{_facts(result.environment)}</div>"
     )
+
+
+def _summary(step: StepResult) -> str:
+    verdict, seconds = _verdict(step.verdict), f"{step.seconds:.1f} s"
+    return f"<tr><td style='width:8rem'>{verdict}</td><td>{_text(step.name)}</td><td class=n>{seconds}</td></tr>"
 
 
 def _step(step: StepResult) -> str:
