@@ -19,7 +19,8 @@ import gemmascope as gs
 from gemmascope.__main__ import main
 from gemmascope.checking import check as check_module
 from gemmascope.checking import ours
-from gemmascope.checking.result import CheckResult, Figure, StepResult
+from gemmascope.checking.result import CheckResult
+from gemmascope.checking.step import Figure, StepResult
 from gemmascope.checking.steps import dictionaries as dictionaries_module
 from gemmascope.checking.steps import int8_effect as int8_module
 from gemmascope.checking.steps import memory_use as memory_module

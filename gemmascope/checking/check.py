@@ -13,16 +13,8 @@ import torch
 from gemmascope.arguments import as_words, one_of, short_repr, true_or_false
 from gemmascope.checking.machine import describe_machine
 from gemmascope.checking.questions import GENERATION, LONG, SWEEP
-from gemmascope.checking.result import (
-    DIFFERS,
-    FAILED,
-    INTERRUPTED,
-    PASS,
-    RUNNING,
-    SKIPPED,
-    CheckResult,
-    StepResult,
-)
+from gemmascope.checking.result import CheckResult
+from gemmascope.checking.step import DIFFERS, FAILED, INTERRUPTED, PASS, RUNNING, SKIPPED, StepResult
 from gemmascope.checking.steps import agreement
 from gemmascope.checking.steps.dictionaries import dictionaries
 from gemmascope.checking.steps.int8_effect import int8_effect

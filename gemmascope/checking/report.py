@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
+from gemmascope.checking.step import Figure, StepResult
 from gemmascope.legible import legible, legible_line
-
-if TYPE_CHECKING:
-    from gemmascope.checking.result import CheckResult, Figure, StepResult
 
 _COLOURS = {"pass": "#1a7f37", "differs": "#cf222e", "failed": "#bc4c00", "interrupted": "#bc4c00"}
 _STYLE = """
@@ -30,19 +27,23 @@ _PAGE = """<!doctype html>
 """
 
 
-def report(result: CheckResult) -> str:
+Facts = Mapping[str, object]
+
+
+def report(verdict: str, model: Facts, environment: Facts, steps: Sequence[StepResult]) -> str:
     """The page. It loads nothing and runs no script."""
-    return _PAGE.format(title=f"Check of {_text(result.model.get('name'))}: {result.verdict}", body=body(result))
+    title = f"Check of {_text(model.get('name'))}: {_text(verdict)}"
+    return _PAGE.format(title=title, body=body(verdict, model, environment, steps))
 
 
-def body(result: CheckResult) -> str:
+def body(verdict: str, model: Facts, environment: Facts, steps: Sequence[StepResult]) -> str:
     """The page's body, for a notebook."""
-    summary = "".join(_summary(step) for step in result.steps)
+    summary = "".join(_summary(step) for step in steps)
     return (
         f"<style>{_STYLE}</style><div class=gs-check>"
-        f"<h2>Check of {_text(result.model.get('name'))} {_verdict(result.verdict)}</h2>"
-        f"<table>{summary}</table>{''.join(_step(step) for step in result.steps)}"
-        f"<h3>Model</h3>{_facts(result.model)}<h3>Machine</h3>{_facts(result.environment)}</div>"
+        f"<h2>Check of {_text(model.get('name'))} {_verdict(verdict)}</h2>"
+        f"<table>{summary}</table>{''.join(_step(step) for step in steps)}"
+        f"<h3>Model</h3>{_facts(model)}<h3>Machine</h3>{_facts(environment)}</div>"
     )
 
 
@@ -66,7 +67,7 @@ def _row(figure: Figure) -> str:
     )
 
 
-def _facts(facts: Mapping[str, object]) -> str:
+def _facts(facts: Facts) -> str:
     rows = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in facts.items())
     return f"<table>{rows}</table>"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemmascope.checking.report import body, report
+from gemmascope.checking.step import DIFFERS, FAILED, INTERRUPTED, PASS, RUNNING, SKIPPED, StepResult
 from gemmascope.errors import FileError
 from gemmascope.files.paths import user_path
 from gemmascope.files.writing import write_file
@@ -19,82 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 FORMAT = "gemmascope.check.1"
-PASS, DIFFERS, SKIPPED, FAILED, INTERRUPTED, RUNNING = "pass", "differs", "skipped", "failed", "interrupted", "running"
 PAGE, JSON = "check.html", "check.json"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number that was measured.
-
-    Attributes:
-        name: What it is.
-        value: The number.
-        limit: The most that it may be, or the least; None for a figure that is no test.
-        unit: "" for a plain number.
-        is_least: Whether the limit is the least that it may be.
-    """
-
-    name: str
-    value: float
-    limit: float | None = None
-    unit: str = ""
-    is_least: bool = False
-
-    @property
-    def is_within(self) -> bool:
-        """Whether it is within its limit. NaN never is."""
-        if self.limit is None:
-            return True
-        return self.value >= self.limit if self.is_least else self.value <= self.limit
-
-    def to_dict(self) -> dict[str, object]:
-        """The figure as JSON. A number that is not finite is given as text."""
-        value = self.value if math.isfinite(self.value) else str(self.value)
-        return {
-            "name": self.name, "value": value, "limit": self.limit, "is_least": self.is_least, "unit": self.unit,
-            "within": self.is_within,
-        }  # fmt: skip
-
-    @property
-    def limit_text(self) -> str:
-        return "" if self.limit is None else f"at {'least' if self.is_least else 'most'} {self.limit:.3g}"
-
-    def __str__(self) -> str:
-        value = f"{self.name}: {self.value:.4g}{f' {self.unit}' if self.unit else ''}"
-        return f"{value} ({self.limit_text})" if self.limit is not None else value
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What came of a step.
-
-    Attributes:
-        name: The step, such as "logits".
-        verdict: "pass", "differs", "skipped", "failed", "interrupted"; "running" in a file that was written meanwhile.
-        text: What was compared; or why it was skipped or failed.
-        figures: The numbers.
-        seconds: How long it took.
-    """
-
-    name: str
-    verdict: str
-    text: str
-    figures: tuple[Figure, ...] = ()
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, object]:
-        """The step as JSON."""
-        figures = [figure.to_dict() for figure in self.figures]
-        return {
-            "name": self.name, "verdict": self.verdict, "text": self.text, "seconds": round(self.seconds, 3),
-            "figures": figures,
-        }  # fmt: skip
-
-    def lines(self) -> list[str]:
-        """The step as text: its verdict, what it compared, and the figures that have a limit."""
-        head = f"{self.verdict:>11}  {self.name} ({self.seconds:.1f} s): {self.text}"
-        return [head, *(f"{'':13}{figure}" for figure in self.figures)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,9 +87,7 @@ class CheckResult:
 
     def to_html(self) -> str:
         """The result as a self-contained page."""
-        from gemmascope.checking.report import report
-
-        return report(self)
+        return report(self.verdict, self.model, self.environment, self.steps)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write check.html and check.json to a folder, which is made if need be.
@@ -183,9 +107,7 @@ class CheckResult:
         write_file(Path(path) / JSON, json.dumps(self.to_dict(), indent=1, allow_nan=False))
 
     def _repr_html_(self) -> str:
-        from gemmascope.checking.report import body
-
-        return body(self)
+        return body(self.verdict, self.model, self.environment, self.steps)
 
     @prints_legibly
     def __repr__(self) -> str:

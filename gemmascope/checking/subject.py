@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gemmascope.checking.questions import Questions, questions_for
 from gemmascope.checking.reference import Answers
-from gemmascope.checking.result import Figure
+from gemmascope.checking.step import Figure
 from gemmascope.checkpoints.at_hand.entry import size_label
 from gemmascope.checkpoints.device import DeviceChoice, choose_devices
 from gemmascope.checkpoints.source import resolve_source

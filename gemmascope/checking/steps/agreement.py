@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemmascope.checking import ours
 from gemmascope.checking.questions import LAST_POSITIONS, NEW_TOKENS
-from gemmascope.checking.result import Figure
+from gemmascope.checking.step import Figure
 from gemmascope.checking.subject import Outcome, Skip, Subject
 from gemmascope.run.tracing import trace
 

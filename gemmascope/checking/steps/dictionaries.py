@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemmascope.checking.result import Figure
+from gemmascope.checking.step import Figure
 from gemmascope.checking.subject import Outcome, Skip, Subject
 from gemmascope.checkpoints.source import NANO
 from gemmascope.config import PRESETS

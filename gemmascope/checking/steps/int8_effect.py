@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.checking import ours
-from gemmascope.checking.result import Figure
+from gemmascope.checking.step import Figure
 from gemmascope.checking.subject import Outcome, Skip, Subject
 from gemmascope.loading.load import load
 

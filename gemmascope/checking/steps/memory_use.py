@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gemmascope.checking.result import Figure
+from gemmascope.checking.step import Figure
 from gemmascope.checking.subject import Outcome, Skip, Subject
 from gemmascope.memory.planning import plan
 

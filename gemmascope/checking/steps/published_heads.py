@@ -7,7 +7,7 @@ short texts scores differ, and what must hold is the order: the published heads 
 from __future__ import annotations
 
 from gemmascope.analysis.heads import HeadScores, head_scores
-from gemmascope.checking.result import Figure
+from gemmascope.checking.step import Figure
 from gemmascope.checking.subject import Outcome, Skip, Subject
 from gemmascope.config import PRESETS
 

@@ -10,7 +10,7 @@ import torch
 from gemmascope.checking import ours
 from gemmascope.checking.questions import GENERATION, LONG, SWEEP
 from gemmascope.checking.reference import Answers, ask_transformers, transformers_model
-from gemmascope.checking.result import Figure
+from gemmascope.checking.step import Figure
 from gemmascope.checking.subject import Outcome, Skip, Subject
 from gemmascope.loading.load import load
 from gemmascope.memory.placement import free_bytes
