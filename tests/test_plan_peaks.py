@@ -15,6 +15,7 @@ from sparse import write
 
 import gemmascope as gs
 from gemmascope.config import PRESETS
+from gemmascope.model.attention import CHUNK_ROWS
 
 N_POS = 512
 
@@ -66,3 +67,34 @@ def measured(folder: Path, memory: int, n_pos: int, task: str) -> int:
 def test_the_predicted_peak_is_the_measured_one(folder: Path, kind: str, memory: int) -> None:
     plan = gs.plan(folder / kind, weights="int8" if kind == "int8" else "auto", context=N_POS, memory=memory or None)
     assert measured(folder / kind, memory, N_POS, "trace") == pytest.approx(plan.peaks["trace"], rel=0.15)
+
+
+# One head attends alone, so that nothing but its scores takes much.
+LONG = """
+import torch
+from gemmascope.model.attention import Attend
+from gemmascope.model.layout import Layout
+from gemmascope.model.tap import SILENT
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+def attend(n_pos):
+    q, k = torch.randn(n_pos, 1, 16), torch.randn(n_pos, 1, 16)
+    layout = Layout.of_lengths([n_pos], torch.device("cpu"))
+    with torch.no_grad():
+        return Attend(0.1, None, None)(q, k, k, layout, SILENT.at(0, layout))
+
+attend(64)
+before = peak()
+attend(16384)
+print(peak() - before)
+"""
+
+
+def test_the_memory_of_attention_grows_with_the_positions_and_not_with_their_square() -> None:
+    """In one head, as the C library gives memory out: the results of chunks must not lie between their scores."""
+    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, check=True, text=True)
+    scores_of_a_chunk = 4 * CHUNK_ROWS * 16384
+    assert int(done.stdout) < 12 * scores_of_a_chunk

@@ -12,7 +12,7 @@ import pytest
 from checkpoints import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers_made import CHAT_TEMPLATE, with_json, with_pieces
+from tokenizers_made import CHAT_TEMPLATE, TEXTS, with_json, with_pieces
 from transformers import AutoTokenizer
 
 from gemmascope.errors import CheckpointError, GemmascopeWarning, PromptError
@@ -20,12 +20,6 @@ from gemmascope.loading.load import load
 from gemmascope.tokens.tokenizer import SHOWN_AS, Tokenizer, visible_text
 
 BOS = 2
-TEXTS = [
-    "hello world", " leading", "trailing ", "two  spaces   three", "line\nbreak\n\npara\n\n\n", "\ttab\r\n", "naïve café",
-    "東京 🙂 e\u0301", "1234567", " ", "  ", "\n", "\x00", "\u200b\u200e", "﷽ Ⅷ ﬁ", "a" * 300, "x" + " " * 40 + "y",
-    "<0x41>", "<mask>", "a<bos>b<eos>c", "<start_of_turn>user\nHi<end_of_turn>\n", "<unk>", "<pad>", "< bos>", "<BOS>",
-    "▁", "a▁b",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

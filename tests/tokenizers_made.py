@@ -20,6 +20,14 @@ CHAT_TEMPLATE = (
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
 )
+# Texts that tokenizers like to get wrong.
+TEXTS = [
+    "hello world", " leading", "trailing ", "two  spaces   three", "line\nbreak\n\npara\n\n\n", "\ttab\r\n", "naïve café",
+    "東京 🙂 e\u0301", "1234567", " ", "  ", "\n", "\x00", "\u200b\u200e", "﷽ Ⅷ ﬁ", "a" * 300, "x" + " " * 40 + "y",
+    "<0x41>", "<mask>", "a<bos>b<eos>c", "<start_of_turn>user\nHi<end_of_turn>\n", "<unk>", "<pad>", "< bos>", "<BOS>",
+    "▁", "a▁b",
+]  # fmt: skip
+
 _TEXT = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8").splitlines()
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_of, one_head, read_rows
+from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, one_head, read_rows, unembed_rows
 from gemmascope.arguments import one_of, true_or_false, whole_number
 from gemmascope.edits.places import Head, Pos, find_position, find_positions
 from gemmascope.edits.sources import not_a_trace
@@ -134,8 +134,9 @@ class Lens:
         """
         rule = "all logits are given at one position at a time"
         positions = [find_position(pos, self.trace.model, self.trace.ids, rule)]
+        self.trace.require_weights(None)
         logits = [
-            logits_of(self.trace, site, rows[positions], positions)
+            unembed_rows(self.trace, site, rows[positions], positions)
             for (site, _), rows in entries_of(self.trace, self.site, self.head)
         ]
         array = self._labelled(torch.stack(logits), "soft-capped logit", "vocab", positions=positions)
@@ -174,10 +175,10 @@ class Lens:
         """One row for each entry and position: the top token, its probability, the entropy, the followed answer's rank."""
         import pandas
 
-        rows = []
+        rows, tokens = [], self.trace.tokens
         for i, (site, layer) in enumerate(self.entries):
             for j, pos in enumerate(self.positions):
-                row: dict[str, object] = {"site": site, "layer": layer, "pos": pos, "token": self.trace.tokens[pos]}
+                row: dict[str, object] = {"site": site, "layer": layer, "pos": pos, "token": tokens[pos]}
                 row |= {"top": self.trace.model.texts(self.ids[i, j, :1])[0], "prob": float(self.probs[i, j, 0])}
                 row |= {"entropy": float(self.entropies[i, j])}
                 if self.followed:
@@ -221,7 +222,8 @@ class Lens:
     ) -> xarray.DataArray:
         positions = list(self.positions if positions is None else positions)
         dims = ("entry" if self.site == EVERY else "layer", "pos", *more_dims)
-        coords = {**self.coords, "pos": positions, "token": ("pos", [self.trace.tokens[p] for p in positions])}
+        tokens = self.trace.tokens
+        coords = {**self.coords, "pos": positions, "token": ("pos", [tokens[p] for p in positions])}
         return labelled(values, coords, dims, name)
 
 
@@ -241,6 +243,7 @@ def read_lens(trace: Trace, site: str, top: int, pos: Pos, head: Head, answer: A
     if answer is not None:
         raise_or_warn(answer_remarks({"answer": answer}, trace.ids[: positions[-1] + 1], trace.model), SiteError)
     entries, readings = [], []
+    trace.require_weights(None)
     for entry, rows in entries_of(trace, site_name, head_number):
         entries.append(entry)
         readings.append(read_rows(trace, entry[0], rows, positions, top, answer_id))

@@ -79,13 +79,14 @@ def read_rows(
 ) -> tuple[Tensor, ...]:
     """Ids, logits and probabilities of the top tokens [pos, top], and the entropy [pos].
 
-    With an answer (a token id) its logit, probability and rank as well, each [pos].
+    With an answer (a token id) its logit, probability and rank as well, each [pos]. The caller requires the weights of the
+    run: to look at a large embedding again for each layer would take as long as some products with it.
     """
     step = rows_to_unembed(trace.model)
     parts = []
     for part in chunks(len(positions), step):
         chunk = positions[part]
-        logits = logits_of(trace, site, rows[chunk], chunk)
+        logits = unembed_rows(trace, site, rows[chunk], chunk)
         logprobs = logits.log_softmax(-1)
         best = logits.topk(top)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
@@ -99,9 +100,14 @@ def read_rows(
 
 
 def logits_of(trace: Trace, site: str, rows: Tensor, positions: Sequence[int]) -> Float[Tensor, "row vocab"]:
-    """Soft-capped logits of a site's rows at these positions, in float32."""
-    network = trace.model.network
+    """Soft-capped logits of a site's rows at these positions, in float32. TraceError if the weights are not the run's."""
     trace.require_weights(None)
+    return unembed_rows(trace, site, rows, positions)
+
+
+def unembed_rows(trace: Trace, site: str, rows: Tensor, positions: Sequence[int]) -> Float[Tensor, "row vocab"]:
+    """As logits_of, for a caller that requires the weights of the run itself."""
+    network = trace.model.network
     with torch.no_grad():
         if site not in PARTS:
             return network.unembed(rows)

@@ -155,15 +155,26 @@ class Attend:
             yield rows, seen, self.pattern(capped, positions[start:stop], positions[seen], k.dtype)
 
     def _chunked(self, q: Tensor, k: Tensor, v: Tensor, block: Block, tap: BoundTap) -> Tensor:
-        """Runs from position 0: query rows in chunks, each with the keys that it sees."""
+        """Runs from position 0: query rows in chunks, each with the keys that it sees.
+
+        What is read goes into one tensor. Kept apart, the small results would lie between the large scores of a long prompt,
+        each chunk's larger than the one before, and the C library could give none of that memory out again.
+        """
         whole = _WholePattern(block.n_queries, block.length) if tap.takes_pattern() else None
+        z = None if torch.is_grad_enabled() else torch.empty_like(q)
         parts = []
         for rows, seen, pattern in self._patterns(q, k):
-            parts.append(self.read(pattern, v[..., seen, :]))
+            read = self.read(pattern, v[..., seen, :])
+            if z is None:
+                parts.append(read)
+            else:
+                z[..., rows, :] = read
             if whole is not None:
                 whole.add(pattern, rows, seen)
         if whole is not None:
             tap.take_pattern(whole.of_heads(), block)
+        if z is not None:
+            return z
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, block: Block, tap: BoundTap) -> Tensor:

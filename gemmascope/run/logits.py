@@ -20,7 +20,7 @@ from gemmascope.model.model import Model
 from gemmascope.run.finite import require_logits
 from gemmascope.run.recorded import RecordedRun
 from gemmascope.run.replay import rerun_layer
-from gemmascope.values import chunks, labelled
+from gemmascope.values import chunks, labelled, moved
 
 if TYPE_CHECKING:
     import xarray
@@ -44,10 +44,12 @@ def logit_lens(trace: RecordedRun, rows: Sequence[int]) -> xarray.DataArray:
     trace.require_weights(None)
     logits = np.empty((trace.model.n_layers, len(rows), trace.model.config.vocab_size), np.float32)
     step = rows_to_unembed(trace.model, bytes_per_logit=12)  # the products, and those that the cap makes
+    # Of all layers together: for a few rows, reading the embedding takes as long as for many.
+    stream = torch.cat([moved(x[list(rows)], trace.model.device) for x in trace.residuals[1:]])
+    flat = logits.reshape(len(stream), -1)
     with torch.no_grad():
-        for layer, x in enumerate(trace.residuals[1:]):
-            for part in chunks(len(rows), step):
-                logits[layer, part] = trace.model.network.unembed(x[rows[part]]).cpu().numpy()
+        for part in chunks(len(stream), step):
+            flat[part] = trace.model.network.unembed(stream[part]).cpu().numpy()
     texts = trace.tokens
     coords = {
         "layer": range(len(logits)),

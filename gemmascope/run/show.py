@@ -11,8 +11,10 @@ import torch
 from gemmascope.errors import GemmascopeError
 from gemmascope.legible import legible as legible
 from gemmascope.legible import legible_line
+from gemmascope.run.logits import rows_to_unembed
 from gemmascope.run.recorded import RecordedRun
 from gemmascope.tokens.tokenizer import visible_text
+from gemmascope.values import chunks, moved
 
 N_TOP = 5
 # A long prompt shows its first and last tokens only.
@@ -63,8 +65,10 @@ def summarise(trace: RecordedRun) -> Summary:
     model, ids = trace.model, trace.ids.tolist()
     trace.require_weights(None)
     special = [model.has_tokenizer and model.tokenizer.is_special(i) for i in ids]
+    # Together: for one row, reading the embedding takes as long as for many.
+    last = torch.cat([moved(x[-1:], model.device) for x in trace.residuals[1:]])
     with torch.no_grad():
-        read = [model.network.unembed(x[-1:])[0] for x in trace.residuals[1:]]
+        read = [row for part in chunks(len(last), rows_to_unembed(model)) for row in model.network.unembed(last[part])]
     return Summary(
         model=model.name,
         tokens=list(zip(trace.tokens, ids, special, strict=True)),

@@ -65,13 +65,13 @@ def lens_view(
     positions, clipped = _positions(trace, pos, site, top)
     reading = read_lens(trace, site, top, positions, head, answer)
     distinct, token_numbers = torch.unique(reading.ids, return_inverse=True)
-    special = are_special(trace.model, trace.ids.tolist())
+    tokens, special = trace.tokens, are_special(trace.model, trace.ids.tolist())
     spec = {
         "view": "lens",
         "title": f"Lens on {reading.site}{'' if head is None else f' of head {reading.head}'} in {trace.model.name}",
         "note": _note(reading, clipped),
         "rows": [_row_label(reading, i) for i in range(len(reading.entries))],
-        "columns": [position_label(n, trace.tokens[n], special[n]) for n in positions],
+        "columns": [position_label(n, tokens[n], special[n]) for n in positions],
         "row_axis": "layer",
         "column_axis": "position",
         "up": True,
@@ -80,7 +80,7 @@ def lens_view(
         "follows": None if reading.answer is None else _answer_text(reading),
         "colours": _colours(reading, colour),
     }
-    summary = f"After {visible_text(trace.tokens[positions[-1]])}, at position {positions[-1]}:"
+    summary = f"After {visible_text(tokens[positions[-1]])}, at position {positions[-1]}:"
     return View(spec, _arrays(reading, token_numbers.cpu().numpy().astype(np.uint16)), summary, _table(reading))
 
 

@@ -61,7 +61,7 @@ def stream_view(trace: Trace, *, pos: int | str = -1, answer: Answer | None = No
     values = _measure(trace, directions)  # [series, pos, layer]
     panels = _panels(trace, answer, against)
     first, end = _included(trace, start, len(values))
-    special = are_special(trace.model, trace.ids.tolist())
+    tokens, special = trace.tokens, are_special(trace.model, trace.ids.tolist())
     kinds = trace.model.config.kinds
     spec = {
         "view": "lines",
@@ -70,12 +70,12 @@ def stream_view(trace: Trace, *, pos: int | str = -1, answer: Answer | None = No
         "x": [f"{n} {GLOBAL}" if kind == "global" else str(n) for n, kind in enumerate(kinds)],
         "x_axis": f"layer ({GLOBAL} global)",
         "panels": panels,
-        "positions": [{"pos": n, "token": trace.tokens[n], "special": special[n]} for n in range(first, end)],
+        "positions": [{"pos": n, "token": tokens[n], "special": special[n]} for n in range(first, end)],
         "start": start - first,
     }
     header = ["layer", *(f"{panel['title']}: {name}" for panel in panels for name in panel["series"])]
     rows = [header, *([str(n), *(f"{v:.4g}" for v in values[:, start, n])] for n in range(values.shape[-1]))]
-    summary = f"At position {start} ({visible_text(trace.tokens[start])}):"
+    summary = f"At position {start} ({visible_text(tokens[start])}):"
     return View(spec, {"values": pack(np.ascontiguousarray(values[:, first:end]))}, summary, rows)
 
 
