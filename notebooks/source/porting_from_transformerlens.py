@@ -240,6 +240,60 @@ print(
 )
 
 # %% [markdown]
+# ## 5 · What six notebooks do
+#
+# TransformerLens' exploratory analysis, activation patching and attribution patching, SAELens' and Gemma Scope's tutorials, and
+# ARENA's chapter on indirect objects: each of their operations, and the line here. The cell below runs every line of ours and
+# says what it gives. A number in the notes is that of a paragraph in the guide's page on porting, which says why numbers differ.
+
+# %%
+metric = gs.logit_diff(" Mary", " John")
+family = gs.prompts.ioi(4)
+traces = gs.trace([pair.clean for pair in family], model=model)
+answers, against = [pair.answer for pair in family], [pair.against for pair in family]
+sae = gs.load_sae()
+
+# %%
+operations = """
+run with a cache | model.run_with_cache(clean) | gs.trace(clean) | no batch axis
+read an activation | cache["pattern", 3] | t["pattern", 3] | TransformerLens' names are read too
+logits, next tokens | model(clean), utils.test_prompt | t.top(5) | soft-capped
+logit difference | logits[:, -1, mary] - logits[:, -1, john] | gs.sweep(clean, corrupt, metric, site="resid_pre", pos=-1, progress=False).clean | -
+logit lens | cache.accumulated_resid(apply_ln=True) @ W_U | gs.lens(t, "stream", answer=" Mary") | with the cap
+lens, two prompts | by hand | gs.lens(t, against=corrupt) | difference, KL, tokens raised most
+direct attribution by layer | cache.decompose_resid, logit_attrs | gs.direct_logits(t, " Mary", against=" John") | 1
+direct attribution by head | cache.stack_head_results, logit_attrs | gs.direct_logits(t, " Mary", against=" John", by="head") | 1
+the same over a batch | mean over the batch axis | gs.direct_logits(traces, answers, against, by="head").mean | .stderr, .interval()
+a batch as one array | cache["z", 3] | gs.stack([t, gs.trace(corrupt)], "z", 3) | prompts of one length
+attention patterns | cv.attention.attention_patterns(...) | gs.attention_view(t, layer=3) | -
+head detectors | detect_head(model, seq, "induction_head") | gs.head_scores(kind=["previous_token", "duplicate_token", "induction"]) | 2
+other kinds of heads | by hand | gs.head_scores(kind=["self", "first_occurrence", "positional", "entropy", "sink"]) | 2
+patch the stream | patching.get_act_patch_resid_pre | gs.sweep(clean, corrupt, metric, site="resid_pre", progress=False) | 3
+patch sublayers | patching.get_act_patch_attn_out, mlp_out | gs.sweep(clean, corrupt, metric, site="mlp_out", progress=False) | -
+patch heads | get_act_patch_attn_head_out_all_pos | gs.sweep(clean, corrupt, metric, site="z", by=("layer", "head"), progress=False) | -
+patch queries, keys, values | get_act_patch_attn_head_q_all_pos, ... | gs.sweep(clean, corrupt, metric, site="v", by=("layer", "head"), progress=False) | k and v count kv heads
+patch patterns | get_act_patch_attn_head_pattern_all_pos | gs.sweep(clean, corrupt, metric, site="pattern", by=("layer", "head"), progress=False) | -
+ablate | a hook that writes zeros | gs.trace(clean, edits=[gs.ablate("z", layer=3, head=0)]) | value="mean" too
+a hook of one's own | model.run_with_hooks(tokens, fwd_hooks=[...]) | model.run(clean, tap=lambda site, layer, value: None) | may write in place and return nothing
+a hook that stays | model.add_hook(..., is_permanent=True) | model.edited([gs.ablate("z", layer=3, head=0)]) | another model; 4
+path patching | by hand (ARENA) | gs.path_sweep(clean, corrupt, metric, receiver=("q", 3), progress=False) | -
+gradients at all sites | model.add_hook(..., "bwd") | t.grad(metric) | t.grad(metric, "z"): [layer, ...]
+attribution patching | by hand | gs.attribute(clean, corrupt, metric, site="resid_pre") | -
+attention times gradient | cache[name] * grad_cache[name] | gs.attention_attribution(t, metric) | -
+head-to-head attribution | by hand | gs.head_paths(clean, corrupt, metric) | 5
+weights | model.W_Q[3, 0], W_U | model.layer(3).W_Q[0] | model.W_E, model.W_U; 6
+a token's direction | model.tokens_to_residual_directions(" Mary") | model.tokens_to_residual_directions(" Mary") | with the last norm's gain; 6
+circuits in weights | model.OV, FactoredMatrix, all_composition_scores | gs.composition(kind="k") | model.layer(3).ov(0); 7
+copying | ARENA's copy score of name movers | gs.name_copying([pair.clean for pair in family], answers) | gs.head_scores(kind="copying")
+features of a dictionary | sae.encode(cache[name]) | sae.encode(t).top() | -
+splice, ablate, steer with features | sae.decode, hooks | gs.feature_sweep(sae, clean, metric, features=[804, 265], pos=-1) | gs.splice(sae)
+generate | model.generate(clean, top_k=50, temperature=0.8) | gs.generate(clean, top_k=50, temperature=0.8, samples=2, max_new_tokens=4) | 8
+"""
+rows = [line.split(" | ") for line in operations.strip().splitlines()]
+table = [(operation, theirs, ours, type(eval(ours)).__name__, notes) for operation, theirs, ours, notes in rows]
+pd.DataFrame(table, columns=["operation", "theirs", "ours", "gives", "notes"]).set_index("operation")
+
+# %% [markdown]
 # ## Conclude
 #
 # *Claim:* "The sweeps' numbers are those of the loops, to 0.0001." The number that decides:

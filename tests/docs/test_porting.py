@@ -1,4 +1,4 @@
-"""Every line of ours in the porting page's table runs on nano."""
+"""Every line of ours in the porting page's table runs on nano, and the porting notebook has and runs the same lines."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def test_the_table_has_a_line_for_every_operation() -> None:
 @pytest.mark.parametrize("operation", ROWS)
 def test_the_line_runs(operation: str) -> None:
     assert eval(ROWS[operation], dict(names())) is not None
+
+
+def test_the_notebook_has_every_row_of_the_page() -> None:
+    """It runs them itself: tests/test_notebooks.py runs its cells."""
+    source = PAGES.parents[1] / "notebooks" / "source" / "porting_from_transformerlens.py"
+    listed = source.read_text(encoding="utf-8").split('operations = """\n')[1].split('\n"""')[0].splitlines()
+    page = ROW.findall(PAGE.read_text(encoding="utf-8"))
+    assert [line.split(" | ") for line in listed] == [
+        [operation, theirs.replace("`", ""), ours, notes.replace("`", "") or "-"] for operation, theirs, ours, notes in page
+    ]
