@@ -28,6 +28,10 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SOURCES = sorted((NOTEBOOKS / "source").glob("*.py"))
 TARGETS = list(targets(NOTEBOOKS))
 
+# Asks a real model; tests/test_real_notebooks.py runs it where there is one.
+NEEDS_REAL = "7_from_nano_to_a_real_gemma"
+ON_NANO = [source for source in SOURCES if source.stem != NEEDS_REAL]
+
 pytestmark = pytest.mark.nano
 
 
@@ -98,13 +102,28 @@ def test_a_notebook_finds_no_name_and_no_widget_of_the_one_before(kernel: Kernel
     assert count.outputs[0].data["text/plain"] == "(0, 'b')"
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+@pytest.mark.parametrize("source", ON_NANO, ids=lambda s: s.stem)
 def test_a_solution_runs_from_the_first_to_the_last_cell(source: Path, kernel: Kernel, tmp_path: Path) -> None:
     cells = notebook(source, "solution").cells
     assert kernel.run(cells, tmp_path) == {}
     checks = [cell for cell in cells if "check" in cell.metadata.get("tags", [])]
     for cell in checks:
         assert "right, on 3 random inputs" in "".join(output.get("text", "") for output in cell.outputs)
+
+
+@pytest.mark.parametrize("version", ["solution", "exercise"])
+def test_a_notebook_that_needs_a_real_model_says_so_in_one_cell(version: str, kernel: Kernel, tmp_path: Path) -> None:
+    """What runs all cells stops at the first error: up to there, nothing else has failed and no question has been asked."""
+    cells = notebook(NOTEBOOKS / "source" / f"{NEEDS_REAL}.py", version).cells
+    stop = next(i for i, cell in enumerate(cells) if "real_model(MODEL)" in cell.source)
+    errors = kernel.run(cells[: stop + 1], tmp_path)
+    assert list(errors) == [stop]
+    assert errors[stop].startswith(
+        "NoRealModel: this notebook needs a real Gemma, and MODEL names none: get one as said above"
+    )
+    shown = [output for cell in cells[: stop + 1] for output in cell.get("outputs", [])]
+    assert len(shown) == 1
+    assert "Traceback" not in "".join(shown[0].traceback)
 
 
 def test_the_reference_on_heads_runs_on_a_checkpoint_of_another_shape(kernel: Kernel, tmp_path: Path) -> None:
@@ -125,7 +144,7 @@ def test_the_reference_on_heads_runs_on_a_checkpoint_of_another_shape(kernel: Ke
     assert "the window of 600 is longer than 512 positions" in printed
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+@pytest.mark.parametrize("source", ON_NANO, ids=lambda s: s.stem)
 def test_an_exercise_fails_at_its_checks_and_nowhere_else(source: Path, kernel: Kernel, tmp_path: Path) -> None:
     cells = notebook(source, "exercise").cells
     errors = kernel.run(cells, tmp_path)

@@ -1,6 +1,6 @@
 """The notebooks on a real Gemma: the line `MODEL = ...` is changed, all cells run, and what the text quotes is printed.
 
-tests/test_real.py says how to get the model. Notebook 4 takes as long as all others together: it runs where
+tests/test_real.py says how to get the model. Notebooks 4 and 7 take longer than all others together: they run where
 GEMMASCOPE_REAL_NOTEBOOKS is "all".
 """
 
@@ -20,7 +20,7 @@ from test_real import FILE, HOW
 from gemmascope.workshop.building.notebook import notebook
 
 SOURCES = sorted((Path(__file__).parent.parent / "notebooks" / "source").glob("*.py"))
-LONG = ("4_patching_lab",)
+LONG = ("4_patching_lab", "7_from_nano_to_a_real_gemma")
 ALL = os.environ.get("GEMMASCOPE_REAL_NOTEBOOKS") == "all"
 LINE = re.compile(r'^MODEL = "(nano)?"$', re.MULTILINE)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?%?")

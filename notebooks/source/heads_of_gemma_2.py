@@ -7,7 +7,8 @@
 # **Time:** 45 minutes to read and run on nano. There is nothing to fill in: change things and look.
 #
 # It runs on nano, a small trained Gemma 2 inside the package, and unchanged but for the next line on the real 2B:
-# `MODEL = "google/gemma-2-2b"` (its licence must have been accepted on the hub, and 2B in bfloat16 takes some 6 GB).
+# `MODEL = "google/gemma-2-2b"` (its licence must have been accepted on the hub, and 2B in bfloat16 takes some 6 GB), or on a
+# real Gemma 3 of 270M, which notebook 7 says how to get.
 
 # %%
 MODEL = "nano"
