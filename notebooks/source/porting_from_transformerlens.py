@@ -258,14 +258,15 @@ operations = """
 run with a cache | model.run_with_cache(clean) | gs.trace(clean) | no batch axis
 read an activation | cache["pattern", 3] | t["pattern", 3] | TransformerLens' names are read too
 logits, next tokens | model(clean), utils.test_prompt | t.top(5) | soft-capped
-logit difference | logits[:, -1, mary] - logits[:, -1, john] | gs.sweep(clean, corrupt, metric, site="resid_pre", pos=-1, progress=False).clean | -
+logit difference | logits[:, -1, mary] - logits[:, -1, john] | metric(t) | pos= for other positions
+loss of a text | model(clean, return_type="loss") | t.loss() | gs.loss(pos=...) in sweeps
 logit lens | cache.accumulated_resid(apply_ln=True) @ W_U | gs.lens(t, "stream", answer=" Mary") | with the cap
 lens, two prompts | by hand | gs.lens(t, against=corrupt) | difference, KL, tokens raised most
 direct attribution by layer | cache.decompose_resid, logit_attrs | gs.direct_logits(t, " Mary", against=" John") | 1
 direct attribution by head | cache.stack_head_results, logit_attrs | gs.direct_logits(t, " Mary", against=" John", by="head") | 1
 the same over a batch | mean over the batch axis | gs.direct_logits(traces, answers, against, by="head").mean | .stderr, .interval()
 a batch as one array | cache["z", 3] | gs.stack([t, gs.trace(corrupt)], "z", 3) | prompts of one length
-attention patterns | cv.attention.attention_patterns(...) | gs.attention_view(t, layer=3) | -
+attention patterns | cv.attention.attention_patterns(...) | gs.attention_view(t, layer=3) | a list of traces: the mean
 head detectors | detect_head(model, seq, "induction_head") | gs.head_scores(kind=["previous_token", "duplicate_token", "induction"]) | 2
 other kinds of heads | by hand | gs.head_scores(kind=["self", "first_occurrence", "positional", "entropy", "sink"]) | 2
 patch the stream | patching.get_act_patch_resid_pre | gs.sweep(clean, corrupt, metric, site="resid_pre", progress=False) | 3
