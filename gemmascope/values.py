@@ -85,6 +85,18 @@ def moved(value: Tensor, device: torch.device) -> Tensor:
     return value.to(device, non_blocking=device.type == "cuda")
 
 
+def on_host(*values: Tensor) -> list[Tensor]:
+    """Tensors of one device in the CPU's memory. From a GPU they come in one copy, for which the host waits once.
+
+    They travel as float32, which is exact for whole numbers up to 2^24: for token ids.
+    """
+    if values[0].device.type == "cpu":
+        return list(values)
+    together = torch.cat([value.reshape(-1).float() for value in values]).cpu()
+    parts = torch.split(together, [value.numel() for value in values])
+    return [part.view(one.shape).to(one.dtype) for part, one in zip(parts, values, strict=True)]
+
+
 def chunks(n: int, step: int) -> Iterator[slice]:
     """Slices of up to `step` items that cover n items in order."""
     return (slice(start, min(start + step, n)) for start in range(0, n, step))

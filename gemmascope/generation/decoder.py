@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from math import isfinite
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.edits.edit import BoundEdit
+from gemmascope.generation.graphs import StepGraphs, StepResult
 from gemmascope.generation.untapped import UntappedLayer
 from gemmascope.memory.limits import explain_oom
-from gemmascope.model.finite import can_normalize, is_finite, valid_logits
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.kv_cache import KVCache
 from gemmascope.model.layout import Block, Layout, PrefixKV
@@ -53,6 +56,8 @@ class Decoder:
         self._full_layers = {e.address.layer for of_run in edits for e in of_run if e.address.site.name in EDGE_SITES}
         self._caches = [self._empty_cache(layer, n_total) for layer in range(model.n_layers)]
         self._untapped: dict[int, UntappedLayer] = {}
+        self._graphs: StepGraphs | None = None
+        self._n_total = n_total
 
     def prefill(self) -> Tensor:
         """Run the prompts in one pass; returns the soft-capped logits after each, [run, vocab]."""
@@ -68,6 +73,8 @@ class Decoder:
         rows = index_tensor(np.array([last_row[run] for run in first]), self.model.device)
         logits = self._logits(x[rows], first)
         self._untapped = self._untapped_layers()
+        if self.model.device.type == "cuda" and len(self._untapped) == self.model.n_layers and not any(self.edits):
+            self._graphs = StepGraphs(self.model.network, self._untapped, self._caches, self._n_total)
         return logits if self.samples == 1 else self._shared(logits, first)
 
     def _shared(self, logits: Tensor, first: Sequence[int]) -> Tensor:
@@ -81,6 +88,11 @@ class Decoder:
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Add one position to every active run; returns the soft-capped logits after it, [run, vocab]."""
+        if self._graphs:
+            with explain_oom(self.model):
+                found = self._graphs.step(tokens, [self.lengths[run] for run in self.active])
+            if found is not None:
+                return self._of_graph(found)
         layout = self._next_rows(self.active)
         layouts = [
             layout if layer in self._untapped else self._with_cache(layout, layer) for layer in range(self.model.n_layers)
@@ -91,13 +103,25 @@ class Decoder:
             self.lengths[run] += 1
         return self._logits(x, self.active)
 
+    def _of_graph(self, found: StepResult) -> Tensor:
+        """Record what a graph computed, as a pass is recorded."""
+        rows = {run: slice(at, at + 1) for at, run in enumerate(self.active)}
+        self._passes.append((rows, list(found.stream)))
+        self._sums = list(found.sums)
+        self._newest = _Newest(found.stream[-1], found.logits, tuple(self.active))
+        for run in self.active:
+            self.lengths[run] += 1
+        return found.logits
+
     def keep_runs(self, places: Sequence[int]) -> None:
         """Keep only some of the active runs, by their places among them."""
         if len(places) < len(self.active):
             self.active = [self.active[place] for place in places]
-            chosen = torch.tensor(places, dtype=torch.long, device=self.model.device)
+            chosen = index_tensor(np.array(places), self.model.device)
             for cache in self._caches:
                 cache.keep_runs(chosen)
+            if self._graphs:
+                self._graphs.forget()
 
     def stream(self, run: int) -> list[Tensor]:
         """The stream of a run's positions that passed through the layers: n_layers + 1 tensors [pos, d_model]."""
@@ -118,10 +142,9 @@ class Decoder:
                 else:
                     stream.append(layer(stream[-1], layout, tap.at(layer.index, layout)))
             self._passes.append((dict(zip(runs, layouts[0].spans, strict=True)), stream))
-            if not is_finite(stream[-1]) or (editing and not can_normalize(stream[-1])):
-                for run in runs:
-                    require_finite(self.model, self.prompts[run], self.stream(run), self.edits[run])
-        return moved(stream[-1], self.model.device)
+            last = moved(stream[-1], self.model.device)
+            self._sums = [last.sum().float(), *([last.float().square().sum()] if editing else [])]
+        return last
 
     def _untapped_layers(self) -> dict[int, UntappedLayer]:
         """The layers whose steps no edit reads or changes, where all are in the memory of one device."""
@@ -158,12 +181,31 @@ class Decoder:
         tap = EditTap([[e for e in self.edits[run] if e.address.layer is None] for run in runs])
         with torch.no_grad():
             logits = self.model.network.unembed(rows, tap.at(None, layout))
-            if not valid_logits(logits):
-                for at, run in enumerate(runs):
-                    require_logits(
-                        self.model, self.prompts[run], logits[at], rows[at], self.lengths[run] - 1, self.edits[run]
-                    )
-            return logits
+            self._sums.append(logits.amax(-1).sum())
+        self._newest = _Newest(rows, logits, tuple(runs))
+        return logits
+
+    def sums(self) -> Float[Tensor, " sum"]:
+        """Sums over the newest pass, finite only if its numbers are. They stay on the device until the caller reads them."""
+        return torch.stack(self._sums)
+
+    def require_valid(self, sums: Float[Tensor, " sum"]) -> None:
+        """EditError or CheckpointError for a newest pass that holds NaN or infinity. sums: those of sums(), on the host."""
+        if all(map(isfinite, sums.tolist())):
+            return
+        newest = self._newest
+        for run in newest.runs:
+            require_finite(self.model, self.prompts[run], self.stream(run), self.edits[run])
+        for run, logits, row in zip(newest.runs, newest.logits, newest.rows, strict=True):
+            require_logits(self.model, self.prompts[run], logits, row, self.lengths[run] - 1, self.edits[run])
+
+
+class _Newest(NamedTuple):
+    """The rows of the stream that the newest logits were read from, those, and their runs."""
+
+    rows: Tensor
+    logits: Tensor
+    runs: tuple[int, ...]
 
 
 class _PrefillTap(Tap):

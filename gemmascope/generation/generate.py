@@ -24,6 +24,7 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
+from gemmascope.values import on_host
 
 Show = bool | Callable[[str], object]
 
@@ -234,11 +235,22 @@ class _Loop:
     def _draw(self, logits: Tensor) -> list[int]:
         """Draw a token for every active run; returns the places, among these, of those that have not stopped."""
         runs = [self.runs[number] for number in self.decoder.active]
-        tokens = self.sampling.draw(logits, [run.generator for run in runs], [run.text_ids for run in runs])
-        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(tokens, device=logits.device)[:, None])
-        for run, token, logprob in zip(runs, tokens, logprobs[:, 0].tolist(), strict=True):
+        for run, token, logprob in zip(runs, *self._choose(logits, runs), strict=True):
             self.show(run.add(token, logprob, self.n_new))
         return [place for place, run in enumerate(runs) if run.stopped is None]
+
+    def _choose(self, logits: Tensor, runs: Sequence[_Run]) -> tuple[list[int], list[float]]:
+        """The next token of each run and its log probability. The host waits for the device once."""
+        sums = self.decoder.sums()
+        if self.sampling.takes_the_likeliest:
+            tokens = logits.argmax(-1)
+            chosen, logprobs, sums = on_host(tokens, _logprobs(logits, tokens), sums)
+            self.decoder.require_valid(sums)
+            return chosen.tolist(), logprobs.tolist()
+        logits, sums = on_host(logits, sums)
+        self.decoder.require_valid(sums)
+        drawn = self.sampling.draw(logits, [run.generator for run in runs], [run.text_ids for run in runs])
+        return drawn, _logprobs(logits, torch.tensor(drawn)).tolist()
 
     def _generation(self, number: int) -> Generation:
         run = self.runs[number]
@@ -255,6 +267,11 @@ class _Loop:
             self.model, ids, len(run.prompt), run.detokenizer.text, tuple(logprob for _, logprob in run.new),
             run.stopped or "interrupted", edits, stream,
         )  # fmt: skip
+
+
+def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log probability of a token for each run."""
+    return logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 def _show_function(show: object, model: Model, n_prompts: str | None) -> Callable[[str], object]:

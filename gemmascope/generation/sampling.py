@@ -61,6 +61,11 @@ class Sampling:
         for name, number in numbers.items():
             object.__setattr__(self, name, number)
 
+    @property
+    def takes_the_likeliest(self) -> bool:
+        """Whether the next token is the largest logit's, as it is."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
     def penalised(self, logits: Float[Tensor, " vocab"], seen: Sequence[int]) -> Float[Tensor, " vocab"]:
         """Logits with the repetition penalty. seen: the ids of the text so far, the prompt's among them.
 

@@ -130,11 +130,25 @@ class KVCache:
             at = np.array(positions)
             first = np.arange(n_runs * n_kv).reshape(n_runs, n_kv) * n_slots
             rows = index_tensor((first + (at % n_slots)[:, None]).reshape(-1), self.k.device)
-            n_used = min(n_slots, -(-(int(at.max()) + 1) // STEP) * STEP)
+            n_used = _n_used(int(at.max()) + 1, n_slots)
             empty = np.arange(n_used) > at[:, None]
             return _Slots(rows, n_used, index_tensor(empty[:, None, None], self.k.device) if empty.any() else None)
 
         return once(pass_cache, ("slots", self.n_slots), compute)
+
+    def slots_on_device(self, positions: Int[Tensor, " run"], stop: int) -> _Slots:
+        """The slots of a step whose positions, all before stop, are known on the device alone."""
+        n_runs, n_kv, n_slots, _ = self.k.shape
+        device = positions.device
+        first = torch.arange(n_runs * n_kv, device=device).view(n_runs, n_kv) * n_slots
+        rows = (first + (positions % n_slots)[:, None]).reshape(-1)
+        n_used = _n_used(stop, n_slots)
+        return _Slots(rows, n_used, (torch.arange(n_used, device=device) > positions[:, None])[:, None, None])
+
+
+def _n_used(stop: int, n_slots: int) -> int:
+    """How many slots a product reads when all positions are before stop."""
+    return min(n_slots, -(-stop // STEP) * STEP)
 
 
 def once(pass_cache: PassCache, key: object, compute: Callable[[], T]) -> T:

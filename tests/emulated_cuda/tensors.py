@@ -331,6 +331,8 @@ def _copied(into: Tensor, source: Tensor, non_blocking: bool) -> None:
     if isinstance(into, CudaTensor) and isinstance(source, CudaTensor):
         _copied_on_devices(into, source)
         return
+    if emulated().capturing is not None:
+        raise RuntimeError("operation not permitted when stream is capturing: a copy from or to the host")
     device = into.device if isinstance(into, CudaTensor) else source.device
     stream = current_stream(device)
     stream.launch()

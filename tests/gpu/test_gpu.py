@@ -11,6 +11,7 @@ from checkpoints import checkpoint, prompt
 from reference import error
 
 import gemmascope as gs
+from gemmascope.generation.graphs import StepGraphs
 from gemmascope.kernels import switch
 from gemmascope.model.model import Model
 from gemmascope.streaming.layer_stream import LayerStream
@@ -84,3 +85,25 @@ def test_page_locked_memory_is_of_the_exact_size() -> None:
     assert buffer.locked
     assert len(buffer.data) == 3 * 2**20 + 17
     assert buffer.data.is_pinned()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("triton", [True, False])
+def test_replayed_steps_give_what_eager_ones_give(
+    folder: Path, dtype: str, triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over unlike lengths, past the window, with a run that stops early."""
+    if not triton:
+        monkeypatch.setattr(switch, "triton_refusal", lambda _: "not now")
+    model = gs.load(folder / "source", device="cuda", dtype=dtype)
+    ids, replays = [prompt(5), prompt(5, seed=1), prompt(21, seed=2)], []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(1) or replay(graph))
+    stop = int(gs.generate(ids[0], model=model, max_new_tokens=6).ids[-1])
+    replays.clear()
+    found = gs.generate(ids, model=model, max_new_tokens=40, stop=stop)
+    assert replays
+    monkeypatch.setattr(StepGraphs, "step", lambda *_: None)
+    for one, other in zip(found, gs.generate(ids, model=model, max_new_tokens=40, stop=stop), strict=True):
+        assert torch.equal(one.ids, other.ids)
+        assert error(torch.tensor(one.logprobs), torch.tensor(other.logprobs)) <= (1e-4 if dtype == "float32" else 0.1)
