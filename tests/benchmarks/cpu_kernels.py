@@ -1,8 +1,11 @@
 """The C++ kernels of the CPU beside plain torch, in CPU seconds: the same model loaded with them and without, in turn.
 
+It needs GEMMASCOPE_CPU_KERNELS=1, and takes a minute or two.
+
 A token's time is that of a whole call less a call for one token, by the tokens between.
 
-Run: OMP_NUM_THREADS=1 python tests/benchmarks/cpu_kernels.py [--lengths 16] [--rounds 3] [--small] [--json FILE]
+Run: GEMMASCOPE_CPU_KERNELS=1 OMP_NUM_THREADS=1 python tests/benchmarks/cpu_kernels.py
+     [--lengths 16] [--rounds 2] [--small] [--json FILE]
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ import gemmascope as gs
 from gemmascope.kernels import switch
 
 COLUMNS = ("work", "weights", "positions", "plain_ms", "kernels_ms", "kernels/plain")
-N_NEW = 16
+N_NEW = 8
+# Of a sweep, so many layers: all take minutes for each kind of weights.
+SWEPT = [1, 8]
 
 
 def without_kernels(call: Callable[[], Any]) -> Any:
@@ -61,8 +66,8 @@ def works(vocab_size: int, length: int) -> dict[str, Callable[[Any], float]]:
         return call
 
     return {
-        "sweep of resid_pre": lambda model: processor_ms(
-            lambda: gs.sweep(*pair, METRIC, site="resid_pre", model=model, progress=False)
+        "sweep of 2 layers": lambda model: processor_ms(
+            lambda: gs.sweep(*pair, METRIC, site="resid_pre", layer=_swept(model), model=model, progress=False)
         ),
         "trace with logits": lambda model: processor_ms(lambda: gs.trace(pair[0], model=model).logits),
         "a token, 1 prompt": tokens(1),
@@ -70,12 +75,16 @@ def works(vocab_size: int, length: int) -> dict[str, Callable[[Any], float]]:
     }
 
 
+def _swept(model: Any) -> list[int]:
+    return [layer for layer in SWEPT if layer < model.n_layers] or [0]
+
+
 def _turn(call: Callable[[Any], float], eager: Any, fused: Any) -> tuple[float, float]:
     return without_kernels(lambda: call(eager)), call(fused)
 
 
 def main() -> None:
-    given = parser(__doc__, lengths=(16,), rounds=3).parse_args()
+    given = parser(__doc__, lengths=(16,), rounds=2).parse_args()
     shape = SMALL if given.small else SHAPE
     if (refusal := switch.cpu_refusal()) is not None:
         sys.exit(f"there are no C++ kernels here: {refusal}")
