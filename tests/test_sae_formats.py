@@ -19,6 +19,7 @@ import pytest
 import torch
 from checkpoints import model, prompt
 from random_dictionaries import arrays, write
+from reference import error
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -549,6 +550,21 @@ def test_a_cross_layer_transcoder_writes_to_its_layer_and_all_later_ones(thresho
     require_message(lambda: gs.splice(d), "cannot be spliced", "gs.add")  # type: ignore[arg-type]
     require_message(lambda: d.encode(x).error, "encode a trace instead")
     require_message(lambda: d.encode(x[:2]), "given shape (2, 9, 32)")
+
+
+def test_a_cross_layer_transcoder_is_spliced_by_a_trace_for_each_layer(tmp_path: Path) -> None:
+    """As the guide says: in the last run every layer holds what the features of that very run reconstruct."""
+    cross_layer(tmp_path)
+    d, edits = gs.load_cross_layer(tmp_path, model=model()), []
+    for layer in range(3):
+        written = d.encode(gs.trace(IDS, model=model(), edits=edits)).reconstruction[layer]
+        edits.append(gs.patch(d.output_site, written, layer=layer))
+    spliced, plain = gs.trace(IDS, model=model(), edits=edits), gs.trace(IDS, model=model())
+    reconstruction = d.encode(spliced).reconstruction
+    for layer in range(3):
+        assert error(spliced["mlp_out", layer], reconstruction[layer]) <= CLOSE
+    frozen = d.encode(plain).reconstruction[2]
+    assert error(frozen, reconstruction[2]) > 1e-3, "features of the plain run are others"
 
 
 def test_cross_layer_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
