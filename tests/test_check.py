@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
-from checkpoints import checkpoint, checkpoint_3
-from gguf_files import write_gguf
+from checkpoints import checkpoint
 
 import gemmascope as gs
 from gemmascope.__main__ import main
@@ -23,7 +22,6 @@ from gemmascope.checking.result import CheckResult
 from gemmascope.checking.step import Figure, StepResult
 from gemmascope.checking.steps import dictionaries as dictionaries_module
 from gemmascope.checking.steps import int8_effect as int8_module
-from gemmascope.checking.steps import memory_use as memory_module
 from gemmascope.checking.steps.dictionaries import AtHand
 from gemmascope.checking.steps.published_heads import PUBLISHED, figures_of
 from gemmascope.checking.subject import Outcome, Subject
@@ -81,23 +79,6 @@ def test_a_right_model_passes_every_step_beside_transformers(folder: Path) -> No
         assert any(figure.limit is not None for figure in result[name].figures) or name == "generation"
     assert result["logits"].figures[0].limit == 1e-5
     assert "beyond the window of 4" in result["long prompt"].text
-
-
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"weights": "int8"}, {"memory": "8MB"}])
-def test_other_formats_pass_as_well(options: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("GEMMASCOPE_CACHE", str(tmp_path))
-    result = check(str(folder), BESIDE if "dtype" in options else ["logits", "patterns"], **options)
-    assert {step.verdict for step in result.steps} == {"pass"}, result
-    if "dtype" in options:
-        assert result["logits"].figures[0].limit == 2.0
-        assert "transformers' on cpu" in result["transformers"].text
-
-
-def test_gemma_3_and_gguf_files_pass(tmp_path: Path) -> None:
-    checkpoint_3("lg", **SHAPE).save_pretrained(tmp_path / "three")
-    assert check(str(tmp_path / "three"), ["logits", "patterns", "sweep"]).passed
-    path = write_gguf(tmp_path / "two.gguf", checkpoint("lg", **SHAPE))
-    assert check(str(path), ["logits", "patterns"]).passed
 
 
 @pytest.mark.parametrize(
@@ -202,22 +183,6 @@ def test_published_heads_must_be_among_the_strongest() -> None:
     tested = [figure for figure in figures_of(scores(True)) if figure.limit is not None]
     assert [figure.value for figure in tested] == [1.0, 1.0, 1.0]
     assert not any(figure.is_within for figure in figures_of(scores(False)) if figure.limit is not None)
-
-
-def test_memory_is_measured_beside_the_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = check(str(folder), ["memory"])["memory"]
-    assert step.verdict == "pass"
-    assert step.figures[1].value == pytest.approx(gs.plan(folder, context=128).peaks["trace"] / 1e9)
-    monkeypatch.setattr(memory_module, "_measure", lambda _: (10**10, 10**10, "a made-up counter"))
-    assert check(str(folder), ["memory"])["memory"].verdict == "differs"
-
-
-def test_a_process_that_fails_to_measure_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_module, "_SCRIPT", "raise SystemExit('no room at all')")
-    step = check(str(folder), ["memory"])["memory"]
-    assert step.verdict == "failed"
-    assert "out of memory" in step.text
-    assert "no room at all" in step.text
 
 
 @pytest.mark.parametrize(
