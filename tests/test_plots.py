@@ -230,3 +230,5 @@ def test_a_set_without_a_picture_says_so() -> None:
         asked(["z", "q"], by=("layer", "pos", "head"), layer=0).plot()
     with pytest.raises(SweepError, match="normalized is True or False"):
         asked(["z", "q"], by="layer").plot(normalized="yes")
+    with pytest.raises(SweepError, match=r"shows one grid, and this sweep has 2: gs.sweep_view\(result\['z'\]\)"):
+        gs.sweep_view(asked(["z", "q"], by="layer"))

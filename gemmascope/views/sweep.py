@@ -10,6 +10,7 @@ from gemmascope.arguments import short_repr
 from gemmascope.errors import SweepError
 from gemmascope.sweeps.metadata import SweepMetadata, picture_title
 from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.sets.result import SweepSet
 from gemmascope.views.labels import AXIS_TITLES, Label, sweep_labels
 from gemmascope.views.packing import pack
 from gemmascope.views.page import View
@@ -42,6 +43,13 @@ def sweep_view(result: SweepResult) -> View:
         'resid_pre patched into the corrupt run, nano'
         >>> view.save("sweep.html")
     """
+    given: object = result
+    if isinstance(given, SweepSet):
+        key = next(iter(given))
+        raise SweepError(
+            f"sweep_view shows one grid, and this sweep has {len(given)}: gs.sweep_view(result[{key!r}]), or result.plot() "
+            "for all of them as one figure"
+        )
     if not isinstance(result, SweepResult):
         raise SweepError(f"sweep_view takes what gs.sweep or gs.attribute returns; given {short_repr(result)}")
     axes = list(result.question.axes)
