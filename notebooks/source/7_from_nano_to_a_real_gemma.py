@@ -493,14 +493,17 @@ for layer, head in found.cell.values[(-found.values).argsort()[:4]]:
 # %% [markdown]
 # <details><summary>On a real Gemma</summary>
 #
-# Beyond the window the local induction head is gone, and only heads of global layers are left. Handing on is possible, and is
-# not what the model does.
+# Beyond the window the local induction head is gone, and only heads of global layers are left. Handing on would be possible,
+# and carries little: with short-sighted global layers the answer is lost. One head of a global layer, 11.2, reads what was told.
 #
 # ```text
 # 24 tokens apart: 5.1 global (0.83), 11.2 global (0.57), 5.2 global (0.55), 5.3 global (0.42), 13.3 local (0.41)
 # 550 tokens apart: 5.1 global (0.70), 5.2 global (0.30), 17.2 global (0.30), 11.2 global (0.29)
 # 560 tokens; told 553 positions before the end, and the window is 512
 # [(' red', 0.87)
+# short-sighted: none   ' red' less ' green' +4.27   likeliest ' red' 0.87
+# short-sighted:  all   ' red' less ' green' +1.30   likeliest ' a' 0.09
+# head 11.2 (global) restores 108%; 32% of its attention is on ' red'
 # ```
 #
 # </details>
@@ -533,3 +536,18 @@ print(
     "the name" if at["answer"] > at["other"] else "the other name, not at the one it writes for",
 )
 print(f"beyond the window: {left['none']:+.2f} with global layers as they are, {left['all']:+.2f} with short-sighted ones")
+
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# A fact and what lies beyond the window: borne out. The name: in part, for the head that writes most for it reads the other one.
+# In int8 all of this is the same: the ten strongest heads are the same ten.
+#
+# ```text
+#   heads       10 of the 10 strongest shared
+# a fact: layer 12 carries 87% to the last position; a name: heads of layer 11 write most for it
+# the head that writes most for the name looks at the other name, not at the one it writes for
+# beyond the window: +4.27 with global layers as they are, +1.30 with short-sighted ones
+# ```
+#
+# </details>
