@@ -100,7 +100,7 @@ def test_a_long_prompt_keeps_patterns_and_the_bits_of_the_run() -> None:
     [
         ("z", {("z", 0), ("z", 1), ("z", 2)}), (("z", -1), {("z", 2)}), (["layers.1.z", ("q", 0)], {("z", 1), ("q", 0)}),
         (["attn.hook_pattern"], {("pattern", n) for n in range(3)}), (["blocks.1.mlp.out.hook_in"], {("mlp_act", 1)}),
-        ([("post", 1), ("k", 0, "attn"), "z", ("z", 1)], {("mlp_act", 1), ("k", 0), *(("z", n) for n in range(3))}),
+        ([("post", 1), ("k", 0, "attn"), "z", ("z", 1)], {("mlp_act", 1), ("k_raw", 0), *(("z", n) for n in range(3))}),
         (["logits", "final"], {("logits", None), ("final", None)}), (["embed", "resid_post"], set()), ([], set()),
     ],
 )  # fmt: skip
