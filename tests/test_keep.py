@@ -19,9 +19,9 @@ from gemmascope.errors import BudgetError, SiteError, TraceError
 from gemmascope.memory import placement
 from gemmascope.model.maths import visible
 from gemmascope.run import save
-from gemmascope.run.reading import layer_cache
+from gemmascope.run.reading import keep, layer_cache
 from gemmascope.run.reading.layer_cache import LayerCache
-from gemmascope.sites import LAYER_SITES, SITES
+from gemmascope.sites import EDGE_SITES, LAYER_SITES, SCALE_SITES, SITES
 
 EDITS = [
     gs.ablate("z", layer=0, head=1),
@@ -38,6 +38,14 @@ NINE = ["resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_act", "mlp_
 
 def traced(ids: Any, **arguments: Any) -> Any:
     return gs.trace(ids, model=model("lgl"), **arguments)
+
+
+def bare(ids: Any, **arguments: Any) -> Any:
+    """A trace of which nothing is cached."""
+    t = traced(ids, **arguments)
+    for layer in range(t.model.n_layers):
+        t.layer_cache.drop(layer)
+    return t
 
 
 def streamed(folder: Path) -> Any:
@@ -75,9 +83,9 @@ def test_each_of_several_prompts_keeps_its_own() -> None:
         for site in NINE:
             for layer in range(3):
                 assert torch.equal(t[site, layer], alone[site, layer]), (site, layer)
-        bare = copy.copy(t)
-        bare.kept_values = {}
-        assert all(torch.equal(bare[key], t[key]) for key in t.kept)
+        without = copy.copy(t)
+        without.kept_values = {}
+        assert all(torch.equal(without[key], t[key]) for key in t.kept)
 
 
 def test_a_long_prompt_keeps_patterns_and_the_bits_of_the_run() -> None:
@@ -241,7 +249,7 @@ def test_all_layers_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_layer_runs_once_for_all_sites_in_either_order(runs: list[int]) -> None:
-    by_site, by_layer = traced(prompt(9)), traced(prompt(9))
+    by_site, by_layer = bare(prompt(9)), bare(prompt(9))
     runs.clear()
     first = {(site, layer): by_site[site, layer] for site in NINE for layer in range(3)}
     assert sorted(runs) == [0, 1, 2]
@@ -251,9 +259,49 @@ def test_a_layer_runs_once_for_all_sites_in_either_order(runs: list[int]) -> Non
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("edits", [(), EDITS], ids=["plain", "edited"])
+def test_what_a_run_made_anyway_is_read_without_running_a_layer_again(edits: Any, runs: list[int]) -> None:
+    t, again = traced(prompt(9), edits=edits), bare(prompt(9), edits=edits)
+    made = [(site.name, layer) for site in layer_cache.MADE_ANYWAY for layer in range(3)]
+    runs.clear()
+    values = {key: t[key] for key in made}
+    assert runs == []
+    assert all(torch.equal(value, again[key]) for key, value in values.items())
+
+
+def test_scales_and_edges_are_computed_from_what_is_cached_and_take_no_bytes(runs: list[int]) -> None:
+    t, again = traced(prompt(9)), bare(prompt(9))
+    sizes = t.layer_cache.sizes()
+    runs.clear()
+    for site in (*EDGE_SITES, *SCALE_SITES[:4]):
+        for layer in range(3):
+            value = t[site, layer]
+            assert runs == []
+            assert torch.equal(value, gs.trace(prompt(9), model=t.model, keep=[(site, layer)])[site, layer])
+            assert torch.equal(value, again[site, layer])
+            runs.clear()
+    assert t.layer_cache.sizes() == sizes
+
+
+@pytest.mark.parametrize("why", ["too many bytes of a layer", "too many bytes of a run", "little is free", "streamed"])
+def test_a_run_caches_nothing_that_would_not_fit(why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert traced(prompt(9)).layer_cache.sizes()
+    if why == "streamed":
+        assert gs.trace(prompt(9), model=streamed(tmp_path)).layer_cache.sizes() == []
+        return
+    if why == "little is free":
+        monkeypatch.setattr(keep, "UNCHECKED_BYTES", 1000)
+        monkeypatch.setattr(keep, "free_bytes", lambda device: 1000)
+    else:
+        monkeypatch.setattr(keep, "MAX_CACHED_LAYER_BYTES" if why.endswith("layer") else "MAX_CACHED_BYTES", 1000)
+    t = traced(prompt(9))
+    assert t.layer_cache.sizes() == []
+    assert torch.equal(t["z", 1], traced(prompt(9), keep=["z"])["z", 1])
+
+
 def test_traces_share_a_limit_and_the_layer_read_longest_ago_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
-    a, b = traced(prompt(9)), traced(prompt(9, seed=1))
+    a, b = bare(prompt(9)), bare(prompt(9, seed=1))
     a["z", 0]
     size = sum(a.layer_cache.sizes())
     others = sum(sum(cache.sizes()) for cache in list(layer_cache._caches)) - size

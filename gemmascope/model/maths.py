@@ -36,6 +36,11 @@ def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*
     return torch.add(torch.rsqrt(mean), mean, alpha=0)
 
 
+def root_mean_square(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, " *rows"]:
+    """What an RMS norm divides each row of x by. Float32."""
+    return rms_scale(x, eps).squeeze(-1).reciprocal()
+
+
 @one_kernel
 def gelu_gate(gate: Float[Tensor, "row d_mlp"], up: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:
     """gelu(gate) x up, with GELU's tanh form."""

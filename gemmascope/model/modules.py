@@ -17,7 +17,7 @@ from gemmascope.config import GemmaConfig
 from gemmascope.model.attention import attend_of
 from gemmascope.model.digests import tensor_digest
 from gemmascope.model.layout import Layout
-from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, rotate
+from gemmascope.model.maths import gelu_gate, rms_norm, rms_scale, root_mean_square, rotate
 from gemmascope.model.tap import BoundTap
 from gemmascope.values import chunks
 
@@ -69,7 +69,7 @@ class RMSNorm(nn.Module):
         """
         if not tap.wants(site):
             return self(x), None
-        own = rms_scale(x, self.eps).squeeze(-1).reciprocal()
+        own = root_mean_square(x, self.eps)
         scale = tap(site, own)
         if scale is own:
             return self(x), None

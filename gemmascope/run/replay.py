@@ -15,12 +15,12 @@ from gemmascope.errors import SiteError, TraceError
 from gemmascope.memory.limits import explain_oom, require_free_memory
 from gemmascope.model.attention import attend_of
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.maths import soft_cap
+from gemmascope.model.maths import root_mean_square, soft_cap
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Tap
 from gemmascope.model.weight_digests import UNVERIFIED
 from gemmascope.run.finite import require_logits
-from gemmascope.run.reading.layer_cache import bytes_of_site, n_bytes_of
+from gemmascope.run.reading.layer_cache import MADE_ANYWAY, bytes_of_site, n_bytes_of
 from gemmascope.run.recorded import RecordedRun
 from gemmascope.run.taps import LayerRecorder, Recorder
 from gemmascope.sites import EDGE_SITES, LAYER_SITES, SITES, Address, Site, SiteKey, find, find_site
@@ -28,6 +28,11 @@ from gemmascope.values import moved
 
 # How far a layer that runs again may differ from the run, in units of the dtype's precision and of the largest value.
 ROUNDING = 16
+
+# What each norm of a layer divides, by the site of its scale.
+NORMED_SITE = {
+    "attn_in_scale": "resid_pre", "attn_out_scale": "attn_raw", "mlp_in_scale": "resid_mid", "mlp_out_scale": "mlp_raw",
+}  # fmt: skip
 
 
 def replay(trace: RecordedRun, sites: Collection[str | tuple[str, int]]) -> Iterator[tuple[Layer, dict[str, Tensor]]]:
@@ -82,51 +87,50 @@ def _in_layers(site: str) -> str:
 
 
 def read_site(trace: RecordedRun, site: Site, layer: int | None) -> Tensor:
-    """A copy of the value of a site: a stored entry of the stream, or computed by running the layer again."""
-    found = known(trace, site.name, layer)
-    if found is not None:
+    """A copy of the value of a site: one that the trace has, or computed by running the layer again."""
+    if (found := known(trace, site.name, layer)) is not None:
         return found.to(trace.model.device, copy=True)
-    if site.is_edges and layer is not None and not trace.edits_at(layer, EDGE_SITES):
-        return _read_edges_of_layer(trace, site, layer)
-    values, is_cached = _read_by_rerun(trace, [site], layer)
-    if is_cached:
+    if site.is_edges:
+        _require_memory(trace, [site.name])
+    if (found := value_of_known(trace, site, layer)) is not None:
+        return moved(found, trace.model.device)
+    values = rerun_layer(trace, layer, sites_to_record(trace, site, layer))
+    to_cache = without_computable(trace, site, layer, values)
+    is_small = trace.layer_cache.fits(n_bytes_of({**trace.layer_cache.get(layer), **to_cache}.values()))
+    if is_small and site.name in trace.layer_cache.add(layer, to_cache):
         return values[site.name].to(trace.model.device, copy=True)
     return moved(values[site.name], trace.model.device)  # not cached, so the caller owns it: no copy
 
 
-def _read_by_rerun(trace: RecordedRun, sites: Sequence[Site], layer: int | None) -> tuple[dict[str, Tensor], bool]:
-    """Sites that are in the cache, or are computed with their neighbours; and whether they are the cache's own now."""
-    cached = trace.layer_cache.get(layer)
-    if all(site.name in cached for site in sites):
-        return cached, True
-    computed = rerun_layer(trace, layer, sites_to_record(trace, sites, layer))
-    if not trace.layer_cache.fits(n_bytes_of({**cached, **computed}.values())):
-        return computed, False
-    return trace.layer_cache.add(layer, computed), True
+def inputs_of(trace: RecordedRun, site: Site, layer: int | None) -> tuple[str, ...]:
+    """The sites from which a site is computed without weights: an edge site, or the scale of a norm. Empty for others, and
+    where an edit writes to it.
+
+    Such a site is cheap, and not cached: edge sites have many bytes.
+    """
+    if layer is None:
+        return ()
+    if site.is_edges:
+        return () if trace.edits_at(layer, EDGE_SITES) else ("q_rot", "k_rot")
+    return (NORMED_SITE[site.name],) if site.is_scale and not trace.edits_at(layer, (site.name,)) else ()
 
 
-def _read_edges_of_layer(trace: RecordedRun, site: Site, layer: int) -> Tensor:
-    """An edge site without edits, from the layer's rotated queries and keys: these are cached far more cheaply."""
-    _require_memory(trace, [site.name])
-    value = edges_of_known(trace, site, layer)
-    if value is None:
-        values, _ = _read_by_rerun(trace, [SITES["q_rot"], SITES["k_rot"]], layer)
-        value = _edges(trace, site, layer, values["q_rot"], values["k_rot"])
-    cached = trace.layer_cache.get(layer)
-    if not trace.layer_cache.fits(n_bytes_of([*cached.values(), value])):
-        return moved(value, trace.model.device)
-    return trace.layer_cache.add(layer, {site.name: value})[site.name].to(trace.model.device, copy=True)
-
-
-def edges_of_known(trace: RecordedRun, site: Site, layer: int) -> Tensor | None:
-    """An edge site without edits, if the layer's rotated queries and keys are known; else None."""
-    q, k = (known(trace, name, layer) for name in ("q_rot", "k_rot"))
-    return None if q is None or k is None else _edges(trace, site, layer, q, k)
-
-
-def _edges(trace: RecordedRun, site: Site, layer: int, q: Tensor, k: Tensor) -> Tensor:
+def value_of_known(trace: RecordedRun, site: Site, layer: int | None) -> Tensor | None:
+    """A site that is computed without weights, if what it is computed from is known; else None."""
+    inputs = [known(trace, name, layer) for name in inputs_of(trace, site, layer)]
+    found = [value for value in inputs if value is not None]
+    if layer is None or not found or len(found) < len(inputs):
+        return None
     with torch.no_grad(), explain_oom(trace.model):
-        return attend_of(trace.model.config, layer).edges(site.name, q, k)
+        if site.is_scale:
+            return root_mean_square(found[0], trace.model.config.norm_eps)
+        return attend_of(trace.model.config, layer).edges(site.name, *found)
+
+
+def without_computable(trace: RecordedRun, site: Site, layer: int | None, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values of a layer that ran again for a site, without that site if it is computed from the others."""
+    computable = bool(inputs_of(trace, site, layer))
+    return {name: value for name, value in values.items() if name != site.name or not computable}
 
 
 def known(trace: RecordedRun, site: str, layer: int | None) -> Tensor | None:
@@ -134,8 +138,13 @@ def known(trace: RecordedRun, site: str, layer: int | None) -> Tensor | None:
     kept = trace.kept_values.get((site, layer))
     if kept is not None:
         return kept
-    stored = _stored(trace, site, layer)
-    return trace.layer_cache.get(layer).get(site) if stored is None else stored
+    if (stored := _stored(trace, site, layer)) is not None:
+        return stored
+    found = trace.layer_cache.get(layer).get(site)
+    if found is not None and trace.layer_cache.needs_check(layer):
+        trace.require_weights(layer)  # once, as before a layer runs again, so that a change is noticed either way
+        trace.layer_cache.checked(layer)
+    return found
 
 
 def _stored(trace: RecordedRun, site: str, layer: int | None) -> Tensor | None:
@@ -149,15 +158,11 @@ def _stored(trace: RecordedRun, site: str, layer: int | None) -> Tensor | None:
     return None if trace.edits_at(layer, ("resid_pre",)) else trace.residuals[layer]
 
 
-def sites_to_record(trace: RecordedRun, requested: Sequence[Site], layer: int | None) -> list[str]:
-    """The sites to record when a layer runs again for some: if they are small, those that it makes anyway too."""
-    neighbours = [
-        s
-        for s in SITES.values()
-        if s.in_layer == (layer is not None) and not s.is_edges and s.name not in ("embed", "head_out")
-    ]
+def sites_to_record(trace: RecordedRun, site: Site, layer: int | None) -> list[str]:
+    """The sites to record when a layer runs again for one: if they are small, those that it makes anyway too."""
+    neighbours = MADE_ANYWAY if layer is not None else [s for s in SITES.values() if not s.in_layer and s.name != "embed"]
     n_bytes = sum(bytes_of_site(trace.model, s, len(trace)) for s in neighbours)
-    wanted = [s.name for s in requested]
+    wanted = [site.name, *inputs_of(trace, site, layer)]
     return list(dict.fromkeys([*wanted, *(s.name for s in neighbours if trace.layer_cache.fits(2 * n_bytes))]))
 
 
@@ -241,28 +246,31 @@ def read_edges(trace: RecordedRun, address: Address, head: Head, q_pos: Pos) -> 
 
 
 def _compute_edges(trace: RecordedRun, site: str, layer: int, heads: list[int], rows: list[int]) -> Tensor:
-    trace.require_weights(layer)
-    with torch.no_grad(), closing(trace.model.network.single(layer)) as layers:
-        for module in layers:
-            value = _edges_of(trace, module, site, heads, rows)
+    q, k = (known(trace, name, layer) for name in ("q_rot", "k_rot"))
+    with torch.no_grad():
+        if q is None or k is None:
+            q, k = _queries_and_keys(trace, layer)
+        attend, group = attend_of(trace.model.config, layer), trace.model.config.heads_per_kv
+        q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
+        value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")
+        if site != "scores":
+            value = soft_cap(value, attend.cap)
+        if site == "pattern":
+            positions = torch.arange(len(k), device=k.device)
+            value = attend.pattern(value, positions[rows], positions, k.dtype)
         return moved(value, trace.model.device)
 
 
-def _edges_of(trace: RecordedRun, module: Layer, site: str, heads: list[int], rows: list[int]) -> Tensor:
-    tap = trace.tap(Tap()).at(module.index, trace.layout)
-    attend, group = module.self_attn.attend, trace.model.config.heads_per_kv
-    x, layout, tap = module.bring(trace.residuals[module.index], trace.layout, tap)
-    attn_in, _ = module.input_layernorm.tapped(tap("resid_pre", x), "attn_in_scale", tap)
-    x = tap("attn_in", attn_in)
-    q, k, _ = module.self_attn.queries_keys_values(x, layout, tap)
-    q, k = q[rows][:, heads], k[:, [head // group for head in heads]]
-    value = einsum(q * attend.scale, k, "q_pos head d, k_pos head d -> head q_pos k_pos")
-    if site != "scores":
-        value = soft_cap(value, attend.cap)
-    if site == "pattern":
-        positions = layout.positions
-        value = attend.pattern(value, positions[rows], positions, k.dtype)
-    return value
+def _queries_and_keys(trace: RecordedRun, layer: int) -> tuple[Tensor, Tensor]:
+    """q_rot and k_rot, from the layer's weights; its MLP does not run."""
+    trace.require_weights(layer)
+    with closing(trace.model.network.single(layer)) as layers:
+        for module in layers:
+            tap = trace.tap(Tap()).at(layer, trace.layout)
+            x, layout, tap = module.bring(trace.residuals[layer], trace.layout, tap)
+            attn_in, _ = module.input_layernorm.tapped(tap("resid_pre", x), "attn_in_scale", tap)
+            q, k, _ = module.self_attn.queries_keys_values(tap("attn_in", attn_in), layout, tap)
+        return q, k
 
 
 def is_single(place: object) -> bool:

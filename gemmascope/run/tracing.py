@@ -19,7 +19,7 @@ from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.run.logits import record_final_edits
 from gemmascope.run.passes import streams
-from gemmascope.run.reading.keep import Keep, Kept, keep_outside, kept_sites, require_room, run_and_keep
+from gemmascope.run.reading.keep import Keep, Kept, KeptRun, keep_outside, kept_sites, require_room, run_and_keep
 from gemmascope.run.save import read_run
 from gemmascope.run.trace import Trace
 
@@ -121,13 +121,14 @@ def run_traced(
     with torch.inference_mode(False):  # a trace outlives the caller's inference mode, and gradients start from its stream
         if kept:
             require_room(model, [len(one) for one in ids], kept)
+        if kept or len(ids) == 1:
             runs = run_and_keep(model, ids, bound, kept)
-        else:
-            runs = [(stream, {}) for stream in streams(model, ids, bound)]
-        results = [
-            Trace(model, one, stream, of_run, marks, values)
-            for one, (stream, values), of_run in zip(ids, runs, bound, strict=True)
-        ]
+        else:  # many runs in large products, which round otherwise than those of a layer that runs again
+            runs = [KeptRun(stream) for stream in streams(model, ids, bound)]
+        results = []
+        for run_ids, run, of_run in zip(ids, runs, bound, strict=True):
+            results.append(Trace(model, run_ids, run.stream, of_run, marks, run.kept))
+            results[-1].layer_cache.add_layers(run.to_cache)
         for one in results:
             record_final_edits(one)
             keep_outside(one, kept.get(None, ()))

@@ -14,8 +14,8 @@ from gemmascope.memory.limits import require_free_memory
 from gemmascope.model.gemma2 import Layer
 from gemmascope.run.reading.layer_cache import MAX_CACHED_BYTES, bytes_of_site
 from gemmascope.run.recorded import RecordedRun
-from gemmascope.run.replay import edges_of_known, known, run_again, sites_to_record
-from gemmascope.sites import EDGE_SITES, SITES, Site
+from gemmascope.run.replay import known, run_again, sites_to_record, value_of_known, without_computable
+from gemmascope.sites import SITES, Site
 from gemmascope.values import labelled
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def _each(trace: RecordedRun, site: Site) -> Iterator[tuple[int, Tensor]]:
     missing = []
     for layer in range(trace.model.n_layers):
         value = known(trace, site.name, layer)
-        if value is None and site.is_edges and not trace.edits_at(layer, EDGE_SITES):
-            value = edges_of_known(trace, site, layer)
+        if value is None:
+            value = value_of_known(trace, site, layer)
         if value is None:
             missing.append(layer)
         else:
@@ -68,10 +68,10 @@ def _run(trace: RecordedRun, layer: Layer, site: Site, n_layers: int) -> Tensor:
     """The value of one layer. What the layer makes besides is cached if that of all n_layers fits: else each would evict
     another.
     """
-    together = sites_to_record(trace, [site], layer.index)
+    together = sites_to_record(trace, site, layer.index)
     if n_layers * sum(bytes_of_site(trace.model, SITES[name], len(trace)) for name in together) > MAX_CACHED_BYTES:
         together = [site.name]
     values = run_again(trace, layer, together)
     if len(together) > 1:
-        trace.layer_cache.add(layer.index, values)
+        trace.layer_cache.add(layer.index, without_computable(trace, site, layer.index, values))
     return values[site.name]

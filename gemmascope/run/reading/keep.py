@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,15 +17,19 @@ from gemmascope.arguments import as_list, is_list, is_whole, short_repr
 from gemmascope.edits.edit import BoundEdit
 from gemmascope.errors import SiteError
 from gemmascope.memory.limits import explain_oom, require_free_memory
+from gemmascope.memory.placement import free_bytes
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.tap import Chain
 from gemmascope.run.finite import require_finite
-from gemmascope.run.reading.layer_cache import bytes_of_site
+from gemmascope.run.reading.layer_cache import MADE_ANYWAY, MAX_CACHED_BYTES, MAX_CACHED_LAYER_BYTES, bytes_of_site
 from gemmascope.run.replay import rerun_layer
 from gemmascope.run.taps import EditTap, LayerRecorder
 from gemmascope.run.trace import Trace
 from gemmascope.sites import EDGE_SITES, SITES, Site, SiteKey, find, parse_site_name
+
+# A run that leaves more than this in the cache asks first how much memory is free.
+UNCHECKED_BYTES = 32 * 2**20
 
 # What users write: sites by name, or with a layer.
 Keep = str | tuple[str, int] | Sequence[str | tuple[str, int]]
@@ -85,25 +90,49 @@ def require_room(model: Model, lengths: Sequence[int], kept: Kept) -> None:
         require_free_memory(n_bytes, model.device, what, do)
 
 
-def run_and_keep(
-    model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]], kept: Kept
-) -> list[tuple[list[Tensor], dict[SiteKey, Tensor]]]:
-    """The residual stream of every run, as passes.streams gives it, and its kept sites of the layers. One pass."""
+@dataclass
+class KeptRun:
+    """A run's residual stream, as passes.streams gives it, the sites that it keeps, and others of its layers to cache."""
+
+    stream: list[Tensor]
+    kept: dict[SiteKey, Tensor] = field(default_factory=dict)
+    to_cache: dict[int | None, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def sites_to_cache(model: Model, lengths: Sequence[int]) -> tuple[str, ...]:
+    """The sites of its layers that a run leaves in the cache, since they are made anyway and take a run of the layer to have
+    again; none if they are many bytes, the model's layers stream within a budget, or a GPU's memory is planned.
+    """
+    network, n_bytes = model.network, [sum(bytes_of_site(model, s, n) for s in MADE_ANYWAY) for n in lengths]
+    in_memory = network.layer_source is None and network.n_processes == 1 and model.device.type == "cpu"
+    total = model.n_layers * sum(n_bytes)
+    if not in_memory or 2 * max(n_bytes) > MAX_CACHED_LAYER_BYTES or total > MAX_CACHED_BYTES // 2:
+        return ()
+    if total > UNCHECKED_BYTES and total > free_bytes(model.device) // 4:
+        return ()
+    return tuple(site.name for site in MADE_ANYWAY)
+
+
+def run_and_keep(model: Model, prompts: Sequence[Tensor], edits: Sequence[Sequence[BoundEdit]], kept: Kept) -> list[KeptRun]:
+    """Runs that keep sites of their layers. One pass, in which each goes through a layer by itself."""
     layouts = [Layout.of_lengths([len(ids)], model.device) for ids in prompts]
     taps = [EditTap([of_run]) for of_run in edits]
-    values: list[dict[SiteKey, Tensor]] = [{} for _ in prompts]
+    to_cache = sites_to_cache(model, [len(ids) for ids in prompts])
     with torch.no_grad(), explain_oom(model), closing(model.layers()) as layers:
-        streams = [[model.network.embed(*run)] for run in zip(prompts, layouts, taps, strict=True)]
+        runs = [KeptRun([model.network.embed(*run)]) for run in zip(prompts, layouts, taps, strict=True)]
         for layer in layers:
-            for stream, layout, tap, found, of_run in zip(streams, layouts, taps, values, edits, strict=True):
+            for run, layout, tap, of_run in zip(runs, layouts, taps, edits, strict=True):
                 edited = {e.address.site.name for e in of_run if e.address.layer == layer.index}
                 sites = [site for site in kept.get(layer.index, ()) if not _is_stored(site, edited)]
-                recorder = LayerRecorder(sites, edits_edges=not edited.isdisjoint(EDGE_SITES))
-                stream.append(layer(stream[-1], layout, Chain(tap, recorder).at(layer.index, layout)))
-                found |= {(site, layer.index): value for site, value in recorder.of(layer).items()}
-        for run in zip(prompts, streams, edits, strict=True):
-            require_finite(model, *run)
-    return list(zip(streams, values, strict=True))
+                recorder = LayerRecorder({*sites, *to_cache}, edits_edges=not edited.isdisjoint(EDGE_SITES))
+                run.stream.append(layer(run.stream[-1], layout, Chain(tap, recorder).at(layer.index, layout)))
+                values = recorder.of(layer)
+                run.kept |= {(site, layer.index): values[site] for site in sites}
+                if to_cache:
+                    run.to_cache[layer.index] = {site: values[site] for site in to_cache if site not in sites}
+        for ids, run, of_run in zip(prompts, runs, edits, strict=True):
+            require_finite(model, ids, run.stream, of_run)
+    return runs
 
 
 def _is_stored(site: str, edited: set[str]) -> bool:
