@@ -42,7 +42,7 @@ class Trace(TraceLoss):
 
     t["pattern", 5] reads a site of a layer, with the axes of gs.SITES and no batch axis. Negative layers count from the end;
     dotted strings and TransformerLens' names work too. The stream is stored, and the sites of gs.trace(keep=); any other is
-    computed by running its layer again, which is cached: 1 GiB for all traces. Threads may share a trace.
+    cached from the run or from running its layer again: 1 GiB for all traces. Threads may share a trace.
 
     Examples:
         >>> t = gs.trace("When Mary and John went to the store, John gave a drink to")
