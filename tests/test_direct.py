@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import checkpoint, model_of, prompt
+from checkpoints import checkpoint, checkpoint_3, model_of, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pieces import worded
@@ -308,10 +308,19 @@ def test_direct_logits_have_labels_a_table_and_a_picture() -> None:
         assert len(direct.to_dataframe()) == direct.parts.size + direct.rest.size
         figure = direct.plot()
         assert "before the soft cap" in figure.layout.title.subtitle.text
+
     tokens = gs.direct_logits(t, " Mary", by="token")
     assert tokens.parts["k_token"].values.tolist() == t.tokens
     assert tokens.parts["kind"].values.tolist() == ["local", "global", "local"]
     assert any("reading position" in name for name, _ in tokens.top(200))
+
+
+def test_a_model_without_a_soft_cap_has_nothing_that_it_changes() -> None:
+    direct = gs.direct_logits(gs.trace(prompt(6), model=model_of(checkpoint_3("lg"))), 5, against=9)
+    assert direct.cap is None
+    for text in (repr(direct), direct.plot().layout.title.subtitle.text):
+        assert "this model has no soft cap" in text
+        assert "changes" not in text
 
 
 @pytest.mark.parametrize(

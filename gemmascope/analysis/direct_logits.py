@@ -50,6 +50,7 @@ class DirectLogits:
         capped: The same of the soft-capped logits, which the model returns.
         by: How the stream was split.
         about: The model, the answer and the position, as text.
+        cap: The model's soft cap on logits; None for a Gemma 3, which has none.
 
     Examples:
         >>> trace = gs.trace("When Mary and John went to the store, John gave a drink to")
@@ -66,6 +67,7 @@ class DirectLogits:
     capped: float
     by: str
     about: str
+    cap: float | None
 
     @property
     def cap_effect(self) -> float:
@@ -99,16 +101,20 @@ class DirectLogits:
         from gemmascope.figures.direct_logits import direct_figure
 
         unit = str(self.parts.attrs["long_name"])
-        return direct_figure(self.parts, self.rest, title=self.about, unit=unit, total=self.total, capped=self.capped)
+        return direct_figure(self.parts, self.rest, title=self.about, unit=unit, total=self.total, after=self._after_cap())
 
     @prints_legibly
     def __repr__(self) -> str:
-        totals = (
-            f"{self.total:+.4g} before the soft cap, {self.capped:+.4g} after it: the cap changes {self.cap_effect:+.4g}"
-        )
+        changes = "" if self.cap is None else f": the cap changes {self.cap_effect:+.4g}"
+        totals = f"{self.total:+.4g} {self._after_cap('.4g')}{changes}"
         lines = [f"  {value:+.4g}  {name}" for name, value in self.top()]
         n_rest = f" and {len(self.rest)} other part{'s' if len(self.rest) > 1 else ''}" if len(self.rest) else ""
         return "\n".join([f"{self.about}, by {self.by}: {self.parts.size}{n_rest}", totals, *lines])
+
+    def _after_cap(self, digits: str = ".3g") -> str:
+        if self.cap is None:
+            return "in all; this model has no soft cap"
+        return f"before the soft cap, {self.capped:+{digits}} after it"
 
     def _name(self, flat_index: int) -> str:
         index = [int(n) for n in torch.unravel_index(torch.tensor(flat_index), self.parts.shape)]
@@ -201,6 +207,7 @@ def _of_one(trace: Trace, answer: Any, against: Any, by: str, pos: int | str) ->
         capped=_capped(trace, ids, against_ids, position),
         by=by,
         about=f"direct logits in {legible_line(trace.model.name)}, {towards}, {place}",
+        cap=trace.model.config.final_cap,
     )
 
 
