@@ -73,7 +73,7 @@ def test_at_the_last_layer_the_lens_gives_the_logits(with_edits: bool) -> None:
     assert np.array_equal(lens.logits(-1).isel(layer=-1), t.next_logits)
     assert lens.top_tokens.isel(layer=-1, pos=0).values.tolist() == [token for token, _, _ in t.top(5)]
     assert np.array_equal(gs.lens(t, answer=3).answer_logit.isel(layer=-1), t.logits[:, 3])
-    assert np.array_equal(lens.logits(-1).values, t.lens().values)
+    assert np.allclose(lens.logits(-1), t.lens(), rtol=0, atol=3e-5)  # one product of all layers
 
 
 def test_the_whole_stream_has_an_entry_after_every_sublayer() -> None:

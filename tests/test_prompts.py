@@ -162,6 +162,6 @@ def test_only_one_file_writes_the_path_of_nano() -> None:
     files = [
         path.relative_to(package).as_posix() for path in package.rglob("*.py") if '"nano" / "checkpoint"' in path.read_text()
     ]
-    assert files == ["checkpoints/source.py"]
+    assert files == ["checkpoints/at_hand/places.py"]
     assert nano.CHECKPOINT is locate.NANO
     assert (nano.CHECKPOINT / "tokenizer.json").is_file()
