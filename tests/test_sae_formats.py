@@ -480,6 +480,34 @@ def test_the_table_of_what_is_published() -> None:
     require_message(lambda: gs.saes(3), "model is a name")  # type: ignore[arg-type]
 
 
+def test_the_table_takes_the_choices_of_load_sae() -> None:
+    table = gs.saes("2b")
+    of_layer = table[(table.layer == 20) & (table.site == "resid_post")]
+    for site in ("resid_post", "hook_resid_post"):
+        assert gs.saes("2b", layer=20, site=site).equals(of_layer.reset_index(drop=True))
+    assert gs.saes("2b", site="blocks.20.hook_resid_post", width=16384).equals(
+        gs.saes("2b", layer=20, site=site, width="16k")
+    )
+    assert set(gs.saes("2b", layer=20, site=site, width="16k", l0="canonical").l0) == {71}
+    assert set(gs.saes("2b", layer=20, width="16k", l0=71).sae_id) == {
+        "layer_20/width_16k/average_l0_71",
+        "layer_20/width_16k/canonical",
+    }
+    assert set(gs.saes("2b", width=65536).width) == {"64k", "65k"}  # SAEBench's name, and Gemma Scope's
+    assert gs.saes("2b", layer="embedding").layer.isna().all()
+    assert set(gs.saes(layer="embedding").site) == {"embed"}
+    require_message(lambda: gs.saes("2b", layer=26), "nothing is published with layer=26", "0, 1, 2", "25, embedding")
+    require_message(lambda: gs.saes("2b", layer=20, width="17k"), "layer=20, width='17k'", "There is width 16k, 65k")
+    require_message(lambda: gs.saes("2b", l0="average"), "l0='average'", "There is l0 5, 6, 7, 8", "and 326 more")
+    require_message(lambda: gs.saes("2b", site="resid_pre"), "There is site z, mlp_out, embed, resid_post, transcoder")
+    require_message(
+        lambda: gs.saes("2b", site="blocks.20.hook_resid_post", layer=3), "names layer 20, and layer=3 was given"
+    )
+    require_message(lambda: gs.saes("2b", layer=-1), "layer is a whole number of at least 0; given -1")
+    with pytest.raises(gs.errors.SiteError, match="there is no site 'residual'"):
+        gs.saes("2b", site="residual")
+
+
 def test_a_release_or_an_id_that_is_not_there_is_refused_with_near_ones() -> None:
     require_message(lambda: gs.load_sae("gemma-scope-2b-pt-ress"), "Did you mean 'gemma-scope-2b-pt-res'")
     require_message(

@@ -26,6 +26,7 @@ from gemmascope.run.logits import logit_lens, logits_at, top_tokens
 from gemmascope.run.losses import TraceLoss
 from gemmascope.run.reading.all_layers import read_all_layers
 from gemmascope.run.reading.layer_cache import LayerCache
+from gemmascope.run.reading.peer_hints import CacheHints
 from gemmascope.run.recorded import LayerInfo
 from gemmascope.run.replay import is_single, read_edges, read_site, require_run_weights
 from gemmascope.run.save import save_trace
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import xarray
 
 
-class Trace(TraceLoss):
+class Trace(TraceLoss, CacheHints):
     """A run: its tokens, its edits and its residual stream. Made by gs.trace.
 
     t["pattern", 5] reads a site of a layer, with the axes of gs.SITES and no batch axis. Negative layers count from the end;
@@ -186,8 +187,7 @@ class Trace(TraceLoss):
         References:
             nostalgebraist, "interpreting GPT: the logit lens" (2020).
         """
-        rows = list(range(len(self))) if pos is None else [self._position(pos)]
-        lens = logit_lens(self, rows)
+        lens = logit_lens(self, list(range(len(self))) if pos is None else [self._position(pos)])
         return lens if pos is None else lens.isel(pos=0)
 
     @computes

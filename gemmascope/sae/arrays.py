@@ -84,6 +84,10 @@ class DictionaryArrays:
                 input by the row. Others do not look at them.
         """
         self.require_values()
+        if hasattr(type(acts), "reconstruction"):  # Features, which import this file
+            raise DictionaryError(
+                "decode takes a tensor [pos, feature]; what encode returned has its reconstruction: f.reconstruction"
+            )
         if not isinstance(acts, Tensor) or not acts.is_sparse or acts.is_complex() or acts.is_meta:
             acts = real_tensor(acts, "activations", DictionaryError)
         self._require_width(acts, self.n_features, "has features:")

@@ -81,7 +81,13 @@ def width_name(width: int | str) -> str:
     return f"{width // 10**6}m" if width >= 10**6 else f"{width // 1000}k" if width >= 1000 else str(width)
 
 
-def _layer_or_l0(value: object, name: str) -> int | str | None:
+def width_names(width: object) -> tuple[str, ...]:
+    """The names of a width: 65536 is "65k" of Gemma Scope, and "64k" of others."""
+    name = width_name(width)  # type: ignore[arg-type]
+    return (name,) if isinstance(width, str) else (name, f"{int(width) // 1024}k")  # type: ignore[call-overload]
+
+
+def layer_or_l0(value: object, name: str) -> int | str | None:
     """A layer or an L0 as entries have it. DictionaryError for anything but a number or a text."""
     return value if value is None or isinstance(value, str) else whole_number(value, name, least=0, error=DictionaryError)
 
@@ -103,9 +109,9 @@ class DictionaryRequest:
         if not candidates:
             raise DictionaryError(f"{source} holds no dictionaries: nothing in it is called layer_*/width_*/*/{PARAMS}")
         request = {
-            "layer": _layer_or_l0(self.layer, "layer"),
+            "layer": layer_or_l0(self.layer, "layer"),
             "width": None if self.width is None else width_name(self.width),
-            "l0": _layer_or_l0(self.l0, "l0"),
+            "l0": layer_or_l0(self.l0, "l0"),
         }
         for name, value in request.items():
             fitting = [entry for entry in candidates if value is None or getattr(entry, name) == value]

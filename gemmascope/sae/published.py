@@ -16,8 +16,18 @@ from gemmascope.arguments import short_repr
 from gemmascope.config import PRESETS
 from gemmascope.errors import DictionaryError
 from gemmascope.model.model import Model
-from gemmascope.sae.catalogue import CANONICAL, PARAMS, Entry, Suite, canonical_order
-from gemmascope.sites import did_you_mean
+from gemmascope.sae.catalogue import (
+    CANONICAL,
+    EMBEDDING,
+    PARAMS,
+    TRANSCODER,
+    Entry,
+    Suite,
+    canonical_order,
+    layer_or_l0,
+    width_names,
+)
+from gemmascope.sites import did_you_mean, parse_site_name
 
 if TYPE_CHECKING:
     import pandas
@@ -51,7 +61,14 @@ def published() -> tuple[Published, ...]:
     return (*_gemma_scope(), *_saebench(), *_matryoshka(), *_cross_layer())
 
 
-def saes(model: str | Model | None = None) -> pandas.DataFrame:
+def saes(
+    model: str | Model | None = None,
+    *,
+    layer: int | str | None = None,
+    width: int | str | None = None,
+    l0: int | str | None = None,
+    site: str | None = None,
+) -> pandas.DataFrame:
     """A table of the dictionaries that are published for Gemma 2 and that gs.load_sae reads. Needs no network.
 
     Releases and ids are those of SAELens: `gs.load_sae(release, sae_id)` loads a row, and `gs.load_cross_layer(repo)` one
@@ -60,19 +77,27 @@ def saes(model: str | Model | None = None) -> pandas.DataFrame:
     Args:
         model: Only those for this model: a hub id, its last part, or a size, such as "google/gemma-2-2b", "gemma-2-2b-it" or
             "9b"; or what gs.load returned. None lists all.
+        layer: Only those of this layer, counted from 0, or "embedding".
+        width: Only those of this many features, such as 16384 or "16k".
+        l0: Only those of this average L0; or "canonical", the one nearest to 100 of each layer and width.
+        site: Only those of this site, by its name here or in TransformerLens, or "transcoder".
 
     Returns:
         One row for each: release, sae_id, model, site, layer, width (such as "16k"), l0 (the average L0; missing where the
         release does not say it), canonical (whether l0="canonical" means it), format, repo and path.
 
     Raises:
-        DictionaryError: For a model that nothing is published for.
+        DictionaryError: For a model that nothing is published for, and for a layer, width, l0 or site that none of the rows
+            has, with those that they have.
+        SiteError: There is no such site.
 
     Examples:
         >>> table = gs.saes("2b")
         >>> rows = table[(table.release == "gemma-scope-2b-pt-res") & (table.layer == 20) & (table.width == "16k")]
         >>> rows.l0.tolist()
         [22, 38, 71, 139, 294]
+        >>> gs.saes("2b", layer=20, width="16k", site="mlp_out", l0="canonical").sae_id.tolist()[-1]
+        'layer_20/width_16k/canonical'
     """
     import pandas
 
@@ -80,8 +105,46 @@ def saes(model: str | Model | None = None) -> pandas.DataFrame:
     if model is not None:
         name = _model_name(model)
         rows = tuple(row for row in rows if row.model == name)
+    rows = _chosen(rows, layer, width, l0, site)
     frame = pandas.DataFrame([vars(row) for row in rows])
     return frame.astype({"layer": "Int64", "l0": "Int64"})
+
+
+def _chosen(rows: tuple[Published, ...], layer: object, width: object, l0: object, site: object) -> tuple[Published, ...]:
+    """The rows of a choice. DictionaryError, with what there is, where nothing is left."""
+    if site is not None and site != TRANSCODER:
+        found, its_layer = parse_site_name(site)
+        if None not in (layer, its_layer) and layer != its_layer:
+            raise DictionaryError(
+                f"{short_repr(site)} names layer {its_layer}, and layer={short_repr(layer)} was given as well"
+            )
+        site, layer = found.name, its_layer if layer is None else layer
+    asked = {"site": site, "layer": layer_or_l0(layer, "layer"), "width": width, "l0": layer_or_l0(l0, "l0")}
+    names = () if width is None else width_names(width)
+    for name, value in asked.items():
+        if value is None:
+            continue
+        if name == "l0" and value == CANONICAL:
+            left = tuple(row for row in rows if row.canonical)
+        elif name == "width":
+            left = tuple(row for row in rows if row.width in names)
+        else:
+            left = tuple(row for row in rows if _value(row, name) == value)
+        if not left:
+            there = list(dict.fromkeys(str(_value(row, name)) for row in rows if _value(row, name) is not None))
+            if name == "l0":
+                there.sort(key=int)
+            if len(there) > 30:
+                there[30:] = [f"and {len(there) - 30} more"]
+            given = ", ".join(f"{n}={short_repr(v)}" for n, v in asked.items() if v is not None)
+            raise DictionaryError(f"nothing is published with {given}. There is {name} {', '.join(there)}")
+        rows = left
+    return rows
+
+
+def _value(row: Published, name: str) -> object:
+    value: object = getattr(row, name)
+    return EMBEDDING if name == "layer" and value is None else value
 
 
 def _model_name(model: object) -> str:

@@ -256,10 +256,11 @@ sae = gs.load_sae()
 # %%
 operations = """
 run with a cache | model.run_with_cache(clean) | gs.trace(clean) | no batch axis
+tokens | model.to_str_tokens(clean), to_tokens | t.tokens | t.ids; model.ids(clean) without a run
 read an activation | cache["pattern", 3] | t["pattern", 3] | TransformerLens' names are read too
 logits, next tokens | model(clean), utils.test_prompt | t.top(5) | soft-capped
 logit difference | logits[:, -1, mary] - logits[:, -1, john] | metric(t) | pos= for other positions
-loss of a text | model(clean, return_type="loss") | t.loss() | gs.loss(pos=...) in sweeps
+loss of a text | model(clean, return_type="loss") | t.loss() | mean=False: of each token; gs.loss(pos=...) in sweeps
 logit lens | cache.accumulated_resid(apply_ln=True) @ W_U | gs.lens(t, "stream", answer=" Mary") | with the cap
 lens, two prompts | by hand | gs.lens(t, against=corrupt) | difference, KL, tokens raised most
 direct attribution by layer | cache.decompose_resid, logit_attrs | gs.direct_logits(t, " Mary", against=" John") | 1
@@ -274,6 +275,7 @@ patch sublayers | patching.get_act_patch_attn_out, mlp_out | gs.sweep(clean, cor
 patch heads | get_act_patch_attn_head_out_all_pos | gs.sweep(clean, corrupt, metric, site="z", by=("layer", "head"), progress=False) | -
 patch queries, keys, values | get_act_patch_attn_head_q_all_pos, ... | gs.sweep(clean, corrupt, metric, site="v", by=("layer", "head"), progress=False) | k and v count kv heads
 patch patterns | get_act_patch_attn_head_pattern_all_pos | gs.sweep(clean, corrupt, metric, site="pattern", by=("layer", "head"), progress=False) | -
+patch every kind at once | patching.get_act_patch_block_every | gs.sweep(clean, corrupt, metric, site=["resid_pre", "attn_out", "mlp_out"], progress=False) | one pass; heads: by=("layer", "head")
 ablate | a hook that writes zeros | gs.trace(clean, edits=[gs.ablate("z", layer=3, head=0)]) | value="mean" too
 a hook of one's own | model.run_with_hooks(tokens, fwd_hooks=[...]) | model.run(clean, tap=lambda site, layer, value: None) | may write in place and return nothing
 a hook that stays | model.add_hook(..., is_permanent=True) | model.edited([gs.ablate("z", layer=3, head=0)]) | another model; 4
@@ -286,9 +288,14 @@ weights | model.W_Q[3, 0], W_U | model.layer(3).W_Q[0] | model.W_E, model.W_U; 6
 a token's direction | model.tokens_to_residual_directions(" Mary") | model.tokens_to_residual_directions(" Mary") | with the last norm's gain; 6
 circuits in weights | model.OV, FactoredMatrix, all_composition_scores | gs.composition(kind="k") | model.layer(3).ov(0); 7
 copying | ARENA's copy score of name movers | gs.name_copying([pair.clean for pair in family], answers) | gs.head_scores(kind="copying")
+what is published | get_pretrained_saes_directory() | gs.saes("2b", layer=20, l0="canonical") | needs no network
+load a dictionary | SAE.from_pretrained(release, sae_id) | gs.load_sae() | gs.load_sae(release, sae_id)
 features of a dictionary | sae.encode(cache[name]) | sae.encode(t).top() | -
+quality of a dictionary | L0, loss with the reconstruction, by hand | sae.loss_recovered([clean]) | sae.encode(t).l0, .explained
+tokens that a feature raises | sae.W_dec[987] @ model.W_U | gs.feature_logits(sae, 987) | with the last norm's gain; gain=False
 splice, ablate, steer with features | sae.decode, hooks | gs.feature_sweep(sae, clean, metric, features=[804, 265], pos=-1) | gs.splice(sae)
 generate | model.generate(clean, top_k=50, temperature=0.8) | gs.generate(clean, top_k=50, temperature=0.8, samples=2, max_new_tokens=4) | 8
+steer generation with a feature | a hook around model.generate | gs.generate(clean, edits=[gs.splice(sae, {987: 10.0})], max_new_tokens=4) | the feature is held at 10
 """
 rows = [line.split(" | ") for line in operations.strip().splitlines()]
 table = [(operation, theirs, ours, type(eval(ours)).__name__, notes) for operation, theirs, ours, notes in rows]

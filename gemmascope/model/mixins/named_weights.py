@@ -18,6 +18,7 @@ from gemmascope.arguments import as_numbers, is_whole, short_repr
 from gemmascope.errors import PromptError
 from gemmascope.model.factored_matrix import EmbeddingNetwork
 from gemmascope.model.modules import MLP, Attention
+from gemmascope.peer_calls import OF_MODEL, hint
 from gemmascope.tokens.tokenizer import Tokenizer
 
 
@@ -138,8 +139,8 @@ class ModelWeights:
         return directions[0] if single else directions
 
     def __getattr__(self, name: str) -> object:
-        hint = f": it is a layer's, model.layer(0).{name}" if name in LAYER_WEIGHTS else ""
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+        advice = f": it is a layer's, model.layer(0).{name}" if name in LAYER_WEIGHTS else hint(OF_MODEL, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{advice}")
 
 
 def _token_id(token: object, size: int, tokenizer: Tokenizer | None) -> int:

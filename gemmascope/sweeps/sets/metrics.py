@@ -43,6 +43,8 @@ class Metrics:
         """For each pair its metrics, one of each name. SweepError unless there are as many of all."""
         columns = []
         for i, one in enumerate(self.each):
+            if isinstance(one, (list, tuple)) and not one:
+                raise SweepError("the list of metrics is empty: give one, such as gs.logit_diff(' Mary', ' John')")
             listed = list(one) if isinstance(one, (list, tuple)) else [one] * n_clean
             if not n_clean == n_corrupt == len(listed):
                 named = "" if self.names is None else f" named {self.names[i]!r}"
