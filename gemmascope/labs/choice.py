@@ -121,7 +121,7 @@ class ChoosingSession(Session):
         """The settings that are prompts and answers, by name: they may be token ids."""
         raise NotImplementedError
 
-    def _take_model(self, model: Model, changes: Mapping[str, Any]) -> None:
+    def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
         """Check the settings with this model, then `_switch_to` it and compute again. What it raises changes nothing."""
         raise NotImplementedError
 
@@ -150,7 +150,7 @@ class ChoosingSession(Session):
         with self.guard:
             self.at_hand, self._present = table.rows, _present_of(table.rows, self.model)
 
-    def _change_model(self, model: Model, changes: Mapping[str, Any]) -> None:
+    def _change_model(self, model: Model, changes: Mapping[str, object]) -> None:
         model = model_or_nano(model)
         kept = {name: value for name, value in self._token_settings().items() if name not in changes}
         require_same_tokens(kept, self.model, model)

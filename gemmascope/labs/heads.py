@@ -81,11 +81,11 @@ class HeadLab(RecomputingLab):
         self._worker.require_open()
         self._apply(changes, self.model)
 
-    def _take_model(self, model: Model, changes: Mapping[str, Any]) -> None:
+    def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
         """No head stays scaled: those of another model are others."""
         self._apply(changes, model)
 
-    def _apply(self, changes: Mapping[str, Any], model: Model) -> None:
+    def _apply(self, changes: Mapping[str, object], model: Model) -> None:
         if unknown := sorted(set(changes) - set(SETTINGS)):
             raise SweepError(f"a head lab has no {unknown[0]!r}; it has {', '.join(SETTINGS)}")
         is_new = model is not self.model

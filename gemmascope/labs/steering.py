@@ -77,7 +77,7 @@ class SteerLab(RecomputingLab):
     def _token_settings(self) -> Mapping[str, object]:
         return {"prompt": self.prompt}
 
-    def _take_model(self, model: Model, changes: Mapping[str, Any]) -> None:
+    def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
         """The vector stays, if the model has a place of its width for it."""
         old = self.model.name
         try:
@@ -87,11 +87,11 @@ class SteerLab(RecomputingLab):
             raise EditError(f"{text}gs.direction does, and open a lab with it") from error
         self._warn([Remark("warning", "vector", f"the vector was given for {old!r}: in {model.name!r} {_OTHERWISE}")])
 
-    def _apply(self, changes: Mapping[str, Any], model: Model) -> None:
+    def _apply(self, changes: Mapping[str, object], model: Model) -> None:
         if unknown := sorted(set(changes) - {"prompt", "strength"}):
             raise SweepError(f"a steer lab has no {unknown[0]!r}; it has prompt, strength")
-        strength = finite_number(changes.get("strength", self.strength), "strength", error=EditError)
-        prompt = changes.get("prompt", self.prompt)
+        settings: dict[str, Any] = {"prompt": self.prompt, "strength": self.strength, **changes}
+        prompt, strength = settings["prompt"], finite_number(settings["strength"], "strength", error=EditError)
         edits = [replace(self.edit, scale=1.0)]
         is_new = model is not self.model or "prompt" in changes
         run = BeforeAfter.of(prompt, model, self.max_new_tokens, edits) if is_new else self._run

@@ -96,7 +96,7 @@ class LabSession(ChoosingSession):
         s = self.settings
         return {"clean": s.clean, "corrupt": s.corrupt, "answer": s.answer, "against": s.against}
 
-    def _take_model(self, model: Model, changes: Mapping[str, Any]) -> None:
+    def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
         """Settings that cannot be run on it are shown as in a lab that is opened on it."""
         with self.guard:
             self.settings = self.settings.changed(**changes)
