@@ -286,7 +286,7 @@ def test_the_list_has_the_models_at_hand_and_the_present_one(folder: Path, monke
     monkeypatch.setattr(choice, "models", models)
     with patching(model(), *IDS["patching"]) as lab:
         here = {"load": "", "label": "random (44K, the present model)"}
-        assert lab.choice_data() == {"present": "", "options": [here], "looked": False, "loading": None}
+        assert lab.choice_data() == {"name": "random", "present": "", "options": [here], "looked": False, "loading": None}
         assert looked == []
         for _ in range(2):
             lab.find_models()
@@ -298,7 +298,7 @@ def test_the_list_has_the_models_at_hand_and_the_present_one(folder: Path, monke
         assert [option["load"] for option in data["options"][1:]] == [row.load for row in looked[0]]
         row = next(row for row in looked[0] if row.path == folder)
         label = next(option["label"] for option in data["options"] if option["load"] == row.load)
-        assert label == f"three (Gemma 3 {row.size}, float32, 0.00 GB, folder)"
+        assert label == f"three (Gemma 3 {row.size}, float32, {row.n_bytes / 1e6:.1f} MB, folder)"
         lab.start_choosing(row.load)
         lab.wait()  # type: ignore[attr-defined]
         data = lab.choice_data()

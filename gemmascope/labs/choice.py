@@ -113,7 +113,8 @@ class ChoosingSession(Session):
         if not present:
             label = f"{legible_line(model.name)} ({size_label(model.config)}, the present model)"
             options.insert(0, {"load": "", "label": label})
-        return {"present": present, "options": options, "looked": self.at_hand is not None, "loading": loading}
+        looked = self.at_hand is not None
+        return {"name": model.name, "present": present, "options": options, "looked": looked, "loading": loading}
 
     # -- what a lab does --
 
@@ -152,6 +153,8 @@ class ChoosingSession(Session):
 
     def _change_model(self, model: Model, changes: Mapping[str, object]) -> None:
         model = model_or_nano(model)
+        if model is self.model and not changes:
+            return
         kept = {name: value for name, value in self._token_settings().items() if name not in changes}
         require_same_tokens(kept, self.model, model)
         self._take_model(model, changes)
@@ -223,5 +226,6 @@ def _is_same_file(source: str, path: Path) -> bool:
 
 
 def _label(row: ModelAtHand) -> str:
-    """A model as a list shows it."""
-    return legible_line(f"{row.name} ({row.family} {row.size}, {row.weights}, {row.n_bytes / 1e9:.2f} GB, {row.where})")
+    """A model as a list shows it: its name, what it is, how large its files are, and what keeps it."""
+    size = f"{row.n_bytes / 1e9:.1f} GB" if row.n_bytes >= 1e9 else f"{row.n_bytes / 1e6:.1f} MB"
+    return legible_line(f"{row.name} ({row.family} {row.size}, {row.weights}, {size}, {row.where})")

@@ -3,14 +3,19 @@
 import { make } from "./page.js";
 import { legibleLine } from "./tokens.js";
 
-const MODELS_STYLE = ".gs-models select{max-width:100%;text-overflow:ellipsis}";
+// The label is as wide as those of the controls above, which ipywidgets draws.
+const MODELS_STYLE = `
+.gs-models label{display:inline-flex;align-items:baseline;max-width:100%;gap:8px}
+.gs-models label>span{flex:0 0 72px;text-align:right}
+.gs-models select{min-width:0;text-overflow:ellipsis}
+`;
 
 /** The list, and what is said of one that is loading: {element, update(choice)}. send(type, more): sends Python a message. */
 export function modelList(send) {
   const select = make("select", { onchange: () => send("choose_model", { load: select.value }), onfocus: look, onpointerenter: look });
   const note = make("span", { role: "status", "aria-live": "polite" });
   const keep = make("button", { type: "button", onclick: () => send("keep_model"), title: "end the loading" }, "Cancel loading");
-  const element = make("div", { class: "gs-bar gs-models" }, make("style", {}, MODELS_STYLE), make("label", {}, "model ", select), note, keep);
+  const element = make("div", { class: "gs-bar gs-models" }, make("style", {}, MODELS_STYLE), make("label", {}, make("span", {}, "model"), select), note, keep);
   let asked = false;
   let drawn = "";
 
@@ -22,7 +27,7 @@ export function modelList(send) {
   return {
     element,
     update(choice) {
-      const { present, options, looked, loading } = choice;
+      const { name, present, options, looked, loading } = choice;
       const key = JSON.stringify(choice);
       if (key === drawn) return;
       drawn = key;
@@ -31,8 +36,7 @@ export function modelList(send) {
       if (asked && !looked) listed.push(make("option", { disabled: true }, "looking for models on this machine …"));
       select.replaceChildren(...listed);
       select.value = options.some(({ load }) => load === loading) ? loading : present;
-      const old = options.find(({ load }) => load === present).label;
-      note.textContent = loading === null ? "" : `loading ${legibleLine(loading)} …: until it is there, this lab goes on with ${legibleLine(old)}`;
+      note.textContent = loading === null ? "" : `loading …, until then this lab goes on with ${legibleLine(name)}`;
       keep.hidden = loading === null;
     },
   };
