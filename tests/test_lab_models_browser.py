@@ -49,7 +49,7 @@ def test_a_model_is_chosen_from_the_list_and_the_numbers_follow(page: Any, lab: 
         assert models.input_value() == "first"
         models.select_option("second")
     page.get_by_text(ends(second)).wait_for(timeout=30_000)
-    page.get_by_text("an effect of").first.wait_for(timeout=30_000)
+    page.locator(".gs-lab").get_by_text("an effect of").wait_for(timeout=30_000)
     page.get_by_text("Attention in second").wait_for(timeout=30_000)
     assert page.locator(".gs-models select").evaluate_all("all => all.map(one => one.value)") == ["second", "second"]
     page.locator(".gs-lab button", has_text=re.compile("Show as table")).first.click()
