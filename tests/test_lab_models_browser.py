@@ -53,7 +53,9 @@ def test_a_model_is_chosen_from_the_list_and_the_numbers_follow(page: Any, lab: 
     page.get_by_text("Attention in second").wait_for(timeout=30_000)
     assert page.locator(".gs-models select").evaluate_all("all => all.map(one => one.value)") == ["second", "second"]
     page.locator(".gs-lab button", has_text=re.compile("Show as table")).first.click()
-    assert page.locator(".gs-lab .gs-grids tbody tr").count() == 3, "the second model has a layer more"
+    rows = page.locator(".gs-lab .gs-grids tbody tr")  # the second model has a layer more
+    rows.nth(2).wait_for()
+    assert rows.count() == 3
 
     (lab.folder / "third" / "model.safetensors").write_bytes(b"no weights")
     page.locator(".gs-models select").first.select_option("third")
