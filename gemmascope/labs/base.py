@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypeVar
 
 from gemmascope.errors import GemmascopeError, LabError
+from gemmascope.labs.choice import ChoosingSession
 from gemmascope.labs.display import lab_box
 from gemmascope.labs.fallback import StaticFallback
-from gemmascope.labs.session import Event, Session
+from gemmascope.labs.session import Event
 from gemmascope.labs.worker import CLOSED
 from gemmascope.packages import requires_package
 
@@ -25,7 +26,7 @@ FIRST_PICTURE_SECONDS = 2.0
 LabT = TypeVar("LabT", bound="LabBase")
 
 
-class LabBase(Session):
+class LabBase(ChoosingSession):
     """A lab that can be shown in a notebook.
 
     A subclass names its page's module (MODULE) and says what the page shows (`_snapshot`), which messages it may send
@@ -37,7 +38,6 @@ class LabBase(Session):
     MODULE: ClassVar[str]
     _box: ipywidgets.Widget = None
     _is_closed = False
-    _is_typed = False  # whether a control of the lab changes a setting, and not a line of Python
 
     def set(self, **changes: Any) -> None:
         raise NotImplementedError
@@ -119,10 +119,12 @@ class LabBase(Session):
         from gemmascope.labs.widget import ENDS, LabWidget
 
         fields = self._fields()  # first: events between the page's first values and its listener would be lost
-        page = LabWidget(self.MODULE, self, self._snapshot, self._handlers(), self._fallback.id)
+        handlers = {**self._choice_handlers(), **self._handlers()}
+        page = LabWidget(self.MODULE, self, self._page_values, handlers, self._fallback.id)
 
         def hear(event: Event) -> None:
             if event["kind"] == "settings":
+                fields.model = self.model
                 fields.show()
             page.hear(event)
             if event["kind"] in ENDS:
@@ -130,6 +132,17 @@ class LabBase(Session):
 
         self.listener = hear
         return [fields.box(), page.widget]
+
+    def _page_values(self) -> dict[str, Trait]:
+        return {**self._snapshot(), "choice": self.choice_data()}
+
+    def _choice_handlers(self) -> Handlers:
+        """What the list of models asks for."""
+        return {
+            "find_models": lambda _: self.find_models(),
+            "choose_model": lambda m: self.start_choosing(m["load"]),
+            "keep_model": lambda _: self.keep_model(),
+        }
 
     def _on_box_closed(self) -> None:
         self._box = self.listener = None

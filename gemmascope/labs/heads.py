@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gemmascope.arguments import finite_number, short_repr
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.make import scale
 from gemmascope.edits.places import find_heads
-from gemmascope.errors import EditError, GemmascopeError, SweepError
+from gemmascope.errors import EditError, SweepError
 from gemmascope.labs.before_after import BeforeAfter, token_text
 from gemmascope.labs.fields import Fields, text_field
+from gemmascope.labs.head_views import head_views
 from gemmascope.labs.recompute import RecomputingLab
 from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
-from gemmascope.run.metric import Answer, answer_ids, bind_metric
-from gemmascope.run.trace import Trace
+from gemmascope.run.metric import Answer, bind_metric
 from gemmascope.sites import find_layer, find_site
 from gemmascope.sweeps.metrics import AnswerMetric, answer_prob, logit_diff
 from gemmascope.sweeps.remarks import Remark, answer_remarks, prompt_remarks, raise_first_error
-from gemmascope.views.attention import attention_view
-from gemmascope.views.lens import lens_view
 from gemmascope.views.page import View
 
 if TYPE_CHECKING:
@@ -82,15 +79,27 @@ class HeadLab(RecomputingLab):
             SweepError: There is no such setting, or the answers do not go together. Nothing is changed then.
         """
         self._worker.require_open()
+        self._apply(changes, self.model)
+
+    def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
+        """No head stays scaled: those of another model are others."""
+        self._apply(changes, model)
+
+    def _apply(self, changes: Mapping[str, object], model: Model) -> None:
         if unknown := sorted(set(changes) - set(SETTINGS)):
             raise SweepError(f"a head lab has no {unknown[0]!r}; it has {', '.join(SETTINGS)}")
+        is_new = model is not self.model
         settings: dict[str, Any] = {**self._settings(), **changes}
-        remarks = _remarks(**settings, model=self.model)
+        remarks = _remarks(**settings, model=model)
         raise_first_error(remarks, SweepError)
-        run = BeforeAfter.of(settings["prompt"], self.model, self.max_new_tokens) if "prompt" in changes else self._run
+        run = BeforeAfter.of(settings["prompt"], model, self.max_new_tokens) if is_new or "prompt" in changes else self._run
         with self.guard:
             self._run = run
             self.prompt, self.answer, self.against = settings["prompt"], settings["answer"], settings["against"]
+            if is_new:
+                self._switch_to(model)
+                self._factors.clear()
+                self.views, self._n_views = (), self._n_views + 1
         self._recompute()
         self._warn(remarks)
 
@@ -164,7 +173,7 @@ class HeadLab(RecomputingLab):
             run, edits, answer = self._run, self.edits, self.answer
         yield from run.run(edits)
         assert run.after is not None
-        views, refused = _views(run.after, answer)
+        views, refused = head_views(run.after, answer)
         self.views, self._n_views = views, self._n_views + 1
         yield
         yield from run.write(edits)
@@ -175,7 +184,7 @@ class HeadLab(RecomputingLab):
         assert run.before is not None
         if self.answer is None:
             token = int(run.before.next_logits.argmax())
-            return _measured(answer_prob(token), f"probability of {token_text(self.model, token)!r}", run)
+            return _measured(answer_prob(token), f"probability of {token_text(run.model, token)!r}", run)
         if self.against is None:
             return _measured(answer_prob(self.answer), f"probability of {self.answer!r}", run)
         return _measured(logit_diff(self.answer, self.against), f"logit of {self.answer!r} less {self.against!r}", run)
@@ -193,6 +202,9 @@ class HeadLab(RecomputingLab):
 
     def _settings(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in SETTINGS}
+
+    def _token_settings(self) -> Mapping[str, object]:
+        return self._settings()
 
     def _handlers(self) -> Handlers:
         return {"scale": lambda m: self.scale(m["layer"], m["head"], m["by"]), "reset": lambda _: self.reset()}
@@ -271,20 +283,6 @@ def _remarks(prompt: Prompt, answer: Answer | None, against: Answer | None, mode
     ids = model.ids(prompt)
     answers = {name: value for name, value in (("answer", answer), ("against", against)) if value is not None}
     return [*prompt_remarks("prompt", ids, model), *answer_remarks(answers, ids, model)]
-
-
-def _views(run: Trace, answer: Answer | None) -> tuple[tuple[View, ...], GemmascopeError | None]:
-    """The patterns and the lens; for a prompt too long for a page none, and the error that says so."""
-    try:
-        ids = [] if answer is None else answer_ids(answer, run.model)
-        # One answer is given by its id: for a text, lens_view would repeat the warnings that the lab has given. Several are
-        # refused by lens_view.
-        followed = ids[0] if len(ids) == 1 else answer
-        views = attention_view(run), lens_view(run, answer=followed)  # type: ignore[arg-type]
-    except GemmascopeError as error:
-        return (), error
-    suffix = ", with the heads scaled" if run.edits else ""
-    return tuple(replace(view, spec={**view.spec, "title": view.title + suffix}) for view in views), None
 
 
 def _measured(metric: AnswerMetric, name: str, run: BeforeAfter) -> tuple[str, float, float]:

@@ -12,7 +12,8 @@ from gemmascope.labs.worker import Job, Worker
 from gemmascope.model.model import Model
 
 # Ranks of jobs: lower ones run first, so a click is answered between two chunks of a long job.
-PREPARE, CLICK, LONG = range(3)
+# Another model is looked for and loaded before a long job goes on, since what that finds would be let go of.
+PREPARE, CLICK, MODELS, LONG = range(4)
 
 
 class Event(TypedDict):
@@ -81,15 +82,16 @@ class Session:
     def _wait(self, timeout: float | None) -> None:
         """Wait until no job is left. Raises the error of a job, and SweepError when the time is up."""
         self._worker.require_open()
-        for job in self._worker.jobs:
-            wait_for(job, timeout)
+        while jobs := self._worker.jobs:  # one that loads another model begins others as it ends
+            for job in jobs:
+                wait_for(job, timeout)
         failed, self._failed = self._failed, None
         if failed is not None:
             raise failed
 
     def _next_question(self) -> None:
         """Cancel the jobs of the present question and begin the next one."""
-        self._worker.cancel()
+        self._worker.cancel(keeps_outlasting=True)
         self.seq += 1
         self.error = self._failed = None
 
@@ -98,6 +100,8 @@ class Session:
 
     def _ended(self, job: Job) -> None:
         with self.guard:
+            if job.outlasts:
+                job.seq = self.seq
             if job.seq != self.seq:
                 return
             if job.failed is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -14,7 +14,7 @@ from gemmascope.edits.call_text import plain
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.kinds import Add
 from gemmascope.edits.places import Head, Pos
-from gemmascope.errors import EditError, SweepError
+from gemmascope.errors import EditError, SiteError, SweepError
 from gemmascope.labs.before_after import BeforeAfter
 from gemmascope.labs.fields import LABEL_STYLE, Fields, text_field
 from gemmascope.labs.recompute import RecomputingLab
@@ -23,9 +23,11 @@ from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.strengths import steering_edit
-from gemmascope.sweeps.remarks import prompt_remarks
+from gemmascope.sweeps.remarks import Remark, prompt_remarks
 
 SLIDER_STEPS = 64
+
+_OTHERWISE = "it is another direction, unless that is the same model in another form, or was trained from it"
 
 
 class SteerLab(RecomputingLab):
@@ -70,17 +72,35 @@ class SteerLab(RecomputingLab):
             SweepError: There is no such setting. Nothing is changed then.
         """
         self._worker.require_open()
+        self._apply(changes, self.model)
+
+    def _token_settings(self) -> Mapping[str, object]:
+        return {"prompt": self.prompt}
+
+    def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
+        """The vector stays, if the model has a place of its width for it."""
+        old = self.model.name
+        try:
+            self._apply(changes, model)
+        except (EditError, SiteError) as error:
+            text = f"the vector that this lab adds does not go into {model.name!r}: {error}. Find one with that model, as "
+            raise EditError(f"{text}gs.direction does, and open a lab with it") from error
+        self._warn([Remark("warning", "vector", f"the vector was given for {old!r}: in {model.name!r} {_OTHERWISE}")])
+
+    def _apply(self, changes: Mapping[str, object], model: Model) -> None:
         if unknown := sorted(set(changes) - {"prompt", "strength"}):
             raise SweepError(f"a steer lab has no {unknown[0]!r}; it has prompt, strength")
-        strength = finite_number(changes.get("strength", self.strength), "strength", error=EditError)
-        prompt = changes.get("prompt", self.prompt)
+        settings: dict[str, Any] = {"prompt": self.prompt, "strength": self.strength, **changes}
+        prompt, strength = settings["prompt"], finite_number(settings["strength"], "strength", error=EditError)
         edits = [replace(self.edit, scale=1.0)]
-        run = BeforeAfter.of(prompt, self.model, self.max_new_tokens, edits) if "prompt" in changes else self._run
+        is_new = model is not self.model or "prompt" in changes
+        run = BeforeAfter.of(prompt, model, self.max_new_tokens, edits) if is_new else self._run
         with self.guard:
             self._run, self.prompt, self.strength = run, prompt, strength
+            self._switch_to(model)
         self._recompute()
-        if "prompt" in changes:
-            self._warn(list(prompt_remarks("prompt", self.model.ids(prompt), self.model)))
+        if is_new:
+            self._warn(list(prompt_remarks("prompt", model.ids(prompt), model)))
 
     @property
     def edits(self) -> list[Edit]:

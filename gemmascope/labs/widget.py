@@ -39,6 +39,7 @@ class Message(TypedDict, total=False):
     layer: int
     head: int
     by: float
+    load: str
 
 
 # What to do about a message, by its type. A handler that returns a dict sends it to the page.

@@ -73,6 +73,7 @@ def turns_of(model: Model) -> Turns:
 class Job:
     """Work in steps. Jobs of a lower rank run first, also between two steps of another job. seq: the question it is for.
 
+    outlasts: whether it goes on when the settings change.
     over: whether it is done, failed or was cancelled; ended: set after on_end was called. failed: what a step raised.
     """
 
@@ -80,6 +81,7 @@ class Job:
     rank: int
     steps: Generator[None]
     seq: int = 0
+    outlasts: bool = False
     number: int = 0
     cancelled: bool = False
     over: bool = False
@@ -168,6 +170,10 @@ class Worker:
         if self.is_closed:
             raise LabError(CLOSED)
 
+    def serve(self, model: Model) -> None:
+        """Take the turns of another model from the next step on."""
+        self._queue.turns = turns_of(model)
+
     def submit(self, job: Job) -> Job:
         job.number, job.on_end = next(self._numbers), self.on_end
         self._queue.add(job)
@@ -188,11 +194,11 @@ class Worker:
         self._queue.end(job)
         return True
 
-    def cancel(self) -> None:
-        """End every job, the running one after its present step."""
+    def cancel(self, *, keeps_outlasting: bool = False) -> None:
+        """End every job, the running one after its present step; if asked, not those that outlast a question."""
         with self._queue.changed:
             for job in self._queue.jobs:
-                job.cancelled = True
+                job.cancelled = job.cancelled or not (keeps_outlasting and job.outlasts)
             self._queue.changed.notify_all()
 
     def end(self, timeout: float) -> None:

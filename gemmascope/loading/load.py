@@ -141,7 +141,7 @@ def load(
         network, reader = _from_folder(folder, name, LoadOptions(device, dtype, weights, budget, cache, tokenizer, check))
     warn_of_slow_bfloat16(network.model.norm.weight)
     warn_of_wide_window(network.config)
-    return Model(network, reader, name, arguments, name)
+    return Model(network, reader, name, arguments, "nano" if source is None else str(source))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "js"
 # Each file imports only from files before it.
 FILES = (
     "tokens.js", "scale.js", "theme.js", "arrays.js", "select.js", "matrix.js", "page.js", "grid.js", "attention.js",
-    "lens.js", "lines.js", "plan.js", "views.js", "talk.js", "live.js", "answers.js",
+    "lens.js", "lines.js", "plan.js", "views.js", "talk.js", "models.js", "live.js", "answers.js",
 )  # fmt: skip
 # The entry points of the live widgets: each exports the function render that anywidget calls.
 LIVE_FILES = ("patching_lab.js", "head_lab.js", "steer_lab.js")

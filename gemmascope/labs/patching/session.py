@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gemmascope.errors import SweepError, warn
+from gemmascope.labs.choice import ChoosingSession
 from gemmascope.labs.patching.cell_grid import CellGrid, Part
 from gemmascope.labs.patching.checks import check
 from gemmascope.labs.patching.detail import Detail
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.jobs import Progress, estimating, looking, preparing, running
 from gemmascope.labs.patching.settings import Settings
-from gemmascope.labs.session import CLICK, LONG, PREPARE, Event, Session, wait_for
+from gemmascope.labs.session import CLICK, LONG, PREPARE, Event, wait_for
 from gemmascope.labs.worker import Job
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
@@ -25,7 +26,7 @@ from gemmascope.values import Array
 AT_ONCE_SECONDS = 0.06
 
 
-class LabSession(Session):
+class LabSession(ChoosingSession):
     """Two prompts, two answers, and a grid of patches, computed on demand.
 
     checks: what to know before anything runs. experiment: that of the present settings, once it is prepared. detail: of
@@ -53,6 +54,7 @@ class LabSession(Session):
         self.history: list[Experiment] = []
         self.refused: BaseException | None = None
         self._begin()
+        self.notify("settings", self.seq)
 
     # -- settings --
 
@@ -61,9 +63,11 @@ class LabSession(Session):
         self._worker.require_open()
         with self.guard:
             new = self.settings.changed(**changes)
-            if new != self.settings:
-                self.settings = new
-                self._begin()
+            if new == self.settings:
+                return
+            self.settings = new
+            self._begin()
+        self.notify("settings", self.seq)
 
     def swap(self) -> None:
         """Exchange the two answers."""
@@ -74,7 +78,10 @@ class LabSession(Session):
         return self.refused is None and not any(remark.level == "error" for remark in self.checks)
 
     def _begin(self) -> None:
-        """Begin a new question: check it, and prepare it if it can be run."""
+        """Begin a new question: check it, and prepare it if it can be run.
+
+        The caller notifies once it has left the guard: a page is drawn under a lock of its own, and then reads the lab.
+        """
         with self.guard:
             self._next_question()
             if self.experiment is not None and not self.experiment.cell_grid.is_blank:
@@ -84,6 +91,19 @@ class LabSession(Session):
             self.checks = check(self.settings, self.model)
             if self.can_run:
                 self._submit("prepare", PREPARE, preparing(self, self.seq))
+
+    def _token_settings(self) -> Mapping[str, object]:
+        s = self.settings
+        return {"clean": s.clean, "corrupt": s.corrupt, "answer": s.answer, "against": s.against}
+
+    def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
+        """Settings that cannot be run on it are shown as in a lab that is opened on it."""
+        with self.guard:
+            self.settings = self.settings.changed(**changes)
+            self._switch_to(model)
+            self.experiment = self.compared = None
+            self.history.clear()
+            self._begin()
         self.notify("settings", self.seq)
 
     # -- running --

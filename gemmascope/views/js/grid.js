@@ -14,7 +14,7 @@
 //   select(row, column), brush(rows, columns), clear(), activate(row, column) on Enter or a double click.
 
 import { draw, drawState, FONT, cellAtPoint, labelOf, layoutOf, cellCorner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
-import { make, paint, rootIn, sized, tooltip, redrawOnResize } from "./page.js";
+import { make, paint, retitle, rootIn, sized, tooltip, redrawOnResize } from "./page.js";
 import { format } from "./scale.js";
 import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "./select.js";
 import { onTheme, theme } from "./theme.js";
@@ -177,8 +177,10 @@ export function grid(el, spec, data, on = {}, options = {}) {
         picked = false;
         tip.hide();
       }
-      if (changes.spec) redraw();
-      else drawBase();
+      if (changes.spec) {
+        retitle(root, spec);
+        redraw();
+      } else drawBase();
       if (!table.hidden) showTable(true);
       if (tip.text !== null) tip.say(cellText(spec, data, ...tipCell));
       if (picked && !brushedCells(state)) announce(cellText(spec, data, state.row, state.column));

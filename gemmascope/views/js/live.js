@@ -1,5 +1,6 @@
-// What the page of every live lab has: its root, an error and a status line, the talk with Python, and the page's theme.
+// What the page of every live lab has: its root, the list of models, an error and a status line, the talk with Python, and the page's theme.
 
+import { modelList } from "./models.js";
 import { make, paint, rootIn } from "./page.js";
 import { talk } from "./talk.js";
 import { onTheme, theme } from "./theme.js";
@@ -20,6 +21,8 @@ export function livePage({ model, el }, style = "") {
   const error = make("div", { class: "gs-remark gs-error", role: "alert", hidden: true });
   const status = make("div", { class: "gs-note gs-status", role: "status", "aria-live": "polite" });
   let talking = null;
+  const models = modelList((type, more = {}) => talking.send(type, more));
+  root.append(models.element);
 
   function showError(text) {
     error.hidden = !text;
@@ -39,11 +42,12 @@ export function livePage({ model, el }, style = "") {
       function refresh() {
         const state = model.get("state");
         showError(state.error);
+        models.update(model.get("choice"));
         draw(state);
         Object.assign(el.dataset, { gemmascopeReady: "1", gemmascopeBusy: String(state.busy), gemmascopeNumber: String(state.number) });
       }
       const poll = () => ({ number: model.get("state").number, pictures: model.get("pictures")?.number });
-      talking = talk(model, traits, status, { changed: refresh, poll, onMessage });
+      talking = talk(model, [...traits, "choice"], status, { changed: refresh, poll, onMessage });
       const painted = () => paint(root, theme());
       const stopTheme = onTheme(painted);
       painted();

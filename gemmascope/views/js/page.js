@@ -59,6 +59,15 @@ export function rootIn(el, spec) {
   return root;
 }
 
+/** Show the title and the note of another spec in a root that has both, or neither. */
+export function retitle(root, spec) {
+  root.setAttribute("aria-label", legibleLine(spec.title ?? ""));
+  for (const [part, text] of [[".gs-title", legibleLine(spec.title ?? "")], [".gs-note", readable(spec.note ?? "")]]) {
+    const line = root.querySelector(`:scope>${part}`);
+    if (line) line.textContent = text;
+  }
+}
+
 /** Set a root's colours to those of a theme. */
 export function paint(root, colours) {
   root.style.color = colours.ink;

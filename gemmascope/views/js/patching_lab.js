@@ -83,7 +83,7 @@ export function render({ model, el }) {
   function onMessage(message) {
     if (message.type === "event" && message.seq === model.get("state").seq) {
       const text = { done: "done", cancelled: "cancelled: what was done is kept", error: "failed" }[message.kind];
-      if (text && message.what && message.what !== "prepare") page.status.textContent = `${message.what}: ${text}`;
+      if (text && message.what && !["prepare", "the models at hand"].includes(message.what)) page.status.textContent = `${message.what}: ${text}`;
     } else if (message.type === "file") saveAs(message.name, new Blob([message.text]));
   }
 
