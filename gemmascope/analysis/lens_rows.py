@@ -90,7 +90,7 @@ def read_entries(
     def read(several: Sequence[Tensor]) -> None:
         if several:
             columns = read_rows(trace, keys[-1][0], torch.cat(list(several)), [*positions] * len(several), top, answer)
-            readings.append(tuple(column.unflatten(0, (len(several), -1)) for column in columns))
+            readings.append(tuple(column.view(len(several), -1, *column.shape[1:]) for column in columns))
 
     for key, rows in entries:
         if len(waiting) == at_once:
