@@ -177,6 +177,29 @@ def test_only_the_logits_of_a_few_rows_are_in_memory_at_once(monkeypatch: pytest
     assert max(rows) == 7
 
 
+@pytest.mark.parametrize(("at_once", "products"), [(1, 7), (5, 3), (100, 2)])
+def test_short_entries_are_unembedded_together_and_the_last_alone(
+    at_once: int, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t, rows, logits = run(length=9), [], Embedding.logits
+    expected = gs.lens(t, "stream", answer=1, pos=[3, 8])
+
+    def counted(table: Embedding, x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return logits(table, x)
+
+    monkeypatch.setattr(Embedding, "logits", counted)
+    monkeypatch.setattr("gemmascope.run.logits.LOGIT_BYTES", 4 * 61 * 2 * at_once)
+    lens = gs.lens(t, "stream", answer=1, pos=[3, 8])
+    assert lens.entries == expected.entries
+    assert rows[-1] == 2
+    assert len(rows) == products
+    assert sum(rows) == 2 * len(lens.entries)
+    assert np.array_equal(lens.top_ids, expected.top_ids)
+    assert np.allclose(lens.answer_logit, expected.answer_logit, atol=1e-5)
+    assert np.array_equal(lens.answer_rank, expected.answer_rank)
+
+
 def test_rows_in_parts_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     t = run(length=13)
     at_once = gs.lens(t, answer=1)

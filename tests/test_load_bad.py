@@ -209,6 +209,26 @@ def test_paths_that_are_no_folder_are_refused(folder: Path, tmp_path: Path) -> N
             load(source)
 
 
+def test_a_gguf_file_that_is_not_there_is_named_with_those_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    cases = {
+        tmp_path / "absent" / "gemma.gguf": "Its folder does not exist either: ",
+        "gemma.GGUF": "Its folder holds no GGUF file",
+    }
+    for source, expected in cases.items():
+        with pytest.raises(CheckpointError, match=re.escape(f"there is no file {str(source)!r}. {expected}")):
+            load(source)
+    for n in range(6):
+        (tmp_path / "models" / f"gemma-{n}.gguf").write_bytes(b"")
+    five = ", ".join(f"gemma-{n}.gguf" for n in range(5))
+    # Its path has the form of a hub id: the hub is not asked for it.
+    with pytest.raises(CheckpointError, match=re.escape(f"'models/gemma.gguf'. GGUF files in its folder: {five} and more.")):
+        load("models/gemma.gguf")
+
+
 def test_the_home_folder_may_be_written_as_a_tilde(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert load("~/model").n_layers == 3

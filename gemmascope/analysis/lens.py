@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, one_head, read_rows, unembed_rows
+from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_at_one, one_head, read_entries
 from gemmascope.arguments import one_of, true_or_false, whole_number
 from gemmascope.edits.places import Head, Pos, find_position, find_positions
 from gemmascope.edits.sources import not_a_trace
@@ -133,13 +133,10 @@ class Lens:
             SiteError: For a position that is not there, or several.
         """
         rule = "all logits are given at one position at a time"
-        positions = [find_position(pos, self.trace.model, self.trace.ids, rule)]
+        position = find_position(pos, self.trace.model, self.trace.ids, rule)
         self.trace.require_weights(None)
-        logits = [
-            unembed_rows(self.trace, site, rows[positions], positions)
-            for (site, _), rows in entries_of(self.trace, self.site, self.head)
-        ]
-        array = self._labelled(torch.stack(logits), "soft-capped logit", "vocab", positions=positions)
+        logits = logits_at_one(self.trace, entries_of(self.trace, self.site, self.head), position)
+        array = self._labelled(logits[:, None], "soft-capped logit", "vocab", positions=[position])
         return array.isel(pos=0)
 
     def plot(self, colour: str = "probability", *, of_answer: bool | None = None) -> Figure:
@@ -242,12 +239,10 @@ def read_lens(trace: Trace, site: str, top: int, pos: Pos, head: Head, answer: A
     answer_id = None if answer is None else _one_answer(answer, trace)
     if answer is not None:
         raise_or_warn(answer_remarks({"answer": answer}, trace.ids[: positions[-1] + 1], trace.model), SiteError)
-    entries, readings = [], []
     trace.require_weights(None)
-    for entry, rows in entries_of(trace, site_name, head_number):
-        entries.append(entry)
-        readings.append(read_rows(trace, entry[0], rows, positions, top, answer_id))
-    ids, logits, probs, entropies, *followed = (torch.stack(values) for values in zip(*readings, strict=True))
+    found = entries_of(trace, site_name, head_number)
+    entries, columns = read_entries(trace, found, positions, top, answer_id)
+    ids, logits, probs, entropies, *followed = columns
     place = trace, site_name, head_number, tuple(entries), tuple(positions)
     return Lens(*place, ids, logits, probs, entropies, answer_id, tuple(followed))
 

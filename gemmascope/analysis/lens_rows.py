@@ -7,7 +7,7 @@ such as attn_out, with the last norm's scale for the whole stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -74,19 +74,59 @@ def _entries_of_head(trace: Trace, head: int) -> Iterator[tuple[SiteKey, Float[T
         yield ("head_out", layer.index), rows
 
 
+def read_entries(
+    trace: Trace, entries: Iterable[tuple[SiteKey, Tensor]], positions: Sequence[int], top: int, answer: int | None
+) -> tuple[list[SiteKey], list[Tensor]]:
+    """The entries, and what read_rows gives of each, with an axis for the entry in front.
+
+    Short entries are unembedded together: for a few rows, reading a large embedding takes as long as for many. The last one
+    is read alone, as a run's logits are, so that the lens of the last layer is those logits to the last bit.
+    """
+    at_once = max(1, rows_to_unembed(trace.model) // max(1, len(positions)))
+    keys: list[SiteKey] = []
+    waiting: list[Tensor] = []
+    readings: list[tuple[Tensor, ...]] = []
+
+    def read(several: Sequence[Tensor]) -> None:
+        if several:
+            columns = read_rows(trace, keys[-1][0], torch.cat(list(several)), [*positions] * len(several), top, answer)
+            readings.append(tuple(column.view(len(several), -1, *column.shape[1:]) for column in columns))
+
+    for key, rows in entries:
+        if len(waiting) == at_once:
+            read(waiting)
+            waiting = []
+        keys.append(key)
+        waiting.append(moved(rows[list(positions)], trace.model.device))
+    read(waiting[:-1])
+    read(waiting[-1:])
+    return keys, [torch.cat(columns) for columns in zip(*readings, strict=True)]
+
+
+def logits_at_one(trace: Trace, entries: Iterable[tuple[SiteKey, Tensor]], pos: int) -> Float[Tensor, "entry vocab"]:
+    """Soft-capped logits of every entry at one position: of all together, the last entry alone, as read_entries does.
+
+    The caller requires the weights of the run.
+    """
+    keys, rows = zip(*((key, moved(rows[[pos]], trace.model.device)) for key, rows in entries), strict=True)
+    groups = [group for group in (rows[:-1], rows[-1:]) if group]
+    site = keys[-1][0]
+    return torch.cat([unembed_rows(trace, site, torch.cat(group), [pos] * len(group)) for group in groups])
+
+
 def read_rows(
     trace: Trace, site: str, rows: Tensor, positions: Sequence[int], top: int, answer: int | None
 ) -> tuple[Tensor, ...]:
-    """Ids, logits and probabilities of the top tokens [pos, top], and the entropy [pos].
+    """Ids, logits and probabilities of the top tokens [row, top], and the entropy [row], of rows at these positions.
 
-    With an answer (a token id) its logit, probability and rank as well, each [pos]. The caller requires the weights of the
+    With an answer (a token id) its logit, probability and rank as well, each [row]. The caller requires the weights of the
     run: to look at a large embedding again for each layer would take as long as some products with it.
     """
     step = rows_to_unembed(trace.model)
     parts = []
     for part in chunks(len(positions), step):
         chunk = positions[part]
-        logits = unembed_rows(trace, site, rows[chunk], chunk)
+        logits = unembed_rows(trace, site, rows[part], chunk)
         logprobs = logits.log_softmax(-1)
         best = logits.topk(top)
         entropy = -(logprobs.exp() * logprobs).sum(-1)

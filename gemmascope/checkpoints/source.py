@@ -47,6 +47,8 @@ def _resolve(source: object, revision: str | None) -> tuple[Path, str]:
         return path, path.stem
     if os.path.isfile(path):
         raise CheckpointError(f"{path} is a file; {_advice(path)}")
+    if path.suffix.lower() == ".gguf":  # before the hub: a file in a folder reads like owner/name
+        raise CheckpointError(f"there is no file {str(source)!r}. {_beside(path)}.{at_hand(str(source))}")
     if isinstance(source, str) and is_hub_id(source):
         return _fetch(source, revision), source
     text = str(source)
@@ -54,6 +56,16 @@ def _resolve(source: object, revision: str | None) -> tuple[Path, str]:
         f"{text!r} is no folder that exists and no hub id.{suggestion(text)} A source is {_SOURCES}"
         + (f".{here}" if (here := at_hand(text)) else "")
     )
+
+
+def _beside(path: Path) -> str:
+    """What an error about a GGUF file that does not exist says of its folder."""
+    if not path.parent.is_dir():
+        return f"Its folder does not exist either: {str(path.parent)!r}"
+    names = sorted(each.name for each in path.parent.glob("*.gguf"))
+    if not names:
+        return "Its folder holds no GGUF file"
+    return f"GGUF files in its folder: {', '.join(names[:5])}{' and more' if names[5:] else ''}"
 
 
 def _fetch(repo: str, revision: str | None) -> Path:

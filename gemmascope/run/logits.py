@@ -44,12 +44,15 @@ def logit_lens(trace: RecordedRun, rows: Sequence[int]) -> xarray.DataArray:
     trace.require_weights(None)
     logits = np.empty((trace.model.n_layers, len(rows), trace.model.config.vocab_size), np.float32)
     step = rows_to_unembed(trace.model, bytes_per_logit=12)  # the products, and those that the cap makes
-    # Of all layers together: for a few rows, reading the embedding takes as long as for many.
+    # Of all layers but the last together: for a few rows, reading the embedding takes as long as for many. The last layer's
+    # alone, as a run's logits are, to the last bit.
     stream = torch.cat([moved(x[list(rows)], trace.model.device) for x in trace.residuals[1:]])
     flat = logits.reshape(len(stream), -1)
     with torch.no_grad():
-        for part in chunks(len(stream), step):
-            flat[part] = trace.model.network.unembed(stream[part]).cpu().numpy()
+        for first, end in ((0, len(stream) - len(rows)), (len(stream) - len(rows), len(stream))):
+            for part in chunks(end - first, step):
+                at = slice(first + part.start, first + part.stop)
+                flat[at] = trace.model.network.unembed(stream[at]).cpu().numpy()
     texts = trace.tokens
     coords = {
         "layer": range(len(logits)),

@@ -63,7 +63,9 @@ pandas.DataFrame(
             "heads a layer": each.config.n_heads,
             "window": each.config.window,
             "vocabulary": f"{each.config.vocab_size:,}",
-            "soft caps": f"{each.config.attn_cap} on scores, {each.config.final_cap} on logits",
+            "soft caps": f"{each.config.attn_cap:g} on scores, {each.config.final_cap:g} on logits"
+            if each.config.final_cap
+            else "none",
             "norms of queries and keys": each.config.qk_norms,
         }
         for each in (gs.load("nano"), model)
@@ -500,7 +502,7 @@ for layer, head in found.cell.values[(-found.values).argsort()[:4]]:
 # 24 tokens apart: 5.1 global (0.83), 11.2 global (0.57), 5.2 global (0.55), 5.3 global (0.42), 13.3 local (0.41)
 # 550 tokens apart: 5.1 global (0.70), 5.2 global (0.30), 17.2 global (0.30), 11.2 global (0.29)
 # 560 tokens; told 553 positions before the end, and the window is 512
-# [(' red', 0.87)
+# [(' red', 0.87), (' blue', 0.02)]
 # short-sighted: none   ' red' less ' green' +4.27   likeliest ' red' 0.87
 # short-sighted:  all   ' red' less ' green' +1.30   likeliest ' a' 0.09
 # head 11.2 (global) restores 108%; 32% of its attention is on ' red'
