@@ -179,4 +179,5 @@ def test_a_trace_of_8192_positions_takes_what_its_plan_says(model: Model) -> Non
     done = subprocess.run([sys.executable, "-c", LONG, FILE, TEXTS[0]], capture_output=True, check=True, text=True)
     plan = gs.plan(model, context=8192)
     planned = sum(part.n_bytes for part in plan.parts if part.name in ("activations", "trace", "logits"))
-    assert 0.6 * planned < int(done.stdout) < 1.05 * planned
+    # The plan counts tensors; what the C library keeps of freed ones varies from run to run.
+    assert 0.6 * planned < int(done.stdout) < 1.25 * planned
