@@ -129,13 +129,17 @@ def test_a_site_of_a_streamed_layer_takes_no_more_than_a_pass(folder: Path, cuda
         assert torch.equal(value.cpu(), gs.trace(prompt(9), model=gs.load(folder / "int8", device="cpu"))[site, 1])
 
 
-def test_a_lens_of_all_layers_holds_one_layers_logits_on_the_device(cuda: EmulatedCuda) -> None:
+def test_a_lens_of_all_layers_holds_no_more_logits_on_the_device_than_its_limit(
+    cuda: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = gs.load("nano", device="cuda:0")
     trace, memory = gs.trace("Mary went to the store. " * 9, model=model), cuda.memories[0]
+    one_layer = 4 * len(trace) * model.config.vocab_size
+    monkeypatch.setattr("gemmascope.run.logits.LOGIT_BYTES", 3 * one_layer)  # the products, and the two that the cap makes
     before = memory.peak = memory.allocated
     trace.lens(pos=None)
-    one_layer = 4 * len(trace) * model.config.vocab_size
-    assert memory.peak - before < 4 * one_layer  # the products, and the two that the cap makes
+    stream = 4 * model.n_layers * len(trace) * model.config.d_model
+    assert memory.peak - before - stream < 4 * one_layer
 
 
 def test_concepts_are_tied_to_features_of_a_dictionary_on_a_device(cuda: EmulatedCuda) -> None:
