@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from check_models import small_folder
 from checkpoints import checkpoint
 
 import gemmascope as gs
@@ -27,15 +28,11 @@ from gemmascope.checking.steps.published_heads import PUBLISHED, figures_of
 from gemmascope.checking.subject import Outcome, Subject
 
 BESIDE = ["logits", "patterns", "long prompt", "generation", "sweep"]
-SHAPE: dict[str, Any] = {"max_position_embeddings": 128, "intermediate_size": 64, "head_dim": 16}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Gemma 2 of two layers, in float32, without a tokenizer."""
-    path = tmp_path_factory.mktemp("check") / "model"
-    checkpoint("lg", **SHAPE).save_pretrained(path)
-    return path
+    return small_folder(tmp_path_factory.mktemp("check"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -159,7 +156,7 @@ def test_nano_passes_with_its_dictionary_and_names_its_heads(monkeypatch: pytest
 
 
 def test_dictionaries_of_the_model_in_the_cache_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dictionaries_module, "_hub_cache", lambda: tmp_path)
+    monkeypatch.setattr(dictionaries_module, "hub_cache", lambda: tmp_path)
     for repository, size in (("gemma-scope-2b-pt-res", "layer_20"), ("gemma-scope-9b-pt-res", "layer_9")):
         path = tmp_path / f"models--google--{repository}" / "snapshots" / "abc" / size / "width_16k" / "average_l0_71"
         path.mkdir(parents=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from check_models import SHAPE, small_folder
 from checkpoints import checkpoint, checkpoint_3
 from gguf_files import write_gguf
 
@@ -13,15 +14,10 @@ import gemmascope as gs
 from gemmascope.checking.result import CheckResult
 from gemmascope.checking.steps import memory_use as memory_module
 
-SHAPE: dict[str, Any] = {"max_position_embeddings": 128, "intermediate_size": 64, "head_dim": 16}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Gemma 2 of two layers, in float32, without a tokenizer."""
-    path = tmp_path_factory.mktemp("check") / "model"
-    checkpoint("lg", **SHAPE).save_pretrained(path)
-    return path
+    return small_folder(tmp_path_factory.mktemp("check"))
 
 
 def check(model: Any, steps: list[str], **options: Any) -> CheckResult:

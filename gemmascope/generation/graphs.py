@@ -16,14 +16,12 @@ from torch import Tensor
 
 from gemmascope.errors import warn
 from gemmascope.generation.untapped import UntappedLayer
+from gemmascope.kernels.attention_tiles import SPLIT
 from gemmascope.kernels.switch import runs_triton
 from gemmascope.model.gemma2 import Gemma2
 from gemmascope.model.kv_cache import STEP, KVCache, PassCache
 from gemmascope.model.layout import Block, Layout
 from gemmascope.model.maths import index_tensor
-
-# Positions that one graph serves: those whose attention has one shape. Triton's kernel reads slots in splits of so many.
-STRETCH_IN_KERNELS = 256
 
 # A capture takes as long as some steps: it pays if at least so many more may follow in its stretch.
 WORTH = 4
@@ -50,7 +48,8 @@ class StepGraphs:
     ) -> None:
         self.network, self.caches, self.n_total = network, caches, n_total
         self.layers = [layers[index] for index in range(len(caches))]
-        self.stretch = STRETCH_IN_KERNELS if runs_triton(network.device) else STEP
+        # Positions that one graph serves: those whose attention has one shape.
+        self.stretch = SPLIT if runs_triton(network.device) else STEP
         self.refused = False
         self._stop = 0  # the position after the last that the present graph serves; 0 without a graph
         self._graph: torch.cuda.CUDAGraph | None = None

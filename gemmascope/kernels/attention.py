@@ -15,12 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gemmascope.kernels.attention_tiles import FEW_ROWS, NO_WINDOW, Scores, Tiles
+from gemmascope.kernels.attention_tiles import FEW_ROWS, NO_WINDOW, SPLIT, Scores, Tiles
 from gemmascope.kernels.launch import launch, power_of_two
 from gemmascope.kernels.pointwise import _tanh
-
-# Slots of a KV cache that one program reads; longer caches are split, so that one run keeps a card busy.
-SPLIT = 256
 
 
 def attend_runs(

@@ -15,6 +15,9 @@ FEW_ROWS = 16
 
 MOST_D_HEAD = 256
 
+# Slots of a KV cache that one program reads; longer caches are split, so that one run keeps a card busy.
+SPLIT = 256
+
 NO_WINDOW = 2**30  # a window that is wider than any context
 
 

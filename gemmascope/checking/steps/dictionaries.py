@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from gemmascope.checking.step import Figure
 from gemmascope.checking.subject import Outcome, Skip, Subject
+from gemmascope.checkpoints.at_hand.places import hub_cache
 from gemmascope.checkpoints.source import NANO
 from gemmascope.config import PRESETS
 from gemmascope.run.tracing import trace
@@ -72,7 +72,7 @@ def dictionaries_at_hand(subject: Subject) -> list[AtHand]:
         name for name, preset in PRESETS.items() if (preset.n_layers, preset.d_model) == (config.n_layers, config.d_model)
     }
     entries = []
-    for folder in sorted(_hub_cache().glob("models--google--gemma-scope-*")):
+    for folder in sorted(hub_cache().glob("models--google--gemma-scope-*")):
         suite = Suite.of(folder.name.rpartition("--")[2])
         if suite is None or suite.size not in sizes or config.family != "Gemma 2":
             continue
@@ -83,9 +83,3 @@ def dictionaries_at_hand(subject: Subject) -> list[AtHand]:
                 repository = f"google/{folder.name.rpartition('--')[2]}"
                 entries.append((entry.layer, AtHand(repository, "/".join(inner[:-1]), entry.l0)))
     return [one for _, one in sorted(dict.fromkeys(entries), key=lambda pair: (pair[0], pair[1].source, pair[1].path or ""))]
-
-
-def _hub_cache() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)

@@ -7,7 +7,14 @@ import os
 import re
 from pathlib import Path
 
-from gemmascope.checkpoints.at_hand.places import NANO, Machine, llama_cpp_folders, lm_studio_folders, ollama_folders
+from gemmascope.checkpoints.at_hand.places import (
+    NANO,
+    Machine,
+    hub_cache,
+    llama_cpp_folders,
+    lm_studio_folders,
+    ollama_folders,
+)
 from gemmascope.checkpoints.at_hand.search import Search
 from gemmascope.checkpoints.at_hand.table import ModelTable
 from gemmascope.errors import CheckpointError
@@ -48,7 +55,7 @@ def models(folder: str | os.PathLike[str] | None = None) -> ModelTable:
             raise CheckpointError(f"{root} is no folder: give one to look for models in")
         search.below(root, "folder", _GIVEN)
     machine = Machine.this()
-    search.hub_cache(_hub_cache())
+    search.hub_cache(hub_cache())
     for path in lm_studio_folders(machine):
         search.below(path, "LM Studio", _GIVEN)
     for path in ollama_folders(machine):
@@ -92,10 +99,3 @@ def at_hand(name: str) -> str:
 def _plain(name: str) -> str:
     """The letters and digits of the last part of a name."""
     return re.sub(r"[^a-z0-9]", "", re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower())
-
-
-def _hub_cache() -> Path:
-    """The hub's cache, as the hub's library found it in the environment when it was imported; gs.load uses the same."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)

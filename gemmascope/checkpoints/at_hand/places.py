@@ -46,6 +46,13 @@ class Machine:
         return self.path("XDG_CACHE_HOME") or self.home / ".cache"
 
 
+def hub_cache() -> Path:
+    """The hub's cache, as the hub's library found it in the environment when it was imported; gs.load uses the same."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
 def llama_cpp_folders(machine: Machine) -> list[Path]:
     """llama.cpp's cache, where its -hf option downloads to."""
     return [machine.path("LLAMA_CACHE") or machine.caches / "llama.cpp"]
