@@ -13,6 +13,7 @@ from checkpoints import checkpoint
 from jupyter import Lab
 
 import gemmascope as gs
+from gemmascope.views.module import _joined
 
 CLEAN, CORRUPT = [2, 5, 7, 9, 11], [2, 6, 7, 9, 11]
 CELLS = [
@@ -60,8 +61,29 @@ def test_a_model_is_chosen_from_the_list_and_the_numbers_follow(page: Any, lab: 
     (lab.folder / "third" / "model.safetensors").write_bytes(b"no weights")
     page.locator(".gs-models select").first.select_option("third")
     page.locator(".gs-lab .gs-error:visible", has_text="model.safetensors").wait_for(timeout=30_000)
-    assert page.locator(".gs-models select").first.input_value() == "second"
+    page.wait_for_function("document.querySelector('.gs-models select').value === 'second'")
     page.get_by_text(ends(second)).wait_for()
+
+
+def test_the_list_returns_to_the_present_model_when_another_was_refused_at_once(chromium: Any) -> None:
+    """Python's choice is then the one that was drawn before, since the page never saw the other one loading."""
+    options = [{"load": name, "label": name} for name in ("first", "broken")]
+    choice = {"name": "first", "present": "first", "options": options, "looked": True, "loading": None}
+    script = f"""(choice) => {{
+        {_joined("models.js")}
+        const sent = [];
+        const list = modelList((type, more) => sent.push([type, more]));
+        document.body.append(list.element);
+        list.update(choice);
+        const select = list.element.querySelector("select");
+        select.value = "broken";
+        select.dispatchEvent(new Event("change"));
+        const chosen = select.value;
+        list.update(choice);
+        return [sent.at(-1), chosen, select.value];
+    }}"""
+    with page_of(chromium) as opened:
+        assert opened.evaluate(script, choice) == [["choose_model", {"load": "broken"}], "broken", "first"]
 
 
 def ends(model: gs.Model) -> str:

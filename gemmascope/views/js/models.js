@@ -12,13 +12,17 @@ const MODELS_STYLE = `
 
 /** The list, and what is said of one that is loading: {element, update(choice)}. send(type, more): sends Python a message. */
 export function modelList(send) {
-  const select = make("select", { onchange: () => send("choose_model", { load: select.value }), onfocus: look, onpointerenter: look });
+  const select = make("select", { onchange: choose, onfocus: look, onpointerenter: look });
   const note = make("span", { role: "status", "aria-live": "polite" });
   const keep = make("button", { type: "button", onclick: () => send("keep_model"), title: "end the loading" }, "Cancel loading");
   const element = make("div", { class: "gs-bar gs-models" }, make("style", {}, MODELS_STYLE), make("label", {}, make("span", {}, "model"), select), note, keep);
   let asked = false;
   let drawn = "";
 
+  function choose() {
+    drawn = ""; // the list shows what its user chose, so even the choice that was drawn last is news to it
+    send("choose_model", { load: select.value });
+  }
   function look() {
     if (!asked) send("find_models");
     asked = true;
