@@ -1,25 +1,23 @@
 """The canvas module: files of js/ joined into one text, which static pages contain and live widgets send to the front end.
 
-Only the files that a page or widget needs are joined: every instance of a live widget stores its module's text.
+Only the files that a page or widget needs are joined: every instance of a live widget stores its module's text. The files
+share one scope, so a name at the top level of one may not be used in another.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "js"
 
-# Each file imports only from files before it.
-FILES = (
-    "tokens.js", "scale.js", "theme.js", "arrays.js", "select.js", "matrix.js", "page.js", "grid.js", "attention.js",
-    "lens.js", "lines.js", "plan.js", "views.js", "talk.js", "models.js", "live.js", "answers.js",
-)  # fmt: skip
-# The entry points of the live widgets: each exports the function render that anywidget calls.
+# The entry point of static pages, and those of the live widgets: each exports the function render that anywidget calls.
+STATIC_FILE = "views.js"
 LIVE_FILES = ("patching_lab.js", "head_lab.js", "steer_lab.js")
 
-_IMPORT = re.compile(r"^import\s[^;]*?from\s+\"\./([\w.]+)\";\n", re.MULTILINE)
+_IMPORT = re.compile(r"^import\s[^;]*?from\s+\"(\.{1,2}/[\w./]+)\";\n", re.MULTILINE)
 # Comments and indentation go: a page contains the module once for every view.
 _COMMENT = re.compile(r"^\s*//.*\n|^\s*/\*\*(?:[^*]|\*(?!/))*\*/\n", re.MULTILINE)
 _INDENT = re.compile(r"^[ \t]+", re.MULTILINE)
@@ -29,7 +27,7 @@ _EXPORT = re.compile(r"^export (?=function|async function|const|class|let)", re.
 @cache
 def static_module() -> str:
     """The module of a static page, which defines mount(element, spec, arrays)."""
-    return _joined("views.js")
+    return _joined(STATIC_FILE)
 
 
 @cache
@@ -38,21 +36,40 @@ def module_text(entry: str = "patching_lab.js") -> str:
     return _joined(entry) + "\nexport default { render };\n"
 
 
-def _joined(entry: str) -> str:
-    """A file and everything it imports as one module, in which imports and exports are not needed."""
-    needed = needed_by(entry)
+@cache
+def system_module() -> str:
+    """The shared pieces of all views and a grid, for pages that draw them without a view, such as the pieces' own test."""
+    return _joined("grid.js", *(f"system/{path.name}" for path in sorted((FOLDER / "system").glob("*.js"))))
+
+
+def needed_by(*names: str) -> list[str]:
+    """Files and all files that they import, directly or not, each after those that it imports; paths below js/.
+
+    Raises:
+        ValueError: Files import each other in a circle.
+    """
+    needed: list[str] = []
+    for name in names:
+        _add(name, needed, ())
+    return needed
+
+
+def _add(name: str, needed: list[str], importers: tuple[str, ...]) -> None:
+    if name in importers:
+        raise ValueError(f"files import each other in a circle: {' -> '.join((*importers, name))}")
+    if name in needed:
+        return
+    for path in _IMPORT.findall((FOLDER / name).read_text(encoding="utf-8")):
+        _add(posixpath.normpath(posixpath.join(posixpath.dirname(name), path)), needed, (*importers, name))
+    needed.append(name)
+
+
+def _joined(*entries: str) -> str:
+    """Files and everything they import as one module, in which imports and exports are not needed."""
     parts = []
-    for name in (*FILES, *LIVE_FILES):
-        if name not in needed:
-            continue
+    for name in needed_by(*entries):
         text = (FOLDER / name).read_text(encoding="utf-8")
         for pattern in (_IMPORT, _COMMENT, _EXPORT, _INDENT):
             text = pattern.sub("", text)
         parts.append(text)
     return "\n".join(parts)
-
-
-def needed_by(name: str) -> set[str]:
-    """The names of a file and of all files that it imports, directly or not."""
-    direct = _IMPORT.findall((FOLDER / name).read_text(encoding="utf-8"))
-    return {name}.union(*map(needed_by, direct))

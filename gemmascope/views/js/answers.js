@@ -35,8 +35,8 @@ export function changeRows(top) {
   const line = (cells, tag) => make("tr", {}, ...cells.map((cell) => make(tag, {}, cell)));
   const row = ({ token, before, after }) => {
     const change = after - before;
-    const sign = Math.abs(change) < 5e-4 ? "=" : change > 0 ? "▲" : "▼";
-    return line([cut(legible(token), 24), percent(before), percent(after), `${sign} ${format(100 * change, true, 1)}`], "td");
+    const says = percent(before) === percent(after) ? "=" : `${change > 0 ? "▲" : "▼"} ${format(100 * change, true, 1)}`;
+    return line([cut(legible(token), 24), percent(before), percent(after), says], "td");
   };
   return [line(["next token", "before", "after", "change, in %"], "th"), ...top.map(row)];
 }

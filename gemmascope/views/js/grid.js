@@ -15,7 +15,7 @@
 
 import { draw, drawState, FONT, cellAtPoint, labelOf, layoutOf, cellCorner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
 import { make, paint, retitle, rootIn, sized, tooltip, redrawOnResize } from "./page.js";
-import { format } from "./scale.js";
+import { format, rounded } from "./scale.js";
 import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "./select.js";
 import { onTheme, theme } from "./theme.js";
 import { legible, legibleLine } from "./tokens.js";
@@ -30,7 +30,7 @@ export function cellText(spec, data, row, column) {
   if (why) return `${place}\n${why === true ? "not seen" : why}`;
   const i = row * spec.columns.length + column;
   const mark = data.marks ? data.marks[i] : 2;
-  const value = mark === NOT_RUN ? "not run" : format(data.values[i], spec.scale.low < 0, spec.decimals);
+  const value = mark === NOT_RUN ? "not run" : format(rounded(data.values[i], spec.scale), spec.scale.low < 0, spec.decimals);
   const unit = spec.unit && value !== "not run" ? ` ${spec.unit}` : "";
   const lines = [place, spec.measure ? `${spec.measure}: ${value}` : value + unit];
   if (WORDS[mark] && value !== "not run") lines.push(WORDS[mark]);
@@ -59,7 +59,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
   function redraw() {
     colours = theme();
     paint(root, colours);
-    const width = Math.max(260, root.clientWidth || el.clientWidth || 800);
+    const width = Math.max(260, wide.clientWidth || el.clientWidth || 800);
     const measure = (text) => measured(canvas, text);
     layout = layoutOf(spec, width, measure, options);
     ctx = sized(canvas, layout.width, layout.height);
@@ -85,7 +85,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     const [x, y] = cellCorner(layout, row, column);
     if (x < wide.scrollLeft || x + layout.cw > wide.scrollLeft + wide.clientWidth) wide.scrollLeft = x - wide.clientWidth / 2;
     tipCell = [row, column];
-    tip.show(cellText(spec, data, row, column), wide.offsetLeft + x + layout.cw - wide.scrollLeft, wide.offsetTop + y, colours);
+    tip.show(cellText(spec, data, row, column), wide.offsetLeft + x + layout.cw - wide.scrollLeft, wide.offsetTop + y);
   }
   function announce(text) {
     if (live.textContent !== text) live.textContent = text;
@@ -130,7 +130,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     if (!cell) return tip.hide();
     const box = root.getBoundingClientRect();
     tipCell = cell;
-    tip.show(cellText(spec, data, ...cell), event.clientX - box.left, event.clientY - box.top, colours);
+    tip.show(cellText(spec, data, ...cell), event.clientX - box.left, event.clientY - box.top);
   });
   canvas.addEventListener("pointerup", () => {
     if (!dragging) return;
@@ -202,11 +202,11 @@ export function grid(el, spec, data, on = {}, options = {}) {
   };
 }
 
-let ruler = null;
+let measuring = null;
 function measured(canvas, text) {
-  ruler = ruler ?? canvas.ownerDocument.createElement("canvas").getContext("2d");
-  ruler.font = FONT;
-  return ruler.measureText(text).width;
+  measuring ??= canvas.ownerDocument.createElement("canvas").getContext("2d");
+  measuring.font = FONT;
+  return measuring.measureText(text).width;
 }
 
 /** The numbers as a table, for screen readers. */

@@ -48,7 +48,8 @@ export function lines(el, spec, data) {
     fillTable();
   } }, "Show as table");
   if (sizes.pos > 1) root.append(chips);
-  root.append(make("div", { class: "gs-wide" }, canvas), make("div", { class: "gs-bar" }, toggle), table, live);
+  const wide = make("div", { class: "gs-wide" }, canvas);
+  root.append(wide, make("div", { class: "gs-bar" }, toggle), table, live);
   const tip = tooltip(root);
   let colours, width, ctx;
 
@@ -69,7 +70,7 @@ export function lines(el, spec, data) {
     colours = theme();
     paint(root, colours);
     atChip(pos);
-    width = Math.max(320, root.clientWidth || 800);
+    width = Math.max(320, wide.clientWidth || 800);
     ctx = sized(canvas, width, spec.panels.length * (HEIGHT + TOP + FOOT));
     ctx.fillStyle = colours.ground;
     ctx.fillRect(0, 0, width, spec.panels.length * (HEIGHT + TOP + FOOT));
@@ -149,7 +150,7 @@ export function lines(el, spec, data) {
     if (k < 0 || k >= sizes.x) return tip.hide();
     at = k;
     const outer = root.getBoundingClientRect();
-    tip.show(layerText(k), event.clientX - outer.left, event.clientY - outer.top, colours);
+    tip.show(layerText(k), event.clientX - outer.left, event.clientY - outer.top);
   });
   canvas.addEventListener("pointerleave", () => tip.hide());
   canvas.addEventListener("keydown", (event) => {
@@ -159,7 +160,7 @@ export function lines(el, spec, data) {
     event.stopPropagation();
     at = Math.min(sizes.x - 1, Math.max(0, at + step));
     live.textContent = layerText(at);
-    tip.show(layerText(at), x(at), canvas.parentElement.offsetTop + 30, colours);
+    tip.show(layerText(at), x(at), canvas.parentElement.offsetTop + 30);
   });
   canvas.addEventListener("blur", () => tip.hide());
   const stop = redrawOnResize(root, onTheme, redraw);

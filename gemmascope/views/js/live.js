@@ -1,14 +1,15 @@
 // What the page of every live lab has: its root, the list of models, an error and a status line, the talk with Python, and the page's theme.
 
 import { modelList } from "./models.js";
-import { make, paint, rootIn } from "./page.js";
+import { make, paint } from "./page.js";
+import { card } from "./system/card.js";
 import { talk } from "./talk.js";
 import { onTheme, theme } from "./theme.js";
 import { readable } from "./tokens.js";
 
 const LIVE_STYLE = `
-.gs-remark{margin:2px 0;padding:2px 6px;border-left:4px solid var(--gs-warn)}
-.gs-remark b{text-transform:uppercase;font-size:11px}
+.gs-remark{margin:4px 0;padding:0 8px;border-left:4px solid var(--gs-warn)}
+.gs-remark b{font-size:12px}
 `;
 
 /**
@@ -16,7 +17,7 @@ const LIVE_STYLE = `
  * wants them. While the page is there, the lab's static fallback is hidden.
  */
 export function livePage({ model, el }, style = "") {
-  const root = rootIn(el, { title: "" });
+  const root = card(el);
   root.append(make("style", {}, `${LIVE_STYLE}${style}[data-gs-fallback="${model.get("fallback")}"]{display:none}`));
   const error = make("div", { class: "gs-remark gs-error", role: "alert", hidden: true });
   const status = make("div", { class: "gs-note gs-status", role: "status", "aria-live": "polite" });

@@ -80,7 +80,7 @@ function cell(ctx, layout, spec, data, colours, r, c) {
   const [w, h] = [layout.cw - gap, layout.ch - gap];
   const rgb = mark === NOT_RUN ? null : colour(value, spec.scale, colours.dark);
   if (rgb === null) {
-    hatch(ctx, x, y, w, h, colours.hatch);
+    hatch(ctx, x, y, w, h, colours);
   } else {
     ctx.fillStyle = css(rgb);
     ctx.fillRect(x, y, w, h);
@@ -96,13 +96,16 @@ function cell(ctx, layout, spec, data, colours, r, c) {
   }
 }
 
-function hatch(ctx, x, y, w, h, ink) {
+/** A cell without a number: a light tint with faint lines, so that it is neither a zero nor a number. */
+function hatch(ctx, x, y, w, h, colours) {
+  ctx.fillStyle = colours.tint;
+  ctx.fillRect(x, y, w, h);
   ctx.save();
   ctx.beginPath();
   ctx.rect(x, y, w, h);
   ctx.clip();
-  ctx.strokeStyle = ink;
-  ctx.lineWidth = 0.7;
+  ctx.strokeStyle = colours.hatch;
+  ctx.lineWidth = 1;
   ctx.beginPath();
   for (let d = -h; d < w; d += 6) {
     ctx.moveTo(x + d, y + h);

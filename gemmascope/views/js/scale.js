@@ -28,7 +28,12 @@ export function colourAt(at, scale, dark = false) {
   const stops = (scale.kind === "diverging" ? DIVERGING : SEQUENTIAL)[dark ? "dark" : "light"];
   const x = (scale.reverse ? 1 - at : at) * (stops.length - 1);
   const i = Math.min(stops.length - 2, Math.floor(x));
-  return stops[i].map((from, k) => Math.round(from + (stops[i + 1][k] - from) * (x - i)));
+  return mixed(stops[i], stops[i + 1], x - i);
+}
+
+/** The colour between two others, at a fraction of the way. */
+export function mixed(from, to, at) {
+  return from.map((c, k) => Math.round(c + (to[k] - c) * at));
 }
 
 /** [r, g, b] as CSS. */
@@ -36,10 +41,15 @@ export function css(rgb) {
   return `rgb(${rgb[0]},${rgb[1]},${rgb[2]})`;
 }
 
+/** How light a colour is, from 0 to 1, as WCAG 2 defines it. */
+export function luminance(rgb) {
+  const light = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2];
+}
+
 /** Black or white, whichever is legible on a colour. */
 export function inkOn(rgb) {
-  const light = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] > 0.18 ? "#000000" : "#ffffff";
+  return luminance(rgb) > 0.18 ? "#000000" : "#ffffff";
 }
 
 /** A number as text: four digits, or `decimals` decimals, with a proper minus sign. */
@@ -57,7 +67,12 @@ export function format(value, sign = false, decimals = null) {
 
 /** A share of one as a percentage. */
 export function percent(p) {
-  return p >= 0.0005 ? `${(100 * p).toFixed(1)}%` : "<0.1%";
+  return p >= 0.001 ? `${(100 * p).toFixed(1)}%` : "<0.1%";
+}
+
+/** A number without float32's rounding: 0 if it is below a millionth of the largest number on its scale. */
+export function rounded(value, scale) {
+  return Math.abs(value) < 1e-6 * Math.max(Math.abs(scale.low), Math.abs(scale.high)) ? 0 : value;
 }
 
 /** The labels of a scale: round numbers, or powers of ten on a logarithmic scale. */

@@ -18,7 +18,7 @@ const VIEWS = {
 /** Draw a view in an element. An error is shown in place of the picture. */
 export async function mount(el, spec, arrays) {
   try {
-    return VIEWS[spec.view](el, spec, await unpacked(arrays));
+    return VIEWS[spec.view](el, { ...spec, framed: true }, await unpacked(arrays));
   } catch (error) {
     el.append(`This picture could not be drawn: ${error.message}. Use a browser of 2023 or later.`);
     throw error;
