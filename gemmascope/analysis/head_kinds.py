@@ -13,7 +13,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.patterns import patterns
+from gemmascope.analysis.patterns import patterns, rows_at_once
 from gemmascope.model.attention import attend_of
 from gemmascope.model.factored_matrix import normed_tokens
 from gemmascope.model.layout import Block, Layout
@@ -126,12 +126,16 @@ class PatternSums(Tap):
     """Sums over the queries of what each kind measures, from each layer's queries and keys.
 
     sums: by kind, [layer, head]. n_strongest: how many queries have their strongest key at each distance, [layer, head,
-    distance]. whole: take the patterns as they are in the pass, with its edits of scores and patterns.
+    distance]. whole: take the patterns as they are in the pass, with its edits of scores and patterns. n_heads: how many
+    heads the patterns have; None for all of the model.
     """
 
-    def __init__(self, model: Model, runs: Sequence[Tensor], kinds: Sequence[str], *, whole: bool = False) -> None:
+    def __init__(
+        self, model: Model, runs: Sequence[Tensor], kinds: Sequence[str], *, whole: bool = False, n_heads: int | None = None
+    ) -> None:
         self.config, self.runs, self.whole = model.config, runs, whole
-        shape = model.config.n_layers, model.config.n_heads
+        self.n_heads = n_heads or model.config.n_heads
+        shape = model.config.n_layers, self.n_heads
         self.sums = {kind: torch.zeros(shape, dtype=torch.float64) for kind in kinds}
         longest = max(map(len, runs)) if POSITIONAL in kinds else 0
         self.n_strongest = torch.zeros(*shape, longest, dtype=torch.float64)
@@ -154,6 +158,12 @@ class PatternSums(Tap):
                 self._add(layer, ids, self.queries[span], value[span])
             self.queries = None
         return value
+
+    def add_pattern(self, layer: int, ids: Ids, pattern: Float[Tensor, "head q_pos k_pos"]) -> None:
+        """Add a run's whole pattern at a layer, where no pass hands over its queries and keys."""
+        ids = moved(ids, pattern.device)
+        for rows in torch.split(torch.arange(len(ids), device=ids.device), rows_at_once(*pattern.shape[:2])):
+            self._add_rows(layer, ids, rows, pattern[:, rows].float())
 
     def _add(self, layer: int, ids: Tensor, q: Tensor, k: Tensor) -> None:
         ids = moved(ids, q.device)

@@ -11,7 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.analysis.lens_rows import EVERY, PARTS, STREAM, entries_of, logits_at_one, one_head, read_entries
+from gemmascope.analysis.lens_rows import (
+    EVERY,
+    PARTS,
+    STREAM,
+    entries_of,
+    final_answers,
+    logits_at_one,
+    one_head,
+    read_entries,
+)
 from gemmascope.arguments import one_of, true_or_false, whole_number
 from gemmascope.edits.places import Head, Pos, find_position, find_positions
 from gemmascope.edits.sources import not_a_trace
@@ -56,6 +65,7 @@ class Lens:
         answer: The id of the token that is followed, or None.
         followed: Its soft-capped logit, its probability and its rank (0 for the likeliest), each (entry, pos); empty
             where no token is followed.
+        final_ranks: The rank of each position's final answer, (entry, pos); None unless a view asked for it.
 
     Examples:
         >>> lens = gs.lens(gs.trace("When Mary and John went to the store, John gave a drink to"), answer=" Mary", pos=-1)
@@ -76,6 +86,21 @@ class Lens:
     entropies: Float[Tensor, "entry pos"]
     answer: int | None
     followed: tuple[Tensor, ...]
+    final_ranks: Int[Tensor, "entry pos"] | None = None
+
+    @cached_property
+    def final_ids(self) -> Int[Tensor, " pos"]:
+        """The id of the run's own answer at each position: the likeliest token after the last layer."""
+        if self.site in ("resid_post", EVERY):
+            return self.ids[-1, :, 0]
+        self.trace.require_weights(None)
+        return final_answers(self.trace, self.positions)
+
+    @property
+    def first_leads(self) -> list[int | None]:
+        """For each position the first entry in which the run's own answer is the likeliest token; None where it never is."""
+        leads = (self.ids[..., 0] == self.final_ids).T.tolist()
+        return [entry.index(True) if any(entry) else None for entry in leads]
 
     @property
     def top_tokens(self) -> xarray.DataArray:
@@ -156,7 +181,9 @@ class Lens:
         if follow and self.answer is not None:
             title += f", following {visible_text(self.trace.model.texts(torch.tensor([self.answer]))[0])}"
         bound = 1.0 if colour == "probability" else None
-        return lens_figure(values, self.top_tokens.isel(top=0), title=title, unit=unit, bound=bound)
+        top = self.top_tokens.isel(top=0)
+        agrees = (self.ids[1:, :, 0] == self.ids[:-1, :, 0]).cpu().numpy()
+        return lens_figure(values, top, title=title, unit=unit, bound=bound, first_leads=self.first_leads, agrees=agrees)
 
     def _coloured(self, colour: str, follow: bool) -> tuple[xarray.DataArray, str]:
         """The values that a picture shows as colours, and their unit."""
@@ -224,8 +251,10 @@ class Lens:
         return labelled(values, coords, dims, name)
 
 
-def read_lens(trace: Trace, site: str, top: int, pos: Pos, head: Head, answer: Answer | None) -> Lens:
-    """The lens of one run; see gs.lens (lenses.py)."""
+def read_lens(
+    trace: Trace, site: str, top: int, pos: Pos, head: Head, answer: Answer | None, *, final_ranks: bool = False
+) -> Lens:
+    """The lens of one run; see gs.lens (lenses.py). final_ranks: whether to rank each position's final answer too."""
     if not isinstance(trace, Trace):
         raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {not_a_trace(trace)}")
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
@@ -241,10 +270,15 @@ def read_lens(trace: Trace, site: str, top: int, pos: Pos, head: Head, answer: A
         raise_or_warn(answer_remarks({"answer": answer}, trace.ids[: positions[-1] + 1], trace.model), SiteError)
     trace.require_weights(None)
     found = entries_of(trace, site_name, head_number)
-    entries, columns = read_entries(trace, found, positions, top, answer_id)
-    ids, logits, probs, entropies, *followed = columns
+    answers: list[int | Tensor] = [] if answer_id is None else [answer_id]
+    if final_ranks:
+        answers.append(final_answers(trace, positions))
+    entries, columns = read_entries(trace, found, positions, top, answers)
+    ids, logits, probs, entropies, *ranked = columns
+    followed = ranked[: 0 if answer_id is None else 3]
     place = trace, site_name, head_number, tuple(entries), tuple(positions)
-    return Lens(*place, ids, logits, probs, entropies, answer_id, tuple(followed))
+    last = ranked[-1] if final_ranks else None
+    return Lens(*place, ids, logits, probs, entropies, answer_id, tuple(followed), last)
 
 
 def _one_answer(answer: Answer, trace: Trace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.edits.places import Head, find_heads
@@ -74,10 +74,21 @@ def _entries_of_head(trace: Trace, head: int) -> Iterator[tuple[SiteKey, Float[T
         yield ("head_out", layer.index), rows
 
 
+def final_answers(trace: Trace, positions: Sequence[int]) -> Int[Tensor, " pos"]:
+    """The token that the run itself finds likeliest after each of these positions."""
+    rows = moved(trace.residuals[-1][list(positions)], trace.model.device)
+    return read_rows(trace, "resid_post", rows, positions, 1, [])[0][:, 0]
+
+
 def read_entries(
-    trace: Trace, entries: Iterable[tuple[SiteKey, Tensor]], positions: Sequence[int], top: int, answer: int | None
+    trace: Trace,
+    entries: Iterable[tuple[SiteKey, Tensor]],
+    positions: Sequence[int],
+    top: int,
+    answers: Sequence[int | Tensor],
 ) -> tuple[list[SiteKey], list[Tensor]]:
-    """The entries, and what read_rows gives of each, with an axis for the entry in front.
+    """The entries, and what read_rows gives of each, with an axis for the entry in front. answers: as in read_rows, but an
+    answer of its own for each position is [pos].
 
     Short entries are unembedded together: for a few rows, reading a large embedding takes as long as for many. The last one
     is read alone, as a run's logits are, so that the lens of the last layer is those logits to the last bit.
@@ -89,7 +100,8 @@ def read_entries(
 
     def read(several: Sequence[Tensor]) -> None:
         if several:
-            columns = read_rows(trace, keys[-1][0], torch.cat(list(several)), [*positions] * len(several), top, answer)
+            each = [one.repeat(len(several)) if isinstance(one, Tensor) else one for one in answers]
+            columns = read_rows(trace, keys[-1][0], torch.cat(list(several)), [*positions] * len(several), top, each)
             readings.append(tuple(column.view(len(several), -1, *column.shape[1:]) for column in columns))
 
     for key, rows in entries:
@@ -115,12 +127,12 @@ def logits_at_one(trace: Trace, entries: Iterable[tuple[SiteKey, Tensor]], pos: 
 
 
 def read_rows(
-    trace: Trace, site: str, rows: Tensor, positions: Sequence[int], top: int, answer: int | None
+    trace: Trace, site: str, rows: Tensor, positions: Sequence[int], top: int, answers: Sequence[int | Tensor]
 ) -> tuple[Tensor, ...]:
     """Ids, logits and probabilities of the top tokens [row, top], and the entropy [row], of rows at these positions.
 
-    With an answer (a token id) its logit, probability and rank as well, each [row]. The caller requires the weights of the
-    run: to look at a large embedding again for each layer would take as long as some products with it.
+    Then the logit, probability and rank of each of the answers, [row]: a token id, or one for each row. The caller requires
+    the weights of the run: to look at a large embedding again for each layer would take as long as some products with it.
     """
     step = rows_to_unembed(trace.model)
     parts = []
@@ -131,10 +143,11 @@ def read_rows(
         best = logits.topk(top)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         columns = [best.indices, best.values, logprobs.gather(-1, best.indices).exp(), entropy]
-        if answer is not None:
-            answer_logits = logits[:, answer]
-            rank = (logits > answer_logits[:, None]).sum(-1)
-            columns += [answer_logits, logprobs[:, answer].exp(), rank]
+        for answer in answers:
+            one = answer[part] if isinstance(answer, Tensor) else logits.new_full((len(logits),), answer, dtype=torch.long)
+            answer_logits = logits.gather(-1, one[:, None])
+            rank = (logits > answer_logits).sum(-1)
+            columns += [answer_logits[:, 0], logprobs.gather(-1, one[:, None]).exp()[:, 0], rank]
         parts.append(columns)
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gemmascope.figures.labelled import GLOBAL, escape_label, labelled_figure
 from gemmascope.legible import legible_line
@@ -14,26 +18,64 @@ if TYPE_CHECKING:
 
 # A figure with more columns has no tokens in its cells; with fewer they are cut to so many characters.
 MOST_COLUMNS, MOST_LETTERS = 40, 9
+OUTLINE = "#e08a00"
+
+
+# Tokens that the entry below answers as well are drawn this faint, so that those which change stand out.
+FADED = 0.45
 
 
 def lens_figure(
-    values: xarray.DataArray, tokens: xarray.DataArray, *, title: str, unit: str, bound: float | None = None
+    values: xarray.DataArray,
+    tokens: xarray.DataArray,
+    *,
+    title: str,
+    unit: str,
+    bound: float | None = None,
+    first_leads: Sequence[int | None] = (),
+    agrees: NDArray[np.bool_] | None = None,
 ) -> Figure:
-    """Values as colours, tokens as the cells' text; both (layer, pos), or (entry, pos) with layer, kind and site."""
+    """Values as colours, tokens as the cells' text; both (layer, pos), or (entry, pos) with layer, kind and site.
+
+    first_leads: For each position the row to outline, as the first in which its final answer leads; None for no row.
+    agrees [row, pos]: Whether a row's token is that of the row below it, from the second row on; None for no fading.
+    """
     if by_entry := "entry" in values.dims:
         values = values.assign_coords(entry=_entry_names(values))
-    figure = labelled_figure(values, title=title, unit=unit, diverging=False, bound=bound)
+    leads = any(row is not None for row in first_leads)
+    subtitle = "outlined: where the run's own answer is first the likeliest token" if leads else ""
+    figure = labelled_figure(values, title=title, unit=unit, diverging=False, bound=bound, subtitle=subtitle)
     if tokens.sizes["pos"] <= MOST_COLUMNS:
-        cells = [
-            [escape_label(legible_line(visible_text(str(token)))[:MOST_LETTERS]) for token in row] for row in tokens.values
-        ]
         heat_map = figure.data[-1]
-        heat_map.text, heat_map.texttemplate, heat_map.textfont = cells, "%{text}", {"size": 10}
+        heat_map.text, heat_map.texttemplate, heat_map.textfont = _cells(tokens, agrees), "%{text}", {"size": 10}
     if by_entry:
         names = values["entry"].values.tolist()
         ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names}
         figure.update_yaxes(title=f"stream ({GLOBAL} global layer)", **ticks)
+    for column, row in zip(values["pos"].values.tolist(), first_leads or [None] * values.sizes["pos"], strict=True):
+        if row is not None:
+            figure.add_shape(
+                type="rect",
+                x0=column - 0.5,
+                x1=column + 0.5,
+                y0=row - 0.5,
+                y1=row + 0.5,
+                line={"color": OUTLINE, "width": 2},
+            )
     return figure
+
+
+def _cells(tokens: xarray.DataArray, agrees: NDArray[np.bool_] | None) -> list[list[str]]:
+    """The text of each cell, cut, and faint where the row below says the same."""
+    faint = np.zeros(tokens.shape, bool)
+    if agrees is not None:
+        faint[1:] = agrees
+
+    def cell(token: object, is_faint: bool) -> str:
+        text = escape_label(legible_line(visible_text(str(token)))[:MOST_LETTERS])
+        return f'<span style="fill-opacity:{FADED}">{text}</span>' if is_faint and text else text
+
+    return [list(map(cell, *row)) for row in zip(tokens.values, faint.tolist(), strict=True)]
 
 
 def _entry_names(values: xarray.DataArray) -> list[str]:

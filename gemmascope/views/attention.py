@@ -12,6 +12,7 @@ from gemmascope.run.trace import Trace
 from gemmascope.sites import find_layer, find_site
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.views.attention_panels import Panels, Pattern, panels_of
+from gemmascope.views.attention_scores import ShownScores
 from gemmascope.views.labels import are_special
 from gemmascope.views.packing import PackedArray, count_visible, pack_probabilities, visible_values
 from gemmascope.views.page import View
@@ -23,6 +24,7 @@ LARGEST_LAYER = 16_000_000
 
 # Patterns are named by panel and layer: "first0", "second0".
 Patterns = dict[str, PackedArray]
+Scores = dict[str, ShownScores]
 
 
 def attention_view(
@@ -83,17 +85,19 @@ def attention_view(
     large = included[0] if head is None else _find_heads(head, model)[0]
     if large not in included:
         raise SiteError(f"head {large} is not among heads={included}")
-    patterns, table = _first_layer(panels, first, included)
-    patterns |= _other_layers(panels, first, chosen, included, patterns)
-    shown_layers = [n for n in chosen if f"first{n}" in patterns]
+    scores = panels.scores(len(included))
+    patterns, table = _first_layer(panels, first, included, scores)
+    by_layer = {first: patterns} | _other_layers(panels, first, chosen, included, patterns, scores)
+    shown_layers, arrays = _fitting(by_layer, first, scores)
     spec = _spec(panels, shown_layers, included) | {
+        "kinds": {name: one.spec() for name, one in scores.items()},
         "layer": shown_layers.index(first),
         "head": included.index(large),
         "bos": bos,
     }
     if note := _note(panels, [n for n in chosen if n not in shown_layers]):
         spec["note"] = note
-    return View(spec, patterns, _summary(panels, shown_layers, len(included), first), table)
+    return View(spec, arrays, _summary(panels, shown_layers, len(included), first), table)
 
 
 def _find_layers(layers: object, n_layers: int) -> list[int]:
@@ -108,12 +112,12 @@ def _find_heads(heads: object, model: Model) -> list[int]:
     return find_heads(heads, find_site("pattern"), model) or []
 
 
-def _first_layer(panels: Panels, layer: int, heads: list[int]) -> tuple[Patterns, list[list[str]]]:
+def _first_layer(panels: Panels, layer: int, heads: list[int], scores: Scores) -> tuple[Patterns, list[list[str]]]:
     """The patterns of the layer that is shown at first, and the table that stands in for the picture."""
     window = panels.first.model.config.window_of(layer)
     for length in panels.lengths:
         _require_fit(length, layer, window, len(heads))
-    shown = {name: pattern for name, _, pattern in panels.patterns([layer], heads)}
+    shown = {name: pattern for name, _, pattern in panels.patterns([layer], heads, scores)}
     patterns = {f"{name}{layer}": pack_probabilities(visible_values(one, window)) for name, one in shown.items()}
     return patterns, _table(panels, heads, shown["first"])
 
@@ -138,21 +142,29 @@ def _table(panels: Panels, heads: list[int], pattern: Pattern) -> list[list[str]
     return rows
 
 
-def _other_layers(panels: Panels, first: int, layers: list[int], heads: list[int], drawn: Patterns) -> Patterns:
-    """The patterns of the other layers, in order, as far as they fit on the page beside those of the first layer."""
+def _other_layers(
+    panels: Panels, first: int, layers: list[int], heads: list[int], drawn: Patterns, scores: Scores
+) -> dict[int, Patterns]:
+    """The patterns of the other layers, in order, as far as they probably fit on the page beside those of the first."""
     free_bytes = MOST_BYTES - _n_bytes(drawn.values())
     fitting = _fitting_layers(panels, first, layers, _n_bytes(drawn.values()), free_bytes)
     by_layer: dict[int, Patterns] = {n: {} for n in fitting}
-    for name, n, pattern in panels.patterns(fitting, heads):
+    for name, n, pattern in panels.patterns(fitting, heads, scores):
         visible = visible_values(pattern, panels.first.model.config.window_of(n))
         by_layer[n][f"{name}{n}"] = pack_probabilities(visible)
-    patterns: Patterns = {}
-    for n in fitting:  # the estimate may have been too low
-        free_bytes -= _n_bytes(by_layer[n].values())
-        if free_bytes < 0:
-            break
-        patterns |= by_layer[n]
-    return patterns
+    return by_layer
+
+
+def _fitting(by_layer: dict[int, Patterns], first: int, scores: Scores) -> tuple[list[int], Patterns]:
+    """The layers that fit on the page, the first one always, and the arrays of the view: their patterns and scores."""
+    others = [n for n in by_layer if n != first]  # _fitting_layers may have estimated too low
+    while True:
+        layers = sorted([first, *others])
+        arrays = {name: array for n in layers for name, array in by_layer[n].items()}
+        arrays |= {f"{name}_scores": one.packed(layers) for name, one in scores.items()}
+        if not others or _n_bytes(arrays.values()) <= MOST_BYTES:
+            return layers, arrays
+        others.pop()
 
 
 def _fitting_layers(panels: Panels, first: int, layers: list[int], first_bytes: int, free_bytes: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from gemmascope.errors import SiteError
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import visible_text
+from gemmascope.views.attention_scores import ShownScores
 from gemmascope.views.labels import are_special, require_trace
 
 Pattern = NDArray[np.floating]
@@ -34,8 +35,13 @@ class Panels(Protocol):
     prompt: str
     note: str
 
-    def patterns(self, layers: Sequence[int], heads: Sequence[int]) -> Iterator[tuple[str, int, Pattern]]:
-        """(panel, layer, pattern [head, q_pos, k_pos]) of every panel and layer, in no given order."""
+    def scores(self, n_heads: int) -> dict[str, ShownScores]:
+        """What the heads of each panel that shows attention do, to be filled by `patterns`."""
+
+    def patterns(
+        self, layers: Sequence[int], heads: Sequence[int], scores: Mapping[str, ShownScores]
+    ) -> Iterator[tuple[str, int, Pattern]]:
+        """(panel, layer, pattern [head, q_pos, k_pos]) of every panel and layer, in no given order. Adds to the scores."""
 
     def spec(self) -> dict[str, object]:
         """What the picture says of the panels."""
@@ -58,10 +64,17 @@ class RunPanels:
                 f"The prompts have {self.lengths[0]} and {self.lengths[1]} tokens, so there is no difference to show."
             )
 
-    def patterns(self, layers: Sequence[int], heads: Sequence[int]) -> Iterator[tuple[str, int, Pattern]]:
+    def scores(self, n_heads: int) -> dict[str, ShownScores]:
+        return {name: ShownScores(run.model, [run.ids], n_heads) for name, run in self._runs.items()}
+
+    def patterns(
+        self, layers: Sequence[int], heads: Sequence[int], scores: Mapping[str, ShownScores]
+    ) -> Iterator[tuple[str, int, Pattern]]:
         for name, run in self._runs.items():
             for layer, pattern in _patterns_of(run, layers):
-                yield name, layer, pattern[heads].float().cpu().numpy()
+                shown = pattern[heads].float()
+                scores[name].add(layer, run.ids, shown)
+                yield name, layer, shown.cpu().numpy()
 
     def spec(self) -> dict[str, object]:
         if (compare := self._runs.get("second")) is None:
@@ -89,13 +102,20 @@ class MeanPanels:
             f"Tokens with ≠ are not the same in all {len(traces)} prompts; the first prompt's are shown." if varying else ""
         )
 
-    def patterns(self, layers: Sequence[int], heads: Sequence[int]) -> Iterator[tuple[str, int, Pattern]]:
+    def scores(self, n_heads: int) -> dict[str, ShownScores]:
+        return {"first": ShownScores(self.first.model, [run.ids for run in self._runs], n_heads)}
+
+    def patterns(
+        self, layers: Sequence[int], heads: Sequence[int], scores: Mapping[str, ShownScores]
+    ) -> Iterator[tuple[str, int, Pattern]]:
         # Welford's sums: the mean so far, and the squares of the deviations from it. No run's patterns are kept.
         means: dict[int, NDArray[np.float64]] = {}
         squares: dict[int, NDArray[np.float64]] = {}
         for n, run in enumerate(self._runs, 1):
             for layer, pattern in _patterns_of(run, layers):
-                values = pattern[heads].float().cpu().numpy().astype(np.float64)
+                shown = pattern[heads].float()
+                scores["first"].add(layer, run.ids, shown)
+                values = shown.cpu().numpy().astype(np.float64)
                 mean = means.setdefault(layer, np.zeros_like(values))
                 deviation = values - mean
                 mean += deviation / n

@@ -40,6 +40,15 @@ def are_special(model: Model | None, ids: Sequence[int]) -> list[bool]:
     return [tokenizer is not None and tokenizer.is_special(i) for i in ids]
 
 
+def prompt_of(tokens: Sequence[str], positions: Sequence[int]) -> dict[str, object]:
+    """What a view says of its prompt, by which the views of one prompt light each other's tokens.
+
+    prompt: Its tokens; None where the view shows all positions, so that its columns have them. positions: Those shown.
+    """
+    every = list(positions) == list(range(len(tokens)))
+    return {"prompt": None if every else list(tokens), "positions": list(positions)}
+
+
 def position_label(pos: int, token: str, special: bool | None = None) -> Label:
     """The label of a position. special: None where that is not known."""
     known: Label = {} if special is None else {"special": special}

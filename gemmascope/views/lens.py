@@ -6,17 +6,20 @@ import numpy as np
 import torch
 
 from gemmascope.analysis.lens import COLOURS, Lens, read_lens
+from gemmascope.analysis.lens_rows import EVERY, STREAM
 from gemmascope.arguments import one_of, whole_number
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import SiteError
 from gemmascope.run.trace import Trace
 from gemmascope.tokens.tokenizer import visible_text
-from gemmascope.views.labels import Label, are_special, position_label, require_trace
+from gemmascope.views.labels import Label, are_special, position_label, prompt_of, require_trace
 from gemmascope.views.packing import PackedArray, pack, pack_probabilities
 from gemmascope.views.page import View
 
 # How many top tokens a page holds over all its cells; each takes two bytes.
 MOST_TOKENS = 60_000
+# How many tokens of a cell a click lists, where a page has room for them.
+LISTED = 10
 
 
 def lens_view(
@@ -31,7 +34,9 @@ def lens_view(
 ) -> View:
     """The lens as a grid, layer by position, with the most likely token in each cell.
 
-    The pointer shows the `top` most likely tokens of a cell.
+    The run's own answer at each position is outlined where it first leads; a token that the layer below answers as well is
+    faint. The pointer shows the `top` most likely tokens of a cell; a click lists ten of them where the page has room, and
+    draws the rank of the answer from layer to layer.
 
     Args:
         trace: The run to read.
@@ -63,8 +68,10 @@ def lens_view(
         raise SiteError("colour='rank' is of an answer: rank needs answer=")
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
     positions, clipped = _positions(trace, pos, site, top)
-    reading = read_lens(trace, site, top, positions, head, answer)
-    distinct, token_numbers = torch.unique(reading.ids, return_inverse=True)
+    held = _tokens_held(trace, site, top, len(positions))
+    reading = read_lens(trace, site, held, positions, head, answer, final_ranks=True)
+    distinct, token_numbers = torch.unique(torch.cat([reading.ids.flatten(), reading.final_ids]), return_inverse=True)
+    token_numbers, finals = token_numbers[: -len(positions)].view(reading.ids.shape), token_numbers[-len(positions) :]
     tokens, special = trace.tokens, are_special(trace.model, trace.ids.tolist())
     spec = {
         "view": "lens",
@@ -76,18 +83,21 @@ def lens_view(
         "column_axis": "position",
         "up": True,
         "tokens": trace.model.texts(distinct),
-        "top": reading.ids.shape[-1],
+        "top": top,
+        "held": held,
         "follows": None if reading.answer is None else _answer_text(reading),
+        "finals": finals.tolist(),
+        "leads": reading.first_leads,
+        "echo": _echo(reading),
         "colours": _colours(reading, colour),
-    }
+    } | prompt_of(tokens, positions)
     summary = f"After {visible_text(tokens[positions[-1]])}, at position {positions[-1]}:"
-    return View(spec, _arrays(reading, token_numbers.cpu().numpy().astype(np.uint16)), summary, _table(reading))
+    return View(spec, _arrays(reading, token_numbers.cpu().numpy().astype(np.uint16), top), summary, _table(reading, top))
 
 
 def _positions(trace: Trace, pos: Pos, site: str, top: int) -> tuple[list[int], bool]:
     """The positions to show, and whether a long prompt's first ones were left out."""
-    n_layers = trace.model.n_layers
-    n_entries = 2 * n_layers + 1 if isinstance(site, str) and site == "stream" else n_layers
+    n_entries = _n_entries(trace, site)
     most = max(1, MOST_TOKENS // (n_entries * top))
     positions = find_positions(pos, trace.model, trace.ids)
     if len(positions) <= most:
@@ -98,11 +108,28 @@ def _positions(trace: Trace, pos: Pos, site: str, top: int) -> tuple[list[int], 
     return positions[-most:], True
 
 
-def _arrays(reading: Lens, token_numbers: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]) -> dict[str, PackedArray]:
-    """The arrays of the view. token_numbers [entry, pos, top]: each cell's tokens, as indices of the spec's tokens."""
+def _n_entries(trace: Trace, site: str) -> int:
+    return 2 * trace.model.n_layers + 1 if isinstance(site, str) and site == "stream" else trace.model.n_layers
+
+
+def _tokens_held(trace: Trace, site: str, top: int, n_positions: int) -> int:
+    """How many tokens of a cell the page holds: LISTED where it has room for them, and never fewer than top."""
+    room = MOST_TOKENS // (_n_entries(trace, site) * n_positions)
+    return max(top, min(LISTED, room, trace.model.config.vocab_size))
+
+
+def _arrays(
+    reading: Lens, token_numbers: np.ndarray[tuple[int, ...], np.dtype[np.uint16]], top: int
+) -> dict[str, PackedArray]:
+    """The arrays of the view. token_numbers [entry, pos, held]: each cell's tokens, as indices of the spec's tokens."""
+    probs = reading.probs.float().cpu().numpy()
+    assert reading.final_ranks is not None
     arrays = {
-        "ids": pack(token_numbers),
-        "probs": pack_probabilities(reading.probs.float().cpu().numpy()),
+        "ids": pack(token_numbers[..., :top]),
+        "probs": pack_probabilities(probs[..., :top]),
+        "more_ids": pack(token_numbers[..., top:]),
+        "more_probs": pack_probabilities(probs[..., top:]),
+        "final_rank": pack(reading.final_ranks.cpu().numpy().astype(np.float32)),
         "top": pack_probabilities(reading.probs[..., 0].float().cpu().numpy()),
         "entropy": pack(reading.entropies.float().cpu().numpy()),
     }
@@ -147,15 +174,33 @@ def _row_label(reading: Lens, i: int) -> Label:
     return {"label": label, "kind": kind, "hint": f"{label} ({kind})"}
 
 
-def _table(reading: Lens) -> list[list[str]]:
+def _table(reading: Lens, top: int) -> list[list[str]]:
     """What each layer would answer after the last position: the table that stands in for the picture."""
     rows = []
     for i in range(len(reading.entries)):
-        texts = reading.trace.model.texts(reading.ids[i, -1])
-        tops = [f"{visible_text(text)} {float(prob):.4f}" for text, prob in zip(texts, reading.probs[i, -1], strict=True)]
+        texts, probs = reading.trace.model.texts(reading.ids[i, -1, :top]), reading.probs[i, -1, :top]
+        tops = [f"{visible_text(text)} {float(prob):.4f}" for text, prob in zip(texts, probs, strict=True)]
         rank = [f"rank of the answer {int(reading.followed[2][i, -1])}"] if reading.followed else []
         rows.append([_row_label(reading, i).get("hint", reading.entries[i][0]), *tops, *rank])
     return rows
+
+
+def _echo(reading: Lens) -> str:
+    """Why early layers answer with the token that they stand on; empty where they do not."""
+    own = reading.trace.ids[list(reading.positions)].to(reading.ids.device)
+    shares = (reading.ids[..., 0] == own).float().mean(-1).tolist()
+    n = next((i for i, share in enumerate(shares) if share <= 0.5), len(shares))
+    if n == 0 or reading.site not in (*STREAM, EVERY):
+        return ""
+    first, last = (_row_label(reading, i)["label"] for i in (0, n - 1))
+    if reading.site == EVERY:
+        rows = f"Up to {last} the stream" if n > 1 else f"At {first} the stream"
+    else:
+        rows = f"Layer {first}" if n == 1 else f"Layers {first} to {last}"
+    return (
+        f"{rows} mostly {'reads' if n == 1 or reading.site == EVERY else 'read'} as the token itself: "
+        "the unembedding is the embedding's transpose, and the token's embedding is still the largest part of the stream."
+    )
 
 
 def _note(reading: Lens, clipped: bool) -> str:
