@@ -25,7 +25,7 @@ from gemmascope.workshop.building.pictures import MOST_BYTES, draw_pictures, ima
 from gemmascope.workshop.check import exercises
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-SOURCES = sorted((NOTEBOOKS / "source").glob("*.py"))
+SOURCES = sorted((NOTEBOOKS / "teaching" / "source").glob("*.py"))
 TARGETS = list(targets(NOTEBOOKS))
 
 # Asks a real model; tests/test_real_notebooks.py runs it where there is one.
@@ -114,7 +114,7 @@ def test_a_solution_runs_from_the_first_to_the_last_cell(source: Path, kernel: K
 @pytest.mark.parametrize("version", ["solution", "exercise"])
 def test_a_notebook_that_needs_a_real_model_says_so_in_one_cell(version: str, kernel: Kernel, tmp_path: Path) -> None:
     """What runs all cells stops at the first error: up to there, nothing else has failed and no question has been asked."""
-    cells = notebook(NOTEBOOKS / "source" / f"{NEEDS_REAL}.py", version).cells
+    cells = notebook(NOTEBOOKS / "teaching" / "source" / f"{NEEDS_REAL}.py", version).cells
     stop = next(i for i, cell in enumerate(cells) if "real_model(MODEL)" in cell.source)
     errors = kernel.run(cells[: stop + 1], tmp_path)
     assert list(errors) == [stop]
@@ -134,7 +134,7 @@ def test_the_reference_on_heads_runs_on_a_checkpoint_of_another_shape(kernel: Ke
     for path in nano.glob("*token*"):
         shutil.copy(path, tmp_path / "other")
     source = tmp_path / "heads.py"
-    text = (NOTEBOOKS / "source" / "heads_of_gemma_2.py").read_text(encoding="utf-8")
+    text = (NOTEBOOKS / "teaching" / "source" / "heads_of_gemma_2.py").read_text(encoding="utf-8")
     assert text.count('\nMODEL = "nano"\n') == 1
     source.write_text(text.replace('\nMODEL = "nano"\n', f"\nMODEL = {str(tmp_path / 'other')!r}\n"), encoding="utf-8")
     cells = notebook(source, "solution").cells
@@ -166,8 +166,8 @@ def test_the_expected_picture_is_where_both_versions_look_for_it(source: Path) -
 
 def test_pictures_are_drawn_from_what_a_solution_shows(tmp_path: Path) -> None:
     executable()
-    (tmp_path / "source").mkdir()
-    source = tmp_path / "source" / "a.py"
+    source = tmp_path / "teaching" / "source" / "a.py"
+    source.parent.mkdir(parents=True)
     shown = "import plotly.graph_objects as go\ngo.Figure(go.Bar(y=[1, 2]), layout={'height': 200})\n"
     source.write_text(f'# %%\n1\n\n# %% tags=["picture"]\n{shown}')
     (drawn,) = draw_pictures(tmp_path)
@@ -184,7 +184,7 @@ def test_pictures_are_drawn_from_what_a_solution_shows(tmp_path: Path) -> None:
 
 
 def test_the_instructor_s_guide_names_what_the_checks_name(tmp_path: Path) -> None:
-    text = (NOTEBOOKS / "instructor.md").read_text(encoding="utf-8")
+    text = (NOTEBOOKS / "teaching" / "instructor.md").read_text(encoding="utf-8")
     assert text == guide_text(text), "run python -m gemmascope.workshop.building.build"
     messages = [wrong.message for exercise in exercises().values() for wrong in exercise.wrong]
     assert len(messages) > 100
@@ -196,8 +196,8 @@ def test_the_instructor_s_guide_names_what_the_checks_name(tmp_path: Path) -> No
 
 
 def test_building_again_writes_nothing_and_a_solution_without_its_exercise_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    source = tmp_path / "source" / "a.py"
+    source = tmp_path / "teaching" / "source" / "a.py"
+    source.parent.mkdir(parents=True)
     source.write_text('# %% tags=["exercise"]\nraise NotImplementedError\n\n# %% tags=["solution"]\nx = 1\n')
     assert len(build(tmp_path)) == 2
     assert build(tmp_path) == []

@@ -19,7 +19,7 @@ from test_real import FILE, HOW
 
 from gemmascope.workshop.building.notebook import notebook
 
-SOURCES = sorted((Path(__file__).parent.parent / "notebooks" / "source").glob("*.py"))
+SOURCES = sorted((Path(__file__).parent.parent / "notebooks" / "teaching" / "source").glob("*.py"))
 LONG = ("4_patching_lab", "7_from_nano_to_a_real_gemma")
 ALL = os.environ.get("GEMMASCOPE_REAL_NOTEBOOKS") == "all"
 LINE = re.compile(r'^MODEL = "(nano)?"$', re.MULTILINE)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import gemmascope as gs
+from gemmascope.errors import GemmascopeError
 from gemmascope.workshop import check
 from gemmascope.workshop.check import CheckFailed, exercises
 from gemmascope.workshop.grading import Exercise
@@ -67,7 +72,9 @@ def test_other_failures_have_their_own_messages() -> None:
         raise ValueError("boom")
 
     assert message_for(check.ex_1_2, unwritten) == "1.2: still to be written; it returns soft-capped logits [vocab]"
-    assert "your function raised ValueError: boom" in message_for(check.ex_1_2, broken)
+    raised = message_for(check.ex_1_2, broken)
+    assert "your function raised ValueError: boom\n  in broken, line " in raised
+    assert ': raise ValueError("boom")\n (check.ex_1_2(..., seed=3) repeats this check)' in raised
     assert "your function returned nothing" in message_for(check.ex_1_2, lambda *_: None)
     assert "the shape is [3] and should be [40]" in message_for(check.ex_1_2, lambda *_: torch.zeros(3))
     assert "your function returned str" in message_for(check.ex_1_2, lambda *_: "a")
@@ -98,3 +105,101 @@ def test_a_notebook_shows_the_sentence_and_no_traceback() -> None:
     assert (
         output.stdout.strip() == "CheckFailed: 0.1: your function returned nothing; it returns the position, a whole number"
     )
+
+
+def test_the_line_of_an_exception_is_the_learner_s_own_even_when_a_library_raised_it() -> None:
+    def helper(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(1000, 1000)  # torch raises, in a frame that is not the learner's
+
+    def answer(x: torch.Tensor, *args: Any) -> torch.Tensor:
+        return helper(x)
+
+    said = message_for(check.ex_1_2, answer)
+    assert re.search(r"\n  in helper, line \d+: return x\.reshape\(1000, 1000\)", said)
+    assert "raised RuntimeError" in said
+    # What has no line of its own has none shown.
+    assert "\n" not in message_for(check.ex_1_2, functools.partial(torch.reshape, shape=(7, 7, 7)))
+
+
+def test_a_notebook_shows_the_line_of_an_exception() -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    shell = InteractiveShell()
+    with capture_output() as output:
+        shell.run_cell("def position_of(tokens, token):\n    at = tokens.find(token)\n    return at")
+        shell.run_cell("from gemmascope.workshop import check\ncheck.ex_0_1(position_of)")
+    assert "  in position_of, line 2: at = tokens.find(token)" in output.stdout
+    assert "grading.py" not in output.stdout
+
+
+OUTSIDE: dict[str, Any] = {
+    "tuples": lambda layer, head, circuit: (layer, head) not in circuit,
+    "lists": lambda layer, head, circuit: [layer, head] not in circuit,
+    "a set": lambda layer, head, circuit: (layer, head) not in set(circuit),
+    "a set of tuples": lambda layer, head, circuit: (layer, head) not in {tuple(one) for one in circuit},
+    "a list of lists": lambda layer, head, circuit: [layer, head] not in [list(one) for one in circuit],
+    "an array": lambda layer, head, circuit: not (np.array(circuit) == (layer, head)).all(1).any(),
+    "a tensor": lambda layer, head, circuit: not (torch.tensor(circuit) == torch.tensor([layer, head])).all(1).any(),
+    "numbers": lambda layer, head, circuit: all(one[0] != layer or one[1] != head for one in circuit),
+}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_a_circuit_compares_with_heads_of_any_kind(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def only(model: gs.Model, prompt: Any, circuit: Any) -> gs.Trace:
+        edits = []
+        for layer in range(model.n_layers):
+            others = [head for head in range(model.config.n_heads) if OUTSIDE[kind](layer, head, circuit)]
+            circuit.reverse()  # a list that is written to is the function's own
+            if others:
+                edits.append(gs.ablate("z", layer=layer, head=others))
+        return gs.trace(prompt, model=model, edits=edits)
+
+    check.ex_4_2(only, 5)
+    assert "4.2: right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=lambda kind: kind.__name__)
+def test_heads_may_be_returned_in_any_kind(kind: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    check.ex_4_1(lambda effect, k: kind([kind(one) for one in check.ex_4_1.right(effect, k)]) if kind in (list, tuple)
+                 else kind(check.ex_4_1.right(effect, k)), 5)  # fmt: skip
+    assert "4.1: right" in capsys.readouterr().out
+    assert message_for(check.ex_4_1, lambda effect, k: [1, 2]) == (
+        "4.1: your function returned list; it returns a list of (layer, head)"
+    )
+
+
+def test_a_list_of_tensors_is_an_answer_too(capsys: pytest.CaptureFixture[str]) -> None:
+    check.ex_7_1(lambda *given: list(check.ex_7_1.right(*given)), 5)
+    check.ex_2_2(lambda n, window: check.ex_2_2.right(n, window).numpy().tolist(), 5)
+    assert capsys.readouterr().out.count("right") == 2
+
+
+def test_a_part_that_is_missing_is_the_one_that_is_named() -> None:
+    assert "attn_out, is missing" in message_for(check.ex_1_1, lambda t, layer: t["mlp_out", layer])
+    assert "mlp_out, is missing" in message_for(check.ex_1_1, lambda t, layer: t["attn_out", layer])
+
+
+def test_the_summary_says_which_exercises_are_still_to_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gemmascope.workshop.grading.OUTCOMES", outcomes := {})
+    monkeypatch.setattr("gemmascope.workshop.check.OUTCOMES", outcomes)
+
+    def unwritten(*given: Any) -> Any:
+        raise NotImplementedError
+
+    check.ex_1_1(check.ex_1_1.right, 1)
+    for exercise, answer in ((check.ex_1_2, unwritten), (check.ex_1_3, lambda *given: None)):
+        with pytest.raises(CheckFailed):
+            exercise(answer, 1)
+    capsys.readouterr()
+    check.summary(1)
+    said = ["Exercises of notebook 1", "  right: 1.1", "  not right yet: 1.3", "  still to be written: 1.2"]
+    assert capsys.readouterr().out.splitlines() == said
+    check.ex_1_2(check.ex_1_2.right, 1)
+    check.summary(1)
+    assert "  right: 1.1, 1.2\n" in capsys.readouterr().out
+    with pytest.raises(GemmascopeError, match="notebook 9 has no exercises; those that have some are 0, 1, 2"):
+        check.summary(9)

@@ -93,7 +93,8 @@ ex_1_1 = Exercise(
             lambda t, layer: t["resid_post", layer],
             "this is the stream after the layer: the stream before it is still in it",
         ),
-        Wrong(lambda t, layer: t["mlp_out", layer], "the attention's part is missing"),
+        Wrong(lambda t, layer: t["mlp_out", layer], "attention's part, attn_out, is missing"),
+        Wrong(lambda t, layer: t["attn_out", layer], "the MLP's part, mlp_out, is missing"),
         Wrong(
             lambda t, layer: t["resid_pre", layer] - t["resid_post", layer], "the sign is turned round: after less before"
         ),

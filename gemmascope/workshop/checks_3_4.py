@@ -15,6 +15,7 @@ from gemmascope.sweeps.metrics import logit_diff
 from gemmascope.sweeps.sweep import sweep
 from gemmascope.workshop.grading import CheckFailed, Exercise, Wrong
 from gemmascope.workshop.inputs import normal, small_model, two_prompts
+from gemmascope.workshop.learners_code import Head
 
 # 3.1: the patch itself, as a function of the value at the site
 
@@ -237,14 +238,14 @@ ex_4_1 = Exercise(
 # 4.2: what is left when all heads outside a circuit are silenced
 
 
-def _circuit(seed: int) -> tuple[Model, list[int], list[list[int]]]:
+def _circuit(seed: int) -> tuple[Model, list[int], list[Head]]:
     # One layer has none of them, so that every way of going wrong silences a head.
-    heads = [[layer, head] for layer in range(3) if layer != seed % 3 for head in range(4)]
+    heads = [Head(layer, head) for layer in range(3) if layer != seed % 3 for head in range(4)]
     order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(seed)).tolist()
     return small_model(seed % 8), two_prompts(seed)[0], [heads[i] for i in order[:5]]
 
 
-def _silenced(model: Model, prompt: list[int], heads: list[list[int]]) -> Trace:
+def _silenced(model: Model, prompt: list[int], heads: list[Head]) -> Trace:
     edits = []
     for layer in range(model.n_layers):
         in_layer = [head for at, head in heads if at == layer]
@@ -254,13 +255,9 @@ def _silenced(model: Model, prompt: list[int], heads: list[list[int]]) -> Trace:
     return silenced
 
 
-def _heads_outside(model: Model, circuit: list[list[int]]) -> list[list[int]]:
-    return [
-        [layer, head]
-        for layer in range(model.n_layers)
-        for head in range(model.config.n_heads)
-        if [layer, head] not in [list(pair) for pair in circuit]
-    ]
+def _heads_outside(model: Model, circuit: list[Head]) -> list[Head]:
+    every = (Head(layer, head) for layer in range(model.n_layers) for head in range(model.config.n_heads))
+    return [head for head in every if head not in circuit]
 
 
 ex_4_2 = Exercise(
@@ -274,12 +271,12 @@ ex_4_2 = Exercise(
         ),
         Wrong(lambda model, prompt, circuit: trace(prompt, model=model), "nothing was silenced: this is the run as it was"),
         Wrong(
-            lambda model, prompt, circuit: _silenced(model, prompt, [[a, h] for a in range(3) for h in range(4)]),
+            lambda model, prompt, circuit: _silenced(model, prompt, [Head(a, h) for a in range(3) for h in range(4)]),
             "every head was silenced, the circuit's too",
         ),
         Wrong(
             lambda model, prompt, circuit: _silenced(
-                model, prompt, [[a, h] for a in range(3) for h in range(4) if a not in {at for at, _ in circuit}]
+                model, prompt, [Head(a, h) for a in range(3) for h in range(4) if a not in {at for at, _ in circuit}]
             ),
             "only layers without any head of the circuit were silenced: go head by head",
         ),

@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import GemmascopeError, GemmascopeWarning
+from gemmascope.workshop.learners_code import copied, failing_line, numbers_of
 
 ROUNDS = 3
 
 Arguments = tuple[object, ...]
+
+# What the last check of each exercise found, by its number; check.summary() reads it.
+RIGHT, WRONG, UNWRITTEN = "right", "not right yet", "still to be written"
+OUTCOMES: dict[str, str] = {}
 
 
 class CheckFailed(GemmascopeError, AssertionError):
@@ -74,6 +79,7 @@ class Exercise:
                 f"{self.number}: give the function itself, check.ex_{self._name}(my_function); given {answer!r}"
             )
         seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+        OUTCOMES[self.number] = WRONG
         with warnings.catch_warnings():  # the usual wrong answers run too, and the check names their mistakes itself
             warnings.simplefilter("ignore", GemmascopeWarning)
             self._check(answer, seed)
@@ -90,6 +96,7 @@ class Exercise:
         if not all(self._same(result, right) for result, right in pairs):
             message = self._mistake(results, rounds) or self._difference(results, expected)
             raise CheckFailed(f"{self.number}: {message}{repeat}")
+        OUTCOMES[self.number] = RIGHT
         print(f"{self.number}: right, on {ROUNDS} random inputs")
 
     @property
@@ -100,24 +107,23 @@ class Exercise:
         try:
             return self._result(answer, arguments)
         except NotImplementedError:
+            OUTCOMES[self.number] = UNWRITTEN
             raise CheckFailed(f"{self.number}: still to be written; it returns {self.result}") from None
         except CheckFailed:
             raise
         except Exception as error:
             raise CheckFailed(
-                f"{self.number}: your function raised {type(error).__name__}: {error} "
-                f"(check.ex_{self._name}(..., seed={seed}) repeats this check)"
+                f"{self.number}: your function raised {type(error).__name__}: {error}"
+                f"{failing_line(error, answer)} (check.ex_{self._name}(..., seed={seed}) repeats this check)"
             ) from error
 
     def _result(self, answer: Callable[..., object], arguments: Arguments) -> Tensor:
         """What an answer returns, as a tensor. It gets copies of the arguments, so that it may write to them."""
-        copies = tuple(one.clone() if isinstance(one, Tensor) else one for one in arguments)
-        returned = answer(*copies)
+        returned = answer(*map(copied, arguments))
         if returned is None:
             raise CheckFailed(f"{self.number}: your function returned nothing; it returns {self.result}")
-        numbers = self.read(returned, *arguments)
         try:
-            return torch.as_tensor(numbers).detach().double()
+            return numbers_of(self.read(returned, *arguments))
         except (TypeError, ValueError, RuntimeError):
             raise CheckFailed(
                 f"{self.number}: your function returned {type(returned).__name__}; it returns {self.result}"

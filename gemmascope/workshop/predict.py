@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,10 @@ def guesses() -> dict[str, str | None]:
 def _buttons(prediction: Prediction) -> ipywidgets.VBox:
     import ipywidgets
 
-    question = ipywidgets.Label(f"{prediction.number}: {prediction.question}")
+    # HTML wraps a long question; a Label cuts it off.
+    question = ipywidgets.HTML(
+        html.escape(f"{prediction.number}: {prediction.question}"), layout=ipywidgets.Layout(max_width="720px")
+    )
     choices = ipywidgets.RadioButtons(
         options=prediction.choices, value=prediction.guessed, layout=ipywidgets.Layout(width="max-content")
     )

@@ -36,7 +36,7 @@ def test_the_line_runs(operation: str) -> None:
 
 def test_the_notebook_has_every_row_of_the_page() -> None:
     """It runs them itself: tests/test_notebooks.py runs its cells."""
-    source = PAGES.parents[1] / "notebooks" / "source" / "porting_from_transformerlens.py"
+    source = PAGES.parents[1] / "notebooks" / "teaching" / "source" / "porting_from_transformerlens.py"
     listed = source.read_text(encoding="utf-8").split('operations = """\n')[1].split('\n"""')[0].splitlines()
     page = ROW.findall(PAGE.read_text(encoding="utf-8"))
     assert [line.split(" | ") for line in listed] == [

@@ -1,7 +1,7 @@
 """python -m gemmascope.workshop.building.build [FOLDER] [--pictures]: writes the notebooks and part of their guide.
 
-The sources are in notebooks/source. The part of the instructor's guide that is made from the checks tells the usual mistakes
-and what learners are told.
+The sources are in notebooks/teaching/source. The part of the instructor's guide that is made from the checks tells the usual
+mistakes and what learners are told.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from pathlib import Path
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.files.writing import make_folder, write_file
-from gemmascope.workshop.building.notebook import notebook
+from gemmascope.workshop.building.notebook import SOURCES, notebook
 from gemmascope.workshop.building.pictures import draw_pictures
+
+GUIDE = Path("teaching") / "instructor.md"  # in the folder of notebooks
 
 BEGIN = "<!-- usual errors: made by python -m gemmascope.workshop.building.build -->"
 END = "<!-- end of the usual errors -->"
@@ -28,7 +30,7 @@ def text_of(source: Path, version: str) -> str:
 
 def targets(folder: Path) -> Iterator[tuple[Path, str, Path]]:
     """The source, version and file of every notebook in a folder (notebooks/)."""
-    for source in sorted((folder / "source").glob("*.py")):
+    for source in sorted((folder / SOURCES).glob("*.py")):
         yield source, "exercise", folder / f"{source.stem}.ipynb"
         yield source, "solution", folder / "solutions" / f"{source.stem}.ipynb"
 
@@ -42,7 +44,7 @@ def build(folder: Path) -> list[Path]:
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             write_file(target, text)
             written.append(target)
-    guide = folder / "instructor.md"
+    guide = folder / GUIDE
     return [*written, guide] if guide.exists() and write_guide(guide) else written
 
 

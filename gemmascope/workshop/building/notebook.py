@@ -1,7 +1,9 @@
 """One version of a notebook, made from its source, a jupytext script.
 
-A cell tagged "exercise" is what a learner starts from; the cell tagged "solution" after it is a finished version. Each
-source becomes two notebooks: one without solutions, one without exercises.
+A cell tagged "exercise" is what a learner starts from; the cell tagged "solution" after it is a finished version. A cell
+tagged "written" holds what somebody thought of a claim. Each source becomes two notebooks: one for learners, without the
+last two kinds, and one without exercises. In the learners' version checks are allowed to fail, so that running all cells
+does not stop at what is still to be written.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ from gemmascope.errors import GemmascopeError
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-_LEFT_OUT = {"exercise": "solution", "solution": "exercise"}
+# In the folder of notebooks, out of a learner's way.
+SOURCES = Path("teaching") / "source"
+
+_LEFT_OUT = {"exercise": {"solution", "written"}, "solution": {"exercise"}}
+
+# Jupyter's own tag: running all cells goes on after an error in such a cell.
+MAY_FAIL = "raises-exception"
 
 
 def notebook(source: Path, version: str) -> NotebookNode:
@@ -34,12 +42,14 @@ def notebook(source: Path, version: str) -> NotebookNode:
         "language_info": {"name": "python"},
     }
     for cell in read.cells:
-        if _LEFT_OUT[version] in _tags(cell):
+        if _LEFT_OUT[version] & set(_tags(cell)):
             continue
+        is_check = version == "exercise" and "check" in _tags(cell)
         new = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
-        metadata = {"tags": _tags(cell)} if _tags(cell) else {}
+        tags = [*_tags(cell), MAY_FAIL] if is_check else _tags(cell)
+        metadata = {"tags": tags} if tags else {}
         built.cells.append(new(_text(cell, version), id=f"{source.stem[:40]}-{len(built.cells)}", metadata=metadata))
-        if version == "exercise" and "check" in _tags(cell):
+        if is_check:
             pointer = _solution_link(source, cell)
             built.cells.append(nbformat.v4.new_markdown_cell(pointer, id=f"{source.stem[:40]}-{len(built.cells)}"))
     return built

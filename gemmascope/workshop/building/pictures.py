@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.files.writing import make_folder, write_file
-from gemmascope.workshop.building.notebook import notebook
+from gemmascope.workshop.building.notebook import SOURCES, notebook
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -54,7 +54,7 @@ def draw_pictures(folder: Path) -> list[Path]:
 
 def _pictures(folder: Path) -> Iterator[tuple[Path, str]]:
     """The sources that have a picture, each with its picture as a page."""
-    for source in sorted((folder / "source").glob("*.py")):
+    for source in sorted((folder / SOURCES).glob("*.py")):
         solution = notebook(source, "solution")
         tagged = [cell for cell in solution.cells if TAG in cell.metadata.get("tags", [])]
         if len(tagged) > 1:

@@ -1,20 +1,21 @@
 # %% [markdown]
 # # Attention heads of Gemma 2: a reference
 #
-# **You will** go through all that this toolkit says about attention heads: their shape, their patterns, what they do by their
-# scores, what they read and write by their weights, what they gave an answer, and what is lost without them.
+# **You will** go through everything that this toolkit can tell about attention heads: their shape, their patterns, what they do,
+# what their weights read and write, what they contribute to an answer, and what is lost without them.
 #
-# **Time:** 45 minutes to read and run on nano. There is nothing to fill in: change things and look.
+# **Time:** 45 minutes to read and run on nano. There are no exercises: change things and look.
 #
-# It runs on nano, a small trained Gemma 2 inside the package, and unchanged but for the next line on the real 2B:
-# `MODEL = "google/gemma-2-2b"` (its licence must have been accepted on the hub, and 2B in bfloat16 takes some 6 GB), or on a
-# real Gemma 3 of 270M, which notebook 7 says how to get.
+# It runs on nano, a small trained Gemma 2 inside the package. To run it on the real 2B, change the next line to
+# `MODEL = "google/gemma-2-2b"` (accept its licence on the hub first; 2B in bfloat16 takes about 6 GB). For a real Gemma 3 of 270M,
+# notebook 7 says how to get one.
 
 # %%
 MODEL = "nano"
 
 # %%
 import gemmascope as gs
+from gemmascope.workshop import claim
 
 model = gs.load(MODEL)
 config = model.config
@@ -28,8 +29,8 @@ t
 # %% [markdown]
 # ## 1 · Their shape
 #
-# In Gemma 2 several query heads share the keys and values of one kv head, and layers take turns: a **local** layer sees only the
-# latest keys, a **global** one all of them. Which layer is which is read from the configuration.
+# In Gemma 2 several query heads share the keys and values of one kv head. Layers alternate: a **local** layer sees only the latest
+# keys, a **global** one all of them. The configuration says which layer is which.
 
 # %%
 kinds = {kind: [layer for layer, found in enumerate(config.kinds) if found == kind] for kind in ("local", "global")}
@@ -43,14 +44,14 @@ print(
 # %% [markdown]
 # ## 2 · Their patterns
 #
-# Arrow keys walk through layers and heads; the pointer shows exact values. The first position takes much of the attention in
-# many heads (a *sink*): colours leave it out unless the box is ticked.
+# The arrow keys go through layers and heads; the pointer shows exact values. In many heads the first position takes much of the
+# attention (a *sink*), so the colours leave it out unless the box is ticked.
 
 # %%
 gs.attention_view(t, layers=list(range(min(6, model.n_layers))))
 
 # %% [markdown]
-# A summary of all heads: how spread their attention is (entropy), how far back it goes, how much of it rests on the first
+# A summary of all heads: how spread out their attention is (entropy), how far back it goes, and how much of it is on the first
 # position.
 
 # %%
@@ -63,9 +64,10 @@ summary.plot()
 # %% [markdown]
 # ## 3 · What they do, by their scores
 #
-# One pass over random tokens said twice scores every head for what heads are known to do. *Previous token*, *duplicate token*
-# (attends to an earlier copy of its token), *induction* (attends to what came after that copy), *sink* (attends to the first
-# position), *local reach* (how far back, in positions), *copying* (from the weights alone: does what it reads raise itself).
+# Heads are known to do a few things. One pass over random tokens, written twice in a row, scores every head for each of them:
+# *previous token*; *duplicate token* (attends to an earlier copy of the same token); *induction* (attends to what came after that
+# copy); *sink* (attends to the first position); *local reach* (how far back, in positions). *Copying* needs no prompt: it asks the
+# weights whether reading a token raises the logit of the same token.
 
 # %%
 scores = gs.head_scores(model, kind=["previous_token", "duplicate_token", "induction", "sink", "local_reach", "copying"])
@@ -87,9 +89,9 @@ scores["induction"].plot()
 # %% [markdown]
 # ## 4 · What they read and write, by their weights
 #
-# A head's OV matrix says what it writes for what it reads, its QK matrix which keys a query looks for at a distance; their
-# singular vectors, read in tokens, say so in words. Tokens stand for themselves as they enter the first layer, so this is
-# clearest in early layers. In tokens of a model as small as nano it is often no more than a hint.
+# A head has two matrices. OV says what the head writes when it reads something; QK says which keys a query looks for at some
+# distance. Their singular vectors can be translated into tokens. That works best in early layers, where the stream still holds
+# the tokens themselves; in a model as small as nano, it is often no more than a hint.
 
 # %%
 layer, head, _ = strongest(scores["copying"].scores)[0]
@@ -102,8 +104,8 @@ print(f"the QK matrix of layer {layer} ({config.kinds[layer]}), head {head}, for
 model.layer(layer).qk(head, distance=1).read_out(model)
 
 # %% [markdown]
-# Composition: how far later heads read what earlier heads write, 0 to 1. All layers of 2B take some minutes, so this
-# looks at the layer of the best previous-token head, and at what reads it in the next few.
+# Composition says how much a later head reads of what an earlier head writes, from 0 to 1. All layers of 2B would take some
+# minutes, so this looks at the layer of the best previous-token head, and at the next few layers.
 
 # %%
 sender = strongest(scores["previous_token"].scores)[0]
@@ -116,10 +118,10 @@ if later:
     print(f"the previous-token head {sender[0]}.{sender[1]} is read most by the keys of {reader}: {float(found.max()):.3f}")
 
 # %% [markdown]
-# ## 5 · What they gave an answer
+# ## 5 · What they contribute to an answer
 #
-# The logit of an answer is a sum over what every part wrote into the stream, before the soft cap. Here the answer of an
-# indirect-object prompt, less the other name's. Heads are read through Gemma 2's post-norm, so they add up.
+# Before the soft cap, the logit of an answer is the sum of what every part wrote into the stream. Here it is the logit of the name to
+# answer, less that of the other name. What a head writes goes through Gemma 2's post-norm first, so that the heads add up.
 
 # %%
 print(pair)
@@ -132,8 +134,9 @@ direct.plot()
 # %% [markdown]
 # ## 6 · What is lost without them
 #
-# Giving towards an answer is not needing. For what a head reads write its mean at that position over prompts of the same kind:
-# one head a run, a few pairs, all runs in one pass. On 2B that is 208 runs a pair; `layer=[...]` asks for fewer.
+# A head can write for an answer and still not be needed, if others stand in for it. So silence one head at a time: replace what it
+# reads with the mean over prompts of the same kind, position by position. All runs go through the model in one pass. On 2B that
+# is 208 runs a pair; `layer=[...]` asks for fewer.
 
 # %%
 reference = gs.trace([text for each in pairs for text in (each.clean, each.corrupt)], model=model)
@@ -160,7 +163,7 @@ said = f"without head {worst[0]}.{worst[1]} by {ablated.clean - worst[2]:.2f}"
 print(f"the answer leads by {ablated.clean:.2f}, the mean of {len(pairs)} pairs; {said}")
 
 # %% [markdown]
-# An edit holds in what is generated as well. There is no mean for positions still to come, so here the head reads zeros:
+# An edit also applies to generated text. The positions still to come have no mean, so here the head reads zeros:
 
 # %%
 edits = [gs.ablate("z", layer=worst[0], head=worst[1])]
@@ -168,16 +171,17 @@ print("with it:   ", repr(gs.generate(pair.clean, model=model, max_new_tokens=6)
 print("without it:", repr(gs.generate(pair.clean, model=model, edits=edits, max_new_tokens=6).text))
 
 # %% [markdown]
-# The same by hand, live: choose a head and ablate it.
+# The same by hand: choose a head, mute it, and watch the answer.
 
 # %%
 gs.head_lab(pair.clean, pair.answer, pair.against, model=model, max_new_tokens=6)
 
 # %% [markdown]
-# ## 7 · Local and global, when the window cuts
+# ## 7 · Beyond the window
 #
-# A prompt longer than the window shows what local layers cannot see. Where the window is so long that such a prompt would
-# take a while, this says so and goes on.
+# In a prompt longer than the window, global layers see more than local ones. How much do they use it? Here is the largest share of
+# attention that any head of each kind of layer gives to keys further back than the window. (With a window of more than 512
+# positions such a prompt would take a while, so this says so and goes on.)
 
 # %%
 longest = 512
@@ -195,40 +199,18 @@ else:
     )
 
 # %% [markdown]
-# Is that attention needed? Somebody's key is told at the beginning of a prompt and asked for at its end. Cut the edges of global
-# layers that are longer than the window, but for those to the first position, so that they see what local layers see:
-
-# %%
-asked = gs.prompts.recall(8, 3, model.tokenizer)
-longer = [question for question in asked if len(model.ids(question.clean)) > config.window + 1]
-
-
-def short_sighted(n_pos: int) -> list:
-    """Edits with which the queries of global layers see no further back than those of local layers."""
-    return [
-        gs.knockout(layer=layer, q_pos=q, k_pos=slice(1, q - config.window + 1))
-        for layer in kinds["global"]
-        for q in range(config.window + 1, n_pos)
-    ]
-
-
-def n_right(edits_of) -> int:
-    """How many of the longer questions have their answer as the likeliest next token."""
-    runs = [gs.trace(q.clean, model=model, edits=edits_of(len(model.ids(q.clean)))) for q in longer]
-    return sum(run.top(1)[0][0] == question.answer for run, question in zip(runs, longer, strict=True))
-
-
-if longer:
-    print(
-        f"right of {len(longer)}: {n_right(lambda n: [])} as it is, {n_right(short_sighted)} with global layers short-sighted"
-    )
-else:
-    print(f"none of these {len(asked)} prompts is longer than the window of {config.window}: there is nothing to cut")
-
-# %% [markdown]
+# Whether a model needs that attention, notebook 2 asks of nano (2.5), and notebook 7 of a real Gemma (7.5).
+#
 # ## Conclude
 #
-# *Claim:* "The head that gives most towards the answer is the one that is needed most." Over all pairs, the two that decide:
+# Sections 5 and 6 rank the heads in two ways.
+
+# %%
+mine = claim("heads", "The head that writes most for the answer is the one that is needed most.")
+mine
+
+# %% tags=["written"]
+mine.write("Not sure: a head that tells others where to look would be needed more than the heads that write.")
 
 # %%
 runs = gs.trace([each.clean for each in pairs], model=model)
@@ -236,6 +218,6 @@ given = [
     gs.direct_logits(run, each.answer, against=each.against, by="head").parts for run, each in zip(runs, pairs, strict=True)
 ]
 gave = strongest(sum(given) / len(given))[0]
-print(f"gives most: head {gave[0]}.{gave[1]}, {gave[2]:.2f} logits before the cap")
+print(f"writes most: head {gave[0]}.{gave[1]}, {gave[2]:.2f} logits before the cap")
 print(f"is needed most: head {worst[0]}.{worst[1]}, without which {worst[2]:.2f} is lost")
-print("the claim is", "borne out" if gave[:2] == worst[:2] else "refuted: what is needed may work through other heads")
+print(mine.verdict("borne out" if gave[:2] == worst[:2] else "refuted: what is needed most may work through other heads"))

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 3 · Patching: by hand, then a sweep
 #
-# **You will** change a run at one place and see what changes; then ask the same question at every layer and position at once.
+# **You will** change a run at one place and see what happens to the answer; then ask the same question at every layer and
+# position at once.
 #
 # **Time:** 60 minutes: the idea 10, an edit by hand 15, with the package 10, sweeps 25.
 
@@ -12,7 +13,7 @@ MODEL = "nano"
 import torch
 
 import gemmascope as gs
-from gemmascope.workshop import check, predict
+from gemmascope.workshop import check, claim, predict
 
 model = gs.load(MODEL)
 clean = "When Mary and John went to the store, John gave a drink to"
@@ -32,10 +33,11 @@ print(f"clean {measured(run):+.2f}   corrupted {measured(gs.trace(corrupt, model
 # %% [markdown]
 # ## 3.1 The idea
 #
-# Two prompts that differ in one token, and lead to opposite answers. Take the **corrupted** run, and at one site, layer and
-# position put in what the **clean** run had there. If the answer comes back, what decides it passes through that place.
+# The two prompts differ in one token, and lead to opposite answers. The first is the **clean** one, the second the **corrupted**
+# one. A **patch** takes the value that the clean run had at one site, one layer and one position, puts it into the corrupted run
+# there, and lets the run go on. If the clean answer comes back, what decides it passes through that place.
 #
-# **Exercise 3.1** (5 minutes, ●○○) The patch itself: what the run goes on with.
+# **Exercise 3.1** (5 minutes, ●○○) Write the patch itself: the value with which the run goes on.
 #
 # <details><summary>Hint 1</summary>A copy of the value, with one row exchanged.</details>
 # <details><summary>Hint 2</summary>`value.clone()`, then write to it at `pos`.</details>
@@ -61,7 +63,7 @@ def patched_value(value, clean, pos: int):
 check.ex_3_1(patched_value)
 
 # %% [markdown]
-# **Exercise 3.2** (8 minutes, ●●○) The same with the package: `gs.patch(site, source, layer=..., pos=...)` is an edit, and
+# **Exercise 3.2** (8 minutes, ●●○) Do the same with the package: `gs.patch(site, source, layer=..., pos=...)` is an edit, and
 # `gs.trace(prompt, edits=[...])` a run with edits. Patch the stream before a layer (`resid_pre`).
 #
 # <details><summary>Hint 1</summary>The source is the trace of the clean prompt; the prompt that is run is the corrupted
@@ -106,8 +108,10 @@ print(guess.reveal("all of it" if share > 0.9 else "none of it" if share < 0.1 e
 # %% [markdown]
 # ## 3.2 A share of the gap
 #
-# **Exercise 3.3** (4 minutes, ●○○) Make the number comparable: 0 where nothing was restored, 1 where the run is as the clean
-# one.
+# A metric of +3 means little by itself. As a share of the gap between the two runs, it can be compared: 0 where the patch
+# restored nothing, 1 where the answer is as sure as in the clean run.
+#
+# **Exercise 3.3** (4 minutes, ●○○) Compute that share.
 #
 # <details><summary>Hint 1</summary>The gap is the clean metric less the corrupted one.</details>
 
@@ -129,42 +133,12 @@ check.ex_3_3(share_of_gap)
 # %% [markdown]
 # ## 3.3 Everywhere at once
 #
-# **Exercise 3.4** (12 minutes, ●●●) The loop that a sweep is: for every layer and position, the patched run's metric less the
-# corrupted run's. Answers are given as token ids here.
-#
-# <details><summary>Hint 1</summary>`gs.trace(...).next_logits` is `[vocab]`: take two of its numbers.</details>
-# <details><summary>Hint 2</summary>Trace the clean prompt once, before the loops.</details>
-
-
-# %% tags=["exercise"]
-def sweep_by_hand(model, clean, corrupt, answer: int, other: int):
-    """What patching the stream before every layer, at every position, changes. Returns a tensor [layer, pos]."""
-    raise NotImplementedError
-
-
-# %% tags=["solution"]
-def sweep_by_hand(model, clean, corrupt, answer: int, other: int):
-    def difference(trace):
-        return float(trace.next_logits[answer] - trace.next_logits[other])
-
-    source, start = gs.trace(clean, model=model), difference(gs.trace(corrupt, model=model))
-    effect = torch.zeros(model.n_layers, len(source))
-    for layer in range(model.n_layers):
-        for pos in range(len(source)):
-            edit = gs.patch("resid_pre", source, layer=layer, pos=pos)
-            effect[layer, pos] = difference(gs.trace(corrupt, model=model, edits=[edit])) - start
-    return effect
-
-
-# %% tags=["check"]
-check.ex_3_4(sweep_by_hand)
-
-# %% [markdown]
-# The same in one call. Every cell is a run of its own, and all of them share one pass through the model:
+# Now patch the stream before every layer, at every position. Every cell of the picture is a patched run of its own; the sweep
+# computes all of them in one pass through the model.
 
 # %%
 s = gs.sweep(clean, corrupt, metric, site="resid_pre", by=("layer", "pos"), model=model)
-s
+gs.sweep_view(s)
 
 # %% tags=["picture"]
 s.plot(normalized=True)
@@ -194,7 +168,41 @@ for words, shares in (("changed", changed), ("last", last)):
 #
 # </details>
 #
+# **Exercise 3.4** (12 minutes, ●●●) Compute that picture yourself, with a loop: for every layer and position, the metric of the
+# patched run less that of the corrupted run. The answers are given as token ids here.
+#
+# <details><summary>Hint 1</summary>`gs.trace(...).next_logits` is `[vocab]`: take two of its numbers.</details>
+# <details><summary>Hint 2</summary>Trace the clean prompt once, before the loops.</details>
+
+
+# %% tags=["exercise"]
+def sweep_by_hand(model, clean, corrupt, answer: int, other: int):
+    """What patching the stream before every layer, at every position, changes. Returns a tensor [layer, pos]."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def sweep_by_hand(model, clean, corrupt, answer: int, other: int):
+    def difference(trace):
+        return float(trace.next_logits[answer] - trace.next_logits[other])
+
+    source, start = gs.trace(clean, model=model), difference(gs.trace(corrupt, model=model))
+    effect = torch.zeros(model.n_layers, len(source))
+    for layer in range(model.n_layers):
+        for pos in range(len(source)):
+            edit = gs.patch("resid_pre", source, layer=layer, pos=pos)
+            effect[layer, pos] = difference(gs.trace(corrupt, model=model, edits=[edit])) - start
+    return effect
+
+
+# %% tags=["check"]
+check.ex_3_4(sweep_by_hand)
+
+# %% [markdown]
 # ## 3.4 Which heads carry it?
+#
+# Something moved the information from one position to the other, and only attention moves anything between positions. So patch
+# what each head reads (`z`), one head at a time:
 
 # %%
 heads = gs.sweep(clean, corrupt, metric, site="z", by=("layer", "head"), model=model)
@@ -206,8 +214,22 @@ heads
 # %% [markdown]
 # ## Conclude
 #
-# *Claim:* "One head moves the information from the changed name to the last position; without it the model cannot answer."
-# Restoring is one test; the claim is about *need*. Take the strongest head out of the **clean** run and see.
+# A patch shows that a head is enough to bring the answer back. Whether the model *needs* that head is another question.
+
+# %%
+mine = claim(
+    "3",
+    "One head moves the information from the changed name to the last position; without it the model cannot answer.",
+)
+mine
+
+# %% tags=["written"]
+mine.write(
+    "I believe it: one cell is far darker than the others. If other heads stood in for it, the metric would stay above 0."
+)
+
+# %% [markdown]
+# To decide it, give the strongest head in the **clean** run what it read in the corrupted one:
 
 # %%
 best = abs(heads.effect).stack(cell=("layer", "head")).idxmax().item()
@@ -215,7 +237,7 @@ without = gs.trace(clean, model=model, edits=[gs.patch("z", gs.trace(corrupt, mo
 moved = float(heads.normalized.sel(layer=best[0], head=best[1]))
 print(f"strongest: layer {best[0]} head {best[1]}, which moves the metric by {moved:+.0%} of the gap")
 print(f"the clean run {measured(run):+.2f}; with that head's corrupted reading {measured(without):+.2f}")
-print("the claim is", "borne out" if measured(without) < 0 else "refuted", "on this pair: the sign of the metric decides")
+print(mine.verdict(f"{'borne out' if measured(without) < 0 else 'refuted'} on this pair: the sign of the metric decides"))
 
 # %% [markdown]
 # <details><summary>On a real Gemma</summary>
@@ -231,3 +253,6 @@ print("the claim is", "borne out" if measured(without) < 0 else "refuted", "on t
 # ```
 #
 # </details>
+
+# %%
+check.summary(3)

@@ -4,10 +4,11 @@
 # **You will** ask a real pretrained Gemma what the notebooks before this one asked nano: where a fact is read, which heads find
 # the indirect object, what local layers cannot see, what eight bits cost. Some answers are nano's, and some are not.
 #
-# **Time:** 80 minutes: a model 10, what is new 10, facts 20, the indirect object 20, beyond the window 15, eight bits 5.
+# **Time:** 90 minutes: a model 10, what is new 10, facts 20, the indirect object 20, beyond the window 15, eight bits 5, your own
+# pair 10.
 #
-# nano learnt a handful of tasks, and was made to be found out. A real model learnt everything at once: expect the same ideas in
-# more heads, and heads that work against the answer.
+# nano learnt a handful of tasks, and is small enough to be understood completely. A real model learnt everything at once. Expect
+# the same ideas spread over more heads, and heads that work against the answer.
 
 # %% [markdown]
 # ## 7.0 Get one
@@ -33,7 +34,7 @@
 MODEL = ""
 
 # %% [markdown]
-# Without a model the next cell says so, and *Run all* stops there.
+# Without a model the next cell says so, and *Run all* stops there, since nothing below can run.
 
 # %%
 import tempfile
@@ -41,7 +42,7 @@ import tempfile
 import torch
 
 import gemmascope as gs
-from gemmascope.workshop import check, predict, real_model
+from gemmascope.workshop import check, claim, predict, real_model
 
 model = real_model(MODEL)
 config = model.config
@@ -50,7 +51,7 @@ model
 # %% [markdown]
 # ## 7.1 What is new
 #
-# Gemma 3 is almost the network that nano is. Side by side:
+# Gemma 3 is built almost like nano, which is a Gemma 2. Side by side:
 
 # %%
 import pandas
@@ -76,9 +77,9 @@ pandas.DataFrame(
 # Where Gemma 2 keeps scores in bounds with a soft cap, Gemma 3 gives every head's queries and keys a norm of their own, before
 # RoPE. `q_raw` is what the projection gives, `q` what RoPE turns.
 #
-# **Exercise 7.1** (5 minutes, ●○○) The norm of queries.
+# **Exercise 7.1** (5 minutes, ●○○) Write the norm of queries.
 #
-# <details><summary>Hint 1</summary>The last norm, notebook 1, in one dimension more.</details>
+# <details><summary>Hint 1</summary>It is the norm of exercise 1.2, with one more axis.</details>
 # <details><summary>Hint 2</summary>The mean square of each head: over the last axis, kept with keepdim=True.</details>
 
 
@@ -133,8 +134,8 @@ print(runs[0].tokens)
 #
 # </details>
 #
-# Every prompt is compared with the next one, of another place. The stream of one run is patched into the other, before each
-# layer, at each position, as in notebook 3.
+# Pair each prompt with the next one, about another place. As in notebook 3, patch the stream of one run into the other, before each
+# layer, at each position.
 
 # %%
 guess_read = predict(
@@ -187,7 +188,7 @@ for part, (layer, head) in [*ordered[:3], *ordered[-2:]]:
     )
 
 # %% [markdown]
-# And who wrote the city there, to be read? Patch what each MLP writes:
+# And what wrote the city into the stream at the name? Patch what each MLP writes:
 
 # %%
 written = gs.sweep(clean, corrupt, metrics, site="mlp_out", by=("layer", "pos"), pos=differs, model=model, progress=False)
@@ -217,7 +218,7 @@ for position in range(len(differs)):
 #
 # ## 7.3 From which layer on would it answer?
 #
-# The lens, for facts and for the indirect object. `gs.lens` reads what the stream would say after every layer.
+# The lens of notebook 1, for facts and for the indirect object: what would the stream say after each layer?
 
 # %%
 guess_lens = predict(
@@ -326,8 +327,8 @@ at = {"answer": float(kinds["name mover"][best]), "other": float(kinds["S-inhibi
 print(guess_write.reveal(guess_write.choices[2 if max(at.values()) < 0.1 else 0 if at["answer"] > at["other"] else 1]))
 
 # %% [markdown]
-# In nano the head that sees the repetition tells the *queries* of the heads that name the person: what it says reaches the answer
-# through them. Ask the same of the head that writes most here, with a path sweep (notebook 4):
+# In nano, the head that sees the repetition changes the *queries* of the heads that name the person (notebook 4). Does the head that
+# writes most here work the same way? A path sweep tells:
 
 # %%
 one, other = store, store.replace(", John", ", Mary")
@@ -374,9 +375,10 @@ for words, receiver in (
 #
 # ## 7.5 Beyond the window
 #
-# Most layers of Gemma 3 are local. In none of the prompts above was anything out of their sight. First by thought:
+# Most layers of Gemma 3 are local. All prompts so far were shorter than the window, so local layers saw everything. Before you look
+# at a longer one, think:
 #
-# **Exercise 7.2** (6 minutes, ●●○) How far back can the last position of a stack of layers know of?
+# **Exercise 7.2** (6 minutes, ●●○) From how far back can anything reach the last position, through a stack of layers?
 #
 # <details><summary>Hint 1</summary>A local layer with a window of 4 sees the query itself and three positions before it.</details>
 # <details><summary>Hint 2</summary>In the second layer it reads positions that have read three further ones.</details>
@@ -404,8 +406,8 @@ def farthest(kinds: list[str], window: int, n_pos: int) -> int:
 check.ex_7_2(farthest)
 
 # %% [markdown]
-# So local layers *could* hand things on over long distances. Do they? Random tokens said twice, near and then farther apart than
-# the window, score the induction heads:
+# So local layers *could* hand information on, a window at a time. Do they? First, the induction heads again: random tokens written
+# twice, the copies close together, and then farther apart than the window.
 
 # %%
 near = gs.head_scores(model, kind="induction")
@@ -418,7 +420,7 @@ for words, scores in (("24 tokens apart", near), (f"{apart} tokens apart", far))
     )
 
 # %% [markdown]
-# A task: something is said at the beginning, more than a window of other sentences follows, and it is asked for.
+# Now a task: something is said at the beginning; other sentences follow, longer than the window; then it is asked for.
 
 # %%
 SENTENCES = (
@@ -454,7 +456,8 @@ guess_far = predict(
 guess_far
 
 # %% [markdown]
-# Cut the edges of global layers that are longer than the window, but for those to `<bos>`: of all of them, and of each alone.
+# As in notebook 2, cut what global layers see down to the window of the local ones; `<bos>` stays in sight. First in all global
+# layers, then in each alone.
 
 
 # %%
@@ -512,7 +515,7 @@ for layer, head in found.cell.values[(-found.values).argsort()[:4]]:
 #
 # ## 7.6 Eight bits
 #
-# Are these findings the model's, or those of its exact weights? The same with every matrix in int8 (notebook 6):
+# Would the same be found in a slightly different model? Here is the same one with every matrix in int8 (notebook 6):
 
 # %%
 rounded = gs.load(MODEL, weights="int8", cache=tempfile.mkdtemp())
@@ -524,9 +527,20 @@ compared
 # %% [markdown]
 # ## Conclude
 #
-# *Claim:* "What nano taught holds for a real model: a fact and a name each travel to the last position in one step, by heads of a
-# few layers; the kinds of heads are the same; and what lies beyond the window, global heads alone can read." Which parts do the
-# numbers bear out?
+# You have seen a fact, a name, and something from beyond the window.
+
+# %%
+mine = claim(
+    "7",
+    "What nano taught holds for a real model: a fact and a name each travel to the last position in one step, the head that "
+    "writes most for a name looks at that name, and what lies beyond the window can only be read by global heads.",
+)
+mine
+
+# %% tags=["written"]
+mine.write(
+    "The fact, yes. The name, no: the strongest head looked at the other one. Beyond the window, yes: the lead shrinks."
+)
 
 # %%
 names = max(range(model.n_layers), key=lambda layer: abs(float(direct[layer].sum())))
@@ -538,6 +552,12 @@ print(
     "the name" if at["answer"] > at["other"] else "the other name, not at the one it writes for",
 )
 print(f"beyond the window: {left['none']:+.2f} with global layers as they are, {left['all']:+.2f} with short-sighted ones")
+parts = {
+    "a fact in one step": rise[reader] > 0.5,
+    "the strongest head looks at its name": at["answer"] > at["other"],
+    "beyond the window by global heads": left["all"] < left["none"] / 2,
+}
+print(mine.verdict("; ".join(f"{part}: {'borne out' if holds else 'refuted'}" for part, holds in parts.items())))
 
 # %% [markdown]
 # <details><summary>On a real Gemma</summary>
@@ -553,3 +573,40 @@ print(f"beyond the window: {left['none']:+.2f} with global layers as they are, {
 # ```
 #
 # </details>
+#
+# ## Your own pair
+#
+# You have a real model, and it knows far more than names and cities. What do you want to know? Two prompts of equally many tokens,
+# and the token that each should be answered with:
+
+# %%
+yours = gs.prompts.Pair("The opposite of hot is", "The opposite of big is", " cold", " small")
+
+# %%
+margin = gs.logit_diff(yours.answer, yours.against)
+ends = [float(margin.bind(model)(gs.trace(text, model=model).next_logits[None])[0]) for text in (yours.clean, yours.corrupt)]
+print(
+    f"{yours.answer!r} less {yours.against!r}: {ends[0]:+.2f} after the clean prompt, {ends[1]:+.2f} after the corrupted one"
+)
+print("the model can do this" if ends[0] > 0 > ends[1] else "the model gets one of the two wrong: choose another pair")
+
+# %%
+own = claim("7 own", "One layer carries more than half of the answer to the last position.")
+own
+
+# %% tags=["written"]
+own.write("For facts it was so, in layer 12. An opposite may need more than one.")
+
+# %%
+gs.patching_lab(yours.clean, yours.corrupt, yours.answer, yours.against, model=model)
+
+# %%
+flow = gs.sweep(yours.clean, yours.corrupt, margin, site="resid_pre", pos=-1, model=model, progress=False)
+arrives = [*flow.normalized.isel(pos=-1).values.tolist(), 1.0]
+steps = [arrives[layer + 1] - arrives[layer] for layer in range(model.n_layers)]
+most = max(range(model.n_layers), key=lambda layer: steps[layer])
+print(f"layer {most} ({config.kinds[most]}) carries {steps[most]:.0%} to the last position")
+print(own.verdict("borne out" if steps[most] > 0.5 else "refuted"))
+
+# %%
+check.summary(7)

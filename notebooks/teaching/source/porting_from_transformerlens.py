@@ -1,13 +1,13 @@
 # %% [markdown]
 # # Porting from TransformerLens
 #
-# **You will** take a piece of an analysis as it is written with TransformerLens - a run with a cache, hook names, a loop that
-# patches - and get the same numbers here.
+# **You will** see how an analysis written for TransformerLens (a run with a cache, hook names, a patching loop) is written here, and
+# check that the numbers are the same.
 #
-# **Time:** 30 minutes. There is nothing to fill in.
+# **Time:** 30 minutes. There are no exercises.
 #
-# TransformerLens is not needed. So that the numbers stand beside something that is not ours, every piece is computed a second
-# time with plain `transformers` and forward hooks, which is what a patching loop comes down to.
+# You do not need TransformerLens for this. Every number is computed a second time with plain `transformers` and forward hooks, so
+# that it is compared with something that we did not write.
 
 # %%
 import time
@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import gemmascope as gs
+from gemmascope.workshop import claim
 
 model = gs.load("nano")
 folder = Path(gs.__file__).parent / "nano" / "checkpoint"
@@ -39,8 +40,8 @@ mary, john = (model.tokenizer.single(name) for name in (" Mary", " John"))
 # resid = cache["resid_post", 3][0]                        # [pos, d_model]
 # ```
 #
-# Here a trace is the cache. It has no batch axis, and reads TransformerLens' names as they are; a name that there is not is an
-# error that lists the near ones.
+# Here, a trace is the cache. It has no batch axis. It accepts TransformerLens' names; an unknown name is an error that suggests
+# similar ones.
 
 # %%
 t = gs.trace(clean, model=model)
@@ -59,10 +60,10 @@ print(f"logits: at most {float((outputs.logits[0] - t.logits).abs().max()):.1e} 
 # %% [markdown]
 # ## 2 · The table of names
 #
-# Made from the table of sites that drives look-up in this toolkit, with one of TransformerLens' names for each. All that
-# TransformerLens 4 has are read: what enters and leaves a module (`blocks.3.attn.o.hook_in` is `z` too), and the short forms of
-# its cache (`("post", 3)`, `("k", 3, "attn")`, `("scale", 3, "ln1")`). Where the third column is empty it has the number under
-# no name, or under one that stands for a little more: `attn.hook_attn_scores` is `scores_capped`, but for hidden keys.
+# The table below lists every site of this toolkit, with one of its names in TransformerLens. All names of TransformerLens 4 can be
+# used, also those of what enters and leaves a module (`blocks.3.attn.o.hook_in` is another name of `z`) and the short forms of its
+# cache (`("post", 3)`, `("k", 3, "attn")`, `("scale", 3, "ln1")`). An empty third column means that TransformerLens has no name for
+# this value, or none for exactly this value: `attn.hook_attn_scores`, for example, is `scores_capped` except where keys are hidden.
 
 # %%
 assert torch.equal(t["blocks.3.attn.o.hook_in"], t["z", 3])
@@ -72,8 +73,8 @@ pd.set_option("display.max_colwidth", None)
 pd.DataFrame(names, columns=["site", "axes", "TransformerLens", "meaning"]).set_index("site")
 
 # %% [markdown]
-# A hook whose number differs from any site's is not answered with something near it: it is an error that says what differs, as
-# a name with a mistake in it is one that lists the near names.
+# Some hooks of TransformerLens hold a value that no site here has. Asking for one is an error that says what the difference is; you
+# are never given a similar value in its place. A misspelt name is an error that lists similar names.
 
 # %%
 for name in ("blocks.3.attn.hook_result", "blocks.3.attn.hook_attn_scores", "blocks.3.hook_resid_prev"):
@@ -83,7 +84,7 @@ for name in ("blocks.3.attn.hook_result", "blocks.3.attn.hook_attn_scores", "blo
         print(f"{name}: {str(error).split(' The sites are')[0]}")
 
 # %% [markdown]
-# And of calls:
+# The same for calls:
 #
 # | TransformerLens | here |
 # |---|---|
@@ -110,22 +111,23 @@ for name in ("blocks.3.attn.hook_result", "blocks.3.attn.hook_attn_scores", "blo
 # What differs:
 #
 # - **No batch axis and no padding.** A list of prompts gives a list of traces.
-# - **`<bos>` is always there.** It is put in front of a text, and no option leaves it out: Gemma 2 breaks down without it. A
-#   list of token ids is taken as it is.
-# - **Weights are as they are stored.** `HookedTransformer.from_pretrained` folds the gain of a norm into the weights that read
-#   from it (`fold_ln`), so `W_Q` or `W_U` there are others than the checkpoint's; what it would centre in other models it leaves
-#   alone in Gemma 2, whose norms take no mean and whose logits are capped. Here nothing is folded, and `layer.ov(head)` and
-#   `layer.qk(head)` multiply the gains in when they are read, unless told not to.
-# - **What a cell holds.** A patching loop returns the metric of each patched run. `s.effect` is what the patch changed, that
-#   metric less the corrupted run's; `s.normalized` is the effect as a share of the gap, `s.clean` and `s.corrupt` the two ends.
-# - **Gemma 2's post-norms.** Each sublayer's output passes a norm before it joins the stream. `attn_out` is what joins;
-#   `head_out` goes through that norm with its scale frozen, so heads add up to `attn_out`.
-# - **Soft-capped logits.** `t.logits` are after the final soft cap; metrics read them; direct logits are before it, and say so.
+# - **`<bos>` is always there.** It is put in front of every text, and no option leaves it out, because Gemma 2 does not work without
+#   it. A list of token ids is used unchanged.
+# - **Weights are those of the checkpoint.** `HookedTransformer.from_pretrained` multiplies the gain of a norm into the weights that
+#   read from it (`fold_ln`), so its `W_Q` and `W_U` differ from the checkpoint's. (In other models it also centres weights; in
+#   Gemma 2 it does not, because the norms subtract no mean and the logits are capped.) Here nothing is folded. `layer.ov(head)` and
+#   `layer.qk(head)` multiply the gains in when you read them, unless you ask them not to.
+# - **What a cell holds.** A patching loop returns the metric of each patched run. Here, `s.effect` is that metric less the metric of
+#   the corrupted run, so it is what the patch changed. `s.normalized` is the effect as a share of the gap; `s.clean` and `s.corrupt`
+#   are the metrics of the two runs.
+# - **Gemma 2's post-norms.** The output of each sublayer goes through a norm before it is added to the stream. `attn_out` is what is
+#   added. `head_out` goes through the same norm with its scale held fixed, so that the heads add up to `attn_out`.
+# - **Soft-capped logits.** `t.logits` and metrics are after the final soft cap. Direct logits are before it, and say so.
 
 # %%
 joins, before_norm = t["attn_out", 3], t["attn_raw", 3]
 apart = (t["head_out", 3].sum(1) - joins).abs().max()
-print(f"heads of layer 3 add up to what joins the stream, to {float(apart):.1e}")
+print(f"heads of layer 3 add up to what is added to the stream, to {float(apart):.1e}")
 missed = float((before_norm - joins).norm() / joins.norm())
 print(
     f"heads taken before the post-norm, as in hook_result, would add up to something else: {missed:.1f} times its size away"
@@ -182,8 +184,8 @@ print(f"{n_layers * n_pos} cells: at most {same:.1e} apart; the loop took {loop_
 s.plot()
 
 # %% [markdown]
-# The same for heads, where the loop patches `hook_z` (`patching.get_act_patch_attn_head_out_all_pos`). In `transformers` what a
-# layer's heads read is what goes into `o_proj`, all heads side by side:
+# The same for heads, where the loop patches `hook_z` (`patching.get_act_patch_attn_head_out_all_pos`). In `transformers`, `z` is
+# the input of `o_proj`, with all heads of a layer side by side:
 
 # %%
 d_head, n_heads = model.config.d_head, model.config.n_heads
@@ -242,9 +244,10 @@ print(
 # %% [markdown]
 # ## 5 · What six notebooks do
 #
-# TransformerLens' exploratory analysis, activation patching and attribution patching, SAELens' and Gemma Scope's tutorials, and
-# ARENA's chapter on indirect objects: each of their operations, and the line here. The cell below runs every line of ours and
-# says what it gives. A number in the notes is that of a paragraph in the guide's page on porting, which says why numbers differ.
+# The table below has every operation of six public notebooks, and the line that does it here: TransformerLens' exploratory analysis,
+# activation patching and attribution patching; the tutorials of SAELens and of Gemma Scope; ARENA's chapter on indirect objects.
+# The cell runs each line of ours and shows the type of its result. A number in the notes refers to a paragraph of the guide's page
+# on porting, which says why the values differ.
 
 # %%
 metric = gs.logit_diff(" Mary", " John")
@@ -304,8 +307,16 @@ pd.DataFrame(table, columns=["operation", "theirs", "ours", "gives", "notes"]).s
 # %% [markdown]
 # ## Conclude
 #
-# *Claim:* "The sweeps' numbers are those of the loops, to 0.0001." The number that decides:
+# Two loops and two sweeps have measured the same cells.
+
+# %%
+mine = claim("porting", "The sweeps give the same numbers as the loops, to within 0.0001.")
+mine
+
+# %% tags=["written"]
+mine.write("True for the stream, as printed above. A larger difference in one cell of either would refute it.")
 
 # %%
 largest = max(same, same_heads)
-print(f"largest difference {largest:.1e}: the claim is {'borne out' if largest < 1e-4 else 'refuted'}")
+print(f"largest difference: {largest:.1e}")
+print(mine.verdict("borne out" if largest < 1e-4 else "refuted"))

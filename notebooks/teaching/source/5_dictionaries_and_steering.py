@@ -1,0 +1,281 @@
+# %% [markdown]
+# # 5 · Dictionaries and steering
+#
+# **You will** take the stream apart into features that mean something, switch one off and see what the model says then; find a
+# direction from contrasting prompts, and steer along it.
+#
+# **Time:** 60 minutes: features 20, changing one 15, directions 10, steering 15.
+#
+# A dictionary belongs to the model that it was trained on, and the one here was trained on nano: 5.1 and 5.2 stay with nano
+# whatever `MODEL` is. Directions and steering follow `MODEL`. For the real Gemma 2, DeepMind's *Gemma Scope* has hundreds of
+# dictionaries in the same format: `gs.load_sae("google/gemma-scope-2b-pt-res", layer=20, width="16k", l0=71)`.
+
+# %%
+MODEL = "nano"
+
+# %%
+import gemmascope as gs
+from gemmascope.workshop import check, claim, predict
+
+model = gs.load(MODEL)
+nano = gs.load("nano")
+sae = gs.load_sae("nano", model=nano)
+sae
+
+# %% [markdown]
+# ## 5.1 Features
+#
+# A **sparse autoencoder** writes each row of the stream as a sum of a few **features** out of a thousand. Look at a sentence about
+# boxes first: which features are active at which token, and which of them carry a name?
+
+# %%
+text = "The boxes on the table"
+t = gs.trace(text, model=nano)
+features = sae.encode(t)
+gs.sae_view(features)
+
+# %% [markdown]
+# <details><summary>What you should see</summary>A few features at each token. Some carry the name of a concept. The names were
+# found afterwards, by measuring which features are active where the concept is, on texts that the training never saw.</details>
+#
+# Other texts have other features:
+
+# %%
+texts = ["The capital of France is Paris.", "Anna has seven red boxes (and the old key).", "My sister went to the market."]
+for each in texts:
+    found = sae.encode(gs.trace(each, model=nano))
+    named = [(found.tokens[p], concept) for p in range(1, len(found)) for _, _, concept in found.top(5, p) if concept]
+    print(each, "->", ", ".join(f"{token.strip()!r}: {concept}" for token, concept in named[:6]))
+
+# %% [markdown]
+# Each feature reads one number off the stream, and is active when that number is above a threshold of its own. This is called a
+# *JumpReLU*: the number jumps from 0 to at least the threshold.
+#
+# **Exercise 5.1** (6 minutes, ●○○) Write the encoder that found these features.
+#
+# <details><summary>Hint 1</summary>`x @ w_enc + b_enc` first.</details>
+# <details><summary>Hint 2</summary>A number above the threshold stays as it is. All others become 0.</details>
+
+
+# %% tags=["exercise"]
+def encode(x, w_enc, b_enc, threshold, b_dec):
+    """Activations of features. x: [pos, d_model]. w_enc: [d_model, feature]. b_enc, threshold: [feature].
+
+    b_dec: [d_model], of the decoder; given so that you can decide whether it has a place here. Returns [pos, feature].
+    """
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def encode(x, w_enc, b_enc, threshold, b_dec):
+    before = x @ w_enc + b_enc
+    return before * (before > threshold)
+
+
+# %% tags=["check"]
+check.ex_5_1(encode)
+
+# %% [markdown]
+# ## 5.2 Change one
+#
+# At " boxes", one feature has the name of what it stands for: *a plural right after the*. The verb comes three tokens later, and
+# by then the last noun is a singular, "table". How does the model know that it has to say " are"?
+
+# %%
+at = features.tokens.index(" boxes")
+plural, strength, concept = next(one for one in features.top(4, at) if one[2])
+print(f"feature {plural} at {features.tokens[at]!r}: {strength:.1f} ({concept})")
+for token, _, probability in t.top(3):
+    print(f"{text} ...{token!r:8} {probability:.0%}")
+
+# %%
+guess = predict(
+    "5.2",
+    "Set this one feature to 0, and leave everything else as it is. What will the model say?",
+    ["still ' are'", "' is'", "something else"],
+)
+guess
+
+# %%
+without = gs.trace(text, model=nano, edits=[gs.splice(sae, {plural: 0.0}, pos=at)])
+for token, _, probability in without.top(3):
+    print(f"{text} ...{token!r:8} {probability:.0%}")
+said = without.top(1)[0][0]
+print(guess.reveal("still ' are'" if said == " are" else "' is'" if said == " is" else "something else"))
+
+# %% [markdown]
+# How was that done? The features do not add up to the stream exactly; a part is left over, the **error**. Had we replaced the
+# stream with the sum of the changed features, the error would be gone as well, and we would not know which of the two made the
+# difference. So `gs.splice` keeps the stream, and adds to it only the *difference* between the changed sum and the old one.
+#
+# **Exercise 5.2** (8 minutes, ●●○) Compute the stream with one feature set to another value.
+#
+# <details><summary>Hint 1</summary>Write down both reconstructions, and subtract the old one from the new one.</details>
+# <details><summary>Hint 2</summary>Everything that is in both cancels. What is left, is added to x.</details>
+
+
+# %% tags=["exercise"]
+def with_feature(x, acts, w_dec, b_dec, feature: int, to: float):
+    """The stream with a feature set to a value, the dictionary's error kept.
+
+    x: [d_model]. acts: [feature]. w_dec: [feature, d_model]. b_dec: [d_model]. Returns a tensor [d_model].
+    """
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def with_feature(x, acts, w_dec, b_dec, feature: int, to: float):
+    return x + (to - acts[feature]) * w_dec[feature]
+
+
+# %% tags=["check"]
+check.ex_5_2(with_feature)
+
+# %% [markdown]
+# Was that the only feature that matters here? A **feature sweep** sets each active feature to 0, one run each:
+
+# %%
+gs.feature_sweep(sae, text, gs.logit_diff(" are", " is"), model=nano)
+
+# %% [markdown]
+# ## 5.3 A direction
+#
+# There is a way to change a model without a dictionary. Take prompts of two kinds, and the stream of each at the same place. The
+# difference of the two means is a **direction**: the simplest steering vector there is.
+#
+# **Exercise 5.3** (4 minutes, ●○○) Compute it.
+#
+# <details><summary>Hint 1</summary>Two means, one difference.</details>
+
+
+# %% tags=["exercise"]
+def direction(positive, negative):
+    """The direction from negative to positive cases. positive: [case, d_model], negative: likewise. Returns [d_model]."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def direction(positive, negative):
+    return positive.mean(0) - negative.mean(0)
+
+
+# %% tags=["check"]
+check.ex_5_3(direction)
+
+# %%
+women = ["Mary", "Anna", "Susan", "Karen", "Heather", "Nora", "Laura", "Alice", "Emma", "Julia"]
+men = ["John", "Paul", "Robert", "Martin", "Brian", "David", "James", "Henry", "Thomas", "Mark"]
+d = gs.direction([f"Yesterday {name}" for name in women], [f"Yesterday {name}" for name in men], layer=2, model=model)
+d
+
+# %%
+guess = predict(
+    "5.3",
+    "Peter is in neither list. With the direction added once at his name, will 'Peter was tired because' go on with ' she'?",
+    ["yes", "no"],
+)
+guess
+
+# %% [markdown]
+# ## 5.4 Steer
+#
+# To **steer** is to add the direction to the stream, times a strength. The metric is the logit of " she" less that of " he"; the
+# perplexity says how much the model struggles with the text.
+
+# %%
+prompt = "Peter was tired because"
+steered = gs.strength_sweep(prompt, d, gs.logit_diff(" she", " he"), strengths=[-4, -2, -1, 0, 1, 2, 4], pos=1, model=model)
+steered
+
+# %%
+once = float(steered.to_dataframe().set_index("strength")["metric"][1.0])
+print(guess.reveal("yes" if once > 0 else "no"))
+
+# %% tags=["picture"]
+steered.plot()
+
+# %% [markdown]
+# <details><summary>Expected picture</summary><img src="images/5_dictionaries_and_steering.png" alt="The metric and the perplexity, by the strength of steering"></details>
+
+# %% [markdown]
+# Try it by hand: move the strength, and read what the model writes. Where does it stop making sense?
+
+# %%
+gs.steer_lab(prompt, d, strengths=(-8.0, 8.0), pos=1, max_new_tokens=12, model=model)
+
+# %%
+plain, pushed = (
+    gs.generate(prompt, model=model, max_new_tokens=12, edits=edits)
+    for edits in ([], [gs.add("resid_post", d.vector, layer=2, pos=1, scale=4.0)])
+)
+print("as it is:", prompt + plain.text)
+print("steered: ", prompt + pushed.text)
+
+# %% [markdown]
+# Adding a direction puts something in. The opposite is to take a direction out.
+#
+# **Exercise 5.4** (6 minutes, ●●○) Remove from every row the part that lies along a direction.
+#
+# <details><summary>Hint 1</summary>How much of the direction is in a row: a product, over the direction's squared length.</details>
+
+
+# %% tags=["exercise"]
+def without_direction(x, direction):
+    """Rows without their part along a direction. x: [pos, d_model]. direction: [d_model], of any length. Returns [pos, d_model]."""
+    raise NotImplementedError
+
+
+# %% tags=["solution"]
+def without_direction(x, direction):
+    along = x @ direction / (direction @ direction)
+    return x - along[:, None] * direction
+
+
+# %% tags=["check"]
+check.ex_5_4(without_direction)
+
+# %% [markdown]
+# ## Conclude
+#
+# The sweep has two curves, the metric and the perplexity.
+
+# %%
+mine = claim("5", "Steering is free: it changes what we want, and nothing else.")
+mine
+
+# %% tags=["written"]
+mine.write("Not at large strengths: the perplexity should rise there. It would be free if it stayed within a few percent.")
+
+# %%
+frame = steered.to_dataframe().set_index("strength")
+cost = frame["perplexity"] / frame["perplexity"][0.0] - 1
+for strength in frame.index:
+    print(
+        f"strength {strength:+.0f}: she less he {frame['metric'][strength]:+6.2f}, perplexity {cost[strength]:+.0%} of the unsteered"
+    )
+works, dear = frame.index[frame["metric"] > 0].min(), cost.abs().idxmax()
+print(
+    mine.verdict(
+        f"' she' leads from strength {works:+.0f} on, at a cost of {cost[works]:+.0%}; strength {dear:+.0f} costs {cost[dear]:+.0%}"
+    )
+)
+
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# The direction works there too, added once at the name, and a strength of 1 costs
+# nothing; 4 costs a third. Backwards it hardly moves the metric: without it the model says " he" already.
+#
+# ```text
+# 5.3: the numbers say 'yes'
+# steered:  Peter was tired because she was tired.
+# strength -4: she less he  -3.84, perplexity -1% of the unsteered
+# strength +0: she less he  -4.89, perplexity +0% of the unsteered
+# strength +1: she less he  +4.63, perplexity -2% of the unsteered
+# strength +4: she less he  +4.57, perplexity +34% of the unsteered
+# ```
+#
+# </details>
+
+# %%
+check.summary(5)

@@ -1,0 +1,114 @@
+"""Guesses and claims come before the numbers, and a drawing shows where heads read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gemmascope as gs
+from gemmascope.errors import GemmascopeError
+from gemmascope.workshop import claim, draw_reading, setup
+from gemmascope.workshop.building.notebook import notebook
+
+SOURCES = sorted((Path(__file__).parent.parent / "notebooks" / "teaching" / "source").glob("*.py"))
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+
+
+def test_a_verdict_waits_for_what_a_learner_writes() -> None:
+    mine = claim("9", "2 + 2 is 5")
+    asks = "claim 9: write what you think in the box above, then run this cell again for the verdict"
+    assert mine.verdict("refuted") == asks
+    for empty in ("", "  \n"):
+        with pytest.raises(GemmascopeError, match="claim 9: write a sentence; given"):
+            mine.write(empty)
+    assert mine.verdict("refuted") == asks
+    mine.write(" No. ")
+    assert mine.verdict("refuted") == "you wrote:       No.\nthe numbers say: refuted"
+    assert "No." in repr(mine)
+
+
+def test_a_claim_keeps_what_was_written_as_long_as_it_says_the_same() -> None:
+    claim("8", "2 + 2 is 5").write("No.")
+    assert claim("8", "2 + 2 is 5").written == "No."
+    assert claim("8", "2 + 2 is 4").written == ""
+    assert claim("7", "2 + 2 is 5").written == ""
+    with pytest.raises(GemmascopeError, match="a claim has a text; given ''"):
+        claim("8", "")
+
+
+class Shown:
+    """A Jupyter kernel's stand-in: keeps the widgets that are displayed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.widgets: list[Any] = []
+        # By its name: in the package, the function of the same name stands before the module.
+        monkeypatch.setattr(sys.modules["gemmascope.workshop.claim"], "kernel", lambda: object())
+        monkeypatch.setattr("IPython.display.display", self.widgets.append)
+
+
+def test_the_box_and_the_claim_hold_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Shown(monkeypatch)
+    mine = claim("6", "<b>2 + 2</b> is 5")
+    mine._ipython_display_()
+    text, box = shown.widgets[0].children
+    assert "&lt;b&gt;2 + 2&lt;/b&gt; is 5" in text.value
+    box.value = "typed"
+    assert mine.written == "typed"
+    mine.write("said in code")
+    assert box.value == "said in code"
+    box.value = " "
+    assert "write what you think" in mine.verdict("refuted")
+
+
+def test_the_set_up_gives_no_guess_away() -> None:
+    said = repr(setup())
+    assert "Mary" not in said
+    assert "nano          runs, and answers as it should" in said
+
+
+@pytest.mark.parametrize("source", [s for s in SOURCES if s.stem[0] in "01234567"], ids=lambda s: s.stem)
+def test_a_guess_or_a_claim_stands_before_what_answers_it(source: Path) -> None:
+    """Cells that show a guess's answer, or a verdict, come after the guess; the last code cell lists the exercises."""
+    code = [cell.source for cell in notebook(source, "exercise").cells if cell.cell_type == "code"]
+    assert code[-1] == f"check.summary({source.stem[0]})"
+    text = "\n".join(code)
+    for asked, answered in (("predict(", ".reveal("), ("claim(", ".verdict(")):
+        assert text.count(f" {asked}") == text.count(answered) >= 1
+        for name in (line.split(" = ")[0] for line in text.splitlines() if f" = {asked}" in line):
+            # The cell that asks ends by showing its widget, and answers nothing.
+            cell = next(one for one in code if f"{name} = {asked}" in one)
+            assert cell.rstrip().endswith(f"\n{name}")
+            assert text.index(f"{name} = {asked}") < text.index(f"{name}{answered}")
+    assert ".write(" not in text
+
+
+def test_a_drawing_shows_the_attention_of_each_head() -> None:
+    t = gs.trace(PROMPT)
+    figure = draw_reading(t, [(2, 3), [3, 0]])
+    assert figure.layout.yaxis.ticktext == ("2.3", "3.0")
+    assert figure.layout.xaxis.ticktext[2] == "·Mary"
+    for row, (layer, head) in enumerate([(2, 3), (3, 0)]):
+        dots = next(one for one in figure.data if one.mode == "markers+text" and one.y and one.y[0] == row)
+        shares = t["pattern", layer][head, -1].numpy()
+        assert list(dots.x) == np.flatnonzero(shares >= 0.03).tolist()
+        assert dots.hovertext[int(np.argmax(shares[list(dots.x)]))].endswith(f"{shares.max():.1%}")
+    assert "position 4, " in draw_reading(t, [(0, 0)], pos=4).layout.title.text
+
+
+@pytest.mark.parametrize(
+    ("heads", "pos", "message"),
+    [
+        ([], -1, "there is no head to draw"),
+        ([(2, 3, 1)], -1, r"a head is \(layer, head\), such as \(2, 3\); given \(2, 3, 1\)"),
+        ([(9, 0)], -1, "layer"),
+        ([(0, 4)], -1, "head"),
+        ([(0, 0)], 15, "pos"),
+    ],
+)
+def test_a_head_that_there_is_not_is_refused(heads: Any, pos: int, message: str) -> None:
+    with pytest.raises(GemmascopeError, match=message):
+        draw_reading(gs.trace(PROMPT), heads, pos)
