@@ -26,6 +26,8 @@ from gemmascope.checking.check import check as check
 from gemmascope.checking.result import CheckResult as CheckResult
 from gemmascope.checkpoints.at_hand.models import models as models
 from gemmascope.checkpoints.at_hand.table import ModelTable as ModelTable
+from gemmascope.circuits.graph.attribution import attribution_graph as attribution_graph
+from gemmascope.circuits.graph.result import AttributionGraph as AttributionGraph
 from gemmascope.config import GemmaConfig as GemmaConfig
 from gemmascope.edits.make import ablate as ablate
 from gemmascope.edits.make import ablate_direction as ablate_direction

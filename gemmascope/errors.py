@@ -95,6 +95,10 @@ class DictionaryError(GemmascopeError, ValueError):
     """A sparse dictionary that cannot be found or read, or does not go with the model, layer or run."""
 
 
+class GraphError(GemmascopeError, ValueError):
+    """An attribution graph that cannot be built, read or opened, or a node that is not in it."""
+
+
 class FileError(GemmascopeError, OSError):
     """A file, such as a page or a table, that cannot be written."""
 

@@ -138,13 +138,13 @@ class Attend:
         k = rearrange(k, "k kv d -> 1 kv k d")
         if site == "pattern":
             whole = _WholePattern(q.shape[3], k.shape[2])
-            for rows, seen, pattern in self._patterns(q, k):
+            for rows, seen, pattern in self.patterns(q, k):
                 whole.add(pattern, rows, seen)
             return whole.of_heads()[0]
         value = self.scores(q, k)
         return rearrange(value if site == "scores" else soft_cap(value, self.cap), "1 kv group q k -> (kv group) q k")
 
-    def _patterns(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    def patterns(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Chunks of the query rows of runs from position 0: the rows, the keys that some of them see, and their pattern."""
         length, n_queries = k.shape[2], q.shape[3]
         positions = torch.arange(length, device=q.device)
@@ -163,7 +163,7 @@ class Attend:
         whole = _WholePattern(block.n_queries, block.length) if tap.takes_pattern() else None
         z = None if torch.is_grad_enabled() else torch.empty_like(q)
         parts = []
-        for rows, seen, pattern in self._patterns(q, k):
+        for rows, seen, pattern in self.patterns(q, k):
             read = self.read(pattern, v[..., seen, :])
             if z is None:
                 parts.append(read)

@@ -1,0 +1,5 @@
+"""Circuits: attribution graphs, and what they share with other estimates of who sent what to whom.
+
+frozen.py holds the arithmetic of a run whose attention patterns and norm scales are held at their values; graph/ builds
+attribution graphs with it.
+"""

@@ -1,0 +1,68 @@
+"""Basis: what the nodes of a graph are, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from gemmascope.circuits.frozen import FrozenLayer
+from gemmascope.circuits.graph.nodes import NodeKeys, Unit
+from gemmascope.circuits.graph.written import Written
+from gemmascope.model.gemma2 import Layer
+
+# The sites of a layer where nodes read or write, from the last to the first as a reversed pass meets them.
+SITES = ("resid_post", "mlp_out", "resid_mid", "attn_out", "z")
+
+
+class LayerNodes(Protocol):
+    """The nodes of one layer, while a pass has the layer."""
+
+    def written(self, site: str) -> Written | None:
+        """What stands for the site's value here; None if nothing does."""
+
+    def skip(self, v: Float[Tensor, "target pos d_model"]) -> Float[Tensor, "target pos d_model"] | None:
+        """Directions at mlp_out as they read resid_mid through a transcoder's skip connection; None without one."""
+
+    def readers(self, unit: int, pos: Tensor, feature: Tensor) -> Float[Tensor, "node d"]:
+        """What features of a unit read of the site that the unit reads, each at its position."""
+
+    def inputs(self, unit: int, pos: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """What features of a unit took as their input, and their biases' part of it, [node] each."""
+
+
+class Basis(Protocol):
+    """What the nodes of a graph are.
+
+    Attributes:
+        units: The dictionaries, or neurons of layers, by layer and site.
+        passes_mlp: Whether directions are carried through MLPs that no node stands for.
+        reads_mlps: Whether what MLPs read is needed again: for neurons, and to pass MLPs.
+    """
+
+    @property
+    def units(self) -> Sequence[Unit]: ...
+    @property
+    def passes_mlp(self) -> bool: ...
+    @property
+    def reads_mlps(self) -> bool: ...
+
+    def sites(self, layer: int) -> Sequence[str]:
+        """The sites of a layer that add() takes."""
+
+    def add(self, module: Layer, frozen: FrozenLayer, values: dict[str, Tensor]) -> None:
+        """Encode the next layer of the run."""
+
+    def reads(self, unit: int) -> str:
+        """The site, of SITES, that a unit's features read."""
+
+    def active(self, keys: NodeKeys) -> Tensor | None:
+        """The keys of all active features, sorted; None if there are too many to list."""
+
+    def activations(self, keys: NodeKeys, nodes: Tensor) -> Float[Tensor, " node"]:
+        """The activations of features by their keys."""
+
+    def at(self, frozen: FrozenLayer, keys: NodeKeys) -> LayerNodes:
+        """The nodes of a layer."""

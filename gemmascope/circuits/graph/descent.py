@@ -1,0 +1,247 @@
+"""One reversed pass: all targets of a chunk go down the layers together, each from where it reads the stream.
+
+A target is a row vector at one position. Attention carries it to earlier positions, nodes that it meets give it edges. So a
+graph costs a pass for each chunk of targets, in which each layer is asked for once, and no gradient is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gemmascope.circuits.frozen import FrozenLayer, FrozenRun
+from gemmascope.circuits.graph.basis import SITES, Basis, LayerNodes
+from gemmascope.circuits.graph.nodes import NodeKeys
+from gemmascope.circuits.graph.rows import Rows, RowStore
+from gemmascope.circuits.graph.written import Edges, Written
+from gemmascope.memory.limits import explain_oom
+from gemmascope.values import chunks, moved
+
+# Positions of directions that go through a product at once. Measured on two cores: more do not fit the caches.
+PART_ROWS = 2048
+# Into how many groups the targets of a chunk are split by position: those of a group share a number of rows.
+GROUPS = 8
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What goes down, sorted from the last layer to the first.
+
+    Attributes:
+        keys: The nodes, [target].
+        layer: The layer where each joins; that of a logit is the last one.
+        site: The index in SITES of the site that it reads; -1 for a logit, which joins before the layer.
+        unit: Its unit; -1 for a logit.
+        pos: The position that it reads.
+        feature: The number of its feature; of a logit, which one.
+    """
+
+    keys: Int[Tensor, " target"]
+    layer: Int[Tensor, " target"]
+    site: Int[Tensor, " target"]
+    unit: Int[Tensor, " target"]
+    pos: Int[Tensor, " target"]
+    feature: Int[Tensor, " target"]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def of(self, which: Tensor | slice) -> Targets:
+        """Some of them."""
+        return Targets(*(value[which] for value in vars(self).values()))
+
+    def in_order(self) -> Targets:
+        """From the last layer to the first, and in a layer as they join."""
+        rank = (-self.layer * (len(SITES) + 1) + self.site) * (1 + int(self.pos.max())) + self.pos
+        return self.of(rank.argsort(stable=True))
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Directions that are read from the last stream. vectors: [logit, d_model]; pos: the position; inputs: their values."""
+
+    vectors: Float[Tensor, "logit d_model"]
+    pos: int
+    inputs: Float[Tensor, " logit"]
+
+
+class Block:
+    """Targets of similar positions, with their directions at positions 0 to stop - 1: v [target, pos, d_model].
+
+    joined: how many targets have joined so far; later ones are zero.
+    """
+
+    def __init__(self, targets: Targets, keep: int, keys: NodeKeys, logits: Logits) -> None:
+        device = logits.vectors.device
+        self.targets, self.logits, self.joined = targets, logits, 0
+        self.stop = int(targets.pos.max()) + 1
+        self.v = torch.zeros(len(targets), self.stop, logits.vectors.shape[1], device=device)
+        self.store = RowStore(len(targets), keep, keys, device)
+        self.inputs = torch.zeros(len(targets), device=device)
+        self.order = targets.layer * -(len(SITES) + 1) + targets.site
+
+    @property
+    def active(self) -> Float[Tensor, "joined pos d_model"]:
+        """The directions of the targets that have joined."""
+        return self.v[: self.joined]
+
+    def to(self, device: torch.device) -> None:
+        """Go to the device of the next layer."""
+        if self.v.device != device:
+            self.v, self.inputs = moved(self.v, device), moved(self.inputs, device)
+
+    def collect(self, written: Written, v: Float[Tensor, "target pos d"], first: int = 0) -> None:
+        """Take the edges from what was written to directions; first: the target of the first of them."""
+        if not len(v):
+            return
+        for part in written.edges(v):
+            self.store.add(part, first)
+        self.store.bias[first : first + len(v)] += written.bias(v).to(self.store.bias)
+
+    def joining(self, layer: int, site: int) -> slice:
+        """The targets that join here. They are active from now on."""
+        rank = layer * -(len(SITES) + 1) + site
+        stop = int((self.order <= rank).sum())
+        new = slice(self.joined, max(stop, self.joined))
+        self.joined = new.stop
+        return new
+
+    def read(self, nodes: LayerNodes, new: slice) -> tuple[Tensor, Tensor]:
+        """What targets that join read, [target, d], and their positions. Their inputs and biases are noted."""
+        targets = self.targets.of(new)
+        read: list[Tensor] = []
+        for unit, at in _runs_of(targets.unit.tolist()):
+            which = slice(new.start + at.start, new.start + at.stop)
+            pos, feature = targets.pos[at].to(self.v.device), targets.feature[at].to(self.v.device)
+            if unit < 0:
+                read.append(moved(self.logits.vectors, self.v.device)[feature])
+                self.inputs[which] = moved(self.logits.inputs, self.v.device)[feature]
+                continue
+            read.append(nodes.readers(unit, pos, feature))
+            value, bias = nodes.inputs(unit, pos, feature)
+            self.inputs[which] = value.to(self.inputs)
+            self.store.bias[which] += bias.to(self.store.bias)
+        return torch.cat(read), targets.pos.to(self.v.device)
+
+
+def descend(
+    run: FrozenRun, basis: Basis, keys: NodeKeys, targets: Targets, logits: Logits, keep: int, tell: Callable[[], None]
+) -> Rows:
+    """The rows of a chunk of targets, in the order of Targets.in_order. tell: called after each layer."""
+    model, targets = run.trace.model, targets.in_order()
+    groups = _groups(targets)
+    with torch.no_grad(), explain_oom(model):
+        blocks = [Block(targets.of(at), keep, keys, logits) for at in groups]
+        last = None
+        with closing(model.layers(reverse=True)) as layers:
+            for module in layers:
+                if module.index <= int(targets.layer.max()):
+                    frozen = run.layer(module)
+                    nodes = basis.at(frozen, keys)
+                    for block in blocks:
+                        _through(block, frozen, nodes, passes_mlp=basis.passes_mlp)
+                tell()
+                last = module.index
+        assert last == 0
+        for block in blocks:
+            block.to(model.device)
+            embed = run.trace.residuals[0][: block.stop].float()
+            edges = einsum(block.v, embed, "target pos d, pos d -> target pos")
+            block.store.add(Edges(keys.embeddings[: block.stop], edges))
+        rows = Rows.joined([block.store.rows(block.targets.keys, block.inputs) for block in blocks])
+    return rows
+
+
+def _through(block: Block, frozen: FrozenLayer, nodes: LayerNodes, *, passes_mlp: bool) -> None:
+    """Carry a block down a layer."""
+    block.to(frozen.device)
+    layer = frozen.index
+    _join_stream(block, nodes, block.joining(layer, -1))
+    _absorb(block, nodes, "resid_post")
+    _join_stream(block, nodes, block.joining(layer, SITES.index("resid_post")))
+    if not block.joined and not bool((block.targets.layer == layer).any()):
+        return
+    written = nodes.written("mlp_out")
+    if written is not None:
+        block.collect(written, block.active)
+        if (through := nodes.skip(block.active)) is not None:
+            block.active.add_(through)
+    elif passes_mlp:
+        _add_in_parts(block.active, frozen.mlp.below)
+    new = block.joining(layer, SITES.index("mlp_out"))
+    if new.start < new.stop:
+        block.v[new] += frozen.mlp.below(_spread(*block.read(nodes, new), block.stop))
+    _absorb(block, nodes, "resid_mid")
+    _join_stream(block, nodes, block.joining(layer, SITES.index("resid_mid")))
+    _through_attention(block, frozen, nodes)
+
+
+def _through_attention(block: Block, frozen: FrozenLayer, nodes: LayerNodes) -> None:
+    attn_out, z_written = nodes.written("attn_out"), nodes.written("z")
+    if attn_out is not None:
+        block.collect(attn_out, block.active)
+    elif z_written is not None:
+        block.collect(z_written, frozen.at_z(block.active).flatten(2))
+    else:
+        _add_in_parts(block.active, frozen.below_attention)
+    new = block.joining(frozen.index, SITES.index("attn_out"))
+    if new.start < new.stop:
+        z = frozen.at_z(_spread(*block.read(nodes, new), block.stop))
+        if z_written is not None:
+            block.collect(z_written, z.flatten(2), new.start)
+        else:
+            block.v[new] += frozen.below_z(z)
+    new = block.joining(frozen.index, SITES.index("z"))
+    if new.start < new.stop:
+        read = _spread(*block.read(nodes, new), block.stop)
+        z = read.view(*read.shape[:2], -1, frozen.config.d_head)
+        block.v[new] += frozen.below_z(z)
+
+
+def _absorb(block: Block, nodes: LayerNodes, site: str) -> None:
+    """Directions that meet a site whose whole value nodes stand for end there."""
+    if (written := nodes.written(site)) is not None:
+        block.collect(written, block.active)
+        block.active.zero_()
+
+
+def _join_stream(block: Block, nodes: LayerNodes, new: slice) -> None:
+    if new.start < new.stop:
+        read, pos = block.read(nodes, new)
+        block.v[torch.arange(new.start, new.stop, device=pos.device), pos] += read
+
+
+def _spread(read: Float[Tensor, "target d"], pos: Tensor, stop: int) -> Float[Tensor, "target pos d"]:
+    """Directions at one position each, as rows of all positions."""
+    spread = read.new_zeros(len(read), stop, read.shape[1])
+    spread[torch.arange(len(read), device=pos.device), pos] = read
+    return spread
+
+
+def _add_in_parts(v: Float[Tensor, "target pos d"], below: Callable[[Tensor], Tensor]) -> None:
+    """Add to directions what they read through a sublayer, a few at a time, so that what lies between stays small."""
+    for part in chunks(len(v), max(1, PART_ROWS // v.shape[1])):
+        v[part] += below(v[part])
+
+
+def _groups(targets: Targets) -> list[Tensor]:
+    """The indices of targets, in groups of similar positions; in each the order stays."""
+    n_pos = int(targets.pos.max()) + 1
+    width = max(4, -(-n_pos // GROUPS))
+    group = targets.pos // width
+    return [torch.nonzero(group == each).flatten() for each in torch.unique(group).tolist()]
+
+
+def _runs_of(values: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """Neighbours with the same value: the value, and where they are."""
+    start = 0
+    for at in range(1, len(values) + 1):
+        if at == len(values) or values[at] != values[start]:
+            yield values[start], slice(start, at)
+            start = at

@@ -1,0 +1,114 @@
+"""The basis of neurons: nothing is trained, and MLPs are read by RelP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gemmascope.circuits.frozen import FrozenLayer, FrozenRun
+from gemmascope.circuits.frozen_mlp import FrozenMLP
+from gemmascope.circuits.graph.nodes import NodeKeys, Unit
+from gemmascope.circuits.graph.written import Edges
+from gemmascope.config import GemmaConfig
+from gemmascope.model.gemma2 import Layer
+from gemmascope.run.recorded import RecordedRun
+
+# Edges from neurons that are in memory at once, in elements: 64 MB.
+CHUNK_ELEMENTS = 2**24
+
+
+class NeuronBasis:
+    """Every neuron at every position but the first as a node."""
+
+    passes_mlp, reads_mlps = False, True
+
+    def __init__(self, config: GemmaConfig) -> None:
+        self.config = config
+        self.run: FrozenRun | None = None
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        return [Unit("mlp_out", layer, self.config.d_mlp, "neurons") for layer in range(self.config.n_layers)]
+
+    def sites(self, layer: int) -> Sequence[str]:
+        return ("resid_mid",)
+
+    def add(self, module: Layer, frozen: FrozenLayer, values: dict[str, Tensor]) -> None:
+        self.run = frozen.run
+
+    def reads(self, unit: int) -> str:
+        return "resid_mid"
+
+    def active(self, keys: NodeKeys) -> Tensor | None:
+        return None
+
+    def activations(self, keys: NodeKeys, nodes: Tensor) -> Float[Tensor, " node"]:
+        """One pass over the layers: a neuron's value is computed again from the stream."""
+        assert self.run is not None
+        trace: RecordedRun = self.run.trace
+        found = torch.zeros(len(nodes))
+        _, units, pos, feature = keys.decode(nodes)
+        with closing(trace.model.layers()) as layers:
+            for module in layers:
+                at = units == module.index
+                if bool(at.any()):
+                    found[at] = self.run.layer(module).mlp.act[pos[at], feature[at]].cpu()
+        return found
+
+    def at(self, frozen: FrozenLayer, keys: NodeKeys) -> NeuronNodes:
+        return NeuronNodes(frozen, keys)
+
+
+class NeuronNodes:
+    """The neurons of one layer."""
+
+    def __init__(self, frozen: FrozenLayer, keys: NodeKeys) -> None:
+        self.frozen, self.keys = frozen, keys
+
+    def written(self, site: str) -> NeuronWritten | None:
+        return NeuronWritten(self.frozen.mlp, self.frozen.index, self.keys) if site == "mlp_out" else None
+
+    def skip(self, v: Tensor) -> None:
+        return None
+
+    def readers(self, unit: int, pos: Tensor, feature: Tensor) -> Float[Tensor, "node d_model"]:
+        return self.frozen.mlp.readers(pos.to(self.frozen.device), feature.to(self.frozen.device))
+
+    def inputs(self, unit: int, pos: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+        value = self.frozen.mlp.act[pos, feature]
+        return value, torch.zeros_like(value)
+
+
+@dataclass(frozen=True)
+class NeuronWritten:
+    """What the neurons of a layer wrote to mlp_out: at position 0, by the convention of graphs, the bias node."""
+
+    mlp: FrozenMLP
+    unit: int
+    keys: NodeKeys
+
+    def edges(self, v: Float[Tensor, "target pos d"]) -> Iterator[Edges]:
+        stop, neurons = v.shape[1], self.mlp.act.shape[1]
+        step = max(1, CHUNK_ELEMENTS // (len(v) * neurons)) if len(v) else stop
+        features = torch.arange(neurons)
+        for start in range(1, stop, step):
+            at = slice(start, min(start + step, stop))
+            read = (v[:, at] * self.mlp.out_gain[at]) @ self.mlp.w_down * self.mlp.act[at]
+            pos = torch.arange(at.start, at.stop)[:, None].expand(-1, neurons)
+            yield Edges(self.keys.features(self.unit, pos.reshape(-1), features.repeat(len(pos))), read.flatten(1))
+
+    def bias(self, v: Float[Tensor, "target pos d"]) -> Float[Tensor, " target"]:
+        given: Tensor = ((v[:, 0] * self.mlp.out_gain[0]) @ self.mlp.w_down) @ self.mlp.act[0]
+        return given
+
+    def contribution(self, key: int) -> Float[Tensor, " d"] | None:
+        kind_unit_pos_feature = self.keys.decode(torch.tensor([key]))
+        _, unit, pos, feature = (int(part[0]) for part in kind_unit_pos_feature)
+        if unit != self.unit:
+            return None
+        return self.mlp.writers(torch.tensor([pos]), torch.tensor([feature]))[0]
