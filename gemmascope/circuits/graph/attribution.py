@@ -14,7 +14,7 @@ from gemmascope.circuits.graph.data import About
 from gemmascope.circuits.graph.encoding import freeze
 from gemmascope.circuits.graph.nodes import NodeKeys
 from gemmascope.circuits.graph.outputs import read_outputs
-from gemmascope.circuits.graph.result import AttributionGraph
+from gemmascope.circuits.graph.result import AttributionGraph, result_of
 from gemmascope.circuits.graph.sources import basis_of
 from gemmascope.edits.places import Pos
 from gemmascope.errors import GraphError, warn
@@ -156,7 +156,7 @@ def run_all(builder: Builder, progress: bool) -> AttributionGraph:
             finished = False
             warn(f"interrupted: {builder.n_done} of up to {builder.n_targets()} rows of the graph are finished")
     data = builder.data(is_finished=finished)
-    return AttributionGraph.of(data, builder.run, builder.basis)
+    return result_of(data, builder.run, builder.basis)
 
 
 def _trace_of(prompt: object, model: Model | None) -> Trace:

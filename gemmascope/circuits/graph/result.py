@@ -36,11 +36,6 @@ class AttributionGraph(GraphData):
     run: FrozenRun | None = None
     basis_nodes: Basis | None = None
 
-    @classmethod
-    def of(cls, data: GraphData, run: FrozenRun | None = None, basis_nodes: Basis | None = None) -> AttributionGraph:
-        """A graph of these numbers. run, basis_nodes: what it was built from, for what computes with the model."""
-        return cls(**{one.name: getattr(data, one.name) for one in fields(GraphData)}, run=run, basis_nodes=basis_nodes)
-
     @property
     def nodes(self) -> pandas.DataFrame:
         """One row for each node: id, kind, layer, pos, token, feature, activation, influence, cumulative, label.
@@ -103,3 +98,9 @@ class AttributionGraph(GraphData):
             f"{int(kinds)} {name} and {len(self.rows.weight)} edges; replacement {scores.replacement:.2f}, completeness "
             f"{scores.completeness:.2f}{'' if self.about.is_finished else '; interrupted: not all rows are there'}"
         )
+
+
+def result_of(data: GraphData, run: FrozenRun | None = None, basis_nodes: Basis | None = None) -> AttributionGraph:
+    """A graph of these numbers. run, basis_nodes: what it was built from, for what computes with the model."""
+    numbers = {one.name: getattr(data, one.name) for one in fields(GraphData)}
+    return AttributionGraph(**numbers, run=run, basis_nodes=basis_nodes)
