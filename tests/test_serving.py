@@ -103,6 +103,13 @@ def test_other_arguments_are_passed_on(tmp_path: Path) -> None:
     assert "--no-browser" not in lab_command(tmp_path, None, [])
 
 
+def test_jupyterlab_opens_where_the_workshop_starts(tmp_path: Path) -> None:
+    assert (REPOSITORY / "notebooks" / serving.START).is_file()
+    start = "--LabApp.default_url=/lab/tree/0_start_here.ipynb"
+    assert start in lab_command(REPOSITORY / "notebooks", None, [])
+    assert start not in lab_command(tmp_path, None, []), "a folder of one's own has no such notebook"
+
+
 def test_the_notebooks_are_found_or_the_error_says_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_notebooks(None) == REPOSITORY / "notebooks"

@@ -14,6 +14,7 @@ from gemmascope.legible import legible_line
 from gemmascope.packages import requires_package
 
 LOOPBACK = "127.0.0.1"
+START = "0_start_here.ipynb"  # what JupyterLab opens, where there is one
 
 # The arguments that are passed on to JupyterLab. None of them turns off the token, lets in other machines, pages or origins,
 # binds to another address, or reads another configuration. There are too many ways to do that to list what is refused.
@@ -64,6 +65,8 @@ def lab_command(folder: Path | None, port: int | None, arguments: Sequence[str],
     notebooks = find_notebooks(folder)
     # With answer_yes Ctrl-C ends it at once, like every other command.
     options = [f"--ServerApp.ip={LOOPBACK}", f"--ServerApp.root_dir={notebooks}", "--ServerApp.answer_yes=True"]
+    if (notebooks / START).exists():
+        options.append(f"--LabApp.default_url=/lab/tree/{START}")
     options += [] if port is None else [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     options += [] if opens_browser else ["--no-browser"]
     return [sys.executable, "-m", "jupyterlab", *options, *arguments]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Attention below this share has no dot; from LABELLED on the share is written beside it.
 LEAST, LABELLED = 0.03, 0.2
-ROW, MARGINS = 44, 150  # pixels
+ROW, MARGINS = 52, 150  # pixels
 
 
 def reading_figure(attention: xarray.DataArray, *, query: int, title: str) -> Figure:
@@ -34,7 +34,7 @@ def reading_figure(attention: xarray.DataArray, *, query: int, title: str) -> Fi
             x=read,
             y=[row] * len(read),
             mode="markers+text",
-            marker={"size": [8 + 22 * float(shares[pos]) ** 0.5 for pos in read], "color": PLAIN},
+            marker={"size": [6 + 14 * float(shares[pos]) ** 0.5 for pos in read], "color": PLAIN, "opacity": 1},
             text=[f"{shares[pos]:.0%}" if shares[pos] >= LABELLED else "" for pos in read],
             textposition="top center",
             hovertext=[f"head {names[row]} reads position {pos}: {shares[pos]:.1%}" for pos in read],

@@ -101,7 +101,8 @@ def _box(claim: Claim) -> ipywidgets.VBox:
     import ipywidgets
 
     wide = ipywidgets.Layout(width="100%", max_width="720px")
-    text = ipywidgets.HTML(f"<b>Claim:</b> {html.escape(claim.text)}<br>{html.escape(QUESTION)}", layout=wide)
+    said = f"<b>Claim:</b> {html.escape(claim.text)}<br>{html.escape(QUESTION)}"
+    text = ipywidgets.HTML(f'<div style="line-height:1.5">{said}</div>', layout=wide)
     box = ipywidgets.Textarea(value=claim.written, placeholder="your sentence", rows=2, layout=wide, continuous_update=True)
     box.tooltip = f"What you think of claim {claim.number}"
 

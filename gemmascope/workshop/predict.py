@@ -108,7 +108,8 @@ def _buttons(prediction: Prediction) -> ipywidgets.VBox:
 
     # HTML wraps a long question; a Label cuts it off.
     question = ipywidgets.HTML(
-        html.escape(f"{prediction.number}: {prediction.question}"), layout=ipywidgets.Layout(max_width="720px")
+        f'<div style="line-height:1.5">{html.escape(f"{prediction.number}: {prediction.question}")}</div>',
+        layout=ipywidgets.Layout(max_width="720px"),
     )
     choices = ipywidgets.RadioButtons(
         options=prediction.choices, value=prediction.guessed, layout=ipywidgets.Layout(width="max-content")

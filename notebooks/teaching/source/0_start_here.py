@@ -12,11 +12,11 @@
 # |---|---|---|
 # | **0 · Start here** | What goes in, and what comes out? | 20 |
 # | [1 · The residual stream and the lens](1_residual_stream_and_lens.ipynb) | What would the model answer if it stopped early? | 45 |
-# | [2 · Attention](2_attention.ipynb) | Where does each head look, and how far can it see? | 60 |
+# | [2 · Attention](2_attention.ipynb) | Where does each head look, and how far can it see? | 70 |
 # | [3 · Patching](3_patching.ipynb) | Which places in the model decide the answer? | 60 |
-# | [4 · The patching lab](4_patching_lab.ipynb) | Which six heads name the right person, and what does each do? | 75 |
+# | [4 · The patching lab](4_patching_lab.ipynb) | Which six heads name the right person, and what does each do? | 80 |
 # | [5 · Dictionaries and steering](5_dictionaries_and_steering.ipynb) | What does the stream say, in words, and can we change it? | 60 |
-# | [6 · The true size](6_true_size.ipynb) | How does a model of 27 billion parameters fit on this machine? | 40 |
+# | [6 · The true size](6_true_size.ipynb) | How does a model of 27 billion parameters fit on this machine? | 45 |
 # | [7 · From nano to a real Gemma](7_from_nano_to_a_real_gemma.ipynb) | Does a real model do the same? | 90 |
 # | [The heads of Gemma 2](heads_of_gemma_2.ipynb) | Everything that can be asked about a head; to look up | 45 |
 # | [Porting from TransformerLens](porting_from_transformerlens.ipynb) | For those who bring an analysis of their own | 30 |
@@ -171,7 +171,8 @@ check.ex_0_2(probability_of)
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # ## 0.3 Every value has a name
 #
 # A **trace** holds everything that the model computed for a prompt. Each value has a name, its **site**, and axes that are always
@@ -185,7 +186,8 @@ for key in (("resid_post", -1), ("pattern", 1), ("z", 2), ("mlp_act", 0)):
 # %% [markdown]
 # <details><summary>What you should see</summary>A line for each site: its axes in words, and their sizes. There is no batch
 # axis. There are fewer heads of keys and values (`kv_head`) than heads of queries (`head`): some share.</details>
-#
+
+# %% [markdown]
 # ## Conclude
 #
 # The prompt names John twice. Take the second "John" away, and put "Mary" there.

@@ -103,7 +103,8 @@ read.plot()
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # **Exercise 1.2** (10 minutes, ●●○) Write the lens for one row of the stream. It takes three steps: the last norm, the
 # unembedding, the soft cap.
 #
@@ -153,7 +154,8 @@ heads.plot()
 # %% [markdown]
 # <details><summary>What you should see</summary>A few parts with tall bars and many near nothing. The bars are in logits
 # *before* the soft cap; the line below the title says what the cap takes away.</details>
-#
+
+# %% [markdown]
 # How can a logit be divided among parts, when there is a norm in between? The norm divides the whole stream by one number, its
 # root mean square, and multiplies each coordinate by a fixed gain. Take that one number from the whole stream, and apply both
 # to every part: the results add up to exactly what the norm makes of the sum.

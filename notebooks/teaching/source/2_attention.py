@@ -103,7 +103,8 @@ gs.attention_view(longer)
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # **Exercise 2.2** (6 minutes, ●●○) Draw that band: which keys does each query of a local layer see?
 #
 # <details><summary>Hint 1</summary>Distance is query position less key position.</details>
@@ -130,7 +131,7 @@ check.ex_2_2(local_mask)
 #
 # Take some random tokens and write them twice in a row: `A B C A B C`. At the second `A` a model can know what comes next, if one
 # of its heads finds the first `A` and looks at the token *after* it. Such a head is an **induction head**. A simpler kind looks
-# at the **previous token**. The brighter a head below, the more of its attention goes there.
+# at the **previous token**. The darker a head below, the more of its attention goes there.
 
 # %%
 previous = gs.head_scores(model, kind="previous_token")
@@ -177,7 +178,7 @@ check.ex_2_3(induction_scores)
 # The pattern says *where* a head reads. *What* it reads are the values at those positions, added up with the pattern's weights.
 # The result is called `z`.
 #
-# **Exercise 2.4** (8 minutes, ●●○) From pattern and values to `z`.
+# **Exercise 2.4** (8 minutes, ●●○) Compute `z` from the pattern and the values.
 #
 # <details><summary>Hint 1</summary>The sum is over keys.</details>
 # <details><summary>Hint 2</summary>Values have kv heads. Give each query head its own, as you did with the keys.</details>
@@ -223,10 +224,10 @@ def mean_distance(t, layer: int):
 check.ex_2_5(mean_distance)
 
 # %% [markdown]
-# The summary of all heads has that distance too, and how spread out the attention of each head is:
+# The summary of attention has that distance for all heads at once:
 
 # %%
-gs.attention_summary(t).plot()
+gs.attention_summary(t).plot("distance")
 
 # %% [markdown]
 # ## 2.5 Does it need to look far back?
@@ -241,7 +242,7 @@ print(f"{len(far)} of {len(asked)} prompts are longer than the window of {config
 print(asked[0].clean, "->", asked[0].answer)
 
 # %% [markdown]
-# In each of the longer prompts we cut what global layers see down to the window of the local ones; `&lt;bos&gt;` stays in sight.
+# In each of the longer prompts we cut what global layers see down to the window of the local ones; `<bos>` stays in sight.
 # Nothing else changes. Information could still be handed on, from layer to layer, a window at a time.
 
 # %%
@@ -287,7 +288,8 @@ else:
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # ## Conclude
 
 # %%

@@ -167,7 +167,8 @@ for words, shares in (("changed", changed), ("last", last)):
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # **Exercise 3.4** (12 minutes, ●●●) Compute that picture yourself, with a loop: for every layer and position, the metric of the
 # patched run less that of the corrupted run. The answers are given as token ids here.
 #

@@ -26,9 +26,9 @@ answer, other = " Mary", " John"
 # %% [markdown]
 # ## 4.1 Look first
 #
-# Two prompts, an answer each, and a grid: every cell is a place where the clean run can be patched into the corrupted one. Press
-# **Estimate** for a first picture, click a cell for its exact value, drag over a rectangle for all of it. The arrow keys move,
-# Enter runs the cell, Escape clears. Which cells bring the answer back? Then change the site to `z`, to look at heads.
+# Two prompts, an answer each, and a grid: every cell is a place where the clean run can be patched into the corrupted one. Click a
+# cell to see what its patch does; the arrow keys and Enter do the same. Which cells bring the answer back? Then change the site
+# to `z` and look at the heads, layer by head. Which ones would you put on your list?
 
 # %%
 lab = gs.patching_lab(clean, corrupt, answer, other, model=model)
@@ -70,7 +70,8 @@ heads.plot(normalized=True)
 
 # %% [markdown]
 # <details><summary>Expected picture</summary><img src="images/4_patching_lab.png" alt="What patching each head restores, the mean over pairs"></details>
-#
+
+# %% [markdown]
 # **Exercise 4.1** (5 minutes, ●○○) List the k heads with the strongest effect, for or against the answer.
 #
 # <details><summary>Hint 1</summary>`effect.flatten().abs().argsort(descending=True)`.</details>
@@ -163,7 +164,8 @@ print(guess.reveal(max(through, key=lambda words: abs(through[words]))))
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # ## 4.4 The test
 #
 # A circuit is a claim: *these heads are enough, and without them the model cannot do it.* Both halves can be tested:
@@ -206,14 +208,21 @@ check.ex_4_2(only)
 
 # %%
 every = [(layer, head) for layer in range(model.n_layers) for head in range(model.config.n_heads)]
-reference = gs.trace([text for pair in pairs for text in (pair.clean, pair.corrupt)], model=model)
-mean = [torch.stack([run["z", layer] for run in reference]).mean(0) for layer in range(model.n_layers)]
 
 
-def silenced(heads) -> float:
-    """The mean logit difference over all pairs with these heads at their mean, position by position."""
-    by_layer = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
-    edits = [gs.patch("z", mean[layer][:, these], layer=layer, head=these) for layer, these in by_layer.items()]
+def both_versions(pairs) -> list:
+    """The runs of both prompts of every pair."""
+    return gs.trace([text for pair in pairs for text in (pair.clean, pair.corrupt)], model=model)
+
+
+def silenced(heads, pairs) -> float:
+    """The mean logit difference over pairs of one length, with these heads at their mean over both versions of each pair."""
+    runs = both_versions(pairs)
+    edits = []
+    for layer in sorted({layer for layer, _ in heads}):
+        these = [head for at, head in heads if at == layer]
+        mean = torch.stack([run["z", layer] for run in runs]).mean(0)
+        edits.append(gs.patch("z", mean[:, these], layer=layer, head=these))
     traces = gs.trace([pair.clean for pair in pairs], model=model, edits=edits)
     one = model.tokenizer.single
     differences = [
@@ -222,18 +231,16 @@ def silenced(heads) -> float:
     return sum(differences) / len(differences)
 
 
-whole = silenced([])
-
-
-def verdict(circuit) -> tuple[float, float]:
+def verdict(circuit, pairs) -> tuple[float, float]:
     """What is left of the logit difference with the circuit alone, and without it."""
-    alone = silenced([head for head in every if head not in circuit]) / whole
-    without = silenced(circuit) / whole
+    whole = silenced([], pairs)
+    alone = silenced([head for head in every if head not in circuit], pairs) / whole
+    without = silenced(circuit, pairs) / whole
     print(f"{len(circuit)} heads: alone they keep {alone:.0%} of the logit difference; without them {without:.0%} is left")
     return alone, without
 
 
-verdict(found)
+_ = verdict(found, pairs)
 
 # %% [markdown]
 # Without these heads the answer is gone. But they are not enough. Why? A patch shows what *differs* between the two prompts. A head
@@ -241,8 +248,8 @@ verdict(found)
 
 # %%
 without_one = gs.sweep([pair.clean for pair in pairs], None, metrics, site="z", by=("layer", "head"),
-                       ablate="mean_by_pos", reference=reference, model=model, progress=False)  # fmt: skip
-need = {head: -float(without_one.effect[head]) / whole for head in every}
+                       ablate="mean_by_pos", reference=both_versions(pairs), model=model, progress=False)  # fmt: skip
+need = {head: -float(without_one.effect[head]) / without_one.clean for head in every}
 needed = [head for head in every if need[head] > 0.02]
 for head in sorted(needed, key=lambda head: -need[head]):
     print(f"head {head[0]}.{head[1]}: without it {need[head]:.0%} of the difference is lost")
@@ -250,7 +257,7 @@ for head in sorted(needed, key=lambda head: -need[head]):
 # %%
 circuit = sorted({*found, *needed})
 print("the circuit:", ", ".join(f"{layer}.{head}" for layer, head in circuit))
-alone, without = verdict(circuit)
+_ = verdict(circuit, pairs)
 
 # %% [markdown]
 # <details><summary>What you should see</summary>The first set destroys the answer when it is silenced, and is not enough on its
@@ -262,12 +269,14 @@ alone, without = verdict(circuit)
 # them the other name is preferred.
 #
 # ```text
+# 18 heads: alone they keep 154% of the logit difference; without them -57% is left
 # head 11.3: without it 43% of the difference is lost
 # head 4.1: without it 23% of the difference is lost
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # ## 4.5 What do they do?
 #
 # We know *that* these heads are needed, and not yet what any of them does. The answer has to be worked out at the last position,
@@ -286,7 +295,7 @@ t = gs.trace(clean, model=model)
 draw_reading(t, circuit)
 
 # %% [markdown]
-# That is one prompt. Over all pairs, by what the token is in its sentence:
+# A row for each head, a dot for each token that it looks at from the last position. That is one prompt. Over all pairs:
 
 
 # %%
@@ -313,8 +322,9 @@ def mean_attention(runs, layer, head, place) -> float:
 
 
 attention = {at: {place: mean_attention(traces, *at, place) for place in places[0]} for at in circuit}
+print("attention to".ljust(12), *(f"{place:>23}" for place in places[0]))
 for (layer, head), shares in attention.items():
-    print(f"head {layer}.{head} looks at the", ", the ".join(f"{place} {share:.0%}" for place, share in shares.items()))
+    print(f"head {layer}.{head}".ljust(12), *(f"{share:>23.0%}" for share in shares.values()))
 seen = list(attention[strong].values())[:3]
 order = ["at the name to answer", "at the other name, where it comes first", "at the other name, where it is repeated"]
 print(reads.reveal(order[seen.index(max(seen))]))
@@ -338,7 +348,8 @@ for layer, head in circuit:
 # 3. Heads **3.0 to 3.3** use both to find the name that is left. They look at it, and write it into the logits.
 #
 # </details>
-#
+
+# %% [markdown]
 # That is a story, and stories need a test. If it is true, the heads of step 3 should follow what they are told: with head 2.3
 # reading the other name, they should look at the other person. So patch the strongest head, and look at the ones after it:
 
@@ -366,8 +377,8 @@ print(f"with head {strong[0]}.{strong[1]} misled, the model still names the righ
 # and half of the prompts are still answered: no single head holds it all together.
 #
 # ```text
-# head 11.3 looks at the name to answer 8%, the other name, first 6%, the other name, repeated 30%
-# head 12.1 looks at the name to answer 38%, the other name, first 23%
+# head 11.3                         8%                      6%                     30%                      9%
+# head 12.1                        38%                     23%                      2%                     34%
 # head 11.3 writes +4.58 for the answer
 # head 12.1 writes +1.69 for the answer
 # head 12.1, as it is: 38% on the name to answer
@@ -376,7 +387,8 @@ print(f"with head {strong[0]}.{strong[1]} misled, the model still names the righ
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # Try it yourself: mute head 2.2, then 2.3, then one of layer 3. Which loss can the others make up for?
 
 # %%
@@ -384,32 +396,41 @@ gs.head_lab(clean, answer, other, model=model, max_new_tokens=6)
 
 # %% [markdown]
 # ## Conclude
+#
+# You found this circuit on twelve pairs, and tested it on the same twelve. Does it hold for sentences that it was not made from?
 
 # %%
 mine = claim(
     "4",
-    "The model names the person with this circuit: alone it keeps at least 80% of the logit difference; without it less than "
+    "On other sentences of another length, the circuit alone keeps at least 80% of the logit difference, and without it less than "
     "a tenth is left.",
 )
 mine
 
 # %% tags=["written"]
-mine.write("True: both numbers stand above. Less than 80% alone would mean that a head is missing from the circuit.")
+mine.write(
+    "It should hold: the heads look at names, wherever they stand. Less than 80% alone would mean that a head is missing."
+)
 
 # %%
-says = "borne out" if alone >= 0.8 and without < 0.1 else "refuted"
-print(f"{len(circuit)} of {len(every)} heads: alone {alone:.0%}, without {without:.0%}")
-print(mine.verdict(says))
+fresh = defaultdict(list)
+for pair in gs.prompts.ioi(120, 2, model.tokenizer):
+    fresh[len(model.ids(pair.clean))].append(pair)
+del fresh[len(model.ids(pairs[0].clean))]
+others = max(fresh.values(), key=len)[:12]
+print(f"{len(others)} pairs of {len(model.ids(others[0].clean))} tokens, such as:\n{others[0]}")
+alone, without = verdict(circuit, others)
+print(mine.verdict("borne out" if alone >= 0.8 and without < 0.1 else "refuted"))
 
 # %% [markdown]
 # <details><summary>On a real Gemma</summary>
 #
-# ```text
-# 18 of 72 heads: alone 154%, without -57%
-# ```
+# A quarter of all heads. Alone they do it better than the whole model, because heads outside write against the answer; without
+# them the other name is preferred.
 #
 # </details>
-#
+
+# %% [markdown]
 # ## Your own pair
 #
 # Now ask about something else. You need two prompts of equally many tokens that differ in a word or two, and the token that each
@@ -428,8 +449,7 @@ print(
 print("the model can do this" if ends[0] > 0 > ends[1] else "the model gets one of the two wrong: choose another pair")
 
 # %% [markdown]
-# Write a claim about it before you look. What follows tests the one that stands here; when you put another in its place, you know
-# best which numbers decide it.
+# What do you expect? Put a claim of your own in place of this one, and change the last line of the last cell so that it tests yours.
 
 # %%
 own = claim("own", "Up to the middle of the model, the answer is decided where the two prompts differ.")

@@ -14,6 +14,8 @@
 MODEL = "nano"
 
 # %%
+import torch
+
 import gemmascope as gs
 from gemmascope.workshop import check, claim, predict
 
@@ -37,15 +39,19 @@ gs.sae_view(features)
 # %% [markdown]
 # <details><summary>What you should see</summary>A few features at each token. Some carry the name of a concept. The names were
 # found afterwards, by measuring which features are active where the concept is, on texts that the training never saw.</details>
-#
+
+# %% [markdown]
 # Other texts have other features:
 
 # %%
 texts = ["The capital of France is Paris.", "Anna has seven red boxes (and the old key).", "My sister went to the market."]
 for each in texts:
     found = sae.encode(gs.trace(each, model=nano))
-    named = [(found.tokens[p], concept) for p in range(1, len(found)) for _, _, concept in found.top(5, p) if concept]
-    print(each, "->", ", ".join(f"{token.strip()!r}: {concept}" for token, concept in named[:6]))
+    print(each)
+    for position in range(1, len(found)):
+        concepts = dict.fromkeys(concept for _, _, concept in found.top(5, position) if concept)
+        if concepts:
+            print(f"  {found.tokens[position]!r:10} {'; '.join(concepts)}")
 
 # %% [markdown]
 # Each feature reads one number off the stream, and is active when that number is above a threshold of its own. This is called a
@@ -78,8 +84,8 @@ check.ex_5_1(encode)
 # %% [markdown]
 # ## 5.2 Change one
 #
-# At " boxes", one feature has the name of what it stands for: *a plural right after the*. The verb comes three tokens later, and
-# by then the last noun is a singular, "table". How does the model know that it has to say " are"?
+# At " boxes", the strongest feature stands for a plural right after "the". The verb comes three tokens later, and the noun just
+# before it is a singular, "table". How does the model know that it has to say " are"?
 
 # %%
 at = features.tokens.index(" boxes")
@@ -92,7 +98,7 @@ for token, _, probability in t.top(3):
 guess = predict(
     "5.2",
     "Set this one feature to 0, and leave everything else as it is. What will the model say?",
-    ["still ' are'", "' is'", "something else"],
+    ["still: are", "is", "something else"],
 )
 guess
 
@@ -101,7 +107,7 @@ without = gs.trace(text, model=nano, edits=[gs.splice(sae, {plural: 0.0}, pos=at
 for token, _, probability in without.top(3):
     print(f"{text} ...{token!r:8} {probability:.0%}")
 said = without.top(1)[0][0]
-print(guess.reveal("still ' are'" if said == " are" else "' is'" if said == " is" else "something else"))
+print(guess.reveal("still: are" if said == " are" else "is" if said == " is" else "something else"))
 
 # %% [markdown]
 # How was that done? The features do not add up to the stream exactly; a part is left over, the **error**. Had we replaced the
@@ -212,6 +218,34 @@ print("as it is:", prompt + plain.text)
 print("steered: ", prompt + pushed.text)
 
 # %% [markdown]
+# Is steering free? In numbers: what each strength does to the metric, and what it costs in perplexity.
+
+# %%
+frame = steered.to_dataframe().set_index("strength")
+cost = frame["perplexity"] / frame["perplexity"][0.0] - 1
+for strength in frame.index:
+    print(
+        f"strength {strength:+.0f}: she less he {frame['metric'][strength]:+6.2f}, perplexity {cost[strength]:+.0%} of the unsteered"
+    )
+
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# The direction works there too, added once at the name, and a strength of 1 costs
+# nothing; 4 costs a third. Backwards it hardly moves the metric: without it the model says " he" already.
+#
+# ```text
+# 5.3: the numbers say 'yes'
+# steered:  Peter was tired because she was tired.
+# strength -4: she less he  -3.84, perplexity -1% of the unsteered
+# strength +0: she less he  -4.89, perplexity +0% of the unsteered
+# strength +1: she less he  +4.63, perplexity -2% of the unsteered
+# strength +4: she less he  +4.57, perplexity +34% of the unsteered
+# ```
+#
+# </details>
+
+# %% [markdown]
 # Adding a direction puts something in. The opposite is to take a direction out.
 #
 # **Exercise 5.4** (6 minutes, ●●○) Remove from every row the part that lies along a direction.
@@ -237,45 +271,30 @@ check.ex_5_4(without_direction)
 # %% [markdown]
 # ## Conclude
 #
-# The sweep has two curves, the metric and the perplexity.
+# The direction works. But does it work because of *where* it points?
 
 # %%
-mine = claim("5", "Steering is free: it changes what we want, and nothing else.")
+mine = claim("5", "Any push of this length at the name would do: random directions raise ' she' just as much.")
 mine
 
 # %% tags=["written"]
-mine.write("Not at large strengths: the perplexity should rise there. It would be free if it stayed within a few percent.")
-
-# %%
-frame = steered.to_dataframe().set_index("strength")
-cost = frame["perplexity"] / frame["perplexity"][0.0] - 1
-for strength in frame.index:
-    print(
-        f"strength {strength:+.0f}: she less he {frame['metric'][strength]:+6.2f}, perplexity {cost[strength]:+.0%} of the unsteered"
-    )
-works, dear = frame.index[frame["metric"] > 0].min(), cost.abs().idxmax()
-print(
-    mine.verdict(
-        f"' she' leads from strength {works:+.0f} on, at a cost of {cost[works]:+.0%}; strength {dear:+.0f} costs {cost[dear]:+.0%}"
-    )
+mine.write(
+    "I doubt it: the direction came from names of women and men. It is wrong if no random direction makes ' she' lead."
 )
 
-# %% [markdown]
-# <details><summary>On a real Gemma</summary>
-#
-# The direction works there too, added once at the name, and a strength of 1 costs
-# nothing; 4 costs a third. Backwards it hardly moves the metric: without it the model says " he" already.
-#
-# ```text
-# 5.3: the numbers say 'yes'
-# steered:  Peter was tired because she was tired.
-# strength -4: she less he  -3.84, perplexity -1% of the unsteered
-# strength +0: she less he  -4.89, perplexity +0% of the unsteered
-# strength +1: she less he  +4.63, perplexity -2% of the unsteered
-# strength +4: she less he  +4.57, perplexity +34% of the unsteered
-# ```
-#
-# </details>
+# %%
+generator = torch.Generator().manual_seed(0)
+raised = []
+for _ in range(8):
+    random = torch.randn(len(d.vector), generator=generator)
+    random *= d.vector.norm().cpu() / random.norm()
+    pushed = gs.trace(prompt, model=model, edits=[gs.add("resid_post", random, layer=2, pos=1)])
+    one = model.tokenizer.single
+    raised.append(float(pushed.next_logits[one(" she")] - pushed.next_logits[one(" he")]))
+print(f"she less he: {frame['metric'][0.0]:+.2f} unsteered, {frame['metric'][1.0]:+.2f} with the direction")
+print("with random directions of its length:", " ".join(f"{value:+.2f}" for value in raised))
+lead = sum(value > 0 for value in raised)
+print(mine.verdict(f"{'refuted' if lead < 4 else 'borne out'}: with {lead} of {len(raised)} random directions ' she' leads"))
 
 # %%
 check.summary(5)

@@ -47,8 +47,8 @@ gs.plan_view()
 # %% [markdown]
 # ## 6.1 Eight bits
 #
-# One way to need less: store each weight in one byte instead of two. A byte holds whole numbers from -127 to 127. So the weights
-# are divided into groups along the input, and each group shares one **scale**, by which its whole numbers are multiplied.
+# One way to need less: store each weight in one byte instead of two. A byte holds a whole number, here from -127 to 127. So the
+# weights are divided into groups along the input, and each group shares one **scale**, by which its whole numbers are multiplied.
 #
 # **Exercise 6.1** (10 minutes, ●●○) Round weights to int8 in groups, and turn them back into numbers.
 #

@@ -133,7 +133,8 @@ print(runs[0].tokens)
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # Pair each prompt with the next one, about another place. As in notebook 3, patch the stream of one run into the other, before each
 # layer, at each position.
 
@@ -215,7 +216,8 @@ for position in range(len(differs)):
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # ## 7.3 From which layer on would it answer?
 #
 # The lens of notebook 1, for facts and for the indirect object: what would the stream say after each layer?
@@ -253,7 +255,8 @@ print(guess_lens.reveal(guess_lens.choices[min(2, 3 * middle // model.n_layers)]
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # ## 7.4 The indirect object: the same kinds of heads?
 #
 # In "When Mary and John went to the store, John gave a drink to", the literature's circuit (Wang et al., 2022) has heads that see
@@ -372,7 +375,8 @@ for words, receiver in (
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # ## 7.5 Beyond the window
 #
 # Most layers of Gemma 3 are local. All prompts so far were shorter than the window, so local layers saw everything. Before you look
@@ -512,7 +516,8 @@ for layer, head in found.cell.values[(-found.values).argsort()[:4]]:
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # ## 7.6 Eight bits
 #
 # Would the same be found in a slightly different model? Here is the same one with every matrix in int8 (notebook 6):
@@ -573,7 +578,8 @@ print(mine.verdict("; ".join(f"{part}: {'borne out' if holds else 'refuted'}" fo
 # ```
 #
 # </details>
-#
+
+# %% [markdown]
 # ## Your own pair
 #
 # You have a real model, and it knows far more than names and cities. What do you want to know? Two prompts of equally many tokens,
