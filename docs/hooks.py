@@ -19,7 +19,7 @@ MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 # In the repository a page shows drawings and pictures from where they lie. On the site a drawing stands in the page itself,
 # where it takes the colours of its theme, and pictures are in images/.
 DRAWING = re.compile(r"^!\[[^]]*\]\((?:\.\./)+drawings/(\w+)\.svg\)$", re.MULTILINE)
-PICTURE = re.compile(r"(?<=\()((?:\.\./)*)\.\./\.\./notebooks/images/")
+PICTURE = re.compile(r"(?<=\()((?:\.\./)*)\.\./pictures/")
 
 # An address in another place, in an element or a style sheet that a browser loads without being asked.
 LOADED = re.compile(
@@ -30,8 +30,8 @@ LOADED = re.compile(
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The pictures of the notebooks, under images/: they stand once in the repository."""
-    for path in sorted((ROOT / "notebooks" / "images").glob("*.png")):
+    """The pictures, under images/: they stand once in the repository."""
+    for path in sorted((ROOT / "docs" / "pictures").glob("*.png")):
         files.append(File.generated(config, f"images/{path.name}", abs_src_path=str(path)))
     return files
 

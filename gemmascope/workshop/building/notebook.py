@@ -63,9 +63,9 @@ def _solution_link(source: Path, check: NotebookNode) -> str:
 
 
 def _text(cell: NotebookNode, version: str) -> str:
-    """A cell's text; pictures are one folder further up in a solution."""
+    """A cell's text; pictures stand beside the solutions."""
     text = str(cell.source)
-    return text.replace('<img src="images/', '<img src="../images/') if version == "solution" else text
+    return text.replace('<img src="images/', '<img src="solutions/images/') if version == "exercise" else text
 
 
 def _tags(cell: NotebookNode) -> list[str]:

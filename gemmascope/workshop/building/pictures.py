@@ -1,7 +1,7 @@
 """The notebooks' expected pictures, made by running their solutions.
 
-In a source, the cell that draws is tagged "picture"; the file is named after the notebook: images/3_patching.png. Needs
-Chromium on the path, and playwright, nbclient and pillow from the test extra.
+In a source, the cell that draws is tagged "picture"; the file is named after the notebook: solutions/images/3_patching.png.
+Needs Chromium on the path, and playwright, nbclient and pillow from the test extra.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PAGE = "<!doctype html><meta charset='utf-8'><body style='margin:0;background:w
 
 def image_of(folder: Path, source: Path) -> Path:
     """The file of a notebook's expected picture."""
-    return folder / "images" / f"{source.stem}.png"
+    return folder / "solutions" / "images" / f"{source.stem}.png"
 
 
 def draw_pictures(folder: Path) -> list[Path]:
@@ -39,7 +39,7 @@ def draw_pictures(folder: Path) -> list[Path]:
     from playwright.sync_api import sync_playwright
 
     written = []
-    make_folder(folder / "images")
+    make_folder(folder / "solutions" / "images")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=_chromium(), args=["--no-sandbox", "--disable-gpu"])
         try:
