@@ -27,6 +27,8 @@ from gemmascope.checking.result import CheckResult as CheckResult
 from gemmascope.checkpoints.at_hand.models import models as models
 from gemmascope.checkpoints.at_hand.table import ModelTable as ModelTable
 from gemmascope.circuits.graph.attribution import attribution_graph as attribution_graph
+from gemmascope.circuits.graph.opening import open_graph as open_graph
+from gemmascope.circuits.graph.opening import open_neuronpedia as open_neuronpedia
 from gemmascope.circuits.graph.result import AttributionGraph as AttributionGraph
 from gemmascope.config import GemmaConfig as GemmaConfig
 from gemmascope.edits.make import ablate as ablate

@@ -51,6 +51,13 @@ class FrozenMLP:
         """What directions at mlp_out read of the stream before the MLP."""
         return self.below_neurons(self.at_neurons(v))
 
+    def written(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+        """What the MLP adds to the stream for a part x of the stream before it."""
+        read = x * self.in_gain
+        act = self.from_up * (read @ self.w_up.T) + self.from_gate * (read @ self.w_gate.T)
+        added: Tensor = (act @ self.w_down.T) * self.out_gain
+        return added
+
     def readers(self, pos: Tensor, neurons: Tensor) -> Float[Tensor, "neuron d_model"]:
         """What each of some neurons reads of the stream before the MLP, at its position."""
         read = self.from_up[pos, neurons, None] * self.w_up[neurons]

@@ -113,6 +113,16 @@ def _reading(gs: Any, model: Any, trace: Any, folder: Path) -> Iterator[tuple[st
         return gs.open_trace(folder / "mary.trace", model=model).logits
 
     yield "open_trace", saved
+
+    def graph_saved() -> Any:
+        graph = gs.attribution_graph(CLEAN, model=model, basis="neuron", max_nodes=20, keep=10**6, progress=False)
+        graph.save(folder / "mary.graph")
+        graph.to_neuronpedia(folder / "mary.json")
+        opened = gs.open_graph(folder / "mary.graph", model=model)
+        return opened.rows.total, gs.open_neuronpedia(folder / "mary.json").weights
+
+    yield "open_graph", lambda: graph_saved()[0]
+    yield "open_neuronpedia", lambda: graph_saved()[1]
     yield (
         "lens",
         lambda: (lambda found: [found.top_probs, found.entropy, found.answer_logit])(gs.lens(trace, answer=" Mary")),

@@ -9,13 +9,13 @@ import torch
 
 from gemmascope.arguments import true_or_false, whole_number
 from gemmascope.circuits.frozen import require_plain
+from gemmascope.circuits.graph.bases.sources import basis_of
 from gemmascope.circuits.graph.build import Builder, rows_within
 from gemmascope.circuits.graph.data import About
 from gemmascope.circuits.graph.encoding import freeze
 from gemmascope.circuits.graph.nodes import NodeKeys
 from gemmascope.circuits.graph.outputs import read_outputs
 from gemmascope.circuits.graph.result import AttributionGraph, result_of
-from gemmascope.circuits.graph.sources import basis_of
 from gemmascope.edits.places import Pos
 from gemmascope.errors import GraphError, warn
 from gemmascope.loading.default import model_or_nano

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gemmascope.circuits.frozen import FrozenRun
-from gemmascope.circuits.graph.basis import SITES, Basis
+from gemmascope.circuits.graph.bases.basis import SITES, Basis
 from gemmascope.circuits.graph.data import About, GraphData
-from gemmascope.circuits.graph.descent import Logits, Targets, descend
-from gemmascope.circuits.graph.nodes import FEATURE, NodeKeys
-from gemmascope.circuits.graph.outputs import Output
+from gemmascope.circuits.graph.descent import Targets, descend
+from gemmascope.circuits.graph.nodes import FEATURE, LOGIT, NodeKeys
+from gemmascope.circuits.graph.outputs import Logits, Output
 from gemmascope.circuits.graph.rows import Rows
 from gemmascope.errors import BudgetError
 from gemmascope.memory.placement import free_bytes, parse_bytes
@@ -68,15 +68,15 @@ class Builder:
         """The targets of each pass that is still to come. Their rows must be in parts before the next is asked for."""
         done = torch.cat([part.targets for part in self.parts]) if self.parts else torch.zeros(0, dtype=torch.long)
         if not bool(torch.isin(self.keys.logits, done).all()):
-            yield self._logit_targets()
+            yield self._targets(self.keys.logits)
         active = self.basis.active(self.keys)
         if active is not None and len(active) <= self.max_nodes:
-            targets = self.feature_targets(active[~torch.isin(active, done)])
+            targets = self._targets(active[~torch.isin(active, done)])
             if len(targets):
                 yield from self._in_chunks(targets.in_order())
             return
         while (chosen := self._most_influential()) is not None:
-            yield from self._in_chunks(self.feature_targets(chosen))
+            yield from self._in_chunks(self._targets(chosen))
 
     def run_chunk(self, targets: Targets, tell: object) -> None:
         """Take a chunk down."""
@@ -99,24 +99,13 @@ class Builder:
         is_feature = self.keys.kinds(nodes) == FEATURE
         activation[is_feature] = self.basis.activations(self.keys, nodes[is_feature])
         about = About(**{**vars(self.about), "is_finished": is_finished})
-        return GraphData(about, self.keys, self.outputs, nodes, activation, rows)
+        return GraphData(about, self.keys, self.outputs, self.logits, nodes, activation, rows)
 
     def _error_units(self) -> range:
         return range(len(self.keys.units) if self.basis.active(self.keys) is not None else 0)
 
-    def _logit_targets(self) -> Targets:
-        n = len(self.outputs)
-        last = torch.full((n,), self.about.n_layers - 1)
-        none, pos = torch.full((n,), -1), torch.full((n,), self.logits.pos)
-        return Targets(self.keys.logits, last, none, none, pos, torch.arange(n))
-
-    def feature_targets(self, keys: Tensor) -> Targets:
-        """Features as targets."""
-        _, unit, pos, feature = self.keys.decode(keys)
-        units = self.basis.units
-        layers = torch.tensor([one.layer for one in units], dtype=torch.long)
-        sites = torch.tensor([SITES.index(self.basis.reads(i)) for i in range(len(units))], dtype=torch.long)
-        return Targets(keys, layers[unit], sites[unit], unit, pos, feature)
+    def _targets(self, keys: Tensor) -> Targets:
+        return targets_of(self.keys, self.basis, self.logits.pos, self.about.n_layers, keys)
 
     def _in_chunks(self, targets: Targets) -> Iterator[Targets]:
         """Targets in chunks whose directions fit the memory."""
@@ -130,7 +119,7 @@ class Builder:
 
     def _most_influential(self) -> Tensor | None:
         """The features to explain next: those with the most influence in the graph so far. None if all is done."""
-        graph = GraphData(self.about, self.keys, self.outputs, *self._nodes_so_far(), self.parts[0])
+        graph = GraphData(self.about, self.keys, self.outputs, self.logits, *self._nodes_so_far(), self.parts[0])
         graph.rows = Rows.joined(self.parts)
         left = self.max_nodes + len(self.outputs) - self.n_done
         candidates = (graph.decoded[0] == FEATURE) & ~torch.isin(graph.node_keys, graph.rows.targets) & (graph.influence > 0)
@@ -143,6 +132,22 @@ class Builder:
     def _nodes_so_far(self) -> tuple[Tensor, Tensor]:
         nodes = torch.unique(torch.cat([torch.cat([part.targets, part.source]) for part in self.parts]))
         return nodes, torch.full((len(nodes),), torch.nan)
+
+
+def targets_of(keys: NodeKeys, basis: Basis, pos_of_logits: int, n_layers: int, nodes: Tensor) -> Targets:
+    """Features and logits as targets, by their keys."""
+    kind, unit, pos, feature = keys.decode(nodes)
+    units, is_logit = basis.units, kind == LOGIT
+    layers = torch.tensor([one.layer for one in units], dtype=torch.long)
+    sites = torch.tensor([SITES.index(basis.reads(i)) for i in range(len(units))], dtype=torch.long)
+    return Targets(
+        nodes,
+        torch.where(is_logit, n_layers - 1, layers[unit]),
+        torch.where(is_logit, -1, sites[unit]),
+        unit,
+        torch.where(is_logit, pos_of_logits, pos),
+        feature,
+    )
 
 
 def rows_within(memory: object, model: Model, n_pos: int) -> int:

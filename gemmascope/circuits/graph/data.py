@@ -14,7 +14,7 @@ from torch import Tensor
 from gemmascope.arguments import finite_number, short_repr
 from gemmascope.circuits.graph.influence import Arrows, cumulative, prune
 from gemmascope.circuits.graph.nodes import BIAS, EMBEDDING, ERROR, FEATURE, KINDS, LOGIT, NodeKeys
-from gemmascope.circuits.graph.outputs import Output
+from gemmascope.circuits.graph.outputs import Logits, Output
 from gemmascope.circuits.graph.rows import Rows
 from gemmascope.errors import GraphError
 from gemmascope.sites import did_you_mean
@@ -76,6 +76,7 @@ class GraphData:
         about: What the graph is of.
         keys: The numbers of its nodes.
         outputs: What it explains.
+        logits: The same as directions in the last stream.
         node_keys: The key of each node, rising, [node].
         activation: The activation of each feature, [node]; NaN for other nodes.
         rows: The edges.
@@ -88,6 +89,7 @@ class GraphData:
     about: About
     keys: NodeKeys
     outputs: tuple[Output, ...]
+    logits: Logits
     node_keys: Int[Tensor, " node"]
     activation: Float[Tensor, " node"]
     rows: Rows
@@ -113,7 +115,7 @@ class GraphData:
     def _id(self, kind: int, unit: int, pos: int, feature: int) -> str:
         if kind in (FEATURE, ERROR):
             one = self.keys.units[unit]
-            site = f"{one.site}." if self._several_sites else ""
+            site = f"{one.site}." if len({unit.site for unit in self.keys.units}) > 1 else ""
             return f"{site}{one.layer}_{feature if kind == FEATURE else -1}_{pos}"
         if kind == EMBEDDING:
             return f"E_{self.about.ids[pos]}_{pos}"
@@ -122,10 +124,6 @@ class GraphData:
             number = self.about.vocab_size + feature if token is None else token
             return f"{self.about.n_layers + 1}_{number}_{self.about.pos}"
         return BIAS_ID
-
-    @cached_property
-    def _several_sites(self) -> bool:
-        return len({unit.site for unit in self.keys.units}) > 1
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

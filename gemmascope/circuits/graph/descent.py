@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.circuits.frozen import FrozenLayer, FrozenRun
-from gemmascope.circuits.graph.basis import SITES, Basis, LayerNodes
+from gemmascope.circuits.graph.bases.basis import SITES, Basis, LayerNodes
+from gemmascope.circuits.graph.bases.written import Edges, Written
 from gemmascope.circuits.graph.nodes import NodeKeys
+from gemmascope.circuits.graph.outputs import Logits
 from gemmascope.circuits.graph.rows import Rows, RowStore
-from gemmascope.circuits.graph.written import Edges, Written
 from gemmascope.memory.limits import explain_oom
 from gemmascope.values import chunks, moved
 
@@ -62,15 +63,6 @@ class Targets:
         return self.of(rank.argsort(stable=True))
 
 
-@dataclass(frozen=True)
-class Logits:
-    """Directions that are read from the last stream. vectors: [logit, d_model]; pos: the position; inputs: their values."""
-
-    vectors: Float[Tensor, "logit d_model"]
-    pos: int
-    inputs: Float[Tensor, " logit"]
-
-
 class Block:
     """Targets of similar positions, with their directions at positions 0 to stop - 1: v [target, pos, d_model].
 
@@ -103,6 +95,9 @@ class Block:
         for part in written.edges(v):
             self.store.add(part, first)
         self.store.bias[first : first + len(v)] += written.bias(v).to(self.store.bias)
+
+    def watch(self, site: str, layer: int) -> None:
+        """Called before directions go through an MLP ("mlp_out") or attention ("resid_mid")."""
 
     def joining(self, layer: int, site: int) -> slice:
         """The targets that join here. They are active from now on."""
@@ -145,7 +140,7 @@ def descend(
                     frozen = run.layer(module)
                     nodes = basis.at(frozen, keys)
                     for block in blocks:
-                        _through(block, frozen, nodes, passes_mlp=basis.passes_mlp)
+                        through_layer(block, frozen, nodes, passes_mlp=basis.passes_mlp)
                 tell()
                 last = module.index
         assert last == 0
@@ -158,7 +153,7 @@ def descend(
     return rows
 
 
-def _through(block: Block, frozen: FrozenLayer, nodes: LayerNodes, *, passes_mlp: bool) -> None:
+def through_layer(block: Block, frozen: FrozenLayer, nodes: LayerNodes, *, passes_mlp: bool) -> None:
     """Carry a block down a layer."""
     block.to(frozen.device)
     layer = frozen.index
@@ -167,6 +162,7 @@ def _through(block: Block, frozen: FrozenLayer, nodes: LayerNodes, *, passes_mlp
     _join_stream(block, nodes, block.joining(layer, SITES.index("resid_post")))
     if not block.joined and not bool((block.targets.layer == layer).any()):
         return
+    block.watch("mlp_out", layer)
     written = nodes.written("mlp_out")
     if written is not None:
         block.collect(written, block.active)
@@ -179,6 +175,7 @@ def _through(block: Block, frozen: FrozenLayer, nodes: LayerNodes, *, passes_mlp
         block.v[new] += frozen.mlp.below(_spread(*block.read(nodes, new), block.stop))
     _absorb(block, nodes, "resid_mid")
     _join_stream(block, nodes, block.joining(layer, SITES.index("resid_mid")))
+    block.watch("resid_mid", layer)
     _through_attention(block, frozen, nodes)
 
 

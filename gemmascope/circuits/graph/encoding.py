@@ -7,7 +7,7 @@ from contextlib import closing
 import torch
 
 from gemmascope.circuits.frozen import SCALES, FrozenRun
-from gemmascope.circuits.graph.basis import Basis
+from gemmascope.circuits.graph.bases.basis import Basis
 from gemmascope.run.replay import run_again
 from gemmascope.run.trace import Trace
 

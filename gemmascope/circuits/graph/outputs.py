@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.arguments import as_list, is_whole, short_repr
-from gemmascope.circuits.graph.descent import Logits
 from gemmascope.edits.places import find_position
 from gemmascope.errors import GraphError, PromptError
 from gemmascope.model.model import Model
@@ -37,6 +36,15 @@ class Output:
     label: str
     token: int | None
     weight: float
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Directions that are read from the last stream. vectors: [logit, d_model]; pos: the position; inputs: their values."""
+
+    vectors: Float[Tensor, "logit d_model"]
+    pos: int
+    inputs: Float[Tensor, " logit"]
 
 
 def read_outputs(trace: Trace, targets: object, pos: object) -> tuple[list[Output], Logits]:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from gemmascope.arguments import short_repr, whole_number
 from gemmascope.circuits.frozen import FrozenRun
-from gemmascope.circuits.graph.basis import Basis
+from gemmascope.circuits.graph.bases.basis import Basis
 from gemmascope.circuits.graph.data import GraphData, Scores
+from gemmascope.circuits.graph.loadings import edge_loadings
+from gemmascope.circuits.graph.neuronpedia import as_json
 from gemmascope.circuits.graph.nodes import FEATURE
+from gemmascope.circuits.graph.qk import qk_table
+from gemmascope.circuits.graph.saving import save_data
+from gemmascope.edits.places import find_position
+from gemmascope.errors import GraphError
+from gemmascope.files.writing import write_file
 from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.model.modes import computes
+from gemmascope.packages import requires_package
+from gemmascope.sites import find_layer
 
 if TYPE_CHECKING:
+    import networkx
     import pandas
+    import xarray
 
 
 @dataclass(eq=False, repr=False)
@@ -85,6 +101,135 @@ class AttributionGraph(GraphData):
         pruned = self.pruned(nodes, edges)
         assert isinstance(pruned, AttributionGraph)
         return pruned
+
+    def label(self, node: str, text: str) -> None:
+        """Name a node. The name is saved with the graph, and stands for the node where an id is asked for.
+
+        Args:
+            node: Its id, or its present name.
+            text: The name; "" takes it away.
+        """
+        name = self.ids[self.index(node)]
+        if not isinstance(text, str):
+            raise GraphError(f"a label is a text; given {short_repr(text)}")
+        self.labels.pop(name, None)
+        if text:
+            self.labels[name] = text
+
+    def group(self, name: str, nodes: Sequence[str]) -> None:
+        """Group nodes into a supernode, which is saved with the graph.
+
+        Args:
+            name: What to call it. A group of that name is replaced.
+            nodes: Ids of features, or names of other supernodes, whose nodes it takes. [] takes the group away.
+        """
+        if not isinstance(name, str) or not name or name in self.ids:
+            raise GraphError(f"a supernode's name is a text that is no node's id; given {short_repr(name)}")
+        found = [self.ids[i] for i in self.indices(nodes)] if nodes else []
+        self.supernodes.pop(name, None)
+        if found:
+            self.supernodes[name] = list(dict.fromkeys(found))
+
+    @computes
+    def loadings(self, edge: tuple[str, str]) -> xarray.Dataset:
+        """What each head carried of an edge. In every layer between, the heads and the bypass add up to the edge.
+
+        Args:
+            edge: The target's and the source's id, in the order of .edges.
+
+        Returns:
+            "carried" (layer, head), and "bypass" (layer): what went around that layer's attention. NaN in layers that are
+            not between the two.
+
+        Raises:
+            GraphError: There is no such node, the source is the bias, or the graph has no model (see gs.open_graph).
+        """
+        if not isinstance(edge, tuple) or len(edge) != 2:
+            raise GraphError(f"an edge is (target, source), two ids; given {short_repr(edge)}")
+        run, basis = self._live()
+        return edge_loadings(self, run, basis, self.index(edge[0]), self.index(edge[1]))
+
+    @computes
+    def qk(self, head: tuple[int, int], q: int | str, k: int | str) -> xarray.DataArray:
+        """Why a head attended: its score before the soft cap, split over what stood in the stream at query and key.
+
+        Args:
+            head: The layer and the query head.
+            q: The query position, or a token that occurs once.
+            k: The key position, not after q.
+
+        Returns:
+            [query_part, key_part]: parts are the graph's nodes at the position, what earlier attention wrote ("attention
+            2"), and the rest of what an MLP wrote. All of it adds up to the site `scores`.
+
+        Raises:
+            GraphError: There is no such head, the key comes after the query, or the graph has no model.
+            SiteError: There is no such layer or position.
+
+        References:
+            Kamath et al., "Tracing Attention Computation Through Feature Interactions" (transformer-circuits.pub/2025).
+        """
+        run, basis = self._live()
+        trace = run.trace
+        if not isinstance(head, (tuple, list)) or len(head) != 2:
+            raise GraphError(f"a head is (layer, head); given {short_repr(head)}")
+        layer = find_layer(head[0], trace.model.n_layers)
+        number = whole_number(head[1], "a head", least=0, most=trace.model.config.n_heads - 1, error=GraphError)
+        at = [find_position(one, trace.model, trace.ids, "one position is read at a time") for one in (q, k)]
+        if at[1] > at[0]:
+            raise GraphError(f"position {at[0]} does not see position {at[1]}, which comes after it")
+        return qk_table(self, run, basis, (layer, number), *at)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the graph, its labels and supernodes for gs.open_graph: safetensors with JSON, no pickle.
+
+        Args:
+            path: The file. An existing one is replaced.
+        """
+        save_data(self, path)
+
+    def to_neuronpedia(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        slug: str | None = None,
+        scan: str | None = None,
+        source_set: str | None = None,
+    ) -> None:
+        """Write the graph as JSON that Neuronpedia's viewer reads. Prune it first. The bias node is left out.
+
+        Args:
+            path: The file.
+            slug: The graph's name; None makes one of the prompt.
+            scan: What Neuronpedia calls the model, such as "gemma-2-2b"; None takes the model's name.
+            source_set: The set of features whose pages the viewer shows, such as "gemmascope-transcoder-16k".
+        """
+        content = as_json(self, slug, scan, source_set)
+        write_file(path, json.dumps(content, indent=1), error=GraphError, allow_pipe=True)
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """The graph as a networkx.DiGraph: nodes by id with what .nodes has, edges from source to target with a weight.
+
+        Raises:
+            MissingPackageError: networkx is not installed.
+        """
+        with requires_package("a networkx graph", "networkx", install="networkx"):
+            import networkx
+        made = networkx.DiGraph()
+        for row in self.nodes.to_dict("records"):
+            made.add_node(row.pop("id"), **row)
+        for row in self.edges.to_dict("records"):
+            made.add_edge(row["source"], row["target"], weight=row["weight"])
+        return made
+
+    def _live(self) -> tuple[FrozenRun, Basis]:
+        """The run and the basis. GraphError for a graph that was opened without a model."""
+        if self.run is None or self.basis_nodes is None:
+            raise GraphError(
+                "this graph was read from a file without its model: open it with gs.open_graph(path, model=..., "
+                "dictionaries=...)"
+            )
+        return self.run, self.basis_nodes
 
     @prints_legibly
     def __repr__(self) -> str:

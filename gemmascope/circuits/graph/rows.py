@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gemmascope.circuits.graph.bases.written import Edges
 from gemmascope.circuits.graph.nodes import ERROR, NodeKeys
-from gemmascope.circuits.graph.written import Edges
 
 # Edges of a block that wait until the strongest are chosen, in elements: 64 MB.
 WAITING_ELEMENTS = 2**24

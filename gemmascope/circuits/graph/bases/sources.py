@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 
 from gemmascope.arguments import as_list, one_of, short_repr
-from gemmascope.circuits.graph.basis import SITES, Basis
-from gemmascope.circuits.graph.dictionaries import DictionaryBasis, LayerDictionaries
-from gemmascope.circuits.graph.neurons import NeuronBasis
+from gemmascope.circuits.graph.bases.basis import SITES, Basis
+from gemmascope.circuits.graph.bases.dictionaries import DictionaryBasis, LayerDictionaries
+from gemmascope.circuits.graph.bases.neurons import NeuronBasis
 from gemmascope.errors import DictionaryError, GraphError
 from gemmascope.model.model import Model
 from gemmascope.sae.cross_layer import CrossLayerTranscoder, load_cross_layer

@@ -39,7 +39,13 @@ class Written(Protocol):
         """What the biases give, and the site's whole value at position 0, where there are no features."""
 
     def contribution(self, key: int) -> Float[Tensor, " d"] | None:
-        """What one feature wrote here, at its position; None if it wrote nothing."""
+        """What one feature or error wrote here, at its position, as it joins the stream; None if it wrote nothing."""
+
+    def parts(self, pos: int, nodes: Int[Tensor, " node"]) -> tuple[Tensor, Tensor]:
+        """What nodes wrote at a position: their keys [part] and what joined the stream [part, d].
+
+        nodes: the graph's nodes at that position, rising; neurons that are not among them are left out.
+        """
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,19 @@ class DictionaryWritten:
         return einsum(read, self.biases[: v.shape[1]], "target pos d, pos d -> target")
 
     def contribution(self, key: int) -> Float[Tensor, " d"] | None:
+        at = torch.nonzero(self.error_keys == key).flatten().tolist()
+        written = self.error[at[0]] if at else None
+        pos = at[0] if at else -1
         for active in self.active:
-            at = torch.nonzero(active.keys == key).flatten().tolist()
-            if at:
-                written = active.coefficient[at[0]] * active.table[active.row[at[0]]]
-                return written if self.gain is None else written * self.gain[active.pos[at[0]]]
-        return None
+            if found := torch.nonzero(active.keys == key).flatten().tolist():
+                pos = int(active.pos[found[0]])
+                written = active.coefficient[found[0]] * active.table[active.row[found[0]]]
+        return written if written is None or self.gain is None else written * self.gain[pos]
+
+    def parts(self, pos: int, nodes: Int[Tensor, " node"]) -> tuple[Tensor, Tensor]:
+        found: list[tuple[Tensor, Tensor]] = [(self.error_keys[pos : pos + 1], self.error[pos : pos + 1])]
+        for active in self.active:
+            here = active.pos == pos
+            found.append((active.keys[here], active.coefficient[here, None] * active.table[active.row[here]]))
+        keys, rows = (torch.cat(part) for part in zip(*found, strict=True))
+        return keys, rows if self.gain is None else rows * self.gain[pos]

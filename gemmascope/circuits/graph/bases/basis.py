@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.circuits.frozen import FrozenLayer
+from gemmascope.circuits.graph.bases.written import Written
 from gemmascope.circuits.graph.nodes import NodeKeys, Unit
-from gemmascope.circuits.graph.written import Written
 from gemmascope.model.gemma2 import Layer
 
 # The sites of a layer where nodes read or write, from the last to the first as a reversed pass meets them.
@@ -25,6 +25,9 @@ class LayerNodes(Protocol):
 
     def skip(self, v: Float[Tensor, "target pos d_model"]) -> Float[Tensor, "target pos d_model"] | None:
         """Directions at mlp_out as they read resid_mid through a transcoder's skip connection; None without one."""
+
+    def skip_written(self, x: Float[Tensor, "*run pos d_model"]) -> Float[Tensor, "*run pos d_model"] | None:
+        """What a transcoder's skip connection adds to mlp_out for a part x of resid_mid; None without one."""
 
     def readers(self, unit: int, pos: Tensor, feature: Tensor) -> Float[Tensor, "node d"]:
         """What features of a unit read of the site that the unit reads, each at its position."""

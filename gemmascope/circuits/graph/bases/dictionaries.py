@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.circuits.frozen import FrozenLayer
-from gemmascope.circuits.graph.encoded import Encoded, encode
+from gemmascope.circuits.graph.bases.encoded import Encoded, encode
+from gemmascope.circuits.graph.bases.written import Active, DictionaryWritten
 from gemmascope.circuits.graph.nodes import NodeKeys, Unit
-from gemmascope.circuits.graph.written import Active, DictionaryWritten
 from gemmascope.model.gemma2 import Layer
 from gemmascope.sae.cross_layer import CrossLayerTranscoder
 from gemmascope.sae.dictionary import Dictionary
@@ -132,6 +132,18 @@ class DictionaryNodes:
             through = through * one.read_gain[:stop]
         through[:, 0] = 0  # position 0 belongs to the bias node whole
         return through
+
+    def skip_written(self, x: Float[Tensor, "*run pos d_model"]) -> Float[Tensor, "*run pos d_model"] | None:
+        parts = self.basis.parts.get(("mlp_out", self.frozen.index))
+        if parts is None or (one := self.basis.encoded[parts.unit]).W_skip is None:
+            return None
+        one = one.on(self.frozen.device)
+        assert one.W_skip is not None
+        added: Tensor = (x if one.read_gain is None else x * one.read_gain) @ one.W_skip
+        if parts.is_raw:
+            added = added * self.frozen.mlp_out_gain
+        added[..., 0, :] = 0
+        return added
 
     def readers(self, unit: int, pos: Tensor, feature: Tensor) -> Float[Tensor, "node d"]:
         return self.basis.encoded[unit].on(self.frozen.device).readers(pos, feature)

@@ -7,13 +7,13 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.circuits.frozen import FrozenLayer, FrozenRun
 from gemmascope.circuits.frozen_mlp import FrozenMLP
-from gemmascope.circuits.graph.nodes import NodeKeys, Unit
-from gemmascope.circuits.graph.written import Edges
+from gemmascope.circuits.graph.bases.written import Edges
+from gemmascope.circuits.graph.nodes import FEATURE, NodeKeys, Unit
 from gemmascope.config import GemmaConfig
 from gemmascope.model.gemma2 import Layer
 from gemmascope.run.recorded import RecordedRun
@@ -76,6 +76,9 @@ class NeuronNodes:
     def skip(self, v: Tensor) -> None:
         return None
 
+    def skip_written(self, x: Tensor) -> None:
+        return None
+
     def readers(self, unit: int, pos: Tensor, feature: Tensor) -> Float[Tensor, "node d_model"]:
         return self.frozen.mlp.readers(pos.to(self.frozen.device), feature.to(self.frozen.device))
 
@@ -107,8 +110,12 @@ class NeuronWritten:
         return given
 
     def contribution(self, key: int) -> Float[Tensor, " d"] | None:
-        kind_unit_pos_feature = self.keys.decode(torch.tensor([key]))
-        _, unit, pos, feature = (int(part[0]) for part in kind_unit_pos_feature)
-        if unit != self.unit:
+        kind, unit, pos, feature = (int(part[0]) for part in self.keys.decode(torch.tensor([key])))
+        if kind != FEATURE or unit != self.unit:
             return None
         return self.mlp.writers(torch.tensor([pos]), torch.tensor([feature]))[0]
+
+    def parts(self, pos: int, nodes: Int[Tensor, " node"]) -> tuple[Tensor, Tensor]:
+        kind, unit, at, feature = self.keys.decode(nodes)
+        here = (kind == FEATURE) & (unit == self.unit) & (at == pos)
+        return nodes[here], self.mlp.writers(at[here], feature[here])

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.circuits.frozen import FrozenLayer
+from gemmascope.circuits.graph.bases.written import Active
 from gemmascope.circuits.graph.nodes import NodeKeys, Unit
-from gemmascope.circuits.graph.written import Active
 from gemmascope.errors import DictionaryError
 from gemmascope.sae.cross_layer import CrossLayerTranscoder
 from gemmascope.sae.dictionary import Dictionary
