@@ -24,6 +24,9 @@ from gemmascope.files.paths import user_path
 TYPES = ("cross layer transcoder", "mlp reconstruction error", "embedding", "logit")
 _NAN = float("nan")
 
+# A JSON object, whose values are checked as they are read.
+Json = Mapping[str, Any]
+
 
 def as_json(graph: GraphData, slug: str | None, scan: str | None, source_set: str | None) -> dict[str, object]:
     """See AttributionGraph.to_neuronpedia."""
@@ -92,7 +95,7 @@ def read_neuronpedia(path: str | os.PathLike[str]) -> GraphData:
         ) from error
 
 
-def _graph_of(content: Mapping[str, Any]) -> GraphData:
+def _graph_of(content: Json) -> GraphData:
     metadata, nodes = content["metadata"], [one for one in content["nodes"] if one["feature_type"] in TYPES]
     tokens = tuple(str(token) for token in metadata["prompt_tokens"])
     of_type = {kind: [one for one in nodes if one["feature_type"] == kind] for kind in TYPES}
@@ -129,18 +132,18 @@ def _graph_of(content: Mapping[str, Any]) -> GraphData:
     return graph
 
 
-def _feature(node: Mapping[str, Any]) -> tuple[int, int, int]:
+def _feature(node: Json) -> tuple[int, int, int]:
     """The layer, number and position of a feature."""
     return int(node["layer"]), int(node["node_id"].split("_")[1]), int(node["ctx_idx"])
 
 
-def _output(node: Mapping[str, Any], n_layers: int) -> Output:
+def _output(node: Json, n_layers: int) -> Output:
     token = int(node["node_id"].split("_")[1])
     found = re.fullmatch(r'Output "(.*)" \(p=[0-9.]+\)', str(node.get("clerp", "")), flags=re.DOTALL)
     return Output(found[1] if found else str(node.get("clerp") or token), token, float(node.get("token_prob") or 0.0))
 
 
-def _keys(keys: NodeKeys, nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _keys(keys: NodeKeys, nodes: Sequence[Json]) -> dict[str, int]:
     """The key of each node by its id in the file."""
     found, n_logits = {}, 0
     for one in nodes:
@@ -160,7 +163,7 @@ def _keys(keys: NodeKeys, nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return found
 
 
-def _rows(keys: NodeKeys, links: Sequence[Mapping[str, Any]], at: Mapping[str, int]) -> Rows:
+def _rows(keys: NodeKeys, links: Sequence[Json], at: Mapping[str, int]) -> Rows:
     known = [one for one in links if one["source"] in at and one["target"] in at]
     targets, target = torch.unique(torch.tensor([at[one["target"]] for one in known]), return_inverse=True)
     targets = torch.unique(torch.cat((targets, keys.logits)))

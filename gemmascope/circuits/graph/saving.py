@@ -25,6 +25,9 @@ VERSION = 1
 _KEY = "gemmascope.graph"
 _ROWS = "rows."
 
+# A JSON object, whose values are checked as they are read.
+Json = Mapping[str, Any]
+
 
 def save_data(graph: GraphData, path: str | os.PathLike[str]) -> None:
     """Write a graph's numbers, labels and supernodes, whole or not at all. GraphError if the place cannot be written."""
@@ -58,7 +61,7 @@ def read_data(path: str | os.PathLike[str]) -> GraphData:
         raise GraphError(f"{path} is a damaged graph: {type(error).__name__}: {error}") from error
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Json, dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -81,7 +84,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     return metadata, tensors
 
 
-def _rebuilt(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GraphData:
+def _rebuilt(metadata: Json, tensors: Mapping[str, Tensor]) -> GraphData:
     about = metadata["about"]
     made = About(**{**about, "ids": tuple(about["ids"]), "tokens": tuple(about["tokens"])})
     outputs = tuple(Output(**one) for one in metadata["outputs"])
