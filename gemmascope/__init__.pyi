@@ -26,6 +26,9 @@ from gemmascope.checking.check import check as check
 from gemmascope.checking.result import CheckResult as CheckResult
 from gemmascope.checkpoints.at_hand.models import models as models
 from gemmascope.checkpoints.at_hand.table import ModelTable as ModelTable
+from gemmascope.circuits.edges.circuit import EdgeCircuit as EdgeCircuit
+from gemmascope.circuits.edges.result import EdgeScores as EdgeScores
+from gemmascope.circuits.edges.scores import edge_scores as edge_scores
 from gemmascope.circuits.graph.attribution import attribution_graph as attribution_graph
 from gemmascope.circuits.graph.opening import open_graph as open_graph
 from gemmascope.circuits.graph.opening import open_neuronpedia as open_neuronpedia

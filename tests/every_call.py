@@ -56,6 +56,10 @@ CALLS: dict[str, Callable[[Model], Any]] = {
         CLEAN, CORRUPT, DIFF, site="z", by=("layer", "head"), layer=[2, 5], model=model
     ).values,
     "integrated": lambda model: gs.attribute(CLEAN, CORRUPT, DIFF, site="z", layer=5, steps=2, model=model).values,
+    "edge_scores": lambda model: gs.edge_scores(CLEAN, CORRUPT, DIFF, method="eap-ig", steps=2, model=model).values,
+    "edge_scores by runs": lambda model: gs.edge_scores(
+        CLEAN, CORRUPT, DIFF, method="exact", positions=[10], model=model, progress=False
+    ).values,
     "grad": lambda model: list(gs.trace(CLEAN, model=model).grad(DIFF, [("pattern", 3), ("z", 1), "embed"]).values()),
     "lens of a trace": lambda model: gs.trace(CLEAN, model=model).lens(),
     "lens": lambda model: gs.lens(gs.trace(CLEAN, model=model)).entropy,

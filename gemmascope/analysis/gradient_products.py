@@ -16,9 +16,9 @@ from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError, SweepError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.gemma2 import Layer
-from gemmascope.model.maths import rms_scale
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
+from gemmascope.run.backward.norms import through_norm
 from gemmascope.run.replay import replay
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace as run_trace
@@ -159,7 +159,5 @@ def _through_input(
     """The gradient at a head's queries, keys or values as one at what it reads of the stream, through the input norm."""
     norm, weight = layer.input_layernorm, {"q": layer.W_Q, "k": layer.W_K, "v": layer.W_V}[site].float()
     gradient, stream = (moved(value.float(), weight.device) for value in (gradient, stream))
-    at_normed = einsum(gradient, weight, "pos head d, head d_model d -> pos head d_model") * (1.0 + norm.weight.float())
-    x, scale = stream[:, None], rms_scale(stream, norm.eps)[:, None]
-    along = (at_normed * x).sum(-1, keepdim=True)
-    return scale * at_normed - x * along * scale**3 / x.shape[-1]
+    at_normed = einsum(gradient, weight, "pos head d, head d_model d -> pos head d_model")
+    return through_norm(norm, at_normed, stream[:, None])

@@ -21,7 +21,7 @@ from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.model.tap import Chain, Tap
-from gemmascope.run.gradients import gradient
+from gemmascope.run.backward.gradients import gradient
 from gemmascope.run.logits import logit_lens, logits_at, top_tokens
 from gemmascope.run.losses import TraceLoss
 from gemmascope.run.reading.all_layers import read_all_layers

@@ -21,8 +21,8 @@ from gemmascope.errors import SweepError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
+from gemmascope.run.backward.gradients import gradients
 from gemmascope.run.bound_metric import BoundMetric, measure_trace
-from gemmascope.run.gradients import gradients
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import run_traced
 from gemmascope.sweeps.metrics import MetricLike

@@ -141,7 +141,7 @@ def pairs_of(
     the layers in the pass of the cells.
     """
     ablation = Ablation.of(spec.ablate, spec.reference)
-    checked = _runs_of(clean, corrupt, metric, spec.into, ablation is not None, model)
+    checked = runs_of(clean, corrupt, metric, spec.into, ablation is not None, model)
     grids = [grids_of(spec, model, base_ids) for base_ids, *_ in checked]
     pairs = []
     for (base_ids, source_ids, metrics, user_metrics), of_sites in zip(checked, grids, strict=True):
@@ -178,7 +178,7 @@ def _n_same(ids: Tensor, other: Tensor) -> int:
     return int(differing[0]) if len(differing) else len(ids)
 
 
-def _runs_of(
+def runs_of(
     clean: object, corrupt: object, metric: object, into: str, is_ablation: bool, model: Model
 ) -> list[tuple[Tensor, Tensor | None, tuple[BoundMetric, ...], tuple[object, ...]]]:
     """For each pair: the ids to patch, those to patch from, and the metrics, bound and as they were given."""

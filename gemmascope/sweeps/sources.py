@@ -12,7 +12,7 @@ from torch import Tensor
 from gemmascope.arguments import finite_number, short_repr
 from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.kinds import Ablate, Patch
-from gemmascope.edits.sources import MEANS, check_reference, mean_of
+from gemmascope.edits.sources import MEANS, ReadableRun, check_reference, mean_of
 from gemmascope.edits.target import DeferredRead, DeferredValues, Target, mesh
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model
@@ -37,11 +37,11 @@ class Ablation:
     """
 
     value: float | str
-    reference: Sequence[Trace] = ()
+    reference: Sequence[ReadableRun] = ()
     means: dict[SiteKey, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, value: object, reference: Sequence[Trace]) -> Ablation | None:
+    def of(cls, value: object, reference: Sequence[ReadableRun]) -> Ablation | None:
         """The ablation that these arguments of gs.sweep describe; None without one. SweepError for what cannot be one."""
         is_mean = isinstance(value, str) and value in MEANS
         if reference and not is_mean:

@@ -76,6 +76,11 @@ def cases(gs: Any, model: Any, folder: Path) -> Iterator[tuple[str, Callable[[],
     asked: Any = {"metric": metric, "model": model}
     yield "attribute", lambda: gs.attribute(CLEAN, CORRUPT, site="z", by=("layer", "head"), **asked).values
     yield "attribute in steps", lambda: gs.attribute(CLEAN, CORRUPT, site="resid_pre", steps=4, **asked).values
+    for method in ("eap", "eap-ig", "relp", "exact"):
+        yield (
+            f"edge_scores, {method}",
+            lambda method=method: gs.edge_scores(CLEAN, CORRUPT, method=method, progress=False, **asked).values,
+        )
     yield "grad", lambda: [trace.grad(metric, address) for address in (("pattern", 3), ("resid_pre", 0))]
     yield from _metrics(gs, model, trace, metric)
     yield from _generation(gs, model)
