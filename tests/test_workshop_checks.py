@@ -74,7 +74,7 @@ def test_other_failures_have_their_own_messages() -> None:
     assert message_for(check.ex_1_2, unwritten) == "1.2: still to be written; it returns soft-capped logits [vocab]"
     raised = message_for(check.ex_1_2, broken)
     assert "your function raised ValueError: boom\n  in broken, line " in raised
-    assert ': raise ValueError("boom")\n (check.ex_1_2(..., seed=3) repeats this check)' in raised
+    assert ': raise ValueError("boom")\n(check.ex_1_2(..., seed=3) repeats this check)' in raised
     assert "your function returned nothing" in message_for(check.ex_1_2, lambda *_: None)
     assert "the shape is [3] and should be [40]" in message_for(check.ex_1_2, lambda *_: torch.zeros(3))
     assert "your function returned str" in message_for(check.ex_1_2, lambda *_: "a")

@@ -113,8 +113,8 @@ class Exercise:
             raise
         except Exception as error:
             raise CheckFailed(
-                f"{self.number}: your function raised {type(error).__name__}: {error}"
-                f"{failing_line(error, answer)} (check.ex_{self._name}(..., seed={seed}) repeats this check)"
+                f"{self.number}: your function raised {type(error).__name__}: {error}{failing_line(error, answer)}"
+                f"(check.ex_{self._name}(..., seed={seed}) repeats this check)"
             ) from error
 
     def _result(self, answer: Callable[..., object], arguments: Arguments) -> Tensor:

@@ -52,13 +52,13 @@ def numbers_of(returned: object) -> Tensor:
 def failing_line(error: Exception, answer: Callable[..., object]) -> str:
     """The innermost line of a learner's own code that an error passed through: its number and text, on a line of its own.
 
-    Empty if no line of the traceback is theirs, or its text cannot be found.
+    A space if no line of the traceback is theirs, or its text cannot be found.
     """
     theirs = getattr(answer, "__module__", None)
     walked = traceback.walk_tb(error.__traceback__)
     found = [(frame.f_code, line) for frame, line in walked if frame.f_globals.get("__name__") == theirs]
     if not found:
-        return ""
+        return " "
     code, number = found[-1]
     text = linecache.getline(code.co_filename, number).strip()
-    return f"\n  in {code.co_name}, line {number}: {text}\n" if text else ""
+    return f"\n  in {code.co_name}, line {number}: {text}\n" if text else " "

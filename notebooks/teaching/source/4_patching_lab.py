@@ -295,20 +295,22 @@ t = gs.trace(clean, model=model)
 draw_reading(t, circuit)
 
 # %% [markdown]
-# A row for each head, a dot for each token that it looks at from the last position. That is one prompt. Over all pairs:
+# A row for each head, a dot for each token that it looks at from the last position. That is one prompt. The same over all pairs:
+# attention to the *answer*, to the *other* name where it comes first, to it where it comes *again*, and to whichever of the two
+# people is *named second*.
 
 
 # %%
 def name_places(run, pair) -> dict[str, int]:
-    """The positions of the names in a prompt, by what they are."""
+    """Where the names are: the answer, the other name, and again; and whichever of the two is named second."""
     words = [token.strip() for token in run.tokens]
     said_once = words.index(pair.answer.strip())
     repeated = [position for position, word in enumerate(words) if word == pair.against.strip()]
     return {
-        "name to answer": said_once,
-        "other name, first": repeated[0],
-        "other name, repeated": repeated[1],
-        "second name of the text": max(said_once, repeated[0]),
+        "answer": said_once,
+        "other": repeated[0],
+        "other again": repeated[1],
+        "named second": max(said_once, repeated[0]),
     }
 
 
@@ -322,9 +324,9 @@ def mean_attention(runs, layer, head, place) -> float:
 
 
 attention = {at: {place: mean_attention(traces, *at, place) for place in places[0]} for at in circuit}
-print("attention to".ljust(12), *(f"{place:>23}" for place in places[0]))
+print("attention to".ljust(12), *(f"{place:>13}" for place in places[0]))
 for (layer, head), shares in attention.items():
-    print(f"head {layer}.{head}".ljust(12), *(f"{share:>23.0%}" for share in shares.values()))
+    print(f"head {layer}.{head}".ljust(12), *(f"{share:>13.0%}" for share in shares.values()))
 seen = list(attention[strong].values())[:3]
 order = ["at the name to answer", "at the other name, where it comes first", "at the other name, where it is repeated"]
 print(reads.reveal(order[seen.index(max(seen))]))
@@ -354,7 +356,7 @@ for layer, head in circuit:
 # reading the other name, they should look at the other person. So patch the strongest head, and look at the ones after it:
 
 # %%
-followers = [at for at in circuit if at[0] > strong[0] and attention[at]["name to answer"] > 0.2]
+followers = [at for at in circuit if at[0] > strong[0] and attention[at]["answer"] > 0.2]
 other_reading = gs.trace([pair.corrupt for pair in pairs], model=model)
 misled = [
     gs.trace(pair.clean, model=model, edits=[gs.patch("z", source, layer=strong[0], head=strong[1])])
@@ -362,10 +364,8 @@ misled = [
 ]
 for layer, head in followers:
     for words, runs in (("as it is", traces), (f"{strong[0]}.{strong[1]} misled", misled)):
-        right, wrong = (mean_attention(runs, layer, head, place) for place in ("name to answer", "other name, first"))
-        print(
-            f"head {layer}.{head}, {words}: {right:.0%} on the name to answer, {wrong:.0%} on the other name's first place"
-        )
+        right, wrong = (mean_attention(runs, layer, head, place) for place in ("answer", "other"))
+        print(f"head {layer}.{head}, {words}: {right:.0%} on the answer, {wrong:.0%} on the other name")
 named = sum(run.top(1)[0][0] == pair.answer for run, pair in zip(misled, pairs, strict=True))
 print(f"with head {strong[0]}.{strong[1]} misled, the model still names the right person in {named} of {len(pairs)} prompts")
 
@@ -377,12 +377,12 @@ print(f"with head {strong[0]}.{strong[1]} misled, the model still names the righ
 # and half of the prompts are still answered: no single head holds it all together.
 #
 # ```text
-# head 11.3                         8%                      6%                     30%                      9%
-# head 12.1                        38%                     23%                      2%                     34%
+# head 11.3               8%            6%           30%            9%
+# head 12.1              38%           23%            2%           34%
 # head 11.3 writes +4.58 for the answer
 # head 12.1 writes +1.69 for the answer
-# head 12.1, as it is: 38% on the name to answer
-# head 12.1, 11.3 misled: 34% on the name to answer
+# head 12.1, as it is: 38% on the answer
+# head 12.1, 11.3 misled: 34% on the answer
 # with head 11.3 misled, the model still names the right person in 7 of 12 prompts
 # ```
 #
@@ -425,8 +425,11 @@ print(mine.verdict("borne out" if alone >= 0.8 and without < 0.1 else "refuted")
 # %% [markdown]
 # <details><summary>On a real Gemma</summary>
 #
-# A quarter of all heads. Alone they do it better than the whole model, because heads outside write against the answer; without
-# them the other name is preferred.
+# It holds there too.
+#
+# ```text
+# 18 heads: alone they keep 160% of the logit difference; without them -49% is left
+# ```
 #
 # </details>
 

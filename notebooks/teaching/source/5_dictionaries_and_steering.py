@@ -296,5 +296,17 @@ print("with random directions of its length:", " ".join(f"{value:+.2f}" for valu
 lead = sum(value > 0 for value in raised)
 print(mine.verdict(f"{'refuted' if lead < 4 else 'borne out'}: with {lead} of {len(raised)} random directions ' she' leads"))
 
+# %% [markdown]
+# <details><summary>On a real Gemma</summary>
+#
+# Refuted there too. Random directions do something: each of them lowers the lead of " he" a little. None turns it round.
+#
+# ```text
+# she less he: -4.89 unsteered, +4.63 with the direction
+# with random directions of its length: -2.94 -1.91 -2.57 -1.35 -2.64 -3.58 -2.29 -1.00
+# ```
+#
+# </details>
+
 # %%
 check.summary(5)
