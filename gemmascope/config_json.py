@@ -29,14 +29,16 @@ JSON_NAMES = {
 class Family:
     """A generation of Gemma.
 
-    name: as people write it. model_type: in config.json. architecture: its class in transformers. period: every so many
-    layers the last one is global. defaults: what transformers' configuration class assumes for a field that config.json
-    leaves out; rope_theta is that of the global layers, and of all layers without rope_local_base_freq.
+    name: as people write it. model_type: in config.json. architecture: its class in transformers. gguf: its
+    architecture in GGUF files. period: every so many layers the last one is global. defaults: what transformers'
+    configuration class assumes for a field that config.json leaves out; rope_theta is that of the global layers, and of
+    all layers without rope_local_base_freq.
     """
 
     name: str
     model_type: str
     architecture: str
+    gguf: str
     period: int
     defaults: Mapping[str, Any]
 
@@ -48,15 +50,18 @@ _COMMON: dict[str, Any] = {
     "tie_word_embeddings": True,
 }  # fmt: skip
 
-GEMMA_2 = Family("Gemma 2", "gemma2", "Gemma2ForCausalLM", 2, {
+GEMMA_2 = Family("Gemma 2", "gemma2", "Gemma2ForCausalLM", "gemma2", 2, {
     **_COMMON, "vocab_size": 256000, "max_position_embeddings": 8192, "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0, "rope_theta": 10000.0,
 })  # fmt: skip
-GEMMA_3 = Family("Gemma 3", "gemma3_text", "Gemma3ForCausalLM", 6, {
+GEMMA_3 = Family("Gemma 3", "gemma3_text", "Gemma3ForCausalLM", "gemma3", 6, {
     **_COMMON, "vocab_size": 262208, "max_position_embeddings": 131072, "attn_logit_softcapping": None,
     "final_logit_softcapping": None, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
 })  # fmt: skip
 FAMILIES = {family.model_type: family for family in (GEMMA_2, GEMMA_3)}
+GGUF_FAMILIES = {family.gguf: family for family in FAMILIES.values()}
+# The model_type of a Gemma 3 with a vision tower, whose text model is in text_config, and its class in transformers.
+MULTIMODAL, MULTIMODAL_ARCHITECTURE = "gemma3", "Gemma3ForConditionalGeneration"
 
 # Relatives of other architectures, by their model_type in config.json.
 _RELATIVES = {
@@ -99,7 +104,7 @@ def text_part(given: Mapping[str, object]) -> Mapping[str, object]:
     Tokens that the whole configuration names, such as those that end a chat, come first.
     """
     inner = given.get("text_config")
-    if given.get("model_type") != "gemma3" or not isinstance(inner, Mapping):
+    if given.get("model_type") != MULTIMODAL or not isinstance(inner, Mapping):
         return given
     outer = {name: given[name] for name in ("bos_token_id", "eos_token_id") if given.get(name) is not None}
     return {"model_type": GEMMA_3.model_type, **inner, **outer}

@@ -17,6 +17,7 @@ from gemmascope.analysis.shared_prompts import Case, PairLike, shared_cases, sha
 from gemmascope.arguments import whole_number
 from gemmascope.errors import MetricError, SweepError
 from gemmascope.loading.default import model_or_nano
+from gemmascope.model.maths import kl_divergence
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.run.logits import rows_to_unembed
@@ -122,7 +123,7 @@ def _answers(x: Trace, y: Trace) -> _Answers:
     for rows in chunks(len(x), step):
         p = _log_probs(x, rows)
         q = _log_probs(y, rows).to(p.device)
-        parts.append((p.exp() * (p - q)).sum(-1))
+        parts.append(kl_divergence(p, q))
     p, q = p[-1], q[-1]  # of the last position
     top_a, top_b = int(p.argmax()), int(q.argmax())
     kl = torch.cat(parts).clamp(min=0.0)  # negative only by rounding

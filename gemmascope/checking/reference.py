@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gemmascope.checking.questions import GENERATED, GENERATION, LAST_POSITIONS, LONG, NEW_TOKENS, SWEEP, Cell, Questions
 from gemmascope.config import GemmaConfig
+from gemmascope.config_json import FAMILIES, GGUF_FAMILIES, MULTIMODAL, MULTIMODAL_ARCHITECTURE
 from gemmascope.files.json_reader import read_json
 from gemmascope.streaming.int8 import dequantise, n_groups, quantise
 
@@ -83,14 +84,10 @@ def _read(path: Path, dtype: torch.dtype) -> Any:
         from gemmascope.checkpoints.gguf.header import read_architecture
 
         kind, folder = read_architecture(path), path.parent
-        names = {"gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
+        names = {gguf: family.architecture for gguf, family in GGUF_FAMILIES.items()}
     else:
         kind, folder = str(read_json(path / "config.json").get("model_type")), path
-        names = {
-            "gemma2": "Gemma2ForCausalLM",
-            "gemma3_text": "Gemma3ForCausalLM",
-            "gemma3": "Gemma3ForConditionalGeneration",
-        }
+        names = {name: family.architecture for name, family in FAMILIES.items()} | {MULTIMODAL: MULTIMODAL_ARCHITECTURE}
     return getattr(transformers, names[str(kind)]).from_pretrained(str(folder), local_files_only=True, **options)
 
 

@@ -36,6 +36,11 @@ def rms_scale(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*
     return torch.add(torch.rsqrt(mean), mean, alpha=0)
 
 
+def kl_divergence(log_p: Float[Tensor, "*#rows vocab"], log_q: Float[Tensor, "*#rows vocab"]) -> Tensor:
+    """KL(p || q) in nats, from log-probabilities whose rows may broadcast."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
 def root_mean_square(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, " *rows"]:
     """What an RMS norm divides each row of x by. Float32."""
     return rms_scale(x, eps).squeeze(-1).reciprocal()

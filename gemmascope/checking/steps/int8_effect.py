@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from gemmascope.checking import ours
 from gemmascope.checking.step import Figure
 from gemmascope.checking.subject import Outcome, Skip, Subject
 from gemmascope.loading.load import load
+from gemmascope.model.maths import kl_divergence
 
 # Means over positions. Measured: docs, guide/check.md.
 MOST_KL, LEAST_AGREEMENT = 0.05, 0.9
@@ -25,7 +25,8 @@ def int8_effect(subject: Subject) -> Outcome:
     o = subject.options
     packed = load(source, device=o.device, dtype=subject.dtype, weights="int8", memory=o.memory)
     pairs = list(zip(subject.logits, ours.logits_of(packed, subject.questions), strict=True))
-    kl = torch.cat([_kl(a, b) for a, b in pairs])
+    log_probs = [(a.double().log_softmax(-1), b.double().log_softmax(-1)) for a, b in pairs]
+    kl = torch.cat([kl_divergence(p, q) for p, q in log_probs]).clamp(min=0.0)  # negative only by rounding
     agree = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in pairs]).double()
     figures = (
         Figure("KL from the stored weights, mean over positions", float(kl.mean()), MOST_KL, "nats"),
@@ -33,9 +34,3 @@ def int8_effect(subject: Subject) -> Outcome:
         Figure("positions with the same top answer", float(agree.mean()), LEAST_AGREEMENT, is_least=True),
     )
     return Outcome(f"int8 weights beside the stored ones at {len(kl)} positions", figures)
-
-
-def _kl(a: Tensor, b: Tensor) -> Tensor:
-    """KL(a || b) at each position, in nats."""
-    p, q = a.double().log_softmax(-1), b.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1).clamp(min=0.0)

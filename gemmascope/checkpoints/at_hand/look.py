@@ -16,13 +16,14 @@ from gemmascope.checkpoints.gguf import GGUFFile, is_gguf
 from gemmascope.checkpoints.gguf.header import read_architecture
 from gemmascope.checkpoints.tensor_names import EMBEDDING
 from gemmascope.config import GemmaConfig
+from gemmascope.config_json import FAMILIES, GEMMA_3, GGUF_FAMILIES, MULTIMODAL
 from gemmascope.errors import CheckpointError, GemmascopeError
 from gemmascope.files.json_reader import read_json
 
 Found = ModelAtHand | LeftOut | None
 
-# By model_type in config.json, and by architecture in GGUF files.
-_FAMILIES = {"gemma2": "Gemma 2", "gemma3": "Gemma 3", "gemma3_text": "Gemma 3"}
+# By model_type in config.json.
+_FAMILIES = {**FAMILIES, MULTIMODAL: GEMMA_3}
 # What gs.quantize writes beside the weights.
 _STORE = "gemmascope.json"
 
@@ -40,7 +41,7 @@ def look_at_folder(folder: Path, name: str, where: str, load: str) -> Found:
     if architecture not in _FAMILIES:
         return LeftOut(architecture)
     facts = _facts_of_folder(folder, _stamps(sorted(folder.iterdir())))
-    return ModelAtHand(name, _FAMILIES[architecture], facts[0], facts[1], where, facts[2], load, folder, facts[3])
+    return ModelAtHand(name, _FAMILIES[architecture].name, facts[0], facts[1], where, facts[2], load, folder, facts[3])
 
 
 def look_at_gguf(path: Path, name: str, where: str, load: str) -> Found:
@@ -51,12 +52,12 @@ def look_at_gguf(path: Path, name: str, where: str, load: str) -> Found:
         architecture = read_architecture(path)
     except CheckpointError as error:  # which model it was to be cannot be said
         return ModelAtHand(name, "", "", "", where, path.stat().st_size, load, path, str(error))
-    if architecture not in ("gemma2", "gemma3"):
+    if architecture not in GGUF_FAMILIES:
         return LeftOut(architecture or "unknown")
     stem, is_split, count = path.stem.rpartition("-of-")
     parts = sorted(path.parent.glob(f"*-of-{count}.gguf")) if is_split and stem else [path]
     facts = _facts_of_gguf(path, _stamps(parts))
-    return ModelAtHand(name, _FAMILIES[architecture], facts[0], facts[1], where, facts[2], load, path, facts[3])
+    return ModelAtHand(name, GGUF_FAMILIES[architecture].name, facts[0], facts[1], where, facts[2], load, path, facts[3])
 
 
 # Size, format of the weights, bytes, problem.

@@ -8,17 +8,14 @@ from typing import Any
 
 from gemmascope.arguments import short_repr
 from gemmascope.config import GemmaConfig
-from gemmascope.config_json import Kind
+from gemmascope.config_json import GGUF_FAMILIES, Kind
 from gemmascope.errors import CheckpointError, ConfigError
 from gemmascope.tokens.gguf import bos_of
 
-_ARCHITECTURES = ("gemma2", "gemma3")
 _KNOWN = {
     "gemma": "Gemma 1", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4", "gemma-embedding": "EmbeddingGemma",
     "clip": "a vision tower alone",
 }  # fmt: skip
-# Every so many layers the last one is global.
-_PERIODS = {"gemma2": 2, "gemma3": 6}
 # Files seldom say by what attention scores are divided: in the models of 27B, known by their number of layers, the root of
 # d_model / n_heads, in the others that of a head's width.
 _SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
@@ -36,11 +33,11 @@ def config_of(metadata: Mapping[str, object], vocab_size: int, path: Path) -> Ge
         ConfigError: It is of another architecture, or a field is missing or cannot be right.
     """
     architecture = metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES:
+    if architecture not in GGUF_FAMILIES:
         known = f", which is {_KNOWN[architecture]}" if isinstance(architecture, str) and architecture in _KNOWN else ""
         raise ConfigError(
             f"{path} holds a model of the architecture {short_repr(architecture)}{known}; gemmascope runs "
-            f"{' and '.join(map(repr, _ARCHITECTURES))}"
+            f"{' and '.join(map(repr, GGUF_FAMILIES))}"
         )
     try:
         return _config(_Fields(metadata, str(architecture), path), vocab_size)
@@ -110,7 +107,7 @@ def _rope_factor(fields: _Fields) -> float:
 
 
 def _kinds(fields: _Fields, n_layers: int) -> tuple[Kind, ...]:
-    pattern = fields.get("attention.sliding_window_pattern", _PERIODS[fields.architecture])
+    pattern = fields.get("attention.sliding_window_pattern", GGUF_FAMILIES[fields.architecture].period)
     if isinstance(pattern, list):
         if len(pattern) != n_layers:
             raise ConfigError(f"sliding_window_pattern lists {len(pattern)} layers and block_count is {n_layers}")

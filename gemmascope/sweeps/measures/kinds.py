@@ -13,6 +13,7 @@ from gemmascope.edits.places import first_difference
 from gemmascope.edits.sources import is_trace, not_a_trace
 from gemmascope.errors import MetricError
 from gemmascope.legible import prints_legibly
+from gemmascope.model.maths import kl_divergence
 from gemmascope.model.model import Model, Prompt
 from gemmascope.run.bound_metric import BoundMetric, RowMetric, RunMetric, logits_of_trace
 from gemmascope.run.logits import LOGIT_BYTES
@@ -80,8 +81,8 @@ class KLFrom(Positioned):
         positions = self.positions(self.trace.model, self.trace.ids)
         reference = self._log_probs(positions).to(model.device)
         if self.pos is None:
-            return lambda logits: _kl(reference, logits)
-        return lambda logits: _kl(reference, logits).mean(-1)
+            return lambda logits: kl_divergence(reference, logits.log_softmax(-1))
+        return lambda logits: kl_divergence(reference, logits.log_softmax(-1)).mean(-1)
 
     def at(self, model: Model, ids: Tensor) -> BoundMetric:
         """The metric of one prompt. MetricError for a prompt that does not have the positions that the trace has."""
@@ -93,9 +94,16 @@ class KLFrom(Positioned):
                 f"{first_difference(model, ids, self.trace.ids)}"
             )
         if len(theirs) * model.config.vocab_size * 4 > _KEPT_BYTES:
-            return RowMetric(positions, lambda logits, at: _kl(self._log_probs([theirs[i] for i in at]).to(logits), logits))
-        kept = self._log_probs(theirs).to(model.device)
-        return RowMetric(positions, lambda logits, at: _kl(kept[at], logits))
+
+            def reference(at: Tensor) -> Tensor:
+                return self._log_probs([theirs[i] for i in at]).to(model.device)
+        else:
+            kept = self._log_probs(theirs).to(model.device)
+
+            def reference(at: Tensor) -> Tensor:
+                return kept[at]
+
+        return RowMetric(positions, lambda logits, at: kl_divergence(reference(at), logits.log_softmax(-1)))
 
     def _require_fit(self, model: Model) -> None:
         if not is_trace(self.trace):
@@ -113,10 +121,6 @@ class KLFrom(Positioned):
             return f"gs.kl_from(<{type(self.trace).__name__}>{self.pos_text()})"
         run = f"gs.trace({self.trace.ids.tolist()}, model=model, edits={list(self.trace.edits)!r})"
         return f"gs.kl_from({run}{self.pos_text()})"
-
-
-def _kl(reference: Tensor, logits: Tensor) -> Tensor:
-    return (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1)
 
 
 @dataclass(frozen=True, repr=False)
