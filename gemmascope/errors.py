@@ -99,6 +99,10 @@ class GraphError(GemmascopeError, ValueError):
     """An attribution graph that cannot be built, read or opened, or a node that is not in it."""
 
 
+class LensError(GemmascopeError, ValueError):
+    """A Jacobian lens that cannot be fitted, found or read, or does not go with the model."""
+
+
 class FileError(GemmascopeError, OSError):
     """A file, such as a page or a table, that cannot be written."""
 

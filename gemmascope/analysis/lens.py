@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,23 +13,23 @@ from torch import Tensor
 
 from gemmascope.analysis.lens_rows import (
     EVERY,
-    PARTS,
-    STREAM,
+    Transport,
     entries_of,
     final_answers,
     logits_at_one,
+    one_answer,
     one_head,
     read_entries,
+    site_to_read,
 )
 from gemmascope.arguments import one_of, true_or_false, whole_number
 from gemmascope.edits.places import Head, Pos, find_position, find_positions
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
 from gemmascope.legible import legible_line, prints_legibly
-from gemmascope.run.metric import Answer, answer_ids
+from gemmascope.run.metric import Answer
 from gemmascope.run.trace import Trace
-from gemmascope.sites import parse_site_name
-from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
+from gemmascope.sites import SiteKey
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import labelled
 
@@ -66,6 +66,8 @@ class Lens:
         followed: Its soft-capped logit, its probability and its rank (0 for the likeliest), each (entry, pos); empty
             where no token is followed.
         final_ranks: The rank of each position's final answer, (entry, pos); None unless a view asked for it.
+        transport: What carried the stream into the basis of the last layer before it was read, such as a Jacobian lens;
+            None if it was read as it is.
 
     Examples:
         >>> lens = gs.lens(gs.trace("When Mary and John went to the store, John gave a drink to"), answer=" Mary", pos=-1)
@@ -87,6 +89,7 @@ class Lens:
     answer: int | None
     followed: tuple[Tensor, ...]
     final_ranks: Int[Tensor, "entry pos"] | None = None
+    transport: Transport | None = None
 
     @cached_property
     def final_ids(self) -> Int[Tensor, " pos"]:
@@ -101,6 +104,15 @@ class Lens:
         """For each position the first entry in which the run's own answer is the likeliest token; None where it never is."""
         leads = (self.ids[..., 0] == self.final_ids).T.tolist()
         return [entry.index(True) if any(entry) else None for entry in leads]
+
+    @property
+    def _name(self) -> str:
+        return "lens" if self.transport is None else self.transport.title
+
+    @property
+    def title(self) -> str:
+        """What was read, as text: "lens on resid_post", "Jacobian lens on resid_post"."""
+        return f"{self._name} on {self.site}{'' if self.head is None else f' of head {self.head}'}"
 
     @property
     def top_tokens(self) -> xarray.DataArray:
@@ -146,7 +158,8 @@ class Lens:
         Args:
             answer: A text that is one token, or a token id.
         """
-        return read_lens(self.trace, self.site, self.ids.shape[-1], list(self.positions), self.head, answer)
+        top, positions = self.ids.shape[-1], list(self.positions)
+        return read_lens(self.trace, self.site, top, positions, self.head, answer, self.transport)
 
     def logits(self, pos: int | str = -1) -> xarray.DataArray:
         """All soft-capped logits at one position, (layer, vocab).
@@ -157,10 +170,9 @@ class Lens:
         Raises:
             SiteError: For a position that is not there, or several.
         """
-        rule = "all logits are given at one position at a time"
-        position = find_position(pos, self.trace.model, self.trace.ids, rule)
+        position = find_position(pos, self.trace.model, self.trace.ids, "all logits are given at one position at a time")
         self.trace.require_weights(None)
-        logits = logits_at_one(self.trace, entries_of(self.trace, self.site, self.head), position)
+        logits = logits_at_one(self.trace, self.read_entries(), position)
         array = self._labelled(logits[:, None], "soft-capped logit", "vocab", positions=[position])
         return array.isel(pos=0)
 
@@ -177,7 +189,7 @@ class Lens:
         one_of(colour, "colour", COLOURS, error=SiteError)
         follow = self.answer is not None if of_answer is None else true_or_false(of_answer, "of_answer", error=SiteError)
         values, unit = self._coloured(colour, follow)
-        title = f"lens on {self.site}{'' if self.head is None else f' of head {self.head}'}, {self.trace.model.name}"
+        title = f"{self.title}, {self.trace.model.name}"
         if follow and self.answer is not None:
             title += f", following {visible_text(self.trace.model.texts(torch.tensor([self.answer]))[0])}"
         bound = 1.0 if colour == "probability" else None
@@ -214,7 +226,7 @@ class Lens:
     def __repr__(self) -> str:
         site, last = self.site if self.head is None else f"{self.site}, head {self.head}", self.positions[-1]
         model, token = legible_line(self.trace.model.name), visible_text(self.trace.tokens[last])
-        lines = [f"lens on {site} of {model}: after position {last} ({token})"]
+        lines = [f"{self._name} on {site} of {model}: after position {last} ({token})"]
         for i, (site, layer) in enumerate(self.entries):
             name = site if layer is None else f"{site} {layer}" if self.site == EVERY else f"layer {layer}"
             texts = self.trace.model.texts(self.ids[i, -1])
@@ -236,6 +248,10 @@ class Lens:
         layers = [layer for _, layer in self.entries if layer is not None]
         return {"layer": layers, "kind": ("layer", [kinds[n] for n in layers])}
 
+    def read_entries(self) -> Iterator[tuple[SiteKey, Tensor]]:
+        """Each entry and the rows [pos, d_model] that are read there, at every position of the run."""
+        return entries_of(self.trace, self.site, self.head, self.transport)
+
     def _require_followed(self) -> tuple[Tensor, ...]:
         if not self.followed:
             raise SiteError("this lens follows no answer: gs.lens(trace, answer=' Mary'), or .follow(' Mary')")
@@ -252,24 +268,26 @@ class Lens:
 
 
 def read_lens(
-    trace: Trace, site: str, top: int, pos: Pos, head: Head, answer: Answer | None, *, final_ranks: bool = False
+    trace: Trace,
+    site: str,
+    top: int,
+    pos: Pos,
+    head: Head,
+    answer: Answer | None,
+    transport: Transport | None = None,
+    *,
+    final_ranks: bool = False,
 ) -> Lens:
-    """The lens of one run; see gs.lens (lenses.py). final_ranks: whether to rank each position's final answer too."""
+    """See gs.lens. transport: as in entries_of. final_ranks: whether to rank each position's final answer too."""
     if not isinstance(trace, Trace):
         raise SiteError(f"a lens reads a trace: gs.lens(gs.trace(prompt)); given {not_a_trace(trace)}")
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
-    site_name = EVERY if isinstance(site, str) and site == EVERY else parse_site_name(site)[0].name
-    if site_name not in (*STREAM, *PARTS, EVERY):
-        raise SiteError(f"a lens reads {', '.join((*STREAM, EVERY, *PARTS))}; given {site!r}")
-    if site_name != EVERY and parse_site_name(site)[1] is not None:
-        raise SiteError(f"a lens reads every layer: give the site without one, {site_name!r}; given {site!r}")
+    site_name = site_to_read(site)
     head_number = one_head(trace, site_name, head)
     positions = find_positions(pos, trace.model, trace.ids)
-    answer_id = None if answer is None else _one_answer(answer, trace)
-    if answer is not None:
-        raise_or_warn(answer_remarks({"answer": answer}, trace.ids[: positions[-1] + 1], trace.model), SiteError)
+    answer_id = None if answer is None else one_answer(answer, trace, positions[-1])
     trace.require_weights(None)
-    found = entries_of(trace, site_name, head_number)
+    found = entries_of(trace, site_name, head_number, transport)
     answers: list[int | Tensor] = [] if answer_id is None else [answer_id]
     if final_ranks:
         answers.append(final_answers(trace, positions))
@@ -278,11 +296,4 @@ def read_lens(
     followed = ranked[: 0 if answer_id is None else 3]
     place = trace, site_name, head_number, tuple(entries), tuple(positions)
     last = ranked[-1] if final_ranks else None
-    return Lens(*place, ids, logits, probs, entropies, answer_id, tuple(followed), last)
-
-
-def _one_answer(answer: Answer, trace: Trace) -> int:
-    ids = answer_ids(answer, trace.model)
-    if len(ids) != 1:
-        raise SiteError(f"a lens follows one answer at a time; given {answer!r}")
-    return ids[0]
+    return Lens(*place, ids, logits, probs, entropies, answer_id, tuple(followed), last, transport)

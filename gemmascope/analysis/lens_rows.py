@@ -8,6 +8,7 @@ such as attn_out, with the last norm's scale for the whole stream.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -17,14 +18,50 @@ from gemmascope.edits.places import Head, find_heads
 from gemmascope.errors import SiteError
 from gemmascope.model.maths import soft_cap
 from gemmascope.run.logits import rows_to_unembed
+from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
-from gemmascope.sites import SiteKey, find_site
+from gemmascope.sites import SiteKey, find_site, parse_site_name
+from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
 from gemmascope.values import chunks, moved
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 PARTS = ("attn_out", "mlp_out", "head_out")
 EVERY = "stream"
+
+
+class Transport(Protocol):
+    """Carries rows of the stream after a layer into the basis of the last layer, before they are read."""
+
+    @property
+    def title(self) -> str:
+        """What a lens that reads with it is called, such as "Jacobian lens"."""
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The layers whose rows it carries."""
+
+    def carry(self, layer: int, rows: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+        """Rows of resid_post of a layer, in the basis of the last layer's."""
+
+
+def site_to_read(site: str) -> str:
+    """The name of a site that a lens reads. SiteError for another one, or for one with a layer."""
+    name = EVERY if isinstance(site, str) and site == EVERY else parse_site_name(site)[0].name
+    if name not in (*STREAM, *PARTS, EVERY):
+        raise SiteError(f"a lens reads {', '.join((*STREAM, EVERY, *PARTS))}; given {site!r}")
+    if name != EVERY and parse_site_name(site)[1] is not None:
+        raise SiteError(f"a lens reads every layer: give the site without one, {name!r}; given {site!r}")
+    return name
+
+
+def one_answer(answer: Answer, trace: Trace, last: int) -> int:
+    """The id of the token that is followed. SiteError for several. last: the last position that is read."""
+    ids = answer_ids(answer, trace.model)
+    if len(ids) != 1:
+        raise SiteError(f"a lens follows one answer at a time; given {answer!r}")
+    raise_or_warn(answer_remarks({"answer": answer}, trace.ids[: last + 1], trace.model), SiteError)
+    return ids[0]
 
 
 def one_head(trace: Trace, site: str, head: Head) -> int | None:
@@ -41,8 +78,17 @@ def one_head(trace: Trace, site: str, head: Head) -> int | None:
     return heads[0]
 
 
-def entries_of(trace: Trace, site: str, head: int | None) -> Iterator[tuple[SiteKey, Float[Tensor, "pos d_model"]]]:
-    """Each entry that the lens reads and its rows, in the order of the pass."""
+def entries_of(
+    trace: Trace, site: str, head: int | None, transport: Transport | None = None
+) -> Iterator[tuple[SiteKey, Float[Tensor, "pos d_model"]]]:
+    """Each entry that the lens reads and its rows, in the order of the pass. transport: of resid_post alone."""
+    if transport is not None:
+        last = trace.model.n_layers - 1
+        for index in transport.layers:
+            if index < last:
+                yield (site, index), transport.carry(index, trace.residuals[index + 1])
+        yield (site, last), trace.residuals[-1]
+        return
     if site == "resid_post":
         for index in range(trace.model.n_layers):
             yield (site, index), trace.residuals[index + 1]

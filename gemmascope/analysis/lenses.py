@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.analysis.lens import Lens, read_lens
-from gemmascope.analysis.lens_rows import entries_of, logits_of
+from gemmascope.analysis.lens_rows import Transport, logits_of
 from gemmascope.analysis.several import listed_traces, means, one_for_each
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import SiteError
@@ -100,7 +100,7 @@ class LensDifference:
     def __repr__(self) -> str:
         token = visible_text(self.lens.trace.tokens[self.lens.positions[-1]])
         where = f"after position {self.lens.positions[-1]} ({token})"
-        lines = [f"difference of lenses on {self.lens.site} of {legible_line(self.lens.trace.model.name)}: {where}"]
+        lines = [f"difference of {_plural(self.lens.title)} of {legible_line(self.lens.trace.model.name)}: {where}"]
         for i, (site, layer) in enumerate(self.lens.entries):
             name = site if layer is None else f"{site} {layer}"
             texts = self.lens.trace.model.texts(self.raised[i, -1])
@@ -109,6 +109,11 @@ class LensDifference:
             )
             lines.append(f"  {name:14} KL {float(self.kl_values[i, -1]):.3f}  {tops}")
         return "\n".join(lines)
+
+
+def _plural(title: str) -> str:
+    """ "lens on resid_post" -> "lenses on resid_post"."""
+    return title.replace("lens", "lenses", 1)
 
 
 def _less(ours: xarray.DataArray, others: xarray.DataArray) -> xarray.DataArray:
@@ -127,9 +132,7 @@ def _difference(first: Lens, other: Lens) -> LensDifference:
     if first.trace.model.config != other.trace.model.config:
         raise SiteError("against is of a model of another shape")
     top = first.ids.shape[-1]
-    entries = zip(
-        entries_of(first.trace, first.site, first.head), entries_of(other.trace, other.site, other.head), strict=True
-    )
+    entries = zip(first.read_entries(), other.read_entries(), strict=True)
     raised, differences, kls = [], [], []
     for ((site, _), rows), (_, other_rows) in entries:
         parts = [_compared((first, rows, part), (other, other_rows, part), site, top) for part in _parts(first, n)]
@@ -207,26 +210,50 @@ def lens(
     References:
         nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
+    return read_lenses(trace, site, top, pos, head, answer, against)
+
+
+def read_lenses(
+    trace: object,
+    site: str,
+    top: int,
+    pos: Pos,
+    head: Head,
+    answer: Answer | list[Answer] | None,
+    against: Trace | Prompt | Sequence[Trace] | Sequence[Prompt] | None,
+    transport: Transport | None = None,
+) -> Any:
+    """As gs.lens; the stream is read through a transport, if there is one."""
     if not isinstance(trace, (list, tuple)):
-        return _one(trace, site, top, pos, head, answer, against)
+        return _one(trace, site, top, pos, head, answer, against, transport)
     listed = listed_traces(trace)
     answers, others = one_for_each(answer, "answer", len(listed)), _each_against(against, len(listed))
-    each = [_one(t, site, top, pos, head, a, o) for t, a, o in zip(listed, answers, others, strict=True)]
+    each = [_one(t, site, top, pos, head, a, o, transport) for t, a, o in zip(listed, answers, others, strict=True)]
     names = ["entropy", *([] if against is None else ["kl"])]
     names += [] if answer is None else ["answer_logit", "answer_prob", "answer_rank"]
     numbers = [{name: getattr(one, name) for name in names} for one in each]
-    what = "lens" if against is None else "difference of lenses"
-    return means(each, numbers, f"{what} on {site} of {legible_line(listed[0].model.name)}")
+    name = f"{'lens' if transport is None else transport.title} on {site}"
+    what = name if against is None else f"difference of {_plural(name)}"
+    return means(each, numbers, f"{what} of {legible_line(listed[0].model.name)}")
 
 
-def _one(trace: object, site: str, top: int, pos: Pos, head: Head, answer: object, against: object) -> Lens | LensDifference:
-    first = read_lens(trace, site, top, pos, head, answer)  # type: ignore[arg-type]
+def _one(
+    trace: object,
+    site: str,
+    top: int,
+    pos: Pos,
+    head: Head,
+    answer: object,
+    against: object,
+    transport: Transport | None,
+) -> Lens | LensDifference:
+    first = read_lens(trace, site, top, pos, head, answer, transport)  # type: ignore[arg-type]
     if against is None:
         return first
     other = against if isinstance(against, Trace) else run_trace(against, model=first.trace.model)  # type: ignore[call-overload]
     if not isinstance(other, Trace):
         raise SiteError("against is one run for one trace: a trace, or a prompt")
-    return _difference(first, read_lens(other, site, top, pos, head, answer))  # type: ignore[arg-type]
+    return _difference(first, read_lens(other, site, top, pos, head, answer, transport))  # type: ignore[arg-type]
 
 
 def _each_against(against: object, n: int) -> list[object]:

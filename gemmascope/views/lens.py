@@ -8,6 +8,8 @@ import torch
 from gemmascope.analysis.lens import COLOURS, Lens, read_lens
 from gemmascope.analysis.lens_rows import EVERY, STREAM
 from gemmascope.arguments import one_of, whole_number
+from gemmascope.circuits.jacobian.lens import JacobianLens
+from gemmascope.circuits.jacobian.reading import lens_for
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import SiteError
 from gemmascope.run.trace import Trace
@@ -31,6 +33,7 @@ def lens_view(
     top: int = 5,
     pos: Pos = None,
     head: int | None = None,
+    jacobian: JacobianLens | None = None,
 ) -> View:
     """The lens as a grid, layer by position, with the most likely token in each cell.
 
@@ -48,12 +51,15 @@ def lens_view(
         pos: The positions to show, as in `gs.patch`. None for all, or for as many of the last ones as a page holds; the
             view then says so.
         head: The head to read at `site="head_out"`. None elsewhere.
+        jacobian: A Jacobian lens to read the stream through, as in `gs.jacobian_lens`, at `site="resid_post"`. None reads
+            the stream as it is.
 
     Returns:
         The picture, self-contained.
 
     Raises:
         SiteError: A site, head, position or colour does not exist, or `pos` names more positions than a page holds.
+        LensError: The Jacobian lens is of another model.
         PromptError: The answer is not one token.
 
     Examples:
@@ -69,13 +75,13 @@ def lens_view(
     top = whole_number(top, "top", least=1, most=trace.model.config.vocab_size, error=SiteError)
     positions, clipped = _positions(trace, pos, site, top)
     held = _tokens_held(trace, site, top, len(positions))
-    reading = read_lens(trace, site, held, positions, head, answer, final_ranks=True)
+    reading = read_lens(trace, site, held, positions, head, answer, _transport(trace, site, jacobian), final_ranks=True)
     distinct, token_numbers = torch.unique(torch.cat([reading.ids.flatten(), reading.final_ids]), return_inverse=True)
     token_numbers, finals = token_numbers[: -len(positions)].view(reading.ids.shape), token_numbers[-len(positions) :]
     tokens, special = trace.tokens, are_special(trace.model, trace.ids.tolist())
     spec = {
         "view": "lens",
-        "title": f"Lens on {reading.site}{'' if head is None else f' of head {reading.head}'} in {trace.model.name}",
+        "title": f"{reading.title[0].upper()}{reading.title[1:]} in {trace.model.name}",
         "note": _note(reading, clipped),
         "rows": [_row_label(reading, i) for i in range(len(reading.entries))],
         "columns": [position_label(n, tokens[n], special[n]) for n in positions],
@@ -93,6 +99,15 @@ def lens_view(
     } | prompt_of(tokens, positions)
     summary = f"After {visible_text(tokens[positions[-1]])}, at position {positions[-1]}:"
     return View(spec, _arrays(reading, token_numbers.cpu().numpy().astype(np.uint16), top), summary, _table(reading, top))
+
+
+def _transport(trace: Trace, site: object, jacobian: object) -> JacobianLens | None:
+    """The Jacobian lens to read through. SiteError at another site than the stream after the layers."""
+    if jacobian is None:
+        return None
+    if site != "resid_post":
+        raise SiteError(f"a Jacobian lens reads site='resid_post'; given {site!r}")
+    return lens_for(trace, jacobian)
 
 
 def _positions(trace: Trace, pos: Pos, site: str, top: int) -> tuple[list[int], bool]:
@@ -205,7 +220,8 @@ def _echo(reading: Lens) -> str:
 
 def _note(reading: Lens, clipped: bool) -> str:
     follows = "" if reading.answer is None else f", and how {visible_text(_answer_text(reading))} fares as the next one"
-    note = f"The likeliest next token at each place{follows}."
+    read = "" if reading.transport is None else ", read through the mean Jacobian from the layer to the last one"
+    note = f"The likeliest next token at each place{read}{follows}."
     if clipped:
         first, last = reading.positions[0], reading.positions[-1]
         note += f" For the size of the page positions {first} to {last} are shown: pos= chooses others."

@@ -132,6 +132,9 @@ def _reading(gs: Any, model: Any, trace: Any, folder: Path) -> Iterator[tuple[st
         "lens",
         lambda: (lambda found: [found.top_probs, found.entropy, found.answer_logit])(gs.lens(trace, answer=" Mary")),
     )
+    yield "jacobian_lens", lambda: gs.jacobian_lens(trace, answer=" Mary").answer_logit
+    yield "load_jacobian_lens", lambda: gs.load_jacobian_lens("nano", device=model.device).direction(7, 2, model=model)
+    yield "fit_jacobian_lens", lambda: gs.fit_jacobian_lens(model, [CLEAN], skip_first=4, progress=False).matrices[0]
     for by in ("sublayer", "head", "neuron", "token"):
         yield f"direct_logits by {by}", lambda by=by: gs.direct_logits(trace, " Mary", against=" John", by=by).parts
     for kind in KINDS:
