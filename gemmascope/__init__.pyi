@@ -27,6 +27,8 @@ from gemmascope.checking.result import CheckResult as CheckResult
 from gemmascope.checkpoints.at_hand.models import models as models
 from gemmascope.checkpoints.at_hand.table import ModelTable as ModelTable
 from gemmascope.circuits.edges.circuit import EdgeCircuit as EdgeCircuit
+from gemmascope.circuits.edges.faithfulness import faithfulness as faithfulness
+from gemmascope.circuits.edges.faithfulness_result import Faithfulness as Faithfulness
 from gemmascope.circuits.edges.result import EdgeScores as EdgeScores
 from gemmascope.circuits.edges.scores import edge_scores as edge_scores
 from gemmascope.circuits.graph.attribution import attribution_graph as attribution_graph

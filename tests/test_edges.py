@@ -246,3 +246,23 @@ def test_bad_input() -> None:
     bfloat = model_of(checkpoint("lg").to(torch.bfloat16))
     with pytest.warns(GemmascopeWarning, match="the model runs in bfloat16"):
         gs.edge_scores(clean, corrupt, METRIC, model=bfloat)
+
+
+@pytest.mark.parametrize("family", [2, 3])
+def test_attribution_by_relp_is_change_times_the_slopes_of_relp(family: int) -> None:
+    layout = ("lgl", 4, 2, 2) if family == 2 else LAYOUTS[4]
+    m, oracle = model(*layout), PlainEdges(source(*layout), relp=True)
+    clean, corrupt = clean_and_corrupt()
+    of_clean, of_corrupt = (oracle.run(ids)[1] for ids in (clean, corrupt))
+    inputs = _input_gradients(oracle, clean, of_clean["embed"])
+    result = gs.attribute(clean, corrupt, METRIC, site="mlp_out", by=("layer",), into="clean", method="relp", model=m)
+    for layer in range(3):
+        later = [g for name, g in inputs.items() if name == "logits" or int(name[1]) > layer]
+        expected = float(((of_corrupt[f"m{layer}"] - of_clean[f"m{layer}"]) * torch.stack(later).sum(0)).sum())
+        assert result.effect.sel(layer=layer).item() == pytest.approx(expected, rel=2e-3, abs=1e-3)
+    assert result.question.estimate == "relp"
+    assert "method='relp'" in result.code()
+    with pytest.raises(SweepError, match="takes one backward pass"):
+        gs.attribute(clean, corrupt, METRIC, site="z", method="relp", steps=3, model=m)
+    with pytest.raises(SweepError, match="method is one of 'gradient', 'relp'"):
+        gs.attribute(clean, corrupt, METRIC, site="z", method="lrp", model=m)

@@ -18,7 +18,7 @@ from gemmascope.model.model import Model
 from gemmascope.values import is_array, real_tensor
 
 # Arguments that are left out of the code when they have these values.
-_DEFAULTS: dict[str, object] = {"into": "corrupt", "window": 1, "steps": 1}
+_DEFAULTS: dict[str, object] = {"into": "corrupt", "window": 1, "steps": 1, "method": "gradient"}
 
 # Tensors of up to this many numbers, and references of up to this many tokens in total, are printed in full.
 SHOWN_NUMBERS, SHOWN_TOKENS = 16, 256

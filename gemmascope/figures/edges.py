@@ -86,6 +86,26 @@ def scatter_figure(
     return figure
 
 
+def curves_figure(curves: Mapping[str, tuple[Sequence[float], Array]], *, title: str) -> Figure:
+    """Faithfulness over the share of edges, a line for each name, with lines at 0 and 1."""
+    go = plotly()
+    figure = go.Figure(
+        [
+            go.Scatter(
+                x=[100 * size for size in sizes], y=heights, name=escape_label(name), mode="lines+markers",
+                hovertemplate="%{x:.3g}% of the edges<br>%{y:+.3f}<extra>%{fullData.name}</extra>",
+            )
+            for name, (sizes, heights) in curves.items()
+        ]
+    )  # fmt: skip
+    for height in (0, 1):
+        figure.add_hline(y=height, line_width=1, line_dash="dot", line_color="#9a9a9a")
+    figure.update_xaxes(type="log", title="edges of the circuit, % of all")
+    figure.update_yaxes(title="faithfulness", zeroline=False)
+    figure.update_layout(title={"text": escape_label(title), "font_size": 15}, template="plotly_white", margin={"t": 60})
+    return figure
+
+
 def _layer_starts(layers: Array) -> list[int]:
     """Where each layer begins along an axis whose entries are in the order of layers; -1 is none."""
     found = [i for i in range(len(layers)) if layers[i] >= 0 and (i == 0 or layers[i] != layers[i - 1])]

@@ -81,6 +81,9 @@ def cases(gs: Any, model: Any, folder: Path) -> Iterator[tuple[str, Callable[[],
             f"edge_scores, {method}",
             lambda method=method: gs.edge_scores(CLEAN, CORRUPT, method=method, progress=False, **asked).values,
         )
+    edges = gs.edge_scores(CLEAN, CORRUPT, **asked)
+    yield "faithfulness", lambda: gs.faithfulness(edges, CLEAN, CORRUPT, **asked).values
+    yield "attribute by RelP", lambda: gs.attribute(CLEAN, CORRUPT, site="mlp_out", method="relp", **asked).values
     yield "grad", lambda: [trace.grad(metric, address) for address in (("pattern", 3), ("resid_pre", 0))]
     yield from _metrics(gs, model, trace, metric)
     yield from _generation(gs, model)

@@ -23,6 +23,7 @@ class EdgeCircuit:
         edges: Which edges it has, bool [sender, receiver, span]; one span where edges cover all positions.
         axis: "pos" or "span" where an edge covers some positions, else "".
         names: The positions or spans along that axis.
+        spans: The positions of each span, where they have names.
         scores: The scores that the edges were chosen by, [sender, receiver, span]; None where they were named.
     """
 
@@ -31,6 +32,7 @@ class EdgeCircuit:
     axis: str = ""
     names: tuple[str | int, ...] = ("all",)
     scores: Array | None = None
+    spans: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         """The number of edges."""
@@ -60,7 +62,7 @@ class EdgeCircuit:
             goes_on[-1] = True
             kept = edges & alive[:, None, None] & goes_on[None, :, None]
             if (kept == edges).all():
-                return EdgeCircuit(self.nodes, kept, self.axis, self.names, self.scores)
+                return EdgeCircuit(self.nodes, kept, self.axis, self.names, self.scores, self.spans)
             edges = kept
 
     def to_dataframe(self) -> pandas.DataFrame:

@@ -30,7 +30,7 @@ class EdgesAsked:
     """What a call asked: the model's name and fingerprint, its nodes, the method, the metric, and the call itself.
 
     axis: "pos" or "span" where an edge covers some positions; "" where it covers all. names: along that axis. tokens: of
-    the run that is patched.
+    the run that is patched. spans: the positions of spans with names, in the first pair.
     """
 
     model: str
@@ -44,6 +44,7 @@ class EdgesAsked:
     names: tuple[str | int, ...]
     tokens: tuple[str, ...]
     code: str
+    spans: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(eq=False)
@@ -128,7 +129,7 @@ class EdgeScores:
         pruned = true_or_false(prune, "prune", error=SweepError)
         scores = self.values.mean(0)
         chosen = strongest(np.abs(scores) if of_magnitude else -scores, self._n_of(size))
-        circuit = EdgeCircuit(self.asked.nodes, chosen, self.asked.axis, self.asked.names, scores)
+        circuit = EdgeCircuit(self.asked.nodes, chosen, self.asked.axis, self.asked.names, scores, self.asked.spans)
         return circuit.pruned() if pruned else circuit
 
     def _n_of(self, size: object) -> int:

@@ -141,6 +141,7 @@ def _empty(pairs: Sequence[EdgePair], question: EdgeQuestion, method: str, code:
         names=spans.names,
         tokens=tuple(model.texts(first.ids)),
         code=code,
+        spans=spans.positions,
     )
     shape = (len(pairs), len(nodes.senders), len(nodes.receivers), len(spans.names))
     return EdgeScores(asked, np.full(shape, np.nan), *(np.full(len(pairs), np.nan) for _ in range(2)))
