@@ -1,7 +1,7 @@
 """gs.faithfulness: how much of what the model does a circuit does by itself, over circuits of several sizes.
 
-f(C) = (m(C) - m(none)) / (m(all) - m(none)), m(C) the metric of a run in which all edges outside C are patched. The sizes and
-the two areas are those of MIB (Mueller et al., "MIB: a mechanistic interpretability benchmark", arXiv 2504.13151).
+f(C) = (m(C) - m(none)) / (m(all) - m(none)), m(C) the metric of a run in which all edges outside C are patched. The sizes
+and the two areas are those of MIB (Mueller et al., "MIB: a mechanistic interpretability benchmark", arXiv 2504.13151).
 """
 
 from __future__ import annotations
