@@ -3,11 +3,11 @@
 The floor is the arithmetic of all rows and logits at the rate of this machine's matrix products. All take turns within a
 round. One by one is a prompt's time, times the prompts. Logits are held to transformers in float32: float32 to rounding,
 bfloat16 to at most three times the distance of transformers' own bfloat16.
-Then what a trace keeps, beside the residual stream's bytes (held to 1.2 times), and with --long a trace of 8,192 positions
-with the process's peak resident size.
+Then what a trace keeps, beside the residual stream's bytes (held to 1.2 times), what of it is in the cache of at most 1 GiB
+that all traces share, and with --long a trace of 8,192 positions with the process's peak resident size.
 
 Run: python tests/benchmarks/trace.py [--lengths 16 128 512] [--prompts 1 16] [--rounds 7] [--small] [--json FILE] [--long]
-On a machine that other work shares, OMP_NUM_THREADS=1 is steadier: threads that wait for a taken core look like cost.
+On a machine that other work shares: OMP_NUM_THREADS=1, and --cpu-seconds.
 """
 
 from __future__ import annotations
@@ -32,19 +32,23 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def kept(ids: torch.Tensor, model: Any) -> float:
-    """The bytes of every tensor that a trace holds, as a part of those of the stream at the entry of every layer."""
-    storages = {s.data_ptr(): s.nbytes() for s in _storages(vars(gs.trace(ids, model=model)))}
+def kept(ids: torch.Tensor, model: Any) -> tuple[float, float]:
+    """The bytes of the tensors that a trace holds, and of those that it has in the cache which all traces share.
+
+    Both as parts of the stream at the entry of every layer.
+    """
+    trace = gs.trace(ids, model=model)
+    storages = {s.data_ptr(): s.nbytes() for s in _storages(vars(trace))}
     stream = model.config.n_layers * len(ids) * model.config.d_model * model.dtype.itemsize
-    return sum(storages.values()) / stream
+    return sum(storages.values()) / stream, sum(trace.layer_cache.sizes()) / stream
 
 
 def _storages(held: Any) -> list[Any]:
-    """The storages of the tensors in a trace's fields; the model that it points to is not the trace's."""
+    """The storages of the tensors in a trace's fields, but for the model and the cache, which are not its own."""
     if isinstance(held, torch.Tensor):
         return [held.untyped_storage()]
     if isinstance(held, dict):
-        return [s for key, value in held.items() if key != "model" for s in _storages(value)]
+        return [s for key, value in held.items() if key not in ("model", "layer_cache") for s in _storages(value)]
     if isinstance(held, (list, tuple)):
         return [s for value in held for s in _storages(value)]
     return _storages(vars(held)) if type(held).__module__.startswith("gemmascope") and hasattr(held, "__dict__") else []
@@ -75,7 +79,7 @@ def main() -> None:
     print(machine())
     plain = checkpoint(SMALL if given.small else SHAPE)
     table = Table("traces with logits: milliseconds, and their ratios round by round", COLUMNS)
-    memory = Table("what a trace keeps", ("positions", "of_the_stream", "allowed"))
+    memory = Table("what a trace keeps", ("positions", "of_the_stream", "allowed", "cached"))
     for dtype in given.dtype:
         source = plain if dtype == "float32" else copy.deepcopy(plain).to(getattr(torch, dtype))
         model = gs.load(source)
@@ -87,7 +91,8 @@ def main() -> None:
     model = gs.load(plain)
     for length in given.lengths:
         ids = prompt(length, plain.config.vocab_size, length)
-        memory.add(positions=length, of_the_stream=kept(ids, model), allowed=ALLOWED_BYTES)
+        own, cached = kept(ids, model)
+        memory.add(positions=length, of_the_stream=own, allowed=ALLOWED_BYTES, cached=cached)
     record(given.json, [table, memory])
     if given.long:
         subprocess.run([sys.executable, __file__, "long"], check=True)
