@@ -14,6 +14,7 @@ from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.errors import SweepError
+from gemmascope.figures.theme import NOTHING
 from gemmascope.sweeps.result import SweepResult
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -67,7 +68,7 @@ def test_colours_diverge_around_zero(normalized: bool) -> None:
     assert drawn.zmax == -drawn.zmin == np.abs(values.values).max()
     scale = drawn.colorscale
     assert [stop for stop, _ in scale] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert scale[2][1] == "#f7f7f7"  # nothing changed: neither colour
+    assert scale[2][1] == NOTHING, "where nothing changed, the page shines through"
     unit = drawn.colorbar.title.text
     assert unit == ("share of the gap" if normalized else "change of gs.logit_diff(' Mary', ' John')")
 

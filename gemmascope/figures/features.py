@@ -23,7 +23,5 @@ def features_figure(values: xarray.DataArray, *, title: str, unit: str, divergin
     if values.ndim == 2:
         values = values.isel(feature=slice(None, None, -1))
     figure = labelled_figure(values, title=title, unit=unit, diverging=diverging)
-    figure.update_layout(margin={"l": 10, "t": 70})
-    figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
+    figure.update_layout(margin_l=8)
     return figure

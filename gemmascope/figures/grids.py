@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemmascope.figures.labelled import DIVERGING, escape_label, labelled_figure
+from gemmascope.figures.labelled import labelled_figure
+from gemmascope.figures.theme import DIVERGING, escape_label, style_figure
 
 if TYPE_CHECKING:
     import xarray
@@ -63,23 +64,9 @@ def grids_figure(rows: Sequence[tuple[str, Sequence[Panel]]], *, title: str, sub
         bound = max(map(abs, extremes[number]))
         scale = {"colorscale": DIVERGING, "cmin": -bound, "cmax": bound, "colorbar": bar}
         figure.update_layout({_colours(number): scale})
-    figure.update_layout(
-        title={
-            "text": escape_label(title),
-            "font_size": 15,
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": 14},
-        },
-        template="plotly_white",
-        height=plotted + MARGINS,
-        margin={"t": 100, "b": 70},
-        showlegend=False,
-    )
-    if subtitle:
-        figure.update_layout(title_subtitle={"text": escape_label(subtitle), "font_size": 12})
-    figure.update_annotations(font_size=13)
+    style_figure(figure, title, subtitle, height=plotted + MARGINS, margin={"t": 100, "b": 70})
+    figure.update_layout(title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}})
+    figure.update_annotations(font_size=12)
     return figure
 
 

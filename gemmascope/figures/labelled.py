@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from gemmascope.errors import GemmascopeError
-from gemmascope.legible import legible_line
+from gemmascope.figures.theme import (
+    DIVERGING,
+    HATCH,
+    NEGATIVE,
+    PLAIN,
+    POSITIVE,
+    SEQUENTIAL,
+    TRANSPARENT,
+    ColourScale,
+    escape_label,
+    style_figure,
+)  # fmt: skip
 from gemmascope.packages import plotly
 from gemmascope.tokens.tokenizer import visible_text
 
@@ -19,21 +30,12 @@ if TYPE_CHECKING:
     import xarray
     from plotly.graph_objects import Figure, Scatter
 
-ColourScale = list[tuple[float, str]]
-
-# ColorBrewer's RdBu and Blues, which colour-blind readers can tell apart: red is negative, blue positive.
-DIVERGING: ColourScale = [(0.0, "#b2182b"), (0.25, "#ef8a62"), (0.5, "#f7f7f7"), (0.75, "#67a9cf"), (1.0, "#2166ac")]
-SEQUENTIAL: ColourScale = [(0.0, "#f7fbff"), (0.25, "#c6dbef"), (0.5, "#6baed6"), (0.75, "#2171b5"), (1.0, "#08306b")]
-NEGATIVE, POSITIVE, PLAIN, HATCH = "#b2182b", "#2166ac", "#2171b5", "#9a9a9a"
-
 GLOBAL = "◆"
 TITLES = {
     "pos": "position", "q_pos": "query position", "k_pos": "key position", "kv_head": "kv head",
     "layer": f"layer ({GLOBAL} global)",
 }  # fmt: skip
 TOKENS_OF = {"pos": "token", "q_pos": "q_token", "k_pos": "k_token"}
-
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "%{": "&#37;{"}
 
 # An axis with more labels than this is numbered by plotly, which skips some.
 MOST_TICKS, MOST_TOKENS = 48, 80
@@ -74,24 +76,9 @@ def labelled_figure(
             f"a picture has one or two axes; this has {array.ndim} ({axes}): choose some of it first, with .sel or .isel"
         )
     figure = _bars(array, unit, diverging) if array.ndim == 1 else _heat_map(array, unit, diverging, bound)
-    figure.update_layout(
-        title={"text": escape_label(title), "font_size": 15}, template="plotly_white", margin={"t": 70}, showlegend=False
-    )
-    if subtitle:
-        figure.update_layout(title_subtitle={"text": escape_label(subtitle), "font_size": 12})
+    style_figure(figure, title, subtitle)
     figure.update_xaxes(showgrid=False, zeroline=False)
     return figure
-
-
-def escape_label(label: str) -> str:
-    """A label escaped for plotly, so that a token is drawn as it is.
-
-    In labels plotly reads a little HTML, TeX between two dollar signs when MathJax is loaded, and, in hover text, values
-    after a percent sign. It does not look for any of these in HTML entities.
-    """
-    for char, entity in _ENTITIES.items():
-        label = label.replace(char, entity)
-    return legible_line(label)
 
 
 def axis_labels(array: xarray.DataArray, axis: str) -> list[str]:
@@ -129,7 +116,7 @@ def hatching(array: xarray.DataArray) -> Scatter | None:
         y += [low, low, high, high, low, None]
     if not x:
         return None
-    pattern = {"shape": "/", "size": 6, "solidity": 0.15, "fgcolor": HATCH, "bgcolor": "#ffffff"}
+    pattern = {"shape": "/", "size": 6, "solidity": 0.15, "fgcolor": HATCH, "bgcolor": TRANSPARENT}
     return go.Scatter(
         x=x, y=y, mode="lines", line_width=0, fill="toself", fillpattern=pattern, hoverinfo="skip", name="not run"
     )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmascope.figures.labelled import GLOBAL, escape_label, labelled_figure
+from gemmascope.figures.labelled import GLOBAL, labelled_figure
+from gemmascope.figures.theme import UNDER_TEXT, escape_label
 from gemmascope.legible import legible_line
 from gemmascope.tokens.tokenizer import visible_text
 
@@ -47,7 +48,7 @@ def lens_figure(
     figure = labelled_figure(values, title=title, unit=unit, diverging=False, bound=bound, subtitle=subtitle)
     if tokens.sizes["pos"] <= MOST_COLUMNS:
         heat_map = figure.data[-1]
-        heat_map.text, heat_map.texttemplate, heat_map.textfont = _cells(tokens, agrees), "%{text}", {"size": 10}
+        heat_map.update(text=_cells(tokens, agrees), texttemplate="%{text}", textfont={"size": 10}, colorscale=UNDER_TEXT)
     if by_entry:
         names = values["entry"].values.tolist()
         ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmascope.figures.labelled import NEGATIVE, PLAIN, POSITIVE, escape_label
+from gemmascope.figures.theme import INK, NEGATIVE, PLAIN, POSITIVE, escape_label, style_figure
 from gemmascope.packages import plotly
 from gemmascope.tokens.tokenizer import visible_text
 
@@ -45,7 +45,7 @@ def direction_figure(projections: xarray.DataArray, log_odds: xarray.DataArray, 
             marker={"color": colour, "size": 9, "opacity": 0.75, "symbol": ["circle" if r else "x" for r in right]},
             name=name,
         )
-    figure.add_vline(x=0, line_color="#555555", line_dash="dot")
+    figure.add_vline(x=0, line_color=INK, line_dash="dot")
     figure.update_xaxes(title="projection on the direction, from the midpoint of the means", zeroline=False)
     figure.update_yaxes(
         tickmode="array",
@@ -55,7 +55,7 @@ def direction_figure(projections: xarray.DataArray, log_odds: xarray.DataArray, 
         showgrid=False,
         zeroline=False,
     )
-    _frame(figure, title, subtitle, height=360)
+    style_figure(figure, title, subtitle, height=360, margin={"t": 88})
     return figure
 
 
@@ -91,25 +91,14 @@ def strengths_figure(
             col=1,
         )
         if np.isfinite(without):
-            figure.add_hline(y=without, line_color="#777777", line_dash="dot", row=row, col=1)
+            figure.add_hline(y=without, line_color=INK, line_dash="dot", row=row, col=1)
         figure.update_yaxes(title=escape_label(shortened(label)), zeroline=False, row=row, col=1)
     finite = perplexity.values[np.isfinite(perplexity.values)]
     figure.update_yaxes(type="log", **log_ticks(finite), row=2, col=1)
     figure.update_xaxes(zeroline=False)
     figure.update_xaxes(title="strength, in lengths of the vector", row=2, col=1)
-    _frame(figure, title, "dotted: unsteered", height=560)
+    style_figure(figure, title, "dotted: unsteered", height=560, margin={"t": 88})
     return figure
-
-
-def _frame(figure: Figure, title: str, subtitle: str, height: int) -> None:
-    figure.update_layout(
-        title={"text": escape_label(title), "font_size": 15},
-        title_subtitle={"text": escape_label(subtitle), "font_size": 12},
-        template="plotly_white",
-        showlegend=False,
-        height=height,
-        margin={"t": 90},
-    )
 
 
 def log_ticks(values: NDArray[np.floating]) -> dict[str, object]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gemmascope.figures.theme import NEGATIVE, POSITIVE, style_figure
 from gemmascope.packages import plotly
 
 if TYPE_CHECKING:
     import xarray
     from plotly.graph_objects import Figure
 
-COLOURS = ("#2166ac", "#b2182b")
+COLOURS = (POSITIVE, NEGATIVE)
 
 
 def stream_difference_figure(cosine: xarray.DataArray, relative_error: xarray.DataArray, *, title: str) -> Figure:
@@ -33,5 +34,5 @@ def stream_difference_figure(cosine: xarray.DataArray, relative_error: xarray.Da
     last = int(cosine["layer"][-1])
     figure.update_xaxes(tickformat="d", dtick=max(1, last // 12))
     figure.update_xaxes(title=f"layer that the stream enters ({last}: it leaves the last)", row=2, col=1)
-    figure.update_layout(title=title, template="plotly_white", showlegend=False, margin={"t": 60})
+    style_figure(figure, title)
     return figure

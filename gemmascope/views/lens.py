@@ -190,14 +190,14 @@ def _row_label(reading: Lens, i: int) -> Label:
 
 
 def _table(reading: Lens, top: int) -> list[list[str]]:
-    """What each layer would answer after the last position: the table that stands in for the picture."""
+    """What each layer would answer after the last position: the table that stands in for the picture, layer 0 at the bottom."""
     rows = []
     for i in range(len(reading.entries)):
         texts, probs = reading.trace.model.texts(reading.ids[i, -1, :top]), reading.probs[i, -1, :top]
         tops = [f"{visible_text(text)} {float(prob):.4f}" for text, prob in zip(texts, probs, strict=True)]
         rank = [f"rank of the answer {int(reading.followed[2][i, -1])}"] if reading.followed else []
         rows.append([_row_label(reading, i).get("hint", reading.entries[i][0]), *tops, *rank])
-    return rows
+    return rows[::-1]
 
 
 def _echo(reading: Lens) -> str:

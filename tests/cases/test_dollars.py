@@ -12,7 +12,7 @@ import pytest
 from browser import page_of
 from hostile import UNFIT
 
-from gemmascope.figures.labelled import escape_label
+from gemmascope.figures.theme import escape_label
 
 # What our own labels may hold besides text.
 OWN = re.compile(r"<br>|<extra></extra>|&(?:amp|lt|gt|#36|#37);")

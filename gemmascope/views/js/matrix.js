@@ -1,6 +1,6 @@
 // A labelled matrix on a canvas: its layout, its drawing, and the cell at a point.
 
-import { colour, colourAt, css, format, inkOn, fractionAt, ticksOf } from "./scale.js";
+import { barTicks, colour, colourAt, css, format, inkOn, fractionAt } from "./scale.js";
 import { fitted, legible, legibleLine } from "./tokens.js";
 
 export const NOT_RUN = 0, ESTIMATED = 1, EXACT = 2, UNDER_WAY = 3;
@@ -218,8 +218,9 @@ function bar(ctx, layout, spec, colours) {
   ctx.fillStyle = colours.ink;
   ctx.textAlign = "left";
   ctx.textBaseline = "middle";
-  for (const tick of ticksOf(spec.scale, Math.max(2, Math.floor(height / 34)))) {
-    ctx.fillText(format(tick, spec.scale.low < 0), x + 16, Math.max(layout.top + 4, layout.top + height * (1 - fractionAt(tick, spec.scale))));
+  for (const tick of barTicks(spec.scale, height)) {
+    const y = layout.top + height * (1 - fractionAt(tick, spec.scale));
+    ctx.fillText(format(tick, spec.scale.low < 0), x + 16, Math.min(layout.top + height - 5, Math.max(layout.top + 6, y)));
   }
   if (!spec.unit) return;
   ctx.fillStyle = colours.faint;

@@ -75,6 +75,16 @@ export function rounded(value, scale) {
   return Math.abs(value) < 1e-6 * Math.max(Math.abs(scale.low), Math.abs(scale.high)) ? 0 : value;
 }
 
+/** The numbers beside a colour bar so many pixels high: both ends, to three digits, and round numbers that have room. */
+export function barTicks(scale, height) {
+  const short = (value) => Number(value.toPrecision(3));
+  const kept = [short(scale.high), short(scale.low)];
+  const inner = ticksOf(scale, Math.max(2, Math.floor(height / 34)));
+  const isFar = (a, b) => Math.abs(fractionAt(a, scale) - fractionAt(b, scale)) * height >= 15;
+  for (const tick of [...inner.filter((one) => one === 0), ...inner]) if (kept.every((other) => isFar(tick, other))) kept.push(tick);
+  return kept.sort((a, b) => a - b);
+}
+
 /** The labels of a scale: round numbers, or powers of ten on a logarithmic scale. */
 export function ticksOf(scale, n) {
   if (!scale.log) return ticks(scale.low, scale.high, n);
