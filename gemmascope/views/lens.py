@@ -190,7 +190,7 @@ def _row_label(reading: Lens, i: int) -> Label:
 
 
 def _table(reading: Lens, top: int) -> list[list[str]]:
-    """What each layer would answer after the last position: the table that stands in for the picture, layer 0 at the bottom."""
+    """What each layer would answer after the last position, layer 0 at the bottom: the table in the picture's place."""
     rows = []
     for i in range(len(reading.entries)):
         texts, probs = reading.trace.model.texts(reading.ids[i, -1, :top]), reading.probs[i, -1, :top]

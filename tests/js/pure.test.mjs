@@ -9,7 +9,7 @@ import { cellText } from "../../gemmascope/views/js/grid.js";
 import { cellsOf } from "../../gemmascope/views/js/lens.js";
 import { rangeOf, seriesAt } from "../../gemmascope/views/js/lines.js";
 import { cellCorner, cellAtPoint, labelOf, layoutOf } from "../../gemmascope/views/js/matrix.js";
-import { colour, colourAt, css, format, inkOn, fractionAt, ticks, ticksOf } from "../../gemmascope/views/js/scale.js";
+import { barTicks, colour, colourAt, css, format, percent, rounded, inkOn, fractionAt, ticks, ticksOf } from "../../gemmascope/views/js/scale.js";
 import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "../../gemmascope/views/js/select.js";
 import { cut, fitted, legible, visibleText } from "../../gemmascope/views/js/tokens.js";
 
@@ -22,6 +22,28 @@ test("the middle of a diverging scale is neither colour, its ends are red and bl
   assert.deepEqual(colour(2, DIVERGING), [33, 102, 172]);
   assert.deepEqual(colour(99, DIVERGING), colour(2, DIVERGING));
   assert.deepEqual(colour(1, DIVERGING), [103, 169, 207]);
+});
+
+test("a colour bar names both ends however low it is, and more where there is room", () => {
+  assert.deepEqual(barTicks({ kind: "diverging", low: -23.47, high: 23.47 }, 40), [-23.5, 0, 23.5]);
+  assert.deepEqual(barTicks({ kind: "diverging", low: -23.47, high: 23.47 }, 20), [-23.5, 23.5]);
+  assert.deepEqual(barTicks({ kind: "sequential", low: 0, high: 1 }, 180), [0, 0.2, 0.4, 0.6, 0.8, 1]);
+  const ranks = barTicks({ kind: "sequential", low: 0, high: 4321, log: true, reverse: true }, 180);
+  assert.deepEqual([ranks[0], ranks.at(-1)], [0, 4320]);
+  for (let high = 1e-7; high < 1e8; high *= 3.7) {
+    const numbers = barTicks({ kind: "diverging", low: -high, high }, 60);
+    assert.ok(numbers.length >= 3 && numbers.includes(0), String(high));
+  }
+});
+
+test("what float32 rounds is a zero on its scale, and a small share has no digits", () => {
+  const scale = { kind: "diverging", low: -23.5, high: 23.5 };
+  assert.equal(format(rounded(9.54e-7, scale), true), "0");
+  assert.equal(format(rounded(-9.54e-7, scale), true), "0");
+  assert.equal(rounded(1e-3, scale), 1e-3);
+  assert.equal(rounded(1e-7, { low: 0, high: 1e-6 }), 1e-7);
+  assert.ok(Number.isNaN(rounded(NaN, scale)));
+  assert.deepEqual([0, 0.0009, 0.001, 1].map(percent), ["<0.1%", "<0.1%", "0.1%", "100.0%"]);
 });
 
 test("a value that is not a number has no colour", () => {
