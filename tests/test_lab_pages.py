@@ -76,12 +76,12 @@ def press(page: Any, name: str, nth: int = 0) -> None:
 
 
 def table(page: Any, nth: int = 0) -> list[list[str]]:
-    """The cells of a lab's table, as it is now, from the bottom up: layer 0 first."""
+    """The cells of a lab's table, as it is now."""
     return (
         page.locator(".gs-lab")
         .nth(nth)
         .evaluate(  # type: ignore[no-any-return]
-            "el => [...el.querySelectorAll('tbody tr')].map(r => [...r.querySelectorAll('td')].map(c => c.innerText)).reverse()"
+            "el => [...el.querySelectorAll('tbody tr')].map(r => [...r.querySelectorAll('td')].map(c => c.innerText))"
         )
     )
 

@@ -209,7 +209,7 @@ function measured(canvas, text) {
   return measuring.measureText(text).width;
 }
 
-/** The numbers as a table, for screen readers, with its rows in the order of the picture: layer 0 at the bottom. */
+/** The numbers as a table, for screen readers. */
 function tableOf(spec, data) {
   const heading = (label, scope) => make("th", { scope, class: label.special ? "gs-special" : null }, labelOf(label));
   const head = make("tr", {}, make("th", {}, ""), ...spec.columns.map((c) => heading(c, "col")));
@@ -217,5 +217,5 @@ function tableOf(spec, data) {
     const cells = spec.columns.map((_, j) => make("td", {}, spec.outside?.(i, j) ? "" : cellText(spec, data, i, j).split("\n").slice(1).join("; ")));
     return make("tr", {}, heading(r, "row"), ...cells);
   });
-  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...(spec.up ? rows.reverse() : rows)));
+  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
 }
