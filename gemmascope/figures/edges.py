@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemmascope.figures.labelled import DIVERGING, POSITIVE, escape_label
+from gemmascope.figures.theme import DIVERGING, INK, LINE, POSITIVE, escape_label, style_figure
 from gemmascope.packages import plotly
 from gemmascope.values import Array
 
@@ -47,12 +47,10 @@ def edge_map(scores: xarray.DataArray, *, title: str, unit: str) -> Figure:
         ticks, texts = _layer_ticks(scores[f"{axis}_layer"].values, scores[f"{axis}_kind"].values)
         update(title=what, tickmode="array", tickvals=ticks, ticktext=texts, showgrid=False, zeroline=False)
     for at in _layer_starts(scores["receiver_layer"].values)[1:]:
-        figure.add_vline(x=at - 0.5, line_width=1, line_color="#d8d8d8")
+        figure.add_vline(x=at - 0.5, line_width=1, line_color=LINE)
     for at in _layer_starts(scores["sender_layer"].values):
-        figure.add_hline(y=at - 0.5, line_width=1, line_color="#d8d8d8")
-    figure.update_layout(
-        title={"text": escape_label(title), "font_size": 15}, template="plotly_white", margin={"t": 60}, height=560
-    )
+        figure.add_hline(y=at - 0.5, line_width=1, line_color=LINE)
+    style_figure(figure, title, height=560)
     return figure
 
 
@@ -79,10 +77,7 @@ def scatter_figure(
         figure.add_traces([go.Scatter(**equal, hoverinfo="skip"), points], rows=1, cols=column)
         figure.update_xaxes(title=escape_label(truth_name), row=1, col=column)
     figure.update_yaxes(title=escape_label(f"estimate: {unit}"), row=1, col=1)
-    figure.update_layout(
-        title={"text": escape_label(title), "font_size": 15}, template="plotly_white", showlegend=False, margin={"t": 90},
-        height=420,
-    )  # fmt: skip
+    style_figure(figure, title, height=420, margin={"t": 88})
     return figure
 
 
@@ -99,10 +94,10 @@ def curves_figure(curves: Mapping[str, tuple[Sequence[float], Array]], *, title:
         ]
     )  # fmt: skip
     for height in (0, 1):
-        figure.add_hline(y=height, line_width=1, line_dash="dot", line_color="#9a9a9a")
+        figure.add_hline(y=height, line_width=1, line_dash="dot", line_color=INK)
     figure.update_xaxes(type="log", title="edges of the circuit, % of all")
     figure.update_yaxes(title="faithfulness", zeroline=False)
-    figure.update_layout(title={"text": escape_label(title), "font_size": 15}, template="plotly_white", margin={"t": 60})
+    style_figure(figure, title, showlegend=True)
     return figure
 
 

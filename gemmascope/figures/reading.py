@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gemmascope.figures.labelled import HATCH, PLAIN, axis_labels, escape_label
+from gemmascope.figures.labelled import axis_labels
+from gemmascope.figures.theme import HATCH, PLAIN, escape_label, style_figure
 from gemmascope.packages import plotly
 
 if TYPE_CHECKING:
@@ -50,8 +51,5 @@ def reading_figure(attention: xarray.DataArray, *, query: int, title: str) -> Fi
         title="head", tickvals=rows, ticktext=list(map(escape_label, names)), showgrid=False, zeroline=False,
         range=[-0.6, len(names) - 0.2],
     )  # fmt: skip
-    figure.update_layout(
-        title={"text": escape_label(title), "font_size": 15}, template="plotly_white", showlegend=False,
-        height=MARGINS + ROW * len(names), margin={"t": 60},
-    )  # fmt: skip
+    style_figure(figure, title, height=MARGINS + ROW * len(names))
     return figure

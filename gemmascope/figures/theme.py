@@ -60,7 +60,8 @@ def template() -> Template:
 
 def style_figure(figure: Figure, title: str, subtitle: str = "", **layout: object) -> None:
     """Give a figure the template, a title and further layout. title, subtitle: plain text, escaped here; empty for none."""
-    figure.update_layout(template=template(), title_text=escape_label(title), showlegend=False, **layout)
+    settings = {"showlegend": False, **layout}
+    figure.update_layout(template=template(), title_text=escape_label(title), **settings)
     if subtitle:
         figure.update_layout(title_subtitle={"text": escape_label(subtitle), "font_size": 12})
 
