@@ -13,7 +13,7 @@ from gemmascope.packages import plotly
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-    from plotly.graph_objects.layout import Template
+    from plotly.graph_objs.layout import Template
 
 ColourScale = list[tuple[float, str]]
 
@@ -41,7 +41,7 @@ def template() -> Template:
     axis = {"gridcolor": LINE, "linecolor": LINE, "zerolinecolor": INK, "zerolinewidth": 1, "ticks": "", "automargin": True}
     axis["title"] = {"standoff": 12}
     bar = {"outlinewidth": 0, "thickness": 12, "ticks": ""}
-    return layout.Template(
+    made: Template = layout.Template(
         layout={
             "font": {"family": FONT, "size": 12, "color": INK},
             "title": {"font": {"size": 14}, "x": 0.02, "xanchor": "left"},
@@ -56,6 +56,7 @@ def template() -> Template:
         },
         data={"heatmap": [{"colorbar": bar}], "bar": [{"marker": {"line": {"width": 0}}}]},
     )
+    return made
 
 
 def style_figure(figure: Figure, title: str, subtitle: str = "", **layout: object) -> None:
