@@ -15,6 +15,7 @@ from gemmascope.errors import GemmascopeError
 from gemmascope.workshop import check
 from gemmascope.workshop.check import CheckFailed, exercises
 from gemmascope.workshop.grading import Exercise
+from gemmascope.workshop.learners_code import Head
 
 ALL = exercises()
 WRONG = [(number, i) for number, exercise in ALL.items() for i in range(len(exercise.wrong))]
@@ -158,6 +159,16 @@ def test_a_circuit_compares_with_heads_of_any_kind(kind: str, capsys: pytest.Cap
 
     check.ex_4_2(only, 5)
     assert "4.2: right" in capsys.readouterr().out
+
+
+def test_a_head_equals_the_same_two_numbers_in_any_kind_and_nothing_else() -> None:
+    head = Head(2, 3)
+    for same in ((2, 3), [2, 3], np.array([2, 3]), torch.tensor([2, 3]), Head(2, 3)):
+        assert head == same
+    for other in ((2, 4), [2], "23", 23, None, np.array([[2, 3], [2, 3]]), torch.tensor([[2, 3], [2, 3]])):
+        assert head != other
+    assert head == [2, 3]
+    assert {(2, 3): "found"}[head] == "found"
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=lambda kind: kind.__name__)

@@ -26,7 +26,7 @@ class Head(tuple[int, int]):
             return False
         try:
             return tuple(self) == tuple(other)  # type: ignore[arg-type]
-        except TypeError:
+        except (TypeError, ValueError, RuntimeError):  # no sequence, or an array of several heads
             return False
 
     def __ne__(self, other: object) -> bool:
