@@ -53,6 +53,7 @@ from gemmascope.generation.generate import generate as generate
 from gemmascope.generation.result import Generation as Generation
 from gemmascope.labs.heads import HeadLab as HeadLab
 from gemmascope.labs.heads import head_lab as head_lab
+from gemmascope.labs.patching.lab import open_patching_lab as open_patching_lab
 from gemmascope.labs.patching.lab import patching_lab as patching_lab
 from gemmascope.labs.steering import SteerLab as SteerLab
 from gemmascope.labs.steering import steer_lab as steer_lab

@@ -15,7 +15,7 @@ import gemmascope as gs
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 CELLS = [
-    f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab",
+    f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', at_once=False)\nlab",
 ]
 
 pytestmark = pytest.mark.nano
@@ -37,11 +37,11 @@ def button(page: Any, name: str) -> Any:
 
 def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
     exact = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", progress=False).effect
-    page.get_by_text("clean +11.86, corrupted −11.61").wait_for()
+    page.get_by_label("corrupted −11.61, clean +11.86").wait_for()
     button(page, "Estimate").click()
     button(page, "Show as table").click()
     page.locator(".gs-lab tbody td", has_text="estimate").first.wait_for(timeout=20_000)
-    assert page.locator(".gs-lab tbody td", has_text="estimate").count() == 90
+    assert page.locator(".gs-lab tbody td", has_text="estimate").count() == 30  # the others are 0 without a run
     canvas = page.locator(".gs-lab canvas[role='application']").first
     canvas.focus()
     for key in ("Home", "PageUp", "End", "Enter"):  # the first key shows where the selection is
@@ -50,8 +50,8 @@ def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
     wait_until_exact(page, cell)
     assert "estimate" not in page.locator(".gs-lab .gs-tip").first.inner_text(), "what the cell says is what it holds now"
     assert number(page, cell) == pytest.approx(float(exact[5, 14]), rel=1e-3)
-    assert page.locator(".gs-lab tbody td", has_text="estimate").count() == 89
-    button(page, "Exact: all").click()
+    assert page.locator(".gs-lab tbody td", has_text="estimate").count() == 29
+    button(page, "Run all exactly").click()
     wait_until_exact(page, ".gs-lab tbody td")
     for row in range(6):
         displayed = number(page, f".gs-lab tbody tr:nth-child({row + 1}) td:nth-child(12)")

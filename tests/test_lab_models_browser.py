@@ -41,7 +41,7 @@ def page(lab: Lab, chromium: Any) -> Iterator[Any]:
 
 def test_a_model_is_chosen_from_the_list_and_the_numbers_follow(page: Any, lab: Lab) -> None:
     first, second = (gs.load(lab.folder / name) for name in ("first", "second"))
-    page.get_by_text(ends(first)).wait_for()
+    page.get_by_label(ends(first)).wait_for()
     for nth in (0, 1):
         models = page.locator(".gs-models select").nth(nth)
         assert models.locator("option").count() == 1
@@ -49,12 +49,11 @@ def test_a_model_is_chosen_from_the_list_and_the_numbers_follow(page: Any, lab: 
         models.locator("option", has_text="second (Gemma 2").wait_for(state="attached", timeout=60_000)
         assert models.input_value() == "first"
         models.select_option("second")
-    page.get_by_text(ends(second)).wait_for(timeout=30_000)
-    page.locator(".gs-lab").get_by_text("an effect of").wait_for(timeout=30_000)
+    page.get_by_label(ends(second)).wait_for(timeout=30_000)
     page.get_by_text("Attention in second").wait_for(timeout=30_000)
     assert page.locator(".gs-models select").evaluate_all("all => all.map(one => one.value)") == ["second", "second"]
     page.locator(".gs-lab button", has_text=re.compile("Show as table")).first.click()
-    rows = page.locator(".gs-lab .gs-grids tbody tr")  # the second model has a layer more
+    rows = page.locator(".gs-lab .gs-grid tbody tr")  # the second model has a layer more
     rows.nth(2).wait_for()
     assert rows.count() == 3
 
@@ -62,7 +61,7 @@ def test_a_model_is_chosen_from_the_list_and_the_numbers_follow(page: Any, lab: 
     page.locator(".gs-models select").first.select_option("third")
     page.locator(".gs-lab .gs-error:visible", has_text="model.safetensors").wait_for(timeout=30_000)
     page.wait_for_function("document.querySelector('.gs-models select').value === 'second'")
-    page.get_by_text(ends(second)).wait_for()
+    page.get_by_label(ends(second)).wait_for()
 
 
 def test_the_list_returns_to_the_present_model_when_another_was_refused_at_once(chromium: Any) -> None:
@@ -90,4 +89,4 @@ def ends(model: gs.Model) -> str:
     """What the patching lab says of its two prompts."""
     runs = [gs.trace(prompt, model=model).next_logits for prompt in (CLEAN, CORRUPT)]
     clean, corrupt = (float(logits[5] - logits[9]) for logits in runs)
-    return f"clean {clean:+.4g}, corrupted {corrupt:+.4g}".replace("-", "−")
+    return f"corrupted {corrupt:+.4g}, clean {clean:+.4g}".replace("-", "−")

@@ -35,9 +35,9 @@ torch.manual_seed(0)
 shape = dict(hidden_size=256, intermediate_size=1024, num_attention_heads=4, num_key_value_heads=2, head_dim=64)
 config = Gemma2Config(vocab_size=128, num_hidden_layers=24, bos_token_id=2, **shape)
 ids = [2, *range(10, 57)]
-slow = gs.patching_lab(ids, [2, 9, *ids[2:]], 5, 9, model=gs.load(Gemma2ForCausalLM(config).eval()))
+slow = gs.patching_lab(ids, [2, 9, *ids[2:]], 5, 9, model=gs.load(Gemma2ForCausalLM(config).eval()), at_once=False)
 slow"""
-NANO = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab"
+NANO = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', at_once=False)\nlab"
 ODD = f"""\
 import sys; sys.path.insert(0, {str(TESTS)!r})
 from pieces import ODD, worded
@@ -73,6 +73,12 @@ def opened(lab: Lab, chromium: Any) -> Iterator[Any]:
 
 def press(page: Any, name: str, nth: int = 0) -> None:
     page.locator(".gs-lab").nth(nth).locator("button").filter(has_text=re.compile(name)).first.click()
+
+
+def take_away(page: Any, name: str) -> None:
+    """Choose an entry of the menu of exports."""
+    page.get_by_role("button", name="export and copy").click()
+    page.locator(f".gs-lab [data-gs-do='{name}']").click()
 
 
 def table(page: Any, nth: int = 0) -> list[list[str]]:
@@ -115,16 +121,17 @@ def test_a_click_and_a_brush_compute_what_they_cover(opened: Any) -> None:
     page.mouse.up()
     wait_for(page, lambda: is_exact(table(page)[2][10]))
     assert number(table(page)[2][10]) == pytest.approx(exact[2, 10], rel=1e-3)
-    assert sum(is_exact(cell) for row in table(page) for cell in row) == 1
+    assert sum(is_exact(cell) for row in table(page) for cell in row) == 61  # 60 are 0 without a run
     (x, y), (to_x, to_y) = find(cells, 1, 9), find(cells, 3, 12)
     page.mouse.move(cells.box["x"] + x, cells.box["y"] + y)
     page.mouse.down()
     page.mouse.move(cells.box["x"] + to_x, cells.box["y"] + to_y, steps=4)
     page.mouse.up()
-    wait_for(page, lambda: sum(is_exact(cell) for row in table(page) for cell in row) >= 12)
+    wait_for(page, lambda: sum(is_exact(cell) for row in table(page) for cell in row) >= 60 + 9)
     shown = table(page)
     done = np.array([[is_exact(cell) for cell in row] for row in shown])
     expected = np.zeros_like(done)
+    expected[:, :10] = True  # where the prompts are alike
     expected[1:4, 9:13] = True
     assert np.array_equal(done, expected)
     for row, column in np.argwhere(done):
@@ -132,7 +139,7 @@ def test_a_click_and_a_brush_compute_what_they_cover(opened: Any) -> None:
     bound = np.abs(exact[done]).max()
     page.mouse.move(0, 0)
     cells.canvas.press("Escape")
-    for row, column in ((1, 9), (2, 11), (3, 12)):
+    for row, column in ((1, 9), (1, 10), (3, 12)):
         x, y = find(cells, row, column)
         page.mouse.move(0, 0)
         wanted = between(RED_BLUE, 0.5 + exact[row, column] / (2 * bound))
@@ -148,7 +155,7 @@ def find(cells: Pointer, layer: int, pos: int) -> tuple[float, float]:
 def test_a_cancel_ends_within_a_chunk_and_keeps_what_is_done(opened: Any) -> None:
     page = opened(SLOW)
     press(page, "Show as table")
-    press(page, "Exact: all")
+    press(page, "Run all exactly")
     wait_for(page, lambda: sum(is_exact(cell) for row in table(page) for cell in row) > 0)
     page.locator(".gs-lab button[data-gs-do=cancel]").click()  # the other one ends the loading of a model
     page.get_by_text("cancelled: what was done is kept").wait_for(timeout=5000)
@@ -158,7 +165,7 @@ def test_a_cancel_ends_within_a_chunk_and_keeps_what_is_done(opened: Any) -> Non
     page.wait_for_timeout(700)
     assert [[is_exact(cell) for cell in row] for row in table(page)] == kept
     assert not any("under way" in cell for row in table(page) for cell in row)
-    press(page, "Exact: all")
+    press(page, "Run all exactly")
     wait_for(page, lambda: sum(is_exact(cell) for row in table(page) for cell in row) > n_kept)
     page.locator(".gs-lab canvas[role=application]").press("Escape")
     wait_for(page, lambda: page.locator(".gs-lab button[data-gs-do=cancel]").is_disabled(), 5)
@@ -191,7 +198,7 @@ def test_two_labs_on_a_page_do_not_mix(opened: Any) -> None:
     for nth in (0, 1):
         press(page, "Show as table", nth)
     for nth in (0, 1):
-        press(page, "Exact: all", nth)
+        press(page, "Run all exactly", nth)
     wait_for(page, lambda: all(is_exact(cell) for nth in (0, 1) for row in table(page, nth) for cell in row))
     one, two = ([[number(cell) for cell in row] for row in table(page, nth)] for nth in (0, 1))
     np.testing.assert_allclose(one, -np.array(two), rtol=1e-3, atol=1e-3)
@@ -202,9 +209,9 @@ def test_odd_words_are_words(opened: Any) -> None:
     chips = page.locator(".gs-lab .gs-chip").all_inner_texts()
     for token in ("<img·src=x·onerror=alert(1)>", "</script>", "&amp;", r"\x1b[31m", r"\u202e", "שלום", "😀"):
         assert token in chips
-    press(page, "Exact: all")
+    press(page, "Run all exactly")
     page.locator(".gs-lab canvas[role=application]").press("Enter")
-    page.locator(".gs-detail:visible").wait_for()
+    page.locator(".gs-detail .gs-cell:visible").wait_for()
     assert page.locator(".gs-lab img, .gs-lab script").count() == 0
 
 
@@ -250,9 +257,9 @@ def test_what_is_taken_away_is_what_was_found_and_runs_are_compared(opened: Any,
     page = opened(NANO)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     press(page, "Show as table")
-    press(page, "Exact: all")
+    press(page, "Run all exactly")
     wait_for(page, lambda: all(is_exact(cell) for row in table(page) for cell in row))
-    press(page, "Copy Python")
+    take_away(page, "Copy Python")
     page.get_by_text("the Python of this experiment was copied").wait_for()
     scope: dict[str, Any] = {}
     exec(page.evaluate("navigator.clipboard.readText()"), scope)
@@ -260,17 +267,20 @@ def test_what_is_taken_away_is_what_was_found_and_runs_are_compared(opened: Any,
     files = {}
     for name in ("CSV", "HTML", "PNG"):
         with page.expect_download() as download:
-            press(page, f"^{name}$")
+            take_away(page, name)
         files[name] = Path(download.value.path()).read_bytes()
     cells = list(csv.DictReader(io.StringIO(files["CSV"].decode())))
     np.testing.assert_allclose([float(cell["effect"]) for cell in cells], exact.ravel(), atol=1e-4)
     assert files["HTML"].startswith(b"<!doctype html>")
     assert files["PNG"].startswith(b"\x89PNG")
-    page.locator(".jp-OutputArea select").filter(has_text="resid_mid:").select_option(label=SITES["resid_mid"])
-    page.locator(".gs-lab").get_by_text("resid_mid patched into").wait_for()
-    press(page, "Exact: all")
-    compared = page.get_by_label("compare with an earlier run")
-    wait_for(page, lambda: compared.locator("option").count() == 3)
-    compared.select_option(index=1)
-    page.locator(".gs-lab").get_by_text("resid_pre patched into").wait_for()
+    page.get_by_label("what is patched").select_option(label=SITES["resid_mid"])
+    page.get_by_label("resid_mid patched into").first.wait_for()
+    press(page, "Run all exactly")
+    runs = page.locator(".gs-run")
+    wait_for(page, lambda: runs.count() == 2 and "all 90 exact" in runs.nth(1).inner_text())
+    runs.first.click(modifiers=["Shift"])
+    page.get_by_text("This run less: the residual stream").wait_for()
     assert page.locator(".gs-lab canvas[role=application]").count() == 2
+    runs.first.click()
+    page.get_by_label("resid_pre patched into").first.wait_for()
+    assert all(is_exact(cell) for row in table(page) for cell in row), "the cells of the earlier run are there again"

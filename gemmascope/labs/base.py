@@ -48,8 +48,13 @@ class LabBase(ChoosingSession):
     def _handlers(self) -> Handlers:
         return {}
 
-    def _fields(self) -> Fields:
-        raise NotImplementedError
+    def _late_handlers(self) -> Handlers:
+        """What a message about an older question may still ask for, such as a click made while a prompt was typed."""
+        return {}
+
+    def _fields(self) -> Fields | None:
+        """Controls above the page; None for a lab whose page has its own."""
+        return None
 
     def _fallback_html(self) -> str:
         raise NotImplementedError
@@ -70,6 +75,7 @@ class LabBase(ChoosingSession):
         if self._box is None:
             with requires_package("the live widget", "ipywidgets", "anywidget"):
                 self._box = lab_box(self, self._widgets(), self._on_box_closed)
+            self._on_shown()
         return self._box
 
     def hide(self) -> None:
@@ -120,10 +126,10 @@ class LabBase(ChoosingSession):
 
         fields = self._fields()  # first: events between the page's first values and its listener would be lost
         handlers = {**self._choice_handlers(), **self._handlers()}
-        page = LabWidget(self.MODULE, self, self._page_values, handlers, self._fallback.id)
+        page = LabWidget(self.MODULE, self, self._page_values, handlers, self._fallback.id, self._late_handlers())
 
         def hear(event: Event) -> None:
-            if event["kind"] == "settings":
+            if event["kind"] == "settings" and fields is not None:
                 fields.model = self.model
                 fields.show()
             page.hear(event)
@@ -131,7 +137,7 @@ class LabBase(ChoosingSession):
                 self._fallback.update_soon()
 
         self.listener = hear
-        return [fields.box(), page.widget]
+        return [page.widget] if fields is None else [fields.box(), page.widget]
 
     def _page_values(self) -> dict[str, Trait]:
         return {**self._snapshot(), "choice": self.choice_data()}
@@ -143,6 +149,9 @@ class LabBase(ChoosingSession):
             "choose_model": lambda m: self.start_choosing(m["load"]),
             "keep_model": lambda _: self.keep_model(),
         }
+
+    def _on_shown(self) -> None:
+        """Called once the widgets are there: what only they show can now be computed."""
 
     def _on_box_closed(self) -> None:
         self._box = self.listener = None

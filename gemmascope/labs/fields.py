@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
-from gemmascope.edits.call_text import plain
-from gemmascope.errors import PromptError
+from gemmascope.labs.typed import as_typed, read_typed
 from gemmascope.model.model import Model
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ class Fields:
     def _show(self) -> None:
         settings = self.settings()
         for name in self._names():
-            self.controls[name].value = _written(settings[name]) if self._is_text(name) else settings[name]
+            self.controls[name].value = as_typed(settings[name]) if self._is_text(name) else settings[name]
 
     def _names(self) -> list[str]:
         """The settings that have a control; other controls are buttons."""
@@ -85,19 +83,7 @@ class Fields:
         self.change(name, lambda: self._read(name, new) if isinstance(new, str) and self._is_text(name) else new)
 
     def _read(self, name: str, text: str) -> object:
-        """The setting that was typed: a text, or token ids if the setting holds ids or the model has no tokenizer."""
-        if not text and name in self.optional:
-            return None
-        before = self.settings()[name]
-        if (before is None or isinstance(before, str)) and self.model.has_tokenizer:
-            return text
-        try:
-            value: object = ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
-            if self.model.has_tokenizer:
-                return text
-            raise PromptError(f"{self.model.name!r} has no tokenizer: write token ids, such as [2, 5, 9]") from error
-        return value
+        return read_typed(text, self.settings()[name], self.model, is_optional=name in self.optional)
 
 
 def text_field(label: str, *, is_wide: bool = False) -> ipywidgets.Text:
@@ -106,8 +92,3 @@ def text_field(label: str, *, is_wide: bool = False) -> ipywidgets.Text:
 
     layout = w.Layout(width="98%" if is_wide else "200px")
     return w.Text(description=label, continuous_update=False, layout=layout, style=LABEL_STYLE)
-
-
-def _written(setting: object) -> str:
-    """A setting as a field holds it: a text as it is, token ids as Python, "" for None."""
-    return setting if isinstance(setting, str) else "" if setting is None else repr(plain(setting))

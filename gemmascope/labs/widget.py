@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from gemmascope.labs.session import Event, Session
@@ -40,6 +41,12 @@ class Message(TypedDict, total=False):
     head: int
     by: float
     load: str
+    name: str
+    text: str
+    position: int
+    clean: str
+    corrupt: str
+    family: str
 
 
 # What to do about a message, by its type. A handler that returns a dict sends it to the page.
@@ -68,13 +75,20 @@ def widget_class(module: str, bytes_traits: tuple[str, ...], dict_traits: tuple[
 class LabWidget:
     """Pushes a lab's values to its page, and gives the page's messages to the lab's handlers.
 
-    snapshot: the traits as they are now. fallback: the id by which the page hides the lab's static fallback.
+    snapshot: the traits as they are now. fallback: the id by which the page hides the lab's static fallback. late: what to
+    do about a message that is about an older question, by its type; others are dropped.
     """
 
     def __init__(
-        self, module: str, session: Session, snapshot: Callable[[], dict[str, Trait]], handlers: Handlers, fallback: str
+        self,
+        module: str,
+        session: Session,
+        snapshot: Callable[[], dict[str, Trait]],
+        handlers: Handlers,
+        fallback: str,
+        late: Handlers = MappingProxyType({}),
     ) -> None:
-        self.session, self.snapshot = session, snapshot
+        self.session, self.snapshot, self.late = session, snapshot, late
         self.handlers = {"cancel": lambda _: session.cancel(), "poll": self._answer_poll, **handlers}
         self._pushing = threading.RLock()
         self._pushed = 0.0
@@ -108,7 +122,9 @@ class LabWidget:
             logging.getLogger(__name__).warning("a lab was sent something it does not know: %r", message)
             return
         if message.get("seq", self.session.seq) != self.session.seq and kind != "poll":
-            return  # the page asked about an older question
+            handler = self.late.get(str(kind))
+        if handler is None:
+            return
         try:
             reply = handler(cast("Message", message))
         except Exception as error:

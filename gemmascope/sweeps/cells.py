@@ -57,7 +57,10 @@ def cost_of(pair: Pair, cell: Cell) -> Cost:
     layers = pair.grid.layers_of(cell)
     if not layers:
         return Cost()
-    n_rows = len(pair.base.ids) - max(min(cell[pair.grid.row_axis]), pair.values.unchanged_before)
+    positions = cell[pair.grid.row_axis]
+    if max(positions) < pair.values.unchanged_before:  # what would be written stands there already
+        return Cost(1)
+    n_rows = len(pair.base.ids) - max(min(positions), pair.values.unchanged_before)
     return Cost(1, n_rows, n_rows * (pair.grid.config.n_layers - min(layers)))
 
 
@@ -72,10 +75,15 @@ def pending_cells(pairs: Sequence[Pair], pending: Callable[[int], Array], cells:
 
 
 def cell_runs(pairs: Sequence[Pair], edits_of: Sequence[EditsOf], pending: Iterator[PendingCell]) -> Iterator[CellRun]:
-    """The runs of cells. Cells without edits, which name only edges that the mask hides, are left out: they stay NaN."""
+    """The runs of cells. Cells without edits, which name only edges that the mask hides, are left out: they stay NaN.
+
+    A cell that changes nothing, such as one left of the first token that differs, is its base's run and takes no rows.
+    """
     for pair, number, cell in pending:
         if edits := edits_of[pair](cell):
-            yield CellRun(pair, number, edits, len(pairs[pair].base.ids) - min(edit.reach[0] for edit in edits))
+            n_pos = len(pairs[pair].base.ids)
+            first = min((edit.reach[0] for edit in edits if edit.reach[0] < edit.reach[1]), default=n_pos)
+            yield CellRun(pair, number, edits, n_pos - first)
 
 
 def chunked(runs: Iterable[RunT], row_limit: Callable[[], int]) -> Iterator[list[RunT]]:

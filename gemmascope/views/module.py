@@ -11,6 +11,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from gemmascope.views.minify import minified
+
 FOLDER = Path(__file__).parent / "js"
 
 # The entry point of static pages, and those of the live widgets: each exports the function render that anywidget calls.
@@ -18,9 +20,6 @@ STATIC_FILE = "views.js"
 LIVE_FILES = ("patching_lab.js", "head_lab.js", "steer_lab.js")
 
 _IMPORT = re.compile(r"^import\s[^;]*?from\s+\"(\.{1,2}/[\w./]+)\";\n", re.MULTILINE)
-# Comments and indentation go: a page contains the module once for every view.
-_COMMENT = re.compile(r"^\s*//.*\n|^\s*/\*\*(?:[^*]|\*(?!/))*\*/\n", re.MULTILINE)
-_INDENT = re.compile(r"^[ \t]+", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=function|async function|const|class|let)", re.MULTILINE)
 
 
@@ -66,10 +65,5 @@ def _add(name: str, needed: list[str], importers: tuple[str, ...]) -> None:
 
 def _joined(*entries: str) -> str:
     """Files and everything they import as one module, in which imports and exports are not needed."""
-    parts = []
-    for name in needed_by(*entries):
-        text = (FOLDER / name).read_text(encoding="utf-8")
-        for pattern in (_IMPORT, _COMMENT, _EXPORT, _INDENT):
-            text = pattern.sub("", text)
-        parts.append(text)
-    return "\n".join(parts)
+    texts = ((FOLDER / name).read_text(encoding="utf-8") for name in needed_by(*entries))
+    return minified("\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts))

@@ -251,6 +251,16 @@ def _views_and_labs(gs: Any, model: Any, trace: Any, metric: Any) -> Iterator[tu
 
     yield "patching_lab", patching
 
+    def opened() -> Any:
+        with tempfile.TemporaryDirectory() as folder, gs.patching_lab(CLEAN, CORRUPT, " Mary", " John", model=model) as lab:
+            lab.run("row", 2)
+            lab.save(Path(folder) / "lab.json")
+            with gs.open_patching_lab(Path(folder) / "lab.json", model=model) as again:
+                again.wait()
+                return again.result.values
+
+    yield "open_patching_lab", opened
+
     def head_lab() -> Any:
         with gs.head_lab(CLEAN, " Mary", " John", model=model, max_new_tokens=2) as lab:
             lab.scale(2, 3, 0.0)

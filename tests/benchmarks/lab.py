@@ -71,9 +71,8 @@ HOVERS = """async (n) => {
   return found;
 }"""
 FIRST_ROWS = """async () => {
-  const buttons = () => [...document.querySelectorAll(".gs-lab button")];
-  const all = () => buttons().find((b) => b.textContent.startsWith("Exact: all"));
-  const left = () => Number(/\\((\\d+) cells?/.exec(all().textContent)[1]);
+  const all = () => document.querySelector(".gs-lab [data-gs-do=all]");
+  const left = () => Number(/(\\d+) cells?/.exec(all().textContent)?.[1] ?? 0);
   const before = left(), start = performance.now();
   all().click();
   while (left() > before - 15) await new Promise(requestAnimationFrame);
@@ -104,7 +103,7 @@ def main() -> None:
 
 def opened(pages: ExitStack, chromium: Any, lab: Any) -> Any:
     """A page with a patching lab about nano, quiet."""
-    cell = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab"
+    cell = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', at_once=False)\nlab"
     page = pages.enter_context(page_of(chromium))
     lab.run(page, "lab.ipynb", [cell])
     page.wait_for_selector(".gs-lab canvas[role=application]", timeout=30_000)

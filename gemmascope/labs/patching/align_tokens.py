@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from gemmascope.model.model import Model
+from gemmascope.arguments import whole_number
+from gemmascope.errors import PromptError, SweepError
+from gemmascope.model.model import Model, Prompt
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,29 @@ def aligned_data(model: Model, clean: list[int], corrupt: list[int]) -> list[dic
     return [
         {"clean": token(clean, c.clean), "corrupt": token(corrupt, c.corrupt), "same": c.same} for c in align(clean, corrupt)
     ]
+
+
+def with_token(prompt: Prompt, position: object, text: str, model: Model) -> Prompt:
+    """A prompt with another token at a position: as text if it is a text, else as token ids. A word after a space keeps it.
+
+    SweepError for a position that the prompt does not have, or of a control token; PromptError for what is no token.
+    """
+    ids = model.ids(prompt).tolist()
+    place = whole_number(position, "a position", least=0, most=len(ids) - 1, error=SweepError)
+    if not model.has_tokenizer:
+        new = whole_number(_number(text), "a token id", least=0, most=model.config.vocab_size - 1, error=PromptError)
+        return [*ids[:place], new, *ids[place + 1 :]]
+    tokenizer = model.tokenizer
+    if tokenizer.is_special(ids[place]):
+        raise SweepError(f"position {place} holds a control token, which stays: change a token of the text")
+    texts = tokenizer.texts(ids)
+    if texts[place].startswith(" ") and not text.startswith(" "):
+        text = f" {text}"
+    first = 1 if tokenizer.is_special(ids[0]) else 0
+    if isinstance(prompt, str) and "".join(texts[first:]) == prompt:
+        return "".join([*texts[first:place], text, *texts[place + 1 :]])
+    return [*ids[:place], tokenizer.single(text), *ids[place + 1 :]]
+
+
+def _number(text: str) -> object:
+    return int(text) if text.strip().isdecimal() else text

@@ -83,6 +83,11 @@ class Part:
         return mask
 
 
+def is_inside(shape: tuple[int, ...], row: object, column: object) -> bool:
+    """Whether a grid of this shape has a cell there."""
+    return all(is_whole(n) and 0 <= int(n) < size for n, size in zip((row, column), shape, strict=True))
+
+
 def _span(name: str, place: object, size: int, is_range: bool) -> slice:
     """A place along an axis as a slice: a number, or the first and last number of a range."""
     bounds = tuple(place) if is_range and isinstance(place, (tuple, list)) else (place, place)

@@ -9,6 +9,7 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from gemmascope.edits.make import patch
 from gemmascope.labs.patching.cell_grid import MARKS, CellGrid
@@ -35,7 +36,8 @@ class Experiment:
     """A sweep over two axes that is filled bit by bit. Creating it runs nothing; its errors are those of gs.sweep.
 
     result: the exact cells so far. traces: the clean and the corrupted run, once they have been run. cell_grid: exact
-    effects and estimates, cell by cell, and what is under way.
+    effects and estimates, cell by cell, and what is under way. is_unchanged: the cells, bool [row, column], at which both
+    runs have the same value because no token up to there differs: their effect is 0 without a run.
     """
 
     def __init__(self, settings: Settings, model: Model) -> None:
@@ -44,12 +46,14 @@ class Experiment:
         self.result: SweepResult = self.runner.single
         self.estimated: SweepResult | None = None
         self.traces: dict[str, Trace] = {}
+        self._last_attention: list[Tensor] = []
         self._pair = self.runner.pairs[0]
         self.cells = list(self._pair.grid.cells())
         self.shape: tuple[int, int] = (self._pair.grid.shape[0], self._pair.grid.shape[1])
         self.cell_grid = CellGrid(self.shape)
         costs = [astuple(cost_of(self._pair, cell)) for cell in self.cells]
         self._costs = np.array(costs, dtype=np.int64).reshape(*self.shape, 3)
+        self.is_unchanged: Array = (self._costs[..., 0] > 0) & (self._costs[..., 1] == 0)
         self.throughput = Throughput(model, 2 * len(self._pair.base.ids))
 
     @property
@@ -64,10 +68,33 @@ class Experiment:
         return {"clean": self.result.clean, "corrupt": self.result.corrupt} if known else None
 
     @property
+    def gap(self) -> float | None:
+        """The effect that would be all of the way from the run that is patched to its source; None before they have run."""
+        gap = float(self.result.source_metric[0] - self.result.base_metric[0])
+        return None if math.isnan(gap) else gap
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no cell has a number, apart from those that are 0 without a run."""
+        return bool(np.isnan(self.cell_grid.values[~self.is_unchanged]).all())
+
+    @property
     def base_ids(self) -> list[int]:
         """The token ids of the run that is patched."""
         ids: list[int] = self._pair.base.ids.tolist()
         return ids
+
+    @property
+    def source_ids(self) -> list[int]:
+        """The token ids of the run whose values are patched in."""
+        assert self._pair.source_ids is not None
+        ids: list[int] = self._pair.source_ids.tolist()
+        return ids
+
+    @property
+    def source_name(self) -> str:
+        """Which run's values are patched in: "clean" or "corrupt"."""
+        return "clean" if self.settings.into == "corrupt" else "corrupt"
 
     @property
     def base(self) -> Trace:
@@ -77,7 +104,21 @@ class Experiment:
     @property
     def source(self) -> Trace:
         """The run whose values are patched in."""
-        return self.traces["clean" if self.settings.into == "corrupt" else "corrupt"]
+        return self.traces[self.source_name]
+
+    @property
+    def last_attention(self) -> list[Tensor]:
+        """Where the last token of the run that is patched looks, in each layer: [head, k_pos]. It must have been run."""
+        if not self._last_attention:
+            layers = range(self.model.n_layers)
+            self._last_attention = [self.base.edges("pattern", layer, q_pos=-1).float() for layer in layers]
+        return self._last_attention
+
+    @property
+    def n_alike(self) -> int:
+        """How many columns from the first on are 0 without a run, because the prompts are alike up to there."""
+        differing = np.flatnonzero(~self.is_unchanged.all(axis=0))
+        return int(differing[0]) if len(differing) else self.shape[1]
 
     @property
     def runnable(self) -> Array:
@@ -93,8 +134,25 @@ class Experiment:
         clean, corrupt = traces(self.model, [self.settings.clean, self.settings.corrupt])
         self.throughput.add(Cost(), time.perf_counter() - start)
         self.traces = {"clean": clean, "corrupt": corrupt}
-        self.result.base_metric[0] = self._metric(self.base)
-        self.result.source_metric[0] = self._metric(self.source)
+        if self.baselines is None:
+            self.set_baselines(self._metric(self.base), self._metric(self.source))
+
+    def set_baselines(self, base: float, source: float) -> None:
+        """Fill in the metric of the run that is patched and of its source, and the cells that are 0 without a run."""
+        self.result.base_metric[0], self.result.source_metric[0] = base, source
+        self.result.values[0][self.is_unchanged] = base
+        self.cell_grid.exact[self.is_unchanged] = 0.0
+
+    def fill(self, values: Array, estimate: Array) -> None:
+        """Take in cells that were found earlier: the metric of their runs, and the estimated effects, [row, column].
+
+        Cells that have a number keep it.
+        """
+        new = np.isnan(self.result.values[0]) & ~np.isnan(values)
+        self.result.values[0][new] = values[new]
+        self.cell_grid.exact[new] = values[new] - self.result.base_metric[0]
+        new = np.isnan(self.cell_grid.estimate)
+        self.cell_grid.estimate[new] = estimate[new]
 
     def run_cell(self, number: int) -> Trace:
         """One cell's patched run as a trace, for its exact number and its detail. The baselines must have been run."""
@@ -149,7 +207,7 @@ class Experiment:
 
     def forget_runs(self) -> None:
         """Let go of the two runs, which are large; the numbers stay."""
-        self.traces = {}
+        self.traces, self._last_attention = {}, []
 
     def _metric(self, run: Trace) -> float:
         return measure_trace(self._pair.metric, run)

@@ -6,17 +6,21 @@ Results for settings that have changed since stay in their experiment and raise 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol, TypedDict
 
 import numpy as np
 
+from gemmascope.errors import GemmascopeError
 from gemmascope.labs.patching.cell_grid import Part
 from gemmascope.labs.patching.detail import Detail, detail_of
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.settings import Settings
 from gemmascope.model.model import Model
 from gemmascope.values import Array
+
+# A grid that takes no longer than this is computed without being asked for, in seconds.
+MOMENT_SECONDS = 2.0
 
 
 class Progress(TypedDict):
@@ -38,6 +42,7 @@ class LabState(Protocol):
     detail: Detail | None
     progress: Progress | None
     refused: BaseException | None
+    begins_at_once: bool
 
     @property
     def guard(self) -> AbstractContextManager[object]: ...
@@ -46,24 +51,52 @@ class LabState(Protocol):
 
     def notify(self, kind: str, seq: int) -> None: ...
 
+    def keep(self, experiment: Experiment) -> None: ...
+
+    def start_at_once(self) -> None: ...
+
 
 def preparing(lab: LabState, seq: int) -> Generator[None]:
-    """Create the experiment of the settings, then run its two prompts."""
-    try:
-        experiment = Experiment(lab.settings, lab.model)
-    except Exception as error:
+    """Create the experiment of the settings, unless there is one, then run its two prompts."""
+    if lab.experiment is None:
+        try:
+            experiment = Experiment(lab.settings, lab.model)
+        except Exception as error:
+            with lab.guard:
+                if seq == lab.seq:
+                    lab.refused = error
+            raise
         with lab.guard:
-            if seq == lab.seq:
-                lab.refused = error
-        raise
-    with lab.guard:
-        if seq != lab.seq:
-            return
-        lab.experiment = experiment
-    lab.notify("prepared", seq)
-    yield
-    experiment.run_baselines()
+            if seq != lab.seq:
+                return
+            lab.experiment = experiment
+            lab.keep(experiment)
+        lab.notify("prepared", seq)
+        yield
+    prepared = lab.current(seq)
+    if prepared is None:
+        return
+    prepared.run_baselines()
     lab.notify("baselines", seq)
+    if lab.begins_at_once:
+        lab.start_at_once()
+
+
+def at_once(lab: LabState, seq: int) -> Generator[None]:
+    """Estimate the grid, then compute all of it, each only if it takes a moment: what to look at, before any click.
+
+    Nobody asked for it, so an estimate that fails is left out: the button that asks for one shows why.
+    """
+    experiment = lab.current(seq)
+    if experiment is None or experiment.throughput.streams:
+        return
+    if experiment.estimated is None and (experiment.throughput.estimate_seconds() or 0.0) <= MOMENT_SECONDS:
+        with suppress(GemmascopeError):
+            yield from estimating(lab, seq)
+    part = Part("all")
+    _, seconds = experiment.expected(part.cells(experiment.shape))
+    if seconds is not None and seconds <= MOMENT_SECONDS:
+        yield from running(lab, seq, part, None)
 
 
 def running(lab: LabState, seq: int, part: Part, cells: Array | None) -> Generator[None]:

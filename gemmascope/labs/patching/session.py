@@ -2,109 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from gemmascope.errors import SweepError, warn
-from gemmascope.labs.choice import ChoosingSession
-from gemmascope.labs.patching.cell_grid import CellGrid, Part
-from gemmascope.labs.patching.checks import check
-from gemmascope.labs.patching.detail import Detail
+from gemmascope.labs.patching.cell_grid import CellGrid, Part, is_inside
 from gemmascope.labs.patching.experiment import Experiment
-from gemmascope.labs.patching.jobs import Progress, estimating, looking, preparing, running
-from gemmascope.labs.patching.settings import Settings
-from gemmascope.labs.session import CLICK, LONG, PREPARE, Event, wait_for
+from gemmascope.labs.patching.jobs import at_once, estimating, looking, running
+from gemmascope.labs.patching.question import QuestionSession
+from gemmascope.labs.session import CLICK, LONG, wait_for
 from gemmascope.labs.worker import Job
-from gemmascope.loading.default import model_or_nano
-from gemmascope.model.model import Model, Prompt
-from gemmascope.run.metric import Answer
-from gemmascope.sweeps.remarks import Remark
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.values import Array
 
 # A click that takes no longer than this is answered in the calling thread, in seconds.
 AT_ONCE_SECONDS = 0.06
+# How long a click that came while the question changed waits for the new grid, in seconds.
+LATE_SECONDS = 1.0
 
 
-class LabSession(ChoosingSession):
-    """Two prompts, two answers, and a grid of patches, computed on demand.
-
-    checks: what to know before anything runs. experiment: that of the present settings, once it is prepared. detail: of
-    the cell that was clicked last. progress: of the long job under way. history: experiments of earlier settings.
-    refused: why the present settings cannot be run, if that shows only when they are prepared.
-    """
-
-    def __init__(
-        self,
-        clean: Prompt,
-        corrupt: Prompt,
-        answer: Answer,
-        against: Answer,
-        model: Model | None = None,
-        listener: Callable[[Event], None] | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(model_or_nano(model), listener)
-        self.settings = Settings(clean, corrupt, answer, against).changed(**settings)
-        self.checks: list[Remark] = []
-        self.experiment: Experiment | None = None
-        self.compared: Experiment | None = None
-        self.detail: Detail | None = None
-        self.progress: Progress | None = None
-        self.history: list[Experiment] = []
-        self.refused: BaseException | None = None
-        self._begin()
-        self.notify("settings", self.seq)
-
-    # -- settings --
-
-    def set(self, **changes: Any) -> None:
-        """Change settings: a new question; the jobs of the old one end. Errors as in Settings.changed."""
-        self._worker.require_open()
-        with self.guard:
-            new = self.settings.changed(**changes)
-            if new == self.settings:
-                return
-            self.settings = new
-            self._begin()
-        self.notify("settings", self.seq)
-
-    def swap(self) -> None:
-        """Exchange the two answers."""
-        self.set(answer=self.settings.against, against=self.settings.answer)
-
-    @property
-    def can_run(self) -> bool:
-        return self.refused is None and not any(remark.level == "error" for remark in self.checks)
-
-    def _begin(self) -> None:
-        """Begin a new question: check it, and prepare it if it can be run.
-
-        The caller notifies once it has left the guard: a page is drawn under a lock of its own, and then reads the lab.
-        """
-        with self.guard:
-            self._next_question()
-            if self.experiment is not None and not self.experiment.cell_grid.is_blank:
-                self.experiment.forget_runs()
-                self.history.append(self.experiment)
-            self.experiment = self.detail = self.progress = self.refused = None
-            self.checks = check(self.settings, self.model)
-            if self.can_run:
-                self._submit("prepare", PREPARE, preparing(self, self.seq))
-
-    def _token_settings(self) -> Mapping[str, object]:
-        s = self.settings
-        return {"clean": s.clean, "corrupt": s.corrupt, "answer": s.answer, "against": s.against}
-
-    def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
-        """Settings that cannot be run on it are shown as in a lab that is opened on it."""
-        with self.guard:
-            self.settings = self.settings.changed(**changes)
-            self._switch_to(model)
-            self.experiment = self.compared = None
-            self.history.clear()
-            self._begin()
-        self.notify("settings", self.seq)
+class LabSession(QuestionSession):
+    """A question that is computed on demand, cell by cell, in jobs."""
 
     # -- running --
 
@@ -156,12 +71,32 @@ class LabSession(ChoosingSession):
         self._worker.require_open()
         part, experiment = Part("cell", row, column), self.experiment
         cells = self._cells_of(part)
-        if experiment is None or cells is None or not experiment.traces or experiment.throughput.streams:
+        if experiment is not None and experiment.throughput.streams:
             self.start("cell", row, column)
+        elif experiment is None or cells is None or not experiment.traces:
+            self.look(row, column)
         elif self.detail is None or not cells[self.detail.row, self.detail.column]:
             job = Job(part.name, CLICK, looking(self, self.seq, part, cells), self.seq)
             if experiment.throughput.baseline_seconds() > AT_ONCE_SECONDS or not self._worker.run_now(job):
                 self.look(row, column)
+
+    def click_later(self, row: object, column: object) -> None:
+        """As click, for a cell that was clicked while the question changed: that of the new grid, if it has the place."""
+        self.wait_until_prepared(LATE_SECONDS)
+        grid = self.cell_grid()
+        if grid is not None and is_inside(grid.exact.shape, row, column):
+            self.click(row, column)
+
+    def compute_at_once(self) -> None:
+        """From now on, estimate a grid and compute it exactly as soon as its prompts were run, if each takes a moment."""
+        with self.guard:
+            self.begins_at_once = True
+            is_ready = self.experiment is not None and self.experiment.baselines is not None
+        if is_ready:
+            self.start_at_once()
+
+    def start_at_once(self) -> None:
+        self._submit("the grid", LONG, at_once(self, self.seq))
 
     def look(self, row: object, column: object) -> Job:
         """Run a cell's patch for its exact number and for `detail`: its head's patterns and the likeliest answers."""
@@ -204,17 +139,6 @@ class LabSession(ChoosingSession):
         """The Python that repeats the experiment. Raises what gs.sweep would."""
         self._raise_checks()
         return self._prepared().result.code()
-
-    def experiments(self) -> list[Experiment]:
-        """The experiments so far that have a number at least, the present one last."""
-        with self.guard:
-            now = [self.experiment] if self.experiment is not None and not self.experiment.cell_grid.is_blank else []
-            return [*self.history, *now]
-
-    def lay_beside(self, index: int | None) -> None:
-        """Show one of experiments() beside the present one, on one scale; None shows none."""
-        self.compared = None if index is None else self.experiments()[index]
-        self.notify("compared", self.seq)
 
     # -- for the jobs --
 

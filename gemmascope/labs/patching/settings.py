@@ -9,6 +9,7 @@ from typing import Any
 from gemmascope.arguments import as_words, one_of, short_repr
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model, Prompt
+from gemmascope.prompts import agreement, closing, facts, greater_than, induction, ioi, pronouns, recall
 from gemmascope.run.metric import Answer
 from gemmascope.run.metric_names import METRICS
 from gemmascope.sites import LAYER_SITES, find_site, parse_site_name
@@ -19,6 +20,17 @@ from gemmascope.sweeps.spec import SweepSpec
 # A lab estimates a grid before it runs it, by gradients.
 METRIC_LABELS = {name: metric.label for name, metric in METRICS.items() if metric.has_gradient}
 LAYERS = ("all", "local", "global")
+FAMILIES = {
+    family.__name__: family
+    for family in (agreement, closing, facts, greater_than, induction, ioi, pronouns, recall)
+}  # fmt: skip
+# How a sentence names a site; the others by their own names.
+SITE_WORDS = {
+    "resid_pre": "the residual stream", "resid_mid": "the stream after attention",
+    "resid_post": "the stream after the layer",
+    "attn_out": "attention's output", "mlp_out": "the MLP's output", "z": "what heads read", "head_out": "what heads add",
+    "pattern": "attention patterns", "q": "queries", "k": "keys", "v": "values",
+}  # fmt: skip
 DEFAULT_AXES = {"head": ("layer", "head"), "kv_head": ("layer", "kv_head"), None: ("layer", "pos")}
 
 

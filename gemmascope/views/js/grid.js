@@ -6,12 +6,15 @@
 //   point(row, column)                 the same, without telling screen readers: for grids that follow another
 //   selection()                        {row, column, picked, brush: {rows, columns} | null}
 //   cellAt(row, column)                where a cell is on the canvas, {x, y, width, height} in CSS pixels
+//   light(column)                      mark a column that another part of the page points at; null: none
 //   canvas, root, bar, destroy()
 // spec: {title, note, rows, columns, row_axis, column_axis, unit, measure?: the name of the number, in place of the unit, scale, up?, square?, window?, decimals?, texts?, hover?,
 //   outside?(row, column): why a cell has no number, or nothing}; rows, columns: {label, hint?, token?, special?, kind?};
 //   scale: {kind: "diverging" | "sequential", low, high, log?, reverse?, hidden?}
 // data: {values, marks?} flat, row by row. on: callbacks, each optional:
-//   select(row, column), brush(rows, columns), clear(), activate(row, column) on Enter or a double click.
+//   select(row, column), brush(rows, columns), clear(), activate(row, column) on Enter or a double click, point(cell) with the
+//   cell under the pointer, [row, column] or null.
+// options: those of layoutOf; and top: an element that scrolls above the canvas, such as heads of columns, with placed(layout).
 
 import { draw, drawState, FONT, cellAtPoint, labelOf, layoutOf, cellCorner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
 import { make, paint, retitle, rootIn, sized, tooltip, redrawOnResize } from "./page.js";
@@ -46,7 +49,9 @@ export function grid(el, spec, data, on = {}, options = {}) {
   const table = make("div", { class: "gs-scroll", hidden: true });
   const toggle = make("button", { type: "button", "aria-pressed": "false", onclick: () => showTable(table.hidden) }, "Show as table");
   const bar = make("div", { class: "gs-bar" }, toggle);
-  const wide = make("div", { class: "gs-wide" }, canvas);
+  // The rows' labels stay in sight while the cells scroll.
+  const names = make("canvas", { class: "gs-names", "aria-hidden": "true" });
+  const wide = make("div", { class: "gs-wide" }, ...(options.top ? [options.top] : []), make("div", { class: "gs-cells" }, names, canvas));
   root.append(wide, bar, table, live);
   const tip = tooltip(root);
   let tipCell = null; // the cell that the tooltip describes
@@ -55,6 +60,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
   let state = initialState();
   let picked = false;
   let dragging = false;
+  let lit = null; // the column that another part of the page points at
 
   function redraw() {
     colours = theme();
@@ -64,6 +70,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     layout = layoutOf(spec, width, measure, options);
     ctx = sized(canvas, layout.width, layout.height);
     drawBase();
+    options.placed?.(layout);
     canvas.setAttribute("aria-label", `${legibleLine(spec.title ?? "grid")}: ${layout.rows} by ${layout.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
     drawSelection();
     el.dataset.gemmascopeReady = "1";
@@ -71,6 +78,10 @@ export function grid(el, spec, data, on = {}, options = {}) {
   /** Draw the numbers on a second canvas; the selection is drawn over a copy, so that moving it is fast. */
   function drawBase() {
     draw(sized(base, layout.width, layout.height), layout, spec, data, colours);
+    const edge = sized(names, layout.left, layout.height);
+    canvas.style.marginLeft = `-${names.style.width}`;
+    edge.resetTransform();
+    edge.drawImage(base, 0, 0);
     drawSelection();
   }
   function drawSelection() {
@@ -78,7 +89,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     ctx.resetTransform();
     ctx.drawImage(base, 0, 0);
     ctx.restore();
-    drawState(ctx, layout, colours, { selected: picked ? state : null, brush: brushedCells(state) });
+    drawState(ctx, layout, colours, { selected: picked ? state : null, brush: brushedCells(state), lit });
   }
   /** Show the tooltip at a cell, and scroll there. */
   function showTip(row, column) {
@@ -127,6 +138,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
       state = stateAfterPointer(state, ...cell, true);
       drawSelection();
     }
+    on.point?.(cell);
     if (!cell) return tip.hide();
     const box = root.getBoundingClientRect();
     tipCell = cell;
@@ -138,7 +150,10 @@ export function grid(el, spec, data, on = {}, options = {}) {
     changeTo(state);
   });
   canvas.addEventListener("pointercancel", () => (dragging = false));
-  canvas.addEventListener("pointerleave", () => tip.hide());
+  canvas.addEventListener("pointerleave", () => {
+    tip.hide();
+    on.point?.(null);
+  });
   canvas.addEventListener("dblclick", () => on.activate?.(state.row, state.column));
   canvas.addEventListener("keydown", (event) => {
     if (event.key === "Enter") {
@@ -191,6 +206,11 @@ export function grid(el, spec, data, on = {}, options = {}) {
     point(row, column) {
       state = { row, column, from: null };
       picked = true;
+      drawSelection();
+    },
+    light(column) {
+      if (column === lit) return;
+      lit = column;
       drawSelection();
     },
     selection: () => ({ row: state.row, column: state.column, picked, brush: brushedCells(state) }),

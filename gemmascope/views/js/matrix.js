@@ -1,11 +1,13 @@
 // A labelled matrix on a canvas: its layout, its drawing, and the cell at a point.
 
-import { barTicks, colour, colourAt, css, format, inkOn, fractionAt } from "./scale.js";
+import { barTicks, colour, colourAt, css, format, inkOn, fractionAt, mixed } from "./scale.js";
 import { fitted, legible, legibleLine } from "./tokens.js";
 
 export const NOT_RUN = 0, ESTIMATED = 1, EXACT = 2, UNDER_WAY = 3;
 export const FONT = "12px system-ui, sans-serif";
 const SMALL = "11.5px system-ui, sans-serif";
+// How far the colour of an estimate goes towards that of no effect.
+const PALE = 0.45;
 // Column labels that do not fit are rotated by TURN, and are at most LONGEST pixels long.
 const TURN = Math.PI / 3.6, LONGEST = 126;
 // Browsers do not draw canvases wider than WIDEST everywhere. A square matrix higher than HIGHEST cannot be seen at once, so
@@ -17,8 +19,11 @@ export function labelOf(label) {
   return (label.token ? legible(label.label) : legibleLine(label.label)) + (label.kind === "global" ? " ◆" : "");
 }
 
-/** The layout, in CSS pixels, for a page of this width; the matrix may be wider. measure: the width of a text. */
-export function layoutOf(spec, width, measure, { most = 34, least = spec.texts ? 40 : 6 } = {}) {
+/**
+ * The layout, in CSS pixels, for a page of this width; the matrix may be wider. measure: the width of a text. most, least: the
+ * width of a cell. tall: its height, at most. bare: whether the columns' labels are left to the page.
+ */
+export function layoutOf(spec, width, measure, { most = 34, least = spec.texts ? 40 : 6, tall = 22, bare = false } = {}) {
   const rows = spec.rows.length;
   const columns = spec.columns.length;
   const axis = spec.row_axis ? 18 : 0;
@@ -28,12 +33,12 @@ export function layoutOf(spec, width, measure, { most = 34, least = spec.texts ?
   const narrowest = Math.min(least, (spec.square ? LARGEST : WIDEST) / columns);
   const widest = spec.texts ? 76 : spec.square ? Math.max(narrowest, Math.min(most, HIGHEST / rows)) : most;
   const cw = Math.min(widest, Math.max(narrowest, (width - left - right) / columns));
-  const ch = spec.square ? cw : Math.min(most, spec.texts ? 24 : 22);
+  const ch = spec.square ? cw : Math.min(most, spec.texts ? 24 : tall);
   const longest = Math.max(10, ...spec.columns.map((c) => measure(labelOf(c)) + (c.special ? 8 : 0)));
   const slanted = longest > cw - 4;
-  const foot = (slanted ? Math.min(LONGEST, longest) * Math.sin(TURN) + 18 : 20) + (spec.column_axis ? 18 : 0);
+  const foot = bare ? 2 : (slanted ? Math.min(LONGEST, longest) * Math.sin(TURN) + 18 : 20) + (spec.column_axis ? 18 : 0);
   return {
-    left, top: 6, cw, ch, rows, columns, slanted, up: Boolean(spec.up),
+    left, top: 6, cw, ch, rows, columns, slanted, bare, up: Boolean(spec.up),
     width: left + cw * columns + right, height: 6 + ch * rows + foot, bottom: 6 + ch * rows,
     right: left + cw * columns, room: left - axis - 12,
   };
@@ -64,8 +69,9 @@ export function draw(ctx, layout, spec, data, colours) {
   if (!spec.scale.hidden) bar(ctx, layout, spec, colours);
 }
 
-/** Draw the selection: {brush, selected}. */
-export function drawState(ctx, layout, colours, { brush, selected }) {
+/** Draw the selection: {brush, selected}, and the column that is lit. */
+export function drawState(ctx, layout, colours, { brush, selected, lit = null }) {
+  if (lit !== null) frame(ctx, layout, [0, layout.rows - 1], [lit, lit], colours.faint, [2, 3]);
   if (brush) frame(ctx, layout, brush.rows, brush.columns, colours.accent, [5, 3]);
   if (selected) frame(ctx, layout, [selected.row, selected.row], [selected.column, selected.column], colours.mark, []);
 }
@@ -78,7 +84,7 @@ function cell(ctx, layout, spec, data, colours, r, c) {
   const mark = data.marks ? data.marks[i] : EXACT;
   const gap = layout.cw > 9 && layout.ch > 9 ? 1 : 0;
   const [w, h] = [layout.cw - gap, layout.ch - gap];
-  const rgb = mark === NOT_RUN ? null : colour(value, spec.scale, colours.dark);
+  const rgb = mark === NOT_RUN ? null : shade(colour(value, spec.scale, colours.dark), mark, spec, colours.dark);
   if (rgb === null) {
     hatch(ctx, x, y, w, h, colours);
   } else {
@@ -94,6 +100,11 @@ function cell(ctx, layout, spec, data, colours, r, c) {
     ctx.textBaseline = "middle";
     ctx.fillText(fitted(legible(spec.texts[r][c]), w - 3, (text) => ctx.measureText(text).width), x + w / 2, y + h / 2 + 0.5);
   }
+}
+
+/** A number's colour: that of an estimate is pale, half way to the colour of no effect. */
+function shade(rgb, mark, spec, dark) {
+  return rgb && mark === ESTIMATED ? mixed(rgb, colourAt(spec.scale.kind === "diverging" ? 0.5 : 0, spec.scale, dark), PALE) : rgb;
 }
 
 /** A cell without a number: a light tint with faint lines, so that it is neither a zero nor a number. */
@@ -159,6 +170,8 @@ function labels(ctx, layout, spec, colours) {
     const [x, y] = cellCorner(layout, r, 0);
     nameAt(ctx, label, { x: x - 6, y: y + layout.ch / 2, align: "right", room: layout.room, thick: layout.ch * rowsShown }, measure, colours);
   });
+  upright(ctx, spec.row_axis ?? "", 10, (layout.top + layout.bottom) / 2, colours.faint);
+  if (layout.bare) return;
   const columnsShown = every(layout.cw, layout.slanted ? 13 : 1);
   spec.columns.forEach((label, c) => {
     if (c % columnsShown) return;
@@ -175,7 +188,6 @@ function labels(ctx, layout, spec, colours) {
   ctx.fillStyle = colours.faint;
   ctx.textAlign = "center";
   if (spec.column_axis) ctx.fillText(spec.column_axis, (layout.left + layout.right) / 2, layout.height - 9);
-  if (spec.row_axis) upright(ctx, spec.row_axis, 10, (layout.top + layout.bottom) / 2);
 }
 
 /** A label at a point; a special token in a frame, which fits into `thick` pixels. */
@@ -192,8 +204,10 @@ function nameAt(ctx, label, { x, y, align, room, thick }, measure, colours) {
   ctx.strokeRect(align === "right" ? x - width : x - width / 2, y - height / 2 - 0.5, width, height);
 }
 
-function upright(ctx, text, x, y) {
+function upright(ctx, text, x, y, ink) {
   ctx.save();
+  ctx.fillStyle = ink;
+  ctx.textAlign = "center";
   ctx.translate(x, y);
   ctx.rotate(-Math.PI / 2);
   ctx.fillText(text, 0, 0);
@@ -227,7 +241,7 @@ function bar(ctx, layout, spec, colours) {
   ctx.textAlign = "center";
   const text = fitted(spec.unit, layout.height - 8, (t) => ctx.measureText(t).width);
   const half = ctx.measureText(text).width / 2;
-  upright(ctx, text, layout.right + 86, Math.min(Math.max(layout.top + height / 2, half + 2), layout.height - half - 2));
+  upright(ctx, text, layout.right + 86, Math.min(Math.max(layout.top + height / 2, half + 2), layout.height - half - 2), colours.faint);
 }
 
 function frame(ctx, layout, rows, columns, ink, dash) {

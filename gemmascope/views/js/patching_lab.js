@@ -1,260 +1,328 @@
-// The live patching lab: token chips, remarks, a grid that is clicked, brushed and walked through, and a cell's detail.
+// The live patching lab: the question as a sentence, the prompts as heads of a grid that is clicked, brushed and walked
+// through, the selected cell beside it, and the runs so far below.
 //
-// A message carries the number of the question that it is about, seq: Python drops those about older settings.
+// A message about cells carries the number of the question that it is about, seq: Python drops those about older questions, but
+// for a click that was made while a prompt was typed.
 
-import { changeRows } from "./answers.js";
 import { numbers } from "./arrays.js";
 import { grid } from "./grid.js";
 import { button, drawIfChanged, livePage } from "./live.js";
 import { EXACT } from "./matrix.js";
 import { make } from "./page.js";
-import { format } from "./scale.js";
-import { legible, readable } from "./tokens.js";
+import { cellPane } from "./patching/cell_pane.js";
+import { askForText, picture, saveAs } from "./patching/files.js";
+import { columnHeads } from "./patching/heads.js";
+import { runStrip } from "./patching/run_strip.js";
+import { LAB_STYLE } from "./patching/style.js";
+import { costOf, costText, folded, foldOf, secondsText } from "./patching/words.js";
+import { colourAt, css, format } from "./scale.js";
+import { ruler } from "./system/bars.js";
+import { below, panes, primary, strip } from "./system/card.js";
+import { exportMenu, wordMenu } from "./system/menus.js";
+import { tokenBus } from "./system/token_bus.js";
+import { theme } from "./theme.js";
 
-const TRAITS = ["state", "values", "marks", "seconds", "patterns", "other", "other_values", "other_marks"];
-
-const LAB_STYLE = `
-.gs-pairs{display:flex;flex-wrap:wrap;gap:2px 0;margin:4px 0}
-.gs-pair{display:inline-flex;flex-direction:column;align-items:stretch;text-align:center}
-.gs-pair .gs-chip{white-space:pre;unicode-bidi:isolate;min-height:1.6em}
-.gs-pair .gs-special{border-style:solid;border-width:1px;outline:1px solid var(--gs-line);outline-offset:-4px;padding:0 6px}
-.gs-pair .gs-none{border-style:dotted;opacity:.7}
-.gs-differs .gs-chip{border:2px solid var(--gs-accent);border-radius:0;font-weight:700;text-decoration:underline}
-.gs-side{font-size:12px;padding:1px 6px 1px 0;text-align:right}
-.gs-grids{display:flex;flex-wrap:wrap;gap:12px}
-.gs-grids>div{flex:1 1 360px;min-width:0}
-.gs-patterns>div{flex:1 1 240px;min-width:0;max-width:420px}
-.gs-detail{border-top:1px solid var(--gs-line);margin-top:6px;padding-top:4px}
-.gs progress{width:140px;height:12px}
-`;
-
-/** Seconds in words. */
-export function secondsText(seconds) {
-  if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "";
-  if (seconds < 1) return "under 1 s";
-  if (seconds < 90) return `about ${Math.round(seconds)} s`;
-  return seconds < 5400 ? `about ${Math.round(seconds / 60)} min` : `about ${(seconds / 3600).toFixed(1)} h`;
-}
-
-/** How many cells of a rectangle have no exact number yet, and about how long they take: {cells, seconds}. */
-export function costOf(marks, seconds, columns, rect) {
-  let cells = 0;
-  let time = 0;
-  for (let r = rect.rows[0]; r <= rect.rows[1]; r++)
-    for (let c = rect.columns[0]; c <= rect.columns[1]; c++) {
-      const i = r * columns + c;
-      if (marks[i] === EXACT || seconds[i] === 0) continue;
-      cells += 1;
-      time += seconds[i];
-    }
-  return { cells, seconds: time };
-}
+const TRAITS = ["state", "values", "marks", "estimates", "seconds", "patterns", "other", "other_values", "other_marks", "thumbnails"];
+const UNTOLD = ["prepare", "the models at hand", "the grid"]; // jobs whose end nobody asked about
+const SHAPE = { most: 44, least: 8, tall: 38, bare: true };
 
 export function render({ model, el }) {
   const page = livePage({ model, el }, LAB_STYLE);
   page.root.classList.add("gs-lab");
-  const part = (name, attributes = {}) => {
-    const element = make("div", { class: name, ...attributes });
-    page.root.append(element);
-    return element;
-  };
-  const tokens = part("gs-pairs", { role: "list", "aria-label": "the two prompts, token by token" });
-  const remarks = part("gs-remarks", { role: "list" });
-  const baselines = part("gs-ends");
-  const tools = part("gs-bar", { role: "toolbar", "aria-label": "compute" });
-  page.root.append(page.error);
-  const grids = part("gs-grids");
-  const main = make("div");
-  const beside = make("div", { hidden: true });
-  grids.append(main, beside);
-  const files = part("gs-bar", { role: "toolbar", "aria-label": "take away" });
-  const detail = part("gs-detail", { role: "region", "aria-label": "the selected cell", hidden: true });
-  page.root.append(page.status);
-
   let state = model.get("state");
+  let bus = tokenBus();
+  let busOf = "";
+  let isUnfolded = false;
+  let fold = folded({ columns: [] }, null);
   let mainGrid = null;
-  let mainSpec = "";
+  let [mainSpec, mainColumns] = ["", ""];
   let otherGrid = null;
-  let patternGrids = [];
   let byPointer = false; // whether the grid was last used with the pointer, and not with keys
+  let waits = 0; // the question whose grid was last drawn
 
   const send = (type, more = {}) => page.send(type, { seq: state.seq, ...more });
+  const set = (name, text) => page.send("set", { name, text });
+
+  // -- the strip: the question as a sentence --
+
+  const menu = (name, label) => wordMenu(label, [], "", (value) => set(name, value), { most: 32 });
+  const menus = { site: menu("site", "what is patched"), into: menu("into", "the run that is patched"), by: menu("by", "the grid's axes"), layers: menu("layers", "layers"), metric: menu("metric", "what is measured") };
+  const from = make("b");
+  const way = ruler();
+  const run = primary("Run all exactly", () => send("run", { what: "all" }), { "data-gs-do": "all" });
+  const takeAway = exportMenu([], "export and copy");
+  const sentence = ["Patch ", menus.site.element, " from ", from, " into ", menus.into.element, ", by ", menus.by.element, " in ", menus.layers.element, "; measure ", menus.metric.element];
+  strip(page.root, { sentence, aside: [way.element], end: [run, takeAway.element] });
+  const copier = page.copyButton();
+
+  // -- the left pane: prompts, grid, legend, messages --
+
+  const { left, right } = panes(page.root);
+  const editor = make("div", { class: "gs-editor", hidden: true });
+  const prompts = button("Prompts and answers", () => showEditor(editor.hidden), { "aria-expanded": "false", "data-gs-do": "prompts" });
+  const family = wordMenu("family of prompts", [], "", (value) => page.send("next_pair", { family: value }));
+  const undo = button("Undo", () => page.send("undo"), { "data-gs-do": "undo" });
+  const estimate = button("Estimate", () => send("run", { what: "estimate" }), { "data-gs-do": "estimate" });
+  const tools = make("div", { class: "gs-tools", role: "toolbar", "aria-label": "prompts" }, prompts, make("span", { class: "gs-next" }, button("Next pair", () => page.send("next_pair"), { "data-gs-do": "next" }), "of ", family.element), undo, estimate);
+  const field = (name, label) => make("input", { type: "text", name, "aria-label": label, spellcheck: "false", autocomplete: "off", dir: "auto", onchange: (event) => set(name, event.target.value) });
+  const fields = { clean: field("clean", "clean prompt"), corrupt: field("corrupt", "corrupted prompt"), answer: field("answer", "answer"), against: field("against", "against") };
+  const row = (label, ...parts) => make("label", {}, make("span", { class: "gs-small gs-faint" }, label), ...parts);
+  editor.append(row("clean", fields.clean), row("corrupted", fields.corrupt), row("answer", make("span", { class: "gs-two" }, fields.answer, fields.against, button("Swap answers", () => page.send("swap"), { "data-gs-do": "swap" }))));
+  const chips = make("div", { class: "gs-line", role: "list", "aria-label": "the two prompts, token by token", hidden: true });
+  const main = make("div", { class: "gs-grid" });
+  const legend = make("div", { class: "gs-legend" });
+  const progress = make("div", { class: "gs-progress" });
+  const remarks = make("div", { class: "gs-remarks", role: "list" });
+  const beside = make("div", { class: "gs-beside", hidden: true });
+  left.append(tools, editor, chips, main, legend, progress, make("div", { class: "gs-messages" }, page.error, remarks), beside);
+  const cancel = button("Cancel", () => send("cancel"), { "data-gs-do": "cancel", disabled: true });
+  const bar = make("progress", { "aria-label": "progress", hidden: true });
+  const soFar = make("span");
+  progress.append(bar, soFar, page.status, cancel);
+  let heads = newHeads();
+  let pane = null;
+  const runs = runStrip((type, more) => page.send(type, more));
+  below(page.root, runs.element);
+  const models = page.root.querySelector(".gs-models");
+  if (models) below(page.root, models);
+
+  function newHeads() {
+    const made = columnHeads({ bus, swap: (position, tokens) => page.send("swap_token", { position, ...tokens }) });
+    left.append(made.form);
+    return made;
+  }
+  function showEditor(yes) {
+    editor.hidden = !yes;
+    prompts.setAttribute("aria-expanded", String(yes));
+    if (yes) fields.clean.focus();
+  }
+
+  // -- messages --
 
   function onMessage(message) {
     if (message.type === "event" && message.seq === model.get("state").seq) {
-      const text = { done: "done", cancelled: "cancelled: what was done is kept", error: "failed" }[message.kind];
-      if (text && message.what && !["prepare", "the models at hand"].includes(message.what)) page.status.textContent = `${message.what}: ${text}`;
-    } else if (message.type === "file") saveAs(message.name, new Blob([message.text]));
+      if (message.kind === "settings" || message.kind === "error" || message.kind === "refused") page.status.textContent = "";
+      const text = { done: "done", cancelled: "cancelled: what was done is kept" }[message.kind];
+      if (text && message.what && !UNTOLD.includes(message.what) && !model.get("state").error) page.status.textContent = `${message.what}: ${text}`;
+    } else if (message.type === "file") {
+      saveAs(message.name, new Blob([message.text]));
+      page.status.textContent = `${message.name} was saved by the browser`;
+    }
   }
 
   // -- drawing --
 
   function draw(now) {
+    if (now.seq !== state.seq) page.status.textContent = "";
     state = now;
-    drawIfChanged(tokens, state.tokens, drawTokens);
-    remarks.replaceChildren(...state.checks.map(remark));
-    baselines.textContent = readable(baselinesText());
+    drawBus();
+    drawSentence();
+    drawTokens();
     drawGrid();
-    drawTools();
-    drawDetail();
+    drawLegend();
+    drawProgress();
+    drawCell();
+    drawIfChanged(remarks, state.checks, () => remarks.replaceChildren(...state.checks.map(remark)));
+    drawIfChanged(runs.element, [state.runs, bytesKey(model.get("thumbnails")), theme().dark], () => runs.draw(state.runs, model.get("thumbnails")));
   }
+  const bytesKey = (bytes) => Array.from(numbers(bytes, "uint8")).reduce((sum, code) => (sum * 31 + code) % 2147483647, 7);
 
-  function drawTokens() {
-    const sides = make("div", { class: "gs-pair", "aria-hidden": "true" }, make("span", { class: "gs-side" }, "clean"), make("span", { class: "gs-side" }, "corrupted"));
-    tokens.replaceChildren(...(state.tokens.length ? [sides] : []), ...state.tokens.map(pair));
+  /** One bus for the prompts as they are now, so that other views of the same prompt on the page light up too. */
+  function drawBus() {
+    const sides = ["clean", "corrupt"].map((side) => state.tokens.map((one) => one[side]?.text ?? ""));
+    const key = JSON.stringify(sides);
+    if (pane && key === busOf) return;
+    busOf = key;
+    bus.stop();
+    bus = tokenBus(...sides);
+    bus.on(({ at }) => mainGrid?.light(at === null || !isOfPositions() ? null : fold.shown(at)));
+    heads.form.remove();
+    heads = newHeads();
+    pane?.stop();
+    pane = cellPane({ bus, send, select: (r, c) => { byPointer = true; mainGrid?.select(r, fold.shown(c)); send("click", { row: r, column: c }); drawCell(); } });
+    right.replaceChildren(pane.element);
+    mainGrid?.destroy();
+    mainGrid = null;
+    chips.dataset.drawn = "";
   }
-  function pair(column) {
-    const say = (token) => (token ? legible(token.text) : "nothing");
-    const label = column.same ? say(column.clean) : `differs: clean ${say(column.clean)}, corrupted ${say(column.corrupt)}`;
-    const position = (column.clean ?? column.corrupt).pos;
-    const chips = [column.clean, column.corrupt].map((token) =>
-      make("span", { class: `gs-chip${token?.special ? " gs-special" : ""}${token ? "" : " gs-none"}`, dir: "auto" }, token ? legible(token.text) : "–"),
-    );
-    const attributes = { class: `gs-pair${column.same ? "" : " gs-differs"}`, role: "listitem", "aria-label": `${position}: ${label}`, title: `position ${position}` };
-    return make("div", attributes, ...chips);
+  const isOfPositions = () => Boolean(state.grid) && /position|key/.test(state.grid.column_axis) && state.grid.columns.length === state.tokens.length;
+
+  function drawSentence() {
+    for (const [name, one] of Object.entries(menus)) one.update(state.menus[name]);
+    family.update(state.menus.family);
+    from.textContent = state.into === "corrupt" ? "clean" : "corrupted";
+    const picked = selected();
+    const i = picked ? picked.row * state.grid.columns.length + picked.column : -1;
+    const marks = arrays().marks;
+    const now = i >= 0 && marks[i] === EXACT && state.baselines ? state.baselines[state.into] + arrays().values[i] : null;
+    way.update({ ...(state.baselines ?? {}), now });
+    for (const [name, one] of Object.entries(fields)) if (document.activeElement !== one) one.value = state.settings[name];
+    undo.disabled = !state.can_undo;
+    estimate.disabled = !state.grid || state.busy;
+    const seconds = secondsText(state.estimate_seconds);
+    estimate.textContent = `Estimate${seconds ? ` · ${seconds}` : ""}`;
+    drawIfChanged(takeAway.element, [state.code !== null, state.runs.length], drawMenu);
+    const all = state.grid ? costOf(marks, numbers(model.get("seconds"), "float32"), state.grid.columns.length, { rows: [0, state.grid.rows.length - 1], columns: [0, state.grid.columns.length - 1] }) : null;
+    run.disabled = !all?.cells || !state.can_run;
+    run.textContent = !all ? "Run all exactly" : all.cells ? `Run all exactly · ${costText(all)}` : "All cells are exact";
+  }
+  function drawMenu() {
+    const none = state.code === null;
+    const file = (what) => () => send("file", { what });
+    takeAway.update([
+      { label: "Copy Python", act: () => copier.click(), disabled: none },
+      { label: "CSV", act: file("csv"), disabled: none },
+      { label: "PNG", act: savePicture, disabled: none },
+      { label: "HTML", act: file("html"), disabled: none },
+      { label: "Save session", act: file("json"), disabled: !state.runs.length },
+      { label: "Open session …", act: () => askForText(".json", (name, text) => page.send("open", { name, text })) },
+    ]);
+  }
+  function savePicture() {
+    const { baselines, settings, grid: spec } = state;
+    const lines = [`Clean: ${settings.clean}`, `Corrupted: ${settings.corrupt}`, `Measured: ${state.measure}; clean ${format(baselines?.clean, true)}, corrupted ${format(baselines?.corrupt, true)}. Pale: estimate; hatched: not run.`];
+    picture(spec, arrays(), lines).toBlob((blob) => {
+      saveAs("patching_lab.png", blob);
+      page.status.textContent = "patching_lab.png was saved by the browser";
+    });
   }
   function remark(check) {
-    const sign = check.level === "error" ? "⛔" : "⚠";
-    return make("div", { class: "gs-remark", role: "listitem" }, make("b", {}, `${sign} ${check.level} `), `(${check.about}) ${check.text}`);
-  }
-  function baselinesText() {
-    if (!state.baselines) return state.can_run ? "Running the two prompts …" : "Mend what is marked as an error, and the grid appears.";
-    const { clean, corrupt } = state.baselines;
-    return `${state.metric}: clean ${format(clean, true)}, corrupted ${format(corrupt, true)}, gap ${format(clean - corrupt, true)}`;
+    return make("div", { class: "gs-remark", role: "listitem" }, make("b", {}, `${check.level === "error" ? "⛔" : "⚠"} ${check.level} `), `(${check.about}) ${check.text}`);
   }
 
-  function arrays() {
-    return { values: numbers(model.get("values"), "float32"), marks: numbers(model.get("marks"), "uint8") };
+  /** The prompts as chips, where they are not the heads of columns: grids of heads, and prompts that do not fit each other. */
+  function drawTokens() {
+    chips.hidden = isOfPositions() || (!state.grid && state.can_run);
+    if (!chips.hidden) drawIfChanged(chips, state.tokens, () => chips.replaceChildren(...heads.chips(state.tokens)));
   }
+
+  const arrays = () => ({ values: numbers(model.get("values"), "float32"), marks: numbers(model.get("marks"), "uint8") });
+
   function drawGrid() {
-    if (!state.grid) {
-      mainGrid?.destroy();
-      mainGrid = null;
-      main.replaceChildren();
+    main.classList.toggle("gs-stale", !state.grid);
+    main.inert = !state.grid;
+    if (!state.grid) return; // the old grid stays in its place until the new one is there
+    const bare = { ...state.grid, scale: { ...state.grid.scale, hidden: true } };
+    const span = isUnfolded || !isOfPositions() ? null : foldOf(bare.columns.length, state.alike);
+    const key = JSON.stringify([bare, span]);
+    fold = folded(bare, span);
+    const { values, marks } = fold.data(arrays());
+    if (mainGrid && key === mainSpec) return mainGrid.update({ values, marks });
+    const isNew = state.seq !== waits;
+    waits = state.seq;
+    const columns = JSON.stringify([bare.columns, span]);
+    const same = mainGrid && columns === mainColumns;
+    [mainSpec, mainColumns] = [key, columns];
+    if (same) {
+      placeHeads = placer();
+      return mainGrid.update({ spec: fold.spec, values, marks });
+    }
+    mainGrid?.destroy();
+    placeHeads = placer();
+    mainGrid = grid(main, fold.spec, { values, marks }, { select: selectedCell, brush: brushed, clear: cleared, activate: activated, point: pointed }, { ...SHAPE, top: heads.element, placed: (layout) => placeHeads(layout) });
+    if (isNew && isOfPositions()) {
+      const first = state.tokens.findIndex((one) => !one.same);
+      const at = mainGrid.cellAt(0, fold.shown(Math.max(0, first)));
+      const wide = main.querySelector(".gs-wide");
+      if (at.x > wide.clientWidth - at.width) wide.scrollLeft = at.x - wide.clientWidth / 4;
+    }
+  }
+  let placeHeads = () => {};
+  function placer() {
+    const [tokens, labels, whole] = [isOfPositions() ? state.tokens : null, fold.spec.columns, fold.whole];
+    const unfold = () => {
+      isUnfolded = true;
+      drawGrid();
+    };
+    return (layout) => heads.draw({ layout, tokens, labels, whole, unfold });
+  }
+
+  function drawLegend() {
+    const scale = state.grid?.scale;
+    if (!scale) return;
+    const isGlobal = state.grid.rows.some((one) => one.kind === "global");
+    drawIfChanged(legend, [scale, state.gap, state.into, theme().dark, isGlobal], () => {
+      const stops = Array.from({ length: 9 }, (_, i) => css(colourAt(i / 8, scale, theme().dark))).join(",");
+      const end = (value, style) => make("span", { style }, format(value, true));
+      const gap = state.gap ? `${format(state.gap, true)} ${state.into === "corrupt" ? "restores" : "breaks"} all` : "";
+      const bar = make("div", { class: "gs-scale", role: "img", "aria-label": `colours from ${format(scale.low, true)} over 0 to ${format(scale.high, true)}` }, make("i", { style: `background:linear-gradient(90deg,${stops})` }), end(scale.low, "left:0"), make("span", { style: "left:50%;transform:translateX(-50%)" }, "0"), end(scale.high, "right:0"));
+      const swatch = (style, text) => make("span", {}, make("i", { class: "gs-swatch", style }), text);
+      const pale = css(colourAt(0.78, scale, theme().dark));
+      legend.replaceChildren(bar, gap, ...(isGlobal ? [make("span", {}, "◆ global layer")] : []), swatch(`background:${pale}`, "pale, corner: estimate"), swatch("background:repeating-linear-gradient(135deg,transparent 0 3px,var(--gs-line) 3px 4px)", "hatched: not run"));
+    });
+  }
+
+  function drawProgress() {
+    cancel.disabled = !state.busy;
+    bar.hidden = !state.progress || !state.busy;
+    soFar.textContent = "";
+    if (bar.hidden) {
+      if (!state.baselines && state.can_run) soFar.textContent = "Running the two prompts …";
       return;
     }
-    const other = model.get("other");
-    const isCompared = Boolean(other?.rows);
-    const bound = Math.max(state.grid.scale.high, isCompared ? other.scale.high : 0);
-    const onScale = (spec) => ({ ...spec, scale: { ...spec.scale, low: -bound, high: bound } });
-    const spec = onScale(state.grid);
-    const isSame = JSON.stringify(spec) === mainSpec;
-    mainSpec = JSON.stringify(spec);
-    if (mainGrid) mainGrid.update({ ...(isSame ? {} : { spec }), ...arrays() });
-    else mainGrid = grid(main, spec, arrays(), { select: selected, brush: brushedCells, clear: cleared, activate: activated });
-    beside.hidden = !isCompared;
-    if (isCompared) {
-      const data = { values: numbers(model.get("other_values"), "float32"), marks: numbers(model.get("other_marks"), "uint8") };
-      otherGrid?.destroy();
-      otherGrid = grid(beside, onScale(other), data);
-    }
+    const { what, done, total, seconds } = state.progress;
+    bar.max = total || 1;
+    if (what === "estimate") bar.removeAttribute("value");
+    else bar.value = done;
+    soFar.textContent = what === "estimate" ? "estimating" : `${done} of ${total}${seconds ? `, ${secondsText(seconds)} left` : ""}`;
   }
 
   // -- what is selected, and what is done with it --
 
-  main.addEventListener("pointerup", () => (byPointer = true), true);
-  main.addEventListener("keydown", () => (byPointer = false), true);
-
-  function selected(row, column) {
-    if (byPointer) send("click", { row, column });
-    drawTools();
+  /** The selected cell of the whole grid: {row, column, brush}; null if none is. */
+  function selected() {
+    const now = state.grid && mainGrid?.selection();
+    if (!now?.picked) return null;
+    const brush = now.brush && { rows: now.brush.rows, columns: now.brush.columns.map(fold.whole) };
+    return { row: now.row, column: fold.whole(now.column), brush };
   }
-  function brushedCells(rows, columns) {
-    if (byPointer) send("run", { what: "rectangle", row: rows, column: columns });
-    drawTools();
+  function drawCell() {
+    const { row: r, column, brush } = selected() ?? { row: null, column: null, brush: null };
+    pane.draw({ state, ...arrays(), estimates: numbers(model.get("estimates"), "float32"), seconds: numbers(model.get("seconds"), "float32"), patterns: model.get("patterns"), row: r, column, brush });
+    drawOther();
   }
-  function activated(row, column) {
-    const brush = mainGrid.selection().brush;
-    if (brush) send("run", { what: "rectangle", row: brush.rows, column: brush.columns });
-    else send("click", { row, column });
-  }
-  function cleared() {
-    if (state.busy) send("cancel");
-    drawTools();
-  }
-
-  function drawTools() {
-    const focused = page.root.contains(document.activeElement) ? document.activeElement.dataset?.gsDo : null;
-    const can = state.can_run && state.grid;
-    const selection = mainGrid?.selection();
-    const marks = can ? numbers(model.get("marks"), "uint8") : [];
-    const seconds = can ? numbers(model.get("seconds"), "float32") : [];
-    const columns = can ? state.grid.columns.length : 0;
-    const rows = can ? state.grid.rows.length : 0;
-    const cost = (rect) => {
-      const { cells, seconds: rest } = costOf(marks, seconds, columns, rect);
-      const time = secondsText(rest);
-      return `${cells} ${cells === 1 ? "cell" : "cells"}${time && cells ? `, ${time}` : ""}`;
-    };
-    const some = can && selection?.picked;
-    const row = some ? { rows: [selection.row, selection.row], columns: [0, columns - 1] } : null;
-    const column = some ? { rows: [0, rows - 1], columns: [selection.column, selection.column] } : null;
-    const all = can ? { rows: [0, rows - 1], columns: [0, columns - 1] } : null;
-    const estimate = secondsText(state.estimate_seconds);
-    const press = (name, label, enabled, act, title = "") => button(label, act, { "data-gs-do": name, disabled: !enabled, title });
-    const parts = [
-      press("estimate", `Estimate${estimate ? ` (${estimate})` : ""}`, can && !state.busy, () => send("run", { what: "estimate" }), "gradients: every cell at once, roughly"),
-      press("all", `Exact: all${all ? ` (${cost(all)})` : ""}`, can, () => send("run", { what: "all" })),
-      press("row", `row${row ? ` (${cost(row)})` : ""}`, some, () => send("run", { what: "row", row: selection.row })),
-      press("column", `column${column ? ` (${cost(column)})` : ""}`, some, () => send("run", { what: "column", column: selection.column })),
-    ];
-    if (some && selection.brush)
-      parts.push(press("rectangle", `rectangle (${cost(selection.brush)})`, true, () => send("run", { what: "rectangle", row: selection.brush.rows, column: selection.brush.columns })));
-    parts.push(press("cancel", "Cancel", state.busy, () => send("cancel")));
-    if (state.progress) {
-      const { what, done, total, seconds: rest } = state.progress;
-      parts.push(make("progress", { max: String(total || 1), ...(what === "estimate" ? {} : { value: String(done) }), "aria-label": "progress" }));
-      parts.push(make("span", {}, what === "estimate" ? "estimating" : `${done} of ${total}${rest ? `, ${secondsText(rest)} left` : ""}`));
-    }
-    tools.replaceChildren(...parts);
-    drawIfChanged(files, [state.code, state.history], drawFiles);
-    if (focused) page.root.querySelector(`[data-gs-do="${focused}"]`)?.focus({ preventScroll: true });
-  }
-
-  function drawFiles() {
-    const press = (label, act) => button(label, act, { disabled: !state.code, "data-gs-do": label });
-    const choice = make("select", { "aria-label": "compare with an earlier run", onchange: (event) => send("compare", { index: event.target.value === "" ? null : Number(event.target.value) }) });
-    choice.append(make("option", { value: "" }, "Compare with …"));
-    state.history.forEach((label, i) => choice.append(make("option", { value: String(i) }, `${i + 1}. ${legible(label).replaceAll("·", " ")}`)));
-    const legend = [["▦ hatched", "not run"], ["◤ corner", "estimate"], ["■ plain", "exact"], ["••• dots", "under way"]];
-    files.replaceChildren(
-      page.copyButton({ disabled: !state.code, "data-gs-do": "Copy Python" }),
-      press("CSV", () => send("file", { what: "csv" })),
-      press("PNG", () => mainGrid?.canvas.toBlob((blob) => saveAs("patching_lab.png", blob))),
-      press("HTML", () => send("file", { what: "html" })),
-      ...(state.history.length ? [choice] : []),
-      ...legend.map(([sign, meaning]) => make("small", {}, `${sign}: ${meaning}`)),
-    );
-  }
-
-  function drawDetail() {
-    detail.hidden = !state.detail;
-    if (state.detail) drawIfChanged(detail, [state.detail, state.seq], () => drawCell(state.detail));
-  }
-  function drawCell({ place, top, pattern_of, patterns, positions }) {
-    const table = make("table", { "aria-label": "likeliest next tokens before and after the patch" }, ...changeRows(top));
-    const row = make("div", { class: "gs-row gs-patterns" });
-    detail.replaceChildren(make("div", { class: "gs-title" }, `Patched: ${legible(place).replaceAll("·", " ")}`), table, row);
-    patternGrids.forEach((one) => one.destroy());
-    patternGrids = patterns.map((name, i) => {
+  function drawOther() {
+    const other = model.get("other");
+    beside.hidden = !other?.rows;
+    if (beside.hidden) return;
+    drawIfChanged(beside, [other, bytesKey(model.get("other_values"))], () => {
+      otherGrid?.destroy();
       const host = make("div");
-      row.append(host);
-      const labels = positions[name];
-      const size = labels.length ** 2;
-      const values = numbers(model.get("patterns"), "float32").slice(i * size, (i + 1) * size);
-      const title = `${pattern_of}, ${name} run`;
-      const spec = { title, rows: labels, columns: labels, row_axis: "query", column_axis: "key", square: true, unit: "", scale: { kind: "sequential", low: 0, high: 1 }, outside: (q, k) => k > q };
-      return grid(host, spec, { values }, {}, { most: 16, least: 3 });
+      beside.replaceChildren(button("Close comparison", () => page.send("compare", { index: null })), host);
+      otherGrid = grid(host, other, { values: numbers(model.get("other_values"), "float32"), marks: numbers(model.get("other_marks"), "uint8") });
     });
   }
 
-  function saveAs(name, blob) {
-    const link = make("a", { href: URL.createObjectURL(blob), download: name });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-    page.status.textContent = `${name} was saved by the browser`;
+  main.addEventListener("pointerup", () => (byPointer = true), true);
+  main.addEventListener("keydown", () => (byPointer = false), true);
+
+  function pointed(cell) {
+    bus.point(cell && isOfPositions() && !fold.spec.columns[cell[1]].folded ? fold.whole(cell[1]) : null);
+  }
+  function selectedCell(r, shown) {
+    if (byPointer && !fold.spec.columns[shown].folded) send("click", { row: r, column: fold.whole(shown) });
+    drawSentence();
+    drawCell();
+  }
+  function brushed(rows, columns) {
+    if (byPointer) send("run", { what: "rectangle", row: rows, column: columns.map(fold.whole) });
+    drawCell();
+  }
+  function activated(r, shown) {
+    const brush = selected()?.brush;
+    if (brush) send("run", { what: "rectangle", row: brush.rows, column: brush.columns });
+    else if (!fold.spec.columns[shown].folded) send("click", { row: r, column: fold.whole(shown) });
+  }
+  function cleared() {
+    if (state.busy) send("cancel");
+    drawSentence();
+    drawCell();
   }
 
-  const stopped = () => [mainGrid, otherGrid, ...patternGrids].forEach((one) => one?.destroy());
+  const stopped = () => {
+    bus.stop();
+    pane?.stop();
+    [mainGrid, otherGrid].forEach((one) => one?.destroy());
+  };
   return page.start(TRAITS, draw, { onMessage, stopped });
 }

@@ -83,6 +83,9 @@ rect.gs-lit{fill:var(--gs-highlight)!important;fill-opacity:1!important}
 rect.gs-pinned{stroke:var(--gs-accent);stroke-width:2px}
 
 .gs-wide{overflow-x:auto;overflow-y:hidden;max-width:100%}
+.gs-cells{display:flex;width:max-content}
+.gs-cells canvas{flex:none}
+.gs-names{position:sticky;left:0;z-index:1;pointer-events:none}
 .gs-scroll{overflow:auto;max-height:420px;max-width:100%}
 .gs table{border-collapse:collapse;font-size:12px;line-height:16px}
 .gs th,.gs td{border:0;border-bottom:1px solid var(--gs-line);padding:4px 8px;text-align:right;background:transparent;color:inherit}
@@ -102,7 +105,9 @@ rect.gs-pinned{stroke:var(--gs-accent);stroke-width:2px}
 .gs{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .gs button:not(.gs-chip,.gs-thumb,[aria-pressed=true]),.gs-menu,.gs-tip,.gs input,.gs progress,.gs-gone{display:none!important}
 .gs-wide,.gs-scroll,.gs-chips,.gs-arcs{overflow:visible!important;max-height:none!important}
-.gs-wide>canvas{max-width:100%;height:auto!important}
+.gs-cells{width:auto}
+.gs-cells>canvas[tabindex]{max-width:100%;height:auto!important}
+.gs-names{display:none!important}
 .gs-strip{position:static}
 .gs-word{color:inherit;border:0}
 .gs-word::after{content:none}

@@ -1,0 +1,109 @@
+// The two prompts as the heads of the grid's columns: equal tokens once, differing ones one above the other. A click on a
+// token opens a small form that writes another in its place.
+
+import { button } from "../live.js";
+import { make } from "../page.js";
+import { labelOf } from "../matrix.js";
+import { legible } from "../tokens.js";
+
+// Pixels: a character of a token, the height of a line, the widest head that is not upright, the room of an upright token.
+const HEAD_CHAR = 7.3, HEAD_LINE = 20, NARROW = 24, UPRIGHT = 76;
+
+/** The words of a column for screen readers. */
+export function columnText({ clean, corrupt, same }) {
+  const say = (token) => (token ? legible(token.text) : "nothing");
+  return same ? say(clean) : `differs: clean ${say(clean)}, corrupted ${say(corrupt)}`;
+}
+
+/**
+ * bus: a tokenBus. swap(position, {clean?, corrupt?}): write other tokens. Returns {element, draw({layout, tokens, labels, whole}),
+ * chips(tokens): the prompts as a line of chips, for grids without positions}.
+ */
+export function columnHeads({ bus, swap }) {
+  const element = make("div", { class: "gs-heads", role: "list", "aria-label": "the two prompts, token by token" });
+  const form = make("form", { class: "gs-swap", hidden: true, onsubmit: submit, onkeydown: (event) => event.key === "Escape" && (event.stopPropagation(), close()) });
+  let stops = [];
+  let opened = null; // {position, fields, opener}
+
+  function close() {
+    const back = opened?.opener;
+    opened = null;
+    form.hidden = true;
+    back?.focus({ preventScroll: true });
+  }
+  function open(column, opener) {
+    const { clean, corrupt, same } = column;
+    const position = (clean ?? corrupt).pos;
+    const field = (name, label, token) => {
+      const input = make("input", { type: "text", name, size: "10", value: token.text, "aria-label": `${label}, position ${position}`, autocomplete: "off", spellcheck: "false" });
+      return make("label", {}, make("small", {}, label), input);
+    };
+    const fields = same ? [field("both", "token", clean)] : [field("clean", "clean", clean), field("corrupt", "corrupted", corrupt)];
+    form.replaceChildren(...fields, make("button", { type: "submit" }, "Swap"), button("Cancel", close));
+    opened = { position, column, opener };
+    const host = form.offsetParent ?? form.parentElement;
+    form.hidden = false;
+    const [box, frame] = [opener.getBoundingClientRect(), host.getBoundingClientRect()];
+    form.style.left = `${Math.max(0, Math.min(box.left - frame.left, frame.width - 300))}px`;
+    form.style.top = `${box.bottom - frame.top + 4}px`;
+    form.querySelector("input").select();
+  }
+  function submit(event) {
+    event.preventDefault();
+    const { position, column } = opened;
+    const typed = (name) => form.elements.namedItem(name)?.value;
+    const both = typed("both");
+    const changed = Object.entries({ clean: both ?? typed("clean"), corrupt: both ?? typed("corrupt") }).filter(([side, text]) => text !== undefined && text !== column[side].text);
+    close();
+    if (changed.length) swap(position, Object.fromEntries(changed));
+  }
+
+  /** The button of a token, which lights with it everywhere. */
+  function tokenButton(column, more = {}) {
+    const { clean, corrupt, same } = column;
+    const token = clean ?? corrupt;
+    const position = token.pos;
+    const line = (one, side) => make("span", { class: `gs-chip${one?.special ? " gs-special" : ""}${same ? "" : ` gs-of-${side}`}`, dir: "auto" }, one ? legible(one.text) : "–");
+    const lines = same ? [line(clean, "both")] : [line(clean, "clean"), line(corrupt, "corrupt")];
+    const canSwap = clean && corrupt && !token.special;
+    const head = make("button", { type: "button", class: `gs-tok${same ? "" : " gs-differs"}`, title: `position ${position}: ${columnText(column)}${canSwap ? "\nclick to swap" : ""}`, "aria-disabled": String(!canSwap), onclick: () => canSwap && open(column, head), ...more }, ...lines);
+    head.addEventListener("pointerenter", () => bus.point(position));
+    head.addEventListener("pointerleave", () => bus.point(null));
+    stops.push(bus.on(({ at }) => head.classList.toggle("gs-lit", at === position)));
+    return make("span", { role: "listitem", class: `gs-pair${same ? "" : " gs-differs"}`, "aria-label": `${position}: ${columnText(column)}` }, head);
+  }
+
+  return {
+    element,
+    form,
+    draw({ layout, tokens, labels, whole, unfold }) {
+      stops.forEach((stop) => stop());
+      stops = [];
+      close();
+      const texts = tokens ? tokens.flatMap((one) => [one.clean, one.corrupt]).filter(Boolean).map((one) => legible(one.text)) : labels.map(labelOf);
+      const longest = Math.max(...texts.map((text) => Array.from(text).length)) * HEAD_CHAR + 8;
+      const isUpright = layout.cw < Math.max(NARROW, Math.min(longest, 44));
+      const stacked = tokens?.some((one) => !one.same);
+      const height = isUpright ? Math.min(UPRIGHT, longest + 8) * (stacked ? 2 : 1) + 8 : HEAD_LINE * (stacked ? 2 : 1) + 12;
+      element.classList.toggle("gs-upright", isUpright);
+      Object.assign(element.style, { height: `${height}px`, width: `${layout.width}px` });
+      const every = isUpright ? Math.max(1, Math.ceil(15 / layout.cw)) : 1;
+      const nodes = labels.map((label, c) => {
+        const column = tokens?.[whole(c)];
+        if (label.folded) {
+          const node = button(`… ${label.folded} alike`, unfold, { class: "gs-folded", title: "show these columns" });
+          node.style.left = `${layout.left + (c + 0.5) * layout.cw - 10}px`;
+          return node;
+        }
+        if (every > 1 && c % every && (!column || column.same)) return null;
+        const node = column ? tokenButton(column) : make("span", { role: "listitem", class: "gs-pair" }, make("span", { class: "gs-ph" }, labelOf(label)));
+        const wide = isUpright ? Math.max(layout.cw, 15) : layout.cw;
+        Object.assign(node.style, { left: `${layout.left + (c + 0.5) * layout.cw - wide / 2}px`, width: `${wide}px` });
+        return node;
+      });
+      element.replaceChildren(...nodes.filter(Boolean));
+    },
+    /** The prompts as a line of chips. */
+    chips: (tokens) => tokens.map((column) => tokenButton(column)),
+  };
+}

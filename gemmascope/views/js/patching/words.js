@@ -1,0 +1,95 @@
+// What the numbers of the patching lab mean, in words, and which columns of a long prompt fold. Nothing here draws.
+
+import { EXACT } from "../matrix.js";
+
+// Effects below this share of the gap count as nothing; estimates within RIGHT are right, beyond MISLEADING they are explained.
+const NOTHING = 0.005, RIGHT = 1.1, MISLEADING = 1.5;
+// Prompts of more columns fold their stretch of equal tokens if that has at least so many.
+const FOLDS_FROM = 40, SHORTEST_FOLD = 12, KEPT_BEFORE = 3;
+
+/** Seconds in words. */
+export function secondsText(seconds) {
+  if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "";
+  if (seconds < 1) return "under 1 s";
+  if (seconds < 90) return `about ${Math.round(seconds)} s`;
+  return seconds < 5400 ? `about ${Math.round(seconds / 60)} min` : `about ${(seconds / 3600).toFixed(1)} h`;
+}
+
+/** How many cells of a rectangle have no exact number yet, and about how long they take: {cells, seconds}. */
+export function costOf(marks, seconds, columns, rect) {
+  let cells = 0;
+  let time = 0;
+  for (let r = rect.rows[0]; r <= rect.rows[1]; r++)
+    for (let c = rect.columns[0]; c <= rect.columns[1]; c++) {
+      const i = r * columns + c;
+      if (marks[i] === EXACT || seconds[i] === 0) continue;
+      cells += 1;
+      time += seconds[i];
+    }
+  return { cells, seconds: time };
+}
+
+/** "90 cells · under 1 s" */
+export function costText({ cells, seconds }) {
+  const time = secondsText(seconds);
+  return `${cells} ${cells === 1 ? "cell" : "cells"}${time && cells ? ` · ${time}` : ""}`;
+}
+
+/** A share of the gap as a headline: "100%", "−12%", "0%". */
+export function shareText(share) {
+  if (share === null || !Number.isFinite(share)) return "–";
+  const rounded = Math.round(100 * share);
+  return rounded === 0 ? "0%" : `${rounded < 0 ? "−" : ""}${Math.abs(rounded)}%`;
+}
+
+/** How far an estimate is from the exact number: "8 times too low", "of the wrong sign", "right within 10%". gap: its size. */
+export function apartText(exact, estimate, gap) {
+  if (exact === estimate || Math.max(Math.abs(exact), Math.abs(estimate)) <= NOTHING * gap) return "right: next to nothing";
+  if (Math.abs(exact) <= NOTHING * gap) return "too far from 0";
+  if (Math.abs(estimate) <= NOTHING * gap) return "next to nothing: far too low";
+  if (exact * estimate < 0) return "of the wrong sign";
+  const times = Math.abs(exact / estimate);
+  if (times > 1 / RIGHT && times < RIGHT) return "right within 10%";
+  const factor = Math.max(times, 1 / times);
+  return `${factor.toFixed(factor >= 3 ? 0 : 1)} times too ${times > 1 ? "low" : "high"}`;
+}
+
+/** Whether an estimate misleads: "low" or "high", or "" if it does not. */
+export function misleads(exact, estimate, gap) {
+  if (Math.abs(exact - estimate) <= NOTHING * gap) return "";
+  if (exact * estimate > 0 && exact / estimate > 1 / MISLEADING && exact / estimate < MISLEADING) return "";
+  return Math.abs(estimate) < Math.abs(exact) ? "low" : "high";
+}
+
+/** The columns to fold, [first, last], before the first token that differs; null for none. alike: how many there are. */
+export function foldOf(columns, alike) {
+  const last = alike - 1 - KEPT_BEFORE;
+  return columns > FOLDS_FROM && last >= SHORTEST_FOLD ? [1, last] : null;
+}
+
+/**
+ * A grid with a stretch of its columns folded into one that says how many they are. fold: [first, last], or null.
+ * Returns {spec, data(arrays), shown(column), whole(column)}: arrays with their columns folded, the column that shows another,
+ * and the first column that a shown one stands for.
+ */
+export function folded(spec, fold) {
+  const same = (column) => column;
+  if (!fold) return { spec, data: same, shown: same, whole: same };
+  const [first, last] = fold;
+  const hidden = last - first;
+  const total = spec.columns.length;
+  const label = { label: "…", hint: `${first} to ${last}: ${hidden + 1} tokens alike`, folded: hidden + 1 };
+  const why = "alike in both prompts up to here: 0 without a run";
+  const whole = (column) => (column <= first ? column : column + hidden);
+  const pick = (values) => {
+    const rows = values.length / total;
+    const width = total - hidden;
+    return values.constructor.from({ length: rows * width }, (_, i) => values[Math.floor(i / width) * total + whole(i % width)]);
+  };
+  return {
+    spec: { ...spec, columns: [...spec.columns.slice(0, first), label, ...spec.columns.slice(last + 1)], outside: (_, column) => (column === first ? why : null) },
+    data: (arrays) => Object.fromEntries(Object.entries(arrays).map(([name, values]) => [name, values?.length ? pick(values) : values])),
+    shown: (column) => (column < first ? column : column <= last ? first : column - hidden),
+    whole,
+  };
+}
