@@ -35,6 +35,10 @@ class Shell(Protocol):
     def get_parent(self) -> Mapping[str, Mapping[str, object]]: ...
 
 
+# What stands in the live lab's place where widgets are not drawn.
+LIVE = "a live lab: run this cell to use it"
+
+
 def lab_box(lab: Session, widgets: Sequence[ipywidgets.Widget], on_close: Callable[[], None]) -> ipywidgets.Widget:
     """A box that shows a lab. on_close: called when it is closed, by whomever."""
     box = box_class()(widgets)
@@ -66,7 +70,9 @@ def box_class() -> type[ipywidgets.VBox]:
 
         def _repr_mimebundle_(self, **kwargs: object) -> object:
             remember(self)
-            return super()._repr_mimebundle_(**kwargs)
+            data = super()._repr_mimebundle_(**kwargs)
+            # ipywidgets' own text is a list of all widgets, which exported notebooks would show below the lab's picture.
+            return {**data, "text/plain": LIVE} if isinstance(data, dict) else data
 
     return LabBox
 

@@ -17,6 +17,7 @@ from checkpoints import checkpoint, model_of
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError, LabError
 from gemmascope.labs import display
+from gemmascope.labs.display import box_class
 
 pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
@@ -283,3 +284,13 @@ def test_closing_the_widget_frees_the_lab_too(model: gs.Model, front_end: Any) -
     gc.collect()
     assert reference() is None
     assert len(widgets()) == before
+
+
+def test_where_widgets_are_not_drawn_one_line_stands_for_the_box() -> None:
+    import ipywidgets
+
+    box = box_class()([ipywidgets.VBox([ipywidgets.Text("a")])])
+    data = box._repr_mimebundle_()
+    assert data["text/plain"] == "a live lab: run this cell to use it"
+    assert "application/vnd.jupyter.widget-view+json" in data
+    box.close()
