@@ -80,7 +80,7 @@ def check_transcoders(model: Model, ids: Sequence[int], dictionaries: Sequence[D
     inputs = [reading(one, trace, stream.resid_mid[i]) @ one.W_enc for i, one in enumerate(dictionaries)]
     kind, unit, pos, feature = (part.tolist() for part in graph.decoded)
     matrix = torch.tensor(graph.matrix().values)
-    targets = graph._index(graph.rows.targets).tolist()
+    targets = graph.index_of(graph.rows.targets).tolist()
     draw = torch.Generator().manual_seed(0)
     checked = [targets[i] for i in torch.randperm(len(targets), generator=draw)[:25].tolist()]
     checked += [i for i in targets if kind[i] != FEATURE]
@@ -154,7 +154,7 @@ def test_neurons() -> None:
     leaves: list[Tensor] = []
     stream = frozen(trace, embed, lambda layer, x: relp(trace, layer, x, hold))
     kind, unit, pos, feature = (part.tolist() for part in graph.decoded)
-    matrix, targets = torch.tensor(graph.matrix().values), graph._index(graph.rows.targets).tolist()
+    matrix, targets = torch.tensor(graph.matrix().values), graph.index_of(graph.rows.targets).tolist()
     assert sum(kind[i] == FEATURE for i in targets) == 60
     for i in targets[:20] + [i for i in targets if kind[i] != FEATURE]:
         if kind[i] == FEATURE:
@@ -197,7 +197,7 @@ def test_autoencoders(site: str) -> None:
 
     frozen(trace, embed, lambda layer, x: relp(trace, layer, x), replace)
     kind, unit, pos, feature = (part.tolist() for part in graph.decoded)
-    matrix, targets = torch.tensor(graph.matrix().values), graph._index(graph.rows.targets).tolist()
+    matrix, targets = torch.tensor(graph.matrix().values), graph.index_of(graph.rows.targets).tolist()
     deep = [i for i in targets if kind[i] == FEATURE and unit[i] == 1]
     assert len(deep) > 20
     for i in deep[:: len(deep) // 10]:
@@ -245,7 +245,7 @@ def test_a_cross_layer_transcoder(tmp_path: Path) -> None:
     assert top.token is not None
     value = stream.resid_post[-1][-1] @ logit_direction(subject, trace, top.token, len(IDS) - 1)
     read = torch.autograd.grad(value, offsets)
-    row = matrix.values[graph._index(graph.keys.logits[:1]).item()]
+    row = matrix.values[graph.index_of(graph.keys.logits[:1]).item()]
     for (layer, p, f), activation in nodes.items():
         rows = transcoder.files.decoder_rows(layer, [f])[0]
         expected = activation * sum((read[layer + i][p] @ one).item() for i, one in enumerate(rows))
@@ -281,7 +281,7 @@ def test_only_the_strongest_edges_are_listed() -> None:
     assert whole.ids == few.ids
     require_sums(few)
     strongest = torch.tensor(whole.matrix().values)[:, :-1].abs().topk(7).values
-    targets = few._index(few.rows.targets)
+    targets = few.index_of(few.rows.targets)
     listed = torch.zeros(len(few), 7)
     for target, weight in zip(few.arrows.target.tolist(), few.rows.weight.abs().tolist(), strict=True):
         listed[target, int((listed[target] > 0).sum())] = weight
@@ -303,7 +303,7 @@ def test_the_most_influential_features_come_first() -> None:
     direct = attribution_graph(IDS, model=subject, dictionaries=dictionaries, max_nodes=20, progress=False)
     same_graph(some, direct)
     # The first choice is by what goes straight to the logits.
-    matrix, logits = torch.tensor(whole.matrix().values), whole._index(whole.keys.logits)
+    matrix, logits = torch.tensor(whole.matrix().values), whole.index_of(whole.keys.logits)
     shares = matrix.abs()[logits][:, :-1] / whole.rows.total[torch.isin(whole.rows.targets, whole.keys.logits)][:, None]
     score = (shares * whole.weights[logits][:, None]).sum(0)
     features = whole.keys.kinds(whole.node_keys)[:-1] == FEATURE
@@ -396,7 +396,7 @@ def test_targets() -> None:
     dictionaries = transcoders(subject)
     asked: list[Any] = [5, gs.logit_diff(5, 9), ("up", torch.ones(D)), 9]
     graph = attribution_graph(IDS, model=subject, dictionaries=dictionaries, targets=asked, progress=False)
-    rows = torch.tensor(graph.matrix().values)[graph._index(graph.keys.logits)]
+    rows = torch.tensor(graph.matrix().values)[graph.index_of(graph.keys.logits)]
     assert torch.allclose(rows[1], rows[0] - rows[3], atol=1e-5)
     trace = gs.trace(IDS, model=subject)
     raw = trace["logits_raw"][-1]
@@ -407,7 +407,7 @@ def test_targets() -> None:
     assert graph.outputs[0].weight == pytest.approx(float(trace.next_logits.softmax(-1)[5]))
     early = attribution_graph(IDS, model=subject, dictionaries=dictionaries, targets=5, pos=4, progress=False)
     assert max(p for p in early.positions) <= len(IDS) - 1
-    row = torch.tensor(early.matrix().values)[early._index(early.keys.logits)][0]
+    row = torch.tensor(early.matrix().values)[early.index_of(early.keys.logits)][0]
     reach = torch.tensor([p > 4 for p in early.positions])
     assert bool((row[reach] == 0).all())
     assert bool((row != 0).any())

@@ -45,7 +45,7 @@ def test_heads_and_the_bypass_add_up_to_an_edge(basis: str) -> None:
         graph = graph_of(subject, basis="sae", dictionaries=[dictionary(D, "resid_post", 0)])
     else:
         graph = graph_of(subject, basis=basis, max_nodes=30, **({"dictionaries": None} if basis == "neuron" else {}))
-    first = graph._index(graph.keys.logits[:1]).item()
+    first = graph.index_of(graph.keys.logits[:1]).item()
     kind, unit, pos, _ = (part.tolist() for part in graph.decoded)
     sources = [graph.ids.index(name) for name in graph.edges["source"][graph.edges["target"] == graph.ids[first]][:40]]
     some = [i for i in sources if kind[i] <= 2 and pos[i] < len(IDS) - 1][:6]
@@ -65,7 +65,7 @@ def test_a_loading_is_what_a_head_carried() -> None:
     graph = graph_of(subject, basis="neuron", dictionaries=None, max_nodes=5)
     trace = gs.trace(IDS, model=subject)
     embed = trace.residuals[0].clone().requires_grad_()
-    target, source = graph.ids[graph._index(graph.keys.logits[:1]).item()], f"E_{IDS[2]}_2"
+    target, source = graph.ids[graph.index_of(graph.keys.logits[:1]).item()], f"E_{IDS[2]}_2"
     token = graph.outputs[0].token
     assert token is not None
 

@@ -159,19 +159,19 @@ class GraphData:
     @cached_property
     def arrows(self) -> Arrows:
         """The listed edges between node indices, without those of the bias."""
-        of_target = self._index(self.rows.targets)
+        of_target = self.index_of(self.rows.targets)
         total = torch.zeros(len(self), dtype=torch.float64)
         total[of_target] = self.rows.total.double()
-        return Arrows(of_target[self.rows.target], self._index(self.rows.source), self.rows.weight, total)
+        return Arrows(of_target[self.rows.target], self.index_of(self.rows.source), self.rows.weight, total)
 
-    def _index(self, keys: Tensor) -> Tensor:
+    def index_of(self, keys: Tensor) -> Tensor:
         return torch.searchsorted(self.node_keys, keys)
 
     @cached_property
     def weights(self) -> Float[Tensor, " node"]:
         """How much each output counts for influence, 0 for other nodes. float64."""
         weights = torch.zeros(len(self), dtype=torch.float64)
-        weights[self._index(self.keys.logits)] = torch.tensor([one.weight for one in self.outputs], dtype=torch.float64)
+        weights[self.index_of(self.keys.logits)] = torch.tensor([one.weight for one in self.outputs], dtype=torch.float64)
         return weights
 
     @cached_property
@@ -192,7 +192,7 @@ class GraphData:
         kind, influence = self.decoded[0], self.influence
         of_kind = {name: float(influence[kind == number].sum()) for number, name in enumerate(KINDS)}
         known = torch.ones(len(self), dtype=torch.float64)
-        known[self._index(self.rows.targets)] -= (self.rows.error / self.rows.total.clamp(min=1e-10)).double()
+        known[self.index_of(self.rows.targets)] -= (self.rows.error / self.rows.total.clamp(min=1e-10)).double()
         weight = influence + self.weights
         through = of_kind["embedding"] + of_kind["error"]
         replacement = of_kind["embedding"] / through if through else float("nan")
@@ -205,7 +205,7 @@ class GraphData:
         always = (kind == EMBEDDING) | (kind == LOGIT)
         kept = prune(self.arrows, self.influence, self.weights, always, kind == FEATURE, shares)
         stays = kept.nodes | (kind == BIAS)
-        rows = _of_nodes(self.rows, stays[self._index(self.rows.targets)], kept.edges)
+        rows = _of_nodes(self.rows, stays[self.index_of(self.rows.targets)], kept.edges)
         ids = {name for name, keep in zip(self.ids, stays.tolist(), strict=True) if keep}
         return replace(
             self,
@@ -257,7 +257,7 @@ class GraphData:
 
         names = self.ids
         targets, sources = ([names[i] for i in part.tolist()] for part in (self.arrows.target, self.arrows.source))
-        of_bias = [names[i] for i in self._index(self.rows.targets).tolist()]
+        of_bias = [names[i] for i in self.index_of(self.rows.targets).tolist()]
         columns = {
             "target": [*targets, *of_bias],
             "source": [*sources, *[BIAS_ID] * len(of_bias)],
@@ -275,7 +275,7 @@ class GraphData:
             )
         cells = torch.zeros(len(self), len(self))
         cells[self.arrows.target, self.arrows.source] = self.rows.weight
-        cells[self._index(self.rows.targets), self._index(torch.tensor([self.keys.bias]))] = self.rows.bias
+        cells[self.index_of(self.rows.targets), self.index_of(torch.tensor([self.keys.bias]))] = self.rows.bias
         return labelled(cells, {"target": self.ids, "source": self.ids}, ("target", "source"), "edge")
 
 

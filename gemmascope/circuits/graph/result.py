@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from gemmascope.arguments import short_repr, whole_number
+import torch
+
+from gemmascope.arguments import finite_number, short_repr, whole_number
 from gemmascope.circuits.frozen import FrozenRun
 from gemmascope.circuits.graph.bases.basis import Basis
 from gemmascope.circuits.graph.data import GraphData, Scores
 from gemmascope.circuits.graph.loadings import edge_loadings
-from gemmascope.circuits.graph.neuronpedia import as_json
+from gemmascope.circuits.graph.named import NamedGraph
 from gemmascope.circuits.graph.nodes import FEATURE
 from gemmascope.circuits.graph.qk import qk_table
-from gemmascope.circuits.graph.saving import save_data
+from gemmascope.circuits.graph.truth.checking import GraphCheck, check_of
+from gemmascope.circuits.graph.truth.effects import edits_of, effects
+from gemmascope.edits.edit import Edit
 from gemmascope.edits.places import find_position
 from gemmascope.errors import GraphError
-from gemmascope.files.writing import write_file
 from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.modes import computes
-from gemmascope.packages import requires_package
 from gemmascope.sites import find_layer
 
 if TYPE_CHECKING:
-    import networkx
     import pandas
     import xarray
 
 
 @dataclass(eq=False, repr=False)
-class AttributionGraph(GraphData):
+class AttributionGraph(NamedGraph):
     """Who gave what to whom in one run: nodes, and edges that add up to each node's input. Made by gs.attribution_graph.
 
     A node is a feature or neuron at a position, the error that features leave at a position, a token's embedding, a logit or
@@ -77,7 +76,7 @@ class AttributionGraph(GraphData):
 
         rows = self.rows
         columns = {
-            "target": [self.ids[i] for i in self._index(rows.targets).tolist()],
+            "target": [self.ids[i] for i in self.index_of(rows.targets).tolist()],
             "input": rows.inputs.tolist(), "sum": rows.sums.tolist(), "bias": rows.bias.tolist(), "rest": rows.rest.tolist(),
         }  # fmt: skip
         return pandas.DataFrame(columns)
@@ -101,34 +100,6 @@ class AttributionGraph(GraphData):
         pruned = self.pruned(nodes, edges)
         assert isinstance(pruned, AttributionGraph)
         return pruned
-
-    def label(self, node: str, text: str) -> None:
-        """Name a node. The name is saved with the graph, and stands for the node where an id is asked for.
-
-        Args:
-            node: Its id, or its present name.
-            text: The name; "" takes it away.
-        """
-        name = self.ids[self.index(node)]
-        if not isinstance(text, str):
-            raise GraphError(f"a label is a text; given {short_repr(text)}")
-        self.labels.pop(name, None)
-        if text:
-            self.labels[name] = text
-
-    def group(self, name: str, nodes: Sequence[str]) -> None:
-        """Group nodes into a supernode, which is saved with the graph.
-
-        Args:
-            name: What to call it. A group of that name is replaced.
-            nodes: Ids of features, or names of other supernodes, whose nodes it takes. [] takes the group away.
-        """
-        if not isinstance(name, str) or not name or name in self.ids:
-            raise GraphError(f"a supernode's name is a text that is no node's id; given {short_repr(name)}")
-        found = [self.ids[i] for i in self.indices(nodes)] if nodes else []
-        self.supernodes.pop(name, None)
-        if found:
-            self.supernodes[name] = list(dict.fromkeys(found))
 
     @computes
     def loadings(self, edge: tuple[str, str]) -> xarray.Dataset:
@@ -180,47 +151,84 @@ class AttributionGraph(GraphData):
             raise GraphError(f"position {at[0]} does not see position {at[1]}, which comes after it")
         return qk_table(self, run, basis, (layer, number), *at)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the graph, its labels and supernodes for gs.open_graph: safetensors with JSON, no pickle.
+    @computes
+    def check(self, n: int = 20) -> GraphCheck:
+        """Hold the graph against the model: the strongest features are doubled, each in a run of its own.
+
+        First with patterns, scales and what stands for MLPs held: what all other nodes read must then move by the graph's
+        edges, to rounding. Then with nothing held, all in one pass: the true effect on the outputs, beside what all paths of
+        the graph predict.
 
         Args:
-            path: The file. An existing one is replaced.
-        """
-        save_data(self, path)
+            n: How many features, the most influential first. Default 20.
 
-    def to_neuronpedia(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        slug: str | None = None,
-        scan: str | None = None,
-        source_set: str | None = None,
-    ) -> None:
-        """Write the graph as JSON that Neuronpedia's viewer reads. Prune it first. The bias node is left out.
-
-        Args:
-            path: The file.
-            slug: The graph's name; None makes one of the prompt.
-            scan: What Neuronpedia calls the model, such as "gemma-2-2b"; None takes the model's name.
-            source_set: The set of features whose pages the viewer shows, such as "gemmascope-transcoder-16k".
-        """
-        content = as_json(self, slug, scan, source_set)
-        write_file(path, json.dumps(content, indent=1), error=GraphError, allow_pipe=True)
-
-    def to_networkx(self) -> networkx.DiGraph:
-        """The graph as a networkx.DiGraph: nodes by id with what .nodes has, edges from source to target with a weight.
+        Returns:
+            A GraphCheck: .held_error, .correlation, .to_dataframe() and .plot().
 
         Raises:
-            MissingPackageError: networkx is not installed.
+            GraphError: The graph has no feature, or no model (see gs.open_graph).
         """
-        with requires_package("a networkx graph", "networkx", install="networkx"):
-            import networkx
-        made = networkx.DiGraph()
-        for row in self.nodes.to_dict("records"):
-            made.add_node(row.pop("id"), **row)
-        for row in self.edges.to_dict("records"):
-            made.add_edge(row["source"], row["target"], weight=row["weight"])
-        return made
+        n = whole_number(n, "n", least=1, error=GraphError)
+        run, basis = self._live()
+        features = torch.where(self.decoded[0] == FEATURE, self.influence, -1.0)
+        strongest = features.topk(min(n, len(self))).indices
+        chosen = strongest[features[strongest] >= 0].tolist()
+        if not chosen:
+            raise GraphError("the graph has no feature to change")
+        found = effects(self, run, basis, [{node: 1.0} for node in chosen])
+        return check_of(self, [self.ids[node] for node in chosen], found)
+
+    @computes
+    def intervene(self, nodes: str | Sequence[str], *, scale: float | None = None, value: float | None = None) -> GraphCheck:
+        """Scale or set the features of a supernode together: what the graph predicts beside what the model does.
+
+        Args:
+            nodes: The name of a supernode, an id, or a list of them.
+            scale: What to multiply their activations by. Default 0: off.
+            value: The activation to set them to, in place of scale.
+
+        Returns:
+            A GraphCheck of one run.
+
+        Raises:
+            GraphError: A node is no feature, both scale and value are given, or the graph has no model.
+        """
+        run, basis = self._live()
+        change = self._change(nodes, scale, value)
+        found = effects(self, run, basis, [change])
+        return check_of(self, [nodes if isinstance(nodes, str) else ", ".join(self.ids[i] for i in change)], found)
+
+    def edits(self, nodes: str | Sequence[str], *, scale: float | None = None, value: float | None = None) -> list[Edit]:
+        """The same intervention as edits, for gs.trace, gs.generate and every other call that takes edits.
+
+        They add to the run what the features would write more or less at their positions, so they fit texts that begin with
+        the graph's prompt; what is generated afterwards reads it.
+
+        Args:
+            nodes: The name of a supernode, an id, or a list of them.
+            scale: What to multiply their activations by. Default 0: off.
+            value: The activation to set them to, in place of scale.
+
+        Raises:
+            GraphError: A node is no feature, both scale and value are given, or the graph has no model.
+        """
+        _, basis = self._live()
+        return edits_of(self, basis, self._change(nodes, scale, value))
+
+    def _change(self, nodes: object, scale: object, value: object) -> dict[int, float]:
+        """How many times what each node wrote is to be added."""
+        if scale is not None and value is not None:
+            raise GraphError("scale and value both say what to do: give one of them")
+        found = self.indices(nodes)
+        if wrong := [self.ids[i] for i in found if int(self.decoded[0][i]) != FEATURE]:
+            raise GraphError(f"only features and neurons can be changed; {wrong[0]!r} is none")
+        if value is None:
+            factor = 0.0 if scale is None else finite_number(scale, "scale", error=GraphError)
+            return dict.fromkeys(found, factor - 1.0)
+        wanted = finite_number(value, "value", error=GraphError)
+        if silent := [self.ids[i] for i in found if float(self.activation[i]) == 0]:
+            raise GraphError(f"{silent[0]!r} has activation 0, which no factor makes another: leave it out")
+        return {i: wanted / float(self.activation[i]) - 1.0 for i in found}
 
     def _live(self) -> tuple[FrozenRun, Basis]:
         """The run and the basis. GraphError for a graph that was opened without a model."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from gemmascope.circuits.frozen import FrozenLayer
 from gemmascope.circuits.graph.bases.written import Written
 from gemmascope.circuits.graph.nodes import NodeKeys, Unit
+from gemmascope.edits.edit import Edit
 from gemmascope.model.gemma2 import Layer
 
 # The sites of a layer where nodes read or write, from the last to the first as a reversed pass meets them.
@@ -66,6 +67,9 @@ class Basis(Protocol):
 
     def activations(self, keys: NodeKeys, nodes: Tensor) -> Float[Tensor, " node"]:
         """The activations of features by their keys."""
+
+    def edits(self, unit: int, pos: int, feature: int, change: float) -> list[Edit]:
+        """Edits that add `change` times what a feature wrote in the run, where it wrote it."""
 
     def at(self, frozen: FrozenLayer, keys: NodeKeys) -> LayerNodes:
         """The nodes of a layer."""

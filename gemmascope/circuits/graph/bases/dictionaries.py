@@ -13,6 +13,8 @@ from gemmascope.circuits.frozen import FrozenLayer
 from gemmascope.circuits.graph.bases.encoded import Encoded, encode
 from gemmascope.circuits.graph.bases.written import Active, DictionaryWritten
 from gemmascope.circuits.graph.nodes import NodeKeys, Unit
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.make import add
 from gemmascope.model.gemma2 import Layer
 from gemmascope.sae.cross_layer import CrossLayerTranscoder
 from gemmascope.sae.dictionary import Dictionary
@@ -42,6 +44,7 @@ class DictionaryBasis:
 
     def __init__(self, load: LayerDictionaries, read_sites: Sequence[Sequence[str]], *, passes_mlp: bool) -> None:
         self.load, self.read_sites, self.passes_mlp = load, read_sites, passes_mlp
+        self.d_head = 1
         self.encoded: list[Encoded] = []
         self.parts: dict[tuple[str, int], _SiteParts] = {}
 
@@ -60,6 +63,7 @@ class DictionaryBasis:
         return self.encoded[unit].reads
 
     def add(self, module: Layer, frozen: FrozenLayer, values: dict[str, Tensor]) -> None:
+        self.d_head = frozen.config.d_head
         for dictionary in self.load(module.index):
             of_layers = isinstance(dictionary, CrossLayerTranscoder)
             one = encode(dictionary, frozen, values)
@@ -91,6 +95,15 @@ class DictionaryBasis:
             at, one = units == unit, self.encoded[unit]
             found[at] = one.value[one.index(pos[at], feature[at])].cpu()
         return found
+
+    def edits(self, unit: int, pos: int, feature: int, change: float) -> list[Edit]:
+        one = self.encoded[unit]
+        at = one.index(torch.tensor([pos]), torch.tensor([feature]))
+        scale = 1.0 if one.write_scale is None else float(one.write_scale[pos, 0])
+        rows = change * scale * one.value[at] * one.decoders[int(one.row[at])]
+        if one.writes == "z":
+            rows = rows.view(len(rows), -1, self.d_head)
+        return [add(one.writes, row, layer=one.unit.layer + i, pos=pos) for i, row in enumerate(rows)]
 
     def at(self, frozen: FrozenLayer, keys: NodeKeys) -> DictionaryNodes:
         return DictionaryNodes(self, frozen, keys)

@@ -15,6 +15,8 @@ from gemmascope.circuits.frozen_mlp import FrozenMLP
 from gemmascope.circuits.graph.bases.written import Edges
 from gemmascope.circuits.graph.nodes import FEATURE, NodeKeys, Unit
 from gemmascope.config import GemmaConfig
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.make import add
 from gemmascope.model.gemma2 import Layer
 from gemmascope.run.recorded import RecordedRun
 
@@ -59,6 +61,12 @@ class NeuronBasis:
                 if bool(at.any()):
                     found[at] = self.run.layer(module).mlp.act[pos[at], feature[at]].cpu()
         return found
+
+    def edits(self, unit: int, pos: int, feature: int, change: float) -> list[Edit]:
+        assert self.run is not None
+        vector = torch.zeros(self.config.d_mlp)
+        vector[feature] = change * float(self.run.trace["mlp_act", unit][pos, feature])
+        return [add("mlp_act", vector, layer=unit, pos=pos)]
 
     def at(self, frozen: FrozenLayer, keys: NodeKeys) -> NeuronNodes:
         return NeuronNodes(frozen, keys)

@@ -1,0 +1,106 @@
+"""What a graph says beside what the model does: with all held the edges are exact, and edits are the true effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import checkpoint_3, model, model_of, prompt
+from random_dictionaries import dictionary
+
+import gemmascope as gs
+from gemmascope.circuits.graph.attribution import attribution_graph
+from gemmascope.circuits.graph.nodes import FEATURE
+from gemmascope.circuits.graph.result import AttributionGraph
+from gemmascope.circuits.graph.truth.effects import total_effects
+from gemmascope.errors import GraphError
+from gemmascope.model.model import Model
+
+IDS = prompt(9)
+D = 32
+RAW = "mlp_raw"
+
+
+def graph_of(subject: Model, basis: str) -> AttributionGraph:
+    skip = torch.randn(D, D, generator=torch.Generator().manual_seed(5)) / D**0.5
+    made: dict[str, dict[str, Any]] = {
+        "transcoder": {"dictionaries": [dictionary(D, "transcoder", i, D, seed=i) for i in range(3)]},
+        "skip": {
+            "dictionaries": [dictionary(D, "transcoder", i, D, i, W_skip=skip, output_site="mlp_raw") for i in range(3)]
+        },
+        "neuron": {"basis": "neuron", "max_nodes": 40},
+        "resid_post": {"basis": "sae", "dictionaries": [dictionary(D, "resid_post", i, seed=i) for i in range(2)]},
+        "mlp_out": {"basis": "sae", "dictionaries": [dictionary(D, "mlp_out", i, seed=i) for i in range(2)]},
+        "z": {"basis": "sae", "dictionaries": [dictionary(96, "z", i, seed=i) for i in range(2)]},
+    }
+    return attribution_graph(IDS, model=subject, keep=10**6, progress=False, **made[basis])
+
+
+@pytest.mark.parametrize("basis", ["transcoder", "skip", "neuron", "resid_post", "mlp_out", "z", "gemma 3"])
+def test_with_all_held_the_edges_are_exact(basis: str) -> None:
+    """A doubled feature moves what every node reads by the graph's column, in the model itself."""
+    subject = model_of(checkpoint_3("lgl", 2)) if basis == "gemma 3" else model("lgl", 2)
+    graph = graph_of(subject, "transcoder" if basis == "gemma 3" else basis)
+    check = graph.check(8)
+    assert check.held_error < 1e-4
+    moves = check.effects.held.abs() > 1e-3
+    assert int(moves.sum()) >= 8
+    assert len(check.to_dataframe()) == 8 * len(graph.outputs)
+
+
+def test_an_open_effect_is_that_of_the_edit() -> None:
+    """Against a splice of the feature in a run of its own; and the prediction adds up all paths."""
+    subject = model("lgl", 2)
+    graph = graph_of(subject, "transcoder")
+    check = graph.check(5)
+    trace, weight = gs.trace(IDS, model=subject), subject.network.model.embed_tokens.weight.float()
+    directions = weight[[one.token for one in graph.outputs]] - weight.mean(0)
+    for name, true in zip(check.changed, check.effects.true, strict=True):
+        layer, feature, pos = map(int, name.split("_"))
+        activation = float(graph.activation[graph.index(name)])
+        splice = gs.splice(dictionary(D, "transcoder", layer, D, seed=layer), {feature: 2 * activation}, pos=pos)
+        changed = gs.trace(IDS, model=subject, edits=[splice])
+        assert torch.allclose(directions @ (changed["final"][-1] - trace["final"][-1]), true.float(), atol=1e-3)
+        direct = gs.trace(IDS, model=subject, edits=graph.edits(name, scale=2.0))
+        assert torch.allclose(direct.next_logits, changed.next_logits, atol=1e-3)
+    assert check.effects.true.abs().max() > 0.01
+    matrix = torch.tensor(graph.matrix().values).double()
+    size = torch.where(graph.decoded[0] == FEATURE, graph.activation.double(), torch.inf)
+    step = matrix / size[:, None]
+    expected, power = matrix.clone(), matrix.clone()
+    for _ in range(4):
+        power = power @ step
+        expected += power
+    outputs = graph.index_of(graph.keys.logits)
+    assert torch.allclose(total_effects(graph)[:, :-1], expected[outputs][:, :-1], atol=1e-6)
+    assert -1 <= check.correlation <= 1
+    assert check.plot().data
+    assert "correlation" in repr(check)
+
+
+def test_interventions() -> None:
+    """A group is changed together; off, scaled or set; the edits do the same in a trace, and in generation."""
+    subject = model("lgl", 2)
+    graph = graph_of(subject, "transcoder")
+    few = [graph.ids[i] for i in graph.influence.topk(200).indices.tolist() if graph.decoded[0][i] == FEATURE][:3]
+    graph.group("few", few)
+    off = graph.intervene("few")
+    assert off.changed == ("few",)
+    assert off.held_error < 1e-4
+    one_by_one = sum(graph.intervene(name).effects.held for name in few)
+    assert torch.allclose(off.effects.held, one_by_one, atol=1e-4)
+    doubled = graph.intervene("few", scale=2.0)
+    assert torch.allclose(off.effects.direct, -doubled.effects.direct)
+    activation = float(graph.activation[graph.index(few[0])])
+    as_value = graph.intervene(few[0], value=3 * activation)
+    assert torch.allclose(as_value.effects.true, graph.intervene([few[0]], scale=3.0).effects.true, atol=1e-4)
+    edited = gs.trace(IDS, model=subject, edits=graph.edits("few"))
+    assert not torch.allclose(edited.next_logits, gs.trace(IDS, model=subject).next_logits)
+    text = gs.generate(IDS, model=subject, edits=graph.edits("few"), max_new_tokens=3)
+    again = gs.trace(text.ids, model=subject, edits=graph.edits("few"))
+    assert again.logits[len(IDS) - 1 : -1].argmax(-1).tolist() == text.ids[len(IDS) :].tolist()
+    with pytest.raises(GraphError, match="give one of them"):
+        graph.edits("few", scale=1.0, value=2.0)
+    with pytest.raises(GraphError, match="only features and neurons"):
+        graph.intervene("bias")
