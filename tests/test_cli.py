@@ -118,6 +118,25 @@ def test_patch_is_a_sweep(extra: list[str], tmp_path: Path, capsys: pytest.Captu
     assert [cell["effect"] for cell in data["cells"]] == pytest.approx(expected.effect.values.ravel().tolist())
 
 
+@pytest.mark.usefixtures("loaded")
+def test_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = gs.attribution_graph(TEXT, model=worded(), basis="neuron", targets=" Mary", max_nodes=30, progress=False)
+    files = ["--save", str(tmp_path / "a.graph"), "--neuronpedia", str(tmp_path / "g.json")]
+    asked = ["graph", TEXT, "--target", " Mary", "--max-nodes", "30"]
+    assert main([*asked, *files]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{expected!r}\npruned to ")
+    assert err == f"wrote {tmp_path / 'a.graph'}\nwrote {tmp_path / 'g.json'}\n"
+    assert gs.open_graph(tmp_path / "a.graph").edges.equals(expected.edges)
+    assert gs.open_neuronpedia(tmp_path / "g.json").ids == expected.prune().ids
+    assert main([*asked, "--json", "--top", "3"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["replacement"] == pytest.approx(expected.scores.replacement)
+    assert [one["id"] for one in data["nodes"]] == list(expected.prune().nodes.nlargest(3, "influence")["id"])
+    assert main([*asked, "--basis", "transcoder"]) == 2
+    assert "needs dictionaries=" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("metric", [gs.answer_prob, gs.answer_logprob, gs.rank], ids=lambda metric: metric.__name__)
 @pytest.mark.usefixtures("loaded")
 def test_patch_by_metrics_of_one_answer(metric: Callable[[str], AnswerMetric], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""NamedGraph: a graph with names for nodes and groups, which go into files with it."""
+"""AttributionGraphFiles: a graph with names for nodes and groups, which go into files with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, repr=False)
-class NamedGraph(GraphData):
+class AttributionGraphFiles(GraphData):
     """The names of a graph's nodes and groups, and its files."""
 
     def label(self, node: str, text: str) -> None:

@@ -47,6 +47,7 @@ class Logits:
     inputs: Float[Tensor, " logit"]
 
 
+@torch.no_grad()
 def read_outputs(trace: Trace, targets: object, pos: object) -> tuple[list[Output], Logits]:
     """What a graph is to explain, as outputs and as directions in the last stream.
 

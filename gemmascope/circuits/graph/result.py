@@ -13,7 +13,7 @@ from gemmascope.circuits.frozen import FrozenRun
 from gemmascope.circuits.graph.bases.basis import Basis
 from gemmascope.circuits.graph.data import GraphData, Scores
 from gemmascope.circuits.graph.loadings import edge_loadings
-from gemmascope.circuits.graph.named import NamedGraph
+from gemmascope.circuits.graph.named import AttributionGraphFiles
 from gemmascope.circuits.graph.nodes import FEATURE
 from gemmascope.circuits.graph.qk import qk_table
 from gemmascope.circuits.graph.truth.checking import GraphCheck, check_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, repr=False)
-class AttributionGraph(NamedGraph):
+class AttributionGraph(AttributionGraphFiles):
     """Who gave what to whom in one run: nodes, and edges that add up to each node's input. Made by gs.attribution_graph.
 
     A node is a feature or neuron at a position, the error that features leave at a position, a token's embedding, a logit or

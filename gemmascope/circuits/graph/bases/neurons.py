@@ -49,6 +49,7 @@ class NeuronBasis:
     def active(self, keys: NodeKeys) -> Tensor | None:
         return None
 
+    @torch.no_grad()
     def activations(self, keys: NodeKeys, nodes: Tensor) -> Float[Tensor, " node"]:
         """One pass over the layers: a neuron's value is computed again from the stream."""
         assert self.run is not None
