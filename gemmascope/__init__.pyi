@@ -51,12 +51,12 @@ from gemmascope.errors import GemmascopeError as GemmascopeError
 from gemmascope.errors import GemmascopeWarning as GemmascopeWarning
 from gemmascope.generation.generate import generate as generate
 from gemmascope.generation.result import Generation as Generation
-from gemmascope.labs.heads import HeadLab as HeadLab
-from gemmascope.labs.heads import head_lab as head_lab
+from gemmascope.labs.heads.lab import HeadLab as HeadLab
+from gemmascope.labs.heads.lab import head_lab as head_lab
 from gemmascope.labs.patching.lab import open_patching_lab as open_patching_lab
 from gemmascope.labs.patching.lab import patching_lab as patching_lab
-from gemmascope.labs.steering import SteerLab as SteerLab
-from gemmascope.labs.steering import steer_lab as steer_lab
+from gemmascope.labs.steering.lab import SteerLab as SteerLab
+from gemmascope.labs.steering.lab import steer_lab as steer_lab
 from gemmascope.loading.load import load as load
 from gemmascope.loading.network import quantize as quantize
 from gemmascope.memory.planning import plan as plan

@@ -194,7 +194,7 @@ def test_a_failing_step_is_shown_and_raised_by_wait(monkeypatch: pytest.MonkeyPa
     def fail(*_: Any, **__: Any) -> Any:
         raise GemmascopeError("too long for a page")
 
-    monkeypatch.setattr("gemmascope.labs.head_views.attention_view", fail)
+    monkeypatch.setattr("gemmascope.labs.heads.views.attention_view", fail)
     lab.scale(0, 0, 0.0)
     with pytest.raises(GemmascopeError, match="too long for a page"):
         lab.wait()

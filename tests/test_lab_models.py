@@ -89,7 +89,7 @@ opened = pytest.mark.parametrize("kind", LABS)
 @pytest.fixture(autouse=True)
 def _no_warning_of_vectors() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("gemmascope.labs.steering.SteerLab._warn", lambda self, remarks: None)
+        patches.setattr("gemmascope.labs.steering.lab.SteerLab._warn", lambda self, remarks: None)
         yield
 
 

@@ -44,6 +44,14 @@ def call_text(function: str, model: Model, positional: tuple[object, ...], named
     return f"{head}result = gs.{function}(\n{lines})\n"
 
 
+def script_text(model: Model, code: str) -> str:
+    """A script that loads the model and goes on with this code. What cannot be printed there has a name, and a comment."""
+    values = _Values()
+    code = values.named_in(code)
+    needs_torch = "import torch\n" if "torch.tensor(" in code else ""
+    return f"import gemmascope as gs\n{needs_torch}\n{load_text(model)}{values.comments}{code}"
+
+
 def load_text(model: Model) -> str:
     """The line that loads a model as it was loaded; a comment for a model that was built in memory."""
     values = _Values()

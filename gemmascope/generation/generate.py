@@ -132,20 +132,27 @@ def _n_samples(samples: int | None, sampling: Sampling) -> int:
     return n
 
 
-def growing_texts(prompt: Prompt, model: Model, edits: Sequence[Edit], max_new_tokens: int) -> Iterator[str]:
-    """The greedy continuation of one prompt: the whole text so far, after every token; without a tokenizer, its ids.
+def growing_texts(
+    prompt: Prompt, model: Model, edits: Sequence[Sequence[Edit]], max_new_tokens: int
+) -> Iterator[list[tuple[str, list[int]]]]:
+    """The greedy continuations of one prompt under each of these lists of edits, in shared passes, after every token.
 
-    Raises as generate does, when it is called. Each token is generated only when it is requested.
+    Each is the whole text so far (without a tokenizer, its ids as text) and the ids of its tokens. Raises as generate does,
+    when it is called. A token is generated only when it is requested.
     """
     n_new = whole_number(max_new_tokens, "max_new_tokens", least=1, error=GenerationError)
-    run = _Run.of(prompt, model, all_edits(model, edits), n_new, (), 0)
-    return _growing(run, model, n_new)
+    return _growing([_Run.of(prompt, model, all_edits(model, each), n_new, (), 0) for each in edits], model, n_new)
 
 
-def _growing(run: _Run, model: Model, n_new: int) -> Iterator[str]:
-    for _ in _Loop([run], Sampling(0.0, 1.0), lambda piece: None, model, n_new).steps():
+def _growing(runs: list[_Run], model: Model, n_new: int) -> Iterator[list[tuple[str, list[int]]]]:
+    for _ in _Loop(runs, Sampling(0.0, 1.0), lambda piece: None, model, n_new).steps():
         model.network.check()  # whoever reads the texts may change the model between them
-        yield run.detokenizer.text if model.has_tokenizer else " ".join(str(token) for token, _ in run.new)
+        ids = [[token for token, _ in run.new] for run in runs]
+        texts = [
+            run.detokenizer.text if model.has_tokenizer else " ".join(map(str, run_ids))
+            for run, run_ids in zip(runs, ids, strict=True)
+        ]
+        yield list(zip(texts, ids, strict=True))
 
 
 @dataclass

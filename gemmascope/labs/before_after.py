@@ -24,7 +24,8 @@ class BeforeAfter:
     """One prompt without and with edits.
 
     before, after: the traces, None until they are run. text_before, text_after: what the model writes after the prompt, as
-    far as it has come; is_written: which of them are complete. top: the likeliest next tokens.
+    far as it has come, and ids_before the tokens of the first; is_written: which of them are complete. top: the likeliest
+    next tokens.
     """
 
     model: Model
@@ -34,13 +35,14 @@ class BeforeAfter:
     after: Trace | None = None
     text_before: str | None = None
     text_after: str | None = None
+    ids_before: list[int] = field(default_factory=list)
     top: list[TokenChange] = field(default_factory=list)
     is_written: dict[str, bool] = field(default_factory=lambda: {"before": False, "after": False})
 
     @classmethod
     def of(cls, prompt: Prompt, model: Model, max_new_tokens: int, edits: Sequence[Edit] = ()) -> BeforeAfter:
         """Raises what gs.generate would for this prompt and these edits. Nothing is run."""
-        growing_texts(prompt, model, edits, max_new_tokens)
+        growing_texts(prompt, model, [edits], max_new_tokens)
         return cls(model, prompt, max_new_tokens)
 
     def run(self, edits: Sequence[Edit]) -> Generator[None]:
@@ -53,17 +55,17 @@ class BeforeAfter:
         yield
 
     def write(self, edits: Sequence[Edit]) -> Generator[None]:
-        """Write both texts, one token a step; the text without edits only once."""
-        if not self.is_written["before"]:
-            for text in growing_texts(self.prompt, self.model, (), self.max_new_tokens):
-                self.text_before = text
-                yield
-            self.is_written["before"] = True
-        if edits:
-            for text in growing_texts(self.prompt, self.model, edits, self.max_new_tokens):
-                self.text_after = text
-                yield
-        else:
+        """Write both texts together, one token a step; the text without edits only once."""
+        lacks_before, is_changed = not self.is_written["before"], bool(edits)
+        runs: list[Sequence[Edit]] = [*([()] if lacks_before else []), *([edits] if is_changed else [])]
+        for continuations in growing_texts(self.prompt, self.model, runs, self.max_new_tokens) if runs else ():
+            if lacks_before:
+                self.text_before, self.ids_before = continuations[0]
+            if is_changed:
+                self.text_after = continuations[-1][0]
+            yield
+        self.is_written["before"] = True
+        if not is_changed:
             self.text_after = self.text_before
         self.is_written["after"] = True
         yield

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from gemmascope.edits.call_text import load_text, prompt_text
-from gemmascope.errors import GemmascopeError, warn
+from gemmascope.edits.call_text import prompt_text, script_text
+from gemmascope.edits.edit import Edit
+from gemmascope.errors import GemmascopeError, LabError, warn
 from gemmascope.labs.base import LabBase
 from gemmascope.labs.before_after import BeforeAfter
+from gemmascope.labs.history import History
 from gemmascope.labs.session import PREPARE
-from gemmascope.model.model import Model
+from gemmascope.labs.typed import read_typed
+from gemmascope.model.model import Model, Prompt
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.remarks import Remark
 
 if TYPE_CHECKING:
-    from gemmascope.labs.widget import Trait
+    from gemmascope.labs.widget import Handlers, Trait
 
-LabT = TypeVar("LabT", bound="RecomputingLab")
+
+class HasPrompt(Protocol):
+    """The settings of a lab: a value, which is never changed."""
+
+    @property
+    def prompt(self) -> Prompt: ...
+
+
+LabT = TypeVar("LabT", bound="RecomputingLab[HasPrompt]")
+SettingsT = TypeVar("SettingsT", bound=HasPrompt, covariant=False)
 ValueT = TypeVar("ValueT")
 
 
-class RecomputingLab(LabBase):
+class RecomputingLab(LabBase, Generic[SettingsT]):
     """A lab that computes everything anew when a setting changes. The latest settings win; older ones end after a step.
 
-    A subclass says which steps follow from the settings (`_steps`) and what its page shows (`_state`, `_pictures`).
+    A subclass says which steps follow from the settings (`_steps`), what its page shows (`_state`, `_pictures`), and which
+    settings are typed (TYPED; those in OPTIONAL may be left empty).
     """
 
+    TYPED: Sequence[str] = ("prompt",)
+    OPTIONAL: Sequence[str] = ()
     _run: BeforeAfter
+    _now: SettingsT
 
     def __init__(self, model: Model, max_new_tokens: int) -> None:
         super().__init__(model)
         self.max_new_tokens = max_new_tokens
+        self._history: History[SettingsT] = History()
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt, as it was set last."""
+        return self._now.prompt
 
     def wait(self: LabT, timeout: float | None = None) -> LabT:
         """Wait until everything is computed for the present settings.
@@ -48,6 +70,28 @@ class RecomputingLab(LabBase):
         """
         self._wait(timeout)
         return self
+
+    def undo(self) -> None:
+        """Take the last change of the settings back, and compute again. A knob that was turned goes back at once.
+
+        Raises:
+            LabError: Nothing was changed since the lab was opened, or since another model was chosen.
+        """
+        self._worker.require_open()
+        if not self._history.can_undo:
+            raise LabError("there is nothing to undo: no setting was changed since the lab was opened on this model")
+        self._go_back(self._history.undo)
+
+    def redo(self) -> None:
+        """Make the change again that was undone last, and compute again.
+
+        Raises:
+            LabError: Nothing was undone, or a setting was changed since.
+        """
+        self._worker.require_open()
+        if not self._history.can_redo:
+            raise LabError("there is nothing to redo: no change was undone, or a setting was changed since")
+        self._go_back(self._history.redo)
 
     @property
     def trace(self) -> Trace:
@@ -71,6 +115,8 @@ class RecomputingLab(LabBase):
         self.wait()
         return self._run.text_before or ""
 
+    # -- what a lab does --
+
     def _steps(self) -> Generator[None]:
         """Compute what follows from the settings. A step stores nothing before it has what it stores."""
         raise NotImplementedError
@@ -83,16 +129,44 @@ class RecomputingLab(LabBase):
         """The page's pictures, with a "number" that changes when they do."""
         return {}
 
+    def _begun(self, settings: SettingsT, model: Model) -> BeforeAfter:
+        """The runs of these settings, of which nothing is run. Raises for settings that cannot be run."""
+        raise NotImplementedError
+
+    # -- changing the settings --
+
+    def _change(self, settings: SettingsT, model: Model, key: Hashable = None) -> None:
+        """Go on with other settings. key: as in History.record. What `_begun` raises changes nothing."""
+        is_new = model is not self.model or not hasattr(self, "_now")
+        run = self._begun(settings, model)
+        with self.guard:
+            if is_new:
+                self._history.clear()
+            else:
+                self._history.record(self._now, key)
+            self._now, self._run = settings, run
+            if model is not self.model:
+                self._switch_to(model)
+        self._recompute()
+
+    def _go_back(self, step: Callable[[SettingsT], SettingsT]) -> None:
+        with self.guard:
+            settings = step(self._now)
+            self._run = self._begun(settings, self.model)
+            self._now = settings
+        self._recompute()
+
     def _recompute(self) -> None:
         """The settings have changed: end what is under way and begin again."""
         self._worker.require_open()
         with self.guard:
             self._next_question()
-            self._submit("what follows from the settings", PREPARE, self._told_steps(self.seq))
+            self._submit("what follows from the settings", PREPARE, self._told(self._steps(), self.seq))
         self.notify("settings", self.seq)
 
-    def _told_steps(self, seq: int) -> Generator[None]:
-        for _ in self._steps():
+    def _told(self, steps: Generator[None], seq: int) -> Generator[None]:
+        """The same steps, each told to the page, as long as the question is the present one."""
+        for _ in steps:
             if seq != self.seq:
                 return
             self.notify("step", seq)
@@ -106,11 +180,29 @@ class RecomputingLab(LabBase):
 
     def _end(self) -> None:
         self._worker.close()
+        self._history.clear()
         self._run.forget_runs()
 
+    # -- the page --
+
     def _snapshot(self) -> dict[str, Trait]:
+        with self.guard:
+            undo = {"can_undo": self._history.can_undo, "can_redo": self._history.can_redo}
         own = {"number": self.number, "seq": self.seq, "busy": self.is_busy, "error": self.error}
-        return {"state": {**self._state(), **own}, "pictures": self._pictures()}
+        return {"state": {**self._state(), **undo, **own}, "pictures": self._pictures()}
+
+    def _handlers(self) -> Handlers:
+        return {
+            "set": lambda m: self._typed(m["name"], lambda: self._read_typed(m["name"], m["text"])),
+            "undo": lambda _: self.undo() if self._history.can_undo else None,
+            "redo": lambda _: self.redo() if self._history.can_redo else None,
+        }
+
+    def _read_typed(self, name: str, text: str) -> object:
+        return read_typed(text, self._typed_settings()[name], self.model, is_optional=name in self.OPTIONAL)
+
+    def _typed_settings(self) -> Mapping[str, object]:
+        return {name: getattr(self._now, name) for name in self.TYPED}
 
     def _warn(self, remarks: Sequence[Remark]) -> None:
         """Give warnings: in the lab for what was typed there, else as Python's."""
@@ -120,10 +212,12 @@ class RecomputingLab(LabBase):
             else:
                 warn(text)
 
-    def _script(self, edits: Sequence[str], comment: str = "") -> str:
-        """Python that runs the prompt with these edits and writes the text. comment: on what the edits name."""
-        return (
-            f"import gemmascope as gs\n\n{load_text(self.model)}{comment}prompt = {prompt_text(self._run.prompt)}\n"
-            f"edits = [{', '.join(edits)}]\ntrace = gs.trace(prompt, model=model, edits=edits)\n"
-            f"text = gs.generate(prompt, model=model, edits=edits, max_new_tokens={self.max_new_tokens}).text\n"
+    def _script(self, edits: Sequence[Edit] | str, before: str = "", after: str = "") -> str:
+        """Python that runs the prompt with these edits, or code for them, and writes the text. before, after: more of it."""
+        code = edits if isinstance(edits, str) else repr(list(edits))
+        return script_text(
+            self.model,
+            f"{before}prompt = {prompt_text(self._run.prompt)}\n"
+            f"edits = {code}\ntrace = gs.trace(prompt, model=model, edits=edits)\n"
+            f"text = gs.generate(prompt, model=model, edits=edits, max_new_tokens={self.max_new_tokens}).text\n{after}",
         )

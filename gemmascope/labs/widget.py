@@ -40,6 +40,7 @@ class Message(TypedDict, total=False):
     layer: int
     head: int
     by: float
+    on: bool
     load: str
     name: str
     text: str

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gemmascope.edits.call_text import plain
+from gemmascope.edits.call_text import load_text, plain, prompt_text
 from gemmascope.edits.kinds import AblateDirection, Add
 from gemmascope.edits.make import ablate_direction, add
 from gemmascope.edits.places import Pos
@@ -28,6 +28,31 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 CLASSES = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a direction comes from, as Python: loading, the lines that load its model, and call, the call that makes it."""
+
+    loading: str
+    call: str
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        positive: object,
+        negative: object,
+        address: Address,
+        head: int | None,
+        pos: Pos,
+        seed: int,
+    ) -> Provenance:
+        """positive, negative: the prompts of the classes, as they were given; the others as in gs.direction."""
+        places = f"site={address.site.name!r}, layer={address.layer}, pos={plain(pos)!r}"
+        more = ("" if head is None else f", head={head}") + (f", seed={seed}" if seed else "")
+        prompts = f"{prompt_text(positive)}, {prompt_text(negative)}"
+        return cls(load_text(model), f"gs.direction({prompts}, {places}{more}, model=model)")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -53,6 +78,7 @@ class Direction:
             the prompts that made the vector; log_odds says how well a direction does on others.
         log_odds: Log-odds of the positive class, [prompt], from a probe that was fitted without that prompt.
         model: The model's name.
+        provenance: The model and the call that made the direction, as Python; code() is the script of both.
 
     Examples:
         >>> direction = gs.direction(["Mary gave", "Mary went"], ["John gave", "John went"], layer=2)
@@ -78,6 +104,7 @@ class Direction:
     projections: xarray.DataArray
     log_odds: xarray.DataArray
     model: str
+    provenance: Provenance
 
     @classmethod
     def of(
@@ -92,6 +119,7 @@ class Direction:
         values: Float[Tensor, "case d"],
         probe: Probe,
         held_out: HeldOut | None,
+        provenance: Provenance,
     ) -> Direction:
         """The direction from the values that were read.
 
@@ -105,6 +133,7 @@ class Direction:
             values: What was read from each prompt, [case, d], float64 on the CPU.
             probe: The probe of all cases.
             held_out: Its cross-validation; None if a class has fewer than two prompts.
+            provenance: The call that makes it.
         """
         assert address.layer is not None
         means = torch.stack([values[positive].mean(0), values[~positive].mean(0)])
@@ -128,6 +157,7 @@ class Direction:
             projections=labelled(along, coords, ("prompt",), "projection", "projection on the direction, from the midpoint"),
             log_odds=labelled(log_odds, coords, ("prompt",), "log_odds", "log-odds of positive, held out"),
             model=model.name,
+            provenance=provenance,
         )
 
     @property
@@ -159,6 +189,14 @@ class Direction:
         """
         layer = self.layer if layer is None else layer
         return ablate_direction(self.site, self.vector, layer=layer, head=self.head, pos=pos)
+
+    def code(self) -> str:
+        """The Python that makes the direction again.
+
+        Returns:
+            A script that makes `direction`.
+        """
+        return f"import gemmascope as gs\n\n{self.provenance.loading}direction = {self.provenance.call}\n"
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row for each prompt: its class, text, projection and held-out log-odds."""

@@ -22,7 +22,7 @@ from gemmascope.model.prompts import as_prompts, listed_prompts
 from gemmascope.model.tap import Chain, Tap
 from gemmascope.run.microbatches import embed_in_microbatches
 from gemmascope.sites import Address, find
-from gemmascope.steering.direction import Direction
+from gemmascope.steering.direction import Direction, Provenance
 from gemmascope.steering.probe import fit_probe, held_out
 from gemmascope.values import in_float64
 
@@ -79,6 +79,7 @@ def direction(
     seed = whole_number(seed, "seed", error=GemmascopeError)
     address, head_number = _address(site, layer, head, model)
     hint = "give at least one, and two to measure a probe by"
+    positive, negative = as_prompts(positive), as_prompts(negative)
     positive_ids = ids_of_prompts(positive, "positive prompt", hint, model)
     ids = [*positive_ids, *ids_of_prompts(negative, "negative prompt", hint, model)]
     is_positive = torch.arange(len(ids)) < len(positive_ids)
@@ -102,6 +103,7 @@ def direction(
         values=x,
         probe=fit_probe(x, is_positive),
         held_out=held_out(x, is_positive, groups, seed),
+        provenance=Provenance.of(model, positive, negative, address, head_number, pos, seed),
     )
 
 

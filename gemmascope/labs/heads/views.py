@@ -1,4 +1,4 @@
-"""The pictures of a head lab."""
+"""The views of a head lab, which a saved notebook shows in its place."""
 
 from __future__ import annotations
 
