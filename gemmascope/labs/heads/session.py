@@ -115,7 +115,7 @@ class HeadSession(RecomputingLab[HeadSettings]):
         """As scale. Unless it is a change by itself, it is undone together with those of the same head before it."""
         channel = self._channel(layer, head)
         by = finite_number(by, "by", error=EditError)
-        self._set_desk(self._now.desk.scaled(channel, by), None if is_by_itself else channel)
+        self._set_desk(self._now.desk.scaled(channel, by), None if is_by_itself else channel, channel)
 
     def mute(self, layer: int, head: int, on: bool = True) -> None:
         """Ablate a head, or end that: then it has the factor again that it had before.
@@ -130,7 +130,7 @@ class HeadSession(RecomputingLab[HeadSettings]):
             EditError: head names several heads, or on is neither True nor False.
         """
         channel = self._channel(layer, head)
-        self._set_desk(self._now.desk.with_mute(channel, true_or_false(on, "on", error=EditError)))
+        self._set_desk(self._now.desk.with_mute(channel, true_or_false(on, "on", error=EditError)), selected=channel)
 
     def solo(self, layer: int, head: int, on: bool = True) -> None:
         """Ablate all heads of the model but this one, and others that are soloed; or end that.
@@ -145,7 +145,7 @@ class HeadSession(RecomputingLab[HeadSettings]):
             EditError: head names several heads, or on is neither True nor False.
         """
         channel = self._channel(layer, head)
-        self._set_desk(self._now.desk.with_solo(channel, true_or_false(on, "on", error=EditError)))
+        self._set_desk(self._now.desk.with_solo(channel, true_or_false(on, "on", error=EditError)), selected=channel)
 
     def reset(self) -> None:
         """Leave every head as it is. Edits that the lab was given and that are no scaled heads stay."""
@@ -191,7 +191,9 @@ class HeadSession(RecomputingLab[HeadSettings]):
             raise EditError(f"one head is scaled at a time; given {short_repr(head)}")
         return number, heads[0]
 
-    def _set_desk(self, desk: Desk, key: Hashable = None) -> None:
+    def _set_desk(self, desk: Desk, key: Hashable = None, selected: Channel | None = None) -> None:
+        if selected is not None:
+            self.selected = selected
         self._change(replace(self._now, desk=desk), self.model, key)
 
     # -- results --

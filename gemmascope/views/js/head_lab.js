@@ -1,115 +1,147 @@
-// The live head lab: patterns and lens of a prompt, heads that are ablated or scaled with a click, and the answer that moves.
+// The live head lab: heads on a mixing desk, the effect on the answer in sight, and a head's pattern and the lens beside it.
 
 import { answers } from "./answers.js";
-import { unpacked } from "./arrays.js";
-import { attention, layersOf } from "./attention.js";
-import { lens } from "./lens.js";
+import { numbers } from "./arrays.js";
+import { tokenChips } from "./chips.js";
+import { channelOf, desk, DESK_STYLE, gainSlider } from "./heads/desk.js";
+import { headDetail, lensFrom, patternFrom } from "./heads/detail.js";
 import { button, drawIfChanged, livePage } from "./live.js";
 import { make } from "./page.js";
 import { format } from "./scale.js";
-import { legible } from "./tokens.js";
-
-const FACTORS = [[0, "Ablate (× 0)"], [0.5, "× 0.5"], [1, "× 1, as it is"], [2, "× 2"]];
+import { panes, strip } from "./system/card.js";
+import { exportMenu } from "./system/menus.js";
+import { legible, legibleLine } from "./tokens.js";
+import { typedField, TYPED_STYLE } from "./typed.js";
 
 const HEAD_STYLE = `
-.gs-moved{font-weight:600;margin:4px 0}
-.gs input[type=number]{font:inherit;width:5.5em;color:inherit;background:transparent;border:1px solid var(--gs-line);border-radius:4px;padding:1px 4px}
+${TYPED_STYLE}${DESK_STYLE}
+.gs-effect{display:grid;grid-template-columns:max-content max-content;gap:0 12px;align-items:baseline;min-width:232px;font-size:12px;line-height:16px}
+.gs-effect .gs-big{grid-row:span 2;min-width:96px;text-align:right}
+.gs-messages{display:grid;min-height:36px;padding:4px 24px 0}
+.gs-messages>*{grid-area:1/1;margin:0;max-height:36px;overflow:auto;font-size:12px;line-height:16px}
+.gs-messages>.gs-error:not([hidden])~*{visibility:hidden}
+.gs-one{display:flex;gap:8px;align-items:center;min-height:32px;margin-bottom:8px}
+.gs-one .gs-head{flex:1;white-space:nowrap}
+.gs-one .gs-gain{width:96px}
+.gs-one output{min-width:48px;font-size:12px}
+.gs-others{display:flex;flex-wrap:wrap;gap:8px;font-size:12px}
+.gs-legend{font-size:12px;line-height:16px;margin:8px 0 16px;color:var(--gs-faint)}
 `;
 
 export function render({ model, el }) {
   const page = livePage({ model, el }, HEAD_STYLE);
+  const { send } = page;
+  const typed = (name, label, options) => typedField(name, label, (setting, text) => send("set", { name: setting, text }), options);
+  const fields = {
+    answer: typed("answer", "answer", { placeholder: "the likeliest token" }),
+    against: typed("against", "against", { placeholder: "nothing" }),
+    prompt: typed("prompt", "prompt", { wide: true }),
+  };
+  const top = strip(page.root);
+  top.sentence.append("Follow ", fields.answer.element, " against ", fields.against.element, " after", make("div", {}, fields.prompt.element));
+  const effect = make("div", { class: "gs-effect", role: "status", "aria-live": "polite" });
+  top.aside.append(effect);
+  const undo = button("Undo", () => send("undo"), { "aria-keyshortcuts": "Control+Z" });
+  const redo = button("Redo", () => send("redo"));
+  const reset = button("Reset", () => send("reset"), { title: "leave every head as it is" });
+  const exports_ = exportMenu([{ label: "Copy Python", act: () => page.copy() }]);
+  top.end.append(undo, redo, reset, exports_.element);
+  page.root.append(make("div", { class: "gs-messages" }, page.error, page.status));
+
+  const { left, right } = panes(page.root);
+  const chips = tokenChips("tokens of the prompt: point at one to see it everywhere, click to see where it looks", (now) => detail.follow(now));
+  const others = make("div", { class: "gs-others", role: "group", "aria-label": "edits beside the heads", hidden: true });
+  const mixer = desk(send, select);
+  const legend = make("div", { class: "gs-legend" }, "Bar: what the head writes towards the answer, in logits before the soft cap; the tick: before the changes. M mutes, S plays alone, the slider turns; ◆ a global layer.");
   const answerPanel = answers();
-  const moved = make("div", { class: "gs-moved", role: "status", "aria-live": "polite" });
-  const tools = make("div", { class: "gs-bar", role: "toolbar", "aria-label": "scale the head that is large below" });
-  const scaledHeads = make("div", { class: "gs-bar", role: "group", "aria-label": "heads that are scaled" });
-  const hosts = [make("div"), make("div")];
-  page.root.append(page.error, moved, answerPanel.element, scaledHeads, tools, ...hosts, page.status);
-  let selected = null; // {layer, head}
+  left.append(chips.element, others, mixer.element, legend, answerPanel.element);
+
+  const detail = headDetail(() => chips.bus());
+  const name = make("span", { class: "gs-head" });
+  const knob = (type, label) => button(label, () => toggle(type), { class: `gs-knob gs-${type}` });
+  const [mute, solo] = [knob("mute", "Mute"), knob("solo", "Solo")];
+  const gain = gainSlider("gain of the selected head", (by) => send("scale", { layer: selected[0], head: selected[1], by }));
+  const says = make("output");
+  right.append(make("div", { class: "gs-one" }, name, mute, solo, gain.element, says), detail.element);
+
+  let selected = [0, 0];
+  let asked = null; // the head that was selected here, until Python knows
   let drawnNumber = -1;
-  let views = [];
-  let turn = 0;
+  let drawnPattern = null;
+  let pictures = {};
+  let lens = null;
 
-  const name = make("b");
-  const buttons = FACTORS.map(([by, label]) => button(label, () => scale(by)));
-  const factor = make("input", { type: "number", step: "0.1", "aria-label": "another factor", onchange: () => factor.value !== "" && scale(Number(factor.value)) });
-  tools.append(name, ...buttons, make("label", {}, "or × ", factor), page.copyButton());
-
-  function scale(by) {
-    if (selected) page.send("scale", { ...selected, by });
-  }
   function select(layer, head) {
-    selected = { layer, head };
-    drawTools();
+    asked = [layer, head];
+    selected = asked;
+    send("select", { layer, head });
+    draw(model.get("state"));
   }
-  function selectedFactor() {
-    const isSelected = (one) => one.layer === selected?.layer && one.head === selected?.head;
-    return model.get("state").scaled.find(isSelected)?.by ?? 1;
+  function toggle(type) {
+    const now = channelOf(model.get("state"), ...selected);
+    send(type, { layer: selected[0], head: selected[1], on: !(type === "mute" ? now.muted : now.soloed) });
   }
-  function drawTools() {
-    name.textContent = selected ? `layer ${selected.layer}, head ${selected.head}: ` : "";
-    const now = selectedFactor();
-    FACTORS.forEach(([by], i) => {
-      buttons[i].setAttribute("aria-pressed", String(by === now));
-      buttons[i].disabled = !selected;
-    });
-    factor.disabled = !selected;
-    if (document.activeElement !== factor) factor.value = String(now);
-  }
-  function drawScaledHeads({ scaled }) {
-    const chip = ({ layer, head, by }) =>
-      button(`layer ${layer} head ${head} × ${format(by)} ✕`, () => page.send("scale", { layer, head, by: 1 }), { title: "leave this head as it is" });
-    const reset = button("Reset all", () => page.send("reset"));
-    scaledHeads.replaceChildren(...(scaled.length ? ["scaled:", ...scaled.map(chip), reset] : ["No head is scaled: choose one below, then ablate or scale it."]));
-  }
-  function drawMoved(state) {
-    if (!state.moved) return;
-    const { name, before, after } = state.moved;
-    const change = after - before;
-    const arrow = change === 0 ? "=" : change > 0 ? "▲" : "▼";
-    moved.textContent = `${legible(name).replaceAll("·", " ")}: ${format(before)} before, ${format(after)} after (${arrow} ${format(change, true)})`;
-  }
+  page.root.addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.type === "text") return;
+    event.preventDefault();
+    event.stopPropagation();
+    send(event.shiftKey ? "redo" : "undo");
+  });
 
-  /** Draw new pictures aside, then put them in the place of the old ones, with the same layer and head selected. */
-  async function drawViews() {
-    const pictures = model.get("pictures");
-    if (pictures.number === drawnNumber) return;
-    drawnNumber = pictures.number;
-    const mine = ++turn;
-    const fresh = hosts.map(() => make("div"));
-    const drawn = [];
-    for (const [i, view] of pictures.views.entries()) {
-      const spec = { ...view.spec };
-      if (spec.view === "attention" && selected) {
-        spec.layer = Math.max(0, spec.layers.findIndex((layer) => layer.index === selected.layer));
-        spec.head = Math.max(0, spec.heads.indexOf(selected.head));
-      }
-      const data = await unpacked(view.arrays);
-      drawn.push(spec.view === "attention" ? attention(fresh[i], spec, layersOf(spec, data, "first"), null, select) : lens(fresh[i], spec, data));
-    }
-    if (mine !== turn) return drawn.forEach((view) => view.destroy());
-    const focus = placeOfFocus();
-    views.forEach((view) => view.destroy());
-    views = drawn;
-    hosts.forEach((host, i) => host.replaceChildren(...(pictures.views[i] ? [fresh[i]] : [])));
-    if (focus) focusable(hosts[focus.host])[focus.index]?.focus({ preventScroll: true });
-    el.dataset.gemmascopePictures = String(drawnNumber);
+  function drawEffect({ moved }) {
+    if (!moved) return effect.replaceChildren();
+    const change = moved.after - moved.before;
+    const arrow = change === 0 ? "as it was" : `${change > 0 ? "▲" : "▼"} ${format(Math.abs(change))}`;
+    effect.replaceChildren(make("span", { class: "gs-big" }, format(moved.after, true)), make("span", {}, `${format(moved.before)} before, ${format(moved.after)} after`), make("span", { class: "gs-faint" }, `${arrow} · ${legibleLine(moved.name)}`));
   }
-  const focusable = (host) => [...host.querySelectorAll("button,select,input,canvas[tabindex]")];
-  function placeOfFocus() {
-    const host = hosts.findIndex((one) => one.contains(document.activeElement));
-    return host < 0 ? null : { host, index: focusable(hosts[host]).indexOf(document.activeElement) };
+  function drawOthers(state) {
+    others.hidden = !state.others.length;
+    const one = (text, index) => button(`${text} ✕`, () => send("remove", { index }), { class: "gs-chip", title: "take this edit out" });
+    others.replaceChildren("also:", ...state.others.map((text, i) => one(text.length > 80 ? `${text.slice(0, 79)}…` : text, i)));
+  }
+  function readPictures() {
+    const now = model.get("pictures");
+    if (now.number === drawnNumber) return;
+    drawnNumber = now.number;
+    const floats = (bytes) => (bytes?.byteLength ? [...numbers(bytes, "float32")] : null);
+    pictures = { before: floats(now.written_before), after: floats(now.written_after), size: now.size, dots: now.pictures_after?.byteLength ? numbers(now.pictures_after, "uint8") : null };
+    lens = lensFrom(now.lens);
+    el.dataset.gemmascopePictures = String(drawnNumber);
   }
 
   function draw(state) {
+    if (asked && state.selected.join() === asked.join()) asked = null;
+    selected = asked ?? state.selected;
+    for (const [key, field] of Object.entries(fields)) field.update(state.typed[key]);
+    drawEffect(state);
+    undo.disabled = !state.can_undo;
+    redo.disabled = !state.can_redo;
+    reset.disabled = !state.factors.length && !state.desk.gains.length;
+    chips.update(state.tokens);
+    drawIfChanged(others, state.others, () => drawOthers(state));
+    readPictures();
+    mixer.update({ ...state, selected }, pictures);
     answerPanel.update(state);
-    drawMoved(state);
-    drawIfChanged(scaledHeads, state.scaled, () => drawScaledHeads(state));
-    drawTools();
-    drawViews();
+    drawSelected(state);
   }
-  function stopped() {
-    turn += 1;
-    views.forEach((view) => view.destroy());
+  function drawSelected(state) {
+    const channel = channelOf(state, ...selected);
+    name.textContent = `Layer ${selected[0]} · head ${selected[1]}`;
+    mute.setAttribute("aria-pressed", String(channel.muted));
+    solo.setAttribute("aria-pressed", String(channel.soloed));
+    gain.update(channel.gain);
+    says.textContent = `× ${format(channel.factor)}`;
+    const trait = model.get("pattern");
+    const key = `${drawnNumber} ${state.seq}`;
+    if (!trait?.before || (drawnPattern?.trait === trait && drawnPattern.key === key)) return;
+    drawnPattern = { trait, key };
+    const pattern = patternFrom(trait);
+    if ((state.tokens.length - pattern.first) ** 2 === pattern.after.length) detail.update({ tokens: state.tokens, kinds: state.kinds, pattern, lens });
   }
-  return page.start(["state", "pictures"], draw, { stopped });
+  return page.start(["state", "pictures", "pattern"], draw, {
+    stopped() {
+      detail.destroy();
+      chips.destroy();
+    },
+  });
 }

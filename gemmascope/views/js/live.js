@@ -36,6 +36,8 @@ export function livePage({ model, el }, style = "") {
     status,
     /** Send Python a message. */
     send: (type, more = {}) => talking.send(type, more),
+    /** Copy the lab's Python. */
+    copy: () => copy(root, model.get("state").code, status),
     /** A button that copies the lab's Python. */
     copyButton: (attributes = {}) => button("Copy Python", () => copy(root, model.get("state").code, status), attributes),
     /** Begin: draw(state) draws the traits, now and whenever one changes; onMessage(message) receives what Python sends. Returns stop(). */
