@@ -12,7 +12,7 @@ SettingsT = TypeVar("SettingsT")
 
 
 class History(Generic[SettingsT]):
-    """Earlier settings of a lab, and those that an undo took back. Settings are values: whoever records one never changes it."""
+    """Earlier settings of a lab, and those that an undo took back. Settings are values, which nobody changes."""
 
     def __init__(self) -> None:
         self._earlier: list[SettingsT] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from gemmascope.edits.call_text import prompt_text, script_text
 from gemmascope.edits.edit import Edit
@@ -28,8 +28,8 @@ class HasPrompt(Protocol):
     def prompt(self) -> Prompt: ...
 
 
-LabT = TypeVar("LabT", bound="RecomputingLab[HasPrompt]")
-SettingsT = TypeVar("SettingsT", bound=HasPrompt, covariant=False)
+LabT = TypeVar("LabT", bound="RecomputingLab[Any]")
+SettingsT = TypeVar("SettingsT", bound=HasPrompt)
 ValueT = TypeVar("ValueT")
 
 

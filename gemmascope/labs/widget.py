@@ -42,6 +42,7 @@ class Message(TypedDict, total=False):
     by: float
     on: bool
     load: str
+    position: int
     name: str
     text: str
     position: int

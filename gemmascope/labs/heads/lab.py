@@ -82,7 +82,7 @@ class HeadLab(HeadSession):
             "mute": lambda m: self.mute(m["layer"], m["head"], m["on"]),
             "solo": lambda m: self.solo(m["layer"], m["head"], m["on"]),
             "select": lambda m: self.select(m["layer"], m["head"]),
-            "remove": lambda m: self.remove(m["index"]),
+            "remove": lambda m: self.remove(m["position"]),
             "reset": lambda _: self.reset(),
         }
 

@@ -30,7 +30,7 @@ class Curve:
         self._missing = list(range(N_POINTS))
 
     def steps(self, measure: Callable[[Sequence[float]], StrengthSweep], at_once: bool) -> Generator[None]:
-        """Measure what is missing, the rungs first and then between them. at_once: in one go, as streamed weights need it."""
+        """Measure what is missing, the rungs first and then between them. at_once: in one go, for streamed weights."""
         stride = 1 if at_once else (N_POINTS - 1) // (N_RUNGS - 1)
         while stride and self._missing:
             points = [i for i in self._missing if i % stride == 0]

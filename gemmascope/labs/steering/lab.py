@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from html import escape
+from math import isnan
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,7 +15,8 @@ from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import EditError, SweepError
 from gemmascope.labs.followed import Followed
 from gemmascope.labs.heads.detail import labels_of
-from gemmascope.labs.steering.ladder import stretches
+from gemmascope.labs.steering.curve import Curve
+from gemmascope.labs.steering.ladder import Ladder, stretches
 from gemmascope.labs.steering.places import SteeredPlaces
 from gemmascope.labs.steering.session import SteerSession, SteerSettings
 from gemmascope.labs.typed import as_typed
@@ -23,6 +26,9 @@ from gemmascope.model.model import Model, Prompt
 from gemmascope.run.metric import Answer
 from gemmascope.steering.direction import Direction
 from gemmascope.steering.strengths import steering_edit
+
+if TYPE_CHECKING:
+    from gemmascope.labs.widget import Handlers
 
 
 class SteerLab(SteerSession):
@@ -91,7 +97,7 @@ class SteerLab(SteerSession):
             loading = made.loading.replace("model = ", "first_model = ", 1)
             return f"{loading}vector = {found.replace('model=model)', 'model=first_model)')}.vector\n"
         length = f"{float(vector.float().norm()):.6g}"
-        return f"# vector: the tensor of shape {list(vector.shape)} and length {length} that the lab was given: give it that name\n"
+        return f"# vector: the tensor {list(vector.shape)} of length {length} that the lab was given: give it that name\n"
 
     # -- showing --
 
@@ -99,19 +105,8 @@ class SteerLab(SteerSession):
         with self.guard:
             run, settings, model, curve, ladder = self._run, self._now, self.model, self._curve, self._ladder
         places = SteeredPlaces.of(settings.pos, settings.prompt, model)
-        ladder_texts = ladder.texts or [None] * len(ladder.strengths)
-        rungs = [
-            {
-                "strength": strength,
-                "point": curve.near(strength),
-                "text": None if text is None else stretches(text, ladder.unsteered),
-            }
-            for strength, text in zip(ladder.strengths, ladder_texts, strict=True)
-        ]
-        name = None if run.before is None else Followed.of(run, settings.answer, settings.against).name
-        moved = None
-        if run.before is not None and run.after is not None:
-            moved = Followed.of(run, settings.answer, settings.against).before_and_after(run)
+        followed = None if run.before is None else Followed.of(run, settings.answer, settings.against)
+        moved = None if followed is None or run.after is None else list(followed.before_and_after(run))
         return {
             **run.as_data(),
             "typed": {key: as_typed(value) for key, value in self._typed_settings().items()},
@@ -122,13 +117,20 @@ class SteerLab(SteerSession):
             "onward": places.onward,
             "where": places.text,
             "curve": {**curve.as_data(), "why_not": self._no_curve},
-            "rungs": rungs,
+            "rungs": _rungs_data(curve, ladder),
             "ladder_written": ladder.is_written,
-            "changed": None if run.text_after is None else stretches(run.text_after, run.text_before or ""),
-            "follows": name,
-            "moved": None if moved is None else list(moved),
+            "follows": None if followed is None else followed.name,
+            "moved": moved,
             "note": self._note(settings.strength),
             "code": self.code(),
+        }
+
+    def _handlers(self) -> Handlers:
+        return {
+            **super()._handlers(),
+            "strength": lambda m: self._slide(m["by"]),
+            "where": lambda m: self.click(m["position"], onward=m["on"]),
+            "everywhere": lambda _: self.set(pos=None),
         }
 
     def _note(self, strength: float) -> str:
@@ -150,6 +152,18 @@ class SteerLab(SteerSession):
         if not self.is_busy and self._run.text_after is not None:
             lines += [f"  before: {self._run.text_before!r}", f"  after:  {self._run.text_after!r}"]
         return "\n".join(lines)
+
+
+def _rungs_data(curve: Curve, ladder: Ladder) -> list[dict[str, object]]:
+    """The rungs of the ladder as JSON: strength, text in stretches, metric, and whether it has collapsed."""
+    data = list[dict[str, object]]()
+    for i, strength in enumerate(ladder.strengths):
+        point = curve.near(strength)
+        metric = float(curve.metric[point])
+        numbers = {"metric": None if isnan(metric) else metric, "collapsed": bool(curve.collapsed[point])}
+        text = stretches(ladder.texts[i], ladder.unsteered) if ladder.texts else None
+        data.append({"strength": strength, "text": text, **numbers})
+    return data
 
 
 def steer_lab(

@@ -1,4 +1,4 @@
-"""Ladder: the texts that the model writes at some strengths, in shared passes, and how they differ from the unsteered one."""
+"""Ladder: the texts that the model writes at some strengths, in shared passes, and what is new in each."""
 
 from __future__ import annotations
 

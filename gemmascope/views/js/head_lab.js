@@ -11,15 +11,10 @@ import { format } from "./scale.js";
 import { panes, strip } from "./system/card.js";
 import { exportMenu } from "./system/menus.js";
 import { legible, legibleLine } from "./tokens.js";
-import { typedField, TYPED_STYLE } from "./typed.js";
+import { MESSAGES_STYLE, typedField, TYPED_STYLE } from "./typed.js";
 
 const HEAD_STYLE = `
-${TYPED_STYLE}${DESK_STYLE}
-.gs-effect{display:grid;grid-template-columns:max-content max-content;gap:0 12px;align-items:baseline;min-width:232px;font-size:12px;line-height:16px}
-.gs-effect .gs-big{grid-row:span 2;min-width:96px;text-align:right}
-.gs-messages{display:grid;min-height:36px;padding:4px 24px 0}
-.gs-messages>*{grid-area:1/1;margin:0;max-height:36px;overflow:auto;font-size:12px;line-height:16px}
-.gs-messages>.gs-error:not([hidden])~*{visibility:hidden}
+${TYPED_STYLE}${MESSAGES_STYLE}${DESK_STYLE}
 .gs-one{display:flex;gap:8px;align-items:center;min-height:32px;margin-bottom:8px}
 .gs-one .gs-head{flex:1;white-space:nowrap}
 .gs-one .gs-gain{width:96px}
@@ -44,8 +39,7 @@ export function render({ model, el }) {
   const undo = button("Undo", () => send("undo"), { "aria-keyshortcuts": "Control+Z" });
   const redo = button("Redo", () => send("redo"));
   const reset = button("Reset", () => send("reset"), { title: "leave every head as it is" });
-  const exports_ = exportMenu([{ label: "Copy Python", act: () => page.copy() }]);
-  top.end.append(undo, redo, reset, exports_.element);
+  top.end.append(undo, redo, reset, exportMenu([{ label: "Copy Python", act: () => page.copy() }]).element);
   page.root.append(make("div", { class: "gs-messages" }, page.error, page.status));
 
   const { left, right } = panes(page.root);
@@ -96,7 +90,7 @@ export function render({ model, el }) {
   }
   function drawOthers(state) {
     others.hidden = !state.others.length;
-    const one = (text, index) => button(`${text} ✕`, () => send("remove", { index }), { class: "gs-chip", title: "take this edit out" });
+    const one = (text, index) => button(`${text} ✕`, () => send("remove", { position: index }), { class: "gs-chip", title: "take this edit out" });
     others.replaceChildren("also:", ...state.others.map((text, i) => one(text.length > 80 ? `${text.slice(0, 79)}…` : text, i)));
   }
   function readPictures() {

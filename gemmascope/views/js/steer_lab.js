@@ -1,18 +1,80 @@
-// The live steering lab: what a vector's strength, set with a slider of ipywidgets, does to answers and text.
+// The live steering lab: the strength as a slider on its curve, the text at five strengths, and the tokens that are steered.
 
 import { answers } from "./answers.js";
-import { livePage } from "./live.js";
+import { tokenChips } from "./chips.js";
+import { button, livePage } from "./live.js";
 import { make } from "./page.js";
-import { readable } from "./tokens.js";
+import { format } from "./scale.js";
+import { CURVE_STYLE, strengthCurve } from "./steering/curve.js";
+import { LADDER_STYLE, textLadder } from "./steering/ladder.js";
+import { panes, strip } from "./system/card.js";
+import { exportMenu } from "./system/menus.js";
+import { legibleLine, readable } from "./tokens.js";
+import { MESSAGES_STYLE, typedField, TYPED_STYLE } from "./typed.js";
+
+const STEER_STYLE = `
+${TYPED_STYLE}${MESSAGES_STYLE}${CURVE_STYLE}${LADDER_STYLE}
+.gs-where{display:flex;flex-wrap:wrap;gap:8px;align-items:center;font-size:12px;line-height:16px;min-height:32px;color:var(--gs-faint)}
+.gs-part-title{font-weight:600;margin:16px 0 4px}
+`;
 
 export function render({ model, el }) {
-  const page = livePage({ model, el });
-  const answerPanel = answers();
-  const note = make("div", { class: "gs-note" });
-  page.root.append(page.error, note, answerPanel.element, make("div", { class: "gs-bar" }, page.copyButton()), page.status);
+  const page = livePage({ model, el }, STEER_STYLE);
+  const { send } = page;
+  const typed = (name, label, options) => typedField(name, label, (setting, text) => send("set", { name: setting, text }), options);
+  const fields = {
+    prompt: typed("prompt", "prompt", { wide: true }),
+    answer: typed("answer", "answer", { placeholder: "the likeliest token" }),
+    against: typed("against", "against", { placeholder: "nothing" }),
+  };
+  const top = strip(page.root);
+  top.sentence.append("Steer the prompt below; follow ", fields.answer.element, " against ", fields.against.element, make("div", {}, fields.prompt.element));
+  const effect = make("div", { class: "gs-effect", role: "status", "aria-live": "polite" });
+  top.aside.append(effect);
+  const undo = button("Undo", () => send("undo"), { "aria-keyshortcuts": "Control+Z" });
+  const redo = button("Redo", () => send("redo"));
+  top.end.append(undo, redo, exportMenu([{ label: "Copy Python", act: () => page.copy() }]).element);
+  page.root.append(make("div", { class: "gs-messages" }, page.error, page.status));
 
-  return page.start(["state", "pictures"], (state) => {
+  const { left, right } = panes(page.root);
+  const chips = tokenChips("tokens of the prompt: click to steer there alone or there too, shift-click to steer from there on", () => {}, (position, event) => send("where", { position, on: event.shiftKey }));
+  const where = make("span");
+  const everywhere = button("Everywhere", () => send("everywhere"));
+  const curve = strengthCurve((strength) => send("strength", { by: strength }));
+  const note = make("div", { class: "gs-note gs-small" });
+  const ladder = textLadder((strength) => send("strength", { by: strength }));
+  left.append(chips.element, make("div", { class: "gs-where" }, where, everywhere), curve.element, note, make("div", { class: "gs-part-title" }, "The text at five strengths"), ladder.element);
+  const answerPanel = answers();
+  right.append(answerPanel.element);
+  page.root.addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.type === "text") return;
+    event.preventDefault();
+    event.stopPropagation();
+    send(event.shiftKey ? "redo" : "undo");
+  });
+
+  function drawEffect({ moved, follows, strength }) {
+    if (!moved) return effect.replaceChildren();
+    effect.replaceChildren(make("span", { class: "gs-big" }, strength === 0 ? "× 0" : `× ${format(strength, true)}`), make("span", {}, `${format(moved[0])} before, ${format(moved[1])} after`), make("span", { class: "gs-faint" }, legibleLine(follows)));
+  }
+  function draw(state) {
+    for (const [key, field] of Object.entries(fields)) field.update(state.typed[key]);
+    drawEffect(state);
+    undo.disabled = !state.can_undo;
+    redo.disabled = !state.can_redo;
+    chips.update(state.tokens);
+    chips.mark((position) => state.positions.includes(position));
+    where.textContent = `Steered: ${state.where}. Click a token to steer at it, shift-click for it and all that comes after.`;
+    everywhere.disabled = state.onward && state.positions.length === state.tokens.length;
+    curve.update(state);
     note.textContent = readable(state.note);
+    ladder.update(state);
     answerPanel.update(state);
+  }
+  return page.start(["state", "pictures"], draw, {
+    stopped() {
+      curve.destroy();
+      chips.destroy();
+    },
   });
 }

@@ -10,6 +10,14 @@ export const TYPED_STYLE = `
 .gs .gs-typed-wide{width:100%;font-weight:400;color:inherit;field-sizing:fixed}
 `;
 
+export const MESSAGES_STYLE = `
+.gs-effect{display:grid;grid-template-columns:max-content minmax(0,max-content);gap:0 16px;align-items:baseline;min-width:288px;font-size:12px;line-height:16px}
+.gs-effect .gs-big{grid-row:span 2;min-width:96px;text-align:right}
+.gs-messages{display:grid;min-height:36px;padding:4px 24px 0}
+.gs-messages>*{grid-area:1/1;margin:0;max-height:36px;overflow:auto;font-size:12px;line-height:16px}
+.gs-messages>.gs-error:not([hidden])~*{visibility:hidden}
+`;
+
 /**
  * name: the setting; label: for screen readers; send(name, text): called with Enter, or when the field is left with another
  * text. Escape brings the present setting back. Returns {element, update(text)}; a text that is being typed is left alone.
