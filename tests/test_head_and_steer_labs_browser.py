@@ -33,37 +33,92 @@ def page(lab: Lab, chromium: Any) -> Iterator[Any]:
         assert opened.errors == []
 
 
-def test_clicks_and_sliders_show_the_numbers_of_edited_runs(page: Any) -> None:
-    ablated = [gs.ablate("z", layer=2, head=3)]
-    logits = [gs.trace(PROMPT, edits=edits).next_logits for edits in ([], ablated)]
-    ids = [gs.load().tokenizer.single(name) for name in (" Mary", " John")]
-    before, after = (float(last[ids[0]] - last[ids[1]]) for last in logits)
-    page.get_by_role("button", name="2 local", exact=True).first.click()
-    page.get_by_role("button", name="head 3", exact=True).first.click()
-    page.get_by_text("layer 2, head 3:").wait_for()
-    page.get_by_role("button", name="Ablate (× 0)").click()
-    page.get_by_text(f"{before:.4g} before, {after:.4g} after").wait_for()
-    page.wait_for_selector("[data-gemmascope-pictures='2']")
-    page.get_by_text("Attention in nano, with the heads scaled").wait_for()
-    assert page.get_by_role("button", name="2 local", exact=True).first.get_attribute("aria-pressed") == "true"
-    text = gs.generate(PROMPT, edits=ablated, max_new_tokens=6).text
-    page.locator(".gs-text", has_text="text after").first.get_by_text(text, exact=True).wait_for()
-    page.get_by_role("button", name="layer 2 head 3 × 0").click()
-    page.get_by_text("No head is scaled").wait_for()
-    typed = page.locator(".jp-OutputArea input[type=text]").first
-    typed.fill(ODD)
-    typed.press("Enter")
-    page.wait_for_selector("[data-gemmascope-pictures='4']")
-    assert page.locator(".jp-OutputArea img").count() == 0
-    typed.fill("")
-    typed.press("Enter")
-    page.locator(".gs-error:visible").wait_for()
+def lab_of(page: Any, nth: int) -> Any:
+    return page.locator(".gs-card:has(.gs-strip)").nth(nth)
 
-    handle = page.locator(".noUi-handle")
-    handle.focus()
-    for _ in range(32):
-        handle.press("ArrowRight")
-    page.get_by_text("strength +4.00", exact=False).wait_for()
+
+def difference_of(edits: Any) -> str:
+    """The difference of the two logits, as the page prints it."""
+    last = gs.trace(PROMPT, edits=edits).next_logits
+    mary, john = (gs.load().tokenizer.single(name) for name in (" Mary", " John"))
+    return f"{float(last[mary] - last[john]):.4g}".replace("-", "\u2212")
+
+
+def test_clicks_keys_and_undo_show_the_numbers_of_edited_runs(page: Any) -> None:
+    lab = lab_of(page, 0)
+    before = difference_of([])
+    lab.get_by_text(f"{before} before, {before} after").wait_for()
+    lab.get_by_role("button", name="mute layer 2 head 3").click()
+    ablated = [gs.ablate("z", layer=2, head=3)]
+    lab.get_by_text(f"{before} before, {difference_of(ablated)} after").wait_for()
+    lab.get_by_text("Layer 2 · head 3").wait_for()
+    lab.get_by_text("Pattern of layer 2, head 3: after").wait_for()
+    lab.get_by_role("button", name="layer 2 head 3: muted").wait_for()
+    assert lab.locator(".gs-silent").count() == 1
+    text = gs.generate(PROMPT, edits=ablated, max_new_tokens=6).text
+    lab.locator(".gs-text", has_text="text after").get_by_text(text, exact=True).wait_for()
+    lab.locator(".gs-look[aria-current=true]").focus()
+    page.keyboard.press("ArrowUp")
+    lab.get_by_text("Layer 3 · head 3").wait_for()
+    page.keyboard.press("s")
+    lab.get_by_role("button", name="layer 3 head 3: as it is, soloed").wait_for()
+    alone = [gs.scale("z", 0.0, layer=i, head=j) for i in range(6) for j in range(4) if (i, j) != (3, 3)]
+    lab.get_by_text(f"{before} before, {difference_of(alone)} after").wait_for()
+    assert lab.locator(".gs-silent").count() == 23
+    page.keyboard.press("Control+z")
+    lab.get_by_text(f"{before} before, {difference_of(ablated)} after").wait_for()
+    lab.get_by_role("button", name="difference").click()
+    lab.get_by_text("Pattern of layer 3, head 3: after less before").wait_for()
+    lab.get_by_role("button", name="Reset").click()
+    lab.get_by_text(f"{before} before, {before} after").wait_for()
+    lab.get_by_role("button", name="Undo").click()
+    lab.get_by_role("button", name="layer 2 head 3: muted").wait_for()
+
+
+def test_a_token_lights_everywhere_and_odd_text_stays_text(page: Any) -> None:
+    lab = lab_of(page, 0)
+    lab.get_by_text("Where ·to (14) looks").wait_for()
+    lab.locator(".gs-chip", has_text="John").last.click()
+    lab.get_by_text("Where ·John (10) looks").wait_for()
+    page.wait_for_function("() => document.querySelectorAll('.gs-card:has(.gs-desk) .gs-arcs rect.gs-lit').length === 1")
+    prompt = lab.get_by_role("textbox", name="prompt")
+    prompt.fill(ODD)
+    prompt.press("Enter")
+    lab.locator(".gs-chip", has_text="<img").wait_for()
+    assert page.locator(".jp-OutputArea img").count() == 0
+    top = lab.locator(".gs-desk").bounding_box()["y"]
+    prompt.fill("")
+    prompt.press("Enter")
+    lab.locator(".gs-error:visible").wait_for()
+    assert lab.locator(".gs-error:visible").count() == 1
+    assert lab.locator(".gs-desk").bounding_box()["y"] == top, "a message moves nothing"
+
+
+def test_the_slider_lies_on_its_curve_and_tokens_say_where_to_steer(page: Any) -> None:
+    lab = lab_of(page, 1)
     d = gs.direction(POSITIVE, NEGATIVE, layer=4)
+    slider = lab.get_by_role("slider", name="strength")
+    slider.focus()
+    slider.press("End")
+    lab.get_by_text("strength +4.00", exact=False).wait_for()
     steered = gs.generate("Peter was tired because", edits=[d.add(4.0)], max_new_tokens=6).text
-    page.locator(".gs-text", has_text="text after").last.get_by_text(steered, exact=True).wait_for()
+    lab.locator(".gs-text", has_text="text after").get_by_text(steered, exact=True).wait_for()
+    lab.locator(".gs-rung").first.get_by_text(steered, exact=True).wait_for()
+    lab.locator(".gs-rung").last.click()
+    lab.get_by_text("strength \u22124.00", exact=False).or_(lab.get_by_text("strength -4.00", exact=False)).first.wait_for()
+    assert slider.input_value() == "-4"
+    lab.locator(".gs-chip", has_text="tired").click()
+    lab.get_by_text("Steered: position 3.", exact=False).wait_for()
+    there = gs.generate("Peter was tired because", edits=[d.add(-4.0, pos=[3])], max_new_tokens=6).text
+    lab.locator(".gs-text", has_text="text after").get_by_text(there, exact=True).wait_for()
+    lab.get_by_role("button", name="Everywhere").click()
+    lab.get_by_text("Steered: every position.", exact=False).wait_for()
+
+
+def test_after_a_restart_both_pages_say_that_the_cell_is_to_be_run_again(page: Any) -> None:
+    page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
+    for nth in (0, 1):
+        notice = lab_of(page, nth).locator(".gs-gone")
+        notice.wait_for(timeout=30_000)
+        assert "Run the cell again" in notice.inner_text()
+    assert page.evaluate("() => document.querySelector('.gs-desk').closest('[inert]') !== null")

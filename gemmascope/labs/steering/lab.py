@@ -159,8 +159,10 @@ def _rungs_data(curve: Curve, ladder: Ladder) -> list[dict[str, object]]:
     data = list[dict[str, object]]()
     for i, strength in enumerate(ladder.strengths):
         point = curve.near(strength)
-        metric = float(curve.metric[point])
-        numbers = {"metric": None if isnan(metric) else metric, "collapsed": bool(curve.collapsed[point])}
+        metric, has_collapsed = float(curve.metric[point]), bool(curve.collapsed[point])
+        if strength == 0 and curve.unsteered is not None:
+            metric, has_collapsed = curve.unsteered[0], False
+        numbers = {"metric": None if isnan(metric) else metric, "collapsed": has_collapsed}
         text = stretches(ladder.texts[i], ladder.unsteered) if ladder.texts else None
         data.append({"strength": strength, "text": text, **numbers})
     return data
