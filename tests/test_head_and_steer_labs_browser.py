@@ -118,7 +118,5 @@ def test_the_slider_lies_on_its_curve_and_tokens_say_where_to_steer(page: Any) -
 def test_after_a_restart_both_pages_say_that_the_cell_is_to_be_run_again(page: Any) -> None:
     page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
     for nth in (0, 1):
-        notice = lab_of(page, nth).locator(".gs-gone")
-        notice.wait_for(timeout=30_000)
-        assert "Run the cell again" in notice.inner_text()
+        lab_of(page, nth).locator(".gs-gone", has_text="Run the cell again").wait_for(timeout=30_000)
     assert page.evaluate("() => document.querySelector('.gs-desk').closest('[inert]') !== null")

@@ -9,7 +9,7 @@ from gemmascope.edits.edit import Edit
 from gemmascope.labs.before_after import BeforeAfter, token_text
 from gemmascope.labs.followed import Followed
 from gemmascope.labs.heads.detail import labels_of
-from gemmascope.labs.heads.session import HeadSession
+from gemmascope.labs.heads.session import HeadLabSession
 from gemmascope.labs.typed import as_typed
 from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.model import Model, Prompt
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gemmascope.labs.widget import Handlers, Trait
 
 
-class HeadLab(HeadSession):
+class HeadLab(HeadLabSession):
     """A prompt and its heads, as `gs.head_lab` returns it. The last expression of a cell shows it.
 
     The heads stand on a mixing desk: each can be muted, soloed or turned up and down. Everything that the lab shows can be

@@ -28,7 +28,7 @@ from gemmascope.views.page import View
 SETTINGS = ("prompt", "answer", "against")
 
 
-class HeadSession(RecomputingLab[HeadSettings]):
+class HeadLabSession(RecomputingLab[HeadSettings]):
     """A head lab without its page: the settings, what is done to the heads, and what follows from them."""
 
     TYPED = SETTINGS

@@ -18,7 +18,7 @@ from gemmascope.labs.heads.detail import labels_of
 from gemmascope.labs.steering.curve import Curve
 from gemmascope.labs.steering.ladder import Ladder, stretches
 from gemmascope.labs.steering.places import SteeredPlaces
-from gemmascope.labs.steering.session import SteerSession, SteerSettings
+from gemmascope.labs.steering.session import SteerLabSession, SteerSettings
 from gemmascope.labs.typed import as_typed
 from gemmascope.legible import legible, legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gemmascope.labs.widget import Handlers
 
 
-class SteerLab(SteerSession):
+class SteerLab(SteerLabSession):
     """A prompt and a steering vector, as `gs.steer_lab` returns it. The last expression of a cell shows it.
 
     Everything that it shows can be had in Python: `trace` with the vector added and `base` without, `text` and `base_text`

@@ -48,7 +48,7 @@ class SteerSettings:
     against: Answer | None = None
 
 
-class SteerSession(RecomputingLab[SteerSettings]):
+class SteerLabSession(RecomputingLab[SteerSettings]):
     """A steering lab without its page: the settings, and what follows from them.
 
     The curve and the ladder are made once something shows or asks for them, and kept while only the strength changes.

@@ -7,7 +7,7 @@ export const TYPED_STYLE = `
 .gs .gs-typed{font:inherit;font-weight:600;color:var(--gs-accent);background:transparent;border:0;border-bottom:1px solid currentColor;border-radius:0;padding:0 2px;min-height:0;line-height:18px;max-width:100%;field-sizing:content;min-width:5ch}
 .gs .gs-typed:hover{background:var(--gs-pane)}
 .gs .gs-typed::placeholder{color:var(--gs-faint);font-weight:400;opacity:1}
-.gs .gs-typed-wide{width:100%;font-weight:400;color:inherit;field-sizing:fixed}
+.gs .gs-typed-wide{width:100%;font-weight:400;color:inherit;border-bottom-color:var(--gs-line);field-sizing:fixed}
 `;
 
 export const MESSAGES_STYLE = `

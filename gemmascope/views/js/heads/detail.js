@@ -32,7 +32,8 @@ export function headDetail(bus) {
   const patternHost = make("div");
   const lensHost = make("div");
   const looks = make("div", { class: "gs-note" });
-  const attention = arcs(null);
+  const attention = arcs(null, { bus: { wire: (...parts) => bus().wire(...parts) } });
+  let drawnQuery = -1;
   const element = make("div", {}, tools, patternHost, looks, attention.element, lensHost);
 
   function choose(name) {
@@ -67,6 +68,7 @@ export function headDetail(bus) {
     const query = Math.max(0, (bus().state().pinned ?? shown.tokens.length - 1) - first);
     const row = (show === "before" ? before : after).slice(query * n, (query + 1) * n);
     const labels = shown.tokens.slice(first).map((token) => token.label);
+    drawnQuery = bus().state().pinned;
     looks.textContent = `Where ${legible(labels[query])} (${query + first}) looks${show === "before" ? " without the changes" : ""}`;
     attention.update({ tokens: labels, query, weights: row });
   }
@@ -102,7 +104,7 @@ export function headDetail(bus) {
       const n = shown.tokens.length - first;
       const query = (pinned ?? shown.tokens.length - 1) - first;
       if (at !== null && at >= first && query >= 0) patternGrid.point(Math.min(query, n - 1), at - first);
-      drawArcs();
+      if (pinned !== drawnQuery) drawArcs();
     },
     destroy() {
       patternGrid?.destroy();
