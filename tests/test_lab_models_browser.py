@@ -50,7 +50,7 @@ def test_a_model_is_chosen_from_the_list_and_the_numbers_follow(page: Any, lab: 
         assert models.input_value() == "first"
         models.select_option("second")
     page.get_by_label(ends(second)).wait_for(timeout=30_000)
-    page.get_by_text("Attention in second").wait_for(timeout=30_000)
+    page.get_by_role("button", name="mute layer 2 head 0").wait_for(timeout=30_000)  # the second model has a layer more
     assert page.locator(".gs-models select").evaluate_all("all => all.map(one => one.value)") == ["second", "second"]
     page.locator(".gs-lab button", has_text=re.compile("Show as table")).first.click()
     rows = page.locator(".gs-lab .gs-grid tbody tr")  # the second model has a layer more
