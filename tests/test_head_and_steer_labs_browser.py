@@ -12,7 +12,6 @@ from jupyter import Lab
 import gemmascope as gs
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
-ODD = "When <img src=x onerror=alert(1)> and </script> went"
 POSITIVE, NEGATIVE = ["Mary was", "Anna was"], ["John was", "Peter was"]
 CELLS = [
     f"import gemmascope as gs\nheads = gs.head_lab({PROMPT!r}, ' Mary', ' John', max_new_tokens=6)\nheads",
@@ -75,25 +74,6 @@ def test_clicks_keys_and_undo_show_the_numbers_of_edited_runs(page: Any) -> None
     lab.get_by_role("button", name="layer 2 head 3: muted").wait_for()
 
 
-def test_a_token_lights_everywhere_and_odd_text_stays_text(page: Any) -> None:
-    lab = lab_of(page, 0)
-    lab.get_by_text("Where ·to (14) looks").wait_for()
-    lab.locator(".gs-chip", has_text="John").last.click()
-    lab.get_by_text("Where ·John (10) looks").wait_for()
-    page.wait_for_function("() => document.querySelectorAll('.gs-card:has(.gs-desk) .gs-arcs rect.gs-lit').length === 1")
-    prompt = lab.get_by_role("textbox", name="prompt")
-    prompt.fill(ODD)
-    prompt.press("Enter")
-    lab.locator(".gs-chip", has_text="<img").wait_for()
-    assert page.locator(".jp-OutputArea img").count() == 0
-    top = lab.locator(".gs-desk").bounding_box()["y"]
-    prompt.fill("")
-    prompt.press("Enter")
-    lab.locator(".gs-error:visible").wait_for()
-    assert lab.locator(".gs-error:visible").count() == 1
-    assert lab.locator(".gs-desk").bounding_box()["y"] == top, "a message moves nothing"
-
-
 def test_the_slider_lies_on_its_curve_and_tokens_say_where_to_steer(page: Any) -> None:
     lab = lab_of(page, 1)
     d = gs.direction(POSITIVE, NEGATIVE, layer=4)
@@ -113,10 +93,3 @@ def test_the_slider_lies_on_its_curve_and_tokens_say_where_to_steer(page: Any) -
     lab.locator(".gs-text", has_text="text after").get_by_text(there, exact=True).wait_for()
     lab.get_by_role("button", name="Everywhere").click()
     lab.get_by_text("Steered: every position.", exact=False).wait_for()
-
-
-def test_after_a_restart_both_pages_say_that_the_cell_is_to_be_run_again(page: Any) -> None:
-    page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
-    for nth in (0, 1):
-        lab_of(page, nth).locator(".gs-gone", has_text="Run the cell again").wait_for(timeout=30_000)
-    assert page.evaluate("() => document.querySelector('.gs-desk').closest('[inert]') !== null")
