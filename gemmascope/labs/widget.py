@@ -45,7 +45,6 @@ class Message(TypedDict, total=False):
     position: int
     name: str
     text: str
-    position: int
     clean: str
     corrupt: str
     family: str

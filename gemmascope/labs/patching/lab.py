@@ -11,7 +11,7 @@ from gemmascope.errors import GemmascopeError, LabError, SweepError
 from gemmascope.files.paths import user_path
 from gemmascope.files.writing import require_writable
 from gemmascope.labs.base import LabBase
-from gemmascope.labs.heads import HeadLab
+from gemmascope.labs.heads.lab import HeadLab
 from gemmascope.labs.patching.files import file_of, save
 from gemmascope.labs.patching.menus import late_handlers_of, reader_of
 from gemmascope.labs.patching.picture import compared_views, label_of, view_of
