@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -13,13 +14,14 @@ from checkpoints import checkpoint, model_of
 
 import gemmascope as gs
 from gemmascope.errors import DictionaryError
-from gemmascope.nano.training import train_sae as train
 from gemmascope.nano.training.concepts import CONCEPTS, labels
 from gemmascope.nano.training.corpus import texts
+from gemmascope.nano.training.sparse.run import Run
 from gemmascope.nano.training.ties import Texts, ties_of
+from gemmascope.nano.training.train_sae import RECIPE
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.files import NANO
-from gemmascope.sae.load import ABOUT
+from gemmascope.sae.load import ABOUT, as_tensors
 from gemmascope.sae.npz import read_params
 
 FEW_DOZEN = 36
@@ -124,44 +126,30 @@ def test_features_of_a_prompt_have_known_concepts_and_can_be_swept() -> None:
     assert abs(float(changed[mary] - changed[john]) - s.base - s.top(1)[0][1]) <= 1e-4
 
 
-# -- how it is made --
+# -- how it is made: test_nano_transcoders.py tests the training that both share --
 
 
 @pytest.mark.nano
-def test_resumed_training_equals_uninterrupted_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"ROWS": 4000, "BATCH": 64, "FEATURES": 96, "ACTIVE": 2, "THRESHOLD_ROWS": 32, "DEAD_AFTER": 2, "WIDE": 1.0}
-    for name, value in small.items():
-        monkeypatch.setattr(train, name, value)
+def test_training_of_an_autoencoder_resumes_and_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, rows=4000, batch=64, features=96, active=6, steps=60, threshold_rows=32, dead_after=2)
     runs = []
     for name in ("straight", "stopped"):
         (tmp_path / name).mkdir()
-        runs.append(train.Run(tmp_path / name, gs.load(), 40))
+        runs.append(Run(tmp_path / name, gs.load(), recipe))
     runs[0].train()
     runs[1].train(17)
-    resumed = train.Run(tmp_path / "stopped", gs.load(), 40)
+    resumed = Run(tmp_path / "stopped", gs.load(), recipe)
     assert resumed.step == 17
-    assert (resumed.asleep > 2).any()  # the loss that revives features is at work
     resumed.train()
     for name, array in runs[0].arrays().items():
         assert np.array_equal(array, resumed.arrays()[name]), name
-
-
-@pytest.mark.nano
-def test_the_saved_format_reconstructs_as_the_trained_weights_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ROWS": 4000, "BATCH": 64, "FEATURES": 96, "ACTIVE": 6, "THRESHOLD_ROWS": 32}.items():
-        monkeypatch.setattr(train, name, value)
-    run = train.Run(tmp_path, gs.load(), 60)
-    run.train()
-    w = {name: weight.detach() for name, weight in run.weights.items()}
-    rows = run.rows[:200].float()
-    pre = ((rows - run.mean) / run.scale @ w["W_enc"] + w["b_enc"]).relu()
-    expected = ((pre * (pre > run.threshold)) @ w["W_dec"] + w["b_dec"]) * run.scale + run.mean
-    arrays = {name: torch.from_numpy(array.astype(np.float32)) for name, array in run.arrays().items()}
-    reconstruction = Dictionary(**arrays, site="resid_post", layer=3).encode(rows).reconstruction  # type: ignore[arg-type]
-    near = (reconstruction - expected).norm(dim=1) <= 1e-2 * expected.norm(
-        dim=1
-    )  # float16, and a few that cross the threshold
-    assert float(near.float().mean()) >= 0.95
+    run, w = resumed, {name: weight.detach() for name, weight in resumed.weights.items()}
+    rows = run.read.rows[:200].float()
+    pre = ((rows - run.read.mean) / run.read.scale @ w["W_enc"].T + w["b_enc"]).relu()
+    expected = ((pre * (pre > run.threshold)) @ w["W_dec"] + w["b_dec"]) * run.read.scale + run.read.mean
+    reconstruction = Dictionary(**as_tensors(run.arrays(), "cpu"), site="resid_post", layer=3).encode(rows).reconstruction
+    near = (reconstruction - expected).norm(dim=1) <= 1e-2 * expected.norm(dim=1)
+    assert float(near.float().mean()) >= 0.95  # float16, and a few that cross the threshold
 
 
 @pytest.mark.nano

@@ -13,7 +13,7 @@ from gemmascope.sae.catalogue import EMBEDDING, PARAMS, TRANSCODER
 from gemmascope.sae.weights import Tie
 from gemmascope.sites import find_site
 
-# The file beside the params.npz of a dictionary that gemmascope.nano.training.train_sae trained.
+# The file beside the params.npz of a dictionary that gemmascope.nano.training trained.
 ABOUT = "about.json"
 
 

@@ -25,6 +25,8 @@ from gemmascope.sae.published import CROSS_LAYER, UNREAD, find_published, is_rel
 from gemmascope.sites import did_you_mean
 
 NANO = Path(__file__).parent / "nano"
+# The dictionaries inside the package, by the source that load_sae takes.
+OWN = {"nano": NANO, "nano-transcoders": Path(__file__).parent / "nano_transcoders"}
 
 _SOURCES = (
     "'nano', a hub id such as 'google/gemma-scope-2b-pt-res', a copy of such a repository, or a folder with params.npz"
@@ -84,10 +86,10 @@ def find_dictionary(
         revision: Of a hub id.
         sae_id: The dictionary's path in the source, or SAELens' name of it.
     """
-    if isinstance(source, str) and source == "nano":
+    if isinstance(source, str) and source in OWN:
         if revision is not None:
-            raise DictionaryError("revision= is of a hub id, and 'nano' has none: leave it out")
-        return _choose(_of_folder(NANO, "nano"), request, sae_id)
+            raise DictionaryError(f"revision= is of a hub id, and {source!r} has none: leave it out")
+        return _choose(_of_folder(OWN[source], source), request, sae_id)
     if not isinstance(source, (str, os.PathLike)):
         raise DictionaryError(f"cannot load a {type(source).__name__}; a source is {_SOURCES}")
     path = Path(os.path.expanduser(source))

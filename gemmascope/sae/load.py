@@ -52,9 +52,10 @@ def load_sae(
     weights are rescaled to match.
 
     Args:
-        source: "nano", the dictionary inside the package; a hub id such as "google/gemma-scope-2b-pt-res", of which one
-            dictionary is fetched; a release of SAELens, such as "gemma-scope-2b-pt-res-canonical" (gs.saes lists them); a
-            copy of a repository in a folder; or the folder or file of one dictionary.
+        source: "nano", the dictionary inside the package; "nano-transcoders", nano's transcoders, one a layer; a hub id
+            such as "google/gemma-scope-2b-pt-res", of which one dictionary is fetched; a release of SAELens, such as
+            "gemma-scope-2b-pt-res-canonical" (gs.saes lists them); a copy of a repository in a folder; or the folder or file
+            of one dictionary.
         sae_id: Which one: its path in the source, or SAELens' id of it, such as "layer_20/width_16k/canonical". None leaves
             it open.
         layer: The layer, counted from 0 (negative ones are refused), or "embedding". None leaves it open, and so do width

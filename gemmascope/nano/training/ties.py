@@ -43,15 +43,16 @@ class Texts:
     def of(cls, sae: Dictionary, model: Model, seed: str, n: int = N_TEXTS) -> Texts:
         """The texts of a seed of the corpus."""
         source = texts(f"dictionary {seed}")
-        x, holds = [], []
+        x, target, holds = [], [], []
         for first in range(0, n, 200):
             batch = traces(model, [model.ids(text) for text in islice(source, min(200, n - first))])
             x += [sae.input_of(trace[sae.read_from, sae.layer][1:]) for trace in batch]
+            target += [trace[sae.writes, sae.layer][1:].flatten(1) for trace in batch]
             holds += [labels(trace.tokens)[1:] for trace in batch]
-        rows = torch.cat(x)
+        rows, written = torch.cat(x), torch.cat(target).to(sae.device, torch.float32)
         pos, feature, value = sae.sparse(rows)
-        residual = rows - sae.summed(pos, feature, value, len(rows))
-        explained = 1 - residual.square().sum() / (rows - rows.mean(0)).square().sum()
+        residual = written - sae.summed(pos, feature, value, len(rows))
+        explained = 1 - residual.square().sum() / (written - written.mean(0)).square().sum()
         pos, feature, value = pos.cpu(), feature.cpu(), value.cpu()  # as the concepts are
         return cls(pos, feature, value, torch.from_numpy(np.concatenate(holds)), float(explained), sae.n_features)
 

@@ -5,15 +5,34 @@ also resumes. They read the MLP's input and write its output, in Gemma Scope's f
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
+from torch.nn.functional import cross_entropy
 
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.make import ablate
 from gemmascope.files.writing import make_folder
 from gemmascope.loading.load import load
+from gemmascope.model.model import Model
+from gemmascope.nano.training.corpus import texts
 from gemmascope.nano.training.sparse.recipe import Recipe
 from gemmascope.nano.training.sparse.run import Run
+from gemmascope.nano.training.sparse.write import write
+from gemmascope.run.tracing import traces
+from gemmascope.sae.about import ABOUT
 from gemmascope.sae.catalogue import TRANSCODER
+from gemmascope.sae.dictionary import Dictionary
+from gemmascope.sae.load import load_sae
+from gemmascope.sae.loss import LossRecovered
+from gemmascope.sae.splice import splice
+
+# Bits of the mantissas in the files, of the 10 that a float16 has: the rounding is far below what the features leave.
+BITS = 5
+# Texts that features' ties to concepts are chosen on, and as many others that confirm them.
+N_TEXTS = 600
 
 
 def recipe(layer: int) -> Recipe:
@@ -24,18 +43,41 @@ def recipe(layer: int) -> Recipe:
     )  # fmt: skip
 
 
+def all_spliced(model: Model, transcoders: Sequence[Dictionary], prompts: Sequence[str]) -> LossRecovered:
+    """The losses with the reconstruction in place of every MLP's output at once, and with zeros in place of all.
+
+    `<bos>` keeps its values, and the token after it is not counted.
+    """
+    reconstructed = [splice(one, keep_error=False) for one in transcoders]
+    zeros = [ablate("mlp_out", layer=layer, pos=slice(1, None)) for layer in range(model.n_layers)]
+    ids = [model.ids(prompt) for prompt in prompts]
+    clean, spliced, zeroed = (_loss(model, ids, edits) for edits in ([], reconstructed, zeros))
+    return LossRecovered(clean, spliced, zeroed, sum(len(one) - 2 for one in ids))
+
+
+def _loss(model: Model, ids: Sequence[torch.Tensor], edits: Sequence[Edit]) -> float:
+    each = [
+        cross_entropy(model.network.unembed(trace.residuals[-1][1:-1]), trace.ids[2:], reduction="none")
+        for trace in traces(model, list(ids), list(edits))
+    ]
+    return float(torch.cat(each).double().mean())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gemmascope.nano.training.train_transcoders", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of the run; transcoders are written to FOLDER/transcoders")
-    parser.add_argument("--layers", type=int, nargs="*", help="only these layers, in this order")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = load("nano")
-    for layer in range(model.n_layers) if args.layers is None else args.layers:
+    model, written = load("nano"), []
+    for layer in range(model.n_layers):
         folder = args.folder / f"layer_{layer}"
         make_folder(folder)
         run = Run(folder, model, recipe(layer))
         run.train()
+        written.append(write(run, args.folder / "transcoders", BITS, N_TEXTS))
+        print(layer, (written[-1] / ABOUT).read_text(encoding="utf-8").split('"concepts"')[0], flush=True)
+    transcoders = [load_sae(path, model=model) for path in written]
+    print("all layers:", all_spliced(model, transcoders, list(islice(texts("dictionary measured"), 100))))
 
 
 if __name__ == "__main__":
