@@ -43,13 +43,14 @@ from gemmascope.config import GemmaConfig as GemmaConfig
 from gemmascope.edits.make import ablate as ablate
 from gemmascope.edits.make import ablate_direction as ablate_direction
 from gemmascope.edits.make import add as add
-from gemmascope.edits.make import edit as edit
-from gemmascope.edits.make import knockout as knockout
 from gemmascope.edits.make import patch as patch
 from gemmascope.edits.make import scale as scale
+from gemmascope.edits.make_others import edit as edit
+from gemmascope.edits.make_others import knockout as knockout
 from gemmascope.errors import GemmascopeError as GemmascopeError
 from gemmascope.errors import GemmascopeWarning as GemmascopeWarning
 from gemmascope.generation.generate import generate as generate
+from gemmascope.generation.patchscope import patchscope as patchscope
 from gemmascope.generation.result import Generation as Generation
 from gemmascope.labs.heads.lab import HeadLab as HeadLab
 from gemmascope.labs.heads.lab import head_lab as head_lab
@@ -102,3 +103,5 @@ from gemmascope.views.stream import stream_view as stream_view
 from gemmascope.views.sweep import sweep_view as sweep_view
 
 __version__: str
+from gemmascope.sae.condition import feature_on as feature_on
+from gemmascope.steering.conditions import probe_above as probe_above

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from gemmascope.arguments import is_number, short_repr
-from gemmascope.edits.kinds import Ablate, AblateDirection, Add, Custom, HasVector, Knockout, Patch, Scale
+from gemmascope.edits.conditional import Condition, under_condition
+from gemmascope.edits.edit import Edit
+from gemmascope.edits.kinds import Ablate, AblateDirection, Add, HasVector, Patch, Scale
 from gemmascope.edits.places import Head, Pos
 from gemmascope.edits.sources import ReadableRun, listed_reference
 from gemmascope.errors import EditError
@@ -23,7 +25,8 @@ def patch(
     head: Head = None,
     q_pos: Pos = None,
     k_pos: Pos = None,
-) -> Patch:
+    when: Condition | None = None,
+) -> Edit:
     """Replace a site's values by those of another run, or by a tensor.
 
     Args:
@@ -36,6 +39,8 @@ def patch(
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
         head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
         q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
+        when: A condition, gs.feature_on(...) or gs.probe_above(...), or a function of the rows at the site that returns a
+            bool for each position: the edit is made where it holds. None: at all named places.
 
     Returns:
         The edit, for edits= of gs.trace, gs.generate and gs.sweep.
@@ -56,7 +61,8 @@ def patch(
     References:
         Meng et al., "Locating and Editing Factual Associations in GPT" (arXiv 2202.05262).
     """
-    return Patch(site=site, source=source, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
+    made = Patch(site=site, source=source, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
+    return under_condition(made, when)
 
 
 def ablate(
@@ -69,7 +75,8 @@ def ablate(
     reference: Sequence[ReadableRun] = (),
     q_pos: Pos = None,
     k_pos: Pos = None,
-) -> Ablate:
+    when: Condition | None = None,
+) -> Edit:
     """Replace a site's values by a constant, or by their mean over reference traces.
 
     Args:
@@ -81,6 +88,8 @@ def ablate(
             "mean_by_pos", over the references at each position, which then have the run's length. Default 0.0.
         reference: The traces to take the mean over; empty for a number.
         q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
+        when: A condition, gs.feature_on(...) or gs.probe_above(...), or a function of the rows at the site that returns a
+            bool for each position: the edit is made where it holds. None: at all named places.
 
     Returns:
         The edit, for edits= of gs.trace, gs.generate and gs.sweep.
@@ -98,12 +107,19 @@ def ablate(
     """
     reference = listed_reference(reference)
     value = value if isinstance(value, str) else _number("value", value)
-    return Ablate(site=site, layer=layer, pos=pos, head=head, value=value, reference=reference, q_pos=q_pos, k_pos=k_pos)
+    made = Ablate(site=site, layer=layer, pos=pos, head=head, value=value, reference=reference, q_pos=q_pos, k_pos=k_pos)
+    return under_condition(made, when)
 
 
 def ablate_direction(
-    site: str, vector: Tensor | HasVector, *, layer: int | None = None, pos: Pos = None, head: Head = None
-) -> AblateDirection:
+    site: str,
+    vector: Tensor | HasVector,
+    *,
+    layer: int | None = None,
+    pos: Pos = None,
+    head: Head = None,
+    when: Condition | None = None,
+) -> Edit:
     """Remove a direction from a site's values: x - (x . u) u, with the unit vector u.
 
     Args:
@@ -113,6 +129,8 @@ def ablate_direction(
         layer: The layer, counted from the end if negative; write one edit per layer to cover several.
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
         head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
+        when: A condition, gs.feature_on(...) or gs.probe_above(...), or a function of the rows at the site that returns a
+            bool for each position: the edit is made where it holds. None: at all named places.
 
     Returns:
         The edit, for edits= of gs.trace, gs.generate and gs.sweep.
@@ -132,7 +150,8 @@ def ablate_direction(
         Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (arXiv 2406.11717).
     """
     values = vector if is_array(vector) else getattr(vector, "vector", vector)
-    return AblateDirection(site=site, vector=values, layer=layer, pos=pos, head=head)  # type: ignore[arg-type]
+    made = AblateDirection(site=site, vector=values, layer=layer, pos=pos, head=head)  # type: ignore[arg-type]
+    return under_condition(made, when)
 
 
 def add(
@@ -145,7 +164,8 @@ def add(
     scale: float = 1.0,
     q_pos: Pos = None,
     k_pos: Pos = None,
-) -> Add:
+    when: Condition | None = None,
+) -> Edit:
     """Add scale x vector to a site's values: steering.
 
     Args:
@@ -157,6 +177,8 @@ def add(
         head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
         scale: What the vector is multiplied by. Default 1.0.
         q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
+        when: A condition, gs.feature_on(...) or gs.probe_above(...), or a function of the rows at the site that returns a
+            bool for each position: the edit is made where it holds. None: at all named places.
 
     Returns:
         The edit, for edits= of gs.trace, gs.generate and gs.sweep.
@@ -175,9 +197,10 @@ def add(
     References:
         Turner et al., "Steering Language Models With Activation Engineering" (arXiv 2308.10248).
     """
-    return Add(
+    made = Add(
         site=site, vector=vector, layer=layer, pos=pos, head=head, scale=_number("scale", scale), q_pos=q_pos, k_pos=k_pos
     )
+    return under_condition(made, when)
 
 
 def scale(
@@ -189,7 +212,8 @@ def scale(
     head: Head = None,
     q_pos: Pos = None,
     k_pos: Pos = None,
-) -> Scale:
+    when: Condition | None = None,
+) -> Edit:
     """Multiply a site's values by a factor.
 
     Args:
@@ -199,6 +223,8 @@ def scale(
         pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
         head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
         q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
+        when: A condition, gs.feature_on(...) or gs.probe_above(...), or a function of the rows at the site that returns a
+            bool for each position: the edit is made where it holds. None: at all named places.
 
     Returns:
         The edit, for edits= of gs.trace, gs.generate and gs.sweep.
@@ -212,72 +238,8 @@ def scale(
         >>> bool((halved["attn_out", 3] == 0.5 * gs.trace("Mary and John")["attn_out", 3]).all())
         True
     """
-    return Scale(site=site, factor=_number("factor", factor), layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
-
-
-def knockout(*, layer: int, head: Head = None, q_pos: Pos = None, k_pos: Pos = None) -> Knockout:
-    """Cut attention edges before the softmax: the queries no longer see the keys.
-
-    Args:
-        layer: The layer, counted from the end if negative.
-        head: A query head or a list of them; None for all.
-        q_pos: The query positions: a number, slice, list, or a token that occurs once; None for all.
-        k_pos: The key positions that they no longer see; None for all.
-
-    Returns:
-        The edit, for edits= of gs.trace, gs.generate and gs.sweep.
-
-    Raises:
-        SiteError: When the edit meets a run: a site, layer, position or head does not exist.
-        EditError: When the edit meets a run: a query would see no key at all, or the mask hides every named edge already.
-
-    Examples:
-        >>> t = gs.trace("Mary and John", edits=[gs.knockout(layer=3, q_pos=-1, k_pos=1)])
-        >>> float(t["pattern", 3][:, -1, 1].max())
-        0.0
-
-    References:
-        Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (arXiv 2304.14767).
-    """
-    return Knockout(layer=layer, head=head, q_pos=q_pos, k_pos=k_pos)
-
-
-def edit(
-    site: str,
-    fn: Callable[[Tensor], Tensor | None],
-    *,
-    layer: int | None = None,
-    pos: Pos = None,
-    head: Head = None,
-    q_pos: Pos = None,
-    k_pos: Pos = None,
-) -> Custom:
-    """Pass a site's values at some places through a function of your own.
-
-    Args:
-        site: The site to write, such as "z".
-        fn: Called with the values at the named places, in the axes of the site ([pos, head, d_head] for heads); returns a
-            tensor of the same shape, or None if it wrote in place. Minus infinity hides an edge, or a token at the logits.
-        layer: The layer, counted from the end if negative; None for the sites outside the layers (embed, final, logits).
-        pos: Positions: a number (negative from the end), a slice, a list, or a token that occurs once; None for all.
-        head: A head or a list of heads; None for all. At k, k_raw, k_rot and v it counts kv heads.
-        q_pos, k_pos: Query and key positions, in place of pos at scores, scores_capped and pattern; None for all.
-
-    Returns:
-        The edit, for edits= of gs.trace, gs.generate and gs.sweep.
-
-    Raises:
-        EditError: fn cannot be called; or, in the run, it returns another shape, NaN, or something that is no tensor.
-        SiteError: When the edit meets a run: a site, layer, position or head does not exist.
-
-    Examples:
-        >>> doubled = gs.trace("Mary and John", edits=[gs.edit("z", lambda z: 2 * z, layer=3, head=0)])
-        >>> bool((doubled["z", 3][:, 0] == 2 * gs.trace("Mary and John")["z", 3][:, 0]).all())
-        True
-    """
-    if not callable(fn):
-        raise EditError(f"fn is a function of the values, such as lambda x: 2 * x; given {short_repr(fn)}")
-    return Custom(site=site, fn=fn, layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
+    made = Scale(site=site, factor=_number("factor", factor), layer=layer, pos=pos, head=head, q_pos=q_pos, k_pos=k_pos)
+    return under_condition(made, when)
 
 
 def _number(name: str, value: object) -> float:

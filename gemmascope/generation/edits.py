@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmascope.edits.conditional import Conditional
 from gemmascope.edits.edit import BoundEdit, Edit
 from gemmascope.edits.kinds import Ablate, Add, Patch
 from gemmascope.edits.places import find_generation_positions
@@ -73,5 +74,7 @@ def _with_values(edit: Edit, values: Tensor | None) -> Edit:
     """An edit that writes these values: its own source has other positions."""
     places: dict[str, Any] = {name: getattr(edit, name) for name in ("site", "layer", "head", *_PLACES)}
     assert values is not None
+    if isinstance(edit, Conditional):
+        return replace(edit, inner=_with_values(edit.inner, values))
     assert isinstance(edit, (Patch, Ablate, Add)), f"{edit!r} writes nothing that has positions of its own"
     return Add(vector=values, **places) if isinstance(edit, Add) else Patch(source=values, **places)

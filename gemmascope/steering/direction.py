@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gemmascope.edits.call_text import load_text, plain, prompt_text
-from gemmascope.edits.kinds import AblateDirection, Add
+from gemmascope.edits.edit import Edit
 from gemmascope.edits.make import ablate_direction, add
 from gemmascope.edits.places import Pos
 from gemmascope.legible import legible_line, prints_legibly
@@ -171,7 +171,7 @@ class Direction:
         unit: Tensor = in_float64(self.vector) / in_float64(self.vector).norm()
         return unit.float()
 
-    def add(self, scale: float = 1.0, pos: Pos = None) -> Add:
+    def add(self, scale: float = 1.0, pos: Pos = None) -> Edit:
         """The edit that adds scale x vector at the site and layer of the direction: gs.add.
 
         Args:
@@ -180,7 +180,7 @@ class Direction:
         """
         return add(self.site, self.vector, layer=self.layer, head=self.head, pos=pos, scale=scale)
 
-    def ablate(self, pos: Pos = None, *, layer: int | None = None) -> AblateDirection:
+    def ablate(self, pos: Pos = None, *, layer: int | None = None) -> Edit:
         """The edit that removes the direction: gs.ablate_direction.
 
         Args:

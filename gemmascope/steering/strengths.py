@@ -114,7 +114,9 @@ def steering_edit(vector: Tensor | Direction, site: str | None, layer: int | Non
         raise SiteError("say the site and layer to steer at: a tensor does not know them, as what gs.direction returns does")
     if is_array(vector) and (values := real_tensor(vector, "the vector", EditError)).numel() and not bool(values.any()):
         raise EditError("the vector holds zeros alone, which steer nowhere")
-    return add(site, vector, layer=layer, pos=pos, head=head)
+    edit = add(site, vector, layer=layer, pos=pos, head=head)
+    assert isinstance(edit, Add)
+    return edit
 
 
 def _metrics(metric: object, ids: Sequence[Tensor], model: Model) -> list[BoundMetric]:

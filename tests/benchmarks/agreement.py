@@ -84,6 +84,16 @@ def cases(gs: Any, model: Any, folder: Path) -> Iterator[tuple[str, Callable[[],
     edges = gs.edge_scores(CLEAN, CORRUPT, **asked)
     yield "faithfulness", lambda: gs.faithfulness(edges, CLEAN, CORRUPT, **asked).values
     yield "attribute by RelP", lambda: gs.attribute(CLEAN, CORRUPT, site="mlp_out", method="relp", **asked).values
+    yield "patchscope", lambda: gs.patchscope(trace, layer=4, into=CORRUPT, max_new_tokens=2).logprobs
+    sae = gs.load_sae(layer=2, model=model)
+    conditions = [gs.feature_on(sae, 3), gs.probe_above(trace["resid_post", 2][3], 1.0)]
+    yield (
+        "edits with a condition",
+        lambda: [
+            gs.trace(CLEAN, model=model, edits=[gs.scale(sae.read_from, 0.5, layer=2, when=one)]).logits
+            for one in conditions
+        ],
+    )
     yield "grad", lambda: [trace.grad(metric, address) for address in (("pattern", 3), ("resid_pre", 0))]
     yield from _metrics(gs, model, trace, metric)
     yield from _generation(gs, model)

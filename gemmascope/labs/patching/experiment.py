@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import astuple
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -157,7 +157,9 @@ class Experiment:
     def run_cell(self, number: int) -> Trace:
         """One cell's patched run as a trace, for its exact number and its detail. The baselines must have been run."""
         cell = self.cells[number]
-        places = {"head" if axis == "kv_head" else axis: numbers for axis, numbers in cell.items() if axis != "layer"}
+        places: dict[str, Any] = {
+            "head" if axis == "kv_head" else axis: numbers for axis, numbers in cell.items() if axis != "layer"
+        }
         layers = self._pair.grid.layers_of(cell)
         edits = [patch(self.settings.site, self.source, layer=layer, **places) for layer in layers]
         patched: Trace = trace(self.base.ids, model=self.model, edits=edits)
