@@ -114,9 +114,7 @@ def steering_edit(vector: Tensor | Direction, site: str | None, layer: int | Non
         raise SiteError("say the site and layer to steer at: a tensor does not know them, as what gs.direction returns does")
     if is_array(vector) and (values := real_tensor(vector, "the vector", EditError)).numel() and not bool(values.any()):
         raise EditError("the vector holds zeros alone, which steer nowhere")
-    edit = add(site, vector, layer=layer, pos=pos, head=head)
-    assert isinstance(edit, Add)
-    return edit
+    return add(site, vector, layer=layer, pos=pos, head=head)  # type: ignore[return-value]  # without when= it is an Add
 
 
 def _metrics(metric: object, ids: Sequence[Tensor], model: Model) -> list[BoundMetric]:
