@@ -103,5 +103,5 @@ from gemmascope.views.stream import stream_view as stream_view
 from gemmascope.views.sweep import sweep_view as sweep_view
 
 __version__: str
-from gemmascope.sae.condition import feature_on as feature_on
+from gemmascope.sae.conditions.feature_on import feature_on as feature_on
 from gemmascope.steering.conditions import probe_above as probe_above
