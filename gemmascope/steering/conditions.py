@@ -61,11 +61,12 @@ def probe_above(probe: Direction | Tensor, above: float = 0.0) -> ProbeAbove:
 
     Examples:
         >>> t = gs.trace("When Mary and John went to the store")
-        >>> v = t["resid_post", 2][2]
-        >>> steer = gs.add("resid_post", v, layer=2, when=gs.probe_above(v, 0.5 * float(v @ v)))
-        >>> moved = gs.trace(t.ids, edits=[steer])
-        >>> (moved["resid_post", 2] != t["resid_post", 2]).any(1).nonzero()[:, 0].tolist()
-        [2]
+        >>> rows = t["resid_post", 2]
+        >>> v = rows[2]  # " Mary"
+        >>> level = 0.5 * float(v @ v)
+        >>> moved = gs.trace(t.ids, edits=[gs.add("resid_post", v, layer=2, when=gs.probe_above(v, level))])
+        >>> bool(((moved["resid_post", 2] != rows).any(1) == (rows @ v > level)).all())
+        True
 
     References:
         Lee et al., "Programming refusal with conditional activation steering" (arXiv 2409.05907).

@@ -85,12 +85,12 @@ def cases(gs: Any, model: Any, folder: Path) -> Iterator[tuple[str, Callable[[],
     yield "faithfulness", lambda: gs.faithfulness(edges, CLEAN, CORRUPT, **asked).values
     yield "attribute by RelP", lambda: gs.attribute(CLEAN, CORRUPT, site="mlp_out", method="relp", **asked).values
     yield "patchscope", lambda: gs.patchscope(trace, layer=4, into=CORRUPT, max_new_tokens=2).logprobs
-    sae = gs.load_sae(layer=2, model=model)
-    conditions = [gs.feature_on(sae, 3), gs.probe_above(trace["resid_post", 2][3], 1.0)]
+    sae = gs.load_sae(layer=3, model=model)
+    conditions = [gs.feature_on(sae, 3), gs.probe_above(trace[sae.read_from, 3][3], 1.0)]
     yield (
         "edits with a condition",
         lambda: [
-            gs.trace(CLEAN, model=model, edits=[gs.scale(sae.read_from, 0.5, layer=2, when=one)]).logits
+            gs.trace(CLEAN, model=model, edits=[gs.scale(sae.read_from, 0.5, layer=3, when=one)]).logits
             for one in conditions
         ],
     )

@@ -65,7 +65,7 @@ def feature_on(sae: Dictionary, feature: int, above: float = 0.0) -> FeatureOn:
         DictionaryError: sae is no dictionary, needs rows that a condition does not see, or has no such feature.
 
     Examples:
-        >>> sae = gs.load_sae(layer=2)
+        >>> sae = gs.load_sae(layer=3)
         >>> t = gs.trace("When Mary and John went to the store, John gave a drink to")
         >>> acts = sae.activations(t[sae.read_from, sae.layer])
         >>> feature = int(acts.max(0).values.argmax())
