@@ -16,7 +16,8 @@ from pieces import ODD
 
 from gemmascope.run.show import _drawn
 from gemmascope.tokens.tokenizer import SHOWN_AS, visible_text
-from gemmascope.views.module import FOLDER, LIVE_FILES, STATIC_FILE, module_text, needed_by, static_module
+from gemmascope.views.minify import minified
+from gemmascope.views.module import FOLDER, LIVE_FILES, STATIC_FILES, module_text, needed_by, static_module
 from gemmascope.views.packing import count_visible, pack, pack_probabilities, visible_values
 
 TESTS = Path(__file__).parent / "js"
@@ -32,7 +33,7 @@ def node() -> str:
 
 
 def test_the_module_is_small_and_holds_no_address() -> None:
-    for text in (static_module(), *map(module_text, LIVE_FILES)):
+    for text in (*map(static_module, STATIC_FILES), *map(module_text, LIVE_FILES)):
         assert len(text.encode()) < 90_000
         assert not re.search(
             r"\bhttps?:|\bwss?:|\bimport\s*\(|\bfetch\s*\(|XMLHttpRequest|innerHTML|document\.write|\beval\b", text
@@ -41,18 +42,26 @@ def test_the_module_is_small_and_holds_no_address() -> None:
 
 def test_every_file_is_joined_into_the_module_once() -> None:
     files = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js")}
-    needed = [needed_by(entry) for entry in (STATIC_FILE, *LIVE_FILES)]
+    needed = [needed_by(entry) for entry in (*STATIC_FILES.values(), *LIVE_FILES)]
     pieces = {name for name in files if name.startswith("system/")}  # for any view; tests/test_shared_pieces.py draws them
     assert files - pieces == {name for names in needed for name in names} - pieces, "a file that nothing imports"
     assert all(len(names) == len(set(names)) for names in needed)
-    text = static_module()
-    assert not re.search(r"^(import|export)\b", text, re.MULTILINE)
-    assert len(re.findall(r"^function (?:grid|layoutOf|attention|lens|lines)\b", text, re.MULTILINE)) == 5
+    for view, drawn_by in {
+        "attention": "attention",
+        "lens": "lens",
+        "lines": "lines",
+        "features": "grid",
+        "plan": "plan",
+    }.items():
+        text = static_module(view)
+        assert not re.search(r"^(import|export)\b", text, re.MULTILINE)
+        assert len(re.findall(rf"^function (?:{drawn_by}|legibleLine)\b", text, re.MULTILINE)) == 2
+    assert "function attention(" not in static_module("lens"), "a page holds what it draws with"
     live = module_text("patching_lab.js")
     assert re.findall(r"^(?:import|export)\b.*", live, re.MULTILINE) == ["export default { render };"]
     assert "function grid(" in live
     assert "function attention(" not in live, "a widget holds what it draws with"
-    for last in (STATIC_FILE, *LIVE_FILES):
+    for last in (*STATIC_FILES.values(), *LIVE_FILES):
         files_of = sorted({*needed_by(last), *(needed for piece in pieces for needed in needed_by(piece))})
         joined = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in files_of)
         names = re.findall(r"^(?:export )?(?:async )?(?:function|const|let|class) (\w+)", joined, re.MULTILINE)
@@ -62,9 +71,37 @@ def test_every_file_is_joined_into_the_module_once() -> None:
 
 def test_the_module_is_valid_javascript(tmp_path: Path) -> None:
     path = tmp_path / "module.mjs"
-    for text in (static_module() + "\nexport { mount };\n", *map(module_text, LIVE_FILES)):
+    static = [static_module(view) + "\nexport { mount };\n" for view in STATIC_FILES]
+    for text in (*static, *map(module_text, LIVE_FILES)):
         path.write_text(text, encoding="utf-8")
         subprocess.run([node(), "--check", str(path)], check=True, capture_output=True)
+
+
+MINIFIED = {
+    "const a = 1; // one\n/* two\n*/ let b = `x ${ a + `y ${ b }` } // z`;\n": "const a=1;\nlet b=`x ${a+`y ${b}`} // z`;",
+    "x = a / b / c; y = s.replace(/[/ ']  x/g, \"'  \");": "x=a/b/c;y=s.replace(/[/ ']  x/g,\"'  \");",
+    "return /  a/.test(b) ? 1 - -1 : c + +d": "return/  a/.test(b)?1- -1:c+ +d",
+    "if (a) {\n  b();\n  d()\n}\nelse\n  c()": "if(a){b();d()}\nelse\nc()",
+    "a = {\n  b: `}`,\n  c,\n};\n[d] = e": "a={b:`}`,c,};\n[d]=e",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MINIFIED)
+def test_a_minified_program_keeps_its_strings_and_statements(text: str) -> None:
+    assert minified(text) == MINIFIED[text]
+    assert minified(minified(text)) == minified(text)
+
+
+def test_a_minified_file_computes_what_the_file_computes(tmp_path: Path) -> None:
+    """The pure functions' own tests, with every file minified."""
+    shutil.copytree(FOLDER, tmp_path / "gemmascope" / "views" / "js")
+    for path in (tmp_path / "gemmascope").rglob("*.js"):
+        path.write_text(minified(path.read_text(encoding="utf-8")), encoding="utf-8")
+    shutil.copytree(TESTS, tmp_path / "tests" / "js")
+    (tmp_path / "package.json").write_text('{"type": "module"}', encoding="utf-8")
+    files = [str(path) for path in sorted((tmp_path / "tests" / "js").glob("*.test.mjs"))]
+    ran = subprocess.run([node(), "--test", "--test-reporter=tap", *files], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
 
 
 def test_the_modules_pure_functions_pass_their_own_tests() -> None:
@@ -101,7 +138,7 @@ def test_a_layer_of_a_large_model_fits_on_a_page_even_with_uniform_attention(spr
     scores = np.where(np.tri(200) > 0, np.random.default_rng(0).normal(size=(32, 200, 200)) * spread, -np.inf)
     pattern = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     packed = pack_probabilities(visible_values(pattern.astype(np.float32), None))
-    assert len(packed["data"]) + len(static_module()) < 1_450_000
+    assert len(packed["data"]) + len(static_module("attention")) < 1_450_000
 
 
 def test_arrays_of_other_dtypes_are_refused() -> None:

@@ -64,24 +64,23 @@ def test_attention_under_the_pointer_has_the_number_and_colour_of_the_trace(open
     assert "a later position: not seen" in cells.says(x, y)
 
 
-def test_layers_and_heads_of_attention_are_chosen_with_the_keyboard(open_page: Any) -> None:
+def test_heads_on_the_wall_are_chosen_with_the_keyboard(open_page: Any) -> None:
     t = trace()
     page = open_page(gs.attention_view(t))
-    title = page.locator(".gs-title").nth(1)
-    assert title.inner_text() == "layer 0 (local), head 0"
-    page.get_by_role("button", name="0 local").focus()
-    page.keyboard.press("ArrowRight")
-    assert title.inner_text() == "layer 1 (global), head 0"
-    page.keyboard.press("End")
-    page.keyboard.press("ArrowRight")
-    assert title.inner_text() == "layer 2 (local), head 0"
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")  # past the box of the first position: of each row of buttons one can be tabbed to
+    heading = page.locator(".gs-head")
+    assert heading.inner_text() == "Layer 0 (local), head 0"
+    page.get_by_role("button", name="layer 0, head 0").focus()
+    page.keyboard.press("ArrowUp")  # layer 0 is at the bottom
+    assert heading.inner_text() == "Layer 1 (global), head 0"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert heading.inner_text() == "Layer 2 (local), head 0"
+    page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert title.inner_text() == "layer 1 (global), head 2"
-    assert "every query sees all keys" in page.locator(".gs-note").first.inner_text()
+    assert heading.inner_text() == "Layer 1 (global), head 2"
+    assert page.locator(".gs-thumb[aria-pressed=true]").get_attribute("data-head") == "1.2"
+    assert "every query sees all keys" in page.locator(".gs-window").inner_text()
     page.locator("canvas[tabindex='0']").focus()
     page.keyboard.press("ArrowDown")  # the first key shows where the selection is
     for _ in range(6):
@@ -98,25 +97,103 @@ def test_layers_and_heads_of_attention_are_chosen_with_the_keyboard(open_page: A
     assert page.locator(".gs-live").last.text_content() == "nothing selected"
 
 
+def test_the_wall_is_sorted_by_what_heads_do_and_nothing_moves(open_page: Any) -> None:
+    t = trace()
+    scores = gs.head_scores(t.model, ["induction", "entropy"], prompts=[t.ids])
+    page = open_page(gs.attention_view(t))
+    before = page.locator(".gs-text-pane").bounding_box()
+    for kind in ("induction", "entropy"):
+        page.get_by_label("what heads are sorted by").select_option(label=kind)
+        shown = page.locator(".gs-thumb").evaluate_all("all => all.map(one => [one.dataset.head, one.ariaLabel])")
+        best = [f"{layer}.{head}" for layer, head, _ in scores[kind].best(5)]
+        assert [head for head, _ in shown[:5]] == best
+        layer, head, score = scores[kind].best(1)[0]
+        says = f"{score:.1%}" if kind == "induction" else f"{score:.2f} nats"
+        assert shown[0][1] == f"layer {layer}, head {head}, {kind} {says}"
+        assert page.locator(".gs-text-pane").bounding_box() == before
+    page.locator(".gs-thumb").first.click()
+    row = page.get_by_role("listitem", name=re.compile("^entropy: "))
+    assert row.get_attribute("aria-label") == f"entropy: {scores['entropy'].best(1)[0][2]:.2f} nats"
+
+
+def test_a_token_shows_where_it_looks_and_a_click_keeps_it(open_page: Any) -> None:
+    t = trace()
+    pattern = t["pattern", 1][3].numpy()
+    page = open_page(gs.attention_view(t, layer=1, head=3), gs.lens_view(t))
+
+    def looks(query: int, values: Any) -> None:
+        named = page.locator(".gs-looks").inner_text()
+        assert named.startswith(f"{visible_text(t.tokens[query])} ({query}) ")
+        best = int(np.argmax(values))
+        assert f"{visible_text(t.tokens[best])} ({best}) {values[best]:.1%}" in named
+
+    looks(14, pattern[14])
+    chips = page.locator(".gs-text-pane .gs-chip")
+    chips.nth(6).hover()
+    looks(6, pattern[6])
+    assert chips.nth(6).evaluate("chip => chip.classList.contains('gs-lit')")
+    assert chips.nth(9).evaluate("chip => chip.classList.contains('gs-unseen')"), "a later token"
+    chips.nth(6).click()
+    page.mouse.move(0, 0)
+    page.evaluate("document.activeElement.blur()")
+    looks(6, pattern[6])
+    assert "after ·to (6)" in page.locator(".gs-cell .gs-title").first.inner_text(), "the lens of the prompt follows"
+    page.get_by_label("what the text shows").select_option(label="what looks at it")
+    looks(6, pattern[:, 6])
+    cells = Pointer(page)
+    x, y = cells.find("query 12: ·a, key 3: ·and")
+    page.mouse.move(cells.box["x"] + x, cells.box["y"] + y)
+    assert page.locator(".gs-looks").inner_text().startswith("·a (12) is looked at by ")
+    assert page.locator(".gs-text-pane .gs-lit").inner_text() == "·a"
+
+
+def test_a_long_pattern_is_magnified_where_it_is_dragged_over(open_page: Any) -> None:
+    t = wide(120)
+    pattern = t["pattern", 1][0].numpy()
+    page = open_page(gs.attention_view(t, layers=[1]))
+    page.set_viewport_size({"width": 1280, "height": 1800})
+    canvas = page.locator("canvas[tabindex='0']")
+    tall = canvas.bounding_box()["height"]
+    first = Pointer(page).find(f"query 60: {t.ids[60]}, key 20: {t.ids[20]}")
+    last = Pointer(page).find(f"query 90: {t.ids[90]}, key 50: {t.ids[50]}")
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + first[0], box["y"] + first[1])
+    page.mouse.down()
+    page.mouse.move(box["x"] + last[0], box["y"] + last[1], steps=4)
+    page.mouse.up()
+    page.get_by_text("queries 60 to 90, keys 20 to 50").wait_for()
+    below = page.locator(".gs-zoom")
+    cells = Pointer(page)
+    x, y = cells.find(f"query 70: {t.ids[70]}, key 33: {t.ids[33]}")
+    match = re.search(r"probability: (\S+)", cells.says(x, y))
+    assert match
+    assert number(match[1]) == pytest.approx(pattern[70, 33], abs=6e-5)
+    below.get_by_role("button", name="Whole pattern").click()
+    assert canvas.bounding_box()["height"] == tall
+    assert open_page(gs.attention_view(trace())).locator(".gs-zoom").count() == 0
+
+
 def test_a_sentence_says_whether_the_window_cuts_the_prompt(open_page: Any) -> None:
     short, long = open_page(gs.attention_view(trace("When Mary"))), open_page(gs.attention_view(trace()))
-    assert "cuts nothing off: the prompt has 3" in short.locator(".gs-note").first.inner_text()
-    assert "a query sees 4 positions" in long.locator(".gs-note").first.inner_text()
-    assert "Colours leave out the first position" in long.locator(".gs-note").first.inner_text()
+    assert "cuts nothing off: the prompt has 3" in short.locator(".gs-window").inner_text()
+    assert "a query sees 4 positions" in long.locator(".gs-window").inner_text()
+    assert "Colours leave out the first position" in long.locator(".gs-window").inner_text()
+    assert long.locator(".gs-edge").get_attribute("data-pos") == "11", "the window's edge in the text"
     cells = Pointer(long)
     x, y = cells.find("query 14: ·to, key 10: ·John")
     assert cells.says(x, y).endswith("outside the window: not seen")
     x, y = cells.find("query 14: ·to, key 11: ·gave")
     assert re.search(r"probability: 0\.\d{4}$", cells.says(x, y))
-    long.get_by_label("colours take in the first position").check()
-    assert "Colours leave out" not in long.locator(".gs-note").first.inner_text()
+    long.get_by_label("whether colours take in the first position").select_option(label="with the first position")
+    assert "Colours leave out" not in long.locator(".gs-window").inner_text()
 
 
 def test_two_prompts_are_drawn_side_by_side_with_their_difference(open_page: Any) -> None:
     a, b = trace(), trace(CORRUPT)
     first, second = a["pattern", 1][3].numpy(), b["pattern", 1][3].numpy()
     page = open_page(gs.attention_view(a, compare=b, layer=1, head=3))
-    titles = [text.split(":")[0] for text in page.locator(".gs-title").all_inner_texts()[1:]]
+    page.set_viewport_size({"width": 1280, "height": 1800})
+    titles = [text.split(",")[0] for text in page.locator(".gs-patterns .gs-title").all_inner_texts()]
     assert titles == ["first prompt", "second prompt", "second less first"]
     cells = Pointer(page, 2)
     x, y = cells.find("query 12: ·a, key 10: ·John ≠ ·Mary")
@@ -132,6 +209,11 @@ def test_two_prompts_are_drawn_side_by_side_with_their_difference(open_page: Any
     page.locator("canvas[tabindex='0']").nth(0).focus()
     page.keyboard.press("ArrowUp")
     assert page.locator(".gs-live").nth(0).text_content().startswith("query 11: ·gave, key 10: ·John\n")
+    page.get_by_label("which panel the wall and the text show").select_option(label="second less first")
+    page.get_by_label("what heads are sorted by").select_option(label="change between the prompts")
+    moved = np.abs(np.stack([b["pattern", n].numpy() - a["pattern", n].numpy() for n in range(3)])).sum((2, 3)) / 2 / 14
+    layer, head = np.unravel_index(moved.argmax(), moved.shape)
+    assert page.locator(".gs-thumb").first.get_attribute("data-head") == f"{layer}.{head}"
     unequal = open_page(gs.attention_view(a, compare=trace("When Mary and John"), layer=1))
     assert "15 and 5 tokens, so there is no difference to show" in unequal.locator(".gs-note").first.inner_text()
     assert unequal.locator("canvas[tabindex='0']").count() == 2
@@ -142,7 +224,8 @@ def test_several_prompts_are_drawn_as_their_mean_and_its_standard_error(open_pag
     patterns = np.stack([run["pattern", 1][3].numpy() for run in runs])
     mean, error = patterns.mean(0), patterns.std(0, ddof=1) / 3**0.5
     page = open_page(gs.attention_view(runs, layer=1, head=3))
-    titles = [text.split(":")[0] for text in page.locator(".gs-title").all_inner_texts()[1:]]
+    page.set_viewport_size({"width": 1280, "height": 1800})
+    titles = [text.split(",")[0] for text in page.locator(".gs-patterns .gs-title").all_inner_texts()]
     assert titles == ["mean of 3 prompts", "standard error of the mean"]
     cells = Pointer(page, 1)
     x, y = cells.find("query 12: ·a, key 10: ·John, ·Mary")
@@ -174,6 +257,29 @@ def test_the_lens_is_drawn_in_the_colours_of_its_numbers(open_page: Any) -> None
     page.get_by_label("what the colour says").select_option(label="colour: entropy")
     entropy = lens.entropy
     assert np.abs(cells.pixel(x, y - 10) - between(BLUES, float(entropy.sel(layer=1)[2] / entropy.max()))).max() <= 2
+
+
+def test_a_click_in_the_lens_lists_ten_tokens_and_the_way_of_the_answer(open_page: Any) -> None:
+    t = trace()
+    ten, answer = gs.lens(t, top=10), int(t.logits[9].argmax())
+    ranks = gs.lens(t, answer=answer).answer_rank[:, 9].values.tolist()
+    page = open_page(gs.lens_view(t))
+    cells = Pointer(page)
+    x, y = cells.find("layer 1 (global), position 9: ,")
+    page.mouse.click(cells.box["x"] + x, cells.box["y"] + y)
+    page.get_by_text("Layer 1 after , (9)").wait_for()
+    names = page.locator(".gs-cell .gs-name").all_inner_texts()
+    assert names == [visible_text(str(token)) for token in ten.top_tokens.sel(layer=1)[9].values]
+    line = page.locator(".gs-cell svg").get_attribute("aria-label")
+    assert line.endswith(", ".join(f"layer {n}: {rank}" for n, rank in enumerate(ranks)))
+    leads = [n for n, rank in enumerate(ranks) if rank == 0]
+    assert f"leads from layer {leads[0]} on" in page.locator(".gs-cell").inner_text() or leads[0] == 0
+    assert cells.find("layer 0 (local), position 9: ,")[1] > y, "layer 0 is at the bottom"
+    page.mouse.move(0, 0)
+    for n in range(3):
+        x, y = cells.find(f"layer {n} ({t.layers[n].kind}), position 9: ,")
+        row = [tuple(cells.pixel(float(x) + dx, float(y))) for dx in range(-40, 0)]
+        assert ((199, 119, 0) in row) == (n == leads[0]), "outlined where the answer first leads"
 
 
 def _tops(lens: gs.Lens, layer: int, pos: int) -> list[tuple[str, float]]:

@@ -45,6 +45,8 @@ def _until_brace(text: str, start: int) -> tuple[str, int]:
         if token == "}" and depth == 0:
             return "".join(parts), at
         depth -= token == "}"
+        if token == "}" and parts[-1:] == [";"]:
+            parts.pop()
         parts += [_gap(last, gap, token, depth), token]
         depth += token == "{"
         last, gap, at = (last[-1:] + (" " if gap else "") + token)[-16:], "", end
@@ -52,11 +54,16 @@ def _until_brace(text: str, start: int) -> tuple[str, int]:
 
 
 def _gap(last: str, gap: str, token: str, depth: int) -> str:
-    """What must stay of the white space between two tokens; between statements outside of all braces a line break does."""
+    """What must stay of the white space between two tokens; between statements outside of all braces a line break does.
+
+    A statement that ends with the brace of a value must end with a semicolon, and none before a brace may be empty: else the
+    result is no program.
+    """
     if not gap or not last:
         return ""
     before, after = last[-1], token[0]
-    if "\n" in gap and before not in _OPENS and after not in _CLOSES and (before != ";" or depth == 0):
+    in_block = depth > 0 and (before == ";" or (before == "}" and after.isidentifier()))
+    if "\n" in gap and before not in _OPENS and after not in _CLOSES and not in_block:
         return "\n"
     joins = re.match(r"[\w$]", before) and re.match(r"[\w$]", after)
     return " " if joins or (before == after and before in "+-/") else ""

@@ -15,18 +15,19 @@ from gemmascope.views.minify import minified
 
 FOLDER = Path(__file__).parent / "js"
 
-# The entry point of static pages, and those of the live widgets: each exports the function render that anywidget calls.
-STATIC_FILE = "views.js"
+# What draws each kind of static view, in the folder of its entry points: each exports mount(element, spec, arrays).
+STATIC_FILES = {view: f"static/{view}.js" for view in ("attention", "features", "grid", "lens", "lines", "plan")}
+# The entry points of the live widgets: each exports the function render that anywidget calls.
 LIVE_FILES = ("patching_lab.js", "head_lab.js", "steer_lab.js")
 
-_IMPORT = re.compile(r"^import\s[^;]*?from\s+\"(\.{1,2}/[\w./]+)\";\n", re.MULTILINE)
+_IMPORT = re.compile(r"^(?:import|export)\s[^;]*?from\s+\"(\.{1,2}/[\w./]+)\";\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=function|async function|const|class|let)", re.MULTILINE)
 
 
 @cache
-def static_module() -> str:
-    """The module of a static page, which defines mount(element, spec, arrays)."""
-    return _joined(STATIC_FILE)
+def static_module(view: str) -> str:
+    """The module that draws one kind of static view: it defines mount(element, spec, arrays)."""
+    return _joined(STATIC_FILES[view])
 
 
 @cache

@@ -64,8 +64,9 @@ class View:
         arguments = f"{in_script(self.spec)}, {in_script(self.arrays)}"
         name = f"gs-{hashlib.sha256(arguments.encode()).hexdigest()[:12]}"
         for_each = f'for (const el of document.querySelectorAll("[data-gs={name}]:not([data-gs-drawn])"))'
+        module = static_module(str(self.spec["view"]))
         return (
-            f'<div data-gs="{name}">{self._without_script()}</div>\n<script type="module">\n{static_module()}\n'
+            f'<div data-gs="{name}">{self._without_script()}</div>\n<script type="module">\n{module}\n'
             f'{for_each} {{ el.dataset.gsDrawn = "1"; mount(el, {arguments}); }}\n</script>'
         )
 

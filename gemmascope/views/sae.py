@@ -49,7 +49,7 @@ def sae_view(features: Features, *, most: int = 24) -> View:
     peaks = values[:, features.first :].max(axis=1, initial=0.0)
     aside = "; choice and colours leave the first position aside" if features.first else ""
     spec = {
-        "view": "grid",
+        "view": "features",
         "title": f"Features of {features.dictionary.call}",
         "note": f"The {len(chosen)} strongest of {len(features.active)} active features{aside}.",
         "rows": [_feature_label(features, feature) for feature in chosen],
@@ -57,6 +57,7 @@ def sae_view(features: Features, *, most: int = 24) -> View:
         "row_axis": "",
         "column_axis": "position",
         "unit": "activation",
+        "peaks": peaks.tolist(),
         "scale": {"kind": "sequential", "low": 0.0, "high": float(peaks.max()) or 1.0},
     }
     rows = [["feature", "strongest at", "activation"]]

@@ -72,6 +72,7 @@ def stream_view(trace: Trace, *, pos: int | str = -1, answer: Answer | None = No
         "panels": panels,
         "positions": [{"pos": n, "token": tokens[n], "special": special[n]} for n in range(first, end)],
         "start": start - first,
+        "prompt": None if end - first == len(trace) else tokens,
     }
     header = ["layer", *(f"{panel['title']}: {name}" for panel in panels for name in panel["series"])]
     rows = [header, *([str(n), *(f"{v:.4g}" for v in values[:, start, n])] for n in range(values.shape[-1]))]

@@ -4,9 +4,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { fullPattern, numbers, countVisible, unpack } from "../../gemmascope/views/js/arrays.js";
-import { largestValue, downsample, windowSentence } from "../../gemmascope/views/js/attention.js";
 import { cellText } from "../../gemmascope/views/js/grid.js";
-import { cellsOf } from "../../gemmascope/views/js/lens.js";
 import { rangeOf, seriesAt } from "../../gemmascope/views/js/lines.js";
 import { cellCorner, cellAtPoint, labelOf, layoutOf } from "../../gemmascope/views/js/matrix.js";
 import { barTicks, colour, colourAt, css, format, percent, rounded, inkOn, fractionAt, ticks, ticksOf } from "../../gemmascope/views/js/scale.js";
@@ -180,32 +178,6 @@ test("a cell names its place, its number and its unit, or says why there is no n
   assert.equal(cellText({ ...grid, texts: [[" go"], [""]] }, data, 0, 0).split("\n").at(-1), "·go");
 });
 
-test("a cell of the lens shows the top token, and its tooltip the answer's rank", () => {
-  const spec = { rows: [{}, {}], columns: [{}], tokens: [" a", "b"], top: 2, follows: "b" };
-  const data = { ids: Uint16Array.of(0, 1, 1, 0), probs: Float32Array.of(0.5, 0.25, 0.75, 0.125), prob: Float32Array.of(0.25, 0.75), rank: Float32Array.of(1, 0) };
-  const { texts, hover } = cellsOf(spec, data);
-  assert.deepEqual(texts, [[" a"], ["b"]]);
-  assert.deepEqual(hover(1, 0), ["b  0.7500", "·a  0.1250", "answer b: 0.7500, rank 0"]);
-  assert.deepEqual(cellsOf({ ...spec, follows: null }, data).hover(0, 0), ["·a  0.5000", "b  0.2500"]);
-});
-
-test("a downsampled pattern keeps the value furthest from 0, and a sentence says what the window cuts off", () => {
-  for (const [n, most] of [[5, 5], [7, 3], [200, 60], [4, 60]]) {
-    const pattern = Float32Array.from({ length: n * n }, (_, i) => (i % n <= Math.floor(i / n) ? Math.random() * 2 - 1 : 0));
-    const { size, values } = downsample(pattern, n, most);
-    assert.equal(size, Math.min(n, most));
-    const expected = new Float32Array(size * size);
-    pattern.forEach((v, i) => {
-      const at = Math.floor((Math.floor(i / n) * size) / n) * size + Math.floor(((i % n) * size) / n);
-      if (Math.abs(v) > Math.abs(expected[at])) expected[at] = v;
-    });
-    assert.deepEqual(values, expected);
-  }
-  assert.match(windowSentence({ window: null }, 9), /global: every query/);
-  assert.match(windowSentence({ window: 9 }, 9), /cuts nothing off: the prompt has 9/);
-  assert.match(windowSentence({ window: 8 }, 9), /a query sees 8 positions/);
-});
-
 test("arrow keys stay within the grid, shift brushes, Escape clears the brush", () => {
   const size = { rows: 3, columns: 4 };
   let state = initialState();
@@ -237,8 +209,6 @@ test("the visible part of each row is unpacked into the full pattern", () => {
   }
   assert.equal(at, rows.length);
   assert.equal(countVisible(5, 99), 15);
-  assert.equal(largestValue(Float32Array.from([9, 0, 8, 0.5]), 2, false), 0.5);
-  assert.equal(largestValue(Float32Array.from([9, 0, 8, 0.5]), 2, true), 9);
 });
 
 test("bytes are read as numbers at any offset in their buffer", () => {

@@ -1,200 +1,180 @@
-// The attention view: a layer's heads as thumbnails, one of them large; for two prompts, both and their difference.
+// The attention view: a wall of all heads, the text whose tokens show where one head looks, and the head's whole pattern; for
+// two prompts both patterns and their difference.
 //
 // spec: {tokens, special, layers: [{index, kind, window}], heads: [numbers], layer, head: indices into those lists, bos,
+//   kinds: {first, second?: [{name, meaning, unit, bound}]}: what heads are sorted by,
 //   other?: {tokens, special}, same?: whether both prompts have as many tokens, names?: what is shown instead of two prompts,
 //   each in colours of its own range, differ?: for each position its tokens and how many more there are, else null}
-// data[layer] = the values that queries see, head by head (see arrays.js); other[layer] is the same for the second prompt.
+// first, second: the arrays of each panel, as layersOf returns them.
 
-import { fullPattern, countVisible } from "./arrays.js";
-import { grid } from "./grid.js";
-import { make, paint, rootIn, sized, moveFocus } from "./page.js";
-import { colour, format } from "./scale.js";
+import { matrices } from "./attention/matrices.js";
+import { patternsOf, windowSentence } from "./attention/patterns.js";
+import { wall, WALL_STYLE } from "./attention/wall.js";
+import { make, paint, redrawOnResize } from "./page.js";
+import { format, percent } from "./scale.js";
+import { bars } from "./system/bars.js";
+import { card, strip } from "./system/card.js";
+import { wordMenu } from "./system/menus.js";
+import { tokenBus } from "./system/token_bus.js";
 import { onTheme, theme } from "./theme.js";
-import { legible } from "./tokens.js";
+import { TEXT_STYLE, tintedText } from "./tinted_text.js";
+import { legible, legibleLine } from "./tokens.js";
 
-const NAMES = { first: "first prompt", second: "second prompt", difference: "second less first" };
+const WIDE = 900; // pixels of a card from which parts stand side by side
+const BESIDE = 32; // the most tokens of a pattern that stands beside the wall
+const NAMED_KEYS = 4; // keys that the line below the text names
 
-/** The largest absolute value of a pattern [q][k], without the first key unless bos. */
-export function largestValue(pattern, n, bos) {
-  let most = 0;
-  for (let q = 0; q < n; q++) for (let k = bos ? 0 : 1; k <= q; k++) most = Math.max(most, Math.abs(pattern[q * n + k]));
-  return most;
+const ATTENTION_STYLE = `
+.gs-att{display:grid;grid-template-columns:minmax(0,1fr)}
+.gs-att>div{min-width:0;padding:16px 24px}
+.gs-att>.gs-does{background:var(--gs-pane);border-top:1px solid var(--gs-line)}
+.gs-att>.gs-patterns{border-top:1px solid var(--gs-line)}
+.gs-att .gs-window{min-height:48px;color:var(--gs-faint);margin-top:4px}
+.gs-att .gs-looks{height:20px;margin-top:8px;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.gs-does .gs-bars{margin-top:8px;max-width:640px}
+@container (min-width:900px){
+.gs-att{grid-template-columns:auto minmax(0,1fr);grid-template-areas:"w t" "w d" "p p"}
+.gs-att.gs-beside{grid-template-rows:auto auto 1fr;grid-template-areas:"w t" "w p" "d p"}
+.gs-att>.gs-heads{grid-area:w;border-right:1px solid var(--gs-line)}
+.gs-att>.gs-text-pane{grid-area:t}
+.gs-att>.gs-patterns{grid-area:p}
+.gs-att>.gs-does{grid-area:d}
+.gs-att.gs-beside>.gs-does{border-right:1px solid var(--gs-line)}
 }
+`;
 
-/** A pattern [q][k] with at most `most` cells a side; each keeps the value that is furthest from 0. */
-export function downsample(pattern, n, most) {
-  const size = Math.min(n, most);
-  const small = new Float32Array(size * size);
-  for (let q = 0; q < n; q++) {
-    const row = Math.floor((q * size) / n) * size;
-    for (let k = 0; k <= q; k++) {
-      const i = row + Math.floor((k * size) / n);
-      const value = pattern[q * n + k];
-      if (Math.abs(value) > Math.abs(small[i])) small[i] = value;
-    }
-  }
-  return { size, values: small };
-}
-
-/** A sentence on what a query of the layer can see. */
-export function windowSentence(layer, n) {
-  if (layer.window === null) return "This layer is global: every query sees all keys before it.";
-  if (layer.window >= n) return `This layer is local, and its window of ${layer.window} positions cuts nothing off: the prompt has ${n}.`;
-  return `This layer is local: a query sees ${layer.window} positions, its own included; the stair is the window's edge.`;
-}
-
-/** The patterns of each layer, for the prompt "first" or "second". */
-export function layersOf(spec, data, name) {
-  return spec.layers.map((layer) => data[`${name}${layer.index}`]);
+/** The tokens of a panel as labels for its rows and columns, with both tokens of a position where they differ. */
+export function tokenLabels(spec, names, prompt, name) {
+  return prompt.tokens.map((token, i) => {
+    const twin = name === "difference" ? spec.other.tokens[i] : token;
+    const [all, more] = spec.differ?.[i] ?? [twin === token ? [token] : [token, twin], 0];
+    const hint = `${i}: ${all.map(legible).join(spec.differ ? ", " : " ≠ ")}${more ? ` and ${more} more` : ""}`;
+    return { label: legible(token) + (all.length > 1 ? " ≠" : ""), special: prompt.special[i], hint };
+  });
 }
 
 /** chosen(layer, head): called with their numbers when another head becomes large. */
-export function attention(el, spec, data, other, chosen = () => {}) {
-  const root = rootIn(el, spec);
-  const strip = make("div", { class: "gs-bar", role: "toolbar", "aria-label": "layers" });
-  const options = make("div", { class: "gs-bar" });
-  const thumbs = make("div", { class: "gs-bar", role: "toolbar", "aria-label": "heads" });
-  const sentence = make("div", { class: "gs-note", "aria-live": "polite" });
-  const large = make("div", { class: "gs-panels" });
-  root.append(strip, options, thumbs, sentence, large);
-  const which = !other ? ["first"] : spec.same && !spec.names ? ["first", "second", "difference"] : ["first", "second"];
-  const names = { ...NAMES, ...spec.names };
-  const prompts = { first: spec, second: spec.other, difference: spec };
-  const state = { layer: spec.layer, head: spec.head, bos: spec.bos, show: "first" };
-  const most = Math.max(...which.map((name) => prompts[name].tokens.length));
-  large.style.setProperty("--gs-least", `${Math.max(340, 3 * most + 230)}px`);
-  const thumb = spec.heads.length <= 8 ? 92 : spec.heads.length <= 16 ? 72 : 60;
+export function attention(el, spec, first, second, chosen = () => {}) {
+  const patterns = patternsOf(spec, first, second);
+  const { names, prompts } = patterns;
+  const labels = Object.fromEntries(patterns.panels.map((name) => [name, tokenLabels(spec, names, prompts[name], name)]));
+  const state = { layer: spec.layer, head: spec.head, bos: spec.bos, show: "first", sort: "", towards: "keys" };
+  const root = card(el);
+  root.setAttribute("aria-label", legibleLine(spec.title));
+  const shared = tokenBus(...(spec.same ? [spec.tokens, spec.other.tokens] : [spec.tokens]));
+  // Positions of prompts of other lengths are not the same, so each has its own bus.
+  const buses = { first: shared, difference: shared, second: spec.same || !second ? shared : tokenBus(spec.other.tokens) };
 
-  const layerButtons = spec.layers.map((layer, i) => {
-    const name = `${layer.index} ${layer.kind === "global" ? "◆ global" : "local"}`;
-    return make("button", { type: "button", onclick: () => choose({ layer: i }), "data-lm-suppress-shortcuts": "true" }, name);
-  });
-  strip.append(make("span", {}, "layer"), ...layerButtons);
-  const atLayer = moveFocus(strip, layerButtons, (i) => choose({ layer: i }));
-  const bos = make("input", { type: "checkbox", onchange: () => choose({ bos: bos.checked }) });
-  bos.checked = state.bos;
-  options.append(make("label", {}, bos, "colours take in the first position"));
-  if (other) {
-    const pick = make("select", { onchange: () => choose({ show: pick.value }) });
-    for (const name of which) pick.append(make("option", { value: name }, names[name]));
-    options.append(make("label", {}, "small pictures: ", pick));
-  }
-  const heads = spec.heads.map((head, i) => {
-    const canvas = make("canvas", { "aria-hidden": "true" });
-    const button = make("button", { type: "button", class: "gs-thumb", "aria-label": `head ${head}`, onclick: () => choose({ head: i }), "data-lm-suppress-shortcuts": "true" }, canvas, `${head}`);
-    return { button, canvas };
-  });
-  thumbs.append(...heads.map((h) => h.button));
-  const atHead = moveFocus(thumbs, heads.map((h) => h.button), (i) => choose({ head: i }));
-
-  const panels = which.map((name) => {
-    const host = make("div");
-    large.append(host);
-    return { name, host, drawn: null };
-  });
-  const patterns = new Map();
-  let drawnThumbnails = "";
-
-  /** A head's full pattern, for a prompt or the difference of both. Patterns of the present layer are cached. */
-  function pattern(name, head) {
-    const key = `${name} ${head}`;
-    if (!patterns.has(key)) {
-      const values = name === "difference" ? pattern("second", head).map((v, i) => v - pattern("first", head)[i]) : unrolled(name, head);
-      patterns.set(key, values);
-    }
-    return patterns.get(key);
-  }
-  function unrolled(name, head) {
-    const n = prompts[name].tokens.length;
-    const window = spec.layers[state.layer].window ?? n;
-    const length = countVisible(n, window);
-    return fullPattern((name === "first" ? data : other)[state.layer].subarray(head * length, (head + 1) * length), n, window);
-  }
-  /** The colour scale of a head: the same for both prompts, so that they compare, and another for their difference.
-   *  A mean and its standard error have each its own. */
-  function scaleOf(name, head) {
-    const of = (one) => largestValue(pattern(one, head), prompts[one].tokens.length, state.bos);
-    if (spec.names) return { kind: "sequential", low: 0, high: of(name) || 1 };
-    if (name !== "difference") return { kind: "sequential", low: 0, high: Math.max(of("first"), other ? of("second") : 0) || 1 };
-    const most = of(name) || 1;
-    return { kind: "diverging", low: -most, high: most };
-  }
-  function specOf(name) {
-    const layer = spec.layers[state.layer];
-    const { tokens, special } = prompts[name];
-    const label = (token, i) => {
-      const twin = name === "difference" ? spec.other.tokens[i] : token;
-      const [all, more] = spec.differ?.[i] ?? [twin === token ? [token] : [token, twin], 0];
-      const hint = `${i}: ${all.map(legible).join(spec.differ ? ", " : " ≠ ")}${more ? ` and ${more} more` : ""}`;
-      return { label: legible(token) + (all.length > 1 ? " ≠" : ""), special: special[i], hint };
-    };
-    const labels = tokens.map(label);
-    const window = layer.window ?? tokens.length;
-    return {
-      title: `${other ? `${names[name]}: ` : ""}layer ${layer.index} (${layer.kind}), head ${spec.heads[state.head]}`,
-      rows: labels, columns: labels, square: true, window: layer.window, row_axis: "query", column_axis: "key",
-      unit: other ? "" : "probability", measure: other ? names[name] : "probability", decimals: 4, scale: scaleOf(name, state.head),
-      outside: (q, k) => (k > q ? "a later position: not seen" : q - k >= window ? "outside the window: not seen" : null),
-      hover: spec.same ? (q, k) => beside(name, q, k) : undefined,
-    };
-  }
-  /** The values of the other panels in the same cell. */
-  function beside(name, q, k) {
-    const i = q * spec.tokens.length + k;
-    return which.filter((one) => one !== name).map((one) => `${names[one]} ${format(pattern(one, state.head)[i], one === "difference", 4)}`);
-  }
+  const kinds = spec.kinds.first.map(({ name }, i) => ({ value: String(i), label: name, word: name }));
+  const sorts = [{ value: "", label: "layer and head" }, ...kinds, ...(patterns.panels.includes("difference") ? [{ value: "moved", label: "change between the prompts" }] : [])];
+  const sort = wordMenu("what heads are sorted by", sorts, "", (value) => choose({ sort: value }));
+  const bos = wordMenu("whether colours take in the first position", [{ value: "", label: "without the first position", word: "leave out the first position" }, { value: "1", label: "with the first position", word: "take in the first position" }], state.bos ? "1" : "", (value) => choose({ bos: Boolean(value) }));
+  const towards = wordMenu("what the text shows", [{ value: "keys", label: "what it looks at" }, { value: "queries", label: "what looks at it" }], "keys", (value) => choose({ towards: value }));
+  const show = second && wordMenu("which panel the wall and the text show", patterns.panels.map((name) => ({ value: name, label: names[name] })), "first", (value) => choose({ show: value }));
+  strip(root, { sentence: [make("div", { class: "gs-title" }, legibleLine(spec.title)), ...(show ? ["Of ", show.element, ": heads"] : ["Heads"]), " by ", sort.element, "; colours ", bos.element, "; a token shows ", towards.element] });
+  const headsPane = make("div", { class: "gs-heads" });
+  const textPane = make("div", { class: "gs-text-pane" });
+  const patternsPane = make("div", { class: "gs-patterns" });
+  const doesPane = make("div", { class: "gs-does" });
+  const body = make("div", { class: "gs-att" }, make("style", {}, WALL_STYLE + TEXT_STYLE + ATTENTION_STYLE), headsPane, textPane, patternsPane, doesPane);
+  root.append(body);
+  const heads = wall(spec, patterns, (layer, head) => choose({ layer, head }));
+  headsPane.append(heads.element);
+  if (spec.note) headsPane.append(make("div", { class: "gs-note", style: "margin-top:8px" }, spec.note));
+  const heading = make("div", { class: "gs-head" });
+  const windowLine = make("div", { class: "gs-window gs-small", "aria-live": "polite" });
+  const texts = Object.fromEntries(patterns.panels.map((name) =>
+    [name, tintedText(prompts[name].tokens, { bus: buses[name], special: prompts[name].special, names: labels[name].map((label) => label.label), hints: labels[name].map((label) => label.hint), label: `tokens of the ${names[name]}` })]));
+  const looks = make("div", { class: "gs-looks gs-small", "aria-live": "polite" });
+  textPane.append(heading, windowLine, ...patterns.panels.map((name) => texts[name].element), looks);
+  const does = bars([], { label: "what this head does" });
+  const doesHead = make("div", { class: "gs-title" });
+  doesPane.append(doesHead, does.element);
+  const panels = matrices(patternsPane, spec, patterns, labels, { buses });
+  let colours = theme();
 
   function choose(change) {
-    if ("layer" in change) patterns.clear();
     Object.assign(state, change);
     render();
   }
+  function sorting() {
+    if (state.sort === "") return null;
+    if (state.sort === "moved") return { name: "change", score: patterns.moved, text: percent, short: shortScore };
+    const kind = Number(state.sort);
+    const name = patterns.panels.includes(state.show) && state.show === "second" && spec.kinds.second?.[kind] ? "second" : "first";
+    const { unit, bound, name: called } = spec.kinds[name][kind];
+    return { name: called, score: (layer, head) => patterns.score(name, kind, layer, head), text: scoreText(unit), short: bound === 1 ? shortScore : (value) => format(value, false, 2) };
+  }
+  function drawText() {
+    const { layer, head, show: name, towards: direction } = state;
+    const n = patterns.lengthOf(name);
+    const { at, pinned } = buses[name].state();
+    const query = [at, pinned, n - 1].find((pos) => pos !== null && pos >= 0 && pos < n);
+    const pattern = patterns.square(name, layer, head);
+    const window = patterns.windowOf(name, layer);
+    const out = direction === "keys";
+    const value = (i) => (out ? pattern[query * n + i] : pattern[i * n + query]);
+    const unseen = out ? (i) => i > query || query - i >= window : (i) => i < query || i - query >= window;
+    const values = Array.from({ length: n }, (_, i) => (unseen(i) ? 0 : value(i)));
+    const edge = out && query - window + 1 > 0 ? query - window + 1 : null;
+    texts[name].tint({ values, scale: patterns.scaleOf(name, layer, head, state.bos), at: query, arcs: true, unseen, edge }, colours);
+    const ranked = values.map((_, i) => i).filter((i) => !unseen(i)).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, NAMED_KEYS);
+    const signed = name === "difference";
+    const said = ranked.map((i) => `${labels[name][i].label} (${i}) ${signed ? format(values[i], true, 3) : percent(values[i])}`).join(", ");
+    const verb = out ? (signed ? "looks more or less at" : "looks at") : signed ? "is looked at more or less by" : "is looked at by";
+    looks.textContent = `${labels[name][query].label} (${query}) ${verb} ${said}`;
+  }
+  function drawDoes() {
+    doesHead.textContent = `What head ${spec.layers[state.layer].index}.${spec.heads[state.head]} does${second && !spec.names ? ", in the first and the second prompt" : ""}`;
+    const { layer, head } = state;
+    does.update(spec.kinds.first.map(({ name, unit, bound }, kind) => {
+      const now = patterns.score("first", kind, layer, head);
+      const twin = spec.kinds.second?.findIndex((one) => one.name === name) ?? -1;
+      const after = twin < 0 ? null : patterns.score("second", twin, layer, head);
+      const most = bound === 1 ? 1 : largestScore(kind);
+      const text = scoreText(unit);
+      return after === null ? { name, value: now / most, text: text(now) } : { name, value: after / most, before: now / most, text: text(now) === text(after) ? text(now) : `${text(now)} → ${text(after)}` };
+    }));
+    [...does.element.children].forEach((row, kind) => (row.title = spec.kinds.first[kind].meaning));
+  }
+  const largestScore = (kind) => Math.max(1e-9, ...spec.layers.flatMap((_, layer) => spec.heads.map((_, head) => patterns.score("first", kind, layer, head))));
+
   function render() {
-    const colours = theme();
+    colours = theme();
     paint(root, colours);
-    atLayer(state.layer);
-    atHead(state.head);
-    const drawn = [state.layer, state.show, state.bos, colours.dark].join();
-    if (drawn !== drawnThumbnails) heads.forEach((h, head) => thumbnail(h, head, colours));
-    drawnThumbnails = drawn;
+    const width = root.clientWidth || 800;
+    const wide = width >= WIDE;
+    body.classList.toggle("gs-beside", !second && spec.tokens.length <= BESIDE);
+    const { layer, head } = state;
+    heads.update({ name: state.show, bos: state.bos, sort: sorting(), layer, head, width: wide ? Math.floor(width * 0.55) - 48 : width - 48 }, colours);
+    const { index, kind } = spec.layers[layer];
+    heading.textContent = `Layer ${index} (${kind}), head ${spec.heads[head]}`;
     const range = state.bos ? "" : " Colours leave out the first position, on which much attention rests.";
-    sentence.textContent = `${windowSentence(spec.layers[state.layer], most)}${range} Every head has colours of its own range.`;
-    for (const panel of panels) show(panel);
-    chosen(spec.layers[state.layer].index, spec.heads[state.head]);
+    const longest = Math.max(...patterns.panels.map(patterns.lengthOf));
+    windowLine.textContent = `${windowSentence(spec.layers[layer], longest)}${range} Text and pattern have colours of the head's own range.`;
+    patterns.panels.forEach((name) => (texts[name].element.hidden = name !== state.show));
+    drawDoes();
+    panels.show(state);
+    drawText();
+    chosen(index, spec.heads[head]);
     el.dataset.gemmascopeReady = "1";
   }
-  function show(panel) {
-    const next = specOf(panel.name);
-    const values = pattern(panel.name, state.head);
-    if (panel.drawn) {
-      panel.drawn.root.querySelector(".gs-title").textContent = next.title;
-      return panel.drawn.update({ spec: next, values });
-    }
-    const follow = (row, column) => spec.same && panels.forEach((p) => p === panel || p.drawn.point(row, column));
-    panel.drawn = grid(panel.host, next, { values }, { select: follow }, { most: 28, least: 3 });
-  }
-  function thumbnail({ button, canvas }, head, colours) {
-    const { tokens } = prompts[state.show];
-    const values = pattern(state.show, head);
-    const { size, values: dots } = downsample(values, tokens.length, thumb);
-    const scale = scaleOf(state.show, head);
-    const picture = new ImageData(size, size);
-    for (let q = 0; q < size; q++) for (let k = 0; k <= q; k++) picture.data.set([...colour(dots[q * size + k], scale, colours.dark), 255], 4 * (q * size + k));
-    const dot = document.createElement("canvas");
-    [dot.width, dot.height] = [size, size];
-    dot.getContext("2d").putImageData(picture, 0, 0);
-    const ctx = sized(canvas, thumb, thumb);
-    ctx.imageSmoothingEnabled = false;
-    ctx.drawImage(dot, 0, 0, thumb, thumb);
-    ctx.strokeStyle = colours.line;
-    ctx.strokeRect(0.5, 0.5, thumb - 1, thumb - 1);
-    button.title = `head ${spec.heads[head]}: up to ${format(scale.high, false, 4)}`;
-  }
-  const stop = onTheme(render);
+  const stops = [...new Set(Object.values(buses))].map((bus) => bus.on(drawText));
+  const stop = redrawOnResize(root, onTheme, render);
   render();
   const destroy = () => {
     stop();
-    panels.forEach((panel) => panel.drawn.destroy());
+    stops.forEach((one) => one());
+    new Set(Object.values(buses)).forEach((bus) => bus.stop());
+    panels.destroy();
   };
   return { choose, state, destroy };
+}
+
+const shortScore = (share) => (share === 0 ? "0" : share < 0.01 ? "<1%" : `${Math.round(100 * share)}%`);
+
+/** How a score of a unit is written. */
+function scoreText(unit) {
+  const rest = unit.startsWith("entropy") ? (value) => `${format(value, false, 2)} nats` : unit.startsWith("distance") ? (value) => `${format(value, false, 1)} positions` : percent;
+  return (value) => (value === 0 ? "0" : rest(value));
 }

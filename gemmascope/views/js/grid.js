@@ -4,17 +4,19 @@
 //   update({spec?, values?, marks?})   change labels, numbers or marks, and keep the selection
 //   select(row, column)                select a cell, without a callback
 //   point(row, column)                 the same, without telling screen readers: for grids that follow another
+//   redraw()                           draw what is over the numbers again
 //   selection()                        {row, column, picked, brush: {rows, columns} | null}
 //   cellAt(row, column)                where a cell is on the canvas, {x, y, width, height} in CSS pixels
 //   light(column)                      mark a column that another part of the page points at; null: none
 //   canvas, root, bar, destroy()
 // spec: {title, note, rows, columns, row_axis, column_axis, unit, measure?: the name of the number, in place of the unit, scale, up?, square?, window?, decimals?, texts?, hover?,
-//   outside?(row, column): why a cell has no number, or nothing}; rows, columns: {label, hint?, token?, special?, kind?};
+//   outside?(row, column): why a cell has no number, or nothing, faded?(row, column): whether
+//   its text is faint, from?: [query, key] that a part of a matrix begins at}; rows, columns: {label, hint?, token?, special?, kind?};
 //   scale: {kind: "diverging" | "sequential", low, high, log?, reverse?, hidden?}
 // data: {values, marks?} flat, row by row. on: callbacks, each optional:
-//   select(row, column), brush(rows, columns), clear(), activate(row, column) on Enter or a double click, point(cell) with the
-//   cell under the pointer, [row, column] or null.
-// options: those of layoutOf; and top: an element that scrolls above the canvas, such as heads of columns, with placed(layout).
+//   select(row, column), brush(rows, columns, byKey), clear(), activate(row, column) on Enter or a double click, point(cell) with
+//   the cell under the pointer, [row, column] or null.
+// options: those of layoutOf; over(ctx, layout, colours, spec): draws below the selection; and top: an element that scrolls above the canvas, such as heads of columns, with placed(layout).
 
 import { draw, drawState, FONT, cellAtPoint, labelOf, layoutOf, cellCorner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
 import { make, paint, retitle, rootIn, sized, tooltip, redrawOnResize } from "./page.js";
@@ -89,6 +91,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     ctx.resetTransform();
     ctx.drawImage(base, 0, 0);
     ctx.restore();
+    options.over?.(ctx, layout, colours, spec);
     drawState(ctx, layout, colours, { selected: picked ? state : null, brush: brushedCells(state), lit });
   }
   /** Show the tooltip at a cell, and scroll there. */
@@ -101,7 +104,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
   function announce(text) {
     if (live.textContent !== text) live.textContent = text;
   }
-  function changeTo(next, quiet = false) {
+  function changeTo(next, quiet = false, byKey = false) {
     state = next;
     picked = true;
     drawSelection();
@@ -109,7 +112,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     if (brush) announce(`${brush.rows[1] - brush.rows[0] + 1} by ${brush.columns[1] - brush.columns[0] + 1} cells`);
     else announce(cellText(spec, data, state.row, state.column));
     if (quiet) return;
-    if (brush) on.brush?.(brush.rows, brush.columns);
+    if (brush) on.brush?.(brush.rows, brush.columns, byKey);
     else on.select?.(state.row, state.column);
   }
   function pointOf(event) {
@@ -172,7 +175,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
       announce("nothing selected");
       return on.clear?.();
     }
-    changeTo(picked ? next : { ...state, from: null });
+    changeTo(picked ? next : { ...state, from: null }, false, true);
     showTip(state.row, state.column);
   });
   canvas.addEventListener("blur", () => tip.hide());
@@ -213,6 +216,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
       lit = column;
       drawSelection();
     },
+    redraw: drawSelection,
     selection: () => ({ row: state.row, column: state.column, picked, brush: brushedCells(state) }),
     cellAt: (row, column) => {
       const [x, y] = cellCorner(layout, row, column);

@@ -1,17 +1,33 @@
-// Line charts: one panel below the other, series over layers, each with its own mark; a position is chosen by its token.
+// Line charts of series over layers, side by side where there is room, each with its own mark and name; a token chooses the
+// position.
 //
-// spec: {x: [labels], panels: [{title, unit, series: [names]}], positions: [{pos, token, special}], start: which of them first}
+// spec: {x: [labels], panels: [{title, unit, series: [names]}], positions: [{pos, token, special}], start: which of them first,
+//   prompt: the tokens, null if the positions are all of them}
 // data: values, flat: [series of all panels][position][x]. A series has the same mark and colour in all panels.
 
 import { FONT } from "./matrix.js";
-import { make, paint, rootIn, sized, tooltip, moveFocus, redrawOnResize } from "./page.js";
+import { make, paint, sized, tooltip, redrawOnResize } from "./page.js";
 import { format, ticks } from "./scale.js";
+import { card, strip } from "./system/card.js";
+import { tokenBus } from "./system/token_bus.js";
 import { onTheme, theme } from "./theme.js";
-import { legible, legibleLine } from "./tokens.js";
+import { TEXT_STYLE, tintedText } from "./tinted_text.js";
+import { fitted, legible, legibleLine } from "./tokens.js";
 
 const MARKS = ["circle", "square", "triangle", "diamond"];
 const INKS = { light: ["#2166ac", "#b2182b", "#5b7f00", "#7b3294"], dark: ["#7db7ff", "#ff8a80", "#b9d94f", "#d3a3ff"] };
-const LEFT = 64, RIGHT = 120, TOP = 30, HEIGHT = 150, FOOT = 36;
+const LEFT = 56, RIGHT = 88, TOP = 44, HEIGHT = 160, FOOT = 40;
+const SIDE_BY_SIDE = 900, LINE = 16; // pixels of a card from which charts stand side by side; between names of lines
+
+/** Where the names of lines stand beside their ends, ys: at least LINE pixels apart, in the order of the ends. */
+export function namePlaces(ys) {
+  const order = ys.map((_, i) => i).sort((a, b) => ys[a] - ys[b]);
+  const places = [...ys];
+  order.forEach((i, k) => {
+    if (k) places[i] = Math.max(places[i], places[order[k - 1]] + LINE);
+  });
+  return places;
+}
 
 /** The numbers of one series at a position. */
 export function seriesAt(data, series, pos, sizes) {
@@ -29,15 +45,14 @@ export function rangeOf(lists) {
 }
 
 export function lines(el, spec, data) {
-  const root = rootIn(el, spec);
+  const root = card(el);
+  root.setAttribute("aria-label", legibleLine(spec.title));
   const sizes = { pos: spec.positions.length, x: spec.x.length };
   const names = [...new Set(spec.panels.flatMap((panel) => panel.series))];
+  const tokens = spec.positions.map(({ token }) => token);
+  const bus = tokenBus(spec.prompt ?? tokens);
   let pos = spec.start;
-  const chips = make("div", { class: "gs-bar gs-chips", role: "toolbar", "aria-label": "positions" });
-  const buttons = spec.positions.map(({ token, special, pos: number }, i) =>
-    make("button", { type: "button", class: special ? "gs-chip gs-special" : "gs-chip", title: `position ${number}`, onclick: () => choose(i), "data-lm-suppress-shortcuts": "true" }, legible(token)));
-  chips.append(make("span", {}, "position"), ...buttons);
-  const atChip = moveFocus(chips, buttons, choose);
+  const text = tintedText(tokens, { bus, special: spec.positions.map(({ special }) => special), positions: spec.positions.map((one) => one.pos), close: true, label: "positions" });
   const positionText = () => `position ${spec.positions[pos].pos}, ${legible(spec.positions[pos].token)}`;
   const canvas = make("canvas", { tabindex: "0", role: "application", "aria-roledescription": "line charts", "data-lm-suppress-shortcuts": "true" });
   const live = make("div", { class: "gs-live", "aria-live": "polite" });
@@ -47,9 +62,10 @@ export function lines(el, spec, data) {
     toggle.setAttribute("aria-pressed", String(!table.hidden));
     fillTable();
   } }, "Show as table");
-  if (sizes.pos > 1) root.append(chips);
+  strip(root, { sentence: [make("div", { class: "gs-title" }, legibleLine(spec.title)), make("span", { class: "gs-faint" }, spec.note)] });
   const wide = make("div", { class: "gs-wide" }, canvas);
-  root.append(wide, make("div", { class: "gs-bar" }, toggle), table, live);
+  const where = make("div", { class: "gs-head" });
+  root.append(make("div", { style: "padding:16px 24px" }, make("style", {}, TEXT_STYLE), where, text.element, wide, make("div", { class: "gs-bar" }, toggle), table), live);
   const tip = tooltip(root);
   let colours, width, ctx;
 
@@ -57,23 +73,29 @@ export function lines(el, spec, data) {
     const before = spec.panels.slice(0, panel).reduce((n, p) => n + p.series.length, 0);
     return spec.panels[panel].series.map((_, i) => seriesAt(data, before + i, pos, sizes));
   };
-  const x = (i) => LEFT + ((width - LEFT - RIGHT) * (i + 0.5)) / sizes.x;
-  const top = (panel) => TOP + panel * (HEIGHT + TOP + FOOT);
+  let perRow = 1;
+  const left = (panel) => LEFT + (panel % perRow) * width;
+  const x = (i, panel) => left(panel) + ((width - LEFT - RIGHT) * (i + 0.5)) / sizes.x;
+  const top = (panel) => TOP + Math.floor(panel / perRow) * (HEIGHT + TOP + FOOT);
 
   function choose(next) {
+    if (next !== pos) live.textContent = positionText();
     pos = next;
-    live.textContent = positionText();
     redraw();
     fillTable();
   }
   function redraw() {
     colours = theme();
     paint(root, colours);
-    atChip(pos);
-    width = Math.max(320, wide.clientWidth || 800);
-    ctx = sized(canvas, width, spec.panels.length * (HEIGHT + TOP + FOOT));
+    text.tint({ at: pos }, colours);
+    where.textContent = `Position ${spec.positions[pos].pos}, ${legible(spec.positions[pos].token)}`;
+    const room = Math.max(320, wide.clientWidth || 800);
+    perRow = root.clientWidth >= SIDE_BY_SIDE ? spec.panels.length : 1;
+    width = Math.floor(room / perRow);
+    const height = Math.ceil(spec.panels.length / perRow) * (HEIGHT + TOP + FOOT);
+    ctx = sized(canvas, width * perRow, height);
     ctx.fillStyle = colours.ground;
-    ctx.fillRect(0, 0, width, spec.panels.length * (HEIGHT + TOP + FOOT));
+    ctx.fillRect(0, 0, width * perRow, height);
     ctx.font = FONT;
     spec.panels.forEach((panel, i) => chart(panel, i));
     canvas.setAttribute("aria-label", `${legibleLine(spec.title)} at ${positionText()}: ${spec.panels.map((p) => legibleLine(p.title)).join("; ")}. Arrow keys read a layer`);
@@ -87,40 +109,42 @@ export function lines(el, spec, data) {
     ctx.textAlign = "left";
     ctx.textBaseline = "alphabetic";
     ctx.font = `600 ${FONT}`;
-    ctx.fillText(legibleLine(`${panel.title}${panel.unit ? ` (${panel.unit})` : ""}`), LEFT, top(i) - 9);
+    const cutToRoom = (line) => fitted(legibleLine(line), width - LEFT - 8, (one) => ctx.measureText(one).width);
+    ctx.fillText(cutToRoom(panel.title), left(i), top(i) - 24);
     ctx.font = FONT;
+    ctx.fillStyle = colours.faint;
+    ctx.fillText(cutToRoom(panel.unit), left(i), top(i) - 8);
+    ctx.fillStyle = colours.ink;
     ctx.textBaseline = "middle";
     for (const tick of ticks(low, high, 4)) {
       ctx.strokeStyle = tick === 0 ? colours.faint : colours.line;
       ctx.lineWidth = tick === 0 ? 1.2 : 0.6;
       ctx.beginPath();
-      ctx.moveTo(LEFT, y(tick));
-      ctx.lineTo(width - RIGHT, y(tick));
+      ctx.moveTo(left(i), y(tick));
+      ctx.lineTo(left(i) + width - LEFT - RIGHT, y(tick));
       ctx.stroke();
       ctx.textAlign = "right";
-      ctx.fillText(format(tick), LEFT - 6, y(tick));
+      ctx.fillText(format(tick), left(i) - 6, y(tick));
     }
     ctx.textAlign = "center";
     const every = Math.ceil((sizes.x * 30) / (width - LEFT - RIGHT));
-    spec.x.forEach((label, k) => k % every || ctx.fillText(label, x(k), top(i) + HEIGHT + 12));
+    spec.x.forEach((label, k) => k % every || ctx.fillText(label, x(k, i), top(i) + HEIGHT + 12));
     ctx.fillStyle = colours.faint;
-    ctx.fillText(spec.x_axis, (LEFT + width - RIGHT) / 2, top(i) + HEIGHT + 27);
-    lists.forEach((list, s) => series(list, s, panel.series[s], y, i));
+    ctx.fillText(spec.x_axis, left(i) + (width - LEFT - RIGHT) / 2, top(i) + HEIGHT + 28);
+    const places = namePlaces(lists.map((list) => y(Number.isFinite(list.at(-1)) ? list.at(-1) : 0)));
+    lists.forEach((list, s) => series(list, panel.series[s], y, i, places[s]));
   }
-  function series(list, s, name, y, panel) {
+  function series(list, name, y, panel, place) {
     const kind = names.indexOf(name) % MARKS.length;
     const ink = INKS[colours.dark ? "dark" : "light"][kind];
     ctx.strokeStyle = ctx.fillStyle = ink;
     ctx.lineWidth = 1.8;
     ctx.beginPath();
-    list.forEach((v, k) => Number.isFinite(v) && ctx.lineTo(x(k), y(v)));
+    list.forEach((v, k) => Number.isFinite(v) && ctx.lineTo(x(k, panel), y(v)));
     ctx.stroke();
-    list.forEach((v, k) => Number.isFinite(v) && mark(x(k), y(v), MARKS[kind]));
-    const [lx, ly] = [width - RIGHT + 18, top(panel) + 8 + s * 18];
-    mark(lx, ly, MARKS[kind]);
-    ctx.fillStyle = colours.ink;
+    list.forEach((v, k) => Number.isFinite(v) && mark(x(k, panel), y(v), MARKS[kind]));
     ctx.textAlign = "left";
-    ctx.fillText(name, lx + 10, ly);
+    ctx.fillText(name, x(sizes.x - 1, panel) + 10, place);
   }
   function mark(px, py, kind) {
     ctx.beginPath();
@@ -146,7 +170,7 @@ export function lines(el, spec, data) {
   let at = -1;
   canvas.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();
-    const k = Math.floor(((event.clientX - box.left - LEFT) / (width - LEFT - RIGHT)) * sizes.x);
+    const k = Math.floor(((((event.clientX - box.left) % width) - LEFT) / (width - LEFT - RIGHT)) * sizes.x);
     if (k < 0 || k >= sizes.x) return tip.hide();
     at = k;
     const outer = root.getBoundingClientRect();
@@ -160,10 +184,20 @@ export function lines(el, spec, data) {
     event.stopPropagation();
     at = Math.min(sizes.x - 1, Math.max(0, at + step));
     live.textContent = layerText(at);
-    tip.show(layerText(at), x(at), canvas.parentElement.offsetTop + 30);
+    tip.show(layerText(at), x(at, 0), canvas.parentElement.offsetTop + 30);
   });
   canvas.addEventListener("blur", () => tip.hide());
+  /** The position that is pointed at, or the one that is kept, or the first that was shown. */
+  const stopBus = bus.on(({ at: pointed, pinned }) => {
+    const found = [pointed, pinned].map((one) => spec.positions.findIndex((place) => place.pos === one)).find((i) => i >= 0);
+    choose(found ?? spec.start);
+  });
   const stop = redrawOnResize(root, onTheme, redraw);
   redraw();
-  return { choose, destroy: stop };
+  const destroy = () => {
+    stop();
+    stopBus();
+    bus.stop();
+  };
+  return { choose, destroy };
 }

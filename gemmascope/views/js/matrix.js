@@ -98,7 +98,9 @@ function cell(ctx, layout, spec, data, colours, r, c) {
     ctx.fillStyle = rgb ? inkOn(rgb) : colours.ink;
     ctx.textAlign = "center";
     ctx.textBaseline = "middle";
+    ctx.globalAlpha = spec.faded?.(r, c) ? 0.45 : 1;
     ctx.fillText(fitted(legible(spec.texts[r][c]), w - 3, (text) => ctx.measureText(text).width), x + w / 2, y + h / 2 + 0.5);
+    ctx.globalAlpha = 1;
   }
 }
 
@@ -145,16 +147,24 @@ function dots(ctx, x, y, w, h, ink) {
   }
 }
 
-/** The edge of a local layer's window of spec.window positions, as stairs in a matrix of queries by keys. */
+/** The edge of a local layer's window of spec.window positions, as stairs in a matrix of queries by keys, or in a part of one
+ *  that begins at spec.from, [query, key]. */
 function edges(ctx, layout, spec, colours) {
-  if (!spec.window || spec.window >= layout.columns) return;
+  const [firstQuery, firstKey] = spec.from ?? [0, 0];
+  if (!spec.window || spec.window >= firstQuery + layout.rows) return;
   ctx.strokeStyle = colours.accent;
   ctx.lineWidth = 1.5;
   ctx.beginPath();
-  for (let q = spec.window; q < layout.rows; q++) {
-    const [x, y] = cellCorner(layout, q, q - spec.window + 1);
-    if (q === spec.window) ctx.moveTo(layout.left, y);
+  let begun = false;
+  for (let r = 0; r < layout.rows; r++) {
+    const key = firstQuery + r - spec.window + 1 - firstKey; // the first that this query sees
+    if (key < 1) continue;
+    const column = Math.min(key, layout.columns);
+    const [x, y] = cellCorner(layout, r, column);
+    if (!begun) ctx.moveTo(r ? x - layout.cw : x, y);
+    begun = true;
     ctx.lineTo(x, y);
+    if (key > layout.columns) break;
     ctx.lineTo(x, y + layout.ch);
   }
   ctx.stroke();
@@ -244,7 +254,8 @@ function bar(ctx, layout, spec, colours) {
   upright(ctx, text, layout.right + 86, Math.min(Math.max(layout.top + height / 2, half + 2), layout.height - half - 2), colours.faint);
 }
 
-function frame(ctx, layout, rows, columns, ink, dash) {
+/** A frame around cells, rows and columns each [first, last]. */
+export function frame(ctx, layout, rows, columns, ink, dash) {
   const a = cellCorner(layout, layout.up ? rows[1] : rows[0], columns[0]);
   const b = cellCorner(layout, layout.up ? rows[0] : rows[1], columns[1]);
   ctx.save();

@@ -9,16 +9,16 @@ export const VARIABLES = {
   "--gs-negative": "negative", "--gs-highlight": "highlight",
 };
 
-// hatch and tint: a cell without a number. mark: the frame of the selected cell.
+// hatch and tint: a cell without a number. mark: the frame of the selected cell. lead: that of cells which stand out.
 export const LIGHT = {
   dark: false, ground: "#ffffff", pane: "#f6f7f9", ink: "#1a1a1a", faint: "#595f69", line: "#dfe2e7", accent: "#1f5fae",
   onAccent: "#ffffff", warn: "#8a4b00", positive: "#2166ac", negative: "#b2182b", highlight: "#fff0bf", hatch: "#d3d8df",
-  tint: "#f1f3f5", mark: "#1a1a1a",
+  tint: "#f1f3f5", mark: "#1a1a1a", lead: "#c77700",
 };
 export const DARK = {
   dark: true, ground: "#111316", pane: "#1a1d21", ink: "#ececec", faint: "#aab0b8", line: "#363a41", accent: "#7db7ff",
   onAccent: "#0b1622", warn: "#ffc56b", positive: "#6eb4ff", negative: "#ff7d7d", highlight: "#55460f", hatch: "#3c4149",
-  tint: "#1e2126", mark: "#ffffff",
+  tint: "#1e2126", mark: "#ffffff", lead: "#ffb84d",
 };
 
 // What pages call the colours that a view may take from them.

@@ -3,22 +3,13 @@
 import { make } from "../page.js";
 import { percent } from "../scale.js";
 import { cut, legible } from "../tokens.js";
+import { shape } from "../shape.js";
+
+export { shape } from "../shape.js";
 
 // Pixels of a character of 12 pixels monospaced, between tokens, and of the mark for tokens left out; characters of a token.
 const CHAR = 7.3, GAP = 6, SKIP = 15, LONGEST_TOKEN = 16;
 const LEAST = 0.02, MOST_ARCS = 12; // weights below this are no arc
-
-let namespace = null;
-
-/** An SVG element with attributes and children. */
-export function shape(tag, attributes = {}, ...children) {
-  // Asked of the parser, because the module holds no address, not even this one.
-  namespace ??= new DOMParser().parseFromString("<svg></svg>", "text/html").body.firstChild.namespaceURI;
-  const element = document.createElementNS(namespace, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 /** The positions up to the query that fit into so many pixels: the query, the first, and those with the largest weights. */
 export function keptPositions(weights, query, widths, room) {
