@@ -292,7 +292,8 @@ def test_a_lens_wider_than_the_page_scrolls_and_its_cells_stay_under_the_pointer
     lens = gs.lens(t, answer=3)
     page = open_page(gs.lens_view(t, answer=3), width=800)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
-    page.locator("canvas").focus()
+    assert page.get_by_role("application", name=re.compile("^Lens on resid_post in random: 2 by 120 cells")).count() == 1
+    page.locator("canvas[tabindex='0']").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("End")
     live = page.locator(".gs-live").text_content()
@@ -328,7 +329,7 @@ def test_positions_of_the_stream_are_chosen_by_their_tokens(open_page: Any) -> N
         float(parts.sel(part="layers.1.mlp_out")),
     ]
     assert row == pytest.approx(expected, rel=1e-3)
-    page.locator("canvas").focus()
+    page.locator("canvas[tabindex='0']").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     announced = page.locator(".gs-live").text_content()
@@ -359,7 +360,7 @@ def test_cells_of_a_sweep_that_were_not_run_are_hatched_and_labelled(open_page: 
 def test_one_view_twice_on_a_page_is_drawn_twice(open_page: Any) -> None:
     view = gs.lens_view(trace())
     page = open_page(view, view)
-    assert page.locator("canvas").count() == 2
+    assert page.locator("canvas[tabindex='0']").count() == 2
 
 
 def test_a_page_is_redrawn_when_its_theme_turns_dark(open_page: Any) -> None:

@@ -53,7 +53,7 @@ export function features(el, spec, data) {
   left.append(host);
 
   const at = (feature, pos) => data[feature * n + pos];
-  const gridSpec = () => ({ ...spec, title: "", note: "", framed: false, rows: order.map((i) => spec.rows[i]) });
+  const gridSpec = () => ({ ...spec, title: "", name: spec.title, note: "", framed: false, rows: order.map((i) => spec.rows[i]) });
   const gridValues = () => Float32Array.from(order.flatMap((i) => [...data.subarray(i * n, (i + 1) * n)]));
   const featureGrid = linkedGrid(host, gridSpec(), { values: gridValues(), marks: null }, {
     hover: (row, pos) => bus.point(pos),

@@ -9,7 +9,7 @@
 //   cellAt(row, column)                where a cell is on the canvas, {x, y, width, height} in CSS pixels
 //   light(column)                      mark a column that another part of the page points at; null: none
 //   canvas, root, bar, destroy()
-// spec: {title, note, rows, columns, row_axis, column_axis, unit, measure?: the name of the number, in place of the unit, scale, up?, square?, window?, decimals?, texts?, hover?,
+// spec: {title, name?: for screen readers where there is no title, note, rows, columns, row_axis, column_axis, unit, measure?: the name of the number, in place of the unit, scale, up?, square?, window?, decimals?, texts?, hover?,
 //   outside?(row, column): why a cell has no number, or nothing, faded?(row, column): whether
 //   its text is faint, from?: [query, key] that a part of a matrix begins at}; rows, columns: {label, hint?, token?, special?, kind?};
 //   scale: {kind: "diverging" | "sequential", low, high, log?, reverse?, hidden?}
@@ -73,7 +73,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     ctx = sized(canvas, layout.width, layout.height);
     drawBase();
     options.placed?.(layout);
-    canvas.setAttribute("aria-label", `${legibleLine(spec.title ?? "grid")}: ${layout.rows} by ${layout.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
+    canvas.setAttribute("aria-label", `${legibleLine(spec.title || spec.name || "grid")}: ${layout.rows} by ${layout.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
     drawSelection();
     el.dataset.gemmascopeReady = "1";
   }

@@ -71,7 +71,7 @@ export function lens(el, spec, data) {
   const cells = cellsOf(spec, data);
   const nColumns = spec.columns.length;
   const names = spec.rows.map((row) => (/^\d+$/.test(row.label) ? `layer ${row.label}` : legibleLine(row.label)));
-  const specFor = (colour) => ({ ...spec, ...cells, ...colour, title: "", note: "", framed: false, measure: colour.name });
+  const specFor = (colour) => ({ ...spec, ...cells, ...colour, title: "", name: spec.title, note: "", framed: false, measure: colour.name });
   const values = (colour) => data[colour.array];
   let colour = spec.colours[0];
   const pick = wordMenu("what the colour says", spec.colours.map(({ name }) => ({ value: name, label: `colour: ${name}`, word: name })), colour.name, (name) => {
