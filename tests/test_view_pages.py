@@ -339,6 +339,29 @@ def test_positions_of_the_stream_are_chosen_by_their_tokens(open_page: Any) -> N
     )
 
 
+def test_a_token_lists_its_features_and_a_click_shows_where_a_feature_is_active(open_page: Any) -> None:
+    t = gs.trace(CLEAN)
+    features = gs.load_sae("nano").encode(t)
+    page = open_page(gs.sae_view(features, most=8))
+    chosen = features.strongest(8)
+    values = features.acts.sel(feature=chosen).values  # [pos, feature]
+    page.locator(".gs-flow .gs-chip").nth(7).hover()
+    here = sorted((float(value), feature) for value, feature in zip(values[7], chosen, strict=True) if value > 0)[::-1]
+    names = page.locator(".gs-side-pane .gs-name").all_inner_texts()
+    assert [int(name.split()[0]) for name in names] == [feature for _, feature in here]
+    shown = [number(text) for text in page.locator(".gs-side-pane .gs-value").all_inner_texts()]
+    assert shown == pytest.approx([value for value, _ in here], rel=1e-3)
+    page.get_by_label("order of the features").select_option(label="number")
+    page.locator("canvas[tabindex='0']").focus()
+    page.keyboard.press("ArrowDown")  # the first key shows where the selection is
+    page.keyboard.press("ArrowDown")
+    second = sorted(chosen)[1]
+    assert page.locator(".gs-side-pane .gs-head").inner_text().split()[1] == str(second)
+    active = page.locator(".gs-flow .gs-chip").evaluate_all("chips => chips.map((chip) => chip.style.background !== '')")
+    expected = features.acts.sel(feature=second).values
+    assert active == [value > 0.005 * values[1:].max() for value in expected]
+
+
 def test_cells_of_a_sweep_that_were_not_run_are_hatched_and_labelled(open_page: Any) -> None:
     s = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", model=trace().model, progress=False)
     s.values[0, 1, 3] = np.nan
