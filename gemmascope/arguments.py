@@ -168,6 +168,11 @@ def _bounds(least: int | None, most: int | None) -> str:
     return "" if most is None else f" of at most {most}"
 
 
+def whole_text(value: int) -> str:
+    """A whole number as Python code. Python writes none of more than 4,300 digits in base 10."""
+    return str(value) if value.bit_length() < 128 else hex(value)
+
+
 def short_repr(value: object) -> str:
     """A value's repr for an error message, cut to 80 characters."""
     try:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gemmascope.arguments import whole_text
 from gemmascope.edits.call_text import load_text, plain, prompt_text
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.make import ablate_direction, add
@@ -50,7 +51,7 @@ class Provenance:
     ) -> Provenance:
         """positive, negative: the prompts of the classes, as they were given; the others as in gs.direction."""
         places = f"site={address.site.name!r}, layer={address.layer}, pos={plain(pos)!r}"
-        more = ("" if head is None else f", head={head}") + (f", seed={seed}" if seed else "")
+        more = ("" if head is None else f", head={head}") + (f", seed={whole_text(seed)}" if seed else "")
         prompts = f"{prompt_text(positive)}, {prompt_text(negative)}"
         return cls(load_text(model), f"gs.direction({prompts}, {places}{more}, model=model)")
 

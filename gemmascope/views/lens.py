@@ -66,7 +66,7 @@ def lens_view(
         >>> view = gs.lens_view(gs.trace("When Mary and John went to the store, John gave a drink to"), answer=" Mary")
         >>> view.title
         'Lens on resid_post in nano'
-        >>> view.rows[-1][:2]
+        >>> view.rows[0][:2]
         ['5 (global)', '·Mary 0.99...']
     """
     require_trace(trace, "trace")

@@ -25,6 +25,15 @@ class EdgeCircuit:
         names: The positions or spans along that axis.
         spans: The positions of each span, where they have names.
         scores: The scores that the edges were chosen by, [sender, receiver, span]; None where they were named.
+
+    Examples:
+        >>> clean = "When Mary and John went to the store, John gave a drink to"
+        >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
+        >>> metric = gs.logit_diff(" Mary", " John")
+        >>> scores = gs.edge_scores(clean, corrupt, metric)
+        >>> circuit = scores.circuit(0.05)
+        >>> len(circuit), circuit.senders[:4]
+        (30, ['embed', 'a2.h2', 'a2.h3', 'm2'])
     """
 
     nodes: Nodes

@@ -30,6 +30,15 @@ class Faithfulness:
         model: The model's name.
         method: How the scores came about that the circuits were chosen by.
         metric: The metric as Python code.
+
+    Examples:
+        >>> clean = "When Mary and John went to the store, John gave a drink to"
+        >>> corrupt = "When Mary and John went to the store, Mary gave a drink to"
+        >>> metric = gs.logit_diff(" Mary", " John")
+        >>> scores = gs.edge_scores(clean, corrupt, metric)
+        >>> result = gs.faithfulness(scores, clean, corrupt, metric, sizes=(0.1, 0.5))
+        >>> result.n_edges, result.curve.values.round(2).tolist()
+        ([62, 390], [0.81, 1.0])
     """
 
     sizes: list[float]

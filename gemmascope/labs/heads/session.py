@@ -53,10 +53,12 @@ class HeadLabSession(RecomputingLab[HeadSettings]):
 
     @property
     def answer(self) -> Answer | None:
+        """The answer that is followed; None for the likeliest token."""
         return self._now.answer
 
     @property
     def against(self) -> Answer | None:
+        """The answer whose logit is subtracted; None for none."""
         return self._now.against
 
     # -- settings --

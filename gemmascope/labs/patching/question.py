@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gemmascope.arguments import one_of, short_repr, whole_number
+from gemmascope.arguments import one_of, short_repr, whole_number, whole_text
 from gemmascope.edits.call_text import plain
 from gemmascope.errors import SweepError
 from gemmascope.labs.choice import ChoosingSession
@@ -24,7 +24,16 @@ from gemmascope.sweeps.remarks import Remark
 
 def key_of(settings: Settings) -> str:
     """Settings as a text that is equal for equal settings, whatever type their token ids have."""
-    return repr(plain(vars(settings)))
+    return repr(_spelled(plain(vars(settings))))
+
+
+def _spelled(value: object) -> object:
+    """A value with its whole numbers as code, which Python writes at any size in base 16 only."""
+    if isinstance(value, int):
+        return whole_text(value)
+    if isinstance(value, dict):
+        return {name: _spelled(one) for name, one in value.items()}
+    return [type(value).__name__, *map(_spelled, value)] if isinstance(value, (list, tuple)) else value
 
 
 class QuestionSession(ChoosingSession):

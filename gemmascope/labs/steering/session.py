@@ -69,18 +69,22 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
 
     @property
     def strength(self) -> float:
+        """What the vector is multiplied by."""
         return self._now.strength
 
     @property
     def pos(self) -> Pos:
+        """The positions that are steered; None for all."""
         return self._now.pos
 
     @property
     def answer(self) -> Answer | None:
+        """The answer that the curve follows; None for the likeliest token."""
         return self._now.answer
 
     @property
     def against(self) -> Answer | None:
+        """The answer whose logit is subtracted; None for none."""
         return self._now.against
 
     # -- settings --
