@@ -6,7 +6,7 @@ import importlib
 import os
 
 from gemmascope.errors import SweepError
-from gemmascope.figures.labelled import escape_label
+from gemmascope.figures.theme import escape_label
 from gemmascope.files.csv_tables import csv_text
 from gemmascope.files.paths import user_path
 from gemmascope.files.writing import require_writable, write_file
