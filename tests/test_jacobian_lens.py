@@ -341,8 +341,8 @@ def test_the_view_shows_what_the_lens_reads() -> None:
     view = gs.lens_view(trace, answer=" Mary", jacobian=gs.load_jacobian_lens())
     assert view.title == "Jacobian lens on resid_post in nano"
     reading = gs.jacobian_lens(trace, answer=" Mary")
-    probability = float(reading.probs[2, -1, 0])
-    assert f"{probability:.4f}" in view.rows[2][1]
-    assert f"{float(gs.lens(trace).probs[2, -1, 0]):.4f}" not in view.rows[2][1]
+    row = view.rows[-3][1]  # of layer 2: layer 0 stands at the bottom
+    assert f"{float(reading.probs[2, -1, 0]):.4f}" in row
+    assert f"{float(gs.lens(trace).probs[2, -1, 0]):.4f}" not in row
     with pytest.raises(SiteError, match="a Jacobian lens reads site='resid_post'"):
         gs.lens_view(trace, site="stream", jacobian=gs.load_jacobian_lens())

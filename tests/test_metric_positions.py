@@ -346,11 +346,11 @@ def test_gradients_are_those_of_autograd_through_transformers(name: str) -> None
 
 
 def test_gradients_in_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gemmascope.run import gradients as gradients_module
+    from gemmascope.run.backward import carried
 
     t = gs.trace(prompt(N_POS), model=model())
     whole = t.grad(gs.loss(), ("resid_pre", 1))
-    monkeypatch.setattr(gradients_module, "rows_to_unembed", lambda *_, **__: 3)
+    monkeypatch.setattr(carried, "rows_to_unembed", lambda *_, **__: 3)
     assert error(t.grad(gs.loss(), ("resid_pre", 1)), whole) <= CLOSE
 
 

@@ -261,7 +261,7 @@ def test_a_set_is_saved_and_read(tmp_path: Path) -> None:
 
 def test_a_set_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ask(metrics(), ["k", "mlp_out"], by=("layer", "pos"))
-    monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 60)
+    monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 30)
     path = tmp_path / "s"
     work = Work(monkeypatch)
     ask(metrics(), ["k", "mlp_out"], out=path)
