@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from gemmascope.sweeps.spec import SweepSpec
 # Arguments of a sweep's call that a picture's subtitle repeats, and how much of them fits.
 _ARGUMENTS = re.compile(r"^    ((?:receiver|ablate|layer|pos|head|q_pos|k_pos|window|edits)=.*),$", re.MULTILINE)
 MOST_DETAILS = 110
+# Prompts that a sweep's call gives as texts: one line each.
+_PROMPTS = re.compile(r"""^    ((["']).*\2),$""", re.MULTILINE)
+# How many characters of a long prompt are said: from so many before the first difference on.
+MOST_PROMPT, BEFORE_DIFFERENCE = 160, 60
 MOST_METRIC = 50
 
 
@@ -108,6 +113,27 @@ def call_details(code: str) -> str:
     """The arguments of the call beyond site, axes and prompts: 'window=2, edits=[...]'."""
     details = ", ".join(_ARGUMENTS.findall(code))
     return details if len(details) <= MOST_DETAILS else details[:MOST_DETAILS] + "..."
+
+
+def asked_text(question: SweepMetadata) -> str:
+    """The prompts and the metric, for a picture that stands by itself: 'Clean: "...". Corrupted: "...". Measured: ...'.
+
+    Of long prompts the stretch around the first difference. Prompts that are not texts, and sets of them, are left out.
+    """
+    prompts: list[str] = [ast.literal_eval(text) for text, _ in _PROMPTS.findall(question.code)]
+    said = []
+    if len(prompts) == 1 + question.has_source:
+        names = ("Clean", "Corrupted") if question.has_source else ("Prompt",)
+        first = next((i for i, (a, b) in enumerate(zip(prompts[0], prompts[-1], strict=False)) if a != b), 0)
+        said = [f'{name}: "{_stretch(text, first)}".' for name, text in zip(names, prompts, strict=True)]
+    return " ".join([*said, f"Measured: {metric_label(question)}."])
+
+
+def _stretch(text: str, first: int) -> str:
+    """A text, or so much of it around a place, with ... for what is left out."""
+    begin = 0 if len(text) <= MOST_PROMPT else max(0, min(first - BEFORE_DIFFERENCE, len(text) - MOST_PROMPT))
+    end = begin + MOST_PROMPT
+    return f"{'...' if begin else ''}{text[begin:end]}{'...' if end < len(text) else ''}"
 
 
 def metric_label(question: SweepMetadata) -> str:

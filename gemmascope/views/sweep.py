@@ -8,7 +8,7 @@ import numpy as np
 
 from gemmascope.arguments import short_repr
 from gemmascope.errors import SweepError
-from gemmascope.sweeps.metadata import SweepMetadata, picture_title
+from gemmascope.sweeps.metadata import SweepMetadata, asked_text, picture_title
 from gemmascope.sweeps.result import SweepResult
 from gemmascope.sweeps.sets.result import SweepSet
 from gemmascope.views.labels import AXIS_TITLES, Label, sweep_labels
@@ -22,7 +22,8 @@ NOT_RUN, ESTIMATED, EXACT, UNDER_WAY = range(4)
 def sweep_view(result: SweepResult) -> View:
     """A sweep over two axes as a grid to explore.
 
-    Colours are the effect, centred on 0. Cells that were not run are hatched, estimates are marked.
+    Colours are the effect, centred on 0. Cells that were not run are hatched, estimates are marked. The note says the
+    prompts and the metric. The columns of a long prompt fold up to the first token that differs; a button shows them.
 
     Args:
         result: What `gs.sweep`, `gs.path_sweep` or `gs.attribute` returned, over two axes.
@@ -60,8 +61,17 @@ def sweep_view(result: SweepResult) -> View:
     finished = ESTIMATED if result.question.estimate else EXACT
     marks = np.where(np.isnan(values), NOT_RUN, finished).astype(np.uint8)
     summary = repr(result)
-    spec = grid_spec(result.question, summary.split("\n")[1], bound, [sweep_labels(result.question, axis) for axis in axes])
-    return View(spec, {"values": pack(values), "marks": pack(marks)}, summary)
+    note = f"{asked_text(result.question)} {summary.splitlines()[1]}"
+    spec = grid_spec(result.question, note, bound, [sweep_labels(result.question, axis) for axis in axes])
+    return View({**spec, "alike": _n_alike(result)}, {"values": pack(values), "marks": pack(marks)}, summary)
+
+
+def _n_alike(result: SweepResult) -> int:
+    """How many columns from the first on are 0, because no token of the two prompts differs up to there."""
+    if not result.question.has_source or list(result.question.axes)[1] != "pos":
+        return 0
+    changed = np.flatnonzero((result.effect.values != 0).any(axis=0))
+    return int(changed[0]) if len(changed) else 0
 
 
 def grid_spec(sweep: SweepMetadata, note: str, bound: float, labels: Sequence[list[Label]]) -> dict[str, object]:

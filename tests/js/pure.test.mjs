@@ -3,7 +3,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { fullPattern, numbers, countVisible, unpack } from "../../gemmascope/views/js/arrays.js";
+import { numbers } from "../../gemmascope/views/js/arrays.js";
+import { countVisible, fullPattern, unpack } from "../../gemmascope/views/js/packed.js";
 import { cellText } from "../../gemmascope/views/js/grid.js";
 import { rangeOf, seriesAt } from "../../gemmascope/views/js/lines.js";
 import { cellCorner, cellAtPoint, labelOf, layoutOf } from "../../gemmascope/views/js/matrix.js";

@@ -44,7 +44,8 @@ def view_of(experiment: Experiment, bound: float | None = None) -> View:
     cell_grid = experiment.cell_grid.copy()
     arrays = {"values": pack(cell_grid.values.astype(np.float32)), "marks": pack(cell_grid.marks)}
     summary = f"{label_of(experiment)}. {about_text(experiment)}"
-    spec = {**spec_of(experiment, cell_grid, bound), "note": f"{about_text(experiment)} {_note(experiment)}"}
+    note = f"{about_text(experiment)} {_note(experiment)}"
+    spec = {**spec_of(experiment, cell_grid, bound), "note": note, "alike": _n_foldable(experiment)}
     return View(spec, arrays, summary, _strongest(experiment, cell_grid))
 
 
@@ -155,6 +156,11 @@ def _note(experiment: Experiment) -> str:
         f"The {into} run gives {base:.3f}, the other {source:.3f}: an effect of {source - base:+.3f} is all of the gap. "
         "Blue raises the metric, red lowers it."
     )
+
+
+def _n_foldable(experiment: Experiment) -> int:
+    """How many columns from the first on a page may fold: of positions, those that are 0 without a run."""
+    return experiment.n_alike if experiment.settings.by[1] == "pos" else 0
 
 
 def _labels(experiment: Experiment, axis: str) -> list[Label]:

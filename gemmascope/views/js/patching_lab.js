@@ -5,6 +5,7 @@
 // for a click that was made while a prompt was typed.
 
 import { numbers } from "./arrays.js";
+import { folded, foldOf } from "./folding.js";
 import { grid } from "./grid.js";
 import { button, drawIfChanged, livePage } from "./live.js";
 import { EXACT } from "./matrix.js";
@@ -14,7 +15,7 @@ import { askForText, picture, saveAs } from "./patching/files.js";
 import { columnHeads } from "./patching/heads.js";
 import { runStrip } from "./patching/run_strip.js";
 import { LAB_STYLE } from "./patching/style.js";
-import { costOf, costText, folded, foldOf, secondsText } from "./patching/words.js";
+import { costOf, costText, secondsText } from "./patching/words.js";
 import { colourAt, css, format } from "./scale.js";
 import { ruler } from "./system/bars.js";
 import { below, panes, primary, strip } from "./system/card.js";

@@ -1,6 +1,6 @@
 // The patterns of an attention view and what is read from them: ranges, small pictures, scores, and the order of the heads.
 
-import { countVisible, fullPattern } from "../arrays.js";
+import { countVisible, fullPattern } from "../packed.js";
 
 const PANEL_NAMES = { first: "first prompt", second: "second prompt", difference: "second less first" };
 const KEPT_PATTERNS = 24; // whole patterns that are kept, as squares

@@ -1,6 +1,6 @@
 // The entry point of gs.sweep_view.
 
-import { grid } from "../grid.js";
+import { foldedGrid } from "../folded_grid.js";
 import { mountWith } from "./mount.js";
 
-export const mount = (...view) => mountWith((el, spec, data) => grid(el, spec, { marks: null, ...data }), ...view);
+export const mount = (...view) => mountWith((el, spec, data) => foldedGrid(el, spec, { marks: null, ...data }), ...view);

@@ -1,6 +1,6 @@
 // Draws a static view: unpacks its arrays and hands them to the component that shows them.
 
-import { unpacked } from "../arrays.js";
+import { unpacked } from "../packed.js";
 
 /** Call draw(el, spec, data) with a view's unpacked arrays. An error is shown in place of the picture. */
 export async function mountWith(draw, el, spec, arrays) {
