@@ -45,7 +45,7 @@ import gemmascope as gs
 model = worded()
 tokens = [2, *model.tokenizer.encode("".join(ODD))]
 other = [2, *tokens[:0:-1]]
-odd = gs.patching_lab(tokens, other, ODD[0], ODD[1], model=model)
+odd = gs.patching_lab(tokens, other, ODD[0], ODD[1], model=model, at_once=False)
 odd"""
 
 pytestmark = pytest.mark.nano
@@ -274,7 +274,7 @@ def test_what_is_taken_away_is_what_was_found_and_runs_are_compared(opened: Any,
     assert files["HTML"].startswith(b"<!doctype html>")
     assert files["PNG"].startswith(b"\x89PNG")
     page.get_by_label("what is patched").select_option(label=SITES["resid_mid"])
-    page.get_by_label("resid_mid patched into").first.wait_for()
+    page.locator(LAB).get_by_label("resid_mid patched into").first.wait_for()
     press(page, "Run all exactly")
     runs = page.locator(".gs-run")
     wait_for(page, lambda: runs.count() == 2 and "all 90 exact" in runs.nth(1).inner_text())
@@ -282,5 +282,5 @@ def test_what_is_taken_away_is_what_was_found_and_runs_are_compared(opened: Any,
     page.get_by_text("This run less: the residual stream").wait_for()
     assert page.locator(".gs-lab canvas[role=application]").count() == 2
     runs.first.click()
-    page.get_by_label("resid_pre patched into").first.wait_for()
-    assert all(is_exact(cell) for row in table(page) for cell in row), "the cells of the earlier run are there again"
+    page.locator(LAB).get_by_label("resid_pre patched into").first.wait_for()
+    wait_for(page, lambda: all(is_exact(cell) for row in table(page) for cell in row))  # the earlier run's are there again

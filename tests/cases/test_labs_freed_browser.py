@@ -12,13 +12,18 @@ CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 PATCHING = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab"
 HEADS = f"gs.head_lab({CLEAN!r}, ' Mary', ' John')"
+# A lab whose cell runs again is collected once the step that it computes has ended.
 COUNT = """
-import gc
+import gc, time
 from ipywidgets.widgets.widget import _instances
 from gemmascope.labs.base import LabBase
 n_runs = globals().get("n_runs", 0) + 1
-gc.collect()
-alive = sorted(type(one).__name__ for one in gc.get_objects() if issubclass(type(one), LabBase))
+until = time.monotonic() + 10
+alive = []
+while not alive or len(alive) > 2 and time.monotonic() < until:
+    time.sleep(0.02)
+    gc.collect()
+    alive = sorted(type(one).__name__ for one in gc.get_objects() if issubclass(type(one), LabBase))
 print(f"run {n_runs}: {' and '.join(alive)}, {len(_instances)} widgets")
 """
 N_RUNS = 5

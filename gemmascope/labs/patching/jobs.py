@@ -78,6 +78,7 @@ def preparing(lab: LabState, seq: int) -> Generator[None]:
         return
     prepared.run_baselines()
     lab.notify("baselines", seq)
+    yield  # a lab that was cancelled meanwhile begins nothing new
     if lab.begins_at_once:
         lab.start_at_once()
 

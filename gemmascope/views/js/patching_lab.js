@@ -312,7 +312,12 @@ export function render({ model, el }) {
   function activated(r, shown) {
     const brush = selected()?.brush;
     if (brush) send("run", { what: "rectangle", row: brush.rows, column: brush.columns });
-    else if (!fold.spec.columns[shown].folded) send("click", { row: r, column: fold.whole(shown) });
+    else if (!fold.spec.columns[shown].folded) {
+      mainGrid.select(r, shown); // Enter may come before any arrow key
+      send("click", { row: r, column: fold.whole(shown) });
+      drawSentence();
+      drawCell();
+    }
   }
   function cleared() {
     if (state.busy) send("cancel");

@@ -16,7 +16,6 @@ export const LAB_STYLE = `
 .gs-tok .gs-special{color:var(--gs-faint)}
 .gs-lab .gs-tok.gs-differs{background:var(--gs-highlight);border-color:var(--gs-line)}
 .gs-differs .gs-chip{font-weight:700;text-decoration:underline}
-.gs-differs .gs-of-corrupt{color:var(--gs-negative)}
 .gs-tok[aria-disabled=true]{cursor:default}
 .gs-ph{font-size:12px;color:var(--gs-faint)}
 .gs-upright .gs-tok{flex-direction:row;writing-mode:vertical-rl;transform:rotate(180deg);max-height:76px}
