@@ -5,6 +5,7 @@ import test from "node:test";
 
 import { numbers } from "../../gemmascope/views/js/arrays.js";
 import { countVisible, fullPattern, unpack } from "../../gemmascope/views/js/packed.js";
+import { folded, foldOf } from "../../gemmascope/views/js/folding.js";
 import { cellText } from "../../gemmascope/views/js/grid.js";
 import { rangeOf, seriesAt } from "../../gemmascope/views/js/lines.js";
 import { cellCorner, cellAtPoint, labelOf, layoutOf } from "../../gemmascope/views/js/matrix.js";
@@ -243,4 +244,25 @@ test("a series is read from the array of all series, and an axis range covers th
   assert.ok(low < -1 && low > -1.5 && high > 5 && high < 5.5);
   assert.equal(rangeOf([[3, 5]])[0], 0);
   assert.deepEqual(rangeOf([[0, 0]]), [0, 1]);
+});
+
+test("a long prompt folds its columns up to the first token that differs", () => {
+  assert.equal(foldOf(40, 30), null, "short prompts do not fold");
+  assert.equal(foldOf(60, 15), null, "nor do short stretches");
+  assert.equal(foldOf(60, 0), null);
+  assert.deepEqual(foldOf(60, 50), [1, 46]);
+  const columns = Array.from({ length: 60 }, (_, i) => ({ label: String(i) }));
+  const { spec, data, shown, whole } = folded({ columns, rows: [{}, {}] }, [1, 46]);
+  assert.deepEqual(spec.columns.map((one) => one.label), ["0", "… 46 alike", ...columns.slice(47).map((one) => one.label)]);
+  const numbered = Float32Array.from({ length: 120 }, (_, i) => i);
+  const { values, marks } = data({ values: numbered, marks: null });
+  assert.equal(marks, null);
+  assert.deepEqual([...values].slice(0, 4), [0, 1, 47, 48]);
+  assert.equal(values[spec.columns.length + 2], 60 + 47, "the second row");
+  for (let column = 0; column < 60; column++) assert.equal(whole(shown(column)), column >= 1 && column <= 46 ? 1 : column);
+  assert.match(spec.outside(0, 1), /alike/);
+  assert.equal(spec.outside(0, 2), null);
+  const same = folded({ columns }, null);
+  assert.equal(same.spec.columns.length, 60);
+  assert.equal(same.whole(same.shown(7)), 7);
 });

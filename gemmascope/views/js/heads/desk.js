@@ -129,7 +129,8 @@ export function desk(send, chosen) {
       shape = String(now.shape);
       const colours = theme();
       const heads = now.shape[1];
-      const { before, after, dots, size } = pictures;
+      // Those of another model, whose heads are others, may come before the present ones.
+      const { before, after, dots, size } = pictures.before?.length === now.shape[0] * heads ? pictures : {};
       const most = Math.max(1e-6, ...(before ?? []).map(Math.abs), ...(after ?? []).map(Math.abs));
       channels.forEach((row, layer) => row.forEach((one, head) => {
         const at = layer * heads + head;
