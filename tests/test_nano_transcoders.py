@@ -184,3 +184,12 @@ def test_a_run_is_written_as_it_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert (one.site, one.layer, one.n_features) == ("transcoder", 1, 96)
     assert np.array_equal(one.W_enc.numpy(), rounded(run.arrays()["W_enc"], BITS).astype(np.float32))
     assert json.loads((path / ABOUT).read_text(encoding="utf-8"))["measured"]["loss recovered"] == 0.5
+
+
+@pytest.mark.nano
+def test_a_graph_of_nano_takes_them_by_itself() -> None:
+    asked = {"targets": " the", "max_nodes": 5, "progress": False}
+    own = gs.attribution_graph("Mary and John went to", **asked)
+    named = gs.attribution_graph("Mary and John went to", dictionaries=transcoders(), **asked)
+    assert own.ids == named.ids
+    assert own.edges.equals(named.edges)

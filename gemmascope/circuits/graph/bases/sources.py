@@ -17,6 +17,8 @@ from gemmascope.sae.load import load_sae
 from gemmascope.sites import layers_text
 
 BASES = ("transcoder", "neuron", "sae")
+# The source of nano's own transcoders, which are inside the package.
+NANO_TRANSCODERS = "nano-transcoders"
 
 # What a transcoder may read and write.
 _OF_TRANSCODERS = ("resid_mid", "mlp_in", "mlp_out", "mlp_raw")
@@ -27,7 +29,7 @@ def basis_of(basis: object, dictionaries: object, model: Model) -> Basis:
 
     Args:
         basis: One of BASES.
-        dictionaries: As in gs.attribution_graph.
+        dictionaries: As in gs.attribution_graph; None takes nano's own transcoders, if the model is nano.
         model: The model of the graph.
 
     Raises:
@@ -39,12 +41,19 @@ def basis_of(basis: object, dictionaries: object, model: Model) -> Basis:
         if dictionaries is not None:
             raise GraphError("neurons need no dictionaries: leave dictionaries= out, or say basis='transcoder' or 'sae'")
         return NeuronBasis(model.config)
+    if dictionaries is None and basis == "transcoder" and _is_nano(model):
+        dictionaries = NANO_TRANSCODERS
     if dictionaries is None:
         raise GraphError(
             f"basis={basis!r} needs dictionaries=: a folder or hub id, a list of what gs.load_sae returns, or what "
             "gs.load_cross_layer returns. basis='neuron' needs none"
         )
     return _transcoders(dictionaries, model) if basis == "transcoder" else _autoencoders(dictionaries, model)
+
+
+def _is_nano(model: Model) -> bool:
+    """Whether the transcoders inside the package were trained on this model, in this dtype."""
+    return model.network_fingerprint == load_sae(NANO_TRANSCODERS, layer=0).trained_for.fingerprint
 
 
 def _transcoders(given: object, model: Model) -> DictionaryBasis:
