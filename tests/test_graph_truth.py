@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -47,6 +48,14 @@ def test_with_all_held_the_edges_are_exact(basis: str) -> None:
     moves = check.effects.held.abs() > 1e-3
     assert int(moves.sum()) >= 8
     assert len(check.to_dataframe()) == 8 * len(graph.outputs)
+
+
+def test_a_graph_of_too_few_edges_is_not_called_exact() -> None:
+    subject = model("lgl", 2)
+    dictionaries = [dictionary(D, "transcoder", i, D, seed=i) for i in range(3)]
+    check = attribution_graph(IDS, model=subject, dictionaries=dictionaries, keep=1, progress=False).check(5)
+    assert not check.effects.is_whole.any()
+    assert math.isnan(check.held_error)
 
 
 def test_an_open_effect_is_that_of_the_edit() -> None:

@@ -36,9 +36,12 @@ class GraphCheck:
     @property
     def held_error(self) -> float:
         """How far the model, with all held that the graph holds, is from the graph's edges: the largest difference over all
-        inputs, as a share of the largest move in that run. Rounding, if the graph is right.
+        inputs, as a share of the largest move in that run. Rounding, if the graph is right. NaN where the graph lists
+        too few edges to compare any input, as with a small keep=.
         """
         e = self.effects
+        if not bool(e.is_whole.any()):
+            return float("nan")
         off = (torch.where(e.is_whole, e.held.double() - e.direct, 0.0)).abs().amax(1)
         return float((off / e.direct.abs().amax(1).clamp(min=1e-12)).max())
 
