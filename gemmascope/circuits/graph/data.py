@@ -165,6 +165,7 @@ class GraphData:
         return Arrows(of_target[self.rows.target], self.index_of(self.rows.source), self.rows.weight, total)
 
     def index_of(self, keys: Tensor) -> Tensor:
+        """The indices of nodes by their keys, which must be among node_keys."""
         return torch.searchsorted(self.node_keys, keys)
 
     @cached_property
@@ -199,7 +200,7 @@ class GraphData:
         return Scores(replacement, float((known * weight).sum() / weight.sum()))
 
     def pruned(self, nodes: float, edges: float) -> GraphData:
-        """See AttributionGraph.prune."""
+        """The part that holds these shares of the influence, with the influence and scores of the whole; see prune."""
         shares = (_share(nodes, "nodes"), _share(edges, "edges"))
         kind = self.decoded[0]
         always = (kind == EMBEDDING) | (kind == LOGIT)
@@ -220,7 +221,7 @@ class GraphData:
     # -- tables --
 
     def node_table(self) -> pandas.DataFrame:
-        """See AttributionGraph.nodes."""
+        """One row for each node; see nodes."""
         import pandas
 
         kind, unit, _, feature = (part.tolist() for part in self.decoded)
@@ -252,7 +253,7 @@ class GraphData:
         return self.outputs[feature].label if kind == LOGIT else "" if pos < 0 else self.about.tokens[pos]
 
     def edge_table(self) -> pandas.DataFrame:
-        """See AttributionGraph.edges."""
+        """One row for each listed edge, then those of the bias; see edges."""
         import pandas
 
         names = self.ids
@@ -266,7 +267,7 @@ class GraphData:
         return pandas.DataFrame(columns)
 
     def matrix(self) -> xarray.DataArray:
-        """See AttributionGraph.matrix."""
+        """All listed edges and those of the bias, [target, source] by id. GraphError for more than 10,000 nodes."""
         from gemmascope.values import labelled
 
         if len(self) > MOST_IN_MATRIX:
