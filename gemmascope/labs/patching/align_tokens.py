@@ -89,13 +89,13 @@ def with_token(prompt: Prompt, position: object, text: str, model: Model) -> Pro
     texts = tokenizer.texts(ids)
     if texts[place].startswith(" ") and not text.startswith(" "):
         text = f" {text}"
-    new = tokenizer.encode(text)
-    if len(new) != 1:
-        raise PromptError(f"a token is swapped for one token; {text!r} is {len(new)}: {tokenizer.texts(new)}")
+    written = tokenizer.encode(text)
+    if len(written) != 1:
+        raise PromptError(f"a token is swapped for one token; {text!r} is {len(written)}: {tokenizer.texts(written)}")
     first = 1 if tokenizer.is_special(ids[0]) else 0
     if isinstance(prompt, str) and "".join(texts[first:]) == prompt:
         return "".join([*texts[first:place], text, *texts[place + 1 :]])
-    return [*ids[:place], *new, *ids[place + 1 :]]
+    return [*ids[:place], *written, *ids[place + 1 :]]
 
 
 def _number(text: str) -> object:
