@@ -95,6 +95,7 @@ from gemmascope.sweeps.sets.opening import open_sweep as open_sweep
 from gemmascope.sweeps.sets.result import SweepSet as SweepSet
 from gemmascope.sweeps.sweep import sweep as sweep
 from gemmascope.views.attention import attention_view as attention_view
+from gemmascope.views.graphs.view import graph_view as graph_view
 from gemmascope.views.lens import lens_view as lens_view
 from gemmascope.views.page import View as View
 from gemmascope.views.plan import plan_view as plan_view

@@ -18,7 +18,7 @@ of transcoders. Prints the strongest nodes of the pruned graph."""
 _EXAMPLES = """\
 examples:
   gemmascope graph "When Mary and John went to the store, John gave a drink to" --basis neuron
-  gemmascope graph "Mary and John went to the" --basis neuron --target " store" --neuronpedia g.json
+  gemmascope graph "Mary and John went to the" --basis neuron --target " store" --html g.html --neuronpedia g.json
   gemmascope graph "The capital of France is" --model google/gemma-2-2b --dictionaries google/gemma-scope-2b-pt-transcoders
 """
 
@@ -38,6 +38,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--prune", metavar="SHARE", type=float, default=0.8, help="the share of influence that nodes hold")
     parser.add_argument("--top", metavar="N", type=int, default=20, help="how many nodes to print (default: 20)")
     parser.add_argument("--save", metavar="FILE", type=Path, help="also write the whole graph, for gs.open_graph")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write the pruned graph as a page to look into")
     parser.add_argument(
         "--neuronpedia", metavar="FILE", type=Path, help="also write the pruned graph for Neuronpedia's viewer"
     )
@@ -46,7 +47,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
-    require_writable_paths(args.save, args.neuronpedia)
+    require_writable_paths(args.save, args.html, args.neuronpedia)
     from gemmascope.circuits.graph.attribution import attribution_graph
     from gemmascope.loading.load import load
 
@@ -64,6 +65,11 @@ def run(args: argparse.Namespace) -> int:
     if args.save is not None:
         graph.save(args.save)
         report_written(args.save)
+    if args.html is not None:
+        from gemmascope.views.graphs.view import graph_view
+
+        graph_view(pruned).save(args.html)
+        report_written(args.html)
     if args.neuronpedia is not None:
         pruned.to_neuronpedia(args.neuronpedia)
         report_written(args.neuronpedia)

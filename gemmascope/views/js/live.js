@@ -3,6 +3,7 @@
 import { modelList } from "./models.js";
 import { make, paint } from "./page.js";
 import { card } from "./system/card.js";
+import { copyText } from "./take_away.js";
 import { talk } from "./talk.js";
 import { onTheme, theme } from "./theme.js";
 import { readable } from "./tokens.js";
@@ -25,6 +26,10 @@ export function livePage({ model, el }, style = "") {
   const models = modelList((type, more = {}) => talking.send(type, more));
   root.append(models.element);
 
+  async function copy() {
+    await copyText(root, model.get("state").code);
+    status.textContent = "the Python of this experiment was copied";
+  }
   function showError(text) {
     error.hidden = !text;
     error.replaceChildren(make("b", {}, "⛔ error "), readable(text ?? ""));
@@ -37,9 +42,9 @@ export function livePage({ model, el }, style = "") {
     /** Send Python a message. */
     send: (type, more = {}) => talking.send(type, more),
     /** Copy the lab's Python. */
-    copy: () => copy(root, model.get("state").code, status),
+    copy,
     /** A button that copies the lab's Python. */
-    copyButton: (attributes = {}) => button("Copy Python", () => copy(root, model.get("state").code, status), attributes),
+    copyButton: (attributes = {}) => button("Copy Python", copy, attributes),
     /** Begin: draw(state) draws the traits, now and whenever one changes; onMessage(message) receives what Python sends. Returns stop(). */
     start(traits, draw, { onMessage, stopped = () => {} } = {}) {
       function refresh() {
@@ -74,19 +79,4 @@ export function drawIfChanged(element, content, draw) {
   if (element.dataset.drawn === key) return;
   element.dataset.drawn = key;
   draw();
-}
-
-/** Copy a text, then say so. Pages that may not use the clipboard copy from a field that is there for a moment. */
-async function copy(root, text, status) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    const box = make("textarea", { style: "position:fixed;opacity:0" });
-    box.value = text;
-    root.append(box);
-    box.select();
-    document.execCommand("copy");
-    box.remove();
-  }
-  status.textContent = "the Python of this experiment was copied";
 }

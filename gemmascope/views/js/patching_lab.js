@@ -11,7 +11,7 @@ import { button, drawIfChanged, livePage } from "./live.js";
 import { EXACT } from "./matrix.js";
 import { make } from "./page.js";
 import { cellPane } from "./patching/cell_pane.js";
-import { askForText, picture, saveAs } from "./patching/files.js";
+import { askForText, picture } from "./patching/files.js";
 import { columnHeads } from "./patching/heads.js";
 import { runStrip } from "./patching/run_strip.js";
 import { LAB_STYLE } from "./patching/style.js";
@@ -21,6 +21,7 @@ import { ruler } from "./system/bars.js";
 import { below, panes, primary, strip } from "./system/card.js";
 import { exportMenu, wordMenu } from "./system/menus.js";
 import { tokenBus } from "./system/token_bus.js";
+import { saveAs } from "./take_away.js";
 import { theme } from "./theme.js";
 
 const TRAITS = ["state", "values", "marks", "estimates", "seconds", "patterns", "other", "other_values", "other_marks", "thumbnails"];

@@ -32,15 +32,6 @@ export function picture(spec, data, lines) {
   return page;
 }
 
-/** Let the browser save a file. */
-export function saveAs(name, blob) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}
-
 /** Ask for a file and give its text. */
 export function askForText(accept, then) {
   const input = document.createElement("input");

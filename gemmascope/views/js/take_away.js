@@ -1,0 +1,26 @@
+// What a page gives away: files that the browser saves, and text for the clipboard.
+
+import { make } from "./page.js";
+
+/** Let the browser save a file. */
+export function saveAs(name, blob) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+/** Copy a text. Pages that may not use the clipboard copy from a field that is there for a moment. */
+export async function copyText(root, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const box = make("textarea", { style: "position:fixed;opacity:0" });
+    box.value = text;
+    root.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+  }
+}
