@@ -52,6 +52,7 @@ def test_every_file_is_joined_into_the_module_once() -> None:
         "lines": "lines",
         "features": "grid",
         "plan": "plan",
+        "graph": "graphPage",
     }.items():
         text = static_module(view)
         assert not re.search(r"^(import|export)\b", text, re.MULTILINE)

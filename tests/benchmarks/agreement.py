@@ -244,11 +244,13 @@ def _more_dictionaries(gs: Any, model: Any, trace: Any, folder: Path) -> Iterato
 
 def _views_and_labs(gs: Any, model: Any, trace: Any, metric: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
     heads: dict[str, Any] = {"site": "z", "by": ("layer", "head"), "model": model, "progress": False}
+    neurons: dict[str, Any] = {"basis": "neuron", "max_nodes": 20, "progress": False}
     views: dict[str, Callable[[], Any]] = {
         "attention_view": lambda: gs.attention_view(trace),
         "lens_view": lambda: gs.lens_view(trace),
         "stream_view": lambda: gs.stream_view(trace),
         "sweep_view": lambda: gs.sweep_view(gs.sweep(CLEAN, CORRUPT, metric, **heads)),
+        "graph_view": lambda: gs.graph_view(gs.attribution_graph(CLEAN, model=model, **neurons).prune(), heads=5),
         "sae_view": lambda: gs.sae_view(gs.load_sae("nano", device=model.device).encode(trace)),
         "plan_view": lambda: gs.plan_view(contexts=(256, 1024)),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import torch
@@ -20,20 +21,35 @@ from gemmascope.values import labelled, moved
 
 def edge_loadings(graph: GraphData, run: FrozenRun, basis: Basis, target: int, source: int) -> xarray.Dataset:
     """See AttributionGraph.loadings. target, source: indices of nodes."""
+    return next(loadings_into(graph, run, basis, target, [source]))
+
+
+def loadings_into(
+    graph: GraphData, run: FrozenRun, basis: Basis, target: int, sources: Sequence[int]
+) -> Iterator[xarray.Dataset]:
+    """The loadings of several edges into a target, which goes down the layers once for all of them."""
+    for source in sources:
+        _require_edge(graph, target, source)
+    with torch.no_grad():
+        read = _down(graph, run, basis, target)
+    for source in sources:
+        with torch.no_grad():
+            carried, around = _up(graph, run, basis, source, read)
+        coords = {"layer": range(len(carried)), "head": range(carried.shape[1])}
+        by_head = labelled(carried, coords, ("layer", "head"), "carried", "part of the edge")
+        bypass = labelled(around, {"layer": coords["layer"]}, ("layer",), "bypass", "part of the edge")
+        names = {"target": graph.ids[target], "source": graph.ids[source]}
+        yield xarray.Dataset({"carried": by_head, "bypass": bypass}, attrs=names)
+
+
+def _require_edge(graph: GraphData, target: int, source: int) -> None:
+    """GraphError for two nodes between which there can be no edge that heads carry."""
     kind = graph.decoded[0].tolist()
     if kind[target] not in (FEATURE, LOGIT) or kind[source] == BIAS:
         raise GraphError(
             f"an edge goes into a feature or an output, from any node but the bias, which stands everywhere; given "
             f"({graph.ids[target]!r}, {graph.ids[source]!r})"
         )
-    with torch.no_grad():
-        read = _down(graph, run, basis, target)
-        carried, around = _up(graph, run, basis, source, read)
-    coords = {"layer": range(len(carried)), "head": range(carried.shape[1])}
-    by_head = labelled(carried, coords, ("layer", "head"), "carried", "part of the edge")
-    bypass = labelled(around, {"layer": coords["layer"]}, ("layer",), "bypass", "part of the edge")
-    names = {"target": graph.ids[target], "source": graph.ids[source]}
-    return xarray.Dataset({"carried": by_head, "bypass": bypass}, attrs=names)
 
 
 class _Watched(Block):

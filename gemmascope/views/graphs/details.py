@@ -8,37 +8,63 @@ from contextlib import closing
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gemmascope.circuits.frozen import FrozenLayer
 from gemmascope.circuits.graph.bases.basis import SITES, LayerNodes
+from gemmascope.circuits.graph.loadings import loadings_into
 from gemmascope.circuits.graph.nodes import FEATURE
 from gemmascope.circuits.graph.result import AttributionGraph
 from gemmascope.values import moved
-from gemmascope.views.graphs.shown import Shown, edge_scores
+from gemmascope.views.graphs.shown import Shown
 
 # How many heads of an edge, and how many tokens that a node raises and lowers, are listed.
 HEADS, RAISED, LOWERED = 4, 5, 3
+# Heads that carried less than this share of what the strongest one did are not listed.
+LEAST = 0.01
 
 
 def carried_by(graph: AttributionGraph, shown: Shown, most: int, progress: bool) -> dict[str, list[list[float]]]:
-    """Of the strongest edges, by index of the edge: the heads that carried most of it as [layer, head, what it carried]."""
+    """Of `most` edges, by index of the edge: the heads that carried most of it as [layer, head, what it carried].
+
+    The outputs and the nodes with the most influence come first: of each its strongest edge, then of each its second.
+    """
     from tqdm.auto import tqdm
 
-    arrows = graph.arrows
-    between = torch.stack((shown.nodes[shown.target], shown.nodes[shown.source]), 1)
-    number = {pair: i for i, pair in enumerate(map(tuple, between.tolist()))}
+    run, basis = graph._live()
     found: dict[str, list[list[float]]] = {}
-    every = zip(arrows.target.tolist(), arrows.source.tolist(), strict=True)
-    chosen = [(pair, score) for pair, score in zip(every, edge_scores(graph).tolist(), strict=True) if pair in number]
-    chosen.sort(key=lambda one: -one[1])
-    for pair, _ in tqdm(chosen[:most], desc="heads", unit="edge", delay=1.0, leave=False, disable=not progress):
-        carried = graph.loadings((graph.ids[pair[0]], graph.ids[pair[1]]))["carried"].values
-        flat = np.nan_to_num(carried.ravel())
-        strongest = np.argsort(-np.abs(flat), kind="stable")[:HEADS]
-        heads = [[int(i) // carried.shape[1], int(i) % carried.shape[1], float(flat[i])] for i in strongest if flat[i]]
-        found[str(number[pair])] = heads
+    by_target: dict[int, list[int]] = {}
+    for edge in _edges_by_turns(graph, shown)[:most]:
+        by_target.setdefault(int(shown.nodes[shown.target[edge]]), []).append(edge)
+    n_edges = sum(map(len, by_target.values()))
+    with tqdm(total=n_edges, desc="heads", unit="edge", delay=1.0, leave=False, disable=not progress) as bar:
+        for target, edges in by_target.items():
+            sources = shown.nodes[shown.source[edges]].tolist()
+            for edge, loading in zip(edges, loadings_into(graph, run, basis, target, sources), strict=True):
+                found[str(edge)] = _strongest_heads(loading["carried"].values)
+                bar.update()
     return found
+
+
+def _edges_by_turns(graph: AttributionGraph, shown: Shown) -> list[int]:
+    """All edges that are shown: the strongest one into each node, nodes by influence, then the second of each."""
+    reach = (graph.influence + graph.weights)[shown.nodes][shown.target].tolist()
+    order = shown.weight.abs().argsort(descending=True, stable=True).tolist()
+    targets = shown.target.tolist()
+    turn: dict[int, int] = {}
+    turns = [0] * len(reach)
+    for edge in order:
+        target = targets[edge]
+        turns[edge] = turn[target] = turn.get(target, -1) + 1
+    return sorted(order, key=lambda edge: (turns[edge], -reach[edge]))
+
+
+def _strongest_heads(carried: NDArray[np.floating]) -> list[list[float]]:
+    flat = np.nan_to_num(carried.ravel())
+    strongest = np.argsort(-np.abs(flat), kind="stable")[:HEADS]
+    kept = [int(i) for i in strongest if abs(flat[i]) > LEAST * abs(flat[strongest[0]])]
+    return [[*divmod(i, carried.shape[1]), float(flat[i])] for i in kept]
 
 
 def raised_tokens(graph: AttributionGraph, shown: Shown) -> dict[str, list[list[object]]]:

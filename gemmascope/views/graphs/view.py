@@ -23,7 +23,7 @@ from gemmascope.views.page import View
 TABLE_ROWS = 10
 
 
-def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 100, progress: bool = True) -> View:
+def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 300, progress: bool = True) -> View:
     """An attribution graph to look into: tokens to the right, layers upwards.
 
     A slider leaves the nodes that hold a share of the influence. Pointing at a node lights what it reads and what it writes
@@ -34,7 +34,8 @@ def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 100, pr
     Args:
         graph: What `gs.attribution_graph` or `gs.open_graph` returned; pruned or whole.
         most: The most nodes to show; those with the most influence, and every output. Default 300.
-        heads: For how many edges to find the heads that carried them, the strongest first. Default 100.
+        heads: For how many edges to find the heads that carried them: the strongest edge into each node, nodes by influence,
+            then the second into each, and so on. Default 300.
         progress: Show a progress bar when it takes more than a second.
 
     Returns:
@@ -103,7 +104,7 @@ def _share_of_all(graph: AttributionGraph) -> Tensor:
 
 
 def _note(graph: AttributionGraph, shown: Shown) -> str:
-    outputs = ", ".join(visible_text(one.label) for one in graph.outputs)
+    outputs = ", ".join(one.label if one.token is None else visible_text(one.label) for one in graph.outputs)
     of = "" if shown.is_whole else f" The {len(shown.nodes):,} strongest of {len(graph) - 1:,} nodes."
     cut = f" The {len(shown.weight):,} strongest of {shown.n_edges:,} edges." if len(shown.weight) < shown.n_edges else ""
     unfinished = "" if graph.about.is_finished else " Interrupted: not all rows are there."
@@ -129,7 +130,8 @@ def _nodes(graph: AttributionGraph, shown: Shown) -> list[dict[str, object]]:
         if kinds[node] == FEATURE:
             one["number"] = features[node]
         if kinds[node] == LOGIT:
-            one |= {"text": graph.outputs[features[node]].label, "weight": graph.outputs[features[node]].weight}
+            output = graph.outputs[features[node]]
+            one |= {"text": output.label, "isToken": output.token is not None, "weight": output.weight}
         if graph.ids[node] in graph.labels:
             one["label"] = graph.labels[graph.ids[node]]
         made.append(one)

@@ -1,6 +1,6 @@
 // The numbers of an attribution graph, by node and edge, and the part that holds a share of the influence.
 
-import { legible } from "../tokens.js";
+import { legible, legibleLine } from "../tokens.js";
 
 const ALWAYS = ["embedding", "logit"];
 
@@ -52,11 +52,16 @@ export function seenAt(graph, share) {
   }
 }
 
+/** What an output is called: a token, or a difference or direction in words. */
+export function outputText(node) {
+  return (node.isToken ? legible : legibleLine)(node.text);
+}
+
 /** What to call a node: its label, or what it is. */
 export function nodeName(graph, node, labels) {
   const label = labels[node.id];
-  if (label) return label;
-  if (node.kind === "logit") return legible(node.text);
+  if (label) return legibleLine(label);
+  if (node.kind === "logit") return outputText(node);
   if (node.kind === "embedding") return `embedding ${legible(graph.tokens[node.pos].label)}`;
   const site = node.site ? `${node.site} ` : "";
   if (node.kind === "error") return `error of ${site}layer ${node.layer}`;

@@ -1,7 +1,8 @@
 // Draws a graph on three canvases: the frame, what is seen, and on top what is pointed at. Only the last changes with the pointer.
 
 import { FONT, TOKEN_FONT } from "./layout.js";
-import { cut, legible } from "../tokens.js";
+import { cut } from "../tokens.js";
+import { outputText } from "./data.js";
 
 // Edges of the resting picture, and characters of an output's name.
 const MOST_EDGES = 400, LONGEST_OUTPUT = 40;
@@ -13,7 +14,10 @@ export function drawFrame(ctx, graph, layout, colours, { at, pinned }) {
   for (const { pos, left, width } of layout.columns) {
     if (pos !== at && pos !== pinned) continue;
     ctx.fillStyle = colours.highlight;
-    ctx.fillRect(left, 0, width, layout.height);
+    ctx.globalAlpha = 0.3;
+    ctx.fillRect(left, 0, width, layout.tokens);
+    ctx.globalAlpha = 1;
+    ctx.fillRect(left, layout.tokens, width, layout.height - layout.tokens);
   }
   ctx.strokeStyle = colours.line;
   ctx.lineWidth = 1;
@@ -42,7 +46,7 @@ export function drawFrame(ctx, graph, layout, colours, { at, pinned }) {
     if (node.kind !== "logit") continue;
     const onLeft = layout.x[node.index] > layout.width / 2;
     ctx.textAlign = onLeft ? "right" : "left";
-    ctx.fillText(cut(legible(node.text), LONGEST_OUTPUT), layout.x[node.index] + (onLeft ? -12 : 12), layout.y[node.index]);
+    ctx.fillText(cut(outputText(node), LONGEST_OUTPUT), layout.x[node.index] + (onLeft ? -12 : 12), layout.y[node.index]);
   }
 }
 

@@ -13,6 +13,7 @@ import { exportMenu } from "../system/menus.js";
 import { tokenBus } from "../system/token_bus.js";
 import { copyText, saveAs } from "../take_away.js";
 import { LIGHT, onTheme, theme } from "../theme.js";
+import { readable } from "../tokens.js";
 import { graphOf, nodeName, nodePlace, seenAt } from "./data.js";
 import { drawFocus, drawFrame, drawSeen } from "./draw.js";
 import { freeName, groupShelf, groupTint } from "./groups.js";
@@ -40,7 +41,7 @@ function graphPage(el, spec, data) {
   const named = (index) => nodeName(graph, graph.nodes[index], labels());
 
   // The strip.
-  const slider = make("input", { type: "range", min: 1, max: 100, value: Math.round(100 * state.share), "aria-label": "share of the influence that nodes hold", oninput: () => look({ share: slider.value / 100 }) });
+  const slider = make("input", { type: "range", min: 1, max: mostOf(graph), value: Math.round(100 * state.share), "aria-label": "share of the influence that nodes hold", oninput: () => look({ share: slider.value / 100 }) });
   const shown = make("output", {});
   const count = make("span", { class: "gs-faint" });
   const menu = exportMenu([
@@ -101,7 +102,7 @@ function graphPage(el, spec, data) {
     drawPart("frame", "seen");
   }
   function say(text) {
-    live.textContent = text;
+    live.textContent = readable(text);
   }
   /** A change of what is pointed at: only the top canvas is drawn. */
   function change(part) {
@@ -256,11 +257,17 @@ function graphPage(el, spec, data) {
   return { destroy: () => { stop(); bus.stop(); } };
 }
 
+/** The least whole percentage at which all nodes are seen. */
+function mostOf(graph) {
+  const last = Math.max(0, ...graph.nodes.filter(({ kind }) => kind === "feature" || kind === "error").map(({ before }) => before));
+  return Math.min(100, Math.floor(100 * last) + 1);
+}
+
 /** The state in a saved page, or the first one. */
 function firstState(el, spec, graph) {
   const numberOf = new Map(graph.nodes.map((node) => [node.id, node.index]));
   const saved = el.dataset.gsState ? JSON.parse(el.dataset.gsState) : {};
-  const share = saved.share ?? (graph.nodes.every((node) => node.before < FIRST_SHARE) ? 1 : FIRST_SHARE);
+  const share = saved.share ?? Math.min(FIRST_SHARE, mostOf(graph) / 100);
   const groups = saved.groups ?? Object.entries(spec.groups).map(([name, ids]) => [name, ids.map((id) => numberOf.get(id))]);
   return {
     share, seen: seenAt(graph, share), at: null, edge: null, pinned: saved.pinned ?? null,

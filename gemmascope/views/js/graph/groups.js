@@ -3,7 +3,7 @@
 import { make } from "../page.js";
 import { format } from "../scale.js";
 import { legible } from "../tokens.js";
-import { nodeName } from "./data.js";
+import { nodeName, outputText } from "./data.js";
 
 // Tell groups apart in both themes; names do so too.
 const GROUP_TINTS = ["#1b9e77", "#d95f02", "#8c7bd9", "#e7298a", "#66a61e", "#c99a00", "#a6761d", "#4aa3c7"];
@@ -15,7 +15,7 @@ export function groupTint(i) {
 
 /** What groups give to one another and to the outputs: [{from, to: name, weight}], direct edges added up. */
 export function flowsOf(graph, groups, seen) {
-  const ends = [...groups.map(({ name, nodes }) => ({ name, nodes })), ...graph.nodes.filter((node) => node.kind === "logit").map((node) => ({ name: legible(node.text), nodes: [node.index] }))];
+  const ends = [...groups.map(({ name, nodes }) => ({ name, nodes })), ...graph.nodes.filter((node) => node.kind === "logit").map((node) => ({ name: outputText(node), nodes: [node.index] }))];
   const flows = [];
   groups.forEach((group, from) =>
     ends.forEach(({ name, nodes }, to) => {
@@ -42,7 +42,7 @@ export function groupShelf(graph, state, acts) {
     const name = make("input", { type: "text", value: group.name, "aria-label": `name of group ${i + 1}`, maxlength: 80, onchange: () => acts.rename(i, name.value.trim()) });
     const items = group.nodes.map((node) => {
       const text = nodeName(graph, graph.nodes[node], state.labels);
-      const open = make("button", { type: "button", onclick: () => acts.pin(node), onpointerenter: () => acts.look(node), onpointerleave: () => acts.look(null) }, text, make("span", { class: "gs-token gs-faint" }, ` ${legible(graph.tokens[graph.nodes[node].pos].label)}`));
+      const open = make("button", { type: "button", class: state.seen[node] ? "" : "gs-faint", onclick: () => acts.pin(node), onpointerenter: () => acts.look(node), onpointerleave: () => acts.look(null) }, text, make("span", { class: "gs-token gs-faint" }, ` ${legible(graph.tokens[graph.nodes[node].pos].label)}`));
       return make("li", {}, open, make("button", { type: "button", "aria-label": `take ${text} out of the group`, title: "take out", onclick: () => acts.move(node, -1) }, "×"));
     });
     const lines = flows.filter(({ from }) => from === i).map(({ to, weight }) => make("div", { class: "gs-flow" }, `gives ${to} ${format(weight, true)}`));
@@ -50,7 +50,7 @@ export function groupShelf(graph, state, acts) {
   }
   function draw() {
     const flows = flowsOf(graph, state.groups, state.seen);
-    const fresh = make("div", { class: "gs-group gs-new", "data-gs-group": state.groups.length }, "Drag nodes here", "to make a group");
+    const fresh = make("div", { class: "gs-group gs-new", "data-gs-group": state.groups.length }, make("div", {}, "Drag nodes here"), make("div", {}, "to make a group"));
     element.replaceChildren(...state.groups.map((group, i) => card(group, i, flows)), fresh);
   }
   const under = (x, y) => document.elementsFromPoint(x, y).map((one) => one.closest("[data-gs-group]")).find((one) => one && element.contains(one)) ?? null;

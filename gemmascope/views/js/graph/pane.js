@@ -28,7 +28,7 @@ export function nodePane(graph, spec, state, acts) {
       make("span", {}, named(other), make("span", { class: "gs-token gs-faint" }, placed(other))), bar, make("span", {}, format(weight, true)));
     const heads = isInput ? spec.carried?.[edge] : null;
     if (!heads) return [row];
-    const says = heads.length ? heads.map(([layer, head, value]) => `${layer}.${head} ${format(value, true)}`).join(" · ") : "none: it went around attention";
+    const says = heads.length ? heads.map(([layer, head, value]) => `${layer}.${head} ${format(Number(value.toPrecision(3)), true)}`).join(" · ") : "none: it went around attention";
     return [row, make("div", { class: "gs-heads", title: "Layer and head, and how much of the edge went through it. An edge may go through heads of several layers, one after the other." }, `heads ${says}`)];
   }
 
@@ -55,7 +55,7 @@ export function nodePane(graph, spec, state, acts) {
     const options = [{ value: NONE, label: "no group" }, ...state.groups.map(({ name }, i) => ({ value: String(i), label: name })), { value: NEW, label: "a new group" }];
     const at = acts.groupOf(node.index);
     const menu = wordMenu("group of this node", options, at < 0 ? NONE : String(at), (value) => acts.move(node.index, value === NEW ? state.groups.length : value === NONE ? -1 : Number(value)));
-    return [make("div", {}, "In ", menu.element)];
+    return [make("div", { class: "gs-in" }, "In ", menu.element)];
   }
 
   function sums(node) {
@@ -82,7 +82,7 @@ export function nodePane(graph, spec, state, acts) {
       make("div", { class: "gs-head" }, "Strongest nodes"),
       make("p", { class: "gs-small gs-faint" }, "The share of the outputs that goes through a node, along all paths. Click a node to open it."),
       ...rows,
-      make("p", { class: "gs-small gs-faint" }, `Replacement score ${replacement === null ? "unknown" : percent(replacement)}, completeness ${percent(completeness)}: how much goes through features and not through what they miss.`),
+      spec.basis === "neuron" ? "" : make("p", { class: "gs-small gs-faint" }, `Replacement score ${replacement === null ? "unknown" : percent(replacement)}, completeness ${percent(completeness)}: how much goes through features and not through what they miss.`),
     ];
   }
 
