@@ -88,6 +88,16 @@ def feature_sweep() -> gs.FeatureSweep:
     return gs.feature_sweep(sae(), IDS, gs.answer_prob(ANSWER), features=[1, 2, 3], by=("feature", "pos"), model=model())
 
 
+@cache
+def graph() -> gs.AttributionGraph:
+    given: dict[str, Any] = {"basis": "neuron", "targets": ANSWER, "max_nodes": 20, "progress": False}
+    found = gs.attribution_graph(IDS, model=model(), **given).prune(nodes=0.95)
+    features = list(found.nodes.query("kind == 'feature'")["id"])
+    found.group("</script><img src=x onerror=alert(1)>\u202e", features[:2])
+    found.label(features[0], "<b>bold</b>\u202e")
+    return found
+
+
 SHOWN: dict[str, Callable[[], Any]] = {
     "Model": model,
     "Trace": run,
@@ -113,6 +123,7 @@ SHOWN: dict[str, Callable[[], Any]] = {
     "lens view": lambda: gs.lens_view(run(), answer=ANSWER),
     "stream view": lambda: gs.stream_view(run(), answer=ANSWER, against=AGAINST),
     "sweep view": lambda: gs.sweep_view(swept()),
+    "graph view": lambda: gs.graph_view(graph(), heads=3),
     "sae view": lambda: gs.sae_view(sae().encode(run())),
     "patching lab": lambda: ready(gs.patching_lab(IDS, OTHER, ANSWER, AGAINST, model=model())),
     "head lab": lambda: ready(gs.head_lab(IDS, ANSWER, AGAINST, model=model(), max_new_tokens=2)),

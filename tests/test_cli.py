@@ -121,12 +121,16 @@ def test_patch_is_a_sweep(extra: list[str], tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.usefixtures("loaded")
 def test_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = gs.attribution_graph(TEXT, model=worded(), basis="neuron", targets=" Mary", max_nodes=30, progress=False)
-    files = ["--save", str(tmp_path / "a.graph"), "--neuronpedia", str(tmp_path / "g.json")]
+    files = [
+        "--save", str(tmp_path / "a.graph"), "--html", str(tmp_path / "g.html"), "--neuronpedia", str(tmp_path / "g.json"),
+    ]  # fmt: skip
     asked = ["graph", TEXT, "--target", " Mary", "--max-nodes", "30"]
     assert main([*asked, *files]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{expected!r}\npruned to ")
-    assert err == f"wrote {tmp_path / 'a.graph'}\nwrote {tmp_path / 'g.json'}\n"
+    written = [line for line in err.splitlines() if line.startswith("wrote ")]  # a progress bar may stand before
+    assert written == [f"wrote {tmp_path / name}" for name in ("a.graph", "g.html", "g.json")]
+    assert gs.graph_view(expected.prune()).to_html() in (tmp_path / "g.html").read_text(encoding="utf-8")
     assert gs.open_graph(tmp_path / "a.graph").edges.equals(expected.edges)
     assert gs.open_neuronpedia(tmp_path / "g.json").ids == expected.prune().ids
     assert main([*asked, "--json", "--top", "3"]) == 0

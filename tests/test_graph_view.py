@@ -413,14 +413,8 @@ def test_keys_go_from_node_to_node(open_page: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_hostile_texts_are_text(open_page: Any, scheme: str) -> None:
-    subject = gs.attribution_graph(
-        hostile.IDS, model=hostile.model(), basis="neuron", targets=hostile.ANSWER, max_nodes=20, progress=False
-    ).prune(nodes=0.95)
-    some = list(subject.nodes.query("kind == 'feature'")["id"])[:2]
-    subject.group("</script><img src=x onerror=alert(1)>\u202e", some)
-    subject.label(some[0], "<b>bold</b>\u202e")
-    page = open_page(gs.graph_view(subject, heads=5, progress=False), scheme=scheme)
+def test_hostile_texts_are_text(open_page: Any, tmp_path: Path, scheme: str) -> None:
+    page = open_page(gs.graph_view(hostile.graph(), heads=5, progress=False), scheme=scheme)
     page.locator(".gs-group li button").first.click()
     page.get_by_label("name of this node").wait_for()
     assert page.locator("img, .gs b").count() == 0
@@ -430,5 +424,7 @@ def test_hostile_texts_are_text(open_page: Any, scheme: str) -> None:
     with page.expect_download() as download:
         page.get_by_label("Export").first.click()
         page.locator("[data-gs-do=page]").click()
-    again = open_page(Path(download.value.path()), scheme=scheme)
+    saved = tmp_path / "saved.html"
+    saved.write_bytes(Path(download.value.path()).read_bytes())
+    again = open_page(saved, scheme=scheme)
     assert again.locator("img, .gs b").count() == 0
