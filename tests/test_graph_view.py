@@ -24,7 +24,7 @@ from gemmascope.circuits.graph.result import AttributionGraph
 from gemmascope.errors import GraphError
 from gemmascope.views.graphs.details import HEADS, written_by
 from gemmascope.views.graphs.shown import MOST_EDGES
-from gemmascope.views.module import GRAPH_FILE, static_module
+from gemmascope.views.module import static_module
 from gemmascope.views.packing import pack
 from gemmascope.views.page import View
 
@@ -203,7 +203,7 @@ def test_a_page_of_300_nodes_is_below_500_kilobytes() -> None:
     ends = pack(np.random.default_rng(1).integers(300, size=MOST_EDGES).astype(np.uint16))
     full = View(shown.spec, {**shown.arrays, "weight": noise, "target": ends, "source": ends}, shown.summary, shown.rows)
     assert len(full.to_html()) < 500_000
-    assert static_module(GRAPH_FILE) in shown.to_html()
+    assert static_module("graph") in shown.to_html()
 
 
 # -- in a browser --

@@ -5,7 +5,6 @@
 //   carried?: {edge: [[layer, head, value]]}, raises?: {node: [[token, logits]]}}
 // data: influence, before, activation, input, bias, rest: [node]; target, source, weight: [edge]
 
-import { mounted } from "../mounting.js";
 import { make, paint, redrawOnResize, sized, tooltip } from "../page.js";
 import { format, percent } from "../scale.js";
 import { below, card, panes, strip } from "../system/card.js";
@@ -27,11 +26,7 @@ const DRAG = 5, FIRST_SHARE = 0.8; // pixels that make a click a drag; the share
 const NO_NODE = "No node. Arrow keys go from node to node, Enter opens one, Escape closes it.";
 
 /** Draw a graph in an element. */
-export function mount(el, spec, arrays) {
-  return mounted(el, spec, arrays, graphPage);
-}
-
-function graphPage(el, spec, data) {
+export function graphPage(el, spec, data) {
   const still = [...el.childNodes].map((node) => node.cloneNode(true));
   const graph = graphOf(spec, data);
   const state = firstState(el, spec, graph);
