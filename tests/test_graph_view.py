@@ -196,7 +196,7 @@ def test_a_graph_without_its_model_is_shown_without_heads_and_tokens(tmp_path: P
 def test_a_page_of_300_nodes_is_below_500_kilobytes() -> None:
     """Weights of noise compress least; 20,000 edges are as many as a page holds."""
     whole = graph()
-    shown = gs.graph_view(whole, heads=300, progress=False)
+    shown = gs.graph_view(whole, heads=30, progress=False)
     assert len(ids_of(shown)) == 300
     assert len(shown.to_html()) < 500_000
     noise = pack(np.random.default_rng(0).normal(size=MOST_EDGES).astype(np.float32))
