@@ -33,7 +33,8 @@ def page(lab: Lab, chromium: Any) -> Iterator[Any]:
 
 
 def lab_of(page: Any, nth: int) -> Any:
-    return page.locator(".gs-card:has(.gs-strip)").nth(nth)
+    """A live lab of the page: not its still, nor the views inside."""
+    return page.locator(".gs-card:has(.gs-strip):not([data-gs-fallback] *, .gs-card *)").nth(nth)
 
 
 def difference_of(edits: Any) -> str:
