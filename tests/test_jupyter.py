@@ -30,8 +30,8 @@ def test_views_are_drawn_saved_and_seen_again_without_a_kernel(lab: Lab, chromiu
     with page_of(chromium) as page:
         lab.run(page, "views.ipynb", CELLS)
         page.wait_for_function("document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === 3", timeout=20_000)
-        page.get_by_role("button", name="head 2", exact=True).click()
-        page.get_by_text("layer 3 (global), head 2").wait_for()
+        page.get_by_role("button", name="layer 3, head 2").click()
+        page.get_by_text("Layer 3 (global), head 2").wait_for()
         lab.command(page, "docmanager:save")
         saved = _saved(lab.folder / "views.ipynb", page)
         assert page.beyond == []
