@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -66,3 +66,19 @@ def page_of(chromium: Any, *, width: int = 1280, scheme: str = "light") -> Itera
         yield page
     finally:
         context.close()
+
+
+@contextmanager
+def pages_of(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """A function that opens pages as page_of does. In the end none may have had an error or asked another machine."""
+    opened: list[Any] = []
+    with ExitStack() as stack:
+
+        def open_one(**options: Any) -> Any:
+            opened.append(stack.enter_context(page_of(chromium, **options)))
+            return opened[-1]
+
+        yield open_one
+        for page in opened:
+            assert page.errors == []
+            assert page.beyond == []

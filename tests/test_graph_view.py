@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import hostile
 import numpy as np
 import pytest
 import torch
-from browser import page_of
+from browser import pages_of
 from checkpoints import model, prompt
 from random_dictionaries import dictionary
 from test_views import unpacked as numbers
@@ -212,25 +213,20 @@ def test_a_page_of_300_nodes_is_below_500_kilobytes() -> None:
 @pytest.fixture
 def open_page(chromium: Any, tmp_path: Path) -> Iterator[Any]:
     """A function that opens a view, or a page, and returns it once drawn. No request, error or alert is allowed."""
-    opened: list[Any] = []
+    number = count()
+    with pages_of(chromium) as open_one:
 
-    def show_page(shown: View | Path, **options: Any) -> Any:
-        path = shown if isinstance(shown, Path) else tmp_path / f"{len(opened)}.html"
-        if isinstance(shown, View):
-            shown.save(path)
-        manager = page_of(chromium, **options)
-        page = manager.__enter__()
-        opened.append((manager, page))
-        page.set_viewport_size({"width": 1280, "height": 1400})
-        page.goto(path.as_uri())
-        page.wait_for_selector("[data-gs][data-gemmascope-ready]")
-        return page
+        def show_page(shown: View | Path, **options: Any) -> Any:
+            path = shown if isinstance(shown, Path) else tmp_path / f"{next(number)}.html"
+            if isinstance(shown, View):
+                shown.save(path)
+            page = open_one(**options)
+            page.set_viewport_size({"width": 1280, "height": 1400})
+            page.goto(path.as_uri())
+            page.wait_for_selector("[data-gs][data-gemmascope-ready]")
+            return page
 
-    yield show_page
-    for manager, page in opened:
-        assert page.errors == []
-        assert page.beyond == []
-        manager.__exit__(None, None, None)
+        yield show_page
 
 
 def number(text: str) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import page_of
+from browser import pages_of
 
 from gemmascope.views.module import FOLDER, system_module
 
@@ -32,21 +33,16 @@ def written(path: Path, copies: int = 1, body: str = "", html: str = "") -> str:
 
 @pytest.fixture
 def show(chromium: Any, tmp_path: Path) -> Iterator[Any]:
-    opened: list[Any] = []
+    number = count()
+    with pages_of(chromium) as open_one:
 
-    def open_page(*, width: int = 1280, scheme: str = "light", **options: Any) -> Any:
-        manager = page_of(chromium, width=width, scheme=scheme)
-        page = manager.__enter__()
-        opened.append((manager, page))
-        page.goto(written(tmp_path / f"{len(opened)}.html", **options))
-        page.wait_for_selector("[data-ready]")
-        return page
+        def open_page(*, width: int = 1280, scheme: str = "light", **options: Any) -> Any:
+            page = open_one(width=width, scheme=scheme)
+            page.goto(written(tmp_path / f"{next(number)}.html", **options))
+            page.wait_for_selector("[data-ready]")
+            return page
 
-    yield open_page
-    for manager, page in opened:
-        assert page.errors == []
-        assert page.beyond == []
-        manager.__exit__(None, None, None)
+        yield open_page
 
 
 def test_a_word_in_a_sentence_is_a_list_that_keys_and_names_reach(show: Any) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from browser import page_of
+from browser import pages_of
 from checkpoints import checkpoint, model_of, prompt
 from pointer import BLUES, RED_BLUE, Pointer, between
 from test_views import CLEAN, CORRUPT, every_view, odd, trace, wide
@@ -23,23 +24,18 @@ from gemmascope.views.page import page as page_with
 @pytest.fixture
 def open_page(chromium: Any, tmp_path: Path) -> Iterator[Any]:
     """A function that opens views on one page and returns the page once drawn. No request, error or alert is allowed."""
-    opened: list[Any] = []
+    number = count()
+    with pages_of(chromium) as open_one:
 
-    def show_page(*views: gs.View, **options: Any) -> Any:
-        path = tmp_path / f"{len(opened)}.html"
-        path.write_text(page_with(list(views)), encoding="utf-8")
-        manager = page_of(chromium, **options)
-        page = manager.__enter__()
-        opened.append((manager, page))
-        page.goto(path.as_uri())
-        page.wait_for_function(f"document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === {len(views)}")
-        return page
+        def show_page(*views: gs.View, **options: Any) -> Any:
+            path = tmp_path / f"{next(number)}.html"
+            path.write_text(page_with(list(views)), encoding="utf-8")
+            page = open_one(**options)
+            page.goto(path.as_uri())
+            page.wait_for_function(f"document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === {len(views)}")
+            return page
 
-    yield show_page
-    for manager, page in opened:
-        assert page.errors == []
-        assert page.beyond == []
-        manager.__exit__(None, None, None)
+        yield show_page
 
 
 def number(text: str) -> float:

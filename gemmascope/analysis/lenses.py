@@ -17,6 +17,7 @@ from gemmascope.analysis.several import listed_traces, means, one_for_each
 from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import SiteError
 from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.model.maths import kl_divergence
 from gemmascope.model.model import Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import is_prompt_list
@@ -154,7 +155,7 @@ def _compared(
     logits, other_logits = (_logits(*side, site) for side in (ours, others))
     best = (logits - other_logits).topk(top)
     logprobs, other_logprobs = logits.log_softmax(-1), other_logits.log_softmax(-1)
-    kl = (logprobs.exp() * (logprobs - other_logprobs)).sum(-1).clamp(min=0.0)  # negative only by rounding
+    kl = kl_divergence(logprobs, other_logprobs).clamp(min=0.0)  # negative only by rounding
     return best.indices, best.values, kl
 
 

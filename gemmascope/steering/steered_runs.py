@@ -16,6 +16,7 @@ from gemmascope.edits.kinds import Add
 from gemmascope.edits.of_run import all_edits
 from gemmascope.errors import SweepError
 from gemmascope.memory.limits import explain_oom
+from gemmascope.model.maths import kl_divergence
 from gemmascope.model.model import Model
 from gemmascope.run.bound_metric import BoundMetric, RowMetric, measure_stream, read_positions
 from gemmascope.run.logits import rows_to_unembed
@@ -213,6 +214,6 @@ def _last_of(ids: Tensor, unsteered: Tensor | None = None) -> RowMetric:
 
     def rule(logits: Tensor, _: Tensor) -> Tensor:
         assert unsteered is not None
-        return (unsteered.exp() * (unsteered - in_float64(logits).log_softmax(-1))).sum(-1)
+        return kl_divergence(unsteered, in_float64(logits).log_softmax(-1))
 
     return RowMetric((len(ids) - 1,), rule)

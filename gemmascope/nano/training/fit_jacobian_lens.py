@@ -18,6 +18,7 @@ from gemmascope.circuits.jacobian.lens import JacobianLens
 from gemmascope.circuits.jacobian.load import load_jacobian_lens
 from gemmascope.files.writing import make_folder
 from gemmascope.loading.load import load
+from gemmascope.model.maths import kl_divergence
 from gemmascope.model.model import Model
 from gemmascope.nano.training.corpus import texts
 from gemmascope.run.tracing import traces
@@ -39,7 +40,7 @@ def divergence(lens: JacobianLens | None, model: Model, seed: str, n: int) -> Te
             rows = trace.residuals[layer + 1][SKIP_FIRST:-1]
             carried = rows if lens is None or layer not in lens.layers else lens.carry(layer, rows)
             read = model.network.unembed(carried).log_softmax(-1)
-            total[layer] += (final.exp() * (final - read)).sum().double()
+            total[layer] += kl_divergence(final, read).sum().double()
         n_pos += len(final)
     return total / n_pos
 
