@@ -48,6 +48,7 @@ class Backend:
 
 IDS, OTHER = [2, 5, 9, 0, 7, 13], [2, 6, 9, 0, 7, 13]
 ANSWER, AGAINST = Backend().piece(3), Backend().piece(22)
+METRIC = gs.logit_diff(ANSWER, AGAINST)
 
 
 @cache
@@ -98,6 +99,16 @@ def graph() -> gs.AttributionGraph:
     return found
 
 
+@cache
+def edges() -> gs.EdgeScores:
+    return gs.edge_scores(IDS, OTHER, METRIC, model=model(), progress=False)
+
+
+@cache
+def jacobian() -> gs.JacobianLens:
+    return gs.fit_jacobian_lens(model(), [IDS, OTHER], skip_first=1, progress=False)
+
+
 SHOWN: dict[str, Callable[[], Any]] = {
     "Model": model,
     "Trace": run,
@@ -119,6 +130,12 @@ SHOWN: dict[str, Callable[[], Any]] = {
     "StrengthSweep": steered,
     "metric": lambda: gs.logit_diff(ANSWER, AGAINST),
     "edit": lambda: gs.splice(sae(), {1: 2.0}),
+    "AttributionGraph": graph,
+    "GraphCheck": lambda: graph().check(2),
+    "EdgeScores": edges,
+    "Faithfulness": lambda: gs.faithfulness(edges(), IDS, OTHER, METRIC, sizes=[0.1, 1.0], model=model()),
+    "JacobianLens": jacobian,
+    "Lens of a JacobianLens": lambda: gs.jacobian_lens(run(), jacobian(), answer=ANSWER),
     "attention view": lambda: gs.attention_view(run()),
     "lens view": lambda: gs.lens_view(run(), answer=ANSWER),
     "stream view": lambda: gs.stream_view(run(), answer=ANSWER, against=AGAINST),

@@ -96,6 +96,14 @@ def is_exact(text: str) -> bool:
     return re.search("estimate|under way|not run", text) is None
 
 
+def outputs_of(notebook: Path) -> object:
+    """What the last cell of a saved notebook shows; None while JupyterLab is still writing the file."""
+    try:
+        return json.loads(notebook.read_text(encoding="utf-8"))["cells"][-1]["outputs"]
+    except json.JSONDecodeError:
+        return None
+
+
 def wait_for(page: Any, condition: Any, seconds: float = 30.0) -> None:
     for _ in range(int(seconds * 20)):
         if condition():
@@ -222,7 +230,7 @@ def test_what_is_saved_is_seen_without_a_kernel_and_as_a_page(opened: Any, lab: 
     page = opened(f"{NANO.removesuffix('lab')}_ = lab.run()", "lab.save('grid.html')", "lab", name="kept.ipynb")
     lab.command(page, "docmanager:save")
     path = lab.folder / "kept.ipynb"
-    wait_for(page, lambda: DONE in str(json.loads(path.read_text())["cells"][-1]["outputs"]))
+    wait_for(page, lambda: DONE in str(outputs_of(path)))
     with page_of(chromium) as again:
         lab.open(again, "kept.ipynb", kernel=False)
         again.wait_for_selector("[data-gs][data-gemmascope-ready] canvas", timeout=30_000)

@@ -84,6 +84,8 @@ COMMANDS = [
     ["quantize", PATH, PATH],
     ["plan", PATH],
     ["plan", "2b", "--memory", PATH],
+    ["graph", "x", "--model", PATH],
+    ["graph", "Mary went", "--html", PATH],
     ["lab", PATH],
     ["lab", "--", PATH],
     [PATH],

@@ -257,7 +257,7 @@ class EdgeScores:
         asked, n = self.asked, len(self.values)
         change = f"patched into the {asked.into} run" if asked.has_source else "ablated"
         pairs = f", mean of {n} pairs" if n > 1 else ""
-        return f"edges {change}, {asked.model}{pairs} ({asked.method})"
+        return f"edges {change}, {legible_line(asked.model)}{pairs} ({asked.method})"
 
     @prints_legibly
     def __repr__(self) -> str:

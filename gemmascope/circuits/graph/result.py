@@ -247,8 +247,8 @@ class AttributionGraph(AttributionGraphFiles):
         outputs = ", ".join(repr(legible_line(one.label)) for one in self.outputs[:3])
         more = f" and {len(self.outputs) - 3} more" if len(self.outputs) > 3 else ""
         return (
-            f"AttributionGraph of {self.about.model}: {len(self.about.ids)} tokens, explains {outputs}{more} by "
-            f"{int(kinds)} {name} and {len(self.rows.weight)} edges; replacement {scores.replacement:.2f}, completeness "
+            f"AttributionGraph of {legible_line(self.about.model)}: {len(self.about.ids)} tokens, explains {outputs}{more} "
+            f"by {int(kinds)} {name} and {len(self.rows.weight)} edges; replacement {scores.replacement:.2f}, completeness "
             f"{scores.completeness:.2f}{'' if self.about.is_finished else '; interrupted: not all rows are there'}"
         )
 

@@ -2,13 +2,16 @@
 
 import { make } from "./page.js";
 
+// How long a file's address stays valid after the press, in ms: a busy browser begins to save late.
+const VALID_MS = 60_000;
+
 /** Let the browser save a file. */
 export function saveAs(name, blob) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  setTimeout(() => URL.revokeObjectURL(link.href), VALID_MS);
 }
 
 /** Copy a text. Pages that may not use the clipboard copy from a field that is there for a moment. */

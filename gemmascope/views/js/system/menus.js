@@ -53,10 +53,16 @@ export function exportMenu(items, label = "Export") {
   function outside(event) {
     if (!element.contains(event.target)) show(false);
   }
+  // Entries that stay are kept: a press that begins before an update and ends after it must hit one and the same button.
   function update(items) {
-    const entry = ({ label, act, name = label, disabled = false, hint }) =>
-      make("button", { type: "button", role: "menuitem", tabindex: "-1", disabled, title: hint, "data-gs-do": name, onclick: () => { show(false); opener.focus(); act(); } }, label);
-    list.replaceChildren(...items.map(entry));
+    const kept = new Map([...list.children].map((button) => [button.dataset.gsDo, button]));
+    const entry = ({ label, act, name = label, disabled = false, hint }) => {
+      const button = kept.get(name) ?? make("button", { type: "button", role: "menuitem", tabindex: "-1", "data-gs-do": name }, label);
+      Object.assign(button, { disabled, title: hint ?? "", onclick: () => { show(false); opener.focus(); act(); } });
+      return button;
+    };
+    const entries = items.map(entry);
+    if (entries.some((button, i) => list.children[i] !== button) || entries.length !== list.children.length) list.replaceChildren(...entries);
   }
   element.addEventListener("keydown", (event) => {
     const entries = [...list.querySelectorAll("button:not(:disabled)")];
