@@ -19,6 +19,7 @@ from gemmascope.tokens.tokenizer import SHOWN_AS, visible_text
 from gemmascope.views.minify import minified
 from gemmascope.views.module import FOLDER, LIVE_FILES, STATIC_FILES, module_text, needed_by, static_module
 from gemmascope.views.packing import count_visible, pack, pack_probabilities, visible_values
+from gemmascope.views.short_names import short_names_of, with_short_names
 
 TESTS = Path(__file__).parent / "js"
 
@@ -93,11 +94,51 @@ def test_a_minified_program_keeps_its_strings_and_statements(text: str) -> None:
     assert minified(minified(text)) == minified(text)
 
 
+# A program whose long names are properties, keys, names in patterns, in templates, in defaults and of methods at once.
+NAMED = """
+const whole = { column: 1, rows: [10, 20, 30], window: 4 };
+function first({ column, rows, missing = column + 1 }, window, ...others) {
+  const [low, , high = 7] = rows, spread = [...rows, ...others];
+  const methods = { get total() { return low + high; }, twice(column) { return 2 * column; } };
+  let answer = { ...methods, column, low, high, missing, window };
+  for (const rows of spread) answer = { ...answer, [`at${rows}`]: rows / 2 / column };
+  for (const { length } of ["four", /a"/g.source]) answer.length = (answer.length ?? 0) + length;
+  const inner = (column) => (column > low ? column : { column, low: `${`${column}!`} of ${low}` });
+  try { missing.column.rows(); } catch (failure) { answer.failure = failure.name; }
+  switch (column) { case low: answer.none = true; break; default: answer.some = column ? low : high; }
+  return { ...answer, inner: [inner(50), inner(1)], both: methods.twice(column) + methods.total };
+}
+console.log(JSON.stringify(first(whole, 5, 40, 50)), typeof whole.window, ((event) => event?.column)(whole));
+"""
+
+
+def test_short_names_change_nothing_but_names() -> None:
+    def output(text: str) -> str:
+        return subprocess.run([node(), "-e", text], check=True, capture_output=True, text=True).stdout
+
+    short = with_short_names(NAMED)
+    assert {"missing", "answer", "spread", "failure", "length"} <= set(short_names_of(NAMED))
+    assert {"first", "whole", "window"}.isdisjoint(short_names_of(NAMED)), "names at the top and those of browsers stay"
+    assert "answer" not in short
+    assert output(short) == output(NAMED) == output(minified(short))
+
+
+def test_what_a_browser_defines_keeps_its_name(tmp_path: Path) -> None:
+    """A short name in its place would be a name of nothing."""
+    path = tmp_path / "globals.mjs"
+    path.write_text("console.log(Object.getOwnPropertyNames(globalThis).join())", encoding="utf-8")
+    of_node = subprocess.run([node(), str(path)], check=True, capture_output=True, text=True).stdout.strip().split(",")
+    of_browsers = {*of_node, "window", "document", "getComputedStyle", "requestAnimationFrame", "ResizeObserver"}
+    for entry in (*STATIC_FILES.values(), *LIVE_FILES):
+        joined = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in needed_by(entry))
+        assert of_browsers.isdisjoint(short_names_of(joined))
+
+
 def test_a_minified_file_computes_what_the_file_computes(tmp_path: Path) -> None:
-    """The pure functions' own tests, with every file minified."""
+    """The pure functions' own tests, with every file minified and its names shortened."""
     shutil.copytree(FOLDER, tmp_path / "gemmascope" / "views" / "js")
     for path in (tmp_path / "gemmascope").rglob("*.js"):
-        path.write_text(minified(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(minified(with_short_names(path.read_text(encoding="utf-8"))), encoding="utf-8")
     shutil.copytree(TESTS, tmp_path / "tests" / "js")
     (tmp_path / "package.json").write_text('{"type": "module"}', encoding="utf-8")
     files = [str(path) for path in sorted((tmp_path / "tests" / "js").glob("*.test.mjs"))]

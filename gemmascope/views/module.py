@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from gemmascope.views.minify import minified
+from gemmascope.views.short_names import with_short_names
 
 FOLDER = Path(__file__).parent / "js"
 
@@ -67,4 +68,4 @@ def _add(name: str, needed: list[str], importers: tuple[str, ...]) -> None:
 def _joined(*entries: str) -> str:
     """Files and everything they import as one module, in which imports and exports are not needed."""
     texts = ((FOLDER / name).read_text(encoding="utf-8") for name in needed_by(*entries))
-    return minified("\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts))
+    return minified(with_short_names("\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)))
