@@ -72,6 +72,12 @@ _RELATIVES = {
     "t5gemma2_decoder": "T5Gemma 2", "vaultgemma": "VaultGemma", "embeddinggemma": "EmbeddingGemma",
     "embedding_gemma2": "EmbeddingGemma 2",
 }  # fmt: skip
+# The same by the names of their repositories.
+_RELATIVES_BY_NAME = {
+    r"(code)?gemma(-1\.1)?-[27]b": "Gemma 1", r"gemma-?3n": "Gemma 3n", r"diffusion-?gemma": "DiffusionGemma",
+    r"recurrentgemma": "RecurrentGemma", r"paligemma2?": "PaliGemma", r"shieldgemma-2-4b": "ShieldGemma 2",
+    r"t5gemma2?": "T5Gemma", r"vaultgemma": "VaultGemma", r"embeddinggemma": "EmbeddingGemma",
+}  # fmt: skip
 # The parts of a relative that have a model_type of their own, behind its name.
 _PARTS = ("_text", "_vision", "_audio")
 
@@ -153,6 +159,12 @@ def relative_of(model_type: object, architectures: Sequence[str] = ()) -> str | 
     by_class = {key.replace("_", ""): relative for key, relative in _RELATIVES.items()}
     stems = (re.split("For|Model|Text", each)[0].lower() for each in architectures)
     return next((by_class[stem] for stem in stems if stem in by_class), None)
+
+
+def relative_named(repo: str) -> str | None:
+    """The name of the relative of Gemma 2 and 3 that a repository holds, by the repository's name."""
+    name = repo.split("/")[-1].lower()
+    return next((relative for pattern, relative in _RELATIVES_BY_NAME.items() if re.match(pattern + r"\b", name)), None)
 
 
 def _inner(content: Mapping[str, object]) -> str:

@@ -125,6 +125,9 @@ def test_a_patchscope_is_an_edit_in_generation() -> None:
         gs.patchscope(t, "pattern", layer=1, into=into)
     with pytest.raises(SiteError):
         gs.patchscope(t, layer=7, into=into)
+    for fraction in (2.7, [0, 2.7], [1, True], ["1"], torch.tensor([0.5])):
+        with pytest.raises(SiteError, match="a layer is a whole number"):
+            gs.patchscope(t, layer=fraction, into=into)  # type: ignore[arg-type]
     with pytest.raises(SiteError, match="reads one position"):
         gs.patchscope(t, layer=1, pos=[1, 2], into=into)  # type: ignore[arg-type]
 

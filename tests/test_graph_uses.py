@@ -127,6 +127,11 @@ def test_labels_and_supernodes() -> None:
     graph.group("both", ["a name", two])
     assert graph.supernodes == {"both": [one, two]}
     assert graph.indices("both") == [0, 1]
+    few = graph.nodes.head(2)["id"]
+    for several in (few, few.to_numpy(), (one, two), (name for name in (one, two))):
+        assert graph.indices(several) == [0, 1]
+    graph.group("of a table", few)
+    assert graph.supernodes.pop("of a table") == [one, two]
     graph.label("a name", "")
     assert graph.labels == {}
     graph.group("both", [])
@@ -209,9 +214,26 @@ def test_neuronpedia(tmp_path: Path) -> None:
     again = read.edges[read.edges["source"] != "bias"].sort_values(["target", "source"])
     assert listed["weight"].tolist() == pytest.approx(again["weight"].tolist())
     assert torch.allclose(read.cumulative[:-1], graph.cumulative[:-1])
-    path.write_text("{}")
-    with pytest.raises(GraphError, match="no graph by Neuronpedia's schema"):
-        gs.open_neuronpedia(path)
+    assert "its scores are not known" in repr(read)
+    assert "nan" not in repr(read)
+    content["nodes"][0]["ctx_idx"] = 2.7
+    for wrong in ("{}", json.dumps(content)):
+        path.write_text(wrong)
+        with pytest.raises(GraphError, match="no graph by Neuronpedia's schema"):
+            gs.open_neuronpedia(path)
+
+
+def test_neuronpedia_takes_features_of_one_site(tmp_path: Path) -> None:
+    """Its format numbers features by layer: those of two sites of a layer would be one."""
+    subject = model("lgl", 1)
+    by_site = {site: [dictionary(D, site, layer, seed=layer) for layer in (0, 2)] for site in ("mlp_out", "resid_post")}
+    several = graph_of(subject, basis="sae", dictionaries=[*by_site["mlp_out"], *by_site["resid_post"]])
+    with pytest.raises(GraphError, match=r"several sites of a layer \(mlp_out, resid_post\).* graph.save"):
+        several.to_neuronpedia(tmp_path / "g.json")
+    for site, dictionaries in by_site.items():
+        graph = graph_of(subject, basis="sae", dictionaries=dictionaries).prune()
+        graph.to_neuronpedia(tmp_path / f"{site}.json")
+        assert gs.open_neuronpedia(tmp_path / f"{site}.json").ids == graph.ids
 
 
 def test_networkx(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -338,6 +338,8 @@ def test_weights_are_read_as_they_are_named() -> None:
     ("source", "options", "error", "message"),
     [
         ("gemma-4-27b", {}, gs.errors.CheckpointError, "Did you mean 'google/gemma-2-27b'"),
+        ("google/gemma-7b", {}, gs.errors.CheckpointError, "By its name it is Gemma 1, another architecture"),
+        ("paligemma2-3b-pt-224", {}, gs.errors.CheckpointError, "By its name it is PaliGemma, another architecture"),
         ("google/gemma-2-28b", {}, gs.errors.CheckpointError, "Did you mean"),
         ("someone/else", {}, gs.errors.CheckpointError, "give the folder of its config.json"),
         (3, {}, gs.errors.CheckpointError, "cannot plan for a int; Known without a network are"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 
 from gemmascope.checkpoints.folder import read_config
+from gemmascope.config_json import relative_named
 from gemmascope.errors import CheckpointError
 from gemmascope.files.locking import lock, unlock
 
@@ -98,7 +99,12 @@ def _is_connection(error: Exception) -> bool:
 
 
 def suggestion(name: str) -> str:
-    """' Did you mean ...?' for a name similar to one of Google's Gemma repositories, else an empty string."""
+    """' Did you mean ...?' for a name similar to one of Google's Gemma repositories, else an empty string.
+
+    A name of another architecture gets what it is instead: "gemma-7b" is no mistyped "gemma-2-27b".
+    """
+    if relative := relative_named(name):
+        return f" By its name it is {relative}, another architecture; this package runs Gemma 2 and Gemma 3."
     plain, known_names = _plain(name.split("/")[-1]), {_plain(known.split("/")[1]): known for known in KNOWN_REPOS}
     near = [plain] if plain in known_names else difflib.get_close_matches(plain, known_names, n=2, cutoff=0.75)
     suggestions = [repr(known_names[key]) for key in near if known_names[key] != name]

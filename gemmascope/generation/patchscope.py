@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gemmascope.arguments import as_list, is_list
 from gemmascope.edits.make import patch
 from gemmascope.edits.places import find_position
 from gemmascope.edits.sources import not_a_trace
@@ -13,7 +14,7 @@ from gemmascope.generation.result import Generation
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.run.trace import Trace
-from gemmascope.sites import find
+from gemmascope.sites import find, find_layer
 
 
 @computes
@@ -61,13 +62,13 @@ def patchscope(
     """
     if not isinstance(trace, Trace):
         raise SiteError(f"a patchscope reads a trace, gs.trace(prompt); given {not_a_trace(trace)}")
-    if not isinstance(layer, int) and hasattr(layer, "__iter__"):
+    if is_list(layer) and getattr(layer, "ndim", 1):  # an array or tensor of no axis is a number
         return [
             patchscope(  # type: ignore[misc]
-                trace, site, layer=int(one), pos=pos, into=into, into_layer=into_layer, into_pos=into_pos,
+                trace, site, layer=one, pos=pos, into=into, into_layer=into_layer, into_pos=into_pos,
                 max_new_tokens=max_new_tokens, model=model,
             )
-            for one in layer
+            for one in [find_layer(each, trace.model.n_layers) for each in as_list(layer, "layer", error=SiteError)]
         ]  # fmt: skip
     model = trace.model if model is None else model
     address = find(site, trace.model.n_layers, layer)  # type: ignore[arg-type]

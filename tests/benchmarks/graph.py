@@ -134,7 +134,9 @@ def main() -> None:
     d = SHAPE["hidden_size"]
     dictionaries = [random_dictionaries.dictionary(d, "transcoder", i, d, seed=i) for i in range(model.n_layers)]
     trace = gs.trace(ids, model=model)
+    start = time.process_time()
     graph = attribution_graph(trace, dictionaries=dictionaries, targets=[1], keep=10**6, max_nodes=10**6, progress=False)
+    whole = time.process_time() - start
     chosen = torch.nonzero(graph.keys.kinds(graph.rows.targets) == FEATURE).flatten()
     chosen = chosen[torch.linspace(0, len(chosen) - 1, min(args.targets, len(chosen))).long()]
     _, unit, pos, feature = (part.tolist() for part in graph.keys.decode(graph.rows.targets[chosen]))
@@ -154,6 +156,11 @@ def main() -> None:
         rival.rows(targets, writes, trace.residuals[0])
         other = time.process_time() - start - mine
         print(f"ours {mine:.2f} s of CPU, backward passes {other:.2f} s: {other / mine:.1f} times")
+    n_rows = len(graph.rows.targets)
+    scaled = other * n_rows / len(targets)
+    print(
+        f"the whole graph of {n_rows} rows, encoding included: {whole:.1f} s; backward passes for them, scaled: {scaled:.0f} s"
+    )
 
 
 def measured(graph: AttributionGraph, chosen: Tensor) -> Any:

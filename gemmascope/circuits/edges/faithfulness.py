@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from gemmascope.arguments import as_list, short_repr, true_or_false
+from gemmascope.arguments import as_list, finite_number, short_repr, true_or_false
 from gemmascope.circuits.edges.circuit import EdgeCircuit
 from gemmascope.circuits.edges.faithfulness_result import Faithfulness
 from gemmascope.circuits.edges.nodes import Nodes
@@ -111,7 +111,7 @@ def _circuits(circuit: object, sizes: object, magnitude: bool, model: Model) -> 
     nodes = Nodes.of(model.config)
     if isinstance(circuit, EdgeScores):
         _require_nodes(circuit.asked.nodes, nodes, model)
-        shares = [float(one) for one in as_list(sizes, "sizes", error=SweepError)]  # type: ignore[arg-type]
+        shares = [finite_number(one, "a size", error=SweepError) for one in as_list(sizes, "sizes", error=SweepError)]
         if not shares or shares != sorted(set(shares)):
             raise SweepError(f"sizes are shares of the edges, ascending; given {short_repr(sizes)}")
         return [circuit.circuit(share, magnitude=magnitude) for share in shares], shares

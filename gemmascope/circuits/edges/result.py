@@ -147,6 +147,7 @@ class EdgeScores:
         Args:
             k: How many.
         """
+        k = whole_number(k, "k", least=0, error=SweepError)
         frame = self.to_dataframe()
         order = frame["score"].abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order[:k]].reset_index(drop=True)

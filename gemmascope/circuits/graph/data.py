@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.arguments import finite_number, short_repr
+from gemmascope.arguments import as_list, finite_number, is_list, short_repr
 from gemmascope.circuits.graph.influence import Arrows, cumulative, prune
 from gemmascope.circuits.graph.nodes import BIAS, EMBEDDING, ERROR, FEATURE, KINDS, LOGIT, NodeKeys
 from gemmascope.circuits.graph.outputs import Logits, Output
@@ -147,12 +147,12 @@ class GraphData:
         )
 
     def indices(self, nodes: object) -> list[int]:
-        """The indices of nodes: a supernode's name, an id, or a list of ids."""
+        """The indices of nodes: a supernode's name, an id, or several of them as a list, a pandas Series or an array."""
         if isinstance(nodes, str):
             return [self.index(node) for node in self.supernodes.get(nodes, [nodes])]
-        if not isinstance(nodes, Sequence) or not nodes:
+        if not is_list(nodes) or not (listed := as_list(nodes, "nodes", error=GraphError)):
             raise GraphError(f"nodes are the name of a supernode, an id or a list of ids; given {short_repr(nodes)}")
-        return [number for node in nodes for number in self.indices(node)]
+        return [number for node in listed for number in self.indices(node)]
 
     # -- edges --
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gemmascope.arguments import short_repr
+from gemmascope.arguments import as_list, short_repr
 from gemmascope.circuits.graph.data import GraphData
 from gemmascope.circuits.graph.neuronpedia import as_json
 from gemmascope.circuits.graph.saving import save_data
@@ -38,7 +38,7 @@ class AttributionGraphFiles(GraphData):
         if text:
             self.labels[name] = text
 
-    def group(self, name: str, nodes: Sequence[str]) -> None:
+    def group(self, name: str, nodes: Iterable[str]) -> None:
         """Group nodes into a supernode, which is saved with the graph.
 
         Args:
@@ -47,7 +47,8 @@ class AttributionGraphFiles(GraphData):
         """
         if not isinstance(name, str) or not name or name in self.ids:
             raise GraphError(f"a supernode's name is a text that is no node's id; given {short_repr(name)}")
-        found = [self.ids[i] for i in self.indices(nodes)] if nodes else []
+        listed = nodes if isinstance(nodes, str) else as_list(nodes, "nodes", error=GraphError)
+        found = [self.ids[i] for i in self.indices(listed)] if listed else []
         self.supernodes.pop(name, None)
         if found:
             self.supernodes[name] = list(dict.fromkeys(found))
@@ -75,6 +76,9 @@ class AttributionGraphFiles(GraphData):
             slug: The graph's name; None makes one of the prompt.
             scan: What Neuronpedia calls the model, such as "gemma-2-2b"; None takes the model's name.
             source_set: The set of features whose pages the viewer shows, such as "gemmascope-transcoder-16k".
+
+        Raises:
+            GraphError: The graph has features at several sites of a layer, which the format cannot tell apart.
         """
         content = as_json(self, slug, scan, source_set)
         write_file(path, json.dumps(content, indent=1), error=GraphError, allow_pipe=True)

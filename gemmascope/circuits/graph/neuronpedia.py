@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmascope.arguments import is_whole, short_repr
 from gemmascope.circuits.graph.data import About, GraphData, Scores
 from gemmascope.circuits.graph.nodes import BIAS, EMBEDDING, ERROR, FEATURE, NodeKeys, Unit
 from gemmascope.circuits.graph.outputs import Logits, Output
@@ -30,6 +31,12 @@ Json = Mapping[str, Any]
 
 def as_json(graph: GraphData, slug: str | None, scan: str | None, source_set: str | None) -> dict[str, object]:
     """See AttributionGraph.to_neuronpedia."""
+    if len(sites := {unit.site for unit in graph.keys.units}) > 1:
+        raise GraphError(
+            f"Neuronpedia's format numbers features by layer alone, and this graph has features at several sites of a layer "
+            f"({', '.join(sorted(sites))}), which would be one there: make a graph of the dictionaries of one site, or keep "
+            "this one by graph.save(path)"
+        )
     prompt = "".join(graph.about.tokens)
     name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "graph"
     metadata: dict[str, object] = {
@@ -102,10 +109,10 @@ def _graph_of(content: Json) -> GraphData:
     logits = of_type["logit"]
     if not logits or len({one["node_id"] for one in nodes}) < len(nodes):
         raise ValueError("it has no logit, or two nodes of one id")
-    n_layers = int(logits[0]["layer"]) - 1
+    n_layers = _whole(logits[0]["layer"]) - 1
     ids = [-1] * len(tokens)
     for one in of_type["embedding"]:
-        ids[int(one["ctx_idx"])] = int(one["node_id"].split("_")[1])
+        ids[_whole(one["ctx_idx"])] = _whole(one["node_id"].split("_")[1])
     features = [_feature(one) for one in of_type[TYPES[FEATURE]]]
     width = 1 + max((feature for _, feature, _ in features), default=0)
     units = tuple(Unit("mlp_out", layer, width, str(metadata["scan"])) for layer in range(n_layers))
@@ -113,7 +120,7 @@ def _graph_of(content: Json) -> GraphData:
     keys = NodeKeys(units, len(tokens), len(outputs))
     at = _keys(keys, nodes)
     vocab_size = 1 + max([*ids, *(one.token for one in outputs if one.token is not None)])
-    pos = int(logits[0]["ctx_idx"])
+    pos = _whole(logits[0]["ctx_idx"])
     about = About(str(metadata["scan"]), "", n_layers, vocab_size, tuple(ids), tokens, "transcoder", pos)
     node_keys = torch.tensor(sorted([*at.values(), keys.bias]))
     place = torch.searchsorted(node_keys, torch.tensor([at[one["node_id"]] for one in nodes]))
@@ -134,11 +141,20 @@ def _graph_of(content: Json) -> GraphData:
 
 def _feature(node: Json) -> tuple[int, int, int]:
     """The layer, number and position of a feature."""
-    return int(node["layer"]), int(node["node_id"].split("_")[1]), int(node["ctx_idx"])
+    return _whole(node["layer"]), _whole(node["node_id"].split("_")[1]), _whole(node["ctx_idx"])
+
+
+def _whole(value: object) -> int:
+    """A whole number of a file: some writers give layers as texts. ValueError for 2.7 and the like."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value):
+        return int(value)
+    if not is_whole(value):
+        raise ValueError(f"a whole number is expected, and it has {short_repr(value)}")
+    return int(value)
 
 
 def _output(node: Json, n_layers: int) -> Output:
-    token = int(node["node_id"].split("_")[1])
+    token = _whole(node["node_id"].split("_")[1])
     found = re.fullmatch(r'Output "(.*)" \(p=[0-9.]+\)', str(node.get("clerp", "")), flags=re.DOTALL)
     return Output(found[1] if found else str(node.get("clerp") or token), token, float(node.get("token_prob") or 0.0))
 
@@ -147,14 +163,14 @@ def _keys(keys: NodeKeys, nodes: Sequence[Json]) -> dict[str, int]:
     """The key of each node by its id in the file."""
     found, n_logits = {}, 0
     for one in nodes:
-        kind, pos = TYPES.index(one["feature_type"]), int(one["ctx_idx"])
+        kind, pos = TYPES.index(one["feature_type"]), _whole(one["ctx_idx"])
         if not 0 <= pos < keys.n_pos:
             raise ValueError(f"node {one['node_id']} is at position {pos} of {keys.n_pos}")
         if kind == FEATURE:
             layer, feature, _ = _feature(one)
             key = int(keys.features(layer, torch.tensor([pos]), torch.tensor([feature])))
         elif kind == ERROR:
-            key = int(keys.errors(int(one["layer"]))[pos])
+            key = int(keys.errors(_whole(one["layer"]))[pos])
         elif kind == EMBEDDING:
             key = int(keys.embeddings[pos])
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -179,11 +180,11 @@ class AttributionGraph(AttributionGraphFiles):
         return check_of(self, [self.ids[node] for node in chosen], found)
 
     @computes
-    def intervene(self, nodes: str | Sequence[str], *, scale: float | None = None, value: float | None = None) -> GraphCheck:
+    def intervene(self, nodes: str | Iterable[str], *, scale: float | None = None, value: float | None = None) -> GraphCheck:
         """Scale or set the features of a supernode together: what the graph predicts beside what the model does.
 
         Args:
-            nodes: The name of a supernode, an id, or a list of them.
+            nodes: The name of a supernode, an id, or a list or pandas Series of them.
             scale: What to multiply their activations by. Default 0: off.
             value: The activation to set them to, in place of scale.
 
@@ -198,14 +199,14 @@ class AttributionGraph(AttributionGraphFiles):
         found = effects(self, run, basis, [change])
         return check_of(self, [nodes if isinstance(nodes, str) else ", ".join(self.ids[i] for i in change)], found)
 
-    def edits(self, nodes: str | Sequence[str], *, scale: float | None = None, value: float | None = None) -> list[Edit]:
+    def edits(self, nodes: str | Iterable[str], *, scale: float | None = None, value: float | None = None) -> list[Edit]:
         """The same intervention as edits, for gs.trace, gs.generate and every other call that takes edits.
 
         They add to the run what the features would write more or less at their positions, so they fit texts that begin with
         the graph's prompt; what is generated afterwards reads it.
 
         Args:
-            nodes: The name of a supernode, an id, or a list of them.
+            nodes: The name of a supernode, an id, or a list or pandas Series of them.
             scale: What to multiply their activations by. Default 0: off.
             value: The activation to set them to, in place of scale.
 
@@ -243,13 +244,15 @@ class AttributionGraph(AttributionGraphFiles):
     def __repr__(self) -> str:
         kinds = (self.decoded[0] == FEATURE).sum()
         scores: Scores = self.scores
+        known = {"replacement": scores.replacement, "completeness": scores.completeness}
+        of_whole = ", ".join(f"{name} {value:.2f}" for name, value in known.items() if math.isfinite(value))
         name = {"neuron": "neurons"}.get(self.about.basis, "features")
         outputs = ", ".join(repr(legible_line(one.label)) for one in self.outputs[:3])
         more = f" and {len(self.outputs) - 3} more" if len(self.outputs) > 3 else ""
         return (
             f"AttributionGraph of {legible_line(self.about.model)}: {len(self.about.ids)} tokens, explains {outputs}{more} "
-            f"by {int(kinds)} {name} and {len(self.rows.weight)} edges; replacement {scores.replacement:.2f}, completeness "
-            f"{scores.completeness:.2f}{'' if self.about.is_finished else '; interrupted: not all rows are there'}"
+            f"by {int(kinds)} {name} and {len(self.rows.weight)} edges; {of_whole or 'its scores are not known'}"
+            f"{'' if self.about.is_finished else '; interrupted: not all rows are there'}"
         )
 
 

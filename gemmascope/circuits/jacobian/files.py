@@ -124,7 +124,9 @@ def _read_safetensors(path: Path) -> LensFile:
             model=_text(about["model"], "model", path),
             fingerprint=_text(about["fingerprint"], "fingerprint", path),
             changes=tuple(finite_number(change, "a change", error=LensError) for change in about["changes"]),
-            settings=None if settings is None else FitSettings(**{k: int(v) for k, v in settings.items()}),
+            settings=None
+            if settings is None
+            else FitSettings(**{k: whole_number(v, k, error=LensError) for k, v in settings.items()}),
             n_seen=whole_number(about["n_seen"], "n_seen", least=0, error=LensError),
             texts=_text(about["texts"], "texts", path),
         )
