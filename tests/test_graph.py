@@ -15,6 +15,7 @@ from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.circuits.graph.attribution import attribution_graph
+from gemmascope.circuits.graph.bases import neurons
 from gemmascope.circuits.graph.nodes import EMBEDDING, ERROR, FEATURE
 from gemmascope.circuits.graph.result import AttributionGraph
 from gemmascope.errors import BudgetError, DictionaryError, GraphError, SiteError
@@ -175,6 +176,21 @@ def test_neurons() -> None:
             else:
                 continue
             assert abs(expected.item() - matrix[i, j].item()) <= 1e-5 * scale
+
+
+def test_neurons_are_not_computed_again(layers_read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neurons that a pass met are kept; those of a long prompt take one more pass, to the same numbers."""
+    subject = model("lgl", 4)
+    kept = attribution_graph(IDS, model=subject, basis="neuron", max_nodes=30, progress=False)
+    n_read = len(layers_read)
+    edits = kept.edits(kept.ids[0])
+    assert len(layers_read) == n_read
+    monkeypatch.setattr(neurons, "ACT_BYTES", 0)
+    again = attribution_graph(IDS, model=subject, basis="neuron", max_nodes=30, progress=False)
+    assert len(layers_read) - n_read == n_read + subject.n_layers
+    assert torch.allclose(kept.activation, again.activation, rtol=1e-5, equal_nan=True)
+    both = [gs.trace(IDS, model=subject, edits=one).next_logits for one in (edits, again.edits(again.ids[0]))]
+    assert torch.allclose(*both, atol=1e-5)
 
 
 @pytest.mark.parametrize("site", ["resid_post", "resid_mid", "mlp_out", "attn_out", "z"])

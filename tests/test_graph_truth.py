@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,12 +12,19 @@ from checkpoints import checkpoint_3, model, model_of, prompt
 from random_dictionaries import dictionary
 
 import gemmascope as gs
+from gemmascope.circuits.frozen import FrozenRun
 from gemmascope.circuits.graph.attribution import attribution_graph
+from gemmascope.circuits.graph.bases.basis import Basis
+from gemmascope.circuits.graph.data import GraphData
 from gemmascope.circuits.graph.nodes import FEATURE
 from gemmascope.circuits.graph.result import AttributionGraph
+from gemmascope.circuits.graph.truth import effects
 from gemmascope.circuits.graph.truth.effects import total_effects
+from gemmascope.circuits.graph.truth.held import Change, held_effects
 from gemmascope.errors import GraphError
+from gemmascope.model.attention import _WholePattern
 from gemmascope.model.model import Model
+from gemmascope.sweeps.variants import final_residuals
 
 IDS = prompt(9)
 D = 32
@@ -113,3 +121,33 @@ def test_interventions() -> None:
         graph.edits("few", scale=1.0, value=2.0)
     with pytest.raises(GraphError, match="only features and neurons"):
         graph.intervene("bias")
+
+
+@pytest.mark.parametrize("basis", ["transcoder", "neuron", "z"])
+def test_changes_in_parts_are_those_together(monkeypatch: pytest.MonkeyPatch, basis: str) -> None:
+    """Changes go through the layers as many at a time as the memory takes, and no whole pattern is made."""
+    graph = graph_of(model("lgl", 2), basis)
+    whole = graph.check(7).effects
+    n_runs: list[int] = []
+    rows_at_once: list[int] = []
+
+    def held(graph: GraphData, run: FrozenRun, basis: Basis, changes: Sequence[Change]) -> torch.Tensor:
+        n_runs.append(len(changes))
+        return held_effects(graph, run, basis, changes)
+
+    def final(model: Model, bases: Any, variants: Sequence[Any]) -> Any:
+        rows_at_once.append(len(variants))
+        return final_residuals(model, bases, variants)
+
+    monkeypatch.setattr(effects, "held_effects", held)
+    monkeypatch.setattr(effects, "final_residuals", final)
+    monkeypatch.setattr(effects, "RUN_ROWS", 4 * len(IDS))
+    monkeypatch.setattr(effects, "rows_within", lambda memory, model: 2 * len(IDS))
+    monkeypatch.setattr(effects, "layer_bytes", lambda config, dtype: 0)
+    monkeypatch.setattr(_WholePattern, "add", lambda *_: pytest.fail("a whole pattern was made"))
+    parts = graph.check(7).effects
+    assert n_runs == [3, 3, 1]
+    assert rows_at_once == [2, 2, 2, 1]
+    assert whole.true.abs().max() > 1e-2
+    for name, value in vars(whole).items():
+        assert torch.allclose(value.double(), getattr(parts, name).double(), atol=1e-5), name

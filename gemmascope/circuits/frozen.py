@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.circuits.frozen_mlp import FrozenMLP
@@ -137,6 +137,13 @@ class FrozenLayer:
         """The MLP with its gates held, as RelP has it."""
         x = moved(self.run.resid_mid[self.index], self.device)
         return FrozenMLP(self.module.mlp, self.module.pre_feedforward_layernorm(x), self.mlp_in_gain, self.mlp_out_gain)
+
+    def mlp_at(self, pos: Int[Tensor, " row"]) -> FrozenMLP:
+        """The MLP at some positions alone, as mlp."""
+        x = moved(self.run.resid_mid[self.index][pos.to(self.run.resid_mid[self.index].device)], self.device)
+        at = pos.to(self.device)
+        mlp_in = self.module.pre_feedforward_layernorm(x)
+        return FrozenMLP(self.module.mlp, mlp_in, self.mlp_in_gain[at], self.mlp_out_gain[at])
 
     @cached_property
     def w_o(self) -> Float[Tensor, "d_model heads"]:

@@ -158,9 +158,7 @@ def main() -> None:
         print(f"ours {mine:.2f} s of CPU, backward passes {other:.2f} s: {other / mine:.1f} times")
     n_rows = len(graph.rows.targets)
     scaled = other * n_rows / len(targets)
-    print(
-        f"the whole graph of {n_rows} rows, encoding included: {whole:.1f} s; backward passes for them, scaled: {scaled:.0f} s"
-    )
+    print(f"the whole graph of {n_rows} rows, encoding included: {whole:.1f} s; backward passes, scaled: {scaled:.0f} s")
 
 
 def measured(graph: AttributionGraph, chosen: Tensor) -> Any:

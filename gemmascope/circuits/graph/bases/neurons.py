@@ -18,10 +18,11 @@ from gemmascope.config import GemmaConfig
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.make import add
 from gemmascope.model.gemma2 import Layer
-from gemmascope.run.recorded import RecordedRun
 
 # Edges from neurons that are in memory at once, in elements: 64 MB.
 CHUNK_ELEMENTS = 2**24
+# Neurons of all layers together are kept up to this many bytes.
+ACT_BYTES = 2**27
 
 
 class NeuronBasis:
@@ -32,6 +33,7 @@ class NeuronBasis:
     def __init__(self, config: GemmaConfig) -> None:
         self.config = config
         self.run: FrozenRun | None = None
+        self.acts: dict[int, Tensor] = {}  # of layers that a pass met, [pos, d_mlp], where all of them fit ACT_BYTES
 
     @property
     def units(self) -> Sequence[Unit]:
@@ -51,25 +53,40 @@ class NeuronBasis:
 
     @torch.no_grad()
     def activations(self, keys: NodeKeys, nodes: Tensor) -> Float[Tensor, " node"]:
-        """One pass over the layers: a neuron's value is computed again from the stream."""
+        """Those that a pass met and kept; for long prompts one pass computes them again from the stream."""
         assert self.run is not None
-        trace: RecordedRun = self.run.trace
         found = torch.zeros(len(nodes))
         _, units, pos, feature = keys.decode(nodes)
-        with closing(trace.model.layers()) as layers:
+        missing = set(units.tolist())
+        for layer in missing & self.acts.keys():
+            at = units == layer
+            found[at] = self.acts[layer][pos[at], feature[at]]
+        missing -= self.acts.keys()
+        if not missing:
+            return found
+        with closing(self.run.trace.model.layers()) as layers:
             for module in layers:
                 at = units == module.index
-                if bool(at.any()):
-                    found[at] = self.run.layer(module).mlp.act[pos[at], feature[at]].cpu()
+                if module.index in missing:
+                    positions, row = torch.unique(pos[at], return_inverse=True)
+                    found[at] = self.run.layer(module).mlp_at(positions).act[row, feature[at]].cpu()
+                    missing.remove(module.index)
+                if not missing:
+                    break
         return found
 
     def edits(self, unit: int, pos: int, feature: int, change: float) -> list[Edit]:
         assert self.run is not None
         vector = torch.zeros(self.config.d_mlp)
-        vector[feature] = change * float(self.run.trace["mlp_act", unit][pos, feature])
+        acts = self.acts[unit] if unit in self.acts else self.run.trace["mlp_act", unit]
+        vector[feature] = change * float(acts[pos, feature])
         return [add("mlp_act", vector, layer=unit, pos=pos)]
 
     def at(self, frozen: FrozenLayer, keys: NodeKeys) -> NeuronNodes:
+        assert self.run is not None
+        size = 4 * self.config.n_layers * self.run.n_pos * self.config.d_mlp
+        if frozen.index not in self.acts and size <= ACT_BYTES:
+            self.acts[frozen.index] = frozen.mlp.act.cpu()
         return NeuronNodes(frozen, keys)
 
 

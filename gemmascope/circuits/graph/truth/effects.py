@@ -6,30 +6,28 @@ move by the graph's columns. Then with nothing held: an ordinary edit, beside wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gemmascope.circuits.frozen import SCALES, FrozenRun
-from gemmascope.circuits.graph.bases.basis import SITES, Basis, LayerNodes
+from gemmascope.circuits.frozen import FrozenRun
+from gemmascope.circuits.graph.bases.basis import Basis
 from gemmascope.circuits.graph.data import GraphData
-from gemmascope.circuits.graph.nodes import FEATURE, LOGIT
+from gemmascope.circuits.graph.nodes import FEATURE
+from gemmascope.circuits.graph.truth.held import Change, held_effects
 from gemmascope.edits.edit import Edit
-from gemmascope.model.layout import Block, Layout
-from gemmascope.model.maths import root_mean_square
-from gemmascope.model.tap import Tap
-from gemmascope.run.passes import streams
-from gemmascope.run.replay import run_again
+from gemmascope.memory.limits import rows_within
+from gemmascope.memory.placement import layer_bytes, work_bytes
+from gemmascope.sweeps.cells import chunked
+from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
 from gemmascope.values import chunks, moved
 
-# Positions of runs with nothing held that go through the layers together.
-RUN_ROWS = 2**14
-
-# A change of some nodes in one run: how many times what each wrote is added, by the node's index.
-Change = Mapping[int, float]
+# The most positions of runs with all held that go through a layer together: more would be no faster.
+RUN_ROWS = 2**12
+# The most numbers of changes and edges at once, in float64: 128 MB.
+MOST_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -52,23 +50,47 @@ class Effects:
 
 
 def effects(graph: GraphData, run: FrozenRun, basis: Basis, changes: Sequence[Change]) -> Effects:
-    """The effects of changes of a graph's features."""
-    n = len(changes)
+    """The effects of changes of a graph's features, as many at a time as the memory takes.
+
+    Raises:
+        SweepError: The memory is too little for the rows of a pass.
+    """
+    max_rows = rows_within(None, run.trace.model)
+    at_once = max(1, min(runs_within(run, max_rows), MOST_ELEMENTS // max(1, len(graph.rows.weight))))
+    parts = [_effects(graph, run, basis, changes[part]) for part in chunks(len(changes), at_once)]
+    direct, held, is_whole = (torch.cat(each) for each in zip(*parts, strict=True))
+    total, predicted = total_effects(graph), torch.zeros(len(changes), len(graph.outputs), dtype=torch.float64)
+    for row, change in enumerate(changes):
+        predicted[row] = total[:, list(change)] @ torch.tensor(list(change.values()), dtype=torch.float64)
+    with torch.no_grad():
+        true = _open(graph, run, basis, changes, max_rows)
+    return Effects(direct, held, is_whole, predicted, true)
+
+
+def runs_within(run: FrozenRun, max_rows: int) -> int:
+    """How many changes go through the layers together with everything held, beside the run without one.
+
+    All their rows are in a layer at once, where max_rows counts rows between layers: those inside take more.
+    """
+    config, dtype = run.trace.model.config, run.trace.model.dtype
+    n_bytes = work_bytes(config, dtype, max_rows)
+    inside = layer_bytes(config, dtype) + 4 * (2 * config.n_heads * config.d_head + 6 * config.d_model)
+    return min(n_bytes // inside, RUN_ROWS) // run.n_pos - 1
+
+
+def _effects(graph: GraphData, run: FrozenRun, basis: Basis, changes: Sequence[Change]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a part of the changes: direct, held and is_whole, as in Effects."""
+    n, arrows = len(changes), graph.arrows
     amounts = torch.zeros(n, len(graph), dtype=torch.float64)
     for row, change in enumerate(changes):
         amounts[row, list(change)] = torch.tensor(list(change.values()), dtype=torch.float64)
-    arrows = graph.arrows
-    direct = torch.zeros(n, len(graph), dtype=torch.float64)
-    moves = amounts[:, arrows.source] * arrows.weight.double()
-    direct.index_add_(1, arrows.target, moves)
-    n_listed = torch.zeros(n, len(graph)).index_add_(1, arrows.target, (amounts[:, arrows.source] != 0).float())
+    sources = amounts[:, arrows.source]
+    n_listed = torch.zeros(n, len(graph)).index_add_(1, arrows.target, (sources != 0).float())
+    direct = torch.zeros_like(amounts).index_add_(1, arrows.target, sources.mul_(arrows.weight.double()))
     targets = graph.index_of(graph.rows.targets)
     n_asked = (amounts != 0).sum(1, keepdim=True)
-    with torch.no_grad():
-        held = _held(graph, run, basis, changes)
-        true = _open(graph, run, basis, changes)
     is_whole = (n_listed[:, targets] == n_asked) | (graph.rows.rest == 0)
-    return Effects(direct[:, targets], held, is_whole, amounts @ total_effects(graph).T, true)
+    return direct[:, targets], held_effects(graph, run, basis, changes), is_whole
 
 
 def total_effects(graph: GraphData) -> Tensor:
@@ -77,144 +99,45 @@ def total_effects(graph: GraphData) -> Tensor:
     A feature that an edge moves writes more or less in proportion to its activation.
     """
     arrows = graph.arrows
-    outputs = graph.index_of(graph.keys.logits)
-    current = torch.zeros(len(outputs), len(graph), dtype=torch.float64)
-    current[torch.arange(len(outputs)), outputs] = 1
     size = torch.where(graph.decoded[0] == FEATURE, graph.activation.double(), 1.0)
     size = torch.where(size.isnan() | (size == 0), torch.inf, size)
-    total = torch.zeros_like(current)
-    for _ in range(len(graph)):
-        through = current[:, arrows.target] / size[arrows.target] * arrows.weight.double()
-        current = torch.zeros_like(current).index_add_(1, arrows.source, through)
-        if not bool(current.any()):
-            break
-        total += current
+    step = arrows.weight.double() / size[arrows.target]
+    # The outputs themselves are divided by 1: an edge into one counts whole.
+    total = torch.zeros(len(graph.outputs), len(graph), dtype=torch.float64)
+    for of_output, output in zip(total, graph.index_of(graph.keys.logits).tolist(), strict=True):
+        current = torch.zeros(len(graph), dtype=torch.float64)
+        current[output] = 1
+        for _ in range(len(graph)):
+            current = torch.zeros_like(current).index_add_(0, arrows.source, current[arrows.target] * step)
+            if not bool(current.any()):
+                break
+            of_output += current
     return total
 
 
-class _Holding(Tap):
-    """Holds patterns and scales at those of a run, and what nodes stand for at its value plus a change for each run.
-
-    It notes by how much what the targets read differs from the first run's, which has no change.
-    """
-
-    def __init__(self, run: FrozenRun, n_runs: int) -> None:
-        self.run, self.n_runs = run, n_runs
-        self.base: dict[tuple[str, int], Tensor] = {}  # [pos, ...], or the pattern [head, q, k]
-        self.changes: dict[tuple[str, int], Tensor] = {}  # [run, pos, d]
-        self.nodes: dict[int, LayerNodes] = {}
-        self.readers: dict[tuple[str, int], list[tuple[int, int, Tensor]]] = {}  # targets: number, position, what it reads
-        self.gates: dict[str, Tensor] = {}
-        self.mids: dict[int, Tensor] = {}
-        self.held: dict[tuple[int, int], Tensor] = {}
-        self.moved: dict[int, Tensor] = {}
-        self.relp: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def wants(self, site: str, layer: int | None) -> bool:
-        return site in (*SCALES, "attn_in_scale", "pattern") and layer is not None
-
-    def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
-        if layer is None:
-            return value
-        if site in ("mlp_gate", "mlp_up"):
-            self.gates[site] = value
-        if site == "mlp_act" and layer in self.relp:
-            from_up, from_gate = (part.repeat(self.n_runs, 1) for part in self.relp[layer])
-            return (self.gates["mlp_up"].float() * from_up + self.gates["mlp_gate"].float() * from_gate).to(value.dtype)
-        self._note(site, layer, value.view(self.n_runs, -1, *value.shape[1:]))
-        base = self.base.get((site, layer))
-        if base is None:
-            return value
-        held = base.expand(self.n_runs, *base.shape).clone()
-        if (site, layer) in self.changes:
-            held += self.changes[site, layer].view_as(held)
-        if site == "mlp_out" and (added := self.nodes[layer].skip_written(self.mids[layer])) is not None:
-            held += added
-        return held.flatten(0, 1).to(value.dtype)
-
-    def edges(self, site: str, layer: int, value: Tensor, block: Block) -> Tensor:
-        return self.base["pattern", layer].expand_as(value)
-
-    def _note(self, site: str, layer: int, value: Tensor) -> None:
-        """By how much each target that reads this site moves. value: [run, pos, ...]."""
-        difference = (value - value[:1]).float()
-        if site == "resid_mid":
-            self.mids[layer] = difference
-        for number, pos, read in self.readers.get((site, layer), ()):
-            self.moved[number] = (difference[:, pos].flatten(1) @ read.flatten()).cpu()
-
-
-def _held(graph: GraphData, run: FrozenRun, basis: Basis, changes: Sequence[Change]) -> Tensor:
-    """By how much each target's input moves in the model, [run, target], with all held that the graph holds."""
-    trace, n_runs = run.trace, len(changes) + 1
-    tap = _Holding(run, n_runs)
-    _prepare(tap, graph, basis, changes)
-    layout = Layout.of_lengths([run.n_pos] * n_runs, trace.model.device)
-    final = trace.model.network(trace.ids.repeat(n_runs), layout, tap).view(n_runs, run.n_pos, -1)
-    difference = (final - final[:1])[:, graph.logits.pos].float() @ moved(graph.logits.vectors, final.device).T
-    for number, key in enumerate(graph.rows.targets.tolist()):
-        if graph.keys.kinds(torch.tensor([key])).item() == LOGIT:
-            tap.moved[number] = difference[:, key - int(graph.keys.logits[0])].cpu()
-    return torch.stack([tap.moved[number][1:] for number in range(len(graph.rows.targets))], dim=1)
-
-
-def _prepare(tap: _Holding, graph: GraphData, basis: Basis, changes: Sequence[Change]) -> None:
-    """Fill a tap with the run's values, the changes and what the targets read, in one pass over the layers."""
-    run, sources = tap.run, sorted({node for change in changes for node in change})
-    _, unit, pos, feature = graph.keys.decode(graph.rows.targets)
-    with closing(run.trace.model.layers()) as layers:
-        for module in layers:
-            frozen, layer = run.layer(module), module.index
-            nodes = tap.nodes[layer] = basis.at(frozen, graph.keys)
-            standing = [site for site in SITES if nodes.written(site) is not None]
-            tap.base |= {
-                (site, layer): value for site, value in run_again(run.trace, module, ["pattern", *standing]).items()
-            }
-            entry = root_mean_square(run.trace.residuals[layer], run.trace.model.config.norm_eps)
-            tap.base |= {("attn_in_scale", layer): moved(entry, frozen.device)}
-            tap.base |= {(site, layer): frozen.scale(site) for site in SCALES}
-            _ = frozen.mlp_out_gain  # for the skip connection, while the layer's weights are here
-            if basis.passes_mlp:
-                tap.relp[layer] = (frozen.mlp.from_up, frozen.mlp.from_gate)
-            for site in standing:
-                tap.changes[site, layer] = _change_of(graph, nodes, site, sources, changes, tap.base[site, layer])
-            for index in range(len(basis.units)):
-                at = torch.nonzero(unit == index).flatten()
-                if basis.units[index].layer == layer and len(at):
-                    read = nodes.readers(index, pos[at].to(frozen.device), feature[at].to(frozen.device))
-                    listed = list(zip(at.tolist(), pos[at].tolist(), read, strict=True))
-                    tap.readers.setdefault((basis.reads(index), layer), []).extend(listed)
-
-
-def _change_of(
-    graph: GraphData, nodes: LayerNodes, site: str, sources: Sequence[int], changes: Sequence[Change], base: Tensor
-) -> Tensor:
-    """What changed nodes write at a site in each run, the first of which has none: [run, pos, d]."""
-    written = nodes.written(site)
-    assert written is not None
-    made = torch.zeros(len(changes) + 1, *base.flatten(1).shape, device=base.device)
-    for node in sources:
-        vector = written.contribution(int(graph.node_keys[node]))
-        if vector is not None:
-            for row, change in enumerate(changes):
-                made[row + 1, graph.positions[node]] += change.get(node, 0.0) * vector
-    return made
-
-
-def _open(graph: GraphData, run: FrozenRun, basis: Basis, changes: Sequence[Change]) -> Tensor:
+def _open(graph: GraphData, run: FrozenRun, basis: Basis, changes: Sequence[Change], max_rows: int) -> Tensor:
     """By how much each output moves in the model with nothing held, [run, output], float64."""
     trace, model = run.trace, run.trace.model
-    base = trace.residuals[-1][graph.logits.pos]
-    norm = model.network.model.norm
-    directions = (moved(graph.logits.vectors, base.device) / norm.gain(base)).nan_to_num()
-    edits = [[edit.bind(model, trace.ids) for edit in edits_of(graph, basis, change)] for change in changes]
-    values = [_value(norm.gain(base), base, directions)]
-    for part in chunks(len(changes), max(1, RUN_ROWS // run.n_pos)):
-        of_part = edits[part]
-        for stream in streams(model, [trace.ids] * len(of_part), of_part):
-            row = moved(stream[-1][graph.logits.pos], base.device)
-            values.append(_value(norm.gain(row), row, directions))
-    return torch.stack(values[1:]) - values[0]
+    norm, at = model.network.model.norm, graph.logits.pos
+    base_run = BaseRun(trace.ids, (), (at,))
+    edits = [tuple(edit.bind(model, trace.ids) for edit in edits_of(graph, basis, change)) for change in changes]
+    runs = [_Run(Variant(0, of_run), run.n_pos) for of_run in edits]
+    values: list[Tensor] = []
+    for part in chunked(runs, lambda: max_rows):
+        finals = final_residuals(model, [base_run], [one.variant for one in part])
+        base, rows = finals.bases[0][0], finals.of(range(len(part)))[:, 0]
+        directions = (moved(graph.logits.vectors, base.device) / norm.gain(base)).nan_to_num()
+        of_base = _value(norm.gain(base), base, directions)
+        values += [_value(norm.gain(row), row, directions) - of_base for row in rows]
+    return torch.stack(values)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An edited run, and how many rows it may take."""
+
+    variant: Variant
+    n_rows: int
 
 
 def _value(gain: Tensor, row: Tensor, directions: Tensor) -> Tensor:
