@@ -62,7 +62,7 @@ def patchscope(
     """
     if not isinstance(trace, Trace):
         raise SiteError(f"a patchscope reads a trace, gs.trace(prompt); given {not_a_trace(trace)}")
-    if is_list(layer) and getattr(layer, "ndim", 1):  # an array or tensor of no axis is a number
+    if is_list(layer) and getattr(layer, "ndim", 1) > 0:  # an array or tensor of no axis is a number
         return [
             patchscope(  # type: ignore[misc]
                 trace, site, layer=one, pos=pos, into=into, into_layer=into_layer, into_pos=into_pos,

@@ -124,8 +124,10 @@ class _Holding(Tap):
     def _held_neurons(self) -> Tensor:
         """The neurons by RelP's rule: each factor's share of the run's value."""
         mlp = self.frozen.mlp
-        up, gate = (self.values[site].float().unflatten(0, (self.n_runs, -1)) for site in ("mlp_up", "mlp_gate"))
-        return (up * mlp.from_up + gate * mlp.from_gate).flatten(0, 1)
+        up, gate = (self.values[site].float() for site in ("mlp_up", "mlp_gate"))
+        up, gate = (value.view(self.n_runs, -1, value.shape[1]) for value in (up, gate))
+        act: Tensor = up * mlp.from_up + gate * mlp.from_gate
+        return act.flatten(0, 1)
 
     def _held_reading(self, v: Tensor) -> Tensor:
         """What the heads read of this pass' values through the run's pattern, [row, head, d_head]."""
@@ -133,7 +135,8 @@ class _Holding(Tap):
         z = v.new_zeros(self.n_runs, v.shape[1], self.frozen.config.heads_per_kv, *v.shape[2:])
         for rows, seen, pattern in self.run.patterns(self.frozen.module):
             z[..., rows, :] = pattern @ v[:, :, None, seen]
-        return rearrange(z, "run kv group q d -> (run q) (kv group) d")
+        read: Tensor = rearrange(z, "run kv group q d -> (run q) (kv group) d")
+        return read
 
     def _note(self, site: str, value: Tensor) -> None:
         """By how much each target that reads this site moves. value: [run, pos, ...]."""
