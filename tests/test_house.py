@@ -17,6 +17,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "gemmascope"
 
+# The whole top level; beside these lie only what begins with a dot and what .gitignore names.
+TOP_LEVEL = {"gemmascope", "notebooks", "tests", "docs", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff"}
+MADE = {"build", "dist", "__pycache__", "gemmascope.egg-info", "lowest.txt"}
+
 FILE_LINES = 300
 FUNCTION_LINES = 60
 PARAMETERS = 10
@@ -97,6 +101,11 @@ def wide_signatures() -> list[str]:
         for f in functions(tree)
         if (n := len(parameters(f))) > PARAMETERS and f.name not in WIDE
     ]
+
+
+def test_nothing_lies_at_the_top_that_does_not_belong_there() -> None:
+    names = {path.name for path in PACKAGE.parent.iterdir() if not path.name.startswith(".")}
+    assert TOP_LEVEL <= names <= TOP_LEVEL | MADE
 
 
 def full_folders() -> list[str]:
