@@ -81,6 +81,9 @@ from gemmascope.steering.direction import Direction as Direction
 from gemmascope.steering.directions import direction as direction
 from gemmascope.steering.strength_result import StrengthSweep as StrengthSweep
 from gemmascope.steering.strengths import strength_sweep as strength_sweep
+from gemmascope.stores.harvest import harvest as harvest
+from gemmascope.stores.reading.opening import open_store as open_store
+from gemmascope.stores.reading.store import Store as Store
 from gemmascope.sweeps.attribution import attribute as attribute
 from gemmascope.sweeps.metrics import answer_logprob as answer_logprob
 from gemmascope.sweeps.metrics import answer_prob as answer_prob

@@ -87,6 +87,10 @@ class SweepError(GemmascopeError, ValueError):
     """A sweep that cannot be run, resumed or read."""
 
 
+class StoreError(GemmascopeError, ValueError):
+    """A store of activations that cannot be written, resumed or read, or texts that it cannot be harvested from."""
+
+
 class GenerationError(GemmascopeError, ValueError):
     """A text that cannot be generated."""
 

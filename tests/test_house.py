@@ -30,6 +30,7 @@ ANY = 60
 # Calls that a user types with keywords: each keyword is one independent choice.
 WIDE = {"sweep", "path_sweep", "generate", "attribute", "load", "plan", "trace", "patching_lab", "head_lab", "steer_lab"}
 WIDE |= {"strength_sweep", "attribution_graph"}  # the places of gs.add, the texts for perplexity, and what every sweep takes
+WIDE |= {"harvest"}  # the texts and what of them is kept, how it is stored, and what a pass may take
 WIDE |= {"edge_scores", "faithfulness"}  # the runs, the method and its steps, the positions, and what an ablation takes
 # Programs of a card, whose tensors come as an address and their strides.
 WIDE |= {"_attend_runs", "_attend_cache", "_add_keys"}

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
+from io import FileIO
 from typing import BinaryIO
 
 # The end of a temporary file's name.
@@ -84,13 +85,25 @@ def _unlink(path: str, owner: int) -> None:
             os.unlink(path)
 
 
-def sync(file: BinaryIO) -> None:
+def sync(file: BinaryIO | FileIO) -> None:
     """Flush a file's bytes to the disk, on file systems that support it."""
     try:
         os.fsync(file.fileno())
     except OSError as reason:
         if reason.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
+    if os.name == "nt":  # Windows opens no folders
+        return
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _rename(temporary: str, target: str) -> None:

@@ -203,21 +203,27 @@ class Model(ModelWeights, ModelEdits):
         Raises:
             PromptError: The prompt is empty, has ids outside the vocabulary, or exceeds the context.
         """
-        self.require_values()
-        prompt = as_prompts(prompt)
-        is_text = isinstance(prompt, str) or is_chat(prompt)
-        ids = torch.tensor(self.tokenizer.ids(prompt)) if is_text else as_ids(prompt)  # type: ignore[arg-type]
-        warn_of_images(prompt, ids, self._tokenizer)
-        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
-        last, context = self.config.vocab_size - 1, self.config.context
-        if len(wrong):
-            raise PromptError(f"token id {int(wrong[0])} is outside {self.name!r}'s vocabulary: ids go from 0 to {last}")
+        ids = self.ids_of_any_length(prompt)
+        context = self.config.context
         if (excess := len(ids) - context) > 0:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens and {self.name!r} a context of {context}: shorten it by {excess}"
             )
         self.network.check()
         return ids.to(self.device, copy=True)  # should the user write to the given tensor
+
+    def ids_of_any_length(self, prompt: Prompt) -> Int[Tensor, " pos"]:
+        """As ids, on the CPU, of a prompt that may exceed the context. It may be the given tensor itself."""
+        self.require_values()
+        prompt = as_prompts(prompt)
+        is_text = isinstance(prompt, str) or is_chat(prompt)
+        ids = torch.tensor(self.tokenizer.ids(prompt)) if is_text else as_ids(prompt)  # type: ignore[arg-type]
+        warn_of_images(prompt, ids, self._tokenizer)
+        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if len(wrong):
+            last = self.config.vocab_size - 1
+            raise PromptError(f"token id {int(wrong[0])} is outside {self.name!r}'s vocabulary: ids go from 0 to {last}")
+        return ids
 
     def each_ids(self, prompts: Sequence[Prompt], what: str = "prompt") -> list[Tensor]:
         """The token ids of several prompts.

@@ -1,22 +1,21 @@
-"""The lines of a journal: JSON, each with a checksum of itself and of the lines before it.
+"""The lines of a journal: JSON with checksums (files/sealed_lines.py).
 
-The first line holds what the sweep was asked, the others hold cells. The checksum shows a line that was changed, left out,
-doubled or moved.
+The first line holds what the sweep was asked, the others hold cells.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeGuard
 
 from gemmascope.errors import GemmascopeError, SweepError
 from gemmascope.files.json_reader import parse_json
+from gemmascope.files.sealed_lines import Line, is_sealed
+from gemmascope.files.sealed_lines import opened as open_line
+from gemmascope.files.sealed_lines import sealed as sealed
 from gemmascope.sweeps.metadata import SweepMetadata
 from gemmascope.sweeps.sets.numbers import SetQuestion
 from gemmascope.values import Array
@@ -25,14 +24,10 @@ FORMAT = "gemmascope.sweep.3"
 FORMAT_OF_SETS = "gemmascope.sweep-set.1"
 _EARLIER_FORMATS = ("gemmascope.sweep.1", "gemmascope.sweep.2")
 
-_SEALED = re.compile(rb'(\{.*), "sum": "([0-9a-f]{16})"\}', re.DOTALL)
-
 # A grid of more cells than this, and of a thousand times as many as the sweep has, is damage. 2**24 cells are 128 MB.
 _MAX_CELLS = 2**24
 
 _WHAT_TO_DO = "Run the sweep again into another file, or take the file from a copy"
-
-Line = Mapping[str, object]
 
 
 class SweepNumbers(Protocol):
@@ -50,24 +45,9 @@ class SweepNumbers(Protocol):
     def finished(self) -> Array: ...
 
 
-def sealed(content: Line, previous: str) -> tuple[bytes, str]:
-    """A line with its newline, and its checksum. previous: the checksum of the line before; "" for the first."""
-    text = json.dumps(content)
-    checksum = _checksum(text.encode(), previous)
-    return f'{text[:-1]}, "sum": "{checksum}"}}\n'.encode(), checksum
-
-
 def opened(line: bytes, previous: str, name: str) -> tuple[Line, str]:
     """The content of a line, and its checksum. SweepError, with the line's name, if it is not as it was written."""
-    match = _SEALED.fullmatch(line.removesuffix(b"\r"))  # a file that went through Windows
-    if match is None or _checksum(match[1] + b"}", previous) != match[2].decode():
-        raise SweepError(f"{name} is damaged: its checksum does not fit. {_WHAT_TO_DO}")
-    content = parse_json(match[1] + b"}", name, error=SweepError, finite=False)
-    return dict(content), match[2].decode()
-
-
-def _checksum(text: bytes, previous: str) -> str:
-    return hashlib.sha256(previous.encode() + text).hexdigest()[:16]
+    return open_line(line, previous, name, error=SweepError, advice=_WHAT_TO_DO)
 
 
 # -- the first line --
@@ -94,7 +74,7 @@ class Head:
 def read_head(line: bytes, path: Path) -> tuple[Head, str]:
     """A file's first line, and its checksum. SweepError if it is not a sweep's."""
     content: object
-    if line.removesuffix(b"\r").endswith(b'"}') and _SEALED.fullmatch(line.removesuffix(b"\r")):
+    if is_sealed(line):
         content, checksum = opened(line, "", f"line 1 of {path}")
     else:
         try:

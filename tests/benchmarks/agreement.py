@@ -132,6 +132,16 @@ def _reading(gs: Any, model: Any, trace: Any, folder: Path) -> Iterator[tuple[st
 
     yield "open_trace", saved
 
+    def harvested(opened: bool) -> Any:
+        out = folder / f"store {opened}"
+        store = gs.harvest(
+            model, [CLEAN, LONG], ["z", "resid_post"], layers=[1, 4], out=out, dtype="float32", progress=False
+        )
+        return (gs.open_store(out) if opened else store).read("z", 4, slice(None))
+
+    yield "harvest", lambda: harvested(False)
+    yield "open_store", lambda: harvested(True)
+
     def graph_saved() -> Any:
         graph = gs.attribution_graph(CLEAN, model=model, basis="neuron", max_nodes=20, keep=10**6, progress=False)
         graph.save(folder / "mary.graph")

@@ -5,6 +5,7 @@ As in test_odd_arguments.py; of the odd values a sample for each call, always th
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -127,6 +128,11 @@ def steered_by_ones(**options: Any) -> Any:
 def a_saved_trace() -> str:
     trace().save("a trace")
     return "a trace"
+
+
+def harvested(**arguments: Any) -> Any:
+    given = {"texts": [P], "sites": ("z", 1), "out": tempfile.mkdtemp(dir="."), **arguments}
+    return gs.harvest(None, **given, progress=False)
 
 
 def closed(lab: Any) -> None:
@@ -288,6 +294,30 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "open_trace": lambda x: gs.open_trace(x),
     "open_trace model": lambda x: gs.open_trace(a_saved_trace(), model=x),
     "open_sweep": lambda x: gs.open_sweep(x),
+    "harvest texts": lambda x: harvested(texts=x),
+    "harvest sites": lambda x: harvested(sites=x),
+    "harvest layers": lambda x: harvested(layers=x),
+    "harvest out": lambda x: harvested(out=x),
+    "harvest dtype": lambda x: harvested(dtype=x),
+    "harvest max_tokens": lambda x: harvested(max_tokens=x),
+    "harvest field": lambda x: harvested(field=x),
+    "harvest outliers": lambda x: harvested(outliers=x),
+    "harvest rows_per_shard": lambda x: harvested(rows_per_shard=x),
+    "harvest memory": lambda x: harvested(memory=x),
+    "open_store": lambda x: gs.open_store(x),
+    "open_store model": lambda x: gs.open_store(harvested().path, model=x),
+    "Store[]": lambda x: harvested()[x],
+    "Store.read rows": lambda x: harvested().read("z", 1, x),
+    "Store.rows text": lambda x: harvested().rows(text=x),
+    "Store.rows pos": lambda x: harvested().rows(text=0, pos=x),
+    "Store.ids": lambda x: harvested().ids(x),
+    "Store.scan": lambda x: list(harvested().scan("z", 1, rows=x)),
+    "Store.batches site": lambda x: next(harvested().batches(x, 1)),
+    "Store.batches batch_size": lambda x: next(harvested().batches("z", 1, x)),
+    "Store.batches seed": lambda x: next(harvested().batches("z", 1, seed=x)),
+    "Store.batches epochs": lambda x: next(harvested().batches("z", 1, epochs=x)),
+    "Store.batches start": lambda x: next(harvested().batches("z", 1, start=x), None),
+    "Store.batches buffer": lambda x: next(harvested().batches("z", 1, buffer=x)),
     "trace.save": lambda x: trace().save(x),
     "sweep.save": lambda x: a_sweep().save(x),
     "SweepResult.plot": lambda x: a_sweep().plot(normalized=x),
