@@ -102,9 +102,9 @@ def harvest(
         >>> texts = ["Mary and John went to the store", "The cat sat on the mat"]
         >>> store = gs.harvest(None, texts, "resid_post", layers=[2, 5], out="acts", dtype="float32", progress=False)
         >>> store
-        Store of nano: 2 texts, 13 rows of resid_post (layers 2, 5), float32
+        Store of nano: 2 texts, 15 rows of resid_post (layers 2, 5), float32
         >>> store["resid_post", 5].sizes["row"]
-        13
+        15
         >>> t = gs.trace(texts[1])
         >>> bool((store.read("resid_post", 5, store.rows(text=1)) == t["resid_post", 5][1:]).all())  # without <bos>
         True

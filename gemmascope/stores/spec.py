@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,20 +102,20 @@ class StoreSpec:
         """The bytes of one row of an array on the disk."""
         return DTYPES[self.dtype].itemsize * array.width + (4 if self.dtype == "int8" else 0)
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, object]:
         """As JSON holds it."""
         return asdict(self)
 
     @classmethod
-    def from_data(cls, data: dict[str, Any]) -> StoreSpec:
+    def from_data(cls, data: Mapping[str, object]) -> StoreSpec:
         """From what as_data gave. KeyError, TypeError or ValueError for anything else."""
+        listed: Any = data["arrays"]
         arrays = tuple(
-            ArraySpec(str(a["site"]), a["layer"], tuple(map(str, a["axes"])), tuple(map(int, a["shape"])))
-            for a in data["arrays"]
+            ArraySpec(str(a["site"]), a["layer"], tuple(map(str, a["axes"])), tuple(map(int, a["shape"]))) for a in listed
         )
         if data["dtype"] not in DTYPES or not arrays:
             raise ValueError("it names no dtype or no arrays that this version knows")
-        return cls(**{**data, "arrays": arrays})
+        return cls(**{**data, "arrays": arrays})  # type: ignore[arg-type]
 
 
 def arrays_of(sites: object, layers: object, model: Model) -> tuple[ArraySpec, ...]:

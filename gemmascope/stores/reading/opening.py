@@ -29,7 +29,7 @@ def open_store(path: str | os.PathLike[str], *, model: Model | None = None) -> S
         >>> _ = gs.harvest(None, ["Mary and John", "The cat sat on the mat"], "resid_post", layers=3, out="acts")
         >>> store = gs.open_store("acts")
         >>> sum(len(batch) for batch in store.batches("resid_post", 3, batch_size=4, seed=1)), store.n_rows
-        (9, 9)
+        (11, 11)
     """
     folder = user_path(path, error=StoreError, what="a store")
     manifest, found = read_manifest(folder), read_shards(folder)

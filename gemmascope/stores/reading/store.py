@@ -28,9 +28,6 @@ from gemmascope.stores.reading.tensors import batches_of
 from gemmascope.stores.spec import ArraySpec
 from gemmascope.values import Array, chunks
 
-# What users write for one array: ("resid_post", 5), ("final", None).
-Key = tuple[str, int | None]
-
 
 class Store:
     """Activations of many texts, in files. Made by gs.harvest and gs.open_store.
@@ -48,7 +45,7 @@ class Store:
     Examples:
         >>> store = gs.harvest(None, ["Mary and John", "The cat sat on the mat"], ["z", "mlp_out"], layers=3, out="acts")
         >>> store["z", 3].dims, store["z", 3].shape
-        (('row', 'head', 'd_head'), (9, 4, 32))
+        (('row', 'head', 'd_head'), (11, 4, 32))
         >>> store.rows(text=1, pos=2)
         array([4])
         >>> store.tokens[4], store.texts[1]
@@ -86,6 +83,10 @@ class Store:
 
     def array(self, site: object, layer: int | None = None) -> ArraySpec:
         """What is stored of a site at a layer: the axes and the shape of a row.
+
+        Args:
+            site: The site.
+            layer: Its layer; None outside the layers.
 
         Raises:
             SiteError: There is no such site or layer, or the store does not hold it.
@@ -175,8 +176,9 @@ class Store:
         return shard.tokens(shard.ids(run).tolist())
 
     def source(self, text: int) -> tuple[int, int]:
-        """Which of the texts that were given a text of the store is, or is a piece of: its number, and the token of it that
-        the piece begins at (0 for a whole text). Texts that were skipped count.
+        """The number of the text, as it was given, that a text of the store is or is a piece of.
+
+        With it the token of that text at which the piece begins; 0 for a whole text. Texts that were skipped count.
 
         Args:
             text: Its number in the store.
@@ -202,7 +204,7 @@ class Store:
 
     def batches(
         self,
-        site: str | Sequence[Key],
+        site: str | Sequence[SiteKey],
         layer: int | None = None,
         batch_size: int = 4096,
         *,
@@ -214,8 +216,8 @@ class Store:
     ) -> Iterator[Tensor | tuple[object, ...]]:
         """Shuffled batches, for training: every row once an epoch.
 
-        Blocks of neighbouring rows are read from all shards in a random order, and shuffled together, a buffer at a time;
-        the next ones are read meanwhile. The order follows from the seed, the epoch and the buffer alone.
+        Blocks of neighbouring rows of all shards are read in a random order and shuffled together, a buffer at a time, while
+        the next are read. The order follows from the seed, the epoch and the buffer alone.
 
         Args:
             site: The site; or a list of (site, layer), whose rows come together, such as [("mlp_in", 3), ("mlp_out", 3)].
@@ -228,12 +230,10 @@ class Store:
             buffer: How many bytes are shuffled at a time; about twice as many are in memory.
 
         Yields:
-            A tensor [batch, ...], float32 on the CPU, for one site; for a list a tuple of them. With with_rows, (rows,
-            that).
+            A tensor [batch, ...], float32 on the CPU; for a list a tuple of them. With with_rows, (rows, that).
 
         Raises:
-            SiteError: The store does not hold a site. StoreError: An argument does not fit, or the store has no rows.
-            BudgetError: buffer is not an amount of memory.
+            SiteError, StoreError, BudgetError: The store does not hold a site, or has no rows; an argument does not fit.
         """
         arrays = [self.array(*key) for key in site] if not isinstance(site, str) else [self.array(site, layer)]
         if not self.n_rows or not arrays:
