@@ -7,8 +7,10 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError
@@ -35,7 +37,7 @@ def test_a_wrong_answer_gets_the_message_of_its_mistake(number: str, i: int, see
     exercise = ALL[number]
     with pytest.raises(CheckFailed) as caught:
         exercise(exercise.wrong[i].answer, seed)
-    assert str(caught.value).startswith(f"{number}: {exercise.wrong[i].message} (check.ex_")
+    assert str(caught.value).startswith(f"{number}: {exercise.wrong[i].message}\n(check.ex_")
 
 
 def test_messages_differ() -> None:
@@ -83,7 +85,8 @@ def test_other_failures_have_their_own_messages() -> None:
         check.ex_1_2, lambda *_: torch.full((40,), 9.0)
     )
     assert "give the function itself" in message_for(check.ex_1_2, torch.zeros(3))
-    assert "return the trace of the patched run" in message_for(check.ex_3_2, lambda *_: torch.zeros(40))
+    assert message_for(check.ex_3_2, lambda *_: torch.zeros(40)).startswith("3.2: return the trace of the patched run")
+    assert "0.2: 2 is not right: it should be " in message_for(check.ex_0_2, lambda *_: 2.0)
     nan = check.ex_1_2.right(*check.ex_1_2.inputs(0)) * torch.nan
     assert "of the numbers are not" in message_for(check.ex_1_2, lambda *_: nan)
 
@@ -119,7 +122,7 @@ def test_the_line_of_an_exception_is_the_learner_s_own_even_when_a_library_raise
     assert re.search(r"\n  in helper, line \d+: return x\.reshape\(1000, 1000\)", said)
     assert "raised RuntimeError" in said
     # What has no line of its own has none shown.
-    assert "\n" not in message_for(check.ex_1_2, functools.partial(torch.reshape, shape=(7, 7, 7)))
+    assert "\n  in " not in message_for(check.ex_1_2, functools.partial(torch.reshape, shape=(7, 7, 7)))
 
 
 def test_a_notebook_shows_the_line_of_an_exception() -> None:
@@ -184,6 +187,12 @@ def test_heads_may_be_returned_in_any_kind(kind: Any, capsys: pytest.CaptureFixt
 def test_a_list_of_tensors_is_an_answer_too(capsys: pytest.CaptureFixture[str]) -> None:
     check.ex_7_1(lambda *given: list(check.ex_7_1.right(*given)), 5)
     check.ex_2_2(lambda n, window: check.ex_2_2.right(n, window).numpy().tolist(), 5)
+    assert capsys.readouterr().out.count("right") == 2
+
+
+def test_labelled_arrays_are_answers_too(capsys: pytest.CaptureFixture[str]) -> None:
+    check.ex_3_4(lambda *given: xr.DataArray(check.ex_3_4.right(*given).numpy(), dims=("layer", "pos")), 5)
+    check.ex_3_3(lambda *given: pd.DataFrame(check.ex_3_3.right(*given).numpy()), 5)
     assert capsys.readouterr().out.count("right") == 2
 
 

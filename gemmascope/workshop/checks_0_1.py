@@ -51,7 +51,7 @@ def _prob(logits: Tensor, token_id: int) -> Tensor:
 
 ex_0_2 = Exercise(
     "0.2",
-    lambda seed: (normal(seed, 7, 40) * 3, 3 + seed % 30),
+    lambda seed: (normal(seed, 7, 40) * 3, 2 + seed % 5),
     _prob,
     [
         Wrong(lambda logits, token: logits[-1, token], "this is the logit: the softmax over the vocabulary is missing"),
@@ -63,6 +63,11 @@ ex_0_2 = Exercise(
             "the softmax ran over positions: it belongs over the vocabulary",
         ),
         Wrong(lambda logits, token: logits.log_softmax(-1)[-1, token], "this is the log-probability: exp is missing"),
+        Wrong(
+            lambda logits, token: logits.softmax(-1)[token],
+            "token_id was taken for a position: the first axis is positions, and the answer comes after the last",
+        ),
+        Wrong(lambda logits, token: 100 * logits.softmax(-1)[-1, token], "this is in percent: a probability is at most 1"),
     ],
     "the probability, one number",
 )
@@ -119,7 +124,7 @@ ex_1_2 = Exercise(
     _stream,
     _lens,
     [
-        Wrong(lambda x, w, e, eps, cap: e @ (x * rms_scale(x, eps) * (1 + w)), "soft cap missing"),
+        Wrong(lambda x, w, e, eps, cap: e @ (x * rms_scale(x, eps) * (1 + w)), "the soft cap is missing"),
         Wrong(lambda x, w, e, eps, cap: soft_cap(e @ x, cap), "the last norm is missing"),
         Wrong(
             lambda x, w, e, eps, cap: soft_cap(e @ (x * rms_scale(x, eps) * w), cap),
@@ -139,6 +144,10 @@ ex_1_2 = Exercise(
         Wrong(
             lambda x, w, e, eps, cap: soft_cap(e @ ((x - x.mean()) * rms_scale(x - x.mean(), eps) * (1 + w)), cap),
             "the mean was taken off, as in a LayerNorm: an RMS norm leaves it",
+        ),
+        Wrong(
+            lambda x, w, e, eps, cap: soft_cap(e @ (x / x.norm() * (1 + w)), cap),
+            "divided by the length: the root of the mean square is the length over the root of d_model",
         ),
     ],
     "soft-capped logits [vocab]",
@@ -169,6 +178,10 @@ ex_1_3 = Exercise(
         ),
         Wrong(lambda p, w, d, eps: p @ d, "the last norm is missing: the parts would not add up to the logit"),
         Wrong(lambda p, w, d, eps: (p * rms_scale(p.sum(0), eps)) @ d, "the norm's gain, (1 + weight), is missing"),
+        Wrong(
+            lambda p, w, d, eps: (p * rms_scale(p.sum(0), eps) * w) @ d,
+            "the norm multiplies by its weight: in Gemma it multiplies by (1 + weight)",
+        ),
         Wrong(
             lambda p, w, d, eps: (p.cumsum(0) * rms_scale(p.sum(0), eps) * (1 + w)) @ d,
             "this is what stands in the stream after each part, a running sum: asked is what each part added",

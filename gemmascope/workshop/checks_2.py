@@ -36,9 +36,12 @@ ex_2_1 = Exercise(
     _queries_and_keys,
     lambda q, k, scale, cap: soft_cap(_products(q, k) * scale, cap),
     [
-        Wrong(lambda q, k, scale, cap: _products(q, k), "scores before the scale, and the soft cap missing"),
-        Wrong(lambda q, k, scale, cap: soft_cap(_products(q, k), cap), "scores before the scale"),
-        Wrong(lambda q, k, scale, cap: _products(q, k) * scale, "soft cap missing"),
+        Wrong(lambda q, k, scale, cap: _products(q, k), "the scale and the soft cap are missing"),
+        Wrong(
+            lambda q, k, scale, cap: soft_cap(_products(q, k), cap),
+            "the scale is missing: multiply by it before the soft cap",
+        ),
+        Wrong(lambda q, k, scale, cap: _products(q, k) * scale, "the soft cap is missing"),
         Wrong(
             lambda q, k, scale, cap: soft_cap(_products(q, k), cap) * scale, "the scale comes before the soft cap, not after"
         ),
@@ -57,6 +60,14 @@ ex_2_1 = Exercise(
         Wrong(
             lambda q, k, scale, cap: soft_cap(_products(q, k) * q.shape[-1] ** -0.5, cap),
             "scaled by d_head: Gemma 2 scales by query_pre_attn_scalar ** -0.5, which is given as scale",
+        ),
+        Wrong(
+            lambda q, k, scale, cap: soft_cap(_products(q, k) / scale, cap),
+            "divided by the scale: it is a factor, so multiply by it",
+        ),
+        Wrong(
+            lambda q, k, scale, cap: soft_cap(_products(q, k) * scale, cap).masked_fill(~_sees(len(q), len(q)), -torch.inf),
+            "the mask was applied as well: asked are the scores before the mask",
         ),
     ],
     "capped scores [head, q_pos, k_pos]",
@@ -87,6 +98,14 @@ ex_2_2 = Exercise(
         Wrong(lambda n, window: _sees(n, n), "the window is missing: this is the mask of a global layer"),
         Wrong(lambda n, window: _sees(n, window).mT, "queries look ahead: a query sees keys at or before its own position"),
         Wrong(lambda n, window: _sees(n, window) | _sees(n, window).mT, "the causal half is missing: no query looks ahead"),
+        Wrong(
+            lambda n, window: _sees(n, window) | ~_sees(n, n),
+            "keys after the query are let in: their distance is negative, and no query looks ahead",
+        ),
+        Wrong(
+            lambda n, window: _sees(n, window) & ~torch.eye(n, dtype=torch.bool),
+            "the query's own position is missing: a query sees itself, at distance 0",
+        ),
         Wrong(lambda n, window: ~_sees(n, window), "turned round: True where the query sees the key"),
     ],
     "which keys each query sees, bool [q_pos, k_pos]",
@@ -115,8 +134,8 @@ ex_2_3 = Exercise(
     [
         Wrong(
             lambda pattern, half: _back(pattern, half, 1 + half),
-            "off by one: this is attention to the same token's first saying (a duplicate-token score); induction reads the "
-            "token that followed it",
+            "off by one: this is attention to the same token in the first copy (a duplicate-token score); induction reads "
+            "the token that followed it",
         ),
         Wrong(
             lambda pattern, half: _back(pattern, 1, 1 + half),
@@ -124,11 +143,19 @@ ex_2_3 = Exercise(
         ),
         Wrong(
             lambda pattern, half: _back(pattern, half - 1, half - 1),
-            "the first saying was averaged in: only queries of the second one can complete anything",
+            "the first copy was averaged in: only queries of the second copy have seen what follows",
         ),
         Wrong(
             lambda pattern, half: _back(pattern, half - 2, 1 + half) if half > 2 else pattern[:, 0, 0],
-            "off by one the other way: this is attention two after the first saying",
+            "off by one the other way: this is attention two tokens after the same token in the first copy",
+        ),
+        Wrong(
+            lambda pattern, half: _back(pattern[:, :-1], half - 1, half),
+            "<bos> was left out of the count: the second copy stands at positions 1 + half to 2 * half",
+        ),
+        Wrong(
+            lambda pattern, half: _back(pattern[:, :-1], half - 1, 1 + half),
+            "the last token of the second copy was left out: it stands at position 2 * half",
         ),
         Wrong(
             lambda pattern, half: _back(pattern.mT, half - 1, 1 + half),

@@ -96,7 +96,8 @@ ex_3_2 = Exercise(
         ),
         Wrong(
             lambda m, clean, corrupt, layer, pos: _run(m, corrupt, clean, layer, None),
-            "every position was patched: without pos= an edit is made at all of them",
+            "this is the clean run: either every position was patched (without pos= an edit is made at all of them), or the "
+            "clean prompt was run",
         ),
         Wrong(
             lambda m, clean, corrupt, layer, pos: _run(m, corrupt, clean, layer + 1, pos),
@@ -142,6 +143,10 @@ ex_3_3 = Exercise(
         Wrong(
             lambda patched, clean, corrupt: (patched - corrupt) / (corrupt - clean),
             "the sign is turned round: the gap is clean - corrupt",
+        ),
+        Wrong(
+            lambda patched, clean, corrupt: 100 * (patched - corrupt) / (clean - corrupt),
+            "this is in percent: a share is 1 where the whole gap is closed",
         ),
     ],
     "the share of the gap [layer, pos]",

@@ -89,7 +89,7 @@ class Exercise:
         expected = [self._result(self.right, arguments) for arguments in rounds]
         results = [self._answer_result(answer, arguments, seed) for arguments in rounds]
         pairs = list(zip(results, expected, strict=True))
-        repeat = f" (check.ex_{self._name}(..., seed={seed}) repeats this check)"
+        repeat = f"\n(check.ex_{self._name}(..., seed={seed}) repeats this check)"
         wrong_shapes = [message for result, right in pairs if (message := self._shape_message(result, right))]
         if wrong_shapes:
             raise CheckFailed(f"{self.number}: {self._mistake(results, rounds) or wrong_shapes[0]}{repeat}")
@@ -113,7 +113,7 @@ class Exercise:
             raise
         except Exception as error:
             raise CheckFailed(
-                f"{self.number}: your function raised {type(error).__name__}: {error}{failing_line(error, answer)}"
+                f"{self.number}: your function raised {type(error).__name__}: {error}{failing_line(error, answer)}\n"
                 f"(check.ex_{self._name}(..., seed={seed}) repeats this check)"
             ) from error
 
@@ -124,6 +124,8 @@ class Exercise:
             raise CheckFailed(f"{self.number}: your function returned nothing; it returns {self.result}")
         try:
             return numbers_of(self.read(returned, *arguments))
+        except CheckFailed as error:
+            raise CheckFailed(f"{self.number}: {error}") from None
         except (TypeError, ValueError, RuntimeError):
             raise CheckFailed(
                 f"{self.number}: your function returned {type(returned).__name__}; it returns {self.result}"
@@ -155,8 +157,9 @@ class Exercise:
         gaps = [(result - right).abs().nan_to_num(torch.inf) for result, right in zip(results, expected, strict=True)]
         worst = max(range(len(gaps)), key=lambda i: float(gaps[i].max()))
         gap = gaps[worst]
-        index = [int(i) for i in torch.unravel_index(gap.argmax(), gap.shape)] if gap.dim() else []
+        if not gap.dim():
+            return f"{float(results[worst]):.5g} is not right: it should be {float(expected[worst]):.5g}"
+        index = [int(i) for i in torch.unravel_index(gap.argmax(), gap.shape)]
         actual, right = float(results[worst][tuple(index)]), float(expected[worst][tuple(index)])
         share = float((gap > self.tolerance * max(1e-12, float(expected[worst].abs().max()))).double().mean())
-        place = f" at {index}" if index else ""
-        return f"the shape is right, and {share:.0%} of the numbers are not: {actual:.5g} should be {right:.5g}{place}"
+        return f"the shape is right, and {share:.0%} of the numbers are not: {actual:.5g} should be {right:.5g} at {index}"

@@ -6,6 +6,7 @@ import linecache
 import traceback
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,22 +44,24 @@ def copied(argument: object) -> object:
 
 
 def numbers_of(returned: object) -> Tensor:
-    """Numbers, as float64: a tensor, an array, a number, or sequences of them. TypeError, ValueError if it is none."""
+    """Numbers, as float64: a tensor, an array (labelled too), a number, or sequences of them. TypeError, ValueError else."""
     if isinstance(returned, Sequence) and any(isinstance(one, Tensor) for one in returned):
         return torch.stack([numbers_of(one) for one in returned])
+    if not isinstance(returned, Tensor) and hasattr(returned, "__array__"):  # NumPy, xarray, pandas
+        returned = np.array(returned)
     return torch.as_tensor(returned).detach().double()
 
 
 def failing_line(error: Exception, answer: Callable[..., object]) -> str:
     """The innermost line of a learner's own code that an error passed through: its number and text, on a line of its own.
 
-    A space if no line of the traceback is theirs, or its text cannot be found.
+    Empty if no line of the traceback is theirs, or its text cannot be found.
     """
     theirs = getattr(answer, "__module__", None)
     walked = traceback.walk_tb(error.__traceback__)
     found = [(frame.f_code, line) for frame, line in walked if frame.f_globals.get("__name__") == theirs]
     if not found:
-        return " "
+        return ""
     code, number = found[-1]
     text = linecache.getline(code.co_filename, number).strip()
-    return f"\n  in {code.co_name}, line {number}: {text}\n" if text else " "
+    return f"\n  in {code.co_name}, line {number}: {text}" if text else ""

@@ -29,7 +29,8 @@
 # Run each cell with Shift-Enter, from top to bottom. You will meet four things:
 #
 # * **Look.** A picture or a lab comes first. Take half a minute to say what you see.
-# * **Guess.** A question with buttons. Click an answer *before* you run the cell below it. Being wrong is the useful case.
+# * **Guess.** A question with answers to choose from. Click one *before* you run the cell below it. Being wrong is the useful
+#   case.
 # * **Exercise.** A function to write, in place of `raise NotImplementedError`. The cell below checks it on random inputs and
 #   says what is wrong. Hints are folded; so is a link to the solution. You can leave an exercise out: nothing below needs it.
 # * **Claim.** Every notebook ends with a statement. Write what you think of it; the verdict waits until you have. Some are false.
@@ -63,16 +64,22 @@ setup()
 MODEL = "nano"
 
 # %%
+import torch
+
 import gemmascope as gs
 
 model = gs.load(MODEL)
 model
 
 # %% [markdown]
+# That line is the model's shape. Its words come up one at a time in the notebooks; the first that you need are *layers* and
+# *vocabulary*.
+#
 # ## 0.1 Text is tokens
 #
 # A model reads numbers. The tokenizer cuts a text into pieces and gives each its number; most words keep the space before them.
-# Gemma puts `<bos>` in front of every text, and does not work without it.
+# Gemma puts `<bos>` (*beginning of sequence*) in front of every text, and does not work without it. `gs.trace` runs the model on
+# a text, and keeps the tokens with everything else that 0.3 names.
 
 # %%
 prompt = "When Mary and John went to the store, John gave a drink to"
@@ -132,7 +139,7 @@ guess
 # %%
 likeliest = t.top(5)
 for token, _, probability in likeliest:
-    print(f"{token!r:10} {probability:.3f}")
+    print(f"{token!r:10} {probability:.3f}" if probability >= 0.001 else f"{token!r:10} below 0.001")
 print(guess.reveal(likeliest[0][0]) if likeliest[0][0] in guess.choices else f"none of the choices: {likeliest[0][0]!r}")
 
 # %% [markdown]
@@ -153,7 +160,7 @@ def probability_of(logits, token_id: int):
 
 # %% tags=["solution"]
 def probability_of(logits, token_id: int):
-    return logits[-1].softmax(-1)[token_id]
+    return torch.softmax(logits[-1], -1)[token_id]
 
 
 # %% tags=["check"]
@@ -185,12 +192,13 @@ for key in (("resid_post", -1), ("pattern", 1), ("z", 2), ("mlp_act", 0)):
 
 # %% [markdown]
 # <details><summary>What you should see</summary>A line for each site: its axes in words, and their sizes. There is no batch
-# axis. There are fewer heads of keys and values (`kv_head`) than heads of queries (`head`): some share.</details>
+# axis. There are fewer heads of keys and values (<code>kv_head</code>) than heads of queries (<code>head</code>): some share.</details>
 
 # %% [markdown]
 # ## Conclude
 #
-# The prompt names John twice. Take the second "John" away, and put "Mary" there.
+# The prompt names John twice. Take the second "John" away, and put "Mary" there. What we measure is the **logit difference**: the
+# logit of " Mary" less that of " John", for the token that comes next. Above 0 the model prefers Mary, below 0 John.
 
 # %%
 mine = claim("0", "The model needs both names: with the second 'John' changed into 'Mary', it no longer knows whom to name.")
@@ -204,8 +212,7 @@ changed = "When Mary and John went to the store, Mary gave a drink to"
 metric = gs.logit_diff(" Mary", " John")
 differences = []
 for text in (prompt, changed):
-    logits = gs.trace(text, model=model).next_logits
-    differences.append(float(metric.bind(model)(logits[None])[0]))
+    differences.append(metric(gs.trace(text, model=model)))
     print(f"{text[38:]!r:32} logit of ' Mary' less that of ' John': {differences[-1]:+.2f}")
 print(mine.verdict("refuted: it names the other person" if differences[1] < -1 else "borne out"))
 

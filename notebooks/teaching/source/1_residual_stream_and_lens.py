@@ -27,7 +27,7 @@ print(f"{len(t)} tokens through {model.n_layers} layers; the stream is {model.co
 # Each token has a row of numbers, the **residual stream**. Every layer reads it and adds to it twice: first attention, then the
 # MLP. Nothing is ever overwritten. In Gemma 2 and 3, what a sublayer computes goes through a norm of its own before it is added
 # (the *post-norm*). What is added is called `attn_out` and `mlp_out`; before that norm the same values are `attn_raw` and
-# `mlp_raw`.
+# `mlp_raw`. The stream itself is `resid_pre` before a layer and `resid_post` after it.
 
 # %%
 layer = 2
@@ -38,7 +38,7 @@ print("the stream after the layer less that sum:", float((t["resid_post", layer]
 # **Exercise 1.1** (5 minutes, ●○○) What did a whole layer add?
 #
 # <details><summary>Hint 1</summary>Two sites, added.</details>
-# <details><summary>Hint 2</summary>`*_out`, not `*_raw`: only what went through the post-norm joins the stream.</details>
+# <details><summary>Hint 2</summary><code>*_out</code>, not <code>*_raw</code>: only what went through the post-norm joins the stream.</details>
 
 
 # %% tags=["exercise"]
@@ -58,8 +58,8 @@ check.ex_1_1(added_by)
 # %% [markdown]
 # ## 1.2 The lens: what would it answer now?
 #
-# After the last layer, a norm and the unembedding turn the stream into logits. Nothing stops us from doing the same with the
-# stream after an *earlier* layer. That is the logit lens.
+# After the last layer, a norm and the **unembedding** (a row of numbers for each token of the vocabulary) turn the stream into
+# logits. Nothing stops us from doing the same with the stream after an *earlier* layer. That is the **logit lens**.
 
 # %%
 guess = predict(
@@ -112,8 +112,8 @@ read.plot()
 # * The unembedding is the embedding again: a product with every token's row.
 # * The soft cap squeezes logits into (-cap, cap), smoothly. (Gemma 3 has none: `model.config.final_cap` is `None` there.)
 #
-# <details><summary>Hint 1</summary>`x.square().mean()` is the mean square.</details>
-# <details><summary>Hint 2</summary>`cap * torch.tanh(logits / cap)`.</details>
+# <details><summary>Hint 1</summary><code>x.square().mean()</code> is the mean square.</details>
+# <details><summary>Hint 2</summary><code>cap * torch.tanh(logits / cap)</code>.</details>
 
 
 # %% tags=["exercise"]
@@ -137,8 +137,9 @@ check.ex_1_2(lens)
 # %% [markdown]
 # ## 1.3 Who wrote the answer?
 #
-# At the last position, the stream is a sum of parts: the embedding, and what every sublayer added. How much did each of them add
-# to the logit of " Mary", compared with " John"? Look at the growth of the answer first, then at the parts.
+# At the last position, the stream is a sum of parts: the embedding, and what every sublayer (a layer's attention, or its MLP)
+# added. How much did each of them add to the logit of " Mary", compared with " John"? These shares are called **direct logits**.
+# Look at the growth of the answer first, then at the parts.
 
 # %%
 gs.stream_view(t, answer=answer, against=other)
@@ -152,8 +153,9 @@ heads = gs.direct_logits(t, answer, against=other, by="head")
 heads.plot()
 
 # %% [markdown]
-# <details><summary>What you should see</summary>A few parts with tall bars and many near nothing. The bars are in logits
-# *before* the soft cap; the line below the title says what the cap takes away.</details>
+# <details><summary>What you should see</summary>In nano, two tall bars, the attention of layer 3 and the MLP of layer 5, and many near
+# nothing. In the second picture, all four heads of layer 3 are blue. The numbers are logits <i>before</i> the soft cap; the line below
+# the title gives their sum before and after it. What is not drawn in the second picture is the embedding and the MLPs.</details>
 
 # %% [markdown]
 # How can a logit be divided among parts, when there is a norm in between? The norm divides the whole stream by one number, its
@@ -193,7 +195,7 @@ wrote
 # %% [markdown]
 # ## Conclude
 #
-# You have seen both pictures: parts, and heads.
+# You have seen who wrote the answer in two pictures: by sublayer, and by head.
 
 # %%
 mine = claim("1", "The answer is written by attention; the embedding and the MLPs together write less than half of it.")

@@ -26,31 +26,34 @@ print("layers:", ", ".join(f"{layer.index} {layer.kind}" for layer in t.layers))
 # %% [markdown]
 # ## 2.0 Look first
 #
-# Each row of a **pattern** is one token asking, each column a token that can be read; a row adds up to 1. Go through the layers
-# and heads. Can you find a head that looks at the token before? One that looks at a name, from the last token?
+# Each row of a **pattern** is one token asking (the *query*), each column a token that can be read (the *key*); a row adds up to 1.
+# On the left is a small pattern for every head, layer by layer; click one to see it large. Can you find a head that looks at the
+# token before? One that looks at a name, from the last token?
 
 # %%
 gs.attention_view(t)
 
 # %% [markdown]
-# <details><summary>What you should see</summary>Choose layers and heads with the arrow keys. The first column, `&lt;bos&gt;`, takes
-# much of the attention of many heads: a head that finds nothing to read looks there. Colours leave that column out.</details>
+# <details><summary>What you should see</summary>A click, or the arrow keys, choose a head. The first column, <code>&lt;bos&gt;</code>,
+# takes much of the attention of many heads: a head that finds nothing to read looks there. So the range of colours is that of the
+# other columns, and the first is often as dark as it gets. In nano, head 3 of layer 2 looks at the token before at about half of
+# the tokens, and from the last token all heads of layer 3 look at Mary.</details>
 
 # %% [markdown]
 # ## 2.1 Scores
 #
 # Where do these patterns come from? A head multiplies the query of one position with the keys of the others. In Gemma 2 the
 # product is first **scaled**, then **soft-capped**, then masked, and then goes through a softmax; the order matters. There are
-# more query heads than kv heads: query head `h` reads kv head `h // heads_per_kv`, so neighbours share one (*grouped-query
-# attention*).
+# more query heads than kv heads (heads of keys and values): query head `h` reads kv head `h // heads_per_kv`, so neighbours share
+# one (*grouped-query attention*). Queries and keys have been turned by their positions already (*RoPE*).
 #
 # **Exercise 2.1** (12 minutes, ●●○) Compute capped scores from queries and keys.
 #
 # (Gemma 3 has no soft cap here. It gives each head's queries and keys a norm of their own before RoPE instead.)
 #
-# <details><summary>Hint 1</summary>`repeat(k, "pos kv d -> pos (kv g) d", g=...)` gives every query head its keys.</details>
-# <details><summary>Hint 2</summary>`einsum(q, k, "q head d, k head d -> head q k")`.</details>
-# <details><summary>Hint 3</summary>Scale first; then `cap * torch.tanh(scores / cap)`.</details>
+# <details><summary>Hint 1</summary><code>repeat(k, "pos kv d -> pos (kv g) d", g=...)</code> gives every query head its keys.</details>
+# <details><summary>Hint 2</summary><code>einsum(q, k, "q head d, k head d -> head q k")</code>.</details>
+# <details><summary>Hint 3</summary>Scale first; then <code>cap * torch.tanh(scores / cap)</code>.</details>
 
 
 # %% tags=["exercise"]
@@ -131,7 +134,7 @@ check.ex_2_2(local_mask)
 #
 # Take some random tokens and write them twice in a row: `A B C A B C`. At the second `A` a model can know what comes next, if one
 # of its heads finds the first `A` and looks at the token *after* it. Such a head is an **induction head**. A simpler kind looks
-# at the **previous token**. The darker a head below, the more of its attention goes there.
+# at the **previous token**. The bluer a head below, the more of its attention goes there; the number is its **score**.
 
 # %%
 previous = gs.head_scores(model, kind="previous_token")
@@ -147,7 +150,7 @@ scores
 # %% [markdown]
 # **Exercise 2.3** (10 minutes, ●●●) Compute the induction score of each head yourself.
 #
-# <details><summary>Hint 1</summary>With half = 3 the prompt is `&lt;bos&gt; A B C A B C`, positions 0 to 6. The query at 4 (the
+# <details><summary>Hint 1</summary>With half = 3 the prompt is <code>&lt;bos&gt; A B C A B C</code>, positions 0 to 6. The query at 4 (the
 # second A) should read position 2 (the B that followed the first A).</details>
 # <details><summary>Hint 2</summary>How far back is that, in terms of half?</details>
 # <details><summary>Hint 3</summary>Take the mean over the queries of the second copy only.</details>
@@ -175,8 +178,8 @@ check.ex_2_3(induction_scores)
 # %% [markdown]
 # ## 2.4 What a head reads
 #
-# The pattern says *where* a head reads. *What* it reads are the values at those positions, added up with the pattern's weights.
-# The result is called `z`.
+# The pattern says *where* a head reads. *What* it reads are the **values** at those positions (`v`, each position's own), added up
+# with the pattern as weights. The result is called `z`.
 #
 # **Exercise 2.4** (8 minutes, ●●○) Compute `z` from the pattern and the values.
 #

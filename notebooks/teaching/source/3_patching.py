@@ -20,27 +20,21 @@ clean = "When Mary and John went to the store, John gave a drink to"
 corrupt = "When Mary and John went to the store, Mary gave a drink to"
 answer, other = " Mary", " John"
 metric = gs.logit_diff(answer, other)
-
-
-def measured(trace) -> float:
-    """The logit of the answer less that of the other, for the token that comes next."""
-    return float(metric.bind(model)(trace.next_logits[None])[0])
-
-
-run = gs.trace(clean, model=model)
-print(f"clean {measured(run):+.2f}   corrupted {measured(gs.trace(corrupt, model=model)):+.2f}")
+run, corrupted = gs.trace([clean, corrupt], model=model)
+print(f"clean {metric(run):+.2f}   corrupted {metric(corrupted):+.2f}")
 
 # %% [markdown]
 # ## 3.1 The idea
 #
-# The two prompts differ in one token, and lead to opposite answers. The first is the **clean** one, the second the **corrupted**
+# The two prompts differ in one token, and lead to opposite answers. The **metric** printed above says how far: the logit of
+# " Mary" less that of " John", for the token that comes next. The first is the **clean** one, the second the **corrupted**
 # one. A **patch** takes the value that the clean run had at one site, one layer and one position, puts it into the corrupted run
 # there, and lets the run go on. If the clean answer comes back, what decides it passes through that place.
 #
 # **Exercise 3.1** (5 minutes, ●○○) Write the patch itself: the value with which the run goes on.
 #
 # <details><summary>Hint 1</summary>A copy of the value, with one row exchanged.</details>
-# <details><summary>Hint 2</summary>`value.clone()`, then write to it at `pos`.</details>
+# <details><summary>Hint 2</summary><code>value.clone()</code>, then write to it at <code>pos</code>.</details>
 
 
 # %% tags=["exercise"]
@@ -64,11 +58,11 @@ check.ex_3_1(patched_value)
 
 # %% [markdown]
 # **Exercise 3.2** (8 minutes, ●●○) Do the same with the package: `gs.patch(site, source, layer=..., pos=...)` is an edit, and
-# `gs.trace(prompt, edits=[...])` a run with edits. Patch the stream before a layer (`resid_pre`).
+# `gs.trace(prompt, model=model, edits=[...])` a run with edits. Patch the stream before a layer (`resid_pre`).
 #
 # <details><summary>Hint 1</summary>The source is the trace of the clean prompt; the prompt that is run is the corrupted
 # one.</details>
-# <details><summary>Hint 2</summary>Without `pos=` an edit is made at every position.</details>
+# <details><summary>Hint 2</summary>Without <code>pos=</code> an edit is made at every position.</details>
 
 
 # %% tags=["exercise"]
@@ -96,13 +90,11 @@ guess
 
 # %%
 tokens = run.tokens
-differs = next(n for n, (a, b) in enumerate(zip(tokens, gs.trace(corrupt, model=model).tokens, strict=True)) if a != b)
+differs = next(n for n, (a, b) in enumerate(zip(tokens, corrupted.tokens, strict=True)) if a != b)
 edit = gs.patch("resid_pre", run, layer=0, pos=differs)
 back = gs.trace(corrupt, model=model, edits=[edit])
-share = (measured(back) - measured(gs.trace(corrupt, model=model))) / (
-    measured(run) - measured(gs.trace(corrupt, model=model))
-)
-print(f"they differ at position {differs}; patched there: {measured(back):+.2f}, {share:.0%} of the gap")
+share = (metric(back) - metric(corrupted)) / (metric(run) - metric(corrupted))
+print(f"they differ at position {differs}; patched there: {metric(back):+.2f}, {share:.0%} of the gap")
 print(guess.reveal("all of it" if share > 0.9 else "none of it" if share < 0.1 else "about half"))
 
 # %% [markdown]
@@ -133,8 +125,9 @@ check.ex_3_3(share_of_gap)
 # %% [markdown]
 # ## 3.3 Everywhere at once
 #
-# Now patch the stream before every layer, at every position. Every cell of the picture is a patched run of its own; the sweep
-# computes all of them in one pass through the model.
+# Now patch the stream before every layer, at every position. This is called a **sweep**: every cell of the picture is a patched
+# run of its own, and all of them share one pass through the model. The first picture has the *effect*, what the patch adds to the
+# metric; the second has it as a share of the gap.
 
 # %%
 s = gs.sweep(clean, corrupt, metric, site="resid_pre", by=("layer", "pos"), model=model)
@@ -146,7 +139,7 @@ s.plot(normalized=True)
 # %% [markdown]
 # <details><summary>Expected picture</summary><img src="images/3_patching.png" alt="What patching the stream restores, layer by position"></details>
 #
-# <details><summary>What you should see</summary>Blue at the position where the prompts differ, in the first layers; then at the
+# <details><summary>What you should see</summary>Blue, the clean answer restored, at the position where the prompts differ, in the first layers; then at the
 # last position, in the later ones; nearly nothing elsewhere. In between the information was carried from one to the other.
 # Which layer does that?</details>
 
@@ -172,7 +165,7 @@ for words, shares in (("changed", changed), ("last", last)):
 # **Exercise 3.4** (12 minutes, ●●●) Compute that picture yourself, with a loop: for every layer and position, the metric of the
 # patched run less that of the corrupted run. The answers are given as token ids here.
 #
-# <details><summary>Hint 1</summary>`gs.trace(...).next_logits` is `[vocab]`: take two of its numbers.</details>
+# <details><summary>Hint 1</summary><code>gs.trace(...).next_logits</code> is <code>[vocab]</code>: take two of its numbers.</details>
 # <details><summary>Hint 2</summary>Trace the clean prompt once, before the loops.</details>
 
 
@@ -203,7 +196,7 @@ check.ex_3_4(sweep_by_hand)
 # ## 3.4 Which heads carry it?
 #
 # Something moved the information from one position to the other, and only attention moves anything between positions. So patch
-# what each head reads (`z`), one head at a time:
+# what each head reads (`z`, notebook 2), one head at a time:
 
 # %%
 heads = gs.sweep(clean, corrupt, metric, site="z", by=("layer", "head"), model=model)
@@ -234,11 +227,11 @@ mine.write(
 
 # %%
 best = abs(heads.effect).stack(cell=("layer", "head")).idxmax().item()
-without = gs.trace(clean, model=model, edits=[gs.patch("z", gs.trace(corrupt, model=model), layer=best[0], head=best[1])])
+without = gs.trace(clean, model=model, edits=[gs.patch("z", corrupted, layer=best[0], head=best[1])])
 moved = float(heads.normalized.sel(layer=best[0], head=best[1]))
 print(f"strongest: layer {best[0]} head {best[1]}, which moves the metric by {moved:+.0%} of the gap")
-print(f"the clean run {measured(run):+.2f}; with that head's corrupted reading {measured(without):+.2f}")
-print(mine.verdict(f"{'borne out' if measured(without) < 0 else 'refuted'} on this pair: the sign of the metric decides"))
+print(f"the clean run {metric(run):+.2f}; with that head's corrupted reading {metric(without):+.2f}")
+print(mine.verdict(f"{'borne out' if metric(without) < 0 else 'refuted'} on this pair: the sign of the metric decides"))
 
 # %% [markdown]
 # <details><summary>On a real Gemma</summary>

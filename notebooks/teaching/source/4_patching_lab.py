@@ -74,8 +74,8 @@ heads.plot(normalized=True)
 # %% [markdown]
 # **Exercise 4.1** (5 minutes, ●○○) List the k heads with the strongest effect, for or against the answer.
 #
-# <details><summary>Hint 1</summary>`effect.flatten().abs().argsort(descending=True)`.</details>
-# <details><summary>Hint 2</summary>`divmod(n, n_heads)` turns a flat number into (layer, head).</details>
+# <details><summary>Hint 1</summary><code>effect.flatten().abs().argsort(descending=True)</code>.</details>
+# <details><summary>Hint 2</summary><code>divmod(n, n_heads)</code> turns a flat number into (layer, head).</details>
 
 
 # %% tags=["exercise"]
@@ -175,7 +175,7 @@ print(guess.reveal(max(through, key=lambda words: abs(through[words]))))
 #
 # **Exercise 4.2** (10 minutes, ●●○) Run a prompt with every head outside a circuit silenced: what it reads becomes zero.
 #
-# <details><summary>Hint 1</summary>`gs.ablate("z", layer=..., head=[...])` writes zeros for several heads of a layer.</details>
+# <details><summary>Hint 1</summary><code>gs.ablate("z", layer=..., head=[...])</code> writes zeros for several heads of a layer.</details>
 # <details><summary>Hint 2</summary>One edit for each layer that has heads outside the circuit.</details>
 
 

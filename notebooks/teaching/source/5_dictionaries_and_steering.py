@@ -59,7 +59,7 @@ for each in texts:
 #
 # **Exercise 5.1** (6 minutes, ●○○) Write the encoder that found these features.
 #
-# <details><summary>Hint 1</summary>`x @ w_enc + b_enc` first.</details>
+# <details><summary>Hint 1</summary><code>x @ w_enc + b_enc</code> first.</details>
 # <details><summary>Hint 2</summary>A number above the threshold stays as it is. All others become 0.</details>
 
 

@@ -52,7 +52,7 @@ gs.plan_view()
 #
 # **Exercise 6.1** (10 minutes, ●●○) Round weights to int8 in groups, and turn them back into numbers.
 #
-# <details><summary>Hint 1</summary>`w.reshape(len(w), -1, group)` gives the groups an axis.</details>
+# <details><summary>Hint 1</summary><code>w.reshape(len(w), -1, group)</code> gives the groups an axis.</details>
 # <details><summary>Hint 2</summary>The scale of a group is its largest absolute value, divided by 127.</details>
 
 
