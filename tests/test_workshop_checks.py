@@ -180,7 +180,7 @@ def test_heads_may_be_returned_in_any_kind(kind: Any, capsys: pytest.CaptureFixt
                  else kind(check.ex_4_1.right(effect, k)), 5)  # fmt: skip
     assert "4.1: right" in capsys.readouterr().out
     assert message_for(check.ex_4_1, lambda effect, k: [1, 2]) == (
-        "4.1: your function returned list; it returns a list of (layer, head)"
+        "4.1: your function returned list; it returns a list of pairs of whole numbers, (layer, head)"
     )
 
 

@@ -235,7 +235,7 @@ ex_4_1 = Exercise(
             lambda effect, k: _strongest(1 / effect.abs().clamp(min=1e-9), k), "these are the weakest: sort the other way"
         ),
     ],
-    "a list of (layer, head)",
+    "a list of pairs of whole numbers, (layer, head)",
     read=_as_pairs,
 )
 

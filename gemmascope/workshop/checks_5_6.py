@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -85,6 +87,10 @@ ex_5_2 = Exercise(
             lambda x, acts, w, b, feature, to: x + (_set(acts, feature, to) - acts) @ w + b,
             "b_dec was added: it is part of both reconstructions and falls out of their difference",
         ),
+        Wrong(
+            lambda x, acts, w, b, feature, to: x - acts[feature] * w[feature],
+            "the feature was taken out, which is to set it to 0: to was not used",
+        ),
     ],
     "the stream that the run goes on with [d_model]",
 )
@@ -136,6 +142,10 @@ ex_5_4 = Exercise(
         Wrong(lambda x, v: x - v, "the direction was subtracted: take off as much of it as there is in each row"),
         Wrong(lambda x, v: (x @ v)[:, None] * v / (v @ v), "this is the part along the direction: asked is what is left"),
         Wrong(lambda x, v: x + (x @ v)[:, None] * v / (v @ v), "added rather than taken off"),
+        Wrong(
+            lambda x, v: x - torch.nn.functional.cosine_similarity(x, v[None])[:, None] * v,
+            "the cosine leaves out how long each row is: take the product with the direction instead",
+        ),
     ],
     "the rows without the direction [pos, d_model]",
 )
@@ -149,11 +159,13 @@ def _weights(seed: int) -> tuple[Tensor, int]:
     return normal(seed, 6, 64) * torch.linspace(0.2, 5, 4).repeat_interleave(16), 16
 
 
-def _int8(w: Tensor, group: int, *, top: float = 127, signed: bool = False) -> Tensor:
+def _int8(
+    w: Tensor, group: int, *, top: float = 127, signed: bool = False, rounding: Callable[[Tensor], Tensor] = torch.round
+) -> Tensor:
     grouped = w.reshape(len(w), -1, group)
     most = grouped.amax(-1, keepdim=True) if signed else grouped.abs().amax(-1, keepdim=True)
     scale = most / top
-    return ((grouped / scale).round().clamp(-127, 127) * scale).reshape(w.shape)
+    return (rounding(grouped / scale).clamp(-127, 127) * scale).reshape(w.shape)
 
 
 ex_6_1 = Exercise(
@@ -171,6 +183,15 @@ ex_6_1 = Exercise(
             "the scale comes from the largest number, not from the largest size: abs is missing",
         ),
         Wrong(lambda w, group: _int8(w, group, top=255), "divided by 255: eight bits with a sign go from -127 to 127"),
+        Wrong(lambda w, group: _int8(w, group, top=128), "divided by 128: the largest whole number here is 127"),
+        Wrong(
+            lambda w, group: (w / (w.abs().max() / 127)).round() * (w.abs().max() / 127),
+            "one scale for the whole matrix: each group of inputs has its own",
+        ),
+        Wrong(
+            lambda w, group: _int8(w, group, rounding=torch.trunc),
+            "the places after the point were cut off, as a cast to int8 does: round first",
+        ),
         Wrong(lambda w, group: w, "nothing was rounded"),
         Wrong(
             lambda w, group: (
@@ -190,9 +211,12 @@ ex_6_1 = Exercise(
 
 
 def _shape(seed: int) -> tuple[int, ...]:
-    """n_local, n_global, n_heads, n_kv_heads, d_head, window, context, bytes a number."""
+    """n_local, n_global, n_heads, n_kv_heads, d_head, window, context, bytes a number.
+
+    Of three seeds in a row, one has a prompt shorter than the window.
+    """
     n_global = 4 + seed % 7
-    return n_global + 1 + seed % 9, n_global, 16, 8, 128 + 64 * (seed % 2), 1024 << (seed % 3), 8192, 2 + 2 * (seed % 2)
+    return n_global + 1 + seed % 9, n_global, 16, 8, 128 + 64 * (seed % 2), 1024 << (seed % 3), 3000, 2 + 2 * (seed % 2)
 
 
 def _cache(
@@ -213,6 +237,10 @@ ex_6_2 = Exercise(
         Wrong(
             lambda n_l, n_g, h, kv, d, window, context, size: _cache(n_l, n_g, kv, d, context, context, size),
             "the window was forgotten: a local layer keeps no more positions than its window",
+        ),
+        Wrong(
+            lambda n_l, n_g, h, kv, d, window, context, size: 2 * kv * d * size * (n_l * window + n_g * context),
+            "a prompt shorter than the window was counted as long as it: a local layer keeps min(window, context) positions",
         ),
         Wrong(
             lambda n_l, n_g, h, kv, d, window, context, size: _cache(n_l, n_g, kv, d, window, context, size, 1),

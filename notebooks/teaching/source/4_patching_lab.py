@@ -27,8 +27,9 @@ answer, other = " Mary", " John"
 # ## 4.1 Look first
 #
 # Two prompts, an answer each, and a grid: every cell is a place where the clean run can be patched into the corrupted one. Click a
-# cell to see what its patch does; the arrow keys and Enter do the same. Which cells bring the answer back? Then change the site
-# to `z` and look at the heads, layer by head. Which ones would you put on your list?
+# cell to see what its patch does; the arrow keys and Enter do the same. Which cells bring the answer back? Then click *the residual
+# stream* in the sentence above the grid and choose `z`, what heads read: the grid is now layer by head. Which heads would you put
+# on your list?
 
 # %%
 lab = gs.patching_lab(clean, corrupt, answer, other, model=model)
@@ -46,7 +47,7 @@ lab.result
 #
 # One pair of prompts may mislead. `gs.prompts.ioi` draws pairs of the same kind with other names, places and things (*ioi* stands
 # for indirect object identification: naming the person who is given something). A sweep over pairs of one length gives the mean
-# effect.
+# effect, which the picture shows as a share of the mean gap.
 
 # %%
 drawn = defaultdict(list)
@@ -56,7 +57,7 @@ pairs = max(drawn.values(), key=len)[:12]
 print(f"{len(pairs)} pairs of {len(model.ids(pairs[0].clean))} tokens, such as:\n{pairs[0]}")
 
 # %% tags=["picture"]
-metrics = [gs.logit_diff(pair.answer, pair.against) for pair in pairs]
+metrics = [gs.logit_diff(pair.answer, pair.against) for pair in pairs]  # each pair has names of its own
 heads = gs.sweep(
     [pair.clean for pair in pairs],
     [pair.corrupt for pair in pairs],
@@ -224,10 +225,7 @@ def silenced(heads, pairs) -> float:
         mean = torch.stack([run["z", layer] for run in runs]).mean(0)
         edits.append(gs.patch("z", mean[:, these], layer=layer, head=these))
     traces = gs.trace([pair.clean for pair in pairs], model=model, edits=edits)
-    one = model.tokenizer.single
-    differences = [
-        float(t.next_logits[one(p.answer)] - t.next_logits[one(p.against)]) for t, p in zip(traces, pairs, strict=True)
-    ]
+    differences = [gs.logit_diff(pair.answer, pair.against)(run) for run, pair in zip(traces, pairs, strict=True)]
     return sum(differences) / len(differences)
 
 
@@ -389,7 +387,9 @@ print(f"with head {strong[0]}.{strong[1]} misled, the model still names the righ
 # </details>
 
 # %% [markdown]
-# Try it yourself: mute head 2.2, then 2.3, then one of layer 3. Which loss can the others make up for?
+# Try it yourself. **M** mutes a head, **S** mutes all others, and the slider makes it louder or quieter; the large number is the
+# logit of the answer less that of the other name. Mute head 2.2, then 2.3, then one of layer 3. Which loss can the others make up
+# for?
 
 # %%
 gs.head_lab(clean, answer, other, model=model, max_new_tokens=6)
@@ -445,7 +445,7 @@ yours = gs.prompts.Pair("The capital of France is", "The capital of Spain is", "
 
 # %%
 margin = gs.logit_diff(yours.answer, yours.against)
-ends = [float(margin.bind(model)(gs.trace(text, model=model).next_logits[None])[0]) for text in (yours.clean, yours.corrupt)]
+ends = [margin(gs.trace(text, model=model)) for text in (yours.clean, yours.corrupt)]
 print(
     f"{yours.answer!r} less {yours.against!r}: {ends[0]:+.2f} after the clean prompt, {ends[1]:+.2f} after the corrupted one"
 )

@@ -28,7 +28,8 @@ sae
 # ## 5.1 Features
 #
 # A **sparse autoencoder** writes each row of the stream as a sum of a few **features** out of a thousand. Look at a sentence about
-# boxes first: which features are active at which token, and which of them carry a name?
+# boxes first: which features are active at which token, and which of them carry a name? Click a row to see its feature, and a
+# token to see which features it has.
 
 # %%
 text = "The boxes on the table"
@@ -138,7 +139,8 @@ def with_feature(x, acts, w_dec, b_dec, feature: int, to: float):
 check.ex_5_2(with_feature)
 
 # %% [markdown]
-# Was that the only feature that matters here? A **feature sweep** sets each active feature to 0, one run each:
+# Was that the only feature that matters here? A **feature sweep** sets each active feature to 0, one run each. The number is what
+# that does to the logit of " are" less that of " is":
 
 # %%
 gs.feature_sweep(sae, text, gs.logit_diff(" are", " is"), model=nano)
@@ -185,12 +187,14 @@ guess
 # %% [markdown]
 # ## 5.4 Steer
 #
-# To **steer** is to add the direction to the stream, times a strength. The metric is the logit of " she" less that of " he"; the
-# perplexity says how much the model struggles with the text.
+# To **steer** is to add the direction to the stream, times a strength. The metric is the logit of " she" less that of " he". The
+# **perplexity** says how surprised the model is by a text, here by the prompt: twice the perplexity is half the probability for
+# each token.
 
 # %%
 prompt = "Peter was tired because"
-steered = gs.strength_sweep(prompt, d, gs.logit_diff(" she", " he"), strengths=[-4, -2, -1, 0, 1, 2, 4], pos=1, model=model)
+she_less_he = gs.logit_diff(" she", " he")
+steered = gs.strength_sweep(prompt, d, she_less_he, strengths=[-4, -2, -1, 0, 1, 2, 4], pos=1, model=model)
 steered
 
 # %%
@@ -204,10 +208,12 @@ steered.plot()
 # <details><summary>Expected picture</summary><img src="images/5_dictionaries_and_steering.png" alt="The metric and the perplexity, by the strength of steering"></details>
 
 # %% [markdown]
-# Try it by hand: move the strength, and read what the model writes. Where does it stop making sense?
+# Try it by hand: move the strength, and read what the model writes. Where does it change its mind, and does it ever stop making
+# sense? (The lower curve is the perplexity of what the *unsteered* model would have written, with " he" in it. It is high where
+# the steered model would write something else, nonsense or not: so read the text.)
 
 # %%
-gs.steer_lab(prompt, d, strengths=(-8.0, 8.0), pos=1, max_new_tokens=12, model=model)
+gs.steer_lab(prompt, d, strengths=(-8.0, 8.0), pos=1, max_new_tokens=12, model=model, answer=" she", against=" he")
 
 # %%
 plain, pushed = (
@@ -288,9 +294,7 @@ raised = []
 for _ in range(8):
     random = torch.randn(len(d.vector), generator=generator)
     random *= d.vector.norm().cpu() / random.norm()
-    pushed = gs.trace(prompt, model=model, edits=[gs.add("resid_post", random, layer=2, pos=1)])
-    one = model.tokenizer.single
-    raised.append(float(pushed.next_logits[one(" she")] - pushed.next_logits[one(" he")]))
+    raised.append(she_less_he(gs.trace(prompt, model=model, edits=[gs.add("resid_post", random, layer=2, pos=1)])))
 print(f"she less he: {frame['metric'][0.0]:+.2f} unsteered, {frame['metric'][1.0]:+.2f} with the direction")
 print("with random directions of its length:", " ".join(f"{value:+.2f}" for value in raised))
 lead = sum(value > 0 for value in raised)

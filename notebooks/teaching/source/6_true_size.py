@@ -39,7 +39,9 @@ ends = [("less than 30 GB", 30), ("30 to 45 GB", 45), ("45 to 60 GB", 60), ("mor
 print(guess.reveal(next(words for words, end in ends if peak < end)), f"({peak:.1f} GB for a trace)")
 
 # %% [markdown]
-# The same for all three sizes and for longer prompts. Which of them fit into the memory of your own machine?
+# The same for all three sizes, for longer prompts and for graphics cards; the black line is what a card holds. *Resident* or *fits
+# whole* means that all layers stay in memory; where layers *stream*, some are read again for every run (6.3). Which sizes fit into
+# the memory of your own machine?
 
 # %%
 gs.plan_view()

@@ -478,7 +478,7 @@ every = [layer for layer, kind in enumerate(config.kinds) if kind == "global"]
 left = {}
 for name, layers in (("none", []), ("all", every), *((str(layer), [layer]) for layer in every)):
     cut = gs.trace(red.ids, model=model, edits=short_sighted(layers))
-    left[name] = float(recalled.bind(model)(cut.next_logits[None])[0])
+    left[name] = recalled(cut)
     token, _, probability = cut.top(1)[0]
     print(f"short-sighted: {name:>4}   ' red' less ' green' {left[name]:+.2f}   likeliest {token!r} {probability:.2f}")
     if name == "all":
@@ -590,7 +590,7 @@ yours = gs.prompts.Pair("The opposite of hot is", "The opposite of big is", " co
 
 # %%
 margin = gs.logit_diff(yours.answer, yours.against)
-ends = [float(margin.bind(model)(gs.trace(text, model=model).next_logits[None])[0]) for text in (yours.clean, yours.corrupt)]
+ends = [margin(gs.trace(text, model=model)) for text in (yours.clean, yours.corrupt)]
 print(
     f"{yours.answer!r} less {yours.against!r}: {ends[0]:+.2f} after the clean prompt, {ends[1]:+.2f} after the corrupted one"
 )
