@@ -36,6 +36,17 @@ def sampled(model: Model) -> Any:
     return gs.generate(CLEAN, model=model, max_new_tokens=4, temperature=0.9, top_p=0.9, seed=3).logprobs
 
 
+def graph(model: Model, **asked: Any) -> list[Any]:
+    """A graph, what heads carried of its strongest edge, why one attended, and what a check finds."""
+    made = gs.attribution_graph(CLEAN, model=model, targets=DIFF, progress=False, **asked)
+    edge = next(pair for pair in zip(made.edges["target"], made.edges["source"], strict=True) if pair[1] != "bias")
+    checked = made.check(3).effects
+    carried = np.nan_to_num(made.loadings(edge)["carried"].values)
+    logit = made.rows.targets == made.keys.logits[0]
+    of_logit = [made.rows.total[logit], made.rows.bias[logit], made.rows.rest[logit]]
+    return [*of_logit, carried, made.qk((2, 1), 12, 5).sum(), checked.held.abs().sum(1), checked.true]
+
+
 CALLS: dict[str, Callable[[Model], Any]] = {
     "sites": sites,
     "a long prompt": lambda model: gs.trace(LONG, model=model).logits,
@@ -59,6 +70,11 @@ CALLS: dict[str, Callable[[Model], Any]] = {
     "edge_scores": lambda model: gs.edge_scores(CLEAN, CORRUPT, DIFF, method="eap-ig", steps=2, model=model).values,
     "edge_scores by runs": lambda model: gs.edge_scores(
         CLEAN, CORRUPT, DIFF, method="exact", positions=[10], model=model, progress=False
+    ).values,
+    "graph of transcoders": lambda model: graph(model, max_nodes=100),
+    "graph of neurons": lambda model: graph(model, basis="neuron", max_nodes=20),
+    "faithfulness": lambda model: gs.faithfulness(
+        ["embed->m0", "embed->a1.h0<q>", "m0->logits"], CLEAN, CORRUPT, DIFF, model=model
     ).values,
     "grad": lambda model: list(gs.trace(CLEAN, model=model).grad(DIFF, [("pattern", 3), ("z", 1), "embed"]).values()),
     "lens of a trace": lambda model: gs.trace(CLEAN, model=model).lens(),

@@ -8,27 +8,31 @@ Reference: Ameisen et al., "Circuit Tracing" (transformer-circuits.pub/2025/attr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.circuits.frozen_mlp import FrozenMLP
+from gemmascope.config import GemmaConfig
 from gemmascope.errors import SiteError
 from gemmascope.model.gemma2 import Layer
 from gemmascope.model.maths import root_mean_square
 from gemmascope.model.tap import SILENT
 from gemmascope.run.recorded import RecordedRun
-from gemmascope.values import moved
+from gemmascope.values import chunks, moved
 
 # The sites that a frozen layer needs of a run, beside the stream at its entry: its norms' scales.
 SCALES = ("attn_out_scale", "mlp_in_scale", "mlp_out_scale")
 
 # Patterns of all layers together are kept up to this many bytes; those of longer prompts are computed again in each pass.
 PATTERN_BYTES = 2**27
+
+# Positions of directions that go through a product at once. Measured on two cores: more do not fit the caches.
+PART_ROWS = 2048
 
 # A chunk of a pattern: the query rows, the keys that some of them see, and the probabilities [kv, group, q, k].
 PatternChunk = tuple[slice, slice, Tensor]
@@ -60,6 +64,11 @@ class FrozenRun:
         if keep_mid:
             self.resid_mid.append(values["resid_mid"])
 
+    @property
+    def keeps_patterns(self) -> bool:
+        """Whether the patterns of all layers are few enough to be kept."""
+        return keeps_patterns(self.trace.model.config, self.n_pos)
+
     def layer(self, module: Layer) -> FrozenLayer:
         """A layer of the run, while the layer is lent by a pass."""
         return FrozenLayer(module, self)
@@ -68,11 +77,10 @@ class FrozenRun:
         """The attention pattern of a layer, in chunks of query rows, float32."""
         if module.index in self._patterns:
             return self._patterns[module.index]
-        chunks = self._compute_patterns(module)
-        config = self.trace.model.config
-        if 4 * config.n_layers * config.n_heads * self.n_pos**2 > PATTERN_BYTES:
-            return chunks
-        self._patterns[module.index] = list(chunks)
+        computed = self._compute_patterns(module)
+        if not self.keeps_patterns:
+            return computed
+        self._patterns[module.index] = list(computed)
         return self._patterns[module.index]
 
     def _compute_patterns(self, module: Layer) -> Iterator[PatternChunk]:
@@ -138,13 +146,6 @@ class FrozenLayer:
         x = moved(self.run.resid_mid[self.index], self.device)
         return FrozenMLP(self.module.mlp, self.module.pre_feedforward_layernorm(x), self.mlp_in_gain, self.mlp_out_gain)
 
-    def mlp_at(self, pos: Int[Tensor, " row"]) -> FrozenMLP:
-        """The MLP at some positions alone, as mlp."""
-        x = moved(self.run.resid_mid[self.index][pos.to(self.run.resid_mid[self.index].device)], self.device)
-        at = pos.to(self.device)
-        mlp_in = self.module.pre_feedforward_layernorm(x)
-        return FrozenMLP(self.module.mlp, mlp_in, self.mlp_in_gain[at], self.mlp_out_gain[at])
-
     @cached_property
     def w_o(self) -> Float[Tensor, "d_model heads"]:
         """W_O of all heads side by side, as it multiplies a direction above."""
@@ -162,43 +163,56 @@ class FrozenLayer:
         product = (v * self.attn_out_gain[: v.shape[1]]) @ self.w_o
         return rearrange(product, "target pos (head d) -> target pos head d", d=self.config.d_head)
 
+    def add_below_attention(self, directions: Sequence[Tensor]) -> None:
+        """Add to directions at the stream after attention what they read through it of the stream before, in place.
+
+        directions: several of [target, pos, d_model], each with positions of its own.
+        They go through a few at a time, so that what lies between stays small. A pattern that is not kept is computed once
+        for all of them.
+        """
+        parts = [v[at] for v in directions for at in chunks(len(v), max(1, PART_ROWS // v.shape[1]))]
+        if self.run.keeps_patterns:
+            for part in parts:
+                self._add_below([part])
+        elif parts:
+            self._add_below(parts)
+
+    def _add_below(self, parts: Sequence[Tensor]) -> None:
+        config = self.config
+        sums = [v.new_zeros(config.n_kv_heads, v.shape[1], len(v), config.d_head) for v in parts]
+        for rows, seen, pattern in self.run.patterns(self.module):
+            for v, out in zip(parts, sums, strict=True):
+                if (stop := min(rows.stop, v.shape[1])) <= rows.start:
+                    continue
+                read = v[:, rows.start : stop] * self.attn_out_gain[rows.start : stop]
+                z = rearrange(read @ self.w_o, "t q (head d) -> t q head d", d=config.d_head)
+                keys = slice(seen.start, min(seen.stop, v.shape[1]))
+                self._sum_heads(pattern[..., : stop - rows.start, : keys.stop - keys.start], z, out[:, keys])
+        for v, out in zip(parts, sums, strict=True):
+            v += self._below_values(rearrange(out, "kv k t d -> t k (kv d)"))
+
     def below_z(self, z: Float[Tensor, "target pos head d_head"]) -> Float[Tensor, "target pos d_model"]:
         """Directions at what each head read, as directions at the stream before the layer, summed over the heads."""
-        return self._below_values(self._at_values(z, each_head=False))
-
-    def below_heads(self, z: Float[Tensor, "target pos head d_head"]) -> Float[Tensor, "head target pos d_model"]:
-        """As below_z, for each head alone."""
-        kv, d = self.config.n_kv_heads, self.config.d_head
-        at_values = self._at_values(z, each_head=True)  # [head, target, pos, d_head]
-        w_v = self.w_v.view(kv, d, -1).repeat_interleave(self.config.heads_per_kv, dim=0)
-        return einsum(at_values, w_v, "head t pos d, head d model -> head t pos model") * self.attn_in_gain[: z.shape[1]]
-
-    def below_attention(self, v: Float[Tensor, "target pos d_model"]) -> Float[Tensor, "target pos d_model"]:
-        """What directions at the stream after attention read through it of the stream before, without the bypass."""
-        return self.below_z(self.at_z(v))
-
-    def _at_values(self, z: Tensor, *, each_head: bool) -> Tensor:
-        """Through the pattern: [kv or head, target, pos, d_head]. Summed over the heads of a kv head unless each_head."""
-        n, stop, _, d = z.shape
-        kv = self.config.n_kv_heads
-        z = rearrange(z, "t q (kv group) d -> kv group q (t d)", kv=kv)
-        groups = z.shape[1] if each_head else 1
-        out = z.new_zeros(kv, groups, stop, n * d)
+        n, stop = z.shape[:2]
+        out = z.new_zeros(self.config.n_kv_heads, stop, n, self.config.d_head)
         for rows, seen, pattern in self.run.patterns(self.module):
             if rows.start >= stop:
                 break
             end, keys = min(rows.stop, stop), slice(seen.start, min(seen.stop, stop))
-            probs = pattern[..., : end - rows.start, : keys.stop - keys.start]
-            part = z[:, :, rows.start : end]
-            if each_head:
-                out[:, :, keys] += probs.mT @ part
-            else:  # the sum over the heads of a kv head is part of the product
-                out[:, 0, keys] += rearrange(probs, "kv g q k -> kv k (g q)") @ rearrange(part, "kv g q td -> kv (g q) td")
-        return rearrange(out, "kv group pos (t d) -> (kv group) t pos d", d=d)
+            self._sum_heads(pattern[..., : end - rows.start, : keys.stop - keys.start], z[:, rows.start : end], out[:, keys])
+        return self._below_values(rearrange(out, "kv k t d -> t k (kv d)"))
 
-    def _below_values(self, at_values: Float[Tensor, "kv target pos d_head"]) -> Float[Tensor, "target pos d_model"]:
-        flat = rearrange(at_values, "kv t pos d -> t pos (kv d)")
-        return (flat @ self.w_v) * self.attn_in_gain[: flat.shape[1]]
+    @staticmethod
+    def _sum_heads(pattern: Tensor, z: Tensor, out: Float[Tensor, "kv k target d_head"]) -> None:
+        """Add what goes through a part of a pattern, [kv, group, q, k], of directions z [target, q, head, d_head].
+
+        The sum over the heads of a kv head is part of the product.
+        """
+        z = rearrange(z, "t q (kv group) d -> kv (group q) (t d)", kv=len(out))
+        out += (rearrange(pattern, "kv group q k -> kv k (group q)") @ z).view(out.shape)
+
+    def _below_values(self, at_values: Float[Tensor, "target pos values"]) -> Float[Tensor, "target pos d_model"]:
+        return (at_values @ self.w_v) * self.attn_in_gain[: at_values.shape[1]]
 
     # -- up: what is written --
 
@@ -210,6 +224,11 @@ class FrozenLayer:
             z[:, :, rows] += pattern @ rearrange(values[seen], "k kv d -> kv 1 k d")
         w_o = rearrange(self.w_o, "model (head d) -> head d model", head=self.config.n_heads)
         return (rearrange(z, "kv group pos d -> (kv group) pos d") @ w_o) * self.attn_out_gain
+
+
+def keeps_patterns(config: GemmaConfig, n_pos: int) -> bool:
+    """Whether the patterns of all layers together are few enough to be kept."""
+    return 4 * config.n_layers * config.n_heads * n_pos**2 <= PATTERN_BYTES
 
 
 def require_plain(trace: RecordedRun, what: str) -> None:

@@ -9,7 +9,7 @@ References: Jafari et al., "RelP" (arXiv 2508.21258).
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemmascope.model.modules import MLP
@@ -50,6 +50,12 @@ class FrozenMLP:
     def below(self, v: Float[Tensor, "target pos d_model"]) -> Float[Tensor, "target pos d_model"]:
         """What directions at mlp_out read of the stream before the MLP."""
         return self.below_neurons(self.at_neurons(v))
+
+    def below_at(self, v: Float[Tensor, "target d_model"], pos: Int[Tensor, " target"]) -> Float[Tensor, "target d_model"]:
+        """As below, for directions at one position each."""
+        s = (v * self.out_gain[pos]) @ self.w_down
+        below: Tensor = ((s * self.from_up[pos]) @ self.w_up + (s * self.from_gate[pos]) @ self.w_gate) * self.in_gain[pos]
+        return below
 
     def written(self, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
         """What the MLP adds to the stream for a part x of the stream before it."""

@@ -8,28 +8,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from gemmascope.errors import SweepError
-from gemmascope.files.locking import lock, unlock
-from gemmascope.files.paths import user_path, why_not_written
-from gemmascope.files.writing import explain_os_errors, require_writable
-from gemmascope.sweeps.journal_lines import Head, SweepNumbers, cells_line, fill, opened, read_head, sealed
+from gemmascope.files.line_file import LineFile
+from gemmascope.files.sealed_lines import sealed
+from gemmascope.sweeps.journal_lines import Head, SweepNumbers, cells_line, fill, opened, read_head
 
 
 class JournalStopped(SweepError):
     """A file takes no more cells, for example on a full disk. It can still be read, and a later sweep can continue it."""
 
 
-class Journal:
+class Journal(LineFile):
     """Where finished cells are written; nowhere, if there is no file. Made by `Journal()`, and to be closed."""
 
+    what, error, stopped = "sweep", SweepError, JournalStopped
+
     def __init__(self) -> None:
-        self.path: Path | None = None
-        self._file: BinaryIO | None = None
-        self._size, self._checksum = 0, ""
+        super().__init__()
         self.n_cells = 0  # in the file
 
     def open(self, out: str | os.PathLike[str] | None, result: SweepNumbers) -> None:
@@ -37,22 +34,8 @@ class Journal:
 
         SweepError for another sweep's file, for one that another process or thread is writing to, and for a damaged one.
         """
-        if out is None:
-            return
-        path = user_path(out, error=SweepError, what="a sweep")
-        if os.path.isdir(path):
-            raise SweepError(f"{path} is not a sweep that can be read: it is a folder; name a file in it")
-        require_writable(out, error=SweepError)
-        if os.path.exists(path) and not path.is_file():
-            raise SweepError(
-                f"cannot write {path}: it is a pipe or a device, and this must be a file that can be read again"
-            )
-        with explain_os_errors(path, SweepError):
-            is_new = not path.exists()
-            self.path, self._file = path, path.open("ab+", buffering=0)
-        if not lock(self._file, wait=False):
-            raise SweepError(f"another sweep is writing to {path}: let it end, or give another file")
-        self._begin(result, is_new)
+        if out is not None:
+            self._begin(result, self.start(out))
 
     def write(self, result: SweepNumbers, cells: Sequence[tuple[int, int]]) -> None:
         """Append these cells, (pair, number), and the baselines of their pairs.
@@ -61,74 +44,21 @@ class Journal:
         """
         if self._file is None or not cells:
             return
-        line, checksum = sealed(cells_line(result, list(cells)), self._checksum)
-        self._require_unchanged()
-        try:
-            self._append(line)
-        except OSError as error:
-            assert self.path is not None
-            raise JournalStopped(why_not_written(self.path, error)) from error
-        self._size, self._checksum = self._size + len(line), checksum
+        self.add(cells_line(result, list(cells)))
         self.n_cells += len(cells)
-
-    def close(self) -> None:
-        """Unlock and close the file. May be called again."""
-        if self._file is not None:
-            unlock(self._file)
-            self._file.close()
-            self._file = None
 
     def _begin(self, result: SweepNumbers, is_new: bool) -> None:
         """Write the first line, or read the lines that the file has."""
-        assert self._file is not None
         assert self.path is not None
         head, checksum = sealed(Head.of(result).as_line(), "")
         content = _bytes_of(self.path)
         if len(content) < len(head) and head.startswith(content):  # empty, or what a crash left of the first line
-            try:
-                with explain_os_errors(self.path, SweepError):
-                    self._file.truncate(0)
-                    self._append(head)
-                    self._size, self._checksum = len(head), checksum
-                    is_new = False
-            finally:
-                if is_new:
-                    self.close()
-                    self.path.unlink(missing_ok=True)
+            self.begin(head, checksum, is_new)
             return
         _check_same(content, self.path, result)
-        self._size, self._checksum = fill_from(content, self.path, result)
+        size, checksum = fill_from(content, self.path, result)
         self.n_cells = int(result.finished.sum())
-        with explain_os_errors(self.path, SweepError):
-            if not content[: self._size].endswith(b"\n"):  # a first line that lacks only its newline
-                self._append(b"\n")
-                self._size += 1
-            self._file.truncate(self._size)  # drop a line that was cut off, so that the next one starts a line
-
-    def _append(self, line: bytes) -> None:
-        """Write at the end. A write that fails part of the way is undone."""
-        assert self._file is not None
-        n_written = 0
-        try:
-            while n_written < len(line):
-                n_written += self._file.write(line[n_written:])
-        except BaseException:
-            with suppress(OSError):
-                self._file.truncate(self._size)
-            raise
-
-    def _require_unchanged(self) -> None:
-        """JournalStopped for a file that something else removed, replaced or wrote to since the last line."""
-        assert self._file is not None
-        assert self.path is not None
-        try:
-            own, at_path = os.fstat(self._file.fileno()), os.stat(self.path)
-        except OSError:
-            raise JournalStopped("it was removed, or moved, while the sweep ran") from None
-        if (own.st_dev, own.st_ino) != (at_path.st_dev, at_path.st_ino):
-            raise JournalStopped("another file was put in its place while the sweep ran")
-        if own.st_size != self._size:
-            raise JournalStopped("something else wrote to it while the sweep ran")
+        self.go_on(content, size, checksum)
 
 
 NOWHERE = Journal()

@@ -10,9 +10,11 @@ import torch
 from gemmascope.arguments import true_or_false, whole_number
 from gemmascope.circuits.frozen import require_plain
 from gemmascope.circuits.graph.bases.sources import basis_of
-from gemmascope.circuits.graph.build import Builder, rows_within
+from gemmascope.circuits.graph.build import Builder
 from gemmascope.circuits.graph.data import About
 from gemmascope.circuits.graph.encoding import freeze
+from gemmascope.circuits.graph.files.journal import GraphJournal, JournalStopped
+from gemmascope.circuits.graph.memory import budget_of, pass_memory
 from gemmascope.circuits.graph.nodes import NodeKeys
 from gemmascope.circuits.graph.outputs import read_outputs
 from gemmascope.circuits.graph.result import AttributionGraph, result_of
@@ -44,6 +46,7 @@ def attribution_graph(
     keep: int = 2048,
     memory: int | str | None = None,
     progress: bool = True,
+    out: str | os.PathLike[str] | None = None,
 ) -> AttributionGraph:
     """The graph of who gave what to whom in a run, down from a logit to the embeddings.
 
@@ -72,6 +75,9 @@ def attribution_graph(
         memory: How much the rows of a pass may take, in bytes or as text ("2GiB"). None: what the model was loaded to leave
             for it, or a quarter of what is free.
         progress: Show a progress bar when it takes more than a second.
+        out: A file for the finished rows, written a chunk at a time. A second call with the same file goes on where the
+            first one stopped, to the same numbers; memory= and progress= may differ, and another memory= changes their
+            rounding. Another graph's file is refused, never overwritten. gs.open_graph reads it once the graph is finished.
 
     Returns:
         An AttributionGraph.
@@ -100,7 +106,14 @@ def attribution_graph(
     keep = whole_number(keep, "keep", least=1, error=GraphError)
     progress = true_or_false(progress, "progress", error=GraphError)
     builder = prepare(prompt, model, basis, dictionaries, targets, pos, (max_nodes, keep), memory)
-    return run_all(builder, progress)
+    journal = GraphJournal()
+    try:
+        if out is not None:
+            journal.open(out, builder.question(), builder.budget)
+            builder.continue_from(journal, same_chunks=memory is None)
+        return run_all(builder, progress)
+    finally:
+        journal.close()
 
 
 def prepare(
@@ -118,7 +131,8 @@ def prepare(
     model = trace.model
     nodes = basis_of(basis, dictionaries, model)
     outputs, logits = read_outputs(trace, targets, pos)
-    max_rows = rows_within(memory, model, len(trace))
+    budget = budget_of(memory, model)
+    pass_memory(model, len(trace), sizes[1]).require(budget)
     if model.dtype != torch.float32:
         warn(
             f"{model.name!r} computes in {str(model.dtype)[6:]}: small edges may be wrong by a factor. Load it with "
@@ -132,31 +146,46 @@ def prepare(
             "no feature of the dictionaries is active after position 0: are they of this model and of these layers? "
             "gs.load_sae(...).encode(trace).explained says how much of a site they explain"
         )
+    of_pass = pass_memory(model, len(trace), sizes[1], nodes, keys)
+    of_pass.require(budget)
     ids = tuple(trace.ids.tolist())
     about = About(
         model.name, model.network_fingerprint, model.n_layers, model.config.vocab_size, ids, tuple(trace.tokens), basis,
         logits.pos,
     )  # fmt: skip
-    return Builder(run, nodes, keys, tuple(outputs), logits, about, *sizes, max_rows)
+    return Builder(run, nodes, keys, tuple(outputs), logits, about, *sizes, of_pass, budget)
 
 
 def run_all(builder: Builder, progress: bool) -> AttributionGraph:
-    """Build all rows. An interrupt ends it with a warning, once there are rows."""
+    """Build all rows. An interrupt, or a file that takes no more, ends it with a warning, once there are rows."""
+    finished = True
+    try:
+        _run_chunks(builder, progress)
+    except KeyboardInterrupt:
+        if not builder.parts:
+            raise
+        finished = False
+        warn(f"interrupted: {builder.n_done} of up to {builder.n_targets()} rows of the graph are finished")
+    except JournalStopped as stopped:
+        finished = False
+        warn(
+            f"{builder.journal.path} takes no more rows: {stopped}. The graph ended there, with {builder.n_done} of up to "
+            f"{builder.n_targets()} rows. A second call with the same file goes on"
+        )
+    data = builder.data(is_finished=finished)
+    if finished:
+        builder.journal.finish(data)
+    return result_of(data, builder.run, builder.basis)
+
+
+def _run_chunks(builder: Builder, progress: bool) -> None:
     from tqdm.auto import tqdm
 
-    finished = True
-    with tqdm(total=builder.n_targets(), desc="graph", unit="row", delay=1.0, leave=False, disable=not progress) as bar:
-        try:
-            for targets in builder.chunks():
-                share = len(targets) / builder.about.n_layers
-                builder.run_chunk(targets, lambda share=share: bar.update(share))
-        except KeyboardInterrupt:
-            if not builder.parts:
-                raise
-            finished = False
-            warn(f"interrupted: {builder.n_done} of up to {builder.n_targets()} rows of the graph are finished")
-    data = builder.data(is_finished=finished)
-    return result_of(data, builder.run, builder.basis)
+    total, done = builder.n_targets(), builder.n_done
+    with tqdm(total=total, initial=done, desc="graph", unit="row", delay=1.0, leave=False, disable=not progress) as bar:
+        for targets in builder.chunks():
+            share = len(targets) / builder.about.n_layers
+            builder.run_chunk(targets, lambda share=share: bar.update(share))  # type: ignore[misc]
 
 
 def _trace_of(prompt: object, model: Model | None) -> Trace:

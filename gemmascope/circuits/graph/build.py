@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,16 +12,12 @@ from gemmascope.circuits.frozen import FrozenRun
 from gemmascope.circuits.graph.bases.basis import SITES, Basis
 from gemmascope.circuits.graph.data import About, GraphData
 from gemmascope.circuits.graph.descent import Targets, descend
+from gemmascope.circuits.graph.files.journal import GraphJournal, digest_of, question_of
+from gemmascope.circuits.graph.memory import PassMemory
 from gemmascope.circuits.graph.nodes import FEATURE, LOGIT, NodeKeys
 from gemmascope.circuits.graph.outputs import Logits, Output
 from gemmascope.circuits.graph.rows import Rows
-from gemmascope.errors import BudgetError
-from gemmascope.memory.placement import free_bytes, parse_bytes
-from gemmascope.model.model import Model
 
-# The most positions of directions in memory at once where no layer streams: more would be no faster, and a chunk is what an
-# interrupt loses and after which the next features are chosen.
-RESIDENT_ROWS = 2**16
 # Targets between two choices of the next ones, where not all features become targets.
 LEAST_CHOSEN = 256
 
@@ -38,8 +34,11 @@ class Builder:
         about: What the graph is of.
         max_nodes: The most features whose inputs are found.
         keep: The most edges of a row.
-        max_rows: How many positions of directions may be in memory.
+        memory: What a pass takes.
+        budget: How many bytes it may take.
         parts: The rows that are done.
+        left: The targets that were chosen and are not done.
+        journal: Where finished rows are written.
     """
 
     run: FrozenRun
@@ -50,8 +49,11 @@ class Builder:
     about: About
     max_nodes: int
     keep: int
-    max_rows: int
+    memory: PassMemory
+    budget: int
     parts: list[Rows] = field(default_factory=list)
+    left: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    journal: GraphJournal = field(default_factory=GraphJournal)
 
     @property
     def n_done(self) -> int:
@@ -64,31 +66,43 @@ class Builder:
         n_features = self.max_nodes if active is None else min(len(active), self.max_nodes)
         return len(self.outputs) + n_features
 
+    def continue_from(self, journal: GraphJournal, *, same_chunks: bool) -> None:
+        """Take up the rows of a file, and write the next ones there. same_chunks: in the memory that it was begun with."""
+        self.journal, self.parts, self.left = journal, [*journal.parts], journal.left
+        if same_chunks and journal.budget is not None:
+            self.budget = journal.budget
+
+    def question(self) -> Mapping[str, object]:
+        """What tells this graph from another, for its file."""
+        asked = {"max_nodes": self.max_nodes, "keep": self.keep, "features": digest_of(self.basis.active(self.keys))}
+        return question_of(self.about, self.keys, self.outputs, self.logits, asked)
+
     def chunks(self) -> Iterator[Targets]:
         """The targets of each pass that is still to come. Their rows must be in parts before the next is asked for."""
-        done = torch.cat([part.targets for part in self.parts]) if self.parts else torch.zeros(0, dtype=torch.long)
-        if not bool(torch.isin(self.keys.logits, done).all()):
-            yield self._targets(self.keys.logits)
+        yield from self._in_chunks(self.left)  # what a file says comes next
+        yield from self._in_chunks(self._undone(self.keys.logits))
         active = self.basis.active(self.keys)
         if active is not None and len(active) <= self.max_nodes:
-            targets = self._targets(active[~torch.isin(active, done)])
-            if len(targets):
-                yield from self._in_chunks(targets.in_order())
+            if len(undone := self._undone(active)):
+                yield from self._in_chunks(self._targets(undone).in_order().keys)
             return
         while (chosen := self._most_influential()) is not None:
-            yield from self._in_chunks(self._targets(chosen))
+            yield from self._in_chunks(chosen)
 
-    def run_chunk(self, targets: Targets, tell: object) -> None:
+    def run_chunk(self, targets: Targets, tell: Callable[[], None]) -> None:
         """Take a chunk down."""
-        self.parts.append(
-            descend(self.run, self.basis, self.keys, targets, self.logits, self.keep, tell)  # type: ignore[arg-type]
-        )
+        rows = descend(self.run, self.basis, self.keys, targets, self.logits, self.keep, tell)
+        self.parts.append(rows)
+        self.journal.write(rows, self.left)
+
+    def _undone(self, nodes: Tensor) -> Tensor:
+        """Those of some nodes whose rows are not there."""
+        done = torch.cat([part.targets for part in self.parts]) if self.parts else nodes[:0]
+        return nodes[~torch.isin(nodes, done)]
 
     def data(self, *, is_finished: bool) -> GraphData:
         """The graph of the rows that are done."""
-        rows = Rows.joined(self.parts)
-        order = rows.targets.argsort()
-        rows = _reordered(rows, order)
+        rows = Rows.joined(self.parts).in_order()
         active = self.basis.active(self.keys)
         whole = active is not None and len(active) <= self.max_nodes
         found = torch.cat([rows.targets, rows.source])
@@ -107,15 +121,14 @@ class Builder:
     def _targets(self, keys: Tensor) -> Targets:
         return targets_of(self.keys, self.basis, self.logits.pos, self.about.n_layers, keys)
 
-    def _in_chunks(self, targets: Targets) -> Iterator[Targets]:
-        """Targets in chunks whose directions fit the memory."""
-        lengths = (targets.pos + 1).cumsum(0)
-        start = 0
-        while start < len(targets):
-            before = int(lengths[start - 1]) if start else 0
-            stop = max(start + 1, int(torch.searchsorted(lengths, before + self.max_rows, right=True)))
-            yield targets.of(slice(start, stop))
-            start = stop
+    def _in_chunks(self, nodes: Tensor) -> Iterator[Targets]:
+        """Targets in chunks that fit the memory."""
+        targets = self._targets(nodes)
+        while len(targets):
+            n = self.memory.fitting(targets.pos, self.budget)
+            chunk, targets = targets.of(slice(0, n)), targets.of(slice(n, None))
+            self.left = targets.keys
+            yield chunk
 
     def _most_influential(self) -> Tensor | None:
         """The features to explain next: those with the most influence in the graph so far. None if all is done."""
@@ -123,7 +136,8 @@ class Builder:
         graph.rows = Rows.joined(self.parts)
         left = self.max_nodes + len(self.outputs) - self.n_done
         candidates = (graph.decoded[0] == FEATURE) & ~torch.isin(graph.node_keys, graph.rows.targets) & (graph.influence > 0)
-        n = min(left, max(LEAST_CHOSEN, self.max_rows // self.run.n_pos), int(candidates.sum()))
+        at_once = self.memory.fitting(torch.full((max(1, left),), self.run.n_pos - 1), self.budget)
+        n = min(left, max(LEAST_CHOSEN, at_once), int(candidates.sum()))
         if n <= 0:
             return None
         influence = torch.where(candidates, graph.influence, -1.0)
@@ -148,40 +162,3 @@ def targets_of(keys: NodeKeys, basis: Basis, pos_of_logits: int, n_layers: int, 
         torch.where(is_logit, pos_of_logits, pos),
         feature,
     )
-
-
-def rows_within(memory: object, model: Model, n_pos: int) -> int:
-    """How many positions of directions fit: a number of at least n_pos, which one target takes.
-
-    Args:
-        memory: The budget as a user gives it; None: what the model was loaded to leave, or a quarter of what is free.
-        model: The model.
-        n_pos: The positions of the run.
-
-    Raises:
-        BudgetError: The budget is less than one target takes.
-    """
-    free = model.network.work_bytes or min(map(free_bytes, {model.device, *model.layer_devices})) // 4
-    budget = free if memory is None else parse_bytes(memory)
-    config = model.config
-    fixed = 4 * n_pos * (2 * config.n_heads * config.d_head + 6 * config.d_model)  # of the layer that is passed
-    per_row = 4 * config.d_model + 16
-    rows = (budget - fixed) // per_row
-    if rows < n_pos:
-        raise BudgetError(
-            f"memory of {budget:,} bytes is too little for a graph of {n_pos} positions: one target takes "
-            f"{fixed + n_pos * per_row:,}"
-        )
-    return rows if model.network.layer_source is not None else min(rows, max(n_pos, RESIDENT_ROWS))
-
-
-def _reordered(rows: Rows, order: Tensor) -> Rows:
-    """The same rows in another order of their targets."""
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    target = place[rows.target]
-    by_target = target.argsort(stable=True)
-    return Rows(
-        rows.targets[order], rows.inputs[order], rows.bias[order], rows.rest[order], rows.total[order], rows.error[order],
-        target[by_target], rows.source[by_target], rows.weight[by_target],
-    )  # fmt: skip

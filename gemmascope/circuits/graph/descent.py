@@ -15,19 +15,15 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemmascope.circuits.frozen import FrozenLayer, FrozenRun
+from gemmascope.circuits.frozen import PART_ROWS, FrozenLayer, FrozenRun
 from gemmascope.circuits.graph.bases.basis import SITES, Basis, LayerNodes
 from gemmascope.circuits.graph.bases.written import Edges, Written
+from gemmascope.circuits.graph.memory import groups_of
 from gemmascope.circuits.graph.nodes import NodeKeys
 from gemmascope.circuits.graph.outputs import Logits
 from gemmascope.circuits.graph.rows import Rows, RowStore
 from gemmascope.memory.limits import explain_oom
 from gemmascope.values import chunks, moved
-
-# Positions of directions that go through a product at once. Measured on two cores: more do not fit the caches.
-PART_ROWS = 2048
-# Into how many groups the targets of a chunk are split by position: those of a group share a number of rows.
-GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def descend(
 ) -> Rows:
     """The rows of a chunk of targets, in the order of Targets.in_order. tell: called after each layer."""
     model, targets = run.trace.model, targets.in_order()
-    groups = _groups(targets)
+    groups = groups_of(targets.pos, run.n_pos)
     with torch.no_grad(), explain_oom(model):
         blocks = [Block(targets.of(at), keep, keys, logits) for at in groups]
         last = None
@@ -139,8 +135,7 @@ def descend(
                 if module.index <= int(targets.layer.max()):
                     frozen = run.layer(module)
                     nodes = basis.at(frozen, keys)
-                    for block in blocks:
-                        through_layer(block, frozen, nodes, passes_mlp=basis.passes_mlp)
+                    through_layer(blocks, frozen, nodes, passes_mlp=basis.passes_mlp)
                 tell()
                 last = module.index
         assert last == 0
@@ -153,9 +148,19 @@ def descend(
     return rows
 
 
-def through_layer(block: Block, frozen: FrozenLayer, nodes: LayerNodes, *, passes_mlp: bool) -> None:
-    """Carry a block down a layer."""
-    block.to(frozen.device)
+def through_layer(blocks: Sequence[Block], frozen: FrozenLayer, nodes: LayerNodes, *, passes_mlp: bool) -> None:
+    """Carry blocks down a layer."""
+    for block in blocks:
+        block.to(frozen.device)
+        _to_attention(block, frozen, nodes, passes_mlp)
+    if nodes.written("attn_out") is None and nodes.written("z") is None:
+        frozen.add_below_attention([block.active for block in blocks])
+    for block in blocks:
+        _through_attention(block, frozen, nodes)
+
+
+def _to_attention(block: Block, frozen: FrozenLayer, nodes: LayerNodes, passes_mlp: bool) -> None:
+    """Carry a block from the end of a layer to the stream after its attention."""
     layer = frozen.index
     _join_stream(block, nodes, block.joining(layer, -1))
     _absorb(block, nodes, "resid_post")
@@ -166,39 +171,38 @@ def through_layer(block: Block, frozen: FrozenLayer, nodes: LayerNodes, *, passe
     written = nodes.written("mlp_out")
     if written is not None:
         block.collect(written, block.active)
-        if (through := nodes.skip(block.active)) is not None:
-            block.active.add_(through)
+        for v in _parts(block.active):
+            if (through := nodes.skip(v)) is not None:
+                v += through
     elif passes_mlp:
-        _add_in_parts(block.active, frozen.mlp.below)
+        for v in _parts(block.active):
+            v += frozen.mlp.below(v)
     new = block.joining(layer, SITES.index("mlp_out"))
     if new.start < new.stop:
-        block.v[new] += frozen.mlp.below(_spread(*block.read(nodes, new), block.stop))
+        read, pos = block.read(nodes, new)
+        block.v[torch.arange(new.start, new.stop, device=pos.device), pos] += frozen.mlp.below_at(read, pos)
     _absorb(block, nodes, "resid_mid")
     _join_stream(block, nodes, block.joining(layer, SITES.index("resid_mid")))
     block.watch("resid_mid", layer)
-    _through_attention(block, frozen, nodes)
 
 
 def _through_attention(block: Block, frozen: FrozenLayer, nodes: LayerNodes) -> None:
+    """Carry a block on to where the next layer ends, where add_below_attention has not done all of it."""
     attn_out, z_written = nodes.written("attn_out"), nodes.written("z")
     if attn_out is not None:
         block.collect(attn_out, block.active)
     elif z_written is not None:
         block.collect(z_written, frozen.at_z(block.active).flatten(2))
-    else:
-        _add_in_parts(block.active, frozen.below_attention)
-    new = block.joining(frozen.index, SITES.index("attn_out"))
-    if new.start < new.stop:
-        z = frozen.at_z(_spread(*block.read(nodes, new), block.stop))
-        if z_written is not None:
+    for site in ("attn_out", "z"):
+        new = block.joining(frozen.index, SITES.index(site))
+        if new.start == new.stop:
+            continue
+        spread = _spread(*block.read(nodes, new), block.stop)
+        z = frozen.at_z(spread) if site == "attn_out" else spread.view(*spread.shape[:2], -1, frozen.config.d_head)
+        if site == "attn_out" and z_written is not None:
             block.collect(z_written, z.flatten(2), new.start)
         else:
             block.v[new] += frozen.below_z(z)
-    new = block.joining(frozen.index, SITES.index("z"))
-    if new.start < new.stop:
-        read = _spread(*block.read(nodes, new), block.stop)
-        z = read.view(*read.shape[:2], -1, frozen.config.d_head)
-        block.v[new] += frozen.below_z(z)
 
 
 def _absorb(block: Block, nodes: LayerNodes, site: str) -> None:
@@ -221,18 +225,9 @@ def _spread(read: Float[Tensor, "target d"], pos: Tensor, stop: int) -> Float[Te
     return spread
 
 
-def _add_in_parts(v: Float[Tensor, "target pos d"], below: Callable[[Tensor], Tensor]) -> None:
-    """Add to directions what they read through a sublayer, a few at a time, so that what lies between stays small."""
-    for part in chunks(len(v), max(1, PART_ROWS // v.shape[1])):
-        v[part] += below(v[part])
-
-
-def _groups(targets: Targets) -> list[Tensor]:
-    """The indices of targets, in groups of similar positions; in each the order stays."""
-    n_pos = int(targets.pos.max()) + 1
-    width = max(4, -(-n_pos // GROUPS))
-    group = targets.pos // width
-    return [torch.nonzero(group == each).flatten() for each in torch.unique(group).tolist()]
+def _parts(v: Float[Tensor, "target pos d"]) -> Iterator[Tensor]:
+    """Directions a few targets at a time, so that what lies between stays small."""
+    return (v[part] for part in chunks(len(v), max(1, PART_ROWS // v.shape[1])))
 
 
 def _runs_of(values: Sequence[int]) -> Iterator[tuple[int, slice]]:

@@ -70,7 +70,7 @@ def _down(graph: GraphData, run: FrozenRun, basis: Basis, target: int) -> dict[t
     with closing(run.trace.model.layers(reverse=True)) as layers:
         for module in layers:
             frozen = run.layer(module)
-            through_layer(block, frozen, basis.at(frozen, graph.keys), passes_mlp=basis.passes_mlp)
+            through_layer([block], frozen, basis.at(frozen, graph.keys), passes_mlp=basis.passes_mlp)
     return block.seen
 
 

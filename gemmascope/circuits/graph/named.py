@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from gemmascope.arguments import as_list, short_repr
 from gemmascope.circuits.graph.data import GraphData
-from gemmascope.circuits.graph.neuronpedia import as_json
-from gemmascope.circuits.graph.saving import save_data
+from gemmascope.circuits.graph.files.neuronpedia import as_json
+from gemmascope.circuits.graph.files.saving import save_data
 from gemmascope.errors import GraphError
 from gemmascope.files.writing import write_file
 from gemmascope.packages import requires_package

@@ -78,7 +78,7 @@ class NodeKeys:
 
     def kinds(self, keys: Int[Tensor, " node"]) -> Int[Tensor, " node"]:
         """The kind of each node, as an index of KINDS."""
-        return torch.bucketize(keys, torch.tensor(self._first), right=True)
+        return torch.bucketize(keys, torch.tensor(self._first, device=keys.device), right=True)
 
     def decode(self, keys: Int[Tensor, " node"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The kind, the unit, the position and the feature of each node.

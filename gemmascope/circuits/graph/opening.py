@@ -10,10 +10,10 @@ import torch
 from gemmascope.circuits.graph.attribution import Dictionaries
 from gemmascope.circuits.graph.bases.sources import basis_of
 from gemmascope.circuits.graph.encoding import freeze
-from gemmascope.circuits.graph.neuronpedia import read_neuronpedia
+from gemmascope.circuits.graph.files.neuronpedia import read_neuronpedia
+from gemmascope.circuits.graph.files.saving import read_data
 from gemmascope.circuits.graph.nodes import FEATURE
 from gemmascope.circuits.graph.result import AttributionGraph, result_of
-from gemmascope.circuits.graph.saving import read_data
 from gemmascope.errors import DictionaryError, GraphError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
@@ -28,7 +28,7 @@ _TOLERANCE = 1e-3
 def open_graph(
     path: str | os.PathLike[str], *, model: Model | None = None, dictionaries: Dictionaries | None = None
 ) -> AttributionGraph:
-    """A graph that graph.save wrote.
+    """A graph that graph.save or gs.attribution_graph(out=...) wrote.
 
     Args:
         path: The file.

@@ -12,8 +12,8 @@ from torch import Tensor
 from gemmascope.circuits.graph.bases.written import Edges
 from gemmascope.circuits.graph.nodes import ERROR, NodeKeys
 
-# Edges of a block that wait until the strongest are chosen, in elements: 64 MB.
-WAITING_ELEMENTS = 2**24
+# How many times as many edges as are kept wait until the strongest are chosen.
+WAITING = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,18 @@ class Rows:
         target = torch.cat([part.target + first for part, first in zip(parts, firsts, strict=False)])
         return cls(target=target, **joined)
 
+    def in_order(self) -> Rows:
+        """The same rows by their targets' keys."""
+        order = self.targets.argsort()
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        target = place[self.target]
+        by_target = target.argsort(stable=True)
+        return Rows(
+            self.targets[order], self.inputs[order], self.bias[order], self.rest[order], self.total[order],
+            self.error[order], target[by_target], self.source[by_target], self.weight[by_target],
+        )  # fmt: skip
+
     @property
     def sums(self) -> Float[Tensor, " target"]:
         """What each row adds up to, float64."""
@@ -74,10 +86,9 @@ class RowStore:
         self.bias, self.sum, self.total, self.error = (
             torch.zeros(n, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device) for _ in range(4)
         )
-        self.kept_keys = torch.zeros(n, 0, dtype=torch.long, device=device)
-        self.kept = torch.zeros(n, 0, device=device)
+        self.kept_keys = torch.zeros(0, 0, dtype=torch.long, device=device)
+        self.kept = torch.zeros(0, 0, device=device)
         self.waiting: list[tuple[Tensor, Tensor]] = []
-        self.n_waiting = 0
         self.unfinished: dict[int, Tensor] = {}
 
     def add(self, part: Edges, first: int = 0) -> None:
@@ -110,24 +121,25 @@ class RowStore:
 
     def _wait(self, keys: Tensor, edges: Tensor) -> None:
         self.waiting.append((keys, edges))
-        self.n_waiting += edges.numel()
-        if self.n_waiting > WAITING_ELEMENTS:
+        width = sum(edges.shape[1] for _, edges in self.waiting)
+        if len(edges) * width > WAITING * self.n * self.keep:
             self._choose()
 
     def _choose(self) -> None:
         """Keep the strongest of what was kept and what waits."""
         if not self.waiting:
             return
+        n = max(len(self.kept), *(len(edges) for _, edges in self.waiting))  # later targets have not joined yet
         width = self.kept.shape[1] + sum(edges.shape[1] for _, edges in self.waiting)
-        all_keys, all_edges = self.kept_keys.new_zeros(self.n, width), self.kept.new_zeros(self.n, width)
+        all_keys, all_edges = self.kept_keys.new_zeros(n, width), self.kept.new_zeros(n, width)
         at = 0
         for keys, edges in [(self.kept_keys, self.kept), *self.waiting]:
             stop = at + edges.shape[1]
             all_keys[: len(edges), at:stop], all_edges[: len(edges), at:stop] = keys, edges
             at = stop
+        self.waiting = []
         order = all_edges.abs().topk(min(self.keep, width), dim=1).indices
         self.kept_keys, self.kept = all_keys.gather(1, order), all_edges.gather(1, order)
-        self.waiting, self.n_waiting = [], 0
 
     def rows(self, targets: Tensor, inputs: Tensor) -> Rows:
         """The rows, once all layers gave their edges."""

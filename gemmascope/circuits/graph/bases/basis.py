@@ -43,6 +43,7 @@ class Basis(Protocol):
     Attributes:
         units: The dictionaries, or neurons of layers, by layer and site.
         passes_mlp: Whether directions are carried through MLPs that no node stands for.
+        spans_layers: Whether features write to several layers, so that their edges are added up until the last one is met.
         reads_mlps: Whether what MLPs read is needed again: for neurons, and to pass MLPs.
     """
 
@@ -50,6 +51,8 @@ class Basis(Protocol):
     def units(self) -> Sequence[Unit]: ...
     @property
     def passes_mlp(self) -> bool: ...
+    @property
+    def spans_layers(self) -> bool: ...
     @property
     def reads_mlps(self) -> bool: ...
 

@@ -53,6 +53,10 @@ class DictionaryBasis:
         return self.passes_mlp
 
     @property
+    def spans_layers(self) -> bool:
+        return any(one.decoders.shape[1] > 1 for one in self.encoded)
+
+    @property
     def units(self) -> Sequence[Unit]:
         return [one.unit for one in self.encoded]
 

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from gemmascope.circuits.frozen import FrozenLayer, FrozenRun
 from gemmascope.circuits.frozen_mlp import FrozenMLP
-from gemmascope.circuits.graph.bases.written import Edges
+from gemmascope.circuits.graph.bases.written import EDGE_ELEMENTS, Edges
 from gemmascope.circuits.graph.nodes import FEATURE, NodeKeys, Unit
 from gemmascope.config import GemmaConfig
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.make import add
 from gemmascope.model.gemma2 import Layer
 
-# Edges from neurons that are in memory at once, in elements: 64 MB.
-CHUNK_ELEMENTS = 2**24
 # Neurons of all layers together are kept up to this many bytes.
 ACT_BYTES = 2**27
 
@@ -28,7 +26,7 @@ ACT_BYTES = 2**27
 class NeuronBasis:
     """Every neuron at every position but the first as a node."""
 
-    passes_mlp, reads_mlps = False, True
+    passes_mlp, reads_mlps, spans_layers = False, True, False
 
     def __init__(self, config: GemmaConfig) -> None:
         self.config = config
@@ -68,8 +66,7 @@ class NeuronBasis:
             for module in layers:
                 at = units == module.index
                 if module.index in missing:
-                    positions, row = torch.unique(pos[at], return_inverse=True)
-                    found[at] = self.run.layer(module).mlp_at(positions).act[row, feature[at]].cpu()
+                    found[at] = self.run.layer(module).mlp.act[pos[at], feature[at]].cpu()
                     missing.remove(module.index)
                 if not missing:
                     break
@@ -123,7 +120,7 @@ class NeuronWritten:
 
     def edges(self, v: Float[Tensor, "target pos d"]) -> Iterator[Edges]:
         stop, neurons = v.shape[1], self.mlp.act.shape[1]
-        step = max(1, CHUNK_ELEMENTS // (len(v) * neurons)) if len(v) else stop
+        step = max(1, EDGE_ELEMENTS // (len(v) * neurons)) if len(v) else stop
         features = torch.arange(neurons)
         for start in range(1, stop, step):
             at = slice(start, min(start + step, stop))

@@ -12,6 +12,9 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# Edges that are computed at once, in elements: 16 MB.
+EDGE_ELEMENTS = 2**22
+
 
 class Edges(NamedTuple):
     """Sources of one kind and their edges into targets.
@@ -76,14 +79,28 @@ class Active:
         stops = counts.cumsum(0).tolist()
         return list(zip(positions.tolist(), [0, *stops[:-1]], stops, strict=True))
 
-    def edges(self, v: Float[Tensor, "target pos d"]) -> Edges:
-        """The edges from those at the positions of v."""
+    def edges(self, v: Float[Tensor, "target pos d"], gain: Float[Tensor, "pos d"] | None) -> Iterator[Edges]:
+        """The edges from those at the positions of v, some positions at a time. gain: what multiplies what is written."""
         spans = [span for span in self.spans if span[0] < v.shape[1]]
-        n = spans[-1][2] if spans else 0
-        edges = v.new_empty(len(v), n)
-        for pos, start, stop in spans:
-            edges[:, start:stop] = v[:, pos] @ self.table[self.row[start:stop]].T
-        return Edges(self.keys[:n], edges.mul_(self.coefficient[:n]), self.unit, self.has_more)
+        for part in self._parts(spans, len(v)):
+            first, last = part[0][1], part[-1][2]
+            edges = v.new_empty(len(v), last - first)
+            for pos, start, stop in part:
+                read = v[:, pos] if gain is None else v[:, pos] * gain[pos]
+                edges[:, start - first : stop - first] = read @ self.table[self.row[start:stop]].T
+            edges.mul_(self.coefficient[first:last])
+            yield Edges(self.keys[first:last], edges, self.unit, self.has_more)
+
+    def _parts(self, spans: list[tuple[int, int, int]], n: int) -> Iterator[list[tuple[int, int, int]]]:
+        """Spans in parts of at most EDGE_ELEMENTS edges; all at once where other layers add to the same edges."""
+        part: list[tuple[int, int, int]] = []
+        for span in spans:
+            if part and self.unit < 0 and n * (span[2] - part[0][1]) > EDGE_ELEMENTS:
+                yield part
+                part = []
+            part.append(span)
+        if part or self.unit >= 0:
+            yield part or [(0, 0, 0)]
 
 
 @dataclass(frozen=True)
@@ -104,16 +121,19 @@ class DictionaryWritten:
     biases: Float[Tensor, "pos d"]
     gain: Float[Tensor, "pos d"] | None = None
 
+    @cached_property
+    def joined(self) -> tuple[Float[Tensor, "pos d"], Float[Tensor, "pos d"]]:
+        """The error and the biases as they join the stream."""
+        return (self.error, self.biases) if self.gain is None else (self.error * self.gain, self.biases * self.gain)
+
     def edges(self, v: Float[Tensor, "target pos d"]) -> Iterator[Edges]:
         stop = v.shape[1]
-        read = v if self.gain is None else v * self.gain[:stop]
         for active in self.active:
-            yield active.edges(read)
-        yield Edges(self.error_keys[:stop], einsum(read, self.error[:stop], "target pos d, pos d -> target pos"))
+            yield from active.edges(v, None if self.gain is None else self.gain[:stop])
+        yield Edges(self.error_keys[:stop], einsum(v, self.joined[0][:stop], "target pos d, pos d -> target pos"))
 
     def bias(self, v: Float[Tensor, "target pos d"]) -> Float[Tensor, " target"]:
-        read = v if self.gain is None else v * self.gain[: v.shape[1]]
-        return einsum(read, self.biases[: v.shape[1]], "target pos d, pos d -> target")
+        return einsum(v, self.joined[1][: v.shape[1]], "target pos d, pos d -> target")
 
     def contribution(self, key: int) -> Float[Tensor, " d"] | None:
         at = torch.nonzero(self.error_keys == key).flatten().tolist()
@@ -129,6 +149,6 @@ class DictionaryWritten:
         found: list[tuple[Tensor, Tensor]] = [(self.error_keys[pos : pos + 1], self.error[pos : pos + 1])]
         for active in self.active:
             here = active.pos == pos
-            found.append((active.keys[here], active.coefficient[here, None] * active.table[active.row[here]]))
+            found.append((active.keys[here].cpu(), active.coefficient[here, None] * active.table[active.row[here]]))
         keys, rows = (torch.cat(part) for part in zip(*found, strict=True))
         return keys, rows if self.gain is None else rows * self.gain[pos]

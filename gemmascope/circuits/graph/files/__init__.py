@@ -1,0 +1,1 @@
+"""Files of graphs: our own, with every number, and those of Neuronpedia."""
