@@ -73,7 +73,7 @@ export function features(el, spec, data) {
     heading.textContent = `Feature ${legibleLine(spec.rows[chosen].label)}`;
     const peak = values.indexOf(spec.peaks[chosen]);
     where.textContent = `strongest at ${legible(tokens[peak])} (${peak}): ${format(spec.peaks[chosen])}`;
-    text.tint({ values, scale: spec.scale }, colours);
+    text.tint({ values, scale: spec.scale, first: peak }, colours);
     drawToken();
   }
   function drawToken() {
@@ -87,6 +87,7 @@ export function features(el, spec, data) {
   const stopBus = bus.on(drawToken);
   const stop = redrawOnResize(root, onTheme, draw);
   draw();
+  featureGrid.reveal(n - 1);
   el.dataset.gemmascopeReady = "1";
   const destroy = () => {
     stop();

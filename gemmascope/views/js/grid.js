@@ -7,6 +7,7 @@
 //   redraw()                           draw what is over the numbers again
 //   selection()                        {row, column, picked, brush: {rows, columns} | null}
 //   cellAt(row, column)                where a cell is on the canvas, {x, y, width, height} in CSS pixels
+//   reveal(column)                     scroll to a column, now or as soon as the grid has a width
 //   light(column)                      mark a column that another part of the page points at; null: none
 //   canvas, root, bar, destroy()
 // spec: {title, name?: for screen readers where there is no title, note, rows, columns, row_axis, column_axis, unit, measure?: the name of the number, in place of the unit, scale, up?, square?, window?, decimals?, texts?, hover?,
@@ -63,6 +64,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
   let picked = false;
   let dragging = false;
   let lit = null; // the column that another part of the page points at
+  let wanted = null; // the column to scroll to
 
   function redraw() {
     colours = theme();
@@ -75,16 +77,31 @@ export function grid(el, spec, data, on = {}, options = {}) {
     options.placed?.(layout);
     canvas.setAttribute("aria-label", `${legibleLine(spec.title || spec.name || "grid")}: ${layout.rows} by ${layout.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
     drawSelection();
+    scrollToWanted();
     el.dataset.gemmascopeReady = "1";
+  }
+  function scrollToWanted() {
+    if (wanted === null || !wide.clientWidth) return;
+    const [x] = cellCorner(layout, 0, wanted);
+    if (x + layout.cw > wide.clientWidth) wide.scrollLeft = x + layout.cw * 1.5 - wide.clientWidth;
+    wanted = null;
   }
   /** Draw the numbers on a second canvas; the selection is drawn over a copy, so that moving it is fast. */
   function drawBase() {
     draw(sized(base, layout.width, layout.height), layout, spec, data, colours);
+    drawNames();
+    drawSelection();
+  }
+  /** The rows' names. The first columns' slanted labels begin below them, and are hidden once their columns have scrolled away. */
+  function drawNames() {
     const edge = sized(names, layout.left, layout.height);
     canvas.style.marginLeft = `-${names.style.width}`;
     edge.resetTransform();
     edge.drawImage(base, 0, 0);
-    drawSelection();
+    if (!wide.scrollLeft) return;
+    const below = Math.ceil(layout.bottom * (base.height / layout.height)) + 1;
+    edge.fillStyle = colours.ground;
+    edge.fillRect(0, below, names.width, names.height - below);
   }
   function drawSelection() {
     ctx.save();
@@ -179,6 +196,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     showTip(state.row, state.column);
   });
   canvas.addEventListener("blur", () => tip.hide());
+  wide.addEventListener("scroll", drawNames);
 
   const stop = redrawOnResize(root, onTheme, redraw);
   redraw();
@@ -210,6 +228,10 @@ export function grid(el, spec, data, on = {}, options = {}) {
       state = { row, column, from: null };
       picked = true;
       drawSelection();
+    },
+    reveal(column) {
+      wanted = column;
+      scrollToWanted();
     },
     light(column) {
       if (column === lit) return;

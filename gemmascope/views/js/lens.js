@@ -134,6 +134,7 @@ export function lens(el, spec, data) {
   const stopTheme = onTheme(painted);
   painted();
   showCell();
+  lensGrid.reveal(at.column);
   el.dataset.gemmascopeReady = "1";
   const destroy = () => {
     stopTheme();

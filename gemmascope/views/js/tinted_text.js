@@ -21,9 +21,9 @@ export const TEXT_STYLE = `
 
 /**
  * tokens: texts; special: which are control tokens; names: what is drawn for each, if not the token. bus: a tokenBus, by the
- * places in `positions` (all, in order, if there are none). close: with little room for arcs. Returns {element, tint({values, scale, at, unseen, edge}, colours)}:
+ * places in `positions` (all, in order, if there are none). close: with little room for arcs. Returns {element, tint({values, scale, at, unseen, edge, first}, colours)}:
  * values[i] by scale, arcs from token `at` to those with a value if arcs is true, unseen(i): faint, edge: the first token of
- * a window, or null.
+ * a window, or null; first: the token that a long text scrolls to in the beginning, `at` by default.
  */
 export function tintedText(tokens, { bus, special = [], names = null, hints = null, positions = null, close = tokens.length > LONG, label = "prompt" } = {}) {
   const place = (i) => (positions ? positions[i] : i);
@@ -31,6 +31,7 @@ export function tintedText(tokens, { bus, special = [], names = null, hints = nu
     type: "button", class: special[i] ? "gs-chip gs-special" : "gs-chip", "data-lm-suppress-shortcuts": "true",
     "data-pos": String(place(i)), title: hints ? hints[i] : `position ${place(i)}`, onfocus: () => bus?.point(place(i)), onblur: () => bus?.point(null),
   }, names ? names[i] : legible(token)));
+  let scrolled = false;
   const picture = shape("svg", { "aria-hidden": "true" });
   const element = make("div", { class: close ? "gs-flow gs-close" : "gs-flow", role: "toolbar", "aria-label": label }, picture, ...chips);
   const tabTo = (chip) => chips.forEach((one) => (one.tabIndex = one === chip ? 0 : -1));
@@ -63,9 +64,16 @@ export function tintedText(tokens, { bus, special = [], names = null, hints = nu
       return shape("path", { d: `M${x},${y} C${x},${y - rise} ${endX},${endY - rise} ${endX},${endY}`, "stroke-width": (1 + 2 * sizes[i]).toFixed(2), "stroke-opacity": (0.2 + 0.8 * Math.min(1, sizes[i])).toFixed(2), ...ink });
     });
   }
+  /** Scroll a long text to the token that it shows first; from then on the reader scrolls. */
+  function scrollTo(at) {
+    if (at === null || scrolled || !element.clientHeight) return;
+    scrolled = true;
+    const { offsetTop: top, offsetHeight: high } = chips[at];
+    if (top < element.scrollTop || top + high > element.scrollTop + element.clientHeight) element.scrollTop = top + high + 8 - element.clientHeight;
+  }
   return {
     element,
-    tint({ values = null, scale, at = null, arcs = false, unseen = () => false, edge = null }, colours) {
+    tint({ values = null, scale, at = null, arcs = false, unseen = () => false, edge = null, first = at }, colours) {
       chips.forEach((chip, i) => {
         const rgb = values && Math.abs(values[i]) > LEAST_TINT * scale.high ? colour(values[i], scale, colours.dark) : null;
         chip.style.background = rgb ? css(rgb) : "";
@@ -74,6 +82,7 @@ export function tintedText(tokens, { bus, special = [], names = null, hints = nu
         chip.classList.toggle("gs-unseen", unseen(i));
         chip.classList.toggle("gs-edge", i === edge);
       });
+      scrollTo(first);
       const drawn = arcs && at !== null && values ? arcsFrom(at, values, scale) : [];
       picture.setAttribute("width", element.clientWidth);
       picture.setAttribute("height", element.scrollHeight);

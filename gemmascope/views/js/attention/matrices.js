@@ -116,7 +116,7 @@ export function matrices(host, spec, patterns, labels, { buses }) {
       brush: (r, c, byKey) => longest >= ZOOM_FROM && !byKey && magnify(r, c),
       activate: () => longest >= ZOOM_FROM && magnify(),
     };
-    panel.grid = linkedGrid(panel.element, next.spec, { values: next.values }, on, { most: 28, least: 3 });
+    panel.grid = linkedGrid(panel.element, next.spec, { values: next.values }, on, { most: 28, least: panels.length > 1 ? 2 : 3 });
     if (longest >= ZOOM_FROM) panel.element.style.minHeight = `${panel.element.offsetHeight}px`;
   }
   /** Lines along the row of the token that another part points at, or its column where the text shows what looks at it. */
