@@ -21,6 +21,7 @@ MOST_DETAILS = 110
 _PROMPTS = re.compile(r"""^    ((["']).*\2),$""", re.MULTILINE)
 # How many characters of a long prompt are said: from so many before the first difference on.
 MOST_PROMPT, BEFORE_DIFFERENCE = 160, 60
+LONGEST_WORD = 20
 MOST_METRIC = 50
 
 
@@ -133,6 +134,11 @@ def _stretch(text: str, first: int) -> str:
     """A text, or so much of it around a place, with ... for what is left out."""
     begin = 0 if len(text) <= MOST_PROMPT else max(0, min(first - BEFORE_DIFFERENCE, len(text) - MOST_PROMPT))
     end = begin + MOST_PROMPT
+    # Words stay whole where a space is near.
+    if begin and (space := text.find(" ", begin, min(first, begin + LONGEST_WORD))) >= 0:
+        begin = space + 1
+    if end < len(text) and (space := text.rfind(" ", max(first, end - LONGEST_WORD), end)) >= 0:
+        end = space
     return f"{'...' if begin else ''}{text[begin:end]}{'...' if end < len(text) else ''}"
 
 

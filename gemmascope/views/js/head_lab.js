@@ -16,9 +16,9 @@ import { MESSAGES_STYLE, typedField, TYPED_STYLE } from "./typed.js";
 const HEAD_STYLE = `
 ${TYPED_STYLE}${MESSAGES_STYLE}${DESK_STYLE}
 .gs-one{display:flex;gap:8px;align-items:center;min-height:32px;margin-bottom:8px}
-.gs-one .gs-head{flex:1;white-space:nowrap}
-.gs-one .gs-gain{width:96px}
-.gs-one output{min-width:48px;font-size:12px}
+.gs-one .gs-head,.gs-one .gs-knob{flex:none;white-space:nowrap}
+.gs-one .gs-gain{flex:1 1 48px;width:48px;max-width:160px}
+.gs-one output{min-width:40px;font-size:12px}
 .gs-others{display:flex;flex-wrap:wrap;gap:8px;font-size:12px}
 .gs-legend{font-size:12px;line-height:16px;margin:8px 0 16px;color:var(--gs-faint)}
 `;

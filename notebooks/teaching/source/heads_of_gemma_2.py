@@ -44,8 +44,8 @@ print(
 # %% [markdown]
 # ## 2 · Their patterns
 #
-# The arrow keys go through layers and heads; the pointer shows exact values. In many heads the first position takes much of the
-# attention (a *sink*), so the colours leave it out unless the box is ticked.
+# A click or the arrow keys choose a head; the pointer shows exact values. In many heads the first position takes much of the
+# attention (a *sink*), so the range of colours leaves it out, unless you choose otherwise in the line at the top.
 
 # %%
 gs.attention_view(t, layers=list(range(min(6, model.n_layers))))

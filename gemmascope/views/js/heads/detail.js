@@ -60,7 +60,7 @@ export function headDetail(bus) {
       outside: (q, k) => (k > q ? "a later position: not seen" : null), hover: (q, k) => others(q * labels.length + k),
     };
     if (patternGrid) patternGrid.update({ spec, values });
-    else patternGrid = grid(patternHost, spec, { values }, { select: (q) => bus().state().pinned !== q + first && bus().pin(q + first) }, { most: 22, least: 3 });
+    else patternGrid = grid(patternHost, spec, { values }, { select: (q) => bus().state().pinned !== q + first && bus().pin(q + first) }, { most: 22, least: 1 });
   }
   function drawArcs() {
     const { first, after, before } = shown.pattern;
@@ -88,8 +88,9 @@ export function headDetail(bus) {
       texts: rows.map((_, r) => columns.map((_, c) => named(ids, at(r, c)))),
       hover: (r, c) => [`likeliest before ${legible(named(lens.tokensBefore, at(r, c)))}, after ${legible(named(lens.tokensAfter, at(r, c)))}`, `${legible(lens.follows)} before ${format(lens.before[at(r, c)], false, 4)}, after ${format(lens.after[at(r, c)], false, 4)}`],
     };
-    if (lensGrid) lensGrid.update({ spec, values });
-    else lensGrid = grid(lensHost, spec, { values }, {}, { least: 24 });
+    if (lensGrid) return lensGrid.update({ spec, values });
+    lensGrid = grid(lensHost, spec, { values }, {}, { least: 44 });
+    lensGrid.reveal(columns.length - 1);
   }
   return {
     element,

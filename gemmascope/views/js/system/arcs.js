@@ -69,7 +69,7 @@ export function arcs(values, { bus = null, width = 400, height = 56 } = {}) {
     stops = [];
     const says = looked.map((pos) => `${texts[pos]} ${percent(weights[pos])}`).join(", ");
     const label = `${texts[query]}, position ${query}, looks at: ${says || "nothing above 2%"}`;
-    element.replaceChildren(shape("svg", { width: Math.ceil(x), height: height + 24, role: "img", "aria-label": label }, ...looked.reverse().map(arc), ...gaps.map((left) => shape("text", { x: left, y: height + 15 }, "…")), ...kept.map(token)));
+    element.replaceChildren(shape("svg", { width: Math.ceil(x), viewBox: `0 0 ${Math.ceil(x)} ${height + 24}`, style: "max-width:100%", role: "img", "aria-label": label }, ...looked.reverse().map(arc), ...gaps.map((left) => shape("text", { x: left, y: height + 15 }, "…")), ...kept.map(token)));
   }
   if (values) update(values);
   return { element, update };
