@@ -432,3 +432,24 @@ def test_without_a_script_a_page_shows_its_text_and_a_table(chromium: Any, tmp_p
         "5", f"{at}: {t.ids[at]}", f"{float(t['pattern', 0][5, -1, at]):.4f}"
     ]  # fmt: skip
     context.close()
+
+
+def test_a_long_prompt_begins_at_the_token_that_is_shown(open_page: Any) -> None:
+    t = wide(150)
+    lens = open_page(gs.lens_view(t))
+    cells = lens.locator(".gs-lens .gs-wide")
+    lens.wait_for_function("document.querySelector('.gs-lens .gs-wide').scrollLeft > 0")
+    canvas = lens.locator(".gs-lens canvas[tabindex='0']").bounding_box()
+    box = cells.bounding_box()
+    assert 0 < canvas["x"] + canvas["width"] - (box["x"] + box["width"]) < 120, (
+        "of what is right of the last cell, at most the bar"
+    )
+    flow = open_page(gs.attention_view(wide(240), layers=[1]), width=420).locator(".gs-flow").first
+    assert flow.evaluate("flow => flow.scrollHeight - flow.clientHeight") > 40, "the text is longer than its room"
+    last, room = flow.locator("button[data-pos='239']").bounding_box(), flow.bounding_box()
+    assert room["y"] <= last["y"] <= last["y"] + last["height"] <= room["y"] + room["height"]
+    # From then on the reader scrolls, and what is pointed at moves nothing.
+    flow.evaluate("flow => { flow.scrollTop = 20; }")
+    flow.locator("button[data-pos='60']").dispatch_event("pointerenter")
+    flow.locator("button[data-pos='60']").dispatch_event("pointerleave")
+    assert flow.evaluate("flow => flow.scrollTop") == 20
