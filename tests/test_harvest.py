@@ -14,6 +14,7 @@ import torch
 from checkpoints import checkpoint, model
 
 import gemmascope as gs
+from gemmascope.__main__ import main
 from gemmascope.errors import BudgetError, GemmascopeWarning, PromptError, SiteError, StoreError
 from gemmascope.model.model import Model
 from gemmascope.sites import SITES
@@ -379,3 +380,20 @@ def test_ctrl_c_gives_a_warning_and_what_is_finished(tmp_path: Path) -> None:
     assert "not finished" in repr(store)
     whole = harvest(None, TEXTS, "z", tmp_path / "b", layers=1, rows_per_shard=10)
     assert files(harvest(None, TEXTS, "z", tmp_path / "a", layers=1, rows_per_shard=10).path) == files(whole.path)
+
+
+# -- the command line --
+
+
+def test_the_command_line_writes_the_same_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    out = tmp_path / "acts"
+    asked = ["harvest", str(tmp_path / "a.txt"), "--site", "z,final", "--layers", "1,3", "--out", str(out)]
+    assert main([*asked, "--dtype", "float32"]) == 0
+    expected = harvest(None, TEXTS, ["z", "final"], tmp_path / "expected", layers=[1, 3], dtype="float32")
+    assert capsys.readouterr().out == f"{expected} in {out}\n"
+    assert files(out) == files(expected.path)
+    assert main(asked) == 2
+    assert "holds another store (dtype: 'float32' there, 'bfloat16' here)" in capsys.readouterr().err
+    assert main([*asked[:-3], "one", *asked[-2:]]) == 2
+    assert "--layers takes whole numbers with commas between" in capsys.readouterr().err
