@@ -152,7 +152,7 @@ def test_an_exercise_fails_at_its_checks_and_nowhere_else(source: Path, kernel: 
     assert all("still to be written" in error for error in errors.values())
 
 
-@pytest.mark.parametrize("source", [source for source in SOURCES if source.stem[0] in "12345"], ids=lambda s: s.stem)
+@pytest.mark.parametrize("source", [source for source in SOURCES if source.stem[0] in "123458"], ids=lambda s: s.stem)
 def test_the_expected_picture_is_where_both_versions_look_for_it(source: Path) -> None:
     image = image_of(NOTEBOOKS, source)
     assert image.read_bytes().startswith(b"\x89PNG")

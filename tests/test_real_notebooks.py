@@ -97,10 +97,26 @@ def test_a_notebook_runs_on_the_real_model_and_prints_what_its_text_quotes(
     assert missing == [], "\n".join(lines)
 
 
+@pytest.mark.real
+@pytest.mark.skipif(not FILE, reason=HOW)
+def test_the_part_about_a_real_model_prints_what_its_text_quotes(kernel: Kernel, tmp_path: Path) -> None:
+    """Notebook 8 is about nano; its optional part runs where GEMMASCOPE_REAL names a file."""
+    (source,) = (source for source in SOURCES if source.stem == "8_circuits")
+    cells = notebook(source, "solution").cells
+    begin = next(i for i, cell in enumerate(cells) if "## 8.8" in cell.source)
+    end = next(i for i, cell in enumerate(cells) if "## Conclude" in cell.source)
+    first = next(i for i, cell in enumerate(cells) if cell.cell_type == "code")
+    part = [cells[first], *cells[begin:end]]
+    assert kernel.run(part, tmp_path) == {}
+    assert len(quoted(part)) >= 2
+    missing = [said for said in quoted(part) if not any(same(said, line) for line in printed(part))]
+    assert missing == [], "\n".join(printed(part))
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_one_line_says_which_model_a_notebook_runs_on(source: Path) -> None:
     text = source.read_text(encoding="utf-8")
-    if source.stem.startswith(("6", "porting")):  # their text is about nano, and about sizes that need no model
+    if source.stem.startswith(("6", "8", "porting")):  # their text is about nano, and about sizes that need no model
         assert LINE.search(text) is None
         return
     assert len(LINE.findall(text)) == 1

@@ -223,3 +223,61 @@ def test_the_summary_says_which_exercises_are_still_to_be_written(
     assert "  right: 1.1, 1.2\n" in capsys.readouterr().out
     with pytest.raises(GemmascopeError, match="notebook 9 has no exercises; those that have some are 0, 1, 2"):
         check.summary(9)
+
+
+READ_BY: dict[str, Any] = {
+    "a sum": lambda edges, rest, target: edges[edges["target"] == target]["weight"].sum() + rest,
+    "a query": lambda edges, rest, target: edges.query("target == @target").weight.to_numpy().sum() + rest,
+    "a group": lambda edges, rest, target: edges.groupby("target")["weight"].sum()[target] + rest,
+    "a loop": lambda edges, rest, target: rest + sum(row.weight for row in edges.itertuples() if row.target == target),
+    "a tensor": lambda edges, rest, target: torch.tensor(edges.loc[edges.target == target, "weight"].values).sum() + rest,
+}
+
+
+@pytest.mark.parametrize("kind", READ_BY)
+def test_a_row_may_be_added_up_in_any_way(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(edges: Any, rest: float, target: str) -> Any:
+        read = READ_BY[kind](edges, rest, target)
+        edges["weight"] = 0.0  # a table that is written to is the function's own
+        return read
+
+    check.ex_8_1(answer, 5)
+    assert "8.1: right" in capsys.readouterr().out
+
+
+def test_influence_may_be_solved_for_or_collected_node_by_node(capsys: pytest.CaptureFixture[str]) -> None:
+    def shares(edges: torch.Tensor) -> torch.Tensor:
+        return torch.nan_to_num(edges.abs() / edges.abs().sum(1, keepdim=True))
+
+    def solved(edges: torch.Tensor, counts: torch.Tensor) -> Any:
+        return (counts @ torch.linalg.inv(torch.eye(len(counts)) - shares(edges)) - counts).numpy()
+
+    def node_by_node(edges: torch.Tensor, counts: torch.Tensor) -> Any:
+        arrived = torch.zeros(len(counts))
+        for node in reversed(range(len(counts))):
+            arrived += (arrived[node] + counts[node]) * shares(edges)[node]
+        return arrived.tolist()
+
+    for answer in (solved, node_by_node):
+        check.ex_8_2(answer, 5)
+    assert capsys.readouterr().out.count("right") == 2
+
+
+def test_a_prediction_may_be_made_path_by_path_or_down_from_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+    def by_paths(edges: torch.Tensor, activation: torch.Tensor, node: int, output: int | None = None) -> Any:
+        output = len(edges) - 1 if output is None else output
+        through = sum(
+            by_paths(edges, activation, node, later) / activation[later] * edges[output, later]
+            for later in range(node + 1, output)
+        )
+        return through - edges[output, node]
+
+    def downwards(edges: torch.Tensor, activation: torch.Tensor, node: int) -> Any:
+        weight = edges[-1].clone()
+        for later in reversed(range(node + 1, len(edges) - 1)):
+            weight += weight[later] / activation[later] * edges[later]
+        return -weight[node].item()
+
+    for answer in (by_paths, downwards):
+        check.ex_8_3(answer, 5)
+    assert capsys.readouterr().out.count("right") == 2

@@ -11,7 +11,7 @@ import pytest
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError
-from gemmascope.workshop import claim, draw_reading, setup
+from gemmascope.workshop import claim, draw_reading, measure_pair, setup
 from gemmascope.workshop.building.notebook import notebook
 
 SOURCES = sorted((Path(__file__).parent.parent / "notebooks" / "teaching" / "source").glob("*.py"))
@@ -70,7 +70,7 @@ def test_the_set_up_gives_no_guess_away() -> None:
     assert "nano          runs, and answers as it should" in said
 
 
-@pytest.mark.parametrize("source", [s for s in SOURCES if s.stem[0] in "01234567"], ids=lambda s: s.stem)
+@pytest.mark.parametrize("source", [s for s in SOURCES if s.stem[0] in "012345678"], ids=lambda s: s.stem)
 def test_a_guess_or_a_claim_stands_before_what_answers_it(source: Path) -> None:
     """Cells that show a guess's answer, or a verdict, come after the guess; the last code cell lists the exercises."""
     code = [cell.source for cell in notebook(source, "exercise").cells if cell.cell_type == "code"]
@@ -112,3 +112,24 @@ def test_a_drawing_shows_the_attention_of_each_head() -> None:
 def test_a_head_that_there_is_not_is_refused(heads: Any, pos: int, message: str) -> None:
     with pytest.raises(GemmascopeError, match=message):
         draw_reading(gs.trace(PROMPT), heads, pos)
+
+
+def test_a_pair_of_one_s_own_is_measured_and_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    known = gs.prompts.Pair("The capital of France is", "The capital of Spain is", " Paris", " Madrid")
+    metric = measure_pair(known)
+    lead = float(metric.bind(gs.load())(gs.trace(known.clean).next_logits[None])[0])
+    said, verdict = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"' Paris' less ' Madrid': {lead:+.2f} after the clean prompt, -")
+    assert verdict == "the model can do this"
+    measure_pair(gs.prompts.Pair(known.corrupt, known.clean, " Paris", " Madrid"), gs.load())
+    assert capsys.readouterr().out.splitlines()[1] == "the model gets one of the two wrong: choose another pair"
+
+
+def test_a_pair_that_cannot_be_patched_is_refused() -> None:
+    longer = gs.prompts.Pair("The capital of France is", "The capital of the France is", " Paris", " Madrid")
+    with pytest.raises(
+        GemmascopeError, match=r"as many tokens as each other(?s:.*)6: \['<bos>', 'The'(?s:.*)7: \['<bos>', "
+    ):
+        measure_pair(longer)
+    with pytest.raises(GemmascopeError, match=r"give a pair, gs\.prompts\.Pair\(.*\); given str"):
+        measure_pair("The capital of France is")  # type: ignore[arg-type]

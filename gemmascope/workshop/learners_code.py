@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -40,6 +41,9 @@ def copied(argument: object) -> object:
     """An argument that a function may write to without changing what the next one is given."""
     if isinstance(argument, Tensor):
         return argument.clone()
+    pandas = sys.modules.get("pandas")  # without it there is no table
+    if pandas is not None and isinstance(argument, pandas.DataFrame):
+        return argument.copy()
     return list(argument) if isinstance(argument, list) else argument
 
 

@@ -18,6 +18,7 @@
 # | [5 · Dictionaries and steering](5_dictionaries_and_steering.ipynb) | What does the stream say, in words, and can we change it? | 60 |
 # | [6 · The true size](6_true_size.ipynb) | How does a model of 27 billion parameters fit on this machine? | 45 |
 # | [7 · From nano to a real Gemma](7_from_nano_to_a_real_gemma.ipynb) | Does a real model do the same? | 90 |
+# | [8 · Circuits](8_circuits.ipynb) | What did the answer read, and what did that read in turn? Is it true? | 85 |
 # | [The heads of Gemma 2](heads_of_gemma_2.ipynb) | Everything that can be asked about a head; to look up | 45 |
 # | [Porting from TransformerLens](porting_from_transformerlens.ipynb) | For those who bring an analysis of their own | 30 |
 #

@@ -16,7 +16,7 @@ from collections import defaultdict
 import torch
 
 import gemmascope as gs
-from gemmascope.workshop import check, claim, draw_reading, predict
+from gemmascope.workshop import check, claim, draw_reading, measure_pair, predict
 
 model = gs.load(MODEL)
 clean = "When Mary and John went to the store, John gave a drink to"
@@ -442,14 +442,7 @@ print(mine.verdict("borne out" if alone >= 0.8 and without < 0.1 else "refuted")
 
 # %%
 yours = gs.prompts.Pair("The capital of France is", "The capital of Spain is", " Paris", " Madrid")
-
-# %%
-margin = gs.logit_diff(yours.answer, yours.against)
-ends = [margin(gs.trace(text, model=model)) for text in (yours.clean, yours.corrupt)]
-print(
-    f"{yours.answer!r} less {yours.against!r}: {ends[0]:+.2f} after the clean prompt, {ends[1]:+.2f} after the corrupted one"
-)
-print("the model can do this" if ends[0] > 0 > ends[1] else "the model gets one of the two wrong: choose another pair")
+margin = measure_pair(yours, model)
 
 # %% [markdown]
 # What do you expect? Put a claim of your own in place of this one, and change the last line of the last cell so that it tests yours.

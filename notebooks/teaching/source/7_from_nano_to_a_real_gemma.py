@@ -42,7 +42,7 @@ import tempfile
 import torch
 
 import gemmascope as gs
-from gemmascope.workshop import check, claim, predict, real_model
+from gemmascope.workshop import check, claim, measure_pair, predict, real_model
 
 model = real_model(MODEL)
 config = model.config
@@ -587,14 +587,7 @@ print(mine.verdict("; ".join(f"{part}: {'borne out' if holds else 'refuted'}" fo
 
 # %%
 yours = gs.prompts.Pair("The opposite of hot is", "The opposite of big is", " cold", " small")
-
-# %%
-margin = gs.logit_diff(yours.answer, yours.against)
-ends = [margin(gs.trace(text, model=model)) for text in (yours.clean, yours.corrupt)]
-print(
-    f"{yours.answer!r} less {yours.against!r}: {ends[0]:+.2f} after the clean prompt, {ends[1]:+.2f} after the corrupted one"
-)
-print("the model can do this" if ends[0] > 0 > ends[1] else "the model gets one of the two wrong: choose another pair")
+margin = measure_pair(yours, model)
 
 # %%
 own = claim("7 own", "One layer carries more than half of the answer to the last position.")

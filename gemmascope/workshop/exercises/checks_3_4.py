@@ -13,8 +13,8 @@ from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace
 from gemmascope.sweeps.metrics import logit_diff
 from gemmascope.sweeps.sweep import sweep
+from gemmascope.workshop.exercises.inputs import normal, small_model, two_prompts
 from gemmascope.workshop.grading import CheckFailed, Exercise, Wrong
-from gemmascope.workshop.inputs import normal, small_model, two_prompts
 from gemmascope.workshop.learners_code import Head
 
 # 3.1: the patch itself, as a function of the value at the site

@@ -8,8 +8,8 @@ from random import Random
 import torch
 from torch import Tensor
 
+from gemmascope.workshop.exercises.inputs import SHAPE, normal
 from gemmascope.workshop.grading import Exercise, Wrong
-from gemmascope.workshop.inputs import SHAPE, normal
 
 EPS = SHAPE.norm_eps
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from gemmascope.model.maths import rms_scale, soft_cap
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace
+from gemmascope.workshop.exercises.inputs import SHAPE, normal, random_ids, small_model
 from gemmascope.workshop.grading import Exercise, Wrong
-from gemmascope.workshop.inputs import SHAPE, normal, random_ids, small_model
 
 _WORDS = (" Mary", " John", " and", " the", " store", " went", " to", " gave")
 CAP, EPS = SHAPE.final_cap or 0.0, SHAPE.norm_eps

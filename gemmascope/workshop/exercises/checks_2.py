@@ -9,8 +9,8 @@ from torch import Tensor
 from gemmascope.model.maths import soft_cap
 from gemmascope.run.trace import Trace
 from gemmascope.run.tracing import trace
+from gemmascope.workshop.exercises.inputs import SHAPE, normal, random_ids, small_model
 from gemmascope.workshop.grading import Exercise, Wrong
-from gemmascope.workshop.inputs import SHAPE, normal, random_ids, small_model
 
 CAP, SCALE, GROUP = SHAPE.attn_cap or 0.0, SHAPE.query_scalar**-0.5, SHAPE.heads_per_kv
 

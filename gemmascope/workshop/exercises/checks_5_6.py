@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gemmascope.workshop.exercises.inputs import normal
 from gemmascope.workshop.grading import Exercise, Wrong
-from gemmascope.workshop.inputs import normal
 
 # 5.1: JumpReLU
 
