@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError
-from gemmascope.workshop import claim, draw_reading, measure_pair, setup
+from gemmascope.workshop import claim, draw_points, draw_reading, measure_pair, setup
 from gemmascope.workshop.building.notebook import notebook
 
 SOURCES = sorted((Path(__file__).parent.parent / "notebooks" / "teaching" / "source").glob("*.py"))
@@ -133,3 +134,31 @@ def test_a_pair_that_cannot_be_patched_is_refused() -> None:
         measure_pair(longer)
     with pytest.raises(GemmascopeError, match=r"give a pair, gs\.prompts\.Pair\(.*\); given str"):
         measure_pair("The capital of France is")  # type: ignore[arg-type]
+
+
+def test_points_are_drawn_where_they_are() -> None:
+    series = {"<b>a</b>": (range(3), torch.tensor([1.0, 4.0, 2.0])), "b": ([0.5], np.array([-3.0]))}
+    figure = draw_points(series, title="T", x="layer", y="logit", lines=True, equal=True, levels={"clean": 2.5})
+    equal, first, second = figure.data
+    assert (list(equal.x), list(equal.y)) == ([-3.0, 4.0], [-3.0, 4.0])
+    assert (list(first.x), list(first.y), first.mode) == ([0.0, 1.0, 2.0], [1.0, 4.0, 2.0], "lines+markers")
+    assert (list(second.x), list(second.y)) == ([0.5], [-3.0])
+    assert first.name == "&lt;b&gt;a&lt;/b&gt;"  # text, not markup
+    (level,) = figure.layout.shapes
+    assert (level.y0, level.y1) == (2.5, 2.5)
+    assert figure.layout.annotations[0].text == "clean"
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("layer", "logit")
+    assert draw_points({"b": ([0.5], [1.0])}, title="T", x="x", y="y").data[0].mode == "markers"
+
+
+@pytest.mark.parametrize(
+    ("series", "message"),
+    [
+        ({}, "there is nothing to draw"),
+        ({"a": ([], [])}, "'a' has 0 x and 0 y: give as many of both, and one at least"),
+        ({"a": ([1, 2], [1])}, "'a' has 2 x and 1 y"),
+    ],
+)
+def test_points_that_cannot_be_drawn_are_refused(series: Any, message: str) -> None:
+    with pytest.raises(GemmascopeError, match=message):
+        draw_points(series, title="T", x="x", y="y")

@@ -97,23 +97,26 @@ def figure_of(rows: Sequence[dict[str, Any]]) -> Any:
             ]
             y = height[family, method]
             mean = float(np.mean(found))
-            dots = {"color": colours[method], "size": 9, "opacity": 0.5, "line": {"width": 0}}
-            bar = {"color": colours[method], "size": 20, "symbol": "line-ns-open", "line": {"width": 3}}
+            dots = {"color": colours[method], "size": 9, "opacity": 0.45, "line": {"width": 0}}
+            bar = {"color": colours[method], "size": 16, "symbol": "line-ns-open", "line": {"width": 3}}
             figure.add_traces(
                 [
                     go.Scatter(x=found, y=[y] * len(found), mode="markers", marker=dots),
-                    go.Scatter(x=[mean], y=[y], mode="markers+text", marker=bar, text=[f"{mean:.2f}"],
-                               textposition="top center", textfont={"color": INK}),
+                    go.Scatter(x=[mean], y=[y], mode="markers", marker=bar),
+                    go.Scatter(x=[1.12], y=[y], mode="text", text=[f"{mean:.2f}"], textfont={"color": INK}),
                 ],
                 rows=1, cols=column,
             )  # fmt: skip
-        figure.update_xaxes(title="Pearson correlation with the exact scores", range=[0, 1.04], row=1, col=column)
+        axis = {"range": [0, 1.2], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
+        figure.update_xaxes(title="Pearson correlation with the exact scores", **axis, row=1, col=column)
     figure.update_yaxes(
         tickvals=[height[place] for place in places], ticktext=[f"{family} · {method}" for family, method in places],
         showgrid=False, zeroline=False, range=[min(height.values()) - 0.7, 0.9],
     )  # fmt: skip
     title = "Edges: each estimate beside exact patching"
-    style_figure(figure, title, "a dot for each pair of prompts, a bar at their mean", height=420, width=900)
+    about = "a dot for each pair of prompts; the bar and the number are their mean"
+    style_figure(figure, title, about, height=440, width=900, margin={"t": 100, "b": 64, "r": 16})
+    figure.update_annotations(font_size=13)
     return figure
 
 

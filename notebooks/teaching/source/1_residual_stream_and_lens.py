@@ -13,7 +13,7 @@ MODEL = "nano"
 import torch
 
 import gemmascope as gs
-from gemmascope.workshop import check, claim, predict
+from gemmascope.workshop import check, claim, draw_points, predict
 
 model = gs.load(MODEL)
 prompt = "When Mary and John went to the store, John gave a drink to"
@@ -54,6 +54,20 @@ def added_by(t, layer: int):
 
 # %% tags=["check"]
 check.ex_1_1(added_by)
+
+# %% [markdown]
+# How much is that? The length of what each sublayer adds at the last position:
+
+# %%
+layers = range(model.n_layers)
+lengths = {site: [float(t[site, layer][-1].norm()) for layer in layers] for site in ("attn_out", "mlp_out")}
+draw_points(
+    {site: (layers, of_site) for site, of_site in lengths.items()},
+    title=f"What each layer adds to the stream at the last position, {t.tokens[-1]!r}",
+    x="layer",
+    y="length of what is added",
+    lines=True,
+)
 
 # %% [markdown]
 # ## 1.2 The lens: what would it answer now?

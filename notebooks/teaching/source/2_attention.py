@@ -14,7 +14,7 @@ import torch
 from einops import einsum, repeat
 
 import gemmascope as gs
-from gemmascope.workshop import check, claim, predict
+from gemmascope.workshop import check, claim, draw_points, predict
 
 model = gs.load(MODEL)
 prompt = "When Mary and John went to the store, John gave a drink to"
@@ -74,6 +74,23 @@ def capped_scores(q, k, scale: float, cap: float):
 
 # %% tags=["check"]
 check.ex_2_1(capped_scores)
+
+# %% [markdown]
+# Where does the cap bite? Every score of one layer, before and after it; on the line nothing is changed:
+
+# %%
+capped_layer = model.n_layers // 2
+before = t["scores", capped_layer].flatten()
+seen = before.isfinite()
+after = config.attn_cap * torch.tanh(before / config.attn_cap) if config.attn_cap else before
+draw_points(
+    {"a score": (before[seen], after[seen])},
+    title=f"Scores of layer {capped_layer}: "
+    + (f"no score leaves ±{config.attn_cap:g}" if config.attn_cap else "no soft cap here"),
+    x="before the soft cap",
+    y="after it",
+    equal=True,
+)
 
 # %% [markdown]
 # ## 2.2 The window

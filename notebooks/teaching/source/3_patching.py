@@ -13,7 +13,7 @@ MODEL = "nano"
 import torch
 
 import gemmascope as gs
-from gemmascope.workshop import check, claim, predict
+from gemmascope.workshop import check, claim, draw_points, predict
 
 model = gs.load(MODEL)
 clean = "When Mary and John went to the store, John gave a drink to"
@@ -96,6 +96,27 @@ back = gs.trace(corrupt, model=model, edits=[edit])
 share = (metric(back) - metric(corrupted)) / (metric(run) - metric(corrupted))
 print(f"they differ at position {differs}; patched there: {metric(back):+.2f}, {share:.0%} of the gap")
 print(guess.reveal("all of it" if share > 0.9 else "none of it" if share < 0.1 else "about half"))
+
+# %% [markdown]
+# And before later layers? The same patch, before each layer in turn, at the changed position and at the last one:
+
+# %%
+layers = range(model.n_layers)
+after_patch = {
+    words: [
+        measured(gs.trace(corrupt, model=model, edits=[gs.patch("resid_pre", run, layer=layer, pos=place)]))
+        for layer in layers
+    ]
+    for words, place in (("patched at the changed position", differs), ("patched at the last position", -1))
+}
+draw_points(
+    {words: (layers, values) for words, values in after_patch.items()},
+    title="What one patch does to the answer",
+    x="patched before layer",
+    y="logit of ' Mary' less that of ' John'",
+    lines=True,
+    levels={"clean": measured(run), "corrupted": measured(gs.trace(corrupt, model=model))},
+)
 
 # %% [markdown]
 # ## 3.2 A share of the gap

@@ -11,11 +11,10 @@
 # %%
 import os
 
-import plotly.graph_objects as go
 import torch
 
 import gemmascope as gs
-from gemmascope.workshop import check, claim, measure_pair, predict
+from gemmascope.workshop import check, claim, draw_points, measure_pair, predict
 
 model = gs.load()
 one = model.tokenizer.single
@@ -230,8 +229,8 @@ for head in range(4):
 # <details><summary>What you should see</summary>
 #
 # Attention of layer 2, where head 2.3 is, and the MLP right after it. But most of what that MLP adds is in its **error**: the part
-# that the transcoder of layer 2 does not explain. It explains 92% of what the MLP writes, and what decides between the two names
-# lies in the other 8%. A good score is no promise that the part you care about is in it.
+# that the transcoder of layer 2 does not explain. It explains 92% of what that MLP writes on average, and most of what the MLP adds
+# to *this* decision lies in the rest. A good score is no promise that the part you care about is in it.
 #
 # </details>
 #
@@ -464,23 +463,16 @@ for name, holding in held.items():
 print(blame.reveal(max(blame.choices, key=lambda name: correlation[name])))
 
 # %% tags=["picture"]
-bound = float(said_so.abs().max()) * 1.1
-figure = go.Figure(
-    [
-        go.Scatter(x=[-bound, bound], y=[-bound, bound], mode="lines", line={"color": "#b0b0b0", "width": 1}, name="equal"),
-        *(
-            go.Scatter(x=said_so, y=moves(held[name]), mode="markers", name=words, marker={"color": colour, "size": 8},
-                       text=list(truth.changed))
-            for name, words, colour in (
-                ("nothing", "with nothing held", "#d6604d"),
-                ("what the last norm divides by", "with the last norm held", "#2f7cc4"),
-            )
-        ),
-    ],
-    layout={"title": "Each of 20 features doubled: predicted and true", "template": "plotly_white", "height": 420,
-            "xaxis_title": "predicted move of ' Mary' less ' John'", "yaxis_title": "true move"},
-)  # fmt: skip
-figure
+draw_points(
+    {
+        "nothing held": (said_so, moves(held["nothing"])),
+        "the last norm held": (said_so, moves(held["what the last norm divides by"])),
+    },
+    title="Each of 20 features doubled: on the line the graph is right",
+    x="predicted move of ' Mary' less ' John'",
+    y="true move",
+    equal=True,
+)
 
 # %% [markdown]
 # <details><summary>Expected picture</summary><img src="images/8_circuits.png" alt="Predicted and true moves of the output; with the last norm held they lie near the line"></details>
