@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gemmascope.figures.theme import INK, LINE, escape_label, style_figure
+from gemmascope.figures.theme import INK, LINE, PLAIN, escape_label, style_figure
 from gemmascope.packages import plotly
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+# Blue and red first, which colour-blind readers can tell apart.
+COLOURS = (PLAIN, "#d6604d", "#5b9f00", "#9b6fb5")
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -25,14 +28,16 @@ def points_figure(
         ends = [min(every), max(every)]
         line = {"color": LINE, "width": 1.5}
         figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=line, hoverinfo="skip", showlegend=False))
-    for name, (at, height) in series.items():
+    for number, (name, (at, height)) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
         figure.add_trace(
             go.Scatter(
                 x=[float(one) for one in at],
                 y=[float(one) for one in height],
                 name=escape_label(name),
                 mode="lines+markers" if lines else "markers",
-                marker={"size": 8, "opacity": 1 if lines else 0.75},
+                marker={"size": 8, "opacity": 1 if lines else 0.75, "color": colour},
+                line={"color": colour},
             )
         )
     for name, height in levels.items():
