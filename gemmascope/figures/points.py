@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from gemmascope.figures.theme import INK, LINE, PLAIN, escape_label, style_figure
 from gemmascope.packages import plotly
+from gemmascope.values import Array
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -14,7 +17,8 @@ if TYPE_CHECKING:
 # Blue and red first, which colour-blind readers can tell apart.
 COLOURS = (PLAIN, "#d6604d", "#5b9f00", "#9b6fb5")
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+Numbers = Sequence[float] | Tensor | Array
+Series = Mapping[str, tuple[Numbers, Numbers]]
 
 
 def points_figure(
@@ -40,9 +44,9 @@ def points_figure(
                 line={"color": colour},
             )
         )
-    for name, height in levels.items():
+    for name, level in levels.items():
         text = {"annotation_text": escape_label(name), "annotation_position": "top right", "annotation_font_color": INK}
-        figure.add_hline(y=float(height), line_width=1, line_dash="dot", line_color=INK, **text)
+        figure.add_hline(y=float(level), line_width=1, line_dash="dot", line_color=INK, **text)
     figure.update_xaxes(title=escape_label(x))
     figure.update_yaxes(title=escape_label(y))
     style_figure(figure, title, height=400, showlegend=len(series) > 1)

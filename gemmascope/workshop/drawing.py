@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gemmascope.errors import GemmascopeError
-from gemmascope.figures.points import points_figure
+from gemmascope.figures.points import Series, points_figure
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
 def draw_points(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Series,
     *,
     title: str,
     x: str,
