@@ -104,7 +104,7 @@ print(guess.reveal("all of it" if share > 0.9 else "none of it" if share < 0.1 e
 layers = range(model.n_layers)
 after_patch = {
     words: [
-        measured(gs.trace(corrupt, model=model, edits=[gs.patch("resid_pre", run, layer=layer, pos=place)]))
+        metric(gs.trace(corrupt, model=model, edits=[gs.patch("resid_pre", run, layer=layer, pos=place)]))
         for layer in layers
     ]
     for words, place in (("patched at the changed position", differs), ("patched at the last position", -1))
@@ -115,7 +115,7 @@ draw_points(
     x="patched before layer",
     y="logit of ' Mary' less that of ' John'",
     lines=True,
-    levels={"clean": measured(run), "corrupted": measured(gs.trace(corrupt, model=model))},
+    levels={"clean": metric(run), "corrupted": metric(gs.trace(corrupt, model=model))},
 )
 
 # %% [markdown]
