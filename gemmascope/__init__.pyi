@@ -35,6 +35,7 @@ from gemmascope.circuits.graph.attribution import attribution_graph as attributi
 from gemmascope.circuits.graph.opening import open_graph as open_graph
 from gemmascope.circuits.graph.opening import open_neuronpedia as open_neuronpedia
 from gemmascope.circuits.graph.result import AttributionGraph as AttributionGraph
+from gemmascope.circuits.graph.truth.checking import GraphCheck as GraphCheck
 from gemmascope.circuits.jacobian.fit import fit_jacobian_lens as fit_jacobian_lens
 from gemmascope.circuits.jacobian.lens import JacobianLens as JacobianLens
 from gemmascope.circuits.jacobian.load import load_jacobian_lens as load_jacobian_lens

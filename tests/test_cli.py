@@ -124,10 +124,11 @@ def test_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [
         "--save", str(tmp_path / "a.graph"), "--html", str(tmp_path / "g.html"), "--neuronpedia", str(tmp_path / "g.json"),
     ]  # fmt: skip
-    asked = ["graph", TEXT, "--target", " Mary", "--max-nodes", "30"]
+    bare = ["graph", TEXT, "--target", " Mary", "--max-nodes", "30"]
+    asked = [*bare, "--basis", "neuron"]
     assert main([*asked, *files]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"{expected!r}\npruned to ")
+    assert out.startswith(f"{expected!r}\nbasis: neuron\npruned to ")
     written = [line for line in err.splitlines() if line.startswith("wrote ")]  # a progress bar may stand before
     assert written == [f"wrote {tmp_path / name}" for name in ("a.graph", "g.html", "g.json")]
     page = (tmp_path / "g.html").read_text(encoding="utf-8")
@@ -138,8 +139,9 @@ def test_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(capsys.readouterr().out)
     assert data["replacement"] == pytest.approx(expected.scores.replacement)
     assert [one["id"] for one in data["nodes"]] == list(expected.prune().nodes.nlargest(3, "influence")["id"])
-    assert main([*asked, "--basis", "transcoder"]) == 2
-    assert "needs dictionaries=" in capsys.readouterr().err
+    assert data["basis"] == "neuron"
+    assert main(bare) == 2  # the basis is Python's: transcoders, of which this model has none of its own
+    assert "basis='transcoder' needs dictionaries=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("metric", [gs.answer_prob, gs.answer_logprob, gs.rank], ids=lambda metric: metric.__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,9 +22,11 @@ from gemmascope.circuits.graph.result import AttributionGraph
 from gemmascope.circuits.graph.truth import effects
 from gemmascope.circuits.graph.truth.effects import total_effects
 from gemmascope.circuits.graph.truth.held import Change, held_effects
-from gemmascope.errors import GraphError
+from gemmascope.circuits.graph.truth.opened import predicted_moves
+from gemmascope.errors import EditError, GraphError
 from gemmascope.model.attention import _WholePattern
 from gemmascope.model.model import Model
+from gemmascope.sae.normalization import LAYER_NORM, Normalization
 from gemmascope.sweeps.variants import final_residuals
 
 IDS = prompt(9)
@@ -31,19 +34,29 @@ D = 32
 RAW = "mlp_raw"
 
 
-def graph_of(subject: Model, basis: str) -> AttributionGraph:
+@cache
+def dictionaries_of(basis: str) -> list[gs.Dictionary]:
     skip = torch.randn(D, D, generator=torch.Generator().manual_seed(5)) / D**0.5
-    made: dict[str, dict[str, Any]] = {
-        "transcoder": {"dictionaries": [dictionary(D, "transcoder", i, D, seed=i) for i in range(3)]},
-        "skip": {
-            "dictionaries": [dictionary(D, "transcoder", i, D, i, W_skip=skip, output_site="mlp_raw") for i in range(3)]
-        },
-        "neuron": {"basis": "neuron", "max_nodes": 40},
-        "resid_post": {"basis": "sae", "dictionaries": [dictionary(D, "resid_post", i, seed=i) for i in range(2)]},
-        "mlp_out": {"basis": "sae", "dictionaries": [dictionary(D, "mlp_out", i, seed=i) for i in range(2)]},
-        "z": {"basis": "sae", "dictionaries": [dictionary(96, "z", i, seed=i) for i in range(2)]},
+    scaled = Normalization(LAYER_NORM)
+    made: dict[str, list[gs.Dictionary]] = {
+        "transcoder": [dictionary(D, "transcoder", i, D, seed=i) for i in range(3)],
+        "skip": [dictionary(D, "transcoder", i, D, i, W_skip=skip, output_site="mlp_raw") for i in range(3)],
+        "mlp_in": [dictionary(D, "transcoder", i, D, i, input_site="mlp_in") for i in range(3)],
+        "resid_post": [dictionary(D, "resid_post", i, seed=i) for i in range(2)],
+        "scaled": [dictionary(D, "resid_post", i, seed=i, normalization=scaled) for i in range(2)],
+        "mlp_out": [dictionary(D, "mlp_out", i, seed=i) for i in range(2)],
+        "z": [dictionary(96, "z", i, seed=i) for i in range(2)],
     }
-    return attribution_graph(IDS, model=subject, keep=10**6, progress=False, **made[basis])
+    return made[basis]
+
+
+@cache
+def graph_of(subject: Model, basis: str) -> AttributionGraph:
+    given: dict[str, Any] = {"model": subject, "keep": 10**6, "progress": False}
+    if basis == "neuron":
+        return attribution_graph(IDS, basis="neuron", max_nodes=40, **given)
+    of_mlps = basis in ("transcoder", "skip", "mlp_in")
+    return attribution_graph(IDS, basis="transcoder" if of_mlps else "sae", dictionaries=dictionaries_of(basis), **given)
 
 
 @pytest.mark.parametrize("basis", ["transcoder", "skip", "neuron", "resid_post", "mlp_out", "z", "gemma 3"])
@@ -94,6 +107,130 @@ def test_an_open_effect_is_that_of_the_edit() -> None:
     assert -1 <= check.correlation <= 1
     assert check.plot().data
     assert "correlation" in repr(check)
+
+
+ALL = ["transcoder", "skip", "mlp_in", "neuron", "resid_post", "scaled", "mlp_out", "z"]
+
+
+@pytest.mark.parametrize("basis", ALL)
+def test_what_every_node_reads_in_a_changed_run_is_what_an_edited_trace_says(basis: str) -> None:
+    """Against the dictionary's own encoding, or the neurons, of traces with graph.edits, one run at a time."""
+    subject = model("lgl", 2)
+    graph = graph_of(subject, basis)
+    before, compared = read_in(gs.trace(IDS, model=subject), basis), 0
+    for name in strongest(graph, 3, layer=0):
+        check = graph.intervene(name, scale=2.0)
+        found = check.nodes
+        after = read_in(gs.trace(IDS, model=subject, edits=graph.edits(name, scale=2.0)), basis)
+        features, outputs = (found[found["kind"] == kind] for kind in ("feature", "logit"))
+        for node, true in zip(features["node"], features["true"], strict=True):
+            key = node.split(".")[-1]
+            if key in before and key in after:  # of a feature that is off a dictionary says no input
+                assert true == pytest.approx(after[key] - before[key], abs=2e-4)
+                compared += 1
+        expected = check.to_dataframe()
+        assert outputs["true"].tolist() == pytest.approx(expected["true"].tolist(), abs=1e-4)
+        assert outputs["predicted"].tolist() == pytest.approx(expected["predicted"].tolist(), abs=1e-6)
+        assert features["true"].abs().max() > 1e-3
+    assert compared > 10
+
+
+def strongest(graph: AttributionGraph, n: int, layer: int) -> list[str]:
+    """The features of a layer with the most influence, at positions before the last."""
+    table = graph.nodes.query("kind == 'feature' and layer == @layer and pos < @graph.about.pos")
+    return list(table.nlargest(n, "influence")["id"])
+
+
+def read_in(trace: gs.Trace, basis: str) -> dict[str, float]:
+    """The input of every neuron in a run, or of every feature that is on, by the end of its node's id."""
+    layers = range(trace.model.n_layers)
+    if basis == "neuron":
+        acts = [trace["mlp_act", layer] for layer in layers]
+        return {
+            f"{i}_{n}_{p}": float(act[p, n]) for i, act in enumerate(acts) for p in range(9) for n in range(act.shape[1])
+        }
+    found: dict[str, float] = {}
+    for one in dictionaries_of(basis):
+        features = one.encode(trace)
+        active = zip(features.feature.tolist(), features.pos.tolist(), features.value.tolist(), strict=True)
+        found |= {f"{one.layer}_{feature}_{pos}": value for feature, pos, value in active}
+    return found
+
+
+def test_predictions_are_the_sums_over_all_paths() -> None:
+    """Against powers of the matrix of edges, for several changes at once."""
+    graph = graph_of(model("lgl", 2), "transcoder")
+    few = [i for i in graph.influence.topk(40).indices.tolist() if graph.decoded[0][i] == FEATURE][:3]
+    change = {few[0]: 1.0, few[1]: -0.5, few[2]: 2.0}
+    matrix = torch.tensor(graph.matrix().values).double()
+    amounts = torch.zeros(len(graph), dtype=torch.float64)
+    amounts[list(change)] = torch.tensor(list(change.values()), dtype=torch.float64)
+    size = torch.where(graph.decoded[0] == FEATURE, graph.activation.double(), torch.inf)
+    expected, current = torch.zeros_like(amounts), amounts
+    for _ in range(5):
+        moves = matrix @ current
+        expected, current = expected + moves, moves / size
+    found = predicted_moves(graph, [change])[0]
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert int((found.abs() > 1e-3).sum()) > 5
+
+
+def test_with_patterns_held_only_mlps_bend() -> None:
+    """A run whose patterns and scales are patched with the graph's own gives the same, and no MLP means no error."""
+    subject = model("lgl", 2)
+    graph = graph_of(subject, "resid_post")
+    last = list(graph.nodes.query("kind == 'feature' and layer == 1").nlargest(3, "influence")["id"])
+    held = graph.intervene(last, hold="patterns")
+    base = gs.trace(IDS, model=subject)
+    frozen = [gs.patch(site, base, layer=2) for site in ("pattern", *("attn_out_scale", "mlp_in_scale", "mlp_out_scale"))]
+    frozen.append(gs.patch("attn_in_scale", base, layer=2))
+    changed = gs.trace(IDS, model=subject, edits=[*graph.edits(last), *frozen])
+    vectors = graph.logits.vectors
+    expected = vectors @ (changed["resid_post", -1][-1] - base["resid_post", -1][-1])
+    assert held.to_dataframe()["true"].tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+    open_run = graph.intervene(last)
+    assert open_run.to_dataframe()["true"].tolist() != pytest.approx(expected.tolist(), abs=1e-3)
+    assert "patterns and scales held" in repr(held)
+    with pytest.raises(GraphError, match="hold is one of"):
+        graph.intervene(last, hold="all")
+
+
+def test_several_groups_each_with_its_factor() -> None:
+    graph = graph_of(model("lgl", 2), "transcoder")
+    few = [graph.ids[i] for i in graph.influence.topk(200).indices.tolist() if graph.decoded[0][i] == FEATURE][:4]
+    graph.group("one", few[:2])
+    both = graph.intervene({"one": 0.0, few[2]: 2.0})
+    apart = graph.intervene("one").effects.direct + graph.intervene(few[2], scale=2.0).effects.direct
+    assert torch.allclose(both.effects.direct, apart)
+    assert both.changed == (f"one x 0, {few[2]} x 2",)
+    edits = [*graph.edits("one"), *graph.edits(few[2], scale=2.0)]
+    subject = model("lgl", 2)
+    each = [gs.trace(IDS, model=subject, edits=one).logits for one in (edits, graph.edits({"one": 0.0, few[2]: 2.0}))]
+    assert torch.equal(*each)
+    with pytest.raises(GraphError, match="named twice, with two factors"):
+        graph.intervene({"one": 0.0, few[0]: 2.0})
+    with pytest.raises(GraphError, match="leave scale and value out"):
+        graph.intervene({"one": 0.0}, scale=1.0)
+    with pytest.raises(GraphError, match="an empty mapping"):
+        graph.edits({})
+
+
+def test_a_change_without_end_is_an_error() -> None:
+    graph = graph_of(model("lgl", 2), "transcoder")
+    name = graph.check(1).changed[0]
+    with pytest.raises(EditError, match=r"infin|NaN"):
+        graph.intervene(name, scale=1e38)
+
+
+def test_the_picture_has_a_point_for_every_node_and_output() -> None:
+    graph = graph_of(model("lgl", 2), "transcoder")
+    check = graph.check(4)
+    figure = check.plot()
+    points = [one for one in figure.data if one.mode == "markers"]
+    nodes = check.nodes.query("kind == 'feature'")
+    assert [len(one.x) for one in points] == [len(nodes), 4 * len(graph.outputs)]
+    assert list(points[0].y) == pytest.approx(nodes["true"].tolist())
+    assert f"{check.node_correlation:.2f}" in figure.layout.annotations[0].text
 
 
 def test_interventions() -> None:

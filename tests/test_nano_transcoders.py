@@ -193,3 +193,13 @@ def test_a_graph_of_nano_takes_them_by_itself() -> None:
     named = gs.attribution_graph("Mary and John went to", dictionaries=transcoders(), **asked)
     assert own.ids == named.ids
     assert own.edges.equals(named.edges)
+
+
+@pytest.mark.nano
+def test_a_graph_of_nano_by_autoencoders_takes_its_own() -> None:
+    asked = {"basis": "sae", "targets": " the", "max_nodes": 5, "progress": False}
+    own = gs.attribution_graph("Mary and John went to", **asked)
+    named = gs.attribution_graph("Mary and John went to", dictionaries=[gs.load_sae("nano")], **asked)
+    assert own.ids == named.ids
+    assert own.edges.equals(named.edges)
+    assert own.nodes.query("kind == 'feature'")["layer"].unique().tolist() == [3]

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from gemmascope.circuits.graph.result import AttributionGraph
 
 _GRAPH = """\
-Find who gave what to whom in one run: from the likeliest next tokens down to the embeddings, by neurons or by the features
-of transcoders. Prints the strongest nodes of the pruned graph."""
+Find who gave what to whom in one run: from the likeliest next tokens down to the embeddings, by the features of transcoders
+or autoencoders, or by neurons. Prints the strongest nodes of the pruned graph. The basis is the one of gs.attribution_graph:
+transcoder unless another is named. nano's own dictionaries are in the package; other models need --dictionaries, or
+--basis neuron, for which nothing is trained."""
 _EXAMPLES = """\
 examples:
-  gemmascope graph "When Mary and John went to the store, John gave a drink to" --basis neuron
+  gemmascope graph "When Mary and John went to the store, John gave a drink to"
   gemmascope graph "Mary and John went to the" --basis neuron --target " store" --html g.html --neuronpedia g.json
   gemmascope graph "The capital of France is" --model google/gemma-2-2b --dictionaries google/gemma-scope-2b-pt-transcoders
 """
@@ -28,9 +30,17 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, run, "find who gave what to whom in a run", _GRAPH, _EXAMPLES)
     parser.add_argument("prompt", metavar="PROMPT", help="the text to run; <bos> is put in front of it")
     add_model(parser)
-    parser.add_argument("--basis", choices=("transcoder", "neuron"), help="what the nodes are (default: neuron without "
-                        "--dictionaries, else transcoder)")  # fmt: skip
-    parser.add_argument("--dictionaries", metavar="SOURCE", help="a folder or hub id with a transcoder for each layer")
+    parser.add_argument(
+        "--basis",
+        choices=("transcoder", "neuron", "sae"),
+        default="transcoder",
+        help="what the nodes are: features of transcoders (the default) or of autoencoders, or neurons",
+    )
+    parser.add_argument(
+        "--dictionaries",
+        metavar="SOURCE",
+        help="a folder or hub id with a transcoder for each layer (default: nano's own, for nano)",
+    )
     parser.add_argument(
         "--target", metavar="TOKEN", action="append", help="a token to explain, such as ' Mary'; may be given several times"
     )
@@ -51,11 +61,10 @@ def run(args: argparse.Namespace) -> int:
     from gemmascope.circuits.graph.attribution import attribution_graph
     from gemmascope.loading.load import load
 
-    basis = args.basis or ("neuron" if args.dictionaries is None else "transcoder")
     graph = attribution_graph(
         args.prompt,
         model=load(args.model, weights=args.weights, memory=args.memory),
-        basis=basis,
+        basis=args.basis,
         dictionaries=args.dictionaries,
         targets=args.target,
         max_nodes=args.max_nodes,
@@ -80,6 +89,7 @@ def _as_dict(graph: AttributionGraph, pruned: AttributionGraph, top: int) -> dic
     nodes = pruned.nodes.sort_values("influence", ascending=False).head(top)
     return {
         "model": graph.about.model,
+        "basis": graph.about.basis,
         "tokens": list(graph.about.tokens),
         "outputs": [{"label": one.label, "weight": one.weight} for one in graph.outputs],
         "replacement": graph.scores.replacement,
@@ -90,7 +100,12 @@ def _as_dict(graph: AttributionGraph, pruned: AttributionGraph, top: int) -> dic
 
 def _as_text(graph: AttributionGraph, pruned: AttributionGraph, top: int) -> str:
     nodes = pruned.nodes.sort_values("influence", ascending=False).head(top)
-    lines = [repr(graph), f"pruned to {len(pruned)} nodes and {len(pruned.rows.weight)} edges; the strongest:", ""]
+    lines = [
+        repr(graph),
+        f"basis: {graph.about.basis}",
+        f"pruned to {len(pruned)} nodes and {len(pruned.rows.weight)} edges; the strongest:",
+        "",
+    ]
     lines.append(f"{'node':>16}  {'kind':9}  {'token':16}  {'influence':>9}  {'activation':>10}")
     for one in nodes.to_dict("records"):
         activation = f"{one['activation']:10.3f}" if one["activation"] == one["activation"] else " " * 10  # NaN: no feature

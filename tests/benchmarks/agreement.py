@@ -115,6 +115,7 @@ def _metrics(gs: Any, model: Any, trace: Any, metric: Any) -> Iterator[tuple[str
     yield "head_paths", lambda: gs.head_paths(CLEAN, CORRUPT, metric, model=model)
     neurons = {"basis": "neuron", "max_nodes": 40, "keep": 10**6, "progress": False}
     yield "attribution_graph", lambda: gs.attribution_graph(CLEAN, model=model, targets=metric, **neurons).rows.total
+    yield "graph.check", lambda: gs.attribution_graph(CLEAN, model=model, targets=metric, **neurons).check(3).nodes["true"]
     yield "name_copying", lambda: gs.name_copying([CLEAN, CORRUPT], [" Mary", " John"], model=model).scores
     both = gs.trace([CLEAN, CORRUPT], model=model)
     yield "stack", lambda: gs.stack(both, "pattern")

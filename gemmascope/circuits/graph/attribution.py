@@ -64,7 +64,8 @@ def attribution_graph(
             features of autoencoders at resid_post, resid_mid, mlp_out, attn_out or z; MLPs without one are passed by RelP.
         dictionaries: The transcoders or autoencoders: what gs.load_sae returns, as a list; what gs.load_cross_layer returns;
             a folder or hub id that holds a transcoder for each layer; or a function that gives the one of a layer, which is
-            let go once the layer is encoded. None: for neurons, and for nano, whose own transcoders are in the package.
+            let go once the layer is encoded. None: for neurons, and for nano, whose own transcoders and autoencoder (of
+            resid_post of layer 3) are in the package.
         targets: What to explain. None: the likeliest next tokens that hold 95% of the probability, at most 10. Or a token
             (" Mary", or its id), gs.logit_diff(" Mary", " John"), a direction of `final` as ("name", vector), or a list of
             such. Tokens are read before the soft cap, less the vocabulary's mean.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 
-from gemmascope.arguments import finite_number, short_repr, whole_number
+from gemmascope.arguments import one_of, short_repr, whole_number
 from gemmascope.circuits.frozen import FrozenRun
 from gemmascope.circuits.graph.bases.basis import Basis
 from gemmascope.circuits.graph.data import GraphData, Scores
@@ -17,8 +17,11 @@ from gemmascope.circuits.graph.loadings import edge_loadings
 from gemmascope.circuits.graph.named import AttributionGraphFiles
 from gemmascope.circuits.graph.nodes import FEATURE
 from gemmascope.circuits.graph.qk import qk_table
+from gemmascope.circuits.graph.truth.changes import change_of, changed_name
 from gemmascope.circuits.graph.truth.checking import GraphCheck, check_of
 from gemmascope.circuits.graph.truth.effects import edits_of, effects
+from gemmascope.circuits.graph.truth.held import Change
+from gemmascope.circuits.graph.truth.opened import HOLDS, node_effects
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.places import find_position
 from gemmascope.errors import GraphError
@@ -164,29 +167,38 @@ class AttributionGraph(AttributionGraphFiles):
             n: How many features, the most influential first. Default 20.
 
         Returns:
-            A GraphCheck: .held_error, .correlation, .to_dataframe() and .plot().
+            A GraphCheck: .held_error, .correlation, .nodes, .to_dataframe() and .plot().
 
         Raises:
             GraphError: The graph has no feature, or no model (see gs.open_graph).
         """
         n = whole_number(n, "n", least=1, error=GraphError)
-        run, basis = self._live()
+        self._live()
         features = torch.where(self.decoded[0] == FEATURE, self.influence, -1.0)
         strongest = features.topk(min(n, len(self))).indices
         chosen = strongest[features[strongest] >= 0].tolist()
         if not chosen:
             raise GraphError("the graph has no feature to change")
-        found = effects(self, run, basis, [{node: 1.0} for node in chosen])
-        return check_of(self, [self.ids[node] for node in chosen], found)
+        return self._checked([self.ids[node] for node in chosen], [{node: 1.0} for node in chosen], "nothing")
 
     @computes
-    def intervene(self, nodes: str | Iterable[str], *, scale: float | None = None, value: float | None = None) -> GraphCheck:
+    def intervene(
+        self,
+        nodes: str | Iterable[str] | Mapping[str, float],
+        *,
+        scale: float | None = None,
+        value: float | None = None,
+        hold: str = "nothing",
+    ) -> GraphCheck:
         """Scale or set the features of a supernode together: what the graph predicts beside what the model does.
 
         Args:
-            nodes: The name of a supernode, an id, or a list or pandas Series of them.
+            nodes: The name of a supernode, an id, or a list or pandas Series of them; or a mapping from those to the factor of each, such as
+                {"names": 0.0, "3_887_5": 2.0}.
             scale: What to multiply their activations by. Default 0: off.
             value: The activation to set them to, in place of scale.
+            hold: What the run holds at the graph's values: "nothing", or "patterns", with the norms' scales; then what is
+                left between prediction and truth is how MLPs bend.
 
         Returns:
             A GraphCheck of one run.
@@ -194,19 +206,25 @@ class AttributionGraph(AttributionGraphFiles):
         Raises:
             GraphError: A node is no feature, both scale and value are given, or the graph has no model.
         """
-        run, basis = self._live()
-        change = self._change(nodes, scale, value)
-        found = effects(self, run, basis, [change])
-        return check_of(self, [nodes if isinstance(nodes, str) else ", ".join(self.ids[i] for i in change)], found)
+        hold = one_of(hold, "hold", HOLDS, error=GraphError)
+        self._live()
+        change = change_of(self, nodes, scale, value)
+        return self._checked([changed_name(self, nodes, change)], [change], hold)
 
-    def edits(self, nodes: str | Iterable[str], *, scale: float | None = None, value: float | None = None) -> list[Edit]:
+    def edits(
+        self,
+        nodes: str | Iterable[str] | Mapping[str, float],
+        *,
+        scale: float | None = None,
+        value: float | None = None,
+    ) -> list[Edit]:
         """The same intervention as edits, for gs.trace, gs.generate and every other call that takes edits.
 
         They add to the run what the features would write more or less at their positions, so they fit texts that begin with
         the graph's prompt; what is generated afterwards reads it.
 
         Args:
-            nodes: The name of a supernode, an id, or a list or pandas Series of them.
+            nodes: The name of a supernode, an id, a list or pandas Series of them, or a mapping from those to factors.
             scale: What to multiply their activations by. Default 0: off.
             value: The activation to set them to, in place of scale.
 
@@ -214,22 +232,12 @@ class AttributionGraph(AttributionGraphFiles):
             GraphError: A node is no feature, both scale and value are given, or the graph has no model.
         """
         _, basis = self._live()
-        return edits_of(self, basis, self._change(nodes, scale, value))
+        return edits_of(self, basis, change_of(self, nodes, scale, value))
 
-    def _change(self, nodes: object, scale: object, value: object) -> dict[int, float]:
-        """How many times what each node wrote is to be added."""
-        if scale is not None and value is not None:
-            raise GraphError("scale and value both say what to do: give one of them")
-        found = self.indices(nodes)
-        if wrong := [self.ids[i] for i in found if int(self.decoded[0][i]) != FEATURE]:
-            raise GraphError(f"only features and neurons can be changed; {wrong[0]!r} is none")
-        if value is None:
-            factor = 0.0 if scale is None else finite_number(scale, "scale", error=GraphError)
-            return dict.fromkeys(found, factor - 1.0)
-        wanted = finite_number(value, "value", error=GraphError)
-        if silent := [self.ids[i] for i in found if float(self.activation[i]) == 0]:
-            raise GraphError(f"{silent[0]!r} has activation 0, which no factor makes another: leave it out")
-        return {i: wanted / float(self.activation[i]) - 1.0 for i in found}
+    def _checked(self, names: Sequence[str], changes: Sequence[Change], hold: str) -> GraphCheck:
+        run, basis = self._live()
+        nodes = node_effects(self, run, basis, changes, hold)
+        return check_of(self, names, effects(self, run, basis, changes), nodes, hold)
 
     def _live(self) -> tuple[FrozenRun, Basis]:
         """The run and the basis. GraphError for a graph that was opened without a model."""

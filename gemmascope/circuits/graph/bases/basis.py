@@ -65,6 +65,17 @@ class Basis(Protocol):
     def reads(self, unit: int) -> str:
         """The site, of SITES, that a unit's features read."""
 
+    def input_site(self, unit: int) -> str:
+        """The site from which inputs_of_runs() has the inputs of a unit's features."""
+
+    def inputs_of_runs(
+        self, unit: int, pos: Tensor, feature: Tensor, values: Float[Tensor, "run pos d"], *, scales_held: bool
+    ) -> Float[Tensor, "run node"]:
+        """The inputs of features in several runs, the first of which is the graph's own, but for a constant.
+
+        values: what the input site was in each run. scales_held: whether what is read is divided by the graph's scales.
+        """
+
     def active(self, keys: NodeKeys) -> Tensor | None:
         """The keys of all active features, sorted; None if there are too many to list."""
 

@@ -66,6 +66,14 @@ class DictionaryBasis:
     def reads(self, unit: int) -> str:
         return self.encoded[unit].reads
 
+    def input_site(self, unit: int) -> str:
+        return self.encoded[unit].reads
+
+    def inputs_of_runs(
+        self, unit: int, pos: Tensor, feature: Tensor, values: Float[Tensor, "run pos d"], *, scales_held: bool
+    ) -> Float[Tensor, "run node"]:
+        return self.encoded[unit].on(values.device).inputs_of_runs(pos, feature, values, scales_held=scales_held)
+
     def add(self, module: Layer, frozen: FrozenLayer, values: dict[str, Tensor]) -> None:
         self.d_head = frozen.config.d_head
         for dictionary in self.load(module.index):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +14,10 @@ from gemmascope.circuits.frozen import FrozenLayer
 from gemmascope.circuits.graph.bases.written import Active
 from gemmascope.circuits.graph.nodes import NodeKeys, Unit
 from gemmascope.errors import DictionaryError
+from gemmascope.model.maths import root_mean_square
 from gemmascope.sae.cross_layer import CrossLayerTranscoder
 from gemmascope.sae.dictionary import Dictionary
-from gemmascope.sae.normalization import LAYER_NORM
+from gemmascope.sae.normalization import LAYER_NORM, Normalization
 from gemmascope.values import moved
 
 # What SAELens adds to the standard deviation of a row, as sae/normalization.py does.
@@ -40,6 +43,7 @@ class Encoded:
         read_gain: What the site is multiplied by before it is read: [pos, 1] or [pos, d_in]; None for the site as it is.
         write_scale: What all that is decoded is multiplied by, [pos, 1]; None for nothing.
         W_skip: A transcoder's skip connection, [d_in, d_out]; None without.
+        scale_of: By what rows of the site are divided before they are read, [.., 1] of [.., d_in]; None for nothing.
     """
 
     unit: Unit
@@ -56,6 +60,7 @@ class Encoded:
     read_gain: Tensor | None = None
     write_scale: Tensor | None = None
     W_skip: Tensor | None = None
+    scale_of: Callable[[Tensor], Tensor] | None = None
 
     def active(self, keys: NodeKeys, unit: int, layer: int) -> Active | None:
         """What the features write at a layer; None before or after the layers that they write to."""
@@ -86,6 +91,20 @@ class Encoded:
         read = self.encoder[self.row[at]]
         return read if self.read_gain is None else read * self.read_gain[self.pos[at]]
 
+    def inputs_of_runs(
+        self, pos: Tensor, feature: Tensor, values: Float[Tensor, "run pos d_in"], *, scales_held: bool
+    ) -> Float[Tensor, "run node"]:
+        """What features take of the site in each run, without their biases; see Basis.inputs_of_runs."""
+        at = self.index(pos, feature)
+        positions, read = self.pos[at], self.readers(pos, feature)
+        first = None if scales_held or self.scale_of is None else self.scale_of(values[0, positions].float())
+        found = []
+        for run in values:
+            rows = run[positions].float()
+            taken = (rows * read).sum(-1)
+            found.append(taken if first is None or self.scale_of is None else taken * (first / self.scale_of(rows))[:, 0])
+        return torch.stack(found)
+
     def biases(self) -> Float[Tensor, "pos d_out"]:
         """What the decoder's bias writes."""
         n_pos = 1 if self.write_scale is None else len(self.write_scale)
@@ -113,21 +132,22 @@ def _of_one(dictionary: Dictionary, frozen: FrozenLayer, values: dict[str, Tenso
     pos, feature, value = (part[pos > 0] for part in (pos, feature, value))
     features, row = torch.unique(feature, return_inverse=True)
     encoder = dictionary.W_enc[:, features].T.contiguous()
-    gain = _transcoder_gain(dictionary.input_site, frozen) if dictionary.is_transcoder else None
+    gain, scale_of = _transcoder_gain(dictionary.input_site, frozen) if dictionary.is_transcoder else (None, None)
     write_scale = None
     if (norm := dictionary.normalization) is not None:
         if dictionary.is_transcoder or not norm.scales_back:
             raise DictionaryError(f"{dictionary.call} scales its input by the row and not back: no graph can be made of it")
         write_scale = norm.scale(x)
-        gain = 1 / write_scale
+        eps = _EPS if norm.kind == LAYER_NORM else 0.0
+        gain, scale_of = 1 / (write_scale + eps), partial(_row_scale, norm, eps)
         if norm.kind == LAYER_NORM:
-            encoder, gain = encoder - encoder.mean(-1, keepdim=True), 1 / (write_scale + _EPS)
+            encoder = encoder - encoder.mean(-1, keepdim=True)
     return Encoded(
         Unit(dictionary.writes.replace("mlp_raw", "mlp_out"), frozen.index, dictionary.n_features, dictionary.call),
         "resid_mid" if dictionary.is_transcoder else dictionary.site,
         dictionary.writes,
         pos, row, value, features, encoder, dictionary.b_enc[features], dictionary.W_dec[features, None], dictionary.b_dec,
-        gain, write_scale, dictionary.W_skip,
+        gain, write_scale, dictionary.W_skip, scale_of,
     ).on(frozen.device)  # fmt: skip
 
 
@@ -144,16 +164,28 @@ def _of_cross_layer(transcoder: CrossLayerTranscoder, frozen: FrozenLayer, value
     pos, feature = active.nonzero(as_tuple=True)
     features, row = torch.unique(feature, return_inverse=True)
     n_layers, d = files.n_layers - layer, files.d_model
+    gain, scale_of = _transcoder_gain(transcoder.input_site, frozen)
     decoders = files.decoder_rows(layer, features.tolist()) if len(features) else torch.zeros(0, n_layers, d)
     return Encoded(
         Unit("mlp_out", layer, files.n_features, transcoder.call), "resid_mid", transcoder.output_site,
         pos, row, pre[pos, feature], features, encoder[features], files.b_enc[layer][features], decoders, files.b_dec[layer],
-        _transcoder_gain(transcoder.input_site, frozen),
+        gain, scale_of=scale_of,
     ).on(frozen.device)  # fmt: skip
 
 
-def _transcoder_gain(input_site: str | None, frozen: FrozenLayer) -> Tensor | None:
-    """What a transcoder's input site is of resid_mid: over its scale, the norm's output, or the stream as it is."""
+def _transcoder_gain(input_site: str | None, frozen: FrozenLayer) -> tuple[Tensor | None, Callable[[Tensor], Tensor] | None]:
+    """What a transcoder's input site is of resid_mid, and its scale in other runs: over its root mean square, the norm's
+    output, or the stream as it is.
+    """
     if input_site == "resid_mid":
-        return None
-    return frozen.mlp_in_gain if input_site == "mlp_in" else 1 / frozen.scale("mlp_in_scale")[:, None]
+        return None, None
+    scale_of = partial(_root_mean_square, frozen.config.norm_eps)
+    return (frozen.mlp_in_gain if input_site == "mlp_in" else 1 / frozen.scale("mlp_in_scale")[:, None]), scale_of
+
+
+def _root_mean_square(eps: float, rows: Tensor) -> Tensor:
+    return root_mean_square(rows, eps)[..., None]
+
+
+def _row_scale(norm: Normalization, eps: float, rows: Tensor) -> Tensor:
+    return norm.scale(rows) + eps

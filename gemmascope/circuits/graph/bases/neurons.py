@@ -46,6 +46,15 @@ class NeuronBasis:
     def reads(self, unit: int) -> str:
         return "resid_mid"
 
+    def input_site(self, unit: int) -> str:
+        return "mlp_act"
+
+    def inputs_of_runs(
+        self, unit: int, pos: Tensor, feature: Tensor, values: Float[Tensor, "run pos d"], *, scales_held: bool
+    ) -> Float[Tensor, "run node"]:
+        """A neuron's input is its activation, which has no scale of its own."""
+        return values[:, pos.to(values.device), feature.to(values.device)].float()
+
     def active(self, keys: NodeKeys) -> Tensor | None:
         return None
 

@@ -29,7 +29,7 @@ def basis_of(basis: object, dictionaries: object, model: Model) -> Basis:
 
     Args:
         basis: One of BASES.
-        dictionaries: As in gs.attribution_graph; None takes nano's own transcoders, if the model is nano.
+        dictionaries: As in gs.attribution_graph; None takes nano's own, which are in the package, if the model is nano.
         model: The model of the graph.
 
     Raises:
@@ -41,18 +41,19 @@ def basis_of(basis: object, dictionaries: object, model: Model) -> Basis:
         if dictionaries is not None:
             raise GraphError("neurons need no dictionaries: leave dictionaries= out, or say basis='transcoder' or 'sae'")
         return NeuronBasis(model.config)
-    if dictionaries is None and basis == "transcoder" and _is_nano(model):
-        dictionaries = NANO_TRANSCODERS
+    if dictionaries is None and has_own_dictionaries(model):
+        dictionaries = NANO_TRANSCODERS if basis == "transcoder" else load_sae("nano", model=model)
     if dictionaries is None:
         raise GraphError(
             f"basis={basis!r} needs dictionaries=: a folder or hub id, a list of what gs.load_sae returns, or what "
-            "gs.load_cross_layer returns. basis='neuron' needs none"
+            f"gs.load_cross_layer returns; only nano has its own in the package, and this is {model.name!r}. basis='neuron' "
+            "needs none"
         )
     return _transcoders(dictionaries, model) if basis == "transcoder" else _autoencoders(dictionaries, model)
 
 
-def _is_nano(model: Model) -> bool:
-    """Whether the transcoders inside the package were trained on this model, in this dtype."""
+def has_own_dictionaries(model: Model) -> bool:
+    """Whether the transcoders and the autoencoder inside the package were trained on this model, in this dtype: nano."""
     return model.network_fingerprint == load_sae(NANO_TRANSCODERS, layer=0).trained_for.fingerprint
 
 
