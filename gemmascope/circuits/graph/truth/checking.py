@@ -60,9 +60,10 @@ class GraphCheck:
 
     @property
     def held_error(self) -> float:
-        """How far the model, with all held that the graph holds, is from the graph's edges: the largest difference over all
-        inputs, as a share of the largest move in that run. Rounding, if the graph is right. NaN where the graph lists
-        too few edges to compare any input, as with a small keep=.
+        """How far the model, with all held that the graph holds, is from the graph's edges.
+
+        The largest difference over all inputs, as a share of the largest move in that run: rounding, if the graph is right.
+        NaN where the graph lists too few edges to compare any input, as with a small keep=.
         """
         e = self.effects
         if not bool(e.is_whole.any()):
