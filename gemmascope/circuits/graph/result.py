@@ -193,8 +193,8 @@ class AttributionGraph(AttributionGraphFiles):
         """Scale or set the features of a supernode together: what the graph predicts beside what the model does.
 
         Args:
-            nodes: The name of a supernode, an id, or a list or pandas Series of them; or a mapping from those to the factor of
-                each, such as {"names": 0.0, "3_887_5": 2.0}.
+            nodes: The name of a supernode, an id, or a list or pandas Series of them; or a mapping from those to the factor
+                of each, such as {"names": 0.0, "3_887_5": 2.0}.
             scale: What to multiply their activations by. Default 0: off.
             value: The activation to set them to, in place of scale.
             hold: What the run holds at the graph's values: "nothing", or "patterns", with the norms' scales; then what is
