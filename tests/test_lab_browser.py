@@ -46,7 +46,7 @@ def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
     canvas.focus()
     for key in ("Home", "PageUp", "End", "Enter"):  # the first key shows where the selection is
         canvas.press(key)
-    cell = ".gs-lab tbody tr:nth-child(6) td:nth-child(16)"  # its row's label comes first
+    cell = ".gs-lab tbody tr:nth-child(1) td:nth-child(16)"  # layer 5 is above, and its label comes first
     wait_until_exact(page, cell)
     assert "estimate" not in page.locator(".gs-lab .gs-tip").first.inner_text(), "what the cell says is what it holds now"
     assert number(page, cell) == pytest.approx(float(exact[5, 14]), rel=1e-3)
@@ -54,7 +54,7 @@ def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
     button(page, "Run all exactly").click()
     wait_until_exact(page, ".gs-lab tbody td")
     for row in range(6):
-        displayed = number(page, f".gs-lab tbody tr:nth-child({row + 1}) td:nth-child(12)")
+        displayed = number(page, f".gs-lab tbody tr:nth-child({6 - row}) td:nth-child(12)")
         assert displayed == pytest.approx(float(exact[row, 10]), rel=1e-3, abs=1e-4)
 
 

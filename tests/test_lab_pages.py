@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,12 +15,11 @@ import numpy as np
 import pytest
 from browser import page_of
 from jupyter import DONE, Lab
+from lab_page import CLEAN, CORRUPT, NANO, is_exact, number, press, table, take_away, wait_for
 from pointer import RED_BLUE, Pointer, between
 
 import gemmascope as gs
 
-CLEAN = "When Mary and John went to the store, John gave a drink to"
-CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 LAB = ".gs-lab"
 SITES = {name: f"{name}: {site.meaning}" for name, site in gs.SITES.items()}
 TESTS = Path(__file__).parent
@@ -37,7 +34,6 @@ config = Gemma2Config(vocab_size=128, num_hidden_layers=24, bos_token_id=2, **sh
 ids = [2, *range(10, 57)]
 slow = gs.patching_lab(ids, [2, 9, *ids[2:]], 5, 9, model=gs.load(Gemma2ForCausalLM(config).eval()), at_once=False)
 slow"""
-NANO = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John', at_once=False)\nlab"
 ODD = f"""\
 import sys; sys.path.insert(0, {str(TESTS)!r})
 from pieces import ODD, worded
@@ -69,53 +65,6 @@ def opened(lab: Lab, chromium: Any) -> Iterator[Any]:
         yield open_
         for page in made:
             assert (page.beyond, page.errors) == ([], [])
-
-
-def press(page: Any, name: str, nth: int = 0) -> None:
-    page.locator(".gs-lab").nth(nth).locator("button").filter(has_text=re.compile(name)).first.click()
-
-
-def take_away(page: Any, name: str) -> None:
-    """Choose an entry of the menu of exports."""
-    page.get_by_role("button", name="export and copy").click()
-    page.locator(f".gs-lab [data-gs-do='{name}']").click()
-
-
-def table(page: Any, nth: int = 0) -> list[list[str]]:
-    """The cells of a lab's table, as it is now."""
-    return (
-        page.locator(".gs-lab")
-        .nth(nth)
-        .evaluate(  # type: ignore[no-any-return]
-            "el => [...el.querySelectorAll('tbody tr')].map(r => [...r.querySelectorAll('td')].map(c => c.innerText))"
-        )
-    )
-
-
-def is_exact(text: str) -> bool:
-    return re.search("estimate|under way|not run", text) is None
-
-
-def outputs_of(notebook: Path) -> object:
-    """What the last cell of a saved notebook shows; None while JupyterLab is still writing the file."""
-    try:
-        return json.loads(notebook.read_text(encoding="utf-8"))["cells"][-1]["outputs"]
-    except json.JSONDecodeError:
-        return None
-
-
-def wait_for(page: Any, condition: Any, seconds: float = 30.0) -> None:
-    for _ in range(int(seconds * 20)):
-        if condition():
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError("it did not come")
-
-
-def number(text: str) -> float:
-    found = re.match(r"[+−]?[\d.]+(?:e[+-]?\d+)?", text)
-    assert found, text
-    return float(found[0].replace("−", "-"))
 
 
 def test_a_click_and_a_brush_compute_what_they_cover(opened: Any) -> None:

@@ -23,22 +23,26 @@ import gemmascope as gs
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 N = 30
+# The columns of nano's grid from the first token that differs on: the others are 0 without a run. N cells are all of these.
+COLUMNS = 5
 
-# Walk to a cell, choose it, and wait until the box of words holds an exact number: milliseconds.
-CLICKS = """async (n) => {
+# Walk over the cells that are not exact yet, from the top right one on, choose each, and wait until the box of words holds
+# its exact number: milliseconds. A cell that is exact before it is chosen would measure nothing: it is an error.
+CLICKS = """async ([n, columns]) => {
   const lab = document.querySelector(".gs-lab"), canvas = lab.querySelector("canvas[role=application]");
   const tip = canvas.closest(".gs").querySelector(".gs-tip");
   const frame = () => new Promise(requestAnimationFrame);
   const press = (key) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+  const isExact = () => !/estimate|not run|under way/.test(tip.textContent);
   const found = [];
   canvas.focus();
-  press("Home");
-  press("PageUp");
+  for (const key of ["Home", "PageUp", "End"]) press(key); // the first key shows where the selection is
   for (let i = 0; i < n; i++) {
-    press(i % 15 === 14 ? "ArrowDown" : i % 30 < 15 ? "ArrowRight" : "ArrowLeft");
+    if (i) press(i % columns === 0 ? "ArrowDown" : Math.floor(i / columns) % 2 ? "ArrowRight" : "ArrowLeft");
+    if (isExact()) throw new Error(`already exact: ${tip.textContent}`);
     const start = performance.now();
     press("Enter");
-    while (/estimate|not run|under way/.test(tip.textContent)) await frame();
+    while (!isExact()) await frame();
     found.push(performance.now() - start);
     await new Promise((done) => setTimeout(done, 250));
   }
@@ -92,7 +96,8 @@ def main() -> None:
         for subshells in (True, False):
             with ExitStack() as pages, jupyterlab(Path(folder) / str(subshells), subshells=subshells) as lab:
                 said = "comms over subshells" if subshells else "comms in the main thread"
-                rows.append((f"a click to its exact number, {said}", opened(pages, chromium, lab).evaluate(CLICKS, N), 100))
+                clicks = opened(pages, chromium, lab).evaluate(CLICKS, [N, COLUMNS])
+                rows.append((f"a click to its exact number, {said}", clicks, 60))
                 again = [opened(pages, chromium, lab).evaluate(FIRST_ROWS) for _ in range(3)]
                 rows.append((f"the first fifteen cells of a whole sweep, {said}", again, 1000))
     for name, found, most in rows:

@@ -255,7 +255,7 @@ function measured(canvas, text) {
   return measuring.measureText(text).width;
 }
 
-/** The numbers as a table, for screen readers. */
+/** The numbers as a table, in the order in which they are drawn: what is above in the grid is above in the table. */
 function tableOf(spec, data) {
   const heading = (label, scope) => make("th", { scope, class: label.special ? "gs-special" : null }, labelOf(label));
   const head = make("tr", {}, make("th", {}, ""), ...spec.columns.map((c) => heading(c, "col")));
@@ -263,5 +263,5 @@ function tableOf(spec, data) {
     const cells = spec.columns.map((_, j) => make("td", {}, spec.outside?.(i, j) ? "" : cellText(spec, data, i, j).split("\n").slice(1).join("; ")));
     return make("tr", {}, heading(r, "row"), ...cells);
   });
-  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
+  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...(spec.up ? rows.reverse() : rows)));
 }

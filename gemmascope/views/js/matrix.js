@@ -6,8 +6,9 @@ import { fitted, legible, legibleLine } from "./tokens.js";
 export const NOT_RUN = 0, ESTIMATED = 1, EXACT = 2, UNDER_WAY = 3;
 export const FONT = "12px system-ui, sans-serif";
 const SMALL = "11.5px system-ui, sans-serif";
-// How far the colour of an estimate goes towards that of no effect.
-const PALE = 0.45;
+// An estimate is pale, this far on the way to the colour of no effect, with its own colour in the middle, over this share of
+// the cell's width and height. Cells of fewer pixels than ROOM have no room for a middle.
+const PALE = 0.65, CORE = 0.42, ROOM = 9;
 // Column labels that do not fit are rotated by TURN, and are at most LONGEST pixels long.
 const TURN = Math.PI / 3.6, LONGEST = 126;
 // Browsers do not draw canvases wider than WIDEST everywhere. A square matrix higher than HIGHEST cannot be seen at once, so
@@ -84,14 +85,15 @@ function cell(ctx, layout, spec, data, colours, r, c) {
   const mark = data.marks ? data.marks[i] : EXACT;
   const gap = layout.cw > 9 && layout.ch > 9 ? 1 : 0;
   const [w, h] = [layout.cw - gap, layout.ch - gap];
-  const rgb = mark === NOT_RUN ? null : shade(colour(value, spec.scale, colours.dark), mark, spec, colours.dark);
+  const own = mark === NOT_RUN ? null : colour(value, spec.scale, colours.dark);
+  const rgb = own && mark !== EXACT ? paleOf(own, spec.scale, colours.dark) : own;
   if (rgb === null) {
     hatch(ctx, x, y, w, h, colours);
   } else {
     ctx.fillStyle = css(rgb);
     ctx.fillRect(x, y, w, h);
   }
-  if (mark === ESTIMATED && rgb) cornerMark(ctx, x, y, Math.min(w, h), inkOn(rgb));
+  if (mark === ESTIMATED && own && Math.min(w, h) >= ROOM) core(ctx, x, y, w, h, own, colours);
   if (mark === UNDER_WAY) dots(ctx, x, y, w, h, rgb ? inkOn(rgb) : colours.ink);
   if (spec.texts && layout.cw > 18) {
     ctx.font = SMALL;
@@ -104,9 +106,20 @@ function cell(ctx, layout, spec, data, colours, r, c) {
   }
 }
 
-/** A number's colour: that of an estimate is pale, half way to the colour of no effect. */
-function shade(rgb, mark, spec, dark) {
-  return rgb && mark === ESTIMATED ? mixed(rgb, colourAt(spec.scale.kind === "diverging" ? 0.5 : 0, spec.scale, dark), PALE) : rgb;
+/** The pale colour of a cell whose number is an estimate. */
+export function paleOf(rgb, scale, dark) {
+  return mixed(rgb, colourAt(scale.kind === "diverging" ? 0.5 : 0, scale, dark), PALE);
+}
+
+/** The middle of an estimate: the number's colour on the scale, framed, so that it is seen where that is next to nothing. */
+function core(ctx, x, y, w, h, rgb, colours) {
+  const [a, b] = [Math.round(w * CORE), Math.round(h * CORE)];
+  const [left, top] = [x + Math.round((w - a) / 2), y + Math.round((h - b) / 2)];
+  ctx.fillStyle = css(rgb);
+  ctx.fillRect(left, top, a, b);
+  ctx.strokeStyle = colours.hatch;
+  ctx.lineWidth = 1;
+  ctx.strokeRect(left + 0.5, top + 0.5, a - 1, b - 1);
 }
 
 /** A cell without a number: a light tint with faint lines, so that it is neither a zero nor a number. */
@@ -126,16 +139,6 @@ function hatch(ctx, x, y, w, h, colours) {
   }
   ctx.stroke();
   ctx.restore();
-}
-
-function cornerMark(ctx, x, y, size, ink) {
-  const s = Math.max(4, size * 0.34);
-  ctx.fillStyle = ink;
-  ctx.beginPath();
-  ctx.moveTo(x, y);
-  ctx.lineTo(x + s, y);
-  ctx.lineTo(x, y + s);
-  ctx.fill();
 }
 
 function dots(ctx, x, y, w, h, ink) {

@@ -8,6 +8,7 @@ import { numbers } from "./arrays.js";
 import { folded, foldOf } from "./folding.js";
 import { grid } from "./grid.js";
 import { button, drawIfChanged, livePage } from "./live.js";
+import { markSamples } from "./marks.js";
 import { EXACT } from "./matrix.js";
 import { make } from "./page.js";
 import { cellPane } from "./patching/cell_pane.js";
@@ -182,7 +183,7 @@ export function render({ model, el }) {
   }
   function savePicture() {
     const { baselines, settings, grid: spec } = state;
-    const lines = [`Clean: ${settings.clean}`, `Corrupted: ${settings.corrupt}`, `Measured: ${state.measure}; clean ${format(baselines?.clean, true)}, corrupted ${format(baselines?.corrupt, true)}. Pale: estimate; hatched: not run.`];
+    const lines = [`Clean: ${settings.clean}`, `Corrupted: ${settings.corrupt}`, `Measured: ${state.measure}; clean ${format(baselines?.clean, true)}, corrupted ${format(baselines?.corrupt, true)}. Pale around its colour: estimate; hatched: not run.`];
     picture(spec, arrays(), lines).toBlob((blob) => {
       saveAs("patching_lab.png", blob);
       page.status.textContent = "patching_lab.png was saved by the browser";
@@ -222,21 +223,29 @@ export function render({ model, el }) {
     mainGrid?.destroy();
     placeHeads = placer();
     mainGrid = grid(main, fold.spec, { values, marks }, { select: selectedCell, brush: brushed, clear: cleared, activate: activated, point: pointed }, { ...SHAPE, top: heads.element, placed: (layout) => placeHeads(layout) });
-    if (isNew && isOfPositions()) {
-      const first = state.tokens.findIndex((one) => !one.same);
-      const at = mainGrid.cellAt(0, fold.shown(Math.max(0, first)));
-      const wide = main.querySelector(".gs-wide");
-      if (at.x > wide.clientWidth - at.width) wide.scrollLeft = at.x - wide.clientWidth / 4;
-    }
+    if (isUnfolded && foldOf(bare.columns.length, state.alike)) mainGrid.bar.append(button("Fold what is alike", () => showFold(false), { "data-gs-do": "fold" }));
+    if (isNew) showDifference();
+  }
+  /** Scroll to the first token that differs, unless it is in sight. */
+  function showDifference() {
+    if (!isOfPositions()) return;
+    const first = state.tokens.findIndex((one) => !one.same);
+    const at = mainGrid.cellAt(0, fold.shown(Math.max(0, first)));
+    const wide = main.querySelector(".gs-wide");
+    if (at.x > wide.scrollLeft + wide.clientWidth - at.width) wide.scrollLeft = at.x - wide.clientWidth / 4;
+  }
+  function showFold(unfolded) {
+    const before = selected();
+    isUnfolded = unfolded;
+    drawGrid();
+    if (before) mainGrid.select(before.row, fold.shown(before.column));
+    showDifference();
+    mainGrid.canvas.focus({ preventScroll: true });
   }
   let placeHeads = () => {};
   function placer() {
     const [tokens, labels, whole] = [isOfPositions() ? state.tokens : null, fold.spec.columns, fold.whole];
-    const unfold = () => {
-      isUnfolded = true;
-      drawGrid();
-    };
-    return (layout) => heads.draw({ layout, tokens, labels, whole, unfold });
+    return (layout) => heads.draw({ layout, tokens, labels, whole, unfold: () => showFold(true) });
   }
 
   function drawLegend() {
@@ -248,9 +257,7 @@ export function render({ model, el }) {
       const end = (value, style) => make("span", { style }, format(value, true));
       const gap = state.gap ? `${format(state.gap, true)} ${state.into === "corrupt" ? "restores" : "breaks"} all` : "";
       const bar = make("div", { class: "gs-scale", role: "img", "aria-label": `colours from ${format(scale.low, true)} over 0 to ${format(scale.high, true)}` }, make("i", { style: `background:linear-gradient(90deg,${stops})` }), end(scale.low, "left:0"), make("span", { style: "left:50%;transform:translateX(-50%)" }, "0"), end(scale.high, "right:0"));
-      const swatch = (style, text) => make("span", {}, make("i", { class: "gs-swatch", style }), text);
-      const pale = css(colourAt(0.78, scale, theme().dark));
-      legend.replaceChildren(bar, gap, ...(isGlobal ? [make("span", {}, "◆ global layer")] : []), swatch(`background:${pale}`, "pale, corner: estimate"), swatch("background:repeating-linear-gradient(135deg,transparent 0 3px,var(--gs-line) 3px 4px)", "hatched: not run"));
+      legend.replaceChildren(bar, gap, ...(isGlobal ? [make("span", {}, "◆ global layer")] : []), ...markSamples(scale, theme().dark));
     });
   }
 

@@ -7,8 +7,9 @@ const POLL_MS = 120;
 const SILENT_MS = 4000;
 // JupyterLab's mark on widgets whose kernel was restarted, or ended.
 const DISCONNECTED = ".jupyter-widgets-disconnected";
-const GONE = "No answer from the kernel. Run the cell again: what is seen here is the last that was known, and clicks do nothing.";
-const QUIET = "No answer from the kernel yet: it is busy, or gone. If this stays, run the cell again; what is seen is the last that was known.";
+const AGAIN = "Run this cell again";
+const GONE = `The kernel was restarted or has ended. ${AGAIN}: what is seen here is the last that was known, and clicks do nothing.`;
+const QUIET = "No answer from the kernel yet: it is busy, or gone. If this stays, run this cell again; what is seen is the last that was known.";
 
 /**
  * traits: their changes are what Python says; changed(): draw them. poll(): what the page sends with a poll. onMessage(message):
@@ -43,6 +44,8 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
     root.classList.toggle("gs-cut-off", isGone);
     root.setAttribute("aria-disabled", String(isGone));
     for (const part of root.children) if (part !== notice) part.inert = isGone;
+    root.title = isGone ? AGAIN : ""; // what the pointer is told over every button, as those that are inert say nothing
+    if (isGone) root.querySelectorAll("button.gs-primary").forEach((one) => (one.textContent = AGAIN));
   }
   function setSilent(silent) {
     if (silent === isSilent) return;

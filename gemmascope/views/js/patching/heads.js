@@ -92,7 +92,8 @@ export function columnHeads({ bus, swap }) {
         const column = tokens?.[whole(c)];
         if (label.folded) {
           const node = button(`… ${label.folded} alike`, unfold, { class: "gs-folded", title: "show these columns" });
-          node.style.left = `${layout.left + (c + 0.5) * layout.cw - 10}px`;
+          const box = { left: layout.left + c * layout.cw, width: layout.cw - 1, top: height + layout.top, height: layout.rows * layout.ch - 1 };
+          for (const [side, pixels] of Object.entries(box)) node.style[side] = `${pixels}px`;
           return node;
         }
         if (every > 1 && c % every && (!column || column.same)) return null;

@@ -4,6 +4,7 @@ export const LAB_STYLE = `
 .gs-lab .gs-main-pane{position:relative;display:flex;flex-direction:column;gap:8px}
 .gs-lab .gs-grid>.gs>.gs-title,.gs-lab .gs-grid>.gs>.gs-note{display:none}
 .gs-tools{display:flex;flex-wrap:wrap;gap:4px 8px;align-items:center;min-height:28px;margin-left:-8px}
+.gs-tools [data-gs-do=estimate]{min-width:152px;text-align:left}
 .gs-tools .gs-next{display:inline-flex;align-items:center;gap:4px}
 .gs-editor{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:4px 8px;align-items:center;padding:8px 0}
 .gs-editor label{display:contents}
@@ -21,15 +22,13 @@ export const LAB_STYLE = `
 .gs-upright .gs-tok{flex-direction:row;writing-mode:vertical-rl;transform:rotate(180deg);max-height:76px}
 .gs-upright .gs-tok.gs-differs{flex-direction:row-reverse;max-height:152px}
 .gs-upright .gs-tok .gs-chip{text-align:left;max-height:72px}
-.gs-lab .gs-folded{position:absolute;top:0;bottom:auto;z-index:2;writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;font-size:12px;min-height:0;width:20px;padding:4px 0;color:var(--gs-faint)}
+.gs-lab .gs-folded{bottom:auto;z-index:2;align-items:center;writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;overflow:hidden;font-size:12px;min-height:0;padding:0;border:1px dashed var(--gs-line);color:var(--gs-faint)}
 .gs-line{display:flex;flex-wrap:wrap;gap:2px;max-height:88px;overflow:auto}
 .gs-swap{position:absolute;z-index:8;display:flex;gap:8px;align-items:end;padding:8px;background:var(--gs-ground);border:1px solid var(--gs-line);border-radius:8px;box-shadow:0 4px 16px rgb(0 0 0/.16)}
 .gs-swap label{display:grid}
-.gs-legend{display:flex;flex-wrap:wrap;gap:4px 16px;align-items:start;font-size:12px;line-height:16px;color:var(--gs-faint);min-height:32px}
 .gs-scale{position:relative;width:232px;height:32px}
 .gs-scale>i{position:absolute;inset:0 0 auto;height:8px;border-radius:4px;border:1px solid var(--gs-line)}
 .gs-scale>span{position:absolute;top:12px;white-space:nowrap}
-.gs-swatch{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:4px;vertical-align:-2px;border:1px solid var(--gs-line)}
 .gs-progress{display:flex;gap:8px;align-items:center;min-height:28px;font-size:12px}
 .gs-progress progress{width:144px;height:8px;accent-color:var(--gs-accent)}
 .gs-progress .gs-status{margin:0;flex:1;min-width:0;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
@@ -56,4 +55,5 @@ export const LAB_STYLE = `
 .gs-run canvas{margin-bottom:8px;border-radius:2px}
 .gs-lab .gs-run[aria-pressed=true]{border-color:var(--gs-accent);box-shadow:0 0 0 1px var(--gs-accent);color:inherit}
 .gs-lab .gs-compared{border-style:dashed;border-color:var(--gs-ink)}
+@media print{.gs-tools,.gs-editor,.gs-progress,.gs-models,.gs-hint ul,.gs-run-strip>.gs-small,.gs-folds>details:not([open]){display:none!important}.gs-heads{max-width:100%}.gs-detail{min-height:0}}
 `;

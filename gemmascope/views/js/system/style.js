@@ -89,6 +89,9 @@ rect.gs-pinned{stroke:var(--gs-accent);stroke-width:2px}
 .gs-scroll{overflow:auto;max-height:420px;max-width:100%}
 .gs table{border-collapse:collapse;font-size:12px;line-height:16px}
 .gs th,.gs td{border:0;border-bottom:1px solid var(--gs-line);padding:4px 8px;text-align:right;background:transparent;color:inherit}
+.gs-legend{display:flex;flex-wrap:wrap;gap:0 16px;align-items:start;font-size:12px;line-height:16px;color:var(--gs-faint);min-height:32px}
+.gs-swatch{display:inline-block;position:relative;width:12px;height:12px;border-radius:2px;margin-right:4px;vertical-align:-2px;border:1px solid var(--gs-line)}
+.gs-swatch>i{position:absolute;inset:2px;border:1px solid var(--gs-line)}
 .gs-panels{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,var(--gs-least,340px)),1fr))}
 .gs-panels>div{min-width:0}
 .gs button.gs-thumb{display:inline-flex;flex-direction:column;align-items:center;padding:4px 4px 0}
@@ -104,7 +107,9 @@ rect.gs-pinned{stroke:var(--gs-accent);stroke-width:2px}
 @media print{
 .gs{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .gs button:not(.gs-chip,.gs-thumb,[aria-pressed=true]),.gs-menu,.gs-tip,.gs input,.gs progress,.gs-gone{display:none!important}
-.gs-wide,.gs-scroll,.gs-chips,.gs-arcs{overflow:visible!important;max-height:none!important}
+.gs-wide,.gs-scroll,.gs-chips,.gs-arcs,.gs-line,.gs-runs,.gs-code,.gs-messages>*{overflow:visible!important;max-height:none!important}
+.gs .gs-tok,.gs .gs-run,.gs .gs-folded{display:flex!important}
+.gs-runs{flex-wrap:wrap}
 .gs-cells{width:auto}
 .gs-cells>canvas[tabindex]{max-width:100%;height:auto!important}
 .gs-names{display:none!important}
