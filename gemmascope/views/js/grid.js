@@ -17,7 +17,8 @@
 // data: {values, marks?} flat, row by row. on: callbacks, each optional:
 //   select(row, column), brush(rows, columns, byKey), clear(), activate(row, column) on Enter or a double click, point(cell) with
 //   the cell under the pointer, [row, column] or null.
-// options: those of layoutOf; over(ctx, layout, colours, spec): draws below the selection; and top: an element that scrolls above the canvas, such as heads of columns, with placed(layout).
+// options: those of layoutOf; over(ctx, layout, colours, spec): draws below the selection; and top: an element that scrolls above the canvas, such as heads of columns, with placed(layout). tabled: {shown}, whether the
+// numbers stand below as a table, for grids that are made anew.
 
 import { draw, drawState, FONT, cellAtPoint, labelOf, layoutOf, cellCorner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
 import { make, paint, retitle, rootIn, sized, tooltip, redrawOnResize } from "./page.js";
@@ -138,6 +139,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
   }
   function showTable(yes) {
     table.hidden = !yes;
+    if (options.tabled) options.tabled.shown = yes;
     toggle.setAttribute("aria-pressed", String(yes));
     if (yes) table.replaceChildren(tableOf(spec, data));
   }
@@ -200,6 +202,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
 
   const stop = redrawOnResize(root, onTheme, redraw);
   redraw();
+  if (options.tabled?.shown) showTable(true);
   return {
     canvas,
     root,

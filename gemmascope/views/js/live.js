@@ -56,10 +56,12 @@ export function livePage({ model, el }, style = "") {
       }
       const poll = () => ({ number: model.get("state").number, pictures: model.get("pictures")?.number });
       talking = talk(model, [...traits, "choice"], status, { changed: refresh, poll, onMessage });
-      const painted = () => paint(root, theme());
+      const painted = () => {
+        paint(root, theme());
+        refresh(); // samples of colours and small pictures are drawn for a theme
+      };
       const stopTheme = onTheme(painted);
       painted();
-      refresh();
       return () => {
         talking.stop();
         stopTheme();

@@ -109,7 +109,11 @@ export function redrawOnResize(root, stopTheme, drawn) {
     }
   });
   observer.observe(root);
-  const stop = stopTheme(drawn);
+  // A front end that changes its theme may have no layout for a moment, which no observer sees: so once more in the next frame.
+  const stop = stopTheme(() => {
+    drawn();
+    requestAnimationFrame(() => root.isConnected && drawn());
+  });
   return () => {
     observer.disconnect();
     stop();

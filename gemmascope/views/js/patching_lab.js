@@ -41,6 +41,7 @@ export function render({ model, el }) {
   let [mainSpec, mainColumns] = ["", ""];
   let otherGrid = null;
   let byPointer = false; // whether the grid was last used with the pointer, and not with keys
+  const tabled = { shown: false };
   let waits = 0; // the question whose grid was last drawn
 
   const send = (type, more = {}) => page.send(type, { seq: state.seq, ...more });
@@ -222,7 +223,7 @@ export function render({ model, el }) {
     }
     mainGrid?.destroy();
     placeHeads = placer();
-    mainGrid = grid(main, fold.spec, { values, marks }, { select: selectedCell, brush: brushed, clear: cleared, activate: activated, point: pointed }, { ...SHAPE, top: heads.element, placed: (layout) => placeHeads(layout) });
+    mainGrid = grid(main, fold.spec, { values, marks }, { select: selectedCell, brush: brushed, clear: cleared, activate: activated, point: pointed }, { ...SHAPE, tabled, top: heads.element, placed: (layout) => placeHeads(layout) });
     if (isUnfolded && foldOf(bare.columns.length, state.alike)) mainGrid.bar.append(button("Fold what is alike", () => showFold(false), { "data-gs-do": "fold" }));
     if (isNew) showDifference();
   }

@@ -11,7 +11,7 @@ import { arcs } from "../system/arcs.js";
 import { bars } from "../system/bars.js";
 import { legible } from "../tokens.js";
 import { columnText } from "./heads.js";
-import { apartText, costOf, costText, misleads, shareText } from "./words.js";
+import { apartText, costOf, costText, figureText, misleads, shareText } from "./words.js";
 
 const RUNS = { clean: "clean run", corrupt: "corrupted run", patched: "patched" };
 const N_STRONGEST = 3;
@@ -128,8 +128,10 @@ export function cellPane({ bus, send, select }) {
       sub.textContent = tokens ? (tokens.same ? `${columnText(tokens)} in both prompts` : `${legible(tokens.clean?.text ?? "nothing")} in clean, ${legible(tokens.corrupt?.text ?? "nothing")} in corrupted`) : state.measure;
       share.textContent = Number.isNaN(value) ? "–" : shareText(gap ? value / gap : null);
       shareSays.textContent = `of the gap ${state.into === "corrupt" ? "restored" : "broken"}${isExact || Number.isNaN(value) ? "" : ", by estimate"}`;
-      exact.textContent = isExact ? format(value, true) : "–";
-      estimate.textContent = Number.isNaN(guess) ? "–" : format(guess, true);
+      exact.textContent = isExact ? figureText(value) : "–";
+      exact.title = isExact ? format(value, true) : "";
+      estimate.textContent = Number.isNaN(guess) ? "–" : figureText(guess);
+      estimate.title = Number.isNaN(guess) ? "" : format(guess, true);
       const both = isExact && !Number.isNaN(guess);
       apart.textContent = `estimate${both ? `, ${apartText(value, guess, Math.abs(gap))}` : ""}`;
       const text = both ? state.misleading[misleads(value, guess, Math.abs(gap))] ?? "" : "";

@@ -2,6 +2,7 @@
 
 export const LAB_STYLE = `
 .gs-lab .gs-main-pane{position:relative;display:flex;flex-direction:column;gap:8px}
+.gs-lab .gs-grid .gs-bar{margin-left:-8px}
 .gs-lab .gs-grid>.gs>.gs-title,.gs-lab .gs-grid>.gs>.gs-note{display:none}
 .gs-tools{display:flex;flex-wrap:wrap;gap:4px 8px;align-items:center;min-height:28px;margin-left:-8px}
 .gs-tools [data-gs-do=estimate]{min-width:152px;text-align:left}
@@ -22,6 +23,7 @@ export const LAB_STYLE = `
 .gs-upright .gs-tok{flex-direction:row;writing-mode:vertical-rl;transform:rotate(180deg);max-height:76px}
 .gs-upright .gs-tok.gs-differs{flex-direction:row-reverse;max-height:152px}
 .gs-upright .gs-tok .gs-chip{text-align:left;max-height:72px}
+.gs-lab .gs-upright .gs-tok,.gs-upright .gs-chip{line-height:13px;padding:1px 0}
 .gs-lab .gs-folded{bottom:auto;z-index:2;align-items:center;writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;overflow:hidden;font-size:12px;min-height:0;padding:0;border:1px dashed var(--gs-line);color:var(--gs-faint)}
 .gs-line{display:flex;flex-wrap:wrap;gap:2px;max-height:88px;overflow:auto}
 .gs-swap{position:absolute;z-index:8;display:flex;gap:8px;align-items:end;padding:8px;background:var(--gs-ground);border:1px solid var(--gs-line);border-radius:8px;box-shadow:0 4px 16px rgb(0 0 0/.16)}
@@ -29,6 +31,7 @@ export const LAB_STYLE = `
 .gs-scale{position:relative;width:232px;height:32px}
 .gs-scale>i{position:absolute;inset:0 0 auto;height:8px;border-radius:4px;border:1px solid var(--gs-line)}
 .gs-scale>span{position:absolute;top:12px;white-space:nowrap}
+.gs-progress span:empty{display:none}
 .gs-progress{display:flex;gap:8px;align-items:center;min-height:28px;font-size:12px}
 .gs-progress progress{width:144px;height:8px;accent-color:var(--gs-accent)}
 .gs-progress .gs-status{margin:0;flex:1;min-width:0;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
@@ -39,7 +42,7 @@ export const LAB_STYLE = `
 .gs-figures{display:grid;grid-template-columns:max-content max-content minmax(0,1fr);gap:24px;align-items:end;min-height:56px}
 .gs-looks{min-height:128px}
 .gs-looks .gs-bar{font-size:12px;gap:4px}
-.gs-looks .gs-bar>span{flex:1 1 100%}
+.gs-looks .gs-bar>span{flex:1 1 100%;padding-left:8px}
 .gs-looks.gs-empty button{visibility:hidden}
 .gs-why{border:1px solid var(--gs-line);border-radius:8px;background:var(--gs-ground);padding:8px 12px;color:var(--gs-faint)}
 .gs-detail .gs-bar{margin:0 0 0 -8px;gap:4px}

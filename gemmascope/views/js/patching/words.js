@@ -1,6 +1,7 @@
 // What the numbers of the patching lab mean, in words. Nothing here draws.
 
 import { EXACT } from "../matrix.js";
+import { format } from "../scale.js";
 
 // Effects below this share of the gap count as nothing; estimates within RIGHT are right, beyond MISLEADING they are explained.
 const NOTHING = 0.005, RIGHT = 1.1, MISLEADING = 1.5;
@@ -38,6 +39,13 @@ export function shareText(share) {
   if (share === null || !Number.isFinite(share)) return "–";
   const rounded = Math.round(100 * share);
   return rounded === 0 ? "0%" : `${rounded < 0 ? "−" : ""}${Math.abs(rounded)}%`;
+}
+
+/** A number as a headline, of at most nine characters: four digits from 1 on, three below, powers of ten for what is tiny. */
+export function figureText(value) {
+  const size = Math.abs(value);
+  if (!Number.isFinite(value) || size === 0 || size >= 1) return format(value, true);
+  return `${value < 0 ? "−" : "+"}${size < 0.001 ? size.toExponential(1) : Number(size.toPrecision(3))}`;
 }
 
 /** How far an estimate is from the exact number: "8 times too low", "of the wrong sign", "right within 10%". gap: its size. */

@@ -111,7 +111,7 @@ rect.gs-pinned{stroke:var(--gs-accent);stroke-width:2px}
 .gs .gs-tok,.gs .gs-run,.gs .gs-folded{display:flex!important}
 .gs-runs{flex-wrap:wrap}
 .gs-cells{width:auto}
-.gs-cells>canvas[tabindex]{max-width:100%;height:auto!important}
+.gs-cells>canvas[tabindex]{max-width:100%;height:auto!important;margin-left:0!important}
 .gs-names{display:none!important}
 .gs-strip{position:static}
 .gs-word{color:inherit;border:0}
