@@ -6,8 +6,9 @@ import { make } from "../page.js";
 import { labelOf } from "../matrix.js";
 import { legible } from "../tokens.js";
 
-// Pixels: a character of a token, the height of a line, the widest head that is not upright, the room of an upright token.
-const HEAD_CHAR = 7.3, HEAD_LINE = 20, NARROW = 24, UPRIGHT = 76;
+// Pixels: a character of a token, the height of a line, columns too narrow for any text that is not upright and wide enough for
+// the start of every text, and the room of an upright token.
+const HEAD_CHAR = 7.3, HEAD_LINE = 20, NARROW = 24, WIDE = 44, UPRIGHT = 76;
 
 /** The words of a column for screen readers. */
 export function columnText({ clean, corrupt, same }) {
@@ -81,11 +82,21 @@ export function columnHeads({ bus, swap }) {
       stops = [];
       close();
       const texts = tokens ? tokens.flatMap((one) => [one.clean, one.corrupt]).filter(Boolean).map((one) => legible(one.text)) : labels.map(labelOf);
-      const longest = Math.max(...texts.map((text) => Array.from(text).length)) * HEAD_CHAR + 8;
-      const isUpright = layout.cw < Math.max(NARROW, Math.min(longest, 44));
+      const widthOf = (text) => Array.from(text).length * HEAD_CHAR;
+      const longest = Math.max(...texts.map(widthOf)) + 8;
+      const widths = labels.map((label, c) => {
+        const column = tokens?.[whole(c)];
+        if (!column || label.folded) return label.folded ? 0 : widthOf(labelOf(label));
+        const of = (token) => (token ? widthOf(legible(token.text)) : 0);
+        return Math.max(of(column.clean), of(column.corrupt)) + (column.same ? 0 : 4);
+      });
+      // A text may be wider than its column where it does not reach the text beside it.
+      const isFree = layout.cw >= NARROW && widths.every((width, c) => width + (widths[c + 1] ?? 0) + 2 <= 2 * layout.cw);
+      const isUpright = !isFree && layout.cw < Math.max(NARROW, Math.min(longest, WIDE));
       const stacked = tokens?.some((one) => !one.same);
       const height = isUpright ? Math.min(UPRIGHT, longest + 8) * (stacked ? 2 : 1) + 8 : HEAD_LINE * (stacked ? 2 : 1) + 12;
       element.classList.toggle("gs-upright", isUpright);
+      element.classList.toggle("gs-free", isFree);
       Object.assign(element.style, { height: `${height}px`, width: `${layout.width}px` });
       const every = isUpright ? Math.max(1, Math.ceil(15 / layout.cw)) : 1;
       const nodes = labels.map((label, c) => {

@@ -7,7 +7,7 @@ import { colourAt, css } from "../scale.js";
 import { theme } from "../theme.js";
 import { legible } from "../tokens.js";
 
-const THUMB_WIDTH = 144, THUMB_HEIGHT = 48;
+const THUMB_WIDTH = 160, THUMB_HEIGHT = 48;
 
 /** send(type, more): asks Python. Returns {element, draw(runs, thumbnails)}. */
 export function runStrip(send) {

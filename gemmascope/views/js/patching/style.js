@@ -19,6 +19,8 @@ export const LAB_STYLE = `
 .gs-lab .gs-tok.gs-differs{background:var(--gs-highlight);border-color:var(--gs-line)}
 .gs-differs .gs-chip{font-weight:700;text-decoration:underline}
 .gs-tok[aria-disabled=true]{cursor:default}
+.gs-free .gs-tok{max-width:none}
+.gs-free .gs-chip{overflow:visible}
 .gs-ph{font-size:12px;color:var(--gs-faint)}
 .gs-upright .gs-tok{flex-direction:row;writing-mode:vertical-rl;transform:rotate(180deg);max-height:76px}
 .gs-upright .gs-tok.gs-differs{flex-direction:row-reverse;max-height:152px}
@@ -28,10 +30,11 @@ export const LAB_STYLE = `
 .gs-line{display:flex;flex-wrap:wrap;gap:2px;max-height:88px;overflow:auto}
 .gs-swap{position:absolute;z-index:8;display:flex;gap:8px;align-items:end;padding:8px;background:var(--gs-ground);border:1px solid var(--gs-line);border-radius:8px;box-shadow:0 4px 16px rgb(0 0 0/.16)}
 .gs-swap label{display:grid}
-.gs-scale{position:relative;width:232px;height:32px}
+.gs-scale{position:relative;width:184px;height:32px}
 .gs-scale>i{position:absolute;inset:0 0 auto;height:8px;border-radius:4px;border:1px solid var(--gs-line)}
 .gs-scale>span{position:absolute;top:12px;white-space:nowrap}
 .gs-progress span:empty{display:none}
+.gs-progress button:disabled{visibility:hidden}
 .gs-progress{display:flex;gap:8px;align-items:center;min-height:28px;font-size:12px}
 .gs-progress progress{width:144px;height:8px;accent-color:var(--gs-accent)}
 .gs-progress .gs-status{margin:0;flex:1;min-width:0;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
@@ -52,9 +55,10 @@ export const LAB_STYLE = `
 .gs-hint ul{list-style:none;margin:4px 0 0 -8px;padding:0}
 .gs-run-strip{display:grid;grid-template-columns:minmax(0,1fr) max-content;gap:16px;align-items:start}
 .gs-runs{display:flex;gap:8px;overflow-x:auto;padding:4px;min-height:148px;align-items:flex-start}
-.gs-lab .gs-run{display:grid;gap:0;width:168px;padding:8px 11px;text-align:left;border:1px solid var(--gs-line);border-radius:8px;font-size:12px;line-height:16px;color:inherit}
+.gs-lab .gs-run{display:grid;gap:0;width:184px;padding:8px 11px;text-align:left;border:1px solid var(--gs-line);border-radius:8px;font-size:12px;line-height:16px;color:inherit}
 .gs-run b,.gs-run span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .gs-run span{color:var(--gs-faint)}
+.gs-run b+span{white-space:normal;height:32px}
 .gs-run canvas{margin-bottom:8px;border-radius:2px}
 .gs-lab .gs-run[aria-pressed=true]{border-color:var(--gs-accent);box-shadow:0 0 0 1px var(--gs-accent);color:inherit}
 .gs-lab .gs-compared{border-style:dashed;border-color:var(--gs-ink)}

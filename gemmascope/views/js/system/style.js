@@ -83,6 +83,8 @@ rect.gs-lit{fill:var(--gs-highlight)!important;fill-opacity:1!important}
 rect.gs-pinned{stroke:var(--gs-accent);stroke-width:2px}
 
 .gs-wide{overflow-x:auto;overflow-y:hidden;max-width:100%}
+.gs .gs-cells>canvas:focus-visible{outline:0}
+.gs-wide:has(>.gs-cells>:focus-visible){outline:2px solid var(--gs-accent)}
 .gs-cells{display:flex;width:max-content}
 .gs-cells canvas{flex:none}
 .gs-names{position:sticky;left:0;z-index:1;pointer-events:none}

@@ -1,0 +1,48 @@
+// What the patching lab says of its numbers, and the colour of an estimate.
+
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { colour, luminance } from "../../gemmascope/views/js/scale.js";
+import { EXACT, paleOf } from "../../gemmascope/views/js/matrix.js";
+import { apartText, costOf, costText, figureText, misleads, secondsText, shareText } from "../../gemmascope/views/js/patching/words.js";
+
+test("a headline has at most nine characters, with the digits that matter", () => {
+  assert.deepEqual([23.463, -11.605, 0.38417, 0.0001411, -0.00098, 0].map(figureText), ["+23.46", "−11.61", "+0.384", "+1.4e-4", "−9.8e-4", "0"]);
+  for (let size = 1e-12; size < 1e12; size *= 3.7) for (const value of [size, -size]) assert.ok(figureText(value).length <= 9, figureText(value));
+});
+
+test("a share of the gap is a whole percentage, and none where there is no gap", () => {
+  assert.deepEqual([0.998, -0.12, 0.0004, -0.0004, null, Infinity].map(shareText), ["100%", "−12%", "0%", "0%", "–", "–"]);
+});
+
+test("an estimate is held against the exact number", () => {
+  assert.equal(apartText(23.46, 2.898, 23.46), "8 times too low");
+  assert.equal(apartText(2, 3, 20), "1.5 times too high");
+  assert.equal(apartText(10, 10.5, 20), "right within 10%");
+  assert.equal(apartText(10, -10, 20), "of the wrong sign");
+  assert.equal(apartText(0.001, 0.002, 20), "right: next to nothing");
+  assert.equal(apartText(0, 10, 20), "too far from 0");
+  assert.equal(apartText(10, 0, 20), "next to nothing: far too low");
+  assert.deepEqual([misleads(23, 3, 23), misleads(3, 23, 23), misleads(10, 11, 23), misleads(0.01, 0.02, 23)], ["low", "high", "", ""]);
+});
+
+test("exact cells and those that need no run cost nothing", () => {
+  const marks = Uint8Array.from([EXACT, 0, 1, 1]), seconds = Float32Array.from([1, 2, 4, 0]);
+  const all = { rows: [0, 1], columns: [0, 1] };
+  assert.deepEqual(costOf(marks, seconds, 2, all), { cells: 2, seconds: 6 });
+  assert.equal(costText({ cells: 1, seconds: 6 }), "1 cell · about 6 s");
+  assert.equal(costText({ cells: 0, seconds: 0 }), "0 cells");
+  assert.deepEqual([0.2, 60, 600, 7200, NaN].map(secondsText), ["under 1 s", "about 60 s", "about 10 min", "about 2.0 h", ""]);
+});
+
+test("an estimate is nearer to the colour of no effect than its own colour is, in both themes", () => {
+  const scale = { kind: "diverging", low: -1, high: 1 };
+  for (const dark of [false, true])
+    for (const value of [-1, -0.5, 0.5, 1]) {
+      const [own, none] = [colour(value, scale, dark), colour(0, scale, dark)];
+      const far = (rgb) => Math.abs(luminance(rgb) - luminance(none));
+      assert.ok(far(paleOf(own, scale, dark)) < 0.6 * far(own), `${value}, dark: ${dark}`);
+    }
+  assert.deepEqual(paleOf(colour(0, scale), scale, false), colour(0, scale));
+});
