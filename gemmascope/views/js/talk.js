@@ -45,7 +45,11 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
     root.setAttribute("aria-disabled", String(isGone));
     for (const part of root.children) if (part !== notice) part.inert = isGone;
     root.title = isGone ? AGAIN : ""; // what the pointer is told over every button, as those that are inert say nothing
-    if (isGone) root.querySelectorAll("button.gs-primary").forEach((one) => (one.textContent = AGAIN));
+    if (isGone) sayAgain();
+  }
+  /** The button that promises most says what is to be done, also after a theme has drawn it anew. */
+  function sayAgain() {
+    for (const one of root.querySelectorAll("button.gs-primary")) if (one.textContent !== AGAIN) one.textContent = AGAIN;
   }
   function setSilent(silent) {
     if (silent === isSilent) return;
@@ -69,7 +73,7 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
   const timer = setInterval(() => {
     const now = performance.now();
     checkConnection();
-    if (isGone) return;
+    if (isGone) return sayAgain();
     if (polledAt && now - polledAt > SILENT_MS) setSilent(true);
     const isWaiting = model.get("state").busy || sentAt > receivedAt;
     if (polledAt || !isWaiting || now - Math.max(receivedAt, sentAt) < POLL_MS) return;
