@@ -23,12 +23,12 @@ def take_away(page: Any, name: str) -> None:
 
 
 def table(page: Any, nth: int = 0) -> list[list[str]]:
-    """The cells of a lab's table, as it is now, layer 0 first: the table has it at the bottom, as the grid has."""
+    """The cells of a lab's table, layer 0 first: the table has it at the bottom, as the grid has. Not a comparison's."""
     return (
         page.locator(".gs-lab")
         .nth(nth)
         .evaluate(  # type: ignore[no-any-return]
-            "el => [...el.querySelectorAll('tbody tr')].reverse()"
+            "el => [...el.querySelectorAll('.gs-grid tbody tr')].reverse()"
             ".map(r => [...r.querySelectorAll('td')].map(c => c.innerText))"
         )
     )

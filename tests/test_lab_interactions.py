@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import page_of
 from jupyter import jupyterlab
-from lab_page import CLEAN, CORRUPT, NANO, effect, is_exact, number, press, table, take_away, wait_for
+from lab_page import CLEAN, CORRUPT, NANO, effect, is_exact, number, press, table, wait_for
 
 import gemmascope as gs
 
 TYPED = CORRUPT.replace("store", "park")
-RESTART = "() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }"
-OTHERS = (
-    f"heads = gs.head_lab({CLEAN!r}, ' Mary', ' John', max_new_tokens=2)\nheads",
-    "d = gs.direction(['Mary was', 'Anna was'], ['John was', 'Peter was'], layer=4)\n"
-    "steer = gs.steer_lab('Peter was tired because', d, strengths=(-4, 4), max_new_tokens=2)\nsteer",
-)
 
 pytestmark = pytest.mark.nano
 
@@ -35,7 +28,7 @@ def jupyter(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def page(jupyter: Any, chromium: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A lab on nano with its table, before anything is computed."""
     with page_of(chromium) as opened:
-        jupyter.run(opened, f"{request.node.name[:20]}.ipynb", [NANO, *getattr(request, "param", ())])
+        jupyter.run(opened, f"{request.node.name[:20]}.ipynb", [NANO])
         opened.locator(".gs-lab canvas[role=application]").wait_for(timeout=60_000)
         press(opened, "Show as table")
         ends_are(opened, CLEAN, CORRUPT)
@@ -69,7 +62,7 @@ def exact(page: Any, layer: int, column: int) -> float:
     return number(table(page)[layer][column])
 
 
-def test_a_cell_goes_on_to_the_head_lab_and_runs_are_compared_undone_and_opened(page: Any, tmp_path: Path) -> None:
+def test_a_cell_goes_on_to_the_head_lab_and_runs_are_compared_and_undone(page: Any) -> None:
     click(page, 2, 10)
     assert exact(page, 2, 10) == pytest.approx(effect(CLEAN, CORRUPT, 2, 10), rel=1e-3)
     page.locator(".gs-detail .gs-big", has_text="100%").wait_for()
@@ -104,17 +97,6 @@ def test_a_cell_goes_on_to_the_head_lab_and_runs_are_compared_undone_and_opened(
     page.locator(".gs-heads button", has_text="·store").wait_for()
     assert exact(page, 2, 10) == pytest.approx(effect(CLEAN, CORRUPT, 2, 10), rel=1e-3), "its cells are there again"
 
-    with gs.patching_lab(CLEAN, TYPED, " Mary", " John", at_once=False) as saved:
-        saved.run("row", 4)
-        saved.save(tmp_path / "saved.json")
-    with page.expect_file_chooser() as chooser:
-        take_away(page, "Open session …")
-    chooser.value.set_files(tmp_path / "saved.json")
-    ends_are(page, CLEAN, TYPED)
-    wait_for(page, lambda: runs.count() == 3)
-    assert exact(page, 4, 14) == pytest.approx(effect(CLEAN, TYPED, 4, 14), rel=1e-3)
-    assert not is_exact(table(page)[3][14]), "no more than was saved"
-
 
 def test_a_click_made_while_a_prompt_is_typed_is_answered_and_a_family_has_a_next_pair(page: Any) -> None:
     page.locator("[data-gs-do=prompts]").click()
@@ -130,18 +112,3 @@ def test_a_click_made_while_a_prompt_is_typed_is_answered_and_a_family_has_a_nex
     wait_for(page, lambda: page.get_by_role("textbox", name="clean prompt").input_value() != before)
     clean, corrupt = (page.get_by_role("textbox", name=f"{name} prompt").input_value() for name in ("clean", "corrupted"))
     ends_are(page, clean, corrupt, (fields["answer"].input_value(), fields["against"].input_value()))
-
-
-@pytest.mark.parametrize("page", [OTHERS], indirect=True, ids=["three labs"])
-def test_after_a_restart_every_lab_says_run_this_cell_again_and_takes_no_clicks(page: Any) -> None:
-    page.set_viewport_size({"width": 1280, "height": 4000})  # a notebook draws only the cells that are in sight
-    labs = page.locator(".gs-card:has(>.gs-strip)")
-    wait_for(page, lambda: labs.count() == 3, 60)
-    page.evaluate(RESTART)
-    for nth in range(3):
-        notice = labs.nth(nth).locator(">.gs-gone")
-        notice.filter(has_text="Run this cell again").wait_for(timeout=60_000)
-        assert labs.nth(nth).get_attribute("title") == "Run this cell again", "over every button"
-        live = labs.nth(nth).evaluate("el => [...el.querySelectorAll('button')].filter(b => !b.closest('[inert]')).length")
-        assert live == 0
-    assert set(page.locator(".gs-card button.gs-primary").all_inner_texts()) == {"Run this cell again"}
