@@ -31,8 +31,12 @@ export function render({ model, el }) {
   top.sentence.append("Steer the prompt below; follow ", fields.answer.element, " against ", fields.against.element, make("div", {}, fields.prompt.element));
   const effect = make("div", { class: "gs-effect", role: "status", "aria-live": "polite" });
   top.aside.append(effect);
-  const undo = button("Undo", () => send("undo"), { "aria-keyshortcuts": "Control+Z" });
-  const redo = button("Redo", () => send("redo"));
+  function change(type, more) {
+    curve.release();
+    send(type, more);
+  }
+  const undo = button("Undo", () => change("undo"), { "aria-keyshortcuts": "Control+Z" });
+  const redo = button("Redo", () => change("redo"));
   top.end.append(undo, redo, exportMenu([{ label: "Copy Python", act: () => page.copy() }]).element);
   page.root.append(make("div", { class: "gs-messages" }, page.error, page.status));
 
@@ -42,7 +46,7 @@ export function render({ model, el }) {
   const everywhere = button("Everywhere", () => send("everywhere"));
   const curve = strengthCurve((strength) => send("strength", { by: strength }));
   const note = make("div", { class: "gs-note gs-small" });
-  const ladder = textLadder((strength) => send("strength", { by: strength }));
+  const ladder = textLadder((strength) => change("strength", { by: strength }));
   left.append(chips.element, make("div", { class: "gs-where" }, where, everywhere), curve.element, note, make("div", { class: "gs-part-title" }, "The text at five strengths"), ladder.element);
   const answerPanel = answers();
   right.append(answerPanel.element);
@@ -50,7 +54,7 @@ export function render({ model, el }) {
     if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.type === "text") return;
     event.preventDefault();
     event.stopPropagation();
-    send(event.shiftKey ? "redo" : "undo");
+    change(event.shiftKey ? "redo" : "undo");
   });
 
   function drawEffect({ moved, follows, strength }) {

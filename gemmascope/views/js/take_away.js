@@ -5,12 +5,12 @@ import { make } from "./page.js";
 // How long a file's address stays valid after the press, in ms: a busy browser begins to save late.
 const VALID_MS = 60_000;
 
-/** Let the browser save a file. */
+/** Let the browser save a file. The link stands in the page, because VS Code saves what a click that reaches the body names. */
 export function saveAs(name, blob) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
+  const link = make("a", { href: URL.createObjectURL(blob), download: name, hidden: true });
+  document.body.append(link);
   link.click();
+  link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), VALID_MS);
 }
 

@@ -1,10 +1,14 @@
 // How a lab's page talks to Python: requests go as messages, values come as traits. Some front ends drop what Python pushes
-// from a thread, so the page polls while the lab is busy, one poll at a time.
+// from a thread, so the page polls while the lab is busy, one poll at a time. A page that begins may hold older values, as
+// where a notebook is opened again beside its kernel: it polls once. In Colab a cell's output receives nothing but answers to
+// its own messages, so there the page goes on polling, slowly, for what other cells change.
 
 import { make } from "./page.js";
 
 const POLL_MS = 120;
+const IDLE_POLL_MS = 1500;
 const SILENT_MS = 4000;
+const HEARS_ONLY_ANSWERS = () => Boolean(globalThis.google?.colab) && document.visibilityState === "visible";
 // JupyterLab's mark on widgets whose kernel was restarted, or ended.
 const DISCONNECTED = ".jupyter-widgets-disconnected";
 const AGAIN = "Run this cell again";
@@ -20,6 +24,8 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
   let sentAt = 0;
   let receivedAt = 0;
   let polledAt = 0; // 0 while no poll is unanswered
+  let answeredAt = 0; // 0 before the first answer
+  let patience = 2 * SILENT_MS; // after so long another poll is sent: an answer may be lost
   let isSilent = false;
   let isStale = false; // whether changed() is to be called
   let cannotSend = false;
@@ -74,9 +80,12 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
     const now = performance.now();
     checkConnection();
     if (isGone) return sayAgain();
-    if (polledAt && now - polledAt > SILENT_MS) setSilent(true);
     const isWaiting = model.get("state").busy || sentAt > receivedAt;
-    if (polledAt || !isWaiting || now - Math.max(receivedAt, sentAt) < POLL_MS) return;
+    if (polledAt && isWaiting && now - Math.max(polledAt, sentAt) > SILENT_MS) setSilent(true);
+    if (polledAt && now - polledAt < patience) return;
+    const isDue = isWaiting ? now - Math.max(receivedAt, sentAt) >= POLL_MS : !answeredAt || (HEARS_ONLY_ANSWERS() && now - answeredAt >= IDLE_POLL_MS);
+    if (!isDue) return;
+    if (polledAt) patience *= 2;
     polledAt = now;
     post({ type: "poll", ...poll() });
   }, POLL_MS);
@@ -84,6 +93,8 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
     if (message.type !== "polled") return onMessage(message);
     if (!message.busy) receivedAt = Math.max(receivedAt, polledAt);
     polledAt = 0;
+    answeredAt = performance.now();
+    patience = 2 * SILENT_MS;
     setSilent(false);
   }
   for (const trait of traits) model.on(`change:${trait}`, receive);

@@ -49,15 +49,17 @@ export function channelText(layer, head, { factor, soloed, muted }, wrote) {
 /** A slider of a head's gain: {element, update(gain)}. turned(by) is called while it is moved, once a frame. */
 export function gainSlider(label, turned) {
   let waiting = false;
+  let moved = 1; // where it was moved to last: an older answer from Python may set it back before the next frame
   const element = make("input", { type: "range", class: "gs-gain", min: "0", max: String(MOST_GAIN), step: "0.05", "aria-label": label, title: "gain; a double click sets it to 1", "data-lm-suppress-shortcuts": "true" });
   let isHeld = false;
   element.addEventListener("pointerdown", () => (isHeld = true));
   element.addEventListener("pointerup", () => (isHeld = false));
   element.addEventListener("dblclick", () => { element.value = "1"; turned(1); });
   element.addEventListener("input", () => {
+    moved = Number(element.value);
     if (waiting) return;
     waiting = true;
-    requestAnimationFrame(() => { waiting = false; turned(Number(element.value)); });
+    requestAnimationFrame(() => { waiting = false; turned(moved); });
   });
   return {
     element,

@@ -15,6 +15,7 @@ export const CURVE_STYLE = `
 `;
 const LEFT = 56, RIGHT = 16, TOP = 24, METRIC = 112, BETWEEN = 32, PERPLEXITY = 48;
 const STEPS = 64;
+const PATIENCE_MS = 2000;
 
 /** The stretches of strengths that have collapsed, as [from, to]: each point stands for half the way to its neighbours. */
 export function collapsedSpans(strengths, collapsed) {
@@ -42,7 +43,7 @@ export function valueAt(strengths, values, strength) {
   return null;
 }
 
-/** slid(strength): the slider was moved. Returns {element, update(state), redraw()}. */
+/** slid(strength): the slider was moved. Returns {element, input, update(state), release(), destroy()}. */
 export function strengthCurve(slid) {
   const input = make("input", { type: "range", "aria-label": "strength", "data-gs-do": "strength", "data-lm-suppress-shortcuts": "true" });
   const host = make("div");
@@ -50,15 +51,20 @@ export function strengthCurve(slid) {
   let state = null;
   let isHeld = false;
   let waiting = false;
+  let asked = null; // the strength that the slider was moved to, until Python's answer has it: older answers may come first
+  let askedAt = 0;
   input.addEventListener("pointerdown", () => (isHeld = true));
   input.addEventListener("pointerup", () => (isHeld = false));
   input.addEventListener("input", () => {
+    const moved = Number(input.value);
+    asked = moved;
+    askedAt = performance.now();
     draw();
     if (waiting) return;
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      slid(Number(input.value));
+      slid(asked ?? moved);
     });
   });
 
@@ -66,14 +72,15 @@ export function strengthCurve(slid) {
     state = now;
     const [low, high] = now.strengths;
     if (input.min !== String(low) || input.max !== String(high)) Object.assign(input, { min: String(low), max: String(high), step: String((high - low) / STEPS) });
-    if (!isHeld) input.value = String(now.strength);
+    if (asked === now.strength || now.error || (!now.busy && performance.now() - askedAt > PATIENCE_MS)) asked = null;
+    if (!isHeld && asked === null) input.value = String(now.strength);
     draw();
   }
   function draw() {
     if (!state) return;
     const { strengths, metric, perplexity, collapsed, unsteered, collapse, why_not } = state.curve;
     const [low, high] = state.strengths;
-    const strength = isHeld ? Number(input.value) : state.strength;
+    const strength = isHeld || asked !== null ? Number(input.value) : state.strength;
     const width = Math.max(280, element.clientWidth || 640);
     const x = (s) => LEFT + ((width - LEFT - RIGHT) * (s - low)) / (high - low);
     const known = metric.filter((v) => v !== null);
@@ -119,5 +126,9 @@ export function strengthCurve(slid) {
   }
   const observer = new ResizeObserver(draw);
   observer.observe(element);
-  return { element, input, update, destroy: () => observer.disconnect() };
+  /** Show what Python says again: the strength was changed in another way. */
+  function release() {
+    asked = null;
+  }
+  return { element, input, update, release, destroy: () => observer.disconnect() };
 }

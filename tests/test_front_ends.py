@@ -1,0 +1,86 @@
+"""Labs and views on stand-ins for VS Code and Colab: every view is drawn, and every lab answers, whatever gets lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import pages_of
+from front_ends import FRONT_ENDS, FrontEnd, Kernel, kernel  # noqa: F401
+from test_views import every_view, trace
+
+import gemmascope as gs
+
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+POSITIVE, NEGATIVE = ["Mary was", "Anna was"], ["John was", "Peter was"]
+
+
+@pytest.fixture(params=FRONT_ENDS, ids=[one.name for one in FRONT_ENDS])
+def front_end(request: pytest.FixtureRequest, chromium: Any, kernel: Kernel, tmp_path: Path) -> Iterator[FrontEnd]:  # noqa: F811
+    """A stand-in, in which nothing may fail or ask the network."""
+    with pages_of(chromium) as open_one:
+        yield request.param(open_one(), kernel, tmp_path)
+
+
+def difference_of(edits: Any) -> str:
+    """The difference of the two logits after these edits, as a page prints it."""
+    last = gs.trace(CLEAN, edits=edits).next_logits
+    mary, john = (gs.load().tokenizer.single(name) for name in (" Mary", " John"))
+    return f"{float(last[mary] - last[john]):.4g}".replace("-", "\u2212")
+
+
+def test_every_view_is_drawn(front_end: FrontEnd) -> None:
+    t = trace()
+    views = [*every_view(t), gs.plan_view([t.model], [64])]
+    for view in views:
+        output = front_end.show(view)
+        output.wait_for_selector("[data-gs][data-gemmascope-ready]:not([data-seen])", state="attached")
+        output.evaluate("document.querySelectorAll('[data-gs]').forEach((el) => { el.dataset.seen = 1; })")
+        assert output.locator("[data-gs] .gs").last.evaluate("el => getComputedStyle(el).colorScheme") == "dark"
+
+
+@pytest.mark.nano
+def test_the_head_lab_answers_to_clicks_and_shows_what_other_cells_change(front_end: FrontEnd) -> None:
+    before, ablated = difference_of([]), [gs.ablate("z", layer=2, head=3)]
+    with gs.head_lab(CLEAN, " Mary", " John", max_new_tokens=4) as lab:
+        page = front_end.show(lab)
+        page.get_by_text(f"{before} before, {before} after").wait_for()
+        page.get_by_role("button", name="mute layer 2 head 3").click()
+        page.get_by_text(f"{before} before, {difference_of(ablated)} after").wait_for()
+        text = gs.generate(CLEAN, edits=ablated, max_new_tokens=4).text
+        page.locator(".gs-text", has_text="text after").get_by_text(text, exact=True).wait_for()
+        lab.undo()
+        page.get_by_text(f"{before} before, {before} after").wait_for()
+        assert page.locator(".gs-gone").is_hidden()
+
+
+@pytest.mark.nano
+def test_the_steering_lab_answers_and_fills_its_curve_and_ladder(front_end: FrontEnd) -> None:
+    d = gs.direction(POSITIVE, NEGATIVE, layer=4)
+    with gs.steer_lab("Peter was tired because", d, strengths=(-4, 4), max_new_tokens=4) as lab:
+        page = front_end.show(lab)
+        page.locator(".gs-rung").nth(4).wait_for()
+        slider = page.get_by_role("slider", name="strength")
+        slider.focus()
+        slider.press("End")
+        steered = gs.generate("Peter was tired because", edits=[d.add(4.0)], max_new_tokens=4).text
+        page.locator(".gs-text", has_text="text after").get_by_text(steered, exact=True).wait_for()
+        page.get_by_text("strength +4.00", exact=False).wait_for()
+
+
+@pytest.mark.nano
+def test_the_patching_lab_runs_a_grid_and_gives_its_table_away(front_end: FrontEnd) -> None:
+    exact = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", progress=False).effect.values
+    with gs.patching_lab(CLEAN, CORRUPT, " Mary", " John", at_once=False) as lab:
+        page = front_end.show(lab)
+        page.get_by_role("button", name="Show as table").click()
+        page.get_by_role("button", name="Run all exactly").click()
+        cell = page.locator(".gs-lab tbody tr").nth(5).locator("td").nth(14)
+        cell.get_by_text(f"{exact[5, 14]:+.4g}".replace("-", "\u2212"), exact=False).wait_for(state="attached")
+        page.get_by_role("button", name="export and copy").click()
+        name, text = front_end.saved(lambda: page.get_by_role("menuitem", name="CSV").click())
+        assert name.endswith(".csv")
+        assert f"{exact[5, 14]:.4f}"[:6] in text
