@@ -8,10 +8,10 @@ import { countVisible, fullPattern, unpack } from "../../gemmascope/views/js/pac
 import { folded, foldOf } from "../../gemmascope/views/js/folding.js";
 import { cellText } from "../../gemmascope/views/js/grid.js";
 import { rangeOf, seriesAt } from "../../gemmascope/views/js/lines.js";
-import { cellCorner, cellAtPoint, labelOf, layoutOf } from "../../gemmascope/views/js/matrix.js";
+import { cellCorner, cellAtPoint, labelOf, layoutOf, namesOf } from "../../gemmascope/views/js/matrix.js";
 import { barTicks, colour, colourAt, css, format, percent, rounded, inkOn, fractionAt, ticks, ticksOf } from "../../gemmascope/views/js/scale.js";
 import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "../../gemmascope/views/js/select.js";
-import { cut, fitted, legible, visibleText } from "../../gemmascope/views/js/tokens.js";
+import { charactersOf, cut, fitted, legible, visibleText } from "../../gemmascope/views/js/tokens.js";
 
 const DIVERGING = { kind: "diverging", low: -2, high: 2 };
 const SEQUENTIAL = { kind: "sequential", low: 0, high: 1 };
@@ -265,4 +265,21 @@ test("a long prompt folds its columns up to the first token that differs", () =>
   const same = folded({ columns }, null);
   assert.equal(same.spec.columns.length, 60);
   assert.equal(same.whole(same.shown(7)), 7);
+});
+
+test("bytes that make one character are found, and bytes that make none are not", () => {
+  const bytes = (text) => Array.from(new TextEncoder().encode(text), (byte) => `<0x${byte.toString(16).toUpperCase()}>`);
+  const says = (texts) => charactersOf(texts).map((one) => one && `${one.text}${one.nth + 1}/${one.of}`);
+  assert.deepEqual(says(["a", ...bytes("中"), ...bytes("é"), "b"]), [null, "中1/3", "中2/3", "中3/3", "é1/2", "é2/2", null]);
+  assert.deepEqual(says(bytes("😀")), ["😀1/4", "😀2/4", "😀3/4", "😀4/4"]);
+  for (const broken of [["<0xE4>", "<0xB8>"], ["<0xB8>", "<0xAD>"], ["<0xC0>", "<0x80>"], ["<0xED>", "<0xA0>", "<0x80>"], ["<0xE4>", " ", "<0xB8>", "<0xAD>"], ["<0x41>"]])
+    assert.deepEqual(says(broken), broken.map(() => null));
+  assert.deepEqual(says(["<0xE4>", ...bytes("中")]), [null, "中1/3", "中2/3", "中3/3"]);
+});
+
+test("a character of several tokens is named once along an axis, over all of them, and each token's tooltip says its byte", () => {
+  const labels = ["a", "<0xE4>", "<0xB8>", "<0xAD>", "b"].map((label, i) => ({ label, token: true, hint: `${i}: ${label}` }));
+  assert.deepEqual(namesOf(labels).map(({ text, at, of }) => [text, at, of]), [["a", 0, 1], ["中", 1, 3], ["b", 4, 1]]);
+  const spec = { rows: [{ label: "0" }], columns: labels, column_axis: "position", scale: DIVERGING };
+  assert.equal(cellText(spec, { values: [0, 1, 2, 3, 4] }, 0, 2), "0, position 2: <0xB8> (byte 2 of 3 of 中)\n+2");
 });

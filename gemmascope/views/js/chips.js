@@ -1,5 +1,6 @@
 // A prompt's tokens as chips, which are lit and pinned with the tokens of the other parts of a page.
 
+import { CHARACTER_STYLE, joinedChips } from "./characters.js";
 import { make } from "./page.js";
 import { tokenBus } from "./system/token_bus.js";
 import { legible } from "./tokens.js";
@@ -32,7 +33,7 @@ export function tokenChips(label, followed, clicked = null) {
       } else bus.wire(chip, pos);
       return chip;
     });
-    element.replaceChildren(...chips);
+    element.replaceChildren(make("style", {}, CHARACTER_STYLE), ...joinedChips(chips, tokens.map((token) => token.label)));
   }
   return {
     element,

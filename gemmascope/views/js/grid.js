@@ -25,14 +25,18 @@ import { make, paint, retitle, rootIn, sized, tooltip, redrawOnResize } from "./
 import { format, rounded } from "./scale.js";
 import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "./select.js";
 import { onTheme, theme } from "./theme.js";
-import { legible, legibleLine } from "./tokens.js";
+import { byteText, charactersOf, legible, legibleLine } from "./tokens.js";
 
 const WORDS = { [NOT_RUN]: "not run", [ESTIMATED]: "estimate", [UNDER_WAY]: "under way" };
 
 /** The text of a cell: its row, its column, its number, and whether that is an estimate. */
 export function cellText(spec, data, row, column) {
-  const axisText = (axis, label) => `${axis ?? ""} ${label.hint ? legibleLine(label.hint) : labelOf(label)}`.trim();
-  const place = `${axisText(spec.row_axis, spec.rows[row])}, ${axisText(spec.column_axis, spec.columns[column])}`;
+  const axisText = (axis, labels, i) => {
+    const character = charactersOf(labels.map(({ label }) => label))[i];
+    const name = labels[i].hint ? legibleLine(labels[i].hint) : labelOf(labels[i]);
+    return `${axis ?? ""} ${name}${character ? ` (${byteText(character)})` : ""}`.trim();
+  };
+  const place = `${axisText(spec.row_axis, spec.rows, row)}, ${axisText(spec.column_axis, spec.columns, column)}`;
   const why = spec.outside?.(row, column);
   if (why) return `${place}\n${why === true ? "not seen" : why}`;
   const i = row * spec.columns.length + column;

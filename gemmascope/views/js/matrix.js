@@ -1,7 +1,7 @@
 // A labelled matrix on a canvas: its layout, its drawing, and the cell at a point.
 
 import { barTicks, colour, colourAt, css, format, inkOn, fractionAt, mixed } from "./scale.js";
-import { fitted, legible, legibleLine } from "./tokens.js";
+import { charactersOf, fitted, legible, legibleLine } from "./tokens.js";
 
 export const NOT_RUN = 0, ESTIMATED = 1, EXACT = 2, UNDER_WAY = 3;
 export const FONT = "12px system-ui, sans-serif";
@@ -21,6 +21,20 @@ export function labelOf(label) {
 }
 
 /**
+ * What is drawn along an axis: [{label, text, at, of}], at: the index that it is drawn at, of: over how many. Tokens that are
+ * the bytes of one character have that character once, over all of them.
+ */
+export function namesOf(labels) {
+  const characters = charactersOf(labels.map(({ label }) => label));
+  const one = (label, i) => ({ label, text: labelOf(label), at: i, of: 1 });
+  return labels.flatMap((label, i) => {
+    if (!characters[i]) return [one(label, i)];
+    const { text, nth, of } = characters[i];
+    return nth ? [] : [{ label, text: legible(text), at: i, of }];
+  });
+}
+
+/**
  * The layout, in CSS pixels, for a page of this width; the matrix may be wider. measure: the width of a text. most, least: the
  * width of a cell. tall: its height, at most. bare: whether the columns' labels are left to the page.
  */
@@ -28,14 +42,14 @@ export function layoutOf(spec, width, measure, { most = 34, least = spec.texts ?
   const rows = spec.rows.length;
   const columns = spec.columns.length;
   const axis = spec.row_axis ? 18 : 0;
-  const longestRow = Math.max(20, ...spec.rows.map((r) => measure(labelOf(r)) + (r.special ? 8 : 0)));
+  const longestRow = Math.max(20, ...namesOf(spec.rows).map(({ text, label }) => measure(text) + (label.special ? 8 : 0)));
   const left = Math.ceil(Math.min(longestRow, Math.max(90, width * 0.3))) + 14 + axis;
   const right = spec.scale.hidden ? 8 : spec.unit ? 96 : 78;
   const narrowest = Math.min(least, (spec.square ? LARGEST : WIDEST) / columns);
   const widest = spec.texts ? 76 : spec.square ? Math.max(narrowest, Math.min(most, HIGHEST / rows)) : most;
   const cw = Math.min(widest, Math.max(narrowest, (width - left - right) / columns));
   const ch = spec.square ? cw : Math.min(most, spec.texts ? 24 : tall);
-  const longest = Math.max(10, ...spec.columns.map((c) => measure(labelOf(c)) + (c.special ? 8 : 0)));
+  const longest = Math.max(10, ...namesOf(spec.columns).map(({ text, label }) => measure(text) + (label.special ? 8 : 0)));
   const slanted = longest > cw - 4;
   const foot = bare ? 2 : (slanted ? Math.min(LONGEST, longest) * Math.sin(TURN) + 18 : 20) + (spec.column_axis ? 18 : 0);
   return {
@@ -178,34 +192,43 @@ function labels(ctx, layout, spec, colours) {
   ctx.textBaseline = "middle";
   const measure = (text) => ctx.measureText(text).width;
   const rowsShown = every(layout.ch, 13);
-  spec.rows.forEach((label, r) => {
-    if (r % rowsShown) return;
-    const [x, y] = cellCorner(layout, r, 0);
-    nameAt(ctx, label, { x: x - 6, y: y + layout.ch / 2, align: "right", room: layout.room, thick: layout.ch * rowsShown }, measure, colours);
-  });
+  for (const name of namesOf(spec.rows)) {
+    if (name.at % rowsShown && name.of === 1) continue;
+    const [x, y] = cellCorner(layout, name.at, 0);
+    const last = cellCorner(layout, name.at + name.of - 1, 0)[1];
+    nameAt(ctx, name, { x: x - 6, y: (y + last + layout.ch) / 2, align: "right", room: layout.room, thick: layout.ch * rowsShown }, measure, colours);
+    if (name.of > 1) underlined(ctx, colours, [x - 4, Math.min(y, last) + 1, 1, Math.abs(last - y) + layout.ch - 2]);
+  }
   upright(ctx, spec.row_axis ?? "", 10, (layout.top + layout.bottom) / 2, colours.faint);
   if (layout.bare) return;
   const columnsShown = every(layout.cw, layout.slanted ? 13 : 1);
-  spec.columns.forEach((label, c) => {
-    if (c % columnsShown) return;
-    const x = layout.left + (c + 0.5) * layout.cw;
+  for (const name of namesOf(spec.columns)) {
+    if (name.at % columnsShown && name.of === 1) continue;
+    const x = layout.left + (name.at + name.of / 2) * layout.cw;
+    if (name.of > 1) underlined(ctx, colours, [layout.left + name.at * layout.cw + 1, layout.bottom + 2, name.of * layout.cw - 2, 1]);
     ctx.save();
     ctx.translate(x, layout.bottom + 8);
     if (layout.slanted) ctx.rotate(-TURN);
     // Rotated, the first labels would reach beyond the left edge of the canvas.
-    const room = layout.slanted ? Math.min(LONGEST, (x - 4) / Math.cos(TURN)) : layout.cw;
+    const room = layout.slanted ? Math.min(LONGEST, (x - 4) / Math.cos(TURN)) : layout.cw * name.of;
     const where = layout.slanted ? { x: 0, y: 2, align: "right", thick: layout.cw * columnsShown * Math.sin(TURN) } : { x: 0, y: 4, align: "center", thick: 16 };
-    nameAt(ctx, label, { ...where, room }, measure, colours);
+    nameAt(ctx, name, { ...where, room }, measure, colours);
     ctx.restore();
-  });
+  }
   ctx.fillStyle = colours.faint;
   ctx.textAlign = "center";
   if (spec.column_axis) ctx.fillText(spec.column_axis, (layout.left + layout.right) / 2, layout.height - 9);
 }
 
-/** A label at a point; a special token in a frame, which fits into `thick` pixels. */
-function nameAt(ctx, label, { x, y, align, room, thick }, measure, colours) {
-  const text = fitted(labelOf(label), label.special ? room - 8 : room, measure);
+/** A line along the tokens of one character. */
+function underlined(ctx, colours, box) {
+  ctx.fillStyle = colours.faint;
+  ctx.fillRect(...box);
+}
+
+/** A name at a point; a special token in a frame, which fits into `thick` pixels. */
+function nameAt(ctx, { label, text: whole }, { x, y, align, room, thick }, measure, colours) {
+  const text = fitted(whole, label.special ? room - 8 : room, measure);
   ctx.fillStyle = colours.ink;
   ctx.textAlign = align;
   ctx.fillText(text, label.special && align === "right" ? x - 4 : x, y);

@@ -1,5 +1,6 @@
 // A prompt as text whose tokens are tinted by a number, with arcs from one token to those that it looks at.
 
+import { CHARACTER_STYLE, joinedChips } from "./characters.js";
 import { make } from "./page.js";
 import { colour, css, inkOn } from "./scale.js";
 import { shape } from "./shape.js";
@@ -8,7 +9,7 @@ import { legible } from "./tokens.js";
 const LEAST_TINT = 0.005, LEAST_ARC = 0.02, MOST_SHOWN_ARCS = 12; // shares of a scale
 const LONG = 40; // a text of more tokens is set close, with flat arcs
 
-export const TEXT_STYLE = `
+export const TEXT_STYLE = `${CHARACTER_STYLE}
 .gs-flow{position:relative;padding-top:28px;max-height:264px;overflow:auto;line-height:44px}
 .gs-flow.gs-close{line-height:28px;padding-top:16px}
 .gs-flow>svg{position:absolute;left:0;top:0;pointer-events:none;overflow:visible}
@@ -33,7 +34,7 @@ export function tintedText(tokens, { bus, special = [], names = null, hints = nu
   }, names ? names[i] : legible(token)));
   let scrolled = false;
   const picture = shape("svg", { "aria-hidden": "true" });
-  const element = make("div", { class: close ? "gs-flow gs-close" : "gs-flow", role: "toolbar", "aria-label": label }, picture, ...chips);
+  const element = make("div", { class: close ? "gs-flow gs-close" : "gs-flow", role: "toolbar", "aria-label": label }, picture, ...joinedChips(chips, tokens));
   const tabTo = (chip) => chips.forEach((one) => (one.tabIndex = one === chip ? 0 : -1));
   tabTo(chips.at(-1));
   chips.forEach((chip, i) => bus?.wire(chip, place(i)));

@@ -48,3 +48,35 @@ export function fitted(text, width, measure) {
   while (n > 1 && measure(cut(text, n)) > width) n -= 1;
   return cut(text, n);
 }
+
+const BYTE = /^<0x([0-9A-F]{2})>$/;
+const MOST_BYTES = 4; // of a character, in UTF-8
+
+/**
+ * Which tokens are the bytes of one character: for each token {text, nth, of}, or null. text: the character; nth: which of its
+ * `of` tokens this is, from 0. Bytes that make no character are none. texts: tokens that follow each other.
+ */
+export function charactersOf(texts) {
+  const bytes = texts.map((text) => BYTE.exec(text)?.[1]).map((digits) => (digits ? parseInt(digits, 16) : null));
+  const found = texts.map(() => null);
+  for (let i = 0; i < bytes.length; i++) {
+    if (bytes[i] === null || bytes[i] < 0xc2) continue; // no first byte of a longer character
+    const of = bytes[i] < 0xe0 ? 2 : bytes[i] < 0xf0 ? 3 : MOST_BYTES;
+    const part = bytes.slice(i, i + of);
+    if (part.length < of || part.includes(null)) continue;
+    let text;
+    try {
+      text = new TextDecoder("utf-8", { fatal: true }).decode(Uint8Array.from(part));
+    } catch {
+      continue; // broken
+    }
+    for (let nth = 0; nth < of; nth++) found[i + nth] = { text, nth, of };
+    i += of - 1;
+  }
+  return found;
+}
+
+/** Of which character a token is a byte, for its tooltip: "byte 2 of 3 of 中"; "" for other tokens. */
+export function byteText(character) {
+  return character ? `byte ${character.nth + 1} of ${character.of} of ${legible(character.text)}` : "";
+}

@@ -1,6 +1,6 @@
 // Where the nodes of a graph stand: tokens to the right, layers upwards, those of one place side by side and in lines.
 
-import { cut, legible } from "../tokens.js";
+import { charactersOf, cut, legible } from "../tokens.js";
 
 export const FONT = "12px system-ui, sans-serif", TOKEN_FONT = "12px ui-monospace, monospace";
 const PITCH = 16, LEFT = 64, RIGHT = 16, TOP = 8, ROW = 32, LOW_ROW = 24, MANY_LAYERS = 16, FEW_TOKENS = 24, LONGEST_TOKEN = 14;
@@ -19,7 +19,8 @@ export function graphLayout(graph, layers, width, measure) {
   }
   const outputs = nodes.filter((node) => node.kind === "logit").map((node) => node.index);
   const most = positions.map((_, c) => Math.max(1, ...Array.from({ length: layers + 1 }, (_, row) => cells.get(row * positions.length + c)?.length ?? 0)));
-  const texts = positions.map((pos) => cut(legible(tokens[pos].label), LONGEST_TOKEN));
+  const characters = charactersOf(positions.map((pos) => tokens[pos].label));
+  const texts = positions.map((pos, c) => (characters[c]?.nth ? "" : cut(legible(characters[c]?.text ?? tokens[pos].label), LONGEST_TOKEN)));
   const wide = texts.map((text) => measure(text) + 12);
   const room = Math.max(240, width - LEFT - RIGHT);
   const sum = (values) => values.reduce((a, b) => a + b, 0);

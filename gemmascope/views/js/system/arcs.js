@@ -2,13 +2,13 @@
 
 import { make } from "../page.js";
 import { percent } from "../scale.js";
-import { cut, legible } from "../tokens.js";
+import { byteText, charactersOf, cut, legible } from "../tokens.js";
 import { shape } from "../shape.js";
 
 export { shape } from "../shape.js";
 
 // Pixels of a character of 12 pixels monospaced, between tokens, and of the mark for tokens left out; characters of a token.
-const CHAR = 7.3, GAP = 6, SKIP = 15, LONGEST_TOKEN = 16;
+const CHAR = 7.3, GAP = 6, SKIP = 15, LONGEST_TOKEN = 16, BYTE_WIDTH = 8;
 const LEAST = 0.02, MOST_ARCS = 12; // weights below this are no arc
 
 /** The positions up to the query that fit into so many pixels: the query, the first, and those with the largest weights. */
@@ -34,8 +34,9 @@ export function arcs(values, { bus = null, width = 400, height = 56 } = {}) {
   let stops = [];
   function update({ tokens, query, weights }) {
     stops.forEach((stop) => stop());
-    const texts = tokens.map((token) => cut(legible(token), LONGEST_TOKEN));
-    const widths = texts.map((text) => Array.from(text).length * CHAR + GAP);
+    const characters = charactersOf(tokens);
+    const texts = tokens.map((token, i) => cut(legible(characters[i]?.text ?? token), LONGEST_TOKEN));
+    const widths = texts.map((text, i) => (characters[i] ? BYTE_WIDTH : Array.from(text).length * CHAR) + GAP);
     const room = Math.max(element.clientWidth || width, 200);
     const kept = keptPositions(Array.from(weights), query, widths, room);
     const place = new Map();
@@ -61,8 +62,11 @@ export function arcs(values, { bus = null, width = 400, height = 56 } = {}) {
     const token = (pos) => {
       const { left, width } = place.get(pos);
       const box = shape("rect", { x: left - 2, y: height + 2, width: width - GAP + 4, height: 18, rx: 4, fill: "var(--gs-accent)", "fill-opacity": (0.4 * weights[pos]).toFixed(3) });
-      const text = shape("text", { x: left, y: height + 15, "font-weight": pos === query ? 700 : 400 }, texts[pos]);
-      const group = shape("g", {}, shape("title", {}, `${pos}: ${texts[pos]}  ${percent(weights[pos])}`), box, text);
+      const byte = characters[pos];
+      const isRepeated = byte && kept.some((one) => one < pos && pos - one <= byte.nth); // the character stands at its first byte
+      const text = shape("text", { x: left, y: height + 15, "font-weight": pos === query ? 700 : 400 }, isRepeated ? "" : texts[pos]);
+      const says = byte ? `${legible(tokens[pos])}, ${byteText(byte)}` : texts[pos];
+      const group = shape("g", {}, shape("title", {}, `${pos}: ${says}  ${percent(weights[pos])}`), box, text);
       if (bus) stops.push(bus.wire(group, pos, box));
       return group;
     };
