@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import threading
 from typing import Any
 
@@ -16,6 +17,7 @@ import gemmascope as gs
 from gemmascope.errors import EditError, GemmascopeError, GenerationError, LabError, PromptError, SiteError, SweepError
 from gemmascope.generation.generate import growing_texts
 from gemmascope.labs.before_after import BeforeAfter
+from gemmascope.labs.steering.curve import Curve, rungs_of
 from gemmascope.labs.steering.ladder import stretches
 from gemmascope.labs.worker import turns_of
 
@@ -397,10 +399,55 @@ def test_the_curve_is_a_strength_sweep_and_the_ladder_what_is_generated(pos: Any
         np.testing.assert_allclose(frame["metric"], swept.metric.values, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(frame["perplexity"], swept.perplexity.values, rtol=1e-4)
         assert (frame["collapsed"] == (swept.perplexity.values > 4 * swept.unsteered_perplexity)).all()
-        assert list(lab.ladder()) == [-3.0, 0.0, 1.0, 3.0, 5.0]
+        rungs = list(lab.ladder())
+        assert len(rungs) == 5
+        assert rungs == sorted(rungs)
+        assert {0.0, -3.0, 5.0} <= set(rungs), "nothing collapses here"
         for strength, written in lab.ladder().items():
             edits = [gs.add("resid_post", edit.vector, layer=1, pos=pos, scale=strength)] if strength else []
             assert written == ids_after(edits)
+
+
+def curve_with(metric: Any, collapsed_from: float) -> Curve:
+    """A curve from -8 to 8 whose text collapses from a strength on, either way."""
+    curve = Curve(-8.0, 8.0)
+    curve.metric = np.array([metric(s) for s in curve.strengths])
+    curve.perplexity = np.array([99.0 if abs(s) >= collapsed_from else 2.0 for s in curve.strengths])
+    curve.unsteered = metric(0.0), 2.0
+    return curve
+
+
+def test_the_rungs_stand_where_the_metric_moves_and_before_the_text_collapses() -> None:
+    assert rungs_of(curve_with(lambda s: s, 9)) == [-8.0, -4.0, 0.0, 4.0, 8.0]
+    assert rungs_of(curve_with(lambda s: s, 4)) == [-3.5, -1.5, 0.0, 1.5, 3.5]
+    assert rungs_of(curve_with(lambda s: min(s, 1.0), 9))[3:] == [0.5, 8.0], "it moves between 0 and 1 only"
+    one_side = curve_with(lambda s: s, 9)
+    one_side.perplexity[:16] = 99.0
+    assert rungs_of(one_side) == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert rungs_of(curve_with(lambda s: s, 0.1)) == [-8.0, -4.0, 0.0, 4.0, 8.0], "everything collapses: from end to end"
+    assert rungs_of(Curve(-8.0, 8.0)) == [-8.0, -4.0, 0.0, 4.0, 8.0], "nothing was measured"
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        curve = curve_with(lambda s: float(random.normal()), float(random.uniform(0, 10)))
+        rungs = rungs_of(curve)
+        assert len(set(rungs)) == 5
+        assert rungs == sorted(rungs)
+        assert 0.0 in rungs
+        if rungs != [-8.0, -4.0, 0.0, 4.0, 8.0]:
+            assert not any(curve.collapsed[curve.strengths.index(s)] for s in rungs)
+
+
+def test_the_still_of_a_steering_lab_has_its_curve_and_its_texts_and_no_script() -> None:
+    with steering(answer=5, against=9, strengths=(-3, 5)) as lab:
+        lab.wait()
+        assert "<svg" not in lab._fallback_html(), "nothing was measured"
+        texts = lab.ladder()
+        still = lab._fallback_html()
+        assert still.count("<tr>") == 5
+        assert "<svg" in still
+        assert "<script" not in still
+        plain = re.sub(r"<[^>]*>", "", still)
+        assert all(text in plain for text in texts.values())
 
 
 def test_a_curve_is_kept_while_the_strength_moves_and_made_anew_for_another_question() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from gemmascope.steering.strength_result import StrengthSweep
 from gemmascope.values import Array
 
-# Strengths on the curve, and on the ladder: the rungs are every eighth.
+# Strengths on the curve, and on the ladder.
 N_POINTS, N_RUNGS = 33, 5
 # The text counts as collapsed where its perplexity is so many times that of the unsteered run.
 COLLAPSE = 4.0
@@ -74,7 +74,47 @@ class Curve:
         }
 
 
-def rungs_of(low: float, high: float) -> list[float]:
+def rungs_of(curve: Curve) -> list[float]:
+    """Five strengths for the ladder, 0 among them: as far as the text has not collapsed, and close where the metric moves.
+
+    Evenly from end to end where the curve could not be measured, or where next to everything collapses.
+    """
+    sides = [_before_collapse(curve, sign) for sign in (-1, 1)]
+    wanted = (N_RUNGS - 1) // 2
+    least = [min(wanted, len(side)) for side in sides]
+    counts = [min(len(side), N_RUNGS - 1 - least[1 - i]) for i, side in enumerate(sides)]
+    if curve.unsteered is None or sum(counts) < N_RUNGS - 1:
+        return _even(curve.strengths[0], curve.strengths[-1])
+    chosen = [curve.strengths[i] for side, n in zip(sides, counts, strict=True) for i in _where_it_moves(curve, side, n)]
+    return sorted([0.0, *chosen])
+
+
+def _before_collapse(curve: Curve, sign: int) -> list[int]:
+    """The points of one side from 0 outwards, up to the last before the text collapses."""
+    outwards = sorted((i for i, s in enumerate(curve.strengths) if s * sign > 0), key=lambda i: abs(curve.strengths[i]))
+    collapsed = curve.collapsed
+    first = next((n for n, i in enumerate(outwards) if collapsed[i]), len(outwards))
+    return outwards[:first]
+
+
+def _where_it_moves(curve: Curve, side: Sequence[int], n: int) -> list[int]:
+    """n of these points, the outermost among them: between two of them the metric moves by about as much."""
+    if not n:
+        return []
+    assert curve.unsteered is not None
+    values = np.array([curve.unsteered[0], *(float(curve.metric[i]) for i in side)])
+    moved = np.nan_to_num(np.abs(np.diff(values))).cumsum()
+    if moved[-1] == 0:
+        moved = np.arange(1.0, len(side) + 1)
+    found: list[int] = []
+    for k in range(1, n + 1):
+        # Room for those that are still to come, and none twice.
+        free = range(found[-1] + 1 if found else 0, len(side) - (n - k))
+        found.append(len(side) - 1 if k == n else min(free, key=lambda i: abs(float(moved[i]) - float(moved[-1]) * k / n)))
+    return [side[i] for i in found]
+
+
+def _even(low: float, high: float) -> list[float]:
     """Five strengths from end to end, that nearest to 0 being 0."""
     rungs: list[float] = np.linspace(low, high, N_RUNGS).tolist()
     nearest = min(range(N_RUNGS), key=lambda i: abs(rungs[i]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from math import isnan
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,13 @@ from gemmascope.edits.places import Head, Pos
 from gemmascope.errors import EditError, SweepError
 from gemmascope.labs.followed import Followed
 from gemmascope.labs.heads.detail import labels_of
-from gemmascope.labs.steering.curve import Curve
+from gemmascope.labs.steering.curve import N_RUNGS, Curve
 from gemmascope.labs.steering.ladder import Ladder, stretches
 from gemmascope.labs.steering.places import SteeredPlaces
 from gemmascope.labs.steering.session import SteerLabSession, SteerSettings
+from gemmascope.labs.steering.still import still_html
 from gemmascope.labs.typed import as_typed
-from gemmascope.legible import legible, legible_line, prints_legibly
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
 from gemmascope.run.metric import Answer
@@ -140,8 +140,14 @@ class SteerLab(SteerLabSession):
         return f"strength {strength:+.2f}: a vector of length {length:.3g} is added to {site}"
 
     def _fallback_html(self) -> str:
-        """The texts as HTML, with every character escaped."""
-        return f"<pre style='white-space:pre-wrap'>{escape(legible(repr(self)))}</pre>"
+        """The curve and the texts as they are now, with every character escaped."""
+        with self.guard:
+            run, curve, ladder, strength = self._run, self._curve, self._ladder, self.strength
+        facts = {"prompt": str(run.prompt), "": self._note(strength)}
+        if run.text_after is not None:
+            facts |= {"before": run.text_before or "", "after": run.text_after}
+        follows = None if run.before is None else Followed.of(run, self.answer, self.against).name
+        return still_html(f"Steering {self.model.name}", facts, curve, ladder, strength, follows)
 
     @prints_legibly
     def __repr__(self) -> str:
@@ -155,7 +161,9 @@ class SteerLab(SteerLabSession):
 
 
 def _rungs_data(curve: Curve, ladder: Ladder) -> list[dict[str, object]]:
-    """The rungs of the ladder as JSON: strength, text in stretches, metric, and whether it has collapsed."""
+    """The rungs of the ladder as JSON: strength (null until the curve decides it), text in stretches, metric, collapsed."""
+    if not ladder.strengths:
+        return [{"strength": None, "text": None, "metric": None, "collapsed": False}] * N_RUNGS
     data = list[dict[str, object]]()
     for i, strength in enumerate(ladder.strengths):
         point = curve.near(strength)

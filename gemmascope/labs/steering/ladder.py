@@ -20,9 +20,11 @@ Stretch = tuple[str, bool]
 
 @dataclass
 class Ladder:
-    """strengths: the rungs, 0 among them. texts: what is written at each so far. is_written: whether they are complete."""
+    """strengths: the rungs, 0 among them; empty until they are chosen. texts: what is written at each so far. is_written:
+    whether they are complete.
+    """
 
-    strengths: Sequence[float]
+    strengths: Sequence[float] = ()
     texts: list[str] = field(default_factory=list)
     is_written: bool = False
 

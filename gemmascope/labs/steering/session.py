@@ -62,7 +62,7 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
     ) -> None:
         super().__init__(model, max_new_tokens)
         self.edit, self.strengths = edit, strengths
-        self._curve, self._ladder = Curve(*strengths), Ladder(rungs_of(*strengths))
+        self._curve, self._ladder = Curve(*strengths), Ladder()
         self._no_curve: str | None = None
         self._is_wide_asked = False
         self._apply(settings, model)
@@ -141,7 +141,7 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
             edits = [self._edit_at(SteeredPlaces.of(settings.pos, settings.prompt, model).pos)]
             run = BeforeAfter.of(settings.prompt, model, self.max_new_tokens, edits)
         if is_other or settings.pos is not self._now.pos:
-            self._ladder = Ladder(rungs_of(*self.strengths))
+            self._ladder = Ladder()
         if is_first or settings != replace(self._now, strength=settings.strength) or is_other:
             self._curve, self._no_curve = Curve(*self.strengths), None
         return run if is_other else self._run
@@ -181,7 +181,8 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
         return [self._edit_at(pos, strength)] if strength else []
 
     def ladder(self) -> dict[float, str]:
-        """What the model writes at five strengths, from one end of the slider to the other; waits for it.
+        """What the model writes at five strengths, which the curve decides: where what is followed moves, and as far as
+        the text has not collapsed. Waits for it.
 
         Returns:
             The texts by strength; at 0 the unsteered one.
@@ -233,13 +234,19 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
             yield from self._wide_steps()
 
     def _wide_steps(self) -> Generator[None]:
-        """Make the ladder and the curve, as far as they are missing."""
+        """Make the curve and the ladder, whose rungs the curve decides, as far as they are missing."""
         with self.guard:
             run, settings, curve, ladder = self._run, self._now, self._curve, self._ladder
+        if run.before is None:
+            return
+        yield from self._curve_steps(run, settings, curve)
+        with self.guard:
+            ladder.strengths = ladder.strengths or rungs_of(curve)
             edits = [self._edits_at(strength) for strength in ladder.strengths]
-        if not ladder.is_written:
-            yield from ladder.steps(settings.prompt, self.model, edits, self.max_new_tokens)
-        if run.before is None or curve.is_complete:
+        yield from ladder.steps(settings.prompt, self.model, edits, self.max_new_tokens)
+
+    def _curve_steps(self, run: BeforeAfter, settings: SteerSettings, curve: Curve) -> Generator[None]:
+        if curve.is_complete or self._no_curve is not None:
             return
         try:
             streams = self.model.network.layer_source is not None

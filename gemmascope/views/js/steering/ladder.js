@@ -39,7 +39,8 @@ export function textLadder(chosen) {
       rungs[i].strength = strength;
       button.classList.toggle("gs-collapsed", collapsed);
       button.setAttribute("aria-current", String(strength === state.strength));
-      parts[0].textContent = strength === 0 ? "0" : format(strength, true);
+      button.disabled = strength === null;
+      parts[0].textContent = strength === null ? "…" : strength === 0 ? "0" : format(strength, true);
       parts[1].replaceChildren(...stretched(text, state.ladder_written));
       parts[2].textContent = `${metric === null ? "" : format(metric, true)}${collapsed ? " · collapsed" : ""}`;
     });

@@ -1,0 +1,97 @@
+"""The static still of a steering lab: its curve, and the texts at five strengths, as HTML that needs no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from math import isnan
+
+from gemmascope.labs.steering.curve import Curve
+from gemmascope.labs.steering.ladder import Ladder
+from gemmascope.legible import legible, legible_line, signed
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 152, 64, 16, 12, 28
+# The colour of the curve and of what has collapsed: legible on light and on dark pages.
+INK, WARN = "#2f7cc4", "#b36b00"
+
+_CELL = "padding:4px 12px 4px 0;vertical-align:baseline;text-align:left;border:0;border-top:1px solid rgba(128,136,148,.35)"
+_FAINT = "opacity:.75;font-size:12px"
+
+
+def still_html(
+    title: str, facts: Mapping[str, str], curve: Curve, ladder: Ladder, strength: float, follows: str | None
+) -> str:
+    """A part of a page, in the colours of the page around it.
+
+    facts: lines below the title, by their name. follows: what the curve shows, in words; None while that is not known.
+    """
+    lines = "".join(
+        f"<div><span style='{_FAINT}'>{escape(name)}</span> {_text(value)}</div>" for name, value in facts.items()
+    )
+    parts = [f"<b style='font-size:14px'>{_text(title)}</b>", f"<div style='margin:8px 0'>{lines}</div>"]
+    if curve.unsteered is not None and follows is not None:
+        parts += [f"<div style='{_FAINT}'>{_text(follows)}, by strength</div>", _curve_svg(curve, strength)]
+    if ladder.texts:
+        parts.append(_table(curve, ladder))
+    style = "font:14px/1.4 system-ui,sans-serif;max-width:760px;padding:8px 0"
+    return f"<div style='{style}'>{''.join(parts)}</div>"
+
+
+def _text(text: str) -> str:
+    return f"<span dir='auto' style='white-space:pre-wrap'>{escape(legible(text))}</span>"
+
+
+def _table(curve: Curve, ladder: Ladder) -> str:
+    """The texts, the strongest on top; words that the unsteered text has not are underlined."""
+    rows = []
+    for strength, text in sorted(zip(ladder.strengths, ladder.texts, strict=True), reverse=True):
+        point = curve.near(strength)
+        metric = curve.unsteered[0] if curve.unsteered and strength == 0 else float(curve.metric[point])
+        number = "" if isnan(metric) else signed(metric, metric)
+        says = "collapsed" if strength and curve.collapsed[point] else number
+        words = "".join(
+            f"<u>{escape(legible_line(t))}</u>" if new else escape(legible_line(t)) for t, new in _stretches(text, ladder)
+        )
+        name = "0" if strength == 0 else f"{strength:+g}"
+        rows.append(
+            f"<tr><th style='{_CELL};text-align:right'>{name}</th>"
+            f"<td style='{_CELL};white-space:pre-wrap' dir='auto'>{words}</td><td style='{_CELL};{_FAINT}'>{says}</td></tr>"
+        )
+    head = f"<div style='{_FAINT};margin-top:8px'>The text at five strengths; underlined: not in the unsteered text</div>"
+    return f"{head}<table style='border-collapse:collapse;width:100%'>{''.join(rows)}</table>"
+
+
+def _curve_svg(curve: Curve, strength: float) -> str:
+    metric, collapsed = curve.metric.tolist(), curve.collapsed.tolist()
+    known = [one for one in zip(curve.strengths, metric, collapsed, strict=True) if not isnan(one[1])]
+    low, high = curve.strengths[0], curve.strengths[-1]
+    least, most = min(m for _, m, _ in known), max(m for _, m, _ in known)
+    bottom = HEIGHT - BOTTOM
+
+    def x(s: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (min(high, max(low, s)) - low) / (high - low)
+
+    def y(m: float) -> float:
+        return bottom - (bottom - TOP) * (m - least) / ((most - least) or 1)
+
+    def text(at: float, height: float, anchor: str, says: str) -> str:
+        return f"<text x='{at:.1f}' y='{height:.1f}' text-anchor='{anchor}'>{says}</text>"
+
+    half = (high - low) / (len(curve.strengths) - 1) / 2
+    shade = f"height='{bottom - TOP}' fill='{WARN}' fill-opacity='.15'"
+    ends = signed(least, least), signed(most, most)
+    shaded = [(x(s - half), x(s + half)) for s, _, has_collapsed in known if has_collapsed]
+    parts = [
+        *(f"<rect x='{left:.1f}' y='{TOP}' width='{right - left:.1f}' {shade}/>" for left, right in shaded),
+        f"<line x1='{x(strength):.1f}' x2='{x(strength):.1f}' y1='{TOP}' y2='{bottom}' stroke='currentColor'/>",
+        f"<polyline points='{' '.join(f'{x(s):.1f},{y(m):.1f}' for s, m, _ in known)}' fill='none' stroke='{INK}'/>",
+        text(LEFT - 8, y(least) + 4, "end", ends[0]),
+        text(LEFT - 8, y(most) + 4, "end", ends[1]),
+        text(x(low), HEIGHT - 8, "start", f"{low:+g}"),
+        text(x(0), HEIGHT - 8, "middle", "0"),
+        text(x(high), HEIGHT - 8, "end", f"{high:+g}"),
+    ]
+    label = f"the curve from {ends[0]} to {ends[1]}; shaded: the text collapses"
+    style = f"max-width:{WIDTH}px;width:100%;font:12px system-ui,sans-serif"
+    picture = f"viewBox='0 0 {WIDTH} {HEIGHT}' style='{style}' fill='currentColor' stroke-width='2' role='img'"
+    return f"<svg {picture} aria-label='{label}'>{''.join(parts)}</svg>"
