@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gemmascope.errors import GemmascopeError
 from gemmascope.legible import prints_legibly
 from gemmascope.workshop.setup import kernel
+from gemmascope.workshop.widgets import show_widget
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -57,12 +58,10 @@ class Claim:
         return f"claim {self.number}: {self.text}\n{self.written or QUESTION + ' .write(...)'}"
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
         if kernel() is None:
             print(repr(self))
             return
-        display(_box(self))
+        show_widget(_box(self), repr(self))
 
 
 def claim(number: str, text: str) -> Claim:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gemmascope.errors import GemmascopeError
 from gemmascope.legible import prints_legibly
 from gemmascope.workshop.setup import kernel
+from gemmascope.workshop.widgets import show_widget
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -61,12 +62,10 @@ class Prediction:
         return f"{self.number}: {self.question}\n{choices}\n{guessed}"
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
         if kernel() is None:
             print(repr(self))
             return
-        display(_buttons(self))
+        show_widget(_buttons(self), repr(self))
 
 
 def predict(number: str, question: str, choices: Sequence[str]) -> Prediction:
