@@ -29,6 +29,11 @@ def legible(text: str) -> str:
     return "".join(c if c in "\n\t" else legible_line(c) for c in text) if not text.isprintable() else text
 
 
+def signed(value: float, largest: float, digits: int = 4) -> str:
+    """A number with its sign, to so many digits: '+1.25', and '0' for what is rounding beside the largest number shown."""
+    return "0" if abs(value) < 1e-6 * abs(largest) or value == 0 else f"{value:+.{digits}g}"
+
+
 def prints_legibly(method: Callable[[SelfT], str]) -> Callable[[SelfT], str]:
     """Decorator for a __repr__ or __str__: passes what it returns through `legible`."""
 

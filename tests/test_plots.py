@@ -105,7 +105,7 @@ def test_a_sweep_over_one_axis_is_a_bar_chart() -> None:
     assert figure.layout.xaxis.title.text == "kv head"
     assert figure.layout.yaxis.title.text == "change of gs.rank(' Mary')"
     assert figure.layout.title.text == f"v ablated, {s.question.model}"
-    assert figure.layout.title.subtitle.text == "ablate=0.0"
+    assert figure.layout.title.subtitle.text.split("<br>")[-1] == "Measured: gs.rank(' Mary'); ablate=0.0"
     by_pos = patched("resid_pre", ("pos",)).plot()
     assert by_pos.layout.xaxis.ticktext[0] == "&lt;bos&gt;"
 
@@ -157,7 +157,7 @@ def test_text_is_never_markup() -> None:
 def test_a_cell_says_where_it_is() -> None:
     hover = patched().plot().data[0].customdata
     assert np.shape(hover)[:2] == (3, 15)
-    assert hover[1][2] == "layer 1, global<br>position 2: ·Mary"
+    assert hover[1][2].startswith("layer 1, global<br>position 2: ·Mary<br>")
 
 
 # -- sets of sweeps --

@@ -20,6 +20,8 @@ from gemmascope.model.modes import computes
 from gemmascope.run.replay import edited_layers, replay
 from gemmascope.run.trace import Trace
 from gemmascope.sites import EDGE_SITES
+from gemmascope.sweeps.metadata import prompts_line
+from gemmascope.tokens.characters import text_of
 
 if TYPE_CHECKING:
     import pandas
@@ -80,7 +82,9 @@ class AttentionSummary:
         one_of(measure, "measure", MEASURES, error=SiteError)
         bound = 1.0 if measure in ("on_bos", "beyond_window") else None
         title = f"attention, {self.model}, mean over queries without the first"
-        return labelled_figure(self.mean[measure], title=title, unit=MEASURES[measure], diverging=False, bound=bound)
+        subtitle = prompts_line([text_of([str(token) for token in self.by_query["q_token"].values])])
+        array, unit = self.mean[measure], MEASURES[measure]
+        return labelled_figure(array, title=title, unit=unit, diverging=False, bound=bound, subtitle=subtitle)
 
     @prints_legibly
     def __repr__(self) -> str:

@@ -21,11 +21,13 @@ from gemmascope.edits.call_text import plain
 from gemmascope.edits.places import find_position
 from gemmascope.edits.sources import not_a_trace
 from gemmascope.errors import SiteError
-from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.legible import legible_line, prints_legibly, signed
 from gemmascope.model.modes import computes
 from gemmascope.run.metric import Answer, answer_ids
 from gemmascope.run.trace import Trace
+from gemmascope.sweeps.metadata import prompts_line
 from gemmascope.sweeps.remarks import answer_remarks, raise_or_warn
+from gemmascope.tokens.characters import text_of
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import labelled, moved
 
@@ -100,14 +102,18 @@ class DirectLogits:
         """A plotly figure: bars, or a heat map with blue for the answer and red against it."""
         from gemmascope.figures.direct_logits import direct_figure
 
-        unit = str(self.parts.attrs["long_name"])
-        return direct_figure(self.parts, self.rest, title=self.about, unit=unit, total=self.total, after=self._after_cap())
+        unit, prompt = str(self.parts.attrs["long_name"]), self.parts.attrs.get("prompt")
+        about = "" if prompt is None else prompts_line([str(prompt)])
+        return direct_figure(
+            self.parts, self.rest, title=self.about, unit=unit, total=self.total, after=self._after_cap(), about=about
+        )
 
     @prints_legibly
     def __repr__(self) -> str:
         changes = "" if self.cap is None else f": the cap changes {self.cap_effect:+.4g}"
         totals = f"{self.total:+.4g} {self._after_cap('.4g')}{changes}"
-        lines = [f"  {value:+.4g}  {name}" for name, value in self.top()]
+        strongest = self.top()
+        lines = [f"  {signed(value, strongest[0][1])}  {name}" for name, value in strongest]
         n_rest = f" and {len(self.rest)} other part{'s' if len(self.rest) > 1 else ''}" if len(self.rest) else ""
         return "\n".join([f"{self.about}, by {self.by}: {self.parts.size}{n_rest}", totals, *lines])
 
@@ -198,6 +204,7 @@ def _of_one(trace: Trace, answer: Any, against: Any, by: str, pos: int | str) ->
     raise_or_warn(answer_remarks(answers, trace.ids[: position + 1], trace.model), SiteError)
     decomposition = Decomposition(trace, position, _direction(trace, ids, against_ids, position))
     parts, rest = _labelled(trace, by, decomposition.split(by), decomposition.rest)
+    parts.attrs["prompt"] = text_of(trace.tokens)
     towards = f"towards {plain(answer)!r}" + ("" if against is None else f" against {plain(against)!r}")
     place = f"at position {position} ({visible_text(trace.tokens[position])})"
     return DirectLogits(

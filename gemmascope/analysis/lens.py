@@ -30,6 +30,8 @@ from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.run.metric import Answer
 from gemmascope.run.trace import Trace
 from gemmascope.sites import SiteKey
+from gemmascope.sweeps.metadata import prompts_line
+from gemmascope.tokens.characters import text_of
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import labelled
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+RANK_UNIT = "rank of the answer (0: the likeliest)"
 # What the colours of a picture can stand for.
 COLOURS = ("probability", "rank", "entropy")
 
@@ -192,17 +195,15 @@ class Lens:
         title = f"{self.title}, {self.trace.model.name}"
         if follow and self.answer is not None:
             title += f", following {visible_text(self.trace.model.texts(torch.tensor([self.answer]))[0])}"
-        bound = 1.0 if colour == "probability" else None
-        top = self.top_tokens.isel(top=0)
         agrees = (self.ids[1:, :, 0] == self.ids[:-1, :, 0]).cpu().numpy()
-        return lens_figure(values, top, title=title, unit=unit, bound=bound, first_leads=self.first_leads, agrees=agrees)
+        about, bound = prompts_line([text_of(self.trace.tokens)]), 1.0 if colour == "probability" else None
+        top, leads = self.top_tokens.isel(top=0), self.first_leads
+        return lens_figure(values, top, title=title, unit=unit, bound=bound, first_leads=leads, agrees=agrees, about=about)
 
     def _coloured(self, colour: str, follow: bool) -> tuple[xarray.DataArray, str]:
         """The values that a picture shows as colours, and their unit."""
-        if colour == "entropy":
-            return self.entropy, "entropy (nats)"
-        if colour == "rank":
-            return self.answer_rank, "rank of the answer (0: the likeliest)"
+        if colour != "probability":
+            return (self.entropy, "entropy (nats)") if colour == "entropy" else (self.answer_rank, RANK_UNIT)
         if follow:
             return self.answer_prob, "probability of the answer"
         return self.top_probs.isel(top=0), "probability of the token"

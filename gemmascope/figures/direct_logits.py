@@ -17,18 +17,18 @@ MOST = 24
 
 
 def direct_figure(
-    parts: xarray.DataArray, rest: xarray.DataArray, *, title: str, unit: str, total: float, after: str
+    parts: xarray.DataArray, rest: xarray.DataArray, *, title: str, unit: str, total: float, after: str, about: str = ""
 ) -> Figure:
     """Bars for sublayers and the strongest neurons, heat maps for heads and for heads with their source positions.
 
     parts: (part), (layer, head), (layer, d_mlp) or (layer, head, k_pos). rest: (part), what `parts` leaves out. total: the
-    sum of both, before the soft cap; after: what the cap makes of it, as text. Both are in the subtitle.
+    sum of both, before the soft cap; after: what the cap makes of it, as text. Both are in the subtitle, below about.
     """
     drawn, extra = _drawn(parts, rest)
     hidden = drawn.size < parts.size + rest.size
     remainder = f"; {total - float(drawn.sum()):+.3g} of it in parts not drawn" if hidden else ""
-    subtitle = f"together {total:+.3g} {after}{remainder}"
-    return labelled_figure(drawn, title=title + extra, unit=unit, diverging=True, subtitle=subtitle)
+    subtitle = f"{about}\ntogether {total:+.3g} {after}{remainder}"
+    return labelled_figure(drawn, title=title + extra, unit=unit, diverging=True, subtitle=subtitle.strip())
 
 
 def _drawn(parts: xarray.DataArray, rest: xarray.DataArray) -> tuple[xarray.DataArray, str]:

@@ -22,7 +22,7 @@ MOST_LAYERS = 24
 MOST_SVG_POINTS = 3000
 
 
-def edge_map(scores: xarray.DataArray, *, title: str, unit: str) -> Figure:
+def edge_map(scores: xarray.DataArray, *, title: str, unit: str, subtitle: str = "") -> Figure:
     """A heat map of scores (sender, receiver), ticked by layer, with thin lines between the layers."""
     go = plotly()
     values = scores.values
@@ -50,12 +50,19 @@ def edge_map(scores: xarray.DataArray, *, title: str, unit: str) -> Figure:
         figure.add_vline(x=at - 0.5, line_width=1, line_color=LINE)
     for at in _layer_starts(scores["sender_layer"].values):
         figure.add_hline(y=at - 0.5, line_width=1, line_color=LINE)
-    style_figure(figure, title, height=560)
+    style_figure(figure, title, subtitle, height=560)
     return figure
 
 
 def scatter_figure(
-    truth: Array, panels: Mapping[str, Array], names: Sequence[str], *, title: str, truth_name: str, unit: str
+    truth: Array,
+    panels: Mapping[str, Array],
+    names: Sequence[str],
+    *,
+    title: str,
+    truth_name: str,
+    unit: str,
+    subtitle: str = "",
 ) -> Figure:
     """Panels side by side, each of estimates (y) against the true scores (x) with the line where both are equal.
 
@@ -77,11 +84,11 @@ def scatter_figure(
         figure.add_traces([go.Scatter(**equal, hoverinfo="skip"), points], rows=1, cols=column)
         figure.update_xaxes(title=escape_label(truth_name), row=1, col=column)
     figure.update_yaxes(title=escape_label(f"estimate: {unit}"), row=1, col=1)
-    style_figure(figure, title, height=420, margin={"t": 88})
+    style_figure(figure, title, subtitle, height=420, margin={"t": 104})
     return figure
 
 
-def curves_figure(curves: Mapping[str, tuple[Sequence[float], Array]], *, title: str) -> Figure:
+def curves_figure(curves: Mapping[str, tuple[Sequence[float], Array]], *, title: str, subtitle: str = "") -> Figure:
     """Faithfulness over the share of edges, a line for each name, with lines at 0 and 1."""
     go = plotly()
     figure = go.Figure(
@@ -97,7 +104,7 @@ def curves_figure(curves: Mapping[str, tuple[Sequence[float], Array]], *, title:
         figure.add_hline(y=height, line_width=1, line_dash="dot", line_color=INK)
     figure.update_xaxes(type="log", title="edges of the circuit, % of all")
     figure.update_yaxes(title="faithfulness", zeroline=False)
-    style_figure(figure, title, showlegend=True)
+    style_figure(figure, title, subtitle, showlegend=True)
     return figure
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def features_figure(values: xarray.DataArray, *, title: str, unit: str, diverging: bool) -> Figure:
+def features_figure(values: xarray.DataArray, *, title: str, unit: str, diverging: bool, subtitle: str = "") -> Figure:
     """Bars, or a heat map with the first feature on top, each feature labelled by its number and its concept.
 
     values: (feature) or (feature, pos), with the features' concepts as a coordinate if they have any.
@@ -22,6 +22,6 @@ def features_figure(values: xarray.DataArray, *, title: str, unit: str, divergin
     values = values.drop_vars("concept", errors="ignore").assign_coords(feature=names)
     if values.ndim == 2:
         values = values.isel(feature=slice(None, None, -1))
-    figure = labelled_figure(values, title=title, unit=unit, diverging=diverging)
+    figure = labelled_figure(values, title=title, unit=unit, diverging=diverging, subtitle=subtitle)
     figure.update_layout(margin_l=8)
     return figure

@@ -65,7 +65,6 @@ def grids_figure(rows: Sequence[tuple[str, Sequence[Panel]]], *, title: str, sub
         scale = {"colorscale": DIVERGING, "cmin": -bound, "cmax": bound, "colorbar": bar}
         figure.update_layout({_colours(number): scale})
     style_figure(figure, title, subtitle, height=plotted + MARGINS, margin={"t": 100, "b": 70})
-    figure.update_layout(title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}})
     figure.update_annotations(font_size=12)
     return figure
 

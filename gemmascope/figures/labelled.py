@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gemmascope.errors import GemmascopeError
 from gemmascope.figures.theme import (
@@ -23,7 +24,9 @@ from gemmascope.figures.theme import (
     escape_label,
     style_figure,
 )  # fmt: skip
+from gemmascope.legible import signed
 from gemmascope.packages import plotly
+from gemmascope.tokens.characters import characters_of
 from gemmascope.tokens.tokenizer import visible_text
 
 if TYPE_CHECKING:
@@ -96,6 +99,10 @@ def axis_labels(array: xarray.DataArray, axis: str) -> list[str]:
 def label_axis(update_axes: UpdateAxes, array: xarray.DataArray, axis: str) -> None:
     """Set the title and ticks of a figure's axis from an axis of the array."""
     labels, numbers = axis_labels(array, axis), _numbers(array, axis)
+    if (tokens := TOKENS_OF.get(axis)) in array.coords:  # a character of several tokens stands at the first
+        characters = characters_of([str(token) for token in array[tokens].values])
+        texts = [one and ("" if one.nth else escape_label(one.text)) for one in characters]
+        labels = [label if text is None else text for label, text in zip(labels, texts, strict=True)]
     most = MOST_TOKENS if axis in TOKENS_OF else MOST_TICKS
     title = TITLES.get(axis, axis)
     if len(labels) > most and axis != "layer":
@@ -145,8 +152,10 @@ def _bars(array: xarray.DataArray, unit: str, diverging: bool) -> Figure:
     axis = str(array.dims[0])
     colours = [(POSITIVE if v >= 0 else NEGATIVE) if diverging else PLAIN for v in array.values]
     labels = _hover_names(array, axis)
-    hover = "%{customdata}<br>%{y:+.4g}<extra></extra>" if diverging else "%{customdata}<br>%{y:.4g}<extra></extra>"
-    bars = go.Bar(x=_numbers(array, axis), y=array.values, marker_color=colours, customdata=labels, hovertemplate=hover)
+    shown = _shown(array.values, diverging)
+    hover = [f"{label}<br>{number}" for label, number in zip(labels, shown, strict=True)]
+    template = "%{customdata}<extra></extra>"
+    bars = go.Bar(x=_numbers(array, axis), y=array.values, marker_color=colours, customdata=hover, hovertemplate=template)
     figure = go.Figure(bars)
     label_axis(figure.update_xaxes, array, axis)
     figure.update_yaxes(title=escape_label(unit))
@@ -165,8 +174,8 @@ def _heat_map(array: xarray.DataArray, unit: str, diverging: bool, bound: float 
         zmin=low,
         zmax=high,
         colorbar={"title": {"text": escape_label(unit), "side": "right"}},
-        customdata=_hover(array, rows, columns),
-        hovertemplate=f"%{{customdata}}<br>%{{z:{'+' if low < 0 else ''}.4g}}<extra></extra>",
+        customdata=_hover(array, rows, columns, low < 0),
+        hovertemplate="%{customdata}<extra></extra>",
         hoverongaps=False,
         xgap=1,
         ygap=1,
@@ -181,9 +190,16 @@ def _heat_map(array: xarray.DataArray, unit: str, diverging: bool, bound: float 
     return figure
 
 
-def _hover(array: xarray.DataArray, rows: str, columns: str) -> list[list[str]]:
+def _hover(array: xarray.DataArray, rows: str, columns: str, with_sign: bool) -> list[list[str]]:
     row_names, column_names = (_hover_names(array, axis) for axis in (rows, columns))
-    return [[f"{row}<br>{column}" for column in column_names] for row in row_names]
+    shown = iter(_shown(array.values.ravel(), with_sign))
+    return [[f"{row}<br>{column}<br>{next(shown)}" for column in column_names] for row in row_names]
+
+
+def _shown(values: NDArray[np.floating], with_sign: bool) -> list[str]:
+    """Numbers as hover text shows them: '0' for what is rounding beside the largest."""
+    largest = float(np.nanmax(np.abs(values), initial=0.0))
+    return [signed(value, largest) if with_sign else f"{value:.4g}" for value in values.tolist()]
 
 
 def _hover_names(array: xarray.DataArray, axis: str) -> list[str]:
@@ -191,5 +207,10 @@ def _hover_names(array: xarray.DataArray, axis: str) -> list[str]:
     labels, numbers = axis_labels(array, axis), _numbers(array, axis)
     if axis == "layer" and "kind" in array.coords:
         return [f"layer {n}, {kind}" for n, kind in zip(numbers, array["kind"].values, strict=True)]
+    if (tokens := TOKENS_OF.get(axis)) in array.coords:
+        characters = characters_of([str(token) for token in array[tokens].values])
+        labels = [
+            f"{label} ({escape_label(str(one))})" if one else label for label, one in zip(labels, characters, strict=True)
+        ]
     named = [n if label == str(n) else f"{n}: {label}" for n, label in zip(numbers, labels, strict=True)]
     return [f"{TITLES.get(axis, axis)} {name}" for name in named]

@@ -35,16 +35,19 @@ def lens_figure(
     bound: float | None = None,
     first_leads: Sequence[int | None] = (),
     agrees: NDArray[np.bool_] | None = None,
+    about: str = "",
 ) -> Figure:
     """Values as colours, tokens as the cells' text; both (layer, pos), or (entry, pos) with layer, kind and site.
 
     first_leads: For each position the row to outline, as the first in which its final answer leads; None for no row.
+    about: A line below the title; empty for none.
     agrees [row, pos]: Whether a row's token is that of the row below it, from the second row on; None for no fading.
     """
     if by_entry := "entry" in values.dims:
         values = values.assign_coords(entry=_entry_names(values))
     leads = any(row is not None for row in first_leads)
-    subtitle = "outlined: where the run's own answer is first the likeliest token" if leads else ""
+    outlined = ["outlined: where the run's own answer is first the likeliest token"] if leads else []
+    subtitle = "\n".join([*([about] if about else []), *outlined])
     figure = labelled_figure(values, title=title, unit=unit, diverging=False, bound=bound, subtitle=subtitle)
     if tokens.sizes["pos"] <= MOST_COLUMNS:
         heat_map = figure.data[-1]

@@ -71,7 +71,13 @@ def _hover(prompt: str, log_odds: float) -> str:
 
 
 def strengths_figure(
-    metric: xarray.DataArray, perplexity: xarray.DataArray, *, unsteered: tuple[float, float], title: str, unit: str
+    metric: xarray.DataArray,
+    perplexity: xarray.DataArray,
+    *,
+    unsteered: tuple[float, float],
+    title: str,
+    unit: str,
+    subtitle: str,
 ) -> Figure:
     """The metric by strength above, the perplexity below on a logarithmic axis; dotted lines are the unsteered run.
 
@@ -97,7 +103,7 @@ def strengths_figure(
     figure.update_yaxes(type="log", **log_ticks(finite), row=2, col=1)
     figure.update_xaxes(zeroline=False)
     figure.update_xaxes(title="strength, in lengths of the vector", row=2, col=1)
-    style_figure(figure, title, "dotted: unsteered", height=560, margin={"t": 88})
+    style_figure(figure, title, subtitle, height=560, margin={"t": 88})
     return figure
 
 

@@ -6,6 +6,7 @@ with white and with black, and the colour of zero lets the page shine through. T
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from gemmascope.legible import legible_line
@@ -31,6 +32,8 @@ TRANSPARENT = "rgba(0,0,0,0)"
 INK = "#767b83"
 LINE, HATCH = "rgba(118,123,131,0.25)", "rgba(118,123,131,0.35)"
 FONT = "system-ui, sans-serif"
+# Plotly wraps no text: characters of a line below a title, the most lines, and pixels of the margin above and of each line.
+LINE_LENGTH, MOST_LINES, ABOVE, LINE_HEIGHT = 96, 6, 72, 16
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "%{": "&#37;{"}
 
@@ -44,7 +47,15 @@ def template() -> Template:
     made: Template = layout.Template(
         layout={
             "font": {"family": FONT, "size": 12, "color": INK},
-            "title": {"font": {"size": 14}, "x": 0.02, "xanchor": "left"},
+            "title": {
+                "font": {"size": 14},
+                "x": 0.02,
+                "xanchor": "left",
+                "y": 1,
+                "yref": "container",
+                "yanchor": "top",
+                "pad": {"t": 16},
+            },
             "paper_bgcolor": TRANSPARENT,
             "plot_bgcolor": TRANSPARENT,
             "colorway": [PLAIN, "#d6604d", "#5b9f00", "#9b6fb5"],
@@ -52,7 +63,7 @@ def template() -> Template:
             "yaxis": axis,
             "coloraxis": {"colorbar": bar},
             "hoverlabel": {"font": {"family": FONT, "size": 12}, "align": "left"},
-            "margin": {"t": 72},
+            "margin": {"t": ABOVE},
         },
         data={"heatmap": [{"colorbar": bar}], "bar": [{"marker": {"line": {"width": 0}}}]},
     )
@@ -60,11 +71,22 @@ def template() -> Template:
 
 
 def style_figure(figure: Figure, title: str, subtitle: str = "", **layout: object) -> None:
-    """Give a figure the template, a title and further layout. title, subtitle: plain text, escaped here; empty for none."""
+    """Give a figure the template, a title and further layout. title, subtitle: plain text, escaped here; empty for none.
+
+    A subtitle of several lines, or a long one, gets more room above the figure.
+    """
     settings = {"showlegend": False, **layout}
     figure.update_layout(template=template(), title_text=escape_label(title), **settings)
-    if subtitle:
-        figure.update_layout(title_subtitle={"text": escape_label(subtitle), "font_size": 12})
+    if not subtitle:
+        return
+    lines = [part for line in subtitle.split("\n") for part in textwrap.wrap(line, LINE_LENGTH) or [""]]
+    lines = lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], f"{lines[MOST_LINES - 1]} ..."]
+    figure.update_layout(title_subtitle={"text": "<br>".join(map(escape_label, lines)), "font_size": 12})
+    more = LINE_HEIGHT * (len(lines) - 1)
+    if more:
+        figure.update_layout(margin_t=(figure.layout.margin.t or ABOVE) + more)
+        if figure.layout.height:
+            figure.update_layout(height=figure.layout.height + more)
 
 
 def escape_label(label: str) -> str:

@@ -15,7 +15,7 @@ from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.of_run import all_edits
 from gemmascope.edits.places import Pos, find_positions
 from gemmascope.errors import DictionaryError, SweepError
-from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.legible import legible_line, prints_legibly, signed
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import rows_within
 from gemmascope.model.model import Model, Prompt
@@ -28,8 +28,10 @@ from gemmascope.sae.features import Features, feature_coords, feature_number, fi
 from gemmascope.sae.splice import splice
 from gemmascope.sweeps.cells import chunked
 from gemmascope.sweeps.final_logits import measure_rows
+from gemmascope.sweeps.metadata import prompts_line
 from gemmascope.sweeps.remarks import metric_remarks, prompt_remarks, raise_or_warn
 from gemmascope.sweeps.variants import BaseRun, Variant, final_residuals
+from gemmascope.tokens.characters import text_of
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import labelled
 
@@ -99,16 +101,20 @@ class FeatureSweep:
         most = whole_number(most, "most", least=1, error=DictionaryError)
         largest = np.abs(self.effect.values).reshape(self.effect.sizes["feature"], -1).max(1)
         effect = self.effect.isel(feature=np.argsort(-largest, kind="stable")[:most])
+        prompt = self.effect.attrs.get("prompt")  # a result of an older version has none
+        said = [] if prompt is None else [prompts_line([prompt])]
+        subtitle = "\n".join([*said, f"Measured: {self.metric}"])
         title = f"features of {self.sae.call} set to {self.value:g}, {self.model}"
-        return features_figure(effect, title=title, unit=f"change of {self.metric}", diverging=True)
+        return features_figure(effect, title=title, unit=f"change of {self.metric}", diverging=True, subtitle=subtitle)
 
     @prints_legibly
     def __repr__(self) -> str:
+        largest = float(np.abs(self.effect.values).max(initial=0.0))
         sizes = " x ".join(f"{n} {axis}" for axis, n in self.effect.sizes.items())
         head = (
             f"feature sweep of {self.sae.call} in {legible_line(self.model)}: {sizes}, set to {self.value:g}, {self.metric}"
         )
-        return "\n".join([head, f"as it is {self.base:.4g}", *(_line(*cell) for cell in self.top(5))])
+        return "\n".join([head, f"as it is {self.base:.4g}", *(_line(*cell, largest) for cell in self.top(5))])
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,7 @@ def feature_sweep(
         coords |= {"pos": positions, "token": ("pos", [encoded.tokens[p] for p in positions])}
     metric_name = metric_text(metric)
     effects = labelled(effect, coords, BY[len(axes) - 1], "effect", f"change of {metric_name}")
+    effects.attrs["prompt"] = text_of(encoded.tokens)
     return FeatureSweep(effects, float(base_metric), value, metric_name, sae, model.name)
 
 
@@ -238,7 +245,7 @@ def _cells(encoded: Features, axes: Sequence[Sequence[int]], positions: Sequence
             yield _Cell((i,), feature, tuple(changing), len(encoded) - min(changing))
 
 
-def _line(cell: Mapping[str, object], effect: float) -> str:
+def _line(cell: Mapping[str, object], effect: float, largest: float) -> str:
     concept = f" ({legible_line(str(cell['concept']))})" if cell.get("concept") else ""
     at = f", pos {cell['pos']} ({visible_text(str(cell['token']))})" if "pos" in cell else ""
-    return f"  {effect:+.4g}  feature {cell['feature']}{concept}{at}"
+    return f"  {signed(effect, largest)}  feature {cell['feature']}{concept}{at}"

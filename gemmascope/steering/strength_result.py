@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.sweeps.metadata import prompts_line
 from gemmascope.values import labelled
 
 if TYPE_CHECKING:
@@ -120,12 +121,14 @@ class StrengthSweep:
         """A plotly figure: the metric by strength, and below it the perplexity on a logarithmic axis."""
         from gemmascope.figures.steering import shortened, strengths_figure
 
+        prompts = [text.removeprefix("<bos>") for text in self.per_prompt["text"].values]
         return strengths_figure(
             self.metric,
             self.perplexity,
             unsteered=(self.unsteered_metric, self.unsteered_perplexity),
             title=f"Steering {self.model} with {shortened(self.edit, 90)}",
             unit=self.question,
+            subtitle=f"{prompts_line(prompts)}\nMeasured: {self.question}; dotted: unsteered",
         )
 
     @prints_legibly

@@ -119,15 +119,33 @@ def call_details(code: str) -> str:
 def asked_text(question: SweepMetadata) -> str:
     """The prompts and the metric, for a picture that stands by itself: 'Clean: "...". Corrupted: "...". Measured: ...'.
 
-    Of long prompts the stretch around the first difference. Prompts that are not texts, and sets of them, are left out.
+    Prompts that are not texts, and sets of them, are left out.
     """
-    prompts: list[str] = [ast.literal_eval(text) for text, _ in _PROMPTS.findall(question.code)]
-    said = []
-    if len(prompts) == 1 + question.has_source:
-        names = ("Clean", "Corrupted") if question.has_source else ("Prompt",)
-        first = next((i for i, (a, b) in enumerate(zip(prompts[0], prompts[-1], strict=False)) if a != b), 0)
-        said = [f'{name}: "{_stretch(text, first)}".' for name, text in zip(names, prompts, strict=True)]
-    return " ".join([*said, f"Measured: {metric_label(question)}."])
+    prompts = prompt_lines(question.code, has_source=question.has_source)
+    return " ".join([*prompts, f"Measured: {metric_label(question)}."])
+
+
+def subtitle_of(question: SweepMetadata) -> str:
+    """What stands below the title of a sweep's figure, line by line: the prompts, the metric, and the call's details."""
+    prompts = prompt_lines(question.code, has_source=question.has_source)
+    details = call_details(question.code)
+    return "\n".join([*prompts, f"Measured: {question.metric}" + (f"; {details}" if details else "")])
+
+
+def prompt_lines(code: str, *, has_source: bool) -> list[str]:
+    """The prompts of a call, named, of long ones the stretch around the first difference; none unless they are texts."""
+    prompts: list[str] = [ast.literal_eval(text) for text, _ in _PROMPTS.findall(code)]
+    if len(prompts) != 1 + has_source:
+        return []
+    names = ("Clean", "Corrupted") if has_source else ("Prompt",)
+    first = next((i for i, (a, b) in enumerate(zip(prompts[0], prompts[-1], strict=False)) if a != b), 0)
+    return [f'{name}: "{_stretch(text, first)}".' for name, text in zip(names, prompts, strict=True)]
+
+
+def prompts_line(prompts: Sequence[str]) -> str:
+    """'Prompt: "..."' of one prompt; of several the first, and how many more there are."""
+    more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
+    return f'Prompt: "{_stretch(prompts[0], 0)}"{more}.' if prompts else ""
 
 
 def _stretch(text: str, first: int) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 from gemmascope.arguments import true_or_false
 from gemmascope.errors import SweepError
 from gemmascope.files.writing import write_file
-from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.legible import legible_line, prints_legibly, signed
 from gemmascope.sweeps.journal import text_of
-from gemmascope.sweeps.metadata import SweepMetadata, call_details, metric_label, picture_title
+from gemmascope.sweeps.metadata import SweepMetadata, metric_label, picture_title, subtitle_of
 from gemmascope.sweeps.resampling.bootstrap import labelled_bootstrap
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import Array, labelled
@@ -201,7 +201,7 @@ class SweepResult:
             title=picture_title(self.question, len(self.values)),
             unit="share of the gap" if normalized else f"change of {metric_label(self.question)}",
             diverging=True,
-            subtitle=call_details(self.question.code),
+            subtitle=subtitle_of(self.question),
         )
 
     def code(self) -> str:
@@ -244,10 +244,10 @@ class SweepResult:
         """The cells with the largest effects, either way, a line each."""
         frame = self.to_dataframe().dropna(subset=["effect"])
         top = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index[:k])
-        lines = []
+        lines, largest = [], float(top["effect"].abs().max())
         for _, row in top.iterrows():
             place = [f"{axis} {int(row[axis])}" + self._token(axis, int(row[axis])) for axis in self.question.axes]
-            lines.append(f"  {row['effect']:+.4g}  {', '.join(place)}")
+            lines.append(f"  {signed(row['effect'], largest)}  {', '.join(place)}")
         return "\n".join(lines)
 
     def _token(self, axis: str, number: int) -> str:

@@ -103,7 +103,7 @@ class Faithfulness:
             while name in curves:
                 name, number = f"{one.method} ({number})", number + 1
             curves[name] = (one.sizes, one.curve.values)
-        return curves_figure(curves, title=f"faithfulness of circuits of {self.model}")
+        return curves_figure(curves, title=f"faithfulness of circuits of {self.model}", subtitle=f"Measured: {self.metric}")
 
     @prints_legibly
     def __repr__(self) -> str:

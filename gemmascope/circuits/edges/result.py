@@ -14,7 +14,8 @@ from gemmascope.circuits.edges.agreement import agreement_table, correlation
 from gemmascope.circuits.edges.circuit import EdgeCircuit, strongest
 from gemmascope.circuits.edges.nodes import Nodes
 from gemmascope.errors import SweepError
-from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.legible import legible_line, prints_legibly, signed
+from gemmascope.sweeps.metadata import prompt_lines
 from gemmascope.sweeps.resampling.bootstrap import labelled_bootstrap
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import Array, labelled
@@ -193,7 +194,7 @@ class EdgeScores:
 
         asked = self.asked
         summed = self.effect if not asked.axis else self.effect.sum(asked.axis, skipna=False)
-        return edge_map(summed, title=self._title(), unit=f"change of {asked.metric}")
+        return edge_map(summed, title=self._title(), unit=f"change of {asked.metric}", subtitle=self._subtitle())
 
     def plot_against(self, *estimates: EdgeScores) -> Figure:
         """A plotly scatter plot of estimates of these scores against them, an edge a point, a panel for each. Needs plotly.
@@ -213,7 +214,9 @@ class EdgeScores:
             scores = self._flat_of(one)
             panels[f"{one.method}: r = {correlation(truth, scores):.2f}"] = scores
         title, unit = f"edges of {self.asked.model}", f"change of {self.asked.metric}"
-        return scatter_figure(truth, panels, names, title=title, truth_name=self.method, unit=unit)
+        return scatter_figure(
+            truth, panels, names, title=title, truth_name=self.method, unit=unit, subtitle=self._subtitle()
+        )
 
     def code(self) -> str:
         """The Python that repeats the call. A function of your own appears under its name."""
@@ -254,6 +257,11 @@ class EdgeScores:
         shown = values if self.asked.axis else values[..., 0]
         return labelled(shown, self.coords, dims, "effect", f"change of {self.asked.metric}")
 
+    def _subtitle(self) -> str:
+        """The prompts, where they are texts, and the metric."""
+        asked = self.asked
+        return "\n".join([*prompt_lines(asked.code, has_source=asked.has_source), f"Measured: {asked.metric}"])
+
     def _title(self) -> str:
         asked, n = self.asked, len(self.values)
         change = f"patched into the {asked.into} run" if asked.has_source else "ablated"
@@ -264,9 +272,11 @@ class EdgeScores:
     def __repr__(self) -> str:
         asked = self.asked
         lines = [f"scores of {self.n_edges} edges of {legible_line(asked.model)}: {self._title()}, {asked.metric}"]
-        for row in self.top(5).to_dict("records"):
+        best = self.top(5)
+        largest = float(best["score"].abs().max())
+        for row in best.to_dict("records"):
             at = "" if not asked.axis else f", {asked.axis} {row[asked.axis]}"
             if asked.axis == "pos":
                 at += f" ({visible_text(asked.tokens[row['pos']])})"
-            lines.append(f"  {row['score']:+.4g}  {row['sender']} -> {row['receiver']}{at}")
+            lines.append(f"  {signed(row['score'], largest)}  {row['sender']} -> {row['receiver']}{at}")
         return "\n".join(lines)

@@ -15,7 +15,7 @@ from gemmascope.files.writing import write_file
 from gemmascope.legible import prints_legibly
 from gemmascope.sites import did_you_mean
 from gemmascope.sweeps.journal import text_of
-from gemmascope.sweeps.metadata import call_details, metric_label, picture_title
+from gemmascope.sweeps.metadata import metric_label, picture_title, subtitle_of
 from gemmascope.sweeps.result import SweepResult, values_to_draw
 from gemmascope.sweeps.sets.numbers import SetNumbers, SetQuestion
 
@@ -153,7 +153,13 @@ class SweepSet(Mapping[Key, SweepResult]):
         rows = [(unit, panels[i::n_metrics]) for i, unit in enumerate(units)]
         first = self.grids[0].question
         title = picture_title(replace(first, site=", ".join(q.sites or [first.site])), len(self.grids[0].values))
-        return grids_figure(rows, title=title, subtitle=call_details(first.code))
+        return grids_figure(
+            rows,
+            title=title,
+            subtitle=subtitle_of(
+                replace(first, metric=", ".join(dict.fromkeys(grid.question.metric for grid in self.grids)))
+            ),
+        )
 
     def code(self) -> str:
         """The Python that repeats the call."""

@@ -34,9 +34,10 @@ export function answers() {
 export function changeRows(top) {
   const line = (cells, tag) => make("tr", {}, ...cells.map((cell) => make(tag, {}, cell)));
   const row = ({ token, before, after }) => {
-    const change = after - before;
-    const says = percent(before) === percent(after) ? "=" : `${change > 0 ? "▲" : "▼"} ${format(100 * change, true, 1)}`;
+    const change = 100 * (after - before);
+    // Nothing where nothing moved that these digits could show: rows of "=" and "+0.0" hide the ones that did.
+    const says = Math.abs(change) < 0.05 ? "" : `${change > 0 ? "▲" : "▼"} ${format(change, true, 1)}`;
     return line([cut(legible(token), 24), percent(before), percent(after), says], "td");
   };
-  return [line(["next token", "before", "after", "change, in %"], "th"), ...top.map(row)];
+  return [line(["next token", "before", "after", "change, in points"], "th"), ...top.map(row)];
 }

@@ -7,7 +7,7 @@ import { channelOf, desk, DESK_STYLE, gainSlider } from "./heads/desk.js";
 import { headDetail, lensFrom, patternFrom } from "./heads/detail.js";
 import { button, drawIfChanged, livePage } from "./live.js";
 import { make } from "./page.js";
-import { format } from "./scale.js";
+import { format, rounded } from "./scale.js";
 import { panes, strip } from "./system/card.js";
 import { exportMenu } from "./system/menus.js";
 import { legible, legibleLine } from "./tokens.js";
@@ -84,7 +84,7 @@ export function render({ model, el }) {
 
   function drawEffect({ moved }) {
     if (!moved) return effect.replaceChildren();
-    const change = moved.after - moved.before;
+    const change = rounded(moved.after - moved.before, { low: moved.before, high: moved.after });
     const arrow = change === 0 ? "as it was" : `${change > 0 ? "▲" : "▼"} ${format(Math.abs(change))}`;
     effect.replaceChildren(make("span", { class: "gs-big" }, format(moved.after, true)), make("span", {}, `${format(moved.before)} before, ${format(moved.after)} after`), make("span", { class: "gs-faint" }, `${arrow} · ${legibleLine(moved.name)}`));
   }

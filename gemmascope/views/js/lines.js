@@ -7,7 +7,7 @@
 
 import { FONT } from "./matrix.js";
 import { make, paint, sized, tooltip, redrawOnResize } from "./page.js";
-import { format, ticks } from "./scale.js";
+import { format, rounded, ticks } from "./scale.js";
 import { card, strip } from "./system/card.js";
 import { tokenBus } from "./system/token_bus.js";
 import { onTheme, theme } from "./theme.js";
@@ -154,17 +154,19 @@ export function lines(el, spec, data) {
     else { ctx.moveTo(px, py - 4.6); ctx.lineTo(px + 4.6, py); ctx.lineTo(px, py + 4.6); ctx.lineTo(px - 4.6, py); }
     ctx.fill();
   }
+  /** A number of a series as text: without float32's rounding on the scale of the series. */
+  const shown = (list, k) => format(rounded(list[k], { low: Math.min(...list), high: Math.max(...list) }));
   function layerText(k) {
     const lines = [`layer ${spec.x[k]}, ${positionText()}`];
     spec.panels.forEach((panel, i) => {
-      lines.push(`${legibleLine(panel.title)}:`, ...numbers(i).map((list, s) => `  ${panel.series[s]} ${format(list[k])}`));
+      lines.push(`${legibleLine(panel.title)}:`, ...numbers(i).map((list, s) => `  ${panel.series[s]} ${shown(list, k)}`));
     });
     return lines.join("\n");
   }
   function fillTable() {
     if (table.hidden) return;
     const head = make("tr", {}, make("th", {}, spec.x_axis), ...spec.panels.flatMap((p) => p.series.map((s) => make("th", { scope: "col" }, `${legibleLine(p.title)}: ${s}`))));
-    const rows = spec.x.map((label, k) => make("tr", {}, make("th", { scope: "row" }, label), ...spec.panels.flatMap((_, i) => numbers(i).map((list) => make("td", {}, format(list[k]))))));
+    const rows = spec.x.map((label, k) => make("tr", {}, make("th", { scope: "row" }, label), ...spec.panels.flatMap((_, i) => numbers(i).map((list) => make("td", {}, shown(list, k))))));
     table.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
   let at = -1;
