@@ -30,8 +30,8 @@ def lines() -> Iterator[str]:
 
 
 def members(cls: type) -> dict[str, Any]:
-    """The members of a class and of its bases whose names begin with its own, such as DictionaryWeights."""
-    parts = [one for one in reversed(cls.__mro__) if one.__name__.startswith(cls.__name__)]
+    """The members of a class and of all its bases that this package defines."""
+    parts = [one for one in reversed(cls.__mro__) if one.__module__.split(".")[0] == "gemmascope"]
     return {name: member for part in parts for name, member in vars(part).items()}
 
 

@@ -65,6 +65,7 @@ class LabBase(ChoosingSession):
 
     @property
     def is_closed(self) -> bool:
+        """Whether the lab was closed."""
         return self._is_closed
 
     @property

@@ -84,7 +84,11 @@ class ChoosingSession(Session):
         self._change_model(loaded.pop(), changes)
 
     def start_choosing(self, source: str) -> Job:
-        """Begin to load another model and go on with it, as in choose_model, without waiting."""
+        """Begin to load another model and go on with it, as in choose_model, without waiting.
+
+        Args:
+            source: What gs.load takes.
+        """
 
         def take(model: Model) -> None:
             self._is_typed = True

@@ -48,6 +48,7 @@ class Session:
 
     @property
     def is_busy(self) -> bool:
+        """Whether a job is waiting or under way."""
         return self._worker.is_busy
 
     def cancel(self) -> None:
@@ -55,18 +56,32 @@ class Session:
         self._worker.cancel()
 
     def wait_until_prepared(self, timeout: float | None = None) -> None:
-        """Wait until a question can be shown: whether it can be run is known. At most so many seconds; raises nothing."""
+        """Wait until a question can be shown: whether it can be run is known. Raises nothing.
+
+        Args:
+            timeout: At most so many seconds; None waits for as long as it takes.
+        """
         for job in self._worker.jobs:
             if job.rank == PREPARE:
                 job.ended.wait(timeout)
 
     def show_error(self, error: BaseException) -> None:
-        """Show an error where it was caused, such as of a message of the page, which nobody waits for in Python."""
+        """Show an error where it was caused, such as of a message of the page, which nobody waits for in Python.
+
+        Args:
+            error: What was raised.
+        """
         self.error = error_text(error)
         self.notify("refused", self.seq)
 
     def notify(self, kind: str, seq: int, what: str = "") -> None:
-        """Call the listener with an event, unless it is about an older question."""
+        """Call the listener with an event, unless it is about an older question.
+
+        Args:
+            kind: What happened, such as "done".
+            seq: The question that it is about.
+            what: The name of the job that ended; empty for other kinds.
+        """
         with self.guard:
             if seq != self.seq:
                 return

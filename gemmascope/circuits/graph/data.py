@@ -18,6 +18,7 @@ from gemmascope.circuits.graph.outputs import Logits, Output
 from gemmascope.circuits.graph.rows import Rows
 from gemmascope.errors import GraphError
 from gemmascope.sites import did_you_mean
+from gemmascope.values import labelled
 
 if TYPE_CHECKING:
     import pandas
@@ -130,7 +131,15 @@ class GraphData:
         return {name: number for number, name in enumerate(self.ids)}
 
     def index(self, node: object) -> int:
-        """The index of a node by its id, or by its label if only one node has it. GraphError if there is none."""
+        """The index of a node by its id, or by its label if only one node has it.
+
+        Args:
+            node: The id or the label.
+
+        Raises:
+            GraphError: There is no such node.
+        """
+        close = ""
         if isinstance(node, str):
             if node in self._numbers:
                 return self._numbers[node]
@@ -139,15 +148,15 @@ class GraphData:
                 return self._numbers[labelled[0]]
             several = f" {len(labelled)} nodes have that label: {', '.join(labelled[:5])}." if labelled else ""
             close = several or did_you_mean(node, [*self.ids[:5000], *self.labels.values()])
-        else:
-            close = ""
-        raise GraphError(
-            f"there is no node {short_repr(node)} in the graph.{close} Nodes have ids such as {', '.join(self.ids[:2])}; "
-            "graph.nodes lists them"
-        )
+        some = f"Nodes have ids such as {', '.join(self.ids[:2])}; graph.nodes lists them"
+        raise GraphError(f"there is no node {short_repr(node)} in the graph.{close} {some}")
 
     def indices(self, nodes: object) -> list[int]:
-        """The indices of nodes: a supernode's name, an id, or several of them as a list, a pandas Series or an array."""
+        """The indices of nodes.
+
+        Args:
+            nodes: A supernode's name, an id, or several of them as a list, a pandas Series or an array.
+        """
         if isinstance(nodes, str):
             return [self.index(node) for node in self.supernodes.get(nodes, [nodes])]
         if not is_list(nodes) or not (listed := as_list(nodes, "nodes", error=GraphError)):
@@ -165,7 +174,11 @@ class GraphData:
         return Arrows(of_target[self.rows.target], self.index_of(self.rows.source), self.rows.weight, total)
 
     def index_of(self, keys: Tensor) -> Tensor:
-        """The indices of nodes by their keys, which must be among node_keys."""
+        """The indices of nodes by their keys.
+
+        Args:
+            keys: Some of node_keys.
+        """
         return torch.searchsorted(self.node_keys, keys)
 
     @cached_property
@@ -200,13 +213,18 @@ class GraphData:
         return Scores(replacement, float((known * weight).sum() / weight.sum()))
 
     def pruned(self, nodes: float, edges: float) -> GraphData:
-        """The part that holds these shares of the influence, with the influence and scores of the whole; see prune."""
+        """The part that holds these shares of the influence, with the influence and scores of the whole; see prune.
+
+        Args:
+            nodes: The share of the influence that its nodes hold, 0 to 1.
+            edges: The share that its edges hold, 0 to 1.
+        """
         shares = (_share(nodes, "nodes"), _share(edges, "edges"))
         kind = self.decoded[0]
         always = (kind == EMBEDDING) | (kind == LOGIT)
         kept = prune(self.arrows, self.influence, self.weights, always, kind == FEATURE, shares)
         stays = kept.nodes | (kind == BIAS)
-        rows = _of_nodes(self.rows, stays[self.index_of(self.rows.targets)], kept.edges)
+        rows = self.rows.of_nodes(stays[self.index_of(self.rows.targets)], kept.edges)
         ids = {name for name, keep in zip(self.ids, stays.tolist(), strict=True) if keep}
         return replace(
             self,
@@ -268,31 +286,15 @@ class GraphData:
 
     def matrix(self) -> xarray.DataArray:
         """All listed edges and those of the bias, [target, source] by id. GraphError for more than 10,000 nodes."""
-        from gemmascope.values import labelled
-
-        if len(self) > MOST_IN_MATRIX:
-            raise GraphError(
-                f"a matrix of {len(self):,} nodes has {len(self) ** 2:,} cells: prune the graph, or read .edges"
-            )
-        cells = torch.zeros(len(self), len(self))
+        if (n := len(self)) > MOST_IN_MATRIX:
+            raise GraphError(f"a matrix of {n:,} nodes has {n**2:,} cells: prune the graph, or read .edges")
+        cells = torch.zeros(n, n)
         cells[self.arrows.target, self.arrows.source] = self.rows.weight
         cells[self.index_of(self.rows.targets), self.index_of(torch.tensor([self.keys.bias]))] = self.rows.bias
         return labelled(cells, {"target": self.ids, "source": self.ids}, ("target", "source"), "edge")
 
 
 def _share(value: object, name: str) -> float:
-    number = finite_number(value, name, error=GraphError)
-    if not 0 <= number <= 1:
-        raise GraphError(f"{name} is a share from 0 to 1; given {short_repr(value)}")
-    return number
-
-
-def _of_nodes(rows: Rows, targets: Tensor, edges: Tensor) -> Rows:
-    """The rows of some targets with some edges; those that go are added to the rest."""
-    kept = edges & targets[rows.target]
-    rest = rows.rest.double().index_add_(0, rows.target[~kept], rows.weight[~kept].double()).float()
-    number = torch.cumsum(targets.long(), 0) - 1
-    return Rows(
-        rows.targets[targets], rows.inputs[targets], rows.bias[targets], rest[targets], rows.total[targets],
-        rows.error[targets], number[rows.target[kept]], rows.source[kept], rows.weight[kept],
-    )  # fmt: skip
+    if 0 <= (number := finite_number(value, name, error=GraphError)) <= 1:
+        return number
+    raise GraphError(f"{name} is a share from 0 to 1; given {short_repr(value)}")

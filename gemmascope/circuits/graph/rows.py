@@ -69,6 +69,16 @@ class Rows:
         sums = self.bias.double() + self.rest.double()
         return sums.index_add_(0, self.target, self.weight.double())
 
+    def of_nodes(self, targets: Tensor, edges: Tensor) -> Rows:
+        """The rows of some targets with some edges; those that go are added to the rest."""
+        kept = edges & targets[self.target]
+        rest = self.rest.double().index_add_(0, self.target[~kept], self.weight[~kept].double()).float()
+        number = torch.cumsum(targets.long(), 0) - 1
+        return Rows(
+            self.targets[targets], self.inputs[targets], self.bias[targets], rest[targets], self.total[targets],
+            self.error[targets], number[self.target[kept]], self.source[kept], self.weight[kept],
+        )  # fmt: skip
+
 
 class RowStore:
     """Collects the edges into the targets of a block, layer by layer. Targets join in order, so that a layer's edges go

@@ -181,8 +181,9 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
         return [self._edit_at(pos, strength)] if strength else []
 
     def ladder(self) -> dict[float, str]:
-        """What the model writes at five strengths, which the curve decides: where what is followed moves, and as far as
-        the text has not collapsed. Waits for it.
+        """What the model writes at five strengths; waits for it.
+
+        The curve decides them: they stand where what is followed moves, and as far as the text has not collapsed.
 
         Returns:
             The texts by strength; at 0 the unsteered one.
