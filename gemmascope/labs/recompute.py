@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from gemmascope.edits.call_text import prompt_text, script_text
 from gemmascope.edits.edit import Edit
-from gemmascope.errors import GemmascopeError, LabError, warn
+from gemmascope.errors import GemmascopeError, LabError, SweepError, warn
 from gemmascope.labs.base import LabBase
 from gemmascope.labs.before_after import BeforeAfter
 from gemmascope.labs.history import History
 from gemmascope.labs.session import PREPARE
 from gemmascope.labs.typed import read_typed
 from gemmascope.model.model import Model, Prompt
+from gemmascope.run.metric import Answer
 from gemmascope.run.trace import Trace
 from gemmascope.sweeps.remarks import Remark
 
@@ -21,27 +23,35 @@ if TYPE_CHECKING:
     from gemmascope.labs.widget import Handlers, Trait
 
 
-class HasPrompt(Protocol):
-    """The settings of a lab: a value, which is never changed."""
+class HasQuestion(Protocol):
+    """The settings of a lab: the value of a dataclass, which is never changed."""
 
     @property
     def prompt(self) -> Prompt: ...
 
+    @property
+    def answer(self) -> Answer | None: ...
+
+    @property
+    def against(self) -> Answer | None: ...
+
 
 LabT = TypeVar("LabT", bound="RecomputingLab[Any]")
-SettingsT = TypeVar("SettingsT", bound=HasPrompt)
+SettingsT = TypeVar("SettingsT", bound=HasQuestion)
 ValueT = TypeVar("ValueT")
 
 
 class RecomputingLab(LabBase, Generic[SettingsT]):
     """A lab that computes everything anew when a setting changes. The latest settings win; older ones end after a step.
 
-    A subclass says which steps follow from the settings (`_steps`), what its page shows (`_state`, `_pictures`), and which
-    settings are typed (TYPED; those in OPTIONAL may be left empty).
+    A subclass says which steps follow from the settings (`_steps`), what its page shows (`_state`, `_pictures`), what it is
+    called (KIND) and which settings `set` takes (SETTINGS). Those in TYPED are typed; those in OPTIONAL may be left empty.
     """
 
-    TYPED: Sequence[str] = ("prompt",)
-    OPTIONAL: Sequence[str] = ()
+    KIND = ""
+    SETTINGS: Sequence[str] = ()
+    TYPED: Sequence[str] = ("prompt", "answer", "against")
+    OPTIONAL: Sequence[str] = ("answer", "against")
     _run: BeforeAfter
     _now: SettingsT
 
@@ -54,6 +64,16 @@ class RecomputingLab(LabBase, Generic[SettingsT]):
     def prompt(self) -> Prompt:
         """The prompt, as it was set last."""
         return self._now.prompt
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer that is followed; None for the likeliest token."""
+        return self._now.answer
+
+    @property
+    def against(self) -> Answer | None:
+        """The answer whose logit is subtracted; None for none."""
+        return self._now.against
 
     def wait(self: LabT, timeout: float | None = None) -> LabT:
         """Wait until everything is computed for the present settings.
@@ -135,6 +155,13 @@ class RecomputingLab(LabBase, Generic[SettingsT]):
 
     # -- changing the settings --
 
+    def _changed(self, changes: Mapping[str, Any]) -> SettingsT:
+        """The present settings with these changes, as `set` takes them. SweepError for a setting that there is not."""
+        if unknown := sorted(set(changes) - set(self.SETTINGS)):
+            raise SweepError(f"a {self.KIND} has no {unknown[0]!r}; it has {', '.join(self.SETTINGS)}")
+        changed: SettingsT = replace(self._now, **changes)  # type: ignore[type-var]  # settings are dataclasses
+        return changed
+
     def _change(self, settings: SettingsT, model: Model, key: Hashable = None) -> None:
         """Go on with other settings. key: as in History.record. What `_begun` raises changes nothing."""
         is_new = model is not self.model or not hasattr(self, "_now")
@@ -200,6 +227,9 @@ class RecomputingLab(LabBase, Generic[SettingsT]):
 
     def _read_typed(self, name: str, text: str) -> object:
         return read_typed(text, self._typed_settings()[name], self.model, is_optional=name in self.OPTIONAL)
+
+    def _token_settings(self) -> Mapping[str, object]:
+        return self._typed_settings()
 
     def _typed_settings(self) -> Mapping[str, object]:
         return {name: getattr(self._now, name) for name in self.TYPED}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +25,12 @@ from gemmascope.sites import find_layer, find_site
 from gemmascope.sweeps.remarks import raise_first_error
 from gemmascope.views.page import View
 
-SETTINGS = ("prompt", "answer", "against")
-
 
 class HeadLabSession(RecomputingLab[HeadSettings]):
     """A head lab without its page: the settings, what is done to the heads, and what follows from them."""
 
-    TYPED = SETTINGS
-    OPTIONAL = ("answer", "against")
+    KIND = "head lab"
+    SETTINGS = ("prompt", "answer", "against")
 
     def __init__(
         self,
@@ -50,16 +48,6 @@ class HeadLabSession(RecomputingLab[HeadSettings]):
         self._shown = ShownHeads()
         desk, others = taken_up(listed_edits(edits), model)
         self._apply(HeadSettings(prompt, answer, against, desk, tuple(others)), model)
-
-    @property
-    def answer(self) -> Answer | None:
-        """The answer that is followed; None for the likeliest token."""
-        return self._now.answer
-
-    @property
-    def against(self) -> Answer | None:
-        """The answer whose logit is subtracted; None for none."""
-        return self._now.against
 
     # -- settings --
 
@@ -81,11 +69,6 @@ class HeadLabSession(RecomputingLab[HeadSettings]):
     def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
         """No head stays scaled, and no edit: those of another model are others."""
         self._apply(replace(self._changed(changes), desk=Desk(), others=()), model)
-
-    def _changed(self, changes: Mapping[str, Any]) -> HeadSettings:
-        if unknown := sorted(set(changes) - set(SETTINGS)):
-            raise SweepError(f"a head lab has no {unknown[0]!r}; it has {', '.join(SETTINGS)}")
-        return replace(self._now, **changes)
 
     def _apply(self, settings: HeadSettings, model: Model) -> None:
         remarks = settings.remarks(model)
@@ -131,8 +114,7 @@ class HeadLabSession(RecomputingLab[HeadSettings]):
             SiteError: There is no such layer or head.
             EditError: head names several heads, or on is neither True nor False.
         """
-        channel = self._channel(layer, head)
-        self._set_desk(self._now.desk.with_mute(channel, true_or_false(on, "on", error=EditError)), selected=channel)
+        self._switch(Desk.with_mute, layer, head, on)
 
     def solo(self, layer: int, head: int, on: bool = True) -> None:
         """Ablate all heads of the model but this one, and others that are soloed; or end that.
@@ -146,8 +128,7 @@ class HeadLabSession(RecomputingLab[HeadSettings]):
             SiteError: There is no such layer or head.
             EditError: head names several heads, or on is neither True nor False.
         """
-        channel = self._channel(layer, head)
-        self._set_desk(self._now.desk.with_solo(channel, true_or_false(on, "on", error=EditError)), selected=channel)
+        self._switch(Desk.with_solo, layer, head, on)
 
     def reset(self) -> None:
         """Leave every head as it is. Edits that the lab was given and that are no scaled heads stay."""
@@ -184,6 +165,11 @@ class HeadLabSession(RecomputingLab[HeadSettings]):
         """
         self.selected = self._channel(layer, head)
         self._submit("the pattern", CLICK, self._look())
+
+    def _switch(self, switched: Callable[[Desk, Channel, bool], Desk], layer: int, head: int, on: bool) -> None:
+        """Switch one thing of a head on or off, and show the head."""
+        channel = self._channel(layer, head)
+        self._set_desk(switched(self._now.desk, channel, true_or_false(on, "on", error=EditError)), selected=channel)
 
     def _channel(self, layer: object, head: object) -> Channel:
         self._worker.require_open()
@@ -260,6 +246,3 @@ class HeadLabSession(RecomputingLab[HeadSettings]):
         super()._end()
         self.views = ()
         self._shown = ShownHeads()
-
-    def _token_settings(self) -> Mapping[str, object]:
-        return self._typed_settings()

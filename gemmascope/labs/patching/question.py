@@ -9,6 +9,7 @@ from gemmascope.arguments import one_of, short_repr, whole_number, whole_text
 from gemmascope.edits.call_text import plain
 from gemmascope.errors import SweepError
 from gemmascope.labs.choice import ChoosingSession
+from gemmascope.labs.history import History
 from gemmascope.labs.patching.align_tokens import with_token
 from gemmascope.labs.patching.checks import check
 from gemmascope.labs.patching.detail import Detail
@@ -67,7 +68,7 @@ class QuestionSession(ChoosingSession):
         self.family = "ioi"
         self._drawn: dict[str, int] = {}
         self._asked: dict[str, Experiment] = {}  # by key_of, in the order in which they were first asked
-        self._past: list[Settings] = []
+        self._history: History[Settings] = History()
         self._begin()
         self.notify("settings", self.seq)
 
@@ -82,7 +83,7 @@ class QuestionSession(ChoosingSession):
             new = self.settings.changed(**changes)
             if key_of(new) == key_of(self.settings):
                 return
-            self._past.append(self.settings)
+            self._history.record(self.settings)
             self.settings = new
             self._begin()
         self.notify("settings", self.seq)
@@ -95,9 +96,9 @@ class QuestionSession(ChoosingSession):
         """Go back to the settings before the latest change. SweepError if there was none."""
         self._worker.require_open()
         with self.guard:
-            if not self._past:
+            if not self._history.can_undo:
                 raise SweepError("there is nothing to undo: the settings were not changed")
-            self.settings = self._past.pop()
+            self.settings = self._history.undo(self.settings)
             self._begin()
         self.notify("settings", self.seq)
 
@@ -136,7 +137,7 @@ class QuestionSession(ChoosingSession):
 
     @property
     def can_undo(self) -> bool:
-        return bool(self._past)
+        return self._history.can_undo
 
     # -- earlier questions --
 
@@ -168,7 +169,7 @@ class QuestionSession(ChoosingSession):
         """Show a question with the cells that are kept for it, also if it is the present one and they are new."""
         with self.guard:
             if key_of(settings) != key_of(self.settings):
-                self._past.append(self.settings)
+                self._history.record(self.settings)
             self.settings = settings
             self._begin()
         self.notify("settings", self.seq)
@@ -214,6 +215,6 @@ class QuestionSession(ChoosingSession):
             self._switch_to(model)
             self.experiment = None
             self._asked.clear()
-            self._past.clear()
+            self._history.clear()
             self._begin()
         self.notify("settings", self.seq)

@@ -32,8 +32,6 @@ from gemmascope.sweeps.remarks import Remark, raise_first_error
 if TYPE_CHECKING:
     import pandas
 
-SETTINGS = ("prompt", "strength", "pos", "answer", "against")
-
 _OTHERWISE = "it is another direction, unless that is the same model in another form, or was trained from it"
 
 
@@ -54,8 +52,8 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
     The curve and the ladder are made once something shows or asks for them, and kept while only the strength changes.
     """
 
-    TYPED = ("prompt", "answer", "against")
-    OPTIONAL = ("answer", "against")
+    KIND = "steer lab"
+    SETTINGS = ("prompt", "strength", "pos", "answer", "against")
 
     def __init__(
         self, edit: Add, strengths: tuple[float, float], settings: SteerSettings, max_new_tokens: int, model: Model
@@ -77,16 +75,6 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
         """The positions that are steered; None for all."""
         return self._now.pos
 
-    @property
-    def answer(self) -> Answer | None:
-        """The answer that the curve follows; None for the likeliest token."""
-        return self._now.answer
-
-    @property
-    def against(self) -> Answer | None:
-        """The answer whose logit is subtracted; None for none."""
-        return self._now.against
-
     # -- settings --
 
     def set(self, **changes: Any) -> None:
@@ -106,9 +94,6 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
         self._worker.require_open()
         self._apply(self._changed(changes), self.model)
 
-    def _token_settings(self) -> Mapping[str, object]:
-        return self._typed_settings()
-
     def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
         """The vector stays, if the model has a place of its width for it."""
         old = self.model.name
@@ -118,11 +103,6 @@ class SteerLabSession(RecomputingLab[SteerSettings]):
             text = f"the vector that this lab adds does not go into {model.name!r}: {error}. Find one with that model, as "
             raise EditError(f"{text}gs.direction does, and open a lab with it") from error
         self._warn([Remark("warning", "vector", f"the vector was given for {old!r}: in {model.name!r} {_OTHERWISE}")])
-
-    def _changed(self, changes: Mapping[str, Any]) -> SteerSettings:
-        if unknown := sorted(set(changes) - set(SETTINGS)):
-            raise SweepError(f"a steer lab has no {unknown[0]!r}; it has {', '.join(SETTINGS)}")
-        return replace(self._now, **changes)
 
     def _apply(self, settings: SteerSettings, model: Model, key: Hashable = None) -> None:
         strength = finite_number(settings.strength, "strength", error=EditError)
