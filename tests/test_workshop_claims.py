@@ -12,7 +12,7 @@ import torch
 
 import gemmascope as gs
 from gemmascope.errors import GemmascopeError
-from gemmascope.workshop import claim, draw_points, draw_reading, measure_pair, setup
+from gemmascope.workshop import claim, draw_points, draw_reading, measure_pair, predict, setup
 from gemmascope.workshop.building.notebook import notebook
 
 SOURCES = sorted((Path(__file__).parent.parent / "notebooks" / "teaching" / "source").glob("*.py"))
@@ -46,9 +46,14 @@ class Shown:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.widgets: list[Any] = []
+        self.texts: list[str] = []
         # By its name: in the package, the function of the same name stands before the module.
         monkeypatch.setattr(sys.modules["gemmascope.workshop.claim"], "kernel", lambda: object())
-        monkeypatch.setattr("IPython.display.display", self.widgets.append)
+        monkeypatch.setattr(sys.modules["gemmascope.workshop.claim"], "show_widget", self.show)
+
+    def show(self, widget: Any, text: str) -> None:
+        self.widgets.append(widget)
+        self.texts.append(text)
 
 
 def test_the_box_and_the_claim_hold_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +68,18 @@ def test_the_box_and_the_claim_hold_the_same_text(monkeypatch: pytest.MonkeyPatc
     assert box.value == "said in code"
     box.value = " "
     assert "write what you think" in mine.verdict("refuted")
+
+
+def test_an_exported_notebook_has_the_text_of_a_claim_and_of_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    for name in ("claim", "predict"):
+        monkeypatch.setattr(sys.modules[f"gemmascope.workshop.{name}"], "kernel", lambda: object())
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    mine, guess = claim("5", "2 + 2 is 4"), predict("5", "Which is it?", ["4", "5"])
+    mine._ipython_display_()
+    guess._ipython_display_()
+    assert [one["text/plain"] for one in shown] == [repr(mine), repr(guess)]
+    assert all("application/vnd.jupyter.widget-view+json" in one for one in shown)
 
 
 def test_the_set_up_gives_no_guess_away() -> None:

@@ -1,13 +1,19 @@
-"""JavaScript without comments and needless white space. Strings, templates and regular expressions stay as they are."""
+"""JavaScript without comments, needless white space and functions that nothing calls. Strings, templates and regular
+expressions stay as they are.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from gemmascope.views.javascript import tokens_of
 
 # A statement cannot end before or after these, so a line break beside them says nothing.
 _OPENS, _CLOSES = frozenset("{([,:?=&|<>!*%^~."), frozenset(")],;:?=&|.}")
+# A function at the top level, as our files are written: it ends at the first brace that begins a line.
+_FUNCTION = re.compile(r"^(?:async )?function (\w+)\(.*?^\}\n", re.MULTILINE | re.DOTALL)
+_NAME = re.compile(r"\w+")
 
 
 def minified(text: str) -> str:
@@ -42,3 +48,22 @@ def _gap(last: str, gap: str, token: str, depth: int) -> str:
         return "\n"
     joins = re.match(r"[\w$]", before) and re.match(r"[\w$]", after)
     return " " if joins or (before == after and before in "+-/") else ""
+
+
+def without_unused(text: str, *kept: str) -> str:
+    """The same program without functions at the top level whose names stand nowhere else. kept: names that stay.
+
+    A name in a string counts as a use: too much may stay, never too little.
+    """
+    text = "".join(token for kind, token in tokens_of(text) if kind != "comment")
+    while True:
+        uses = Counter(_NAME.findall(text))
+        unused = [
+            found
+            for found in _FUNCTION.finditer(text)
+            if found[1] not in kept and uses[found[1]] == len(re.findall(rf"\b{found[1]}\b", found[0]))
+        ]
+        if not unused:
+            return text
+        for found in reversed(unused):
+            text = text[: found.start()] + text[found.end() :]

@@ -11,7 +11,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from gemmascope.views.minify import minified
+from gemmascope.views.minify import minified, without_unused
 from gemmascope.views.short_names import with_short_names
 
 FOLDER = Path(__file__).parent / "js"
@@ -28,13 +28,13 @@ _EXPORT = re.compile(r"^export (?=function|async function|const|class|let)", re.
 @cache
 def static_module(view: str) -> str:
     """The module that draws one kind of static view: it defines mount(element, spec, arrays)."""
-    return _joined(STATIC_FILES[view])
+    return _joined(STATIC_FILES[view], kept=("mount",))
 
 
 @cache
 def module_text(entry: str = "patching_lab.js") -> str:
     """The module of a live widget, by its entry point."""
-    return _joined(entry) + "\nexport default { render };\n"
+    return _joined(entry, kept=("render",)) + "\nexport default { render };\n"
 
 
 @cache
@@ -65,7 +65,11 @@ def _add(name: str, needed: list[str], importers: tuple[str, ...]) -> None:
     needed.append(name)
 
 
-def _joined(*entries: str) -> str:
-    """Files and everything they import as one module, in which imports and exports are not needed."""
+def _joined(*entries: str, kept: tuple[str, ...] = ()) -> str:
+    """Files and everything they import as one module, in which imports and exports are not needed.
+
+    kept: the functions that the module is asked for; those that they need not are left out. Empty: all stay.
+    """
     texts = ((FOLDER / name).read_text(encoding="utf-8") for name in needed_by(*entries))
-    return minified(with_short_names("\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)))
+    joined = "\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)
+    return minified(with_short_names(without_unused(joined, *kept) if kept else joined))
