@@ -152,3 +152,19 @@ def test_a_model_with_it_runs(model: Model) -> None:
     assert t.tokens == ["<bos>", "東京", " is", " in", " Japan"]
     assert t.logits.shape == (5, 256000)
     assert torch.equal(t.ids, model.ids("<bos>東京 is in Japan"))
+
+
+def test_characters_of_several_tokens_are_found_again() -> None:
+    """Gemma 2's vocabulary lacks rare characters, which it spells in bytes."""
+    from gemmascope.tokens.characters import characters_of, text_of
+
+    tokenizer = Tokenizer.from_folder(FOLDER)
+    rare = [chr(n) for n in range(0x12000, 0x14000, 7) if len(tokenizer.encode(chr(n))) == 4]
+    assert len(rare) > 100
+    generator = random.Random(0)
+    for _ in range(200):
+        text = "".join(generator.choices([*PIECES, *rare], k=12)).replace("▁", "")
+        tokens = tokenizer.texts(tokenizer.encode(text))
+        assert text_of(tokens) == text
+        spelled = [one.text for one in characters_of(tokens) if one and one.nth == 0]
+        assert set(spelled) <= set(text)

@@ -50,6 +50,12 @@ def characters_of(texts: Sequence[str]) -> list[ByteOf | None]:
 
 def text_of(tokens: Sequence[str]) -> str:
     """Tokens as the text that they are, bytes as their character, without `<bos>` in front."""
-    rest = tokens[1:] if tokens[:1] == ["<bos>"] or tokens[:1] == ("<bos>",) else tokens
-    characters = characters_of(rest)
-    return "".join(t if c is None else "" if c.nth else c.text for t, c in zip(rest, characters, strict=True))
+    rest = tokens[1:] if tokens and tokens[0] == "<bos>" else tokens
+
+    def part(token: str, character: ByteOf | None) -> str:
+        if character is not None:
+            return "" if character.nth else character.text
+        found = _BYTE.fullmatch(token)
+        return chr(int(found[1], 16)) if found and int(found[1], 16) < 0x80 else token
+
+    return "".join(map(part, rest, characters_of(rest)))

@@ -1,0 +1,77 @@
+"""Characters that take several tokens: found in Python, and drawn once, over their tokens, in views, chips and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import pages_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gemmascope as gs
+from gemmascope.tokens.characters import characters_of, text_of
+from gemmascope.views.page import page as page_with
+
+PROMPT = "The boy saw 中 and a 😀 there"
+
+pytestmark = pytest.mark.nano
+
+
+def bytes_of(text: str) -> list[str]:
+    return [f"<0x{byte:02X}>" for byte in text.encode()]
+
+
+@settings(deadline=None, max_examples=100)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), min_size=1, max_size=20))
+def test_the_tokens_of_any_text_are_that_text_again(text: str) -> None:
+    tokenizer = gs.load().tokenizer
+    assert text_of(tokenizer.texts(tokenizer.encode(text))) == text
+
+
+def test_each_byte_of_a_character_is_named_and_broken_ones_are_not() -> None:
+    found = characters_of(["a", *bytes_of("中"), "b", *bytes_of("é"), *bytes_of("😀")])
+    assert [str(one) for one in found if one][:3] == [f"byte {n} of 3 of 中" for n in (1, 2, 3)]
+    assert [one and one.text for one in found] == [None, *"中中中", None, *"éé", *"😀😀😀😀"]
+    for broken in (bytes_of("中")[:2], bytes_of("中")[1:], ["<0xC0>", "<0x80>"], ["<0xED>", "<0xA0>", "<0x80>"], ["<0x41>"]):
+        assert characters_of(broken) == [None] * len(broken)
+    after_half = [*bytes_of("中")[:1], *bytes_of("中")]
+    assert [one and one.nth for one in characters_of(after_half)] == [None, 0, 1, 2]
+
+
+def test_a_figure_has_the_character_at_its_first_token_and_the_bytes_under_the_pointer() -> None:
+    figure = gs.lens(gs.trace(PROMPT)).plot()
+    ticks = list(figure.layout.xaxis.ticktext)
+    place = ticks.index("中")
+    assert ticks[place : place + 3] == ["中", "", ""]
+    assert f"position {place + 1}: &lt;0xB8&gt; (byte 2 of 3 of 中)" in figure.data[-1].customdata[0][place + 1]
+
+
+@pytest.fixture
+def opened(chromium: Any, tmp_path: Path) -> Iterator[Any]:
+    """A page with the lens, the attention and the stream of a prompt with characters of several tokens."""
+    t = gs.trace(PROMPT)
+    (tmp_path / "views.html").write_text(
+        page_with([gs.lens_view(t), gs.attention_view(t), gs.stream_view(t)]), encoding="utf-8"
+    )
+    with pages_of(chromium) as open_one:
+        page = open_one()
+        page.goto((tmp_path / "views.html").as_uri())
+        page.wait_for_function("document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === 3")
+        yield page
+
+
+def test_chips_show_a_character_once_and_stay_one_for_each_token(opened: Any) -> None:
+    tokens = gs.trace(PROMPT).tokens
+    text = opened.locator(".gs-text-pane")
+    assert text.locator("button.gs-chip").count() == len(tokens)
+    assert text.locator(".gs-character-text").all_inner_texts() == ["中", "😀"]
+    first = text.locator(".gs-character").first.locator("button")
+    assert first.count() == 3
+    place = tokens.index("<0xE4>")
+    assert first.nth(1).get_attribute("title") == f"{place + 1}: <0xB8>: <0xB8>, byte 2 of 3 of 中"
+    first.nth(1).click()
+    opened.locator(f".gs-text-pane [data-pos='{place + 1}'][aria-pressed=true]").wait_for()
+    assert opened.locator(".gs-pinned").count() > 1, "the token is kept in the other views of the prompt, too"
