@@ -173,7 +173,7 @@ def _heat_map(array: xarray.DataArray, unit: str, diverging: bool, bound: float 
         colorscale=colours,
         zmin=low,
         zmax=high,
-        colorbar={"title": {"text": escape_label(unit), "side": "right"}},
+        colorbar={"title": {"text": escape_label(unit), "side": "right", "font": {"size": 11}}},
         customdata=_hover(array, rows, columns, low < 0),
         hovertemplate="%{customdata}<extra></extra>",
         hoverongaps=False,

@@ -15,7 +15,8 @@ import { TEXT_STYLE, tintedText } from "./tinted_text.js";
 import { fitted, legible, legibleLine } from "./tokens.js";
 
 const MARKS = ["circle", "square", "triangle", "diamond"];
-const INKS = { light: ["#2166ac", "#b2182b", "#5b7f00", "#7b3294"], dark: ["#7db7ff", "#ff8a80", "#b9d94f", "#d3a3ff"] };
+// The third and the fourth series; the first two have the theme's colours of positive and negative numbers.
+const INKS = { light: ["#5b7f00", "#7b3294"], dark: ["#b9d94f", "#d3a3ff"] };
 const LEFT = 56, RIGHT = 88, TOP = 44, HEIGHT = 160, FOOT = 40;
 const SIDE_BY_SIDE = 900, LINE = 16; // pixels of a card from which charts stand side by side; between names of lines
 
@@ -136,7 +137,7 @@ export function lines(el, spec, data) {
   }
   function series(list, name, y, panel, place) {
     const kind = names.indexOf(name) % MARKS.length;
-    const ink = INKS[colours.dark ? "dark" : "light"][kind];
+    const ink = [colours.positive, colours.negative, ...INKS[colours.dark ? "dark" : "light"]][kind];
     ctx.strokeStyle = ctx.fillStyle = ink;
     ctx.lineWidth = 1.8;
     ctx.beginPath();
@@ -144,7 +145,7 @@ export function lines(el, spec, data) {
     ctx.stroke();
     list.forEach((v, k) => Number.isFinite(v) && mark(x(k, panel), y(v), MARKS[kind]));
     ctx.textAlign = "left";
-    ctx.fillText(name, x(sizes.x - 1, panel) + 10, place);
+    ctx.fillText(fitted(legibleLine(name), RIGHT - 12, (one) => ctx.measureText(one).width), x(sizes.x - 1, panel) + 10, place);
   }
   function mark(px, py, kind) {
     ctx.beginPath();
