@@ -58,6 +58,7 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Any]:
     )
     with pages_of(chromium) as open_one:
         page = open_one()
+        page.set_default_timeout(120_000)
         page.goto((tmp_path / "views.html").as_uri())
         page.wait_for_function("document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === 3")
         yield page

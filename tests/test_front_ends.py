@@ -23,7 +23,9 @@ POSITIVE, NEGATIVE = ["Mary was", "Anna was"], ["John was", "Peter was"]
 def front_end(request: pytest.FixtureRequest, chromium: Any, kernel: Kernel, tmp_path: Path) -> Iterator[FrontEnd]:  # noqa: F811
     """A stand-in, in which nothing may fail or ask the network."""
     with pages_of(chromium) as open_one:
-        yield request.param(open_one(), kernel, tmp_path)
+        page = open_one()
+        page.set_default_timeout(120_000)  # messages come late, and machines are busy
+        yield request.param(page, kernel, tmp_path)
 
 
 def difference_of(edits: Any) -> str:

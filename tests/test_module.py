@@ -16,7 +16,7 @@ from pieces import ODD
 
 from gemmascope.run.show import _drawn
 from gemmascope.tokens.tokenizer import SHOWN_AS, visible_text
-from gemmascope.views.minify import minified
+from gemmascope.views.minify import minified, without_unused
 from gemmascope.views.module import FOLDER, LIVE_FILES, STATIC_FILES, module_text, needed_by, static_module
 from gemmascope.views.packing import count_visible, pack, pack_probabilities, visible_values
 from gemmascope.views.short_names import short_names_of, with_short_names
@@ -69,6 +69,20 @@ def test_every_file_is_joined_into_the_module_once() -> None:
         names = re.findall(r"^(?:export )?(?:async )?(?:function|const|let|class) (\w+)", joined, re.MULTILINE)
         names += [n for line in re.findall(r"^const \[([\w, ]+)\]", joined, re.MULTILINE) for n in line.split(", ")]
         assert len(names) == len(set(names)), "the files share one scope"
+
+
+def test_a_page_holds_no_function_that_nothing_calls() -> None:
+    def function(name: str, body: str = "") -> str:
+        return f"function {name}() {{\n  {body};\n}}\n"
+
+    used, chain = function("mount", "used()") + function("used"), function("first", "second()") + function("second")
+    assert without_unused(used + chain, "mount") == used
+    alone = function("itself", "itself()")
+    assert without_unused(used + alone, "mount") == used, "a function that only calls itself"
+    assert without_unused("// second\n" + chain + used, "mount").strip() == used.strip(), "a comment calls nothing"
+    handed_on = "const list = [used];\n"
+    assert without_unused(function("used") + handed_on) == function("used") + handed_on
+    assert "function exportMenu(" not in static_module("plan"), "shared files hold more"
 
 
 def test_the_module_is_valid_javascript(tmp_path: Path) -> None:
