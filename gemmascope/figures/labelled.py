@@ -101,8 +101,10 @@ def label_axis(update_axes: UpdateAxes, array: xarray.DataArray, axis: str) -> N
     labels, numbers = axis_labels(array, axis), _numbers(array, axis)
     if (tokens := TOKENS_OF.get(axis)) in array.coords:  # a character of several tokens stands at the first
         characters = characters_of([str(token) for token in array[tokens].values])
-        texts = [one and ("" if one.nth else escape_label(one.text)) for one in characters]
-        labels = [label if text is None else text for label, text in zip(labels, texts, strict=True)]
+        labels = [
+            label if one is None else "" if one.nth else escape_label(one.text)
+            for label, one in zip(labels, characters, strict=True)
+        ]
     most = MOST_TOKENS if axis in TOKENS_OF else MOST_TICKS
     title = TITLES.get(axis, axis)
     if len(labels) > most and axis != "layer":
