@@ -49,9 +49,8 @@ def _table(curve: Curve, ladder: Ladder) -> str:
         metric = curve.unsteered[0] if curve.unsteered and strength == 0 else float(curve.metric[point])
         number = "" if isnan(metric) else signed(metric, metric)
         says = "collapsed" if strength and curve.collapsed[point] else number
-        words = "".join(
-            f"<u>{escape(legible_line(t))}</u>" if new else escape(legible_line(t)) for t, new in _stretches(text, ladder)
-        )
+        said = [(escape(legible_line(part)), is_new) for part, is_new in stretches(text, ladder.unsteered)]
+        words = "".join(f"<u>{part}</u>" if is_new else part for part, is_new in said)
         name = "0" if strength == 0 else f"{strength:+g}"
         rows.append(
             f"<tr><th style='{_CELL};text-align:right'>{name}</th>"
@@ -63,7 +62,8 @@ def _table(curve: Curve, ladder: Ladder) -> str:
 
 def _curve_svg(curve: Curve, strength: float) -> str:
     metric, collapsed = curve.metric.tolist(), curve.collapsed.tolist()
-    known = [one for one in zip(curve.strengths, metric, collapsed, strict=True) if not isnan(one[1])]
+    points = zip(curve.strengths, metric, collapsed, strict=True)
+    known: list[tuple[float, float, bool]] = [point for point in points if not isnan(point[1])]
     low, high = curve.strengths[0], curve.strengths[-1]
     least, most = min(m for _, m, _ in known), max(m for _, m, _ in known)
     bottom = HEIGHT - BOTTOM
