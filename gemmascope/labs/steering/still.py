@@ -7,7 +7,7 @@ from html import escape
 from math import isnan
 
 from gemmascope.labs.steering.curve import Curve
-from gemmascope.labs.steering.ladder import Ladder
+from gemmascope.labs.steering.ladder import Ladder, stretches
 from gemmascope.legible import legible, legible_line, signed
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 152, 64, 16, 12, 28
