@@ -213,7 +213,11 @@ class Model(ModelWeights, ModelEdits):
         return ids.to(self.device, copy=True)  # should the user write to the given tensor
 
     def ids_of_any_length(self, prompt: Prompt) -> Int[Tensor, " pos"]:
-        """As ids, on the CPU, of a prompt that may exceed the context. It may be the given tensor itself."""
+        """As ids, on the CPU, of a prompt that may exceed the context. It may be the given tensor itself.
+
+        Args:
+            prompt: As in ids.
+        """
         self.require_values()
         prompt = as_prompts(prompt)
         is_text = isinstance(prompt, str) or is_chat(prompt)
