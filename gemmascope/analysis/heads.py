@@ -98,7 +98,7 @@ class HeadScores:
             unit=unit,
             diverging=self.kind == COPYING,
             bound=bound,
-            subtitle=f"{self.meaning}; {self.over}",
+            subtitle=f"{self.meaning}\n{self.over}",
         )
         figure.update_layout(margin={"t": 90})
         return figure
