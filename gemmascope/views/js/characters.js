@@ -4,7 +4,7 @@ import { make } from "./page.js";
 import { byteText, charactersOf, legible } from "./tokens.js";
 
 export const CHARACTER_STYLE = `
-.gs-character{display:inline-grid;grid-auto-flow:column;vertical-align:baseline}
+.gs-character{display:inline-grid;grid-auto-flow:column;align-items:center;line-height:normal;vertical-align:middle}
 .gs-character>*{grid-row:1}
 .gs .gs-character>button.gs-chip{min-width:12px;padding-left:0;padding-right:0;margin:0}
 .gs .gs-character>button.gs-chip:not(:first-child){border-left-style:dotted;border-top-left-radius:0;border-bottom-left-radius:0}
