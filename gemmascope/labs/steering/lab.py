@@ -147,7 +147,7 @@ class SteerLab(SteerLabSession):
         if run.text_after is not None:
             facts |= {"before": run.text_before or "", "after": run.text_after}
         follows = None if run.before is None else Followed.of(run, self.answer, self.against).name
-        return still_html(f"Steering {self.model.name}", facts, curve, ladder, strength, follows)
+        return still_html(f"Steering {legible_line(self.model.name)}", facts, curve, ladder, strength, follows)
 
     @prints_legibly
     def __repr__(self) -> str:
