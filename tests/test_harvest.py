@@ -313,7 +313,7 @@ def test_sites_without_rows_are_refused(sites: Any, layers: Any, message: str, t
         ({"outliers": 1}, "outliers is more than 1"),
         ({"outliers": "10"}, "outliers is a finite number"),
         ({"exact": None}, "exact is True or False"),
-        ({"rows_per_shard": 0}, "rows_per_shard is a whole number of at least 1"),
+        ({"rows_per_shard": 0}, "rows_per_shard is a whole number from 1 to 2147483648"),
         ({"memory": 1000}, "memory of 1,000 bytes is too little"),
         ({"out": ""}, "the path of a store is empty"),
     ],

@@ -123,7 +123,7 @@ def harvest(
         empty=one_of(empty, "empty", EMPTY, error=StoreError),
         exact=true_or_false(exact, "exact", error=StoreError),
         rows_at_once=microbatch_rows(model),
-        rows_per_shard=whole_number(rows_per_shard, "rows_per_shard", least=1, error=StoreError),
+        rows_per_shard=whole_number(rows_per_shard, "rows_per_shard", least=1, most=2**31, error=StoreError),
     )
     return _harvest(model, texts, field, spec, user_path(out, error=StoreError, what="a store"), memory, progress)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gemmascope.arguments import MAX_ITEMS, as_numbers, is_whole, short_repr, whole_number
+from gemmascope.arguments import MAX_ITEMS, as_list, as_numbers, as_python, is_list, is_whole, short_repr, whole_number
 from gemmascope.errors import SiteError
 from gemmascope.stores.reading.shards import Shards
 from gemmascope.values import Array, is_array
@@ -15,17 +15,23 @@ def row_numbers(rows: object, n_rows: int) -> Array:
     if isinstance(rows, slice):
         return np.arange(n_rows)[rows]
     if is_array(rows):
-        given = np.atleast_1d(np.asarray(rows))
+        plain = as_python(rows, unreadable=None)
+        if plain is None:
+            raise SiteError(f"rows are whole numbers: one, a list, an array or a slice; given a {type(rows).__name__}")
+        given = np.atleast_1d(np.asarray(plain))
         if given.ndim != 1 or given.dtype.kind not in "iu":
             raise SiteError(f"rows are whole numbers on one axis; given an array of {given.dtype}, shape {given.shape}")
     else:
         numbers = as_numbers(rows)
         if numbers is None or len(numbers) > MAX_ITEMS or not all(map(is_whole, numbers)):
             raise SiteError(f"rows are whole numbers: one, a list, an array or a slice; given {short_repr(rows)}")
-        given = np.array([int(n) for n in numbers], dtype=np.int64)  # type: ignore[call-overload]
+        whole = [int(n) for n in numbers]  # type: ignore[call-overload]
+        if wrong := [n for n in whole if not -n_rows <= n < n_rows]:
+            raise SiteError(f"there is no row {short_repr(wrong[0])}: the store has {n_rows:,} rows, from 0")
+        given = np.array(whole, dtype=np.int64)
     given = given.astype(np.int64)
-    if len(wrong := given[(given < -n_rows) | (given >= n_rows)]):
-        raise SiteError(f"there is no row {int(wrong[0])}: the store has {n_rows:,} rows, from 0")
+    if len(outside := given[(given < -n_rows) | (given >= n_rows)]):
+        raise SiteError(f"there is no row {int(outside[0])}: the store has {n_rows:,} rows, from 0")
     return np.where(given < 0, given + n_rows, given)
 
 
@@ -63,3 +69,11 @@ def _rows_of_text(shards: Shards, text: int, pos: object) -> Array:
             raise SiteError(f"position {at} of text {text} has no row: {why}")
         found.append(have[at])
     return np.array(found, dtype=np.int64)
+
+
+def pairs_of(sites: object) -> list[tuple[object, int | None]]:
+    """(site, layer) of each of a list. SiteError for something else."""
+    listed = as_list(sites, "site", error=SiteError) if is_list(sites) else [None]
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in listed):
+        raise SiteError(f"site is a site, or a list of (site, layer), such as [('mlp_in', 3)]; given {short_repr(sites)}")
+    return [(pair[0], pair[1]) for pair in listed if isinstance(pair, (tuple, list))]

@@ -6,6 +6,7 @@ import os
 
 from gemmascope.errors import StoreError
 from gemmascope.files.paths import user_path
+from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model
 from gemmascope.stores.manifest import read_manifest, read_shards
 from gemmascope.stores.reading.shards import Shards
@@ -36,5 +37,5 @@ def open_store(path: str | os.PathLike[str], *, model: Model | None = None) -> S
     shards = [line for line in found.lines if line.file]
     store = Store(folder, manifest, Shards(folder, shards, manifest.spec), len(found.lines) > len(shards))
     if model is not None:
-        store.require_model(model)
+        store.require_model(model_or_nano(model))
     return store

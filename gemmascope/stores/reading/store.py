@@ -20,7 +20,7 @@ from gemmascope.sites import SITES, SiteKey, find
 from gemmascope.stores.manifest import Manifest
 from gemmascope.stores.reading.batches import Shuffle
 from gemmascope.stores.reading.lazy import LazyRows
-from gemmascope.stores.reading.lookup import row_numbers, rows_of
+from gemmascope.stores.reading.lookup import pairs_of, row_numbers, rows_of
 from gemmascope.stores.reading.sequences import LazySequence
 from gemmascope.stores.reading.shard import Shard
 from gemmascope.stores.reading.shards import RowPlaces, Shards
@@ -235,7 +235,7 @@ class Store:
         Raises:
             SiteError, StoreError, BudgetError: The store does not hold a site, or has no rows; an argument does not fit.
         """
-        arrays = [self.array(*key) for key in site] if not isinstance(site, str) else [self.array(site, layer)]
+        arrays = [self.array(*pair) for pair in ([(site, layer)] if isinstance(site, str) else pairs_of(site))]
         if not self.n_rows or not arrays:
             raise StoreError(
                 f"{self.path} has no rows to read" if arrays else "the list of sites is empty: name at least one"

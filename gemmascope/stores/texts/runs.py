@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from gemmascope.errors import PromptError, StoreError
 from gemmascope.model.model import Model
 from gemmascope.stores.spec import StoreSpec
-from gemmascope.stores.texts.sources import Item
+from gemmascope.stores.texts.sources import Item, length_of
 from gemmascope.values import Array
 
 
@@ -51,7 +51,7 @@ class Runs:
         Raises:
             PromptError, StoreError: The text cannot be read, is too long, or has no tokens. The message names it.
         """
-        if isinstance(item.value, Sized) and not len(item.value):
+        if length_of(item.value) == 0:
             return self._empty(item)
         try:
             ids = self.model.ids_of_any_length(item.value).cpu()  # type: ignore[arg-type]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from gemmascope.arguments import is_list, short_repr
+from gemmascope.arguments import as_python, is_list, short_repr
 from gemmascope.errors import StoreError
 from gemmascope.files.json_reader import is_regular_file, parse_json
 from gemmascope.files.paths import user_path
@@ -64,10 +64,21 @@ def read_texts(texts: object, field: str) -> Texts:
         )
     if isinstance(texts, Sequence) and texts and all(isinstance(one, os.PathLike) for one in texts):
         return _of_files(texts, field)
-    n_texts = len(texts) if isinstance(texts, Sized) else None
+    texts = as_python(texts, unreadable=None)  # the rows of a tensor or an array, each a text's token ids
+    if not is_list(texts):
+        raise StoreError("texts is an array or a tensor whose items cannot be listed: give a list of texts")
+    n_texts = length_of(texts)
     if n_texts == 0:
         raise StoreError("the list of texts is empty: give at least one")
     return Texts(lambda: ((_value(one, field), "") for one in texts), n_texts, isinstance(texts, (list, tuple)))
+
+
+def length_of(value: object) -> int | None:
+    """How many items a value has; None where it has no length, or, as a tensor without axes, none that can be asked for."""
+    try:
+        return len(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError, ValueError):
+        return None
 
 
 def _value(item: object, field: str) -> object:

@@ -10,7 +10,7 @@ from gemmascope.errors import StoreError
 from gemmascope.stores.manifest import ShardLine
 from gemmascope.stores.spec import StoreSpec
 from gemmascope.stores.texts.runs import Runs, TextDigest, TextRun
-from gemmascope.stores.texts.sources import Item, Texts
+from gemmascope.stores.texts.sources import Texts, length_of
 
 # A list of texts of up to so many characters is split into tokens before the first is run: then every text is known to be
 # good, and the store's size is known.
@@ -55,7 +55,7 @@ class Chunks:
     def __init__(self, texts: Texts, runs: Runs, spec: StoreSpec) -> None:
         self.texts, self._runs, self.spec = texts, runs, spec
         self._known: dict[int, list[TextRun]] = {}
-        if texts.in_memory and sum(_length(item) for item in texts.items()) <= MOST_CHARACTERS:
+        if texts.in_memory and sum(length_of(item.value) or 0 for item in texts.items()) <= MOST_CHARACTERS:
             self._known = {item.number: runs.of(item) for item in texts.items()}
         self._items = texts.items()
 
@@ -112,10 +112,3 @@ class Chunks:
             yield Chunk(runs, n_texts, n_skipped, digest.hexdigest())
             digest, n_texts, n_skipped = TextDigest(), 0, 0
         yield Chunk((), n_texts, n_skipped, digest.hexdigest())
-
-
-def _length(item: Item) -> int:
-    try:
-        return len(item.value)  # type: ignore[arg-type]
-    except TypeError:  # no text at all, which its own error says
-        return 0
