@@ -249,7 +249,7 @@ def test_an_array_that_is_large_or_of_no_numbers_is_shown_by_its_shape() -> None
 
 
 def test_a_function_may_write_in_place_and_return_nothing() -> None:
-    def halve(rows: Tensor) -> None:
+    def halve(rows: torch.Tensor) -> None:
         rows *= 0.5
 
     t = gs.trace(prompt(6), model=model(), edits=[gs.edit("z", halve, layer=1, head=2)])

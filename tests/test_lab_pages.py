@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,14 @@ odd = gs.patching_lab(tokens, other, ODD[0], ODD[1], model=model, at_once=False)
 odd"""
 
 pytestmark = pytest.mark.nano
+
+
+def outputs_of(notebook: Path) -> object:
+    """What the last cell of a saved notebook shows; None while JupyterLab is still writing the file."""
+    try:
+        return json.loads(notebook.read_text(encoding="utf-8"))["cells"][-1]["outputs"]
+    except json.JSONDecodeError:
+        return None
 
 
 @pytest.fixture

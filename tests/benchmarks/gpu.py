@@ -177,15 +177,15 @@ class Card:
 
         exact = checkpoint(shape, self.device, torch.bfloat16).float()  # the same seed: the same weights
         for site in ("resid_pre", "z"):
-            self.row(f"2b: sweep of {site}", lambda: measure_sweep(source, exact, model, length, site, rounds))  # noqa: B023
+            self.row(f"2b: sweep of {site}", lambda: measure_sweep(source, exact, model, length, site, rounds))  # noqa: B023, F821
             self.count(f"2b: sweep of {site}", lambda: sweep(site), n_layers)  # noqa: B023
             self.peak(f"2b: sweep of {site}", lambda: sweep(site))  # noqa: B023
         for n in lengths:
-            self.row(f"2b: trace of {n}", lambda: measure_trace(source, exact, model, 1, n, rounds))  # noqa: B023
+            self.row(f"2b: trace of {n}", lambda: measure_trace(source, exact, model, 1, n, rounds))  # noqa: B023, F821
         ids = prompt(lengths[len(lengths) // 2], shape["vocab_size"], 5)
         self.count("2b: trace", lambda: gs.trace(ids, model=model).logits, n_layers)
         self.peak("2b: trace", lambda: gs.trace(ids, model=model).logits)
-        self.row("2b: trace of 16 prompts", lambda: measure_trace(source, exact, model, 16, length, rounds))
+        self.row("2b: trace of 16 prompts", lambda: measure_trace(source, exact, model, 16, length, rounds))  # noqa: F821
         del exact
         n_new = 4 if self.small else 48
         for count, edited in ((1, False), (16, False), (1, True), (16, True)):

@@ -15,7 +15,9 @@ from hostile import UNFIT
 from gemmascope.figures.theme import escape_label
 
 # What our own labels may hold besides text.
-OWN = re.compile(r'<br>|<extra></extra>|<span style="fill-opacity:[\d.]+">|</span>|&(?:amp|lt|gt|#36|#37);')
+OWN = re.compile(
+    r'<br>|<extra>(?:%\{fullData\.name\})?</extra>|<span style="fill-opacity:[\d.]+">|</span>|&(?:amp|lt|gt|#36|#37);'
+)
 PLACES = re.compile(r"%\{(?:customdata|text|x|y|z)(?::[^}]*)?\}")
 # As plotly.js looks for TeX, in lib/svg_text_utils.js.
 TEX = re.compile(r"([^$]*)([$]+[^$]*[$]+)([^$]*)")

@@ -139,7 +139,7 @@ def test_running_a_cell_again_frees_its_earlier_lab(
     labs_made = []
     for _ in range(5):
         labs_made.append(weakref.ref(front_end.run("a", lambda: make(model))))
-        n_of_one_lab = len(widgets()) - before if len(labs_made) == 1 else n_of_one_lab
+        n_of_one_lab = len(widgets()) - before if len(labs_made) == 1 else n_of_one_lab  # noqa: F821
     labs_made[-1]().wait()
     assert are_gone(labs_made, [True] * 4 + [False])
     assert len(widgets()) - before == n_of_one_lab, "those of one lab"
