@@ -53,6 +53,8 @@ from gemmascope.errors import GemmascopeWarning as GemmascopeWarning
 from gemmascope.generation.generate import generate as generate
 from gemmascope.generation.patchscope import patchscope as patchscope
 from gemmascope.generation.result import Generation as Generation
+from gemmascope.labs.graphs.lab import GraphLab as GraphLab
+from gemmascope.labs.graphs.lab import graph_lab as graph_lab
 from gemmascope.labs.heads.lab import HeadLab as HeadLab
 from gemmascope.labs.heads.lab import head_lab as head_lab
 from gemmascope.labs.patching.lab import open_patching_lab as open_patching_lab

@@ -109,6 +109,12 @@ def jacobian() -> gs.JacobianLens:
     return gs.fit_jacobian_lens(model(), [IDS, OTHER], skip_first=1, progress=False)
 
 
+def graph_lab() -> gs.GraphLab:
+    lab = gs.graph_lab(graph=graph(), max_new_tokens=2)
+    lab.scale("</script><img src=x onerror=alert(1)>\u202e", 0.0)
+    return lab.wait()
+
+
 SHOWN: dict[str, Callable[[], Any]] = {
     "Model": model,
     "Trace": run,
@@ -145,6 +151,7 @@ SHOWN: dict[str, Callable[[], Any]] = {
     "patching lab": lambda: ready(gs.patching_lab(IDS, OTHER, ANSWER, AGAINST, model=model())),
     "head lab": lambda: ready(gs.head_lab(IDS, ANSWER, AGAINST, model=model(), max_new_tokens=2)),
     "steer lab": lambda: ready(gs.steer_lab(IDS, direction(), model=model(), max_new_tokens=2)),
+    "graph lab": graph_lab,
 }
 
 

@@ -61,6 +61,21 @@ def test_the_head_lab_answers_to_clicks_and_shows_what_other_cells_change(front_
 
 
 @pytest.mark.nano
+def test_the_graph_lab_answers_and_shows_what_other_cells_change(front_end: FrontEnd) -> None:
+    with gs.graph_lab(CLEAN, targets=gs.logit_diff(" Mary", " John"), max_nodes=30, max_new_tokens=2) as lab:
+        page = front_end.show(lab)
+        page.get_by_text("Graph 1 of 1").wait_for()
+        lab.group("one", list(lab.graph.nodes.query("kind == 'feature'").nlargest(1, "influence")["id"]))
+        half = lab.graph.intervene({"one": 0.5}).to_dataframe().iloc[0]
+        page.get_by_role("group", name="one: what it writes").get_by_role("button", name="Half").click()
+        predicted, true = (f"{half[name]:+.4g}".replace("-", "\u2212") for name in ("predicted", "true"))
+        page.get_by_text(f"predicted {predicted}, true {true}").wait_for()
+        lab.reset()
+        page.get_by_text("nothing is changed").wait_for()
+        assert page.locator(".gs-gone").is_hidden()
+
+
+@pytest.mark.nano
 def test_the_steering_lab_answers_and_fills_its_curve_and_ladder(front_end: FrontEnd) -> None:
     d = gs.direction(POSITIVE, NEGATIVE, layer=4)
     with gs.steer_lab("Peter was tired because", d, strengths=(-4, 4), max_new_tokens=4) as lab:

@@ -29,6 +29,7 @@ ANY = 60
 
 # Calls that a user types with keywords: each keyword is one independent choice.
 WIDE = {"sweep", "path_sweep", "generate", "attribute", "load", "plan", "trace", "patching_lab", "head_lab", "steer_lab"}
+WIDE |= {"graph_lab"}  # what attribution_graph takes, how much of it is shown, and a graph to begin with
 WIDE |= {"strength_sweep", "attribution_graph"}  # the places of gs.add, the texts for perplexity, and what every sweep takes
 WIDE |= {"harvest"}  # the texts and what of them is kept, how it is stored, and what a pass may take
 WIDE |= {"edge_scores", "faithfulness"}  # the runs, the method and its steps, the positions, and what an ablation takes

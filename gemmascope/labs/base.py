@@ -1,4 +1,4 @@
-"""LabBase: what gs.patching_lab, gs.head_lab and gs.steer_lab share: showing a lab, and freeing it."""
+"""LabBase: what gs.patching_lab, gs.head_lab, gs.steer_lab and gs.graph_lab share: showing a lab, and freeing it."""
 
 from __future__ import annotations
 

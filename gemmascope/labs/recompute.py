@@ -1,4 +1,4 @@
-"""RecomputingLab: what gs.head_lab and gs.steer_lab share. Every change of a setting runs and writes the prompt again."""
+"""RecomputingLab: what gs.head_lab, gs.steer_lab and gs.graph_lab share. Every change of a setting runs the prompt again."""
 
 from __future__ import annotations
 

@@ -48,6 +48,10 @@ class Message(TypedDict, total=False):
     clean: str
     corrupt: str
     family: str
+    node: str
+    groups: dict[str, list[str]]
+    labels: dict[str, str]
+    factors: dict[str, float]
 
 
 # What to do about a message, by its type. A handler that returns a dict sends it to the page.

@@ -299,6 +299,14 @@ def _views_and_labs(gs: Any, model: Any, trace: Any, metric: Any) -> Iterator[tu
 
     yield "steer_lab", steering
 
+    def graphs() -> Any:
+        with gs.graph_lab(CLEAN, model=model, basis="neuron", targets=gs.logit_diff(" Mary", " John"), max_nodes=20) as lab:
+            lab.scale(lab.graph.nodes.query("kind == 'feature'").nlargest(1, "influence")["id"].item(), 0.0)
+            assert lab.result is not None
+            return lab.result.nodes["true"]
+
+    yield "graph_lab", graphs
+
 
 @dataclass(frozen=True)
 class Compared:

@@ -44,6 +44,10 @@ def steering(model: gs.Model) -> Any:
     return gs.steer_lab(IDS, vector, site="resid_post", layer=1, model=model, max_new_tokens=2)
 
 
+def graphs(model: gs.Model) -> Any:
+    return gs.graph_lab(IDS, basis="neuron", max_nodes=5, targets=3, model=model, max_new_tokens=2)
+
+
 def are_gone(labs: list[weakref.ref[Any]], expected: list[bool]) -> bool:
     """Whether exactly these labs are freed, once the running jobs of the closed ones have ended."""
     for _ in range(200):
@@ -54,7 +58,7 @@ def are_gone(labs: list[weakref.ref[Any]], expected: list[bool]) -> bool:
     return False
 
 
-LABS = [patching, heads, steering]
+LABS = [patching, heads, steering, graphs]
 labs = pytest.mark.parametrize("make", LABS, ids=lambda make: make.__name__)
 
 
@@ -237,6 +241,11 @@ CALLS: dict[Callable[[gs.Model], Any], list[Callable[[Any], Any]]] = {
         lambda lab: lab.set(strength=2), lambda lab: lab.wait(), lambda lab: lab.trace, lambda lab: lab.base_text,
         lambda lab: lab.widget,
     ],
+    graphs: [
+        lambda lab: lab.set(answer=5), lambda lab: lab.scale("bias"), lambda lab: lab.reset(), lambda lab: lab.reopen(0),
+        lambda lab: lab.look("bias"), lambda lab: lab.group("a", []), lambda lab: lab.wait(), lambda lab: lab.graph,
+        lambda lab: lab.result, lambda lab: lab.trace, lambda lab: lab.widget,
+    ],
 }  # fmt: skip
 
 
@@ -259,6 +268,19 @@ def test_results_of_a_closed_patching_lab_can_be_read(model: gs.Model) -> None:
     assert "gs.sweep(" in lab.code()
     assert lab.view().to_html()
     assert "closed" in repr(lab)
+
+
+def test_results_of_a_closed_graph_lab_can_be_read(model: gs.Model) -> None:
+    with graphs(model) as lab:
+        graph = lab.graph
+        lab.scale(graph.nodes.query("kind == 'feature'")["id"].iloc[0], 0.0)
+        lab.wait()
+        before = lab.view()
+    assert lab.view().spec == before.spec
+    assert list(lab.changes.values()) == [0.0]
+    assert "graph.intervene(" in lab.code()
+    assert "closed" in repr(lab)
+    assert graph.run is not None, "the graph that was taken out of it can still compute"
 
 
 @labs

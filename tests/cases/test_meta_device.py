@@ -53,6 +53,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "patching_lab": lambda: gs.patching_lab(P, Q, " Mary", " John", model=meta()).run(),
     "head_lab": lambda: gs.head_lab(P, model=meta()),
     "steer_lab": lambda: gs.steer_lab(P, torch.ones(128), site="resid_post", layer=1, model=meta()),
+    "graph_lab": lambda: gs.graph_lab(P, model=meta()),
 }
 
 

@@ -42,6 +42,7 @@ LABS: dict[str, Callable[[gs.Model], Any]] = {
     "patching": lambda model: gs.patching_lab(IDS, OTHER, 3, 4, model=model),
     "heads": lambda model: gs.head_lab(IDS, 3, model=model, max_new_tokens=2),
     "steering": lambda model: gs.steer_lab(IDS, torch.ones(32), site="resid_post", layer=1, model=model, max_new_tokens=2),
+    "graphs": lambda model: gs.graph_lab(IDS, basis="neuron", max_nodes=5, model=model, max_new_tokens=2),
 }
 
 

@@ -103,6 +103,16 @@ def a_steer_lab() -> Any:
     return steered_by_ones(layer=1)
 
 
+@cache
+def a_graph_lab() -> Any:
+    return gs.graph_lab(P, basis="neuron", max_nodes=2, max_new_tokens=1).wait()
+
+
+def a_neuron() -> Any:
+    """The id of a neuron of a_graph_lab()."""
+    return a_graph_lab()._graph_now().nodes.query("kind == 'feature'")["id"].iloc[0]
+
+
 def a_cell(**options: Any) -> Any:
     """A sweep of one cell, of z."""
     return gs.sweep(P, Q, DIFF, site="z", by=("layer",), layer=5, pos=-1, **options)
@@ -384,6 +394,19 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "steer_lab pos": lambda x: closed(steered_by_ones(layer=1, pos=x)),
     "steer_lab head": lambda x: closed(gs.steer_lab(P, torch.ones(32), site="z", layer=1, head=x, max_new_tokens=1)),
     "steer_lab set strength": lambda x: a_steer_lab().set(strength=x),
+    "graph_lab prompt": lambda x: closed(gs.graph_lab(x, basis="neuron", max_nodes=2, max_new_tokens=1)),
+    "graph_lab model": lambda x: closed(gs.graph_lab(P, model=x, basis="neuron", max_nodes=2)),
+    "graph_lab basis": lambda x: closed(gs.graph_lab(P, basis=x, max_nodes=2)),
+    "graph_lab graph": lambda x: closed(gs.graph_lab(graph=x)),
+    "graph_lab max_nodes": lambda x: closed(gs.graph_lab(P, basis="neuron", max_nodes=x, keep=x, most=x)),
+    "graph_lab set": lambda x: a_graph_lab().set(hold=x),
+    "graph_lab scale": lambda x: a_graph_lab().scale(x, 0.0),
+    "graph_lab scale by": lambda x: a_graph_lab().scale(a_neuron(), x),
+    "graph_lab group": lambda x: a_graph_lab().group("group", x),
+    "graph_lab group name": lambda x: a_graph_lab().group(x, [a_neuron()]),
+    "graph_lab label": lambda x: a_graph_lab().label(a_neuron(), x),
+    "graph_lab reopen": lambda x: a_graph_lab().reopen(x),
+    "graph_lab save": lambda x: a_graph_lab().save(x),
     # prompts
     "prompts n": lambda x: gs.prompts.ioi(x),
     "prompts seed": lambda x: gs.prompts.ioi(2, seed=x),

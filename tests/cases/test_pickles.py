@@ -176,12 +176,13 @@ def test_results_edits_and_metrics_survive_pickling(how: str) -> None:
 
 @pytest.mark.nano
 @pytest.mark.parametrize("how", SPLIT)
-@pytest.mark.parametrize("lab", ["patching", "heads", "steering"])
+@pytest.mark.parametrize("lab", ["patching", "heads", "steering", "graphs"])
 def test_a_lab_refuses_to_be_pickled_or_copied(how: str, lab: str) -> None:
     opened: Any = {
         "patching": lambda: gs.patching_lab(TEXT, TEXT.replace("John gave", "Mary gave"), " Mary", " John"),
         "heads": lambda: gs.head_lab(TEXT),
         "steering": lambda: gs.steer_lab(TEXT, torch.ones(128), site="resid_post", layer=2),
+        "graphs": lambda: gs.graph_lab(TEXT, max_nodes=5),
     }[lab]()
     with opened, pytest.raises(LabError, match="cannot be pickled or copied"):
         SPLIT[how](opened)

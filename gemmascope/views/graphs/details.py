@@ -1,4 +1,8 @@
-"""What a page says of single nodes and edges: the heads that carried an edge, and the tokens that a node raises."""
+"""What a page says of single nodes and edges: the heads that carried an edge, and the tokens that a node raises.
+
+Each part is a table by the index of the node or edge, which stands in the page's spec under a name of its own and is drawn
+by a function of js/graph/pane.js.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +34,25 @@ def carried_by(graph: AttributionGraph, shown: Shown, most: int, progress: bool)
 
     The outputs and the nodes with the most influence come first: of each its strongest edge, then of each its second.
     """
+    return _carried_by(graph, shown, _edges_by_turns(graph, shown)[:most], progress)
+
+
+def carried_into(graph: AttributionGraph, shown: Shown, node: int, most: int) -> dict[str, list[list[float]]]:
+    """The same of the strongest edges into a node, by its index among those that are shown."""
+    edges = (shown.target == node).nonzero().flatten()
+    strongest = shown.weight[edges].abs().argsort(descending=True, stable=True)[:most]
+    return _carried_by(graph, shown, edges[strongest].tolist(), False)
+
+
+def _carried_by(
+    graph: AttributionGraph, shown: Shown, chosen: Sequence[int], progress: bool
+) -> dict[str, list[list[float]]]:
     from tqdm.auto import tqdm
 
     run, basis = graph._live()
     found: dict[str, list[list[float]]] = {}
     by_target: dict[int, list[int]] = {}
-    for edge in _edges_by_turns(graph, shown)[:most]:
+    for edge in chosen:
         by_target.setdefault(int(shown.nodes[shown.target[edge]]), []).append(edge)
     n_edges = sum(map(len, by_target.values()))
     with tqdm(total=n_edges, desc="heads", unit="edge", delay=1.0, leave=False, disable=not progress) as bar:
@@ -67,8 +84,9 @@ def _strongest_heads(carried: NDArray[np.floating]) -> list[list[float]]:
     return [[*divmod(i, carried.shape[1]), float(flat[i])] for i in kept]
 
 
-def raised_tokens(graph: AttributionGraph, shown: Shown) -> dict[str, list[list[object]]]:
+def raised_tokens(graph: AttributionGraph, shown: Shown, only: Sequence[int] | None = None) -> dict[str, list[list[object]]]:
     """Of each feature, by index of the node: the tokens whose logits it raises and lowers most, as [token, by how much].
+    only: indices of the nodes to do that for; None for all.
 
     What it wrote, as the last norm reads it at its position, times the unembedding, less the vocabulary's mean: nothing
     between it and the logits is counted.
@@ -76,7 +94,8 @@ def raised_tokens(graph: AttributionGraph, shown: Shown) -> dict[str, list[list[
     run, _ = graph._live()
     model = run.trace.model
     kinds, positions = graph.decoded[0].tolist(), graph.positions
-    features = [(i, node) for i, node in enumerate(shown.nodes.tolist()) if kinds[node] == FEATURE]
+    nodes = shown.nodes.tolist()
+    features = [(i, nodes[i]) for i in (range(len(nodes)) if only is None else only) if kinds[nodes[i]] == FEATURE]
     if not features:
         return {}
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.views.graphs.details import carried_by, raised_tokens
 from gemmascope.views.graphs.shown import Shown, shown_part
 from gemmascope.views.labels import are_special, position_label
-from gemmascope.views.packing import pack
+from gemmascope.views.packing import PackedArray, pack
 from gemmascope.views.page import View
 
 # How many nodes the table has that stands in for the picture.
@@ -56,6 +57,20 @@ def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 300, pr
     most = whole_number(most, "most, how many nodes to show,", least=1, most=5000, error=GraphError)
     heads = whole_number(heads, "heads, for how many edges to find heads,", least=0, error=GraphError)
     shown = shown_part(graph, most)
+    spec, arrays = drawn(graph, shown)
+    if graph.run is not None:
+        spec["carried"] = carried_by(graph, shown, heads, progress)
+        spec["raises"] = raised_tokens(graph, shown)
+    return view_of(graph, shown, spec, arrays)
+
+
+def view_of(graph: AttributionGraph, shown: Shown, spec: Mapping[str, object], arrays: Mapping[str, PackedArray]) -> View:
+    """A view of what drawn() returned, with a table that stands in for it."""
+    return View(spec, arrays, repr(graph), _table(graph, shown))
+
+
+def drawn(graph: AttributionGraph, shown: Shown) -> tuple[dict[str, object], dict[str, PackedArray]]:
+    """What the page draws of a graph: its spec, without what is said of single nodes, and its arrays."""
     spec: dict[str, object] = {
         "view": "graph",
         "title": f"Attribution graph of {graph.about.model}",
@@ -70,9 +85,6 @@ def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 300, pr
         "groups": {name: [one for one in ids if one in shown.ids] for name, ids in graph.supernodes.items()},
         "left_out": sorted({one for ids in graph.supernodes.values() for one in ids} - shown.ids),
     }
-    if graph.run is not None:
-        spec["carried"] = carried_by(graph, shown, heads, progress)
-        spec["raises"] = raised_tokens(graph, shown)
     arrays = {
         "influence": pack(_numbers(graph.influence[shown.nodes])),
         "before": pack(_numbers((graph.cumulative - _share_of_all(graph))[shown.nodes])),
@@ -84,7 +96,7 @@ def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 300, pr
         "source": pack(shown.source.numpy().astype(np.uint16)),
         "weight": pack(_numbers(shown.weight)),
     }
-    return View(spec, arrays, repr(graph), _table(graph, shown))
+    return spec, arrays
 
 
 def _numbers(values: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

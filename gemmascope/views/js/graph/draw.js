@@ -68,6 +68,19 @@ export function drawSeen(ctx, graph, layout, colours, state) {
   }
   ctx.globalAlpha = 1;
   for (const node of graph.nodes) if (state.seen[node.index]) drawNode(ctx, node, layout, colours, state.tint(node.index));
+  for (const { index, kind } of graph.nodes) if (kind === "feature" && state.seen[index]) drawChange(ctx, layout, colours, index, state.factor(index));
+}
+
+/** The mark of a node that is changed: struck out where it is off, else a ring. */
+function drawChange(ctx, layout, colours, index, factor) {
+  if (factor === undefined) return;
+  const [x, y, r] = [layout.x[index], layout.y[index], layout.r[index] + 3];
+  ctx.strokeStyle = colours.ink;
+  ctx.lineWidth = 1.5;
+  ctx.beginPath();
+  if (factor === 0) for (const d of [-1, 1]) { ctx.moveTo(x - r, y - d * r); ctx.lineTo(x + r, y + d * r); }
+  else ctx.arc(x, y, r, 0, 7);
+  ctx.stroke();
 }
 
 /** The edges of the node that is looked at, in colours, with the nodes at their ends; the pinned node, and the keyboard's. */

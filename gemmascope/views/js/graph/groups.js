@@ -4,6 +4,7 @@ import { make } from "../page.js";
 import { format } from "../scale.js";
 import { legible } from "../tokens.js";
 import { nodeName, outputText } from "./data.js";
+import { nameField } from "./names.js";
 
 // Tell groups apart in both themes; names do so too.
 const GROUP_TINTS = ["#1b9e77", "#d95f02", "#8c7bd9", "#e7298a", "#66a61e", "#c99a00", "#a6761d", "#4aa3c7"];
@@ -39,14 +40,14 @@ export function freeName(graph, groups, wanted) {
 export function groupShelf(graph, state, acts) {
   const element = make("div", { class: "gs-groups", role: "group", "aria-label": "groups of nodes" });
   function card(group, i, flows) {
-    const name = make("input", { type: "text", value: group.name, "aria-label": `name of group ${i + 1}`, maxlength: 80, onchange: () => acts.rename(i, name.value.trim()) });
+    const name = nameField(group.name, `name of group ${i + 1}`, (text) => acts.rename(i, text));
     const items = group.nodes.map((node) => {
       const text = nodeName(graph, graph.nodes[node], state.labels);
       const open = make("button", { type: "button", class: state.seen[node] ? "" : "gs-faint", onclick: () => acts.pin(node), onpointerenter: () => acts.look(node), onpointerleave: () => acts.look(null) }, text, make("span", { class: "gs-token gs-faint" }, ` ${legible(graph.tokens[graph.nodes[node].pos].label)}`));
       return make("li", {}, open, make("button", { type: "button", "aria-label": `take ${text} out of the group`, title: "take out", onclick: () => acts.move(node, -1) }, "×"));
     });
     const lines = flows.filter(({ from }) => from === i).map(({ to, weight }) => make("div", { class: "gs-flow" }, `gives ${to} ${format(weight, true)}`));
-    return make("div", { class: "gs-group", "data-gs-group": i, style: `--gs-tint:${groupTint(i)}` }, name, make("ul", {}, ...items), ...lines);
+    return make("div", { class: "gs-group", "data-gs-group": i, style: `--gs-tint:${groupTint(i)}` }, name, ...acts.switchFor(group.name, group.name), make("ul", {}, ...items), ...lines);
   }
   function draw() {
     const flows = flowsOf(graph, state.groups, state.seen);

@@ -6,6 +6,7 @@ import { bars } from "../system/bars.js";
 import { wordMenu } from "../system/menus.js";
 import { legible } from "../tokens.js";
 import { nodeName, nodePlace } from "./data.js";
+import { nameField } from "./names.js";
 
 const MOST_ROWS = 8, STRONGEST = 12, NONE = "-", NEW = "+";
 
@@ -90,10 +91,10 @@ export function nodePane(graph, spec, state, acts) {
     if (index === null) return element.replaceChildren(...overview());
     const node = graph.nodes[index];
     const plain = nodeName(graph, node, {});
-    const name = make("input", { type: "text", value: state.labels[node.id] ?? "", placeholder: plain, "aria-label": "name of this node", maxlength: 80, onchange: () => acts.name(node, name.value.trim()) });
+    const name = nameField(state.labels[node.id] ?? "", "name of this node", (text) => acts.name(node, text), { placeholder: plain });
     element.replaceChildren(
       node.kind === "feature" ? name : make("div", { class: "gs-head" }, plain),
-      make("div", { class: "gs-faint" }, nodePlace(graph, node)), ...groupLine(node), facts(node),
+      make("div", { class: "gs-faint" }, nodePlace(graph, node)), ...groupLine(node), ...(node.kind === "feature" ? acts.switchFor(node.id, plain) : []), facts(node),
       ...edgeList("Reads", node.inputs, graph.source, true), ...sums(node),
       ...edgeList("Writes to", node.outputs, graph.target, false), ...tokens(node),
     );
