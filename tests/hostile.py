@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,6 +117,11 @@ def graph_lab() -> gs.GraphLab:
     return lab.wait()
 
 
+@cache
+def store() -> gs.Store:
+    return gs.harvest(model(), [IDS, OTHER], "resid_post", out=Path(tempfile.mkdtemp()) / "acts", progress=False)
+
+
 SHOWN: dict[str, Callable[[], Any]] = {
     "Model": model,
     "Trace": run,
@@ -142,6 +149,7 @@ SHOWN: dict[str, Callable[[], Any]] = {
     "Faithfulness": lambda: gs.faithfulness(edges(), IDS, OTHER, METRIC, sizes=[0.1, 1.0], model=model()),
     "JacobianLens": jacobian,
     "Lens of a JacobianLens": lambda: gs.jacobian_lens(run(), jacobian(), answer=ANSWER),
+    "Store": store,
     "attention view": lambda: gs.attention_view(run()),
     "lens view": lambda: gs.lens_view(run(), answer=ANSWER),
     "stream view": lambda: gs.stream_view(run(), answer=ANSWER, against=AGAINST),

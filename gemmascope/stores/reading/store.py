@@ -13,7 +13,7 @@ from xarray.core import indexing
 
 from gemmascope.arguments import true_or_false, whole_number
 from gemmascope.errors import SiteError, StoreError
-from gemmascope.legible import prints_legibly
+from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.memory.placement import parse_bytes
 from gemmascope.model.model import Model
 from gemmascope.sites import SITES, SiteKey, find
@@ -292,7 +292,7 @@ class Store:
     def __repr__(self) -> str:
         spec, end = self.manifest.spec, "" if self.finished else "; not finished: the same gs.harvest goes on"
         sizes = f"{self.n_texts:,} texts, {self.n_rows:,} rows of {spec.arrays_text}"
-        return f"Store of {self.manifest.model}: {sizes}, {spec.dtype}{end}"
+        return f"Store of {legible_line(self.manifest.model)}: {sizes}, {spec.dtype}{end}"
 
 
 def _label(shards: Shards, name: str, rows: Array) -> Array:
