@@ -15,6 +15,8 @@ import { MESSAGES_STYLE, typedField, TYPED_STYLE } from "./typed.js";
 
 const LAB_STYLE = `
 ${TYPED_STYLE}${MESSAGES_STYLE}
+.gs-graph-lab>.gs-strip{grid-template-columns:minmax(0,1fr) auto}
+.gs-graph-lab>.gs-strip>.gs-sentence{grid-column:1/-1}
 .gs-graph-lab .gs-card .gs-strip{position:static;min-height:48px;padding:8px 24px;border-radius:0}
 .gs-about{display:flex;flex-wrap:wrap;gap:4px 16px;align-items:center;padding:8px 24px 0;font-size:12px;line-height:16px;color:var(--gs-faint)}
 .gs-about .gs-messages{flex:1 1 200px;padding:0}
