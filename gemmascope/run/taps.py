@@ -66,18 +66,25 @@ class EditTap(Tap):
         return value
 
 
-class Recorder(Tap):
-    """Records the values of some sites, run by run: values[run][site, layer]. A single run's values are not copied."""
+class SitesTap(Tap):
+    """Reads some sites, at every layer that it is put on."""
 
-    def __init__(self, sites: Collection[str], n_runs: int = 1) -> None:
+    def __init__(self, sites: Collection[str]) -> None:
         self.sites = frozenset(sites)
-        self.values: list[dict[SiteKey, Tensor]] = [{} for _ in range(n_runs)]
 
     def wants(self, site: str, layer: int | None) -> bool:
         return site in self.sites
 
     def reads(self, site: str, layer: int | None) -> bool:
         return site in self.sites
+
+
+class Recorder(SitesTap):
+    """Records the values of some sites, run by run: values[run][site, layer]. A single run's values are not copied."""
+
+    def __init__(self, sites: Collection[str], n_runs: int = 1) -> None:
+        super().__init__(sites)
+        self.values: list[dict[SiteKey, Tensor]] = [{} for _ in range(n_runs)]
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if site in self.sites:

@@ -16,7 +16,7 @@ from gemmascope.labs.graphs.building import GraphRun, Recipe, building, give_nam
 from gemmascope.labs.graphs.settings import GraphSettings, with_group
 from gemmascope.labs.graphs.shown import details_of, picture_of
 from gemmascope.labs.graphs.truth import truth_of
-from gemmascope.labs.patching.settings import FAMILIES
+from gemmascope.labs.patching.settings import FAMILIES, pair_of_family
 from gemmascope.labs.recompute import RecomputingLab
 from gemmascope.labs.session import CLICK
 from gemmascope.model.model import Model
@@ -129,14 +129,12 @@ class GraphLabSession(RecomputingLab[GraphSettings]):
         self._worker.require_open()
         family = self.family if family is None else one_of(family, "family", tuple(FAMILIES), error=GraphError)
         n_drawn = self._drawn.get(family, 0)
-        tokenizer = self.model.tokenizer if self.model.has_tokenizer else None
-        pairs = () if tokenizer is None else FAMILIES[family](n_drawn + 1, seed=0, tokenizer=tokenizer)
-        if len(pairs) <= n_drawn:
+        pair = pair_of_family(family, n_drawn, self.model)
+        if pair is None:
             raise GraphError(
                 f"no further prompt of {family!r} fits the tokenizer of {self.model.name!r}: take another family"
             )
         self.family, self._drawn[family] = family, n_drawn + 1
-        pair = pairs[n_drawn]
         self.set(prompt=pair.clean, answer=pair.answer, against=pair.against)
 
     def runs(self) -> list[GraphSettings]:

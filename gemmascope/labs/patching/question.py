@@ -15,7 +15,7 @@ from gemmascope.labs.patching.checks import check
 from gemmascope.labs.patching.detail import Detail
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.jobs import Progress, preparing
-from gemmascope.labs.patching.settings import FAMILIES, Settings
+from gemmascope.labs.patching.settings import FAMILIES, Settings, pair_of_family
 from gemmascope.labs.session import PREPARE, Event
 from gemmascope.loading.default import model_or_nano
 from gemmascope.model.model import Model, Prompt
@@ -114,12 +114,10 @@ class QuestionSession(ChoosingSession):
         family = self.family if family is None else family
         one_of(family, "a family", FAMILIES, error=SweepError)
         n_drawn = self._drawn.get(family, 0)
-        tokenizer = self.model.tokenizer if self.model.has_tokenizer else None
-        pairs = () if tokenizer is None else FAMILIES[family](n_drawn + 1, seed=0, tokenizer=tokenizer)
-        if len(pairs) <= n_drawn:
+        pair = pair_of_family(family, n_drawn, self.model)
+        if pair is None:
             raise SweepError(f"no further pair of {family!r} fits the tokenizer of {self.model.name!r}: take another family")
         self.family, self._drawn[family] = family, n_drawn + 1
-        pair = pairs[n_drawn]
         self.set(clean=pair.clean, corrupt=pair.corrupt, answer=pair.answer, against=pair.against)
 
     def swap_token(self, position: int, *, clean: str | None = None, corrupt: str | None = None) -> None:

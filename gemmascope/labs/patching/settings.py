@@ -10,6 +10,7 @@ from gemmascope.arguments import as_words, one_of, short_repr
 from gemmascope.errors import SweepError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.prompts import agreement, closing, facts, greater_than, induction, ioi, pronouns, recall
+from gemmascope.prompts.pairs import Pair
 from gemmascope.run.metric import Answer
 from gemmascope.run.metric_names import METRICS
 from gemmascope.sites import LAYER_SITES, find_site, parse_site_name
@@ -101,3 +102,11 @@ def _axes(site: str, by: object) -> tuple[str, ...]:
         choices = ", ".join(f"({a!r}, {b!r})" for a, b in grids_of(site))
         raise SweepError(f"a lab's grid has two axes of '{site}', rows and columns: {choices}; given by={short_repr(by)}")
     return axes
+
+
+def pair_of_family(family: str, number: int, model: Model) -> Pair | None:
+    """The pair of that number, from 0, among those of a family that fit the model's tokenizer; None if there are fewer."""
+    if not model.has_tokenizer:
+        return None
+    pairs = FAMILIES[family](number + 1, seed=0, tokenizer=model.tokenizer)
+    return pairs[number] if number < len(pairs) else None

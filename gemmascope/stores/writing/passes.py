@@ -18,10 +18,10 @@ from gemmascope.memory.limits import explain_oom
 from gemmascope.model.finite import is_finite
 from gemmascope.model.layout import Layout
 from gemmascope.model.model import Model
-from gemmascope.model.tap import Chain, Tap
+from gemmascope.model.tap import Chain
 from gemmascope.run.microbatches import Microbatch
 from gemmascope.run.passes import streams
-from gemmascope.run.taps import EditTap
+from gemmascope.run.taps import EditTap, SitesTap
 from gemmascope.sites import SiteKey
 from gemmascope.stores.spec import ArraySpec
 
@@ -45,17 +45,12 @@ class Step(NamedTuple):
     share: float
 
 
-class _Taken(Tap):
+class _Taken(SitesTap):
     """Takes the values of some sites of one layer of a pass."""
 
     def __init__(self, sites: Collection[str]) -> None:
-        self.sites, self.values = frozenset(sites), dict[str, Tensor]()
-
-    def wants(self, site: str, layer: int | None) -> bool:
-        return site in self.sites
-
-    def reads(self, site: str, layer: int | None) -> bool:
-        return site in self.sites
+        super().__init__(sites)
+        self.values = dict[str, Tensor]()
 
     def rows(self, site: str, layer: int | None, value: Tensor, layout: Layout) -> Tensor:
         if site in self.sites:

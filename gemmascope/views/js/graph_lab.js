@@ -3,7 +3,7 @@
 
 import { answers } from "./answers.js";
 import { graphPage } from "./graph/graph.js";
-import { button, drawIfChanged, livePage } from "./live.js";
+import { button, drawIfChanged, livePage, undoKeys } from "./live.js";
 import { unpacked } from "./packed.js";
 import { make } from "./page.js";
 import { format } from "./scale.js";
@@ -65,12 +65,7 @@ export function render({ model, el }) {
   below(page.root, runs);
   const models = page.root.querySelector(".gs-models");
   if (models) below(page.root, models);
-  page.root.addEventListener("keydown", (event) => {
-    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.type === "text") return;
-    event.preventDefault();
-    event.stopPropagation();
-    send(event.shiftKey ? "redo" : "undo");
-  });
+  undoKeys(page.root, send);
 
   let shown = null; // the graph's page
   let shownNumber = null;

@@ -5,7 +5,7 @@ import { numbers } from "./arrays.js";
 import { tokenChips } from "./chips.js";
 import { channelOf, desk, DESK_STYLE, gainSlider } from "./heads/desk.js";
 import { headDetail, lensFrom, patternFrom } from "./heads/detail.js";
-import { button, drawIfChanged, livePage } from "./live.js";
+import { button, drawIfChanged, livePage, undoKeys } from "./live.js";
 import { make } from "./page.js";
 import { format, rounded } from "./scale.js";
 import { panes, strip } from "./system/card.js";
@@ -75,12 +75,7 @@ export function render({ model, el }) {
     const now = channelOf(model.get("state"), ...selected);
     send(type, { layer: selected[0], head: selected[1], on: !(type === "mute" ? now.muted : now.soloed) });
   }
-  page.root.addEventListener("keydown", (event) => {
-    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.type === "text") return;
-    event.preventDefault();
-    event.stopPropagation();
-    send(event.shiftKey ? "redo" : "undo");
-  });
+  undoKeys(page.root, send);
 
   function drawEffect({ moved }) {
     if (!moved) return effect.replaceChildren();

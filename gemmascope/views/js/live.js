@@ -75,6 +75,16 @@ export function button(label, onclick, attributes = {}) {
   return make("button", { type: "button", onclick, ...attributes }, label);
 }
 
+/** Control+Z anywhere but in a text field calls act("undo"), with Shift act("redo"). */
+export function undoKeys(root, act) {
+  root.addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.type === "text") return;
+    event.preventDefault();
+    event.stopPropagation();
+    act(event.shiftKey ? "redo" : "undo");
+  });
+}
+
 /** Draw a part of the page if what it shows has changed. */
 export function drawIfChanged(element, content, draw) {
   const key = JSON.stringify(content);

@@ -2,7 +2,7 @@
 
 import { answers } from "./answers.js";
 import { tokenChips } from "./chips.js";
-import { button, livePage } from "./live.js";
+import { button, livePage, undoKeys } from "./live.js";
 import { make } from "./page.js";
 import { format } from "./scale.js";
 import { CURVE_STYLE, strengthCurve } from "./steering/curve.js";
@@ -50,12 +50,7 @@ export function render({ model, el }) {
   left.append(chips.element, make("div", { class: "gs-where" }, where, everywhere), curve.element, note, make("div", { class: "gs-part-title" }, "The text at five strengths"), ladder.element);
   const answerPanel = answers();
   right.append(answerPanel.element);
-  page.root.addEventListener("keydown", (event) => {
-    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.type === "text") return;
-    event.preventDefault();
-    event.stopPropagation();
-    change(event.shiftKey ? "redo" : "undo");
-  });
+  undoKeys(page.root, change);
 
   function drawEffect({ moved, follows, strength }) {
     if (!moved) return effect.replaceChildren();
