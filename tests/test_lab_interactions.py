@@ -45,7 +45,7 @@ def ends_are(page: Any, clean: str, corrupt: str, answers: tuple[str, str] = (" 
 
 
 def click(page: Any, layer: int, column: int) -> None:
-    """Click a cell of nano's grid, found by its place in the canvas."""
+    """Click a cell of nano's grid, found by its place in the canvas. The button is held for longer than a kernel takes."""
     canvas = page.locator(".gs-lab canvas[role=application]").first
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -53,7 +53,7 @@ def click(page: Any, layer: int, column: int) -> None:
     width = page.locator(".gs-heads [role=listitem]").nth(1).bounding_box()["x"]
     width -= page.locator(".gs-heads [role=listitem]").nth(0).bounding_box()["x"]
     height = (box["height"] - 8) / 6
-    page.mouse.click(box["x"] + left + (column + 0.5) * width, box["y"] + 6 + (5.5 - layer) * height)
+    page.mouse.click(box["x"] + left + (column + 0.5) * width, box["y"] + 6 + (5.5 - layer) * height, delay=300)
 
 
 def exact(page: Any, layer: int, column: int) -> float:

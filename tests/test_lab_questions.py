@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from pieces import worded
 
 import gemmascope as gs
 from gemmascope.errors import LabError, PromptError, SweepError
+from gemmascope.labs.patching import jobs
+from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.menus import late_handlers_of
 from gemmascope.labs.patching.session import LabSession
 from gemmascope.labs.patching.state import state_of
@@ -132,6 +135,24 @@ def test_a_click_made_while_a_prompt_is_typed_is_answered_on_the_new_grid() -> N
         assert marks(opened)[1, 12] == EXACT
         late({"row": 1, "column": 99})  # a place that the new grid does not have
         opened.wait()
+
+
+def test_a_click_waits_for_the_new_grid_however_long_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = threading.Event()
+
+    def slow_experiment(*args: Any) -> Experiment:
+        assert ready.wait(30)
+        return Experiment(*args)
+
+    with worded_lab() as opened:
+        opened.wait()
+        monkeypatch.setattr(jobs, "Experiment", slow_experiment)
+        opened.set(corrupt=CORRUPT.replace("Mary and John", "John and Mary"))
+        late_handlers_of(opened)["click"]({"row": 1, "column": 12})
+        assert opened.experiment is None, "the page was answered before the grid was there"
+        ready.set()
+        opened.wait()
+        assert marks(opened)[1, 12] == EXACT
 
 
 # -- files --

@@ -12,7 +12,7 @@ from typing import Protocol, TypedDict
 import numpy as np
 
 from gemmascope.errors import GemmascopeError
-from gemmascope.labs.patching.cell_grid import Part
+from gemmascope.labs.patching.cell_grid import Part, is_inside
 from gemmascope.labs.patching.detail import Detail, detail_of
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.settings import Settings
@@ -134,6 +134,14 @@ def looking(lab: LabState, seq: int, part: Part, cells: Array | None) -> Generat
         if seq == lab.seq:
             lab.detail = detail
     lab.notify("detail", seq)
+
+
+def looking_if_there(lab: LabState, seq: int, part: Part) -> Generator[None]:
+    """As a click, for a cell that was clicked before the grid was known: nothing if there is no grid or no such place."""
+    experiment = lab.experiment
+    if experiment is not None and is_inside(experiment.shape, part.row, part.column):
+        steps = running if experiment.throughput.streams else looking
+        yield from steps(lab, seq, part, None)
 
 
 def estimating(lab: LabState, seq: int) -> Generator[None]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gemmascope.errors import SweepError, warn
-from gemmascope.labs.patching.cell_grid import CellGrid, Part, is_inside
+from gemmascope.labs.patching.cell_grid import CellGrid, Part
 from gemmascope.labs.patching.experiment import Experiment
-from gemmascope.labs.patching.jobs import at_once, estimating, looking, running
+from gemmascope.labs.patching.jobs import at_once, estimating, looking, looking_if_there, running
 from gemmascope.labs.patching.question import QuestionSession
 from gemmascope.labs.session import CLICK, LONG, wait_for
 from gemmascope.labs.worker import Job
@@ -14,8 +14,6 @@ from gemmascope.values import Array
 
 # A click that takes no longer than this is answered in the calling thread, in seconds.
 AT_ONCE_SECONDS = 0.06
-# How long a click that came while the question changed waits for the new grid, in seconds.
-LATE_SECONDS = 1.0
 
 
 class LabSession(QuestionSession):
@@ -81,11 +79,13 @@ class LabSession(QuestionSession):
                 self.look(row, column)
 
     def click_later(self, row: object, column: object) -> None:
-        """As click, for a cell that was clicked while the question changed: that of the new grid, if it has the place."""
-        self.wait_until_prepared(LATE_SECONDS)
-        grid = self.cell_grid()
-        if grid is not None and is_inside(grid.exact.shape, row, column):
-            self.click(row, column)
+        """As click, for a cell that was clicked while the question changed: that of the new grid, if it has the place.
+
+        However long the new grid takes: the job stands behind the one that prepares it.
+        """
+        self._worker.require_open()
+        part = Part("cell", row, column)
+        self._submit(part.name, CLICK, looking_if_there(self, self.seq, part))
 
     def compute_at_once(self) -> None:
         """From now on, estimate a grid and compute it exactly as soon as its prompts were run, if each takes a moment."""

@@ -4,6 +4,7 @@
 // its own messages, so there the page goes on polling, slowly, for what other cells change.
 
 import { make } from "./page.js";
+import { presses } from "./press.js";
 
 const POLL_MS = 120;
 const IDLE_POLL_MS = 1500;
@@ -33,15 +34,18 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
   const root = status.closest(".gs");
   const notice = make("div", { class: "gs-gone", role: "alert", hidden: true });
   root.prepend(notice);
+  const pressed = presses(root);
 
   function receive() {
     receivedAt = performance.now();
     if (isStale) return;
     isStale = true;
-    queueMicrotask(() => {
-      isStale = false;
-      changed();
-    });
+    queueMicrotask(draw);
+  }
+  function draw() {
+    if (pressed.hold(draw)) return;
+    isStale = false;
+    changed();
   }
   function showNotice() {
     const text = isGone ? `⛔ ${GONE}` : isSilent ? `⚠ ${QUIET}` : "";
@@ -106,6 +110,7 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
     },
     stop() {
       clearInterval(timer);
+      pressed.stop();
       notice.remove();
       for (const trait of traits) model.off(`change:${trait}`, receive);
       model.off("msg:custom", receiveMessage);
