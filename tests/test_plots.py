@@ -10,11 +10,12 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from pieces import ODD, worded
+from random_dictionaries import dictionary
 from torch import Tensor
 
 import gemmascope as gs
 from gemmascope.errors import SweepError
-from gemmascope.figures.theme import NOTHING
+from gemmascope.figures.theme import NOTHING, TRANSPARENT
 from gemmascope.sweeps.result import SweepResult
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -233,3 +234,65 @@ def test_a_set_without_a_picture_says_so() -> None:
         asked(["z", "q"], by="layer").plot(normalized="yes")
     with pytest.raises(SweepError, match=r"shows one grid, and this sweep has 2: gs.sweep_view\(result\['z'\]\)"):
         gs.sweep_view(asked(["z", "q"], by="layer"))
+
+
+# -- the prompts below the title --
+
+DIFF = gs.logit_diff(" Mary", " John")
+FIRST = f'"{CLEAN}".'
+SEVERAL = ([CLEAN, CORRUPT], [CORRUPT, CLEAN], [DIFF, gs.logit_diff(" John", " Mary")])
+OF_SEVERAL = f'Clean, the first of 2: {FIRST} Corrupted, the first of 2: "{CORRUPT}". Measured: {DIFF!r}, the first pair\'s'
+QUIET: dict[str, Any] = {"model": worded(), "progress": False}
+
+
+def scores_of_several() -> gs.EdgeScores:
+    return gs.edge_scores(*SEVERAL, method="eap", **QUIET)
+
+
+def features() -> gs.Features:
+    return dictionary(worded().config.d_model, "resid_post", 0).encode(gs.trace(CLEAN, model=worded()))
+
+
+NAMED: dict[str, tuple[Any, str]] = {
+    "a pair": (patched, f'Clean: {FIRST} Corrupted: "{CORRUPT}". Measured: {DIFF!r}'),
+    "several pairs": (lambda: gs.sweep(*SEVERAL, site="z", **QUIET), OF_SEVERAL),
+    "sites of several pairs": (lambda: gs.sweep(*SEVERAL, site=["z", "q"], **QUIET), OF_SEVERAL),
+    "ids": (
+        lambda: gs.sweep(worded().ids(CLEAN), worded().ids(CORRUPT), DIFF, site="z", **QUIET),
+        f'Clean: token ids. Corrupted: "{CORRUPT}".',
+    ),
+    "ablated ids": (lambda: gs.sweep(worded().ids(CLEAN), None, DIFF, site="z", ablate=0.0, **QUIET), f"Prompt: {FIRST}"),
+    "edges": (scores_of_several, OF_SEVERAL),
+    "faithfulness": (lambda: gs.faithfulness(scores_of_several(), *SEVERAL, sizes=[0.5], model=worded()), OF_SEVERAL),
+    "heads": (
+        lambda: gs.head_scores(worded(), "previous_token", prompts=[CLEAN, CORRUPT]),
+        f"2 prompts, 26 queries First prompt: {FIRST}",
+    ),
+    "names": (lambda: gs.name_copying([CLEAN, CORRUPT], " Mary", model=worded()), f"2 prompts, top 5 First prompt: {FIRST}"),
+    "composition": (lambda: gs.composition(worded()), "from the weights, without prompts"),
+    "comparison": (lambda: gs.compare(worded(), worded(), [CLEAN, CORRUPT]), f"2 prompts, the first: {FIRST}"),
+    "direction": (
+        lambda: gs.direction([CLEAN] * 3, [CORRUPT] * 3, layer=1, site="resid_post", model=worded()),
+        f'3 positive prompts, the first: {FIRST} 3 negative prompts, the first: "{CORRUPT}".',
+    ),
+    "features": (features, f"Prompt: {FIRST}"),
+    "check of a graph": (
+        lambda: gs.attribution_graph(CLEAN, basis="neuron", max_nodes=20, **QUIET).check(2),
+        f"Prompt: {FIRST} Changed: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_figure_names_its_prompts(name: str) -> None:
+    result, expected = NAMED[name]
+    layout = result().plot().layout
+    said = layout.title.subtitle.text.replace("<br>", " ")  # lines are wrapped at spaces
+    assert expected in said, said
+    assert layout.template.layout.paper_bgcolor == TRANSPARENT, "the page shines through, light or dark"
+
+
+def test_a_prompt_of_several_lines_is_one_line_below_the_title() -> None:
+    odd = "Mary went\nMeasured: nothing"
+    said = gs.head_scores(kind="self", prompts=odd).plot().layout.title.subtitle.text.split("<br>")
+    assert not [line for line in said if line.startswith("Measured")], said

@@ -12,6 +12,7 @@ import numpy as np
 from gemmascope.arguments import one_of
 from gemmascope.errors import MetricError
 from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.sweeps.metadata import prompts_line
 
 if TYPE_CHECKING:
     import pandas
@@ -113,7 +114,9 @@ class Comparison:
         from gemmascope.figures.stream_difference import stream_difference_figure
 
         title = "The stream of model b beside that of model a, mean over positions without the first"
-        return stream_difference_figure(self.cosine, self.relative_error, title=title)
+        models = f"a: {self.model_a}\nb: {self.model_b}"
+        prompts = prompts_line([str(text).removeprefix("<bos>") for text in self.kl["text"].values])
+        return stream_difference_figure(self.cosine, self.relative_error, title=title, subtitle=f"{models}\n{prompts}")
 
     @prints_legibly
     def __repr__(self) -> str:

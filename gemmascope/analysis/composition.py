@@ -71,7 +71,8 @@ class Composition:
         from gemmascope.figures.composition import composition_figure
 
         title = f"composition through {KINDS[self.kind]}, {self.model}"
-        return composition_figure(self.scores, title=title, unit="composition, 0 to 1")
+        unit, subtitle = "composition, 0 to 1", "from the weights, without prompts"
+        return composition_figure(self.scores, title=title, unit=unit, subtitle=subtitle)
 
     @prints_legibly
     def __repr__(self) -> str:

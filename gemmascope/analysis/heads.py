@@ -35,6 +35,7 @@ from gemmascope.model.prompts import listed_prompts
 from gemmascope.model.tap import Chain
 from gemmascope.run.taps import EditTap
 from gemmascope.sites import did_you_mean
+from gemmascope.sweeps.metadata import prompts_line, words_of
 from gemmascope.values import labelled
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class HeadScores:
         scores: An xarray.DataArray (layer, head), float32, with each layer's kind as a coordinate.
         model: The model's name.
         over: The prompts and the number of queries that were scored, as text.
+        prompt: The first prompt, as text; empty for scores that are read from the weights.
 
     Examples:
         >>> scores = gs.head_scores(kind="previous_token")
@@ -71,6 +73,7 @@ class HeadScores:
     scores: xarray.DataArray
     model: str
     over: str
+    prompt: str = ""
 
     def best(self, k: int = 5) -> list[tuple[int, int, float]]:
         """The heads with the highest scores: (layer, head, score), the highest first.
@@ -92,16 +95,14 @@ class HeadScores:
         from gemmascope.figures.labelled import labelled_figure
 
         unit, bound = UNITS.get(self.kind, ("share of attention", 1.0))
-        figure = labelled_figure(
+        return labelled_figure(
             self.scores,
             title=f"{self.kind}, {self.model}",
             unit=unit,
             diverging=self.kind == COPYING,
             bound=bound,
-            subtitle=f"{self.meaning}\n{self.over}",
+            subtitle="\n".join(filter(None, [self.meaning, self.over, prompts_line([self.prompt], "first prompt")])),
         )
-        figure.update_layout(margin={"t": 90})
-        return figure
 
     @property
     def meaning(self) -> str:
@@ -271,7 +272,8 @@ def _attention_scores(model: Model, kinds: list[str], runs: list[Tensor], descri
     for kind, (n_queries, n_beyond) in counts.items():
         beyond = f"; in {n_beyond} of them local layers (window {model.config.window}) see none of the keys in question"
         over = f"{described}, {n_queries} queries{beyond if n_beyond else ''}"
-        scores[kind] = HeadScores(kind, labelled_scores(model, sums.sums[kind] / n_queries), model.name, over)
+        found = labelled_scores(model, sums.sums[kind] / n_queries)
+        scores[kind] = HeadScores(kind, found, model.name, over, words_of(model, runs[0]))
     return scores
 
 

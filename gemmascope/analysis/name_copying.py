@@ -18,6 +18,7 @@ from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.model.prompts import listed_prompts
 from gemmascope.run.tracing import trace
+from gemmascope.sweeps.metadata import words_of
 
 
 @computes
@@ -81,7 +82,7 @@ def name_copying(
                 own = logits.gather(-1, ids[:, None])
                 scores[layer.index, head] = ((logits > own).sum(-1) < k).float().mean()
     over = f"{len(listed)} prompt{'s' if len(listed) != 1 else ''}, top {k}{', sign turned' if negative else ''}"
-    return HeadScores(NAME_COPYING, labelled_scores(model, scores), model.name, over)
+    return HeadScores(NAME_COPYING, labelled_scores(model, scores), model.name, over, words_of(model, runs[0].ids))
 
 
 def _first_place(name: object, tokens: Sequence[str], model: Model, ids: torch.Tensor) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def composition_figure(scores: xarray.DataArray, *, title: str, unit: str) -> Figure:
+def composition_figure(scores: xarray.DataArray, *, title: str, unit: str, subtitle: str = "") -> Figure:
     """Senders as rows, receivers as columns: heads, or layers if there are more heads than ticks fit.
 
     scores: (from_layer, from_head, to_layer, to_head), with from_kind and to_kind; NaN where a pair has no score.
@@ -22,7 +22,7 @@ def composition_figure(scores: xarray.DataArray, *, title: str, unit: str) -> Fi
     by_layer = max(scores.sizes["from_layer"], scores.sizes["to_layer"]) * n_heads > MOST_TICKS
     table = _by_layer(scores) if by_layer else _by_head(scores)
     extra = ", the largest of each two layers" if by_layer else ""
-    return labelled_figure(table, title=title + extra, unit=unit, diverging=False)
+    return labelled_figure(table, title=title + extra, unit=unit, diverging=False, subtitle=subtitle)
 
 
 def _by_head(scores: xarray.DataArray) -> xarray.DataArray:

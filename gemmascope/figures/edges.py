@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemmascope.figures.theme import DIVERGING, INK, LINE, POSITIVE, escape_label, style_figure
+from gemmascope.figures.theme import DIVERGING, HATCH, INK, LINE, PLAIN, escape_label, style_figure
 from gemmascope.packages import plotly
 from gemmascope.values import Array
 
@@ -76,14 +76,15 @@ def scatter_figure(
     hover = "%{text}<br>" + escape_label(truth_name) + " %{x:+.4g}, estimate %{y:+.4g}<extra></extra>"
     for column, scores in enumerate(panels.values(), 1):
         ends = [float(min(truth.min(), scores.min())), float(max(truth.max(), scores.max()))]
-        equal = {"x": ends, "y": ends, "mode": "lines", "line": {"color": "#b0b0b0", "width": 1}}
-        marks = {"color": POSITIVE, "size": 5, "opacity": 0.55}
+        equal = {"x": ends, "y": ends, "mode": "lines", "line": {"color": HATCH, "width": 1.5}}
+        marks = {"color": PLAIN, "size": 5, "opacity": 0.55}
         points = scatter(
             x=truth, y=scores, mode="markers", marker=marks, text=list(map(escape_label, names)), hovertemplate=hover
         )
         figure.add_traces([go.Scatter(**equal, hoverinfo="skip"), points], rows=1, cols=column)
         figure.update_xaxes(title=escape_label(truth_name), row=1, col=column)
     figure.update_yaxes(title=escape_label(f"estimate: {unit}"), row=1, col=1)
+    figure.update_annotations(font_size=12)
     style_figure(figure, title, subtitle, height=420, margin={"t": 104})
     return figure
 

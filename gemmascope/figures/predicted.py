@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from gemmascope.figures.theme import LINE, POSITIVE, escape_label, style_figure
+from gemmascope.figures.theme import HATCH, PLAIN, escape_label, style_figure
 from gemmascope.packages import plotly
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ MOST_SVG_POINTS = 3000
 _HOVER = "%{text}<br>predicted %{x:+.4g}, true %{y:+.4g}<extra></extra>"
 
 
-def predicted_figure(panels: Mapping[str, pandas.DataFrame], title: str) -> Figure:
+def predicted_figure(panels: Mapping[str, pandas.DataFrame], title: str, subtitle: str = "") -> Figure:
     """Panels side by side, each of true effects (up) against predicted ones with the line where both are equal.
 
     panels: by their heading, tables with the columns changed, name, predicted and true, which have rows.
@@ -31,12 +31,12 @@ def predicted_figure(panels: Mapping[str, pandas.DataFrame], title: str) -> Figu
         ends = [float(min(predicted.min(), true.min(), 0.0)), float(max(predicted.max(), true.max(), 0.0))]
         texts = [escape_label(f"{a}: {b}") for a, b in zip(table["changed"], table["name"], strict=True)]
         scatter = go.Scatter if len(true) <= MOST_SVG_POINTS else go.Scattergl
-        marks = {"color": POSITIVE, "size": 5, "opacity": 0.55}
-        equal = go.Scatter(x=ends, y=ends, mode="lines", line={"color": "#b0b0b0", "width": 1}, hoverinfo="skip")
+        marks = {"color": PLAIN, "size": 7, "opacity": 0.6}
+        equal = go.Scatter(x=ends, y=ends, mode="lines", line={"color": HATCH, "width": 1.5}, hoverinfo="skip")
         points = scatter(x=predicted, y=true, mode="markers", marker=marks, text=texts, hovertemplate=_HOVER)
         figure.add_traces([equal, points], rows=1, cols=column)
         figure.update_xaxes(title="predicted change", row=1, col=column)
     figure.update_yaxes(title="true change", row=1, col=1)
-    style_figure(figure, title, height=420, margin={"t": 88})
-    figure.update_xaxes(gridcolor=LINE)
+    figure.update_annotations(font_size=12)
+    style_figure(figure, title, subtitle, height=420, margin={"t": 104})
     return figure

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 COLOURS = (POSITIVE, NEGATIVE)
 
 
-def stream_difference_figure(cosine: xarray.DataArray, relative_error: xarray.DataArray, *, title: str) -> Figure:
+def stream_difference_figure(
+    cosine: xarray.DataArray, relative_error: xarray.DataArray, *, title: str, subtitle: str = ""
+) -> Figure:
     """Cosine above and relative error below, each with one point for each entry of the stream."""
     figure = plotly("subplots").make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     panels = [(cosine, "cosine"), (relative_error, "relative error |a - b| / |a|")]
@@ -34,5 +36,5 @@ def stream_difference_figure(cosine: xarray.DataArray, relative_error: xarray.Da
     last = int(cosine["layer"][-1])
     figure.update_xaxes(tickformat="d", dtick=max(1, last // 12))
     figure.update_xaxes(title=f"layer that the stream enters ({last}: it leaves the last)", row=2, col=1)
-    style_figure(figure, title)
+    style_figure(figure, title, subtitle, height=560)
     return figure

@@ -19,6 +19,7 @@ from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sae.weights import DictionaryWeights
+from gemmascope.sweeps.metadata import prompts_line, words_of
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import in_float64, labelled
 
@@ -208,7 +209,10 @@ class Features:
         acts = self.acts.reindex(feature=chosen, fill_value=0).transpose("feature", "pos").astype(float)
         acts = acts.assign_coords(feature_coords(self.dictionary, chosen))
         acts[:, : self.first] = float("nan")  # <bos> would take up the whole range of the colours
-        return features_figure(acts, title=f"features of {self.dictionary.call}", unit="activation", diverging=False)
+        title, prompt = f"features of {self.dictionary.call}", ""
+        if self.model is not None and self.ids is not None:
+            title, prompt = f"{title}, {self.model.name}", prompts_line([words_of(self.model, self.ids)])
+        return features_figure(acts, title=title, unit="activation", diverging=False, subtitle=prompt)
 
     def strongest(self, n: int) -> list[int]:
         """The features with the largest activations at any position but `<bos>`, the largest first.

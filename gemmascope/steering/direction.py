@@ -21,6 +21,7 @@ from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.model.model import Model
 from gemmascope.sites import Address
 from gemmascope.steering.probe import HeldOut, Probe
+from gemmascope.sweeps.metadata import prompts_line
 from gemmascope.values import in_float64, labelled
 
 if TYPE_CHECKING:
@@ -214,8 +215,13 @@ class Direction:
             self.projections,
             self.log_odds,
             title=f"Direction at {self.where_text()}",
-            subtitle=f"{self.accuracy_text()}{wrong}",
+            subtitle="\n".join([f"{self.accuracy_text()}{wrong}", *map(self._prompts_text, CLASSES)]),
         )
+
+    def _prompts_text(self, name: str) -> str:
+        """How many prompts a class has, and the first."""
+        texts = self.projections["text"].values[self.projections["class"].values == name]
+        return prompts_line([str(text).removeprefix("<bos>") for text in texts], f"{name} prompt")
 
     def accuracy_text(self) -> str:
         """The held-out accuracy as text, or why there is none."""

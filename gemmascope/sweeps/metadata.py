@@ -7,18 +7,22 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from gemmascope.edits.call_text import metric_text
 from gemmascope.errors import SweepError
+from gemmascope.legible import legible_line
 from gemmascope.model.model import Model
 from gemmascope.sweeps.digest import Part, digest, metric_parts, run_parts, traces_parts
 from gemmascope.sweeps.pairs import Pair
 from gemmascope.sweeps.spec import SweepSpec
+from gemmascope.tokens.characters import text_of
 
 # Arguments of a sweep's call that a picture's subtitle repeats, and how much of them fits.
 _ARGUMENTS = re.compile(r"^    ((?:receiver|ablate|layer|pos|head|q_pos|k_pos|window|edits)=.*),$", re.MULTILINE)
 MOST_DETAILS = 110
-# Prompts that a sweep's call gives as texts: one line each.
-_PROMPTS = re.compile(r"""^    ((["']).*\2),$""", re.MULTILINE)
+# Where the arguments of a call begin, one line each: the prompts come first.
+_CALL = re.compile(r"^result = gs\.\w+\(\n", re.MULTILINE)
 # How many characters of a long prompt are said: from so many before the first difference on.
 MOST_PROMPT, BEFORE_DIFFERENCE = 160, 60
 LONGEST_WORD = 20
@@ -117,39 +121,88 @@ def call_details(code: str) -> str:
 
 
 def asked_text(question: SweepMetadata) -> str:
-    """The prompts and the metric, for a picture that stands by itself: 'Clean: "...". Corrupted: "...". Measured: ...'.
-
-    Prompts that are not texts, and sets of them, are left out.
-    """
-    prompts = prompt_lines(question.code, has_source=question.has_source)
-    return " ".join([*prompts, f"Measured: {metric_label(question)}."])
+    """The prompts and the metric, for a picture that stands by itself: 'Clean: "...". Corrupted: "...". Measured: ...'."""
+    return " ".join([*_prompts_of(question), f"Measured: {metric_label(question.metric)}."])
 
 
 def subtitle_of(question: SweepMetadata) -> str:
     """What stands below the title of a sweep's figure, line by line: the prompts, the metric, and the call's details."""
-    prompts = prompt_lines(question.code, has_source=question.has_source)
     details = call_details(question.code)
-    return "\n".join([*prompts, f"Measured: {question.metric}" + (f"; {details}" if details else "")])
+    return "\n".join(
+        [*_prompts_of(question), f"Measured: {metric_of_first(question.metric)}" + (f"; {details}" if details else "")]
+    )
 
 
-def prompt_lines(code: str, *, has_source: bool) -> list[str]:
-    """The prompts of a call, named, of long ones the stretch around the first difference; none unless they are texts."""
-    prompts: list[str] = [ast.literal_eval(text) for text, _ in _PROMPTS.findall(code)]
-    if len(prompts) != 1 + has_source:
+def _prompts_of(question: SweepMetadata) -> list[str]:
+    return prompt_lines(question.code, has_source=question.has_source, into=question.into, tokens=question.tokens)
+
+
+def prompt_lines(code: str, *, has_source: bool, into: str = "", tokens: Sequence[str] = ()) -> list[str]:
+    """The prompts of a call, named; of several pairs the first, and how many there are.
+
+    code: as call_text writes it; without a call in it there are no lines. has_source: there are two prompts a pair. into,
+    tokens: the run that is patched, and its tokens in the first pair, which are shown where the call gives token ids.
+    """
+    names = ("clean", "corrupt") if has_source else ("clean",)
+    patched = into if has_source else "clean"
+    given = [_first_prompt(prompts) for prompts in _given_prompts(code, len(names))]
+    texts = [
+        text_of(tokens) if text is None and tokens and name == patched else text
+        for name, (_, text) in zip(names, given, strict=False)
+    ]
+    return named_prompts(texts, max([n for n, _ in given], default=0))
+
+
+def named_prompts(texts: Sequence[str | None], n_pairs: int) -> list[str]:
+    """A line for each prompt of the first pair, the clean one and the corrupted one, or for the only prompt.
+
+    Of long ones the stretch around the first difference. texts: None for token ids. n_pairs: how many pairs there are.
+    """
+    names = ("Clean", "Corrupted") if len(texts) > 1 else ("Prompt",)
+    place = f", the first of {n_pairs:,}" if n_pairs > 1 else ""
+    alike = zip(texts[0] or "", texts[-1] or "", strict=False) if texts else ()
+    first = next((i for i, (a, b) in enumerate(alike) if a != b), 0)
+    said = ["token ids" if text is None else f'"{_stretch(text, first)}"' for text in texts]
+    return [f"{name}{place}: {text}." for name, text in zip(names, said, strict=False)]
+
+
+def prompts_line(prompts: Sequence[str], what: str = "prompt") -> str:
+    """'Prompt: "..."' of one prompt; of several how many there are, and the first. what: such as "positive prompt"."""
+    if not any(prompts):
+        return ""
+    said = f'"{_stretch(prompts[0], 0)}".'
+    return f"{len(prompts):,} {what}s, the first: {said}" if len(prompts) > 1 else f"{what.capitalize()}: {said}"
+
+
+def words_of(model: Model, ids: Tensor) -> str:
+    """A prompt's ids as the text that they are; without a tokenizer, the ids."""
+    tokens = model.texts(ids)
+    return text_of(tokens) if model.has_tokenizer else " ".join(tokens)
+
+
+def _given_prompts(code: str, n: int) -> list[object]:
+    """The first n arguments of a call, in a line each; none where they cannot be read."""
+    call = _CALL.search(code)
+    lines = code[call.end() :].split("\n")[:n] if call else []
+    try:
+        return [ast.literal_eval(line.strip().removesuffix(",")) for line in lines]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    names = ("Clean", "Corrupted") if has_source else ("Prompt",)
-    first = next((i for i, (a, b) in enumerate(zip(prompts[0], prompts[-1], strict=False)) if a != b), 0)
-    return [f'{name}: "{_stretch(text, first)}".' for name, text in zip(names, prompts, strict=True)]
 
 
-def prompts_line(prompts: Sequence[str]) -> str:
-    """'Prompt: "..."' of one prompt; of several the first, and how many more there are."""
-    more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
-    return f'Prompt: "{_stretch(prompts[0], 0)}"{more}.' if prompts else ""
+def _first_prompt(given: object) -> tuple[int, str | None]:
+    """How many prompts an argument holds, and the first as text; None for token ids."""
+    if isinstance(given, str):
+        return 1, given
+    if not isinstance(given, (list, tuple)) or not given or isinstance(given[0], int):
+        return 1, None
+    if isinstance(given[0], dict):
+        return 1, " ".join(str(message.get("content", "")) for message in given)
+    return len(given), _first_prompt(given[0])[1]
 
 
 def _stretch(text: str, first: int) -> str:
-    """A text, or so much of it around a place, with ... for what is left out."""
+    """One line of a text, or of so much of it around a place, with ... for what is left out."""
     begin = 0 if len(text) <= MOST_PROMPT else max(0, min(first - BEFORE_DIFFERENCE, len(text) - MOST_PROMPT))
     end = begin + MOST_PROMPT
     # Words stay whole where a space is near.
@@ -157,12 +210,23 @@ def _stretch(text: str, first: int) -> str:
         begin = space + 1
     if end < len(text) and (space := text.rfind(" ", max(first, end - LONGEST_WORD), end)) >= 0:
         end = space
-    return f"{'...' if begin else ''}{text[begin:end]}{'...' if end < len(text) else ''}"
+    return legible_line(f"{'...' if begin else ''}{text[begin:end]}{'...' if end < len(text) else ''}")
 
 
-def metric_label(question: SweepMetadata) -> str:
+def metric_of_first(metric: str) -> str:
+    """A metric as text; of a list with one for each pair, that of the first."""
+    try:
+        body = ast.parse(metric, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a function may have any name
+        return metric
+    if not isinstance(body, ast.List) or len(body.elts) < 2:
+        return metric
+    return f"{ast.get_source_segment(metric, body.elts[0])}, the first pair's"
+
+
+def metric_label(metric: str) -> str:
     """The metric if it fits beside the colours; otherwise the function that all pairs' metrics call."""
-    if len(question.metric) <= MOST_METRIC:
-        return question.metric
-    calls = set(re.findall(r"(gs\.\w+)\(", question.metric))
+    if len(metric) <= MOST_METRIC:
+        return metric
+    calls = set(re.findall(r"(gs\.\w+)\(", metric))
     return calls.pop() if len(calls) == 1 else "the metric"

@@ -199,7 +199,7 @@ class SweepResult:
         return labelled_figure(
             values,
             title=picture_title(self.question, len(self.values)),
-            unit="share of the gap" if normalized else f"change of {metric_label(self.question)}",
+            unit="share of the gap" if normalized else f"change of {metric_label(self.question.metric)}",
             diverging=True,
             subtitle=subtitle_of(self.question),
         )

@@ -27,6 +27,7 @@ from gemmascope.memory.placement import MICROBATCH_ROWS
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
 from gemmascope.run.trace import Trace
+from gemmascope.sweeps.metadata import words_of
 from gemmascope.sweeps.metrics import MetricLike
 from gemmascope.sweeps.sources import Ablation
 from gemmascope.values import Array
@@ -103,7 +104,16 @@ def faithfulness(
         raise SweepError("the metric is the same with all edges and with none: there is nothing for a circuit to explain")
     of_scores = circuit.method if isinstance(circuit, EdgeScores) else "given edges"
     n_edges = [len(one) for one in circuits]
-    return Faithfulness(shares, n_edges, at_sizes, full, empty, model.name, of_scores, metric_text(metric))
+    prompts = _first_prompts(pairs[0], into)
+    return Faithfulness(shares, n_edges, at_sizes, full, empty, model.name, of_scores, metric_text(metric), prompts)
+
+
+def _first_prompts(pair: EdgePair, into: str) -> tuple[str, ...]:
+    """The clean and the corrupted prompt of a pair as text; of an ablation the only one."""
+    if pair.source_ids is None:
+        return (words_of(pair.model, pair.ids),)
+    in_order = (pair.ids, pair.source_ids) if into == "clean" else (pair.source_ids, pair.ids)
+    return tuple(words_of(pair.model, ids) for ids in in_order)
 
 
 def _circuits(circuit: object, sizes: object, magnitude: bool, model: Model) -> tuple[list[EdgeCircuit], list[float]]:

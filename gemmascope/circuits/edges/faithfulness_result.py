@@ -9,6 +9,7 @@ import numpy as np
 
 from gemmascope.errors import SweepError
 from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.sweeps.metadata import metric_of_first, named_prompts
 from gemmascope.values import Array, labelled
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Faithfulness:
         model: The model's name.
         method: How the scores came about that the circuits were chosen by.
         metric: The metric as Python code.
+        prompts: The first pair of prompts as text, the clean one and the corrupted one, or of an ablation the only one.
 
     Examples:
         >>> clean = "When Mary and John went to the store, John gave a drink to"
@@ -49,6 +51,7 @@ class Faithfulness:
     model: str
     method: str
     metric: str
+    prompts: tuple[str, ...] = ()
 
     @property
     def curve(self) -> xarray.DataArray:
@@ -103,7 +106,8 @@ class Faithfulness:
             while name in curves:
                 name, number = f"{one.method} ({number})", number + 1
             curves[name] = (one.sizes, one.curve.values)
-        return curves_figure(curves, title=f"faithfulness of circuits of {self.model}", subtitle=f"Measured: {self.metric}")
+        subtitle = [*named_prompts(self.prompts, len(self.values)), f"Measured: {metric_of_first(self.metric)}"]
+        return curves_figure(curves, title=f"faithfulness of circuits of {self.model}", subtitle="\n".join(subtitle))
 
     @prints_legibly
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from gemmascope.circuits.edges.circuit import EdgeCircuit, strongest
 from gemmascope.circuits.edges.nodes import Nodes
 from gemmascope.errors import SweepError
 from gemmascope.legible import legible_line, prints_legibly, signed
-from gemmascope.sweeps.metadata import prompt_lines
+from gemmascope.sweeps.metadata import metric_label, metric_of_first, prompt_lines
 from gemmascope.sweeps.resampling.bootstrap import labelled_bootstrap
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import Array, labelled
@@ -194,7 +194,8 @@ class EdgeScores:
 
         asked = self.asked
         summed = self.effect if not asked.axis else self.effect.sum(asked.axis, skipna=False)
-        return edge_map(summed, title=self._title(), unit=f"change of {asked.metric}", subtitle=self._subtitle())
+        unit = f"change of {metric_label(asked.metric)}"
+        return edge_map(summed, title=self._title(), unit=unit, subtitle=self._subtitle())
 
     def plot_against(self, *estimates: EdgeScores) -> Figure:
         """A plotly scatter plot of estimates of these scores against them, an edge a point, a panel for each. Needs plotly.
@@ -213,7 +214,7 @@ class EdgeScores:
         for one in estimates:
             scores = self._flat_of(one)
             panels[f"{one.method}: r = {correlation(truth, scores):.2f}"] = scores
-        title, unit = f"edges of {self.asked.model}", f"change of {self.asked.metric}"
+        title, unit = f"edges of {self.asked.model}", f"change of {metric_label(self.asked.metric)}"
         return scatter_figure(
             truth, panels, names, title=title, truth_name=self.method, unit=unit, subtitle=self._subtitle()
         )
@@ -258,9 +259,10 @@ class EdgeScores:
         return labelled(shown, self.coords, dims, "effect", f"change of {self.asked.metric}")
 
     def _subtitle(self) -> str:
-        """The prompts, where they are texts, and the metric."""
+        """The prompts and the metric."""
         asked = self.asked
-        return "\n".join([*prompt_lines(asked.code, has_source=asked.has_source), f"Measured: {asked.metric}"])
+        prompts = prompt_lines(asked.code, has_source=asked.has_source, into=asked.into, tokens=asked.tokens)
+        return "\n".join([*prompts, f"Measured: {metric_of_first(asked.metric)}"])
 
     def _title(self) -> str:
         asked, n = self.asked, len(self.values)

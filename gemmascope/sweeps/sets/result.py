@@ -15,7 +15,7 @@ from gemmascope.files.writing import write_file
 from gemmascope.legible import prints_legibly
 from gemmascope.sites import did_you_mean
 from gemmascope.sweeps.journal import text_of
-from gemmascope.sweeps.metadata import metric_label, picture_title, subtitle_of
+from gemmascope.sweeps.metadata import metric_label, metric_of_first, picture_title, subtitle_of
 from gemmascope.sweeps.result import SweepResult, values_to_draw
 from gemmascope.sweeps.sets.numbers import SetNumbers, SetQuestion
 
@@ -149,16 +149,15 @@ class SweepSet(Mapping[Key, SweepResult]):
         names = [f" ({name})" for name in q.metrics] or [""]
         units = [f"share of the gap{name}" for name in names]
         if not normalized:
-            units = [f"change of {metric_label(grid.question)}" for grid in self.grids[:n_metrics]]
+            units = [f"change of {metric_label(grid.question.metric)}" for grid in self.grids[:n_metrics]]
         rows = [(unit, panels[i::n_metrics]) for i, unit in enumerate(units)]
         first = self.grids[0].question
+        metrics = [metric_of_first(grid.question.metric) for grid in self.grids]
         title = picture_title(replace(first, site=", ".join(q.sites or [first.site])), len(self.grids[0].values))
         return grids_figure(
             rows,
             title=title,
-            subtitle=subtitle_of(
-                replace(first, metric=", ".join(dict.fromkeys(grid.question.metric for grid in self.grids)))
-            ),
+            subtitle=subtitle_of(replace(first, metric=", ".join(dict.fromkeys(metrics)))),
         )
 
     def code(self) -> str:

@@ -15,12 +15,16 @@ from gemmascope.circuits.graph.nodes import KINDS, LOGIT
 from gemmascope.circuits.graph.truth.effects import Effects
 from gemmascope.circuits.graph.truth.opened import NodeEffects
 from gemmascope.figures.predicted import predicted_figure
-from gemmascope.legible import prints_legibly
+from gemmascope.legible import legible_line, prints_legibly
+from gemmascope.sweeps.metadata import prompts_line
+from gemmascope.tokens.characters import text_of
 
 if TYPE_CHECKING:
     import pandas
     from plotly.graph_objects import Figure
 
+# How many changes the line below a figure's title names.
+MOST_NAMED = 4
 _HELD_WORDS = {"nothing": "nothing held", "patterns": "patterns and scales held"}
 
 
@@ -40,6 +44,8 @@ class GraphCheck:
         node_ids: Their ids, [target].
         node_kinds: Their kinds, [target].
         hold: What the runs held: "nothing", or "patterns", with the norms' scales.
+        prompt: The prompt as text.
+        model: The model's name.
 
     Examples:
         >>> graph = gs.attribution_graph("Mary and John went to the", basis="neuron", max_nodes=50, progress=False)
@@ -57,6 +63,8 @@ class GraphCheck:
     node_ids: tuple[str, ...]
     node_kinds: tuple[str, ...]
     hold: str = "nothing"
+    prompt: str = ""
+    model: str = ""
 
     @property
     def held_error(self) -> float:
@@ -131,8 +139,14 @@ class GraphCheck:
             f"what {len(nodes):,} later nodes read, correlation {self.node_correlation:.2f}": nodes,
             f"outputs before the cap, correlation {self.correlation:.2f}": outputs.rename(columns={"output": "name"}),
         }
-        title = f"Predicted and true effects of {len(self.changed)} changes, with {_HELD_WORDS[self.hold]}"
-        return predicted_figure({name: table for name, table in panels.items() if len(table)}, title)
+        n = len(self.changed)
+        effects = f"Predicted and true effects of {n} change{'s' if n != 1 else ''}"
+        title = f"{effects} in {self.model}, with {_HELD_WORDS[self.hold]}"
+        n_more = len(self.changed) - MOST_NAMED
+        more = f" and {n_more} more" if n_more > 0 else ""
+        changed = f"Changed: {', '.join(map(legible_line, self.changed[:MOST_NAMED]))}{more}."
+        subtitle = f"{prompts_line([self.prompt])}\n{changed}"
+        return predicted_figure({name: table for name, table in panels.items() if len(table)}, title, subtitle)
 
     @property
     def _are_outputs(self) -> Tensor:
@@ -162,7 +176,9 @@ def check_of(graph: GraphData, changed: Sequence[str], effects: Effects, nodes: 
     targets, kinds = nodes.targets.tolist(), graph.decoded[0].tolist()
     ids = tuple(graph.ids[i] for i in targets)
     outputs = tuple(one.label for one in graph.outputs)
-    return GraphCheck(names, outputs, effects, nodes, ids, tuple(KINDS[kinds[i]] for i in targets), hold)
+    target_kinds = tuple(KINDS[kinds[i]] for i in targets)
+    prompt = text_of(graph.about.tokens)
+    return GraphCheck(names, outputs, effects, nodes, ids, target_kinds, hold, prompt, graph.about.model)
 
 
 def _correlation(predicted: Tensor, true: Tensor) -> float:
