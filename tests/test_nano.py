@@ -21,7 +21,7 @@ from gemmascope.nano.training.circuits import circuits
 from gemmascope.nano.training.evaluate import SKILLS, THRESHOLDS
 from gemmascope.nano.training.evaluator import Evaluator
 from gemmascope.nano.training.runs import schedule
-from gemmascope.nano.training.train import DECAY, SEED, WARM_UP, Run, fresh, nano_json
+from gemmascope.nano.training.train import DECAY, SEED, WARM_UP, Run, config_json_of, fresh
 
 CASES, CARD_SEED = 500, 1  # those of the evaluation script, which printed the card's figures
 CARD = CHECKPOINT.parent / "README.md"
@@ -151,7 +151,7 @@ def test_weights_are_stored_in_half_the_bytes_and_the_folder_is_small() -> None:
 
 
 def test_the_configuration_is_the_one_the_training_script_writes() -> None:
-    assert json.loads((CHECKPOINT / "config.json").read_text()) == nano_json(nano().tokenizer.vocab_size)
+    assert json.loads((CHECKPOINT / "config.json").read_text()) == config_json_of("nano", nano().tokenizer.vocab_size)
 
 
 def test_the_card_states_what_is_measured() -> None:

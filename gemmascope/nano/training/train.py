@@ -1,4 +1,8 @@
-"""Trains nano from scratch: `python -m gemmascope.nano.training.train RUN_FOLDER`, which also resumes a stopped run."""
+"""Trains nano from scratch: `python -m gemmascope.nano.training.train RUN_FOLDER`, which also resumes a stopped run.
+
+`--shape pico` trains a model of a fifth of its size, with nano's tokenizer: with `--teacher nano` on nano's soft answers
+beside the texts, without a teacher on the texts alone.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,21 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.multiprocessing.spawn import spawn
-from torch.nn import functional as F
 
 from gemmascope.config import GemmaConfig
+from gemmascope.loading.load import load
 from gemmascope.model.gemma2 import Gemma2
-from gemmascope.model.layout import Layout
-from gemmascope.nano.training.batches import IGNORED, batch
+from gemmascope.nano import CHECKPOINT
+from gemmascope.nano.training.batches import batch
+from gemmascope.nano.training.distillation.losses import Loss, fused, on_teacher, on_texts, soft_loss, text_loss
 from gemmascope.nano.training.evaluate import measure
 from gemmascope.nano.training.runs import save_whole, schedule
 from gemmascope.nano.training.vocabulary import save_tokenizer, train_tokenizer
@@ -36,11 +41,17 @@ MEASURE_EVERY, SAVE_EVERY = 500, 250
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def nano_json(vocab_size: int) -> dict[str, object]:
-    """nano's config.json, in the transformers layout."""
+# The shapes that are trained here: layers, d_model, d_head, d_mlp.
+SHAPES = {"nano": (6, 128, 32, 512), "pico": (4, 64, 16, 128)}
+TEMPERATURE, SOFT_SHARE = 2.0, 0.8  # of a teacher's answers
+
+
+def config_json_of(shape: str, vocab_size: int) -> dict[str, object]:
+    """The config.json of a shape, in the transformers layout."""
+    n_layers, d_model, d_head, d_mlp = SHAPES[shape]
     config = GemmaConfig(
-        d_model=128, n_heads=4, n_kv_heads=2, d_head=32, d_mlp=512, vocab_size=vocab_size, kinds=("local", "global") * 3,
-        window=16, context=512, query_scalar=32,
+        d_model=d_model, n_heads=4, n_kv_heads=2, d_head=d_head, d_mlp=d_mlp, vocab_size=vocab_size,
+        kinds=("local", "global") * (n_layers // 2), window=16, context=512, query_scalar=d_head,
     )  # fmt: skip
     more = {"hidden_act": "gelu_pytorch_tanh", "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True}
     return {**config.to_dict(), **more, "dtype": "float32"}
@@ -71,32 +82,28 @@ def optimizers_for(net: Gemma2) -> tuple[torch.optim.Optimizer, ...]:
     )
 
 
-def loss_of(net: Gemma2, ids: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the next token over the positions [run, pos] that have a target."""
-    layout = Layout.of_lengths([ids.shape[1]] * len(ids), ids.device)
-    with torch.autocast(ids.device.type, torch.bfloat16):
-        logits = net.unembed(net(ids.reshape(-1), layout))
-    return F.cross_entropy(logits.float(), targets.reshape(-1), ignore_index=IGNORED)
-
-
-Loss = Callable[[Gemma2, Tensor, Tensor], Tensor]
-
-
 class Run:
     """A training run in a folder: its network, optimizers and step.
 
-    loss: `loss_of`, or a compiled form of it. worker, workers: which part of each step's rows this process takes; the first
-    worker measures and saves.
+    loss: what each step reduces; None means that of the texts. worker, workers: which part of each step's rows this process
+    takes; the first worker measures and saves.
     """
 
     def __init__(
-        self, folder: Path, steps: int, device: str, loss: Loss = loss_of, worker: int = 0, workers: int = 1
+        self,
+        folder: Path,
+        steps: int,
+        device: str,
+        loss: Loss | None = None,
+        worker: int = 0,
+        workers: int = 1,
+        shape: str = "nano",
     ) -> None:
-        self.folder, self.steps, self.device, self.loss = folder, steps, device, loss
+        self.folder, self.steps, self.device, self.loss = folder, steps, device, loss or on_texts()
         self.worker, self.workers = worker, workers
         self.tokenizer = Tokenizer.from_folder(folder)
         torch.manual_seed(SEED)
-        self.config_json = nano_json(self.tokenizer.vocab_size)
+        self.config_json = config_json_of(shape, self.tokenizer.vocab_size)
         self.net = fresh(GemmaConfig.from_dict(self.config_json)).to(device)
         self.optimizers = optimizers_for(self.net)
         self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
@@ -179,14 +186,21 @@ def write(net: Gemma2, config_json: Mapping[str, object], tokenizer_folder: Path
         shutil.copyfile(tokenizer_folder / name, folder / name)
 
 
-def run_worker(worker: int, workers: int, folder: Path, steps: int, device: str) -> None:
+def loss_with(teacher: str | None, device: str) -> Loss:
+    """The loss on the texts, or with a teacher's soft answers beside them. teacher: its source, as gs.load takes it."""
+    if teacher is None:
+        return on_texts(fused(text_loss))
+    return on_teacher(load(teacher, device=device).network, TEMPERATURE, SOFT_SHARE, fused(soft_loss))
+
+
+def run_worker(worker: int, args: argparse.Namespace) -> None:
     """One worker's part of a run. The first worker writes the checkpoint at the end."""
+    folder, workers = args.folder, args.workers
     if workers > 1:
         # One thread each: threads would wait for each other at every product, workers do so once per step.
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder.resolve()}/meeting", rank=worker, world_size=workers)
-    # One compiled program for each row length: nearly twice as fast, after a minute or two.
-    run = Run(folder, steps, device, torch.compile(loss_of, dynamic=False), worker, workers)
+    run = Run(folder, args.steps, args.device, loss_with(args.teacher, args.device), worker, workers, args.shape)
     run.train()
     if worker == 0:
         write(run.net, run.config_json, folder, folder / "checkpoint")
@@ -199,16 +213,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that share every step's rows, one thread each")
+    parser.add_argument("--shape", choices=SHAPES, default="nano", help="pico takes nano's tokenizer")
+    parser.add_argument("--teacher", help="a model with the same tokenizer, whose soft answers are learnt beside the texts")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if not (args.folder / "tokenizer.json").exists():
-        save_tokenizer(train_tokenizer(SEED), args.folder)
+        if args.shape == "nano":
+            save_tokenizer(train_tokenizer(SEED), args.folder)
+        else:
+            for name in TOKENIZER_FILES:
+                shutil.copyfile(CHECKPOINT / name, args.folder / name)
     (args.folder / "meeting").unlink(missing_ok=True)
-    arguments = (args.workers, args.folder, args.steps, args.device)
     if args.workers == 1:
-        run_worker(0, *arguments)
+        run_worker(0, args)
     else:
-        spawn(run_worker, arguments, args.workers)  # type: ignore[no-untyped-call]
+        spawn(run_worker, (args,), args.workers)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

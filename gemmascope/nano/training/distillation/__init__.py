@@ -1,0 +1,1 @@
+"""What a small model learns from a larger one, beside the texts. The package never imports it."""
