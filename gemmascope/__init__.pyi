@@ -100,6 +100,9 @@ from gemmascope.sweeps.result import SweepResult as SweepResult
 from gemmascope.sweeps.sets.opening import open_sweep as open_sweep
 from gemmascope.sweeps.sets.result import SweepSet as SweepSet
 from gemmascope.sweeps.sweep import sweep as sweep
+from gemmascope.training.measures import DictionaryMeasures as DictionaryMeasures
+from gemmascope.training.result import TrainedSAE as TrainedSAE
+from gemmascope.training.train import train_sae as train_sae
 from gemmascope.views.attention import attention_view as attention_view
 from gemmascope.views.graphs.view import graph_view as graph_view
 from gemmascope.views.lens import lens_view as lens_view

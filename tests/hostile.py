@@ -122,6 +122,13 @@ def store() -> gs.Store:
     return gs.harvest(model(), [IDS, OTHER], "resid_post", out=Path(tempfile.mkdtemp()) / "acts", progress=False)
 
 
+@cache
+def trained() -> gs.TrainedSAE:
+    asked: dict[str, Any] = {"architecture": "topk", "features": 8, "l0": 2, "steps": 2, "batch_size": 4, "progress": False}
+    out = Path(tempfile.mkdtemp())
+    return gs.train_sae(store(), "resid_post", 1, out=out, held_out=0.5, model=model(), **asked)
+
+
 SHOWN: dict[str, Callable[[], Any]] = {
     "Model": model,
     "Trace": run,
@@ -150,6 +157,8 @@ SHOWN: dict[str, Callable[[], Any]] = {
     "JacobianLens": jacobian,
     "Lens of a JacobianLens": lambda: gs.jacobian_lens(run(), jacobian(), answer=ANSWER),
     "Store": store,
+    "TrainedSAE": trained,
+    "DictionaryMeasures": lambda: trained().measures,
     "attention view": lambda: gs.attention_view(run()),
     "lens view": lambda: gs.lens_view(run(), answer=ANSWER),
     "stream view": lambda: gs.stream_view(run(), answer=ANSWER, against=AGAINST),

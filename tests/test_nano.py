@@ -20,8 +20,8 @@ from gemmascope.nano.training import batches
 from gemmascope.nano.training.circuits import circuits
 from gemmascope.nano.training.evaluate import SKILLS, THRESHOLDS
 from gemmascope.nano.training.evaluator import Evaluator
-from gemmascope.nano.training.runs import schedule
 from gemmascope.nano.training.train import DECAY, SEED, WARM_UP, Run, config_json_of, fresh
+from gemmascope.training.recipe import schedule
 
 CASES, CARD_SEED = 500, 1  # those of the evaluation script, which printed the card's figures
 CARD = CHECKPOINT.parent / "README.md"

@@ -15,23 +15,15 @@ import gemmascope as gs
 from gemmascope.errors import DictionaryError
 from gemmascope.nano.training.concepts import CONCEPTS
 from gemmascope.nano.training.corpus import texts
-from gemmascope.nano.training.sparse.recipe import Recipe
-from gemmascope.nano.training.sparse.rows import pass_rows
-from gemmascope.nano.training.sparse.run import Run
-from gemmascope.nano.training.sparse.write import rounded, write
-from gemmascope.nano.training.train_transcoders import BITS, all_spliced, recipe
+from gemmascope.nano.training.dictionary_files import rounded, small_arrays, write
+from gemmascope.nano.training.train_transcoders import BITS, all_spliced
 from gemmascope.sae.about import ABOUT
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.files import OWN
-from gemmascope.sae.load import as_tensors
 from gemmascope.sae.loss import LossRecovered
 
 FOLDER = OWN["nano-transcoders"]
 LAYERS = range(6)
-SMALL = Recipe(
-    seed=3, site="transcoder", layer=1, features=96, active=4, rows=3000, batch=64, steps=40, dead_after=2, revived=4,
-    revived_rows=32, threshold_rows=32, from_examples=0.2,
-)  # fmt: skip
 
 
 @cache
@@ -62,8 +54,9 @@ def test_there_is_one_a_layer_in_gemma_scopes_layout_and_they_are_small() -> Non
 @pytest.mark.nano
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_transcoder_explains_what_its_file_says(layer: int) -> None:
-    one, model = transcoders()[layer], gs.load()
-    read, written = pass_rows(model, recipe(layer), [model.ids(text) for text in fresh(150)])
+    one, each = transcoders()[layer], gs.trace(fresh(150))
+    read = torch.cat([one.input_of(trace["resid_mid", layer][1:]) for trace in each])
+    written = torch.cat([trace["mlp_out", layer][1:] for trace in each])
     pos, feature, value = one.sparse(read)
     left = written - one.summed(pos, feature, value, len(read))
     explained = 1 - float(left.square().sum() / (written - written.mean(0)).square().sum())
@@ -101,69 +94,6 @@ def test_features_tie_to_concepts_and_are_read_in_a_run() -> None:
 # -- how they are made --
 
 
-@pytest.mark.nano
-def test_rows_are_what_a_trace_reads() -> None:
-    model, ids = gs.load(), [gs.load().ids(text) for text in fresh(3)]
-    read, written = pass_rows(model, SMALL, ids)
-    expected = [gs.trace(one.tolist()) for one in ids]
-    stream = torch.cat([trace["resid_mid", 1][1:] for trace in expected])
-    assert torch.allclose(read, stream / stream.square().mean(1, keepdim=True).sqrt(), atol=1e-4)
-    assert torch.allclose(written, torch.cat([trace["mlp_out", 1][1:] for trace in expected]), atol=1e-4)
-
-
-@pytest.mark.nano
-def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
-    for name in ("straight", "stopped"):
-        (tmp_path / name).mkdir()
-    straight, stopped = (Run(tmp_path / name, gs.load(), SMALL) for name in ("straight", "stopped"))
-    straight.train()
-    stopped.train(17)
-    resumed = Run(tmp_path / "stopped", gs.load(), SMALL)
-    assert resumed.step == 17
-    assert (resumed.asleep > SMALL.dead_after).any()  # the loss that revives features is at work
-    resumed.train()
-    for name, array in straight.arrays().items():
-        assert np.array_equal(array, resumed.arrays()[name]), name
-
-
-@pytest.mark.nano
-def test_the_loss_and_its_gradients_are_those_of_dense_activations(tmp_path: Path) -> None:
-    run = Run(tmp_path, gs.load(), SMALL)
-    run.train(9)
-    numbers = torch.arange(64)
-    x, target = run.read.at(numbers), run.written.at(numbers)
-    asleep = run.asleep.clone()
-    sparse = run._loss(x, target)
-    found = torch.autograd.grad(sparse, list(run.weights.values()))
-    w = run.weights
-    pre = (x @ w["W_enc"].T + w["b_enc"]).relu()
-    acts = pre * (pre >= run._cut(pre.detach()))
-    residual = target - acts @ w["W_dec"] - w["b_dec"]
-    dead = torch.where((acts > 0).any(0), 0.0, asleep + 1) > SMALL.dead_after
-    assert dead.any()
-    revived = (pre * dead)[: SMALL.revived_rows]
-    revived = revived * (revived >= revived.detach().topk(min(int(dead.sum()), SMALL.revived), 1).values[:, -1:])
-    more = (revived @ w["W_dec"] - residual[: SMALL.revived_rows].detach()).square().sum(1).mean()
-    dense = residual.square().sum(1).mean() + SMALL.revived_weight * more
-    assert torch.allclose(sparse, dense, rtol=1e-5)
-    for one, expected in zip(found, torch.autograd.grad(dense, list(w.values())), strict=True):
-        assert torch.allclose(one, expected, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.nano
-def test_the_saved_format_reconstructs_as_the_trained_weights_do(tmp_path: Path) -> None:
-    run = Run(tmp_path, gs.load(), SMALL)
-    run.train()
-    w = {name: weight.detach() for name, weight in run.weights.items()}
-    numbers = torch.arange(200)
-    pre = (run.read.at(numbers) @ w["W_enc"].T + w["b_enc"]).relu()
-    expected = ((pre * (pre > run.threshold)) @ w["W_dec"] + w["b_dec"]) * run.written.scale + run.written.mean
-    saved = Dictionary(**as_tensors(run.arrays(), "cpu"), site="transcoder", layer=1)
-    found = saved.encode(run.read.rows[:200].float()).reconstruction
-    near = (found - expected).norm(dim=1) <= 1e-2 * expected.norm(dim=1)
-    assert float(near.float().mean()) >= 0.95  # float16, and a few that cross the threshold
-
-
 def test_rounding_keeps_so_many_bits_to_the_nearest() -> None:
     numbers = np.linspace(-3, 3, 1001).astype(np.float16)
     short = rounded(numbers, BITS)
@@ -174,15 +104,14 @@ def test_rounding_keeps_so_many_bits_to_the_nearest() -> None:
 
 
 @pytest.mark.nano
-def test_a_run_is_written_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transcoder_is_written_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dictionary, "loss_recovered", lambda *_, **__: LossRecovered(1.0, 2.0, 3.0, 4))
-    run = Run(tmp_path, gs.load(), SMALL)
-    run.train(20)
-    path = write(run, tmp_path / "out", BITS, 60)
+    path = write(transcoders()[1], gs.load(), tmp_path / "out", BITS, 60)
     one = gs.load_sae(path, model=gs.load())
-    assert path.parts[-3:-1] == ("layer_1", "width_96")
-    assert (one.site, one.layer, one.n_features) == ("transcoder", 1, 96)
-    assert np.array_equal(one.W_enc.numpy(), rounded(run.arrays()["W_enc"], BITS).astype(np.float32))
+    assert path.parts[-3:-1] == ("layer_1", "width_1k")
+    assert (one.site, one.layer, one.n_features) == ("transcoder", 1, 1536)
+    assert np.array_equal(one.W_enc.numpy(), transcoders()[1].W_enc.numpy())  # rounded already
+    assert np.array_equal(small_arrays(one)["W_dec"].astype(np.float32), one.W_dec.numpy())
     assert json.loads((path / ABOUT).read_text(encoding="utf-8"))["measured"]["loss recovered"] == 0.5
 
 

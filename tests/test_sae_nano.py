@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -16,12 +15,9 @@ import gemmascope as gs
 from gemmascope.errors import DictionaryError
 from gemmascope.nano.training.concepts import CONCEPTS, labels
 from gemmascope.nano.training.corpus import texts
-from gemmascope.nano.training.sparse.run import Run
 from gemmascope.nano.training.ties import Texts, ties_of
-from gemmascope.nano.training.train_sae import RECIPE
-from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.files import NANO
-from gemmascope.sae.load import ABOUT, as_tensors
+from gemmascope.sae.load import ABOUT
 from gemmascope.sae.npz import read_params
 
 FEW_DOZEN = 36
@@ -126,30 +122,7 @@ def test_features_of_a_prompt_have_known_concepts_and_can_be_swept() -> None:
     assert abs(float(changed[mary] - changed[john]) - s.base - s.top(1)[0][1]) <= 1e-4
 
 
-# -- how it is made: test_nano_transcoders.py tests the training that both share --
-
-
-@pytest.mark.nano
-def test_training_of_an_autoencoder_resumes_and_is_read_as_it_was_trained(tmp_path: Path) -> None:
-    recipe = replace(RECIPE, rows=4000, batch=64, features=96, active=6, steps=60, threshold_rows=32, dead_after=2)
-    runs = []
-    for name in ("straight", "stopped"):
-        (tmp_path / name).mkdir()
-        runs.append(Run(tmp_path / name, gs.load(), recipe))
-    runs[0].train()
-    runs[1].train(17)
-    resumed = Run(tmp_path / "stopped", gs.load(), recipe)
-    assert resumed.step == 17
-    resumed.train()
-    for name, array in runs[0].arrays().items():
-        assert np.array_equal(array, resumed.arrays()[name]), name
-    run, w = resumed, {name: weight.detach() for name, weight in resumed.weights.items()}
-    rows = run.read.rows[:200].float()
-    pre = ((rows - run.read.mean) / run.read.scale @ w["W_enc"].T + w["b_enc"]).relu()
-    expected = ((pre * (pre > run.threshold)) @ w["W_dec"] + w["b_dec"]) * run.read.scale + run.read.mean
-    reconstruction = Dictionary(**as_tensors(run.arrays(), "cpu"), site="resid_post", layer=3).encode(rows).reconstruction
-    near = (reconstruction - expected).norm(dim=1) <= 1e-2 * expected.norm(dim=1)
-    assert float(near.float().mean()) >= 0.95  # float16, and a few that cross the threshold
+# -- its ties; test_training.py tests how it is made --
 
 
 @pytest.mark.nano

@@ -6,24 +6,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from gemmascope.arguments import finite_number, short_repr, whole_number
+from gemmascope.arguments import finite_number, one_of, short_repr, whole_number
 from gemmascope.errors import DictionaryError, SiteError
 from gemmascope.files.json_reader import is_regular_file, read_json
 from gemmascope.sae.catalogue import EMBEDDING, PARAMS, TRANSCODER
-from gemmascope.sae.weights import Tie
+from gemmascope.sae.weights import INPUT_SITES, OUTPUT_SITES, Tie
 from gemmascope.sites import find_site
 
-# The file beside the params.npz of a dictionary that gemmascope.nano.training trained.
+# The file beside the params.npz of a dictionary that gs.train_sae trained.
 ABOUT = "about.json"
 
 
 class About(TypedDict, total=False):
-    """What ABOUT says of a dictionary. concepts: ties of features, which are checked as they are read."""
+    """What ABOUT says of a dictionary. concepts: ties of features, which are checked as they are read.
+
+    input_site, output_site: what a transcoder reads and writes, where it is not what Gemma Scope's do.
+    """
 
     model: str
     fingerprint: str
     site: str
     layer: int | str
+    input_site: str | None
+    output_site: str
     concepts: object
 
 
@@ -43,6 +48,23 @@ def read_about(path: Path) -> About:
     except (DictionaryError, SiteError) as error:
         raise DictionaryError(f"{path} is not what training writes beside a {PARAMS}: {error}") from error
     return cast(About, about)
+
+
+class Sites(TypedDict, total=False):
+    """What a transcoder reads and writes, by the names of a Dictionary's fields."""
+
+    input_site: str | None
+    output_site: str
+
+
+def sites_of(about: About, path: Path) -> Sites:
+    """What a transcoder reads and writes; empty for what Gemma Scope's do. DictionaryError for another kind of value."""
+    found: Sites = {}
+    if (read := about.get("input_site")) is not None:
+        found["input_site"] = one_of(read, f"{path}: input_site", INPUT_SITES, error=DictionaryError)
+    if "output_site" in about:
+        found["output_site"] = one_of(about["output_site"], f"{path}: output_site", OUTPUT_SITES, error=DictionaryError)
+    return found
 
 
 def concepts_of(about: About, path: Path) -> dict[int, Tie]:

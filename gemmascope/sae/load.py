@@ -18,11 +18,12 @@ from gemmascope.edits.call_text import plain
 from gemmascope.errors import DictionaryError, warn
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
-from gemmascope.sae.about import ABOUT, About, concepts_of, read_about
+from gemmascope.sae.about import ABOUT, About, concepts_of, read_about, sites_of
 from gemmascope.sae.catalogue import EMBEDDING, DictionaryRequest
 from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.files import DictionaryFile, find_dictionary
 from gemmascope.sae.formats.circuit_tracer import read_transcoder
+from gemmascope.sae.formats.common import require_k
 from gemmascope.sae.formats.dictionary_learning import read_dictionary_learning
 from gemmascope.sae.formats.listing import DICTIONARY_LEARNING, GEMMA_SCOPE, SAELENS
 from gemmascope.sae.formats.saelens import read_saelens
@@ -109,7 +110,9 @@ def _from_params(
     path = file.path.with_name(ABOUT)
     about = read_about(path)
     site_name = _site(file, site, about)
-    tensors = as_tensors(read_params(file.path), device, file.path)
+    arrays = read_params(file.path)
+    k = require_k(float(arrays.pop("k")), arrays["b_enc"].size) if "k" in arrays else None
+    tensors = as_tensors(arrays, device, file.path)
     if site_name == "embed" and "site" not in about:  # gemmascope's own training sees embeddings as a pass does
         tensors = for_scaled_embeddings(tensors, dtype)
     return Dictionary(
@@ -118,6 +121,8 @@ def _from_params(
         layer=_layer(file, layer, about),
         trained_for=_trained_for(file, about),
         concepts=concepts_of(about, path),
+        k=k,
+        **sites_of(about, path),
     )
 
 
@@ -164,7 +169,7 @@ def _check_arguments(layer: object, site: object, model: object, revision: objec
         raise DictionaryError(f"model is what gs.load returns; given {short_repr(model)}")
 
 
-class DictionaryTensors(TypedDict):
+class DictionaryTensors(TypedDict, total=False):
     """The arrays of a Dictionary, by the names of its fields."""
 
     W_enc: Tensor
@@ -172,10 +177,11 @@ class DictionaryTensors(TypedDict):
     b_enc: Tensor
     b_dec: Tensor
     threshold: Tensor
+    W_skip: Tensor
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray], device: str | torch.device, path: Path | None = None) -> DictionaryTensors:
-    """The five arrays as float32 tensors on a device. DictionaryError for numbers that float32 cannot hold."""
+    """The arrays as float32 tensors on a device. DictionaryError for numbers that float32 cannot hold."""
     tensors = {name: torch.from_numpy(array).to(device, torch.float32) for name, array in arrays.items()}
     for name, tensor in tensors.items():
         if arrays[name].dtype == np.float64 and not bool(tensor.isfinite().all()):

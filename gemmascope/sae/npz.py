@@ -1,4 +1,4 @@
-"""params.npz read as data: a zip of five arrays of numbers.
+"""params.npz read as data: a zip of five arrays of numbers, and two that gs.train_sae adds where they are needed.
 
 numpy reads the arrays, with pickles refused, once every header has been checked: no code in the file runs, and no file that
 declares more than it holds is unpacked.
@@ -25,6 +25,9 @@ AXES: dict[str, tuple[str, ...]] = {
     "b_dec": ("d_out",),
     "threshold": ("feature",),
 }
+# What Gemma Scope's files never hold: a transcoder's skip connection, and how many features a TopK dictionary keeps.
+MORE: dict[str, tuple[str, ...]] = {"W_skip": ("d_in", "d_out"), "k": ()}
+_ALL = {**AXES, **MORE}
 NUMBERS = (np.float16, np.float32, np.float64)
 
 # Weights do not compress to a hundredth of their size: a file that declares more was made to fill the memory.
@@ -32,7 +35,7 @@ MOST_SHRUNK, SMALL = 100, 2**24
 
 
 def read_params(path: Path) -> dict[str, np.ndarray]:
-    """The five arrays of a params.npz by name, in the dtype of the file.
+    """The arrays of a params.npz by name, in the dtype of the file: the five, and what there is of the others.
 
     DictionaryError, which names the file, for a file that is no such zip, is cut short or was changed, holds other arrays,
     Python objects, shapes that do not fit together, NaN or infinity, or declares more than it can hold.
@@ -67,8 +70,8 @@ def _explain_damage(path: Path) -> Iterator[None]:
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     """The zip member of each array. DictionaryError for a missing, unknown or repeated one, or for a zip bomb."""
     names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
-    missing, more = sorted(set(AXES) - set(names)), sorted(set(names) - set(AXES))
-    if missing or more or len(names) > len(AXES):
+    missing, more = sorted(set(AXES) - set(names)), sorted(set(names) - set(_ALL))
+    if missing or more or len(names) > len(set(names)):
         reasons = [f"it lacks {', '.join(missing)}"] * bool(missing) + [f"it also holds {', '.join(more)}"] * bool(more)
         reasons = reasons or ["it holds one of them twice"]
         raise DictionaryError(f"{path} is no dictionary of {', '.join(AXES)} (JumpReLU): {'; '.join(reasons)}")
@@ -90,8 +93,8 @@ def _checked_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path
         raise DictionaryError(f"{path}: {name} holds Python objects, that is a pickle, which could run code: it is not read")
     if dtype not in NUMBERS:
         raise DictionaryError(f"{path}: {name} holds {dtype}; a dictionary's arrays are float32 (or float16, float64)")
-    if len(shape) != len(AXES[name]) or not all(shape):
-        raise DictionaryError(f"{path}: {name} has shape {shape}; it has the axes ({', '.join(AXES[name])})")
+    if len(shape) != len(_ALL[name]) or not all(shape):
+        raise DictionaryError(f"{path}: {name} has shape {shape}; it has the axes ({', '.join(_ALL[name])})")
     declared = dtype.itemsize
     for length in shape:  # as Python integers, which do not overflow
         declared *= length
@@ -113,7 +116,7 @@ def _require_shapes(shapes: dict[str, tuple[int, ...]], path: Path) -> None:
     """DictionaryError for arrays whose lengths differ along an axis that they share."""
     sizes: dict[str, dict[str, int]] = {}
     for name, shape in shapes.items():
-        for axis, length in zip(AXES[name], shape, strict=True):
+        for axis, length in zip(_ALL[name], shape, strict=True):
             sizes.setdefault(axis, {})[name] = length
     for axis, by_name in sizes.items():
         if len(set(by_name.values())) > 1:

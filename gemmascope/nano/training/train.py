@@ -26,9 +26,9 @@ from gemmascope.nano import CHECKPOINT
 from gemmascope.nano.training.batches import batch
 from gemmascope.nano.training.distillation.losses import Loss, fused, on_teacher, on_texts, soft_loss, text_loss
 from gemmascope.nano.training.evaluate import measure
-from gemmascope.nano.training.runs import save_whole, schedule
 from gemmascope.nano.training.vocabulary import save_tokenizer, train_tokenizer
 from gemmascope.tokens.tokenizer import Tokenizer
+from gemmascope.training.recipe import schedule
 
 SEED = 20
 STEPS = 2400
@@ -205,6 +205,12 @@ def run_worker(worker: int, args: argparse.Namespace) -> None:
     if worker == 0:
         write(run.net, run.config_json, folder, folder / "checkpoint")
         print(f"{run.seconds / 60:.0f} minutes; the checkpoint is in {folder / 'checkpoint'}")
+
+
+def save_whole(state: object, path: Path) -> None:
+    """Save with torch.save. An interrupt while writing leaves what was there before."""
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Trains a transcoder for each of nano's layers: `python -m gemmascope.nano.training.train_transcoders RUN_FOLDER`, which
+"""Trains nano's transcoders with gs.train_sae: `python -m gemmascope.nano.training.train_transcoders RUN_FOLDER`, which
 also resumes. They read the MLP's input and write its output, in Gemma Scope's format and folder layout.
 """
 
@@ -18,9 +18,7 @@ from gemmascope.files.writing import make_folder
 from gemmascope.loading.load import load
 from gemmascope.model.model import Model
 from gemmascope.nano.training.corpus import texts
-from gemmascope.nano.training.sparse.recipe import Recipe
-from gemmascope.nano.training.sparse.run import Run
-from gemmascope.nano.training.sparse.write import write
+from gemmascope.nano.training.dictionary_files import write
 from gemmascope.run.tracing import traces
 from gemmascope.sae.about import ABOUT
 from gemmascope.sae.catalogue import TRANSCODER
@@ -28,6 +26,8 @@ from gemmascope.sae.dictionary import Dictionary
 from gemmascope.sae.load import load_sae
 from gemmascope.sae.loss import LossRecovered
 from gemmascope.sae.splice import splice
+from gemmascope.stores.harvest import harvest
+from gemmascope.training.train import train_sae
 
 # Bits of the mantissas in the files, of the 10 that a float16 has: the rounding is far below what the features leave.
 BITS = 5
@@ -35,12 +35,8 @@ BITS = 5
 N_TEXTS = 600
 
 
-def recipe(layer: int) -> Recipe:
-    """The training of a layer's transcoder."""
-    return Recipe(
-        seed=7, site=TRANSCODER, layer=layer, features=1536, active=12, rows=300_000, batch=1024, steps=800,
-        revived=16, revived_rows=128, wide=2.0, threshold_rows=128, from_examples=0.2,
-    )  # fmt: skip
+# Some 300,000 rows to train on.
+N_TRAINED = 10_000
 
 
 def all_spliced(model: Model, transcoders: Sequence[Dictionary], prompts: Sequence[str]) -> LossRecovered:
@@ -66,15 +62,17 @@ def _loss(model: Model, ids: Sequence[torch.Tensor], edits: Sequence[Edit]) -> f
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gemmascope.nano.training.train_transcoders", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of the run; transcoders are written to FOLDER/transcoders")
-    args = parser.parse_args()
+    folder = make_folder(parser.parse_args().folder)
     torch.set_num_threads(1)
     model, written = load("nano"), []
+    corpus = islice(texts("dictionary 7"), N_TRAINED)
+    store = harvest(model, corpus, ["resid_mid", "mlp_out"], out=folder / "store", exact=False)
     for layer in range(model.n_layers):
-        folder = args.folder / f"layer_{layer}"
-        make_folder(folder)
-        run = Run(folder, model, recipe(layer))
-        run.train()
-        written.append(write(run, args.folder / "transcoders", BITS, N_TEXTS))
+        trained = train_sae(
+            store, TRANSCODER, layer, out=folder / f"layer_{layer}", architecture="batchtopk", features=1536, l0=12,
+            centre=True, steps=800, batch_size=1024, rate=1.5e-3, seed=7, held_out=0.01, model=model,
+        )  # fmt: skip
+        written.append(write(trained.dictionary, model, folder / "transcoders", BITS, N_TEXTS))
         print(layer, (written[-1] / ABOUT).read_text(encoding="utf-8").split('"concepts"')[0], flush=True)
     transcoders = [load_sae(path, model=model) for path in written]
     print("all layers:", all_spliced(model, transcoders, list(islice(texts("dictionary measured"), 100))))

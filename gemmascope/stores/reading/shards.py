@@ -86,6 +86,11 @@ class Shards:
         first = int(self.row_starts[number])
         return slice(first + int(starts[at]), first + int(starts[at + 1]))
 
+    def counts(self, n_runs: int | None = None) -> list[int]:
+        """The rows of each shard; with n_runs only those of the first so many runs."""
+        stop = self.n_rows if n_runs is None or n_runs >= self.n_runs else self.rows_of_run(n_runs).start
+        return [int(n) for n in np.diff(self.row_starts.clip(max=stop))]
+
     def _by_shard(self, rows: Array) -> Iterator[tuple[int, Array, Array | slice]]:
         """For each shard that some rows are in: its number, which of the rows, and their numbers there."""
         numbers = np.searchsorted(self.row_starts, rows, side="right") - 1

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import xarray
 from torch import Tensor
-from xarray.core import indexing
 
 from gemmascope.arguments import true_or_false, whole_number
 from gemmascope.errors import SiteError, StoreError
 from gemmascope.legible import legible_line, prints_legibly
 from gemmascope.memory.placement import parse_bytes
 from gemmascope.model.model import Model
-from gemmascope.sites import SITES, SiteKey, find
+from gemmascope.sites import SiteKey, find
 from gemmascope.stores.manifest import Manifest
 from gemmascope.stores.reading.batches import Shuffle
-from gemmascope.stores.reading.lazy import LazyRows
+from gemmascope.stores.reading.labels import labelled_rows
 from gemmascope.stores.reading.lookup import pairs_of, row_numbers, rows_of
 from gemmascope.stores.reading.sequences import LazySequence
 from gemmascope.stores.reading.shard import Shard
@@ -106,17 +104,7 @@ class Store:
         Raises:
             SiteError: The store does not hold it.
         """
-        array = self.array(key)
-        shape = (self.n_rows, *array.shape)
-        lazy = LazyRows(lambda rows: self.shards.read(array, rows).numpy(), shape, np.dtype(np.float32), array.name)
-        dims = ("row", *array.axes)
-        coords: dict[str, object] = {axis: (axis, np.arange(n)) for axis, n in zip(array.axes, array.shape, strict=True)}
-        for name, dtype in (("text", np.int64), ("pos", np.int32), ("id", np.int32)):
-            label = LazyRows(partial(_label, self.shards, name), (self.n_rows,), np.dtype(dtype), name)
-            coords[name] = xarray.Variable(("row",), indexing.LazilyIndexedArray(label))
-        about = {"long_name": SITES[array.site].meaning}
-        data = {array.name: xarray.Variable(dims, indexing.LazilyIndexedArray(lazy), about)}
-        return xarray.Dataset(data, coords)[array.name]
+        return labelled_rows(self.shards, self.array(key))
 
     def read(self, site: str, layer: int | None, rows: object) -> Tensor:
         """Some rows of a site as a tensor.
@@ -211,6 +199,7 @@ class Store:
         seed: int = 0,
         epochs: int | None = 1,
         start: int = 0,
+        texts: int | None = None,
         with_rows: bool = False,
         buffer: int | str = "256MiB",
     ) -> Iterator[Tensor | tuple[object, ...]]:
@@ -226,6 +215,7 @@ class Store:
             seed: The seed of the order.
             epochs: How often all rows come, each time in another order; None: without end.
             start: The first batch to give, counted over all epochs: to go on where a training stopped.
+            texts: Give the rows of the first so many texts alone, and hold out the others; None: of all.
             with_rows: Give the numbers of the rows as well.
             buffer: How many bytes are shuffled at a time; about twice as many are in memory.
 
@@ -236,12 +226,14 @@ class Store:
             SiteError, StoreError, BudgetError: The store does not hold a site, or has no rows; an argument does not fit.
         """
         arrays = [self.array(*pair) for pair in ([(site, layer)] if isinstance(site, str) else pairs_of(site))]
-        if not self.n_rows or not arrays:
+        most = whole_number(texts, "texts", least=1, most=self.n_texts, error=StoreError) if texts is not None else None
+        counts = self.shards.counts(most)
+        if not sum(counts) or not arrays:
             raise StoreError(
                 f"{self.path} has no rows to read" if arrays else "the list of sites is empty: name at least one"
             )
         asked = Shuffle(
-            [line.n_rows for line in self.shards.lines],
+            counts,
             sum(self.manifest.spec.bytes_of(array) for array in arrays),
             whole_number(batch_size, "batch_size", least=1, error=StoreError),
             parse_bytes(buffer),
@@ -293,8 +285,3 @@ class Store:
         spec, end = self.manifest.spec, "" if self.finished else "; not finished: the same gs.harvest goes on"
         sizes = f"{self.n_texts:,} texts, {self.n_rows:,} rows of {spec.arrays_text}"
         return f"Store of {legible_line(self.manifest.model)}: {sizes}, {spec.dtype}{end}"
-
-
-def _label(shards: Shards, name: str, rows: Array) -> Array:
-    values: Array = getattr(shards.places(rows), name)
-    return values
