@@ -200,7 +200,8 @@ def rewritten(path: Path, change: Callable[[Arrays], Any]) -> Path:
 OBJECTS = np.array([{"a": 1}, None], dtype=object)
 BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a missing array": (lambda m: m.pop("threshold"), "it lacks threshold"),
-    "an array more": (lambda m: m.update(W_skip=m["b_dec"]), "it also holds W_skip"),
+    "an array more": (lambda m: m.update(W_gate=m["b_dec"]), "it also holds W_gate"),
+    "a skip of other axes": (lambda m: m.update(W_skip=m["b_dec"]), "it has the axes (d_in, d_out)"),
     "NaN": (lambda m: m["W_dec"].__setitem__((3, 4), np.nan), "W_dec holds NaN or infinity"),
     "infinity": (lambda m: m["b_enc"].__setitem__(3, np.inf), "b_enc holds NaN or infinity"),
     "objects": (lambda m: m.update(b_dec=OBJECTS), "b_dec holds Python objects, that is a pickle"),

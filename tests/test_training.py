@@ -262,6 +262,16 @@ def test_seeds_tell_trainings_apart(store: gs.Store, tmp_path: Path) -> None:
     assert not same(one, other)
 
 
+def test_a_file_with_a_part_of_a_feature_is_refused(store: gs.Store, tmp_path: Path) -> None:
+    path = train(store, tmp_path).path / "params.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    for k in (2.5, 0.0, 49.0):
+        np.savez(path, **{**arrays, "k": np.array(k, dtype=np.float32)})
+        with pytest.raises(DictionaryError, match="k is how many features are kept of each row, from 1 to 48"):
+            gs.load_sae(tmp_path)
+
+
 # -- known features --
 
 
