@@ -103,3 +103,46 @@ def test_the_patching_lab_runs_a_grid_and_gives_its_table_away(front_end: FrontE
         name, text = front_end.saved(lambda: page.get_by_role("menuitem", name="CSV").click())
         assert name.endswith(".csv")
         assert f"{exact[5, 14]:.4f}"[:6] in text
+
+
+@pytest.mark.nano
+def test_a_file_that_is_lost_on_its_way_is_asked_for_again_and_at_last_given_up(front_end: FrontEnd) -> None:
+    lost: list[Any] = []
+
+    def loses(data: Any) -> bool:
+        is_file = data.get("content", {}).get("type") == "file"
+        lost.extend([data] * is_file)
+        return is_file and len(lost) != 3
+
+    front_end.kernel.loses = loses
+    with gs.patching_lab(CLEAN, CORRUPT, " Mary", " John", at_once=False) as lab:
+        page = front_end.show(lab)
+        page.get_by_label("corrupted \u221211.61, clean +11.86").wait_for()
+
+        def choose(name: str) -> None:
+            page.get_by_role("button", name="export and copy").click()
+            page.get_by_role("menuitem", name=name).click()
+
+        name, text = front_end.saved(lambda: choose("CSV"))
+        assert (name, text) == ("patching_lab.csv", lost[2]["content"]["text"])
+        assert len(lost) == 3
+        choose("HTML")
+        page.get_by_text("the answer did not arrive").wait_for()
+        assert len(lost) == 3 + 5
+
+
+@pytest.mark.nano
+def test_a_file_about_settings_that_have_changed_is_not_another_one(kernel: Kernel) -> None:  # noqa: F811
+    with gs.patching_lab(CLEAN, CORRUPT, " Mary", " John", at_once=False) as lab:
+        lab.wait_until_prepared()
+        page = next(one.model_id for one in lab.widget.children if hasattr(one, "_esm"))
+
+        def answers(**message: Any) -> list[Any]:
+            sent = kernel.handle(page, {"type": "file", "what": "csv", "request": 7, **message})
+            return [one.data["content"] for one in sent if one.data["method"] == "custom"]
+
+        [file] = answers(seq=lab.seq)
+        assert (file["type"], file["request"]) == ("file", 7)
+        assert answers(seq=lab.seq - 1) == [{"type": "late", "request": 7}]
+        assert answers(what="docx")[-1] == {"type": "refused", "request": 7}
+        assert "docx" in str(lab.error)

@@ -18,7 +18,7 @@ from gemmascope.labs.session import Event, Session
 if TYPE_CHECKING:
     from anywidget import AnyWidget
 
-# The shortest time between two pushes, in seconds. An event in ENDS is always pushed.
+# The shortest time between two pushes, in seconds. An event in ENDS is always pushed, and the number that a click waits for.
 PUSH_INTERVAL = 0.05
 ENDS = ("done", "cancelled", "error", "refused", "settings", "prepared", "baselines", "detail", "compared")
 
@@ -27,10 +27,14 @@ Trait = dict[str, object] | bytes
 
 
 class Message(TypedDict, total=False):
-    """What a page sends: a type, the question that it is about, and what the type needs."""
+    """What a page sends: a type, the question that it is about, and what the type needs.
+
+    request: a number that the answer has as well.
+    """
 
     type: str
     seq: int
+    request: int
     number: int
     pictures: int
     what: str
@@ -106,7 +110,7 @@ class LabWidget:
     def hear(self, event: Event) -> None:
         """Push what an event changed, unless the last push was a moment ago and more is to come."""
         is_end = event["kind"] in ENDS
-        if is_end or time.perf_counter() - self._pushed >= PUSH_INTERVAL:
+        if is_end or event["kind"] == "number" or time.perf_counter() - self._pushed >= PUSH_INTERVAL:
             self.push()
         if is_end:
             self.widget.send({"type": "event", **event})
@@ -129,14 +133,20 @@ class LabWidget:
         if message.get("seq", self.session.seq) != self.session.seq and kind != "poll":
             handler = self.late.get(str(kind))
         if handler is None:
-            return
+            return self._answer(message, None, "late")
         try:
-            reply = handler(cast("Message", message))
+            self._answer(message, handler(cast("Message", message)))
         except Exception as error:
             self.session.show_error(error)
-            return
+            self._answer(message, None, "refused")
+
+    def _answer(self, message: dict[str, object], reply: object, otherwise: str = "done") -> None:
+        """Send what a handler returned. A request gets an answer with its number in any case: its page asks until then."""
+        number = {"request": message["request"]} if "request" in message else {}
         if isinstance(reply, dict):
-            self.widget.send(reply)
+            self.widget.send({**reply, **number})
+        elif number:
+            self.widget.send({"type": otherwise, **number})
 
     def _answer_poll(self, message: Message) -> dict[str, object]:
         """Send again what the page has not seen: a push from a thread may not have arrived."""

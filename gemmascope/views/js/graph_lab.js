@@ -126,7 +126,7 @@ export function render({ model, el }) {
     all.forEach((run, i) => runs.children[i].firstChild.append(make("b", {}, cut(legibleLine(run.explains), 36)), make("span", { dir: "auto" }, cut(legibleLine(run.prompt), 60)), make("span", { class: "gs-faint" }, run.says)));
   }
   function drawMenu(hasGraph) {
-    const file = (what) => () => send("file", { what });
+    const file = (what) => () => page.request("file", { what });
     takeAway.update([
       { label: "Copy Python", name: "python", act: () => page.copy() },
       { label: "Save the graph", name: "graph", act: file("graph"), disabled: !hasGraph, hint: "with its groups, for gs.open_graph" },

@@ -13,8 +13,11 @@ const LIVE_STYLE = `
 .gs-remark b{font-size:12px}
 `;
 
+// What the status line says where a request has no answer: it was lost, or it was about settings that have changed.
+const UNANSWERED = { lost: "the answer did not arrive: try again, or use the lab in Python", late: "the settings changed meanwhile: try again" };
+
 /**
- * A lab's page in el: {root, error, status, send, copyButton, start}. error and status are lines that the lab puts where it
+ * A lab's page in el: {root, error, status, send, request, copy, copyButton, start}. error and status are lines that the lab puts where it
  * wants them. While the page is there, the lab's static fallback is hidden.
  */
 export function livePage({ model, el }, style = "") {
@@ -41,12 +44,14 @@ export function livePage({ model, el }, style = "") {
     status,
     /** Send Python a message. */
     send: (type, more = {}) => talking.send(type, more),
+    /** Send Python a message that it answers, such as for a file; sent again if the answer is lost. */
+    request: (type, more = {}) => talking.request(type, more),
     /** Copy the lab's Python. */
     copy,
     /** A button that copies the lab's Python. */
     copyButton: (attributes = {}) => button("Copy Python", copy, attributes),
     /** Begin: draw(state) draws the traits, now and whenever one changes; onMessage(message) receives what Python sends. Returns stop(). */
-    start(traits, draw, { onMessage, stopped = () => {} } = {}) {
+    start(traits, draw, { onMessage = () => {}, stopped = () => {} } = {}) {
       function refresh() {
         const state = model.get("state");
         showError(state.error);
@@ -55,7 +60,8 @@ export function livePage({ model, el }, style = "") {
         Object.assign(el.dataset, { gemmascopeReady: "1", gemmascopeBusy: String(state.busy), gemmascopeNumber: String(state.number) });
       }
       const poll = () => ({ number: model.get("state").number, pictures: model.get("pictures")?.number });
-      talking = talk(model, [...traits, "choice"], status, { changed: refresh, poll, onMessage });
+      const heard = (message) => (UNANSWERED[message.type] ? (status.textContent = UNANSWERED[message.type]) : onMessage(message));
+      talking = talk(model, [...traits, "choice"], status, { changed: refresh, poll, onMessage: heard });
       const painted = () => {
         paint(root, theme());
         refresh(); // samples of colours and small pictures are drawn for a theme

@@ -1,7 +1,8 @@
 // How a lab's page talks to Python: requests go as messages, values come as traits. Some front ends drop what Python pushes
 // from a thread, so the page polls while the lab is busy, one poll at a time. A page that begins may hold older values, as
 // where a notebook is opened again beside its kernel: it polls once. In Colab a cell's output receives nothing but answers to
-// its own messages, so there the page goes on polling, slowly, for what other cells change.
+// its own messages, so there the page goes on polling, slowly, for what other cells change. A request, such as for a file, has
+// a number, which its answer has as well: one whose answer did not come before that to a later poll was lost, and is sent again.
 
 import { make } from "./page.js";
 import { presses } from "./press.js";
@@ -9,6 +10,7 @@ import { presses } from "./press.js";
 const POLL_MS = 120;
 const IDLE_POLL_MS = 1500;
 const SILENT_MS = 4000;
+const MOST_TRIES = 5; // of a request
 const HEARS_ONLY_ANSWERS = () => Boolean(globalThis.google?.colab) && document.visibilityState === "visible";
 // JupyterLab's mark on widgets whose kernel was restarted, or ended.
 const DISCONNECTED = ".jupyter-widgets-disconnected";
@@ -18,7 +20,7 @@ const QUIET = "No answer from the kernel yet: it is busy, or gone. If this stays
 
 /**
  * traits: their changes are what Python says; changed(): draw them. poll(): what the page sends with a poll. onMessage(message):
- * called with messages of other types. status: a line of the page. A notice at the top of the page says when the kernel does
+ * called with messages of other types, and with {type: "lost"} for a request that is given up. status: a line of the page. A notice at the top of the page says when the kernel does
  * not answer; once it never will, as after a restart, the page takes no more clicks.
  */
 export function talk(model, traits, status, { changed, poll, onMessage = () => {} }) {
@@ -31,6 +33,8 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
   let isStale = false; // whether changed() is to be called
   let cannotSend = false;
   let isGone = false;
+  let nRequests = 0;
+  const requests = new Map(); // those without an answer, by their numbers: {message, sentAt, tries}
   const root = status.closest(".gs");
   const notice = make("div", { class: "gs-gone", role: "alert", hidden: true });
   root.prepend(notice);
@@ -80,11 +84,27 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
       checkConnection();
     }
   }
+  function ask(request) {
+    request.tries += 1;
+    request.sentAt = performance.now();
+    post(request.message);
+  }
+  /** Messages are answered in their order: what was sent before a poll that has its answer, and has none, was lost. */
+  function askAgain(pollSentAt) {
+    for (const [number, request] of requests) {
+      if (request.sentAt >= pollSentAt) continue;
+      if (request.tries < MOST_TRIES) ask(request);
+      else {
+        requests.delete(number);
+        onMessage({ type: "lost" });
+      }
+    }
+  }
   const timer = setInterval(() => {
     const now = performance.now();
     checkConnection();
     if (isGone) return sayAgain();
-    const isWaiting = model.get("state").busy || sentAt > receivedAt;
+    const isWaiting = model.get("state").busy || sentAt > receivedAt || requests.size > 0;
     if (polledAt && isWaiting && now - Math.max(polledAt, sentAt) > SILENT_MS) setSilent(true);
     if (polledAt && now - polledAt < patience) return;
     const isDue = isWaiting ? now - Math.max(receivedAt, sentAt) >= POLL_MS : !answeredAt || (HEARS_ONLY_ANSWERS() && now - answeredAt >= IDLE_POLL_MS);
@@ -94,8 +114,10 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
     post({ type: "poll", ...poll() });
   }, POLL_MS);
   function receiveMessage(message) {
+    if (message.request !== undefined && !requests.delete(message.request)) return; // its first answer came late, not never
     if (message.type !== "polled") return onMessage(message);
     if (!message.busy) receivedAt = Math.max(receivedAt, polledAt);
+    askAgain(polledAt);
     polledAt = 0;
     answeredAt = performance.now();
     patience = 2 * SILENT_MS;
@@ -107,6 +129,14 @@ export function talk(model, traits, status, { changed, poll, onMessage = () => {
     send(type, more = {}) {
       sentAt = performance.now();
       post({ type, ...more });
+    },
+    /** Send a message that Python answers with one of its own, again and again until that comes. */
+    request(type, more = {}) {
+      sentAt = performance.now();
+      const number = ++nRequests;
+      const request = { message: { type, ...more, request: number }, tries: 0, sentAt };
+      requests.set(number, request);
+      ask(request);
     },
     stop() {
       clearInterval(timer);
