@@ -250,3 +250,38 @@ def test_what_is_taken_away_is_what_was_found_and_runs_are_compared(opened: Any,
     runs.first.click()
     page.locator(LAB).get_by_label("resid_pre patched into").first.wait_for()
     wait_for(page, lambda: all(is_exact(cell) for row in table(page) for cell in row))  # the earlier run's are there again
+
+
+def test_a_session_that_the_page_saved_is_opened_from_its_menu_and_another_file_is_refused(
+    opened: Any, tmp_path: Path
+) -> None:
+    exact = gs.sweep(CLEAN, CORRUPT, gs.logit_diff(" Mary", " John"), site="resid_pre", progress=False).effect.values
+    page = opened(NANO)
+    press(page, "Show as table")
+    press(page, "Run all exactly")
+    wait_for(page, lambda: all(is_exact(cell) for row in table(page) for cell in row))
+    with page.expect_download() as download:
+        take_away(page, "Save session")
+    session = tmp_path / download.value.suggested_filename
+    download.value.save_as(session)
+
+    page = opened(NANO.replace("store", "park").replace("' Mary', ' John'", "' John', ' Mary'"), name="other.ipynb")
+
+    def open_file(path: Path) -> None:
+        with page.expect_file_chooser() as chooser:
+            take_away(page, "Open session …")
+        chooser.value.set_files(path)
+
+    press(page, "Show as table")
+    (tmp_path / "other.json").write_text("[1, 2]", encoding="utf-8")
+    open_file(tmp_path / "other.json")
+    page.locator(".gs-lab .gs-error:visible", has_text="other.json").wait_for()
+    assert page.locator("[data-gs-do=prompts]").is_visible()
+    open_file(session)
+    page.get_by_label("corrupted −11.61, clean +11.86").wait_for()
+    page.locator(".gs-heads button", has_text="·store").wait_for()
+    wait_for(page, lambda: len(table(page)) == 6 and all(is_exact(cell) for row in table(page) for cell in row))
+    shown = [[number(cell) for cell in row] for row in table(page)]
+    np.testing.assert_allclose(shown, exact, rtol=1e-3, atol=1e-3)
+    assert page.locator(".gs-lab .gs-error:visible").count() == 0
+    assert page.locator(".gs-run").count() >= 1

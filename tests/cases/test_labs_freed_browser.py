@@ -12,6 +12,11 @@ CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 PATCHING = f"import gemmascope as gs\nlab = gs.patching_lab({CLEAN!r}, {CORRUPT!r}, ' Mary', ' John')\nlab"
 HEADS = f"gs.head_lab({CLEAN!r}, ' Mary', ' John')"
+STEERING = """\
+d = gs.direction(["Mary was"], ["John was"], layer=4)
+gs.steer_lab("Peter was tired because", d, strengths=(-4, 4), max_new_tokens=2)"""
+GRAPH = f"gs.graph_lab({CLEAN!r}, targets=gs.logit_diff(' Mary', ' John'), max_nodes=20, max_new_tokens=2)"
+RESTART = "() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }"
 # A lab whose cell runs again is collected once the step that it computes has ended.
 COUNT = """
 import gc, time
@@ -68,8 +73,7 @@ def test_after_a_restart_the_grid_says_that_the_kernel_is_gone(lab: Lab, chromiu
         canvas.wait_for(timeout=30_000)
         notice = page.locator(".gs-lab .gs-gone")
         assert notice.is_hidden()
-        restart = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
-        page.evaluate(f"() => {{ {restart}; }}")
+        page.evaluate(RESTART)
         notice.wait_for(timeout=30_000)
         assert "Run this cell again" in notice.inner_text()
         assert page.evaluate("() => document.querySelector('.gs-lab canvas').closest('[inert]') !== null")
@@ -77,4 +81,27 @@ def test_after_a_restart_the_grid_says_that_the_kernel_is_gone(lab: Lab, chromiu
         page.get_by_text("Python 3 (ipykernel) | Idle", exact=True).wait_for(timeout=60_000)
         lab.command(page, "notebook:run-all-cells")
         notice.wait_for(state="hidden", timeout=60_000)
+        assert page.errors == []
+
+
+def test_after_a_restart_every_other_lab_says_so_too(lab: Lab, chromium: Any) -> None:
+    with page_of(chromium) as page:
+        lab.run(page, "all_restarted.ipynb", ["import gemmascope as gs", HEADS, STEERING, GRAPH])
+        parts = {"heads": ".gs-desk", "steering": ".gs-curve", "graph": ".gs-graph-place canvas"}
+        live = {name: page.locator(".gs-card", has=page.locator(part)).first for name, part in parts.items()}
+        for name, card in live.items():
+            card.locator(parts[name]).first.wait_for(timeout=60_000)
+            assert card.locator(".gs-gone").is_hidden()
+        page.evaluate(RESTART)
+        for name, card in live.items():
+            card.locator(".gs-gone").wait_for(timeout=30_000)
+            # Not inner_text: what is scrolled away is not rendered, and has none.
+            assert "Run this cell again" in card.locator(".gs-gone").text_content()
+            assert card.locator(parts[name]).first.evaluate("el => el.closest('[inert]') !== null"), name
+            assert card.get_attribute("aria-disabled") == "true"
+        page.get_by_text("Python 3 (ipykernel) | Idle", exact=True).wait_for(timeout=60_000)
+        lab.command(page, "notebook:run-all-cells")
+        for card in live.values():
+            card.locator(".gs-gone").wait_for(state="hidden", timeout=60_000)
+            assert card.get_attribute("aria-disabled") != "true"
         assert page.errors == []
