@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from browser import pages_of
+from front_ends import Kernel, VSCode, kernel  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,3 +77,39 @@ def test_chips_show_a_character_once_and_stay_one_for_each_token(opened: Any) ->
     first.nth(1).click()
     opened.locator(f".gs-text-pane [data-pos='{place + 1}'][aria-pressed=true]").wait_for()
     assert opened.locator(".gs-pinned").count() > 1, "the token is kept in the other views of the prompt, too"
+
+
+def test_the_line_below_the_attention_text_names_a_character_once(opened: Any) -> None:
+    tokens = gs.trace(PROMPT).tokens
+    place = tokens.index("<0xE4>")
+    looks = opened.locator(".gs-looks")
+    said = set()
+    for button in opened.locator(".gs-text-pane button.gs-chip").all():
+        button.focus()
+        said.add(looks.inner_text())
+    assert all("<0x" not in text for text in said)
+    assert any(f"中 ({place} to {place + 2}) " in text.split(" looks at ")[1] for text in said)
+    assert any(text.startswith(f"中, byte 2 of 3 ({place + 1}) looks at ") for text in said)
+
+
+def test_the_heads_of_a_patching_grid_show_a_character_once(chromium: Any, kernel: Kernel, tmp_path: Path) -> None:  # noqa: F811
+    clean, corrupt = "The boy saw 中 and a é there", "The boy saw 中 and a è there"
+    tokens = gs.trace(clean).tokens
+    with pages_of(chromium) as open_one, gs.patching_lab(clean, corrupt, " Mary", " John", at_once=False) as lab:
+        page = open_one()
+        page.set_default_timeout(120_000)
+        VSCode(page, kernel, tmp_path).show(lab)
+        heads = page.locator(".gs-heads")
+        heads.get_by_role("listitem").nth(len(tokens) - 1).wait_for()
+        texts = heads.locator(".gs-chip").all_inner_texts()
+        assert not any("<0x" in text for text in texts)
+        assert [text for text in texts if text in ("中", "é", "è")] == ["中", "é", "è"]
+        place = tokens.index("<0xE4>")
+        character, last = (heads.get_by_role("listitem").nth(i).locator(".gs-chip").first for i in (place, place + 2))
+        over, under = character.bounding_box(), last.bounding_box()
+        assert abs(over["x"] + over["width"] - under["x"] - under["width"]) < 4, "it stands over all of its bytes"
+        heads.get_by_label(f"{place + 1}: <0xB8>, byte 2 of 3 of 中").wait_for()
+        differs = tokens.index("<0xA9>")
+        heads.get_by_label(
+            f"{differs}: differs: clean <0xA9>, byte 2 of 2 of é, corrupted <0xA8>, byte 2 of 2 of è"
+        ).wait_for()

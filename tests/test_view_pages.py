@@ -76,7 +76,7 @@ def test_heads_on_the_wall_are_chosen_with_the_keyboard(open_page: Any) -> None:
     page.keyboard.press("ArrowRight")
     assert heading.inner_text() == "Layer 1 (global), head 2"
     assert page.locator(".gs-thumb[aria-pressed=true]").get_attribute("data-head") == "1.2"
-    assert "every query sees all keys" in page.locator(".gs-window").inner_text()
+    assert "Every query sees all keys" in page.locator(".gs-window").inner_text()
     page.locator("canvas[tabindex='0']").focus()
     page.keyboard.press("ArrowDown")  # the first key shows where the selection is
     for _ in range(6):
@@ -172,7 +172,7 @@ def test_a_long_pattern_is_magnified_where_it_is_dragged_over(open_page: Any) ->
 def test_a_sentence_says_whether_the_window_cuts_the_prompt(open_page: Any) -> None:
     short, long = open_page(gs.attention_view(trace("When Mary"))), open_page(gs.attention_view(trace()))
     assert "cuts nothing off: the prompt has 3" in short.locator(".gs-window").inner_text()
-    assert "a query sees 4 positions" in long.locator(".gs-window").inner_text()
+    assert "A query sees 4 positions" in long.locator(".gs-window").inner_text()
     assert "Colours leave out the first position" in long.locator(".gs-window").inner_text()
     assert long.locator(".gs-edge").get_attribute("data-pos") == "11", "the window's edge in the text"
     cells = Pointer(long)

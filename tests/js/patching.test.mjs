@@ -5,6 +5,7 @@ import test from "node:test";
 
 import { colour, luminance } from "../../gemmascope/views/js/scale.js";
 import { EXACT, paleOf } from "../../gemmascope/views/js/matrix.js";
+import { columnText, uprightColumns, withCharacters } from "../../gemmascope/views/js/patching/heads.js";
 import { apartText, costOf, costText, figureText, misleads, secondsText, shareText } from "../../gemmascope/views/js/patching/words.js";
 
 test("a headline has at most nine characters, with the digits that matter", () => {
@@ -45,4 +46,23 @@ test("an estimate is nearer to the colour of no effect than its own colour is, i
       assert.ok(far(paleOf(own, scale, dark)) < 0.6 * far(own), `${value}, dark: ${dark}`);
     }
   assert.deepEqual(paleOf(colour(0, scale), scale, false), colour(0, scale));
+});
+
+test("a column knows the characters whose bytes it holds, in each prompt by itself", () => {
+  const column = (clean, corrupt = clean) => ({ clean: clean && { text: clean }, corrupt: corrupt && { text: corrupt }, same: clean === corrupt });
+  const columns = withCharacters([column("a"), column("<0xC3>"), column("<0xA9>", "<0xA8>"), column(null, "b"), column("<0xC3>"), column(null, "c"), column("<0xA9>")]);
+  assert.deepEqual(columns.map(({ clean }) => clean?.character?.text), [undefined, "é", "é", undefined, "é", undefined, "é"]);
+  assert.deepEqual(columns.map(({ corrupt }) => corrupt?.character?.text), [undefined, "è", "è", undefined, undefined, undefined, undefined]);
+  assert.deepEqual(columns.map(({ clean }) => clean?.character?.columns), [undefined, 2, 2, undefined, 3, undefined, 3], "a gap in between is covered");
+  assert.equal(columnText(columns[2]), "differs: clean <0xA9>, byte 2 of 2 of é, corrupted <0xA8>, byte 2 of 2 of è");
+});
+
+test("upright heads stay apart, and those that differ go first", () => {
+  for (const cw of [3, 6, 8, 14, 15, 40]) {
+    const weights = Array.from({ length: 60 }, (_, c) => (c % 7 === 3 || c === 11 ? 2 : 1));
+    const shown = [...uprightColumns(weights, cw)].sort((a, b) => a - b);
+    assert.ok(shown.every((c, i) => !i || (c - shown[i - 1]) * cw >= 15), `${cw}`);
+    assert.ok(shown.includes(3));
+    assert.ok(weights.every((_, c) => shown.some((other) => Math.abs(other - c) * cw < 15)), "there is room for no other");
+  }
 });

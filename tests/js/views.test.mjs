@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
+import { placeText, strongestPlaces, tokenText } from "../../gemmascope/views/js/attention/words.js";
 import { partAround } from "../../gemmascope/views/js/attention/matrices.js";
 import { downsample, eachVisible, largestValue, movedShare, patternsOf, rankedHeads, windowSentence } from "../../gemmascope/views/js/attention/patterns.js";
 import { headAfterKey, wallLayout } from "../../gemmascope/views/js/attention/wall.js";
@@ -44,9 +45,9 @@ test("a downsampled pattern keeps the value furthest from 0, inside the window",
 });
 
 test("a sentence says what the window cuts off", () => {
-  assert.match(windowSentence({ window: null }, 9), /global: every query/);
+  assert.match(windowSentence({ window: null }, 9), /^Every query sees all keys/);
   assert.match(windowSentence({ window: 9 }, 9), /cuts nothing off: the prompt has 9/);
-  assert.match(windowSentence({ window: 8 }, 9), /a query sees 8 positions/);
+  assert.match(windowSentence({ window: 8 }, 9), /A query sees 8 positions/);
 });
 
 test("patterns of two prompts share a scale, and their difference has its own", () => {
@@ -157,4 +158,14 @@ test("the names of lines stand apart, in the order of their ends", () => {
   const places = namePlaces([100, 90, 20]);
   assert.equal(places[2], 20);
   assert.ok(places[0] - places[1] >= 16 && places[1] - places[2] >= 16);
+});
+
+test("the bytes of a character are one place, with their sum, or their largest value", () => {
+  const tokens = ["a", "<0xE4>", "<0xB8>", "<0xAD>", "b"];
+  const asked = { tokens, names: tokens, values: [0.2, 0.1, 0.3, 0.15, 0.25], unseen: () => false, most: 2 };
+  const says = (places) => places.map((place) => `${placeText(place)} ${place.value.toFixed(2)}`);
+  assert.deepEqual(says(strongestPlaces(asked)), ["中 (1 to 3) 0.55", "b (4) 0.25"]);
+  assert.deepEqual(says(strongestPlaces({ ...asked, largest: true })), ["中 (1 to 3) 0.30", "b (4) 0.25"]);
+  assert.deepEqual(says(strongestPlaces({ ...asked, unseen: (i) => i < 2, most: 9 })), ["中 (1 to 3) 0.45", "b (4) 0.25"]);
+  assert.deepEqual([0, 2].map((i) => tokenText(tokens, tokens, i)), ["a (0)", "中, byte 2 of 3 (2)"]);
 });

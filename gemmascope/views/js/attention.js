@@ -9,6 +9,7 @@
 
 import { matrices } from "./attention/matrices.js";
 import { patternsOf, windowSentence } from "./attention/patterns.js";
+import { placeText, strongestPlaces, tokenText } from "./attention/words.js";
 import { wall, WALL_STYLE } from "./attention/wall.js";
 import { make, paint, redrawOnResize } from "./page.js";
 import { format, percent } from "./scale.js";
@@ -118,11 +119,14 @@ export function attention(el, spec, first, second, chosen = () => {}) {
     const values = Array.from({ length: n }, (_, i) => (unseen(i) ? 0 : value(i)));
     const edge = out && query - window + 1 > 0 ? query - window + 1 : null;
     texts[name].tint({ values, scale: patterns.scaleOf(name, layer, head, state.bos), at: query, arcs: true, unseen, edge }, colours);
-    const ranked = values.map((_, i) => i).filter((i) => !unseen(i)).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, NAMED_KEYS);
+    const tokens = prompts[name].tokens;
+    const called = labels[name].map(({ label }) => label);
+    const seen = strongestPlaces({ tokens, names: called, values, unseen, most: NAMED_KEYS, largest: !out });
     const signed = name === "difference";
-    const said = ranked.map((i) => `${labels[name][i].label} (${i}) ${signed ? format(values[i], true, 3) : percent(values[i])}`).join(", ");
+    const said = seen.map((place) => `${placeText(place)} ${!out && place.first < place.last ? "at most " : ""}${signed ? format(place.value, true, 3) : percent(place.value)}`).join(", ");
     const verb = out ? (signed ? "looks more or less at" : "looks at") : signed ? "is looked at more or less by" : "is looked at by";
-    looks.textContent = `${labels[name][query].label} (${query}) ${verb} ${said}`;
+    looks.textContent = `${tokenText(tokens, called, query)} ${verb} ${said}`;
+    looks.title = looks.textContent;
   }
   function drawDoes() {
     doesHead.textContent = `What head ${spec.layers[state.layer].index}.${spec.heads[state.head]} does${second && !spec.names ? ", in the first and the second prompt" : ""}`;
@@ -149,9 +153,10 @@ export function attention(el, spec, first, second, chosen = () => {}) {
     heads.update({ name: state.show, bos: state.bos, sort: sorting(), layer, head, width: wide ? Math.floor(width * 0.55) - 48 : width - 48 }, colours);
     const { index, kind } = spec.layers[layer];
     heading.textContent = `Layer ${index} (${kind}), head ${spec.heads[head]}`;
-    const range = state.bos ? "" : " Colours leave out the first position, on which much attention rests.";
+    const range = state.bos ? "Colours have" : "Colours leave out the first position, and have";
     const longest = Math.max(...patterns.panels.map(patterns.lengthOf));
-    windowLine.textContent = `${windowSentence(spec.layers[layer], longest)}${range} Text and pattern have colours of the head's own range.`;
+    windowLine.textContent = `${windowSentence(spec.layers[layer], longest)} ${range} the head's own range.`;
+    windowLine.title = state.bos ? "" : "much attention rests on the first position: beside it all else would be pale";
     patterns.panels.forEach((name) => (texts[name].element.hidden = name !== state.show));
     drawDoes();
     panels.show(state);

@@ -13,7 +13,7 @@ import { EXACT } from "./matrix.js";
 import { make } from "./page.js";
 import { cellPane } from "./patching/cell_pane.js";
 import { askForText, picture } from "./patching/files.js";
-import { columnHeads } from "./patching/heads.js";
+import { columnHeads, withCharacters } from "./patching/heads.js";
 import { runStrip } from "./patching/run_strip.js";
 import { LAB_STYLE } from "./patching/style.js";
 import { costOf, costText, secondsText } from "./patching/words.js";
@@ -118,7 +118,7 @@ export function render({ model, el }) {
 
   function draw(now) {
     if (now.seq !== state.seq) page.status.textContent = "";
-    state = now;
+    state = { ...now, tokens: withCharacters(now.tokens) };
     drawBus();
     drawSentence();
     drawTokens();
@@ -172,7 +172,7 @@ export function render({ model, el }) {
   }
   function drawMenu() {
     const none = state.code === null;
-    const file = (what) => () => send("file", { what });
+    const file = (what) => () => page.request("file", { seq: state.seq, what });
     takeAway.update([
       { label: "Copy Python", act: () => copier.click(), disabled: none },
       { label: "CSV", act: file("csv"), disabled: none },

@@ -45,9 +45,9 @@ export function rankedHeads(nLayers, nHeads, score) {
 
 /** A sentence on what a query of the layer can see. */
 export function windowSentence(layer, n) {
-  if (layer.window === null) return "This layer is global: every query sees all keys before it.";
-  if (layer.window >= n) return `This layer is local, and its window of ${layer.window} positions cuts nothing off: the prompt has ${n}.`;
-  return `This layer is local: a query sees ${layer.window} positions, its own included; the stair is the window's edge.`;
+  if (layer.window === null) return "Every query sees all keys before it.";
+  if (layer.window >= n) return `Its window of ${layer.window} positions cuts nothing off: the prompt has ${n}.`;
+  return `A query sees ${layer.window} positions, its own included; the stair is the window's edge.`;
 }
 
 /** The patterns and scores of a panel, "first" or "second", from a view's arrays. */

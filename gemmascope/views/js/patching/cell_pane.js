@@ -10,7 +10,7 @@ import { format, percent, rounded } from "../scale.js";
 import { arcs } from "../system/arcs.js";
 import { bars } from "../system/bars.js";
 import { legible } from "../tokens.js";
-import { columnText } from "./heads.js";
+import { columnText, tokenText } from "./heads.js";
 import { apartText, costOf, costText, figureText, misleads, shareText } from "./words.js";
 
 const RUNS = { clean: "clean run", corrupt: "corrupted run", patched: "patched" };
@@ -81,7 +81,7 @@ export function cellPane({ bus, send, select }) {
         const size = labels.length ** 2;
         const values = numbers(now.patterns, "float32").slice(i * size, (i + 1) * size);
         const spec = { title: `${detail.pattern_of}, ${name} run`, rows: labels, columns: labels, row_axis: "query", column_axis: "key", square: true, unit: "", scale: { kind: "sequential", low: 0, high: 1 }, outside: (q, k) => k > q };
-        return grid(host, spec, { values }, {}, { most: 16, least: 3 });
+        return grid(host, spec, { values }, {}, { most: 16, least: 3, inPane: true });
       });
     });
   }
@@ -125,7 +125,7 @@ export function cellPane({ bus, send, select }) {
       const gap = state.gap ?? 0;
       title.textContent = placeText(spec, row, column);
       const tokens = /position|key/.test(spec.column_axis) ? state.tokens[column] : null;
-      sub.textContent = tokens ? (tokens.same ? `${columnText(tokens)} in both prompts` : `${legible(tokens.clean?.text ?? "nothing")} in clean, ${legible(tokens.corrupt?.text ?? "nothing")} in corrupted`) : state.measure;
+      sub.textContent = tokens ? (tokens.same ? `${columnText(tokens)} in both prompts` : `${tokenText(tokens.clean)} in clean, ${tokenText(tokens.corrupt)} in corrupted`) : state.measure;
       share.textContent = Number.isNaN(value) ? "–" : shareText(gap ? value / gap : null);
       shareSays.textContent = `of the gap ${state.into === "corrupt" ? "restored" : "broken"}${isExact || Number.isNaN(value) ? "" : ", by estimate"}`;
       exact.textContent = isExact ? figureText(value) : "–";

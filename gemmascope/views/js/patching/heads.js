@@ -4,16 +4,58 @@
 import { button } from "../live.js";
 import { make } from "../page.js";
 import { labelOf } from "../matrix.js";
-import { legible } from "../tokens.js";
+import { byteText, charactersOf, legible } from "../tokens.js";
 
 // Pixels: a character of a token, the height of a line, columns too narrow for any text that is not upright and wide enough for
-// the start of every text, and the room of an upright token.
-const HEAD_CHAR = 7.3, HEAD_LINE = 20, NARROW = 24, WIDE = 44, UPRIGHT = 76;
+// the start of every text, the room of an upright token, and between the middles of two.
+const HEAD_CHAR = 7.3, HEAD_LINE = 20, NARROW = 24, WIDE = 44, UPRIGHT = 76, APART = 15;
+const SIDES = ["clean", "corrupt"];
+
+/**
+ * The columns with the characters whose bytes their tokens are: each token has a character, {text, nth, of, columns: over how
+ * many columns}, or null.
+ */
+export function withCharacters(columns) {
+  const made = columns.map((column) => ({ ...column }));
+  for (const side of SIDES) {
+    const places = columns.map((_, c) => c).filter((c) => columns[c][side]);
+    charactersOf(places.map((c) => columns[c][side].text)).forEach((found, i) => {
+      const over = found && places[i - found.nth + found.of - 1] - places[i - found.nth] + 1;
+      made[places[i]][side] = { ...columns[places[i]][side], character: found && { ...found, columns: over } };
+    });
+  }
+  return made;
+}
+
+/** The words of a token, with the character that it is a byte of. */
+export function tokenText(token) {
+  if (!token) return "nothing";
+  return legible(token.text) + (token.character ? `, ${byteText(token.character)}` : "");
+}
 
 /** The words of a column for screen readers. */
 export function columnText({ clean, corrupt, same }) {
-  const say = (token) => (token ? legible(token.text) : "nothing");
-  return same ? say(clean) : `differs: clean ${say(clean)}, corrupted ${say(corrupt)}`;
+  return same ? tokenText(clean) : `differs: clean ${tokenText(clean)}, corrupted ${tokenText(corrupt)}`;
+}
+
+/** Whether a column has one line: bytes of two characters have two, even where both begin alike. */
+const isOneLine = ({ clean, corrupt, same }) => same && clean?.character?.text === corrupt?.character?.text;
+
+/** What is drawn of a token: a character at the first of its bytes. */
+const drawnText = (token) => (!token ? "–" : !token.character ? legible(token.text) : token.character.nth ? "" : legible(token.character.text));
+
+/** Columns that differ go before others, and those before the bytes of a character that stands at its first. */
+const weightOf = (column) => (!column ? 0 : !column.same ? 2 : drawnText(column.clean) ? 1 : 0);
+
+/**
+ * Which of the columns have a head, so that upright heads stay apart: those that weigh most first, then from the left, as far
+ * as there is room. cw: pixels of a column. A set of indices.
+ */
+export function uprightColumns(weights, cw) {
+  const shown = [];
+  const order = weights.map((_, c) => c).sort((a, b) => weights[b] - weights[a] || a - b);
+  for (const c of order) if (shown.every((other) => Math.abs(other - c) * cw >= APART)) shown.push(c);
+  return new Set(shown);
 }
 
 /**
@@ -64,8 +106,12 @@ export function columnHeads({ bus, swap }) {
     const { clean, corrupt, same } = column;
     const token = clean ?? corrupt;
     const position = token.pos;
-    const line = (one, side) => make("span", { class: `gs-chip${one?.special ? " gs-special" : ""}${same ? "" : ` gs-of-${side}`}`, dir: "auto" }, one ? legible(one.text) : "–");
-    const lines = same ? [line(clean, "both")] : [line(clean, "clean"), line(corrupt, "corrupt")];
+    const line = (one, side) => {
+      const { nth, columns } = one?.character ?? {};
+      const style = nth === 0 ? `--gs-columns:${columns}` : null;
+      return make("span", { class: `gs-chip${one?.special ? " gs-special" : ""}${same ? "" : ` gs-of-${side}`}${one?.character ? " gs-byte" : ""}`, dir: "auto", style }, drawnText(one) || "\u00a0");
+    };
+    const lines = isOneLine(column) ? [line(clean, "both")] : [line(clean, "clean"), line(corrupt, "corrupt")];
     const canSwap = clean && corrupt && !token.special;
     const head = make("button", { type: "button", class: `gs-tok${same ? "" : " gs-differs"}`, title: `position ${position}: ${columnText(column)}${canSwap ? "\nclick to swap" : ""}`, "aria-disabled": String(!canSwap), onclick: () => canSwap && open(column, head), ...more }, ...lines);
     head.addEventListener("pointerenter", () => bus.point(position));
@@ -81,13 +127,13 @@ export function columnHeads({ bus, swap }) {
       stops.forEach((stop) => stop());
       stops = [];
       close();
-      const texts = tokens ? tokens.flatMap((one) => [one.clean, one.corrupt]).filter(Boolean).map((one) => legible(one.text)) : labels.map(labelOf);
+      const texts = tokens ? tokens.flatMap((one) => [one.clean, one.corrupt]).filter(Boolean).map(drawnText) : labels.map(labelOf);
       const widthOf = (text) => Array.from(text).length * HEAD_CHAR;
       const longest = Math.max(...texts.map(widthOf)) + 8;
       const widths = labels.map((label, c) => {
         const column = tokens?.[whole(c)];
         if (!column || label.folded) return label.folded ? 0 : widthOf(labelOf(label));
-        const of = (token) => (token ? widthOf(legible(token.text)) : 0);
+        const of = (token) => (token ? widthOf(drawnText(token)) / (token.character?.columns ?? 1) : 0);
         return Math.max(of(column.clean), of(column.corrupt)) + (column.same ? 0 : 4);
       });
       // A text may be wider than its column where it does not reach the text beside it.
@@ -98,7 +144,12 @@ export function columnHeads({ bus, swap }) {
       element.classList.toggle("gs-upright", isUpright);
       element.classList.toggle("gs-free", isFree);
       Object.assign(element.style, { height: `${height}px`, width: `${layout.width}px` });
-      const every = isUpright ? Math.max(1, Math.ceil(15 / layout.cw)) : 1;
+      element.style.setProperty("--gs-column", `${layout.cw}px`);
+      const isShown = isUpright ? uprightColumns(labels.map((_, c) => weightOf(tokens?.[whole(c)])), layout.cw) : null;
+      const placed = (node, c, wide) => {
+        Object.assign(node.style, { left: `${layout.left + (c + 0.5) * layout.cw - wide / 2}px`, width: `${wide}px` });
+        return node;
+      };
       const nodes = labels.map((label, c) => {
         const column = tokens?.[whole(c)];
         if (label.folded) {
@@ -107,11 +158,9 @@ export function columnHeads({ bus, swap }) {
           for (const [side, pixels] of Object.entries(box)) node.style[side] = `${pixels}px`;
           return node;
         }
-        if (every > 1 && c % every && (!column || column.same)) return null;
+        if (isShown && !isShown.has(c)) return column && !column.same ? placed(make("span", { class: "gs-too-close", title: columnText(column) }), c, layout.cw) : null;
         const node = column ? tokenButton(column) : make("span", { role: "listitem", class: "gs-pair" }, make("span", { class: "gs-ph" }, labelOf(label)));
-        const wide = isUpright ? Math.max(layout.cw, 15) : layout.cw;
-        Object.assign(node.style, { left: `${layout.left + (c + 0.5) * layout.cw - wide / 2}px`, width: `${wide}px` });
-        return node;
+        return placed(node, c, isUpright ? Math.max(layout.cw, APART) : layout.cw);
       });
       element.replaceChildren(...nodes.filter(Boolean));
     },

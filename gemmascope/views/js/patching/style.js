@@ -15,6 +15,10 @@ export const LAB_STYLE = `
 .gs-heads>*{position:absolute;bottom:4px;display:flex;justify-content:center}
 .gs-lab .gs-tok{display:flex;flex-direction:column;align-items:stretch;min-height:0;min-width:0;max-width:100%;padding:0 1px;border-radius:4px;line-height:18px}
 .gs-tok .gs-chip{border:0;padding:0;margin:0;overflow:hidden;text-overflow:ellipsis;text-align:center;display:block}
+.gs-tok .gs-byte{border-bottom:1px solid var(--gs-faint);border-radius:0}
+.gs-lab .gs-heads:not(.gs-upright) .gs-tok:has(.gs-byte){width:100%}
+.gs-heads:not(.gs-upright) .gs-byte[style]{overflow:visible;margin-right:calc(var(--gs-column)*(1 - var(--gs-columns)));pointer-events:none}
+.gs-too-close{height:4px;background:var(--gs-highlight)}
 .gs-tok .gs-special{color:var(--gs-faint)}
 .gs-lab .gs-tok.gs-differs{background:var(--gs-highlight);border-color:var(--gs-line)}
 .gs-differs .gs-chip{font-weight:700;text-decoration:underline}
