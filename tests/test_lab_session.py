@@ -230,7 +230,7 @@ def test_a_click_is_answered_in_the_callers_thread() -> None:
     session.listener = lambda event: threads.append((event["kind"], threading.current_thread()))
     session.experiment.throughput.row_layer = 1e-9  # type: ignore[union-attr]
     session.click(1, 2)
-    assert threads == [(kind, threading.main_thread()) for kind in ("cells", "cells", "detail", "done")]
+    assert threads == [(kind, threading.main_thread()) for kind in ("number", "detail", "done")]
     cells = session.cell_grid()
     assert cells is not None
     assert abs(cells.exact[1, 2] - exact()[1, 2]) <= 1e-4

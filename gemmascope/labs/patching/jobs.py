@@ -115,19 +115,23 @@ def running(lab: LabState, seq: int, part: Part, cells: Array | None) -> Generat
             yield
 
 
-def looking(lab: LabState, seq: int, part: Part, cells: Array | None) -> Generator[None]:
-    """One cell's number, then its detail, from one patched run. cells: as in running."""
+def looking(lab: LabState, seq: int, part: Part, cells: Array | None, *, in_a_blink: bool = False) -> Generator[None]:
+    """One cell's number, then its detail, from one patched run. cells: as in running.
+
+    in_a_blink: whether that takes so little time that nobody need see the cell under way.
+    """
     experiment = lab.current(seq)
     if experiment is None:
         return
     cells = part.cells(experiment.shape) if cells is None else cells
     number = int(np.flatnonzero(cells)[0])
     with _under_way(lab, experiment, cells):
-        lab.notify("cells", seq)
+        if not in_a_blink:
+            lab.notify("cells", seq)
         experiment.run_baselines()
         patched = experiment.run_cell(number)
         _store(lab, experiment, [number])
-    lab.notify("cells", seq)
+    lab.notify("number", seq)
     yield
     detail = detail_of(experiment, *divmod(number, experiment.shape[1]), patched)
     with lab.guard:

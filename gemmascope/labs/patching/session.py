@@ -74,7 +74,7 @@ class LabSession(QuestionSession):
         elif experiment is None or cells is None or not experiment.traces:
             self.look(row, column)
         elif self.detail is None or not cells[self.detail.row, self.detail.column]:
-            job = Job(part.name, CLICK, looking(self, self.seq, part, cells), self.seq)
+            job = Job(part.name, CLICK, looking(self, self.seq, part, cells, in_a_blink=True), self.seq)
             if experiment.throughput.baseline_seconds() > AT_ONCE_SECONDS or not self._worker.run_now(job):
                 self.look(row, column)
 
