@@ -44,14 +44,14 @@ def marked(concept: str, text: str) -> list[str]:
         ("a woman's name", "<bos>|Anna| met| John|.", ["Anna"]),
         ("a name said before", "<bos>|Anna| and| John|.| John| gave| Anna", [" John", " Anna"]),
         ("a name for the first time", "<bos>|Anna| and| John|.| John| gave| Anna", ["Anna", " John"]),
-        ("a plural right after the", "<bos>|The| keys| near| the| keys|,| keys", [" keys", " keys"]),
+        ("a plural right after 'the'", "<bos>|The| keys| near| the| keys|,| keys", [" keys", " keys"]),
         ("inside a bracket", '<bos>| the| (|the| red|"|hat|"|)|.', [" (", "the", " red", '"', "hat", '"']),
         ("inside a quote", '<bos>| the| (|the| red| "|hat|"|)|.', [' "', "hat"]),
         ("a colour inside a bracket or quote", "<bos>| red| [|the| blue| hat|]| red", [" blue"]),
         ("a colour inside a bracket", '<bos>| "|the| red| [|the| blue| hat|]|"', []),
         ("digit 3 of a number", "<bos>|In| |1|7|4|1| to| |1|8", ["4"]),
         ("right before a name", "<bos>| met| John| and| Anna", [" met", " and"]),
-        ("the in front of a place", "<bos>|The| park| near| the| hat", ["The"]),
+        ("'the' in front of a place", "<bos>|The| park| near| the| hat", ["The"]),
         ("the user's turn", "<bos>|<start_of_turn>|user|\n|Hi|<end_of_turn>|\n|<start_of_turn>|model|\n|Yes", ["\n", "Hi"]),
         ("the first word of a sentence", "<bos>|Anna| ran|.| She| fell|.", ["Anna", " She"]),
     ],
@@ -99,8 +99,8 @@ def test_a_few_dozen_features_tie_to_a_concept_on_fresh_texts() -> None:
     concepts = {tie.concept for tie in good.values()}
     assert len(concepts) >= FEW_DOZEN - 4
     assert concepts >= {
-        "a place", "a person's name", "a name said before", "a plural right after the", "a verb with a plural subject",
-        "a colour inside a bracket or quote", "the in front of what a bracket or quote holds", "a colour", "a country",
+        "a place", "a person's name", "a name said before", "a plural right after 'the'", "a verb with a plural subject",
+        "a colour inside a bracket or quote", "'the' in front of what a bracket or quote holds", "a colour", "a country",
         "a month", "digit 1 of a number",
     }  # fmt: skip
     strangers = {feature: fresh().tie(feature, "a month", tie.above) for feature, tie in d.concepts.items()}

@@ -94,7 +94,10 @@ def to_dict(trace: RecordedRun) -> dict[str, object]:
 
 
 def as_text(trace: RecordedRun) -> str:
-    """The text form. Control and direction characters in tokens are spelled out, so that they cannot act on a terminal."""
+    """The text form, which is read downwards as the layers run.
+
+    Control and direction characters in tokens are spelled out, so that they cannot act on a terminal.
+    """
     try:
         s = summarise(trace)
     except GemmascopeError as error:  # such as changed weights: a repr must not raise
@@ -134,7 +137,7 @@ def _columns(text: str) -> int:
 
 
 def as_html(trace: RecordedRun) -> str:
-    """A self-contained piece of HTML. Every token is escaped: prompt text is text."""
+    """A self-contained piece of HTML, with layer 0 at the bottom. Every token is escaped: prompt text is text."""
     try:
         s = summarise(trace)
     except GemmascopeError:
@@ -147,7 +150,7 @@ def as_html(trace: RecordedRun) -> str:
         f"<div class='gs-trace'>{_STYLE}<div><b>Trace</b> of <b>{escape(legible_line(s.model))}</b>, {s.title}</div>"
         f"<div class='gs-tokens'>{' '.join(chips)}</div>"
         f"{edits}<div class='gs-columns'><table><caption>next token</caption>{top}</table>"
-        f"<table><caption>what each layer would answer</caption>{''.join(map(_row, s.layers))}</table></div></div>"
+        f"<table><caption>what each layer would answer</caption>{''.join(map(_row, reversed(s.layers)))}</table></div></div>"
     )
 
 
