@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
+import { rungText } from "../../gemmascope/views/js/steering/ladder.js";
 import { numbers } from "../../gemmascope/views/js/arrays.js";
 import { countVisible, fullPattern, unpack } from "../../gemmascope/views/js/packed.js";
 import { folded, foldOf } from "../../gemmascope/views/js/folding.js";
@@ -11,7 +12,7 @@ import { rangeOf, seriesAt } from "../../gemmascope/views/js/lines.js";
 import { cellCorner, cellAtPoint, labelOf, layoutOf, namesOf } from "../../gemmascope/views/js/matrix.js";
 import { barTicks, colour, colourAt, css, format, percent, rounded, inkOn, fractionAt, ticks, ticksOf } from "../../gemmascope/views/js/scale.js";
 import { brushedCells, initialState, stateAfterKey, stateAfterPointer } from "../../gemmascope/views/js/select.js";
-import { charactersOf, cut, fitted, legible, visibleText } from "../../gemmascope/views/js/tokens.js";
+import { charactersOf, cut, fitted, legible, visibleText, wrapped } from "../../gemmascope/views/js/tokens.js";
 
 const DIVERGING = { kind: "diverging", low: -2, high: 2 };
 const SEQUENTIAL = { kind: "sequential", low: 0, high: 1 };
@@ -282,4 +283,21 @@ test("a character of several tokens is named once along an axis, over all of the
   assert.deepEqual(namesOf(labels).map(({ text, at, of }) => [text, at, of]), [["a", 0, 1], ["中", 1, 3], ["b", 4, 1]]);
   const spec = { rows: [{ label: "0" }], columns: labels, column_axis: "position", scale: DIVERGING };
   assert.equal(cellText(spec, { values: [0, 1, 2, 3, 4] }, 0, 2), "0, position 2: <0xB8> (byte 2 of 3 of 中)\n+2");
+});
+
+test("a title breaks between words, loses none while there is room, and never grows wider", () => {
+  const measure = (text) => 7 * text.length;
+  const title = "norm of the stream, and of what is added to it";
+  assert.deepEqual(wrapped(title, 400, measure), [title]);
+  for (let width = 60; width < 400; width += 7) {
+    const lines = wrapped(title, width, measure);
+    assert.ok(lines.length <= 2 && lines.every((line) => measure(line) <= width), `${width}: ${lines}`);
+    if (width >= 190) assert.equal(lines.join(" "), title);
+  }
+  assert.deepEqual(wrapped("", 100, measure), [""]);
+});
+
+test("a rung says a share as a percentage and a difference to three digits, and nothing as 0", () => {
+  assert.deepEqual([null, 0.0000182, 0.2331].map((value) => rungText(value, true, [0.9])), ["", "<0.1%", "23.3%"]);
+  assert.deepEqual([0.0000182, -11.6049, 0.5].map((value) => rungText(value, false, [-11.6, 11.9])), ["0", "−11.6", "+0.5"]);
 });

@@ -119,6 +119,7 @@ class SteerLab(SteerLabSession):
             "curve": {**curve.as_data(), "why_not": self._no_curve},
             "rungs": _rungs_data(curve, ladder),
             "ladder_written": ladder.is_written,
+            "is_share": settings.against is None,
             "follows": None if followed is None else followed.name,
             "moved": moved,
             "note": self._note(settings.strength),

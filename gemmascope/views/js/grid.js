@@ -18,7 +18,7 @@
 //   select(row, column), brush(rows, columns, byKey), clear(), activate(row, column) on Enter or a double click, point(cell) with
 //   the cell under the pointer, [row, column] or null.
 // options: those of layoutOf; over(ctx, layout, colours, spec): draws below the selection; and top: an element that scrolls above the canvas, such as heads of columns, with placed(layout). tabled: {shown}, whether the
-// numbers stand below as a table, for grids that are made anew.
+// numbers stand below as a table, for grids that are made anew; inPane: whether the grid stands on the colour of a pane.
 
 import { draw, drawState, FONT, cellAtPoint, labelOf, layoutOf, cellCorner, ESTIMATED, NOT_RUN, UNDER_WAY } from "./matrix.js";
 import { make, paint, retitle, rootIn, sized, tooltip, redrawOnResize } from "./page.js";
@@ -72,12 +72,13 @@ export function grid(el, spec, data, on = {}, options = {}) {
   let wanted = null; // the column to scroll to
 
   function redraw() {
-    colours = theme();
+    colours = options.inPane ? { ...theme(), ground: theme().pane } : theme();
     paint(root, colours);
     const width = Math.max(260, wide.clientWidth || el.clientWidth || 800);
     const measure = (text) => measured(canvas, text);
     layout = layoutOf(spec, width, measure, options);
     ctx = sized(canvas, layout.width, layout.height);
+    wide.lastElementChild.style.paddingRight = `${layout.width > width ? layout.cw : 0}px`;
     drawBase();
     options.placed?.(layout);
     canvas.setAttribute("aria-label", `${legibleLine(spec.title || spec.name || "grid")}: ${layout.rows} by ${layout.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
@@ -88,7 +89,8 @@ export function grid(el, spec, data, on = {}, options = {}) {
   function scrollToWanted() {
     if (wanted === null || !wide.clientWidth) return;
     const [x] = cellCorner(layout, 0, wanted);
-    if (x + layout.cw > wide.clientWidth) wide.scrollLeft = x + layout.cw * 1.5 - wide.clientWidth;
+    // By whole columns, so that the first one in sight is not cut.
+    if (x + layout.cw > wide.clientWidth) wide.scrollLeft = Math.ceil((x + layout.cw * 1.5 - wide.clientWidth) / layout.cw) * layout.cw;
     wanted = null;
   }
   /** Draw the numbers on a second canvas; the selection is drawn over a copy, so that moving it is fast. */

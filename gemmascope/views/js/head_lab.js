@@ -8,7 +8,7 @@ import { headDetail, lensFrom, patternFrom } from "./heads/detail.js";
 import { button, drawIfChanged, livePage, undoKeys } from "./live.js";
 import { make } from "./page.js";
 import { format, rounded } from "./scale.js";
-import { panes, strip } from "./system/card.js";
+import { below, panes, strip } from "./system/card.js";
 import { exportMenu } from "./system/menus.js";
 import { legible, legibleLine } from "./tokens.js";
 import { MESSAGES_STYLE, typedField, TYPED_STYLE } from "./typed.js";
@@ -33,7 +33,8 @@ export function render({ model, el }) {
     prompt: typed("prompt", "prompt", { wide: true }),
   };
   const top = strip(page.root);
-  top.sentence.append("Follow ", fields.answer.element, " against ", fields.against.element, " after", make("div", {}, fields.prompt.element));
+  top.sentence.append("Follow ", fields.answer.element, " against ", fields.against.element, " after");
+  top.element.append(make("div", { class: "gs-prompt" }, fields.prompt.element));
   const effect = make("div", { class: "gs-effect", role: "status", "aria-live": "polite" });
   top.aside.append(effect);
   const undo = button("Undo", () => send("undo"), { "aria-keyshortcuts": "Control+Z" });
@@ -50,6 +51,7 @@ export function render({ model, el }) {
   const answerPanel = answers();
   left.append(chips.element, others, mixer.element, legend, answerPanel.element);
 
+  below(page.root, page.root.querySelector(".gs-models"));
   const detail = headDetail(() => chips.bus());
   const name = make("span", { class: "gs-head" });
   const knob = (type, label) => button(label, () => toggle(type), { class: `gs-knob gs-${type}` });

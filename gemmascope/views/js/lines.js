@@ -12,13 +12,14 @@ import { card, strip } from "./system/card.js";
 import { tokenBus } from "./system/token_bus.js";
 import { onTheme, theme } from "./theme.js";
 import { TEXT_STYLE, tintedText } from "./tinted_text.js";
-import { fitted, legible, legibleLine } from "./tokens.js";
+import { fitted, legible, legibleLine, wrapped } from "./tokens.js";
 
 const MARKS = ["circle", "square", "triangle", "diamond"];
 // The third and the fourth series; the first two have the theme's colours of positive and negative numbers.
 const INKS = { light: ["#5b7f00", "#7b3294"], dark: ["#b9d94f", "#d3a3ff"] };
-const LEFT = 56, RIGHT = 88, TOP = 44, HEIGHT = 160, FOOT = 40;
-const SIDE_BY_SIDE = 900, LINE = 16; // pixels of a card from which charts stand side by side; between names of lines
+const LEFT = 56, RIGHT = 88, TOP = 28, HEIGHT = 160, FOOT = 40;
+// Pixels of a card from which charts stand side by side; of a line of text; lines of a title.
+const SIDE_BY_SIDE = 900, LINE = 16, TITLE_LINES = 2;
 
 /** Where the names of lines stand beside their ends, ys: at least LINE pixels apart, in the order of the ends. */
 export function namePlaces(ys) {
@@ -77,7 +78,9 @@ export function lines(el, spec, data) {
   let perRow = 1;
   const left = (panel) => LEFT + (panel % perRow) * width;
   const x = (i, panel) => left(panel) + ((width - LEFT - RIGHT) * (i + 0.5)) / sizes.x;
-  const top = (panel) => TOP + Math.floor(panel / perRow) * (HEIGHT + TOP + FOOT);
+  let titles = []; // the lines of each panel's title
+  let above = TOP; // pixels above a chart, for its title and its unit
+  const top = (panel) => above + Math.floor(panel / perRow) * (HEIGHT + above + FOOT);
 
   function choose(next) {
     if (next !== pos) live.textContent = positionText();
@@ -93,7 +96,10 @@ export function lines(el, spec, data) {
     const room = Math.max(320, wide.clientWidth || 800);
     perRow = root.clientWidth >= SIDE_BY_SIDE ? spec.panels.length : 1;
     width = Math.floor(room / perRow);
-    const height = Math.ceil(spec.panels.length / perRow) * (HEIGHT + TOP + FOOT);
+    canvas.getContext("2d").font = `600 ${FONT}`;
+    titles = spec.panels.map((panel) => wrapped(legibleLine(panel.title), width - LEFT - 8, (text) => canvas.getContext("2d").measureText(text).width, TITLE_LINES));
+    above = TOP + LINE * Math.max(...titles.map((lines) => lines.length));
+    const height = Math.ceil(spec.panels.length / perRow) * (HEIGHT + above + FOOT);
     ctx = sized(canvas, width * perRow, height);
     ctx.fillStyle = colours.ground;
     ctx.fillRect(0, 0, width * perRow, height);
@@ -110,11 +116,10 @@ export function lines(el, spec, data) {
     ctx.textAlign = "left";
     ctx.textBaseline = "alphabetic";
     ctx.font = `600 ${FONT}`;
-    const cutToRoom = (line) => fitted(legibleLine(line), width - LEFT - 8, (one) => ctx.measureText(one).width);
-    ctx.fillText(cutToRoom(panel.title), left(i), top(i) - 24);
+    titles[i].forEach((line, k) => ctx.fillText(line, left(i), top(i) - 24 - LINE * (titles[i].length - 1 - k)));
     ctx.font = FONT;
     ctx.fillStyle = colours.faint;
-    ctx.fillText(cutToRoom(panel.unit), left(i), top(i) - 8);
+    ctx.fillText(fitted(legibleLine(panel.unit), width - LEFT - 8, (one) => ctx.measureText(one).width), left(i), top(i) - 8);
     ctx.fillStyle = colours.ink;
     ctx.textBaseline = "middle";
     for (const tick of ticks(low, high, 4)) {

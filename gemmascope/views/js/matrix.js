@@ -15,6 +15,15 @@ const TURN = Math.PI / 3.6, LONGEST = 126;
 // it is no wider than necessary.
 const WIDEST = 12000, HIGHEST = 760, LARGEST = 1600;
 
+// The most pixels of a cell with a text; longer ones are cut.
+const WIDEST_TEXT = 76;
+
+/** The width of the longest text of a grid's cells. */
+function textWidth(texts, measure) {
+  const all = new Set(texts.flat());
+  return Math.max(0, ...Array.from(all, (text) => measure(legible(text))));
+}
+
 /** A label as it is drawn: a token with its spaces visible, and a mark for global layers. */
 export function labelOf(label) {
   return (label.token ? legible(label.label) : legibleLine(label.label)) + (label.kind === "global" ? " ◆" : "");
@@ -45,8 +54,9 @@ export function layoutOf(spec, width, measure, { most = 34, least = spec.texts ?
   const longestRow = Math.max(20, ...namesOf(spec.rows).map(({ text, label }) => measure(text) + (label.special ? 8 : 0)));
   const left = Math.ceil(Math.min(longestRow, Math.max(90, width * 0.3))) + 14 + axis;
   const right = spec.scale.hidden ? 8 : spec.unit ? 96 : 78;
-  const narrowest = Math.min(least, (spec.square ? LARGEST : WIDEST) / columns);
-  const widest = spec.texts ? 76 : spec.square ? Math.max(narrowest, Math.min(most, HIGHEST / rows)) : most;
+  const needed = spec.texts ? Math.min(WIDEST_TEXT, textWidth(spec.texts, measure) + 6) : 0;
+  const narrowest = Math.min(Math.max(least, needed), (spec.square ? LARGEST : WIDEST) / columns);
+  const widest = spec.texts ? WIDEST_TEXT : spec.square ? Math.max(narrowest, Math.min(most, HIGHEST / rows)) : most;
   const cw = Math.min(widest, Math.max(narrowest, (width - left - right) / columns));
   const ch = spec.square ? cw : Math.min(most, spec.texts ? 24 : tall);
   const longest = Math.max(10, ...namesOf(spec.columns).map(({ text, label }) => measure(text) + (label.special ? 8 : 0)));

@@ -3,10 +3,8 @@
 import { make } from "./page.js";
 import { legibleLine } from "./tokens.js";
 
-// The label is as wide as those of the controls above, which ipywidgets draws.
 const MODELS_STYLE = `
 .gs-models label{display:inline-flex;align-items:baseline;max-width:100%;gap:8px}
-.gs-models label>span{flex:0 0 72px;text-align:right}
 .gs-models select{min-width:0;text-overflow:ellipsis}
 `;
 

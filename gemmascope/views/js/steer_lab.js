@@ -2,12 +2,12 @@
 
 import { answers } from "./answers.js";
 import { tokenChips } from "./chips.js";
-import { button, livePage, undoKeys } from "./live.js";
+import { button, drawIfChanged, livePage, undoKeys } from "./live.js";
 import { make } from "./page.js";
-import { format } from "./scale.js";
+import { format, percent } from "./scale.js";
 import { CURVE_STYLE, strengthCurve } from "./steering/curve.js";
 import { LADDER_STYLE, textLadder } from "./steering/ladder.js";
-import { panes, strip } from "./system/card.js";
+import { below, panes, strip } from "./system/card.js";
 import { exportMenu } from "./system/menus.js";
 import { legibleLine, readable } from "./tokens.js";
 import { MESSAGES_STYLE, typedField, TYPED_STYLE } from "./typed.js";
@@ -15,6 +15,9 @@ import { MESSAGES_STYLE, typedField, TYPED_STYLE } from "./typed.js";
 const STEER_STYLE = `
 ${TYPED_STYLE}${MESSAGES_STYLE}${CURVE_STYLE}${LADDER_STYLE}
 .gs-where{display:flex;flex-wrap:wrap;gap:8px;align-items:center;font-size:12px;line-height:16px;min-height:32px;color:var(--gs-faint)}
+.gs-steer-notes{display:flex;flex-wrap:wrap;gap:0 24px;min-height:32px;margin:4px 0 8px}
+.gs-shade{display:inline-block;width:16px;height:12px;margin-right:8px;vertical-align:-1px;border:1px solid var(--gs-line)}
+.gs-shade::before{content:"";display:block;height:100%;background:var(--gs-warn);opacity:.25}
 .gs-part-title{font-weight:600;margin:16px 0 4px}
 `;
 
@@ -28,7 +31,8 @@ export function render({ model, el }) {
     against: typed("against", "against", { placeholder: "nothing" }),
   };
   const top = strip(page.root);
-  top.sentence.append("Steer the prompt below; follow ", fields.answer.element, " against ", fields.against.element, make("div", {}, fields.prompt.element));
+  top.sentence.append("Steer the prompt below; follow ", fields.answer.element, " against ", fields.against.element);
+  top.element.append(make("div", { class: "gs-prompt" }, fields.prompt.element));
   const effect = make("div", { class: "gs-effect", role: "status", "aria-live": "polite" });
   top.aside.append(effect);
   function change(type, more) {
@@ -45,16 +49,26 @@ export function render({ model, el }) {
   const where = make("span");
   const everywhere = button("Everywhere", () => send("everywhere"));
   const curve = strengthCurve((strength) => send("strength", { by: strength }));
-  const note = make("div", { class: "gs-note gs-small" });
+  const note = make("div", { class: "gs-small" });
+  const shade = make("div", { class: "gs-small" });
+  const notes = make("div", { class: "gs-steer-notes gs-faint" }, note, shade);
   const ladder = textLadder((strength) => change("strength", { by: strength }));
-  left.append(chips.element, make("div", { class: "gs-where" }, where, everywhere), curve.element, note, make("div", { class: "gs-part-title" }, "The text at five strengths"), ladder.element);
+  left.append(chips.element, make("div", { class: "gs-where" }, where, everywhere), curve.element, notes, make("div", { class: "gs-part-title" }, "The text at five strengths"), ladder.element);
   const answerPanel = answers();
   right.append(answerPanel.element);
+  below(page.root, page.root.querySelector(".gs-models"));
   undoKeys(page.root, change);
 
-  function drawEffect({ moved, follows, strength }) {
+  function drawEffect({ moved, follows, strength, is_share: isShare }) {
     if (!moved) return effect.replaceChildren();
-    effect.replaceChildren(make("span", { class: "gs-big" }, strength === 0 ? "× 0" : `× ${format(strength, true)}`), make("span", {}, `${format(moved[0])} before, ${format(moved[1])} after`), make("span", { class: "gs-faint" }, legibleLine(follows)));
+    const says = isShare ? percent : format;
+    effect.replaceChildren(make("span", { class: "gs-big" }, strength === 0 ? "× 0" : `× ${format(strength, true)}`), make("span", {}, `${says(moved[0])} before, ${says(moved[1])} after`), make("span", { class: "gs-faint" }, legibleLine(follows)));
+  }
+  /** What is added, and what the shaded ground means, or why there is no perplexity. */
+  function drawNotes({ note: added, curve: { why_not: whyNot, collapse, unsteered } }) {
+    note.textContent = readable(added);
+    const text = whyNot ? readable(whyNot) : unsteered[1] === null ? "" : `the text collapses: its perplexity is above ${format(collapse)} times the unsteered ${format(unsteered[1])}`;
+    drawIfChanged(shade, [text, Boolean(whyNot)], () => shade.replaceChildren(...(text && !whyNot ? [make("i", { class: "gs-shade" })] : []), text));
   }
   function draw(state) {
     for (const [key, field] of Object.entries(fields)) field.update(state.typed[key]);
@@ -66,7 +80,7 @@ export function render({ model, el }) {
     where.textContent = `Steered: ${state.where}. Click a token to steer at it, shift-click for it and all that comes after.`;
     everywhere.disabled = state.onward && state.positions.length === state.tokens.length;
     curve.update(state);
-    note.textContent = readable(state.note);
+    drawNotes(state);
     ladder.update(state);
     answerPanel.update(state);
   }

@@ -49,6 +49,19 @@ export function fitted(text, width, measure) {
   return cut(text, n);
 }
 
+/** A text in at most so many lines of so many pixels, broken between words; what is left over is cut. */
+export function wrapped(text, width, measure, most = 2) {
+  const lines = [];
+  let rest = text.split(" ");
+  while (rest.length && lines.length < most) {
+    let n = lines.length === most - 1 ? rest.length : 1;
+    while (n < rest.length && measure(rest.slice(0, n + 1).join(" ")) <= width) n += 1;
+    lines.push(fitted(rest.slice(0, n).join(" "), width, measure));
+    rest = rest.slice(n);
+  }
+  return lines;
+}
+
 const BYTE = /^<0x([0-9A-F]{2})>$/;
 const MOST_BYTES = 4; // of a character, in UTF-8
 

@@ -11,9 +11,12 @@ export const TYPED_STYLE = `
 `;
 
 export const MESSAGES_STYLE = `
+.gs-prompt{grid-column:1/-1;order:1}
+@container (max-width:899px){.gs-strip:has(>.gs-prompt)>:is(.gs-aside,.gs-strip-end){order:2}}
 .gs-effect{display:grid;grid-template-columns:max-content minmax(0,max-content);gap:0 16px;align-items:baseline;min-width:288px;font-size:12px;line-height:16px}
 .gs-effect .gs-big{grid-row:span 2;min-width:96px;text-align:right}
 @container (max-width:559px){.gs-strip:has(.gs-effect)>:is(.gs-aside,.gs-strip-end){grid-column:1/-1}.gs-strip .gs-effect{min-width:0}}
+@container (max-width:899px){.gs-strip .gs-effect .gs-big{text-align:left;min-width:0}}
 .gs-messages{display:grid;min-height:36px;padding:4px 24px 0}
 .gs-messages>*{grid-area:1/1;margin:0;max-height:36px;overflow:auto;font-size:12px;line-height:16px}
 .gs-messages>.gs-error:not([hidden])~*{visibility:hidden}

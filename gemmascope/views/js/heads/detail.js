@@ -60,7 +60,7 @@ export function headDetail(bus) {
       outside: (q, k) => (k > q ? "a later position: not seen" : null), hover: (q, k) => others(q * labels.length + k),
     };
     if (patternGrid) patternGrid.update({ spec, values });
-    else patternGrid = grid(patternHost, spec, { values }, { select: (q) => bus().state().pinned !== q + first && bus().pin(q + first) }, { most: 22, least: 1 });
+    else patternGrid = grid(patternHost, spec, { values }, { select: (q) => bus().state().pinned !== q + first && bus().pin(q + first) }, { most: 22, least: 1, inPane: true });
   }
   function drawArcs() {
     const { first, after, before } = shown.pattern;
@@ -89,7 +89,7 @@ export function headDetail(bus) {
       hover: (r, c) => [`likeliest before ${legible(named(lens.tokensBefore, at(r, c)))}, after ${legible(named(lens.tokensAfter, at(r, c)))}`, `${legible(lens.follows)} before ${format(lens.before[at(r, c)], false, 4)}, after ${format(lens.after[at(r, c)], false, 4)}`],
     };
     if (lensGrid) return lensGrid.update({ spec, values });
-    lensGrid = grid(lensHost, spec, { values }, {}, { least: 44 });
+    lensGrid = grid(lensHost, spec, { values }, {}, { least: 44, inPane: true });
     lensGrid.reveal(columns.length - 1);
   }
   return {

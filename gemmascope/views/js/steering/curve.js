@@ -78,7 +78,7 @@ export function strengthCurve(slid) {
   }
   function draw() {
     if (!state) return;
-    const { strengths, metric, perplexity, collapsed, unsteered, collapse, why_not } = state.curve;
+    const { strengths, metric, perplexity, collapsed, unsteered, why_not } = state.curve;
     const [low, high] = state.strengths;
     const strength = isHeld || asked !== null ? Number(input.value) : state.strength;
     const width = Math.max(280, element.clientWidth || 640);
@@ -105,8 +105,7 @@ export function strengthCurve(slid) {
       const here = valueAt(strengths, metric, strength) ?? (strength < low ? metric[0] : metric.at(-1));
       if (here !== null) handle = y(here);
     } else parts.push(line(handle, "line"));
-    const title = why_not ? why_not : `perplexity of the unsteered text${unsteered[1] === null ? "" : `, ${format(unsteered[1])} unsteered; shaded: more than ${format(collapse)} times that, the text collapses`}`;
-    parts.push(text(title, LEFT, TOP + METRIC + BETWEEN - 8, "start", "gs-curve-title"));
+    parts.push(text(why_not ? "" : "perplexity of the unsteered text", LEFT, TOP + METRIC + BETWEEN - 8, "start", "gs-curve-title"));
     const measured = perplexity.filter((v) => v !== null).map(Math.log);
     if (measured.length) {
       const [least, most] = [Math.min(...measured), Math.max(...measured)];

@@ -1,7 +1,7 @@
 // The text at five strengths, one rung each, with the words that are not in the unsteered text coloured.
 
 import { make } from "../page.js";
-import { format } from "../scale.js";
+import { format, percent, rounded } from "../scale.js";
 import { legibleLine } from "../tokens.js";
 
 export const LADDER_STYLE = `
@@ -22,6 +22,15 @@ export function stretched(stretches, isWritten = true) {
   return isWritten ? parts : [...parts, " …"];
 }
 
+/** What is followed at a rung, in words: a share as a percentage, a difference of logits to three digits, nothing as 0. */
+export function rungText(metric, isShare, all) {
+  if (metric === null) return "";
+  if (isShare) return percent(metric);
+  const value = Number(rounded(metric, { low: Math.min(...all), high: Math.max(...all) }).toPrecision(3));
+  const most = Math.max(...all.map(Math.abs));
+  return Math.abs(value) < 0.001 * most ? "0" : format(value, true);
+}
+
 /** chosen(strength): a rung was clicked. Returns {element, update(state)}. */
 export function textLadder(chosen) {
   const element = make("div", { class: "gs-ladder", role: "group", "aria-label": "the text at five strengths; marked words are not in the unsteered text" });
@@ -34,6 +43,7 @@ export function textLadder(chosen) {
       });
       element.replaceChildren(...[...rungs].reverse().map((one) => one.button));
     }
+    const all = [...state.curve.metric, ...state.rungs.map((rung) => rung.metric)].filter((value) => value !== null);
     state.rungs.forEach(({ strength, text, metric, collapsed }, i) => {
       const { button, parts } = rungs[i];
       rungs[i].strength = strength;
@@ -42,7 +52,7 @@ export function textLadder(chosen) {
       button.disabled = strength === null;
       parts[0].textContent = strength === null ? "…" : strength === 0 ? "0" : format(strength, true);
       parts[1].replaceChildren(...stretched(text, state.ladder_written));
-      parts[2].textContent = `${metric === null ? "" : format(metric, true)}${collapsed ? " · collapsed" : ""}`;
+      parts[2].textContent = `${rungText(metric, state.is_share, all)}${collapsed ? " · collapsed" : ""}`;
     });
   }
   return { element, update };
