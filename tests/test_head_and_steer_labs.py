@@ -19,6 +19,7 @@ from gemmascope.generation.generate import growing_texts
 from gemmascope.labs.before_after import BeforeAfter
 from gemmascope.labs.steering.curve import Curve, rungs_of
 from gemmascope.labs.steering.ladder import stretches
+from gemmascope.labs.steering.still import _number
 from gemmascope.labs.worker import turns_of
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -448,6 +449,13 @@ def test_the_still_of_a_steering_lab_has_its_curve_and_its_texts_and_no_script()
         assert "<script" not in still
         plain = re.sub(r"<[^>]*>", "", still)
         assert all(text in plain for text in texts.values())
+
+
+def test_a_still_has_no_rounding_and_no_powers_of_ten() -> None:
+    shares = [_number(value, is_share=True, most=1.0) for value in (1.82e-5, 0.0, 0.002421, 0.9219, 1.0)]
+    assert shares == ["<0.1%", "<0.1%", "0.2%", "92.2%", "100.0%"]
+    differences = [_number(value, is_share=False, most=13.95) for value in (1.82e-5, -1e-3, 13.95, -10.294, 0.5)]
+    assert differences == ["0", "0", "+13.9", "\u221210.3", "+0.5"]
 
 
 def test_a_curve_is_kept_while_the_strength_moves_and_made_anew_for_another_question() -> None:

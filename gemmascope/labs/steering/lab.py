@@ -148,7 +148,8 @@ class SteerLab(SteerLabSession):
         if run.text_after is not None:
             facts |= {"before": run.text_before or "", "after": run.text_after}
         follows = None if run.before is None else Followed.of(run, self.answer, self.against).name
-        return still_html(f"Steering {legible_line(self.model.name)}", facts, curve, ladder, strength, follows)
+        title, is_share = f"Steering {legible_line(self.model.name)}", self.against is None
+        return still_html(title, facts, curve, ladder, strength, follows, is_share=is_share)
 
     @prints_legibly
     def __repr__(self) -> str:
