@@ -10,6 +10,7 @@ from gemmascope.labs.patching.cell_grid import MARKS, CellGrid
 from gemmascope.labs.patching.detail import place_of
 from gemmascope.labs.patching.experiment import Experiment
 from gemmascope.labs.patching.settings import Settings
+from gemmascope.tokens.characters import text_of
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.values import Array
 from gemmascope.views.labels import Label, sweep_labels
@@ -88,7 +89,7 @@ def _stretch(experiment: Experiment, ids: list[int], first: int, around: int) ->
     start = "..." if begin else ""
     if not begin and experiment.model.has_tokenizer and experiment.model.tokenizer.is_special(ids[0]):
         begin = 1
-    joined = "".join(texts[begin:end]) if experiment.model.has_tokenizer else " ".join(texts[begin:end])
+    joined = text_of(texts[begin:end]) if experiment.model.has_tokenizer else " ".join(texts[begin:end])
     return f'"{start}{joined}{"..." if end < len(ids) else ""}"'
 
 

@@ -83,6 +83,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     options.placed?.(layout);
     canvas.setAttribute("aria-label", `${legibleLine(spec.title || spec.name || "grid")}: ${layout.rows} by ${layout.columns} cells. Arrow keys move, shift brushes, Enter chooses, Escape clears`);
     drawSelection();
+    if (wide.scrollLeft) wide.scrollLeft = Math.round(wide.scrollLeft / layout.cw) * layout.cw; // columns may have another width now
     scrollToWanted();
     el.dataset.gemmascopeReady = "1";
   }

@@ -41,7 +41,7 @@ export function render({ model, el }) {
   const redo = button("Redo", () => send("redo"));
   const reset = button("Reset", () => send("reset"), { title: "leave every head as it is" });
   top.end.append(undo, redo, reset, exportMenu([{ label: "Copy Python", act: () => page.copy() }]).element);
-  page.root.append(make("div", { class: "gs-messages" }, page.error, page.status));
+  top.element.append(make("div", { class: "gs-messages" }, page.error, page.status));
 
   const { left, right } = panes(page.root);
   const chips = tokenChips("tokens of the prompt: point at one to see it everywhere, click to see where it looks", (now) => detail.follow(now));
@@ -51,8 +51,9 @@ export function render({ model, el }) {
   const answerPanel = answers();
   left.append(chips.element, others, mixer.element, legend, answerPanel.element);
 
-  below(page.root, page.root.querySelector(".gs-models"));
   const detail = headDetail(() => chips.bus());
+  below(page.root, detail.lens);
+  below(page.root, page.root.querySelector(".gs-models"));
   const name = make("span", { class: "gs-head" });
   const knob = (type, label) => button(label, () => toggle(type), { class: `gs-knob gs-${type}` });
   const [mute, solo] = [knob("mute", "Mute"), knob("solo", "Solo")];

@@ -8,7 +8,7 @@ export const FONT = "12px system-ui, sans-serif";
 const SMALL = "11.5px system-ui, sans-serif";
 // An estimate is pale, this far on the way to the colour of no effect, with its own colour in the middle, over this share of
 // the cell's width and height. Cells of fewer pixels than ROOM have no room for a middle.
-const PALE = 0.65, CORE = 0.42, ROOM = 9;
+const PALE = 0.65, CORE = 0.42, ROOM = 14;
 // Column labels that do not fit are rotated by TURN, and are at most LONGEST pixels long.
 const TURN = Math.PI / 3.6, LONGEST = 126;
 // Browsers do not draw canvases wider than WIDEST everywhere. A square matrix higher than HIGHEST cannot be seen at once, so

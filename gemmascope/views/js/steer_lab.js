@@ -42,7 +42,7 @@ export function render({ model, el }) {
   const undo = button("Undo", () => change("undo"), { "aria-keyshortcuts": "Control+Z" });
   const redo = button("Redo", () => change("redo"));
   top.end.append(undo, redo, exportMenu([{ label: "Copy Python", act: () => page.copy() }]).element);
-  page.root.append(make("div", { class: "gs-messages" }, page.error, page.status));
+  top.element.append(make("div", { class: "gs-messages" }, page.error, page.status));
 
   const { left, right } = panes(page.root);
   const chips = tokenChips("tokens of the prompt: click to steer there alone or there too, shift-click to steer from there on", () => {}, (position, event) => send("where", { position, on: event.shiftKey }));

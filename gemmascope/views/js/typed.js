@@ -19,6 +19,8 @@ export const MESSAGES_STYLE = `
 @container (max-width:899px){.gs-strip .gs-effect .gs-big{text-align:left;min-width:0}}
 .gs-messages{display:grid;min-height:36px;padding:4px 24px 0}
 .gs-messages>*{grid-area:1/1;margin:0;max-height:36px;overflow:auto;font-size:12px;line-height:16px}
+.gs-strip>.gs-messages{grid-column:1/-1;order:3;min-height:16px;padding:0;margin-top:-4px}
+.gs-strip>.gs-messages>*{max-height:32px;min-height:16px}
 .gs-messages>.gs-error:not([hidden])~*{visibility:hidden}
 `;
 

@@ -21,7 +21,7 @@ export function scaleFor(show, values) {
   return { kind: "diverging", low: -most, high: most };
 }
 
-/** bus(): the present tokenBus. Returns {element, update({tokens, pattern, lens}), redraw()}. */
+/** bus(): the present tokenBus. Returns {element, lens, update({tokens, pattern, lens}), follow(now), destroy()}; lens: the element of the lens. */
 export function headDetail(bus) {
   let show = "after";
   let shown = null;
@@ -34,7 +34,7 @@ export function headDetail(bus) {
   const looks = make("div", { class: "gs-note" });
   const attention = arcs(null, { bus: { wire: (...parts) => bus().wire(...parts) } });
   let drawnQuery = -1;
-  const element = make("div", {}, tools, patternHost, looks, attention.element, lensHost);
+  const element = make("div", {}, tools, patternHost, looks, attention.element);
 
   function choose(name) {
     show = name;
@@ -89,11 +89,12 @@ export function headDetail(bus) {
       hover: (r, c) => [`likeliest before ${legible(named(lens.tokensBefore, at(r, c)))}, after ${legible(named(lens.tokensAfter, at(r, c)))}`, `${legible(lens.follows)} before ${format(lens.before[at(r, c)], false, 4)}, after ${format(lens.after[at(r, c)], false, 4)}`],
     };
     if (lensGrid) return lensGrid.update({ spec, values });
-    lensGrid = grid(lensHost, spec, { values }, {}, { least: 44, inPane: true });
+    lensGrid = grid(lensHost, spec, { values }, {}, { least: 44 });
     lensGrid.reveal(columns.length - 1);
   }
   return {
     element,
+    lens: lensHost,
     update(next) {
       shown = next;
       draw();

@@ -109,7 +109,9 @@ export function columnHeads({ bus, swap }) {
     const line = (one, side) => {
       const { nth, columns } = one?.character ?? {};
       const style = nth === 0 ? `--gs-columns:${columns}` : null;
-      return make("span", { class: `gs-chip${one?.special ? " gs-special" : ""}${same ? "" : ` gs-of-${side}`}${one?.character ? " gs-byte" : ""}`, dir: "auto", style }, drawnText(one) || "\u00a0");
+      const drawn = make("span", { class: `gs-chip${one?.special ? " gs-special" : ""}${same ? "" : ` gs-of-${side}`}${one?.character ? " gs-byte" : ""}`, dir: "auto", style }, drawnText(one));
+      if (!drawn.textContent) drawn.textContent = "\u00a0"; // as high as the others; make() would spell it out
+      return drawn;
     };
     const lines = isOneLine(column) ? [line(clean, "both")] : [line(clean, "clean"), line(corrupt, "corrupt")];
     const canSwap = clean && corrupt && !token.special;

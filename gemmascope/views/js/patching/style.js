@@ -17,11 +17,12 @@ export const LAB_STYLE = `
 .gs-tok .gs-chip{border:0;padding:0;margin:0;overflow:hidden;text-overflow:ellipsis;text-align:center;display:block}
 .gs-tok .gs-byte{border-bottom:1px solid var(--gs-faint);border-radius:0}
 .gs-lab .gs-heads:not(.gs-upright) .gs-tok:has(.gs-byte){width:100%}
-.gs-heads:not(.gs-upright) .gs-byte[style]{overflow:visible;margin-right:calc(var(--gs-column)*(1 - var(--gs-columns)));pointer-events:none}
+.gs-heads:not(.gs-upright) .gs-byte[style]{position:relative;z-index:1;overflow:visible;margin-right:calc(var(--gs-column)*(1 - var(--gs-columns)));pointer-events:none}
 .gs-too-close{height:4px;background:var(--gs-highlight)}
 .gs-tok .gs-special{color:var(--gs-faint)}
 .gs-lab .gs-tok.gs-differs{background:var(--gs-highlight);border-color:var(--gs-line)}
 .gs-differs .gs-chip{font-weight:700;text-decoration:underline}
+.gs-tok.gs-differs .gs-byte{text-decoration:none}
 .gs-tok[aria-disabled=true]{cursor:default}
 .gs-free .gs-tok{max-width:none}
 .gs-free .gs-chip{overflow:visible}
@@ -66,5 +67,5 @@ export const LAB_STYLE = `
 .gs-run canvas{margin-bottom:8px;border-radius:2px}
 .gs-lab .gs-run[aria-pressed=true]{border-color:var(--gs-accent);box-shadow:0 0 0 1px var(--gs-accent);color:inherit}
 .gs-lab .gs-compared{border-style:dashed;border-color:var(--gs-ink)}
-@media print{.gs-tools,.gs-editor,.gs-progress,.gs-models,.gs-hint ul,.gs-run-strip>.gs-small,.gs-folds>details:not([open]){display:none!important}.gs-heads{max-width:100%}.gs-detail{min-height:0}}
+@media print{.gs-tools,.gs-editor,.gs-progress,.gs-models,.gs-hint ul,.gs-run-strip>.gs-small,.gs-folds>details:not([open]){display:none!important}.gs-heads{max-width:100%}.gs-detail,.gs-looks,.gs-lab .gs-messages,.gs-runs{min-height:0}.gs-looks.gs-empty .gs-bar>button{display:none!important}}
 `;

@@ -50,6 +50,7 @@ export function strengthCurve(slid) {
   const element = make("div", { class: "gs-curve" }, host, input);
   let state = null;
   let isHeld = false;
+  let room = 640; // pixels
   let waiting = false;
   let asked = null; // the strength that the slider was moved to, until Python's answer has it: older answers may come first
   let askedAt = 0;
@@ -81,7 +82,8 @@ export function strengthCurve(slid) {
     const { strengths, metric, perplexity, collapsed, unsteered, why_not } = state.curve;
     const [low, high] = state.strengths;
     const strength = isHeld || asked !== null ? Number(input.value) : state.strength;
-    const width = Math.max(280, element.clientWidth || 640);
+    room = element.clientWidth || room; // none for a moment while a front end changes its theme
+    const width = Math.max(280, room);
     const x = (s) => LEFT + ((width - LEFT - RIGHT) * (s - low)) / (high - low);
     const known = metric.filter((v) => v !== null);
     const parts = [];

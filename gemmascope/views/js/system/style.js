@@ -110,7 +110,12 @@ rect.gs-pinned{stroke:var(--gs-accent);stroke-width:2px}
 .gs{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .gs button:not(.gs-chip,.gs-thumb,[aria-pressed=true]),.gs-menu,.gs-tip,.gs input,.gs progress,.gs-gone{display:none!important}
 .gs-wide,.gs-scroll,.gs-chips,.gs-arcs,.gs-line,.gs-runs,.gs-code,.gs-messages>*{overflow:visible!important;max-height:none!important}
-.gs .gs-tok,.gs .gs-run,.gs .gs-folded{display:flex!important}
+.gs button:is(.gs-tok,.gs-folded){display:flex!important}
+.gs button:is(.gs-run,.gs-rung){display:grid!important}
+.gs button:is(.gs-look,.gs-small-channel){display:block!important}
+.gs input.gs-typed{display:inline-block!important;color:inherit;border-color:transparent}
+.gs-below:has(>.gs-models){display:none}
+.gs-strip>.gs-messages{min-height:0}
 .gs-runs{flex-wrap:wrap}
 .gs-cells{width:auto}
 .gs-cells>canvas[tabindex]{max-width:100%;height:auto!important;margin-left:0!important}
