@@ -108,11 +108,16 @@ def strengths_figure(
 
 
 def log_ticks(values: NDArray[np.floating]) -> dict[str, object]:
-    """Plotly's tick settings for a logarithmic axis over these values, so that it has at least two marks."""
+    """Plotly's tick settings for a logarithmic axis over these values, so that it has at least two marks.
+
+    Marks at 1, 2 and 5 of a decade say whole numbers, "20, 50, 100": plotly's own would say "2, 5, 100".
+    """
     if not values.size or values.max() >= MANY_DECADES * values.min():
         return {}
     if values.max() >= FEW_TICKS * values.min() or values.max() == values.min():
-        return {"dtick": "D2"}
+        first, last = (int(np.floor(np.log10(end))) for end in (values.min(), values.max()))
+        marks = [float(f"{n}e{decade}") for decade in range(first, last + 2) for n in (1, 2, 5)]
+        return {"tickvals": marks, "ticktext": [f"{mark:,g}" if mark < 1e6 else f"{mark:g}" for mark in marks]}
     low, high = float(values.min()), float(values.max())
     decade = 10.0 ** np.floor(np.log10(high - low))
     step = next(n * decade for n in (2, 1, 0.5, 0.2) if (high - low) / (n * decade) >= 3)
