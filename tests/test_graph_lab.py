@@ -33,6 +33,15 @@ def features(lab: GraphLab, n: int) -> list[str]:
     return list(lab.graph.nodes.query("kind == 'feature'").nlargest(n, "influence")["id"])
 
 
+def test_a_lab_of_a_graph_shows_its_prompt_as_text_where_that_reads_as_the_same_ids() -> None:
+    text = "The boxes on the table"
+    graph = gs.attribution_graph(text, max_nodes=8, progress=False)
+    ids = graph.about.ids
+    for given, shown in ((graph, text), (gs.attribution_graph(ids[1:], max_nodes=8, progress=False), list(ids[1:]))):
+        with gs.graph_lab(graph=given, max_new_tokens=1) as opened:
+            assert opened.prompt == shown
+
+
 def test_the_graph_and_its_changes_are_those_of_python(lab: GraphLab) -> None:
     named = {name: value for name, value in NEURONS.items() if name != "max_new_tokens"}
     alone = gs.attribution_graph(IDS, model=model("lgl", 2), progress=False, **named)

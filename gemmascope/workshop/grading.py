@@ -151,6 +151,10 @@ class Exercise:
     def _shape_message(self, result: Tensor, right: Tensor) -> str | None:
         if result.shape == right.shape:
             return None
+        if not right.dim():
+            n = result.numel()
+            what = "one number in a list or an array" if n == 1 else f"{n} numbers, of the shape {list(result.shape)}"
+            return f"your function returned {what}: it returns {self.result}"
         return f"the shape is {list(result.shape)} and should be {list(right.shape)}: it returns {self.result}"
 
     def _difference(self, results: Sequence[Tensor], expected: Sequence[Tensor]) -> str:

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from gemmascope.arguments import as_list, finite_number, is_whole, one_of, short_repr
 from gemmascope.circuits.graph.bases.sources import BASES
 from gemmascope.circuits.graph.nodes import FEATURE
 from gemmascope.circuits.graph.result import AttributionGraph
 from gemmascope.circuits.graph.truth.opened import HOLDS
 from gemmascope.edits.call_text import plain
-from gemmascope.errors import GraphError
+from gemmascope.errors import GraphError, PromptError
 from gemmascope.model.model import Model, Prompt
 from gemmascope.run.metric import Answer, answer_ids
+from gemmascope.sweeps.metadata import words_of
 from gemmascope.sweeps.metrics import AnswerMetric, logit_diff
 from gemmascope.values import moved
 
@@ -141,7 +144,19 @@ def settings_of(graph: AttributionGraph, targets: object) -> GraphSettings:
     explained = _explained(graph) if targets is None else targets
     groups = tuple((name, tuple(ids)) for name, ids in graph.supernodes.items())
     labels = tuple(graph.labels.items())
-    return GraphSettings(list(graph.about.ids), explained, graph.about.basis, groups=groups, labels=labels)
+    return GraphSettings(_prompt_of(graph), explained, graph.about.basis, groups=groups, labels=labels)
+
+
+def _prompt_of(graph: AttributionGraph) -> Prompt:
+    """The prompt as the text that has its token ids, or where there is none, the ids."""
+    model, ids = graph._live()[0].trace.model, list(graph.about.ids)
+    if not isinstance(model, Model) or not model.has_tokenizer:
+        return ids
+    text = words_of(model, torch.tensor(ids))
+    try:
+        return text if model.ids(text).tolist() == ids else ids
+    except PromptError:
+        return ids
 
 
 def _explained(graph: AttributionGraph) -> object:

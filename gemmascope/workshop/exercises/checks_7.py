@@ -58,6 +58,14 @@ ex_7_1 = Exercise(
             lambda x, weight, eps: x / x.norm(dim=-1, keepdim=True) * (1 + weight),
             "divided by the length: the root of the mean square is the length over the root of d_head",
         ),
+        Wrong(
+            lambda x, weight, eps: _rms_normed(x, (1,), 1 + weight),
+            "the mean runs over heads: it runs over d_head, the last axis",
+        ),
+        Wrong(
+            lambda x, weight, eps: x / (x.square().mean(-1, keepdim=True) + eps) * (1 + weight),
+            "divided by the mean square: by its root",
+        ),
     ],
     "queries of the same shape [pos, head, d_head]",
 )
@@ -67,12 +75,18 @@ ex_7_1 = Exercise(
 
 
 def _stack(seed: int) -> tuple[list[str], int, int]:
-    """Kinds of layers, a window, and a length of prompt. One in three stacks has a global layer."""
+    """Kinds of layers, a window, and a length of prompt.
+
+    Of three stacks one has a global layer, and one a prompt that ends before its reach.
+    """
     rng = Random(seed)
     kinds = ["local"] * rng.randint(2, 5)
     if seed % 3 == 1:
         kinds.insert(rng.randrange(len(kinds)), "global")
-    return kinds, rng.randint(4, 9), rng.randint(60, 90)
+    window = rng.randint(4, 9)
+    if seed % 3 == 2:
+        return kinds, window, rng.randint(window + 1, len(kinds) * (window - 1) - 1)
+    return kinds, window, rng.randint(60, 90)
 
 
 def _reach(kinds: Sequence[str], window: int, n_pos: int) -> int:
@@ -85,11 +99,11 @@ ex_7_2 = Exercise(
     _reach,
     [
         Wrong(
-            lambda kinds, window, n_pos: n_pos - 1 if "global" in kinds else len(kinds) * window,
+            lambda kinds, window, n_pos: n_pos - 1 if "global" in kinds else min(n_pos - 1, len(kinds) * window),
             "a window of n positions holds the query's own: the farthest key is n - 1 positions back",
         ),
         Wrong(
-            lambda kinds, window, n_pos: n_pos - 1 if "global" in kinds else window - 1,
+            lambda kinds, window, n_pos: n_pos - 1 if "global" in kinds else min(n_pos - 1, window - 1),
             "this is the reach of one layer: the next one reads positions that have read further back themselves",
         ),
         Wrong(
@@ -103,6 +117,26 @@ ex_7_2 = Exercise(
         Wrong(
             lambda kinds, window, n_pos: (window - 1) ** len(kinds) if "global" not in kinds else n_pos - 1,
             "the reaches of layers add up: they are not multiplied",
+        ),
+        Wrong(
+            lambda kinds, window, n_pos: n_pos - 1 if "global" in kinds else len(kinds) * (window - 1),
+            "this may be farther than the first position, which is n_pos - 1 positions before the last",
+        ),
+        Wrong(
+            lambda kinds, window, n_pos: min(n_pos - 1, kinds.count("local") * (window - 1)),
+            "a global layer was left out: it sees the first position, however many local ones there are",
+        ),
+        Wrong(
+            lambda kinds, window, n_pos: _reach(kinds, window, n_pos) + 1,
+            "positions were counted, the last one with them: asked for is a distance, one less",
+        ),
+        Wrong(
+            lambda kinds, window, n_pos: n_pos - 1 - _reach(kinds, window, n_pos),
+            "this is the number of the position: asked for is how far it is from the last one",
+        ),
+        Wrong(
+            lambda kinds, window, n_pos: _reach(kinds[1:], window, n_pos) if "global" not in kinds else n_pos - 1,
+            "a layer is missing: the first one looks back as well",
         ),
     ],
     "a distance in positions, a whole number",

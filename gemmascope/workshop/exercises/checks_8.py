@@ -91,6 +91,11 @@ def _influence(shares: Tensor, counts: Tensor, *, itself: bool = False) -> Tenso
     return total
 
 
+def _steps(shares: Tensor, counts: Tensor) -> list[Tensor]:
+    """What arrives over one edge, over two, and so on."""
+    return [counts @ torch.linalg.matrix_power(shares, n) for n in range(1, len(counts))]
+
+
 ex_8_2 = Exercise(
     "8.2",
     _weights,
@@ -115,6 +120,19 @@ ex_8_2 = Exercise(
         Wrong(
             lambda edges, counts: _influence(edges.abs() / edges.abs().sum(0, keepdim=True).clamp(min=1e-12), counts),
             "columns were divided by their sums: it is a row, what one node reads, that is shared out",
+        ),
+        Wrong(
+            lambda edges, counts: _influence(edges.abs() / edges.abs().sum(1).clamp(min=1e-12), counts),
+            "the sums of rows have lost their axis, and divide columns: keep it, sum(1, keepdim=True)",
+        ),
+        Wrong(
+            lambda edges, counts: sum(_steps(_shares(edges), counts)[:2]),
+            "paths of two edges or fewer were counted: go on until nothing arrives any more",
+        ),
+        Wrong(
+            lambda edges, counts: torch.zeros_like(counts),
+            "nothing arrives: what an output counts for goes back to what it reads, counts @ shares, not shares @ counts; "
+            "and what arrives in each step is added up",
         ),
         Wrong(
             lambda edges, counts: _influence(edges.abs() / edges.abs().sum(1, keepdim=True), counts),
@@ -170,6 +188,23 @@ ex_8_3 = Exercise(
         Wrong(
             lambda edges, activation, node: _off(edges, activation, node, direct=False),
             "the edge from the node straight into the output was left out",
+        ),
+        Wrong(
+            lambda edges, activation, node: _off(edges, activation, node) / float(activation[-1]),
+            "the output was divided by its activation: it is asked by how much it moves, and not by which share",
+        ),
+        Wrong(
+            lambda edges, activation, node: _off(edges, 1 / activation, node),
+            "multiplied by each target's activation: an edge moves the activation by so much, so divide by it",
+        ),
+        Wrong(
+            lambda edges, activation, node: 0.0,
+            "nothing moves: either rows and columns are the other way round (edges[later] is what `later` reads), or the "
+            "loop begins at the node that is off, and should begin after it",
+        ),
+        Wrong(
+            lambda edges, activation, node: abs(_off(edges, activation, node)),
+            "the size of the move alone: it moves up or down, so keep the sign",
         ),
     ],
     "how far the output moves, one number",

@@ -4,7 +4,7 @@
 # **You will** see where heads look, compute attention scores by hand the way Gemma 2 does, draw the local window, find heads by
 # what they do, and find out what the model loses when no head can look far back.
 #
-# **Time:** 70 minutes: looking 5, scores 15, the window 10, finding heads 20, reading 10, far back 10.
+# **Time:** 70 minutes: looking 5, scores 15, the window 10, finding heads 20, reading 8, how far back 6, far back 6.
 
 # %%
 MODEL = "nano"
@@ -220,6 +220,8 @@ def what_heads_read(pattern, v):
 check.ex_2_4(what_heads_read)
 
 # %% [markdown]
+# ## 2.5 How far back?
+#
 # **Exercise 2.5** (6 minutes, ●●○) How far back does each head of a layer look, on average?
 #
 # <details><summary>Hint 1</summary>Weigh distances by the pattern, then take the mean over queries.</details>
@@ -250,7 +252,7 @@ check.ex_2_5(mean_distance)
 gs.attention_summary(t).plot("distance")
 
 # %% [markdown]
-# ## 2.5 Does it need to look far back?
+# ## 2.6 Does it need to look far back?
 #
 # Local layers save memory. Could all layers be local? Here is a task in which it should matter: something is said at the
 # beginning, and asked for at the end.
@@ -267,7 +269,7 @@ print(f"{len(far)} of {len(asked)} such prompts are longer than the window of {c
 
 # %%
 guess = predict(
-    "2.5",
+    "2.6",
     "The model answers all of the longer prompts correctly. With global layers as short-sighted as local ones, how many?",
     ["still all of them", "some of them", "none"],
 )

@@ -43,7 +43,7 @@ guess
 
 # %%
 size = predict(
-    "8.2",
+    "8.1 size",
     "Nearly 1,000 features are active. Keep the fewest nodes that hold 80% of the influence: how many features are left?",
     ["about 320", "about 160", "about 60"],
 )
@@ -56,7 +56,8 @@ gs.graph_view(small)
 
 # %% [markdown]
 # Click the output on top: beside it stands what it reads, and which heads carried each. Follow the strongest edge down, and move
-# the slider. The same as numbers:
+# the slider. The same as numbers. There an embedding has the id `E_token_position`, a feature `layer_feature_position`, and an error
+# is feature -1 of its layer:
 
 # %%
 whole, left = ((one_graph.nodes["kind"] == "feature").sum() for one_graph in (graph, small))
@@ -166,7 +167,7 @@ check.ex_8_2(influence)
 
 # %%
 carriers = predict(
-    "8.3",
+    "8.2",
     "Which heads carried the embedding of ' Mary' to the output?",
     [
         "head 2.3, which reads the name that is repeated",
@@ -243,7 +244,7 @@ print(fact, [(token, f"{probability:.0%}") for token, _, probability in known.to
 
 # %%
 steps = predict(
-    "8.4",
+    "8.3",
     "How does ' French' come from ' France'?",
     [
         "features at ' France' say French, and a head carries them to the end",
@@ -352,8 +353,8 @@ for _, row in at_boxes.head(4).iterrows():
 # %% [markdown]
 # ## 8.5 A group, a prediction, a test
 #
-# Three of them are about the same thing: a plural that is the subject. Put them into one group, a **supernode**, and give it a name.
-# What will the model say when they are switched off?
+# The first three are about the same thing: a plural that is the subject. Put them into one group, a **supernode**, and give it a
+# name. What will the model say when they are switched off?
 
 # %%
 plural = [node for node in ("3_1031_2", "4_1031_2", "4_1116_2") if node in number.ids]
@@ -419,6 +420,15 @@ print(off.reveal("still: are" if said == " are" else "is" if said == " is" else 
 #
 # </details>
 #
+# Now with your own hands: the same graph, live, with the group below it switched off. Halve it and double it; then let *patterns
+# and norms* be held, and see which of the two numbers follows the other. A node is opened by a click, and can be switched too.
+
+# %%
+lab = gs.graph_lab(graph=number, targets=gs.logit_diff(" are", " is"), max_new_tokens=2)
+lab.scale("a plural subject", 0.0)
+lab
+
+# %% [markdown]
 # ## 8.6 Is the graph true?
 #
 # `check` asks that of many features at once. It doubles each in a run of its own, and sets the true effect beside the prediction.

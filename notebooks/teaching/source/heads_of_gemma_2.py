@@ -199,7 +199,7 @@ else:
     )
 
 # %% [markdown]
-# Whether a model needs that attention, notebook 2 asks of nano (2.5), and notebook 7 of a real Gemma (7.5).
+# Whether a model needs that attention, notebook 2 asks of nano (2.6), and notebook 7 of a real Gemma (7.5).
 #
 # ## Conclude
 #
