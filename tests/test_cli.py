@@ -125,8 +125,9 @@ def test_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--save", str(tmp_path / "a.graph"), "--html", str(tmp_path / "g.html"), "--neuronpedia", str(tmp_path / "g.json"),
     ]  # fmt: skip
     bare = ["graph", TEXT, "--target", " Mary", "--max-nodes", "30"]
-    asked = [*bare, "--basis", "neuron"]
+    asked = [*bare, "--basis", "neuron", "--out", str(tmp_path / "a.rows")]
     assert main([*asked, *files]) == 0
+    assert gs.open_graph(tmp_path / "a.rows").edges.equals(expected.edges)
     out, err = capsys.readouterr()
     assert out.startswith(f"{expected!r}\nbasis: neuron\npruned to ")
     written = [line for line in err.splitlines() if line.startswith("wrote ")]  # a progress bar may stand before

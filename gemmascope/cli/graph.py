@@ -48,6 +48,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--prune", metavar="SHARE", type=float, default=0.8, help="the share of influence that nodes hold")
     parser.add_argument("--top", metavar="N", type=int, default=20, help="how many nodes to print (default: 20)")
     parser.add_argument("--save", metavar="FILE", type=Path, help="also write the whole graph, for gs.open_graph")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="keep finished rows there: after a kill the same command goes on from it"
+    )
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write the pruned graph as a page to look into")
     parser.add_argument(
         "--neuronpedia", metavar="FILE", type=Path, help="also write the pruned graph for Neuronpedia's viewer"
@@ -68,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         dictionaries=args.dictionaries,
         targets=args.target,
         max_nodes=args.max_nodes,
+        out=args.out,
     )
     pruned = graph.prune(nodes=args.prune)
     print(json.dumps(_as_dict(graph, pruned, args.top), indent=2) if args.json else _as_text(graph, pruned, args.top))

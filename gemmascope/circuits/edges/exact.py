@@ -39,28 +39,33 @@ class EdgeRun:
 
 
 class ExactScores:
-    """The scores of a pair's edges, NaN where there is no edge or none was run yet. chunks() runs them."""
+    """The scores of a pair's edges, NaN where there is no edge or none was run yet. chunks() runs those and fills them in.
 
-    def __init__(self, pair: EdgePair, max_rows: int) -> None:
-        self.pair, self.model, self.max_rows = pair, pair.model, max_rows
+    scores: float64 [sender, receiver, span].
+    """
+
+    def __init__(self, pair: EdgePair, max_rows: int, scores: Array) -> None:
+        self.pair, self.model, self.max_rows, self.scores = pair, pair.model, max_rows, scores
         self.nodes = Nodes.of(pair.model.config)
-        shape = (len(self.nodes.senders), len(self.nodes.receivers), len(pair.members))
-        self.scores: Array = np.full(shape, np.nan)
         self.base = BaseRun(pair.ids, (), read_positions([pair.metric]))
         # [sender, pos]: where patching a sender changes what it writes.
         self.changes = pair.change.any(-1)
 
-    def chunks(self) -> Iterator[int]:
-        """Run the edges a chunk at a time; each step gives how many edges it scored. The caller may stop after any step."""
-        yield self._score_logits()
-        yield self._score_unchanged()
+    def chunks(self) -> Iterator[Array]:
+        """Run the edges a chunk at a time; each step gives the numbers of the edges that it scored, in the flat array. The
+        caller may stop after any step.
+        """
+        for score in (self._score_logits, self._score_unchanged):
+            missing = np.isnan(self.scores)
+            score()
+            yield np.flatnonzero(missing & ~np.isnan(self.scores))
         for runs in chunked(self._runs(), lambda: self.max_rows):
             variants = [Variant(0, (run.edit,)) for run in runs]
             finals = final_residuals(self.model, [self.base], variants)
             rows, of_base = finals.of(range(len(runs))), finals.bases[0]
             for run, score in zip(runs, self._effects(rows, of_base).tolist(), strict=True):
                 self.scores[run.edge] = score
-            yield len(runs)
+            yield np.ravel_multi_index(np.array([run.edge for run in runs]).T, self.scores.shape)
 
     def _effects(self, rows: Tensor, of_base: Tensor) -> Tensor:
         """The change of the metric, float64 [run]. rows: of each run the final stream where it is read, [run, pos, d]."""
@@ -69,8 +74,10 @@ class ExactScores:
         values[(rows == of_base).all(2).all(1).cpu()] = 0.0
         return values
 
-    def _score_logits(self) -> int:
+    def _score_logits(self) -> None:
         """Score the edges to the logits, which take no layer: the final stream with a sender's change added."""
+        if not np.isnan(self.scores[:, -1]).any():
+            return
         read = list(self.base.positions)
         end = self.pair.base.residuals[-1][read]
         for number, members in enumerate(self.pair.members):
@@ -78,15 +85,13 @@ class ExactScores:
             for part in chunks(len(change), max(1, _ROWS // len(read))):
                 rows = end + change[part].to(end.dtype)
                 self.scores[part, -1, number] = self._effects(rows, end).numpy()
-        return len(self.pair.change) * len(self.pair.members)
 
-    def _score_unchanged(self) -> int:
+    def _score_unchanged(self) -> None:
         """Score the edges whose sender writes the same in both runs: 0."""
         changed = (self.changes[:, None] & self.pair.members).any(-1).cpu().numpy()  # [sender, span]
         before_logits = self.nodes.has_edge[:, :-1, None]
         unchanged = before_logits & ~changed[:, None]
         self.scores[:, :-1][unchanged] = 0.0
-        return int(unchanged.sum())
 
     def _runs(self) -> Iterator[EdgeRun]:
         """The runs of the edges that change something and do not end in the logits, layer by layer."""
@@ -104,8 +109,11 @@ class ExactScores:
             positions = torch.nonzero(self.changes[sender] & members)[:, 0].cpu()
             if not len(positions):
                 continue
+            missing = receivers.start + np.flatnonzero(np.isnan(self.scores[sender, receivers, span]))
+            if not len(missing):
+                continue
             values = self._values(layer, kind, sender) if values is None else values
-            for number in range(receivers.start, receivers.stop):
+            for number in missing.tolist():
                 head = number - receivers.start
                 edit = self._edit(kind, layer.index, head, positions, values[positions.to(values.device)])
                 yield EdgeRun((sender, number, span), edit, len(self.pair.ids) - int(positions[0]))

@@ -6,6 +6,7 @@ and the two areas are those of MIB (Mueller et al., "MIB: a mechanistic interpre
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,13 +15,15 @@ import torch
 from gemmascope.arguments import as_list, finite_number, short_repr, true_or_false
 from gemmascope.circuits.edges.circuit import EdgeCircuit
 from gemmascope.circuits.edges.faithfulness_result import Faithfulness
+from gemmascope.circuits.edges.journal import JournalStopped, RunsFile, question_of
 from gemmascope.circuits.edges.nodes import Nodes
 from gemmascope.circuits.edges.pairs import EdgePair, EdgeQuestion
 from gemmascope.circuits.edges.result import EdgeScores
 from gemmascope.circuits.edges.runs import CircuitRun, measure_circuits
 from gemmascope.edits.call_text import metric_text
 from gemmascope.edits.sources import listed_reference
-from gemmascope.errors import SweepError
+from gemmascope.errors import SweepError, warn
+from gemmascope.files.resumed_file import Json
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import rows_within
 from gemmascope.memory.placement import MICROBATCH_ROWS
@@ -49,6 +52,7 @@ def faithfulness(
     ablate: float | str | None = None,
     reference: Sequence[Trace] = (),
     model: Model | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> Faithfulness:
     """Run circuits by themselves: every edge outside is patched, and each receiver reads its own mixture.
 
@@ -66,13 +70,16 @@ def faithfulness(
         ablate: What to write outside in place of another run's values: a number, or "mean" or "mean_by_pos" over reference.
         reference: Traces to take the mean over.
         model: The model, without lasting edits. None: nano.
+        out: A file for the finished runs, written a pass at a time. After a kill or an interrupt, a second call with the
+            same file goes on where the first one stopped, to the same numbers. The file of another question, or of other
+            circuits, is refused, never overwritten. None: no file.
 
     Returns:
         A Faithfulness: .curve by size, .cpr and .cmd, the areas under it and under its distance from 1, and .plot().
 
     Raises:
-        SweepError: The circuit is of another model, an edge does not exist, a size is none, or the metric is the same with
-            all edges and with none.
+        SweepError: The circuit is of another model, an edge does not exist, a size is none, the metric is the same with all
+            edges and with none, or out= is another call's file.
         PromptError, SiteError, MetricError: As in gs.edge_scores.
 
     Examples:
@@ -87,16 +94,16 @@ def faithfulness(
     model = model_or_nano(model)
     circuits, shares = _circuits(circuit, sizes, true_or_false(magnitude, "magnitude", error=SweepError), model)
     ablation = Ablation.of(ablate, listed_reference(reference))
-    pairs = EdgeQuestion.of((clean, corrupt), metric, into, ablation, _positions(circuits[0]), model).pairs()
+    question = EdgeQuestion.of((clean, corrupt), metric, into, ablation, _positions(circuits[0]), model)
+    pairs = question.pairs()
     for pair in pairs:
         if pair.spans.names != circuits[0].names:
             raise SweepError("the circuit is of other positions than the prompts have: score edges of prompts as long")
-    nodes = Nodes.of(model.config)
-    has_edge = np.broadcast_to(nodes.has_edge[..., None], circuits[0].edges.shape)
+    has_edge = np.broadcast_to(Nodes.of(model.config).has_edge[..., None], circuits[0].edges.shape)
     # Without any edge, with each circuit, and with all edges, which is the base run.
-    outside = [torch.from_numpy(has_edge & ~kept) for kept in (np.zeros_like(has_edge), *(one.edges for one in circuits))]
-    values = np.array([_of_pair(pair, outside, model) for pair in pairs])
-    full = np.array([pair.base_metric() for pair in pairs])
+    kept = np.stack([np.zeros_like(has_edge), *(one.edges for one in circuits)])
+    asked = {"metric": metric_text(metric), "sizes": shares}
+    values, full = _measured(pairs, has_edge & ~kept, model, out, question_of(question, pairs, asked, kept))
     empty, at_sizes = values[:, 0], values[:, 1:]
     at_sizes[:, [len(one) == has_edge.sum() for one in circuits]] = full[:, None]
     gap = float(full.mean() - empty.mean())
@@ -148,12 +155,45 @@ def _positions(circuit: EdgeCircuit) -> object:
     return list(circuit.names) if circuit.axis == "pos" else None
 
 
-def _of_pair(pair: EdgePair, outside: Sequence[torch.Tensor], model: Model) -> Array:
-    """The metric of a pair's run with each set of edges outside, as many runs in one pass as the memory takes."""
-    # A row holds what every sender changes of it, beside what a row of any pass holds.
+def _measured(
+    pairs: list[EdgePair], outside: Array, model: Model, out: str | os.PathLike[str] | None, question: Json
+) -> tuple[Array, Array]:
+    """The metric of each pair's run with each set of edges outside, [pair, set], and with all edges, [pair].
+
+    As many runs go through a pass as the memory takes. out: a file for them; what it has is not run again.
+    """
+    values, full = np.full((len(pairs), len(outside)), np.nan), np.full(len(pairs), np.nan)
+    file, rows = RunsFile(), _rows(model)
+    try:
+        if out is not None:
+            lines, rows = file.begin_or_go_on(out, question, rows)
+            for line in lines:
+                at = slice(line["first"], line["first"] + len(line["values"]))
+                values[line["pair"], at], full[line["pair"]] = line["values"], line["full"]
+        for number, pair in enumerate(pairs):
+            at_once = max(1, rows // len(pair.ids))
+            missing = np.flatnonzero(np.isnan(values[number])).tolist()
+            for first in missing[::at_once]:
+                runs = [CircuitRun(pair, torch.from_numpy(one)) for one in outside[first : first + at_once]]
+                values[number, first : first + at_once] = measured = measure_circuits(model, runs)
+                full[number] = pair.base_metric()
+                _save(file, number, first, measured, float(full[number]))
+            pair.release()
+    finally:
+        file.close()
+    return values, full
+
+
+def _rows(model: Model) -> int:
+    """How many rows go through a pass. A row holds what every sender changes of it, beside what a row of any pass holds."""
     per_row = 1 + len(Nodes.of(model.config).senders) // 32
-    at_once = max(1, max(MICROBATCH_ROWS, rows_within(None, model) // per_row) // len(pair.ids))
-    values: list[float] = []
-    for first in range(0, len(outside), at_once):
-        values += measure_circuits(model, [CircuitRun(pair, one) for one in outside[first : first + at_once]])
-    return np.array(values)
+    return max(MICROBATCH_ROWS, rows_within(None, model) // per_row)
+
+
+def _save(file: RunsFile, number: int, first: int, values: list[float], full: float) -> None:
+    """Write runs to the file, if it is open. One that takes no more is closed with a warning, and the curve goes on."""
+    try:
+        file.write(number, first, values, full)
+    except JournalStopped as stopped:
+        warn(f"{file.path} takes no more runs: {stopped}. The curve goes on without it")
+        file.close()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from gemmascope.arguments import one_of, short_repr, true_or_false, whole_number
 from gemmascope.circuits.edges.estimates import estimated
 from gemmascope.circuits.edges.exact import ExactScores
+from gemmascope.circuits.edges.journal import JournalStopped, ScoresFile, question_of
 from gemmascope.circuits.edges.nodes import Nodes
 from gemmascope.circuits.edges.pairs import EdgePair, EdgeQuestion
 from gemmascope.circuits.edges.result import EdgesAsked, EdgeScores
@@ -46,12 +49,15 @@ def edge_scores(
     model: Model | None = None,
     memory: int | str | None = None,
     progress: bool = True,
+    out: str | os.PathLike[str] | None = None,
 ) -> EdgeScores:
     """Score every edge between heads, MLPs, embedding and logits: what patching that edge alone does to the metric.
 
     An edge leads from what a sender adds to the stream (the embedding; a head or an MLP, through its post-norm) to what a
     receiver reads of it (the queries of a head, the keys or values of a kv head, an MLP, the logits). To patch it, the
     receiver reads the sender's output of the other run in place of this one's, and everything else of the stream as it is.
+
+    Interrupting (Ctrl-C) gives a warning and returns the scores that are finished; the others are NaN.
 
     Args:
         clean: The prompt that has the answer: text, token ids or chat messages; or a list of prompts, for several pairs.
@@ -70,6 +76,9 @@ def edge_scores(
         model: The model, without lasting edits. None: nano.
         memory: How much the runs of one pass may take ("exact"), in bytes or as text. None: as in gs.sweep.
         progress: Show a progress bar when the scores take more than a second.
+        out: A file for the finished scores, written a pair at a time ("exact": a pass at a time). A second call with the
+            same file goes on where the first one stopped, to the same numbers; memory= and progress= may differ, and another
+            memory= changes their rounding. The file of another question is refused, never overwritten. None: no file.
 
     Returns:
         An EdgeScores: .effect by name, .top(), .circuit(size) for gs.faithfulness, .agreement(...), .plot().
@@ -78,7 +87,7 @@ def edge_scores(
         PromptError: A prompt or an answer cannot be read.
         SiteError: A position does not exist.
         MetricError: The metric does not give one number for each run, or has no gradient.
-        SweepError: The arguments do not fit together, such as prompts of different lengths.
+        SweepError: The arguments do not fit together, such as prompts of different lengths, or out= is another call's file.
 
     Examples:
         >>> clean = "When Mary and John went to the store, John gave a drink to"
@@ -107,14 +116,16 @@ def edge_scores(
     code = call_text("edge_scores", model, (question.clean, question.corrupt, metric), named)
     pairs = question.pairs()
     result = _empty(pairs, question, method if method != "eap-ig" else f"eap-ig, {n_steps} steps", code)
-    if method == "exact":
-        _run_exact(pairs, result, max_rows, progress)
-        return result
-    rules = RELP if method == "relp" else GRADIENT
-    for number, pair in enumerate(pairs):
-        result.values[number] = estimated(pair, n_steps, rules).numpy()
-        _baselines(result, number, pair)
-        pair.release()
+    file = ScoresFile()
+    try:
+        if out is not None:
+            asked = {name: getattr(result.asked, name) for name in ("method", "metric", "axis", "names")}
+            parts, begun_with = file.begin_or_go_on(out, question_of(question, pairs, asked), max_rows)
+            file.fill(result.values, result.base_metric, result.source_metric, parts)
+            max_rows = begun_with if memory is None else max_rows
+        _run_all(_Scoring(pairs, result, method, n_steps, max_rows, file), progress)
+    finally:
+        file.close()
     return result
 
 
@@ -147,26 +158,59 @@ def _empty(pairs: Sequence[EdgePair], question: EdgeQuestion, method: str, code:
     return EdgeScores(asked, np.full(shape, np.nan), *(np.full(len(pairs), np.nan) for _ in range(2)))
 
 
-def _baselines(result: EdgeScores, number: int, pair: EdgePair) -> None:
-    result.base_metric[number], result.source_metric[number] = pair.base_metric(), pair.source_metric()
+@dataclass(frozen=True)
+class _Scoring:
+    """Scores that are to be computed, pair by pair into a result, those that it has left out."""
+
+    pairs: Sequence[EdgePair]
+    result: EdgeScores
+    method: str
+    n_steps: int
+    max_rows: int
+    file: ScoresFile
+
+    def parts(self) -> Iterator[int]:
+        """Compute and save the scores; each step gives how many. The caller may stop after any step."""
+        for number, pair in enumerate(self.pairs):
+            if self.n_done(number) == self.result.n_edges:
+                continue
+            self.result.base_metric[number], self.result.source_metric[number] = pair.base_metric(), pair.source_metric()
+            for edges in self._of_pair(number, pair):
+                baselines = float(self.result.base_metric[number]), float(self.result.source_metric[number])
+                self.file.write(number, edges, self.result.values[number].flat[edges], baselines)
+                yield len(edges)
+            pair.release()
+
+    def n_done(self, number: int) -> int:
+        """How many edges of a pair have a score."""
+        return int((~np.isnan(self.result.values[number])).sum())
+
+    def _of_pair(self, number: int, pair: EdgePair) -> Iterator[Array]:
+        """The scores of a pair, into the result; each step gives the numbers of their edges in the flat array."""
+        scores = self.result.values[number]
+        if self.method == "exact":
+            yield from ExactScores(pair, self.max_rows, scores).chunks()
+            return
+        scores[:] = estimated(pair, self.n_steps, RELP if self.method == "relp" else GRADIENT).numpy()
+        yield np.flatnonzero(~np.isnan(scores))
 
 
-def _run_exact(pairs: Sequence[EdgePair], result: EdgeScores, max_rows: int, progress: bool) -> None:
-    """Score the edges by runs. An interrupt ends it with a warning; the edges that are left stay NaN."""
+def _run_all(scoring: _Scoring, progress: bool) -> None:
+    """Compute the scores. An interrupt, or a file that takes no more, ends it with a warning; the scores left stay NaN."""
     from tqdm.auto import tqdm
 
-    total = result.n_edges * len(pairs)
-    done = 0
-    with tqdm(total=total, desc="edges", unit="edge", delay=1.0, leave=False, disable=not progress) as bar:
+    n_pairs = len(scoring.pairs)
+    total, done = scoring.result.n_edges * n_pairs, sum(map(scoring.n_done, range(n_pairs)))
+    bar = tqdm(total=total, initial=done, desc="edges", unit="edge", delay=1.0, leave=False, disable=not progress)
+    with bar:
         try:
-            for number, pair in enumerate(pairs):
-                _baselines(result, number, pair)
-                exact = ExactScores(pair, max_rows)
-                scores: Array = exact.scores
-                for n in exact.chunks():
-                    result.values[number] = scores
-                    done += n
-                    bar.update(n)
-                pair.release()
+            for n in scoring.parts():
+                done += n
+                bar.update(n)
         except KeyboardInterrupt:
             warn(f"interrupted: {done} of {total} edges have a score; the others are NaN")
+        except JournalStopped as stopped:
+            warn(
+                f"{scoring.file.path} takes no more scores: {stopped}. The scoring ended there, with {done} of {total} "
+                "edges in the file. A second call with the same file goes on"
+            )

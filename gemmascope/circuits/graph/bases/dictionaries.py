@@ -84,11 +84,7 @@ class DictionaryBasis:
             target = values[one.writes].float().flatten(1).to(frozen.device)
             written = one.biases().expand_as(target).clone()
             for each in self.encoded if of_layers else [one]:
-                offset = module.index - each.unit.layer
-                each = each.on(frozen.device)
-                table, scale = each.decoders[:, offset], each.write_scale
-                values_written = each.value if scale is None else each.value * scale[each.pos, 0]
-                written.index_add_(0, each.pos, values_written[:, None] * table[each.row])
+                written += each.on(frozen.device).decoded(module.index, len(target))
             if one.W_skip is not None:
                 x = values["resid_mid"].float() if one.reads == "resid_mid" else values[one.reads].float()
                 written += (x if one.read_gain is None else x * one.read_gain) @ one.W_skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -110,6 +111,13 @@ class Encoded:
         n_pos = 1 if self.write_scale is None else len(self.write_scale)
         written = self.b_dec.expand(n_pos, -1)
         return written if self.write_scale is None else written * self.write_scale
+
+    def decoded(self, layer: int, n_pos: int) -> Float[Tensor, "pos d_out"]:
+        """What the features write at a layer, without the decoder's bias. No row of the decoder is copied for it."""
+        table, scale = self.decoders[:, layer - self.unit.layer], self.write_scale
+        value = self.value if scale is None else self.value * scale[self.pos, 0]
+        starts = torch.searchsorted(self.pos, torch.arange(n_pos, device=self.pos.device))
+        return F.embedding_bag(self.row, table, starts, mode="sum", per_sample_weights=value)
 
     def on(self, device: torch.device) -> Encoded:
         """The same on a device."""

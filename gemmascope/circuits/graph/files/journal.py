@@ -4,16 +4,12 @@ nodes. Lines are JSON with checksums, as in a sweep's file; arrays are their byt
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,25 +18,18 @@ from gemmascope.circuits.graph.nodes import NodeKeys, Unit
 from gemmascope.circuits.graph.outputs import Logits, Output
 from gemmascope.circuits.graph.rows import Rows
 from gemmascope.errors import GraphError
-from gemmascope.files.line_file import LineFile
-from gemmascope.files.sealed_lines import opened, sealed
+from gemmascope.files.array_text import array_of, array_text, little_endian
+from gemmascope.files.resumed_file import Json, ResumedFile
 
-FORMAT = "gemmascope.graph-rows.1"
-START = b'{"format": "gemmascope.graph-rows.'
-
-_ADVICE = "Build the graph again into another file, or take the file from a copy"
 # How far the directions of targets may be from those of the file, in units of the largest: rounding on another machine.
 _TOLERANCE = 1e-3
-
-# A JSON object, whose values are checked as they are read.
-Json = Mapping[str, Any]
 
 
 class JournalStopped(GraphError):
     """A file takes no more rows, for example on a full disk. A later call can continue it."""
 
 
-class GraphJournal(LineFile):
+class GraphJournal(ResumedFile):
     """Where finished rows are written; nowhere, if no file is opened.
 
     Attributes:
@@ -51,6 +40,8 @@ class GraphJournal(LineFile):
     """
 
     what, error, stopped = "graph", GraphError, JournalStopped
+    format, writer = "gemmascope.graph-rows.1", "out= of gs.attribution_graph"
+    advice = "Build the graph again into another file, or take the file from a copy"
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,29 +50,16 @@ class GraphJournal(LineFile):
         self.budget: int | None = None
         self.has_nodes = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether rows are written to a file."""
-        return self._file is not None
-
     def open(self, out: str | os.PathLike[str], question: Json, budget: int) -> None:
         """Start a new file, or read the rows of the same graph and go on.
 
         GraphError for another graph's file, for one that another process is writing to, and for a damaged one.
         """
-        is_new = self.start(out)
-        assert self.path is not None
-        head, checksum = sealed({"format": FORMAT, "budget": budget, "question": question}, "")
-        content = self.path.read_bytes()
-        if b"\n" not in content and (head.startswith(content) or START.startswith(content[: len(START)])):
-            self.begin(head, checksum, is_new)  # empty, or what a crash left of the first line
-            return
-        lines, size, checksum = _lines_of(content, self.path)
-        _require_same(lines[0]["question"], question, self.path)
-        self.budget = int(lines[0]["budget"])
+        lines = self.resume(out, {"budget": budget, "question": question})
+        if lines:
+            self.budget = int(lines[0]["budget"])
         for line in lines[1:]:
             self._take(line)
-        self.go_on(content, size, checksum)
 
     def write(self, rows: Rows, left: Tensor) -> None:
         """Append the rows of a chunk. left: the targets that come next."""
@@ -93,6 +71,9 @@ class GraphJournal(LineFile):
         if self.is_open and not self.has_nodes:
             self.add({"nodes": _text(graph.node_keys), "activation": _text(graph.activation)})
             self.has_nodes = True
+
+    def require_same(self, theirs: Json, ours: Json, path: Path) -> None:
+        _require_same(theirs["question"], ours["question"], path)
 
     def _take(self, line: Json) -> None:
         if "nodes" in line:
@@ -116,12 +97,12 @@ def question_of(about: About, keys: NodeKeys, outputs: tuple[Output, ...], logit
 
 def digest_of(keys: Tensor | None) -> str:
     """A digest of the active features; "" where they are not listed."""
-    return "" if keys is None else hashlib.sha256(_bytes_of(keys)).hexdigest()[:16]
+    return "" if keys is None else hashlib.sha256(little_endian(keys.cpu().numpy())).hexdigest()[:16]
 
 
 def read_journal(path: Path) -> GraphData:
     """The finished graph of a file. GraphError for one that is not finished, or is damaged."""
-    lines, _, _ = _lines_of(path.read_bytes(), path)
+    lines, _, _ = GraphJournal.lines_of(path.read_bytes(), path)
     if "nodes" not in lines[-1]:
         n_rows = sum(len(_rows_of(line).targets) for line in lines[1:])
         raise GraphError(
@@ -140,27 +121,6 @@ def read_journal(path: Path) -> GraphData:
     return GraphData(made, keys, outputs, logits, nodes, activation, rows)
 
 
-def is_journal(path: Path) -> bool:
-    """Whether a file is one that out= wrote."""
-    with path.open("rb") as file:
-        return file.read(len(START)) == START
-
-
-def _lines_of(content: bytes, path: Path) -> tuple[list[Json], int, str]:
-    """The whole lines of a file, where the last one ends, and its checksum. A last line that was cut off is left out."""
-    if not content.startswith(START):
-        raise GraphError(f"{path} is no file that out= of gs.attribution_graph wrote: give another file, or remove this one")
-    *whole, cut_off = content.split(b"\n")
-    lines: list[Json] = []
-    checksum = ""
-    for number, line in enumerate(whole or [cut_off], start=1):
-        read, checksum = opened(line, checksum, f"line {number} of {path}", error=GraphError, advice=_ADVICE)
-        lines.append(read)
-    if lines[0]["format"] != FORMAT:
-        raise GraphError(f"{path} has format {lines[0]['format']}, and this gemmascope writes {FORMAT}: give another file")
-    return lines, len(content) - len(cut_off) if whole else len(content), checksum
-
-
 def _require_same(theirs: Json, ours: Json, path: Path) -> None:
     """GraphError for the file of another graph. Directions may differ by rounding."""
     as_read: Json = json.loads(json.dumps(ours))  # with lists for tuples, as the file has them
@@ -177,18 +137,12 @@ def _require_same(theirs: Json, ours: Json, path: Path) -> None:
         raise GraphError(f"{path} holds another graph ({', '.join(shown)} differ): give another file, or remove this one")
 
 
-def _bytes_of(tensor: Tensor) -> bytes:
-    array = tensor.detach().cpu().contiguous().numpy()
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
 def _text(tensor: Tensor) -> str:
-    return base64.b64encode(_bytes_of(tensor)).decode()
+    return array_text(tensor.detach().cpu().numpy())
 
 
 def _tensor(text: str, dtype: torch.dtype) -> Tensor:
-    array = np.frombuffer(base64.b64decode(text), "<i8" if dtype == torch.long else "<f4")
-    return torch.from_numpy(array.astype(np.int64 if dtype == torch.long else np.float32))
+    return torch.from_numpy(array_of(text, "i8" if dtype == torch.long else "f4"))
 
 
 def _rows_of(line: Json) -> Rows:

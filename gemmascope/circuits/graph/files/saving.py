@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.circuits.graph.data import About, GraphData, Scores
-from gemmascope.circuits.graph.files.journal import is_journal, read_journal
+from gemmascope.circuits.graph.files.journal import GraphJournal, read_journal
 from gemmascope.circuits.graph.nodes import NodeKeys, Unit
 from gemmascope.circuits.graph.outputs import Logits, Output
 from gemmascope.circuits.graph.rows import Rows
@@ -55,7 +55,7 @@ def save_data(graph: GraphData, path: str | os.PathLike[str]) -> None:
 def read_data(path: str | os.PathLike[str]) -> GraphData:
     """A graph's numbers. GraphError for a file that is not there, is no graph, or is damaged."""
     path = user_path(path, error=GraphError, what="a graph")
-    if path.is_file() and is_journal(path):
+    if path.is_file() and GraphJournal.is_of(path):
         return read_journal(path)
     metadata, tensors = _read(path)
     try:
