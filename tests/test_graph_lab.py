@@ -13,6 +13,7 @@ from checkpoints import model, prompt
 from random_dictionaries import dictionary
 
 import gemmascope as gs
+from gemmascope.circuits.graph import build, memory
 from gemmascope.errors import GraphError, LabError, PromptError
 from gemmascope.labs.graphs import building
 from gemmascope.labs.graphs.lab import GraphLab
@@ -182,9 +183,83 @@ def test_building_is_stopped_with_the_rows_that_are_done(monkeypatch: pytest.Mon
     assert len(graph.rows.targets) == len(graph.outputs)
     assert not lab.is_whole
     assert "stopped before all of its rows" in lab.code()
+    assert lab.is_stopped
+    assert lab._state()["stopped"]
+    few = list(graph.nodes.query("kind == 'feature'")["id"][:2])
+    lab.group("few", few)
+    lab.scale("few", 0.0)
+    lab.set(hold="patterns")  # other settings do not go on with it
+    assert len(lab.graph.rows.targets) == len(graph.outputs)
+    monkeypatch.setattr(building.Builder, "run_chunk", built)
+    lab._handlers()["resume"]({})
+    assert_is_whole(lab)
+    assert (lab.graph.supernodes, lab.changes) == ({"few": few}, {"few": 0.0})
+    assert lab.result is not None
+    with pytest.raises(LabError, match="building was not stopped: the graph is whole, or under way"):
+        lab.resume()
     lab.close()
     with pytest.raises(LabError):
         lab.set(prompt=IDS)
+    with pytest.raises(LabError):
+        lab.resume()
+
+
+def assert_is_whole(lab: GraphLab) -> None:
+    """The graph of a lab has every row that one has that was built without a pause, bit for bit."""
+    graph = lab.graph  # which waits for it
+    whole = gs.attribution_graph(IDS, model=lab.model, basis="neuron", max_nodes=30, keep=10**6, targets=5, progress=False)
+    assert lab.is_whole
+    assert not lab.is_stopped
+    assert not lab._state()["stopped"]
+    assert "stopped" not in lab.code()
+    assert graph.ids == whole.ids
+    assert torch.equal(graph.rows.weight, whole.rows.weight)
+    assert lab._pictures()["spec"]["nodes"]  # type: ignore[index]
+
+
+def test_other_settings_go_on_with_a_graph_that_is_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come within the fourth chunk, whose rows are built again; what is held says nothing of the graph."""
+    monkeypatch.setattr(memory, "RESIDENT_ROWS", 36)  # small chunks, several of which are chosen at a time
+    monkeypatch.setattr(build, "LEAST_CHOSEN", 12)
+    built = building.Builder.run_chunk
+    opened: list[GraphLab] = []
+    is_open, chunks = threading.Event(), []
+
+    def run_chunk(self: Any, targets: Any, tell: Any) -> None:
+        chunks.append(len(self.parts))
+        if len(chunks) == 4:
+            assert is_open.wait(60)
+            opened[0].set(hold="patterns")
+        built(self, targets, tell)
+
+    monkeypatch.setattr(building.Builder, "run_chunk", run_chunk)
+    opened.append(gs.graph_lab(IDS, model=model("lgl", 2), **NEURONS))
+    is_open.set()
+    assert_is_whole(opened[0])
+    assert chunks[:6] == [0, 1, 2, 3, 3, 4]  # the first ones are not built again
+    assert opened[0].hold == "patterns"
+    opened[0].close()
+
+
+def test_a_graph_that_was_stopped_at_once_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = building.Builder.run_chunk
+    opened: list[GraphLab] = []
+    is_open = threading.Event()
+
+    def run_chunk(self: Any, targets: Any, tell: Any) -> None:
+        if is_open.wait(60) and not opened[0].error:
+            opened[0].stop()
+        built(self, targets, tell)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building.Builder, "run_chunk", run_chunk)
+        opened.append(gs.graph_lab(IDS, model=model("lgl", 2), **NEURONS))
+        is_open.set()
+        with pytest.raises(GraphError, match="stopped before a row of it was finished: resume it, or change it"):
+            opened[0].wait()
+    opened[0].resume()
+    assert_is_whole(opened[0])
+    opened[0].close()
 
 
 def test_a_node_that_is_looked_at_has_its_heads_and_tokens(lab: GraphLab) -> None:

@@ -79,7 +79,7 @@ class Builder:
 
     def chunks(self) -> Iterator[Targets]:
         """The targets of each pass that is still to come. Their rows must be in parts before the next is asked for."""
-        yield from self._in_chunks(self.left)  # what a file says comes next
+        yield from self._in_chunks(self.left)  # what a file says comes next, or what was stopped
         yield from self._in_chunks(self._undone(self.keys.logits))
         active = self.basis.active(self.keys)
         if active is not None and len(active) <= self.max_nodes:
@@ -93,6 +93,7 @@ class Builder:
         """Take a chunk down."""
         rows = descend(self.run, self.basis, self.keys, targets, self.logits, self.keep, tell)
         self.parts.append(rows)
+        self.left = self.left[len(targets) :]
         self.journal.write(rows, self.left)
 
     def _undone(self, nodes: Tensor) -> Tensor:
@@ -126,8 +127,8 @@ class Builder:
         targets = self._targets(nodes)
         while len(targets):
             n = self.memory.fitting(targets.pos, self.budget)
+            self.left = targets.keys  # with the chunk, in case it is stopped
             chunk, targets = targets.of(slice(0, n)), targets.of(slice(n, None))
-            self.left = targets.keys
             yield chunk
 
     def _most_influential(self) -> Tensor | None:

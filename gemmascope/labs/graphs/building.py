@@ -23,17 +23,23 @@ class GraphRun:
     Attributes:
         settings: The settings as they were when it was last shown.
         run: The prompt without and with the changes.
-        graph: None until it is built.
+        graph: None until it is built. One that was stopped has the rows that are finished.
+        builder: What builds it, with its finished rows; None before it is begun, and once the graph is whole.
+        is_stopped: Whether building was stopped, and waits to be resumed.
         truth: What the changes do; None without changes.
         picture: The graph as its page draws it; {} until then.
+        pictured: The graph that the picture is of.
         details: What is said of single nodes, by id.
     """
 
     settings: GraphSettings
     run: BeforeAfter
     graph: AttributionGraph | None = None
+    builder: Builder | None = None
+    is_stopped: bool = False
     truth: Truth | None = None
     picture: dict[str, object] = field(default_factory=dict)
+    pictured: AttributionGraph | None = None
     details: dict[str, dict[str, object]] = field(default_factory=dict)
 
 
@@ -54,10 +60,36 @@ class _StoppedError(Exception):
 def building(
     kept: GraphRun, recipe: Recipe, must_stop: Callable[[], bool], tell: Callable[[float, int], None]
 ) -> Generator[None]:
-    """Steps that build the graph of a run. tell: called with how many rows are done, and how many there will be at most.
+    """Steps that build the graph of a run, from the rows that are finished on. tell: called with how many rows are done, and
+    how many there will be at most.
 
-    GraphError if it is stopped before a row is finished; later the graph of the rows that are done is kept.
+    must_stop may end it after a layer. If building was stopped, the graph of the finished rows is kept, and GraphError
+    raised where there is none; if other settings came, only the rows are kept.
     """
+    if kept.builder is None:
+        yield from _begin(kept, recipe)
+    builder = kept.builder
+    assert builder is not None
+    total = builder.n_targets()
+    tell(builder.n_done, total)
+    yield
+    is_finished = True
+    try:
+        yield from _chunks(builder, must_stop, lambda done: tell(done, total))
+    except _StoppedError:
+        is_finished = False
+        if not kept.is_stopped:
+            return
+        if not builder.parts:
+            raise GraphError("the graph was stopped before a row of it was finished: resume it, or change it") from None
+    kept.graph = result_of(builder.data(is_finished=is_finished), builder.run, builder.basis)
+    kept.truth, kept.details = None, {}
+    if is_finished:
+        kept.builder, kept.is_stopped = None, False
+    yield
+
+
+def _begin(kept: GraphRun, recipe: Recipe) -> Generator[None]:
     settings, run = kept.settings, kept.run
     if run.before is None:
         with default_modes():
@@ -65,21 +97,9 @@ def building(
         yield
     sizes = recipe.max_nodes, recipe.keep
     with default_modes():
-        builder = prepare(run.before, None, settings.basis, recipe.dictionaries, settings.targets, recipe.pos, sizes, None)
-    total = builder.n_targets()
-    tell(0, total)
-    yield
-    is_finished = True
-    try:
-        yield from _chunks(builder, must_stop, lambda done: tell(done, total))
-    except _StoppedError:
-        is_finished = False
-        if not builder.parts:
-            raise GraphError(
-                "the graph was stopped before a row of it was finished: change the prompt to begin again"
-            ) from None
-    kept.graph = result_of(builder.data(is_finished=is_finished), builder.run, builder.basis)
-    yield
+        kept.builder = prepare(
+            run.before, None, settings.basis, recipe.dictionaries, settings.targets, recipe.pos, sizes, None
+        )
 
 
 def _chunks(builder: Builder, must_stop: Callable[[], bool], tell: Callable[[float], None]) -> Generator[None]:

@@ -164,6 +164,7 @@ class GraphLab(GraphLabSession):
             "names": lambda m: self._set_names(m["groups"], m["labels"], m["factors"]),
             "look": lambda m: self.look(m["node"]),
             "stop": lambda _: self.stop(),
+            "resume": lambda _: self.resume() if self.is_stopped else None,
             "reset": lambda _: self.reset(),
             "reopen": lambda m: self.reopen(m["index"] or 0),
             "next": lambda m: self.next_prompt(m.get("family")),
@@ -208,10 +209,10 @@ def graph_lab(
 ) -> GraphLab:
     """Open a live lab on an attribution graph: switch nodes off, and see what the graph predicts beside what is true.
 
-    The graph is built while the page can be used, row by row, and building can be stopped. Nodes and named groups are
-    switched off, halved or doubled: the outputs, every later node and the next tokens then stand beside what the graph says,
-    from one pass. Prompt and targets are typed; graphs that were built are kept and can be reopened. In a notebook the last
-    expression of a cell shows the lab.
+    The graph is built while the page can be used, row by row; building can be stopped, and resumed. Nodes and named groups
+    are switched off, halved or doubled: the outputs, every later node and the next tokens then stand beside what the graph
+    says, from one pass. Prompt and targets are typed; graphs that were built are kept and can be reopened. In a notebook the
+    last expression of a cell shows the lab.
 
     Args:
         prompt: Text (`<bos>` is put in front), token ids or chat messages; None where a graph is given.

@@ -6,27 +6,24 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gemmascope.arguments import one_of, short_repr, whole_number
+from gemmascope.arguments import one_of
 from gemmascope.circuits.graph.bases.sources import has_own_dictionaries
 from gemmascope.circuits.graph.result import AttributionGraph
 from gemmascope.circuits.graph.truth.changes import change_of
-from gemmascope.errors import GraphError, LabError
+from gemmascope.errors import GraphError
 from gemmascope.labs.before_after import BeforeAfter
 from gemmascope.labs.graphs.building import GraphRun, Recipe, building, give_names
+from gemmascope.labs.graphs.kept import KeptGraphs
 from gemmascope.labs.graphs.settings import GraphSettings, with_group
 from gemmascope.labs.graphs.shown import details_of, picture_of
 from gemmascope.labs.graphs.truth import truth_of
 from gemmascope.labs.patching.settings import FAMILIES, pair_of_family
-from gemmascope.labs.recompute import RecomputingLab
 from gemmascope.labs.session import CLICK
 from gemmascope.model.model import Model
 from gemmascope.sweeps.remarks import Remark, prompt_remarks, raise_first_error
 
-# How many graphs are kept, to be reopened; the oldest is let go of.
-MOST_RUNS = 12
 
-
-class GraphLabSession(RecomputingLab[GraphSettings]):
+class GraphLabSession(KeptGraphs):
     """A graph lab without its page: its settings, the graphs that it built, and what changes of their nodes do."""
 
     TYPED = ("prompt", "answer", "against")
@@ -41,8 +38,6 @@ class GraphLabSession(RecomputingLab[GraphSettings]):
         self.progress: tuple[float, int] | None = None
         self.family = "ioi"
         self._drawn: dict[str, int] = {}
-        self._kept: dict[tuple[object, ...], GraphRun] = {}
-        self._stopped = -1
         self._looked: str | None = None
         if graph is not None:
             run = BeforeAfter.of(settings.prompt, model, max_new_tokens)
@@ -137,30 +132,6 @@ class GraphLabSession(RecomputingLab[GraphSettings]):
         self.family, self._drawn[family] = family, n_drawn + 1
         self.set(prompt=pair.clean, answer=pair.answer, against=pair.against)
 
-    def runs(self) -> list[GraphSettings]:
-        """The settings of the graphs that are kept, the oldest first, as each was shown last."""
-        with self.guard:
-            return [self._now if kept.settings.key == self._now.key else kept.settings for kept in self._kept.values()]
-
-    def reopen(self, index: int) -> None:
-        """Go back to a graph that is kept, with its groups and changes. Nothing is built again.
-
-        Args:
-            index: Its number in lab.runs(); negative ones count from the last.
-
-        Raises:
-            GraphError: There is no such graph.
-        """
-        self._worker.require_open()
-        runs, index = self.runs(), whole_number(index, "a graph's number", error=GraphError)
-        if not -len(runs) <= index < len(runs):
-            raise GraphError(f"there are {len(runs)} graphs, counted from 0; given {short_repr(index)}")
-        self._change(runs[index], self.model)
-
-    def stop(self) -> None:
-        """Stop building. The graph of the rows that are finished is shown."""
-        self._stopped = self.seq
-
     def look(self, node: str) -> None:
         """Find what a page says of a node: the heads that carried its strongest edges, and the tokens that it raises.
 
@@ -182,18 +153,6 @@ class GraphLabSession(RecomputingLab[GraphSettings]):
         raise_first_error(remarks, GraphError)
         self._change(settings, model)
         self._warn(remarks)
-
-    def _begun(self, settings: GraphSettings, model: Model) -> BeforeAfter:
-        with self.guard:
-            if hasattr(self, "_now") and self._now.key in self._kept:
-                self._kept[self._now.key].settings = self._now
-            kept = self._kept.get(settings.key)
-            if kept is None:
-                kept = GraphRun(settings, BeforeAfter.of(settings.prompt, model, self.max_new_tokens))
-                for key in list(self._kept)[: max(0, len(self._kept) - MOST_RUNS + 1)]:
-                    del self._kept[key]
-                self._kept[settings.key] = kept
-            return kept.run
 
     def _take_model(self, model: Model, changes: Mapping[str, object]) -> None:
         """Graphs of the old model go. Dictionaries are of one model: without its own the nodes are neurons."""
@@ -231,29 +190,23 @@ class GraphLabSession(RecomputingLab[GraphSettings]):
         if settings != self._now:
             self._change(settings, self.model)
 
-    def _graph_now(self) -> AttributionGraph:
-        self._worker.require_open()
-        return self._graph_built()
-
-    def _graph_built(self) -> AttributionGraph:
-        graph = self._kept[self._now.key].graph
-        if graph is None:
-            raise LabError("the graph is not built yet: lab.wait() waits for it")
-        return graph
-
     def _steps(self) -> Generator[None]:
         with self.guard:
             settings, seq = self._now, self.seq
             kept = self._kept[settings.key]
             self.progress = None
-        if kept.graph is None:
-            yield from building(kept, self.recipe, self._must_stop(seq), lambda done, total: self._tell(done, total, seq))
+        if kept.graph is None or (kept.builder is not None and not kept.is_stopped):
+            must_stop = self._must_stop(kept, seq)
+            try:
+                yield from building(kept, self.recipe, must_stop, lambda done, total: self._tell(done, total, seq))
+            finally:
+                self.progress = None
         graph = kept.graph
-        assert graph is not None
-        self.progress = None
+        if graph is None or seq != self.seq:
+            return  # other settings came, which go on with it
         give_names(graph, settings)
-        if not kept.picture:
-            kept.picture = picture_of(graph, self.most, self.number)
+        if kept.pictured is not graph:
+            kept.picture, kept.pictured = picture_of(graph, self.most, self.number), graph
             yield
         kept.truth = None
         kept.truth = truth_of(graph, settings)
@@ -265,14 +218,22 @@ class GraphLabSession(RecomputingLab[GraphSettings]):
     def _recompute(self) -> None:
         """The graph that is there has its new names at once, so that the next call finds them."""
         with self.guard:
-            graph = self._kept[self._now.key].graph
-            if graph is not None:
-                give_names(graph, self._now)
+            kept = self._kept[self._now.key]
+            if kept.graph is None:
+                kept.is_stopped = False
+            else:
+                give_names(kept.graph, self._now)
         super()._recompute()
 
-    def _must_stop(self, seq: int) -> Callable[[], bool]:
-        worker = self._worker
-        return lambda: seq == self._stopped or seq != self.seq or any(job.cancelled for job in worker.jobs)
+    def _must_stop(self, kept: GraphRun, seq: int) -> Callable[[], bool]:
+        def must_stop() -> bool:
+            with self.guard:
+                is_now = seq == self.seq
+                if is_now and any(job.cancelled for job in self._worker.jobs):
+                    kept.is_stopped = True
+                return kept.is_stopped or not is_now
+
+        return must_stop
 
     def _tell(self, done: float, total: int, seq: int) -> None:
         self.progress = (done, total)
@@ -293,5 +254,6 @@ class GraphLabSession(RecomputingLab[GraphSettings]):
             for one in self._kept.values():
                 one.run.forget_runs()
             self._kept = {self._now.key: kept}
+            kept.builder = None
             if kept.graph is not None:  # a copy: the one that lab.graph gave away still computes
                 kept.graph = replace(kept.graph, run=None, basis_nodes=None)

@@ -34,6 +34,7 @@ def state_of(lab: GraphLabSession) -> dict[str, object]:
         "family": _menu(lab.family, {name: (name.replace("_", " "), name.replace("_", " ")) for name in FAMILIES}),
         "progress": None if lab.progress is None else list(lab.progress),
         "has_graph": graph is not None,
+        "stopped": kept.is_stopped,
         "changes": dict(settings.changes),
         "groups": {name: list(ids) for name, ids in settings.groups},
         "labels": dict(settings.labels),

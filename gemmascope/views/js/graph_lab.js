@@ -54,7 +54,8 @@ export function render({ model, el }) {
   const bar = make("progress", { "aria-label": "building the graph" });
   const soFar = make("span", { role: "status" });
   const stop = button("Stop", () => send("stop"), { title: "show the graph of the rows that are finished" });
-  const build = make("div", { class: "gs-build" }, bar, soFar, stop);
+  const resume = button("Continue", () => send("resume"), { title: "build the rows that are left" });
+  const build = make("div", { class: "gs-build" }, bar, soFar, stop, resume);
   const next = make("span", {}, button("Next prompt", () => send("next")), " of ", family.element);
   page.root.append(make("div", { class: "gs-about" }, build, next, make("div", { class: "gs-messages" }, page.error, page.status)));
   const place = make("div", { class: "gs-graph-place" });
@@ -110,13 +111,14 @@ export function render({ model, el }) {
     const says = (value) => (value === null ? "too large" : format(value, true));
     effect.replaceChildren(make("span", { class: "gs-big" }, says(found)), make("span", {}, `predicted ${says(predicted)}, true ${says(found)}`), make("span", { class: "gs-faint" }, `change of ${cut((first.isToken ? legible : legibleLine)(first.name), 32)}`));
   }
-  function drawProgress({ progress, has_graph: hasGraph, busy, runs: all }) {
+  function drawProgress({ progress, has_graph: hasGraph, stopped, busy, runs: all }) {
     bar.hidden = stop.hidden = !progress;
+    resume.hidden = Boolean(progress) || !stopped;
     if (progress) {
       bar.max = progress[1];
       bar.value = progress[0];
       soFar.textContent = `Building the graph: ${Math.floor(progress[0]).toLocaleString("en")} of ${progress[1].toLocaleString("en")} rows`;
-    } else soFar.textContent = hasGraph ? `Graph ${all.findIndex((one) => one.now) + 1} of ${all.length}` : busy ? "Running the prompt …" : "No graph";
+    } else soFar.textContent = stopped ? "Stopped" : hasGraph ? `Graph ${all.findIndex((one) => one.now) + 1} of ${all.length}` : busy ? "Running the prompt …" : "No graph";
     place.classList.toggle("gs-waits", !hasGraph);
     place.inert = !hasGraph;
   }
