@@ -255,7 +255,7 @@ def test_a_graph_that_was_stopped_at_once_is_resumed(monkeypatch: pytest.MonkeyP
         patch.setattr(building.Builder, "run_chunk", run_chunk)
         opened.append(gs.graph_lab(IDS, model=model("lgl", 2), **NEURONS))
         is_open.set()
-        with pytest.raises(GraphError, match="stopped before a row of it was finished: resume it, or change it"):
+        with pytest.raises(GraphError, match="stopped before a row was finished: resume it"):
             opened[0].wait()
     opened[0].resume()
     assert_is_whole(opened[0])

@@ -99,3 +99,17 @@ def prompts_are_typed_and_graphs_reopened(page: Any, live: Any) -> None:
     with page.expect_download() as saved:
         live.get_by_role("menuitem", name="Save the graph").click()
     assert gs.open_graph(saved.value.path()).about.basis == "transcoder"
+
+
+def test_a_graph_that_was_stopped_is_continued(lab: Lab, chromium: Any) -> None:
+    with page_of(chromium) as page:
+        lab.run(page, "stopped.ipynb", [CELL + ".stop()\nlab"])
+        live = page.locator(".gs-graph-lab:not([data-gs-fallback] *)")
+        live.get_by_text("Stopped", exact=True).wait_for(timeout=60_000)
+        live.get_by_text("stopped before a row was finished", exact=False).wait_for()
+        assert live.get_by_role("button", name="Stop").count() == 0
+        live.get_by_role("button", name="Continue").click()
+        page.wait_for_selector("[data-gemmascope-pictures]", timeout=60_000)
+        live.get_by_text("Graph 1 of 1").wait_for()
+        assert live.get_by_role("button", name="Continue").count() == 0
+        assert page.errors == []

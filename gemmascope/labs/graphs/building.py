@@ -81,7 +81,7 @@ def building(
         if not kept.is_stopped:
             return
         if not builder.parts:
-            raise GraphError("the graph was stopped before a row of it was finished: resume it, or change it") from None
+            raise GraphError("stopped before a row was finished: resume it") from None
     kept.graph = result_of(builder.data(is_finished=is_finished), builder.run, builder.basis)
     kept.truth, kept.details = None, {}
     if is_finished:
