@@ -259,10 +259,12 @@ def test_plan_prints_the_plan_and_the_table(capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     p = gs.plan("google/gemma-2-27b", context=4096, weights="int8", memory="20GiB", rows=64, device="cpu")
     assert out.startswith(f"{p}\n\n")
-    bf16, int8 = out.splitlines()[-2:]
-    assert [line.split()[0] for line in (bf16, int8)] == ["bfloat16", "int8"]
+    lines = out.splitlines()[-3:]
+    assert [line.split("  ")[1] for line in lines] == ["bfloat16", "int8", "4 bits"]
     totals = [row["total"] / 1e9 for row in p.table()]
-    assert [float(number) for line in (bf16, int8) for number in line.split()[1::2]] == pytest.approx(totals, abs=0.005)
+    assert [float(number) for line in lines for number in re.findall(r"([\d.]+) GB on", line)] == pytest.approx(
+        totals, abs=0.005
+    )
 
 
 def test_plan_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:

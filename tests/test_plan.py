@@ -75,9 +75,9 @@ def test_int8_weights_are_a_byte_a_number_and_two_for_each_group_of_128(size: st
 def test_the_table_agrees_with_one_computed_elsewhere_within_5_percent(size: str) -> None:
     rows = plan(size).table()
     assert [(row["weights"], row["context"]) for row in rows] == [
-        (kind, n) for kind in ("bfloat16", "int8") for n in (1024, 4096, 8192)
+        (kind, n) for kind in ("bfloat16", "int8", "4 bits") for n in (1024, 4096, 8192)
     ]
-    for row, expected in zip(rows, TABLE[size, "bfloat16"] + TABLE[size, "int8"], strict=True):
+    for row, expected in zip(rows[:6], TABLE[size, "bfloat16"] + TABLE[size, "int8"], strict=True):
         int8 = row["weights"] == "int8"
         scratch = part(plan(size, weights="int8"), "scratch") if int8 else 0
         assert (row["total"] - scratch) / 1e9 == pytest.approx(expected + int8 * EMBEDDING_IN_BFLOAT16[size], rel=0.05)
@@ -86,7 +86,24 @@ def test_the_table_agrees_with_one_computed_elsewhere_within_5_percent(size: str
 def test_the_table_is_the_sum_of_the_parts_of_generating() -> None:
     for row in plan("9b").table():
         assert row["total"] == row["weight_bytes"] + row["kv_bytes"] + row["activation_bytes"]
-        assert row["total"] == plan("9b", weights=row["weights"], context=row["context"]).peaks["generate"]
+        if row["weights"] != "4 bits":
+            assert row["total"] == plan("9b", weights=row["weights"], context=row["context"]).peaks["generate"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_four_bits_are_18_bytes_for_32_weights_beside_the_same_keys_values_and_activations(size: str) -> None:
+    rows = {(row["weights"], row["context"]): row for row in plan(size).table()}
+    for context in (1024, 4096, 8192):
+        small, whole = rows["4 bits", context], rows["bfloat16", context]
+        assert small["weight_bytes"] == PRESETS[size].n_params * 18 // 32
+        assert whole["total"] - small["total"] == whole["weight_bytes"] - small["weight_bytes"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_table_names_the_smallest_card_with_a_gigabyte_to_spare(size: str) -> None:
+    for row in plan(size).table():
+        holding = [n for n in (8, 16, 24, 40, 80) if row["total"] / 1e9 + 1 <= n]
+        assert row["card_bytes"] == (min(holding) * 10**9 if holding else None)
 
 
 class Live(TorchDispatchMode):

@@ -127,6 +127,11 @@ class MemoryNeed:
             return None
 
 
+def smallest_holding(n_bytes: int) -> int | None:
+    """The memory of the smallest common card that holds so many bytes beside its driver, in bytes; None if there is none."""
+    return min((card.n_bytes for card in CARDS if n_bytes + DRIVER <= card.n_bytes), default=None)
+
+
 def memory_text(n_bytes: int) -> str:
     """An amount of memory as text that gs.load takes."""
     return f"{n_bytes / 1e9:.12g}GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.12g}MB"

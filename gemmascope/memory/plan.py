@@ -9,7 +9,7 @@ import torch
 
 from gemmascope.config import GemmaConfig
 from gemmascope.legible import prints_legibly
-from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, MemoryNeed, find_card
+from gemmascope.memory.cards import CARDS, DRIVER, Card, Fit, MemoryNeed, find_card, smallest_holding
 from gemmascope.memory.placement import (
     Placement,
     Sizes,
@@ -26,6 +26,8 @@ from gemmascope.memory.spread import CardShare
 
 # The contexts in Plan.table, in positions.
 CONTEXTS = (1024, 4096, 8192)
+# What llama.cpp's Q4_0 takes for a weight: blocks of 32 weights of 4 bits share a scale of 16.
+FOUR_BITS, BITS_4_BIT = "4 bits", 4.5
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,15 @@ class Plan:
     def table(self) -> list[TableRow]:
         """Memory by quantisation and context, in bytes, with everything on the device and computed in bfloat16.
 
-        Each row has the weights, the KV cache and the activations of generation. A trace keeps its residual stream instead
-        of a KV cache.
+        Each row has the weights, the KV cache and the activations of generation, and the memory of the smallest common GPU
+        that holds them, 1 GB being left to its driver. A trace keeps its residual stream instead of a KV cache.
+        The rows "4 bits" are what llama.cpp takes for a Q4_0 file, 4.5 bits a weight. gemmascope opens such files, and
+        computes with their weights as bfloat16 or int8, so that for it the other rows hold.
         """
         contexts = [n for n in CONTEXTS if n <= self.config.context] or [self.config.context]
         formats = (Formats(False, torch.bfloat16, torch.bfloat16), Formats(True, torch.bfloat16, torch.bfloat16))
-        return [_row(self.config, each, context) for each in formats for context in contexts]
+        rows = [_row(self.config, each, context) for each in formats for context in contexts]
+        return rows + [_in_4_bits(self.config, row) for row in rows[: len(contexts)]]
 
     def to_dict(self) -> dict[str, object]:
         """The plan as JSON, in bytes and seconds."""
@@ -198,8 +203,18 @@ def _row(config: GemmaConfig, formats: Formats, context: int) -> TableRow:
     parts = parts_on(config, sizes, share, formats.dtype, context, 1)
     size = {part.name: part.n_bytes for part in parts}
     weights = sum(part.n_bytes for part in parts if set(part.tasks) == set(TASKS))
-    kv, activations = size["keys and values"], size["activations"] + size["logits"]
+    return _sum(formats.weights, context, weights, size["keys and values"], size["activations"] + size["logits"])
+
+
+def _in_4_bits(config: GemmaConfig, row: TableRow) -> TableRow:
+    """A row of bfloat16 with the weights at 4.5 bits."""
+    weights = int(config.n_params * BITS_4_BIT / 8)
+    return _sum(FOUR_BITS, row["context"], weights, row["kv_bytes"], row["activation_bytes"])
+
+
+def _sum(weights: str, context: int, n_weights: int, n_kv: int, n_activations: int) -> TableRow:
+    total = n_weights + n_kv + n_activations
     return {
-        "weights": formats.weights, "context": context, "weight_bytes": weights, "kv_bytes": kv,
-        "activation_bytes": activations, "total": weights + kv + activations,
+        "weights": weights, "context": context, "weight_bytes": n_weights, "kv_bytes": n_kv,
+        "activation_bytes": n_activations, "total": total, "card_bytes": smallest_holding(total),
     }  # fmt: skip

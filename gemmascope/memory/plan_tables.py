@@ -8,7 +8,9 @@ from typing import TypedDict
 
 
 class TableRow(TypedDict):
-    """A row of Plan.table: the memory of one kind of weights at one context, in bytes."""
+    """A row of Plan.table: the memory of one kind of weights at one context, in bytes. card_bytes: of the smallest common
+    GPU that holds it; None if there is none.
+    """
 
     weights: str
     context: int
@@ -16,15 +18,25 @@ class TableRow(TypedDict):
     kv_bytes: int
     activation_bytes: int
     total: int
+    card_bytes: int | None
 
 
 def table_text(rows: Sequence[TableRow]) -> str:
     """The rows of Plan.table as text, with a column for each context."""
-    contexts = sorted({row["context"] for row in rows})
-    total = {(row["weights"], row["context"]): gigabytes(row["total"]) for row in rows}
-    body = [[kind, *(total[kind, n] for n in contexts)] for kind in dict.fromkeys(row["weights"] for row in rows)]
-    head = ["everything on the device, generating", *(f"{n:,} positions" for n in contexts)]
+    head, *body = table_cells(rows)
     return "\n".join(aligned([head, *body], right=range(1, len(head))))
+
+
+def table_cells(rows: Sequence[TableRow]) -> list[list[str]]:
+    """The rows of Plan.table as a table of texts, its head first, with a column for each context."""
+    contexts = sorted({row["context"] for row in rows})
+    cell = {(row["weights"], row["context"]): f"{gigabytes(row['total'])} {_card_text(row)}" for row in rows}
+    body = [[kind, *(cell[kind, n] for n in contexts)] for kind in dict.fromkeys(row["weights"] for row in rows)]
+    return [["weights, generating, and the smallest GPU", *(f"{n:,} positions" for n in contexts)], *body]
+
+
+def _card_text(row: TableRow) -> str:
+    return "on none" if row["card_bytes"] is None else f"on {row['card_bytes'] // 10**9} GB"
 
 
 def gigabytes(n_bytes: int) -> str:

@@ -12,7 +12,7 @@ from gemmascope.legible import legible_line
 from gemmascope.memory.cards import Fit, MemoryNeed, memory_text
 from gemmascope.memory.placement import Placement
 from gemmascope.memory.plan_cards import CardPlan
-from gemmascope.memory.plan_tables import STYLE, aligned, gigabytes, html_table
+from gemmascope.memory.plan_tables import STYLE, TableRow, aligned, gigabytes, html_table, table_cells
 from gemmascope.memory.planned_model import Formats
 from gemmascope.memory.rates import Rates
 from gemmascope.memory.sizes import GENERATE, SWEEP, TASKS, TRACE, Part
@@ -66,6 +66,7 @@ class ShownPlan(Protocol):
     @property
     def memory_need(self) -> MemoryNeed: ...
     def cards(self) -> list[Fit]: ...
+    def table(self) -> list[TableRow]: ...
 
 
 _TASKS = {TRACE: "a trace", GENERATE: "generating", SWEEP: "a sweep"}
@@ -85,11 +86,12 @@ def as_html(plan: ShownPlan) -> str:
     cards = [[fit.card.name, str(fit)] for fit in plan.cards()]
     devices = html_table(_devices(plan), ("device", "bytes", "what")) if plan.devices else ""
     sentences = "".join(f"<div>{escape(line)}</div>" for line in _sentences(plan))
+    head, *table = table_cells(plan.table())
     return (
         f"<div class='gs-plan'>{STYLE}<div><b>{escape(_title(plan))}</b></div>"
         f"{html_table(_parts(plan), ('part', 'bytes', 'what'))}"
         f"{html_table(_tasks(plan), ('task', 'bytes', 'what'))}{devices}{sentences}"
-        f"{html_table(cards, ('does it fit on', ''))}</div>"
+        f"{html_table(cards, ('does it fit on', ''))}{html_table(table, tuple(head))}</div>"
     )
 
 
