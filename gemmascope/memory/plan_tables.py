@@ -32,7 +32,7 @@ def table_cells(rows: Sequence[TableRow]) -> list[list[str]]:
     contexts = sorted({row["context"] for row in rows})
     cell = {(row["weights"], row["context"]): f"{gigabytes(row['total'])} {_card_text(row)}" for row in rows}
     body = [[kind, *(cell[kind, n] for n in contexts)] for kind in dict.fromkeys(row["weights"] for row in rows)]
-    return [["weights, generating, and the smallest GPU", *(f"{n:,} positions" for n in contexts)], *body]
+    return [["generating, on the smallest GPU", *(f"{n:,} positions" for n in contexts)], *body]
 
 
 def _card_text(row: TableRow) -> str:

@@ -69,6 +69,7 @@ class ShownPlan(Protocol):
     def table(self) -> list[TableRow]: ...
 
 
+NO_BREAK = "\u00a0"  # a space at which no line ends
 _TASKS = {TRACE: "a trace", GENERATE: "generating", SWEEP: "a sweep"}
 
 
@@ -86,7 +87,7 @@ def as_html(plan: ShownPlan) -> str:
     cards = [[fit.card.name, str(fit)] for fit in plan.cards()]
     devices = html_table(_devices(plan), ("device", "bytes", "what")) if plan.devices else ""
     sentences = "".join(f"<div>{escape(line)}</div>" for line in _sentences(plan))
-    head, *table = table_cells(plan.table())
+    head, *table = ([cell.replace(" ", NO_BREAK) for cell in row] for row in table_cells(plan.table()))
     return (
         f"<div class='gs-plan'>{STYLE}<div><b>{escape(_title(plan))}</b></div>"
         f"{html_table(_parts(plan), ('part', 'bytes', 'what'))}"
