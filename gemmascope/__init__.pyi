@@ -41,6 +41,8 @@ from gemmascope.circuits.jacobian.lens import JacobianLens as JacobianLens
 from gemmascope.circuits.jacobian.load import load_jacobian_lens as load_jacobian_lens
 from gemmascope.circuits.jacobian.reading import jacobian_lens as jacobian_lens
 from gemmascope.config import GemmaConfig as GemmaConfig
+from gemmascope.edit_files.opening import open_edits as open_edits
+from gemmascope.edit_files.saving import save_edits as save_edits
 from gemmascope.edits.make import ablate as ablate
 from gemmascope.edits.make import ablate_direction as ablate_direction
 from gemmascope.edits.make import add as add

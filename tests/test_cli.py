@@ -404,3 +404,24 @@ def test_a_model_larger_than_its_budget_is_quantised_and_traced(tmp_path: Path, 
     assert "not offered" in capsys.readouterr().err
     assert main(["trace", "a b", "--model", str(tmp_path / "int8"), "--memory", "20B"]) == 2
     assert "too little: this model needs" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("loaded")
+def test_commands_run_with_the_edits_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, model = tmp_path / "edits.json", worded()
+    edits = [gs.scale("attn_out", 3.0, layer=1), gs.ablate("mlp_out", layer=0)]
+    gs.save_edits(edits, path, model=model)
+    assert main(["trace", TEXT, "--edits", str(path)]) == 0
+    assert capsys.readouterr().out == f"{gs.trace(TEXT, model=model, edits=edits)!r}\n"
+    assert main(["generate", TEXT, "--edits", str(path), "--max-new-tokens", "3", "--json"]) == 0
+    expected = gs.generate(TEXT, model=model, edits=edits, max_new_tokens=3)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected.to_dict()))
+    other = TEXT.replace("John gave", "Mary gave")
+    asked = ["--answer", " Mary", "--against", " John", "--edits", str(path), "--json"]
+    assert main(["patch", TEXT, other, *asked]) == 0
+    metric = gs.logit_diff(" Mary", " John")
+    swept = gs.sweep(TEXT, other, metric, site="resid_pre", by=("layer", "pos"), model=model, edits=edits, progress=False)
+    assert json.loads(capsys.readouterr().out)["cells"] == json.loads(json.dumps(swept.to_dict()))["cells"]
+    path.write_text("{}")
+    assert main(["trace", TEXT, "--edits", str(path)]) == 2
+    assert "holds no edits" in capsys.readouterr().err

@@ -13,6 +13,9 @@ from gemmascope.legible import legible, legible_line
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
+    from gemmascope.edits.edit import Edit
+    from gemmascope.model.model import Model
+
 # What argparse's add_subparsers returns.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -49,6 +52,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="nano", help=f"{sources} (default: nano)")
     parser.add_argument("--weights", default="auto", help="'auto' for what is stored, or 'int8' (default: auto)")
     parser.add_argument("--memory", help="what the model may take, such as 20GiB: the rest streams in")
+
+
+def add_edits(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add the argument that names a file of edits. of: the runs that have them."""
+    parser.add_argument("--edits", metavar="FILE", type=Path, help=f"edits of {of}, from a file that gs.save_edits wrote")
+
+
+def opened_edits(args: argparse.Namespace, model: Model) -> list[Edit]:
+    """The edits of the file that was named; none without one. EditError or SiteError as in gs.open_edits."""
+    from gemmascope.edit_files.opening import open_edits
+
+    return [] if args.edits is None else open_edits(args.edits, model=model)
 
 
 def require_writable_paths(*paths: Path | None) -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 import warnings
 
-from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_model
+from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_edits, add_model, opened_edits
 
 _GENERATE = """\
 Go on with a prompt, token by token, and print the text as it comes: the likeliest token each time, or tokens drawn at a
@@ -33,6 +33,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end at this text; may be repeated")
     add_model(parser)
+    add_edits(parser, "the prompt and the new tokens")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
 
 
@@ -42,11 +43,12 @@ def run(args: argparse.Namespace) -> int:
     from gemmascope.loading.load import load
 
     model = load(args.model, weights=args.weights, memory=args.memory)
+    edits = opened_edits(args, model)
     options = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
     settings = {name: getattr(args, name) for name in options}
     with warnings.catch_warnings():  # the exit status reports an interrupt
         warnings.simplefilter("ignore", UserWarning)
-        result = generate(args.prompt, model=model, show=not args.json, **settings)
+        result = generate(args.prompt, model=model, show=not args.json, edits=edits, **settings)
     if args.json:
         print(json.dumps(result.to_dict(), indent=2))
     return INTERRUPTED if result.stopped == "interrupted" else 0

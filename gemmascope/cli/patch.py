@@ -10,11 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_model, report_written, require_writable_paths
+from gemmascope.cli.arguments import (
+    INTERRUPTED,
+    Commands,
+    add_command,
+    add_edits,
+    add_model,
+    opened_edits,
+    report_written,
+    require_writable_paths,
+)
 from gemmascope.errors import SweepError
 from gemmascope.run.metric_names import METRICS
 
 if TYPE_CHECKING:
+    from gemmascope.edits.edit import Edit
     from gemmascope.model.model import Model
     from gemmascope.sweeps.metrics import AnswerMetric
     from gemmascope.sweeps.result import SweepResult
@@ -50,6 +60,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--into", choices=("corrupt", "clean"), default="corrupt", help="the run that is patched")
     parser.add_argument("--estimate", action="store_true", help="by gradients (gs.attribute): every cell, roughly")
     add_model(parser)
+    add_edits(parser, "the run that is patched")
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write the grids as a self-contained page to FILE")
     parser.add_argument(
         "--csv",
@@ -70,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
     model = load(args.model, weights=args.weights, memory=args.memory)
     sites = _listed(args.site)
-    grid: _Grid = {"site": sites[0] if len(sites) == 1 else sites, "by": by, "into": args.into, "model": model}
+    site, edits = sites[0] if len(sites) == 1 else sites, opened_edits(args, model)
+    grid: _Grid = {"site": site, "by": by, "into": args.into, "model": model, "edits": edits}
     if args.estimate:
         result, interrupted = attribute(args.clean, args.corrupt, metric, **grid), False
     else:
@@ -87,6 +99,7 @@ class _Grid(TypedDict):
     by: tuple[str, ...]
     into: str
     model: Model
+    edits: list[Edit]
 
 
 def _sweep(clean: str, corrupt: str, metric: _Metrics, grid: _Grid) -> tuple[SweepResult | SweepSet, bool]:

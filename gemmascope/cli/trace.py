@@ -8,7 +8,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmascope.cli.arguments import Commands, add_command, add_model, report_written, require_writable_paths
+from gemmascope.cli.arguments import (
+    Commands,
+    add_command,
+    add_edits,
+    add_model,
+    opened_edits,
+    report_written,
+    require_writable_paths,
+)
 from gemmascope.errors import GemmascopeError
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ examples:
   gemmascope trace "The capital of France is" --model google/gemma-2-2b
   gemmascope trace "The capital of France is" --html trace.html
   gemmascope trace "The capital of France is" --json | jq '.layers[].top[0].text'
+  gemmascope trace "The capital of France is" --edits edits.json
   gemmascope trace -- "-7 is less than"        a prompt that begins with a dash
 """
 
@@ -34,6 +43,7 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, run, "run a prompt and show what each layer would answer", _TRACE, _TRACE_EXAMPLES)
     parser.add_argument("prompt", metavar="PROMPT", help="the text to run; <bos> is put in front of it")
     add_model(parser)
+    add_edits(parser, "the run")
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write a self-contained page to FILE")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of text")
 
@@ -45,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from gemmascope.run.show import as_text, to_dict
     from gemmascope.run.tracing import trace
 
-    t = trace(args.prompt, model=load(args.model, weights=args.weights, memory=args.memory))
+    model = load(args.model, weights=args.weights, memory=args.memory)
+    t = trace(args.prompt, model=model, edits=opened_edits(args, model))
     print(json.dumps(to_dict(t), indent=2) if args.json else as_text(t))
     if args.html is not None:
         _write_page(args.html, t)
