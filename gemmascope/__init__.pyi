@@ -68,6 +68,9 @@ from gemmascope.loading.network import quantize as quantize
 from gemmascope.memory.planning import plan as plan
 from gemmascope.model.model import Model as Model
 from gemmascope.parallel.load import load_parallel as load_parallel
+from gemmascope.probes.probe import probe as probe
+from gemmascope.probes.result import FittedProbe as FittedProbe
+from gemmascope.probes.result import ProbeScores as ProbeScores
 from gemmascope.run.trace import Trace as Trace
 from gemmascope.run.tracing import open_trace as open_trace
 from gemmascope.run.tracing import trace as trace

@@ -91,6 +91,10 @@ class StoreError(GemmascopeError, ValueError):
     """A store of activations that cannot be written, resumed or read, or texts that it cannot be harvested from."""
 
 
+class ProbeError(GemmascopeError, ValueError):
+    """Labels that cannot be probed, or a probe that is not there."""
+
+
 class GenerationError(GemmascopeError, ValueError):
     """A text that cannot be generated."""
 

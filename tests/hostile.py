@@ -129,6 +129,12 @@ def trained() -> gs.TrainedSAE:
     return gs.train_sae(store(), "resid_post", 1, out=out, held_out=0.5, model=model(), **asked)
 
 
+@cache
+def probes() -> gs.ProbeScores:
+    labels = [NAME, "plain", None, NAME, "plain", NAME][: store().n_rows // 2] * 2
+    return gs.probe(store(), labels, folds=2, progress=False)
+
+
 SHOWN: dict[str, Callable[[], Any]] = {
     "Model": model,
     "Trace": run,
@@ -158,6 +164,8 @@ SHOWN: dict[str, Callable[[], Any]] = {
     "Lens of a JacobianLens": lambda: gs.jacobian_lens(run(), jacobian(), answer=ANSWER),
     "Store": store,
     "TrainedSAE": trained,
+    "ProbeScores": probes,
+    "FittedProbe": lambda: probes().at("resid_post", 1),
     "DictionaryMeasures": lambda: trained().measures,
     "attention view": lambda: gs.attention_view(run()),
     "lens view": lambda: gs.lens_view(run(), answer=ANSWER),
