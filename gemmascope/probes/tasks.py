@@ -99,7 +99,7 @@ def _listed(labels: object) -> list[Hashable]:
         return list(array.tolist())
     if not is_list(labels):
         raise ProbeError(f"labels are a list or an array: one for each row, or for each text; given {short_repr(labels)}")
-    return as_list(labels, "labels", error=ProbeError)  # type: ignore[return-value]
+    return as_list(labels, "labels", error=ProbeError)
 
 
 def _classes(labels: list[Hashable]) -> tuple[Hashable, ...]:
