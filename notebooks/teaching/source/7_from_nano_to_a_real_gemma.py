@@ -489,7 +489,8 @@ for name, layers in (("none", []), ("all", every), *((str(layer), [layer]) for l
 # told *green*:
 
 # %%
-retrieved = gs.sweep(red.ids, green.ids, recalled, site="z", by=("layer", "head"), pos=-1, model=model, progress=False)
+told_red, told_green = asked("red"), asked("green")
+retrieved = gs.sweep(told_red, told_green, recalled, site="z", by=("layer", "head"), pos=-1, model=model, progress=False)
 retrieved.plot(normalized=True)
 
 # %%
@@ -524,9 +525,8 @@ for layer, head in found.cell.values[(-found.values).argsort()[:4]]:
 
 # %%
 rounded = gs.load(MODEL, weights="int8", cache=tempfile.mkdtemp())
-compared = gs.compare(
-    model, rounded, [store, *clean[:2]], pairs=[(clean[0], corrupt[0], metrics[0]), (store, store.replace(", John", ", Mary"), gs.logit_diff(" Mary", " John"))]
-)  # fmt: skip
+cases = [(clean[0], corrupt[0], metrics[0]), (one, other, metric)]
+compared = gs.compare(model, rounded, [store, *clean[:2]], pairs=cases)
 compared
 
 # %% [markdown]
