@@ -146,3 +146,22 @@ def test_a_file_about_settings_that_have_changed_is_not_another_one(kernel: Kern
         assert answers(seq=lab.seq - 1) == [{"type": "late", "request": 7}]
         assert answers(what="docx")[-1] == {"type": "refused", "request": 7}
         assert "docx" in str(lab.error)
+
+
+@pytest.mark.nano
+def test_prompts_heads_and_texts_are_printed_and_what_is_pressed_is_not(front_end: FrontEnd) -> None:
+    d = gs.direction(POSITIVE, NEGATIVE, layer=4)
+    with (
+        gs.steer_lab("Peter was tired because", d, strengths=(-4, 4), max_new_tokens=2) as steer,
+        gs.patching_lab(CLEAN, CORRUPT, " Mary", " John", at_once=False) as patching,
+    ):
+        steering, grid = front_end.show(steer), front_end.show(patching)
+        steering.locator(".gs-rung").nth(4).wait_for()
+        grid.locator(".gs-heads .gs-tok").nth(14).wait_for()
+        front_end.page.emulate_media(media="print")
+        assert steering.get_by_label("prompt", exact=True).is_visible()
+        assert steering.locator(".gs-rung:visible").count() == 5
+        assert grid.locator(".gs-heads .gs-tok:visible").count() == 15
+        for output, name in ((steering, "Undo"), (grid, "Prompts and answers"), (grid, "Show as table")):
+            assert output.get_by_role("button", name=name, include_hidden=True).first.is_hidden()
+        assert steering.locator(".gs-models").first.is_hidden()
