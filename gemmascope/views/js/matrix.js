@@ -7,8 +7,9 @@ export const NOT_RUN = 0, ESTIMATED = 1, EXACT = 2, UNDER_WAY = 3;
 export const FONT = "12px system-ui, sans-serif";
 const SMALL = "11.5px system-ui, sans-serif";
 // An estimate is pale, this far on the way to the colour of no effect, with its own colour in the middle, over this share of
-// the cell's width and height. Cells of fewer pixels than ROOM have no room for a middle.
-const PALE = 0.65, CORE = 0.42, ROOM = 14;
+// the cell's width and height. Cells of fewer pixels than ROOM have no room for a middle, and those of fewer than FRAMED none for
+// a frame around it.
+const PALE = 0.65, CORE = 0.42, ROOM = 9, FRAMED = 14;
 // Column labels that do not fit are rotated by TURN, and are at most LONGEST pixels long.
 const TURN = Math.PI / 3.6, LONGEST = 126;
 // Browsers do not draw canvases wider than WIDEST everywhere. A square matrix higher than HIGHEST cannot be seen at once, so
@@ -141,6 +142,7 @@ function core(ctx, x, y, w, h, rgb, colours) {
   const [left, top] = [x + Math.round((w - a) / 2), y + Math.round((h - b) / 2)];
   ctx.fillStyle = css(rgb);
   ctx.fillRect(left, top, a, b);
+  if (Math.min(w, h) < FRAMED) return;
   ctx.strokeStyle = colours.hatch;
   ctx.lineWidth = 1;
   ctx.strokeRect(left + 0.5, top + 0.5, a - 1, b - 1);

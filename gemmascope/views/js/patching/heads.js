@@ -142,7 +142,13 @@ export function columnHeads({ bus, swap }) {
       const isFree = layout.cw >= NARROW && widths.every((width, c) => width + (widths[c + 1] ?? 0) + 2 <= 2 * layout.cw);
       const isUpright = !isFree && layout.cw < Math.max(NARROW, Math.min(longest, WIDE));
       const stacked = tokens?.some((one) => !one.same);
-      const height = isUpright ? Math.min(UPRIGHT, longest + 8) * (stacked ? 2 : 1) + 8 : HEAD_LINE * (stacked ? 2 : 1) + 12;
+      const along = (text) => Math.min(UPRIGHT, widthOf(text) + 16);
+      const tall = labels.map((label, c) => {
+        const column = tokens?.[whole(c)];
+        if (!column || label.folded) return label.folded ? 0 : along(labelOf(label));
+        return along(drawnText(column.clean)) + (isOneLine(column) ? 0 : along(drawnText(column.corrupt)));
+      });
+      const height = isUpright ? Math.max(...tall) + 8 : HEAD_LINE * (stacked ? 2 : 1) + 12;
       element.classList.toggle("gs-upright", isUpright);
       element.classList.toggle("gs-free", isFree);
       Object.assign(element.style, { height: `${height}px`, width: `${layout.width}px` });
