@@ -70,6 +70,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
   let dragging = false;
   let lit = null; // the column that another part of the page points at
   let wanted = null; // the column to scroll to
+  let scrolledTo = 0; // asked at each drawing, scrollLeft would lay out the page
 
   function redraw() {
     colours = options.inPane ? { ...theme(), ground: theme().pane } : theme();
@@ -106,7 +107,7 @@ export function grid(el, spec, data, on = {}, options = {}) {
     canvas.style.marginLeft = `-${names.style.width}`;
     edge.resetTransform();
     edge.drawImage(base, 0, 0);
-    if (!wide.scrollLeft) return;
+    if (!scrolledTo) return;
     const below = Math.ceil(layout.bottom * (base.height / layout.height)) + 1;
     edge.fillStyle = colours.ground;
     edge.fillRect(0, below, names.width, names.height - below);
@@ -205,7 +206,10 @@ export function grid(el, spec, data, on = {}, options = {}) {
     showTip(state.row, state.column);
   });
   canvas.addEventListener("blur", () => tip.hide());
-  wide.addEventListener("scroll", drawNames);
+  wide.addEventListener("scroll", () => {
+    scrolledTo = wide.scrollLeft;
+    drawNames();
+  });
 
   const stop = redrawOnResize(root, onTheme, redraw);
   redraw();

@@ -29,8 +29,19 @@ const OF_PAGES = {
   accent: ["--jp-brand-color1", "--vscode-textLink-foreground"],
 };
 
+// What a page draws at once asks for its colours many times, and each time the browser would lay out the page anew.
+let themeAtOnce = null;
+
 /** The colours for the page. */
 export function theme() {
+  if (!themeAtOnce) {
+    themeAtOnce = themeOfPage();
+    queueMicrotask(() => (themeAtOnce = null));
+  }
+  return themeAtOnce;
+}
+
+function themeOfPage() {
   const dark = declaredDark() ?? window.matchMedia("(prefers-color-scheme: dark)").matches;
   return withColoursOf(dark ? DARK : LIGHT, getComputedStyle(document.body));
 }
@@ -50,9 +61,16 @@ function withColoursOf(base, style) {
   return { ...base, ground: css(ground), pane: css(pane), ink: legible("ink", 7), line: legible("line", 1.15), accent, onAccent };
 }
 
+const KNOWN_COLOURS = new Map(); // to draw one takes longer than the rest of a theme
+
 /** A CSS colour as [red, green, blue], laid on the theme's ground if it is not opaque; null if it is no colour. */
 function opaque(text, base) {
-  if (!text || !CSS.supports("color", text)) return null;
+  const key = `${base.ground} ${text}`;
+  if (!KNOWN_COLOURS.has(key)) KNOWN_COLOURS.set(key, text && CSS.supports("color", text) ? drawnColour(text, base) : null);
+  return KNOWN_COLOURS.get(key);
+}
+
+function drawnColour(text, base) {
   const dot = document.createElement("canvas");
   dot.width = dot.height = 1;
   const ctx = dot.getContext("2d");
