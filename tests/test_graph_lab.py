@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import model, prompt
+from checkpoints import checkpoint_3, model, model_of, prompt
 from random_dictionaries import dictionary
 
 import gemmascope as gs
@@ -45,7 +45,7 @@ def test_a_lab_of_a_graph_shows_its_prompt_as_text_where_that_reads_as_the_same_
 
 def test_the_graph_and_its_changes_are_those_of_python(lab: GraphLab) -> None:
     named = {name: value for name, value in NEURONS.items() if name != "max_new_tokens"}
-    alone = gs.attribution_graph(IDS, model=model("lgl", 2), progress=False, **named)
+    alone = gs.attribution_graph(IDS, model=lab.model, progress=False, **named)
     assert lab.graph.edges.equals(alone.edges)
     few = features(lab, 4)
     lab.group("few", few[:2])
@@ -64,8 +64,13 @@ def test_the_graph_and_its_changes_are_those_of_python(lab: GraphLab) -> None:
     assert len(shown["nodes"]) > 5
     for node, predicted, true in shown["nodes"]:
         assert (predicted, true) == pytest.approx((nodes.loc[node, "predicted"], nodes.loc[node, "true"]), abs=1e-6)
-    assert torch.equal(lab.trace.logits, gs.trace(IDS, model=model("lgl", 2), edits=lab.edits).logits)
+    assert torch.equal(lab.trace.logits, gs.trace(IDS, model=lab.model, edits=lab.edits).logits)
     assert "few x 0" in repr(lab)
+
+
+def test_gemma_3() -> None:
+    with gs.graph_lab(IDS, model=model_of(checkpoint_3("lgl", 2)), **NEURONS) as opened:
+        test_the_graph_and_its_changes_are_those_of_python(opened.wait())
 
 
 @pytest.mark.parametrize("hold", ["patterns", "everything"])

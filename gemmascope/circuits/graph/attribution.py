@@ -73,8 +73,9 @@ def attribution_graph(
         max_nodes: The most features whose own inputs are found. If more are active, those with the most influence in the
             graph so far come next.
         keep: The most edges of a node that are listed; the others are added up.
-        memory: How much the rows of a pass may take, in bytes or as text ("2GiB"). None: what the model was loaded to leave
-            for it, or a quarter of what is free.
+        memory: How much the rows of a pass may take, in bytes or as text ("2GiB"); what does not fit comes in another pass.
+            The active features of dictionaries and finished rows are kept beside it. None: what the model was loaded to
+            leave for it, or a quarter of what is free.
         progress: Show a progress bar when it takes more than a second.
         out: A file for the finished rows, written a chunk at a time. A second call with the same file goes on where the
             first one stopped, to the same numbers; memory= and progress= may differ, and another memory= changes their
