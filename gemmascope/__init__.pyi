@@ -52,6 +52,10 @@ from gemmascope.edits.make_others import edit as edit
 from gemmascope.edits.make_others import knockout as knockout
 from gemmascope.errors import GemmascopeError as GemmascopeError
 from gemmascope.errors import GemmascopeWarning as GemmascopeWarning
+from gemmascope.examples.find import top_examples as top_examples
+from gemmascope.examples.group import UnitExamples as UnitExamples
+from gemmascope.examples.opening import open_examples as open_examples
+from gemmascope.examples.result import TopExamples as TopExamples
 from gemmascope.generation.generate import generate as generate
 from gemmascope.generation.patchscope import patchscope as patchscope
 from gemmascope.generation.result import Generation as Generation
@@ -116,6 +120,11 @@ from gemmascope.views.plan import plan_view as plan_view
 from gemmascope.views.sae import sae_view as sae_view
 from gemmascope.views.stream import stream_view as stream_view
 from gemmascope.views.sweep import sweep_view as sweep_view
+from gemmascope.views.units.folder import save_pages as save_pages
+from gemmascope.views.units.neuronpedia import feature_json as feature_json
+from gemmascope.views.units.page import feature_page as feature_page
+from gemmascope.views.units.page import head_page as head_page
+from gemmascope.views.units.page import neuron_page as neuron_page
 
 __version__: str
 from gemmascope.sae.conditions.feature_on import feature_on as feature_on

@@ -95,6 +95,10 @@ class ProbeError(GemmascopeError, ValueError):
     """Labels that cannot be probed, or a probe that is not there."""
 
 
+class ExamplesError(GemmascopeError, ValueError):
+    """Top examples that cannot be found, read or shown, or a unit that is not among them."""
+
+
 class GenerationError(GemmascopeError, ValueError):
     """A text that cannot be generated."""
 

@@ -135,6 +135,11 @@ def probes() -> gs.ProbeScores:
     return gs.probe(store(), labels, folds=2, progress=False)
 
 
+@cache
+def examples() -> gs.TopExamples:
+    return gs.top_examples([IDS, OTHER], ["head", sae()], model=model(), k=3, progress=False)
+
+
 SHOWN: dict[str, Callable[[], Any]] = {
     "Model": model,
     "Trace": run,
@@ -167,6 +172,10 @@ SHOWN: dict[str, Callable[[], Any]] = {
     "ProbeScores": probes,
     "FittedProbe": lambda: probes().at("resid_post", 1),
     "DictionaryMeasures": lambda: trained().measures,
+    "TopExamples": examples,
+    "UnitExamples": lambda: examples().each[-1],
+    "feature page": lambda: gs.feature_page(sae(), int(examples().each[-1].units[0]), examples(), model=model()),
+    "head page": lambda: gs.head_page(0, 1, examples(), model=model()),
     "attention view": lambda: gs.attention_view(run()),
     "lens view": lambda: gs.lens_view(run(), answer=ANSWER),
     "stream view": lambda: gs.stream_view(run(), answer=ANSWER, against=AGAINST),

@@ -34,6 +34,7 @@ WIDE |= {"strength_sweep", "attribution_graph"}  # the places of gs.add, the tex
 WIDE |= {"harvest"}  # the texts and what of them is kept, how it is stored, and what a pass may take
 WIDE |= {"probe"}  # the rows and their classes, how probes are fitted and held out
 WIDE |= {"train_sae"}  # the form of a dictionary, how sparse it is, the steps, and what every long run takes
+WIDE |= {"top_examples"}  # the texts and how they are run, the units, and what is kept of each
 WIDE |= {"edge_scores", "faithfulness"}  # the runs, the method and its steps, the positions, and what an ablation takes
 # Programs of a card, whose tensors come as an address and their strides.
 WIDE |= {"_attend_runs", "_attend_cache", "_add_keys"}

@@ -162,6 +162,20 @@ def feature_logits(
     return FeatureLogits(labelled(logits, coords, ("feature", "vocab"), "logits", unit), sae, model)
 
 
+def written_to_stream(sae: DictionaryWeights, model: Model, feature: int) -> Float[Tensor, " d_model"] | None:
+    """What a feature adds to the stream for one unit of activation, float32; None for a site that writes nothing to it.
+
+    Args:
+        sae: The dictionary, which fits the model.
+        model: The model.
+        feature: The feature.
+    """
+    if sae.writes not in (*_STREAM, *_BEFORE_POST_NORM) or (sae.writes in _BEFORE_POST_NORM and sae.layer is None):
+        return None
+    with torch.no_grad():
+        return _as_written(sae, model, sae.W_dec[[feature]].to(model.device))[0]
+
+
 def _as_written(
     sae: DictionaryWeights, model: Model, rows: Float[Tensor, "feature d_out"]
 ) -> Float[Tensor, "feature d_model"]:

@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parent / "js"
 
 # What draws each kind of static view, in the folder of its entry points: each exports mount(element, spec, arrays).
 STATIC_FILES = {view: f"static/{view}.js" for view in ("attention", "features", "graph", "grid", "lens", "lines", "plan")}
+STATIC_FILES |= {view: f"static/{view}.js" for view in ("unit", "unit_index")}
 # The entry points of the live widgets: each exports the function render that anywidget calls.
 LIVE_FILES = ("patching_lab.js", "head_lab.js", "steer_lab.js", "graph_lab.js")
 

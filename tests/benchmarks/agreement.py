@@ -143,6 +143,35 @@ def _reading(gs: Any, model: Any, trace: Any, folder: Path) -> Iterator[tuple[st
     yield "harvest", lambda: harvested(False)
     yield "open_store", lambda: harvested(True)
 
+    def examples(opened: bool) -> Any:
+        found = gs.top_examples([CLEAN, LONG], "head", model=model, layers=[1, 4], progress=False)
+        found.save(folder / "top.safetensors")
+        return (gs.open_examples(folder / "top.safetensors") if opened else found)["head", 4].data["top_value"].values[:, :2]
+
+    yield "top_examples", lambda: examples(False)
+    yield "open_examples", lambda: examples(True)
+
+    def unit_pages(kind: str) -> Any:
+        sae = gs.load_sae()
+        found = gs.top_examples(
+            [CLEAN, LONG], [(sae, [987, 3]), "head", ("neuron", 3, [7])], model=model, layers=3, progress=False
+        )
+        if kind == "feature":
+            return gs.feature_page(sae, 987, found, model=model).spec["histogram"]["counts"]
+        if kind == "head":
+            return gs.head_page(3, 1, found, model=model).spec["sections"][0]["rows"][0]["values"]
+        if kind == "neuron":
+            return gs.neuron_page(3, 7, found, model=model).spec["histogram"]["counts"]
+        if kind == "json":
+            return gs.feature_json(sae, 987, found, model=model)["act_max"]
+        return len(gs.save_pages(found, folder / "pages", saes=sae, model=model, progress=False).spec["units"])
+
+    yield "feature_page", lambda: unit_pages("feature")
+    yield "head_page", lambda: unit_pages("head")
+    yield "neuron_page", lambda: unit_pages("neuron")
+    yield "feature_json", lambda: unit_pages("json")
+    yield "save_pages", lambda: unit_pages("all")
+
     def graph_saved() -> Any:
         graph = gs.attribution_graph(CLEAN, model=model, basis="neuron", max_nodes=20, keep=10**6, progress=False)
         graph.save(folder / "mary.graph")

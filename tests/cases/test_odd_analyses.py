@@ -145,6 +145,11 @@ def harvested(**arguments: Any) -> Any:
     return gs.harvest(None, **given, progress=False)
 
 
+def top(**arguments: Any) -> Any:
+    given = {"texts": [P], "units": ("head", 1), "k": 1, "sample": 1, "around": 2, **arguments}
+    return gs.top_examples(**given, progress=False)
+
+
 def closed(lab: Any) -> None:
     lab.close()
 
@@ -328,6 +333,22 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "Store.batches epochs": lambda x: next(harvested().batches("z", 1, epochs=x)),
     "Store.batches start": lambda x: next(harvested().batches("z", 1, start=x), None),
     "Store.batches buffer": lambda x: next(harvested().batches("z", 1, buffer=x)),
+    "top_examples texts": lambda x: top(texts=x),
+    "top_examples units": lambda x: top(units=x),
+    "top_examples layers": lambda x: top(units="head", layers=x),
+    "top_examples numbers": lambda x: top(units=("head", 1, x)),
+    "top_examples vectors": lambda x: top(units=("resid_post", 1, x)),
+    "top_examples k": lambda x: top(k=x),
+    "top_examples sample": lambda x: top(sample=x),
+    "top_examples around": lambda x: top(around=x),
+    "top_examples seed": lambda x: top(seed=x),
+    "top_examples memory": lambda x: top(memory=x),
+    "TopExamples[]": lambda x: top()[x],
+    "TopExamples.top": lambda x: top().top(x),
+    "TopExamples.top k": lambda x: top().top(0, x),
+    "TopExamples.sample": lambda x: top().sample(0, x),
+    "TopExamples.save": lambda x: top().save(x),
+    "open_examples": lambda x: gs.open_examples(x),
     "trace.save": lambda x: trace().save(x),
     "sweep.save": lambda x: a_sweep().save(x),
     "SweepResult.plot": lambda x: a_sweep().plot(normalized=x),

@@ -13,8 +13,10 @@ from gemmascope.arguments import whole_number
 from gemmascope.circuits.graph.nodes import BIAS, ERROR, FEATURE, KINDS, LOGIT
 from gemmascope.circuits.graph.result import AttributionGraph
 from gemmascope.errors import GraphError
+from gemmascope.examples.result import TopExamples
 from gemmascope.tokens.tokenizer import visible_text
 from gemmascope.views.graphs.details import carried_by, raised_tokens
+from gemmascope.views.graphs.examples import examples_of_nodes
 from gemmascope.views.graphs.shown import Shown, shown_part
 from gemmascope.views.labels import are_special, position_label
 from gemmascope.views.packing import PackedArray, pack
@@ -24,7 +26,14 @@ from gemmascope.views.page import View
 TABLE_ROWS = 10
 
 
-def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 300, progress: bool = True) -> View:
+def graph_view(
+    graph: AttributionGraph,
+    *,
+    most: int = 300,
+    heads: int = 300,
+    examples: TopExamples | None = None,
+    progress: bool = True,
+) -> View:
     """An attribution graph to look into: tokens to the right, layers upwards.
 
     A slider leaves the nodes that hold a share of the influence. Pointing at a node lights what it reads and what it writes
@@ -37,6 +46,8 @@ def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 300, pr
         most: The most nodes to show; those with the most influence, and every output. Default 300.
         heads: For how many edges to find the heads that carried them: the strongest edge into each node, nodes by influence,
             then the second into each, and so on. Default 300.
+        examples: What gs.top_examples returned of the graph's dictionaries, or of "neuron": the pane of a node then shows
+            the texts on which it is strongest. None: it does not.
         progress: Show a progress bar when it takes more than a second.
 
     Returns:
@@ -44,6 +55,7 @@ def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 300, pr
 
     Raises:
         GraphError: `graph` is something else, `most` is below 1 or above 5,000, or `heads` is below 0.
+        ExamplesError: `examples` is something else, of another model, or has none of the nodes that are shown.
 
     Examples:
         >>> graph = gs.attribution_graph("Mary and John went to the", basis="neuron", max_nodes=50, progress=False)
@@ -61,6 +73,8 @@ def graph_view(graph: AttributionGraph, *, most: int = 300, heads: int = 300, pr
     if graph.run is not None:
         spec["carried"] = carried_by(graph, shown, heads, progress)
         spec["raises"] = raised_tokens(graph, shown)
+    if examples is not None:
+        spec["examples"] = examples_of_nodes(graph, shown, examples)
     return view_of(graph, shown, spec, arrays)
 
 

@@ -1,9 +1,11 @@
 // What is said of the pinned node: its numbers, what it reads and writes to, the heads that carried that, the tokens it raises.
 
+import { exampleRow } from "../examples.js";
 import { make } from "../page.js";
 import { format, percent } from "../scale.js";
 import { bars } from "../system/bars.js";
 import { wordMenu } from "../system/menus.js";
+import { theme } from "../theme.js";
 import { legible } from "../tokens.js";
 import { nodeName, nodePlace } from "./data.js";
 import { nameField } from "./names.js";
@@ -12,7 +14,7 @@ const MOST_ROWS = 8, STRONGEST = 12, NONE = "-", NEW = "+";
 
 /**
  * state: {labels, groups, seen}; acts: {pin(node), point(node, edge), name(node, text), move(node, group), groupOf(node)}.
- * spec: carried, raises and scores. Returns {element, show(node or null)}.
+ * spec: carried, raises, examples and scores. Returns {element, show(node or null)}.
  */
 export function nodePane(graph, spec, state, acts) {
   const element = make("div", { class: "gs-node-pane" });
@@ -72,6 +74,16 @@ export function nodePane(graph, spec, state, acts) {
     return [make("h4", {}, "Tokens it raises and lowers by itself", make("small", { class: "gs-faint" }, " · logits")), bars(rows, { most, signed: true, label: "tokens" }).element];
   }
 
+  function texts(node) {
+    const rows = spec.examples?.[node.index];
+    if (!rows) return [];
+    const high = Math.max(...rows.flatMap(({ values }) => values.map((one) => Math.abs(one ?? 0))), 1e-12);
+    const signed = rows.some(({ values }) => values.some((one) => one < 0));
+    const drawn = rows.map(exampleRow);
+    for (const { row, tint } of drawn) tint(row.values, { kind: signed ? "diverging" : "sequential", low: signed ? -high : 0, high }, theme().dark);
+    return [make("h4", {}, "Texts on which it is strongest"), ...drawn.map(({ element }) => element)];
+  }
+
   function overview() {
     const strongest = graph.nodes.filter((node) => state.seen[node.index] && node.kind !== "logit").sort((a, b) => b.influence - a.influence).slice(0, STRONGEST);
     const most = strongest[0]?.influence || 1;
@@ -96,7 +108,7 @@ export function nodePane(graph, spec, state, acts) {
       node.kind === "feature" ? name : make("div", { class: "gs-head" }, plain),
       make("div", { class: "gs-faint" }, nodePlace(graph, node)), ...groupLine(node), ...(node.kind === "feature" ? acts.switchFor(node.id, plain) : []), facts(node),
       ...edgeList("Reads", node.inputs, graph.source, true), ...sums(node),
-      ...edgeList("Writes to", node.outputs, graph.target, false), ...tokens(node),
+      ...edgeList("Writes to", node.outputs, graph.target, false), ...tokens(node), ...texts(node),
     );
   }
   return { element, show };

@@ -1,6 +1,8 @@
 // What the graph's page adds to the style of all views.
 
-export const GRAPH_STYLE = `
+import { EXAMPLE_STYLE } from "../examples.js";
+
+export const GRAPH_STYLE = `${EXAMPLE_STYLE}
 .gs-influence{display:inline-flex;gap:8px;align-items:center;vertical-align:bottom}
 .gs-influence input{width:168px;height:20px;margin:0 0 0 4px}
 .gs-influence output{min-width:40px}
