@@ -70,7 +70,7 @@ def main() -> None:
     for layer in range(model.n_layers):
         trained = train_sae(
             store, TRANSCODER, layer, out=folder / f"layer_{layer}", architecture="batchtopk", features=1536, l0=12,
-            centre=True, steps=800, batch_size=1024, rate=1.5e-3, seed=7, held_out=0.01, model=model,
+            centre=True, steps=1600, batch_size=1024, rate=1.5e-3, seed=7, held_out=0.01, model=model,
         )  # fmt: skip
         written.append(write(trained.dictionary, model, folder / "transcoders", BITS, N_TEXTS))
         print(layer, (written[-1] / ABOUT).read_text(encoding="utf-8").split('"concepts"')[0], flush=True)

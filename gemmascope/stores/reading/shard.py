@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import StoreError
-from gemmascope.stores.encoding import Encoded, decode
+from gemmascope.stores.encoding import Encoded
 from gemmascope.stores.manifest import ShardLine
 from gemmascope.stores.shard_format import TORCH, read_regions, require_regions, scale_name
 from gemmascope.stores.spec import ArraySpec, StoreSpec
@@ -43,10 +43,6 @@ class Shard:
         if name not in self.regions:
             raise StoreError(f"{self.path} is damaged: it has no {name}")
         return self.mapped(name)
-
-    def rows(self, array: ArraySpec, at: Array | slice) -> Tensor:
-        """Some rows of an array, float32 [row, width], in memory of their own."""
-        return decode(self.encoded(array, at))
 
     def encoded(self, array: ArraySpec, at: Array | slice) -> Encoded:
         """Some rows of an array as they are stored, [row, width], in memory of their own."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gemmascope.errors import StoreError
-from gemmascope.stores.encoding import Encoded
+from gemmascope.stores.encoding import Encoded, decode
 from gemmascope.stores.manifest import ShardLine
 from gemmascope.stores.reading.batches import Block, Values
 from gemmascope.stores.reading.shard import Shard
@@ -104,7 +104,14 @@ class Shards:
         """Some rows of an array, in their order: float32 [row, *shape], in memory of their own."""
         values = torch.empty(len(rows), array.width)
         for number, which, at in self._by_shard(rows):
-            values[torch.from_numpy(which)] = self.shard(number).rows(array, at)
+            part = self.shard(number).encoded(array, at)
+            if which[-1] - which[0] == len(which) - 1:  # neighbours: they become float32 where they belong
+                target = values[int(which[0]) : int(which[-1]) + 1]
+                target.copy_(part.values)
+                if part.scale is not None:
+                    target.mul_(part.scale[:, None])
+            else:
+                values[torch.from_numpy(which)] = decode(part)
         return values.view(len(rows), *array.shape)
 
     def places(self, rows: Array) -> RowPlaces:
