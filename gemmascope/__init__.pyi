@@ -129,3 +129,5 @@ from gemmascope.views.units.page import neuron_page as neuron_page
 __version__: str
 from gemmascope.sae.conditions.feature_on import feature_on as feature_on
 from gemmascope.steering.conditions import probe_above as probe_above
+from gemmascope.workers.choice import RayWorkers as RayWorkers
+from gemmascope.workers.choice import ray as ray

@@ -127,6 +127,10 @@ class LabError(GemmascopeError, RuntimeError):
     """A closed lab that was used again."""
 
 
+class WorkersError(GemmascopeError, RuntimeError):
+    """Workers that cannot be reached or started, or that ended again and again, or what cannot be sent to them."""
+
+
 class ServingError(GemmascopeError, ValueError):
     """JupyterLab cannot be started with these arguments."""
 

@@ -141,6 +141,7 @@ def examples() -> gs.TopExamples:
 
 
 SHOWN: dict[str, Callable[[], Any]] = {
+    "workers": lambda: gs.ray(NAME, init={NAME: 1}),
     "Model": model,
     "Trace": run,
     "SweepResult": swept,

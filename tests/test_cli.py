@@ -182,7 +182,7 @@ def test_ctrl_c_in_a_sweep_keeps_its_finished_cells(
     after: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep_module = importlib.import_module("gemmascope.sweeps.sweep")  # the package's own name is the function's
-    real = sweep_module.SweepRunner._run_chunk
+    real = sweep_module.SweepRunner.run_chunk
     calls: list[int] = []
 
     def chunk(*args: Any) -> None:
@@ -191,7 +191,7 @@ def test_ctrl_c_in_a_sweep_keeps_its_finished_cells(
             raise KeyboardInterrupt
         real(*args)
 
-    monkeypatch.setattr(sweep_module.SweepRunner, "_run_chunk", chunk)
+    monkeypatch.setattr(sweep_module.SweepRunner, "run_chunk", chunk)
     monkeypatch.setattr(sweep_module, "rows_within", lambda *_: 40)
     path = tmp_path / "s.csv"
     assert main([*PATCH, "--against", " John", "--csv", str(path)]) == 130

@@ -412,7 +412,7 @@ def test_an_interrupt_of_a_comparison_reaches_the_caller(monkeypatch: pytest.Mon
     def interrupted(*args: Any) -> None:
         raise interrupt
 
-    monkeypatch.setattr(sweep_file.SweepRunner, "_run_chunk", interrupted)
+    monkeypatch.setattr(sweep_file.SweepRunner, "run_chunk", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         gs.compare(noisy(), noisy(), PROMPTS)
     assert caught.value is interrupt

@@ -18,10 +18,10 @@ import gemmascope as gs
 from gemmascope.errors import SweepError
 from gemmascope.memory import limits as memory_module
 from gemmascope.model.model import Model
-from gemmascope.sweeps import sweep as sweep_module
 from gemmascope.sweeps.journal import Journal
 from gemmascope.sweeps.journal_lines import FORMAT, sealed
 from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.running import runner as runner_module
 from gemmascope.sweeps.variants import final_residuals
 
 CLOSE = 1e-5
@@ -59,7 +59,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(variants))
         return final_residuals(m, bases, variants, sources, *rest)
 
-    monkeypatch.setattr(sweep_module, "final_residuals", counting)
+    monkeypatch.setattr(runner_module, "final_residuals", counting)
     monkeypatch.setattr(memory_module, "RESIDENT_ROWS", 10)
     return sizes
 

@@ -30,9 +30,9 @@ from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
 from gemmascope.sites import LAYER_SITES, SITES
 from gemmascope.sweeps import sources as sweep_sources
-from gemmascope.sweeps import sweep as sweep_module
 from gemmascope.sweeps import variants as variants_module
 from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.running import runner as runner_module
 
 # Random questions may be of edits that overwrite each other, or of cells that surely change nothing.
 pytestmark = pytest.mark.filterwarnings(
@@ -417,7 +417,7 @@ class Chunks:
             self.sizes.append(len(variants))
             return final_residuals(m, bases, variants, sources, *rest)
 
-        monkeypatch.setattr(sweep_module, "final_residuals", counting)
+        monkeypatch.setattr(runner_module, "final_residuals", counting)
 
 
 @pytest.mark.parametrize("rows", [1, 17, 100])

@@ -431,9 +431,9 @@ def test_the_command_line_takes_several_metrics_in_one_pass(
     passes: list[object] = []
     run_all = sweep_module.run_all
 
-    def counted(runner: sweep_module.SweepRunner, progress: bool) -> None:
+    def counted(runner: sweep_module.SweepRunner, *rest: Any) -> None:
         passes.append(runner)
-        run_all(runner, progress)
+        run_all(runner, *rest)
 
     monkeypatch.setattr(sweep_module, "run_all", counted)
     arguments = [*COMMAND, "--site", sites, "--metric", "logit_diff, rank"]

@@ -27,8 +27,9 @@ from gemmascope.sweeps.metrics import answer_logprob
 from gemmascope.sweeps.pairs import sweep_remarks
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.running.runner import run_cells
 from gemmascope.sweeps.spec import SweepSpec
-from gemmascope.sweeps.sweep import prepare, run_cells
+from gemmascope.sweeps.sweep import prepare
 from gemmascope.values import chunks, in_float64, labelled, moved
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from gemmascope.edits.edit import Edit
     from gemmascope.model.model import Model
+    from gemmascope.workers.choice import RayWorkers
 
 # What argparse's add_subparsers returns.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -64,6 +65,25 @@ def opened_edits(args: argparse.Namespace, model: Model) -> list[Edit]:
     from gemmascope.edit_files.opening import open_edits
 
     return [] if args.edits is None else open_edits(args.edits, model=model)
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that share the work among processes."""
+    parser.add_argument("--workers", metavar="N", type=int, help="share the passes among N processes on Ray")
+    where = "where Ray is, such as auto or ray://host:10001 (default: it is started here, or at RAY_ADDRESS)"
+    parser.add_argument("--ray-address", metavar="ADDRESS", help=where)
+
+
+def workers_of(args: argparse.Namespace) -> RayWorkers | None:
+    """The workers that the arguments name. WorkersError for an address without a number, and for no possible number."""
+    from gemmascope.errors import WorkersError
+    from gemmascope.workers.choice import ray
+
+    if args.workers is not None:
+        return ray(args.ray_address, args.workers)
+    if args.ray_address is not None:
+        raise WorkersError(f"--ray-address {args.ray_address} says where, and --workers N how many: give both")
+    return None
 
 
 def require_writable_paths(*paths: Path | None) -> None:

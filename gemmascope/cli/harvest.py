@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_model
+from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_model, add_workers, workers_of
 from gemmascope.errors import SiteError
 from gemmascope.legible import legible_line
 
@@ -36,6 +36,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--outliers", metavar="X", type=float, help="leave out rows of X times the median norm")
     parser.add_argument("--together", action="store_true", help="several texts in one product: quicker, rounds otherwise")
     add_model(parser)
+    add_workers(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from gemmascope.loading.load import load
     from gemmascope.stores.harvest import harvest
 
-    layers = None if args.layers is None else _numbers(args.layers)
+    layers, workers = None if args.layers is None else _numbers(args.layers), workers_of(args)
     store = harvest(
         load(args.model, weights=args.weights, memory=args.memory),
         args.texts,
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         bos=args.bos,
         outliers=args.outliers,
         exact=not args.together,
+        workers=workers,
     )
     print(f"{store} in {legible_line(str(args.out))}")
     return 0 if store.finished else INTERRUPTED

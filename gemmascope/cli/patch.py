@@ -16,9 +16,11 @@ from gemmascope.cli.arguments import (
     add_command,
     add_edits,
     add_model,
+    add_workers,
     opened_edits,
     report_written,
     require_writable_paths,
+    workers_of,
 )
 from gemmascope.errors import SweepError
 from gemmascope.run.metric_names import METRICS
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from gemmascope.sweeps.metrics import AnswerMetric
     from gemmascope.sweeps.result import SweepResult
     from gemmascope.sweeps.sets.result import SweepSet
+    from gemmascope.workers.choice import RayWorkers
 
     _Metrics = AnswerMetric | dict[str, AnswerMetric]
 
@@ -42,6 +45,7 @@ examples:
   gemmascope patch CLEAN CORRUPT --answer " Mary" --metric answer_prob --estimate --csv cells.csv
   gemmascope patch CLEAN CORRUPT --answer " Mary" --against " John" --metric logit_diff,rank --site resid_pre,mlp_out
   gemmascope patch CLEAN CORRUPT --answer " Mary" --against " John" --json | jq '.cells[0]'
+  gemmascope patch CLEAN CORRUPT --answer " Mary" --against " John" --model google/gemma-2-2b --workers 8
 """
 
 
@@ -61,6 +65,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--estimate", action="store_true", help="by gradients (gs.attribute): every cell, roughly")
     add_model(parser)
     add_edits(parser, "the run that is patched")
+    add_workers(parser)
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write the grids as a self-contained page to FILE")
     parser.add_argument(
         "--csv",
@@ -75,7 +80,9 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
     require_writable_paths(args.html, args.csv)
-    by, metric = _axes(args), _metric(args)
+    by, metric, workers = _axes(args), _metric(args), workers_of(args)
+    if args.estimate and workers is not None:
+        raise SweepError("--estimate takes a few passes, which are not shared: leave --workers out")
     from gemmascope.loading.load import load
     from gemmascope.sweeps.attribution import attribute
 
@@ -86,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.estimate:
         result, interrupted = attribute(args.clean, args.corrupt, metric, **grid), False
     else:
-        result, interrupted = _sweep(args.clean, args.corrupt, metric, grid)
+        result, interrupted = _sweep(args.clean, args.corrupt, metric, grid, workers)
     if any(one.finished.any() for one in _grids_of(result)):
         _write(result, args)
     return INTERRUPTED if interrupted else 0
@@ -102,13 +109,15 @@ class _Grid(TypedDict):
     edits: list[Edit]
 
 
-def _sweep(clean: str, corrupt: str, metric: _Metrics, grid: _Grid) -> tuple[SweepResult | SweepSet, bool]:
+def _sweep(
+    clean: str, corrupt: str, metric: _Metrics, grid: _Grid, workers: RayWorkers | None
+) -> tuple[SweepResult | SweepSet, bool]:
     """A sweep, and whether it was interrupted. The exit status replaces the sweep's warning."""
     from gemmascope.sweeps.sweep import sweep
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message="interrupted: ")
-        result = sweep(clean, corrupt, metric, **grid, progress=sys.stderr.isatty())
+        result = sweep(clean, corrupt, metric, **grid, progress=sys.stderr.isatty(), workers=workers)
     is_interrupted = [str(warning.message).startswith("interrupted: ") for warning in caught]
     for warning, hidden in zip(caught, is_interrupted, strict=True):
         if not hidden:

@@ -273,11 +273,11 @@ def _reduce(model: Model) -> tuple[Callable[..., Model], tuple[object, ...]]:
 
 
 def _rebuild(pickled: FromSource | FromWeights, edits: tuple[LastingEdit, ...] = ()) -> Model:
-    model = _load_again(pickled) if isinstance(pickled, FromSource) else from_weights(pickled)
+    model = load_again(pickled) if isinstance(pickled, FromSource) else from_weights(pickled)
     return model.edited(edits) if edits else model
 
 
-def _load_again(pickled: FromSource) -> Model:
+def load_again(pickled: FromSource) -> Model:
     """The pickled model, loaded from its source. Raises CheckpointError if that now gives a different model."""
     is_nano = pickled.source == "nano" and not pickled.arguments
     key = repr((pickled.source, pickled.name, sorted(pickled.arguments.items()), pickled.fingerprint))

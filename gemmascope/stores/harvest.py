@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -26,9 +26,11 @@ from gemmascope.stores.texts.runs import Runs
 from gemmascope.stores.texts.sources import read_texts
 from gemmascope.stores.writing.chunks import Chunk, Chunks
 from gemmascope.stores.writing.journal import StoreJournal, open_journal
-from gemmascope.stores.writing.parts import harvest_parts
+from gemmascope.stores.writing.parts import Part
 from gemmascope.stores.writing.shard_writer import ShardWriter
+from gemmascope.stores.writing.sharing import Computed, computed_by_workers, computed_here
 from gemmascope.stores.writing.tables import RunTables
+from gemmascope.workers.choice import RayWorkers, chosen_workers
 
 # A shard ends with the text that brings it to so many rows. It is what a kill can lose, and what shares one stream of the
 # weights: of 2B it has 151 MB at one site in bfloat16.
@@ -54,6 +56,7 @@ def harvest(
     rows_per_shard: int = ROWS_PER_SHARD,
     memory: int | str | None = None,
     progress: bool = True,
+    workers: RayWorkers | int | None = None,
 ) -> Store:
     """Run many texts and store their activations at chosen sites: a row for every token.
 
@@ -87,6 +90,8 @@ def harvest(
         memory: How much the rows of one pass may take, in bytes or as text ("2GiB"). It changes no number. None: what the
             model was loaded to leave for it, or a quarter of what is free.
         progress: Show a bar with tokens a second and the time left when it takes more than a second.
+        workers: gs.ray(...), among which the shards are shared, or how many on this machine; they send their rows to this
+            process, which writes them. The store is the same as without. None: this process alone.
 
     Returns:
         The Store. After an interrupt (Ctrl-C) a warning, and the store of the shards that are finished.
@@ -96,7 +101,8 @@ def harvest(
         StoreError: The texts, an argument or the folder do not fit, or the disk takes no more.
         PromptError: A text cannot be read. Says which.
         BudgetError: The store does not fit the disk, as far as its size is known; or memory is too small.
-        MissingPackageError: The texts are Parquet, and pyarrow is not installed.
+        MissingPackageError: The texts are Parquet, and pyarrow is not installed; or workers are asked for, and Ray is not.
+        WorkersError: The workers cannot be reached, cannot load the model, or end again and again.
 
     Examples:
         >>> texts = ["Mary and John went to the store", "The cat sat on the mat"]
@@ -125,15 +131,26 @@ def harvest(
         rows_at_once=microbatch_rows(model),
         rows_per_shard=whole_number(rows_per_shard, "rows_per_shard", least=1, most=2**31, error=StoreError),
     )
-    return _harvest(model, texts, field, spec, user_path(out, error=StoreError, what="a store"), memory, progress)
+    shared, folder = chosen_workers(workers), user_path(out, error=StoreError, what="a store")
+    max_rows = _max_rows(memory, model)
+
+    def compute(spec: StoreSpec, chunks: Chunks) -> Generator[Computed]:
+        if shared is None:
+            return computed_here(model, spec, chunks, max_rows)
+        return computed_by_workers(model, spec, chunks, memory, shared)
+
+    return _harvest(model, texts, field, spec, folder, compute, progress)
+
+
+# The rows of chunk after chunk.
+Compute = Callable[[StoreSpec, Chunks], Generator[Computed]]
 
 
 def _harvest(
-    model: Model, texts: object, field: str, spec: StoreSpec, folder: Path, memory: int | str | None, progress: bool
+    model: Model, texts: object, field: str, spec: StoreSpec, folder: Path, compute: Compute, progress: bool
 ) -> Store:
     if model.network.n_processes > 1:
         raise StoreError("this model's layers are shared by several processes, and a harvest needs a model in one process")
-    max_rows = _max_rows(memory, model)
     source = read_texts(texts, field)
     if (folder / MANIFEST).is_file():  # how many rows share a product follows the memory that was free when it began
         spec = replace(spec, rows_at_once=read_manifest(folder).spec.rows_at_once)
@@ -144,7 +161,7 @@ def _harvest(
             done = sum(shard.n_rows + shard.n_outliers for shard in journal.shards)
             journal.require_room((chunks.n_rows - done) * spec.bytes_per_row, f"a store of {chunks.n_rows:,} rows")
         try:
-            _write_all(model, spec, chunks, journal, max_rows, progress)
+            _write_all(model, spec, chunks, journal, compute, progress)
         except KeyboardInterrupt:
             n_rows = sum(shard.n_rows for shard in journal.shards)
             warn(
@@ -154,7 +171,9 @@ def _harvest(
     return open_store(folder)
 
 
-def _write_all(model: Model, spec: StoreSpec, chunks: Chunks, journal: StoreJournal, max_rows: int, progress: bool) -> None:
+def _write_all(
+    model: Model, spec: StoreSpec, chunks: Chunks, journal: StoreJournal, compute: Compute, progress: bool
+) -> None:
     """Write the shards that are not there yet."""
     from tqdm.auto import tqdm
 
@@ -163,15 +182,15 @@ def _write_all(model: Model, spec: StoreSpec, chunks: Chunks, journal: StoreJour
     chunks.skip(journal.lines, journal.folder)
     if journal.finished:
         return chunks.require_end(journal.folder)
-    with bar_of(total=total, initial=done) as bar:
-        for chunk in chunks:
+    with bar_of(total=total, initial=done) as bar, closing(compute(spec, chunks)) as computed:
+        for chunk, parts in computed:
             if total is None and not journal.shards and (about := chunks.estimate(chunk)) is not None:
                 journal.require_room(about * spec.bytes_per_row, f"a store of about {about:,} rows")
                 bar.total = about
             journal.require_room(chunk.n_rows * spec.bytes_per_row, f"the next shard, of {chunk.n_rows:,} rows,")
             if not chunk.runs and not journal.shards:
                 raise StoreError("no text has a row to store: each is empty, or holds <bos> alone")
-            line = _write_shard(model, spec, chunk, journal, max_rows, bar.update) if chunk.runs else chunk.line()
+            line = _write_shard(model, spec, chunk, journal, parts, bar.update) if chunk.runs else chunk.line()
             with journal.explained():
                 journal.append(line)
 
@@ -181,20 +200,19 @@ def _write_shard(
     spec: StoreSpec,
     chunk: Chunk,
     journal: StoreJournal,
-    max_rows: int,
+    steps: Iterator[tuple[list[Part], float]],
     update: Callable[[float], object],
 ) -> ShardLine:
-    """Run the texts of a chunk, and write their shard. update: told how many more tokens have gone through the model."""
+    """Write the shard of a chunk. steps: its rows, as they come. update: told how many more tokens have gone through."""
     tables = RunTables.of(model, chunk.runs, sum(shard.n_runs for shard in journal.shards))
     with journal.explained():
         writer = ShardWriter(journal.folder, len(journal.shards), tables, spec)
     with closing(writer):
-        with closing(harvest_parts(model, spec, chunk.runs, max_rows)) as steps:
-            for parts, share in steps:
-                with journal.explained():
-                    for part in parts:
-                        writer.put(part)
-                update(share * chunk.n_rows)
+        for parts, share in steps:
+            with journal.explained():
+                for part in parts:
+                    writer.put(part)
+            update(share * chunk.n_rows)
         with journal.explained():
             return chunk.line(writer.finish())
 

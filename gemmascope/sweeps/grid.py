@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 from torch import Tensor
 
 from gemmascope.arguments import short_repr, whole_number
@@ -68,6 +69,11 @@ class Grid:
     def cells(self) -> Iterator[Cell]:
         for choice in product(*self.axes.values()):
             yield {**self.spanned, **{axis: [number] for axis, number in zip(self.axes, choice, strict=True)}}
+
+    def cell(self, number: int) -> Cell:
+        """The cell of a number, in the order of cells()."""
+        at = np.unravel_index(number, self.shape)
+        return {**self.spanned, **{axis: [of[int(i)]] for (axis, of), i in zip(self.axes.items(), at, strict=True)}}
 
     def layers_of(self, cell: Cell) -> list[int]:
         """The layers that a cell edits: those of its window in which it names an edge that the mask lets through."""

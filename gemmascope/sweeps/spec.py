@@ -18,6 +18,7 @@ from gemmascope.errors import SiteError, SweepError
 from gemmascope.model.model import Model
 from gemmascope.run.trace import Trace
 from gemmascope.sites import Site, find_layer, parse_site_name
+from gemmascope.workers.choice import RayWorkers
 
 Layers = int | Iterable[int] | None
 
@@ -92,6 +93,7 @@ class SweepOptions(TypedDict, total=False):
     memory: int | str | None
     progress: bool
     out: str | os.PathLike[str] | None
+    workers: RayWorkers | int | None
 
 
 def grid_axes(site: object, by: object) -> tuple[Site, int | None, list[str]]:

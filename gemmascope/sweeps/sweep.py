@@ -6,33 +6,31 @@ Activation patching (Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 20
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 from gemmascope.edits.call_text import call_text
 from gemmascope.edits.edit import Edit
 from gemmascope.edits.places import Head, Pos
-from gemmascope.errors import SweepError, warn
+from gemmascope.errors import SweepError
 from gemmascope.loading.default import model_or_nano
 from gemmascope.memory.limits import microbatch_rows, rows_within
 from gemmascope.model.model import Model, Prompt
 from gemmascope.model.modes import computes
-from gemmascope.run.passes import require_finite_end
 from gemmascope.run.trace import Trace
-from gemmascope.sweeps.cells import CellRun, EditsOf, cell_runs, chunked, pending_cells
 from gemmascope.sweeps.final_logits import refuse_wide_functions
-from gemmascope.sweeps.journal import NOWHERE, Journal, JournalStopped
+from gemmascope.sweeps.journal import Journal
 from gemmascope.sweeps.metrics import MetricLike
-from gemmascope.sweeps.pairs import Pair, listed_pairs, pairs_of, sweep_remarks
+from gemmascope.sweeps.pairs import listed_pairs, pairs_of, sweep_remarks
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
-from gemmascope.sweeps.sets.filling import Filling, empty_result, try_metrics
-from gemmascope.sweeps.sets.numbers import SetNumbers
+from gemmascope.sweeps.running.runner import SweepRunner, run_all
+from gemmascope.sweeps.running.sharing import SweepTask, chunks_on_workers
+from gemmascope.sweeps.sets.filling import empty_result, try_metrics
 from gemmascope.sweeps.sets.result import SweepSet
 from gemmascope.sweeps.spec import Layers, SweepOptions, SweepSpec
-from gemmascope.sweeps.variants import Variant, final_residuals
-from gemmascope.values import Array
+from gemmascope.workers.choice import RayWorkers, chosen_workers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -78,6 +76,7 @@ def sweep(
     memory: int | str | None = None,
     progress: bool = True,
     out: str | os.PathLike[str] | None = None,
+    workers: RayWorkers | int | None = None,
 ) -> SweepResult | SweepSet:
     """Patch every cell of a grid, each in a run of its own, and measure what that changes: all runs in one pass.
 
@@ -120,7 +119,9 @@ def sweep(
         progress: Show a progress bar when the sweep takes more than a second.
         out: A file for the finished cells. Written as JSON lines, a chunk at a time; gs.open_sweep reads it, finished or
             not. A second call with the same file continues where the first stopped. The question must be the same;
-            memory and progress may differ. Another sweep's file is refused, never overwritten. None: no file.
+            memory, progress and workers may differ. Another sweep's file is refused, never overwritten. None: no file.
+        workers: gs.ray(...), among which the passes are shared, or how many on this machine. Numbers and file are the same
+            as without. None: this process alone.
 
     Returns:
         A SweepResult. Its .effect is an xarray.DataArray with the axes of by, float64: the metric of each cell's run
@@ -137,6 +138,8 @@ def sweep(
         SweepError: The arguments do not fit together (prompts of different lengths, axes that the site does not have),
             memory is too small, or the file belongs to another sweep. What can be checked is checked before anything is
             run.
+        WorkersError: The workers cannot be reached, cannot load the model, or end again and again; or the metric, the edits
+            or the reference cannot be sent to them.
 
     Examples:
         >>> clean = "When Mary and John went to the store, John gave a drink to"
@@ -157,13 +160,17 @@ def sweep(
         Heimersheim and Nanda, "How to use and interpret activation patching", arXiv 2404.15255.
     """
     spec = SweepSpec(site, by, into, ablate, reference, layer, pos, head, q_pos, k_pos, window, edits)
+    shared = chosen_workers(workers)
+    clean, corrupt = listed_pairs(clean, corrupt)  # type: ignore[assignment]
     runner = prepare(clean, corrupt, metric, spec, model=model, memory=memory)
     raise_or_warn(sweep_remarks(runner.pairs, metric, runner.model), SweepError)
     journal = Journal()
     try:
         try:
             journal.open(out, runner.numbers)
-            run_all(replace(runner, journal=journal), progress)
+            runner = replace(runner, journal=journal)
+            task = SweepTask(clean, corrupt, metric, spec, memory, runner.numbers.question)
+            run_all(runner, progress, None if shared is None else chunks_on_workers(runner, task, shared))
         finally:
             journal.close()
     finally:  # again, because an interrupt may have come in the line before, and the file would stay locked
@@ -195,97 +202,3 @@ def prepare(
         try_metrics(pair, model)
     n_at_once = microbatch_rows(model, memory)
     return SweepRunner(pairs, [pair.edits_of for pair in pairs], result, model, max_rows, n_at_once=n_at_once)
-
-
-@dataclass(frozen=True)
-class SweepRunner:
-    """A sweep that is ready to run, all of it or some of its cells, chunk by chunk into one result.
-
-    pairs: the grids of one pair stand side by side. edits_of: for each of them, what makes the edits of a cell. max_rows:
-    how many rows one pass may carry. journal: where finished cells are written. n_at_once: how many rows go through a
-    layer at once; None: as suits the device.
-    """
-
-    pairs: Sequence[Pair]
-    edits_of: Sequence[EditsOf]
-    result: SweepResult | SweepSet
-    model: Model
-    max_rows: int
-    journal: Journal = NOWHERE
-    n_at_once: int | None = None
-
-    @property
-    def single(self) -> SweepResult:
-        """The result of a sweep of one site and one metric."""
-        assert isinstance(self.result, SweepResult)
-        return self.result
-
-    @property
-    def numbers(self) -> SweepResult | SetNumbers:
-        """The result's numbers, for a file and for the progress."""
-        return self.result if isinstance(self.result, SweepResult) else self.result.numbers
-
-    def chunks(
-        self, cells: Array | None = None, row_limit: Callable[[], int] | None = None
-    ) -> Iterator[list[tuple[int, int]]]:
-        """Run the cells that have no value yet, and fill the result. Each step runs a chunk and gives its (pair, cell).
-
-        cells: which to run, bool [*grid]; None for all. row_limit: called before each chunk, for how many rows it may
-        carry; never more than max_rows. The caller may stop after any step: the cells of that step are in the result.
-        """
-
-        def limit() -> int:
-            return self.max_rows if row_limit is None else min(row_limit(), self.max_rows)
-
-        filling = Filling(self.pairs, self.result)
-        runs = cell_runs(self.pairs, self.edits_of, pending_cells(self.pairs, filling.pending, cells))
-        for chunk in chunked(runs, limit):
-            self._run_chunk(chunk, filling)
-            done = [at for run in chunk for at in filling.rows_of(run.pair, run.number)]
-            self.journal.write(self.numbers, done)
-            yield done
-
-    def _run_chunk(self, chunk: Sequence[CellRun], filling: Filling) -> None:
-        """Run a chunk of cells beside the runs of their pairs, each once, in one pass, and fill the result."""
-        model, numbers = self.model, sorted({run.pair for run in chunk})
-        bases = list({id(base): base for number in numbers if (base := self.pairs[number].base)}.values())
-        index = {id(base): i for i, base in enumerate(bases)}
-        variants = [Variant(index[id(self.pairs[run.pair].base)], run.edits) for run in chunk]
-        sources = {id(source): source for number in numbers if (source := self.pairs[number].source_run) is not None}
-        finals = final_residuals(model, bases, variants, list(sources.values()), self.n_at_once)
-        of_sources = dict(zip(sources, finals.sources, strict=True))
-        for base, rows in zip(bases, finals.bases, strict=True):
-            require_finite_end(model, base.ids, rows[-1], base.edits)
-        for number in numbers:
-            pair = self.pairs[number]
-            if pair.source_run is not None:
-                filling.source(number, of_sources[id(pair.source_run)], model)
-            of_base = finals.bases[index[id(pair.base)]]
-            of_pair = [i for i, run in enumerate(chunk) if run.pair == number]
-            filling.cells(number, [chunk[i].number for i in of_pair], of_base, finals.of(of_pair), model)
-
-
-def run_all(runner: SweepRunner, progress: bool) -> None:
-    """Run the cells that have no value yet. An interrupt, or a file that takes no more, ends the run with a warning."""
-    try:
-        run_cells(runner, progress)
-    except KeyboardInterrupt:
-        warn(f"interrupted: {runner.result.progress_text()}; the other cells are NaN")
-    except JournalStopped as stopped:
-        journal, result = runner.journal, runner.numbers
-        warn(
-            f"{journal.path} stopped at {journal.n_cells} of {result.question.n_cells} cells: {stopped}. The sweep "
-            f"ended there: {result.progress_text()}; the other cells are NaN. A second call with the same file goes on"
-        )
-
-
-def run_cells(runner: SweepRunner, progress: bool) -> None:
-    """Run the cells that have no value yet. progress: whether to show a bar."""
-    from tqdm.auto import tqdm
-
-    # The bar appears after a second: a quick sweep shows nothing.
-    result = runner.numbers
-    with tqdm(total=result.question.n_cells, desc="sweep", unit="cell", delay=1.0, leave=False, disable=not progress) as bar:
-        bar.update(int(result.finished.sum()))
-        for done in runner.chunks():
-            bar.update(len(done))

@@ -26,10 +26,10 @@ from gemmascope.sweeps.paths.live import LivePaths
 from gemmascope.sweeps.paths.receivers import ReceiverLike, has_path, receivers_of
 from gemmascope.sweeps.remarks import raise_or_warn
 from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.running.runner import SweepRunner, run_all
 from gemmascope.sweeps.sets.filling import empty_result, try_metrics
 from gemmascope.sweeps.sets.result import SweepSet
 from gemmascope.sweeps.spec import Layers, SweepSpec
-from gemmascope.sweeps.sweep import SweepRunner, run_all
 
 SENDERS = ("z", "attn_out", "mlp_out")
 MLPS = ("live", "frozen")

@@ -1,0 +1,1 @@
+"""Running a sweep that is ready, in this process or shared among workers."""
