@@ -52,6 +52,8 @@ from gemmascope.edits.make_others import edit as edit
 from gemmascope.edits.make_others import knockout as knockout
 from gemmascope.errors import GemmascopeError as GemmascopeError
 from gemmascope.errors import GemmascopeWarning as GemmascopeWarning
+from gemmascope.evaluation.evaluate import evaluate as evaluate
+from gemmascope.evaluation.result import Evaluation as Evaluation
 from gemmascope.examples.find import top_examples as top_examples
 from gemmascope.examples.group import UnitExamples as UnitExamples
 from gemmascope.examples.opening import open_examples as open_examples

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from gemmascope import __version__
-from gemmascope.cli import check, generate, graph, harvest, lab, models, pages, patch, plan, quantize, trace
+from gemmascope.cli import check, eval, generate, graph, harvest, lab, models, pages, patch, plan, quantize, trace
 from gemmascope.cli.arguments import BAD_INPUT, INTERRUPTED, PIPE_CLOSED, LegibleParser
 from gemmascope.errors import GemmascopeError, GemmascopeWarning
 from gemmascope.legible import legible
 
-COMMANDS = (trace, patch, generate, graph, harvest, pages, models, check, quantize, plan, lab)
+COMMANDS = (trace, patch, generate, eval, graph, harvest, pages, models, check, quantize, plan, lab)
 
 _ABOUT = "Look inside Gemma 2: every value of the forward pass, and what changes when you change it."
 _EXAMPLES = """\

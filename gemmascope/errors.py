@@ -115,6 +115,10 @@ class LensError(GemmascopeError, ValueError):
     """A Jacobian lens that cannot be fitted, found or read, or does not go with the model."""
 
 
+class EvaluationError(GemmascopeError, ValueError):
+    """A benchmark that is not there, or that cannot be run on this model."""
+
+
 class FileError(GemmascopeError, OSError):
     """A file, such as a page or a table, that cannot be written."""
 

@@ -14,6 +14,7 @@ from checkpoints import checkpoint, model_of
 from random_dictionaries import dictionary
 
 import gemmascope as gs
+from gemmascope.evaluation.result import Measure
 from gemmascope.model.model import Model
 from gemmascope.sae.weights import Tie, TrainedFor
 from gemmascope.tokens.tokenizer import Tokenizer
@@ -111,6 +112,13 @@ def jacobian() -> gs.JacobianLens:
     return gs.fit_jacobian_lens(model(), [IDS, OTHER], skip_first=1, progress=False)
 
 
+def evaluation() -> gs.Evaluation:
+    task = "</script><img src=x onerror=alert(1)>\u202e\n$x$"
+    return gs.Evaluation(
+        model().name, (repr(gs.scale("z", 0.5, layer=0, pos=task)),), (Measure(task, "acc", 0.5, 0.1, 4),), {}
+    )
+
+
 def graph_lab() -> gs.GraphLab:
     lab = gs.graph_lab(graph=graph(), max_new_tokens=2)
     lab.scale("</script><img src=x onerror=alert(1)>\u202e", 0.0)
@@ -177,6 +185,7 @@ SHOWN: dict[str, Callable[[], Any]] = {
     "UnitExamples": lambda: examples().each[-1],
     "feature page": lambda: gs.feature_page(sae(), int(examples().each[-1].units[0]), examples(), model=model()),
     "head page": lambda: gs.head_page(0, 1, examples(), model=model()),
+    "Evaluation": evaluation,
     "attention view": lambda: gs.attention_view(run()),
     "lens view": lambda: gs.lens_view(run(), answer=ANSWER),
     "stream view": lambda: gs.stream_view(run(), answer=ANSWER, against=AGAINST),

@@ -31,6 +31,7 @@ ANY = 60
 WIDE = {"sweep", "path_sweep", "generate", "attribute", "load", "plan", "trace", "patching_lab", "head_lab", "steer_lab"}
 WIDE |= {"graph_lab"}  # what attribution_graph takes, how much of it is shown, and a graph to begin with
 WIDE |= {"strength_sweep", "attribution_graph"}  # the places of gs.add, the texts for perplexity, and what every sweep takes
+WIDE |= {"evaluate"}  # the tasks and where they are, the edits, and the few options of the harness that change a result
 WIDE |= {"harvest"}  # the texts and what of them is kept, how it is stored, and what a pass may take
 WIDE |= {"probe"}  # the rows and their classes, how probes are fitted and held out
 WIDE |= {"train_sae"}  # the form of a dictionary, how sparse it is, the steps, and what every long run takes
