@@ -135,7 +135,7 @@ class Evaluation:
         Raises:
             EvaluationError: None of the tasks has the metric.
         """
-        from gemmascope.figures.evaluations import bars_figure
+        from gemmascope.evaluation.figure import bars_figure
 
         bars: dict[str, dict[str, tuple[float, float | None]]] = {}
         for one in (self, *others):
