@@ -24,6 +24,6 @@ def bars_figure(bars: Mapping[str, Mapping[str, tuple[float, float | None]]], me
         )
     figure.update_xaxes(type="category")
     figure.update_yaxes(title=escape_label(metric), rangemode="tozero")
-    figure.update_layout(barmode="group", showlegend=True, legend={"orientation": "h", "y": -0.2})
     style_figure(figure, f"{escape_label(metric)} by task", "bars: standard error", height=420)
+    figure.update_layout(barmode="group", showlegend=True, legend={"orientation": "h", "x": 0, "y": -0.15, "yanchor": "top"})
     return figure
