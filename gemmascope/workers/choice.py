@@ -26,6 +26,11 @@ class RayWorkers(AskedOfRay):
         gpus_per_worker: How many GPUs each has; None: one, where there are any.
         cpus_per_worker: How many cores each has.
         init: Further arguments of ray.init.
+
+    Examples:
+        >>> workers = gs.ray(n=4)
+        >>> workers.n
+        4
     """
 
     _kept: RayPool | None = field(default=None, init=False, repr=False, compare=False)
