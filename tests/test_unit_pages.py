@@ -172,6 +172,17 @@ def test_a_folder_has_a_page_for_each_active_unit_and_links_between_them(
     assert "person's name" in line["text"]
     few = gs.save_pages(examples, tmp_path / "few" / "deep", units=[("head", 3, 1), ("neuron", 3)], progress=False)
     assert [unit["address"] for unit in few.spec["units"]] == ["head-3-1.html", "neuron-3-7.html", "neuron-3-490.html"]
+    some = [("feature", 3), ("heads of layer 3", 0)]
+    one = gs.save_pages(examples, tmp_path / "one", units=some, saes=sae, progress=False)
+    assert [unit["address"] for unit in one.spec["units"]] == ["feature-3-of-gs.load_sae-nano.html", "head-3-0.html"]
+
+
+def test_dictionaries_whose_names_have_the_same_letters_have_pages_of_their_own(tmp_path: Path) -> None:
+    saes = [dictionary(32, "resid_post", 1, seed=i, call=name) for i, name in enumerate(("a/b", "A:b"))]
+    found = gs.top_examples([[2, 5, 6, 7]], [(one, [0, 1, 2, 3]) for one in saes], model=model("lgl"), k=1, progress=False)
+    index = gs.save_pages(found, tmp_path, saes=saes, progress=False)
+    assert len(list(tmp_path.iterdir())) == 1 + len(index.spec["units"])
+    assert len({unit["address"].lower() for unit in index.spec["units"]}) == len(index.spec["units"])
 
 
 def test_what_does_not_fit_is_refused(sae: Any, examples: gs.TopExamples, tmp_path: Path) -> None:

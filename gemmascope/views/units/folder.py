@@ -12,7 +12,7 @@ from gemmascope.arguments import as_list, is_list, is_whole, short_repr, true_or
 from gemmascope.errors import ExamplesError, FileError
 from gemmascope.examples.group import UnitExamples
 from gemmascope.examples.result import TopExamples
-from gemmascope.examples.units import FEATURE
+from gemmascope.examples.units import FEATURE, HEAD, NEURON
 from gemmascope.files.paths import user_path, why_not_made
 from gemmascope.files.writing import write_file
 from gemmascope.model.model import Model
@@ -45,8 +45,8 @@ def save_pages(
     Args:
         examples: What gs.top_examples or gs.open_examples returned.
         out: The folder; it is made if it is not there. Pages of these names are replaced, other files stay.
-        units: A list of units as examples.top takes them, such as [("head", 3, 1)]; or of groups, such as ["feature",
-            ("head", 3)]. None: all that were active.
+        units: A list of units, such as [("head", 3, 1), ("feature", 987)], or of groups, such as ["feature", ("head", 3)]: a
+            pair is a layer of heads and neurons, and otherwise one unit. None: all that were active.
         saes: The dictionary of the features, or several; features have no page without theirs.
         model: The model that the examples are of; None: nano where they are nano's, else none, and pages have what the
             examples hold.
@@ -75,7 +75,7 @@ def save_pages(
     folder = user_path(out, error=FileError, what="a folder of pages")
     if missing := [group for group, _ in chosen if group.kind == FEATURE and group.name not in by_name]:
         raise ExamplesError(f"the pages of {missing[0].name} need their dictionary: give saes=")
-    names = {(group.name, unit): f"{file_name(group, unit)}.html" for group, unit in chosen}
+    names = _file_names(chosen)
     _make(folder)
     runs = None if model is None else HeadRuns(model)
     lines = []
@@ -100,6 +100,21 @@ def file_name(group: UnitExamples, unit: int) -> str:
     letters = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in group.name)
     of = "-".join(part for part in letters.split("-") if part)
     return f"{group.kind}-{unit}-of-{of.removeprefix('features-of-')[-80:]}"
+
+
+def _file_names(chosen: Sequence[tuple[UnitExamples, int]]) -> dict[tuple[str, int], str]:
+    """The file of each page. Dictionaries whose names have the same letters are told apart by a number."""
+    names: dict[tuple[str, int], str] = {}
+    used = {"index"}
+    for group, unit in chosen:
+        name = first = file_name(group, unit)
+        n = 1
+        while name.lower() in used:
+            n += 1
+            name = f"{first}-{n}"
+        used.add(name.lower())
+        names[group.name, unit] = f"{name}.html"
+    return names
 
 
 class _Addresses:
@@ -130,7 +145,7 @@ def _chosen(examples: TopExamples, units: object) -> list[tuple[UnitExamples, in
         keys = as_list(units, "units", error=ExamplesError) if is_list(units) and not isinstance(units, tuple) else [units]
     found: dict[tuple[str, int], UnitExamples] = {}
     for key in keys:
-        if is_whole(key) or (isinstance(key, tuple) and len(key) == 3):
+        if _is_unit(key):
             group, unit = examples.locate(key)
             found[group.name, unit] = group
         else:
@@ -140,6 +155,13 @@ def _chosen(examples: TopExamples, units: object) -> list[tuple[UnitExamples, in
     if not found:
         raise ExamplesError("there is no unit to write a page of: none of them was active")
     return [(group, unit) for (_, unit), group in found.items()]
+
+
+def _is_unit(key: object) -> bool:
+    """Whether this names one unit, and no group."""
+    if isinstance(key, tuple):
+        return len(key) == 3 or (len(key) == 2 and not (isinstance(key[0], str) and key[0] in (HEAD, NEURON)))
+    return is_whole(key)
 
 
 def _make(folder: Path) -> None:
