@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 import gemmascope as gs
 from gemmascope.errors import DictionaryError, GemmascopeWarning, SiteError, StoreError
+from gemmascope.sae.loss import LossRecovered
 from gemmascope.sae.weights import DictionaryWeights
 from gemmascope.training import checkpoint as checkpoint_module
 from gemmascope.training import loop
@@ -360,9 +361,20 @@ def test_rows_in_memory_are_checked(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(DictionaryError, match=message):
             train(rows, tmp_path / "sae", site=site, layer=0)
+    train(good, tmp_path / "held", site="resid_post", layer=0)
+    with pytest.raises(DictionaryError, match=r"of another training \(other rows\)"):
+        train(good, tmp_path / "held", site="resid_post", layer=0, held_out=0.4)
     trained = train((good, good @ torch.randn(8, 3)), tmp_path / "ok", site="transcoder", layer=0, skip=True)
     assert (trained.dictionary.d_in, trained.dictionary.d_out) == (8, 3)
     assert trained.measures.loss is None
+
+
+def test_one_row_that_is_held_out_tells_no_variance(tmp_path: Path) -> None:
+    trained = train(torch.randn(20, 8), tmp_path, site="resid_post", layer=0, held_out=0.05, batch_size=8)
+    assert trained.measures.n_rows == 1
+    assert np.isnan(trained.measures.explained)
+    assert same(gs.load_sae(tmp_path), trained.dictionary)
+    assert np.isnan(LossRecovered(clean=2.0, spliced=2.0, zeroed=2.0, n_tokens=9).recovered)
 
 
 def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:

@@ -38,8 +38,12 @@ class LossRecovered:
 
     @property
     def recovered(self) -> float:
-        """(zeroed - spliced) / (zeroed - clean): 1 if the reconstruction is as good as the site, 0 if as bad as zeros."""
-        return (self.zeroed - self.spliced) / (self.zeroed - self.clean)
+        """(zeroed - spliced) / (zeroed - clean): 1 if the reconstruction is as good as the site, 0 if as bad as zeros.
+
+        NaN if zeros change nothing.
+        """
+        gap = self.zeroed - self.clean
+        return (self.zeroed - self.spliced) / gap if gap else float("nan")
 
     @property
     def added(self) -> float:

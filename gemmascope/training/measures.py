@@ -18,7 +18,8 @@ class DictionaryMeasures:
 
     Attributes:
         l0: Active features at a position, on average.
-        explained: The share of variance explained: 1 - the squared error over the squared distance from the mean.
+        explained: The share of variance explained: 1 - the squared error over the squared distance from the mean. NaN where
+            the rows are all alike, such as one row.
         density: In which share of the rows each feature is active, [feature].
         n_rows: How many rows these are of.
         loss: How much of the model's next-token loss is kept; None if it was not measured.

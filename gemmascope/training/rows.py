@@ -148,7 +148,8 @@ class TensorRows(Rows):
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256((tensor_digest(self.x) + tensor_digest(self.target)).encode()).hexdigest()[:16]
+        text = f"{tensor_digest(self.x)}{tensor_digest(self.target)}{self.n_rows}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def rows_of(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -157,7 +158,7 @@ _RECIPE = {
 
 @contextmanager
 def _interrupted(training: Training) -> Iterator[None]:
-    """Saves the training when it is interrupted, and says how it goes on."""
+    """Says how a training that is interrupted goes on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -228,12 +229,17 @@ def _loss(dictionary: Dictionary, rows: Rows, model: Model | None) -> LossRecove
 def _as_data(measures: DictionaryMeasures) -> dict[str, object]:
     data: dict[str, object] = {
         "active features a position": round(measures.l0, 2),
-        "explained variance": round(measures.explained, 4),
+        "explained variance": _number(measures.explained),
         "dead features": measures.n_dead,
         "rows": measures.n_rows,
     }
     if measures.loss is not None:
         loss = measures.loss
-        data["loss recovered"] = round(loss.recovered, 4)
-        data["loss clean, spliced, zeroed"] = [round(x, 4) for x in (loss.clean, loss.spliced, loss.zeroed)]
+        data["loss recovered"] = _number(loss.recovered)
+        data["loss clean, spliced, zeroed"] = [_number(x) for x in (loss.clean, loss.spliced, loss.zeroed)]
     return data
+
+
+def _number(value: float) -> float | None:
+    """To four digits after the point, as JSON holds it, which has no NaN."""
+    return round(value, 4) if isfinite(value) else None
