@@ -17,7 +17,7 @@ from tokenizers_made import with_json, with_pieces
 
 import gemmascope as gs
 from gemmascope.__main__ import main
-from gemmascope.errors import EditError, EvaluationError, GemmascopeWarning, SiteError
+from gemmascope.errors import EditError, EvaluationError, GemmascopeWarning, GenerationError, SiteError
 from gemmascope.evaluation.scoring import Request, score
 from gemmascope.model.model import Model
 
@@ -183,7 +183,8 @@ def test_generated_texts_are_those_of_transformers(both: tuple[Any, Any]) -> Non
         {"until": "zq", "max_gen_toks": 3, "temperature": 0.0},
     ]  # fmt: skip
     asked = [(text, dict(one)) for one in options for text in ("the work of", "License", TEXT * 3, "x y z")]
-    got = both[0].generate_until(instances("generate_until", *asked))
+    with pytest.warns(GemmascopeWarning, match="3 of 12 contexts leave no room for the new tokens in the 96 of a run"):
+        got = both[0].generate_until(instances("generate_until", *asked))
     for (text, one), mine in zip(asked, got, strict=True):  # one by one: padding changes what transformers computes
         assert [mine] == both[1].generate_until(instances("generate_until", (text, dict(one))))
     assert len(set(got)) > 4
@@ -269,9 +270,57 @@ def test_tasks_have_the_results_of_transformers(kind: str, tasks: Path) -> None:
         gs.evaluate(m, "gs_none", include_path=tasks, progress=False)
 
 
+def test_a_group_has_the_questions_of_its_tasks_and_filters_are_told_apart(tasks: Path) -> None:
+    (tasks / "gs_twice.yaml").write_text("include: gs_choice.yaml\ntask: gs_twice\n")
+    (tasks / "gs_group.yaml").write_text(
+        "group: gs_group\ntask: [gs_choice, gs_twice]\naggregate_metric_list:\n  - metric: acc\n    weight_by_size: true\n"
+    )
+    filters = "".join(
+        f"  - name: {name}\n    filter:\n      - function: {how}\n"
+        for name, how in (("whole", "take_first"), ("low", "lowercase\n      - function: take_first"))
+    )
+    (tasks / "gs_filtered.yaml").write_text(f"include: gs_texts.yaml\ntask: gs_filtered\nfilter_list:\n{filters}")
+    m = gs.load(folder_of("Gemma 2"))
+    result = gs.evaluate(m, ["gs_group", "gs_filtered"], include_path=tasks, limit=4, progress=False)
+    assert {one.task: one.n for one in result.measures} == {"gs_group": 8, "gs_choice": 4, "gs_twice": 4, "gs_filtered": 4}
+    assert result.value("gs_filtered", "exact_match (low)") == 0.0
+    samples = result.samples("gs_filtered")
+    assert sorted(zip(samples["number"], samples["filter"], strict=True)) == [
+        (number, name) for number in range(4) for name in ("low", "whole")
+    ]
+    assert set(result.samples("gs_choice")["filter"]) == {"none"}
+
+
+BROKEN: list[tuple[dict[str, Any], str]] = [
+    ({"task": "gs_bad"}, "could not run the tasks: TypeError"),
+    ({"task": "gs_bad", "dataset_path": "json", "dataset_kwargs": {"data_files": "/no/such.jsonl"}}, "could not be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "why"), BROKEN)
+def test_what_lm_eval_cannot_run_is_an_error_of_ours(task: dict[str, Any], why: str) -> None:
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[eval]'")
+    with pytest.raises(EvaluationError, match=why):
+        gs.evaluate(gs.load(folder_of("Gemma 2")), task, progress=False)
+
+
+def test_how_texts_are_drawn() -> None:
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[eval]'")
+    from gemmascope.evaluation.harness import _Options
+
+    cases: list[dict[str, Any]] = [
+        {}, {"do_sample": False, "temperature": 0.7}, {"temperature": 0.7}, {"do_sample": True},
+        {"do_sample": True, "temperature": 2},
+    ]  # fmt: skip
+    assert [_Options(one).temperature for one in cases] == [0.0, 0.0, 0.7, 1.0, 2.0]
+    with pytest.raises(GenerationError, match="do_sample at a temperature of 0"):
+        _Options({"do_sample": True, "temperature": 0.0})
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tasks": []}, "empty list"), ({"tasks": 3}, "tasks are names"), ({"tasks": [3]}, "a task is a name"),
-    ({"tasks": ["a", "a"]}, "names 'a' twice"), ({"tasks": "a", "limit": 0}, "limit is a whole number"),
+    ({"tasks": ["a", "a"]}, "names 'a' twice"),
+    ({"tasks": ["a", {"task": "a"}]}, "names 'a' twice"), ({"tasks": "a", "limit": 0}, "limit is a whole number"),
     ({"tasks": "a", "num_fewshot": -1}, "num_fewshot is"), ({"tasks": "a", "include_path": "/no/such"}, "there is none at"),
     ({"tasks": "a", "generation": 3}, "generation is a mapping"), ({"tasks": "a", "chat": 1}, "chat is True or False"),
 ]  # fmt: skip

@@ -6,13 +6,14 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 from gemmascope.arguments import as_list, is_list, short_repr, true_or_false, whole_number
 from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.of_run import all_edits
-from gemmascope.errors import EvaluationError
+from gemmascope.errors import EvaluationError, GemmascopeError
 from gemmascope.evaluation.result import Evaluation, Measure, Sample
 from gemmascope.evaluation.tasks import family_task
 from gemmascope.files.paths import user_path
@@ -61,7 +62,7 @@ def evaluate(
         chat: Whether prompts are chat messages, in the checkpoint's template. Default False.
         generation: Options that replace those of tasks that generate, such as {"max_gen_toks": 64}.
         seed: Seed of drawn texts and of few-shot examples. Default 0.
-        progress: Whether to show progress bars. Default True.
+        progress: Whether to show progress bars of the runs; lm_eval and datasets show bars of their own. Default True.
 
     Returns:
         The metrics of every task, and every sample's answers.
@@ -117,10 +118,14 @@ def _listed(tasks: Task | Sequence[Task]) -> list[Task]:
         raise EvaluationError("tasks is an empty list: name one at least")
     if wrong := [task for task in listed if not isinstance(task, (str, Mapping, Pairs))]:
         raise EvaluationError(f"a task is a name, a configuration or a family of prompts; given {short_repr(wrong[0])}")
-    names = [task.family if isinstance(task, Pairs) else task if isinstance(task, str) else None for task in listed]
+    names = [_name_of(task) for task in listed]
     if twice := [name for name in names if name is not None and names.count(name) > 1]:
         raise EvaluationError(f"tasks names {twice[0]!r} twice")
     return cast("list[Task]", listed)
+
+
+def _name_of(task: object) -> object:
+    return task.family if isinstance(task, Pairs) else task.get("task") if isinstance(task, Mapping) else task
 
 
 def _folder(path: str | os.PathLike[str]) -> str:
@@ -154,25 +159,31 @@ def _simple_evaluate(
             random_seed=options["seed"], numpy_random_seed=options["seed"], torch_random_seed=options["seed"],
             fewshot_random_seed=options["seed"],
         )  # fmt: skip
-    except (ConnectionError, OSError) as error:
+    except GemmascopeError:
+        raise
+    except OSError as error:
         raise EvaluationError(
             f"a task's data could not be read: {error}. They come from the hub unless the task names files of yours"
+        ) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # lm_eval checks few fields
+        raise EvaluationError(
+            f"lm_eval {version('lm_eval')} could not run the tasks: {type(error).__name__}: {error}. A field of a task's "
+            "configuration may be missing or wrong"
         ) from error
     return cast("Results", results)
 
 
 def _evaluation(model: Model, edits: Sequence[Edit], results: Results) -> Evaluation:
     measures = []
-    counts = results.get("n-samples", {})
     for task, metrics in results["results"].items():
-        n = cast("Mapping[str, int]", counts.get(task, {})).get("effective", 0)
+        n = _n_samples(task, results)
         for key, value in cast("Mapping[str, object]", metrics).items():
             name, _, kind = key.partition(",")
-            if name.endswith("_stderr") or not isinstance(value, (int, float)) or not kind:
+            if name.endswith("_stderr") or not _is_number(value) or not kind:
                 continue
             stderr = cast("Mapping[str, object]", metrics).get(f"{name}_stderr,{kind}")
             shown = name if kind == "none" else f"{name} ({kind})"
-            measures.append(Measure(task, shown, float(value), stderr if isinstance(stderr, float) else None, n))
+            measures.append(Measure(task, shown, float(value), float(stderr) if _is_number(stderr) else None, n))
     samples = {
         task: [_sample(one) for one in cast("Sequence[Mapping[str, object]]", of_task)]
         for task, of_task in results.get("samples", {}).items()
@@ -181,16 +192,26 @@ def _evaluation(model: Model, edits: Sequence[Edit], results: Results) -> Evalua
     return Evaluation(model.name, tuple(map(repr, edits)), tuple(measures), versions, samples)
 
 
+def _n_samples(task: str, results: Results) -> int:
+    """How many questions a task has; a group has those of its tasks."""
+    counts = cast("Mapping[str, Mapping[str, int]]", results.get("n-samples", {}))
+    if task in counts:
+        return counts[task]["effective"]
+    children = cast("Sequence[str]", results.get("group_subtasks", {}).get(task, ()))
+    return sum(_n_samples(child, results) for child in children)
+
+
 def _sample(given: Mapping[str, object]) -> Sample:
     asked = cast("Mapping[str, Mapping[str, object]]", given["arguments"])
     pairs = [tuple(one.values()) for one in asked.values()] if isinstance(asked, Mapping) else [tuple(one) for one in asked]
     answers = cast("Sequence[object]", given["filtered_resps"])
-    numbers = {name: float(given[name]) for name in cast("Sequence[str]", given["metrics"]) if _is_number(given[name])}  # type: ignore[arg-type]
+    metrics = ((name, given[name]) for name in cast("Sequence[str]", given["metrics"]))
+    numbers = {name: float(value) for name, value in metrics if _is_number(value)}
     return Sample(
-        int(cast("int", given["doc_id"])), str(given["target"]), tuple(str(pair[0]) for pair in pairs),
+        int(cast("int", given["doc_id"])), str(given["filter"]), str(given["target"]), tuple(str(pair[0]) for pair in pairs),
         tuple(str(pair[1]) if len(pair) > 1 else "" for pair in pairs), tuple(answers), numbers,
     )  # fmt: skip
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
+def _is_number(value: object) -> TypeGuard[Real]:
+    return isinstance(value, Real)  # numpy's too

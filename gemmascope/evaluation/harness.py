@@ -110,14 +110,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The continuation of each context, up to the texts that end it."""
-        texts = [""] * len(requests)
+        texts, n_cut = [""] * len(requests), 0
         asked: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             asked.setdefault(repr(sorted(request.args[1].items())), []).append(number)
         with self._bar(len(requests), "texts") as bar:
             for numbers in asked.values():
                 options = _Options(requests[numbers[0]].args[1])
-                prompts = {number: self._prompt(requests[number].args[0], options.n_new) for number in numbers}
+                most = self._most(options.n_new)
+                whole = {number: self.tok_encode(requests[number].args[0]) for number in numbers}
+                n_cut += sum(len(ids) > most for ids in whole.values())
+                prompts = {number: ids[-most:] for number, ids in whole.items()}
                 by_length = sorted(numbers, key=lambda number: len(prompts[number]))
                 for first in range(0, len(by_length), AT_ONCE):
                     some = by_length[first : first + AT_ONCE]
@@ -125,6 +128,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                         texts[number] = text
                         self.cache_hook.add_partial("generate_until", requests[number].args, text)
                     bar.update(len(some))
+        if n_cut:
+            warn(
+                f"{n_cut} of {len(requests)} contexts leave no room for the new tokens in the {self.max_length} of a run: "
+                "they lose tokens at their beginning"
+            )
         return texts
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -146,14 +154,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _bar(self, total: int, what: str) -> tqdm:
         return tqdm(total=total, desc=what, disable=not self.progress)
 
-    def _prompt(self, context: str, n_new: int) -> list[int]:
-        """The ids of a context, without those at its beginning that would leave no room for n_new tokens."""
+    def _most(self, n_new: int) -> int:
+        """The most tokens of a context that n_new tokens follow."""
         if n_new >= self.max_length:
             raise GenerationError(
                 f"a task asks for up to {n_new} new tokens, and {self.model.name!r} has a context of {self.max_length}: set "
                 "max_gen_toks in the task's generation_kwargs, or give generation={'max_gen_toks': ...}"
             )
-        return self.tok_encode(context)[-(self.max_length - n_new) :]
+        return self.max_length - n_new
 
     def _texts(self, prompts: Sequence[list[int]], options: _Options, numbers: Sequence[int]) -> list[str]:
         tokenizer = self.model.tokenizer
@@ -186,8 +194,11 @@ class _Options:
         self.until: list[str] = [until] if isinstance(until, str) else list(until or ())  # type: ignore[call-overload]
         lengths = [value for name in _LENGTHS if (value := given.pop(name, None)) is not None]
         self.n_new = int(lengths[0]) if lengths else MAX_NEW_TOKENS  # type: ignore[call-overload]
-        temperature, draws = float(given.pop("temperature", 0.0)), given.pop("do_sample", None)  # type: ignore[arg-type]
-        self.temperature = 0.0 if draws is False else temperature or (1.0 if draws else 0.0)
+        draws = given.pop("do_sample", None)
+        temperature = float(given.pop("temperature", 1.0 if draws else 0.0))  # type: ignore[arg-type]
+        if draws and temperature == 0:
+            raise GenerationError("a task asks for do_sample at a temperature of 0: give one above 0, or no do_sample")
+        self.temperature = 0.0 if draws is False else temperature
         self.sampling: dict[str, Any] = {name: given.pop(name) for name in _SAMPLING if name in given}
         if self.temperature == 0:
             self.sampling = {name: self.sampling[name] for name in self.sampling if name == "repetition_penalty"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of a task. n: how many samples. stderr: None where lm_eval gives none."""
+    """A metric of a task or group. n: how many questions. stderr: None where lm_eval gives none."""
 
     task: str
     metric: str
@@ -28,9 +28,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model did with one question. answers: (log-likelihood, greedy) of each continuation, or texts."""
+    """What a model did with one question.
+
+    filter: what the task took from the answers, by lm_eval's name; "none" for the answers as they are. answers:
+    (log-likelihood, greedy) of each continuation, or texts.
+    """
 
     number: int
+    filter: str
     target: str
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
@@ -96,13 +101,13 @@ class Evaluation:
         return pandas.DataFrame([vars(one) for one in self.measures])
 
     def samples(self, task: str) -> pandas.DataFrame:
-        """A row for each question of a task: its target, contexts, continuations, the model's answers, and the metrics.
+        """A row for each question of a task, and for each filter of answers that the task has, such as "strict-match".
 
         Args:
             task: The name of the task.
 
         Returns:
-            A table, a row for each question.
+            A table: number, filter, target, contexts, continuations, the model's answers, and the metrics.
 
         Raises:
             EvaluationError: There is no such task.
@@ -115,7 +120,7 @@ class Evaluation:
         return pandas.DataFrame(
             [
                 {
-                    "number": one.number, "target": one.target, "contexts": list(one.contexts),
+                    "number": one.number, "filter": one.filter, "target": one.target, "contexts": list(one.contexts),
                     "continuations": list(one.continuations), "answers": list(one.answers), **one.metrics,
                 }
                 for one in self._samples[task]
