@@ -16,8 +16,12 @@ from safetensors.numpy import load_file, save_file
 import gemmascope as gs
 from gemmascope.errors import BudgetError, DictionaryError, ExamplesError, SiteError, StoreError
 from gemmascope.examples import find as find_module
+from gemmascope.examples import statistics as statistics_module
+from gemmascope.examples.blocks import Block, BlockText
+from gemmascope.examples.keeping import Keeper
 from gemmascope.examples.running import keys_of, priorities, values_of
 from gemmascope.examples.statistics import BINS, Histograms
+from gemmascope.examples.units import SaeFeatures
 
 D_MODEL = 32  # of the random models
 
@@ -200,7 +204,9 @@ def test_histograms_do_not_depend_on_the_order_of_values(signed: bool) -> None:
             assert edges[unit, -1] / 2 <= np.abs(values[:, unit]).max() < edges[unit, -1]
 
 
-def test_features_that_are_active_together_are_counted() -> None:
+@pytest.mark.parametrize("at_once", [1, 130, 2**22])
+def test_features_that_are_active_together_are_counted(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics_module, "_ELEMENTS", at_once)
     of, texts = model("lgl"), random_texts(Random(3), 8)
     sae = dictionary(D_MODEL, "resid_post", 1)
     acts = np.concatenate([sae.activations(gs.trace(text, model=of)["resid_post", 1])[1:].numpy() for text in texts]) > 0
@@ -328,6 +334,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         (("head", 3, [4]), {}, "heads of layer 3 go from 0 to 3; given .4."),
         (("neuron", 3, []), {}, "neurons of layer 3 go from 0 to 511"),
         (["head", ("head", 3)], {}, "units names heads of layer 3 twice"),
+        ([("resid_post", 3, torch.zeros(128))] * 2, {}, r"twice: .* several of one place as \(site, layer, vectors"),
         (("head", 3), {"layers": 3}, "layers=3 goes with 'head' or 'neuron'"),
         ("head", {"layers": []}, "layers is a number or a list of them"),
         (("resid_post", 3, torch.zeros(5)), {}, "rows have 128 numbers, and the vectors 5"),
@@ -371,6 +378,20 @@ def test_places_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExamplesError, match=r"reads 5 numbers, and mlp_in.3 of nano has 128"):
         find(store, dictionary(5, "mlp_in", 3))
     assert len(find(store, "head", model=gs.load())["head", 3]) == 4
+
+
+def test_values_that_have_no_order_are_refused_with_their_place() -> None:
+    texts = [[2, 5, 6], [2, 5, 7, 8]]
+    with pytest.raises(ExamplesError, match=r"directions at .*: NaN or infinity at token 1 of text 0\. Leave that"):
+        find(texts, ("resid_post", 0, torch.full((D_MODEL,), 3e38)), model=model("lg"))
+    ids = np.array(texts[1])
+    rows = torch.randn(3, D_MODEL)
+    rows[1, 4] = torch.nan
+    sae = dictionary(D_MODEL, "resid_post", 0)
+    group = SaeFeatures(np.arange(40), "resid_post", 0, "features", sae=sae)
+    keeper = Keeper(group, find(texts, "head", model=model("lg")).settings, False)
+    with pytest.raises(ExamplesError, match="features: NaN or infinity at token 2 of text 7"):
+        keeper.add(Block(group.key, rows, [BlockText(7, 30, ids, np.arange(1, 4))]))
 
 
 def test_what_does_not_fit_into_memory_is_refused() -> None:

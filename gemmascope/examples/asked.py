@@ -7,7 +7,7 @@ import torch
 
 from gemmascope.arguments import as_list, as_numbers, is_list, is_whole, short_repr
 from gemmascope.errors import ExamplesError, SiteError
-from gemmascope.examples.units import HEAD, NEURON, Directions, Heads, Neurons, SaeFeatures, UnitGroup
+from gemmascope.examples.units import DIRECTION, HEAD, NEURON, Directions, Heads, Neurons, SaeFeatures, UnitGroup
 from gemmascope.legible import legible_line
 from gemmascope.model.model import Model
 from gemmascope.sae.weights import DictionaryWeights
@@ -79,7 +79,8 @@ def groups_of_units(units: object, layers: object, place: Place) -> list[UnitGro
     groups = [group for one in listed for group in _groups(one, layers, place)]
     names = [group.name for group in groups]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ExamplesError(f"units names {legible_line(twice[0])} twice: name each once")
+        one = ", several of one place as (site, layer, vectors)" if twice[0].startswith(DIRECTION) else ""
+        raise ExamplesError(f"units names {legible_line(twice[0])} twice: name each once{one}")
     return groups
 
 

@@ -101,7 +101,7 @@ def top_examples(
         text that was split count each, and texts that were skipped do not.
 
     Raises:
-        ExamplesError: Units, or another argument, that do not fit.
+        ExamplesError: Units, or another argument, that do not fit; or values that are NaN or infinite.
         SiteError: There is no such layer, or the store does not hold what the units are read from.
         DictionaryError: A dictionary of another model.
         StoreError, PromptError: Texts that cannot be read, as in gs.harvest; or a store of another model.

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemmascope.errors import ExamplesError
 from gemmascope.examples.blocks import Block
 from gemmascope.examples.running import Entries, RunningTop, Shown, keys_of, priorities
 from gemmascope.examples.settings import ExampleSettings
 from gemmascope.examples.statistics import CoActivity, Statistics
 from gemmascope.examples.units import HEAD, Active, SaeFeatures, UnitGroup
+from gemmascope.legible import legible_line
 from gemmascope.values import Array
 
 # Units whose values around new entries are looked up at once, in elements of a block.
@@ -50,6 +52,7 @@ class Keeper:
 
     def _add_all(self, block: Block) -> None:
         values = self.group.values(block.rows)
+        self._require_finite(block, values)
         self.statistics.add(values)
         shown = partial(_shown, block, self.offsets, values)
         places = torch.from_numpy(block.place).to(values.device)[:, None]
@@ -61,12 +64,23 @@ class Keeper:
             keys = torch.where(values != 0, (random << 32) + (0xFFFFFFFF - places), torch.iinfo(torch.int64).min)
             self.sample.add(_strongest(self.sample, keys, block, False), shown)
 
+    def _require_finite(self, block: Block, values: Tensor) -> None:
+        """ExamplesError for values [row, ...] that are NaN or infinite, which have no order and no place in a histogram."""
+        finite = torch.isfinite(values)
+        if not bool(finite.all()):
+            row = int((~finite).flatten(1).any(1).nonzero()[0, 0])
+            raise ExamplesError(
+                f"{legible_line(self.group.name)}: NaN or infinity at token {block.pos[row]} of text {block.number[row]}. "
+                "Leave that text out, or give smaller vectors, or a model in another dtype"
+            )
+
     def _keep_texts(self, block: Block) -> None:
         shown = set(np.unique(self.top.text).tolist())
         self.texts = {number: ids for number, ids in self.texts.items() if number in shown}
         self.texts |= {text.number: text.ids for text in block.texts if text.number in shown}
 
     def _add_active(self, block: Block, group: SaeFeatures) -> None:
+        self._require_finite(block, block.rows)
         found = group.of_all(block.rows)
         if self.pairs is not None:
             self.pairs.add(found.row.cpu().numpy(), found.unit.cpu().numpy())

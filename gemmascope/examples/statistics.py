@@ -158,11 +158,16 @@ class CoActivity:
             Their numbers, -1 for none; in how many rows both are active; and that as a share of the rows in which either
             is. Each [unit, k], the largest share first, of equal ones the smaller number.
         """
-        together = self.together.numpy().astype(np.float64)
-        either = self.n_active[self.units][:, None] + self.n_active - together
-        share = np.divide(together, either, out=np.zeros_like(together), where=either > 0)
-        share[np.arange(len(share)), self.units] = 0  # with itself
+        found = [self._strongest(part, k) for part in chunks(len(self.units), max(1, _ELEMENTS // len(self.n_active)))]
+        features, rows, shares = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return features, rows, shares
+
+    def _strongest(self, part: slice, k: int) -> tuple[Array, Array, Array]:
+        """The same of some of the units."""
+        counts, units = self.together[part].numpy(), self.units[part]
+        either = self.n_active[units][:, None] + self.n_active - counts
+        share = np.divide(counts, either, out=np.zeros(counts.shape), where=either > 0)
+        share[np.arange(len(share)), units] = 0  # with itself
         order = np.argsort(-share, axis=1, kind="stable")[:, :k]
         found = np.take_along_axis(share, order, 1)
-        counts = np.take_along_axis(self.together.numpy(), order, 1)
-        return np.where(found > 0, order, -1), np.where(found > 0, counts, 0), found
+        return np.where(found > 0, order, -1), np.where(found > 0, np.take_along_axis(counts, order, 1), 0), found
