@@ -14,6 +14,7 @@ from random_dictionaries import dictionary
 
 import gemmascope as gs
 from gemmascope.errors import ProbeError, SiteError
+from gemmascope.probes import probe as probe_module
 from gemmascope.probes.fits import fit, strongest
 from gemmascope.probes.scores import Bootstrap, by_token, majority
 from gemmascope.probes.tasks import deal_folds, task_of
@@ -138,10 +139,21 @@ def test_baselines_are_plain_counts(store: gs.Store) -> None:
 def test_a_control_task_has_one_class_for_each_token(store: gs.Store) -> None:
     task = task_of(store, even(store), None, None)
     control = task.control(3)
+    assert control is not None
     of_token = {int(token): set(control.y[task.tokens == token].tolist()) for token in np.unique(task.tokens)}
     assert all(len(classes) == 1 for classes in of_token.values())
     assert len({next(iter(c)) for c in of_token.values()}) == 2
-    assert not torch.equal(control.y, task.control(4).y)
+    assert not torch.equal(control.y, task.control(4).y)  # type: ignore[union-attr]
+
+
+def test_rows_of_one_token_have_no_control_task(tmp_path: Path) -> None:
+    texts = [[2, 3 + n, 5 + n % 7, 9] for n in range(20)]
+    store = gs.harvest(model("lg"), texts, "resid_post", layers=1, out=tmp_path, dtype="float32", progress=False)
+    found = gs.probe(store, [n % 2 for n in range(20)], progress=False)
+    assert np.isnan(found.scores[["control", "selectivity", "selectivity_low", "selectivity_high"]].to_array()).all()
+    assert 0 <= float(found.scores["low"][0]) <= float(found.scores["accuracy"][0])
+    assert "all of one token, no control task; commonest" in repr(found)
+    assert len(found.plot().data) > 0
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
@@ -206,6 +218,14 @@ def test_a_probe_is_a_condition_and_an_edit(store: gs.Store) -> None:
     moved = gs.trace(IDS[7], model=model("lg"), edits=[one.add(3.0)])["resid_post", 1] - rows
     assert torch.allclose(moved.norm(dim=1), torch.full((len(rows),), 3.0), atol=1e-4)
     assert float(moved[0] @ one.vector) > 0
+
+
+def test_memory_is_asked_for_the_products_of_columns_too(store: gs.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(probe_module, "require_free_memory", lambda n_bytes, *_: asked.append(n_bytes))
+    for more in ({}, {"method": "mass_mean"}, {"k": 2}):
+        gs.probe(store, even(store), [("embed", None)], progress=False, **more)  # type: ignore[arg-type]
+    assert asked[0] - asked[1] == asked[0] - asked[2] == 2 * 8 * 32**2
 
 
 def test_three_classes_have_no_one_vector(store: gs.Store) -> None:

@@ -46,7 +46,8 @@ def probe(
 
     Rows of one text, and of texts with the same tokens, are held out together. Beside the accuracy stand two baselines that
     need no model, and the accuracy on a control task, in which every kind of token has a random class: a probe that learns
-    that as well has learnt tokens, and not what the model made of them (selectivity is the difference).
+    that as well has learnt tokens, and not what the model made of them (selectivity is the difference). Rows of one token,
+    such as the last of prompts that end alike, have no control task, and NaN in its place.
 
     Args:
         store: What gs.harvest returns.
@@ -167,8 +168,10 @@ class _Probing:
         """The rows [row, d], float64; or the activations of the dictionary, [row, feature]."""
         task, one = self.task, self.dictionary
         width = array.width if one is None else one.n_features
-        do = "give some rows (rows=), or a store of fewer texts"
-        require_free_memory(4 * 8 * len(task.rows) * width, CPU, f"probing {len(task.rows):,} rows of {array.name}", do)
+        do = "give some rows (rows=), or a store of fewer texts" + (", or k=" if self.k is None else "")
+        products = 2 * 8 * width**2 if self.method == "ridge" and self.k is None else 0  # columns by columns, and to solve
+        n_bytes = 4 * 8 * len(task.rows) * width + products
+        require_free_memory(n_bytes, CPU, f"probing {len(task.rows):,} rows of {array.name}", do)
         x = self.store.read(array.site, array.layer, task.rows).flatten(1)
         return x.double() if one is None else one.activations(one.input_of(x)).cpu().double()
 
@@ -176,8 +179,10 @@ class _Probing:
         """The COLUMNS of an array."""
         asked = self.fold_of, self.method, self.l2, self.k
         right = right_when_held_out(x, self.task, *asked).double().numpy()
-        control = right_when_held_out(x, self.control, *asked).double().numpy()
         low, high = self.bootstrap.interval(right)
+        if self.control is None:
+            return [right.mean(), low, high, *[np.nan] * (len(COLUMNS) - 3)]
+        control = right_when_held_out(x, self.control, *asked).double().numpy()
         more = right - control
         return [right.mean(), low, high, control.mean(), more.mean(), *self.bootstrap.interval(more)]
 

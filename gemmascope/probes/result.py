@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
@@ -104,7 +105,7 @@ class ProbeScores:
     Attributes:
         scores: An xarray.Dataset over the arrays of the store (array, with site and layer): accuracy, low and high (95%, by
             resampling texts); control (the accuracy of the control task) and selectivity (accuracy less control) with
-            selectivity_low and selectivity_high.
+            selectivity_low and selectivity_high; NaN where all rows have one token.
         majority: The accuracy of the commonest class.
         by_token: The accuracy of the class that each token has most often.
         classes: The classes.
@@ -167,10 +168,11 @@ class ProbeScores:
     @prints_legibly
     def __repr__(self) -> str:
         best = self.scores.isel(array=int(self.scores["accuracy"].values.argmax()))
-        low, high = float(best["low"]), float(best["high"])
+        low, high, selectivity = (float(best[name]) for name in ("low", "high", "selectivity"))
+        control = "all of one token, no control task" if isnan(selectivity) else f"selectivity {selectivity:.3f}"
         return (
             f"ProbeScores: {self.method}, {len(self.classes)} classes, {self.n_rows:,} rows of {self.n_texts:,} texts, "
             f"{self.n_folds} folds; best at {best['array'].item()}: accuracy {float(best['accuracy']):.3f} "
-            f"[{low:.3f}, {high:.3f}], selectivity {float(best['selectivity']):.3f}; commonest class {self.majority:.3f}, "
+            f"[{low:.3f}, {high:.3f}], {control}; commonest class {self.majority:.3f}, "
             f"token alone {self.by_token:.3f}"
         )

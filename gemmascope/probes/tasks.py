@@ -40,13 +40,16 @@ class Task:
     def n_classes(self) -> int:
         return len(self.classes)
 
-    def control(self, seed: int) -> Task:
-        """The control task: each kind of token has a random class, drawn as the classes are distributed."""
+    def control(self, seed: int) -> Task | None:
+        """The control task: each kind of token has a random class, drawn as the classes are distributed.
+
+        None where all rows are of one class then, as when they are of one token: anything is right about that.
+        """
         rng = Random(f"control {seed}")
         labels = self.y.tolist()
         of_token = {int(token): rng.choice(labels) for token in np.unique(self.tokens)}
         y = torch.tensor([of_token[int(token)] for token in self.tokens])
-        return replace(self, y=y)
+        return replace(self, y=y) if len(set(of_token.values())) > 1 else None
 
 
 def task_of(store: Store, labels: object, rows: object, pos: object) -> Task:
