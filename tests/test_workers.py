@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ import gemmascope as gs
 from gemmascope.errors import CheckpointError, MetricError, MissingPackageError, SweepError, WorkersError
 from gemmascope.memory import limits as memory_module
 from gemmascope.workers import driver as driver_module
+from gemmascope.workers import ray_pool
 from gemmascope.workers.choice import chosen_workers
 from gemmascope.workers.host import Host
 from gemmascope.workers.packing import ModelSource, pack, unpack
@@ -283,6 +285,16 @@ def test_a_model_that_no_worker_can_load(tmp_path: Path) -> None:
         sweep(model, workers=LocalWorkers(2))
 
 
+def test_workers_that_cannot_begin_make_room_for_those_that_wait(tmp_path: Path) -> None:
+    checkpoint("lg").save_pretrained(tmp_path / "m")
+    model = gs.load(tmp_path / "m")
+    alone = sweep(model)
+    assert_same(sweep(model, workers=LocalWorkers(3, room=1)), alone)  # one that works, and two that wait to the end
+    (tmp_path / "m").rename(tmp_path / "elsewhere")
+    with pytest.warns(gs.GemmascopeWarning), pytest.raises(WorkersError, match="no worker can begin"):
+        sweep(model, workers=LocalWorkers(3, room=1))
+
+
 def test_one_worker_that_cannot_begin_is_said_and_the_others_go_on(model: gs.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, load = [0], ModelSource.load
 
@@ -368,6 +380,14 @@ def test_without_ray_the_error_says_how_to_install_it(model: gs.Model, monkeypat
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r'gs.ray needs ray: pip install "gemmascope\[ray\]"'):
         sweep(model, workers=gs.ray(n=2))
+
+
+def test_arguments_of_a_start_are_not_left_out_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: SimpleNamespace(gcs_address="a:1"))
+    monkeypatch.setitem(sys.modules, "ray", connected)
+    assert ray_pool._connected(gs.ray()) == (connected, False)
+    with pytest.warns(gs.GemmascopeWarning, match=r"connected to Ray already, and init= is not used: call ray.shutdown"):
+        ray_pool._connected(gs.ray(init={"num_cpus": 3}))
 
 
 def test_nothing_of_ray_is_imported_unless_it_is_used() -> None:

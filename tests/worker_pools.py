@@ -19,13 +19,15 @@ Kills = Callable[[int, int, bool], bool]
 class LocalPool:
     """See Pool. The work of a worker is done when its event is taken; the seed draws whose event comes next.
 
-    kills: which workers are lost. log: what happened, as words.
+    kills: which workers are lost. room: how many workers the machines hold at once; others wait. log: what happened, as
+    words.
     """
 
     n_gpus = 0.0
     pickler_class: PicklerClass = pickle.Pickler
 
-    def __init__(self, n: int, seed: int = 0, kills: Kills = lambda worker, done, starts: False) -> None:
+    def __init__(self, n: int, seed: int = 0, kills: Kills = lambda worker, done, starts: False, room: int = 1000) -> None:
+        self.room = room
         self.n, self.kills, self.random, self.log = n, kills, random.Random(seed), list[str]()
         self.hosts: dict[int, Host] = {}
         self.done: dict[int, int] = {}
@@ -41,6 +43,9 @@ class LocalPool:
         del self.hosts[worker]
         return self._new()
 
+    def drop(self, worker: int) -> None:
+        del self.hosts[worker]
+
     def give(self, worker: int, job: bytes) -> None:
         assert worker not in self.pending, "a worker at work was given a job"
         self.pending[worker] = job
@@ -49,7 +54,10 @@ class LocalPool:
         assert self.pending, "the driver waits, and nobody has anything to do"
         if self.random.random() < 0.1:
             return Waiting()
-        worker = self.random.choice(list(self.pending))
+        with_room = list(self.hosts)[: self.room]
+        able = [worker for worker in self.pending if worker in with_room]
+        assert able, "the driver waits for workers that have no room"
+        worker = self.random.choice(able)
         job = self.pending.pop(worker)
         if self.kills(worker, self.done[worker], job is None):
             self.log.append(f"lost {worker}")

@@ -143,6 +143,7 @@ class _Driver:
         if event.worker in self.at_work:
             raise event.error from WorkersError(f"in worker {event.worker}:\n{event.trace}")
         self.starting.discard(event.worker)
+        self.pool.drop(event.worker)
         self.failed_starts.append(event)
         if self.starting or self.idle or self.at_work:
             if len(self.failed_starts) == 1:

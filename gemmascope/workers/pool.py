@@ -86,6 +86,9 @@ class Pool(Protocol):
     def replace(self, worker: int) -> int:
         """Start another worker in the place of one that was lost."""
 
+    def drop(self, worker: int) -> None:
+        """End a worker that cannot begin. What it had of a machine may then start one that waits for room."""
+
     def give(self, worker: int, job: bytes) -> None:
         """Give a free worker a job."""
 

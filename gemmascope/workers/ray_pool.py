@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from gemmascope.errors import WorkersError
+from gemmascope.errors import WorkersError, warn
 from gemmascope.packages import requires_package
 from gemmascope.workers.asked import AskedOfRay
 from gemmascope.workers.host import Host
@@ -72,6 +72,9 @@ class RayPool:
         number = self._new()
         self._open(number)
         return number
+
+    def drop(self, worker: int) -> None:
+        self._end(worker)
 
     def give(self, worker: int, job: bytes) -> None:
         self._pending[self._actors[worker].run.remote(job)] = worker, False
@@ -142,6 +145,8 @@ def _connected(asked: AskedOfRay) -> tuple[ModuleType, bool]:
                 f"address={asked.address!r}, and this process is connected to the Ray at "
                 f"{ray.get_runtime_context().gcs_address}: leave address out to use that, or call ray.shutdown() first"
             )
+        if asked.init:
+            warn("this process is connected to Ray already, and init= is not used: call ray.shutdown() first to use it")
         return ray, False
     _require_answer(address)
     options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
