@@ -177,6 +177,26 @@ def test_equal_values_come_in_the_order_of_their_texts_and_positions() -> None:
     assert data["top_pos"].values.tolist() == [[1, 2, 3, 4, 5]]
 
 
+def test_rows_of_bos_are_left_out_of_a_store_that_has_them(tmp_path: Path) -> None:
+    of, texts = model("lg"), [*random_texts(Random(1), 8), [7, 8, 2, 9], [2]]
+    store = gs.harvest(
+        of, texts, "head_out", layers=1, bos=True, outliers=3.0, out=tmp_path, dtype="float32", empty="skip", progress=False
+    )
+    ids, places = [store.ids(text) for text in range(store.n_texts)], store.places(slice(None))
+    values = store.read("head_out", 1, slice(None)).norm(dim=-1)[:, 2].numpy()
+    is_bos = (places.pos == 0) & np.array([ids[text][0] == 2 for text in places.text])
+    assert is_bos.any()
+    assert not is_bos[places.pos == 0].all()
+    for size in (1, 2**24):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(find_module, "BLOCK_ELEMENTS", size)
+            data = find(store, "head", model=of, k=6, one_per_text=False)["head"].data.sel(unit=2)
+        assert data["top_value"].values.tolist() == sorted(values[~is_bos], reverse=True)[:6]
+        assert int(data["histogram"].sum()) == (~is_bos).sum()
+    with pytest.raises(ExamplesError, match=r"has rows of <bos> \(bos=True\), which top examples leave out: give model="):
+        find(store, "head")
+
+
 def test_keys_keep_the_order_of_values_and_the_values() -> None:
     values = torch.tensor([-np.inf, -3.5, -1e-30, -0.0, 0.0, 1e-45, 2.0, 2.0, np.inf])
     places = torch.tensor([0, 1, 2, 3, 4, 5, 7, 6, 2**32 - 1])

@@ -45,6 +45,18 @@ class Place:
         assert self.store is not None
         return self.store.manifest.model
 
+    @property
+    def bos_id(self) -> int | None:
+        """The id of `<bos>`, where a store has rows of it. ExamplesError if no model says which that is."""
+        if self.store is None or not self.store.manifest.spec.bos:
+            return None
+        if self.model is None:
+            raise ExamplesError(
+                f"{self.store.path} has rows of <bos> (bos=True), which top examples leave out: give model=, which says "
+                "what token that is"
+            )
+        return self.model.tokenizer.bos_id if self.model.has_tokenizer else self.model.config.bos_id
+
     def has(self, site: str, layer: int | None) -> bool:
         """Whether rows of a site are to be had."""
         return self.store is None or (site, layer) in self.store.keys

@@ -176,7 +176,9 @@ def _block(key: SiteKey, parts: Sequence[tuple[BlockText, Tensor]]) -> Block:
     return Block(key, torch.cat([rows for _, rows in parts]), [text for text, _ in parts])
 
 
-def read_store(store: Store, arrays: Sequence[ArraySpec], rows_of: Callable[[SiteKey], int], take: Take) -> Iterator[float]:
+def read_store(
+    store: Store, arrays: Sequence[ArraySpec], rows_of: Callable[[SiteKey], int], take: Take, bos_id: int | None = None
+) -> Iterator[float]:
     """Read a store, and hand out its blocks. Yields how many rows more are read, of one array each.
 
     Args:
@@ -184,24 +186,28 @@ def read_store(store: Store, arrays: Sequence[ArraySpec], rows_of: Callable[[Sit
         arrays: The arrays that are wanted.
         rows_of: How many rows a block of an array may have before it is handed out.
         take: Takes each block.
+        bos_id: The token whose rows at the start of texts are left out; None where there are none.
     """
     for array in arrays:
-        start, first, n_rows = 0, 0, 0
-        texts: list[BlockText] = []
+        start = n_rows = 0
+        texts, numbers = list[BlockText](), list[Array]()
         for number in range(store.n_texts):
-            rows = store.shards.rows_of_run(number)
-            text = BlockText(number, start, store.ids(number), store.places(rows).pos)
-            start += len(text.ids)
+            rows, ids = store.shards.rows_of_run(number), store.ids(number)
+            pos = store.places(rows).pos
+            skipped = int(len(pos) > 0 and pos[0] == 0 and ids[0] == bos_id)
+            text = BlockText(number, start, ids, pos[skipped:])
+            start += len(ids)
             _require_few(start)
             if texts and n_rows + len(text.pos) > rows_of(array.key):
-                take(Block(array.key, store.read(array.site, array.layer, slice(first, first + n_rows)), texts))
+                take(Block(array.key, store.read(array.site, array.layer, np.concatenate(numbers)), texts))
                 yield n_rows
-                texts, first, n_rows = [], first + n_rows, 0
+                texts, numbers, n_rows = [], [], 0
             if len(text.pos):
                 texts.append(text)
+                numbers.append(np.arange(rows.start + skipped, rows.stop))
                 n_rows += len(text.pos)
         if texts:
-            take(Block(array.key, store.read(array.site, array.layer, slice(first, first + n_rows)), texts))
+            take(Block(array.key, store.read(array.site, array.layer, np.concatenate(numbers)), texts))
             yield n_rows
 
 

@@ -78,7 +78,8 @@ def top_examples(
         units: One or a list of: "head", "neuron" (at layers); ("head", 3); ("neuron", 3, [7, 12]), some of a layer; a
             dictionary (gs.load_sae), or (dictionary, [987, 3]), some of its features; a gs.Direction; or (site, layer,
             vectors), vectors being [d] or [vector, d].
-        model: The model; None: nano. With a store it may be left out, except for heads of a store that holds z alone.
+        model: The model; None: nano. With a store it may be left out, except for heads of a store that holds z alone, and
+            for a store with rows of `<bos>`.
         layers: The layers of "head" and "neuron"; None: all, or all that the store has.
         k: How many of the strongest to keep of each unit.
         sample: How many rows where it is not zero to draw at random, each as likely as any other; 0: none.
@@ -188,7 +189,7 @@ def _go_over(texts: object, place: Place, keepers: Sequence[Keeper], given: Give
     if place.store is not None:
         arrays = [place.array(*key) for key in by_key]
         bar.total = place.store.n_rows * len(arrays)
-        for n_rows in read_store(place.store, arrays, rows_of, take):
+        for n_rows in read_store(place.store, arrays, rows_of, take, place.bos_id):
             bar.update(n_rows)
         return
     model = place.model
