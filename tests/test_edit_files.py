@@ -226,6 +226,7 @@ BAD: list[tuple[str, str]] = [
     (of_edits({"edit": "splice", "dictionary": {"source": "nano", "layer": True}}), "dictionary's layer"),
     (of_edits({"edit": "splice", "dictionary": {"source": "nano", "fingerprint": "x"}}), "its numbers are others"),
     (of_edits({"edit": "splice", "dictionary": {"source": "nano"}, "features": {"1e3": 1}}), "a feature is a whole number"),
+    (of_edits({"edit": "splice", "dictionary": {"source": "nano"}, "features": {"3": 0, "03": 1}}), "without zeros"),
     (of_edits({"edit": "splice", "dictionary": {"source": "nano"}, "features": {"9999": 1}}), "9999"),
     (of_edits({"edit": "splice", "dictionary": {"source": "nano"}, "features": [1]}), "features is an object"),
     (of_edits({"edit": "splice", "dictionary": {"source": "nano"}, "keep_error": 1}), "keep_error is True or False"),
@@ -244,6 +245,7 @@ BAD: list[tuple[str, str]] = [
     (source(values=[1], shape=[1]), "dtype and values, or dtype, shape and base64"),
     (source(dtype="float32", shape=[2], base64="AAAA"), "holds 3 bytes, and its dtype and shape take 8"),
     (source(dtype="float32", shape=[2**39, 2**39], base64="AAAA"), "holds 3 bytes"),
+    (source(dtype="float32", shape=[2**39] * 7 + [0], base64=""), "the shape of the source is too large"),
     (source(dtype="float32", shape=[-1], base64=""), "a list of up to 8 sizes"),
     (source(dtype="float32", shape=2, base64=""), "a list of up to 8 sizes"),
     (source(dtype="float32", shape=[1], base64="*AAA"), "base64 of the source is damaged"),
@@ -295,6 +297,6 @@ def test_opening_for_another_model_warns_and_checks_the_places(tmp_path: Path) -
     assert len(gs.open_edits(path, model=m)) == 1
     with (
         pytest.warns(GemmascopeWarning, match=r"were saved for .*fingerprint.*and this is"),
-        pytest.raises(SiteError, match="no layer 2"),
+        pytest.raises(SiteError, match=r"e\.json, edit 0: there is no layer 2"),
     ):
         gs.open_edits(path, model=model("lg"))

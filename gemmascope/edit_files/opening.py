@@ -13,7 +13,7 @@ from gemmascope.edit_files.tensors import tensor_of
 from gemmascope.edits.edit import PLACES, Edit
 from gemmascope.edits.make import ablate, ablate_direction, add, patch, scale
 from gemmascope.edits.make_others import knockout
-from gemmascope.errors import EditError, GemmascopeError, warn
+from gemmascope.errors import EditError, GemmascopeError, SiteError, warn
 from gemmascope.files.json_reader import read_json
 from gemmascope.files.paths import user_path
 from gemmascope.model.model import Model
@@ -54,8 +54,8 @@ def open_edits(path: str | os.PathLike[str], *, model: Model | None = None) -> l
     edits = edits_of(content, named)
     if model is not None:
         _warn_of_another(content.get("model"), model, named)
-        for edit in edits:
-            edit.require_places(model)
+        for number, edit in enumerate(edits):
+            _require_places(edit, model, f"{named}, edit {number}")
     return edits
 
 
@@ -84,6 +84,13 @@ def _numbered(number: int, content: object, source: object, loaded: dict[str, Di
         return edit_of(content, loaded)
     except GemmascopeError as error:
         raise EditError(f"{source}, edit {number}: {error}") from error
+
+
+def _require_places(edit: Edit, model: Model, source: str) -> None:
+    try:
+        edit.require_places(model)
+    except (EditError, SiteError) as error:
+        raise type(error)(f"{source}: {error}") from error
 
 
 def edit_of(content: object, loaded: dict[str, Dictionary]) -> Edit:
@@ -135,8 +142,8 @@ def _features(content: object) -> dict[int, float]:
 
 
 def _feature(name: str) -> int:
-    if not (name.isascii() and name.isdecimal() and len(name) < 16):
-        raise EditError(f"a feature is a whole number; given {short_repr(name)}")
+    if not (name.isascii() and name.isdecimal() and len(name) < 16 and name == str(int(name))):
+        raise EditError(f"a feature is a whole number, without zeros in front; given {short_repr(name)}")
     return int(name)
 
 

@@ -98,11 +98,18 @@ def _of_bytes(shape: object, text: object, dtype: torch.dtype, what: str) -> Ten
     if len(data) != n_bytes:
         raise EditError(f"the base64 of {what} holds {len(data):,} bytes, and its dtype and shape take {n_bytes:,}")
     if not data:
-        return torch.empty(shape, dtype=dtype)
+        return _empty(shape, dtype, what)
     if dtype == torch.bool and max(data) > 1:
         raise EditError(f"the base64 of {what} is damaged: a bool is 0 or 1")
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return _little_endian(raw, dtype.itemsize).view(dtype).reshape(shape)
+
+
+def _empty(shape: list[int], dtype: torch.dtype, what: str) -> Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except RuntimeError as error:  # sizes beside a 0 whose product has no 64 bits
+        raise EditError(f"the shape of {what} is too large: {short_repr(shape)}") from error
 
 
 def _bytes_of(tensor: Tensor) -> bytes:
