@@ -195,6 +195,15 @@ def test_with_patterns_held_only_mlps_bend() -> None:
         graph.intervene(last, hold="all")
 
 
+def test_one_change_of_one_output_says_both_moves_and_no_correlation() -> None:
+    graph = attribution_graph(IDS, model=model("lgl", 2), basis="neuron", targets=[3], max_nodes=20, progress=False)
+    check = graph.intervene(strongest(graph, 1, layer=0)[0])
+    (row,) = check.to_dataframe().to_dict("records")
+    says = f"with nothing held predicted {row['predicted']:+.4g} and true {row['true']:+.4g}, and a correlation of"
+    assert repr(check).startswith("GraphCheck of 1 change: held")
+    assert says in repr(check)
+
+
 def test_several_groups_each_with_its_factor() -> None:
     graph = graph_of(model("lgl", 2), "transcoder")
     few = [graph.ids[i] for i in graph.influence.topk(200).indices.tolist() if graph.decoded[0][i] == FEATURE][:4]

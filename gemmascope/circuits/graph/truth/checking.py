@@ -163,10 +163,13 @@ class GraphCheck:
 
     @prints_legibly
     def __repr__(self) -> str:
+        n, predicted, true = len(self.changed), self._predicted.flatten(), self._true.flatten()
+        said = f"the correlation of predicted and true is {self.correlation:.2f}"
+        if len(true) == 1:  # which has no correlation
+            said = f"predicted {float(predicted[0]):+.4g} and true {float(true[0]):+.4g}"
         return (
-            f"GraphCheck of {len(self.changed)} changes: held {self.held_error:.1e} from the edges; with "
-            f"{_HELD_WORDS[self.hold]} the correlation of predicted and true is {self.correlation:.2f}, and "
-            f"{self.node_correlation:.2f} over what later nodes read"
+            f"GraphCheck of {n} change{'s' if n != 1 else ''}: held {self.held_error:.1e} from the edges; with "
+            f"{_HELD_WORDS[self.hold]} {said}, and a correlation of {self.node_correlation:.2f} over what later nodes read"
         )
 
 
