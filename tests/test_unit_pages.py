@@ -225,12 +225,13 @@ def test_the_command_writes_pages(tmp_path: Path, capsys: pytest.CaptureFixture[
     store = gs.harvest(None, TEXTS, "resid_post", layers=3, out=tmp_path / "acts", progress=False)
     assert main(["pages", str(store.path), "--sae", "nano", "--features", "987", "--out", str(tmp_path / "two")]) == 0
     assert len(list((tmp_path / "two").iterdir())) == 2
-    capsys.readouterr()
+    assert "1 unit of nano in" in capsys.readouterr().out
     for bad, says in (
         (["--features", "3"], "--features are of a dictionary"), ([], "nothing to write pages of"),
+        (["--heads", "3", "--save", "no/top"], "cannot write no"), (["--heads", "3", "--out", __file__], "is a file"),
         (["--heads", "x"], "--heads takes whole numbers"), (["--neurons", "1,2:3"], "--neurons takes a layer"),
     ):  # fmt: skip
-        assert main(["pages", str(tmp_path / "texts.txt"), *bad, "--out", out]) == 2
+        assert main(["pages", str(tmp_path / "texts.txt"), "--out", out, *bad]) == 2
         assert says in capsys.readouterr().err
 
 

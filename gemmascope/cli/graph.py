@@ -44,8 +44,12 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--target", metavar="TOKEN", action="append", help="a token to explain, such as ' Mary'; may be given several times"
     )
-    parser.add_argument("--max-nodes", metavar="N", type=int, default=1024, help="the most features whose inputs are found")
-    parser.add_argument("--prune", metavar="SHARE", type=float, default=0.8, help="the share of influence that nodes hold")
+    parser.add_argument(
+        "--max-nodes", metavar="N", type=int, default=1024, help="the most features whose inputs are found (default: 1024)"
+    )
+    parser.add_argument(
+        "--prune", metavar="SHARE", type=float, default=0.8, help="the share of influence that nodes hold (default: 0.8)"
+    )
     parser.add_argument("--top", metavar="N", type=int, default=20, help="how many nodes to print (default: 20)")
     parser.add_argument("--save", metavar="FILE", type=Path, help="also write the whole graph, for gs.open_graph")
     parser.add_argument(

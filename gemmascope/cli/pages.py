@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gemmascope.cli.arguments import Commands, add_command, add_model, report_written
+from gemmascope.cli.arguments import Commands, add_command, add_model, report_written, require_writable_paths
 from gemmascope.errors import ExamplesError
 from gemmascope.legible import legible_line
 
@@ -53,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
     units += [_neurons(one) for one in args.neurons or ()]
     if not units and args.sae is None:
         raise ExamplesError("there is nothing to write pages of: give --sae, --heads or --neurons")
+    require_writable_paths(args.save)
+    if args.out.is_file():
+        raise ExamplesError(f"--out is a folder, and {args.out} is a file")
     is_store = len(args.texts) == 1 and args.texts[0].is_dir()
     model = load(args.model, weights=args.weights, memory=args.memory)
     sae = None if args.sae is None else load_sae(args.sae)

@@ -61,7 +61,9 @@ def add(commands: Commands) -> None:
     site = "the site that is patched, such as z, or several in one pass, such as q,k,v,z (default: resid_pre)"
     parser.add_argument("--site", default="resid_pre", help=site)
     parser.add_argument("--by", default="layer,pos", help="the grid's axes, such as layer,head (default: layer,pos)")
-    parser.add_argument("--into", choices=("corrupt", "clean"), default="corrupt", help="the run that is patched")
+    parser.add_argument(
+        "--into", choices=("corrupt", "clean"), default="corrupt", help="the run that is patched (default: corrupt)"
+    )
     parser.add_argument("--estimate", action="store_true", help="by gradients (gs.attribute): every cell, roughly")
     add_model(parser)
     add_edits(parser, "the run that is patched")

@@ -199,4 +199,4 @@ def _index(examples: TopExamples, lines: Sequence[dict[str, object]]) -> View:
         "units": list(lines),
     }
     rows = [["unit", "strongest at"], *([str(line["name"]), str(line["token"])] for line in lines[:50])]
-    return View(spec, {}, f"{len(lines):,} units of {examples.model}", rows)
+    return View(spec, {}, f"{len(lines):,} unit{'s' if len(lines) != 1 else ''} of {examples.model}", rows)
