@@ -18,6 +18,7 @@ from tokenizers_made import with_json, with_pieces
 import gemmascope as gs
 from gemmascope.__main__ import main
 from gemmascope.errors import EditError, EvaluationError, GemmascopeWarning, GenerationError, SiteError
+from gemmascope.evaluation.result import Evaluation, Measure
 from gemmascope.evaluation.scoring import Request, score
 from gemmascope.model.model import Model
 
@@ -289,6 +290,13 @@ def test_a_group_has_the_questions_of_its_tasks_and_filters_are_told_apart(tasks
         (number, name) for number in range(4) for name in ("low", "whole")
     ]
     assert set(result.samples("gs_choice")["filter"]) == {"none"}
+
+
+def test_a_bar_without_a_standard_error_shows_none() -> None:
+    measures = (Measure("a", "acc", 0.5, None, 1), Measure("b", "acc", 0.25, 0.1, 9))
+    (bars,) = Evaluation("nano", (), measures, {}).plot().data
+    assert list(bars.y) == [0.5, 0.25]
+    assert list(bars.error_y.array) == [None, 0.1]
 
 
 BROKEN: list[tuple[dict[str, Any], str]] = [

@@ -19,7 +19,7 @@ def bars_figure(bars: Mapping[str, Mapping[str, tuple[float, float | None]]], me
         figure.add_bar(
             x=[escape_label(task) for task in values],
             y=[value for value, _ in values.values()],
-            error_y={"type": "data", "array": [error or 0.0 for _, error in values.values()], "visible": True},
+            error_y={"type": "data", "array": [error for _, error in values.values()], "visible": True},
             name=escape_label(name),
         )
     figure.update_xaxes(type="category")
