@@ -106,7 +106,7 @@ def chunks_on_workers(runner: SweepRunner, task: SweepTask, workers: RayWorkers)
                 yield done
     if len(jobs) < workers.n:
         warn(
-            f"this was {len(jobs)} pass{'es' if len(jobs) > 1 else ''}, which kept as many of {workers.n} workers busy: a "
+            f"this was {len(jobs)} pass{'es' if len(jobs) > 1 else ''}: {len(jobs)} of {workers.n} workers had work. A "
             "smaller memory= makes more passes, of fewer rows, whose products round otherwise"
         )
 
