@@ -38,7 +38,7 @@ def is_exact(text: str) -> bool:
     return re.search("estimate|under way|not run", text) is None
 
 
-def wait_for(page: Any, condition: Any, seconds: float = 30.0) -> None:
+def wait_for(page: Any, condition: Any, seconds: float = 60.0) -> None:
     for _ in range(int(seconds * 20)):
         if condition():
             return

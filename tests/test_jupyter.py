@@ -29,7 +29,7 @@ def lab(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
 def test_views_are_drawn_saved_and_seen_again_without_a_kernel(lab: Lab, chromium: Any) -> None:
     with page_of(chromium) as page:
         lab.run(page, "views.ipynb", CELLS)
-        page.wait_for_function("document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === 3", timeout=20_000)
+        page.wait_for_function("document.querySelectorAll('[data-gs][data-gemmascope-ready]').length === 3", timeout=60_000)
         page.get_by_role("button", name="layer 3, head 2").click()
         page.get_by_text("Layer 3 (global), head 2").wait_for()
         lab.command(page, "docmanager:save")
@@ -45,7 +45,7 @@ def test_views_are_drawn_saved_and_seen_again_without_a_kernel(lab: Lab, chromiu
 
 def _saved(path: Path, page: Any) -> Any:
     """The notebook once its outputs are in its file."""
-    for _ in range(100):
+    for _ in range(600):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         outputs = [cell["outputs"] for cell in notebook["cells"]]
         if outputs[-1]:

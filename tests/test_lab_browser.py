@@ -40,7 +40,7 @@ def test_estimate_then_one_exact_cell_by_keyboard_then_all(page: Any) -> None:
     page.get_by_label("corrupted −11.61, clean +11.86").wait_for()
     button(page, "Estimate").click()
     button(page, "Show as table").click()
-    page.locator(".gs-lab tbody td", has_text="estimate").first.wait_for(timeout=20_000)
+    page.locator(".gs-lab tbody td", has_text="estimate").first.wait_for(timeout=60_000)
     assert page.locator(".gs-lab tbody td", has_text="estimate").count() == 30  # the others are 0 without a run
     canvas = page.locator(".gs-lab canvas[role='application']").first
     canvas.focus()

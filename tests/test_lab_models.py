@@ -254,7 +254,7 @@ def test_a_lab_answers_while_another_model_loads_and_cancel_keeps_the_old_one(ga
             assert np.isfinite(exact[row, column])
             assert not job.over
             end()
-            assert job.ended.wait(20)
+            assert job.ended.wait(60)
             assert lab.choice_data()["loading"] is None
         gate.set()
         choice._LOADER.submit(lambda: None).result(60)
@@ -266,7 +266,7 @@ def test_the_model_that_is_chosen_last_wins(gate: threading.Event, folder: Path)
     with patching(model(), *IDS["patching"]) as lab:
         first = lab.start_choosing("/nowhere")
         second = lab.start_choosing(str(folder))
-        assert first.ended.wait(20)
+        assert first.ended.wait(60)
         assert lab.choice_data()["loading"] == str(folder)
         gate.set()
         assert second.ended.wait(60)

@@ -58,7 +58,7 @@ def test_the_server_answers_on_this_machine_only_and_requires_the_token(tmp_path
         assert running["hostname"] == "127.0.0.1"
         assert status(port, running["token"], own_address()) == 0
         server.send_signal(signal.SIGINT)
-        assert server.wait(20) == 0
+        assert server.wait(60) == 0
         assert status(port, running["token"]) == 0
         assert not list((tmp_path / "RUNTIME").glob("jpserver-*.json")), "it tidied up behind itself"
     finally:

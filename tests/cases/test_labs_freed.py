@@ -197,7 +197,7 @@ def test_a_job_ends_once_its_output_is_gone(model: gs.Model, front_end: Any) -> 
     with turns_of(model).turn():
         job = lab.start("all")
         front_end.run("a", lambda: None)
-    assert job.ended.wait(20)
+    assert job.ended.wait(60)
     assert job.cancelled
 
 

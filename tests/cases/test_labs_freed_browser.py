@@ -23,7 +23,7 @@ import gc, time
 from ipywidgets.widgets.widget import _instances
 from gemmascope.labs.base import LabBase
 n_runs = globals().get("n_runs", 0) + 1
-until = time.monotonic() + 10
+until = time.monotonic() + 60
 alive = []
 while not alive or len(alive) > 2 and time.monotonic() < until:
     time.sleep(0.02)

@@ -366,10 +366,10 @@ def test_the_next_save_removes_partial_files_of_killed_processes_only(how: int, 
             assert process.stdout.readline() == b"begun\n"
         assert len(list(tmp_path.glob(".f.*.part"))) == 2
         killed.send_signal(how)
-        killed.wait(20)
+        killed.wait(60)
         write_file(path, "new")
         assert len(list(tmp_path.glob(".f.*.part"))) == 1
-        alive.communicate(timeout=20)
+        alive.communicate(timeout=60)
         assert alive.returncode == 0
     assert path.read_text() == "half"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
@@ -377,7 +377,7 @@ def test_the_next_save_removes_partial_files_of_killed_processes_only(how: int, 
 
 def test_only_left_overs_of_ended_processes_for_this_file_are_removed(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait(20)
+    ended.wait(60)
     machine = replace._machine()
     removed = [f".f.{ended.pid}.part", f".f.{machine}-{ended.pid}-00112233.part", f".f.{os.getpid()}.part"]
     remaining = [
