@@ -310,6 +310,7 @@ def test_known_features_are_recovered(tmp_path: Path, name: str) -> None:
         ({"site": "transcoder", "input_site": "z"}, "input_site is one of 'resid_mid', 'mlp_in'; given 'z'"),
         ({"site": None}, "the store holds embed, .*: say which site and layer"),
         ({"save_every": 0}, "save_every is a whole number"),
+        ({"batch_size": 4096}, r"batch_size=4,096 rows of a step, and there are \d+ to train on: give a smaller batch_size"),
     ],
 )
 def test_what_does_not_fit_is_said_at_the_door(store: gs.Store, tmp_path: Path, asked: Any, message: str) -> None:

@@ -81,6 +81,11 @@ class Recipe:
             n_rows: How many rows there are to train on.
         """
         whole = {name: _whole(asked[name], name, 0 if name == "seed" else 1) for name in ("features", "batch_size", "seed")}
+        if whole["batch_size"] > n_rows:
+            raise DictionaryError(
+                f"batch_size={whole['batch_size']:,} rows of a step, and there are {n_rows:,} to train on: give a smaller "
+                "batch_size, or rows of more texts"
+            )
         architecture = one_of(asked["architecture"], "architecture", ARCHITECTURES, error=DictionaryError)
         steps = max(1, n_rows // whole["batch_size"]) if asked["steps"] is None else _whole(asked["steps"], "steps", 1)
         rate = (

@@ -93,7 +93,7 @@ def train_sae(
         output_site: What a transcoder writes: "mlp_out", after the post-norm, or "mlp_raw".
         centre: Take the mean from rows before they are scaled.
         steps: How many steps to take. None: as many as read each row once.
-        batch_size: Rows of a step.
+        batch_size: Rows of a step; at most as many as there are to train on.
         rate: The peak of Adam's learning rate. None: 2e-4 for 16,384 features, and more for fewer, by the square root.
         bandwidth: For jumprelu, the width of the kernel by which thresholds learn, on scaled rows.
         dead_after: After how many rows without activation a feature counts as dead. None: a twentieth of all rows of the
