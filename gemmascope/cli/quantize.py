@@ -16,7 +16,7 @@ then a model: gemmascope trace --model TARGET, or gs.load(TARGET, memory="20GiB"
 def add(commands: Commands) -> None:
     """Add the subcommand and its arguments."""
     parser = add_command(commands, run, "write a checkpoint's int8 weights to a folder", _QUANTIZE)
-    parser.add_argument("source", metavar="SOURCE", help="a hub id, or a checkpoint's folder")
+    parser.add_argument("source", metavar="SOURCE", help="'nano', a hub id, or a checkpoint's folder")
     parser.add_argument("target", metavar="TARGET", type=Path, help="a new folder, or one where this was interrupted")
 
 
@@ -26,5 +26,6 @@ def run(args: argparse.Namespace) -> int:
 
     folder = quantize(args.source, args.target)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"wrote {legible_line(str(folder))}: {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} files")
+    shown = f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+    print(f"wrote {legible_line(str(folder))}: {shown} in {len(list(folder.glob('*.safetensors')))} files")
     return 0
