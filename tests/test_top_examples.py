@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,7 +21,7 @@ from gemmascope.examples import statistics as statistics_module
 from gemmascope.examples.blocks import Block, BlockText
 from gemmascope.examples.keeping import Keeper
 from gemmascope.examples.running import keys_of, priorities, values_of
-from gemmascope.examples.statistics import BINS, Histograms
+from gemmascope.examples.statistics import BINS, CoActivity, Histograms
 from gemmascope.examples.units import SaeFeatures
 
 D_MODEL = 32  # of the random models
@@ -243,6 +244,18 @@ def test_features_that_are_active_together_are_counted(at_once: int, monkeypatch
             assert frame["share"].tolist() == pytest.approx(share[wanted].tolist())
 
 
+def test_pairs_of_a_dense_dictionary_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics_module, "_ELEMENTS", 2000)
+    active = np.random.default_rng(0).random((100, 128)) < 0.5
+    counted = CoActivity(np.arange(128), 128)
+    tracemalloc.start()
+    counted.add(*np.nonzero(active))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000  # 400,000 pairs at once take 16 MB
+    assert np.array_equal(counted.together.numpy(), active.T.astype(int) @ active.astype(int))
+
+
 def test_a_sample_is_random_rows_that_are_not_zero_and_the_same_however_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     of, texts = model("lgl"), random_texts(Random(3), 8)
     sae = dictionary(D_MODEL, "resid_post", 1)
@@ -314,6 +327,8 @@ def test_a_file_gives_back_all_of_it(tmp_path: Path) -> None:
     examples.save(path)
     opened = gs.open_examples(path, model=gs.load())
     assert repr(opened) == repr(examples)
+    for unit, title in ((("feature", 987), "Feature 987 of gs.load_sae"), (("head", 2, 1), "Head 1 of layer 2")):
+        assert examples.plot(unit).layout.title.text.startswith(title)
     for one, other in zip(examples.each, opened.each, strict=True):
         assert one.data.identical(other.data)
         assert one.texts.keys() == other.texts.keys()

@@ -189,7 +189,7 @@ class TopExamples:
 
         group, number = self.locate(unit)
         one = group.data.sel(unit=number)
-        title = f"{group.kind} {number} of {legible_line(group.name)}" if group.kind != "head" else f"{group.name}: {number}"
+        title = f"{group.kind.capitalize()} {number} of {legible_line(group.name.removeprefix(f'{group.kind}s of '))}"
         about = f"density {float(one['density']):.3g}, mean {float(one['mean']):.3g}, {self.n_rows:,} rows"
         return histogram_figure(self.histogram(unit), title=title, subtitle=about, unit=group.measure)
 

@@ -144,12 +144,15 @@ class CoActivity:
         counts = np.bincount(rows)
         first = np.cumsum(counts) - counts
         place = self._place[features]
-        one = np.flatnonzero(place >= 0)
-        of_row = counts[rows[one]]  # each is paired with all active features of its row
-        left = np.repeat(one, of_row)
-        right = np.arange(len(left)) - np.repeat(np.cumsum(of_row) - of_row, of_row) + np.repeat(first[rows[one]], of_row)
-        pairs = torch.from_numpy(place[left] * n_features + features[right])
-        self.together.view(-1).scatter_add_(0, pairs, torch.ones(len(pairs), dtype=torch.int32))
+        chosen = np.flatnonzero(place >= 0)
+        # Each is paired with all active features of its row. Those of a dense dictionary are too many to be held at once.
+        ends = np.cumsum(counts[rows[chosen]])
+        for one in np.split(chosen, np.flatnonzero(np.diff(ends // _ELEMENTS)) + 1):
+            of_row = counts[rows[one]]
+            left, starts = np.repeat(one, of_row), np.cumsum(of_row) - of_row
+            right = np.arange(len(left)) + np.repeat(first[rows[one]] - starts, of_row)
+            pairs = torch.from_numpy(place[left] * n_features + features[right])
+            self.together.view(-1).scatter_add_(0, pairs, torch.ones(len(pairs), dtype=torch.int32))
 
     def strongest(self, k: int) -> tuple[Array, Array, Array]:
         """Of each unit the k features that share most of the rows in which either is active.
