@@ -256,4 +256,6 @@ class GraphLabSession(KeptGraphs):
             self._kept = {self._now.key: kept}
             kept.builder = None
             if kept.graph is not None:  # a copy: the one that lab.graph gave away still computes
+                is_pictured = kept.pictured is kept.graph
                 kept.graph = replace(kept.graph, run=None, basis_nodes=None)
+                kept.pictured = kept.graph if is_pictured else None
