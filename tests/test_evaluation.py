@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from gemmascope.errors import EditError, EvaluationError, GemmascopeWarning, Gen
 from gemmascope.evaluation.result import Evaluation, Measure
 from gemmascope.evaluation.scoring import Request, score
 from gemmascope.model.model import Model
+from gemmascope.prompts.pairs import Pairs
 
 CLOSE = 1e-5
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -328,7 +330,9 @@ def test_how_texts_are_drawn() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tasks": []}, "empty list"), ({"tasks": 3}, "tasks are names"), ({"tasks": [3]}, "a task is a name"),
     ({"tasks": ["a", "a"]}, "names 'a' twice"),
-    ({"tasks": ["a", {"task": "a"}]}, "names 'a' twice"), ({"tasks": "a", "limit": 0}, "limit is a whole number"),
+    ({"tasks": ["a", {"task": "a"}]}, "names 'a' twice"),
+    ({"tasks": [gs.prompts.ioi(2), Pairs("facts", ())]}, "nothing to ask: <0 facts pairs>"),
+    ({"tasks": "a", "limit": 0}, "limit is a whole number"),
     ({"tasks": "a", "num_fewshot": -1}, "num_fewshot is"), ({"tasks": "a", "include_path": "/no/such"}, "there is none at"),
     ({"tasks": "a", "generation": 3}, "generation is a mapping"), ({"tasks": "a", "chat": 1}, "chat is True or False"),
 ]  # fmt: skip
@@ -348,6 +352,17 @@ def test_the_command_prints_what_the_call_returns(tasks: Path, tmp_path: Path, c
     expected = gs.evaluate(gs.load(folder), "gs_choice", include_path=tasks, edits=edits, progress=False)
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected.to_dict()))
     assert len((tmp_path / "samples.csv").read_text().splitlines()) == 6
+    asked = ["eval", "--tasks", "gs_texts", "--model", str(folder), *files]
+    assert main([*asked, "--max-gen-toks", "96"]) == 2
+    assert "asks for up to 96 new tokens" in capsys.readouterr().err
+    assert main([*asked, "--max-gen-toks", "2"]) == 0
+    m = gs.load(folder)
+    options: dict[str, Any] = {"include_path": tasks, "edits": edits, "progress": False}
+    short, longer = (gs.evaluate(m, "gs_texts", generation=one, **options) for one in ({"max_gen_toks": 2}, None))
+    with (tmp_path / "samples.csv").open(encoding="utf-8", newline="") as file:
+        texts = [row["answers"] for row in csv.DictReader(file)]
+    assert texts == [str(one) for one in short.samples("gs_texts")["answers"]]
+    assert texts != [str(one) for one in longer.samples("gs_texts")["answers"]]
 
 
 def test_int8_streamed_and_a_family_of_prompts_run(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--include-path", metavar="DIR", type=Path, help="a folder with configurations of tasks (YAML)")
     parser.add_argument("--limit", metavar="N", type=int, help="the most questions of each task (default: all)")
     parser.add_argument("--num-fewshot", metavar="N", type=int, help="solved examples in front (default: the task's)")
+    parser.add_argument("--max-gen-toks", metavar="N", type=int, help="the most new tokens of a text (default: the task's)")
     parser.add_argument("--chat", action="store_true", help="prompts as chat messages, in the checkpoint's template")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of drawn texts and examples (default: 0)")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="also write a line for each question to FILE")
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         num_fewshot=args.num_fewshot,
         include_path=args.include_path,
         chat=args.chat,
+        generation=None if args.max_gen_toks is None else {"max_gen_toks": args.max_gen_toks},
         seed=args.seed,
         progress=sys.stderr.isatty(),
     )

@@ -118,6 +118,8 @@ def _listed(tasks: Task | Sequence[Task]) -> list[Task]:
         raise EvaluationError("tasks is an empty list: name one at least")
     if wrong := [task for task in listed if not isinstance(task, (str, Mapping, Pairs))]:
         raise EvaluationError(f"a task is a name, a configuration or a family of prompts; given {short_repr(wrong[0])}")
+    if empty := [task for task in listed if isinstance(task, Pairs) and not task]:
+        raise EvaluationError(f"there is nothing to ask: {empty[0]!r} has no pairs")
     names = [_name_of(task) for task in listed]
     if twice := [name for name in names if name is not None and names.count(name) > 1]:
         raise EvaluationError(f"tasks names {twice[0]!r} twice")

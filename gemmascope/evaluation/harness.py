@@ -159,7 +159,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if n_new >= self.max_length:
             raise GenerationError(
                 f"a task asks for up to {n_new} new tokens, and {self.model.name!r} has a context of {self.max_length}: set "
-                "max_gen_toks in the task's generation_kwargs, or give generation={'max_gen_toks': ...}"
+                "max_gen_toks in the task's generation_kwargs, or give generation={'max_gen_toks': ...}, "
+                "on the command line --max-gen-toks"
             )
         return self.max_length - n_new
 
