@@ -207,10 +207,11 @@ def test_what_does_not_fit_is_refused(sae: Any, examples: gs.TopExamples, tmp_pa
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(FileError, match="cannot make the folder"):
         gs.save_pages(examples, tmp_path / "file" / "pages", saes=sae)
-    inactive = gs.top_examples([[2, 3]], (dictionary(32, "resid_post", 0), [0]), model=model("lg"), k=1, progress=False)
-    if inactive["feature"].data["top_text"].values[0, 0] < 0:
-        with pytest.raises(ExamplesError, match="none of them was active"):
-            gs.save_pages(inactive, tmp_path)
+    never = dictionary(32, "resid_post", 0)
+    never.threshold.fill_(1e9)
+    inactive = gs.top_examples([[2, 3]], (never, [0]), model=model("lg"), k=1, progress=False)
+    with pytest.raises(ExamplesError, match="none of them was active"):
+        gs.save_pages(inactive, tmp_path)
 
 
 def test_the_command_writes_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,9 +258,8 @@ def test_an_error_in_a_job_is_the_drivers(model: gs.Model) -> None:
     workers = LocalWorkers(2)
     with pytest.raises((ZeroDivisionError, MetricError), match="as a user's function may") as caught:
         sweep(model, metric=refuses, workers=workers)
-    if workers.pools:
-        assert workers.pools[0].n_finished == 1
-        assert "in worker" in str(caught.value.__cause__)
+    assert workers.pools[0].n_finished == 1
+    assert "in worker" in str(caught.value.__cause__)
 
 
 def test_a_model_without_a_source_says_what_to_do() -> None:
