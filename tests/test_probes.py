@@ -267,6 +267,8 @@ def test_results_are_shown(store: gs.Store) -> None:
         ([[1]] * 60, {}, "labels are numbers, texts or booleans"),
         ([0, 1] * 30, {"method": "svm"}, "method is one of 'ridge', 'mass_mean', 'logistic'; given 'svm'"),
         ([0, 1] * 30, {"l2": 0}, "l2 is above 0"),
+        ([0, 1] * 30, {"sites": []}, "the list of sites is empty"),
+        ([0, 1] * 30, {"sites": [("resid_post", 1), ("blocks.1.hook_resid_post", None)]}, r"resid_post\.1 twice"),
         ([0, 1] * 30, {"folds": 1}, "folds is a whole number"),
         ([0, 1] * 30, {"k": 99}, "k is a whole number from 1 to 32"),
         ([0, 1], {"rows": [0, 0]}, "holds a row twice"),

@@ -113,7 +113,13 @@ def _arrays(store: Store, sites: object, dictionary: Dictionary | None) -> list[
         return [store.array(dictionary.read_from, dictionary.layer)]
     if sites is None:
         return [store.array(*key) for key in store.keys]
-    return [store.array(*pair) for pair in pairs_of(sites)]
+    arrays = [store.array(*pair) for pair in pairs_of(sites)]
+    if not arrays:
+        raise ProbeError("the list of sites is empty: name at least one (site, layer), or leave it out for all")
+    names = [array.name for array in arrays]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ProbeError(f"sites names {twice[0]} twice: name each once")
+    return arrays
 
 
 class _Probing:
