@@ -266,6 +266,19 @@ def test_a_graph_shows_the_texts_of_its_nodes(graph: gs.AttributionGraph, exampl
         gs.graph_view(graph, heads=0, examples=3)  # type: ignore[arg-type]
 
 
+def test_a_graph_of_dictionaries_shows_the_texts_of_their_features() -> None:
+    of_dictionaries = gs.attribution_graph(TEXTS[0], max_nodes=20, progress=False).prune(nodes=0.5)
+    transcoders = [gs.load_sae("nano-transcoders", layer=layer) for layer in range(6)]
+    found = gs.top_examples(TEXTS[:2], transcoders, k=2, sample=0, co_active=0, progress=False)
+    spec = gs.graph_view(of_dictionaries, heads=0, examples=found).spec
+    nodes = {str(i): node for i, node in enumerate(spec["nodes"]) if node["kind"] == "feature"}
+    assert set(spec["examples"]) == set(nodes)
+    for i, node in nodes.items():
+        frame = found.top(("feature", node["layer"], node["number"]))
+        places = list(zip(frame["text"], frame["pos"], strict=True))
+        assert [(row["text"], row["pos"]) for row in spec["examples"][i]] == places
+
+
 # -- in a browser --
 
 
