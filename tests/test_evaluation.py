@@ -269,7 +269,9 @@ def test_tasks_have_the_results_of_transformers(kind: str, tasks: Path) -> None:
         result.plot(metric="f1")
     with pytest.raises(EvaluationError, match="there is no task 'gs_choise'"):
         result.samples("gs_choise")
-    with pytest.raises(EvaluationError, match="knows no task 'gs_none'"):
+    with pytest.raises(EvaluationError, match=r"no task 'greater_than'.*tasks=gs\.prompts\.greater_than\(100\)"):
+        gs.evaluate(m, "greater_than", progress=False)
+    with pytest.raises(EvaluationError, match=r"knows no task 'gs_none'.*include_path=$"):
         gs.evaluate(m, "gs_none", include_path=tasks, progress=False)
 
 

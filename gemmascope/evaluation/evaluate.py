@@ -10,6 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, cast
 
+from gemmascope import prompts
 from gemmascope.arguments import as_list, is_list, short_repr, true_or_false, whole_number
 from gemmascope.edits.edit import Edit, listed_edits
 from gemmascope.edits.of_run import all_edits
@@ -151,7 +152,7 @@ def _simple_evaluate(
     ]:
         raise EvaluationError(
             f"lm_eval {version('lm_eval')} knows no task {unknown[0]!r}: `lm_eval ls tasks` lists those it knows; your own "
-            "are found with include_path="
+            f"are found with include_path={_family_hint(unknown[0])}"
         )
     try:
         results = simple_evaluate(
@@ -173,6 +174,11 @@ def _simple_evaluate(
             "configuration may be missing or wrong"
         ) from error
     return cast("Results", results)
+
+
+def _family_hint(name: str) -> str:
+    is_family = name in prompts.__all__ and name.islower()
+    return f"; a family of prompts is given in Python, tasks=gs.prompts.{name}(100)" if is_family else ""
 
 
 def _evaluation(model: Model, edits: Sequence[Edit], results: Results) -> Evaluation:
