@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from random_dictionaries import dictionary
 import gemmascope as gs
 from gemmascope.errors import ProbeError, SiteError
 from gemmascope.probes import probe as probe_module
+from gemmascope.probes import scores as scores_module
 from gemmascope.probes.fits import fit, strongest
 from gemmascope.probes.scores import Bootstrap, by_token, majority
 from gemmascope.probes.tasks import deal_folds, task_of
@@ -164,6 +166,25 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         low, high = Bootstrap(groups, trial).interval(values)
         covered += low <= 0.7 <= high
     assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_intervals_of_many_texts_take_bounded_memory_and_are_the_same_for_every_quantity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scores_module, "N_RESAMPLES", 200)
+    groups = np.repeat(np.arange(20_000), 2)
+    values = np.random.default_rng(0).random(40_000) < 0.3
+    tracemalloc.start()
+    bootstrap = Bootstrap(groups, 5)
+    found = bootstrap.interval(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000  # all resamples at once take 32 MB an array
+    error = np.sqrt(0.3 * 0.7 / 40_000)
+    assert found[0] == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
+    assert found[1] == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
+    assert bootstrap.interval(values) == found
+    assert bootstrap.interval(1 - values.astype(float)) == pytest.approx((1 - found[1], 1 - found[0]))
 
 
 # -- the call --

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from gemmascope.probes.fits import fit, strongest
 from gemmascope.probes.tasks import Task
-from gemmascope.values import Array
+from gemmascope.values import Array, chunks
 
 N_RESAMPLES = 2000
+# Texts that are drawn at once, for as many resamples as that is: a store may have millions.
+DRAWN_AT_ONCE = 2**20
 COVERED = 0.95
 
 
@@ -81,12 +83,14 @@ class Bootstrap:
 
     def __init__(self, groups: Array, seed: int) -> None:
         _, self._index, counts = np.unique(groups, return_inverse=True, return_counts=True)
-        n = len(counts)
-        self._drawn = np.random.default_rng((seed, 1)).multinomial(n, np.full(n, 1 / n), N_RESAMPLES)
-        self._n_rows = self._drawn @ counts
+        self._n_rows, self._seed = counts.astype(float), seed
 
     def interval(self, values: Array) -> tuple[float, float]:
         """The central 95% of the mean of values, [row], over the resamples."""
-        means = self._drawn @ np.bincount(self._index, weights=values.astype(float)) / self._n_rows
-        low, high = np.quantile(means, [(1 - COVERED) / 2, (1 + COVERED) / 2])
+        sums, n = np.bincount(self._index, weights=values.astype(float)), len(self._n_rows)
+        rng, means = np.random.default_rng((self._seed, 1)), list[Array]()
+        for part in chunks(N_RESAMPLES, max(1, DRAWN_AT_ONCE // n)):
+            drawn = rng.integers(n, size=(part.stop - part.start, n))
+            means.append(sums[drawn].sum(1) / self._n_rows[drawn].sum(1))
+        low, high = np.quantile(np.concatenate(means), [(1 - COVERED) / 2, (1 + COVERED) / 2])
         return float(low), float(high)
