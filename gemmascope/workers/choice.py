@@ -36,7 +36,7 @@ class RayWorkers(AskedOfRay):
     _kept: RayPool | None = field(default=None, init=False, repr=False, compare=False)
 
     def __enter__(self) -> RayWorkers:
-        """Start the workers, for several calls: each goes on with those of the last, which have the model."""
+        """Connect to Ray, or start it, for several calls: each goes on with the workers of the last and their model."""
         if self._kept is not None:
             raise WorkersError("these workers are in a with statement already: give the same object to each call in it")
         self._kept = self._pool(keep=True)
@@ -91,8 +91,8 @@ def ray(
     again. Numbers and files are those of one process on such a device, bit for bit, because the parts are the passes that
     one process makes, one behind the other: what is one pass keeps one worker busy, and a smaller memory= makes more.
 
-    Nothing happens before the workers are used. In a with statement they start at once and are kept from call to call,
-    with their model; otherwise they start with a call and end with it.
+    Nothing happens before the workers are used. In a with statement Ray starts at once and the workers with the first call;
+    they are kept from call to call, with their model. Otherwise all start with a call and end with it.
 
     Args:
         address: None: the Ray that this process is connected to, else the one that RAY_ADDRESS names, else one that is

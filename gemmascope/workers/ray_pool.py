@@ -24,7 +24,8 @@ SECONDS_TO_CONNECT, SECONDS_TO_START = 10.0, 60.0
 # How often a Ray is started here that does not come up in the half minute that it gives itself.
 TRIES = 3
 
-# Of a Ray that is started here. What goes through it are jobs and their numbers.
+# Of a Ray that is started here. What goes through it are jobs and their numbers, and a harvest's rows, which Ray puts on the
+# disk where they are more.
 _OBJECT_STORE = 256 * 2**20
 
 
