@@ -432,6 +432,8 @@ def test_values_that_have_no_order_are_refused_with_their_place() -> None:
 def test_what_does_not_fit_into_memory_is_refused() -> None:
     with pytest.raises(BudgetError, match="name fewer units or layers, or give a smaller k, sample or around"):
         find(["The cat"], "neuron", k=10_000, around=4096)
+    with pytest.raises(BudgetError, match="memory of 1,000 bytes is too little for a pass of 'nano'"):
+        find(["The cat"], "head", memory="1KB")
 
 
 def test_pairs_of_too_many_features_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from gemmascope.examples.result import TopExamples
 from gemmascope.examples.settings import ExampleSettings
 from gemmascope.examples.units import SaeFeatures, UnitGroup
 from gemmascope.loading.default import model_or_nano
-from gemmascope.memory.limits import microbatch_rows, require_free_memory, rows_within
+from gemmascope.memory.limits import microbatch_rows, require_free_memory, text_rows_within
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.sites import SiteKey
@@ -106,7 +106,7 @@ def top_examples(
         SiteError: There is no such layer, or the store does not hold what the units are read from.
         DictionaryError: A dictionary of another model.
         StoreError, PromptError: Texts that cannot be read, as in gs.harvest; or a store of another model.
-        BudgetError: What is kept of so many units does not fit into memory.
+        BudgetError: What is kept of so many units does not fit into memory; or memory is too small for a pass.
 
     Examples:
         >>> texts = [pair.clean for pair in gs.prompts.ioi(30)]
@@ -198,7 +198,7 @@ def _go_over(texts: object, place: Place, keepers: Sequence[Keeper], given: Give
     source, spec = read_texts(texts, given["field"]), _spec(model, arrays, given)
     chunks = Chunks(source, Runs(model, spec), spec)
     bar.total = chunks.n_rows
-    for n_rows in run_texts(model, arrays, chunks, rows_within(given["memory"], model), rows_of, take):
+    for n_rows in run_texts(model, arrays, chunks, text_rows_within(given["memory"], model), rows_of, take):
         bar.update(n_rows)
 
 

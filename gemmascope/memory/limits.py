@@ -89,6 +89,14 @@ def rows_within(memory: int | str | None, model: Model) -> int:
     return rows if model.network.layer_source is not None else min(rows, RESIDENT_ROWS)
 
 
+def text_rows_within(memory: int | str | None, model: Model) -> int:
+    """How many rows of texts one pass may carry within a budget. As rows_within, with BudgetError for one too small."""
+    try:
+        return rows_within(memory, model)
+    except SweepError as error:  # which speaks of a pass of any kind
+        raise BudgetError(str(error)) from error
+
+
 def microbatch_rows(model: Model, memory: int | str | None = None) -> int:
     """How many rows go through a layer at once: what fits a CPU's caches, or what keeps an accelerator busy.
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from gemmascope.arguments import finite_number, one_of, true_or_false, whole_number
-from gemmascope.errors import BudgetError, StoreError, SweepError, warn
+from gemmascope.errors import StoreError, warn
 from gemmascope.files.paths import user_path
 from gemmascope.loading.default import model_or_nano
-from gemmascope.memory.limits import microbatch_rows, rows_within
+from gemmascope.memory.limits import microbatch_rows, text_rows_within
 from gemmascope.model.model import Model
 from gemmascope.model.modes import computes
 from gemmascope.stores.manifest import MANIFEST, Manifest, ShardLine, read_manifest
@@ -132,7 +132,7 @@ def harvest(
         rows_per_shard=whole_number(rows_per_shard, "rows_per_shard", least=1, most=2**31, error=StoreError),
     )
     shared, folder = chosen_workers(workers), user_path(out, error=StoreError, what="a store")
-    max_rows = _max_rows(memory, model)
+    max_rows = text_rows_within(memory, model)
 
     def compute(spec: StoreSpec, chunks: Chunks) -> Generator[Computed]:
         if shared is None:
@@ -215,13 +215,6 @@ def _write_shard(
             update(share * chunk.n_rows)
         with journal.explained():
             return chunk.line(writer.finish())
-
-
-def _max_rows(memory: int | str | None, model: Model) -> int:
-    try:
-        return rows_within(memory, model)
-    except SweepError as error:  # which speaks of a pass of any kind
-        raise BudgetError(str(error)) from error
 
 
 def _outliers(outliers: object) -> float:

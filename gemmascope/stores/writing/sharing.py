@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from gemmascope.memory.limits import rows_within
+from gemmascope.memory.limits import text_rows_within
 from gemmascope.model.model import Model
 from gemmascope.stores.spec import StoreSpec
 from gemmascope.stores.texts.runs import TextRun
@@ -61,7 +61,7 @@ class HarvestTask:
     memory: int | str | None
 
     def open(self, model: Model) -> HarvestWorker:
-        return HarvestWorker(model, self.spec, rows_within(self.memory, model))
+        return HarvestWorker(model, self.spec, text_rows_within(self.memory, model))
 
 
 @dataclass(frozen=True)
