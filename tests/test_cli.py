@@ -407,6 +407,26 @@ def test_a_model_larger_than_its_budget_is_quantised_and_traced(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["trace", TEXT],
+        ["generate", TEXT],
+        ["patch", TEXT, TEXT, "--answer", " M", "--metric", "rank"],
+        ["eval", "--tasks", "a"],
+    ],
+)
+def test_a_file_of_edits_is_read_before_the_model(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*given: object, **options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("gemmascope.loading.load.load", load)
+    assert main([*command, "--edits", "no such file"]) == 2
+    assert "no such file cannot be read" in capsys.readouterr().err
+
+
 def test_commands_run_with_the_edits_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, model = tmp_path / "edits.json", worded()
     edits = [gs.scale("attn_out", 3.0, layer=1), gs.ablate("mlp_out", layer=0)]

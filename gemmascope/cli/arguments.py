@@ -60,6 +60,16 @@ def add_edits(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--edits", metavar="FILE", type=Path, help=f"edits of {of}, from a file that gs.save_edits wrote")
 
 
+def require_edits(args: argparse.Namespace) -> None:
+    """Raises EditError for a file of edits that is not there, or no JSON, before a large model is loaded in vain."""
+    from gemmascope.errors import EditError
+    from gemmascope.files.json_reader import read_json
+    from gemmascope.files.paths import user_path
+
+    if args.edits is not None:
+        read_json(user_path(args.edits, error=EditError, what="edits"), error=EditError)
+
+
 def opened_edits(args: argparse.Namespace, model: Model) -> list[Edit]:
     """The edits of the file that was named; none without one. EditError or SiteError as in gs.open_edits."""
     from gemmascope.edit_files.opening import open_edits

@@ -7,7 +7,15 @@ import json
 import sys
 from pathlib import Path
 
-from gemmascope.cli.arguments import Commands, add_command, add_edits, add_model, opened_edits, require_writable_paths
+from gemmascope.cli.arguments import (
+    Commands,
+    add_command,
+    add_edits,
+    add_model,
+    opened_edits,
+    require_edits,
+    require_writable_paths,
+)
 
 _EVAL = """\
 Run tasks of EleutherAI's lm-evaluation-harness on a model, with edits in every run, and print their metrics. Data of
@@ -39,6 +47,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
     require_writable_paths(args.csv)
+    require_edits(args)
     from gemmascope.evaluation.evaluate import evaluate
     from gemmascope.loading.load import load
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import warnings
 
-from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_edits, add_model, opened_edits
+from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_edits, add_model, opened_edits, require_edits
 
 _GENERATE = """\
 Go on with a prompt, token by token, and print the text as it comes: the likeliest token each time, or tokens drawn at a
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from gemmascope.generation.generate import generate
     from gemmascope.loading.load import load
 
+    require_edits(args)
     model = load(args.model, weights=args.weights, memory=args.memory)
     edits = opened_edits(args, model)
     options = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")

@@ -19,6 +19,7 @@ from gemmascope.cli.arguments import (
     add_workers,
     opened_edits,
     report_written,
+    require_edits,
     require_writable_paths,
     workers_of,
 )
@@ -82,6 +83,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
     require_writable_paths(args.html, args.csv)
+    require_edits(args)
     by, metric, workers = _axes(args), _metric(args), workers_of(args)
     if args.estimate and workers is not None:
         raise SweepError("--estimate takes a few passes, which are not shared: leave --workers out")

@@ -15,6 +15,7 @@ from gemmascope.cli.arguments import (
     add_model,
     opened_edits,
     report_written,
+    require_edits,
     require_writable_paths,
 )
 from gemmascope.errors import GemmascopeError
@@ -51,6 +52,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
     require_writable_paths(args.html)
+    require_edits(args)
     from gemmascope.loading.load import load
     from gemmascope.run.show import as_text, to_dict
     from gemmascope.run.tracing import trace
