@@ -24,6 +24,7 @@ from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.model import Model
 from gemmascope.sweeps import sweep as sweep_module
 from gemmascope.sweeps import variants as variants_module
+from gemmascope.sweeps.running import runner as runner_module
 from gemmascope.sweeps.result import SweepResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*every effect is 0.*:gemmascope.GemmascopeWarning")
@@ -200,7 +201,7 @@ class Work:
             self.unembedded += len(x)
             return unembed(network, x, *rest)
 
-        monkeypatch.setattr(sweep_module, "final_residuals", counting)
+        monkeypatch.setattr(runner_module, "final_residuals", counting)
         monkeypatch.setattr(Layer, "forward", rows)
         monkeypatch.setattr(Gemma2, "unembed", unembedding)
 

@@ -18,18 +18,22 @@ from gemmascope.figures.theme import escape_label
 OWN = re.compile(
     r'<br>|<extra>(?:%\{fullData\.name\})?</extra>|<span style="fill-opacity:[\d.]+">|</span>|&(?:amp|lt|gt|#36|#37);'
 )
-PLACES = re.compile(r"%\{(?:customdata|text|x|y|z)(?::[^}]*)?\}")
+PLACES = re.compile(r"%\{(?:customdata(?:\[\d\])?|text|x|y|z)(?::[^}]*)?\}")
 # As plotly.js looks for TeX, in lib/svg_text_utils.js.
 TEX = re.compile(r"([^$]*)([$]+[^$]*[$]+)([^$]*)")
 
 FIGURES = [name for name, make in hostile.SHOWN.items() if "lab" not in name and "view" not in name]
 
+# What a plot must be given.
+PLOTTED = {"TopExamples": (("feature", 0),)}
+
 
 @cache
 def figure(name: str) -> Any:
     """The figure of a result; None if it has none."""
-    plot = getattr(hostile.SHOWN[name](), "plot", None)
-    return None if plot is None else plot()
+    shown = hostile.SHOWN[name]()
+    plot = getattr(shown, "plot", None)
+    return None if plot is None else plot(*PLOTTED.get(name, ()))
 
 
 def strings(value: Any) -> Iterator[str]:
