@@ -406,7 +406,6 @@ def test_a_model_larger_than_its_budget_is_quantised_and_traced(tmp_path: Path, 
     assert "too little: this model needs" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize(
     "command",
     [
@@ -427,6 +426,7 @@ def test_a_file_of_edits_is_read_before_the_model(
     assert "no such file cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("loaded")
 def test_commands_run_with_the_edits_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, model = tmp_path / "edits.json", worded()
     edits = [gs.scale("attn_out", 3.0, layer=1), gs.ablate("mlp_out", layer=0)]
