@@ -24,8 +24,8 @@ from gemmascope.model.gemma2 import Gemma2, Layer
 from gemmascope.model.model import Model
 from gemmascope.sweeps import sweep as sweep_module
 from gemmascope.sweeps import variants as variants_module
-from gemmascope.sweeps.running import runner as runner_module
 from gemmascope.sweeps.result import SweepResult
+from gemmascope.sweeps.running import runner as runner_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*every effect is 0.*:gemmascope.GemmascopeWarning")
 
