@@ -143,6 +143,27 @@ def _reading(gs: Any, model: Any, trace: Any, folder: Path) -> Iterator[tuple[st
     yield "harvest", lambda: harvested(False)
     yield "open_store", lambda: harvested(True)
 
+    def probed() -> Any:
+        store = gs.harvest(
+            model, [CLEAN, LONG], "resid_post", layers=4, out=folder / "probed", dtype="float32", progress=False
+        )
+        return gs.probe(store, [" to" in token for token in store.tokens], progress=False).at("resid_post", 4).weight
+
+    yield "probe", probed
+
+    def trained() -> Any:
+        rows = gs.trace(LONG, model=model)["resid_post", 4].cpu()
+        asked: Any = {"features": 32, "l0": 4, "steps": 3, "batch_size": 16, "architecture": "topk", "progress": False}
+        return gs.train_sae(rows, "resid_post", 4, out=folder / "trained", device=model.device, **asked).history
+
+    yield "train_sae", trained
+
+    def edited_from_a_file() -> Any:
+        gs.save_edits([gs.ablate("z", layer=2, head=3), gs.scale("mlp_out", 0.5, layer=4)], folder / "edits.json")
+        return gs.trace(CLEAN, model=model, edits=gs.open_edits(folder / "edits.json")).logits
+
+    yield "edits from a file", edited_from_a_file
+
     def examples(opened: bool) -> Any:
         found = gs.top_examples([CLEAN, LONG], "head", model=model, layers=[1, 4], progress=False)
         found.save(folder / "top.safetensors")
