@@ -43,8 +43,8 @@ def open_edits(path: str | os.PathLike[str], *, model: Model | None = None) -> l
         SiteError: The model has no such site, layer or head.
 
     Examples:
-        >>> gs.save_edits([gs.scale("attn_out", 0.5, layer=3)], "/tmp/halved.json", model=gs.load())
-        >>> gs.open_edits("/tmp/halved.json", model=gs.load())
+        >>> gs.save_edits([gs.scale("attn_out", 0.5, layer=3)], "halved.json", model=gs.load())
+        >>> gs.open_edits("halved.json", model=gs.load())
         [gs.scale('attn_out', 0.5, layer=3)]
     """
     if model is not None and not isinstance(model, Model):

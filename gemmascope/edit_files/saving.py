@@ -46,8 +46,8 @@ def save_edits(edits: Sequence[Edit], path: str | os.PathLike[str], *, model: Mo
         FileError: The file cannot be written.
 
     Examples:
-        >>> gs.save_edits([gs.ablate("z", layer=2, head=3)], "/tmp/edits.json")
-        >>> gs.open_edits("/tmp/edits.json")
+        >>> gs.save_edits([gs.ablate("z", layer=2, head=3)], "edits.json")
+        >>> gs.open_edits("edits.json")
         [gs.ablate('z', layer=2, head=3)]
     """
     if model is not None and not isinstance(model, Model):
