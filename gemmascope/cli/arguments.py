@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from gemmascope.errors import GemmascopeError
 from gemmascope.legible import legible, legible_line
 
 if TYPE_CHECKING:
@@ -94,6 +95,14 @@ def workers_of(args: argparse.Namespace) -> RayWorkers | None:
     if args.ray_address is not None:
         raise WorkersError(f"--ray-address {args.ray_address} says where, and --workers N how many: give both")
     return None
+
+
+def listed_numbers(text: str | None, name: str, *, error: type[GemmascopeError]) -> list[int]:
+    """The whole numbers of an argument such as --layers 3,5; none where it was not given. Raises `error` for other text."""
+    try:
+        return [] if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise error(f"{name} takes whole numbers with commas between, such as 3,5; given {text!r}") from None
 
 
 def require_writable_paths(*paths: Path | None) -> None:

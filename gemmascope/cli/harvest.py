@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_model, add_workers, workers_of
+from gemmascope.cli.arguments import INTERRUPTED, Commands, add_command, add_model, add_workers, listed_numbers, workers_of
 from gemmascope.errors import SiteError
 from gemmascope.legible import legible_line
 
@@ -44,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
     from gemmascope.loading.load import load
     from gemmascope.stores.harvest import harvest
 
-    layers, workers = None if args.layers is None else _numbers(args.layers), workers_of(args)
+    layers, workers = listed_numbers(args.layers, "--layers", error=SiteError), workers_of(args)
     store = harvest(
         load(args.model, weights=args.weights, memory=args.memory),
         args.texts,
         args.site.split(","),
         out=args.out,
-        layers=layers,
+        layers=layers or None,
         dtype=args.dtype,
         max_tokens=args.max_tokens,
         long=args.long,
@@ -63,10 +63,3 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"{store} in {legible_line(str(args.out))}")
     return 0 if store.finished else INTERRUPTED
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise SiteError(f"--layers takes whole numbers with commas between, such as 3,5; given {text!r}") from None

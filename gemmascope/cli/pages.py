@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gemmascope.cli.arguments import Commands, add_command, add_model, report_written, require_writable_paths
+from gemmascope.cli.arguments import (
+    Commands,
+    add_command,
+    add_model,
+    listed_numbers,
+    report_written,
+    require_writable_paths,
+)
 from gemmascope.errors import ExamplesError
 from gemmascope.legible import legible_line
 
@@ -49,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.features is not None and args.sae is None:
         raise ExamplesError("--features are of a dictionary: give --sae")
-    units: list[object] = [("head", layer) for layer in _numbers(args.heads, "--heads")]
+    units: list[object] = [("head", layer) for layer in _listed(args.heads, "--heads")]
     units += [_neurons(one) for one in args.neurons or ()]
     if not units and args.sae is None:
         raise ExamplesError("there is nothing to write pages of: give --sae, --heads or --neurons")
@@ -60,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model, weights=args.weights, memory=args.memory)
     sae = None if args.sae is None else load_sae(args.sae)
     if sae is not None:
-        units.append(sae if args.features is None else (sae, _numbers(args.features, "--features")))
+        units.append(sae if args.features is None else (sae, _listed(args.features, "--features")))
     examples = top_examples(
         open_store(args.texts[0]) if is_store else args.texts,
         units,
@@ -80,18 +87,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _listed(text: str | None, name: str) -> list[int]:
+    return listed_numbers(text, name, error=ExamplesError)
+
+
 def _neurons(text: str) -> tuple[object, ...]:
     layer, colon, numbers = text.partition(":")
-    found = _numbers(layer, "--neurons")
+    found = _listed(layer, "--neurons")
     if len(found) != 1:
         raise ExamplesError(f"--neurons takes a layer and its neurons, such as 3:7,12; given {text!r}")
-    return ("neuron", found[0], _numbers(numbers, "--neurons")) if colon else ("neuron", found[0])
-
-
-def _numbers(text: str | None, name: str) -> list[int]:
-    if text is None:
-        return []
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ExamplesError(f"{name} takes whole numbers with commas between, such as 3,5; given {text!r}") from None
+    return ("neuron", found[0], _listed(numbers, "--neurons")) if colon else ("neuron", found[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gemmascope.arguments import as_list, is_list, short_repr
 from gemmascope.errors import ProbeError
+from gemmascope.stores.reading.lookup import row_numbers
 from gemmascope.stores.reading.store import Store
 from gemmascope.values import Array, is_array
 
@@ -61,7 +62,7 @@ def task_of(store: Store, labels: object, rows: object, pos: object) -> Task:
     if rows is not None:
         if pos is not None:
             raise ProbeError("rows= says which rows, and pos= which positions of each text: give one of them")
-        numbers = store_rows(store, rows)
+        numbers = row_numbers(rows, store.n_rows)
     elif len(given) == store.n_rows and pos is None:
         numbers = np.arange(store.n_rows)
     elif len(given) == store.n_texts:
@@ -85,13 +86,6 @@ def task_of(store: Store, labels: object, rows: object, pos: object) -> Task:
     places = store.places(numbers)
     y = torch.tensor([number_of[label] for label in kept])
     return Task(numbers, y, classes, places.id, _groups(store, places.text))
-
-
-def store_rows(store: Store, rows: object) -> Array:
-    """Numbers of rows of a store."""
-    from gemmascope.stores.reading.lookup import row_numbers
-
-    return row_numbers(rows, store.n_rows)
 
 
 def _listed(labels: object) -> list[Hashable]:
